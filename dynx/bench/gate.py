@@ -1,0 +1,123 @@
+"""Turns figures into verdicts: pass, fail, or not enough evidence for either.
+
+It knows estimates, rates and bars. An interval that straddles the bar is inconclusive and ends with exit code 0: noise
+must not fail a build. Under `git bisect run` it is 125, "skip this commit".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from dynx.errors import GateFailed, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dynx.bench.harness import Group
+    from dynx.bench.statistics import RatioEstimate
+
+BISECT_SKIP = (
+    125  # `git help bisect`: "the special exit code 125 should be used when the current source can't be tested"
+)
+
+
+class Verdict(StrEnum):
+    """What a gate concluded; the value is what JSON says."""
+
+    PASS = "pass"  # noqa: S105 -- a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One judged claim: what was measured, the bar it had to reach, and why the verdict is what it is."""
+
+    name: str
+    verdict: Verdict
+    measured: float | None
+    bar: float
+    reason: str
+
+
+class _Estimated(Protocol):
+    @property
+    def group(self) -> Group: ...
+    @property
+    def ratio(self) -> RatioEstimate | None: ...
+
+
+Estimated = TypeVar("Estimated", bound=_Estimated)
+
+
+def min_speedup(
+    estimate: RatioEstimate | None, bar: float, *, failure: str | None = None, name: str = "min-speedup"
+) -> Gate:
+    """Judge whether the arm is at least `bar` times as fast as what it was compared with.
+
+    Pass when the whole interval is at or above the bar (low ≥ bar), fail when all of it is below (high < bar), else
+    inconclusive. An arm that crashed fails with its `failure`; no estimate and no failure (interrupted before the first
+    complete round, nothing produced) is inconclusive. Raises UsageError for a bar that isn't a positive, finite number.
+    """
+    if not 0 < bar < math.inf:
+        raise UsageError(f"the speed-up to require must be a positive number, not {bar}")
+    if failure is not None:
+        return Gate(name, Verdict.FAIL, None, bar, f"the arm failed: {failure}")
+    if estimate is None:
+        return Gate(name, Verdict.INCONCLUSIVE, None, bar, "no ratio was measured")
+    if estimate.low >= bar:
+        verdict, reason = Verdict.PASS, f"{estimate} is at or above {bar:.2f}x as a whole"
+    elif estimate.high < bar:
+        verdict, reason = Verdict.FAIL, f"{estimate} is below {bar:.2f}x as a whole"
+    elif not estimate.bounded:
+        verdict, reason = Verdict.INCONCLUSIVE, f"{estimate}: one round of one input has no interval"
+    else:
+        verdict, reason = Verdict.INCONCLUSIVE, f"{estimate} straddles {bar:.2f}x; more rounds would narrow it"
+    return Gate(name, verdict, estimate.ratio, bar, reason)
+
+
+def require_identical(rate: float | None, *, failure: str | None = None, name: str = "require-identical") -> Gate:
+    """Judge whether every output equalled the reference's: one mismatch disproves it, so this fails or passes.
+
+    `rate` is a share of 1; None (nothing was measured) is inconclusive, an arm that crashed fails with its `failure`.
+    """
+    if failure is not None:
+        return Gate(name, Verdict.FAIL, None, 1.0, f"the arm failed: {failure}")
+    if rate is None:
+        return Gate(name, Verdict.INCONCLUSIVE, None, 1.0, "nothing was measured")
+    if rate >= 1:
+        return Gate(name, Verdict.PASS, rate, 1.0, "every output equals the reference's")
+    # Floored, so that 99.96 % isn't printed as the 100 % that it misses.
+    return Gate(
+        name, Verdict.FAIL, rate, 1.0, f"only {math.floor(rate * 1000) / 10:.1f} % of outputs equal the reference's"
+    )
+
+
+def best_static(arms: Iterable[Estimated]) -> Estimated | None:
+    """Return the static arm with the highest estimated ratio, or None when no static arm was measured.
+
+    Choosing the best on the data that then judges it flatters the static side (the winner's curse); the comparison
+    errs against dynamic execution, never for it.
+    """
+    measured = [(arm.ratio.ratio, arm) for arm in arms if arm.group == "static" and arm.ratio is not None]
+    return max(measured, key=lambda pair: pair[0])[1] if measured else None
+
+
+def overall(gates: Iterable[Gate]) -> Verdict | None:
+    """Return the worst verdict: fail, then inconclusive, then pass; None when nothing was judged."""
+    verdicts = {gate.verdict for gate in gates}
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
+        if verdict in verdicts:
+            return verdict
+    return None
+
+
+def exit_code(gates: Iterable[Gate], *, bisect: bool = False) -> int:
+    """Return 3 when any gate failed, 125 when any is inconclusive and a bisection asks, else 0."""
+    verdict = overall(gates)
+    if verdict is Verdict.FAIL:
+        return GateFailed.exit_code
+    return BISECT_SKIP if verdict is Verdict.INCONCLUSIVE and bisect else 0

@@ -1,0 +1,248 @@
+"""Runs arms side by side and keeps what each did: the interleaving, the clock, the failures, the budget.
+
+An arm is a name and a function from a case to an outcome; the harness knows nothing of models, and cases are whatever
+the arms take. Within each round every case is run by all arms one after another, in an order drawn anew, so that slow
+drift and the order of running touch all arms alike. The clock and the random generator are passed in.
+
+    measurements = measure(arms, prompts, rounds=5, warmup=1, clock=time.perf_counter, rng=random.Random(0))
+    measurements.series("dynamic").speeds()      # units per second, round by round
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+
+from dynx.bench.statistics import Series
+from dynx.errors import DynxError, UsageError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+Case = TypeVar("Case")
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+Group: TypeAlias = Literal["plain", "static", "dynamic", "external"]
+Stop: TypeAlias = Literal["rounds", "budget", "interrupt"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of an arm produced.
+
+    `units` are the tokens, images or labels. `seconds` is the arm's own measurement of the part that counts, or None to
+    have the whole call timed. `output` is compared with the reference's for identity. `facts` are further counters.
+    """
+
+    units: int
+    seconds: float | None
+    output: Hashable
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm(Generic[Case]):
+    """One contestant; the reference is the denominator of every ratio."""
+
+    name: str
+    run: Callable[[Case], Outcome]
+    group: Group
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed run: which round and case, its place in the order of that block, and what came of it."""
+
+    round: int
+    case: int
+    position: int
+    units: int
+    seconds: float
+    output: Hashable
+    facts: Mapping[str, JSON]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an arm was dropped; `round` is None when it failed during warm-up."""
+
+    message: str
+    round: int | None
+    case: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished run of `total`, warm-up included; `elapsed` in seconds since the start."""
+
+    arm: str
+    done: int
+    total: int
+    elapsed: float
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Complete rounds only: for each arm that never failed, its samples ordered by round, then case."""
+
+    groups: Mapping[str, Group]
+    reference: str
+    cases: int
+    rounds: int
+    samples: Mapping[str, Sequence[Sample]]
+    failures: Mapping[str, Failure]
+    stopped: Stop
+    elapsed: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the measurement."""
+        return self.stopped == "interrupt"
+
+    def series(self, arm: str) -> Series:
+        """Return the arm's units and seconds as rounds × cases; raises KeyError for an arm that failed."""
+        rows = [
+            self.samples[arm][start : start + self.cases] for start in range(0, self.rounds * self.cases, self.cases)
+        ]
+        return Series(
+            units=tuple(tuple(sample.units for sample in row) for row in rows),
+            seconds=tuple(tuple(sample.seconds for sample in row) for row in rows),
+        )
+
+    def mismatches(self, arm: str) -> tuple[Sample, ...]:
+        """Return the arm's samples whose output differs from the reference's of the same round and case."""
+        pairs = zip(self.samples[arm], self.samples[self.reference], strict=True)
+        return tuple(ours for ours, theirs in pairs if ours.output != theirs.output)
+
+    def identical_rate(self, arm: str) -> float | None:
+        """Return the share of the arm's outputs equal to the reference's; None when nothing was measured."""
+        count = len(self.samples.get(arm, ()))
+        return 1 - len(self.mismatches(arm)) / count if count else None
+
+
+def measure(
+    arms: Sequence[Arm[Case]],
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    warmup: int,
+    clock: Callable[[], float],
+    rng: random.Random,
+    budget_s: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Measurements:
+    """Run every arm on every case, `rounds` times, interleaved.
+
+    `warmup` is how often each arm runs before timing, on the first case, the second, and so on. An arm that raises is
+    dropped with its message and the others go on. After a complete round no further one starts that would, lasting as
+    long as the longest so far, end past `budget_s` seconds after the start; the first round always runs. Ctrl-C
+    keeps the complete rounds and is told by `interrupted`.
+
+    Raises UsageError for arms, cases or counts that can't be measured; DynxError when the reference fails (its own
+    error unchanged, if it is one of dynx's).
+    """
+    _check(arms, cases, rounds, warmup, budget_s)
+    session = _Session(arms, (warmup + rounds * len(cases)) * len(arms), clock, rng, progress)
+    complete: list[list[tuple[str, Sample]]] = []
+    longest = 0.0
+    stopped: Stop = "rounds"
+    try:
+        for turn in range(warmup):
+            session.block(None, turn % len(cases), cases[turn % len(cases)])
+        for number in range(rounds):
+            began = clock()
+            if budget_s is not None and complete and began - session.started + longest > budget_s:
+                stopped = "budget"
+                break
+            complete.append([pair for index, case in enumerate(cases) for pair in session.block(number, index, case)])
+            longest = max(longest, clock() - began)
+    except KeyboardInterrupt:
+        stopped = "interrupt"
+    samples: dict[str, list[Sample]] = {arm.name: [] for arm in session.live}
+    for name, sample in (pair for one_round in complete for pair in one_round):
+        if name in samples:
+            samples[name].append(sample)
+    return Measurements(
+        groups={arm.name: arm.group for arm in arms},
+        reference=next(arm.name for arm in arms if arm.reference),
+        cases=len(cases),
+        rounds=len(complete),
+        samples=samples,
+        failures=session.failures,
+        stopped=stopped,
+        elapsed=clock() - session.started,
+    )
+
+
+class _Session(Generic[Case]):
+    """The arms still running, and the failures of the others."""
+
+    def __init__(
+        self,
+        arms: Sequence[Arm[Case]],
+        total: int,
+        clock: Callable[[], float],
+        rng: random.Random,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.live = list(arms)
+        self.failures: dict[str, Failure] = {}
+        self.started = clock()
+        self._clock, self._rng, self._progress = clock, rng, progress
+        self._done, self._total = 0, total
+
+    def block(self, number: int | None, index: int, case: Case) -> list[tuple[str, Sample]]:
+        """Run one case on all live arms in a fresh random order; `number` is the round, None for warm-up."""
+        samples = []
+        for position, arm in enumerate(self._rng.sample(self.live, len(self.live))):
+            try:
+                outcome, seconds = self._timed(arm, case)
+            except Exception as error:  # noqa: BLE001 -- whatever one arm does wrong, the others still get measured
+                self._drop(arm, error, number, index)
+            else:
+                sample = Sample(number or 0, index, position, outcome.units, seconds, outcome.output, outcome.facts)
+                samples.append((arm.name, sample))
+            self._report(arm)
+        return samples
+
+    def _timed(self, arm: Arm[Case], case: Case) -> tuple[Outcome, float]:
+        began = self._clock()
+        outcome = arm.run(case)
+        whole = self._clock() - began
+        seconds = whole if outcome.seconds is None else outcome.seconds
+        if not (0 < seconds < math.inf) or outcome.units < 0:
+            raise DynxError(f"measured {outcome.units} units in {seconds} seconds")
+        return outcome, seconds
+
+    def _drop(self, arm: Arm[Case], error: Exception, number: int | None, index: int) -> None:
+        message = str(error) if isinstance(error, DynxError) else f"{type(error).__name__}: {error}"
+        if arm.reference:
+            if isinstance(error, DynxError):
+                raise error
+            raise DynxError(f"the reference arm {arm.name!r} failed: {message}") from error
+        self.failures[arm.name] = Failure(message, number, index)
+        self.live.remove(arm)
+
+    def _report(self, arm: Arm[Case]) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(Progress(arm.name, self._done, self._total, self._clock() - self.started))
+
+
+def _check(arms: Sequence[Arm[Case]], cases: Sequence[Case], rounds: int, warmup: int, budget_s: float | None) -> None:
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"two arms are called {twice[0]!r}", hint="give each arm its own name")
+    if sum(arm.reference for arm in arms) != 1:
+        raise UsageError("exactly one arm must be the reference that the others are compared with")
+    if not cases:
+        raise UsageError("there is nothing to measure: no input was given")
+    if rounds < 1:
+        raise UsageError(f"at least one round is needed, not {rounds}")
+    if warmup < 0:
+        raise UsageError(f"warm-up runs can't be negative: {warmup}")
+    if budget_s is not None and not budget_s > 0:
+        raise UsageError(f"the time budget must be above zero seconds, not {budget_s}")

@@ -1,0 +1,165 @@
+"""Draws a bench result for people: a terminal table with bars that narrows down, and a Markdown page.
+
+It knows layout and nothing of statistics. Bars are full up to the lower end of the interval and shaded up to the upper
+end, so that two bars whose shades overlap are not told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dynx.bench.harness import JSON
+    from dynx.bench.report import ArmResult, BenchResult
+
+GAP = 2  # columns between two cells
+SHORTEST_BAR, LONGEST_BAR = 6, 30
+SHORTEST_NAME = 8
+NOTHING = "–"
+EIGHTHS: tuple[str, ...] = ("", *"▏▎▍▌▋▊▉")
+STYLES = {"plain": "default", "static": "cyan", "dynamic": "green", "external": "magenta"}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How wide the name and the bar are (0: no bar), and which other columns are shown."""
+
+    name: int
+    bar: int
+    shown: tuple[str, ...]
+
+
+def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table:
+    """Return a rich table at most `width` columns wide.
+
+    Arm, speed and ratio are always there; bar, interval and identical rate join in that order, each where it still
+    fits. From 30 columns on no figure is cut; long arm names are.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    titles = {"speed": f"{result.unit}/s", "ratio": "ratio", "interval": "interval", "same": "same"}
+    rows = {arm.name: _cells(arm, "-" if ascii_only else NOTHING) for arm in result.arms}
+    needs = {key: max(len(title), *(len(cells[key]) for cells in rows.values())) for key, title in titles.items()}
+    layout = _layout(width, max(len(name) for name in rows), needs)
+    drawn = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    drawn.add_column("arm", no_wrap=True, width=layout.name)
+    for key in layout.shown:
+        title = Text("" if key == "bar" else titles[key])
+        justify: Literal["left", "right"] = "left" if key == "bar" else "right"
+        drawn.add_column(title, justify=justify, no_wrap=True, width=layout.bar if key == "bar" else needs[key])
+    full = max([arm.ratio.high if arm.ratio.bounded else arm.ratio.ratio for arm in result.arms if arm.ratio] or [1.0])
+    for arm in result.arms:
+        cells, style = rows[arm.name], STYLES[arm.group]
+        cells["bar"] = _bar(arm, full, layout.bar, ascii_only)
+        name = Text(_fitted(arm.name, layout.name, ascii_only), style=style)
+        drawn.add_row(name, *(Text(cells[key], style=style if key == "bar" else "") for key in layout.shown))
+    return drawn
+
+
+def _layout(width: int, longest_name: int, needs: Mapping[str, int]) -> _Layout:
+    """Share `width` out: figures first, then enough of the name, then bar, interval and identical rate."""
+    left = width - needs["speed"] - needs["ratio"] - 2 * GAP
+    # The name yields before a column is lost, down to a third of the width; what is left over goes back to it.
+    name = max(1, min(longest_name, max(SHORTEST_NAME, width // 3), left))
+    left -= name
+    bar = SHORTEST_BAR if left >= SHORTEST_BAR + GAP else 0
+    left -= bar + GAP if bar else 0
+    shown = ["speed", "ratio"] + (["bar"] if bar else [])
+    for key in ("interval", "same"):
+        if left >= needs[key] + GAP:
+            shown.append(key)
+            left -= needs[key] + GAP
+    longer = max(0, min(longest_name - name, left))
+    return _Layout(name + longer, min(bar + left - longer, LONGEST_BAR) if bar else 0, tuple(shown))
+
+
+def markdown(result: BenchResult) -> str:
+    """Return the result as a Markdown page: verdict, sentences, table, gates, conditions."""
+    title = f"## dynx bench: {result.task}" + (f" – {result.verdict}" if result.verdict else "")
+    lines = [title, "", *(f"- {_escaped(sentence)}" for sentence in result.reading()), ""]
+    lines += [
+        f"| arm | {result.unit}/s | ratio to {_escaped(result.reference.name)} | interval | identical | outliers |"
+    ]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for arm in result.arms:
+        cells = _cells(arm)
+        name = f"**{_escaped(arm.name)}**" if arm.group == "dynamic" else _escaped(arm.name)
+        count = str(len(arm.outliers)) if arm.samples else NOTHING
+        lines.append(
+            f"| {name} | {cells['speed']} | {cells['ratio']} | {cells['interval']} | {cells['same']} | {count} |"
+        )
+    if result.gates:
+        lines += ["", "| gate | verdict | measured | bar |", "| --- | --- | ---: | ---: |"]
+        for gate in result.gates:
+            measured = NOTHING if gate.measured is None else f"{gate.measured:.3f}"
+            lines.append(f"| {_escaped(gate.name)} | {gate.verdict} | {measured} | {gate.bar:.3f} |")
+    lines += ["", "<details><summary>Conditions</summary>", ""]
+    lines += [f"- {_escaped(name)}: {_escaped(in_words(value))}" for name, value in result.header.items()]
+    lines += [f"- measured: {result.rounds} × {result.cases} inputs in {result.elapsed:.1f} s", "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def in_words(value: JSON) -> str:
+    """Return a header fact on one line: `torch 2.8.0, transformers 5.2.0`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(item)}" for name, item in value.items())
+    if isinstance(value, Sequence):
+        return ", ".join(in_words(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
+
+def _cells(arm: ArmResult, nothing: str = NOTHING) -> dict[str, str]:
+    ratio = arm.ratio
+    return {
+        "speed": "failed" if arm.failure else nothing if arm.speed is None else _three_digits(arm.speed),
+        "ratio": nothing if ratio is None else f"{ratio.ratio:.2f}x",
+        "interval": nothing if ratio is None or arm.reference or not ratio.bounded else ratio.interval,
+        "same": nothing if arm.identical is None or arm.reference else _percent(arm.identical),
+    }
+
+
+def _percent(rate: float) -> str:
+    """Return the share in per cent, floored so that only a true 1 is printed as 100 %."""
+    return f"{int(rate * 1000) / 10:g} %"
+
+
+def _three_digits(number: float) -> str:
+    """Return at least three significant digits without an exponent: 0.00123, 1.23, 123, 12345."""
+    if number >= 100:
+        return f"{number:.0f}"
+    return f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number >= 1 else f"{number:.3g}"
+
+
+def _fitted(name: str, width: int, ascii_only: bool) -> str:
+    if len(name) <= width:
+        return name
+    mark = "~" if ascii_only else "…"
+    # The end of a name tells settings apart ("assisted k = 4"), so the middle goes.
+    tail = (width - 1) // 2
+    return name[: width - 1 - tail] + mark + name[len(name) - tail :]
+
+
+def _bar(arm: ArmResult, full: float, width: int, ascii_only: bool) -> str:
+    if arm.ratio is None:
+        return ""
+    low, high = (arm.ratio.low, arm.ratio.high) if arm.ratio.bounded else (arm.ratio.ratio, arm.ratio.ratio)
+    possible = round(high / full * width)
+    if ascii_only:
+        certain = round(low / full * width)
+        return "#" * certain + "-" * (possible - certain)
+    whole, eighths = divmod(round(low / full * width * 8), 8)
+    solid = "█" * whole + EIGHTHS[eighths]
+    return solid + "░" * (possible - len(solid))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,384 @@
+"""The result of a bench: one object, read by people as a table or Markdown and by machines as JSON.
+
+It condenses measurements into arms, comparisons and sentences, and exports them. It runs nothing and judges nothing:
+gates come from `dynx.bench.gate`, drawing from `dynx.bench.render`. The JSON follows `bench.schema.json`.
+
+    result = summarize(measurements, task="generate", unit="tokens", header=facts, rng=random.Random(0))
+    result = result.judged([min_speedup(result.arm("dynamic").ratio, 1.15)])
+    result.export("json:bench.json")
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynx.bench import render
+from dynx.bench.gate import Gate, Verdict, best_static, overall
+from dynx.bench.statistics import OUTLIER_SCORE, detectable_effect, median, outliers, ratio_of_speeds
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable
+
+    from rich.table import Table
+
+    from dynx.bench.harness import JSON, Failure, Group, Measurements, Sample, Stop
+    from dynx.bench.statistics import RatioEstimate, Scope
+
+SCHEMA = "dynx.bench/1"
+FORMATS = ("json", "md")
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm, condensed.
+
+    `speed` is the median over rounds of units per second of the whole task; `identical` the share of outputs equal to
+    the reference's; `outliers` index into `samples`. An arm that failed has a `failure` and no figures; `ratio` is also
+    None when a round produced no units.
+    """
+
+    name: str
+    group: Group
+    reference: bool
+    speed: float | None
+    ratio: RatioEstimate | None
+    identical: float | None
+    samples: Sequence[Sample]
+    outliers: Sequence[int]
+    facts: Mapping[str, JSON]
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A dynamic arm against the best static one, paired like every other ratio."""
+
+    arm: str
+    baseline: str
+    ratio: RatioEstimate
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything one bench found out; `header` says where (device, threads, dtype, versions, model hashes)."""
+
+    task: str
+    unit: str
+    header: Mapping[str, JSON]
+    cases: int
+    rounds: int
+    elapsed: float
+    stopped: Stop
+    arms: Sequence[ArmResult]
+    comparisons: Sequence[Comparison]
+    gates: Sequence[Gate] = ()
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst verdict of all gates, None without gates."""
+        return overall(self.gates)
+
+    @property
+    def reference(self) -> ArmResult:
+        """The arm that every ratio is taken to."""
+        return next(arm for arm in self.arms if arm.reference)
+
+    def arm(self, name: str) -> ArmResult:
+        """Return the arm called `name`; raises KeyError when there is none."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise KeyError(name)
+
+    def judged(self, gates: Sequence[Gate]) -> BenchResult:
+        """Return the same result with these gates."""
+        return replace(self, gates=tuple(gates))
+
+    def reading(self) -> tuple[str, ...]:
+        """Say in sentences what the figures mean, most important first."""
+        return tuple(_sentences(self))
+
+    def to_document(self) -> dict[str, JSON]:
+        """Return what `to_json` writes, as plain dicts and lists without any non-finite number."""
+        document = _plain(
+            {
+                "schema": SCHEMA,
+                "task": self.task,
+                "unit": self.unit,
+                "header": self.header,
+                "cases": self.cases,
+                "rounds": self.rounds,
+                "seconds": self.elapsed,
+                "stopped": self.stopped,
+                "arms": [_arm_document(arm) for arm in self.arms],
+                "comparisons": [
+                    {"arm": item.arm, "baseline": item.baseline, "ratio": _ratio_document(item.ratio)}
+                    for item in self.comparisons
+                ],
+                "gates": [vars(gate) for gate in self.gates],
+                "verdict": self.verdict,
+                "reading": self.reading(),
+            }
+        )
+        assert isinstance(document, dict)  # noqa: S101 -- for the type checker: a mapping went in
+        return document
+
+    def to_json(self) -> str:
+        """Return one JSON document, schema first; what isn't finite is null."""
+        return json.dumps(self.to_document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """Return a Markdown page without the samples: it stays far below the 1 MiB that step summaries may have."""
+        return render.markdown(self)
+
+    def to_table(self, width: int = 80, *, ascii_only: bool = False) -> Table:
+        """Return a rich table for a terminal `width` columns wide."""
+        return render.table(self, width, ascii_only=ascii_only)
+
+    def export(self, spec: str, environment: Mapping[str, str] | None = None) -> Path:
+        """Write the result as `FORMAT:PATH` says and return the path.
+
+        Markdown also goes to the end of the file that `GITHUB_STEP_SUMMARY` names, if it is set. Raises UsageError for
+        an unknown format or a path that can't be written.
+        """
+        form, path = parse_export(spec)
+        text = self.to_json() if form == "json" else self.to_markdown()
+        _write(path, text, append=False)
+        summary = (os.environ if environment is None else environment).get("GITHUB_STEP_SUMMARY")
+        if form == "md" and summary:
+            _write(Path(summary), text + "\n", append=True)
+        return path
+
+
+def summarize(
+    measurements: Measurements,
+    *,
+    task: str,
+    unit: str,
+    header: Mapping[str, JSON],
+    rng: random.Random,
+    confidence: float = 0.95,
+    scope: Scope = "task",
+    facts: Mapping[str, Mapping[str, JSON]] | None = None,
+) -> BenchResult:
+    """Condense measurements into a result without gates.
+
+    `unit` is the plural of what is counted ("tokens"). An arm's facts are merged over its samples (numbers by their
+    median, anything else where all samples agree); `facts` adds or overrides per arm. Each ratio gets a random
+    generator of its own drawn from `rng`, so the same seed gives the same intervals. See `ratio_of_speeds` for `scope`.
+    """
+
+    def ratio(arm: str, reference: str) -> RatioEstimate | None:
+        pair = measurements.series(arm), measurements.series(reference)
+        # A model may end every text at once; no units, no ratio.
+        if not all(speed > 0 for series in pair for speed in series.speeds()):
+            return None
+        return ratio_of_speeds(*pair, rng=rng, confidence=confidence, scope=scope)
+
+    results = []
+    for name, group in measurements.groups.items():
+        samples = tuple(measurements.samples.get(name, ()))
+        measured = bool(samples)
+        own = {} if facts is None else facts.get(name, {})
+        results.append(
+            ArmResult(
+                name=name,
+                group=group,
+                reference=name == measurements.reference,
+                speed=median(measurements.series(name).speeds()) if measured else None,
+                ratio=ratio(name, measurements.reference) if measured else None,
+                identical=measurements.identical_rate(name),
+                samples=samples,
+                outliers=_outliers(samples, measurements.cases),
+                facts={**_merged_facts(samples), **own},
+                failure=measurements.failures.get(name),
+            )
+        )
+    best = best_static(results)
+    dynamic = [arm.name for arm in results if arm.group == "dynamic" and arm.ratio is not None]
+    against_best = [(name, best.name, ratio(name, best.name)) for name in dynamic if best]
+    return BenchResult(
+        task=task,
+        unit=unit,
+        header=header,
+        cases=measurements.cases,
+        rounds=measurements.rounds,
+        elapsed=measurements.elapsed,
+        stopped=measurements.stopped,
+        arms=tuple(results),
+        comparisons=tuple(Comparison(arm, baseline, found) for arm, baseline, found in against_best if found),
+    )
+
+
+def parse_export(spec: str) -> tuple[str, Path]:
+    """Return format and path of `FORMAT:PATH`, checked so that a bad one is told before anything is measured.
+
+    Raises UsageError for an unknown format, a missing path, a folder that isn't there, or one that can't be written.
+    """
+    form, colon, name = spec.partition(":")
+    known = ", ".join(FORMATS)
+    if not colon:
+        suffix = Path(spec).suffix.lstrip(".")
+        guess = spec if spec in FORMATS else suffix if suffix in FORMATS else FORMATS[0]
+        target = f"bench.{spec}" if spec in FORMATS else spec
+        raise UsageError(f"--export wants FORMAT:PATH, not {spec!r}", hint=f"did you mean {guess}:{target}?")
+    if form not in FORMATS:
+        close = difflib.get_close_matches(form, FORMATS, n=1)
+        hint = f"did you mean {close[0]}:{name}?" if close else f"the formats are {known}"
+        raise UsageError(f"--export has no format {form!r}", hint=hint)
+    if not name:
+        raise UsageError(f"--export {spec} names no file", hint=f"write {form}:bench.{form}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UsageError(
+            f"can't write {path}: it is a folder", hint=f"name a file in it: {form}:{path / 'bench'}.{form}"
+        )
+    if not path.parent.is_dir():
+        raise UsageError(f"can't write {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"can't write {path}: permission denied", hint="choose a file in a folder of your own")
+    return form, path
+
+
+def _write(path: Path, text: str, *, append: bool) -> None:
+    try:
+        with path.open("a" if append else "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        where = f"the step summary {path}" if append else str(path)
+        raise UsageError(f"can't write {where}: {error.strerror or error}") from error
+
+
+def _outliers(samples: Sequence[Sample], cases: int) -> tuple[int, ...]:
+    """Return indices of samples far from the arm's own median for their case; cases differ in length, so relative."""
+    typical = {
+        case: median(sample.seconds for sample in samples[case::cases]) for case in range(cases if samples else 0)
+    }
+    return outliers([sample.seconds / typical[sample.case] for sample in samples])
+
+
+def _merged_facts(samples: Sequence[Sample]) -> dict[str, JSON]:
+    merged: dict[str, JSON] = {}
+    for name in {name: None for sample in samples for name in sample.facts}:
+        values = [sample.facts[name] for sample in samples if name in sample.facts]
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) == len(values):
+            merged[name] = median(numbers)
+        elif all(value == values[0] for value in values):
+            merged[name] = values[0]
+    return merged
+
+
+def _sentences(result: BenchResult) -> Iterable[str]:
+    against = {item.arm: item for item in result.comparisons}
+    contenders = [arm for arm in result.arms if not arm.reference and arm.ratio is not None]
+    leading = [arm for arm in contenders if arm.group == "dynamic"] or contenders
+    for arm in leading:
+        if arm.ratio is None:
+            continue
+        text = f"{arm.name} {arm.ratio.ratio:.2f}x of {result.reference.name} {arm.ratio.interval}"
+        if arm.name in against:
+            item = against[arm.name]
+            text += f"; {item.ratio.ratio:.2f}x of the best static ({item.baseline}) {item.ratio.interval}"
+        yield text
+    yield from (f"{gate.name}: {gate.verdict}, {gate.reason}" for gate in result.gates)
+    yield from (f"{arm.name} failed and has no figures: {arm.failure.message}" for arm in result.arms if arm.failure)
+    for arm in leading[:1]:
+        if arm.ratio is not None:
+            yield _about_intervals(result, arm.ratio)
+    noisy = [f"{len(arm.outliers)} of {len(arm.samples)} for {arm.name}" for arm in result.arms if arm.outliers]
+    if noisy:
+        source = f"modified z-score above {OUTLIER_SCORE}, Iglewicz & Hoaglin 1993"
+        yield f"outliers ({source}), counted in all the same: {', '.join(noisy)}"
+    if result.stopped == "interrupt":
+        complete = _count(result.rounds, "complete round")
+        yield (
+            f"interrupted: figures are from {complete}"
+            if result.rounds
+            else "interrupted before any round was complete"
+        )
+    elif result.stopped == "budget":
+        yield f"the time budget ended the measurement after {_count(result.rounds, 'round')}"
+
+
+def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
+    scope = "inputs like these" if ratio.scope == "task" else "exactly these inputs"
+    measured = f"{_count(result.rounds, 'round')} of {_count(result.cases, 'input')}"
+    if not ratio.bounded:
+        return f"no intervals: {measured} can't bound a ratio"
+    effect = detectable_effect(ratio)
+    return (
+        f"[ ] are {100 * ratio.confidence:g} % intervals for {scope}, from {measured}; "
+        f"a difference of {100 * effect:.1f} % would show in four runs of five"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _arm_document(arm: ArmResult) -> dict[str, object]:
+    return {
+        "name": arm.name,
+        "group": arm.group,
+        "reference": arm.reference,
+        "speed": arm.speed,
+        "ratio": _ratio_document(arm.ratio),
+        "identical": arm.identical,
+        "outliers": arm.outliers,
+        "facts": arm.facts,
+        "failure": vars(arm.failure) if arm.failure else None,
+        # Outputs stay out: a bench of long texts would drown its figures.
+        "samples": [
+            {
+                "round": sample.round,
+                "case": sample.case,
+                "position": sample.position,
+                "units": sample.units,
+                "seconds": sample.seconds,
+                "facts": sample.facts,
+            }
+            for sample in arm.samples
+        ],
+    }
+
+
+def _ratio_document(ratio: RatioEstimate | None) -> dict[str, object] | None:
+    if ratio is None:
+        return None
+    return {
+        "ratio": ratio.ratio,
+        "low": ratio.low if ratio.bounded else None,
+        "high": ratio.high,
+        "confidence": ratio.confidence,
+        "pairs": ratio.pairs,
+        "scope": ratio.scope,
+        "detectable": detectable_effect(ratio),
+    }
+
+
+def _plain(value: object) -> JSON:
+    """Return `value` as JSON can hold it: what isn't finite as null, NumPy's numbers as numbers, paths as text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return str(value)

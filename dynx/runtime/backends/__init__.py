@@ -1,0 +1,1 @@
+"""Kernels behind one small interface; `interface.py` says what a model must do to be decoded by dynx."""

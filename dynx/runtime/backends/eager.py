@@ -1,0 +1,392 @@
+"""Any transformers decoder, run eagerly: the model's own `forward`, dynx's key-value cache.
+
+Two small pieces of machinery make stock modules fit the `Session` interface without re-implementing any of them:
+
+* `CounterCache`, a transformers `Cache` whose buffers are allocated ahead and whose length is one integer that the
+  session owns. Writing is a slice copy, rolling back is an assignment. Sliding-window layers keep all positions (the
+  model masks those outside its window), otherwise a rollback could not restore what the window dropped.
+* `DepthGate`, installed over the decoder blocks on first use of an early exit. It lets only blocks first … last-1 run and
+  passes everything else through, so that masks, positions and rotary tables still come from the model itself.
+
+Both are checked against the unmodified model before they are trusted (`_verified`); a model that disagrees is decoded by
+`transformers`' own helpers in `StockSession`, plainly, with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from dynx.errors import DeviceError, UnsupportedModelError
+from dynx.runtime.decision import Decision
+
+PREFILL_CHUNK = 1024
+"""Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
+
+HEADROOM = 256
+"""Positions a cache buffer grows by at least; growth doubles, so copying stays linear in the final length."""
+
+
+class CounterLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, (1, heads, capacity, head width), valid up to the owner's position."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, owner: CounterCache) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: `update` allocates for the shape that it is given."""
+
+    def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
+        if old is not None and old.shape[-2] >= end:
+            return old
+        start = self.owner.position
+        capacity = max(end + HEADROOM, 2 * (0 if old is None else old.shape[-2]))
+        grown = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
+        if old is not None:
+            grown[..., :start, :] = old[..., :start, :]
+        return grown
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write at the owner's position; returns everything up to and including what was written."""
+        start = self.owner.position
+        end = start + key_states.shape[-2]
+        self.keys = self._grown(self.keys, key_states, end)
+        self.values = self._grown(self.values, value_states, end)
+        self.is_initialized = True
+        self.keys[..., start:end, :] = key_states
+        self.values[..., start:end, :] = value_states
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a query of this length sees."""
+        return self.owner.position + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Positions before the call in progress."""
+        return self.owner.position
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+
+class CounterCache(Cache):  # type: ignore[misc]
+    """A key-value cache whose length is a number somebody else may lower."""
+
+    def __init__(self, layers: int) -> None:
+        self.position = 0
+        super().__init__(layers=[CounterLayer(self) for _ in range(layers)])
+
+
+class DepthGate:
+    """Lets a stock decoder run only blocks first … last-1, and start from saved states.
+
+    A block outside the range hands its input on untouched. Inside a call: `resume` (1, T, D) replaces the input of block
+    `first`; the output of block `last`-1 is kept in `captured`.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.first, self.last = 0, len(blocks)
+        self.depth = len(blocks)
+        self.resume: Tensor | None = None
+        self.captured: Tensor | None = None
+        self._items = 0  # of the tuple that these blocks return; 0 where they return the states alone
+        for index, block in enumerate(blocks):
+            block.forward = self._gated(index, block.forward)
+
+    def _gated(self, index: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self.first <= index < self.last:
+                states = args[0] if args else kwargs["hidden_states"]
+                return (states, *[None] * (self._items - 1)) if self._items else states
+            if index == self.first and self.resume is not None:
+                if args:
+                    args = (self.resume, *args[1:])
+                else:
+                    kwargs["hidden_states"] = self.resume
+            out = inner(*args, **kwargs)
+            self._items = len(out) if isinstance(out, tuple) else 0
+            if index == self.last - 1 and self.last < self.depth:
+                self.captured = out[0] if self._items else out
+            return out
+
+        return forward
+
+    def open(self) -> None:
+        """Back to the whole model."""
+        self.first, self.last, self.resume, self.captured = 0, self.depth, None, None
+
+
+class EagerSession:
+    """A sequence in an `EagerBackend`."""
+
+    def __init__(self, backend: EagerBackend) -> None:
+        self._backend = backend
+        self._cache = CounterCache(backend.layers)
+        self._length = 0
+        self._waiting: list[int] = []  # tokens whose later layers have not run
+        self._states: list[Tensor] = []  # their hidden states after layer `_depth`, each (1, T, D)
+        self._depth = 0
+
+    @property
+    def length(self) -> int:
+        """Positions that every layer holds."""
+        return self._length
+
+    @property
+    def pending(self) -> int:
+        """Positions that only the first layers hold."""
+        return len(self._waiting)
+
+    def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
+        """See `Session.forward`."""
+        rows = []
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = tokens[start : start + PREFILL_CHUNK]
+            self._cache.position = self._length
+            if keep is not None and len(tokens) - (start + len(chunk)) >= keep:
+                self._backend.run_body(chunk, self._cache)
+            else:
+                rows.append(self._backend.run(chunk, self._cache, keep))
+            self._length += len(chunk)
+        out = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return out if keep is None else out[-keep:]
+
+    def rollback(self, length: int) -> None:
+        """See `Session.rollback`."""
+        if length > self._length:
+            raise ValueError(f"can't roll forward from {self._length} to {length}")
+        self._length = length
+        self._waiting.clear()
+        self._states.clear()
+
+    def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
+        """See `Session.forward_early`."""
+        if self._waiting and layers != self._depth:
+            raise ValueError("pending positions stopped at another layer")
+        gate = self._backend.gate
+        self._depth = layers
+        self._cache.position = self._length + len(self._waiting)
+        gate.first, gate.last = 0, layers
+        try:
+            rows = (
+                self._backend.run(tokens, self._cache, None) if logits else self._backend.run_body(tokens, self._cache)
+            )
+            if gate.captured is None:
+                raise UnsupportedModelError("the decoder ran without passing through its blocks")
+            self._states.append(gate.captured)
+        finally:
+            gate.open()
+        self._waiting.extend(tokens)
+        return rows
+
+    def complete(self, count: int | None = None) -> Tensor:
+        """See `Session.complete`."""
+        gate = self._backend.gate
+        tokens = self._waiting if count is None else self._waiting[:count]
+        self._cache.position = self._length
+        states = self._states[0] if len(self._states) == 1 else torch.cat(self._states, dim=1)  # (1, pending, D)
+        gate.first, gate.last, gate.resume = self._depth, gate.depth, states[:, : len(tokens)]
+        try:
+            rows = self._backend.run(tokens, self._cache, None)
+        finally:
+            gate.open()
+        self._length += len(tokens)
+        self._waiting.clear()
+        self._states.clear()
+        return rows
+
+
+class StockSession:
+    """A sequence decoded with the state that the model makes for itself; it can't go back.
+
+    For recurrent and hybrid models. `forward` must be fed every token once, in order.
+    """
+
+    pending = 0
+
+    def __init__(self, backend: EagerBackend) -> None:
+        self._backend = backend
+        self._tokens: list[int] = []
+        self._kwargs: dict[str, Any] = {"use_cache": True}
+        self.length = 0
+
+    def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
+        """See `Session.forward`; the keyword arguments of each step come from transformers' own helpers."""
+        model, device = self._backend.model, self._backend.device
+        self._tokens.extend(tokens)
+        ids = torch.tensor([self._tokens], device=device)
+        self._kwargs["attention_mask"] = torch.ones_like(ids)
+        first = self.length == 0
+        inputs = model.prepare_inputs_for_generation(
+            ids, is_first_iteration=first, next_sequence_length=None if first else len(tokens), **self._kwargs
+        )
+        with torch.inference_mode():
+            out = model(**inputs, return_dict=True)
+        self._kwargs = model._update_model_kwargs_for_generation(out, self._kwargs)  # noqa: SLF001
+        self.length += len(tokens)
+        rows: Tensor = out.logits[0]
+        return rows[-len(tokens) :] if keep is None else rows[-keep:]
+
+    def rollback(self, length: int) -> None:
+        """Only to where it is."""
+        if length != self.length:
+            raise UnsupportedModelError("this model's state can't be rolled back")
+
+    def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
+        """Not for stateful models."""
+        raise UnsupportedModelError("this model has no early exit")
+
+    def complete(self, count: int | None = None) -> Tensor:
+        """Not for stateful models."""
+        raise UnsupportedModelError("this model has no early exit")
+
+
+class EagerBackend:
+    """A transformers causal language model, as loaded.
+
+    `trusted` skips the self-test of the cache (a stored profile says that it passed for these weights).
+    """
+
+    name = "torch-eager"
+
+    def __init__(self, model: Any, *, trusted: bool = False) -> None:
+        config = model.config.get_text_config(decoder=True)
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(
+                f"{config.model_type} is an encoder-decoder model",
+                hint="generate supports decoder-only models (AutoModelForCausalLM), e.g. Llama, Qwen, Gemma, GPT-2",
+            )
+        self.model = model
+        self.config = config
+        self.device: torch.device = model.device
+        self.vocab = int(config.vocab_size)
+        self.layers = int(config.num_hidden_layers)
+        limit = getattr(config, "max_position_embeddings", None)
+        self.context = int(limit) if limit else None
+        self._trusted = trusted
+        self._takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
+
+    def open(self) -> EagerSession | StockSession:
+        """A fresh sequence: with rollback where the model allows it."""
+        return EagerSession(self) if self.can_rollback.value else StockSession(self)
+
+    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
+        """One call of the whole model; returns logits (T, V) or (keep, V)."""
+        kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
+        ids = torch.tensor([tokens], device=self.device)
+        try:
+            with torch.inference_mode():
+                out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
+        except torch.OutOfMemoryError as e:
+            raise out_of_memory(self.device) from e
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def run_body(self, tokens: Sequence[int], cache: Cache) -> None:
+        """One call of the model without its head, for its effect on the cache."""
+        if self._body is None or self._body is self.model:
+            self.run(tokens, cache, 1)
+            return
+        with torch.inference_mode():
+            self._body(
+                input_ids=torch.tensor([tokens], device=self.device), past_key_values=cache, use_cache=True, return_dict=True
+            )
+
+    @cached_property
+    def can_rollback(self) -> Decision[bool]:
+        """Whether dynx's cache reproduces this model, tested once on a few tokens."""
+        kind = self.config.model_type
+        if getattr(self.model, "_is_stateful", False):
+            return Decision(False, f"{kind} keeps a recurrent state that can't be rolled back")
+        if self._trusted:
+            return Decision(True, "tested when it was calibrated")
+        return self._verified()
+
+    @torch.inference_mode()
+    def _verified(self) -> Decision[bool]:
+        kind = self.config.model_type
+        probe = [(7 * i + 3) % self.vocab for i in range(9)]
+        try:
+            want = self.model(input_ids=torch.tensor([probe], device=self.device), use_cache=False).logits[0].float()
+            session = EagerSession(self)
+            session.forward(probe[:4])
+            session.forward([probe[0], probe[0]])
+            session.rollback(4)
+            got = torch.cat([session.forward(probe[4:8]), session.forward(probe[8:])]).float()
+        except Exception as e:  # noqa: BLE001 - any failure of a foreign model means: leave it alone
+            return Decision(False, f"{kind} doesn't run on dynx's key-value cache ({type(e).__name__})")
+        # A cache in the wrong place changes logits by their own scale; rounding doesn't.
+        gap = (got - want[4:]).abs().max().item()
+        tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.08) * max(1.0, want.abs().max().item())
+        if not gap <= tolerance:  # also catches NaN
+            return Decision(False, f"{kind} gives other logits on dynx's key-value cache (by {gap:.2g})")
+        return Decision(True, "tested on loading: same logits after a rollback")
+
+    @cached_property
+    def gate(self) -> DepthGate:
+        """The depth gate, installed over the decoder blocks when first asked for."""
+        blocks = decoder_blocks(self.model)
+        if blocks is None or len(blocks) != self.layers:
+            raise UnsupportedModelError(f"no list of {self.layers} decoder blocks in {type(self.model).__name__}")
+        return DepthGate(blocks)
+
+    @cached_property
+    def can_exit(self) -> Decision[bool]:
+        """Whether running the blocks in two parts gives the whole model's logits, tested once."""
+        if not self.can_rollback.value:
+            return self.can_rollback
+        if self.layers < 2:
+            return Decision(False, "a model of one layer has no early exit")
+        probe = [(5 * i + 2) % self.vocab for i in range(5)]
+        try:
+            _ = self.gate  # in place before the whole model runs: it learns there what the blocks return
+            want = self.open().forward(probe).float()
+            session = EagerSession(self)
+            session.forward(probe[:2])
+            session.forward_early(probe[2:4], 1)
+            session.forward_early(probe[4:], 1, logits=False)
+            gap = (session.complete().float() - want[2:]).abs().max().item()
+        except Exception as e:  # noqa: BLE001
+            return Decision(False, f"{self.config.model_type} can't be run in two parts ({type(e).__name__}: {e})")
+        tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.08) * max(1.0, want.abs().max().item())
+        if not gap <= tolerance:
+            return Decision(False, f"{self.config.model_type} gives other logits when run in two parts (by {gap:.2g})")
+        return Decision(True, "tested: two parts give the whole model's logits")
+
+
+def decoder_blocks(model: Any) -> list[nn.Module] | None:
+    """The decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
+    recorded = getattr(model, "_can_record_outputs", None) or {}
+    kind = recorded.get("hidden_states")
+    kind = getattr(kind, "target_class", kind)
+    if isinstance(kind, (list, tuple)):
+        kind = kind[0] if len(kind) == 1 else None
+    if isinstance(kind, type):
+        found = [m for m in model.modules() if isinstance(m, kind)]
+        if found:
+            return found
+    lists = [
+        list(m)
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) > 0 and len({type(b) for b in m}) == 1
+    ]
+    return max(lists, key=len, default=None)
+
+
+def out_of_memory(device: torch.device) -> DeviceError:
+    """The error a caller sees instead of the allocator's."""
+    return DeviceError(
+        f"out of memory on {device}", hint="try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
+    )

@@ -1,0 +1,137 @@
+"""What a forward pass costs, by how many tokens it carries and how many came before.
+
+A `CostCurve` starts from a table that calibration measured, or from nothing, and keeps learning from the passes that the
+engine times anyway. Two things change under way and are kept apart: the machine gets slower or faster as a whole
+(`Drift`, shared by all curves of a process, since a neighbour's load slows drafter and target alike), and single widths
+cost other than the table says (a slow correction per width). Without that split, a slow moment would make the width in use
+look worse than the widths that were not.
+
+Times are seconds. Letters: n tokens in the pass, c tokens of context before it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+PRIOR_SLOPE = 0.03
+"""Relative extra cost assumed for each further token of an unmeasured width; small models on a CPU measure 0.01 to 0.1."""
+
+DRIFT_RATE = 0.1
+WIDTH_RATE = 0.03
+"""Steps of the exponential averages, in log space: drift follows within ten passes, a width's own correction slowly."""
+
+CLIP = 2.0
+"""A pass that took more than this many times its expectation (a page fault, a scheduler pause) counts as this."""
+
+
+@dataclass
+class Drift:
+    """How much slower than its tables the machine runs at the moment; 1 is as measured."""
+
+    factor: float = 1.0
+
+
+@dataclass
+class CostCurve:
+    """Seconds of a forward pass of n tokens after c.
+
+    `table` maps n to (seconds at context `reference`, how many measurements stand behind it).
+    """
+
+    drift: Drift = field(default_factory=Drift)
+    table: dict[int, tuple[float, float]] = field(default_factory=dict)
+    per_context: float = 0.0  # extra seconds for each token of context beyond `reference`
+    reference: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything has been measured."""
+        return bool(self.table)
+
+    def __call__(self, n: int, context: int = 0) -> float:
+        """Seconds expected now for a pass of `n` tokens after `context`; 0 where nothing was measured."""
+        if not self.table or n <= 0:
+            return 0.0
+        return self.drift.factor * max(self._base(n) + self.per_context * (context - self.reference), 1e-7)
+
+    def _base(self, n: int) -> float:
+        if n in self.table:
+            return self.table[n][0]
+        widths = sorted(self.table)
+        at = bisect_left(widths, n)
+        if at == 0:
+            low, value = widths[0], self.table[widths[0]][0]
+            return value / (1 + PRIOR_SLOPE * (low - n))
+        low = widths[at - 1]
+        below = self.table[low][0]
+        if at == len(widths):
+            return below * (1 + PRIOR_SLOPE * (n - low))
+        high = widths[at]
+        share = (n - low) / (high - low)
+        return below + share * (self.table[high][0] - below)
+
+    def observe(self, n: int, context: int, seconds: float) -> None:
+        """Learn from a pass that took `seconds`."""
+        if n not in self.table:
+            guess = self._base(n) if self.table else 0.0
+            base = seconds / self.drift.factor - self.per_context * (context - self.reference)
+            # One sample of a new width may be a hiccup: trust it no further than twice the interpolation.
+            self.table[n] = (min(base, CLIP * guess) if guess else base, 1.0)
+            return
+        expected = self(n, context)
+        ratio = min(max(seconds / expected, 1 / CLIP), CLIP)
+        value, weight = self.table[n]
+        settled = weight >= 8
+        if settled:
+            self.drift.factor *= ratio**DRIFT_RATE
+        rate = max(WIDTH_RATE, 1 / (weight + 1))
+        self.table[n] = (value * ratio**rate, min(weight + 1, 64))
+
+    def to_json(self) -> dict[str, object]:
+        """For a profile: drift left out, it belongs to the moment."""
+        return {
+            "reference_context": self.reference,
+            "seconds_per_context_token": self.per_context,
+            "seconds_by_width": {str(n): v for n, (v, _) in sorted(self.table.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object], drift: Drift) -> CostCurve:
+        """The curve that `to_json` described. Raises KeyError, TypeError or ValueError on anything else."""
+        by_width = data["seconds_by_width"]
+        if not isinstance(by_width, Mapping):
+            raise TypeError("seconds_by_width is not an object")
+        curve = cls(drift, {int(n): (float(v), 16.0) for n, v in by_width.items()})
+        curve.per_context = _number(data["seconds_per_context_token"])
+        curve.reference = int(_number(data["reference_context"]))
+        return curve
+
+    @classmethod
+    def fit(cls, samples: Iterable[tuple[int, int, float]], drift: Drift | None = None) -> CostCurve:
+        """From measurements (n, c, seconds): the median of each cell, and one slope over contexts from width 1.
+
+        Attention adds to a pass in proportion to the context and hardly to its width at the widths that matter here, so
+        one slope serves all of them.
+        """
+        cells: dict[tuple[int, int], list[float]] = {}
+        for n, c, seconds in samples:
+            cells.setdefault((n, c), []).append(seconds)
+        medians = {cell: sorted(v)[len(v) // 2] for cell, v in cells.items()}
+        contexts = sorted({c for _, c in medians})
+        curve = cls(drift or Drift(), reference=contexts[0])
+        ends = [(c, medians[1, c]) for c in contexts if (1, c) in medians]
+        if len(ends) > 1 and ends[-1][0] > ends[0][0]:
+            curve.per_context = max(0.0, (ends[-1][1] - ends[0][1]) / (ends[-1][0] - ends[0][0]))
+        widths: dict[int, list[float]] = {}
+        for (n, c), value in medians.items():
+            widths.setdefault(n, []).append(value - curve.per_context * (c - curve.reference))
+        curve.table = {n: (sum(v) / len(v), 16.0) for n, v in widths.items()}
+        return curve
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)

@@ -1,0 +1,60 @@
+"""What the engine asks of anything that guesses tokens.
+
+One round, seen from the engine:
+
+    drafter.sync(tokens)              # the text so far, prompt included
+    while policy wants another:
+        draft = drafter.propose()     # None: nothing (more) to say
+    ...the target judges a prefix...
+    drafter.settle(kept)              # how many of the proposed tokens stayed
+
+A drafter knows nothing of costs or policy; it only says, with each token, how sure it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dynx.speculation.events import Origin
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A guessed token.
+
+    `signal` rises with the drafter's confidence. `row` (V,) is the distribution it was drawn from, kept only where the
+    acceptance rule needs it; None stands for certainty.
+    """
+
+    token: int
+    signal: float
+    row: Tensor | None = None
+
+
+class Drafter(Protocol):
+    """Guesses the next tokens, one at a time."""
+
+    origin: Origin
+
+    def sync(self, tokens: Sequence[int]) -> None:
+        """Start a round: `tokens` is everything so far; what follows is to be guessed."""
+
+    def propose(self) -> Draft | None:
+        """The next guess after those of this round, or None."""
+
+    def settle(self, kept: int) -> None:
+        """The round is over: the first `kept` guesses stayed."""
+
+    def lag(self, length: int) -> int:
+        """Tokens to read before the first guess when the text has `length` tokens: 1 is up to date."""
+
+    def outlook(self, tokens: Sequence[int]) -> float | None:
+        """The signal of the first guess if it is known without making it; None otherwise."""
+
+    def reset(self) -> None:
+        """Forget the text: another one begins."""

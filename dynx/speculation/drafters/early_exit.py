@@ -1,0 +1,62 @@
+"""The target's own first layers guess, through its own norm and head.
+
+It shares the target's session: the guesses' keys and values in the first layers are already where verification needs them,
+and `Session.complete` runs only the layers that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dynx.speculation.confidence import log_odds
+from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.chooser import Chooser
+
+if TYPE_CHECKING:
+    from dynx.runtime.backends.interface import Session
+    from dynx.speculation.events import Origin
+
+
+class EarlyExitDrafter:
+    """Guesses with the first `layers` layers of the target whose session it is given."""
+
+    origin: Origin = "self"
+
+    def __init__(self, layers: int, chooser: Chooser) -> None:
+        self.layers = layers
+        self._choose = chooser
+        self._context: Sequence[int] = ()
+        self._guesses: list[int] = []
+        self.session: Session | None = None  # the target's; the engine sets it for each text
+
+    def reset(self) -> None:
+        """See `Drafter.reset`."""
+        self.session = None
+
+    def lag(self, length: int) -> int:
+        """Always up to date: its past is the target's."""
+        return 1
+
+    def outlook(self, tokens: Sequence[int]) -> float | None:
+        """Unknown before the pass is made."""
+        return None
+
+    def sync(self, tokens: Sequence[int]) -> None:
+        """See `Drafter.sync`."""
+        self._context, self._guesses = tokens, []
+
+    def propose(self) -> Draft | None:
+        """See `Drafter.propose`."""
+        if self.session is None:
+            raise RuntimeError("propose before the engine gave a session")
+        last = self._guesses[-1] if self._guesses else self._context[-1]
+        rows = self.session.forward_early([last], self.layers)
+        if rows is None:
+            raise RuntimeError("an early pass with a head gave no logits")
+        token, probability, kept = self._choose(rows[0], self._context, self._guesses)
+        self._guesses.append(token)
+        return Draft(token, log_odds(probability), kept)
+
+    def settle(self, kept: int) -> None:
+        """Nothing: the engine rolls the shared session back."""

@@ -1,0 +1,76 @@
+"""A smaller model of the same vocabulary guesses.
+
+Its key-value cache follows the text by itself: `sync` finds how much of what it holds is still true, rolls back to there, and
+the first `propose` reads whatever it missed while others drafted, in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dynx.speculation.confidence import log_odds
+from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.chooser import Chooser
+
+if TYPE_CHECKING:
+    from dynx.runtime.backends.interface import Backend, Session
+    from dynx.speculation.events import Origin
+
+
+class ModelDrafter:
+    """Guesses with a backend of its own."""
+
+    origin: Origin = "draft"
+
+    def __init__(self, backend: Backend, chooser: Chooser) -> None:
+        self._backend = backend
+        self._choose = chooser
+        self._session: Session | None = None
+        self._held: list[int] = []  # the tokens behind the session's positions
+        self._context: Sequence[int] = ()
+        self._guesses: list[int] = []
+
+    def reset(self) -> None:
+        """See `Drafter.reset`."""
+        self._session, self._held = None, []
+
+    def lag(self, length: int) -> int:
+        """See `Drafter.lag`."""
+        return max(1, length - len(self._held))
+
+    def outlook(self, tokens: Sequence[int]) -> float | None:
+        """Unknown before the pass is made."""
+        return None
+
+    def sync(self, tokens: Sequence[int]) -> None:
+        """See `Drafter.sync`."""
+        if self._session is None:
+            self._session = self._backend.open()
+        self._context, self._guesses = tokens, []
+        # What it holds is a prefix of the text but for guesses that were rejected, so compare from the end.
+        same = min(len(self._held), len(tokens) - 1)
+        while same and self._held[same - 1] != tokens[same - 1]:
+            same -= 1
+        self._session.rollback(same)
+        del self._held[same:]
+
+    def propose(self) -> Draft | None:
+        """See `Drafter.propose`."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("propose before sync")
+        done = len(self._held)
+        seen = len(self._context)
+        limit = self._backend.context
+        if limit is not None and seen + len(self._guesses) > limit:
+            return None
+        feed = [*self._context[done:], *self._guesses[max(0, done - seen) :]]
+        row = session.forward(feed, keep=1)[0]
+        self._held.extend(feed)
+        token, probability, kept = self._choose(row, self._context, self._guesses)
+        self._guesses.append(token)
+        return Draft(token, log_odds(probability), kept)
+
+    def settle(self, kept: int) -> None:
+        """Nothing: the next `sync` compares."""

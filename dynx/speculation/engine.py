@@ -1,0 +1,359 @@
+"""The decode loop: draft, verify, keep, repeat.
+
+One sequence, one target session whose cache holds every token but the last. A round asks the policy for a drafter, lets it guess,
+has the target judge the guesses in one pass, appends what the acceptance rule keeps and rolls the cache back to it. The loop
+knows no model family, no kernel, no tokenizer details and prints nothing:
+
+    engine = Engine(target, Drafters(model=small))
+    run = engine.start(Request(prompt_ids))
+    for token in run:
+        ...
+    run.receipt()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dynx.errors import UsageError
+from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
+from dynx.speculation.confidence import Reliability
+from dynx.speculation.drafters.chooser import Chooser
+from dynx.speculation.drafters.early_exit import EarlyExitDrafter
+from dynx.speculation.drafters.lookup import LookupDrafter
+from dynx.speculation.drafters.model import ModelDrafter
+from dynx.speculation.events import DrafterTally, FinishReason, Origin, Receipt, Request, Token
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round
+from dynx.speculation.sampling import PositionNoise, Warp
+from dynx.speculation.text import StopScanner, StreamDecoder
+
+if TYPE_CHECKING:
+    from dynx.runtime.backends.interface import Backend, Session
+    from dynx.speculation.drafters.base import Draft, Drafter
+
+PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
+    # Weights of (1, signal, ln position), and acceptance expected before the first draft. A model's odds are taken at their
+    # word; the shallow exit's at less; a lookup believes a match of three tokens as often as not.
+    "draft": ((0.0, 1.0, 0.0), 0.6),
+    "self": ((-0.5, 0.8, 0.0), 0.4),
+    "lookup": ((-2.0, 1.0, 0.0), 0.4),
+}
+
+
+@dataclass(frozen=True)
+class Drafters:
+    """Which drafters a target has: a smaller model, an exit after some layers, a lookup (with a text to look in)."""
+
+    model: Backend | None = None
+    exit_layers: int | None = None
+    lookup: bool = True
+    library: Sequence[int] = ()
+
+
+@dataclass
+class Knowledge:
+    """What is known of a target and its drafters, from a profile or from the runs so far."""
+
+    costs: Costs = field(default_factory=Costs)
+    reliability: dict[tuple[Origin, bool], Reliability] = field(default_factory=dict)  # by drafter and greedy
+    rate: float | None = None  # tokens per second that the profile expects
+    from_profile: bool = False
+
+    def of(self, origin: Origin, *, greedy: bool) -> Reliability:
+        """The drafter's reliability in a mode; what greedy decoding taught is where sampling starts."""
+        if (origin, greedy) not in self.reliability:
+            other = self.reliability.get((origin, not greedy))
+            weights, typical = PRIORS[origin]
+            self.reliability[origin, greedy] = (
+                Reliability.from_json(other.to_json()) if other else Reliability(weights, typical=typical)
+            )
+        return self.reliability[origin, greedy]
+
+
+class Engine:
+    """A target with its drafters and what is known of them; start as many runs as you like, one at a time."""
+
+    def __init__(
+        self,
+        target: Backend,
+        drafters: Drafters | None = None,
+        *,
+        tokenizer: Any = None,
+        knowledge: Knowledge | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.target = target
+        self.drafters = drafters or Drafters()
+        self.tokenizer = tokenizer
+        self.knowledge = knowledge or Knowledge()
+        self.clock = clock
+
+    def start(self, request: Request, policy: Policy | None = None) -> Run:
+        """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
+
+        Raises UsageError if the prompt doesn't fit the model's context.
+        """
+        limit = self.target.context
+        if not request.prompt:
+            raise UsageError("the prompt has no tokens")
+        if limit is not None and len(request.prompt) > limit:
+            raise UsageError(
+                f"the prompt has {len(request.prompt)} tokens and the model's context is {limit}",
+                hint="shorten the prompt, or pick a model with a longer context",
+            )
+        drafters = self._open_drafters(request)
+        if policy is None:
+            policy = self._dynamic(request) if drafters else Plain()
+        return Run(self, request, policy, drafters)
+
+    def _dynamic(self, request: Request) -> Dynamic:
+        greedy, known = request.sampling.greedy, self.knowledge
+        origins: tuple[Origin, ...] = ("draft", "self", "lookup")
+        return Dynamic(
+            known.costs,
+            {origin: known.of(origin, greedy=greedy) for origin in origins},
+            submit_prefixes=greedy or request.sampling.seed is not None,
+            rate=known.rate,
+            grant=0.5 if known.from_profile else 2.0,
+        )
+
+    def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
+        if not self.target.can_rollback.value:
+            return {}
+        sampling = request.sampling
+        noise = _noise(request, self.target.vocab)
+        chooser = Chooser(sampling, noise, torch.Generator().manual_seed(torch.seed() % 2**63))
+        out: dict[Origin, Drafter] = {}
+        if self.drafters.model is not None:
+            out["draft"] = ModelDrafter(self.drafters.model, chooser)
+        if self.drafters.exit_layers and self.target.can_exit.value:
+            out["self"] = EarlyExitDrafter(self.drafters.exit_layers, chooser)
+        if self.drafters.lookup:
+            out["lookup"] = LookupDrafter(self.drafters.library)
+        return out
+
+
+class Run:
+    """One continuation in progress: iterate for its tokens, ask for its receipt at any time."""
+
+    def __init__(
+        self, engine: Engine, request: Request, policy: Policy, drafters: dict[Origin, Drafter]
+    ) -> None:
+        self._engine, self._request, self._policy, self._drafters = engine, request, policy, drafters
+        self._clock = engine.clock
+        self._session: Session = engine.target.open()
+        self._tokens: list[int] = list(request.prompt)
+        self._target_choice = TargetChoice(request, engine.target.vocab)
+        self._decoder = StreamDecoder(engine.tokenizer) if engine.tokenizer is not None else None
+        self._scanner = StopScanner(request.stop)
+        self.tallies: dict[Origin, DrafterTally] = {}
+        self.rounds: list[Round] = []
+        self.finish_reason: FinishReason = "interrupted"
+        self._forwards = 0
+        self._began = self._clock()
+        self._prefilled = self._first = self._latest = self._began
+        for drafter in drafters.values():
+            drafter.reset()
+            if isinstance(drafter, EarlyExitDrafter):
+                drafter.session = self._session
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids written so far."""
+        return self._tokens[len(self._request.prompt) :]
+
+    def __iter__(self) -> Iterator[Token]:
+        """Write; each token as it becomes certain."""
+        if self._request.max_new_tokens < 1:
+            self.finish_reason = "length"
+            return
+        row = self._session.forward(self._tokens, keep=1)
+        kept = self._target_choice.keep([], row, self._tokens)
+        self._prefilled = self._first = self._clock()
+        yield from self._emit(kept, None)
+        while self.finish_reason == "interrupted":
+            room = self._room()
+            if room < 0:
+                self.finish_reason = "context"
+                yield from self._flush()
+                return
+            kept, origin = self._round(room)
+            yield from self._emit(kept, origin)
+
+    def _room(self) -> int:
+        """Drafts that could still be used; negative when not even a plain pass fits the context."""
+        left = self._request.max_new_tokens - (len(self._tokens) - len(self._request.prompt)) - 1
+        limit = self._engine.target.context
+        return left if limit is None else min(left, limit - len(self._tokens))
+
+    def _round(self, room: int) -> tuple[list[int], Origin | None]:
+        """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
+        start, policy, tokens = self._clock(), self._policy, self._tokens
+        context = len(tokens) - 1
+        origin = policy.choose(self._prospects(), context, room) if room and self._drafters else None
+        if origin is None:
+            rows = self._session.forward(tokens[-1:])
+            kept = self._target_choice.keep([], rows, tokens)
+            verified = self._clock()
+            done = Round(context, None, verify_seconds=verified - start, seconds=verified - start)
+        else:
+            drafter = self._drafters[origin]
+            lag = drafter.lag(len(tokens))
+            drafter.sync(tokens)
+            drafts: list[Draft] = []
+            began = self._clock()
+            while len(drafts) < room and policy.another([d.signal for d in drafts]):
+                draft = drafter.propose()
+                if draft is None:
+                    break
+                drafts.append(draft)
+            drafted = self._clock()
+            submitted = drafts[: policy.submit([d.signal for d in drafts])]
+            submitting = self._clock()
+            rows = self._verify(origin, drafts, submitted)
+            kept = self._target_choice.keep(submitted, rows, tokens)
+            verified = self._clock()
+            self._session.rollback(context + len(kept))
+            drafter.settle(len(kept) - 1)
+            done = Round(
+                context,
+                origin,
+                lag,
+                [d.signal for d in drafts],
+                len(submitted),
+                len(kept) - 1,
+                drafted - began,
+                verified - submitting,
+                self._clock() - start,
+            )
+            self._tally(done)
+        self._forwards += 1
+        policy.learn(done)
+        self.rounds.append(done)
+        return kept, origin
+
+    def _prospects(self) -> list[Prospect]:
+        tokens = self._tokens
+        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
+
+    def _verify(self, origin: Origin, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
+        """The target's rows (len(submitted) + 1, V)."""
+        if origin == "self" and drafts:
+            drafter = self._drafters[origin]
+            if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
+                self._session.forward_early([drafts[-1].token], drafter.layers, logits=False)
+            return self._session.complete(len(submitted) + 1)
+        return self._session.forward([self._tokens[-1], *[d.token for d in submitted]])
+
+    def _emit(self, kept: Sequence[int], origin: Origin | None) -> Iterator[Token]:
+        """Append tokens and pass on their text, up to whatever ends the answer."""
+        request = self._request
+        for i, token in enumerate(kept):
+            self._tokens.append(token)
+            source: Origin = "target" if origin is None or i == len(kept) - 1 else origin
+            ended = token in request.eos
+            text = "" if ended or self._decoder is None else self._scanner.push(self._decoder.push(token))
+            if ended:
+                self.finish_reason = "eos"
+            elif self._scanner.stopped:
+                self.finish_reason = "stop"
+            elif len(self._tokens) - len(request.prompt) >= request.max_new_tokens:
+                self.finish_reason = "length"
+            self._latest = self._clock()
+            yield Token(token, text, source)
+            if self.finish_reason != "interrupted":
+                yield from self._flush()
+                return
+
+    def _flush(self) -> Iterator[Token]:
+        """Text held back for a character or a stop string that didn't come, as a token-less last piece."""
+        if self._decoder is None or self.finish_reason == "stop":
+            return
+        text = self._scanner.push(self._decoder.flush()) + self._scanner.flush()
+        if text:
+            yield Token(-1, text, "target")
+
+    def _tally(self, done: Round) -> None:
+        if done.origin is None:
+            return
+        tally = self.tallies.setdefault(done.origin, DrafterTally())
+        tally.rounds += 1
+        tally.drafted += len(done.signals)
+        tally.submitted += done.submitted
+        tally.accepted += done.kept
+        tally.seconds += done.draft_seconds
+        for i in range(done.submitted):
+            if i == len(tally.submitted_by_position):
+                tally.submitted_by_position.append(0)
+                tally.accepted_by_position.append(0)
+            tally.submitted_by_position[i] += 1
+            tally.accepted_by_position[i] += i < done.kept
+
+    def receipt(self) -> Receipt:
+        """What it cost so far. Time between tokens that the caller spent elsewhere counts as the caller's."""
+        known, count = self._engine.knowledge, len(self.tokens)
+        middle = len(self._request.prompt) + count // 2
+        each = known.costs.target(1, middle)
+        spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
+        return Receipt(
+            prompt_tokens=len(self._request.prompt),
+            tokens=count,
+            finish_reason=self.finish_reason,
+            seconds=spent,
+            prefill_seconds=self._prefilled - self._began,
+            first_token_seconds=self._first - self._began if count else None,
+            target_forwards=self._forwards,
+            drafters={o: replace(t) for o, t in self.tallies.items()},
+            guarantee=self._target_choice.guarantee(self._engine.target),
+            plain_seconds=each * (count - 1) if each and count > 1 else None,
+            plain_measured=("profile" if known.from_profile else "this run") if each else None,
+        )
+
+
+class TargetChoice:
+    """How the target's rows are read: the acceptance rule that the request calls for."""
+
+    def __init__(self, request: Request, vocab: int) -> None:
+        self._sampling = request.sampling
+        self._warp = Warp(request.sampling)
+        self._noise = _noise(request, vocab)
+        self._generator = torch.Generator()
+        self._generator.seed()
+
+    def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
+        """The tokens to append after judging `drafts` by `rows` (len(drafts) + 1, V) of logits."""
+        guesses = [d.token for d in drafts]
+        if self._sampling.greedy:
+            scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, guesses)
+            picks: list[int] = scores.argmax(-1).tolist()
+            return keep_picked(guesses, picks.__getitem__)
+        p = self._warp.probabilities(rows, context, guesses)
+        noise = self._noise
+        if noise is not None:
+            return keep_picked(guesses, lambda i: noise.pick(p[i], len(context) + i))
+        q = [d.row if d.row is not None else one_hot(d.token, p.shape[-1], p) for d in drafts]
+        return keep_block(guesses, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def _draw(self, weights: Tensor) -> int:
+        return int(torch.multinomial(weights.float().cpu(), 1, generator=self._generator))
+
+    def guarantee(self, target: Backend) -> str:
+        """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""
+        if self._sampling.greedy or self._noise is not None:
+            exact = getattr(getattr(target, "model", None), "dtype", torch.float32) == torch.float32
+            return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
+        return "same distribution as plain decoding"
+
+
+def _noise(request: Request, vocab: int) -> PositionNoise | None:
+    sampling = request.sampling
+    return PositionNoise(sampling.seed, vocab) if sampling.seed is not None and not sampling.greedy else None

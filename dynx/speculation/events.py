@@ -1,0 +1,107 @@
+"""What goes into the engine and what comes out: a request, a stream of tokens, a receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Origin = Literal["target", "draft", "self", "lookup"]
+"""Who proposed a token first. A token the target chose by itself, in a plain pass or after a rejection, is "target"."""
+
+FinishReason = Literal["length", "eos", "stop", "context", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the logits; temperature 0 takes the most likely one.
+
+    `seed` makes sampling reproducible: the same seed gives the text that plain decoding gives with it, whatever was
+    drafted. Without a seed a rule that accepts more is used; its text has the same distribution.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no chance is involved."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One continuation to write."""
+
+    prompt: Sequence[int]  # token ids, at least one
+    max_new_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    eos: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the answer and the text that can be shown now.
+
+    `text` may be empty (part of a character, or held back as the possible beginning of a stop string).
+    """
+
+    id: int
+    text: str
+    origin: Origin
+
+
+@dataclass
+class DrafterTally:
+    """One drafter's part in a run."""
+
+    rounds: int = 0
+    drafted: int = 0
+    submitted: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+    accepted_by_position: list[int] = field(default_factory=list)
+    submitted_by_position: list[int] = field(default_factory=list)
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of submitted tokens that stayed."""
+        return self.accepted / self.submitted if self.submitted else None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an answer cost and what was saved. Times in seconds."""
+
+    prompt_tokens: int
+    tokens: int
+    finish_reason: FinishReason
+    seconds: float  # from the request to the last token
+    prefill_seconds: float  # of that, the prompt
+    first_token_seconds: float | None
+    target_forwards: int  # passes of the target after the prompt
+    drafters: Mapping[str, DrafterTally]
+    guarantee: str
+    plain_seconds: float | None  # what plain decoding would have taken, from its measured cost
+    plain_measured: str | None  # where that cost comes from: "profile", "this run" or None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decoding speed, the prompt's pass left out, over the tokens that came after the first."""
+        spent = self.seconds - self.prefill_seconds
+        return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else None
+
+    @property
+    def tokens_per_forward(self) -> float | None:
+        """Tokens for each target pass after the prompt; 1 is plain decoding."""
+        return (self.tokens - 1) / self.target_forwards if self.target_forwards else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Plain decoding's measured time over this run's, both without the prompt."""
+        spent = self.seconds - self.prefill_seconds
+        return self.plain_seconds / spent if self.plain_seconds and spent > 0 else None
