@@ -17,7 +17,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from dynx.bench.gate import Gate, Verdict, best_static, exit_code, min_speedup, overall, require_identical
+from dynx.bench.gate import Gate, Verdict, best_static, exit_code, min_speedup, overall, percent, require_identical
 from dynx.bench.harness import Arm, Measurements, Outcome, measure
 from dynx.bench.report import BenchResult, parse_export, summarize
 from dynx.bench.statistics import RatioEstimate
@@ -144,11 +144,15 @@ def test_gates_on_missing_figures_do_not_pass() -> None:
 
 
 def test_one_differing_output_fails_identity() -> None:
-    """Identity has no tolerance, and a rate just short of 1 isn't printed as 100 %."""
+    """Identity has no tolerance, and a rate just short of 1 isn't printed as 100 %, in the gate or in the table."""
     assert require_identical(1.0).verdict is Verdict.PASS
     gate = require_identical(1999 / 2000)
     assert gate.verdict is Verdict.FAIL
     assert gate.reason == "only 99.9 % of outputs equal the reference's"
+    result = example()
+    almost = replace(result.arm("dynamic"), identical=1999 / 2000)
+    assert drawn(replace(result, arms=[result.reference, almost]), 80).endswith("99.9 %")
+    assert [percent(rate) for rate in (0.0, 0.57, 1.0)] == ["0 %", "57 %", "100 %"]
 
 
 @pytest.mark.parametrize("bar", [0.0, -1.0, math.inf, math.nan])

@@ -92,11 +92,13 @@ def test_scaling_an_arm_scales_ratio_and_interval(pair: tuple[list[list[float]],
         assert after.high == pytest.approx(c * before.high, rel=1e-6)
 
 
-@given(paired_seconds(), st.sampled_from(["task", "cases"]))
-@settings(max_examples=60, deadline=None)
-def test_the_interval_contains_the_estimate(pair: tuple[list[list[float]], list[list[float]]], scope: str) -> None:
-    """No sample, however odd, puts the estimate outside its own interval."""
-    estimate = estimated(*pair, scope=scope)
+@given(paired_seconds(), st.sampled_from(["task", "cases"]), st.sampled_from([0.01, 0.5, 0.95]))
+@settings(max_examples=100, deadline=None)
+def test_the_interval_contains_the_estimate(
+    pair: tuple[list[list[float]], list[list[float]]], scope: str, confidence: float
+) -> None:
+    """No sample, however odd, puts the estimate outside its own interval, at any confidence."""
+    estimate = estimated(*pair, scope=scope, confidence=confidence)
     assert estimate.low <= estimate.ratio <= estimate.high
 
 
@@ -124,6 +126,13 @@ def test_one_round_of_one_case_bounds_nothing() -> None:
     assert not estimate.bounded
     assert str(estimate) == "2.00x [unknown]"
     assert detectable_effect(estimate) == math.inf
+
+
+def test_one_round_of_several_cases_is_bounded_by_the_cases() -> None:
+    """Five inputs measured once say something about the next one, and nothing about a repeat of themselves."""
+    arm, reference = [[1.0, 1.1, 0.9, 1.0, 1.2]], [[2.0] * 5]
+    assert estimated(arm, reference).bounded
+    assert not estimated(arm, reference, scope="cases").bounded
 
 
 def test_without_noise_the_interval_is_the_ratio() -> None:

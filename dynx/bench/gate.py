@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from dynx.bench.harness import Group
     from dynx.bench.statistics import RatioEstimate
 
-BISECT_SKIP = (
-    125  # `git help bisect`: "the special exit code 125 should be used when the current source can't be tested"
-)
+BISECT_SKIP = 125  # `git bisect run` skips such a commit
 
 
 class Verdict(StrEnum):
@@ -90,10 +88,12 @@ def require_identical(rate: float | None, *, failure: str | None = None, name: s
         return Gate(name, Verdict.INCONCLUSIVE, None, 1.0, "nothing was measured")
     if rate >= 1:
         return Gate(name, Verdict.PASS, rate, 1.0, "every output equals the reference's")
-    # Floored, so that 99.96 % isn't printed as the 100 % that it misses.
-    return Gate(
-        name, Verdict.FAIL, rate, 1.0, f"only {math.floor(rate * 1000) / 10:.1f} % of outputs equal the reference's"
-    )
+    return Gate(name, Verdict.FAIL, rate, 1.0, f"only {percent(rate)} of outputs equal the reference's")
+
+
+def percent(rate: float) -> str:
+    """Return a share in per cent with one decimal; only a true 1 is printed as 100 %."""
+    return f"{100 if rate >= 1 else min(round(100 * rate, 1), 99.9):g} %"
 
 
 def best_static(arms: Iterable[Estimated]) -> Estimated | None:

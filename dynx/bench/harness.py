@@ -144,23 +144,23 @@ def measure(
     error unchanged, if it is one of dynx's).
     """
     _check(arms, cases, rounds, warmup, budget_s)
-    session = _Session(arms, (warmup + rounds * len(cases)) * len(arms), clock, rng, progress)
+    contest = _Contest(arms, (warmup + rounds * len(cases)) * len(arms), clock, rng, progress)
     complete: list[list[tuple[str, Sample]]] = []
     longest = 0.0
     stopped: Stop = "rounds"
     try:
         for turn in range(warmup):
-            session.block(None, turn % len(cases), cases[turn % len(cases)])
+            contest.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
             began = clock()
-            if budget_s is not None and complete and began - session.started + longest > budget_s:
+            if budget_s is not None and complete and began - contest.started + longest > budget_s:
                 stopped = "budget"
                 break
-            complete.append([pair for index, case in enumerate(cases) for pair in session.block(number, index, case)])
+            complete.append([pair for index, case in enumerate(cases) for pair in contest.block(number, index, case)])
             longest = max(longest, clock() - began)
     except KeyboardInterrupt:
         stopped = "interrupt"
-    samples: dict[str, list[Sample]] = {arm.name: [] for arm in session.live}
+    samples: dict[str, list[Sample]] = {arm.name: [] for arm in contest.live}
     for name, sample in (pair for one_round in complete for pair in one_round):
         if name in samples:
             samples[name].append(sample)
@@ -170,13 +170,13 @@ def measure(
         cases=len(cases),
         rounds=len(complete),
         samples=samples,
-        failures=session.failures,
+        failures=contest.failures,
         stopped=stopped,
-        elapsed=clock() - session.started,
+        elapsed=clock() - contest.started,
     )
 
 
-class _Session(Generic[Case]):
+class _Contest(Generic[Case]):
     """The arms still running, and the failures of the others."""
 
     def __init__(

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from dynx.bench.gate import percent
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -123,13 +125,8 @@ def _cells(arm: ArmResult, nothing: str = NOTHING) -> dict[str, str]:
         "speed": "failed" if arm.failure else nothing if arm.speed is None else _three_digits(arm.speed),
         "ratio": nothing if ratio is None else f"{ratio.ratio:.2f}x",
         "interval": nothing if ratio is None or arm.reference or not ratio.bounded else ratio.interval,
-        "same": nothing if arm.identical is None or arm.reference else _percent(arm.identical),
+        "same": nothing if arm.identical is None or arm.reference else percent(arm.identical),
     }
-
-
-def _percent(rate: float) -> str:
-    """Return the share in per cent, floored so that only a true 1 is printed as 100 %."""
-    return f"{int(rate * 1000) / 10:g} %"
 
 
 def _three_digits(number: float) -> str:

@@ -1,0 +1,5 @@
+"""`python -m dynx`."""
+
+from dynx.cli.main import main
+
+main()

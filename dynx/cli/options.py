@@ -1,0 +1,72 @@
+"""The options that commands share, each declared once.
+
+Help texts and metavars here are what `--help`, the man pages and the completions say.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+MODEL = "Models"
+QUALITY = "Sampling"
+OUTPUT = "Output"
+RUN = "Running"
+
+
+class Dtype(StrEnum):
+    """Precisions to compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Color(StrEnum):
+    """When to use colour."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+Model = Annotated[
+    str,
+    typer.Option("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id."),
+]
+Draft = Annotated[
+    str,
+    typer.Option(
+        "--draft",
+        metavar="DRAFT",
+        help="Who guesses ahead: auto, none, self (the model's own first layers), lookup (repeated text), or a smaller "
+        "model of the same vocabulary by name or folder. Several with commas.",
+    ),
+]
+Lookup = Annotated[
+    str | None,
+    typer.Option("--lookup", metavar="FILE", help="A text file whose passages may be repeated; lookup guesses from it."),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to compute in.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Processor threads; the cores available by default.")
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none."),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never contact the hub; use what is on disk.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[int, typer.Option("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, show_default=False, help="Say what was decided and why; -vv: more.")]
+ColorOption = Annotated[Color, typer.Option("--color", help="Colour on the terminal.")]
