@@ -145,7 +145,8 @@ class Run:
     def __init__(
         self, engine: Engine, request: Request, policy: Policy, drafters: dict[Origin, Drafter]
     ) -> None:
-        self._engine, self._request, self._policy, self._drafters = engine, request, policy, drafters
+        self.request = request
+        self._engine, self._policy, self._drafters = engine, policy, drafters
         self._clock = engine.clock
         self._session: Session = engine.target.open()
         self._tokens: list[int] = list(request.prompt)
@@ -166,11 +167,11 @@ class Run:
     @property
     def tokens(self) -> list[int]:
         """The ids written so far."""
-        return self._tokens[len(self._request.prompt) :]
+        return self._tokens[len(self.request.prompt) :]
 
     def __iter__(self) -> Iterator[Token]:
         """Write; each token as it becomes certain."""
-        if self._request.max_new_tokens < 1:
+        if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
         row = self._session.forward(self._tokens, keep=1)
@@ -188,7 +189,7 @@ class Run:
 
     def _room(self) -> int:
         """Drafts that could still be used; negative when not even a plain pass fits the context."""
-        left = self._request.max_new_tokens - (len(self._tokens) - len(self._request.prompt)) - 1
+        left = self.request.max_new_tokens - (len(self._tokens) - len(self.request.prompt)) - 1
         limit = self._engine.target.context
         return left if limit is None else min(left, limit - len(self._tokens))
 
@@ -253,7 +254,7 @@ class Run:
 
     def _emit(self, kept: Sequence[int], origin: Origin | None) -> Iterator[Token]:
         """Append tokens and pass on their text, up to whatever ends the answer."""
-        request = self._request
+        request = self.request
         for i, token in enumerate(kept):
             self._tokens.append(token)
             source: Origin = "target" if origin is None or i == len(kept) - 1 else origin
@@ -298,11 +299,11 @@ class Run:
     def receipt(self) -> Receipt:
         """What it cost so far. Time between tokens that the caller spent elsewhere counts as the caller's."""
         known, count = self._engine.knowledge, len(self.tokens)
-        middle = len(self._request.prompt) + count // 2
+        middle = len(self.request.prompt) + count // 2
         each = known.costs.target(1, middle)
         spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
         return Receipt(
-            prompt_tokens=len(self._request.prompt),
+            prompt_tokens=len(self.request.prompt),
             tokens=count,
             finish_reason=self.finish_reason,
             seconds=spent,

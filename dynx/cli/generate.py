@@ -1,0 +1,300 @@
+"""`dynx generate`: prompts in, text out as it is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.console import NAMES, SHADES, Terminal, receipt_json, receipt_line, receipt_rows
+from dynx.cli.inputs import read_lines, read_prompt
+from dynx.cli.main import Interrupted
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from dynx.cli.options import Color, Dtype
+    from dynx.speculation.engine import Run
+    from dynx.speculation.events import Origin, Request, Token
+    from dynx.speculation.setup import Assembly
+
+SCHEMA = "dynx.generate/1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `dynx generate`, by parameter name."""
+
+    prompt: list[str] | None
+    model: str
+    draft: str
+    lookup: str | None
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float | None
+    seed: int | None
+    stop: list[str] | None
+    chat: bool
+    system: str | None
+    lines: bool
+    no_stdin: bool
+    json: bool
+    jsonl: bool
+    stats: bool
+    explain: bool
+    plain: bool
+    device: str
+    dtype: Dtype
+    threads: int | None
+    profile: str | None
+    require_profile: bool
+    allow_pickle: bool
+    offline: bool
+    quiet: int
+    verbose: int
+    color: Color
+
+
+def run(options: Options) -> None:
+    """Read prompts, open the engine once, write the answers in order."""
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl exclude each other")
+    terminal = Terminal(
+        quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
+    )
+    if options.lines:
+        if options.no_stdin:
+            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+        prompts: Iterator[str] = read_lines(options.prompt or [], sys.stdin.buffer)
+        prompts = _ahead(prompts)  # an empty or broken stdin shows before a model is loaded
+    else:
+        prompt = read_prompt(options.prompt or [], sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
+        if prompt is None:
+            _help()
+            raise UsageError("no prompt", hint='for example: dynx generate "Once upon a time"')
+        prompts = iter([prompt])
+    assembly = open_assembly(options, terminal)
+    printer: Printer = (
+        JsonLines(terminal) if options.jsonl else Document(terminal, options) if options.json else Text(terminal, options)
+    )
+    interrupted = False
+    for index, prompt in enumerate(prompts):
+        run_ = assembly.engine.start(make_request(prompt, options, assembly))
+        pieces: list[str] = []
+        try:
+            for token in run_:
+                pieces.append(token.text)
+                printer.token(index, token)
+        except KeyboardInterrupt:
+            interrupted = True
+        printer.result(index, prompt, "".join(pieces), run_, assembly)
+        if interrupted:
+            break
+    printer.close()
+    if interrupted:
+        raise Interrupted
+    if options.explain:
+        explain(terminal, assembly)
+
+
+def _ahead(prompts: Iterator[str]) -> Iterator[str]:
+    first = next(prompts)
+
+    def all_of_them() -> Iterator[str]:
+        yield first
+        yield from prompts
+
+    return all_of_them()
+
+
+def _help() -> None:
+    """The command's help, on stderr."""
+    import typer
+
+    from dynx.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    with group.make_context("dynx", [], resilient_parsing=True) as outer:
+        command = group.commands["generate"]
+        with command.make_context("generate", [], parent=outer, resilient_parsing=True) as inner:
+            sys.stderr.write(command.get_help(inner) + "\n\n")
+
+
+def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None) -> Assembly:
+    """Plan and load for any command that has the common model options; says the choices with -v and hints once."""
+    from dynx.speculation.setup import Wish, assemble, calibrate_command, make_plan
+
+    lookup = getattr(options, "lookup", None)
+    wish = Wish(
+        model=options.model,
+        draft=options.draft,
+        lookup=Path(lookup) if lookup else None,
+        device=options.device,
+        dtype=str(options.dtype),
+        threads=options.threads,
+        profile=getattr(options, "profile", None),
+        require_profile=getattr(options, "require_profile", False),
+        allow_pickle=options.allow_pickle,
+        offline=options.offline,
+        plain=getattr(options, "plain", False) if plain is None else plain,
+    )
+    plan = make_plan(wish, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status)
+    terminal.clear_status()
+    for knob, decision in assembly.decisions.items():
+        terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
+    if plan.profile is None and plan.kinds and wish.profile != "none" and terminal.interactive:
+        terminal.notice(f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}")
+    return assembly
+
+
+def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
+    """Token ids and settings for the engine. Raises UsageError for a chat without template."""
+    from dynx.speculation.events import Request, Sampling
+
+    tokenizer, config = assembly.tokenizer, assembly.generation_config
+    if options.chat or options.system is not None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
+        messages = [{"role": "system", "content": options.system}] if options.system is not None else []
+        messages.append({"role": "user", "content": prompt})
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        ids = list(encoded["input_ids"])
+    else:
+        ids = list(tokenizer(prompt)["input_ids"])
+    penalty = options.repetition_penalty
+    if penalty is None:
+        penalty = getattr(config, "repetition_penalty", None) or 1.0
+    return Request(
+        prompt=ids,
+        max_new_tokens=options.max_new_tokens,
+        sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
+        eos=end_tokens(assembly),
+        stop=tuple(options.stop or ()),
+    )
+
+
+def end_tokens(assembly: Assembly) -> frozenset[int]:
+    """The ids that end an answer: the generation config's, else the tokenizer's."""
+    ids = getattr(assembly.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = getattr(assembly.tokenizer, "eos_token_id", None)
+    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+class Printer:
+    """Renders one command's events; the subclasses are its output modes."""
+
+    def token(self, index: int, token: Token) -> None:
+        """A piece of answer `index`."""
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """Answer `index` is complete, or cut short."""
+
+    def close(self) -> None:
+        """No more answers."""
+
+
+class Text(Printer):
+    """The answer and nothing else; with --lines one line each, line breaks inside written as \\n."""
+
+    def __init__(self, terminal: Terminal, options: Options) -> None:
+        self._terminal, self._options = terminal, options
+        self._shade = options.explain and terminal.out_color
+        self._last = ""
+        self._origins: set[Origin] = set()
+
+    def token(self, index: int, token: Token) -> None:
+        """Write its text, shaded by origin under --explain."""
+        if not token.text:
+            return
+        self._origins.add(token.origin)
+        text = token.text.replace("\\", "\\\\").replace("\n", "\\n") if self._options.lines else token.text
+        self._last = text[-1]
+        self._terminal.write(f"{SHADES[token.origin]}{text}\x1b[0m" if self._shade and SHADES[token.origin] else text)
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """End the line; say what it cost."""
+        terminal, options = self._terminal, self._options
+        if self._last != "\n":
+            terminal.write("\n")
+        self._last = ""
+        receipt = run.receipt()
+        if receipt.finish_reason == "context":
+            terminal.warn(f"the model's context of {assembly.engine.target.context} tokens is full; the text so far is complete up to there")
+        if options.stats:
+            profile = assembly.plan.profile
+            rows = receipt_rows(receipt, profile.key.id if profile else "none")
+            width = max(len(label) for label, _ in rows)
+            sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
+        elif terminal.interactive and sys.stdout.isatty():
+            terminal.notice(receipt_line(receipt))
+        if self._shade:
+            legend = [f"{SHADES[o]}{NAMES[o]}\x1b[0m" if SHADES[o] else NAMES[o] for o in SHADES if o in self._origins]
+            sys.stderr.write(f"written by: {', '.join(legend)}\n")
+
+
+class Document(Printer):
+    """One JSON document at the end: the result, or with --lines a list of them."""
+
+    def __init__(self, terminal: Terminal, options: Options) -> None:
+        self._terminal, self._options = terminal, options
+        self._results: list[dict[str, Any]] = []
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """Keep it."""
+        self._results.append(result_json(index, prompt, text, run, assembly))
+
+    def close(self) -> None:
+        """Write."""
+        body: dict[str, Any] = {"results": self._results} if self._options.lines else self._results[0]
+        self._terminal.write(json.dumps({"schema": SCHEMA, **body}, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+class JsonLines(Printer):
+    """One JSON line per event."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    def _write(self, event: str, body: dict[str, Any]) -> None:
+        line = json.dumps({"schema": SCHEMA, "event": event, **body}, ensure_ascii=False, allow_nan=False)
+        self._terminal.write(line + "\n")
+
+    def token(self, index: int, token: Token) -> None:
+        """An event of its own; id null for text that was only held back."""
+        self._write(
+            "token",
+            {"index": index, "id": token.id if token.id >= 0 else None, "text": token.text, "origin": token.origin},
+        )
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """The answer whole."""
+        self._write("result", result_json(index, prompt, text, run, assembly))
+
+
+def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:
+    """One answer with everything known about it."""
+    receipt, plan = run.receipt(), assembly.plan
+    return {
+        "index": index,
+        "model": plan.source.name,
+        "prompt": prompt,
+        "text": text,
+        "token_ids": run.tokens,
+        "finish_reason": receipt.finish_reason,
+        "seed": run.request.sampling.seed,
+        "receipt": receipt_json(receipt, plan.profile.key.id if plan.profile else None),
+        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
+    }
+
+
+def explain(terminal: Terminal, assembly: Assembly) -> None:
+    """Why each knob has its value."""
+    rows: Iterable[tuple[str, Any]] = assembly.decisions.items()
+    width = max(len(knob) for knob in assembly.decisions)
+    sys.stderr.write("".join(f"{knob:<{width}}  {d.value}: {d.reason}\n" for knob, d in rows))

@@ -1,0 +1,100 @@
+"""Where prompts come from: arguments, stdin, or both; without ever hanging on a pipe nobody writes to.
+
+- no argument, stdin a terminal: nothing to do (the caller shows help);
+- no argument, stdin anything else: read it to the end;
+- an argument and a pipe or file on stdin: what is piped comes first, then the argument;
+- `-` among the arguments stands for stdin and waits as long as it takes.
+
+A pipe that was merely inherited and stays silent is given up after `GIVE_UP` seconds, with a word about it, when an argument
+makes it optional.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
+
+from dynx.errors import UsageError
+from dynx.runtime.utf8 import decode
+
+NOTICE = 2.0
+GIVE_UP = 10.0
+"""Seconds of silence on an optional stdin before saying so, and before going on without."""
+
+
+def piped(fd: int) -> bool:
+    """Whether a pipe or a file stands there, as opposed to a terminal, a socket or /dev/null."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def read_prompt(
+    arguments: Sequence[str],
+    stdin: BinaryIO,
+    *,
+    never: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    notice: float = NOTICE,
+    give_up: float = GIVE_UP,
+) -> str | None:
+    """The prompt, or None if there is nothing to read and a terminal in front. Raises UsageError on empty or bad input."""
+    if "-" in arguments:
+        if never:
+            raise UsageError("- asks for stdin and --no-stdin forbids it")
+        if arguments.count("-") > 1:
+            raise UsageError("- can stand for stdin once only")
+        text = _text(stdin.read())
+        return " ".join(text if a == "-" else a for a in arguments)
+    prompt = " ".join(arguments)
+    if never or stdin.closed:
+        return prompt or None
+    if not prompt:
+        return None if stdin.isatty() else _text(stdin.read())
+    if not piped(stdin.fileno()):
+        return prompt
+    data = _read_optional(stdin, say, notice, give_up)
+    if not data.strip():
+        return prompt
+    text = decode(data, "stdin").removesuffix("\n")
+    return f"{text}\n{prompt}"
+
+
+def read_lines(arguments: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
+    """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
+    if any(a == "-" for a in arguments):
+        raise UsageError("--lines reads stdin by itself; leave out -")
+    after = " ".join(arguments)
+    offset, seen = 0, False
+    while line := stdin.readline():
+        text = decode(line, "stdin", offset=offset).rstrip("\r\n")
+        offset += len(line)
+        if text.strip():
+            seen = True
+            yield f"{text}\n{after}" if after else text
+    if not seen:
+        raise UsageError("stdin is empty", hint="--lines wants one prompt per line")
+
+
+def _text(data: bytes) -> str:
+    if not data.strip():
+        raise UsageError("stdin is empty", hint="give a prompt: dynx generate 'Once upon a time'")
+    return decode(data, "stdin").removesuffix("\n")
+
+
+def _read_optional(stdin: BinaryIO, say: Callable[[str], None], notice: float, give_up: float) -> bytes:
+    """All of stdin, or nothing if it stays silent; once the first byte is there, all of it is waited for."""
+    fd = stdin.fileno()
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return stdin.read()
+    if not select.select([fd], [], [], notice)[0]:
+        say("waiting for stdin; --no-stdin skips it")
+        if not select.select([fd], [], [], give_up - notice)[0]:
+            say(f"nothing came on stdin in {give_up:.0f} s; going on without it (- waits for ever)")
+            return b""
+    return stdin.read()

@@ -1,0 +1,116 @@
+"""What the command tree can't know: what values complete to, and the man pages' lists of codes, variables and files.
+
+This is the only part of the package to edit when a command gains an option whose value has a new metavar, or dynx a new
+exit code, environment variable or file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dynx.cli.reference.tree import Argument, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dynx.cli.reference.tree import Command
+
+REVISED = "2026-11-24"  # man pages must carry a date; the day of a build would make them differ from build to build
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an option's value, or an argument, completes to; nothing at all for free text and numbers."""
+
+    words: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()  # such as "json:", each followed by a file
+    models: bool = False  # the names of shipped models
+    files: bool = False
+    folders: bool = False
+    profiles: bool = False  # ids of stored profiles
+
+
+BY_METAVAR: Mapping[str, Completion] = {
+    "FILE": Completion(files=True),
+    "PATH": Completion(files=True),
+    "FOLDER": Completion(folders=True),
+    "DIR": Completion(folders=True),
+    "MODEL": Completion(models=True, folders=True),
+    "DRAFT": Completion(words=("auto", "none", "self", "lookup"), models=True, folders=True),
+    "DEVICE": Completion(words=("auto", "cpu", "cuda", "xpu", "mps")),
+    "ID": Completion(profiles=True),
+    "FORMAT:PATH": Completion(prefixes=("json:", "md:")),
+    "LENGTHS": Completion(words=("none",)),
+    "PEER": Completion(words=("transformers",)),
+}
+
+# Where an option takes more than its metavar says.
+BY_OPTION: Mapping[str, Completion] = {
+    "--profile": Completion(words=("none",), profiles=True),
+}
+
+
+def completion_of(parameter: Option | Argument, shipped: tuple[str, ...]) -> Completion:
+    """Return what a parameter completes to, with the shipped models' names among the words."""
+    if parameter.choices:
+        return Completion(words=parameter.choices)
+    found = BY_METAVAR.get(parameter.metavar or "", Completion())
+    default = None
+    if isinstance(parameter, Option):
+        found = BY_OPTION.get(parameter.long, found)
+        default = parameter.default
+    if not found.models:
+        return found
+    names = (*found.words, *((default,) if default else ()), *shipped)
+    return Completion(words=tuple(dict.fromkeys(names)), folders=found.folders, files=found.files)
+
+
+def shipped_models(folder: Path) -> tuple[str, ...]:
+    """Name the models that lie in a folder, found by their configuration."""
+    found = {path.parent.name for name in ("config.json", "model_index.json") for path in folder.glob(f"*/{name}")}
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class ExitCode:
+    """An exit code, said of the commands that have one of `options` (of all, when there are none), and of the root."""
+
+    code: str
+    meaning: str
+    options: tuple[str, ...] = ()
+
+    def concerns(self, command: Command) -> bool:
+        """Whether a command can end with it."""
+        names = {name for option in command.options for name in option.names}
+        return not self.options or len(command.path) == 1 or not names.isdisjoint(self.options)
+
+
+EXIT_CODES = (
+    ExitCode("0", "Success; also when the reader of a pipe has gone away."),
+    ExitCode("1", "Failure, told in one line on stderr."),
+    ExitCode("2", "The command line or the input is wrong."),
+    ExitCode(
+        "3", "A gate failed: what was measured misses the bar set.", ("--min-speedup", "--require-identical", "--check")
+    ),
+    ExitCode("4", "No stored profile can be used, and --require-profile was given.", ("--require-profile",)),
+    ExitCode("5", "The device or backend asked for isn't there, or ran out of memory.", ("--device",)),
+    ExitCode("130, 143", "Ended by a signal: Ctrl-C, or a request to terminate."),
+)
+
+ENVIRONMENT: Mapping[str, str] = {
+    "DYNX_CACHE_DIR": "The folder where profiles are kept; by default the platform's cache folder.",
+    "DYNX_DEBUG": "Set to 1 to see where an error came from, as a traceback.",
+    "NO_COLOR": "Set to anything for output without colour.",
+    "FORCE_COLOR": "Set to anything for colour even where the output isn't a terminal.",
+    "HF_HOME": "Where models fetched from the Hugging Face hub are kept.",
+    "HF_HUB_OFFLINE": "Set to 1 to never contact the hub, like --offline.",
+    "OMP_NUM_THREADS": "Processor threads to use unless --threads is given.",
+}
+
+FILES: Mapping[str, str] = {
+    "$DYNX_CACHE_DIR/profiles": "Stored profiles, where DYNX_CACHE_DIR is set.",
+    "${XDG_CACHE_HOME:-~/.cache}/dynx/profiles": "Stored profiles otherwise.",
+    "~/Library/Caches/dynx/profiles": "Stored profiles on macOS, unless XDG_CACHE_HOME is set.",
+}

@@ -1,0 +1,223 @@
+"""From a name to a model: shipped, a folder, or a hub id; safetensors only, unless told otherwise.
+
+`find` turns a name into a folder on disk and says where it came from; `check` looks at that folder before anything heavy is
+imported, so that a wrong one is refused in a line; `load_causal_lm` loads it. Shipped models take the same path as
+anybody's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynx import shipped
+from dynx.errors import DeviceError, ModelError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+DRAFTER_FOLDER = "drafter"
+"""A model folder may carry its drafter in this subfolder."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: `name` as the user knows it."""
+
+    name: str
+    folder: Path
+    kind: Literal["shipped", "folder", "hub"]
+
+    @property
+    def bundled_drafter(self) -> Source | None:
+        """The drafter that came with it."""
+        inner = self.folder / DRAFTER_FOLDER
+        return Source(f"{self.name}/{DRAFTER_FOLDER}", inner, self.kind) if (inner / "config.json").is_file() else None
+
+    def config(self) -> dict[str, Any]:
+        """config.json. Raises ModelError if it is missing or isn't a JSON object."""
+        path = self.folder / "config.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            hint = "a Hugging Face model folder holds config.json, tokenizer.json and model.safetensors"
+            raise ModelError(f"{self.folder} has no config.json", hint=hint) from None
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{path} can't be read: {e}") from None
+        if not isinstance(data, dict):
+            raise ModelError(f"{path} is not a JSON object")
+        return data
+
+
+def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Source:
+    """The model called `name`: a shipped one, else a folder, else one of the hub's.
+
+    Raises ModelError with the closest shipped name where there is no such thing.
+    """
+    bundled = re.fullmatch(rf"(\w[\w-]*)/{DRAFTER_FOLDER}", name)
+    inside = shipped.folder(bundled[1]) if bundled else None
+    for folder in (shipped.folder(name), inside / DRAFTER_FOLDER if inside else None):
+        if folder is not None:
+            return Source(name, folder, "shipped")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Source(path.name or name, path, "folder")
+    if path.is_file():
+        raise ModelError(f"{name} is a file; a model is a folder", hint=f"try -m {path.parent}")
+    if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+        raise ModelError(f"there is no folder {name}")
+    return _from_hub(name, offline=offline, allow_pickle=allow_pickle)
+
+
+def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
+    close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"shipped models: {', '.join(shipped.names())}"
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = [*HUB_FILES, *(PICKLES if allow_pickle else ())]
+    try:
+        return Source(name, Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True)), "hub")
+    except LocalEntryNotFoundError:
+        pass
+    if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        raise ModelError(f"no model {name}: not shipped, no such folder, not in the hub's local cache", hint=hint) from None
+    if close and "/" not in name:
+        raise ModelError(f"no model {name}", hint=hint)
+    try:
+        return Source(name, Path(snapshot_download(name, allow_patterns=patterns)), "hub")
+    except RepositoryNotFoundError:
+        raise ModelError(f"no model {name}: not shipped, no such folder, not on the hub", hint=hint) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelError(f"no model {name}: not shipped, no such folder, and the hub can't be reached ({reason})", hint=hint) from None
+
+
+def check(source: Source, *, allow_pickle: bool = False) -> None:
+    """Look at the weights' files: whole safetensors, or pickles that were asked for. Raises ModelError."""
+    weights = sorted(source.folder.glob("*.safetensors"))
+    index = source.folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+            raise ModelError(f"{index} can't be read: {e}") from None
+        missing = sorted(named - {w.name for w in weights})
+        if missing:
+            raise ModelError(f"{source.folder} lacks {missing[0]} ({len(missing)} of {len(named)} parts missing)")
+    for file in weights:
+        _check_safetensors(file)
+    if not weights:
+        pickles = sorted(p for pattern in PICKLES for p in source.folder.glob(pattern))
+        if not pickles:
+            raise ModelError(f"{source.folder} has no weights (*.safetensors)")
+        if not allow_pickle:
+            raise ModelError(
+                f"{source.folder} has pickled weights only ({pickles[0].name})",
+                hint="a pickle can run any code; --allow-pickle loads it, if you trust its author",
+            )
+
+
+def _check_safetensors(file: Path) -> None:
+    """The header is whole and the file as long as the header says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(length)) if 0 < length <= size - 8 else None
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{file} is not a safetensors file: {e}") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{file} is truncated or not a safetensors file", hint="download or copy it again")
+    try:
+        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    except (KeyError, TypeError, IndexError):
+        raise ModelError(f"{file} has a damaged header") from None
+    if size != 8 + length + end:
+        raise ModelError(
+            f"{file} is truncated: {size} bytes, {8 + length + end} expected", hint="download or copy it again"
+        )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the libraries' advice, progress bars and warnings off the user's terminal."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.utils import logging as chatter
+
+        chatter.disable_progress_bar()
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        yield
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. Raises ModelError."""
+    with quietly():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+        except Exception as e:  # noqa: BLE001 - tokenizers raise bare Exceptions
+            raise ModelError(f"{source.folder} has no tokenizer that loads ({_first_line(e)})") from None
+        return tokenizer
+
+
+def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:
+    """The model in evaluation mode on `device` ("cpu", "cuda:0", …) in `dtype` ("float32", …).
+
+    Raises ModelError, UnsupportedModelError or DeviceError.
+    """
+    config = source.config()
+    check(source, allow_pickle=allow_pickle)
+    if config.get("is_encoder_decoder"):
+        raise UnsupportedModelError(
+            f"{source.name} ({config.get('model_type')}) is an encoder-decoder model",
+            hint="generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like",
+        )
+    with quietly():
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=getattr(torch, dtype), use_safetensors=safe, local_files_only=True
+            )
+            model = model.to(device)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise DeviceError(f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16") from None
+        except (ImportError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
+        loaded: PreTrainedModel = model.eval()
+        return loaded
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def same_vocabulary(a: Any, b: Any) -> str | None:
+    """Why two tokenizers' ids don't mean the same, or None. Compares content: equal sizes prove nothing."""
+    first, second = a.get_vocab(), b.get_vocab()
+    if first == second:
+        return None
+    differ = sum(second.get(token) != i for token, i in first.items())
+    return f"{differ} of {len(first)} tokens have other ids" if differ else f"{len(second) - len(first)} tokens more"

@@ -1,0 +1,300 @@
+"""From what a user asks for to an engine that runs: device, precision, models, drafters and what a profile knows of them.
+
+Every choice is kept as a `Decision` under the name of its knob, for `--explain` and the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import ModelError, NoProfileError, UsageError
+from dynx.runtime import loading
+from dynx.runtime.decision import Decision
+from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.hashing import model_hash
+from dynx.runtime.loading import Source
+from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.utf8 import decode
+
+if TYPE_CHECKING:
+    from dynx.speculation.engine import Engine, Knowledge
+
+SMALL = 96 << 20
+"""Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
+
+TASK = "generate"
+KINDS = ("auto", "none", "self", "lookup")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for; the defaults ask for the best that dynx can decide."""
+
+    model: str = "story"
+    draft: str = "auto"
+    lookup: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    profile: str | None = None  # an id, or "none"
+    require_profile: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
+    plain: bool = False
+
+
+@dataclass
+class Plan:
+    """Everything decided before a weight is read; cheap to make."""
+
+    wish: Wish
+    source: Source
+    drafter: Source | None
+    kinds: frozenset[str]  # of drafters wanted: "draft", "self", "lookup"
+    auto: bool  # whether dynx may drop or add drafters
+    machine: Device
+    key: ProfileKey
+    profile: Profile | None
+    decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where to run."""
+        return str(self.decisions["device"].value)
+
+    @property
+    def dtype(self) -> str:
+        """Precision by name."""
+        return str(self.decisions["dtype"].value)
+
+
+@dataclass
+class Assembly:
+    """A plan carried out."""
+
+    plan: Plan
+    engine: Engine
+    tokenizer: Any
+    generation_config: Any
+
+    @property
+    def decisions(self) -> dict[str, Decision[Any]]:
+        """Knob → value and reason."""
+        return self.plan.decisions
+
+
+def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
+    """Decide all that can be decided without loading anything. Raises DynxError."""
+    machine = machine or probe()
+    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle)
+    config = source.config()
+    kinds, drafter, auto = _parse_draft(wish, source)
+    decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions["device"] = choose_device(wish.device, machine)
+    decisions["dtype"] = _dtype(wish, source, config, decisions["device"].value, machine)
+    decisions["threads"] = choose_threads(wish.threads, machine)
+    key = ProfileKey(
+        task=TASK,
+        model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER]),
+        companion=model_hash(drafter.folder) if drafter else None,
+        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        dtype=str(decisions["dtype"].value),
+    )
+    profile = None if wish.plain else _profile(wish, key, warn)
+    decisions["profile"] = (
+        Decision(profile.key.id, f"measured {profile.created}")
+        if profile
+        else Decision("none", "not wanted" if wish.plain or wish.profile == "none" else "none stored for this model, device and precision")
+    )
+    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
+
+
+def _parse_draft(wish: Wish, source: Source) -> tuple[frozenset[str], Source | None, bool]:
+    words = [w.strip() for w in wish.draft.split(",") if w.strip()]
+    if not words:
+        raise UsageError("--draft is empty", hint=f"one of {', '.join(KINDS)}, or a model")
+    if wish.plain or words == ["none"]:
+        return frozenset(), None, False
+    if "none" in words or ("auto" in words and len(words) > 1):
+        raise UsageError(f"--draft {wish.draft}: none and auto stand alone")
+    if words == ["auto"]:
+        drafter = source.bundled_drafter
+        return frozenset({"self", "lookup"} | ({"draft"} if drafter else set())), drafter, True
+    models = [w for w in words if w not in KINDS]
+    if len(models) > 1:
+        raise UsageError(f"--draft {wish.draft}: one draft model at a time")
+    kinds = {w for w in words if w in KINDS}
+    if wish.lookup is not None:
+        kinds.add("lookup")
+    found = loading.find(models[0], offline=wish.offline, allow_pickle=wish.allow_pickle) if models else None
+    return frozenset(kinds | ({"draft"} if found else set())), found, False
+
+
+def _dtype(wish: Wish, source: Source, config: dict[str, Any], device: str, machine: Device) -> Decision[str]:
+    stored = config.get("dtype") or config.get("torch_dtype")
+    if wish.dtype == "auto" and device == "cpu":
+        size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
+        full = size * (2 if stored in ("bfloat16", "float16") else 1)
+        if 0 < full <= SMALL:
+            return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
+    return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine, stored)
+
+
+def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profile | None:
+    if wish.profile == "none":
+        if wish.require_profile:
+            raise UsageError("--require-profile and --profile none contradict each other")
+        return None
+    store = ProfileStore(profiles_folder(), warn)
+    if wish.profile is not None:
+        profile = store.get(wish.profile)
+        other = [d for d in profile.key.differences(key) if d != "companion"]
+        if "model" in other or "task" in other:
+            raise ModelError(f"profile {wish.profile} belongs to {profile.model_name}, not to {wish.model}")
+        if other:
+            warn(f"profile {profile.key.id} was measured with another {' and '.join(other)}; its costs are a guess here")
+        return profile
+    profile = store.find(key)
+    if profile is None and wish.require_profile:
+        raise NoProfileError(
+            f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one"
+        )
+    return profile
+
+
+def calibrate_command(wish: Wish) -> str:
+    """The command that makes the profile that this wish lacks."""
+    from shlex import quote
+
+    parts = ["dynx calibrate", "-m", quote(wish.model)]
+    for name, value, usual in (
+        ("--draft", wish.draft, "auto"),
+        ("--device", wish.device, "auto"),
+        ("--dtype", wish.dtype, "auto"),
+    ):
+        if value != usual:
+            parts += [name, quote(value)]
+    if wish.threads:
+        parts += ["--threads", str(wish.threads)]
+    return " ".join(parts)
+
+
+def assemble(plan: Plan, *, stages: Callable[[str], None] = lambda _: None) -> Assembly:
+    """Load what the plan names and put the engine together. Raises DynxError.
+
+    `stages` hears what is being done, for a progress line.
+    """
+    wish, decisions = plan.wish, plan.decisions
+    stages(f"loading {plan.source.name}")
+    with loading.quietly():
+        import torch
+
+        torch.set_num_threads(plan.decisions["threads"].value)
+        from dynx.runtime.backends.eager import EagerBackend
+        from dynx.speculation.engine import Drafters, Engine
+
+    tokenizer = loading.load_tokenizer(plan.source)
+    model = loading.load_causal_lm(
+        plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle
+    )
+    fitted = plan.profile.fitted if plan.profile else {}
+    target = EagerBackend(model, trusted=plan.profile is not None)
+    decisions["backend"] = Decision(target.name, "the only one installed")
+    drafters = Drafters(lookup=False)
+    if plan.kinds and not target.can_rollback.value:
+        decisions["draft"] = Decision("none", target.can_rollback.reason)
+    elif plan.kinds:
+        small = _load_drafter(plan, tokenizer) if plan.drafter else None
+        layers = _exit_layers(plan, fitted, target.layers)
+        if layers and not target.can_exit.value:
+            if not plan.auto:
+                raise ModelError(f"--draft self: {target.can_exit.reason}")
+            layers = None
+        library: list[int] = []
+        if wish.lookup is not None:
+            try:
+                text = decode(wish.lookup.read_bytes(), str(wish.lookup))
+            except OSError as e:
+                raise UsageError(f"--lookup {wish.lookup} can't be read: {e.strerror}") from None
+            library = tokenizer(text, add_special_tokens=False)["input_ids"]
+        drafters = Drafters(small, layers, "lookup" in plan.kinds, library)
+        decisions["draft"] = _describe_drafters(plan, drafters)
+    else:
+        decisions["draft"] = Decision("none", "plain decoding was asked for")
+    engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge_of(plan.profile, warn=stages))
+    return Assembly(plan, engine, tokenizer, getattr(model, "generation_config", None))
+
+
+def _load_drafter(plan: Plan, tokenizer: Any) -> Any:
+    from dynx.runtime.backends.eager import EagerBackend
+
+    source = plan.drafter
+    if source is None:
+        return None
+    why = loading.same_vocabulary(tokenizer, loading.load_tokenizer(source))
+    if why:
+        raise ModelError(
+            f"{source.name} can't draft for {plan.source.name}: another vocabulary ({why})",
+            hint="a draft model needs the target's tokenizer; --draft self and --draft lookup need none",
+        )
+    model = loading.load_causal_lm(source, device=plan.device, dtype=plan.dtype, allow_pickle=plan.wish.allow_pickle)
+    backend = EagerBackend(model, trusted=plan.profile is not None)
+    if not backend.can_rollback.value:
+        raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}")
+    return backend
+
+
+def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
+    """The exit that a profile picked; without one, a third of the depth, and only if asked for by name."""
+    if "self" not in plan.kinds:
+        return None
+    known = fitted.get("exit_layers")
+    if isinstance(known, int) and 0 < known < layers:
+        return known
+    return None if plan.auto else max(1, layers // 3)
+
+
+def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
+    names = []
+    if drafters.model is not None and plan.drafter is not None:
+        names.append(f"model {plan.drafter.name}")
+    if drafters.exit_layers:
+        names.append(f"self after layer {drafters.exit_layers}")
+    if drafters.lookup:
+        names.append("lookup")
+    why = "asked for"
+    if plan.auto:
+        why = "weighed each round by measured costs" if plan.profile else "tried with small stakes: nothing is measured yet"
+    return Decision(", ".join(names), why)
+
+
+def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:
+    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none."""
+    from dynx.runtime.costs import CostCurve
+    from dynx.speculation.confidence import Reliability
+    from dynx.speculation.engine import Knowledge
+    from dynx.speculation.policy import Costs
+
+    if profile is None:
+        return Knowledge()
+    try:
+        costs = Costs()
+        measured, fitted = profile.measured, profile.fitted
+        costs.target = CostCurve.from_json(measured["target"], costs.drift)
+        if measured.get("complete"):
+            costs.complete = CostCurve.from_json(measured["complete"], costs.drift)
+        for origin, curve in measured.get("draft", {}).items():
+            costs.draft[origin] = CostCurve.from_json(curve, costs.drift)
+        for origin, seconds in measured.get("overhead", {}).items():
+            costs.overhead[origin] = float(seconds)
+        reliability = {(o, True): Reliability.from_json(r) for o, r in fitted.get("reliability", {}).items()}
+        rate = fitted.get("tokens_per_second")
+        return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        warn(f"profile {profile.key.id} can't be used ({type(e).__name__}: {e}); going on without")
+        return Knowledge()
+
