@@ -1,3 +1,34 @@
-"""dynx: local AI inference that spends less on easy inputs, with a stated and tested promise."""
+"""dynx: local AI inference that spends less on easy inputs, with a stated and tested promise.
+
+    import dynx
+
+    answer = dynx.generate("Once upon a time", model="story")       # an Answer: text, receipt
+    for piece in dynx.load("story").stream("The fox said"): ...     # loads once, streams
+
+    fast = dynx.wrap(model, assistant=small)                        # any transformers causal LM already loaded
+    ids = fast.generate(input_ids, max_new_tokens=100)
+
+Importing this loads nothing heavy; the names below arrive on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynx.api import Answer, Wrapped, Writer, generate, load, wrap
 
 __version__ = "0.1.0.dev0"
+__all__ = ["Answer", "Wrapped", "Writer", "__version__", "generate", "load", "wrap"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from dynx import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'dynx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -38,7 +38,7 @@ class UnsupportedModelError(ModelError):
     """The model loads, and dynx has no way to run it."""
 
 
-class GateFailed(DynxError):
+class GateFailed(DynxError):  # noqa: N818 - a verdict, not a mistake
     """A measured figure misses the bar that the caller set."""
 
     exit_code = 3

@@ -6,19 +6,22 @@ drawn so that each block matters, the head is sharp, and a noisy copy or an earl
 
 from __future__ import annotations
 
-import random
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from dynx.runtime.backends.eager import EagerBackend, decoder_blocks
+from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from transformers.cache_utils import Cache
 
     from dynx.speculation.events import Origin
     from dynx.speculation.policy import Prospect, Round
@@ -76,7 +79,9 @@ def tiny(kind: str, *, seed: int = 0, vocab: int = VOCAB, **changes: Any) -> Any
     config = AutoConfig.for_model(
         kind, vocab_size=vocab, bos_token_id=None, eos_token_id=None, pad_token_id=None, tie_word_embeddings=False, **settings
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng():  # vectors keep their initial values, and Mamba's are drawn
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).eval()
     _sharpen(model, torch.Generator().manual_seed(seed))
     return model
 
@@ -106,3 +111,173 @@ def perturbed(model: Any, amount: float = 0.1, *, seed: int = 1) -> Any:
         if weight.dim() >= 2:
             weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * amount)
     return model
+
+
+@cache
+def reference(kind: str) -> Any:
+    """A model that dynx never touches, for what transformers makes of it."""
+    return tiny(kind)
+
+
+@cache
+def generated(kind: str, prompt: tuple[int, ...], count: int, penalty: float = 1.0) -> list[int]:
+    """What transformers' greedy `generate` appends to `prompt`."""
+    ids = torch.tensor([prompt])
+    out = reference(kind).generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        repetition_penalty=penalty,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TimedBackend(EagerBackend):
+    """A backend whose passes take a fixed time on `clock`: `layer` seconds for each layer run, 5 % more per further token."""
+
+    def __init__(self, model: Any, clock: Clock, layer: float = 1.0) -> None:
+        super().__init__(model)
+        self.clock, self.layer = clock, layer
+
+    def price(self, count: int, layers: int | None = None) -> float:
+        """Seconds of a pass of `count` tokens."""
+        return self.layer * (self.layers if layers is None else layers) * (1 + 0.05 * (count - 1))
+
+    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
+        """The pass, and its time."""
+        gate = self.__dict__.get("gate")
+        self.clock.now += self.price(len(tokens), gate.last - gate.first if gate else None)
+        return super().run(tokens, cache, keep)
+
+
+class Whim:
+    """A policy of arbitrary legal choices: whatever a real one may come to, and much that none would.
+
+    `prefixes` off keeps all drafts, as acceptance of freely sampled ones demands.
+    """
+
+    def __init__(self, seed: int, *, prefixes: bool = True) -> None:
+        self._random = np.random.default_rng(seed)
+        self._prefixes = prefixes
+        self._room = 0
+        self.seen: set[str] = set()
+        """States that occurred, for a test to check that they all did."""
+
+    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+        """Any drafter, also one with nothing to say, or none."""
+        self._room = min(room, int(self._random.integers(0, 10)))
+        at = int(self._random.integers(0, len(prospects) + 1))
+        return prospects[at].origin if at < len(prospects) else None
+
+    def another(self, signals: Sequence[float]) -> bool:
+        """Most of the time."""
+        return len(signals) < self._room and bool(self._random.random() < 0.8)
+
+    def submit(self, signals: Sequence[float]) -> int:
+        """Any prefix, half of the time all."""
+        if not self._prefixes or self._random.random() < 0.5:
+            return len(signals)
+        return int(self._random.integers(0, len(signals) + 1))
+
+    def learn(self, done: Round) -> None:
+        """Only what kind of round it was."""
+        drafted = len(done.signals)
+        if done.origin is None or not drafted:
+            self.seen.add("plain" if done.origin is None else f"{done.origin}: silent")
+            return
+        sent = "nothing" if not done.submitted else "all" if done.submitted == drafted else "some"
+        stayed = "none" if not done.kept else "all" if done.kept == done.submitted else "some"
+        self.seen.add(f"{done.origin}: {sent} submitted, {stayed} stayed")
+
+
+class Stub:
+    """A backend with no network: `row` maps a prefix to the logits (V,) of what follows, `early` likewise for the exit.
+
+    Two layers, the exit after the first.
+    """
+
+    name = "stub"
+    layers = 2
+    can_rollback = Decision(True, "a list of tokens")
+    can_exit = Decision(True, "a list of tokens")
+
+    def __init__(
+        self,
+        vocab: int,
+        row: Callable[[Sequence[int]], Tensor],
+        early: Callable[[Sequence[int]], Tensor] | None = None,
+        *,
+        context: int | None = None,
+    ) -> None:
+        self.vocab, self.row, self.early, self.context = vocab, row, early or row, context
+
+    def open(self) -> StubSession:
+        """A fresh sequence."""
+        return StubSession(self)
+
+
+class StubSession:
+    """A sequence in a `Stub`."""
+
+    def __init__(self, backend: Stub) -> None:
+        self._backend = backend
+        self._tokens: list[int] = []
+        self._waiting: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """See `Session`."""
+        return len(self._tokens)
+
+    @property
+    def pending(self) -> int:
+        """See `Session`."""
+        return len(self._waiting)
+
+    def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
+        """See `Session`."""
+        start = len(self._tokens) + (0 if keep is None else len(tokens) - keep)
+        self._tokens.extend(tokens)
+        return torch.stack([self._backend.row(self._tokens[: i + 1]) for i in range(start, len(self._tokens))])
+
+    def rollback(self, length: int) -> None:
+        """See `Session`."""
+        del self._tokens[length:]
+        self._waiting.clear()
+
+    def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
+        """See `Session`."""
+        rows = []
+        for token in tokens:
+            self._waiting.append(token)
+            rows.append(self._backend.early([*self._tokens, *self._waiting]))
+        return torch.stack(rows) if logits else None
+
+    def complete(self, count: int | None = None) -> Tensor:
+        """See `Session`."""
+        tokens = self._waiting if count is None else self._waiting[:count]
+        self._waiting = []
+        return self.forward(tokens)
+
+
+def scripted(vocab: int, script: Sequence[int], wrong: Sequence[int] = ()) -> Callable[[Sequence[int]], Tensor]:
+    """Rows that spell out `script`, prompt included, but for the positions in `wrong`; past its end, token 0."""
+
+    def row(prefix: Sequence[int]) -> Tensor:
+        at = len(prefix)
+        token = script[at] if at < len(script) else 0
+        return torch.nn.functional.one_hot(torch.tensor((token + (at in wrong)) % vocab), vocab) * 9.0
+
+    return row

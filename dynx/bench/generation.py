@@ -7,7 +7,6 @@ text with what the profile knows and nothing more, as a new process would.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.policy import Plain, Policy, Static
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from dynx.speculation.setup import Assembly
 
 PEERS = ("transformers",)

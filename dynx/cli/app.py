@@ -1,8 +1,11 @@
-"""The command tree: names, options and help. Everything else happens in the module of the command's name, imported when it runs."""
+"""The command tree: names, options and help.
+
+Everything else happens in the module of the command's name, imported when it runs.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,30 +52,45 @@ def generate(
         int, typer.Option("-n", "--max-new-tokens", metavar="N", min=0, help="Stop after this many tokens.")
     ] = 256,
     temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", min=0.0, max=100.0, help="0 takes the likeliest token; more is bolder.")
+        float,
+        typer.Option(
+            "--temperature", metavar="T", min=0.0, max=100.0, help="0 takes the likeliest token; more is bolder."
+        ),
     ] = 0.0,
     top_k: Annotated[
         int, typer.Option("--top-k", metavar="K", min=0, help="Sample among the K likeliest tokens; 0 means all.")
     ] = 0,
     top_p: Annotated[
         float,
-        typer.Option("--top-p", metavar="P", min=0.0, max=1.0, help="Sample among the likeliest tokens that make up this probability."),
+        typer.Option(
+            "--top-p",
+            metavar="P",
+            min=0.0,
+            max=1.0,
+            help="Sample among the likeliest tokens that make up this probability.",
+        ),
     ] = 1.0,
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
-            "--repetition-penalty", metavar="R", min=0.01, max=100.0, help="Above 1 makes repeating less likely; the model's own setting by default."
+            "--repetition-penalty",
+            metavar="R",
+            min=0.01,
+            max=100.0,
+            help="Above 1 makes repeating less likely; the model's own setting by default.",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="SEED", min=0, help="Makes sampling reproducible, whatever is drafted.")
+        int | None,
+        typer.Option("--seed", metavar="SEED", min=0, help="Makes sampling reproducible, whatever is drafted."),
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="STRING", help="End the answer before this text. Repeatable.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="System message for the chat template; implies --chat.")
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="System message for the chat template; implies --chat."),
     ] = None,
     lines: Annotated[
         bool, typer.Option("--lines", help="One prompt per line of stdin, one answer per line of stdout.")
@@ -82,9 +100,12 @@ def generate(
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print JSON lines: one for each token and each result.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Say on stderr what the answer cost and what was saved.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say on stderr what the answer cost and what was saved.")
+    ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Shade each token by who guessed it, and say why each setting has its value.")
+        bool,
+        typer.Option("--explain", help="Shade each token by who guessed it, and say why each setting has its value."),
     ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain decoding: nothing dynamic.")] = False,
     device: o.Device = "auto",
@@ -119,7 +140,10 @@ def calibrate(
     model: o.Model = "story",
     draft: o.Draft = "auto",
     data: Annotated[
-        str | None, typer.Option("--data", metavar="FILE", help="Prompts to learn from, one per line; by default the model writes its own.")
+        str | None,
+        typer.Option(
+            "--data", metavar="FILE", help="Prompts to learn from, one per line; by default the model writes its own."
+        ),
     ] = None,
     budget: Annotated[
         float, typer.Option("--budget", metavar="SECONDS", min=5.0, max=3600.0, help="Time to spend measuring.")
@@ -131,11 +155,10 @@ def calibrate(
     list_: Annotated[bool, typer.Option("--list", help="List the stored profiles.")] = False,
     show: Annotated[str | None, typer.Option("--show", metavar="ID", help="Print a stored profile.")] = None,
     export: Annotated[
-        str | None, typer.Option("--export", metavar="ID", help="Write a stored profile as one file (to --output, or stdout).")
+        str | None,
+        typer.Option("--export", metavar="ID", help="Write a stored profile as one file (to --output, or stdout)."),
     ] = None,
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Where --export writes.")
-    ] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Where --export writes.")] = None,
     import_: Annotated[
         str | None, typer.Option("--import", metavar="FILE", help="Store a profile that --export wrote.")
     ] = None,
@@ -177,29 +200,41 @@ def bench(
     max_new_tokens: Annotated[
         int, typer.Option("-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer.")
     ] = 64,
-    prompts: Annotated[
-        int, typer.Option("--prompts", metavar="N", min=1, help="At most this many prompts.")
-    ] = 4,
+    prompts: Annotated[int, typer.Option("--prompts", metavar="N", min=1, help="At most this many prompts.")] = 4,
     static: Annotated[
-        str, typer.Option("--static", metavar="LENGTHS", help="Static draft lengths to measure, e.g. 1-10 or 2,4; none for no such arm.")
+        str,
+        typer.Option(
+            "--static",
+            metavar="LENGTHS",
+            help="Static draft lengths to measure, e.g. 1-10 or 2,4; none for no such arm.",
+        ),
     ] = "1-10",
     against: Annotated[
-        str | None, typer.Option("--against", metavar="PEER", help="Also measure a peer on the same prompts: transformers.")
+        str | None,
+        typer.Option("--against", metavar="PEER", help="Also measure a peer on the same prompts: transformers."),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", min=0.0, max=100.0, help="0 is greedy; with more, the seed is fixed.")
+        float,
+        typer.Option(
+            "--temperature", metavar="T", min=0.0, max=100.0, help="0 is greedy; with more, the seed is fixed."
+        ),
     ] = 0.0,
     min_speedup: Annotated[
-        float | None, typer.Option("--min-speedup", metavar="X", min=0.0, help="Gate: dynamic must be at least X times plain.")
+        float | None,
+        typer.Option("--min-speedup", metavar="X", min=0.0, help="Gate: dynamic must be at least X times plain."),
     ] = None,
     require_identical: Annotated[
         bool, typer.Option("--require-identical", help="Gate: dynamic must write what plain writes, token for token.")
     ] = False,
     budget: Annotated[
-        float | None, typer.Option("--budget", metavar="SECONDS", min=1.0, help="Stop after a whole round when time runs out.")
+        float | None,
+        typer.Option("--budget", metavar="SECONDS", min=1.0, help="Stop after a whole round when time runs out."),
     ] = None,
     export: Annotated[
-        list[str] | None, typer.Option("--export", metavar="FORMAT:PATH", help="Also write the result: json:PATH or md:PATH. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--export", metavar="FORMAT:PATH", help="Also write the result: json:PATH or md:PATH. Repeatable."
+        ),
     ] = None,
     json: o.Json = False,
     device: o.Device = "auto",
@@ -225,6 +260,6 @@ def bench(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-def locals_without(name: str, values: dict[str, object]) -> dict[str, object]:
+def locals_without(name: str, values: dict[str, Any]) -> dict[str, Any]:
     """A command's parameters by name, as its `Options` takes them."""
     return {k: v for k, v in values.items() if k != name}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
-from dynx.cli.generate import end_tokens, open_assembly
+from dynx.cli.generate import open_assembly
 from dynx.errors import GateFailed, UsageError
 from dynx.runtime.utf8 import decode
 
@@ -96,16 +96,17 @@ def read_prompts(path: str | None) -> list[str]:
     return lines
 
 
-def measure(options: Options, lengths: list[int], texts: list[str], assembly: Assembly, terminal: Terminal) -> BenchResult:
+def measure(
+    options: Options, lengths: list[int], texts: list[str], assembly: Assembly, terminal: Terminal
+) -> BenchResult:
     """Run the arms and condense what they did."""
     from dynx.bench import harness, report
     from dynx.bench.generation import Task, own_arms, peer_arms
     from dynx.speculation.events import Sampling
 
     seed = 0 if options.temperature else None
-    penalty = getattr(assembly.generation_config, "repetition_penalty", None) or 1.0
-    sampling = Sampling(options.temperature, repetition_penalty=penalty, seed=seed)
-    task = Task(options.max_new_tokens, sampling, end_tokens(assembly))
+    sampling = Sampling(options.temperature, repetition_penalty=assembly.repetition_penalty, seed=seed)
+    task = Task(options.max_new_tokens, sampling, assembly.end_tokens)
     cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
     if options.against:
@@ -126,7 +127,11 @@ def measure(options: Options, lengths: list[int], texts: list[str], assembly: As
             progress=progress,
         )
     return report.summarize(
-        measured, task="generate", unit="tokens", header=header(assembly, options), rng=random.Random(0)  # noqa: S311
+        measured,
+        task="generate",
+        unit="tokens",
+        header=header(assembly, options),
+        rng=random.Random(0),  # noqa: S311
     )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.console import NAMES, SHADES, Terminal, receipt_json, receipt_line, receipt_rows
+from dynx.cli.console import Terminal
 from dynx.cli.inputs import read_lines, read_prompt
 from dynx.cli.main import Interrupted
+from dynx.cli.receipt import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from dynx.cli.options import Color, Dtype
     from dynx.speculation.engine import Run
     from dynx.speculation.events import Origin, Request, Token
@@ -66,20 +68,14 @@ def run(options: Options) -> None:
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
-    if options.lines:
-        if options.no_stdin:
-            raise UsageError("--lines reads stdin and --no-stdin forbids it")
-        prompts: Iterator[str] = read_lines(options.prompt or [], sys.stdin.buffer)
-        prompts = _ahead(prompts)  # an empty or broken stdin shows before a model is loaded
-    else:
-        prompt = read_prompt(options.prompt or [], sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
-        if prompt is None:
-            _help()
-            raise UsageError("no prompt", hint='for example: dynx generate "Once upon a time"')
-        prompts = iter([prompt])
+    prompts = read_prompts(options, terminal)
     assembly = open_assembly(options, terminal)
     printer: Printer = (
-        JsonLines(terminal) if options.jsonl else Document(terminal, options) if options.json else Text(terminal, options)
+        JsonLines(terminal)
+        if options.jsonl
+        else Document(terminal, options)
+        if options.json
+        else Text(terminal, options)
     )
     interrupted = False
     for index, prompt in enumerate(prompts):
@@ -98,7 +94,20 @@ def run(options: Options) -> None:
     if interrupted:
         raise Interrupted
     if options.explain:
-        explain(terminal, assembly)
+        explain(assembly)
+
+
+def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
+    """The prompts to continue. Raises UsageError before any model is loaded if there is none."""
+    if options.lines:
+        if options.no_stdin:
+            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+        return _ahead(read_lines(options.prompt or [], sys.stdin.buffer))
+    prompt = read_prompt(options.prompt or [], sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
+    if prompt is None:
+        _help()
+        raise UsageError("no prompt", hint='for example: dynx generate "Once upon a time"')
+    return iter([prompt])
 
 
 def _ahead(prompts: Iterator[str]) -> Iterator[str]:
@@ -148,7 +157,9 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
     if plan.profile is None and plan.kinds and wish.profile != "none" and terminal.interactive:
-        terminal.notice(f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}")
+        terminal.notice(
+            f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
+        )
     return assembly
 
 
@@ -156,7 +167,7 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
     """Token ids and settings for the engine. Raises UsageError for a chat without template."""
     from dynx.speculation.events import Request, Sampling
 
-    tokenizer, config = assembly.tokenizer, assembly.generation_config
+    tokenizer = assembly.tokenizer
     if options.chat or options.system is not None:
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
@@ -166,24 +177,14 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])
-    penalty = options.repetition_penalty
-    if penalty is None:
-        penalty = getattr(config, "repetition_penalty", None) or 1.0
+    penalty = assembly.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
     return Request(
         prompt=ids,
         max_new_tokens=options.max_new_tokens,
         sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
-        eos=end_tokens(assembly),
+        eos=assembly.end_tokens,
         stop=tuple(options.stop or ()),
     )
-
-
-def end_tokens(assembly: Assembly) -> frozenset[int]:
-    """The ids that end an answer: the generation config's, else the tokenizer's."""
-    ids = getattr(assembly.generation_config, "eos_token_id", None)
-    if ids is None:
-        ids = getattr(assembly.tokenizer, "eos_token_id", None)
-    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
 class Printer:
@@ -225,7 +226,9 @@ class Text(Printer):
         self._last = ""
         receipt = run.receipt()
         if receipt.finish_reason == "context":
-            terminal.warn(f"the model's context of {assembly.engine.target.context} tokens is full; the text so far is complete up to there")
+            terminal.warn(
+                f"the model's context of {assembly.engine.target.context} tokens is full; the text so far is complete up to there"
+            )
         if options.stats:
             profile = assembly.plan.profile
             rows = receipt_rows(receipt, profile.key.id if profile else "none")
@@ -293,7 +296,7 @@ def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly
     }
 
 
-def explain(terminal: Terminal, assembly: Assembly) -> None:
+def explain(assembly: Assembly) -> None:
     """Why each knob has its value."""
     rows: Iterable[tuple[str, Any]] = assembly.decisions.items()
     width = max(len(knob) for knob in assembly.decisions)

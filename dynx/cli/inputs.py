@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 import select
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dynx.errors import UsageError
 from dynx.runtime.utf8 import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 NOTICE = 2.0
 GIVE_UP = 10.0

@@ -6,6 +6,7 @@ shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -63,10 +64,8 @@ def complain(message: str, hint: str | None = None) -> None:
 
 def die_of(number: int) -> int:
     """End as an unhandled signal would, which shells report as 128 + its number."""
-    try:
+    with contextlib.suppress(BrokenPipeError, ValueError):
         sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        pass
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     return 128 + number

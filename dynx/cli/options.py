@@ -48,11 +48,11 @@ Draft = Annotated[
 ]
 Lookup = Annotated[
     str | None,
-    typer.Option("--lookup", metavar="FILE", help="A text file whose passages may be repeated; lookup guesses from it."),
+    typer.Option(
+        "--lookup", metavar="FILE", help="A text file whose passages may be repeated; lookup guesses from it."
+    ),
 ]
-Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")
-]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to compute in.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Processor threads; the cores available by default.")
@@ -63,10 +63,17 @@ ProfileOption = Annotated[
 ]
 AllowPickle = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."),
+    typer.Option(
+        "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
+    ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never contact the hub; use what is on disk.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Quiet = Annotated[int, typer.Option("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")]
-Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, show_default=False, help="Say what was decided and why; -vv: more.")]
+Quiet = Annotated[
+    int, typer.Option("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")
+]
+Verbose = Annotated[
+    int,
+    typer.Option("-v", "--verbose", count=True, show_default=False, help="Say what was decided and why; -vv: more."),
+]
 ColorOption = Annotated[Color, typer.Option("--color", help="Colour on the terminal.")]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 PRIOR_SLOPE = 0.03
 """Relative extra cost assumed for each further token of an unmeasured width; small models on a CPU measure 0.01 to 0.1."""
@@ -44,6 +45,7 @@ class CostCurve:
     table: dict[int, tuple[float, float]] = field(default_factory=dict)
     per_context: float = 0.0  # extra seconds for each token of context beyond `reference`
     reference: int = 0
+    _line: list[float] = field(default_factory=list, init=False, repr=False, compare=False)  # of widths 1, 2, …
 
     @property
     def known(self) -> bool:
@@ -72,8 +74,30 @@ class CostCurve:
         share = (n - low) / (high - low)
         return below + share * (self.table[high][0] - below)
 
+    def upto(self, n: int, context: int = 0) -> list[float]:
+        """Seconds expected now for passes of 1 … n tokens, each what a call would give.
+
+        Remembers the interpolation, so change `table` by `observe` only.
+        """
+        if not self.table:
+            return [0.0] * n
+        if len(self._line) < n:
+            self._line = self._interpolate(n)
+        factor, more = self.drift.factor, self.per_context * (context - self.reference)
+        return [factor * max(base + more, 1e-7) for base in self._line[:n]]
+
+    def _interpolate(self, n: int) -> list[float]:
+        widths = sorted({1, *self.table, n})  # `_base` of widths 1 … n, and cheaper than asking it for each
+        knots = [(width, self._base(width)) for width in widths if width <= n]
+        line = [knots[0][1]]
+        for (low, below), (high, above) in pairwise(knots):
+            step = (above - below) / (high - low)
+            line.extend([below + step * i for i in range(1, high - low + 1)])
+        return line
+
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a pass that took `seconds`."""
+        self._line = []
         if n not in self.table:
             guess = self._base(n) if self.table else 0.0
             base = seconds / self.drift.factor - self.per_context * (context - self.reference)

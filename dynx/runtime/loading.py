@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +20,8 @@ from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -91,7 +92,9 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
     except LocalEntryNotFoundError:
         pass
     if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        raise ModelError(f"no model {name}: not shipped, no such folder, not in the hub's local cache", hint=hint) from None
+        raise ModelError(
+            f"no model {name}: not shipped, no such folder, not in the hub's local cache", hint=hint
+        ) from None
     if close and "/" not in name:
         raise ModelError(f"no model {name}", hint=hint)
     try:
@@ -100,7 +103,9 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
         raise ModelError(f"no model {name}: not shipped, no such folder, not on the hub", hint=hint) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(f"no model {name}: not shipped, no such folder, and the hub can't be reached ({reason})", hint=hint) from None
+        raise ModelError(
+            f"no model {name}: not shipped, no such folder, and the hub can't be reached ({reason})", hint=hint
+        ) from None
 
 
 def check(source: Source, *, allow_pickle: bool = False) -> None:
@@ -202,7 +207,9 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
             )
             model = model.to(device)
         except (torch.OutOfMemoryError, MemoryError):
-            raise DeviceError(f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16") from None
+            raise DeviceError(
+                f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
+            ) from None
         except (ImportError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
         loaded: PreTrainedModel = model.eval()

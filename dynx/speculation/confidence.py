@@ -12,21 +12,33 @@ Pure Python: three weights don't repay a tensor library's overhead in a decode l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-FORGET = 1.01
-"""Growth of the variance per observation: the memory is some hundred drafts, about one change of topic."""
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
-MAX_VARIANCE = (1.0, 0.25, 0.25)
-"""Of bias, signal, position: the prior's, and the most that forgetting may restore."""
+MEMORY = 100.0
+"""Drafts that the regression remembers, about one change of topic."""
 
-TYPICAL_MEMORY = 64.0
+PRIOR_VARIANCE = (1.0, 0.25, 0.25)
+"""Of bias, signal, position: a fresh estimate's, and the most doubt that forgetting may restore."""
+
+TYPICAL_MEMORY = 48.0
 """Drafts that the running mean of acceptance remembers."""
+
+STALE_MEMORY = 8.0
+"""What is left of that memory for a drafter that hasn't been heard for long."""
+
+LIMIT = 40.0
+"""Signals beyond this are as good as certain, and would overflow."""
+
+FIT_STEPS = 30
+"""Newton steps of a fit at most; about six are needed."""
 
 
 def log_odds(probability: float, bound: float = 6.0) -> float:
-    """ln(p/(1-p)), kept within ±`bound`."""
-    if probability <= 0:
+    """ln(p/(1-p)), kept within ±`bound`; NaN counts as no confidence at all."""
+    if not probability > 0:
         return -bound
     if probability >= 1:
         return bound
@@ -38,7 +50,7 @@ class Reliability:
 
     def __init__(self, weights: Sequence[float] = (0.0, 1.0, 0.0), *, typical: float = 0.6) -> None:
         self.weights = list(weights)
-        self.variance = [[MAX_VARIANCE[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
+        self.variance = [[PRIOR_VARIANCE[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
         self.typical = typical
         """Share of drafts accepted lately, whatever their signal: the outlook before a draft is made."""
         self._typical_weight = 4.0
@@ -47,35 +59,71 @@ class Reliability:
     def __call__(self, signal: float, position: int) -> float:
         """Probability that the draft at `position` (from 1) stays."""
         w = self.weights
-        return _sigmoid(w[0] + w[1] * signal + w[2] * math.log(position))
+        return _sigmoid(w[0] + w[1] * max(-LIMIT, min(LIMIT, signal)) + w[2] * math.log(position))
 
     def observe(self, signal: float, position: int, accepted: float) -> None:
         """Learn from a draft that was judged: 1 stayed, 0 rejected, between for a known probability."""
         self.observed += 1
+        self.expect(accepted)
+        w, p = self.weights, self.variance
+        x1, x2 = max(-LIMIT, min(LIMIT, signal)), math.log(position)
+        px = [row[0] + row[1] * x1 + row[2] * x2 for row in p]
+        doubt = px[0] + x1 * px[1] + x2 * px[2]  # variance of the logit
+        chance = _sigmoid(w[0] + w[1] * x1 + w[2] * x2)
+        information = chance * (1 - chance)
+        scale = 1 / (1 + information * doubt)
+        step = scale * (accepted - chance)
+        w[0] += px[0] * step
+        # The drafter's confidence may be worthless, never perverse: a negative slope only chases noise.
+        w[1] = max(0.0, w[1] + px[1] * step)
+        w[2] += px[2] * step
+        # Never surer of this draft's kind than `MEMORY` of them could make it. Doubt returns along x only (Kulhavy 1987): about
+        # what isn't being observed it must not grow without bound.
+        prior = PRIOR_VARIANCE[0] + PRIOR_VARIANCE[1] * x1 * x1 + PRIOR_VARIANCE[2] * x2 * x2
+        after = max(doubt * scale, min(prior, 1 / (MEMORY * information + 1e-9)))
+        shrink = (doubt - after) / (doubt * doubt) if doubt > 0 else 0.0
+        for i in range(3):
+            row, by = p[i], px[i] * shrink
+            row[0] -= by * px[0]
+            row[1] -= by * px[1]
+            row[2] -= by * px[2]
+
+    def expect(self, accepted: float) -> None:
+        """Adjust the outlook alone: by a draft that nobody judged, with its probability."""
         self._typical_weight = min(self._typical_weight + 1, TYPICAL_MEMORY)
         self.typical += (accepted - self.typical) / self._typical_weight
-        x = (1.0, signal, math.log(position))
-        p = self.variance
-        px = [p[i][0] * x[0] + p[i][1] * x[1] + p[i][2] * x[2] for i in range(3)]
-        chance = self(signal, position)
-        information = chance * (1 - chance)
-        scale = 1 / (1 + information * (x[0] * px[0] + x[1] * px[1] + x[2] * px[2]))
-        for i in range(3):
-            self.weights[i] += px[i] * scale * (accepted - chance)
-        # The drafter's confidence may be worthless, never perverse: a negative slope only chases noise.
-        self.weights[1] = max(0.0, self.weights[1])
-        for i in range(3):
-            for j in range(3):
-                p[i][j] -= information * scale * px[i] * px[j]
-        if all(p[i][i] * FORGET <= MAX_VARIANCE[i] for i in range(3)):
-            for row in p:
-                for j in range(3):
-                    row[j] *= FORGET
+
+    def fade(self) -> None:
+        """Trust the outlook less: a round went to another drafter, and this one wasn't heard."""
+        self._typical_weight += (STALE_MEMORY - self._typical_weight) * 0.02 * (self._typical_weight > STALE_MEMORY)
 
     def fit(self, drafts: Iterable[tuple[float, int, float]]) -> None:
-        """Learn from a recording of (signal, position, accepted)."""
-        for signal, position, accepted in drafts:
-            self.observe(signal, position, accepted)
+        """Learn from a recording of (signal, position, accepted), all of it alike, on top of what is known.
+
+        The most likely weights and their variance (Laplace), by Newton's method.
+        """
+        seen = [(1.0, max(-LIMIT, min(LIMIT, s)), math.log(k), y) for s, k, y in drafts]
+        before, doubt = list(self.weights), _inverse(self.variance)
+        for _ in range(FIT_STEPS):
+            w, hessian = self.weights, [list(row) for row in doubt]
+            gradient = [sum(row[j] * (before[j] - w[j]) for j in range(3)) for row in doubt]
+            for *x, accepted in seen:
+                chance = _sigmoid(w[0] + w[1] * x[1] + w[2] * x[2])
+                for i in range(3):
+                    gradient[i] += (accepted - chance) * x[i]
+                    for j in range(3):
+                        hessian[i][j] += chance * (1 - chance) * x[i] * x[j]
+            self.variance = _inverse(hessian)
+            step = [sum(row[j] * gradient[j] for j in range(3)) for row in self.variance]
+            # Far out the curve is flat and Newton's step too long.
+            shorter = min(1.0, 2.0 / max(1e-9, *map(abs, step)))
+            self.weights = [a + shorter * d for a, d in zip(w, step, strict=True)]
+            if max(map(abs, step)) < 1e-6:
+                break
+        self.weights[1] = max(0.0, self.weights[1])
+        self.typical = (self.typical * (self.observed + 4) + sum(y for *_, y in seen)) / (self.observed + 4 + len(seen))
+        self.observed += len(seen)
+        self._typical_weight = min(16.0, 4.0 + self.observed)
 
     def to_json(self) -> dict[str, object]:
         """For a profile."""
@@ -94,9 +142,18 @@ class Reliability:
             raise TypeError("n is not an integer")
         # A profile's text is not today's: keep the estimate, and a third of the prior's variance to move with.
         for i in range(3):
-            out.variance[i][i] = MAX_VARIANCE[i] / 3
+            out.variance[i][i] = PRIOR_VARIANCE[i] / 3
         out.observed, out._typical_weight = n, min(16.0, 4.0 + n)
         return out
+
+
+def _inverse(a: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Of a symmetric positive definite 3x3, by its cofactors."""
+    (p, q, r), (_, s, t), (_, _, u) = a
+    b, c, d = s * u - t * t, r * t - q * u, q * t - r * s
+    e, f, g = p * u - r * r, q * r - p * t, p * s - q * q
+    scale = p * b + q * c + r * d
+    return [[b / scale, c / scale, d / scale], [c / scale, e / scale, f / scale], [d / scale, f / scale, g / scale]]
 
 
 def _sigmoid(x: float) -> float:

@@ -14,7 +14,6 @@ knows no model family, no kernel, no tokenizer details and prints nothing:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,8 @@ from dynx.speculation.sampling import PositionNoise, Warp
 from dynx.speculation.text import StopScanner, StreamDecoder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
 
@@ -142,9 +143,7 @@ class Engine:
 class Run:
     """One continuation in progress: iterate for its tokens, ask for its receipt at any time."""
 
-    def __init__(
-        self, engine: Engine, request: Request, policy: Policy, drafters: dict[Origin, Drafter]
-    ) -> None:
+    def __init__(self, engine: Engine, request: Request, policy: Policy, drafters: dict[Origin, Drafter]) -> None:
         self.request = request
         self._engine, self._policy, self._drafters = engine, policy, drafters
         self._clock = engine.clock

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Origin = Literal["target", "draft", "self", "lookup"]
 """Who proposed a token first. A token the target chose by itself, in a plain pass or after a rejection, is "target"."""

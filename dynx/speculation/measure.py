@@ -7,8 +7,6 @@ Cells are visited in shuffled rounds, one sample each, so that a slow minute hit
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,8 @@ from dynx.runtime.costs import CostCurve
 from dynx.speculation.policy import Costs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dynx.runtime.backends.interface import Backend, Session
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25)
@@ -168,15 +168,3 @@ def layer_seconds(samples: Samples, layers: int) -> float:
 def _adopt(curve: CostCurve, costs: Costs) -> CostCurve:
     curve.drift = costs.drift
     return curve
-
-
-@contextmanager
-def own_random_state() -> Iterator[None]:
-    """Leave torch's global generator as it was."""
-    import torch
-
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)

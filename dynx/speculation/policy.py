@@ -9,34 +9,53 @@ overhead, all measured:
 2. submit the prefix n that maximises 1 + Σ_{i≤n} S_i - λ·T(n+1);
 3. use the drafter whose round is worth most, 1 + Σ S_i - λ·(drafts + T(n+1) + o), if that beats plain's 1 - λ·T(1).
 
-"Never slower" is kept by an account: what the policy doesn't believe in may still be tried, but only with time saved up at
-`REGRET` of all time spent.
+"Never slower" is kept by an account in plain passes: a round faster than plain pays in, a slower one draws out, and no round is
+begun that could lose more than is there. It starts with a grant and earns `REGRET` of all time, so that is the most that can
+be lost however wrong the beliefs are. A second, smaller account pays for trying what is believed to be second best.
 
 The policy sees numbers only, no tensors and no text. Times are seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log2
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from dynx.runtime.costs import CostCurve, Drift
-from dynx.speculation.confidence import Reliability
-from dynx.speculation.events import Origin
+from dynx.runtime.costs import CLIP, CostCurve, Drift
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dynx.speculation.confidence import Reliability
+    from dynx.speculation.events import Origin
 
 LONGEST_DRAFT = 24
 """Beyond this the prefix probabilities of real drafters are spent; lookup of verbatim copies is what gets here."""
 
 HORIZON = 32.0
-"""Rounds over which λ is averaged."""
+"""Rounds over which λ and each drafter's surplus are averaged."""
 
 REGRET = 0.01
-"""Share of all time that may be lost to trying what is not believed to pay."""
+"""Share of all time that may be lost against plain, and as much against the best drafter for trying others."""
+
+DEPOSIT = 8.0
+"""Plain passes that the account holds at most: what a change for the worse may cost before drafting stops."""
+
+TRIAL_DEPOSIT = 2.0
+"""Plain passes saved up at most for trials, or they would come in bursts."""
 
 STRETCH = 8
 """Tokens decoded plainly before the drafters are weighed again, unless a lookup matches well enough."""
+
+PATIENCE = 8
+"""Drafts looked ahead past the best number so far: enough to see over a step of T onto the next plateau."""
+
+READING_ROUNDS = 64
+"""At most so many rounds share what a drafter must read before its first guess."""
+
+UNMEASURED = 0.25
+"""Cost of a model's draft against a target pass until it has been measured."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +154,51 @@ class Costs:
         self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
         self.draft = {"draft": CostCurve(self.drift), "self": CostCurve(self.drift), "lookup": CostCurve(self.drift)}
 
-    def verify(self, origin: Origin, n: int, context: int) -> float:
-        """Seconds to have `n` drafts judged."""
-        return (self.complete if origin == "self" else self.target)(n + 1, context)
+    def verify(self, origin: Origin, n: int, context: int, *, drafted: int | None = None) -> float:
+        """Seconds to have `n` of `drafted` drafts judged; of exactly `n` by default."""
+        # The last draft of the first layers must pass through them once more before it can be judged.
+        again = self.reading("self", 1, context) if origin == "self" and n == (n if drafted is None else drafted) else 0.0
+        return self.judging(origin, n, context)[n] + again
+
+    def judging(self, origin: Origin, most: int, context: int) -> list[float]:
+        """Seconds to have 0, 1 … `most` drafts judged; by the first layers', if more were made."""
+        if origin == "self" and self.complete.known:
+            return self.complete.upto(most + 1, context)
+        passes = self.target.upto(most + 1, context)
+        return [(1 - UNMEASURED) * t for t in passes] if origin == "self" else passes
+
+    def reading(self, origin: Origin, n: int, context: int) -> float:
+        """Seconds of a drafter's pass over `n` tokens, which ends in one draft."""
+        curve = self.draft[origin]
+        return curve(n, context) if curve.known or origin == "lookup" else UNMEASURED * self.target(n, context)
 
     def drafts(self, origin: Origin, count: int, lag: int, context: int) -> float:
         """Seconds to make `count` drafts, the first after reading `lag` tokens."""
         if count == 0:
             return 0.0
-        curve = self.draft[origin]
-        # A draft by the first layers must pass through them once more before it can be judged.
-        again = 1 if origin == "self" else 0
-        return curve(lag, context) + (count - 1 + again) * curve(1, context)
+        return self.reading(origin, lag, context) + (count - 1) * self.reading(origin, 1, context)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A drafter's round as foreseen; seconds of now."""
+
+    origin: Origin
+    lag: int
+    signal: float | None  # of its first guess, if known
+    first: float  # seconds of the first draft, with what must be read
+    each: float  # of each further one
+    again: float  # more if everything drafted is submitted
+    judging: list[float]  # by drafts submitted
+    overhead: float
+    most: float  # that the round may take
+    spared: float = 0.0  # of reading, later rounds' share
+    foreseen: float = float("-inf")  # tokens less λ times the seconds, best over numbers of drafts
+    worth: float = float("-inf")  # with what the foresight lately missed
+
+    def seconds(self, k: int) -> float:
+        """Of the round if `k` drafts are made and all submitted."""
+        return self.first + (k - 1) * self.each + self.again + self.judging[k] + self.overhead
 
 
 class Dynamic:
@@ -168,99 +220,109 @@ class Dynamic:
         self.costs = costs
         self.reliability = reliability
         self._submit_prefixes = submit_prefixes
+        self._promised = rate is not None
         self._tokens = HORIZON * 0.5
         self._seconds = self._tokens / rate if rate else 0.0
-        self._account = 0.0
-        self._grant = grant  # plain passes' worth of time that may be risked at the start
+        self._account = grant  # plain passes
+        self._trials = 0.0  # plain passes
+        self._surplus: dict[Origin, tuple[float, float]] = {}  # tokens, and rounds behind them
         self._plain_left = 0
         self._lookup_bar = 0.0
-        self._origin: Origin | None = None
-        self._context = self._room = 0
-        self._lag = 1
-        self._probing = False
+        self._price = 0.0  # λ in this round
+        self._plan: _Plan | None = None
+        self._trying = False
         self._survival: list[float] = []
 
     @property
     def rate(self) -> float:
-        """λ in tokens per second of the tables' time: the achieved rate, and no less than plain's."""
-        plain = self.costs.target(1, self._context) / self.costs.drift.factor
-        achieved = self._tokens / self._seconds if self._seconds > 0 else 0.0
-        return max(achieved, 1 / plain if plain > 0 else 0.0) / self.costs.drift.factor
+        """λ in tokens per second of now: the rate achieved lately, and no less than plain's."""
+        drift = self.costs.drift.factor
+        plain = self.costs.target(1, self._context)
+        achieved = self._tokens / (self._seconds * drift) if self._seconds > 0 else 0.0
+        return max(achieved, 1 / plain if plain > 0 else 0.0)
 
     def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
         """Decision 3, and now and then a trial of what was decided against."""
-        self._context, self._room = context, min(room, LONGEST_DRAFT)
-        self._origin, self._survival, self._probing = None, [], False
-        if not self.costs.target.known or self._room < 1:
+        self._context, self._plan, self._trying = context, None, False
+        if room < 1 or not self.costs.target.known:
             return None  # measure a plain pass first
         if self._plain_left > 0:
             self._plain_left -= 1
             if not any(p.signal is not None and p.signal >= self._lookup_bar for p in prospects):
                 return None
-        rate = self.rate
-        plain = 1 - rate * self.costs.target(1, context)
-        best, best_worth, second, second_worth = None, plain, None, float("-inf")
+        self._price = self.rate
+        plain = self.costs.target(1, context)
+        best, second = None, None
+        best_worth, second_worth = 1 - self._price * plain, float("-inf")
         for prospect in prospects:
-            worth = self._worth(prospect, rate)
-            if worth > best_worth:
-                best, best_worth = prospect, worth
-            if worth > second_worth and worth < plain:
-                second, second_worth = prospect, worth
+            plan = self._foresee(prospect, context, room, plain)
+            if plan.worth > best_worth:
+                if best is not None:
+                    second, second_worth = best, best_worth
+                best, best_worth = plan, plan.worth
+            elif plan.worth > second_worth:
+                second, second_worth = plan, plan.worth
+        if second is not None:
+            loss = (best_worth - second_worth) / (self._price * plain)
+            if loss < self._trials:
+                self._trials -= loss
+                best, self._trying = second, True
         if best is None:
             self._plain_left = STRETCH
             self._lookup_bar = min((p.signal for p in prospects if p.signal is not None), default=0.0) + 1
-            loss = (plain - second_worth) / rate
-            if second is not None and loss < self._account:
-                best, self._probing = second, True
-        if best is None:
             return None
-        self._origin, self._lag = best.origin, best.lag
+        self._plan, self._survival = best, []
         return best.origin
 
-    def _worth(self, prospect: Prospect, rate: float) -> float:
-        """The best 1 + Σ S_i - λ·cost over numbers of drafts."""
-        origin, best, survival, total = prospect.origin, float("-inf"), 1.0, 1.0
-        if origin == "lookup" and prospect.signal is None:
-            return best
-        overhead = self.costs.overhead.get(origin, 0.0) * self.costs.drift.factor
-        for k in range(1, self._room + 1):
-            survival *= self._foresee(origin, prospect.signal, k)
-            if survival < 0.01 and k > 1:
+    def _foresee(self, prospect: Prospect, context: int, room: int, plain: float) -> _Plan:
+        costs, origin, signal, price = self.costs, prospect.origin, prospect.signal, self._price
+        drafts = min(room, LONGEST_DRAFT if origin == "lookup" or costs.draft[origin].known else 1)
+        each = costs.reading(origin, 1, context)
+        reading = costs.reading(origin, prospect.lag, context) - each if prospect.lag > 1 else 0.0
+        again = each if origin == "self" else 0.0
+        overhead = costs.overhead.get(origin, 0.0) * costs.drift.factor
+        # Where a profile promises a gain, reading up is an investment; else the account must bear it too.
+        most = (self._account + 1) * plain + (reading if self._promised else 0.0)
+        judging = costs.judging(origin, drafts, context)
+        plan = _Plan(origin, prospect.lag, signal, each + reading, each, again, judging, overhead, most)
+        if origin == "lookup" and signal is None:
+            return plan
+        plan.spared = reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4)))
+        best, at, tokens, survival = float("-inf"), 0, 1.0, 1.0
+        for k in range(1, drafts + 1):
+            seconds = plan.seconds(k)
+            if k - at > PATIENCE or seconds > most:
                 break
-            total += survival
-            spent = self.costs.drafts(origin, k, prospect.lag, self._context)
-            worth = total - rate * (spent + self.costs.verify(origin, k, self._context) + overhead)
+            survival *= self._ahead(plan, k)
+            tokens += survival
+            worth = tokens - price * (seconds - plan.spared)
             if worth > best:
-                best = worth
-            elif k > 8:
-                break
-        return best
+                best, at = worth, k
+        plan.foreseen, plan.worth = best, best + self._surplus.get(origin, (0.0, 0.0))[0]
+        return plan
 
-    def _foresee(self, origin: Origin, first_signal: float | None, k: int) -> float:
+    def _ahead(self, plan: _Plan, k: int) -> float:
         """Acceptance of draft k before it is made."""
-        reliability = self.reliability[origin]
-        if first_signal is None:
+        reliability = self.reliability[plan.origin]
+        if plan.signal is None:
             return reliability.typical
-        return reliability(log2(2**first_signal + k - 1), k)  # a match grows by one with each guess that holds
+        return reliability(log2(2**plan.signal + k - 1), k)  # a match grows by one with each guess that holds
 
     def another(self, signals: Sequence[float]) -> bool:
         """Decision 1."""
-        origin = self._origin
-        if origin is None or len(signals) >= self._room:
+        plan, k = self._plan, len(signals)
+        if plan is None or k + 1 >= len(plan.judging):
             return False
-        k = len(signals)
-        self._update(origin, signals)
         if k == 0:
             return True
-        survival, rate, context = self._survival[-1], self.rate, self._context
-        if self._probing and k >= 2:
+        if plan.seconds(k + 1) > plan.most:
             return False
-        draft = self.costs.draft[origin](1, context)
-        here, gain, ahead = self.costs.verify(origin, k, context), 0.0, survival
-        for j in range(1, min(self._room - k, 8) + 1):
-            ahead *= self._foresee(origin, signals[0] if origin == "lookup" else None, k + j)
+        self._judge(plan, signals)
+        gain, ahead, here = 0.0, self._survival[-1], plan.judging[k]
+        for j in range(1, min(len(plan.judging) - 1 - k, PATIENCE) + 1):
+            ahead *= self._ahead(plan, k + j)
             gain += ahead
-            if gain > rate * (j * draft + self.costs.verify(origin, k + j, context) - here):
+            if gain > self._price * (j * plan.each + plan.judging[k + j] - here):
                 return True
             if ahead < 0.02:
                 break
@@ -268,64 +330,84 @@ class Dynamic:
 
     def submit(self, signals: Sequence[float]) -> int:
         """Decision 2."""
-        origin = self._origin
-        if origin is None or not signals:
+        plan, k = self._plan, len(signals)
+        if plan is None or k == 0:
             return 0
-        self._update(origin, signals)
-        if not self._submit_prefixes:
-            return len(signals)
-        rate, context = self.rate, self._context
-        best, best_worth, total = 0, 1 - rate * self.costs.verify(origin, 0, context), 1.0
+        self._judge(plan, signals)
+        best, best_worth, tokens = 0, 1 - self._price * plan.judging[0], 1.0
         for n, survival in enumerate(self._survival, start=1):
-            total += survival
-            worth = total - rate * self.costs.verify(origin, n, context)
-            if worth > best_worth:
+            tokens += survival
+            worth = tokens - self._price * (plan.judging[n] + (plan.again if n == k else 0.0))
+            if worth > best_worth or (n == k and not self._submit_prefixes):
                 best, best_worth = n, worth
-        return max(best, 1) if self._probing else best
+        self._compare(plan, best_worth - self._price * (plan.seconds(k) - plan.again - plan.judging[k] - plan.spared))
+        return max(best, 1) if self._trying else best
 
-    def _update(self, origin: Origin, signals: Sequence[float]) -> None:
-        reliability = self.reliability[origin]
+    def _judge(self, plan: _Plan, signals: Sequence[float]) -> None:
+        reliability = self.reliability[plan.origin]
         for i in range(len(self._survival), len(signals)):
             before = self._survival[-1] if self._survival else 1.0
             self._survival.append(before * reliability(signals[i], i + 1))
 
+    def _compare(self, plan: _Plan, worth: float) -> None:
+        """Note what seeing the drafts was worth: stopping at a doubtful one has a value that no fixed number foresees."""
+        surplus, rounds = self._surplus.get(plan.origin, (0.0, 0.0))
+        rounds = min(rounds + 1, HORIZON)
+        self._surplus[plan.origin] = surplus + (worth - plan.foreseen - surplus) / (rounds + 4), rounds
+
     def learn(self, done: Round) -> None:
-        """Costs, acceptance, λ and the account, from a finished round."""
-        costs, origin = self.costs, done.origin
-        drafted = len(done.signals)
+        """Costs, acceptance, λ and the accounts, from a finished round."""
+        costs, origin, context = self.costs, done.origin, done.context
         if origin is None:
-            costs.target.observe(1, done.context, done.verify_seconds)
+            costs.target.observe(1, context, done.verify_seconds)
+            expected = plain = costs.target(1, context)
         else:
-            curve = costs.complete if origin == "self" else costs.target
-            curve.observe(done.submitted + 1, done.context, done.verify_seconds)
-            if drafted:
-                self._learn_draft(origin, done, drafted)
-            reliability = self.reliability[origin]
-            for i in range(min(done.kept + 1, done.submitted)):
-                reliability.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
-            rest = max(0.0, done.seconds - done.draft_seconds - done.verify_seconds) / costs.drift.factor
-            costs.overhead[origin] = costs.overhead.get(origin, rest) * 0.9 + rest * 0.1
-        keep = 1 - 1 / HORIZON
-        seconds = done.seconds / costs.drift.factor
-        self._tokens = self._tokens * keep + done.tokens
+            self._learn_costs(origin, done)
+            self._learn_acceptance(origin, done)
+            plain = costs.target(1, context)
+            expected = costs.drafts(origin, len(done.signals), done.lag, context) + costs.overhead[origin]
+            expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
+        # A hiccup of the machine is nobody's fault: it counts as little here as it does in the curves.
+        seconds = min(done.seconds, CLIP * expected)
+        passes = seconds / plain if plain > 0 else 1.0
+        self._account += REGRET * passes
+        self._trials = min(self._trials + REGRET * passes, TRIAL_DEPOSIT)
+        if origin is not None:
+            self._account += done.tokens - passes
+            if self._promised and done.lag > 1:
+                self._account += (costs.reading(origin, done.lag, context) - costs.reading(origin, 1, context)) / plain
+        self._account = min(self._account, DEPOSIT)
+        seconds /= costs.drift.factor
         if self._seconds == 0.0:
             self._seconds = seconds * self._tokens / done.tokens
-            self._account += self._grant * seconds
         else:
-            self._seconds = self._seconds * keep + seconds
-        if self._probing:
-            self._account -= max(0.0, seconds - done.tokens * costs.target(1, done.context) / costs.drift.factor)
-        else:
-            self._account += REGRET * seconds
+            keep = 1 - 1 / HORIZON
+            self._tokens, self._seconds = self._tokens * keep + done.tokens, self._seconds * keep + seconds
 
-    def _learn_draft(self, origin: Origin, done: Round, drafted: int) -> None:
-        curve = self.costs.draft[origin]
-        if origin == "self":
-            curve.observe(1, done.context, done.draft_seconds / (drafted + (done.submitted == drafted)))
-        elif done.lag <= 2:
-            curve.observe(1, done.context, done.draft_seconds / drafted)
-        elif drafted == 1:
-            curve.observe(done.lag, done.context, done.draft_seconds)
-        elif curve.known:
-            rest = (drafted - 1) * curve(1, done.context)
-            curve.observe(done.lag, done.context, max(done.draft_seconds - rest, 0.2 * done.draft_seconds))
+    def _learn_acceptance(self, origin: Origin, done: Round) -> None:
+        reliability = self.reliability[origin]
+        for i in range(min(done.kept + 1, done.submitted)):
+            reliability.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
+        if done.kept == done.submitted < len(done.signals):
+            # Or the outlook would know only of drafts that were good enough to submit.
+            reliability.expect(reliability(done.signals[done.kept], done.kept + 1))
+        for other, theirs in self.reliability.items():
+            if other != origin:
+                theirs.fade()
+
+    def _learn_costs(self, origin: Origin, done: Round) -> None:
+        costs, drafted, judging = self.costs, len(done.signals), done.verify_seconds
+        if drafted:
+            curve, spent = costs.draft[origin], done.draft_seconds
+            if done.lag <= 2 or origin == "self":
+                curve.observe(1, done.context, spent / drafted)
+            else:
+                rest = (drafted - 1) * curve(1, done.context)
+                curve.observe(done.lag, done.context, max(spent - rest, 0.2 * spent))
+        if origin == "self" and drafted:
+            again = costs.reading(origin, 1, done.context) if done.submitted == drafted else 0.0
+            costs.complete.observe(done.submitted + 1, done.context, max(judging - again, 0.2 * judging))
+        else:
+            costs.target.observe(done.submitted + 1, done.context, judging)
+        rest = max(0.0, done.seconds - done.draft_seconds - judging) / costs.drift.factor
+        costs.overhead[origin] = costs.overhead.get(origin, rest) * 0.9 + rest * 0.1

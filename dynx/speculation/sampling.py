@@ -6,8 +6,7 @@ means here what it means there. They work on float32. Letters: T rows, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from dynx.speculation.events import Sampling
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.speculation.events import Sampling
 
 
 class Warp:

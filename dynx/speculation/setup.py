@@ -5,9 +5,7 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import ModelError, NoProfileError, UsageError
@@ -15,12 +13,15 @@ from dynx.runtime import loading
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.loading import Source
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.runtime.store import ProfileStore, profiles_folder
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dynx.runtime.loading import Source
     from dynx.speculation.engine import Engine, Knowledge
 
 SMALL = 96 << 20
@@ -86,6 +87,19 @@ class Assembly:
         """Knob → value and reason."""
         return self.plan.decisions
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The ids that end an answer: the generation config's, else the tokenizer's."""
+        ids = getattr(self.generation_config, "eos_token_id", None)
+        if ids is None:
+            ids = getattr(self.tokenizer, "eos_token_id", None)
+        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    @property
+    def repetition_penalty(self) -> float:
+        """The model's own setting, 1 where it has none."""
+        return float(getattr(self.generation_config, "repetition_penalty", None) or 1.0)
+
 
 def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
     """Decide all that can be decided without loading anything. Raises DynxError."""
@@ -108,7 +122,12 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     decisions["profile"] = (
         Decision(profile.key.id, f"measured {profile.created}")
         if profile
-        else Decision("none", "not wanted" if wish.plain or wish.profile == "none" else "none stored for this model, device and precision")
+        else Decision(
+            "none",
+            "not wanted"
+            if wish.plain or wish.profile == "none"
+            else "none stored for this model, device and precision",
+        )
     )
     return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
 
@@ -151,19 +170,19 @@ def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profil
         return None
     store = ProfileStore(profiles_folder(), warn)
     if wish.profile is not None:
-        profile = store.get(wish.profile)
+        profile: Profile = store.get(wish.profile)
         other = [d for d in profile.key.differences(key) if d != "companion"]
         if "model" in other or "task" in other:
             raise ModelError(f"profile {wish.profile} belongs to {profile.model_name}, not to {wish.model}")
         if other:
-            warn(f"profile {profile.key.id} was measured with another {' and '.join(other)}; its costs are a guess here")
+            warn(
+                f"profile {profile.key.id} was measured with another {' and '.join(other)}; its costs are a guess here"
+            )
         return profile
-    profile = store.find(key)
-    if profile is None and wish.require_profile:
-        raise NoProfileError(
-            f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one"
-        )
-    return profile
+    fitting = store.find(key)
+    if fitting is None and wish.require_profile:
+        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
+    return fitting
 
 
 def calibrate_command(wish: Wish) -> str:
@@ -198,9 +217,7 @@ def assemble(plan: Plan, *, stages: Callable[[str], None] = lambda _: None) -> A
         from dynx.speculation.engine import Drafters, Engine
 
     tokenizer = loading.load_tokenizer(plan.source)
-    model = loading.load_causal_lm(
-        plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle
-    )
+    model = loading.load_causal_lm(plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle)
     fitted = plan.profile.fitted if plan.profile else {}
     target = EagerBackend(model, trusted=plan.profile is not None)
     decisions["backend"] = Decision(target.name, "the only one installed")
@@ -268,7 +285,11 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
         names.append("lookup")
     why = "asked for"
     if plan.auto:
-        why = "weighed each round by measured costs" if plan.profile else "tried with small stakes: nothing is measured yet"
+        why = (
+            "weighed each round by measured costs"
+            if plan.profile
+            else "tried with small stakes: nothing is measured yet"
+        )
     return Decision(", ".join(names), why)
 
 
@@ -297,4 +318,3 @@ def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambd
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         warn(f"profile {profile.key.id} can't be used ({type(e).__name__}: {e}); going on without")
         return Knowledge()
-

@@ -13,7 +13,6 @@ from dynx.cli.reference.tree import Argument, Option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from dynx.cli.reference.tree import Command
 
@@ -65,12 +64,6 @@ def completion_of(parameter: Option | Argument, shipped: tuple[str, ...]) -> Com
         return found
     names = (*found.words, *((default,) if default else ()), *shipped)
     return Completion(words=tuple(dict.fromkeys(names)), folders=found.folders, files=found.files)
-
-
-def shipped_models(folder: Path) -> tuple[str, ...]:
-    """Name the models that lie in a folder, found by their configuration."""
-    found = {path.parent.name for name in ("config.json", "model_index.json") for path in folder.glob(f"*/{name}")}
-    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _value(value: object) -> str:
 
 def number(value: float) -> str:
     """Write a number the short way: 60 rather than 60.0."""
-    return f"{value:g}" if abs(value) < 1e6 else str(value)
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def _envvar(parameter: Any) -> str | None:

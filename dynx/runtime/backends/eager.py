@@ -15,9 +15,8 @@ Both are checked against the unmodified model before they are trusted (`_verifie
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 PREFILL_CHUNK = 1024
 """Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
@@ -38,6 +40,9 @@ class CounterLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False
     is_croppable = True
+
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, owner: CounterCache) -> None:
         super().__init__()
@@ -179,9 +184,11 @@ class EagerSession:
         self._cache.position = self._length + len(self._waiting)
         gate.first, gate.last = 0, layers
         try:
-            rows = (
-                self._backend.run(tokens, self._cache, None) if logits else self._backend.run_body(tokens, self._cache)
-            )
+            rows = None
+            if logits:
+                rows = self._backend.run(tokens, self._cache, None)
+            else:
+                self._backend.run_body(tokens, self._cache)
             if gate.captured is None:
                 raise UnsupportedModelError("the decoder ran without passing through its blocks")
             self._states.append(gate.captured)
@@ -233,7 +240,7 @@ class StockSession:
         )
         with torch.inference_mode():
             out = model(**inputs, return_dict=True)
-        self._kwargs = model._update_model_kwargs_for_generation(out, self._kwargs)  # noqa: SLF001
+        self._kwargs = model._update_model_kwargs_for_generation(out, self._kwargs)
         self.length += len(tokens)
         rows: Tensor = out.logits[0]
         return rows[-len(tokens) :] if keep is None else rows[-keep:]
@@ -301,7 +308,10 @@ class EagerBackend:
             return
         with torch.inference_mode():
             self._body(
-                input_ids=torch.tensor([tokens], device=self.device), past_key_values=cache, use_cache=True, return_dict=True
+                input_ids=torch.tensor([tokens], device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
             )
 
     @cached_property
@@ -373,16 +383,12 @@ def decoder_blocks(model: Any) -> list[nn.Module] | None:
     kind = getattr(kind, "target_class", kind)
     if isinstance(kind, (list, tuple)):
         kind = kind[0] if len(kind) == 1 else None
-    if isinstance(kind, type):
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
         found = [m for m in model.modules() if isinstance(m, kind)]
         if found:
             return found
-    lists = [
-        list(m)
-        for m in model.modules()
-        if isinstance(m, nn.ModuleList) and len(m) > 0 and len({type(b) for b in m}) == 1
-    ]
-    return max(lists, key=len, default=None)
+    lists = [list[nn.Module](m) for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return max((blocks for blocks in lists if len({type(b) for b in blocks}) == 1), key=len, default=None)
 
 
 def out_of_memory(device: torch.device) -> DeviceError:

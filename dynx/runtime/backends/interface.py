@@ -14,10 +14,11 @@ Letters in shapes: T tokens of one call, V vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from dynx.runtime.decision import Decision

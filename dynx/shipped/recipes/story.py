@@ -18,15 +18,17 @@ import json
 import lzma
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 END = "<|endoftext|>"
 
@@ -52,6 +54,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of `batch` × `window` tokens."""
         return max(1, self.tokens // (self.batch * self.window))
 
     def rate(self, step: int) -> float:
@@ -85,7 +88,8 @@ def build(plan: Plan) -> LlamaForCausalLM:
 
 def read_books(path: Path) -> list[str]:
     """The books of one `.txt.xz`: one paragraph per line, a blank line between books."""
-    text = lzma.open(path, "rt", encoding="utf-8").read()
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        text = file.read()
     return [book.strip() for book in text.split("\n\n") if book.strip()]
 
 
@@ -94,8 +98,8 @@ def train_tokenizer(books: list[str], vocab: int, folder: Path) -> PreTrainedTok
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -267,7 +271,7 @@ def drafter_agreement(
 def _consecutive(ids: np.ndarray, window: int, device: torch.device, batch: int = 16) -> Iterator[Tensor]:
     whole = len(ids) // (window + 1) * (window + 1)
     rows = torch.from_numpy(ids[:whole].astype(np.int64)).view(-1, window + 1).to(device)
-    yield from rows.split(batch)
+    yield from torch.split(rows, batch)
 
 
 @torch.no_grad()
@@ -392,7 +396,7 @@ def main(argv: list[str] | None = None) -> None:
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng((1, step))
         layer = torch.tensor([int(rng.integers(1, target_plan.layers))], device=device)
-        return compiled(target, windows(train, target_plan, step, device), layer, target_plan.exit_weight)  # type: ignore[no-any-return]
+        return compiled(target, windows(train, target_plan, step, device), layer, target_plan.exit_weight)
 
     run("target", target, target_plan, loss_at, lambda: held_out(target, val, most=20_000), o.work)
     if o.until == "target":
@@ -416,7 +420,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = windows(train, replace(drafter_plan, batch=drafter_plan.batch - half), step, device, seed=2)
         picks = np.random.default_rng((3, step)).integers(0, len(pool), half)
         own = torch.from_numpy(pool[picks].astype(np.int64)).to(device)
-        return distil(drafter, target, torch.cat([rows, own]))  # type: ignore[no-any-return]
+        return distil(drafter, target, torch.cat([rows, own]))
 
     run("drafter", drafter, drafter_plan, drafter_loss, lambda: held_out(drafter, val, most=20_000), o.work)
     drafter.eval()

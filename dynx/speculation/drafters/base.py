@@ -13,11 +13,12 @@ A drafter knows nothing of costs or policy; it only says, with each token, how s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from dynx.speculation.events import Origin

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dynx.speculation.events import Sampling
 from dynx.speculation.sampling import PositionNoise, Warp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.speculation.events import Sampling
 
 
 class Chooser:

@@ -9,12 +9,13 @@ last ended, so the guess is the most recent continuation on record.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from dynx.speculation.drafters.base import Draft
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from dynx.speculation.events import Origin
 
 REFRESH_DEPTH = 32

@@ -6,15 +6,16 @@ the first `propose` reads whatever it missed while others drafted, in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dynx.speculation.confidence import log_odds
 from dynx.speculation.drafters.base import Draft
-from dynx.speculation.drafters.chooser import Chooser
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dynx.runtime.backends.interface import Backend, Session
+    from dynx.speculation.drafters.chooser import Chooser
     from dynx.speculation.events import Origin
 
 

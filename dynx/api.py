@@ -1,0 +1,139 @@
+"""The Python side: the command line's verbs as functions, and a wrapper for models that are loaded already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import UnsupportedModelError, UsageError
+from dynx.speculation.events import Receipt, Request, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from dynx.speculation.engine import Engine
+    from dynx.speculation.setup import Assembly
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A continuation: its text, its token ids, and what it cost."""
+
+    text: str
+    tokens: Sequence[int]
+    receipt: Receipt
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Writer:
+    """A loaded model with its drafters; see `load`."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """The answer piece by piece, as it becomes certain; options as for `generate`."""
+        for token in self._assembly.engine.start(self._request(prompt, **options)):
+            if token.text:
+                yield token.text
+
+    def generate(self, prompt: str, **options: Any) -> Answer:
+        """The whole answer.
+
+        Options: `max_new_tokens` (256), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`, `stop`
+        (a string or several). Raises UsageError for a prompt that is empty or doesn't fit.
+        """
+        run = self._assembly.engine.start(self._request(prompt, **options))
+        text = "".join(token.text for token in run)
+        return Answer(text, run.tokens, run.receipt())
+
+    def _request(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Request:
+        assembly = self._assembly
+        penalty = assembly.repetition_penalty if repetition_penalty is None else repetition_penalty
+        return Request(
+            list(assembly.tokenizer(prompt)["input_ids"]),
+            max_new_tokens,
+            Sampling(temperature, top_k, top_p, penalty, seed),
+            assembly.end_tokens,
+            (stop,) if isinstance(stop, str) else tuple(stop),
+        )
+
+
+def load(model: str = "story", **wish: Any) -> Writer:
+    """Load a shipped model, a folder or a hub id, with its drafters and the profile that fits.
+
+    Further options are those of the command line: `draft`, `device`, `dtype`, `threads`, `profile`, `offline`, `plain`, …
+    Raises DynxError.
+    """
+    from dynx.speculation.setup import Wish, assemble, make_plan
+
+    return Writer(assemble(make_plan(Wish(model=model, **wish))))
+
+
+def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
+    """Continue `prompt`; loads the model each time, so for several prompts use `load`."""
+    return load(model, draft=draft).generate(prompt, **options)
+
+
+class Wrapped:
+    """A transformers model with dynx's decode loop; see `wrap`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.receipt: Receipt | None = None
+        """Of the latest `generate`."""
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> Tensor:
+        """What the model's own `generate` returns for one sequence: ids (1, prompt + new). Raises UsageError for a batch."""
+        if input_ids.ndim != 2 or input_ids.shape[0] != 1:
+            raise UsageError(f"input_ids have shape {tuple(input_ids.shape)}; one sequence, (1, T), is needed")
+        prompt = input_ids[0].tolist()
+        config = getattr(getattr(self.engine.target, "model", None), "generation_config", None)
+        eos = getattr(config, "eos_token_id", None)
+        ends = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        run = self.engine.start(Request(prompt, max_new_tokens, sampling, ends))
+        for _ in run:
+            pass
+        self.receipt = run.receipt()
+        return input_ids.new_tensor([[*prompt, *run.tokens]])
+
+
+def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, lookup: bool = True) -> Wrapped:
+    """dynx's engine around a transformers causal language model that you loaded.
+
+    `assistant` is a smaller one with the same vocabulary, `exit_layers` lets the first layers draft. What is learned stays
+    with the wrapper. Raises UnsupportedModelError for encoder-decoder models and assistants that can't be rolled back.
+    """
+    from dynx.runtime.backends.eager import EagerBackend
+    from dynx.speculation.engine import Drafters, Engine
+
+    small = EagerBackend(assistant) if assistant is not None else None
+    if small is not None and not small.can_rollback.value:
+        raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
+    return Wrapped(Engine(EagerBackend(model), Drafters(small, exit_layers, lookup)))

@@ -1,0 +1,36 @@
+"""Completions for bash, zsh and fish, and manual pages, all written from the command tree.
+
+    python -m dynx.cli.reference            write completions/ and man/
+    python -m dynx.cli.reference --check    say which of them differ from the tree
+
+`tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish` and `man` each write one format.
+The files are committed and installed as they are. `dynx` itself never imports this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynx.cli.reference.bash import bash_completion
+from dynx.cli.reference.fish import fish_completion
+from dynx.cli.reference.man import man_pages
+from dynx.cli.reference.tree import read_tree
+from dynx.cli.reference.zsh import zsh_completion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.cli.reference.tree import Command
+
+__all__ = ["read_tree", "reference_files"]
+
+
+def reference_files(root: Command, shipped: Sequence[str]) -> dict[str, str]:
+    """Return every generated file by its path in the repository; `shipped` are the names of the models that dynx brings."""
+    models, name = tuple(shipped), root.path[0]
+    return {
+        f"completions/{name}.bash": bash_completion(root, models),
+        f"completions/_{name}": zsh_completion(root, models),
+        f"completions/{name}.fish": fish_completion(root, models),
+        **{f"man/{page}": text for page, text in man_pages(root).items()},
+    }

@@ -1,0 +1,55 @@
+"""Write the completions and manual pages, or check that they are what the command tree makes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dynx import shipped
+from dynx.cli.app import app
+from dynx.cli.reference import read_tree, reference_files
+
+REPAIR = "python -m dynx.cli.reference"
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run with the given arguments, or the process's; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=REPAIR, description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    parser.add_argument("--root", type=Path, default=CHECKOUT, metavar="FOLDER", help="the checkout, by default this one")
+    options = parser.parse_args(arguments)
+    root: Path = options.root
+    if not (root / "pyproject.toml").is_file():
+        sys.stderr.write(f"{root} is no source checkout: it has no pyproject.toml\n")
+        return 1
+    tree = read_tree(app)
+    files = reference_files(tree, shipped.names())
+    differing = [name for name, text in files.items() if not _holds(root / name, text)]
+    stale = [str(path.relative_to(root)) for path in sorted((root / "man").glob(f"{tree.path[0]}*.1"))]
+    stale = [name for name in stale if name not in files]
+    if options.check:
+        for name in differing:
+            sys.stderr.write(f"{name} differs from the command tree\n")
+        for name in stale:
+            sys.stderr.write(f"{name} is the page of no command\n")
+        if differing or stale:
+            sys.stderr.write(f"repair with: {REPAIR}\n")
+        return 1 if differing or stale else 0
+    for name in differing:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(files[name].encode())
+    for name in stale:
+        (root / name).unlink()
+    for name in (*differing, *stale):
+        sys.stdout.write(f"{name}\n")
+    return 0
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

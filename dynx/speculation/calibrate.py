@@ -1,0 +1,427 @@
+"""Learn a target and its drafters once: costs, acceptance, the exit layer, and whether any of it pays.
+
+1. Time the passes (`measure`).
+2. Let the target write texts, from prompts given or from openings it makes up itself.
+3. Read every text once with each drafter. At each position that gives the drafter's guess and its confidence; as long
+   as guesses come true, a drafter that runs ahead sees the very same tokens, so one pass shows how many of its drafts would
+   stay from every position, for every exit layer at once.
+4. Fit acceptance, then replay the texts under the dynamic policy for each set of drafters, and keep the smallest set that is as
+   good as any. Fitting and prediction use different texts.
+5. Run it, plain and dynamic in turns, to see what the prediction is worth and what a round costs beyond its passes.
+
+Nothing here prints; `progress` hears (share done, what is being done).
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import combinations
+from typing import TYPE_CHECKING, cast
+
+from dynx.runtime.hashing import text_hash
+from dynx.runtime.profile import Profile
+from dynx.speculation.confidence import Reliability, log_odds
+from dynx.speculation.drafters.lookup import LookupDrafter
+from dynx.speculation.engine import PRIORS, Drafters, Engine, Knowledge
+from dynx.speculation.events import Origin, Request, Sampling
+from dynx.speculation.measure import Samples, costs_from, measure
+from dynx.speculation.policy import LONGEST_DRAFT, Costs, Dynamic, Plain
+from dynx.speculation.replay import Guess, Recording, simulate
+from dynx.speculation.sampling import Warp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dynx.runtime.backends.interface import Backend
+    from dynx.speculation.setup import Assembly
+
+ANSWER = 96
+"""Tokens per text: enough for lookup to find repetitions, short enough for several texts."""
+
+OPENING = 24
+"""Tokens of an opening that the model makes up."""
+
+MOST_TEXTS, LEAST_TEXTS = 12, 4
+
+WORTH = 1.01
+"""A further drafter must promise this much more speed to be worth loading."""
+
+PAYS = 1.02
+"""Predicted speed-up from which guessing is kept on by default."""
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids the target wrote after `prompt` of its own or the user's."""
+
+    tokens: Sequence[int]  # prompt included
+    prompt: int
+
+
+@dataclass
+class Findings:
+    """Everything learned; `profile` is what gets stored."""
+
+    samples: Samples
+    costs: Costs
+    acceptance: dict[Origin, float]  # share of first guesses that come true
+    acceptance_by_exit: dict[int, float]
+    exit_layers: int | None
+    origins: tuple[Origin, ...]  # drafters worth having
+    predicted: float
+    measured: float | None
+    summary: str
+    profile: Profile
+    predictions: dict[str, float] = field(default_factory=dict)  # by set of drafters
+
+
+def calibrate(
+    assembly: Assembly,
+    *,
+    budget: float,
+    clock: Callable[[], float],
+    prompts: Sequence[Sequence[int]] = (),
+    progress: Progress = lambda _share, _what: None,
+) -> Findings:
+    """Learn the assembly's target and drafters within about `budget` seconds.
+
+    `prompts` (token ids) stand for the user's work; without any the target makes up openings.
+    """
+    engine, plan = assembly.engine, assembly.plan
+    target, small = engine.target, engine.drafters.model
+    sampling = Sampling(repetition_penalty=assembly.repetition_penalty)
+    exits = exit_candidates(target) if "self" in plan.kinds else ()
+    progress(0.0, "timing passes")
+    samples = measure(
+        target, small, exits, budget=0.35 * budget, clock=clock, progress=lambda x: progress(0.35 * x, "timing passes")
+    )
+    each = samples.curve("target")(1)
+    count = int(min(MOST_TEXTS, max(LEAST_TEXTS, 0.35 * budget / (ANSWER * each))))
+    texts = write_texts(
+        engine, prompts, count, sampling, clock, 0.4 * budget, lambda x: progress(0.35 + 0.35 * x, "writing texts")
+    )
+    progress(0.7, "reading them with each drafter")
+    readings = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
+    if small is not None:
+        readings["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
+    progress(0.8, "replaying")
+    best_exit = pick_exit(texts, readings, samples, exits, target.layers)
+    costs = costs_from(samples, best_exit, target.layers)
+    traces: dict[Origin, list[list[Guess]]] = {}
+    if small is not None:
+        traces["draft"] = [r.traces(t) for r, t in zip(readings["draft"], texts, strict=True)]
+    if best_exit is not None:
+        traces["self"] = [r.traces(t) for r, t in zip(readings[f"exit {best_exit}"], texts, strict=True)]
+    if "lookup" in plan.kinds:
+        traces["lookup"] = [lookup_traces(t, engine.drafters.library) for t in texts]
+    predictions = predict_sets(texts, traces, costs)
+    origins, predicted = choose_set(predictions)
+    reliability = fit(traces, range(len(texts)))
+    knowledge = Knowledge(costs, {(o, True): r for o, r in reliability.items()}, predicted / each, from_profile=True)
+    chosen = Drafters(
+        small if "draft" in origins else None,
+        best_exit if "self" in origins else None,
+        "lookup" in plan.kinds,
+        engine.drafters.library,
+    )
+    progress(0.85, "checking")
+    measured = confirm(
+        Engine(target, chosen, knowledge=knowledge, clock=clock),
+        texts,
+        sampling,
+        0.15 * budget,
+        lambda x: progress(0.85 + 0.15 * x, "checking"),
+    )
+    acceptance = {o: _first_rate(t) for o, t in traces.items()}
+    by_exit = {e: _first_rate([r.traces(t) for r, t in zip(readings[f"exit {e}"], texts, strict=True)]) for e in exits}
+    summary = in_words(origins, predicted, measured, acceptance, costs, best_exit)
+    profile = Profile(
+        key=plan.key,
+        model_name=plan.source.name,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        versions={n: metadata.version(n) for n in ("torch", "transformers")},
+        device={
+            "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
+            "threads": assembly.decisions["threads"].value,
+        },
+        measured={
+            "target": costs.target.to_json(),
+            "complete": costs.complete.to_json() if costs.complete.known else None,
+            "draft": {o: c.to_json() for o, c in costs.draft.items() if c.known and o != "lookup"},
+            "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
+            "spread": samples.spread("target"),
+        },
+        fitted={
+            "origins": list(origins),
+            "exit_layers": best_exit if "self" in origins else None,
+            "reliability": {o: r.to_json() for o, r in reliability.items()},
+            "tokens_per_second": predicted / each,
+        },
+        evidence={
+            "texts": len(texts),
+            "tokens": sum(len(t.tokens) - t.prompt for t in texts),
+            "data": text_hash(" ".join(map(str, t.tokens)) for t in texts),
+            "self_written": not prompts,
+            "first_guess_acceptance": dict(acceptance),
+            "first_guess_acceptance_by_exit": {str(e): a for e, a in by_exit.items()},
+            "predicted_speedup": predicted,
+            "predicted_speedup_by_drafters": predictions,
+            "measured_speedup": measured,
+        },
+        decision={"summary": summary},
+    )
+    return Findings(
+        samples, costs, acceptance, by_exit, best_exit, origins, predicted, measured, summary, profile, predictions
+    )
+
+
+def exit_candidates(target: Backend) -> tuple[int, ...]:
+    """Layers to consider leaving after: up to six, spread over the first two thirds; none if the target can't exit."""
+    if not target.can_exit.value:
+        return ()
+    last = max(1, target.layers * 2 // 3)
+    return tuple(sorted({max(1, round(last * i / 6)) for i in range(1, 7)}))
+
+
+def write_texts(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    sampling: Sampling,
+    clock: Callable[[], float],
+    budget: float,
+    progress: Callable[[float], None],
+) -> list[Text]:
+    """Greedy continuations of `prompts`, or of openings sampled from the model. At least two, whatever the budget."""
+    began, texts = clock(), []
+    writer = Engine(engine.target, engine.drafters, clock=clock)
+    for i in range(min(count, len(prompts)) if prompts else count):
+        prompt = list(prompts[i]) if prompts else make_up_opening(writer, i)
+        limit = engine.target.context
+        room = ANSWER if limit is None else min(ANSWER, limit - len(prompt))
+        if room < 8:
+            continue
+        run = writer.start(Request(prompt, room, sampling))
+        for _ in run:
+            pass
+        texts.append(Text([*prompt, *run.tokens], len(prompt)))
+        progress((i + 1) / count)
+        if len(texts) >= 2 and clock() - began > budget:
+            break
+    return texts
+
+
+def make_up_opening(engine: Engine, number: int) -> list[int]:
+    """A prompt of the target's own, sampled at temperature 1 from a token chosen by `number`."""
+    start = (number * 7919 + 11) % engine.target.vocab  # any token will do; a prime step spreads them
+    run = engine.start(Request([start], OPENING, Sampling(temperature=1.0, seed=number)), Plain())
+    for _ in run:
+        pass
+    return [start, *run.tokens]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A drafter's guess for each token of a text from the second on: its signal, and whether it is the text's."""
+
+    signals: Sequence[float]
+    right: Sequence[bool]
+
+    def traces(self, text: Text) -> list[Guess]:
+        """What the drafter would have offered at each position of the answer from its second token on."""
+        out = []
+        for at in range(text.prompt + 1, len(text.tokens)):
+            stop = min(at + LONGEST_DRAFT, len(text.tokens))
+            run = self.right[at - 1 : stop - 1]
+            kept = run.index(False) if False in run else len(run)
+            out.append(Guess(tuple(self.signals[at - 1 : stop - 1]), kept))
+        return out
+
+
+def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> Reading:
+    """A draft model over a whole text, in one pass."""
+    limit = small.context or len(text.tokens)
+    tokens = list(text.tokens[:limit])
+    rows = small.open().forward(tokens[:-1])[:, :vocab]
+    return _reading(rows, tokens, sampling)
+
+
+def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> Reading:
+    """The target's first layers over a whole text, in one pass."""
+    rows = target.open().forward_early(list(text.tokens[:-1]), layers)
+    if rows is None:
+        raise RuntimeError("an early pass with a head gave no logits")
+    return _reading(rows, list(text.tokens), sampling)
+
+
+def _reading(rows: Tensor, tokens: list[int], sampling: Sampling) -> Reading:
+    probabilities = Warp(sampling).probabilities(rows, tokens[:1], tokens[1:])
+    best, guesses = probabilities.max(-1)
+    return Reading(
+        [log_odds(p) for p in best.tolist()], [g == t for g, t in zip(guesses.tolist(), tokens[1:], strict=True)]
+    )
+
+
+def lookup_traces(text: Text, library: Sequence[int]) -> list[Guess]:
+    """What lookup would have offered at each position of the answer from its second token on."""
+    drafter, out = LookupDrafter(library), []
+    for at in range(text.prompt + 1, len(text.tokens)):
+        drafter.sync(text.tokens[:at])
+        signals: list[float] = []
+        kept, missed = 0, False
+        for i in range(min(LONGEST_DRAFT, len(text.tokens) - at)):
+            draft = drafter.propose()
+            if draft is None:
+                break
+            signals.append(draft.signal)
+            missed = missed or draft.token != text.tokens[at + i]
+            kept += not missed
+        out.append(Guess(tuple(signals), kept))
+    return out
+
+
+def fit(traces: dict[Origin, list[list[Guess]]], chosen: Iterable[int]) -> dict[Origin, Reliability]:
+    """Acceptance as a function of signal and position, from the texts numbered `chosen`.
+
+    Every third position: neighbours share most of their drafts.
+    """
+    numbers, out = list(chosen), {}
+    for origin, by_text in traces.items():
+        weights, typical = PRIORS[origin]
+        reliability = Reliability(weights, typical=typical)
+        for i in numbers:
+            for trace in by_text[i][::3]:
+                judged = min(trace.kept + 1, len(trace.signals), 12)
+                reliability.fit((trace.signals[j], j + 1, float(j < trace.kept)) for j in range(judged))
+        out[origin] = reliability
+    return out
+
+
+def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> float:
+    """Expected speed-up over plain, each half of the texts replayed with what the other half taught."""
+    halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
+    tokens = seconds = 0.0
+    for teach, play in (halves, reversed(halves)):
+        learned = fit(traces, teach)
+        for i in play:
+            record = Recording(texts[i].prompt + 1, {origin: by_text[i] for origin, by_text in traces.items()})
+            policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), grant=0.5)
+            outcome = simulate(record, policy, costs)
+            tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
+    return tokens * costs.target(1, _middle(texts)) / seconds if seconds else 1.0
+
+
+def _middle(texts: Sequence[Text]) -> int:
+    return int(statistics.median((t.prompt + len(t.tokens)) / 2 for t in texts))
+
+
+def predict_sets(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> dict[str, float]:
+    """Predicted speed-up for every set of drafters, under names like "draft + lookup"; "none" is plain."""
+    out = {"none": 1.0}
+    for size in range(1, len(traces) + 1):
+        for names in combinations(traces, size):
+            out[" + ".join(names)] = predict(texts, {o: traces[o] for o in names}, costs)
+    return out
+
+
+def choose_set(predictions: dict[str, float]) -> tuple[tuple[Origin, ...], float]:
+    """The smallest set within `WORTH` of the best, and its prediction; no set at all below `PAYS`."""
+    best = max(predictions.values())
+    for name, value in sorted(
+        predictions.items(), key=lambda item: (item[0].count("+") + (item[0] != "none"), -item[1])
+    ):
+        if value * WORTH >= best and (name == "none" or value >= PAYS):
+            return cast("tuple[Origin, ...]", () if name == "none" else tuple(name.split(" + "))), value
+    return (), 1.0
+
+
+def pick_exit(
+    texts: Sequence[Text],
+    readings: dict[str, list[Reading]],
+    samples: Samples,
+    exits: Sequence[int],
+    layers: int,
+) -> int | None:
+    """The exit whose drafts alone would serve best, or None without candidates."""
+    worth: dict[int, float] = {}
+    for e in exits:
+        traces: dict[Origin, list[list[Guess]]] = {
+            "self": [r.traces(t) for r, t in zip(readings[f"exit {e}"], texts, strict=True)]
+        }
+        worth[e] = predict(texts, traces, costs_from(samples, e, layers))
+    return max(worth, key=lambda e: worth[e]) if worth else None
+
+
+def confirm(
+    engine: Engine, texts: Sequence[Text], sampling: Sampling, budget: float, progress: Callable[[float], None]
+) -> float | None:
+    """Measured speed-up: plain and dynamic in turns on the texts' prompts, each dynamic run starting from the fit.
+
+    What rounds cost beyond their passes stays in the engine's knowledge; its fits are not touched.
+    """
+    began, ratios = engine.clock(), []
+    tables = copy.deepcopy(engine.knowledge)
+    for i, text in enumerate(texts):
+        request = Request(text.tokens[: text.prompt], min(ANSWER, len(text.tokens) - text.prompt), sampling)
+        spent = []
+        for policy in (Plain(), None) if i % 2 else (None, Plain()):
+            fresh = copy.deepcopy(tables)
+            run = Engine(engine.target, engine.drafters, knowledge=fresh, clock=engine.clock).start(request, policy)
+            for _ in run:
+                pass
+            receipt = run.receipt()
+            spent.append((policy is None, receipt.seconds - receipt.prefill_seconds))
+            if policy is None:
+                for origin, seconds in fresh.costs.overhead.items():
+                    known = engine.knowledge.costs.overhead
+                    known[origin] = min(seconds, known.get(origin, seconds))
+        dynamic, plain = (next(s for d, s in spent if d is want) for want in (True, False))
+        ratios.append(plain / dynamic)
+        progress((i + 1) / len(texts))
+        if len(ratios) >= 3 and engine.clock() - began > budget:
+            break
+    return statistics.median(ratios) if ratios else None
+
+
+def _first_rate(by_text: Sequence[Sequence[Guess]]) -> float:
+    offered = [t for traces in by_text for t in traces if t.signals]
+    return sum(t.kept > 0 for t in offered) / len(offered) if offered else 0.0
+
+
+def in_words(
+    origins: Sequence[Origin],
+    predicted: float,
+    measured: float | None,
+    acceptance: dict[Origin, float],
+    costs: Costs,
+    exit_layers: int | None,
+) -> str:
+    """The decision in a sentence."""
+    names = {"draft": "the draft model", "self": f"the first {exit_layers} layers", "lookup": "lookup"}
+    whole = costs.target(1)
+
+    def case(origin: Origin) -> str:
+        draft = 0.0 if origin == "lookup" else costs.draft[origin](1)
+        step = (
+            costs.verify(origin, 1, costs.target.reference) - whole
+            if origin != "self"
+            else draft - costs.target(1) + costs.complete(2)
+        )
+        even = max(0.0, (draft + step) / whole)
+        return f"{names[origin]} guesses {acceptance.get(origin, 0.0):.0%} right and breaks even at {even:.0%}"
+
+    if not origins:
+        tried = "; ".join(case(o) for o in acceptance) or "there is nothing to draft with"
+        return f"plain decoding, unless the text repeats itself: {tried}"
+    seen = f", {measured:.2f}x in a check" if measured else ""
+    return (
+        f"draft with {' and '.join(names[o] for o in origins)}: {predicted:.2f}x of plain expected{seen}; "
+        + "; ".join(case(o) for o in origins)
+    )

@@ -1,0 +1,30 @@
+"""Everything CI asks for, in one run: lint, format, types, generated files, tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = (
+    ["ruff", "check", "."],
+    ["ruff", "format", "--check", "."],
+    ["mypy"],
+    ["dynx.cli.reference", "--check"],
+    ["pytest", "-q"],
+)
+
+
+def main() -> int:
+    """Run the steps in order; the first that fails ends the run with its exit code."""
+    for step in STEPS:
+        print("+", *step, flush=True)
+        code = subprocess.run([sys.executable, "-m", *step], cwd=ROOT, check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
