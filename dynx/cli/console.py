@@ -37,11 +37,25 @@ class Terminal:
         self.err_color = wants_color(sys.stderr, color)
         self.interactive = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not json and not quiet
         self._status_shown = False
+        if not self.interactive:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the hub's client looks once, when imported
 
     def write(self, text: str) -> None:
         """Product, at once."""
         sys.stdout.write(text)
         sys.stdout.flush()
+
+    def document(self, body: dict[str, Any]) -> None:
+        """One line of JSON; null and never NaN, and plain ASCII where stdout can't take all of Unicode."""
+        import json
+
+        text = json.dumps(body, ensure_ascii=not self.unicode, allow_nan=False)
+        self.write(text + "\n")
+
+    @property
+    def unicode(self) -> bool:
+        """Whether stdout takes any character."""
+        return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
     def warn(self, message: str) -> None:
         """Something the user should know; survives -q."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
 from dynx.cli.inputs import read_lines, read_prompt
-from dynx.cli.main import Interrupted
 from dynx.cli.receipt import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
 from dynx.errors import UsageError
 
@@ -77,24 +75,30 @@ def run(options: Options) -> None:
         if options.json
         else Text(terminal, options)
     )
-    interrupted = False
-    for index, prompt in enumerate(prompts):
-        run_ = assembly.engine.start(make_request(prompt, options, assembly))
-        pieces: list[str] = []
-        try:
-            for token in run_:
-                pieces.append(token.text)
-                printer.token(index, token)
-        except KeyboardInterrupt:
-            interrupted = True
-        printer.result(index, prompt, "".join(pieces), run_, assembly)
-        if interrupted:
-            break
-    printer.close()
-    if interrupted:
-        raise Interrupted
+    try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
+        for index, prompt in enumerate(prompts):
+            answer(index, prompt, options, assembly, printer)
+    finally:
+        printer.close()
     if options.explain:
         explain(assembly)
+
+
+def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> None:
+    """Continue one prompt."""
+    try:
+        run_ = assembly.engine.start(make_request(prompt, options, assembly))
+    except UsageError as e:
+        if not options.lines:
+            raise
+        raise UsageError(f"prompt {index + 1}: {e}", hint=e.hint) from None
+    pieces: list[str] = []
+    try:
+        for token in run_:
+            pieces.append(token.text)
+            printer.token(index, token)
+    finally:
+        printer.result(index, prompt, "".join(pieces), run_, assembly)
 
 
 def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
@@ -253,9 +257,10 @@ class Document(Printer):
         self._results.append(result_json(index, prompt, text, run, assembly))
 
     def close(self) -> None:
-        """Write."""
-        body: dict[str, Any] = {"results": self._results} if self._options.lines else self._results[0]
-        self._terminal.write(json.dumps({"schema": SCHEMA, **body}, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write what there is."""
+        if self._results:
+            body: dict[str, Any] = {"results": self._results} if self._options.lines else self._results[0]
+            self._terminal.document({"schema": SCHEMA, **body})
 
 
 class JsonLines(Printer):
@@ -265,8 +270,7 @@ class JsonLines(Printer):
         self._terminal = terminal
 
     def _write(self, event: str, body: dict[str, Any]) -> None:
-        line = json.dumps({"schema": SCHEMA, "event": event, **body}, ensure_ascii=False, allow_nan=False)
-        self._terminal.write(line + "\n")
+        self._terminal.document({"schema": SCHEMA, "event": event, **body})
 
     def token(self, index: int, token: Token) -> None:
         """An event of its own; id null for text that was only held back."""

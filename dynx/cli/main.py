@@ -7,59 +7,104 @@ shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
-from typing import NoReturn
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the command has kept and shown what it had."""
+from typing import Any, NoReturn
 
 
 def main() -> NoReturn:
     """Run `dynx` with the arguments of this process."""
+    open_missing_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run `dynx`; returns its exit code."""
-    from dynx.errors import DynxError
+    from dynx.errors import DeviceError, DynxError
 
     debug = os.environ.get("DYNX_DEBUG", "") not in ("", "0")
     try:
-        from dynx.cli.app import app
-
-        code = app(arguments, prog_name="dynx", standalone_mode=False)
+        code = invoke(arguments)
         sys.stdout.flush()
-        return int(code or 0)
+        return code
     except DynxError as e:
         if debug:
             raise
         complain(str(e), e.hint)
         return e.exit_code
     except BrokenPipeError:
-        # Python flushes stdout once more on exit; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except KeyboardInterrupt:
         return die_of(signal.SIGINT)
     except Exception as e:
-        show = getattr(e, "show", None)  # the parser's own errors know how to print themselves
-        if show is not None:
-            show()
-            return int(getattr(e, "exit_code", 2))
+        if hasattr(e, "format_message"):
+            return explain_usage(e)
         if debug:
             raise
+        from dynx.runtime.loading import is_out_of_memory
+
+        if is_out_of_memory(e):
+            complain("out of memory", "try a shorter prompt, --dtype bfloat16 or a smaller model")
+            return DeviceError.exit_code
         complain(f"{type(e).__name__}: {e}".splitlines()[0], "DYNX_DEBUG=1 shows where")
         return 1
 
 
+def invoke(arguments: list[str]) -> int:
+    """Parse and run. Typer's own entry would make an exit code of Ctrl-C, and a failure of a closed pipe."""
+    import typer
+
+    from dynx.cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("dynx", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as e:  # --help and --version
+        return int(e.exit_code)
+    return 0
+
+
+def explain_usage(error: Exception) -> int:
+    """The parser's complaint in the words of all others; `dynx` alone gets its help. Returns the exit code."""
+    parser: Any = error
+    context = getattr(parser, "ctx", None)
+    if type(parser).__name__ == "NoArgsIsHelpError":
+        parser.show()
+    else:
+        complain(parser.format_message(), f"{context.command_path} --help lists the options" if context else None)
+    return int(parser.exit_code)
+
+
 def complain(message: str, hint: str | None = None) -> None:
     """One line on stderr for what went wrong, one for what to do."""
-    print(f"dynx: {message}", file=sys.stderr)  # noqa: T201
-    if hint:
-        print(f"  {hint}", file=sys.stderr)  # noqa: T201
+    with contextlib.suppress(BrokenPipeError):
+        print(f"dynx: {message}", file=sys.stderr)  # noqa: T201
+        if hint:
+            print(f"  {hint}", file=sys.stderr)  # noqa: T201
+
+
+def open_missing_streams() -> None:
+    """Give standard streams that the caller closed somewhere to go; Python leaves them None.
+
+    Where stdout takes another encoding than UTF-8, what it lacks becomes ? rather than an error in mid-sentence.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - lives as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def discard_output() -> None:
+    """Nobody reads any more: Python flushes both streams once more on exit, so give them somewhere to go."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
 
 
 def die_of(number: int) -> int:

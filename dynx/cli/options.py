@@ -10,11 +10,6 @@ from typing import Annotated
 
 import typer
 
-MODEL = "Models"
-QUALITY = "Sampling"
-OUTPUT = "Output"
-RUN = "Running"
-
 
 class Dtype(StrEnum):
     """Precisions to compute in."""

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-MEMORY = 100.0
+MEMORY = 150.0
 """Drafts that the regression remembers, about one change of topic."""
 
-PRIOR_VARIANCE = (1.0, 0.25, 0.25)
+PRIOR_VARIANCE = (0.5, 0.1, 0.1)
 """Of bias, signal, position: a fresh estimate's, and the most doubt that forgetting may restore."""
 
-TYPICAL_MEMORY = 48.0
+TYPICAL_MEMORY = 32.0
 """Drafts that the running mean of acceptance remembers."""
 
 STALE_MEMORY = 8.0

@@ -13,12 +13,14 @@ knows no model family, no kernel, no tokenizer details and prints nothing:
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dynx.errors import UsageError
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
@@ -88,12 +90,14 @@ class Engine:
         tokenizer: Any = None,
         knowledge: Knowledge | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        entropy: Callable[[], int] = lambda: secrets.randbits(63),
     ) -> None:
         self.target = target
         self.drafters = drafters or Drafters()
         self.tokenizer = tokenizer
         self.knowledge = knowledge or Knowledge()
         self.clock = clock
+        self.entropy = entropy  # seeds of sampling without a seed
 
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
@@ -129,10 +133,10 @@ class Engine:
             return {}
         sampling = request.sampling
         noise = _noise(request, self.target.vocab)
-        chooser = Chooser(sampling, noise, torch.Generator().manual_seed(torch.seed() % 2**63))
+        chooser = Chooser(sampling, noise, torch.Generator().manual_seed(self.entropy()))
         out: dict[Origin, Drafter] = {}
         if self.drafters.model is not None:
-            out["draft"] = ModelDrafter(self.drafters.model, chooser)
+            out["draft"] = ModelDrafter(self.drafters.model, chooser, self.target.vocab)
         if self.drafters.exit_layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(self.drafters.exit_layers, chooser)
         if self.drafters.lookup:
@@ -149,7 +153,7 @@ class Run:
         self._clock = engine.clock
         self._session: Session = engine.target.open()
         self._tokens: list[int] = list(request.prompt)
-        self._target_choice = TargetChoice(request, engine.target.vocab)
+        self._target_choice = TargetChoice(request, engine.target.vocab, engine.entropy())
         self._decoder = StreamDecoder(engine.tokenizer) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
         self.tallies: dict[Origin, DrafterTally] = {}
@@ -319,12 +323,11 @@ class Run:
 class TargetChoice:
     """How the target's rows are read: the acceptance rule that the request calls for."""
 
-    def __init__(self, request: Request, vocab: int) -> None:
+    def __init__(self, request: Request, vocab: int, seed: int) -> None:
         self._sampling = request.sampling
         self._warp = Warp(request.sampling)
         self._noise = _noise(request, vocab)
-        self._generator = torch.Generator()
-        self._generator.seed()
+        self._generator = torch.Generator().manual_seed(seed)
 
     def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
         """The tokens to append after judging `drafts` by `rows` (len(drafts) + 1, V) of logits."""
@@ -337,7 +340,8 @@ class TargetChoice:
         noise = self._noise
         if noise is not None:
             return keep_picked(guesses, lambda i: noise.pick(p[i], len(context) + i))
-        q = [d.row if d.row is not None else one_hot(d.token, p.shape[-1], p) for d in drafts]
+        vocab = p.shape[-1]
+        q = [one_hot(d.token, vocab, p) if d.row is None else pad(d.row, (0, vocab - len(d.row))) for d in drafts]
         return keep_block(guesses, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
 
     def _uniform(self) -> float:

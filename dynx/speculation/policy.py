@@ -36,11 +36,13 @@ LONGEST_DRAFT = 24
 HORIZON = 32.0
 """Rounds over which λ and each drafter's surplus are averaged."""
 
-REGRET = 0.01
+REGRET = 0.0125
 """Share of all time that may be lost against plain, and as much against the best drafter for trying others."""
 
-DEPOSIT = 8.0
+DEPOSIT = 16.0
 """Plain passes that the account holds at most: what a change for the worse may cost before drafting stops."""
+
+TRIAL_REGRET = 0.0125
 
 TRIAL_DEPOSIT = 2.0
 """Plain passes saved up at most for trials, or they would come in bursts."""
@@ -371,7 +373,7 @@ class Dynamic:
         seconds = min(done.seconds, CLIP * expected)
         passes = seconds / plain if plain > 0 else 1.0
         self._account += REGRET * passes
-        self._trials = min(self._trials + REGRET * passes, TRIAL_DEPOSIT)
+        self._trials = min(self._trials + TRIAL_REGRET * passes, TRIAL_DEPOSIT)
         if origin is not None:
             self._account += done.tokens - passes
             if self._promised and done.lag > 1:

@@ -41,6 +41,10 @@ FIXED_POINT_STEPS = 6
 """Dinkelbach's iteration converges superlinearly; the third step already moves the rate by less than 0.1 %."""
 
 
+OPTIMISM = 1.0
+"""Tokens by which the informed optimum overrates a drafter's first rounds, to learn what choosing by sight is worth."""
+
+
 class ReplayError(DynxError):
     """A recording can't be read as it is."""
 
@@ -185,6 +189,7 @@ class _Informed(Dynamic):
     def __init__(self, costs: Costs, reliability: Mapping[Origin, Reliability], rate: float) -> None:
         super().__init__(costs, reliability, rate=rate, grant=math.inf)
         self._fixed = rate
+        self._surplus = dict.fromkeys(reliability, (OPTIMISM, 0.0))  # so that each is tried before it is judged
 
     @property
     def rate(self) -> float:

@@ -91,4 +91,5 @@ class PositionNoise:
 
     def pick(self, probabilities: Tensor, position: int) -> int:
         """The token of a distribution (V,) at `position`."""
-        return int((probabilities / self.at(position).to(probabilities.device)).argmax())
+        noise = self.at(position)[: len(probabilities)].to(probabilities.device)
+        return int((probabilities / noise).argmax())

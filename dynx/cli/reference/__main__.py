@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run with the given arguments, or the process's; returns the exit code."""
     parser = argparse.ArgumentParser(prog=REPAIR, description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
-    parser.add_argument("--root", type=Path, default=CHECKOUT, metavar="FOLDER", help="the checkout, by default this one")
+    parser.add_argument(
+        "--root", type=Path, default=CHECKOUT, metavar="FOLDER", help="the checkout, by default this one"
+    )
     options = parser.parse_args(arguments)
     root: Path = options.root
     if not (root / "pyproject.toml").is_file():

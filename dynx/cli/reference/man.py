@@ -35,16 +35,20 @@ def page_name(command: Command) -> str:
 def man_page(command: Command, root: Command) -> str:
     """Write one command's page."""
     lines = [
-        ".\\\" Made from the command tree by: python -m dynx.cli.reference",
+        '.\\" Made from the command tree by: python -m dynx.cli.reference',
         f'.TH {escape(page_name(command).upper())} 1 {facts.REVISED} {escape(root.name)} "{escape(root.name)} manual"',
+        ".nh",  # a hyphen that typesetting put into an option or a path can't be told from its own
+        ".ad l",
         ".SH NAME",
-        f"{escape(page_name(command))} \\- {escape(command.summary.removesuffix('.'))}",
+        f"{escape(page_name(command))} \\- {escape(_uncapitalized(command.summary).removesuffix('.'))}",
         ".SH SYNOPSIS",
         *_synopsis(command),
         ".SH DESCRIPTION",
         *_description(command),
         *_section("COMMANDS", ((_command_term(child), [child.summary]) for child in command.commands)),
-        *_section("ARGUMENTS", ((_italic(argument.metavar), _argument_text(argument)) for argument in command.arguments)),
+        *_section(
+            "ARGUMENTS", ((_italic(argument.metavar), _argument_text(argument)) for argument in command.arguments)
+        ),
         *_section("OPTIONS", ((_option_term(option), _option_text(option)) for option in command.options)),
         *_examples(command),
         *_section(
@@ -63,6 +67,10 @@ def escape(text: str) -> str:
     r"""Make roff print a text as it stands: `escape(".5 a-b")` is `\&.5 a\-b`."""
     text = "".join(SPECIAL.get(c) or (c if c.isascii() else f"\\[u{ord(c):04X}]") for c in text)
     return rf"\&{text}" if text.startswith(".") else text
+
+
+def _uncapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _bold(text: str) -> str:

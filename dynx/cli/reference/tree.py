@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NO_REWRAP = "\b\n"  # a paragraph that starts so keeps its line breaks, in `--help` and here
+BRIEF_LENGTH = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,7 @@ def _command(command: Any, path: tuple[str, ...], parent: Any) -> Command:
         examples=examples,
         options=tuple(_option(p) for p in parameters if p.param_type_name == "option"),
         arguments=tuple(_argument(p) for p in parameters if p.param_type_name == "argument"),
-        commands=tuple(
-            _command(child, (*path, name), context) for name, child in children.items() if not child.hidden
-        ),
+        commands=tuple(_command(child, (*path, name), context) for name, child in children.items() if not child.hidden),
     )
 
 
@@ -180,6 +179,12 @@ def _value(value: object) -> str:
 def number(value: float) -> str:
     """Write a number the short way: 60 rather than 60.0."""
     return str(int(value)) if value == int(value) else str(value)
+
+
+def brief(text: str) -> str:
+    """Cut a help text down to what fits a line in a list of completions: `"Rounds; each runs ..."` gives `"Rounds"`."""
+    first = re.split(r"(?<=[\w)])(?:;|\.(?= [A-Z])) ", text)[0].removesuffix(".")
+    return first if len(first) <= BRIEF_LENGTH else first.partition(": ")[0]
 
 
 def _envvar(parameter: Any) -> str | None:

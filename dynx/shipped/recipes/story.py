@@ -65,7 +65,7 @@ class Plan:
 
 
 TARGET = Plan()
-DRAFTER = Plan(hidden=128, mlp=336, layers=2, heads=2, kv_heads=1, tokens=24_000_000, batch=8)
+DRAFTER = Plan(hidden=128, mlp=336, layers=2, heads=2, kv_heads=1, tokens=16_000_000, batch=8)
 
 
 def build(plan: Plan) -> LlamaForCausalLM:

@@ -24,8 +24,9 @@ class ModelDrafter:
 
     origin: Origin = "draft"
 
-    def __init__(self, backend: Backend, chooser: Chooser) -> None:
+    def __init__(self, backend: Backend, chooser: Chooser, vocab: int) -> None:
         self._backend = backend
+        self._vocab = vocab  # the target's: heads of one family are padded to different sizes
         self._choose = chooser
         self._session: Session | None = None
         self._held: list[int] = []  # the tokens behind the session's positions
@@ -67,7 +68,9 @@ class ModelDrafter:
         if limit is not None and seen + len(self._guesses) > limit:
             return None
         feed = [*self._context[done:], *self._guesses[max(0, done - seen) :]]
-        row = session.forward(feed, keep=1)[0]
+        if max(feed) >= self._backend.vocab:
+            return None  # a token that only the target knows; nothing after it can be read
+        row = session.forward(feed, keep=1)[0, : self._vocab]
         self._held.extend(feed)
         token, probability, kept = self._choose(row, self._context, self._guesses)
         self._guesses.append(token)

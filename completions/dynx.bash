@@ -1,0 +1,224 @@
+# bash completion for dynx. Made from the command tree by: python -m dynx.cli.reference
+# shellcheck shell=bash disable=SC2207
+
+# What may follow a command. An option is written with all its names; = says that it takes a value, + that it repeats.
+_dynx_list() {
+    case $1 in
+    dynx)
+        commands='generate calibrate bench'
+        options='--version -h,--help'
+        ;;
+    'dynx generate')
+        commands=''
+        options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
+            --repetition-penalty= --seed= --stop=+ --chat --system= --lines --no-stdin --json --jsonl --stats
+            --explain --plain --device= --dtype= --threads= --profile= --require-profile --allow-pickle
+            --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        ;;
+    'dynx calibrate')
+        commands=''
+        options='-m,--model= --draft= --data= --budget= --dry-run --device-info --list --show= --export= -o,--output=
+            --import= --remove= --json --device= --dtype= --threads= --allow-pickle --offline -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
+        ;;
+    'dynx bench')
+        commands=''
+        options='-m,--model= --draft= --data= --runs= -n,--max-new-tokens= --prompts= --static= --against=
+            --temperature= --min-speedup= --require-identical --budget= --export=+ --json --device= --dtype=
+            --threads= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        ;;
+    esac
+}
+
+# What a value may be: of an option ("dynx COMMAND --option") or of an argument ("dynx COMMAND").
+_dynx_value() {
+    case $1 in
+    'dynx generate -m' | \
+    'dynx generate --model')
+        _dynx_words story; _dynx_folders ;;
+    'dynx generate --draft')
+        _dynx_words 'auto none self lookup'; _dynx_folders ;;
+    'dynx generate --lookup')
+        _dynx_files ;;
+    'dynx generate --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx generate --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx generate --profile')
+        _dynx_words none; _dynx_profiles ;;
+    'dynx generate --color')
+        _dynx_words 'auto always never' ;;
+    'dynx calibrate') _dynx_options ;;
+    'dynx calibrate -m' | \
+    'dynx calibrate --model')
+        _dynx_words story; _dynx_folders ;;
+    'dynx calibrate --draft')
+        _dynx_words 'auto none self lookup'; _dynx_folders ;;
+    'dynx calibrate --data' | \
+    'dynx calibrate -o' | \
+    'dynx calibrate --output' | \
+    'dynx calibrate --import')
+        _dynx_files ;;
+    'dynx calibrate --show' | \
+    'dynx calibrate --export' | \
+    'dynx calibrate --remove')
+        _dynx_profiles ;;
+    'dynx calibrate --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx calibrate --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx calibrate --color')
+        _dynx_words 'auto always never' ;;
+    'dynx bench') _dynx_options ;;
+    'dynx bench -m' | \
+    'dynx bench --model')
+        _dynx_words story; _dynx_folders ;;
+    'dynx bench --draft')
+        _dynx_words 'auto none self lookup'; _dynx_folders ;;
+    'dynx bench --data')
+        _dynx_files ;;
+    'dynx bench --static')
+        _dynx_words none ;;
+    'dynx bench --against')
+        _dynx_words transformers ;;
+    'dynx bench --export')
+        _dynx_prefixes 'json: md:' ;;
+    'dynx bench --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx bench --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx bench --profile')
+        _dynx_words none; _dynx_profiles ;;
+    'dynx bench --color')
+        _dynx_words 'auto always never' ;;
+    *) return 1 ;;
+    esac
+}
+
+_dynx_words() {
+    COMPREPLY+=($(compgen -W "$1" -- "$value"))
+}
+
+# readline's own completion quotes what needs quoting; compgen stands in where it can't be asked for.
+_dynx_files() {
+    compopt -o default 2>/dev/null || COMPREPLY+=($(compgen -f -- "$value"))
+}
+
+_dynx_folders() {
+    compopt -o filenames -o plusdirs 2>/dev/null || COMPREPLY+=($(compgen -d -- "$value"))
+}
+
+_dynx_prefixes() {
+    local prefix
+    for prefix in $1; do
+        if [[ $value == "$prefix"* ]]; then
+            value=${value#"$prefix"} lead+=$prefix
+            _dynx_files
+            return
+        fi
+    done
+    compopt -o nospace 2>/dev/null
+    _dynx_words "$1"
+}
+
+_dynx_profiles() {
+    local folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file ids=
+    [[ $OSTYPE == darwin* && -z $DYNX_CACHE_DIR$XDG_CACHE_HOME ]] && folder=$HOME/Library/Caches/dynx
+    local IFS=$'\n'
+    for file in $(compgen -G "$folder/profiles/*-????????????.json"); do
+        file=${file##*-}
+        ids+=${file%.json}$'\n'
+    done
+    _dynx_words "$ids"
+}
+
+# Find an option's entry in the list by one of its names.
+_dynx_find() {
+    for entry in $options; do
+        [[ ,${entry%%[=+]*}, == *,"$1",* ]] && return
+    done
+    entry=
+    return 1
+}
+
+_dynx_options() {
+    local entry names name all=
+    for entry in $options; do
+        names=${entry%%[=+]*}
+        for name in ${names//,/ }; do
+            [[ $used == *" $name "* && $entry != *+ ]] && continue 2
+        done
+        all+=" ${names//,/ }"
+    done
+    _dynx_words "$all"
+}
+
+# The words up to the cursor, whole: bash splits them at = and : too.
+_dynx_split() {
+    local rest=${COMP_LINE:0:COMP_POINT} i word blank
+    words=()
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        blank=${rest%%[![:blank:]]*}
+        rest=${rest#"$blank"}
+        ((i == COMP_CWORD)) && word=$rest
+        if [[ $i -eq 0 || -n $blank ]]; then
+            words+=("$word")
+        else
+            words[${#words[@]} - 1]+=$word
+        fi
+        rest=${rest#"$word"}
+    done
+}
+
+_dynx() {
+    local IFS=$' \t\n' words word i command=dynx commands options entry used=' ' owner= only_arguments=
+    local current value lead= kept= mark
+    _dynx_split
+    _dynx_list "$command"
+    for ((i = 1; i < ${#words[@]} - 1; i++)); do
+        word=${words[i]}
+        if [[ -n $owner ]]; then
+            owner=
+        elif [[ $word == -- ]]; then
+            only_arguments=1
+        elif [[ $word == -?* && -z $only_arguments ]]; then
+            used+="${word%%=*} "
+            [[ $word != *=* ]] && _dynx_find "$word" && [[ $entry == *=* ]] && owner=$word
+        elif [[ " $commands " == *" $word "* && -z $only_arguments ]]; then
+            command+=" $word"
+            used=' '
+            _dynx_list "$command"
+        fi
+    done
+
+    current=${words[${#words[@]} - 1]}
+    value=${current#[\"\']}
+    COMPREPLY=()
+    if [[ -n $owner ]]; then
+        _dynx_value "$command $owner"
+    elif [[ $current == --*=* && -z $only_arguments ]]; then
+        lead=${current%%=*}=
+        value=${current#*=}
+        _dynx_value "$command ${current%%=*}"
+    elif [[ $current == -* && -z $only_arguments ]]; then
+        _dynx_options
+    elif [[ -n $commands ]]; then
+        _dynx_words "$commands"
+    else
+        _dynx_value "$command"
+    fi
+
+    # readline replaces only what follows the last of its word breaks.
+    for mark in = :; do
+        [[ $COMP_WORDBREAKS == *$mark* && $current == [!\"\']*$mark* ]] || continue
+        word=${current%"${current##*"$mark"}"}
+        ((${#word} > ${#kept})) && kept=$word
+    done
+    for i in "${!COMPREPLY[@]}"; do
+        word=$lead${COMPREPLY[i]}
+        COMPREPLY[i]=${word#"$kept"}
+    done
+}
+
+complete -F _dynx dynx

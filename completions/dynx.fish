@@ -1,0 +1,152 @@
+# fish completion for dynx. Made from the command tree by: python -m dynx.cli.reference
+
+# The command being typed, with its parents: fish's own helpers would take a word of the prompt for one.
+function __dynx_command
+    set -l path
+    set -l is_value no
+    for word in (commandline -opc)
+        if test $is_value = yes
+            set is_value no
+            continue
+        end
+        switch "$path"
+            case ''
+                set path dynx
+            case 'dynx'
+                switch $word
+                    case 'generate' 'calibrate' 'bench'
+                        set path "$path $word"
+                end
+        end
+    end
+    echo $path
+end
+
+function __dynx_at
+    test (__dynx_command) = "$argv"
+end
+
+# The value being typed, without the option that it may hang on.
+function __dynx_value
+    commandline -ct | string replace -r '^--[^=]*=' ''
+end
+
+function __dynx_folders
+    __fish_complete_directories (__dynx_value)
+end
+
+function __dynx_files_after
+    set -l value (__dynx_value)
+    for prefix in $argv
+        if string match -q -- "$prefix*" $value
+            printf '%s\n' $prefix(complete -C"'' "(string replace -- $prefix '' $value) | string replace -r '\t.*' '')
+            return
+        end
+    end
+    printf '%s\n' $argv
+end
+
+function __dynx_profiles
+    set -l folder $HOME/.cache/dynx
+    if test -n "$DYNX_CACHE_DIR"
+        set folder $DYNX_CACHE_DIR
+    else if test -n "$XDG_CACHE_HOME"
+        set folder $XDG_CACHE_HOME/dynx
+    else if test (uname) = Darwin
+        set folder $HOME/Library/Caches/dynx
+    end
+    for file in $folder/profiles/*-*.json
+        string replace -rf '^.*/([^/]*)-([0-9a-f]{12})\.json$' '$2\t$1' -- $file
+    end
+end
+
+complete -c dynx -f
+
+# dynx
+complete -c dynx -n '__dynx_at dynx' -a 'generate' -d 'Continue a text with a language model, faster than plain decoding and equal to it'
+complete -c dynx -n '__dynx_at dynx' -a 'calibrate' -d 'Measure this device and a model once, and store what was learned'
+complete -c dynx -n '__dynx_at dynx' -a 'bench' -d 'Measure plain against static against dynamic, interleaved, and gate on the result'
+complete -c dynx -n '__dynx_at dynx' -l version -d 'Print the version and exit'
+complete -c dynx -n '__dynx_at dynx' -s h -l help -d 'Show this message and exit'
+
+# dynx generate
+complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx generate' -l lookup -r -F -d 'A text file whose passages may be repeated'
+complete -c dynx -n '__dynx_at dynx generate' -s n -l max-new-tokens -x -d 'Stop after this many tokens'
+complete -c dynx -n '__dynx_at dynx generate' -l temperature -x -d '0 takes the likeliest token'
+complete -c dynx -n '__dynx_at dynx generate' -l top-k -x -d 'Sample among the K likeliest tokens'
+complete -c dynx -n '__dynx_at dynx generate' -l top-p -x -d 'Sample among the likeliest tokens that make up this probability'
+complete -c dynx -n '__dynx_at dynx generate' -l repetition-penalty -x -d 'Above 1 makes repeating less likely'
+complete -c dynx -n '__dynx_at dynx generate' -l seed -x -d 'Makes sampling reproducible, whatever is drafted'
+complete -c dynx -n '__dynx_at dynx generate' -l stop -x -d 'End the answer before this text'
+complete -c dynx -n '__dynx_at dynx generate' -l chat -d 'Put the prompt into the model\'s chat template'
+complete -c dynx -n '__dynx_at dynx generate' -l system -x -d 'System message for the chat template'
+complete -c dynx -n '__dynx_at dynx generate' -l lines -d 'One prompt per line of stdin, one answer per line of stdout'
+complete -c dynx -n '__dynx_at dynx generate' -l no-stdin -d 'Never read stdin'
+complete -c dynx -n '__dynx_at dynx generate' -l json -d 'Print one JSON document instead of text'
+complete -c dynx -n '__dynx_at dynx generate' -l jsonl -d 'Print JSON lines: one for each token and each result'
+complete -c dynx -n '__dynx_at dynx generate' -l stats -d 'Say on stderr what the answer cost and what was saved'
+complete -c dynx -n '__dynx_at dynx generate' -l explain -d 'Shade each token by who guessed it, and say why each setting has its value'
+complete -c dynx -n '__dynx_at dynx generate' -l plain -d 'Plain decoding: nothing dynamic'
+complete -c dynx -n '__dynx_at dynx generate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
+complete -c dynx -n '__dynx_at dynx generate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
+complete -c dynx -n '__dynx_at dynx generate' -l threads -x -d 'Processor threads'
+complete -c dynx -n '__dynx_at dynx generate' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
+complete -c dynx -n '__dynx_at dynx generate' -l require-profile -d 'Fail (exit 4) unless a profile fits'
+complete -c dynx -n '__dynx_at dynx generate' -l allow-pickle -d 'Load pickled weights too'
+complete -c dynx -n '__dynx_at dynx generate' -l offline -d 'Never contact the hub'
+complete -c dynx -n '__dynx_at dynx generate' -s q -l quiet -d 'Fewer words on stderr'
+complete -c dynx -n '__dynx_at dynx generate' -s v -l verbose -d 'Say what was decided and why'
+complete -c dynx -n '__dynx_at dynx generate' -l color -x -a 'auto always never' -d 'Colour on the terminal'
+complete -c dynx -n '__dynx_at dynx generate' -s h -l help -d 'Show this message and exit'
+
+# dynx calibrate
+complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'Prompts to learn from, one per line'
+complete -c dynx -n '__dynx_at dynx calibrate' -l budget -x -d 'Time to spend measuring'
+complete -c dynx -n '__dynx_at dynx calibrate' -l dry-run -d 'Say what would be measured, and stop'
+complete -c dynx -n '__dynx_at dynx calibrate' -l device-info -d 'Show what this machine has and what dynx picks from it'
+complete -c dynx -n '__dynx_at dynx calibrate' -l list -d 'List the stored profiles'
+complete -c dynx -n '__dynx_at dynx calibrate' -l show -x -a '(__dynx_profiles)' -d 'Print a stored profile'
+complete -c dynx -n '__dynx_at dynx calibrate' -l export -x -a '(__dynx_profiles)' -d 'Write a stored profile as one file (to --output, or stdout)'
+complete -c dynx -n '__dynx_at dynx calibrate' -s o -l output -r -F -d 'Where --export writes'
+complete -c dynx -n '__dynx_at dynx calibrate' -l import -r -F -d 'Store a profile that --export wrote'
+complete -c dynx -n '__dynx_at dynx calibrate' -l remove -x -a '(__dynx_profiles)' -d 'Delete a stored profile'
+complete -c dynx -n '__dynx_at dynx calibrate' -l json -d 'Print one JSON document instead of text'
+complete -c dynx -n '__dynx_at dynx calibrate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
+complete -c dynx -n '__dynx_at dynx calibrate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
+complete -c dynx -n '__dynx_at dynx calibrate' -l threads -x -d 'Processor threads'
+complete -c dynx -n '__dynx_at dynx calibrate' -l allow-pickle -d 'Load pickled weights too'
+complete -c dynx -n '__dynx_at dynx calibrate' -l offline -d 'Never contact the hub'
+complete -c dynx -n '__dynx_at dynx calibrate' -s q -l quiet -d 'Fewer words on stderr'
+complete -c dynx -n '__dynx_at dynx calibrate' -s v -l verbose -d 'Say what was decided and why'
+complete -c dynx -n '__dynx_at dynx calibrate' -l color -x -a 'auto always never' -d 'Colour on the terminal'
+complete -c dynx -n '__dynx_at dynx calibrate' -s h -l help -d 'Show this message and exit'
+
+# dynx bench
+complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'Prompts to measure on, one per line'
+complete -c dynx -n '__dynx_at dynx bench' -l runs -x -d 'Rounds'
+complete -c dynx -n '__dynx_at dynx bench' -s n -l max-new-tokens -x -d 'Tokens per answer'
+complete -c dynx -n '__dynx_at dynx bench' -l prompts -x -d 'At most this many prompts'
+complete -c dynx -n '__dynx_at dynx bench' -l static -x -a 'none' -d 'Static draft lengths to measure, e.g. 1-10 or 2,4'
+complete -c dynx -n '__dynx_at dynx bench' -l against -x -a 'transformers' -d 'Also measure a peer on the same prompts: transformers'
+complete -c dynx -n '__dynx_at dynx bench' -l temperature -x -d '0 is greedy'
+complete -c dynx -n '__dynx_at dynx bench' -l min-speedup -x -d 'Gate: dynamic must be at least X times plain'
+complete -c dynx -n '__dynx_at dynx bench' -l require-identical -d 'Gate: dynamic must write what plain writes, token for token'
+complete -c dynx -n '__dynx_at dynx bench' -l budget -x -d 'Stop after a whole round when time runs out'
+complete -c dynx -n '__dynx_at dynx bench' -l export -x -a '(__dynx_files_after json: md:)' -d 'Also write the result: json:PATH or md:PATH'
+complete -c dynx -n '__dynx_at dynx bench' -l json -d 'Print one JSON document instead of text'
+complete -c dynx -n '__dynx_at dynx bench' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
+complete -c dynx -n '__dynx_at dynx bench' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
+complete -c dynx -n '__dynx_at dynx bench' -l threads -x -d 'Processor threads'
+complete -c dynx -n '__dynx_at dynx bench' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
+complete -c dynx -n '__dynx_at dynx bench' -l allow-pickle -d 'Load pickled weights too'
+complete -c dynx -n '__dynx_at dynx bench' -l offline -d 'Never contact the hub'
+complete -c dynx -n '__dynx_at dynx bench' -s q -l quiet -d 'Fewer words on stderr'
+complete -c dynx -n '__dynx_at dynx bench' -s v -l verbose -d 'Say what was decided and why'
+complete -c dynx -n '__dynx_at dynx bench' -l color -x -a 'auto always never' -d 'Colour on the terminal'
+complete -c dynx -n '__dynx_at dynx bench' -s h -l help -d 'Show this message and exit'

@@ -1,0 +1,136 @@
+"""The fish completion: a `complete` line for each option, on the condition that its command is being typed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynx.cli.reference.facts import completion_of
+from dynx.cli.reference.tree import brief
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynx.cli.reference.facts import Completion
+    from dynx.cli.reference.tree import Command, Option
+
+PROGRAM = r"""# fish completion for NAME. Made from the command tree by: python -m dynx.cli.reference
+
+# The command being typed, with its parents: fish's own helpers would take a word of the prompt for one.
+function __NAME_command
+    set -l path
+    set -l is_value no
+    for word in (commandline -opc)
+        if test $is_value = yes
+            set is_value no
+            continue
+        end
+        switch "$path"
+            case ''
+                set path NAME
+CASES
+        end
+    end
+    echo $path
+end
+
+function __NAME_at
+    test (__NAME_command) = "$argv"
+end
+
+# The value being typed, without the option that it may hang on.
+function __NAME_value
+    commandline -ct | string replace -r '^--[^=]*=' ''
+end
+
+function __NAME_folders
+    __fish_complete_directories (__NAME_value)
+end
+
+function __NAME_files_after
+    set -l value (__NAME_value)
+    for prefix in $argv
+        if string match -q -- "$prefix*" $value
+            printf '%s\n' $prefix(complete -C"'' "(string replace -- $prefix '' $value) | string replace -r '\t.*' '')
+            return
+        end
+    end
+    printf '%s\n' $argv
+end
+
+function __NAME_profiles
+    set -l folder $HOME/.cache/dynx
+    if test -n "$DYNX_CACHE_DIR"
+        set folder $DYNX_CACHE_DIR
+    else if test -n "$XDG_CACHE_HOME"
+        set folder $XDG_CACHE_HOME/dynx
+    else if test (uname) = Darwin
+        set folder $HOME/Library/Caches/dynx
+    end
+    for file in $folder/profiles/*-*.json
+        string replace -rf '^.*/([^/]*)-([0-9a-f]{12})\.json$' '$2\t$1' -- $file
+    end
+end
+
+complete -c NAME -f
+"""
+
+
+def fish_completion(root: Command, shipped: tuple[str, ...]) -> str:
+    """Write the completion file for fish."""
+    program = PROGRAM.replace("CASES\n", "".join(_cases(root))).replace("NAME", root.path[0])
+    return program + "".join(line + "\n" for command in root.walk() for line in _command(command, shipped))
+
+
+def _cases(root: Command) -> Iterator[str]:
+    """Yield, for each command that has commands, how it steps to them over its own options' values."""
+    for command in root.walk():
+        if not command.commands:
+            continue
+        yield f"            case {_quote(command.name)}\n                switch $word\n"
+        yield f"                    case {' '.join(_quote(child.path[-1]) for child in command.commands)}\n"
+        yield '                        set path "$path $word"\n'
+        if valued := [_quote(name) for option in command.options if option.metavar for name in option.names]:
+            yield f"                    case {' '.join(valued)}\n                        set is_value yes\n"
+        yield "                end\n"
+
+
+def _command(command: Command, shipped: tuple[str, ...]) -> Iterator[str]:
+    program = command.path[0]
+    start = f"complete -c {program} -n '__{program}_at {command.name}'"
+    yield f"\n# {command.name}"
+    for child in command.commands:
+        yield f"{start} -a {_quote(child.path[-1])} -d {_quote(brief(child.summary))}"
+    for argument in command.arguments[:1]:
+        if value := _value(completion_of(argument, shipped), program):
+            yield f"{start} {value}"
+    for option in command.options:
+        names = " ".join(_name(name) for name in option.names)
+        value = f" {_option_value(option, shipped, program)}" if option.metavar else ""
+        yield f"{start} {names}{value} -d {_quote(brief(option.help))}"
+
+
+def _name(name: str) -> str:
+    return f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
+
+
+def _option_value(option: Option, shipped: tuple[str, ...], program: str) -> str:
+    value = _value(completion_of(option, shipped), program)
+    return f"-r {value}" if value.startswith("-F") else f"-x {value}".rstrip()
+
+
+def _value(completion: Completion, program: str) -> str:
+    """What `complete` is told of a value; nothing for free text."""
+    offers = list(completion.words)
+    if completion.prefixes:
+        offers.append(f"(__{program}_files_after {' '.join(completion.prefixes)})")
+    if completion.folders:
+        offers.append(f"(__{program}_folders)")
+    if completion.profiles:
+        offers.append(f"(__{program}_profiles)")
+    words = f"-a {_quote(' '.join(offers))}" if offers else ""
+    return " ".join(part for part in ("-F" if completion.files else "", words) if part)
+
+
+def _quote(text: str) -> str:
+    """Quote for fish, where a backslash counts inside single quotes."""
+    return "'" + text.replace("\\", r"\\").replace("'", r"\'") + "'"

@@ -1,0 +1,151 @@
+"""The zsh completion: a function per command, built on zsh's own `_arguments`.
+
+`compinit` finds the file by its name and first line, and loads it at the first Tab: its last lines must then complete at
+once, or that first Tab does nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dynx.cli.reference.facts import completion_of
+from dynx.cli.reference.tree import brief
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynx.cli.reference.facts import Completion
+    from dynx.cli.reference.tree import Argument, Command, Option
+
+# An empty list of words. With an empty action instead, `_arguments` only shows its message and offers no options.
+NOTHING = "()"
+
+HEAD = """\
+#compdef NAME
+# zsh completion for NAME. Made from the command tree by: python -m dynx.cli.reference
+"""
+
+PROGRAM = r"""
+# What a value may be: the kind of thing named first, or one of the words after it.
+_NAME_value() {
+    local kind=$1 expl ret=1
+    shift
+    if [[ $kind == prefixes ]]; then
+        if compset -P "(${(j:|:)@})"; then
+            _files
+        else
+            _wanted prefixes expl format compadd -S '' -- "$@"
+        fi
+        return
+    fi
+    (($#)) && _wanted values expl value compadd -- "$@" && ret=0
+    case $kind in
+    files) _files && ret=0 ;;
+    folders) _files -/ && ret=0 ;;
+    profiles) _NAME_profiles && ret=0 ;;
+    esac
+    return ret
+}
+
+_NAME_profiles() {
+    local folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file
+    [[ $OSTYPE == darwin* && -z $DYNX_CACHE_DIR$XDG_CACHE_HOME ]] && folder=$HOME/Library/Caches/dynx
+    local -a profiles
+    for file in $folder/profiles/*-????????????.json(N:t:r); do
+        profiles+=("${file##*-}:${file%-*}")
+    done
+    _describe -t profiles profile profiles
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    _NAME "$@"
+else
+    compdef _NAME NAME
+fi
+"""
+
+
+def zsh_completion(root: Command, shipped: tuple[str, ...]) -> str:
+    """Write the completion file for zsh."""
+    functions = "".join(_function(command, shipped) for command in root.walk())
+    return HEAD.replace("NAME", root.path[0]) + functions + PROGRAM.replace("NAME", root.path[0])
+
+
+def _function(command: Command, shipped: tuple[str, ...]) -> str:
+    specs = [spec for option in command.options for spec in _option(option, command, shipped)]
+    if command.commands:
+        specs += ["'1: :->command'", "'*:: :->arguments'"]
+    else:
+        specs += [
+            _argument(argument, position, command, shipped) for position, argument in enumerate(command.arguments, 1)
+        ]
+    call = " \\\n        ".join(("_arguments -C -s -S :", *specs))
+    if not command.commands:
+        return f"\n{_name(command)}() {{\n    {call}\n}}\n"
+    described = "\n".join(f"            {_quote(f'{c.path[-1]}:{brief(c.summary)}')}" for c in command.commands)
+    branches = "\n".join(f"        {c.path[-1]}) {_name(c)} && ret=0 ;;" for c in command.commands)
+    return f"""
+{_name(command)}() {{
+    local curcontext=$curcontext context state state_descr line ret=1
+    local -a commands
+    typeset -A opt_args
+    {call} && ret=0
+    case $state in
+    command)
+        commands=(
+{described}
+        )
+        _describe -t commands command commands && ret=0
+        ;;
+    arguments)
+        case $words[1] in
+{branches}
+        esac
+        ;;
+    esac
+    return ret
+}}
+"""
+
+
+def _name(command: Command) -> str:
+    return "_" + "_".join(command.path)
+
+
+def _option(option: Option, command: Command, shipped: tuple[str, ...]) -> Iterator[str]:
+    """Yield `_arguments` specifications, one for each of an option's names."""
+    if "--help" in option.names:
+        excluded = "(- *)"  # nothing else matters beside it
+    elif option.repeatable:
+        excluded = "*"
+    else:
+        excluded = f"({' '.join(option.names)})" if len(option.names) > 1 else ""
+    for name in option.names:
+        attach = ("=" if name.startswith("--") else "+") if option.metavar else ""
+        value = _value(option.metavar, completion_of(option, shipped), command) if option.metavar else ""
+        described = re.sub(r"([\[\]\\])", r"\\\1", brief(option.help))
+        yield _quote(f"{excluded}{name}{attach}[{described}]{value}")
+
+
+def _argument(argument: Argument, position: int, command: Command, shipped: tuple[str, ...]) -> str:
+    number = "*" if argument.many else f"{position}" if argument.required else f"{position}:"
+    return _quote(number + _value(argument.metavar, completion_of(argument, shipped), command))
+
+
+def _value(metavar: str, completion: Completion, command: Command) -> str:
+    kinds = {
+        "prefixes": bool(completion.prefixes),
+        "files": completion.files,
+        "folders": completion.folders,
+        "profiles": completion.profiles,
+    }
+    kind = next((name for name, wanted in kinds.items() if wanted), "words")
+    words = completion.prefixes or completion.words
+    escaped = [word.replace(":", r"\:") for word in words]
+    action = " ".join(("", f"_{command.path[0]}_value", kind, *escaped)) if words or kind != "words" else NOTHING
+    return ":" + metavar.replace(":", r"\:") + ":" + action
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", r"'\''") + "'"
