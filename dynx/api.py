@@ -77,11 +77,15 @@ class Writer:
 def load(model: str = "story", **wish: Any) -> Writer:
     """Load a shipped model, a folder or a hub id, with its drafters and the profile that fits.
 
-    Further options are those of the command line: `draft`, `device`, `dtype`, `threads`, `profile`, `offline`, `plain`, …
-    Raises DynxError.
+    Further options are those of the command line: `draft`, `lookup`, `device`, `dtype`, `threads`, `profile`, `offline`,
+    `plain`, … Raises DynxError.
     """
+    from pathlib import Path
+
     from dynx.speculation.setup import Wish, assemble, make_plan
 
+    if wish.get("lookup") is not None:
+        wish["lookup"] = Path(wish["lookup"])
     return Writer(assemble(make_plan(Wish(model=model, **wish))))
 
 
@@ -106,7 +110,7 @@ class Wrapped:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Tensor:
         """What the model's own `generate` returns for one sequence: ids (1, prompt + new). Raises UsageError for a batch."""
@@ -116,7 +120,8 @@ class Wrapped:
         config = getattr(getattr(self.engine.target, "model", None), "generation_config", None)
         eos = getattr(config, "eos_token_id", None)
         ends = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        penalty = getattr(config, "repetition_penalty", None) if repetition_penalty is None else repetition_penalty
+        sampling = Sampling(temperature, top_k, top_p, penalty or 1.0, seed)
         run = self.engine.start(Request(prompt, max_new_tokens, sampling, ends))
         for _ in run:
             pass

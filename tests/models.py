@@ -34,7 +34,12 @@ LAYERS = 3
 WINDOW = 16
 
 _GPT: dict[str, Any] = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4}
-_PLAIN: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64}
+_PLAIN: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 _GROUPED: dict[str, Any] = {**_PLAIN, "num_key_value_heads": 2}
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -46,7 +51,13 @@ ROLLING: dict[str, dict[str, Any]] = {
     "gpt_neox": _PLAIN,
     "gemma": {**_GROUPED, "head_dim": 8},
     "gemma2": {**_GROUPED, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "layer_types": _MIXED},
-    "gemma3_text": {**_GROUPED, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "layer_types": _MIXED},
+    "gemma3_text": {
+        **_GROUPED,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 8,
+        "layer_types": _MIXED,
+    },
     "mistral": {**_GROUPED, "sliding_window": WINDOW},
     "phi": _PLAIN,
     "opt": {**_PLAIN, "ffn_dim": 64, "word_embed_proj_dim": 32},
@@ -77,7 +88,13 @@ def tiny(kind: str, *, seed: int = 0, vocab: int = VOCAB, **changes: Any) -> Any
     """A model of `kind` whose weights are the same for the same arguments."""
     settings = {**ROLLING, **STATEFUL}[kind] | changes
     config = AutoConfig.for_model(
-        kind, vocab_size=vocab, bos_token_id=None, eos_token_id=None, pad_token_id=None, tie_word_embeddings=False, **settings
+        kind,
+        vocab_size=vocab,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        **settings,
     )
     with torch.random.fork_rng():  # vectors keep their initial values, and Mamba's are drawn
         torch.manual_seed(seed)
@@ -96,9 +113,11 @@ def _sharpen(model: Any, generator: torch.Generator) -> None:
                 scale = 1.0 if isinstance(module, nn.Embedding) else weight.shape[-1] ** -0.5
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
     head.weight.mul_(4.0)
-    table.weight.div_(getattr(model.config, "hidden_size", 1) ** 0.5 if model.config.model_type.startswith("gemma") else 1.0)
+    table.weight.div_(
+        getattr(model.config, "hidden_size", 1) ** 0.5 if model.config.model_type.startswith("gemma") else 1.0
+    )
     for index, block in enumerate(decoder_blocks(model) or []):
-        for name, weight in block.named_parameters():
+        for weight in block.parameters():
             if weight.dim() >= 2:
                 weight.mul_(1.0 if index == 0 else 0.6)
 
@@ -141,6 +160,7 @@ class Clock:
         self.now = 0.0
 
     def __call__(self) -> float:
+        """Now."""
         return self.now
 
 

@@ -175,8 +175,8 @@ def test_gate_leaves_the_model_alone(kind: str) -> None:
         session.forward(TEXT[:9])
         session.forward_early(TEXT[9:12], 1)
         session.complete()
-        with pytest.raises(Exception, match=r".*"):
-            session.forward_early(["not a token"], 1)  # type: ignore[list-item]
+        with pytest.raises(IndexError):
+            session.forward_early([VOCAB + 7], 1)
         after = model(input_ids=ids, use_cache=False).logits
 
     assert torch.equal(before, after)
@@ -269,9 +269,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
         ("update", broken, "doesn't run on dynx's key-value cache (TypeError)"),
     ],
 )
-def test_misbehaving_caches_are_refused(
-    method: str, fault: Any, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_misbehaving_caches_are_refused(method: str, fault: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that computes otherwise on dynx's cache is decoded on its own, plainly and correctly, with the reason."""
     backend = EagerBackend(tiny("llama"))
     monkeypatch.setattr(CounterLayer, method, fault)

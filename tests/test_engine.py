@@ -289,7 +289,9 @@ def test_small_drafters_go_quiet() -> None:
     assert not any(r.signals for r in run.rounds if r.context >= 24)
 
 
-SAMPLE = "Once upon a time, naïve 🙂 foxes — 👩\u200d👩\u200d👧 — ate a\u0301 crème brûlée. Then the end. 日本語 text 🇫🇷!"
+SAMPLE = (
+    "Once upon a time, naïve 🙂 foxes — 👩\u200d👩\u200d👧 — ate a\u0301 crème brûlée. Then the end. 日本語 text 🇫🇷!"
+)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +303,10 @@ def tokenizer() -> Any:
     raw.train_from_iterator(
         ["once upon a time the foxes ate the crème. then the end of the time"] * 4,
         trainers.BpeTrainer(
-            vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<end>"], show_progress=False
+            vocab_size=320,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<end>"],
+            show_progress=False,
         ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")  # noqa: S106 - a token of text
@@ -349,7 +354,10 @@ STOPS = [
     (("upon a",), "Once "),  # across tokens
     (("🙂",), "Once upon a time, naïve "),  # one character of several tokens
     (("x",), "Once upon a time, naïve 🙂 fo"),  # inside a token
-    (("never", "the end", "ate a"), "Once upon a time, naïve 🙂 foxes — 👩\u200d👩\u200d👧 — "),  # the first of several to come
+    (
+        ("never", "the end", "ate a"),
+        "Once upon a time, naïve 🙂 foxes — 👩\u200d👩\u200d👧 — ",
+    ),  # the first of several to come
     (("O",), ""),  # at once
     (("crème brûlée. Then the start",), SAMPLE),  # begins and doesn't come
     (("!",), SAMPLE[:-1]),  # the last character
@@ -368,6 +376,16 @@ def test_stop_strings(tokenizer: Any, how: Any, stop: tuple[str, ...], want: str
 
     assert text(out) == want
     assert run.finish_reason == ("stop" if want != SAMPLE else "eos")
+
+
+def test_end_of_text_has_no_text(tokenizer: Any) -> None:
+    """An end-of-text token that would show as something is not shown."""
+    engine, script, at = writer(tokenizer, "Once. And")
+    (dot,) = tokenizer.encode(".")
+    run = engine.start(Request(script[:at], eos=frozenset({dot})), Static("draft", 6))
+
+    assert text(list(run)) == "Once"
+    assert run.tokens[-1] == dot
 
 
 def test_stop_in_the_middle_of_a_draft(tokenizer: Any) -> None:
@@ -415,7 +433,9 @@ def test_receipt_adds_up() -> None:
         pair.clock.now += 1000
     got, rounds = run.receipt(), run.rounds
 
-    drafting = sum(pair.drafter.price(r.lag) + pair.drafter.price(1) * (len(r.signals) - 1) for r in rounds if r.signals)
+    drafting = sum(
+        pair.drafter.price(r.lag) + pair.drafter.price(1) * (len(r.signals) - 1) for r in rounds if r.signals
+    )
     judging = sum(pass_of(r.submitted + 1) for r in rounds)
     assert got.prefill_seconds == got.first_token_seconds == pytest.approx(pass_of(len(PROMPT)))
     assert got.seconds - got.prefill_seconds == pytest.approx(drafting + judging)

@@ -64,7 +64,7 @@ def test_size_is_linear() -> None:
     """The index of n tokens has at most 2n states, whatever the text."""
     for text in ([0] * 200, [0, 1] * 100, [i * i % 7 for i in range(200)]):
         automaton, _ = indexed(text)
-        assert len(automaton._next) <= 2 * len(text)  # noqa: SLF001
+        assert len(automaton._next) <= 2 * len(text)
 
 
 def guesses(drafter: LookupDrafter, text: Sequence[int], count: int) -> list[int]:

@@ -6,6 +6,7 @@ The chi-square tests state what they can see. Their draws are seeded, so that th
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,12 @@ def test_scores_are_generates(kind: str, sampling: Sampling) -> None:
     torch.manual_seed(3)
     knobs: dict[str, Any] = {"do_sample": False}
     if not sampling.greedy:
-        knobs = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        knobs = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
     out = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -88,9 +94,7 @@ def test_seeded_text_is_plains(kind: str, sampling: Sampling) -> None:
     """With a seed every drafter and policy writes exactly what plain decoding writes with it."""
     target, drafter = EagerBackend(tiny(kind)), EagerBackend(perturbed(tiny(kind)))
     engine = Engine(target, Drafters(model=drafter, exit_layers=1))
-    seeded = Sampling(
-        sampling.temperature, sampling.top_k, sampling.top_p, sampling.repetition_penalty, seed=17
-    )
+    seeded = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.repetition_penalty, seed=17)
     request = Request(PROMPT, 40, seeded)
     want = ids(engine.start(request, Plain()))
     policies: list[Policy | None] = [Static("draft", 4), Static("self", 3), Static("lookup", 5), Whim(1), None, None]
@@ -110,6 +114,18 @@ def test_drafts_are_sometimes_right() -> None:
 
     assert 0.1 < rates[0] < 1
     assert 0.1 < rates[1] < 1
+
+
+@pytest.mark.parametrize("seed", [5, None])
+@pytest.mark.parametrize("sampling", [*SETTINGS, Sampling(repetition_penalty=1.3)], ids=str)
+def test_an_equal_drafter_is_always_right(sampling: Sampling, seed: int | None) -> None:
+    """A drafter with the target's own weights sees temperature, filters and penalty as the target does: every draft stays."""
+    engine = Engine(EagerBackend(tiny("llama")), Drafters(model=EagerBackend(tiny("llama")), lookup=False))
+    engine.entropy = itertools.count(1).__next__
+    run = engine.start(Request(PROMPT, 41, replace(sampling, seed=seed)), Static("draft", 4))
+    ids(run)
+
+    assert run.tallies["draft"].acceptance == 1
 
 
 def test_seeds_differ() -> None:
@@ -180,9 +196,9 @@ def chi_square(counts: Mapping[Any, int], exact: Mapping[Any, float], effect: fl
 
 V = 8
 FREE = Sampling(0.8, top_k=4)
-DRAWS = 4000
-EFFECT = 0.16
-"""Size of deviation that DRAWS must show with power 0.99, asserted: a total variation of 0.05 or so. The three mutants' is 0.3 up."""
+DRAWS = 3000
+EFFECT = 0.18
+"""Cohen's w that DRAWS must show with power 0.99, asserted; the three mutants below have about 0.22, 0.46 and 0.53."""
 
 
 def table(seed: int, sharpness: float = 1.5) -> Callable[[Sequence[int]], Tensor]:
@@ -217,7 +233,9 @@ def stubbed(vocab: int = V) -> Engine:
 
     def near(prefix: Sequence[int]) -> Tensor:
         known = all(token < vocab for token in prefix[-2:])
-        return torch.nn.functional.pad(NEAR(prefix)[:vocab] if known else torch.zeros(min(vocab, V)), (0, max(0, vocab - V)))
+        return torch.nn.functional.pad(
+            NEAR(prefix)[:vocab] if known else torch.zeros(min(vocab, V)), (0, max(0, vocab - V))
+        )
 
     drafters = Drafters(model=Stub(vocab, near), exit_layers=1)
     return Engine(Stub(V, TARGET, NEAR), drafters, entropy=itertools.count(1).__next__)
@@ -238,10 +256,13 @@ def written(policy: Callable[[int], Policy], engine: Engine | None = None) -> di
 def test_free_sampling_has_the_targets_distribution(how: Any) -> None:
     """Without a seed the joint distribution of a round's two drafts and its bonus token is the target's.
 
-    4000 draws over 64 cells (temperature 0.8, top-k 4 of 8 tokens, three tokens), false alarm 1e-4: a deviation of Cohen's w
-    0.16 is seen with power 0.99 or more, which the helper asserts.
+    3000 draws over 64 cells (temperature 0.8, top-k 4 of 8 tokens, three tokens), false alarm 1e-4: a deviation of Cohen's w
+    0.18 is seen with power 0.99 or more, which the helper asserts.
     """
-    policies: dict[str, Callable[[int], Policy]] = {"plain": lambda s: Plain(), "any": lambda s: Whim(s, prefixes=False)}
+    policies: dict[str, Callable[[int], Policy]] = {
+        "plain": lambda s: Plain(),
+        "any": lambda s: Whim(s, prefixes=False),
+    }
 
     assert chi_square(written(policies.get(how, lambda s: Static(how, 2))), exact_joint(), EFFECT) > ALPHA
 
@@ -300,7 +321,7 @@ def test_mutants_of_the_rule_are_caught(mutant: Any, monkeypatch: pytest.MonkeyP
 def test_real_models_have_the_distribution_too() -> None:
     """A real network exiting early, its cache rolled back between rounds, writes two free tokens as exact enumeration has them.
 
-    1000 draws over at most 25 cells (top-k 5 of 8 tokens, two tokens), false alarm 1e-4: Cohen's w 0.26 with power 0.99.
+    700 draws over at most 25 cells (top-k 5 of 8 tokens, two tokens), false alarm 1e-4: Cohen's w 0.33 with power 0.99.
     """
     target = EagerBackend(tiny("gpt2", vocab=V, n_layer=2))
     sampling, prompt = Sampling(2.0, top_k=5), (1, 3, 5)
@@ -308,54 +329,56 @@ def test_real_models_have_the_distribution_too() -> None:
     with torch.inference_mode():
         rows = target.model(input_ids=torch.tensor([[*prompt, a] for a in range(V)])).logits[:, -2:]
     for a, b in pairs:
-        probability = warp.probabilities(rows[a, :1], prompt)[0, a] * warp.probabilities(rows[a, 1:], [*prompt, a])[0, b]
+        probability = (
+            warp.probabilities(rows[a, :1], prompt)[0, a] * warp.probabilities(rows[a, 1:], [*prompt, a])[0, b]
+        )
         if probability > 0:
             exact[a, b] = float(probability)
     counts: dict[tuple[int, ...], int] = {}
     engine = Engine(target, Drafters(exit_layers=1, lookup=False), entropy=itertools.count(1).__next__)
     stayed = set()
-    for _ in range(1000):
+    for _ in range(700):
         run = engine.start(Request(prompt, 3, sampling), Static("self", 1))
         out = tuple(ids(run)[:2])
         stayed.add(run.rounds[0].kept)
         counts[out] = counts.get(out, 0) + 1
 
     assert stayed == {0, 1}
-    assert chi_square(counts, exact, 0.26) > ALPHA
+    assert chi_square(counts, exact, 0.33) > ALPHA
 
 
 def test_seeded_tokens_have_the_distribution() -> None:
     """Over many seeds a seeded token is distributed as the target says, and so is a pair at neighbouring positions.
 
-    20000 seeds over 25 cells, false alarm 1e-4: Cohen's w 0.065 with power 0.99.
+    10000 seeds over 25 cells, false alarm 1e-4: Cohen's w 0.09 with power 0.99.
     """
     row = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
     counts: dict[int, int] = {}
     pairs: dict[tuple[int, int], int] = {}
-    for seed in range(20000):
+    for seed in range(10000):
         noise = PositionNoise(seed, 5)
         a, b = noise.pick(row, 40), noise.pick(row, 41)
         counts[a] = counts.get(a, 0) + 1
         pairs[a, b] = pairs.get((a, b), 0) + 1
     single = {i: float(row[i]) for i in range(5)}
 
-    assert chi_square(counts, single, 0.065) > ALPHA
-    assert chi_square(pairs, {(i, j): single[i] * single[j] for i in range(5) for j in range(5)}, 0.065) > ALPHA
+    assert chi_square(counts, single, 0.09) > ALPHA
+    assert chi_square(pairs, {(i, j): single[i] * single[j] for i in range(5) for j in range(5)}, 0.09) > ALPHA
 
 
 def test_seeded_positions_have_the_distribution() -> None:
     """Over many positions of one seed tokens are distributed as the target says, neighbours independently.
 
-    20000 positions over 25 cells, false alarm 1e-4: Cohen's w 0.065 with power 0.99.
+    10000 positions over 25 cells, false alarm 1e-4: Cohen's w 0.09 with power 0.99.
     """
     row = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
     noise = PositionNoise(12, 5)
-    picks = [noise.pick(row, i) for i in range(20001)]
+    picks = [noise.pick(row, i) for i in range(10001)]
     pairs: dict[tuple[int, int], int] = {}
     for pair in itertools.pairwise(picks):
         pairs[pair] = pairs.get(pair, 0) + 1
 
-    assert chi_square(pairs, {(i, j): float(row[i] * row[j]) for i in range(5) for j in range(5)}, 0.065) > ALPHA
+    assert chi_square(pairs, {(i, j): float(row[i] * row[j]) for i in range(5) for j in range(5)}, 0.09) > ALPHA
 
 
 def test_the_whole_engine_with_seeds_has_the_distribution() -> None:
@@ -365,9 +388,9 @@ def test_the_whole_engine_with_seeds_has_the_distribution() -> None:
     """
     counts: dict[tuple[int, ...], int] = {}
     engine = stubbed()
-    for seed in range(3000):
+    for seed in range(DRAWS):
         sampling = Sampling(FREE.temperature, FREE.top_k, seed=seed)
         cell = tuple(ids(engine.start(Request(LOOK_BACK, 4, sampling), Static("draft", 2)))[1:])
         counts[cell] = counts.get(cell, 0) + 1
 
-    assert chi_square(counts, exact_joint(), 0.18) > ALPHA
+    assert chi_square(counts, exact_joint(), EFFECT) > ALPHA

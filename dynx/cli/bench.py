@@ -54,12 +54,15 @@ class Options:
 
 def run(options: Options) -> None:
     """Measure, print, export, judge. Raises GateFailed where a gate fails."""
+    from dynx.bench.gate import min_speedup
     from dynx.bench.generation import parse_lengths
     from dynx.bench.report import parse_export
 
-    lengths = parse_lengths(options.static)
+    lengths = parse_lengths(options.static)  # here, and not after minutes of measuring
     for spec in options.export or []:
-        parse_export(spec)  # a bad path shows before minutes of measuring
+        parse_export(spec)
+    if options.min_speedup is not None:
+        min_speedup(None, options.min_speedup)
     texts = read_prompts(options.data)[: options.prompts]
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
     assembly = open_assembly(options, terminal)
@@ -68,9 +71,9 @@ def run(options: Options) -> None:
         terminal.write(result.to_json())
     else:
         console = terminal.rich(sys.stdout)
-        console.print(result.to_table(console.width, ascii_only=not _unicode()))
+        console.print(result.to_table(console.width, ascii_only=not terminal.unicode))
         for sentence in result.reading():
-            console.print(sentence, soft_wrap=True)
+            console.print(sentence, soft_wrap=True, markup=False)
     for spec in options.export or []:
         terminal.detail(f"wrote {result.export(spec)}")
     if result.stopped == "interrupt":
@@ -81,13 +84,13 @@ def run(options: Options) -> None:
 
 
 def read_prompts(path: str | None) -> list[str]:
-    """The prompts of a file, one per line, or the built-in ones. Raises UsageError."""
+    """The prompts of a file, one per line (- is stdin), or the built-in ones. Raises UsageError."""
     from dynx.bench.prompts import OPENINGS
 
     if path is None:
         return list(OPENINGS)
     try:
-        data = Path(path).read_bytes()
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:
         raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
     lines = [line for line in decode(data, path).splitlines() if line.strip()]
@@ -178,7 +181,3 @@ def judge(result: BenchResult, options: Options) -> BenchResult:
     if options.require_identical:
         gates.append(require_identical(arm.identical, failure=failure))
     return result.judged(gates)
-
-
-def _unicode() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

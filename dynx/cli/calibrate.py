@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
@@ -66,6 +67,8 @@ def run(options: Options) -> None:
     wanted = [(name, action) for asked, name, action in actions if asked]
     if len(wanted) > 1:
         raise UsageError(f"{' and '.join(name for name, _ in wanted)} exclude each other")
+    if options.output is not None and options.export is None:
+        raise UsageError("--output says where --export writes; there is no --export")
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
     (wanted[0][1] if wanted else calibrate)(options, terminal)
 
@@ -91,7 +94,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.dry_run:
         dry_run(plan, options, terminal)
         return
-    assembly = assemble(plan, stages=terminal.status)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.clear_status()
     from dynx.speculation import calibrate as learning
 
@@ -124,7 +127,7 @@ def dry_run(plan: Plan, options: Options, terminal: Terminal) -> None:
         "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
     }
     if options.json:
-        terminal.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        terminal.document(document)
         return
     drafters = ", ".join(NAMES[o] for o in ("draft", "self", "lookup") if o in plan.kinds) or "none"
     lines = [f"{knob}: {d.value} ({d.reason})" for knob, d in plan.decisions.items() if knob != "profile"]
@@ -138,16 +141,11 @@ def dry_run(plan: Plan, options: Options, terminal: Terminal) -> None:
 def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
     """The findings: a table and the decision in words, or one JSON document."""
     if options.json:
-        terminal.write(
-            json.dumps(
-                {"schema": SCHEMA, **json.loads(found.profile.to_json()) | {"schema": SCHEMA}}, ensure_ascii=False
-            )
-            + "\n"
-        )
+        terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
         return
     console = terminal.rich(sys.stdout)
     console.print(table_of(found, assembly))
-    console.print(f"[bold]{assembly.plan.source.name}[/bold]: {found.summary}", soft_wrap=True)
+    console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
 
 
 def table_of(found: Findings, assembly: Assembly) -> Table:
@@ -188,8 +186,8 @@ def device_info(options: Options, terminal: Terminal) -> None:
         "threads": choose_threads(options.threads, machine),
     }
     if options.json:
-        body = machine.describe() | {"choices": {k: {"value": d.value, "reason": d.reason} for k, d in choices.items()}}
-        terminal.write(json.dumps(body, ensure_ascii=False, allow_nan=False) + "\n")
+        picked = {k: {"value": d.value, "reason": d.reason} for k, d in choices.items()}
+        terminal.document(machine.describe() | {"choices": picked})
         return
     rows = machine.rows() + [(f"→ {k}", f"{d.value} ({d.reason})") for k, d in choices.items()]
     width = max(len(label) for label, _ in rows)
@@ -219,7 +217,7 @@ def list_profiles(options: Options, terminal: Terminal) -> None:
             }
             for p in profiles
         ]
-        terminal.write(json.dumps({"schema": "dynx.profiles/1", "profiles": rows}, ensure_ascii=False) + "\n")
+        terminal.document({"schema": "dynx.profiles/1", "profiles": rows})
         return
     if not profiles:
         terminal.notice(f"no profiles in {store.folder}; dynx calibrate makes one")
@@ -236,10 +234,12 @@ def show(options: Options, terminal: Terminal) -> None:
 
 def export(options: Options, terminal: Terminal) -> None:
     """A stored profile as one file."""
-    path = options.output or "-"
-    written = _store(terminal).export(options.export, Path("/dev/stdout" if path == "-" else path))
-    if path != "-":
-        terminal.notice(f"wrote {written}")
+    if options.output not in (None, "-"):
+        terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
+        return
+    with TemporaryDirectory() as folder:
+        file = _store(terminal).export(options.export, Path(folder) / "profile.json")
+        terminal.write(file.read_text(encoding="utf-8"))
 
 
 def import_profile(options: Options, terminal: Terminal) -> None:

@@ -11,6 +11,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dynx.errors import DynxError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -41,9 +43,14 @@ class Terminal:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the hub's client looks once, when imported
 
     def write(self, text: str) -> None:
-        """Product, at once."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        """Product, at once. Raises DynxError where it can't be written, as on a full disk."""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise DynxError(f"can't write to stdout: {e.strerror or e}") from None
 
     def document(self, body: dict[str, Any]) -> None:
         """One line of JSON; null and never NaN, and plain ASCII where stdout can't take all of Unicode."""

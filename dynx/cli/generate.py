@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
-from dynx.cli.inputs import read_lines, read_prompt
+from dynx.cli.inputs import read_lines, read_prompt, typed
 from dynx.cli.receipt import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
 from dynx.errors import UsageError
 
@@ -68,13 +68,8 @@ def run(options: Options) -> None:
     )
     prompts = read_prompts(options, terminal)
     assembly = open_assembly(options, terminal)
-    printer: Printer = (
-        JsonLines(terminal)
-        if options.jsonl
-        else Document(terminal, options)
-        if options.json
-        else Text(terminal, options)
-    )
+    mode = JsonLines if options.jsonl else Document if options.json else Text
+    printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
         for index, prompt in enumerate(prompts):
             answer(index, prompt, options, assembly, printer)
@@ -99,15 +94,17 @@ def answer(index: int, prompt: str, options: Options, assembly: Assembly, printe
             printer.token(index, token)
     finally:
         printer.result(index, prompt, "".join(pieces), run_, assembly)
+        printer.aside(run_, assembly)
 
 
 def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
     """The prompts to continue. Raises UsageError before any model is loaded if there is none."""
+    arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
             raise UsageError("--lines reads stdin and --no-stdin forbids it")
-        return _ahead(read_lines(options.prompt or [], sys.stdin.buffer))
-    prompt = read_prompt(options.prompt or [], sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
+        return _ahead(read_lines(arguments, sys.stdin.buffer))
+    prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
     if prompt is None:
         _help()
         raise UsageError("no prompt", hint='for example: dynx generate "Once upon a time"')
@@ -156,7 +153,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
         plain=getattr(options, "plain", False) if plain is None else plain,
     )
     plan = make_plan(wish, warn=terminal.warn)
-    assembly = assemble(plan, stages=terminal.status)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
@@ -172,12 +169,18 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
     from dynx.speculation.events import Request, Sampling
 
     tokenizer = assembly.tokenizer
-    if options.chat or options.system is not None:
+    stop = tuple(typed(text, "--stop") for text in options.stop or ())
+    system = None if options.system is None else typed(options.system, "--system")
+    if options.chat or system is not None:
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
-        messages = [{"role": "system", "content": options.system}] if options.system is not None else []
+        messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": prompt})
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        try:
+            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise UsageError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])
@@ -187,18 +190,35 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
         max_new_tokens=options.max_new_tokens,
         sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
         eos=assembly.end_tokens,
-        stop=tuple(options.stop or ()),
+        stop=stop,
     )
 
 
 class Printer:
     """Renders one command's events; the subclasses are its output modes."""
 
+    def __init__(self, terminal: Terminal, options: Options) -> None:
+        self._terminal, self._options = terminal, options
+
     def token(self, index: int, token: Token) -> None:
         """A piece of answer `index`."""
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """Answer `index` is complete, or cut short."""
+
+    def aside(self, run: Run, assembly: Assembly) -> None:
+        """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
+        terminal, receipt = self._terminal, run.receipt()
+        if receipt.finish_reason == "context":
+            limit = assembly.engine.target.context
+            terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
+        if self._options.stats:
+            profile = assembly.plan.profile
+            rows = receipt_rows(receipt, profile.key.id if profile else "none")
+            width = max(len(label) for label, _ in rows)
+            sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
+        elif terminal.interactive and sys.stdout.isatty():
+            terminal.notice(receipt_line(receipt))
 
     def close(self) -> None:
         """No more answers."""
@@ -208,7 +228,7 @@ class Text(Printer):
     """The answer and nothing else; with --lines one line each, line breaks inside written as \\n."""
 
     def __init__(self, terminal: Terminal, options: Options) -> None:
-        self._terminal, self._options = terminal, options
+        super().__init__(terminal, options)
         self._shade = options.explain and terminal.out_color
         self._last = ""
         self._origins: set[Origin] = set()
@@ -223,25 +243,15 @@ class Text(Printer):
         self._terminal.write(f"{SHADES[token.origin]}{text}\x1b[0m" if self._shade and SHADES[token.origin] else text)
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
-        """End the line; say what it cost."""
-        terminal, options = self._terminal, self._options
+        """End the line; say who wrote what."""
         if self._last != "\n":
-            terminal.write("\n")
+            self._terminal.write("\n")
         self._last = ""
-        receipt = run.receipt()
-        if receipt.finish_reason == "context":
-            terminal.warn(
-                f"the model's context of {assembly.engine.target.context} tokens is full; the text so far is complete up to there"
-            )
-        if options.stats:
-            profile = assembly.plan.profile
-            rows = receipt_rows(receipt, profile.key.id if profile else "none")
-            width = max(len(label) for label, _ in rows)
-            sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
-        elif terminal.interactive and sys.stdout.isatty():
-            terminal.notice(receipt_line(receipt))
-        if self._shade:
-            legend = [f"{SHADES[o]}{NAMES[o]}\x1b[0m" if SHADES[o] else NAMES[o] for o in SHADES if o in self._origins]
+        if self._shade and self._origins:
+            seen = [o for o in SHADES if o in self._origins]
+            legend = [
+                f"{SHADES[o]}{NAMES[o]}\x1b[0m" if SHADES[o] and self._terminal.err_color else NAMES[o] for o in seen
+            ]
             sys.stderr.write(f"written by: {', '.join(legend)}\n")
 
 
@@ -249,7 +259,7 @@ class Document(Printer):
     """One JSON document at the end: the result, or with --lines a list of them."""
 
     def __init__(self, terminal: Terminal, options: Options) -> None:
-        self._terminal, self._options = terminal, options
+        super().__init__(terminal, options)
         self._results: list[dict[str, Any]] = []
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
@@ -265,9 +275,6 @@ class Document(Printer):
 
 class JsonLines(Printer):
     """One JSON line per event."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
 
     def _write(self, event: str, body: dict[str, Any]) -> None:
         self._terminal.document({"schema": SCHEMA, "event": event, **body})

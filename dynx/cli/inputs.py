@@ -27,6 +27,11 @@ GIVE_UP = 10.0
 """Seconds of silence on an optional stdin before saying so, and before going on without."""
 
 
+def typed(text: str, what: str) -> str:
+    """An argument, checked: the shell passes any bytes. Raises UsageError with the offset of the first that isn't UTF-8."""
+    return decode(text.encode("utf-8", "surrogateescape"), what)
+
+
 def piped(fd: int) -> bool:
     """Whether a pipe or a file stands there, as opposed to a terminal, a socket or /dev/null."""
     try:

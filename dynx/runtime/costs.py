@@ -52,6 +52,11 @@ class CostCurve:
         """Whether anything has been measured."""
         return bool(self.table)
 
+    @property
+    def widest(self) -> int:
+        """The widest pass measured; 0 if none was."""
+        return max(self.table, default=0)
+
     def __call__(self, n: int, context: int = 0) -> float:
         """Seconds expected now for a pass of `n` tokens after `context`; 0 where nothing was measured."""
         if not self.table or n <= 0:

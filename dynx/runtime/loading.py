@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
+"""The same weights in other layouts, which some repositories carry besides."""
+
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
@@ -70,9 +73,13 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Sou
     for folder in (shipped.folder(name), inside / DRAFTER_FOLDER if inside else None):
         if folder is not None:
             return Source(name, folder, "shipped")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return Source(path.name or name, path, "folder")
+    try:
+        path = Path(name).expanduser()
+        folder = path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError) as e:  # ~somebody, or a name no file system takes
+        raise ModelError(f"there is no folder {name} ({getattr(e, 'strerror', None) or e})") from None
+    if folder is not None:
+        return Source(folder.name or name, path, "folder")
     if path.is_file():
         raise ModelError(f"{name} is a file; a model is a folder", hint=f"try -m {path.parent}")
     if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
@@ -82,23 +89,37 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Sou
 
 def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
     close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"shipped models: {', '.join(shipped.names())}"
+    known = f"shipped models: {', '.join(shipped.names())}" if shipped.names() else None
+    hint = f"did you mean {close[0]}?" if close else known
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = [*HUB_FILES, *(PICKLES if allow_pickle else ())]
+    cached: Source | None = None
     try:
-        return Source(name, Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True)), "hub")
+        cached = Source(name, Path(snapshot_download(name, local_files_only=True)), "hub")
     except LocalEntryNotFoundError:
         pass
+    except ValueError as e:  # a name that no repository can have
+        raise ModelError(f"no model {name}: {_first_line(e)}", hint=hint) from None
+    if cached and any(cached.folder.glob(p) for p in ("*.safetensors", *(PICKLES if allow_pickle else ()))):
+        return cached
     if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        raise ModelError(
-            f"no model {name}: not shipped, no such folder, not in the hub's local cache", hint=hint
-        ) from None
+        where = "is in the hub's local cache without weights" if cached else "is not in the hub's local cache"
+        raise ModelError(f"no model {name}: not shipped, no such folder, and it {where}", hint=hint)
     if close and "/" not in name:
         raise ModelError(f"no model {name}", hint=hint)
     try:
-        return Source(name, Path(snapshot_download(name, allow_patterns=patterns)), "hub")
+        return Source(name, Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=HUB_SPARE)), "hub")
+    except GatedRepoError:
+        raise ModelError(
+            f"{name} is gated: its owner decides who may load it", hint="ask on its page, then run: hf auth login"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"no model {name}: not shipped, no such folder, not on the hub", hint=hint) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
@@ -206,14 +227,23 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
                 source.folder, dtype=getattr(torch, dtype), use_safetensors=safe, local_files_only=True
             )
             model = model.to(device)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise DeviceError(
-                f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
-            ) from None
-        except (ImportError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if is_out_of_memory(e):
+                raise DeviceError(
+                    f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
+                ) from None
             raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
         loaded: PreTrainedModel = model.eval()
         return loaded
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's error, torch's, or on processors a RuntimeError that has no type of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def _first_line(error: Exception) -> str:

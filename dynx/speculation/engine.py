@@ -107,6 +107,8 @@ class Engine:
         limit = self.target.context
         if not request.prompt:
             raise UsageError("the prompt has no tokens")
+        if request.stop and self.tokenizer is None:
+            raise UsageError("stop strings need a tokenizer to be recognised")
         if limit is not None and len(request.prompt) > limit:
             raise UsageError(
                 f"the prompt has {len(request.prompt)} tokens and the model's context is {limit}",
@@ -135,10 +137,11 @@ class Engine:
         noise = _noise(request, self.target.vocab)
         chooser = Chooser(sampling, noise, torch.Generator().manual_seed(self.entropy()))
         out: dict[Origin, Drafter] = {}
-        if self.drafters.model is not None:
-            out["draft"] = ModelDrafter(self.drafters.model, chooser, self.target.vocab)
-        if self.drafters.exit_layers and self.target.can_exit.value:
-            out["self"] = EarlyExitDrafter(self.drafters.exit_layers, chooser)
+        model, layers = self.drafters.model, self.drafters.exit_layers
+        if model is not None and model.can_rollback.value:
+            out["draft"] = ModelDrafter(model, chooser, self.target.vocab)
+        if layers and layers < self.target.layers and self.target.can_exit.value:
+            out["self"] = EarlyExitDrafter(layers, chooser)
         if self.drafters.lookup:
             out["lookup"] = LookupDrafter(self.drafters.library)
         return out

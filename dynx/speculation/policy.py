@@ -42,8 +42,6 @@ REGRET = 0.0125
 DEPOSIT = 16.0
 """Plain passes that the account holds at most: what a change for the worse may cost before drafting stops."""
 
-TRIAL_REGRET = 0.0125
-
 TRIAL_DEPOSIT = 2.0
 """Plain passes saved up at most for trials, or they would come in bursts."""
 
@@ -52,6 +50,9 @@ STRETCH = 8
 
 PATIENCE = 8
 """Drafts looked ahead past the best number so far: enough to see over a step of T onto the next plateau."""
+
+SPENT = 0.02
+"""Probability that all drafts so far stay, below which no further one is looked at."""
 
 READING_ROUNDS = 64
 """At most so many rounds share what a drafter must read before its first guess."""
@@ -222,7 +223,8 @@ class Dynamic:
         self.costs = costs
         self.reliability = reliability
         self._submit_prefixes = submit_prefixes
-        self._promised = rate is not None
+        # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
+        self._forgiven = set(reliability) if rate else set()
         self._tokens = HORIZON * 0.5
         self._seconds = self._tokens / rate if rate else 0.0
         self._account = grant  # plain passes
@@ -230,6 +232,7 @@ class Dynamic:
         self._surplus: dict[Origin, tuple[float, float]] = {}  # tokens, and rounds behind them
         self._plain_left = 0
         self._lookup_bar = 0.0
+        self._context = 0
         self._price = 0.0  # λ in this round
         self._plan: _Plan | None = None
         self._trying = False
@@ -278,22 +281,22 @@ class Dynamic:
 
     def _foresee(self, prospect: Prospect, context: int, room: int, plain: float) -> _Plan:
         costs, origin, signal, price = self.costs, prospect.origin, prospect.signal, self._price
-        drafts = min(room, LONGEST_DRAFT if origin == "lookup" or costs.draft[origin].known else 1)
+        drafts = min(room, LONGEST_DRAFT, self._charted(origin))
         each = costs.reading(origin, 1, context)
         reading = costs.reading(origin, prospect.lag, context) - each if prospect.lag > 1 else 0.0
         again = each if origin == "self" else 0.0
         overhead = costs.overhead.get(origin, 0.0) * costs.drift.factor
-        # Where a profile promises a gain, reading up is an investment; else the account must bear it too.
-        most = (self._account + 1) * plain + (reading if self._promised else 0.0)
+        most = (self._account + 1) * plain + (reading if origin in self._forgiven else 0.0)
         judging = costs.judging(origin, drafts, context)
         plan = _Plan(origin, prospect.lag, signal, each + reading, each, again, judging, overhead, most)
         if origin == "lookup" and signal is None:
             return plan
         plan.spared = reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4)))
+        fixed = plan.seconds(1) - each - judging[1]
         best, at, tokens, survival = float("-inf"), 0, 1.0, 1.0
         for k in range(1, drafts + 1):
-            seconds = plan.seconds(k)
-            if k - at > PATIENCE or seconds > most:
+            seconds = fixed + k * each + judging[k]
+            if seconds > most or k - at > PATIENCE or survival < SPENT:
                 break
             survival *= self._ahead(plan, k)
             tokens += survival
@@ -302,6 +305,11 @@ class Dynamic:
                 best, at = worth, k
         plan.foreseen, plan.worth = best, best + self._surplus.get(origin, (0.0, 0.0))[0]
         return plan
+
+    def _charted(self, origin: Origin) -> int:
+        """Drafts whose cost is known well enough to risk: one to begin with, then passes twice as wide as any measured."""
+        known = self.costs.draft[origin].known or origin == "lookup"
+        return max(1, 2 * (self.costs.complete if origin == "self" else self.costs.target).widest - 1) if known else 1
 
     def _ahead(self, plan: _Plan, k: int) -> float:
         """Acceptance of draft k before it is made."""
@@ -326,7 +334,7 @@ class Dynamic:
             gain += ahead
             if gain > self._price * (j * plan.each + plan.judging[k + j] - here):
                 return True
-            if ahead < 0.02:
+            if ahead < SPENT:
                 break
         return False
 
@@ -373,10 +381,11 @@ class Dynamic:
         seconds = min(done.seconds, CLIP * expected)
         passes = seconds / plain if plain > 0 else 1.0
         self._account += REGRET * passes
-        self._trials = min(self._trials + TRIAL_REGRET * passes, TRIAL_DEPOSIT)
+        self._trials = min(self._trials + REGRET * passes, TRIAL_DEPOSIT)
         if origin is not None:
             self._account += done.tokens - passes
-            if self._promised and done.lag > 1:
+            if origin in self._forgiven and done.signals:
+                self._forgiven.remove(origin)
                 self._account += (costs.reading(origin, done.lag, context) - costs.reading(origin, 1, context)) / plain
         self._account = min(self._account, DEPOSIT)
         seconds /= costs.drift.factor

@@ -234,7 +234,7 @@ def load(lines: Iterable[str]) -> list[Recording]:
         prompt, tokens, drafters = _head(at, _object(at, line))
         guesses: dict[Origin, list[Guess]] = {o: [] for o in drafters}
         for _ in range(tokens):
-            at, line = next(numbered, (0, ""))  # noqa: PLW2901 - the position's own line
+            at, line = next(numbered, (0, ""))
             if not line:
                 raise ReplayError(f"the recording ends after {len(guesses[drafters[0]])} of {tokens} positions")
             row = _object(at, line)

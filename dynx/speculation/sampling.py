@@ -78,9 +78,9 @@ class PositionNoise:
     def at(self, position: int) -> Tensor:
         """The exponential variates of `position`, (V,), on the CPU so that every device draws the same."""
         if position not in self._kept:
-            # Mersenne Twister seeds that differ in few bits are mixed well by PyTorch; a large odd factor keeps
-            # (seed, position) pairs apart.
-            self._generator.manual_seed((self._seed * 0x9E3779B97F4A7C15 + position) & (2**63 - 1))
+            # PyTorch's Mersenne Twister uses 32 bits of a seed; a multiplicative hash spreads the user's seeds over them,
+            # so that the positions of two seeds don't meet.
+            self._generator.manual_seed((((self._seed * 0x9E3779B97F4A7C15) >> 32) + position) & 0xFFFFFFFF)
             if len(self._kept) > 64:
                 self._kept.clear()
             # float64: in float32 one variate in 2^24 is exactly 0, which would hand a large vocabulary's tail a token

@@ -202,12 +202,15 @@ def calibrate_command(wish: Wish) -> str:
     return " ".join(parts)
 
 
-def assemble(plan: Plan, *, stages: Callable[[str], None] = lambda _: None) -> Assembly:
+def assemble(
+    plan: Plan, *, stages: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
+) -> Assembly:
     """Load what the plan names and put the engine together. Raises DynxError.
 
     `stages` hears what is being done, for a progress line.
     """
     wish, decisions = plan.wish, plan.decisions
+    library_text = _library(wish)
     stages(f"loading {plan.source.name}")
     with loading.quietly():
         import torch
@@ -216,6 +219,7 @@ def assemble(plan: Plan, *, stages: Callable[[str], None] = lambda _: None) -> A
         from dynx.runtime.backends.eager import EagerBackend
         from dynx.speculation.engine import Drafters, Engine
 
+    knowledge = _knowledge(plan, warn)
     tokenizer = loading.load_tokenizer(plan.source)
     model = loading.load_causal_lm(plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle)
     fitted = plan.profile.fitted if plan.profile else {}
@@ -231,19 +235,36 @@ def assemble(plan: Plan, *, stages: Callable[[str], None] = lambda _: None) -> A
             if not plan.auto:
                 raise ModelError(f"--draft self: {target.can_exit.reason}")
             layers = None
-        library: list[int] = []
-        if wish.lookup is not None:
-            try:
-                text = decode(wish.lookup.read_bytes(), str(wish.lookup))
-            except OSError as e:
-                raise UsageError(f"--lookup {wish.lookup} can't be read: {e.strerror}") from None
-            library = tokenizer(text, add_special_tokens=False)["input_ids"]
+        library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         drafters = Drafters(small, layers, "lookup" in plan.kinds, library)
         decisions["draft"] = _describe_drafters(plan, drafters)
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")
-    engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge_of(plan.profile, warn=stages))
+    engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
     return Assembly(plan, engine, tokenizer, getattr(model, "generation_config", None))
+
+
+def _library(wish: Wish) -> str:
+    """The text of --lookup, read before anything slow."""
+    if wish.lookup is None:
+        return ""
+    try:
+        return decode(wish.lookup.read_bytes(), str(wish.lookup))
+    except OSError as e:
+        raise UsageError(f"--lookup {wish.lookup} can't be read: {e.strerror}") from None
+
+
+def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
+    """What the plan's profile says; one that can't be used leaves the plan as if there were none."""
+    knowledge = knowledge_of(plan.profile, warn=warn)
+    if plan.profile is not None and not knowledge.from_profile:
+        if plan.wish.require_profile:
+            raise NoProfileError(
+                f"profile {plan.profile.key.id} can't be used", hint=f"{calibrate_command(plan.wish)} measures it anew"
+            )
+        plan.profile = None
+        plan.decisions["profile"] = Decision("none", "the stored one can't be used")
+    return knowledge
 
 
 def _load_drafter(plan: Plan, tokenizer: Any) -> Any:
@@ -316,5 +337,5 @@ def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambd
         rate = fitted.get("tokens_per_second")
         return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        warn(f"profile {profile.key.id} can't be used ({type(e).__name__}: {e}); going on without")
+        warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         return Knowledge()

@@ -30,12 +30,18 @@ class StreamDecoder:
     def push(self, token: int) -> str:
         """The text that `token` completes; "" while a character is unfinished."""
         self._ids.append(token)
+        end = len(self._ids)
         before = self._decode(self._ids[self._start : self._shown])
         after = self._decode(self._ids[self._start :])
-        if after.endswith(UNFINISHED) and len(self._ids) - self._shown < 8:  # no character has more than 4 byte pieces
-            return ""
-        self._start, self._shown = self._shown, len(self._ids)
-        return after[len(before) :]
+        if after.endswith(UNFINISHED):
+            if end - self._shown < 8:
+                return ""
+            end -= 3  # bytes that are no text; at most three of the last ones may yet begin a character
+            after = self._decode(self._ids[self._start : end])
+        piece = after[len(before) :]
+        if piece:  # the window starts at shown text, or a tokenizer that strips leading spaces would strip the next word's
+            self._start, self._shown = self._shown, end
+        return piece
 
     def flush(self) -> str:
         """What was held back, unfinished bytes as U+FFFD."""
@@ -58,9 +64,9 @@ class StopScanner:
         if not self._stops or self.stopped:
             return "" if self.stopped else text
         self._held += text
-        found = min((at for at in (self._held.find(s) for s in self._stops) if at >= 0), default=-1)
-        if found >= 0:
-            out, self._held, self.stopped = self._held[:found], "", True
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
+        if found:  # the one complete first, or the end would depend on how the text was cut into tokens
+            out, self._held, self.stopped = self._held[: min(found)[1]], "", True
             return out
         keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
         cut = len(self._held) - keep

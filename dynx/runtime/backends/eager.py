@@ -15,6 +15,7 @@ Both are checked against the unmodified model before they are trusted (`_verifie
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PREFILL_CHUNK = 1024
 """Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
@@ -238,7 +239,7 @@ class StockSession:
         inputs = model.prepare_inputs_for_generation(
             ids, is_first_iteration=first, next_sequence_length=None if first else len(tokens), **self._kwargs
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), enough_memory(device):
             out = model(**inputs, return_dict=True)
         self._kwargs = model._update_model_kwargs_for_generation(out, self._kwargs)
         self.length += len(tokens)
@@ -293,11 +294,8 @@ class EagerBackend:
         """One call of the whole model; returns logits (T, V) or (keep, V)."""
         kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
         ids = torch.tensor([tokens], device=self.device)
-        try:
-            with torch.inference_mode():
-                out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
-        except torch.OutOfMemoryError as e:
-            raise out_of_memory(self.device) from e
+        with torch.inference_mode(), enough_memory(self.device):
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = out.logits[0]
         return logits
 
@@ -306,13 +304,9 @@ class EagerBackend:
         if self._body is None or self._body is self.model:
             self.run(tokens, cache, 1)
             return
-        with torch.inference_mode():
-            self._body(
-                input_ids=torch.tensor([tokens], device=self.device),
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            )
+        ids = torch.tensor([tokens], device=self.device)
+        with torch.inference_mode(), enough_memory(self.device):
+            self._body(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:
@@ -391,8 +385,13 @@ def decoder_blocks(model: Any) -> list[nn.Module] | None:
     return max((blocks for blocks in lists if len({type(b) for b in blocks}) == 1), key=len, default=None)
 
 
-def out_of_memory(device: torch.device) -> DeviceError:
-    """The error a caller sees instead of the allocator's."""
-    return DeviceError(
-        f"out of memory on {device}", hint="try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
-    )
+@contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """Turns an allocator's failure into the error that a caller is told. On the CPU PyTorch raises a bare RuntimeError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
+            raise
+        hint = "try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
+        raise DeviceError(f"out of memory on {device}", hint=hint) from e

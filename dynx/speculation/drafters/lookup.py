@@ -126,7 +126,7 @@ class LookupDrafter:
     def outlook(self, tokens: Sequence[int]) -> float | None:
         """The signal that `propose` would give, or None where nothing matches."""
         self._read(tokens)
-        return self._signal() if self._length else None
+        return self._signal(0) if self._length else None
 
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
@@ -140,11 +140,12 @@ class LookupDrafter:
         at = self._at + len(self._guesses)
         text = self._index.text
         token = text[at] if at < len(text) else self._guesses[at - len(text)]
+        signal = self._signal(len(self._guesses))
         self._guesses.append(token)
-        return Draft(token, self._signal())
+        return Draft(token, signal)
 
-    def _signal(self) -> float:
-        return math.log2(self._length + len(self._guesses) + 1)
+    def _signal(self, guesses: int) -> float:
+        return math.log2(self._length + guesses + 1)
 
     def settle(self, kept: int) -> None:
         """Nothing: the next `sync` reads what stayed."""

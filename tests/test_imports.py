@@ -1,0 +1,69 @@
+"""What starting up may load: help, version and `import dynx` answer before any heavy library would have been read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import finish, spawn
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "diffusers",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "tokenizers",
+    "rich",
+    "psutil",
+}
+BUDGET = 400
+"""Modules after printing help: Python's own and Typer's. A further library would add hundreds."""
+
+LISTED = """
+import json, sys
+before = set(sys.modules)
+{body}
+sys.stderr.write(json.dumps(sorted(set(sys.modules) - before)))
+"""
+COMMAND = "from dynx.cli.main import run; code = run(sys.argv[1:]); assert code == 0"
+
+
+def loaded(body: str, *arguments: str) -> tuple[str, list[str]]:
+    """What was printed, and the modules that running `body` in a fresh interpreter loaded."""
+    result = finish(spawn(*arguments, code=LISTED.format(body=body)))
+    return result.out, json.loads(result.err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["generate", "--help"], ["calibrate", "--help"], ["bench", "--help"]],
+    ids=" ".join,
+)
+def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
+    """Asking what there is loads none of the libraries that doing it takes, and no more modules than a budget."""
+    out, modules = loaded(COMMAND, *arguments)
+
+    assert out
+    assert {name.partition(".")[0] for name in modules} & HEAVY == set()
+    assert len(modules) <= BUDGET
+
+
+def test_importing_dynx_loads_only_dynx() -> None:
+    """`import dynx` reads its own file and nothing of anybody else's."""
+    _, modules = loaded("import dynx; assert dynx.__version__ and 'load' in dir(dynx)")
+
+    assert [name for name in modules if name.startswith("dynx")] == ["dynx"]
+    assert {name.partition(".")[0] for name in modules} & HEAVY == set()
+    assert len(modules) <= 20
+
+
+def test_a_bad_command_line_loads_nothing_heavy() -> None:
+    """A mistyped option is told as fast as help is shown."""
+    body = "from dynx.cli.main import run; code = run(['generate', '--nope']); assert code == 2; sys.stderr.flush()"
+    result = finish(spawn(code=LISTED.format(body=body)))
+    *complaint, modules = result.err.splitlines()
+
+    assert complaint[0].startswith("dynx: No such option: --nope")
+    assert {name.partition(".")[0] for name in json.loads(modules)} & HEAVY == set()
