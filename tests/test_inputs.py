@@ -6,7 +6,7 @@ import os
 import pty
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
@@ -29,7 +29,7 @@ def pipe(data: bytes | None = b"") -> Iterator[BinaryIO]:
     if data is not None:
 
         def feed() -> None:
-            with os.fdopen(writing, "wb") as out:
+            with suppress(BrokenPipeError), os.fdopen(writing, "wb") as out:  # some readers don't read
                 out.write(data)
 
         feeder = threading.Thread(target=feed)

@@ -68,7 +68,7 @@ class Plan:
 
 
 TARGET = Plan()
-DRAFTER = Plan(hidden=128, mlp=336, layers=2, heads=2, kv_heads=1, tokens=16_000_000, batch=8)
+DRAFTER = Plan(hidden=128, mlp=336, layers=2, heads=2, kv_heads=1, tokens=10_000_000, batch=8)
 
 
 def build(plan: Plan) -> LlamaForCausalLM:
@@ -104,7 +104,10 @@ def train_tokenizer(books: list[str], vocab: int, folder: Path) -> PreTrainedTok
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocab,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator((line for book in books for line in book.splitlines(keepends=True)), trainer)
     tokenizer = PreTrainedTokenizerFast(
@@ -294,9 +297,9 @@ def sample_pool(
         heat = (n % 5) / 4
         options: dict[str, Any] = {"do_sample": True, "temperature": heat, "top_k": 0} if heat else {"do_sample": False}
         with torch.autocast(device.type, torch.bfloat16):
-            text = model.generate(
-                torch.from_numpy(seeds).to(device), max_length=length, min_length=length, pad_token_id=0, **options
-            )
+            prompts = torch.from_numpy(seeds).to(device)
+            limits: dict[str, Any] = {"max_length": length, "min_length": length, "pad_token_id": 0}
+            text = model.generate(prompts, attention_mask=torch.ones_like(prompts), **limits, **options)
         out.append(text.cpu().numpy().astype(np.uint16))
     return np.concatenate(out)[:rows]
 
@@ -373,7 +376,7 @@ def main(argv: list[str] | None = None) -> None:
     o = p.parse_args(argv)
     if o.threads:
         torch.set_num_threads(o.threads)
-    target_plan, drafter_plan, pool_rows, books_used = TARGET, DRAFTER, 4_096, None
+    target_plan, drafter_plan, pool_rows, books_used = TARGET, DRAFTER, 1_024, None
     if o.tiny:
         small = {"vocab": 512, "hidden": 32, "mlp": 64, "heads": 2, "kv_heads": 1, "batch": 2, "window": 32}
         target_plan = replace(TARGET, **small, layers=3, tokens=2 * 32 * 6)
@@ -411,9 +414,10 @@ def main(argv: list[str] | None = None) -> None:
     target.eval().requires_grad_(False)
     pool_file = o.work / "pool.npy"
     if not pool_file.exists():
-        length = drafter_plan.window + 1 + 16
-        pool = sample_pool(target, train, rows=pool_rows, length=length, batch=min(256, pool_rows))
-        np.save(pool_file, pool[:, 16:])  # the opening is the corpus's, not the target's
+        # Two texts to a row: sampling costs grow with the square of the length, and a drafter looks back little.
+        length = drafter_plan.window // 2 + 1
+        texts = sample_pool(target, train, rows=2 * pool_rows, length=length, batch=min(256, pool_rows))
+        np.save(pool_file, texts.reshape(pool_rows, 2 * length)[:, : drafter_plan.window + 1])
     pool = np.load(pool_file)
     if o.until == "pool":
         return
