@@ -19,7 +19,8 @@ STEPS = (
 def main() -> int:
     """Run the steps in order; the first that fails ends the run with its exit code."""
     for step in STEPS:
-        print("+", *step, flush=True)
+        sys.stdout.write(f"+ {' '.join(step)}\n")
+        sys.stdout.flush()
         code = subprocess.run([sys.executable, "-m", *step], cwd=ROOT, check=False).returncode
         if code:
             return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ V = 3
 LONGEST = 3
 Rule = Callable[..., list[int]]
 Model = Callable[[tuple[int, ...]], Tensor]
+Uniform = Callable[[], "Chance"]
+Draw = Callable[[Tensor], int]
 TOLERANCE = 1e-6
 
 
@@ -30,7 +33,7 @@ class Chance:
         return Chance(self.oracle, self.scale * float(scale))  # type: ignore[arg-type]
 
     def __lt__(self, bar: object) -> bool:
-        below = min(max(float(bar) / self.scale, 0.0), 1.0) if self.scale > 0 else float(0 < float(bar))  # type: ignore[arg-type]
+        below = min(max(float(bar) / self.scale, 0.0), 1.0) if self.scale > 0 else float(float(bar) > 0)  # type: ignore[arg-type]
         return self.oracle.choose([below, 1 - below]) == 0
 
     def __ge__(self, bar: object) -> bool:
@@ -47,6 +50,7 @@ class Oracle:
         self.probability = 1.0
 
     def choose(self, odds: Sequence[float]) -> int:
+        """Which of several ways this path takes; notes its probability."""
         if self.at == len(self.script):
             self.script.append(0)
             self.widths.append(len(odds))
@@ -56,12 +60,15 @@ class Oracle:
         return choice
 
     def uniform(self) -> Chance:
+        """A uniform draw."""
         return Chance(self)
 
     def draw(self, weights: Tensor) -> int:
+        """An index in proportion to weights."""
         return self.choose((weights / weights.sum()).tolist())
 
     def paths(self, function: Callable[[], list[int]]) -> Iterator[tuple[float, list[int]]]:
+        """Every path's probability and result."""
         while True:
             self.at, self.probability = 0, 1.0
             out = function()
@@ -166,7 +173,7 @@ def test_rule_is_lossless(rule: Rule) -> None:
     assert worst(rule) <= TOLERANCE
 
 
-def skip_residual(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[], Chance], draw: Callable[[Tensor], int]) -> list[int]:
+def skip_residual(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: after a rejection draws from p instead of the excess."""
     for i, x in enumerate(drafts):
         if uniform() * q[i, x] >= p[i, x]:
@@ -174,7 +181,7 @@ def skip_residual(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[],
     return [*drafts, draw(p[len(drafts)])]
 
 
-def reuse_uniform(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[], Chance], draw: Callable[[Tensor], int]) -> list[int]:
+def reuse_uniform(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: one uniform draw serves all drafts, so surviving one makes surviving the next likelier."""
     lowest = 0.0  # the draw is known to lie above the largest bar that it failed to reach, in [0, survived)
     survived = 1.0
@@ -188,19 +195,19 @@ def reuse_uniform(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[],
     return [*drafts, draw(p[len(drafts)])]
 
 
-def bonus_off_by_one(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[], Chance], draw: Callable[[Tensor], int]) -> list[int]:
+def bonus_off_by_one(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: the token after full acceptance comes from the row before."""
     out = keep_tokenwise(drafts, q, p, lambda: uniform(), draw)  # type: ignore[arg-type, return-value]
     return [*drafts, draw(p[len(drafts) - 1])] if drafts and len(out) > len(drafts) else out
 
 
-def prune_unlikely(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[], Chance], draw: Callable[[Tensor], int]) -> list[int]:
+def prune_unlikely(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: drops a sampled tail because its tokens look unlikely to the drafter, the trap named in the module."""
     keep = next((i for i, x in enumerate(drafts) if q[i, x] < 0.3), len(drafts))
     return keep_tokenwise(drafts[:keep], q[:keep], p[: keep + 1], uniform, draw)  # type: ignore[arg-type]
 
 
-def block_without_memory(drafts: list[int], q: Tensor, p: Tensor, uniform: Callable[[], Chance], draw: Callable[[Tensor], int]) -> list[int]:
+def block_without_memory(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: block verification whose residual forgets the running weight."""
     count, kept, weight = len(drafts), 0, 1.0
     for i, x in enumerate(drafts, start=1):
@@ -215,7 +222,9 @@ def block_without_memory(drafts: list[int], q: Tensor, p: Tensor, uniform: Calla
 
 
 @pytest.mark.parametrize(
-    "mutant", [skip_residual, reuse_uniform, bonus_off_by_one, prune_unlikely, block_without_memory], ids=lambda f: f.__name__
+    "mutant",
+    [skip_residual, reuse_uniform, bonus_off_by_one, prune_unlikely, block_without_memory],
+    ids=lambda f: f.__name__,
 )
 def test_mutants_are_caught(mutant: Rule) -> None:
     """Each of five plausible mistakes moves the distribution by far more than the tolerance."""
@@ -232,9 +241,8 @@ def expected_kept(rule: Rule, p: Model, q: Model) -> float:
         q_rows = torch.stack([q(drafts[:i]) for i in range(LONGEST)])
         p_rows = torch.stack([p(drafts[:i]) for i in range(LONGEST + 1)])
         oracle = Oracle()
-        for chance, out in oracle.paths(
-            lambda d=drafts, a=q_rows, b=p_rows: rule(list(d), a, b, oracle.uniform, oracle.draw)  # type: ignore[misc]
-        ):
+        call = partial(rule, list(drafts), q_rows, p_rows, oracle.uniform, oracle.draw)
+        for chance, out in oracle.paths(call):
             total += weight * chance * len(out)
     return total
 

@@ -1,7 +1,5 @@
 """Interleaving, pairing, failures, budget and interruption, on a clock that only moves when told."""
 
-# ruff: noqa: S311 -- shuffled orders, not secrets
-
 from __future__ import annotations
 
 import random

@@ -1,7 +1,5 @@
 """Gates, the result object, and its three faces: JSON, Markdown, terminal table."""
 
-# ruff: noqa: S311 -- intervals, not secrets
-
 from __future__ import annotations
 
 import io

@@ -1,7 +1,5 @@
 """The arithmetic of comparisons: exact on scripted times, honest on simulated noise."""
 
-# ruff: noqa: S311 -- simulated noise, not secrets
-
 from __future__ import annotations
 
 import math

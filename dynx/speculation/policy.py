@@ -160,7 +160,9 @@ class Costs:
     def verify(self, origin: Origin, n: int, context: int, *, drafted: int | None = None) -> float:
         """Seconds to have `n` of `drafted` drafts judged; of exactly `n` by default."""
         # The last draft of the first layers must pass through them once more before it can be judged.
-        again = self.reading("self", 1, context) if origin == "self" and n == (n if drafted is None else drafted) else 0.0
+        again = (
+            self.reading("self", 1, context) if origin == "self" and n == (n if drafted is None else drafted) else 0.0
+        )
         return self.judging(origin, n, context)[n] + again
 
     def judging(self, origin: Origin, most: int, context: int) -> list[float]:

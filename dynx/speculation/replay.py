@@ -5,8 +5,8 @@ how many of them the target would have kept. After that any policy can be walked
 yardsticks:
 
 - the *clairvoyant* optimum, which knows what will be kept: no policy is faster;
-- the *informed* optimum, which knows only what a policy may know, but all of it: costs, acceptance calibrated on the very recording,
-  the rate it will reach. What a policy loses against it is the price of learning under way.
+- the *informed* optimum, which knows only what a policy may know, but all of it: costs, acceptance calibrated on the very
+  recording, the rate it will reach. What a policy loses against it is the price of learning under way.
 
 A recording is JSON lines; files can be concatenated. For each text, one line that describes it and one line for each position:
 
@@ -107,7 +107,7 @@ class Bound:
 
 
 def simulate(
-    recording: Recording, policy: Policy, costs: Costs, *, pace: Callable[[int], float] = lambda t: 1.0
+    recording: Recording, policy: Policy, costs: Costs, *, pace: Callable[[int], float] = lambda _: 1.0
 ) -> Outcome:
     """Walk `recording` as the engine would, asking `policy` and charging `costs`.
 
@@ -130,7 +130,12 @@ def simulate(
 
 
 def _round(
-    recording: Recording, at: int, policy: Policy, costs: Costs, lags: Mapping[Origin, int], pace: Callable[[int], float]
+    recording: Recording,
+    at: int,
+    policy: Policy,
+    costs: Costs,
+    lags: Mapping[Origin, int],
+    pace: Callable[[int], float],
 ) -> Round:
     room, context = recording.tokens - at - 1, recording.prompt + at - 1
     prospects = [
@@ -262,19 +267,23 @@ def _head(at: int, head: dict[str, Any]) -> tuple[int, int, list[Origin]]:
     if head.get("schema") != SCHEMA:
         _refuse(at, f"should begin a recording of schema {SCHEMA}, and says {head.get('schema')!r}")
     prompt, tokens, names = head.get("prompt"), head.get("tokens"), head.get("drafters")
-    if not _count(prompt, 1) or not _count(tokens, 1):
+    if not (_count(prompt, 1) and _count(tokens, 1) and isinstance(prompt, int) and isinstance(tokens, int)):
         _refuse(at, "needs a prompt and tokens, both counts from 1")
     if not isinstance(names, list) or not names or any(n not in DRAFTERS for n in names) or len({*names}) < len(names):
         _refuse(at, f"needs drafters, out of {', '.join(DRAFTERS)}, each once")
     return prompt, tokens, names
 
 
-def _guess(at: int, origin: Origin, value: object) -> Guess:
+def _guess(at: int, origin: Origin, value: object) -> Guess:  # noqa: RET503 - never returns
     match value:
-        case [list(signals), int(kept)] if _count(kept, 0) and kept <= len(signals):
-            if all(isinstance(s, int | float) and not isinstance(s, bool) and math.isfinite(s) for s in signals):
-                return Guess(tuple(float(s) for s in signals), kept)
-    _refuse(at, f"needs for {origin} a list of finite signals and how many of these drafts were kept")
+        case [list(signals), int(kept)] if _count(kept, 0) and kept <= len(signals) and all(map(_finite, signals)):
+            return Guess(tuple(float(s) for s in signals), kept)
+        case _:
+            _refuse(at, f"needs for {origin} a list of finite signals and how many of these drafts were kept")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _count(value: object, least: int) -> bool:

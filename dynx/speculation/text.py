@@ -39,7 +39,9 @@ class StreamDecoder:
             end -= 3  # bytes that are no text; at most three of the last ones may yet begin a character
             after = self._decode(self._ids[self._start : end])
         piece = after[len(before) :]
-        if piece:  # the window starts at shown text, or a tokenizer that strips leading spaces would strip the next word's
+        if (
+            piece
+        ):  # the window starts at shown text, or a tokenizer that strips leading spaces would strip the next word's
             self._start, self._shown = self._shown, end
         return piece
 

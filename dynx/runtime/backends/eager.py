@@ -391,7 +391,11 @@ def enough_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
+        if (
+            isinstance(e, RuntimeError)
+            and not isinstance(e, torch.OutOfMemoryError)
+            and "allocate memory" not in str(e)
+        ):
             raise
         hint = "try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
         raise DeviceError(f"out of memory on {device}", hint=hint) from e

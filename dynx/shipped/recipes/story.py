@@ -416,8 +416,8 @@ def main(argv: list[str] | None = None) -> None:
     if not pool_file.exists():
         # Two texts to a row: sampling costs grow with the square of the length, and a drafter looks back little.
         length = drafter_plan.window // 2 + 1
-        texts = sample_pool(target, train, rows=2 * pool_rows, length=length, batch=min(256, pool_rows))
-        np.save(pool_file, texts.reshape(pool_rows, 2 * length)[:, : drafter_plan.window + 1])
+        half_rows = sample_pool(target, train, rows=2 * pool_rows, length=length, batch=min(256, pool_rows))
+        np.save(pool_file, half_rows.reshape(pool_rows, 2 * length)[:, : drafter_plan.window + 1])
     pool = np.load(pool_file)
     if o.until == "pool":
         return
