@@ -31,6 +31,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _cold(temperature: float) -> float:
+    """A temperature that float32 can't divide by means what 0 means: the likeliest token."""
+    return 0.0 if temperature < 1e-6 else temperature
+
+
 @app.callback()
 def dynx(
     version: Annotated[
@@ -54,7 +59,12 @@ def generate(
     temperature: Annotated[
         float,
         typer.Option(
-            "--temperature", metavar="T", min=0.0, max=100.0, help="0 takes the likeliest token; more is bolder."
+            "--temperature",
+            metavar="T",
+            min=0.0,
+            max=100.0,
+            callback=_cold,
+            help="0 takes the likeliest token; more is bolder.",
         ),
     ] = 0.0,
     top_k: Annotated[
@@ -216,7 +226,12 @@ def bench(
     temperature: Annotated[
         float,
         typer.Option(
-            "--temperature", metavar="T", min=0.0, max=100.0, help="0 is greedy; with more, the seed is fixed."
+            "--temperature",
+            metavar="T",
+            min=0.0,
+            max=100.0,
+            callback=_cold,
+            help="0 is greedy; with more, the seed is fixed.",
         ),
     ] = 0.0,
     min_speedup: Annotated[

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "dynx.calibrate/1"
 
+ROOM = 16
+"""Tokens that a prompt must leave for an answer to learn from."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -98,7 +101,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     terminal.clear_status()
     from dynx.speculation import calibrate as learning
 
-    prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
+    prompts = fitting(texts, assembly)
     with terminal.progress(f"calibrating {plan.source.name}") as move:
         found = learning.calibrate(
             assembly,
@@ -113,6 +116,16 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         terminal.notice(f"profile {found.profile.key.id} stored in {path}")
     except StoreError as e:
         terminal.warn(f"the profile can't be stored ({e}); set DYNX_CACHE_DIR to a folder that can be written")
+
+
+def fitting(texts: list[str], assembly: Assembly) -> list[list[int]]:
+    """The token ids of those texts that leave room for an answer. Raises UsageError if none of them does."""
+    limit = assembly.engine.target.context
+    prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
+    short = [prompt for prompt in prompts if limit is None or len(prompt) + ROOM <= limit]
+    if prompts and not short:
+        raise UsageError(f"--data has only prompts too long for the model's context of {limit} tokens")
+    return short
 
 
 def dry_run(plan: Plan, options: Options, terminal: Terminal) -> None:
@@ -158,17 +171,16 @@ def table_of(found: Findings, assembly: Assembly) -> Table:
     whole = found.costs.target(1)
     for origin, rate in found.acceptance.items():
         cost = 0.0 if origin == "lookup" else found.costs.draft[origin](1)
-        name = NAMES[origin] + (
-            f" after layer {found.exit_layers} of {assembly.engine.target.layers}" if origin == "self" else ""
-        )
-        share = f"{cost * 1e3:.2f} ms ({cost / whole:.0%} of a pass)" if cost else "free"
+        where = f", layer {found.exit_layers} of {assembly.engine.target.layers}" if origin == "self" else ""
+        name = NAMES[origin] + where
+        share = f"{cost * 1e3:.2f} ms, {cost / whole:.0%}" if cost else "free"
         table.add_row(name, share, f"{rate:.0%}", f"{found.predictions.get(origin, 1.0):.2f}x")
     widths = [1, 2, 4, 8, 16]
     passes = ", ".join(f"{n}: {found.costs.target(n) * 1e3:.1f}" for n in widths)
     table.add_section()
     table.add_row("plain decoding", f"{whole * 1e3:.2f} ms a token", "", "1.00x")
     table.add_row("together", "", "", f"{max(found.predictions.values()):.2f}x")
-    table.caption = f"a pass of n tokens, in ms: {passes}"
+    table.caption = f"shares are of a pass; passes of n tokens, in ms: {passes}"
     table.caption_justify = "left"
     return table
 

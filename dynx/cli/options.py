@@ -50,7 +50,8 @@ Lookup = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to compute in.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Processor threads; the cores available by default.")
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, max=1024, help="Processor threads; the cores available by default."),
 ]
 ProfileOption = Annotated[
     str | None,

@@ -30,6 +30,8 @@ HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 """The same weights in other layouts, which some repositories carry besides."""
 
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
 
@@ -68,6 +70,8 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Sou
 
     Raises ModelError with the closest shipped name where there is no such thing.
     """
+    if not name.strip():
+        raise ModelError("the model's name is empty", hint=_shipped_in_words())
     bundled = re.fullmatch(rf"(\w[\w-]*)/{DRAFTER_FOLDER}", name)
     inside = shipped.folder(bundled[1]) if bundled else None
     for folder in (shipped.folder(name), inside / DRAFTER_FOLDER if inside else None):
@@ -87,10 +91,13 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Sou
     return _from_hub(name, offline=offline, allow_pickle=allow_pickle)
 
 
+def _shipped_in_words() -> str | None:
+    return f"shipped models: {', '.join(shipped.names())}" if shipped.names() else None
+
+
 def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
     close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
-    known = f"shipped models: {', '.join(shipped.names())}" if shipped.names() else None
-    hint = f"did you mean {close[0]}?" if close else known
+    hint = f"did you mean {close[0]}?" if close else _shipped_in_words()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -110,8 +117,8 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
     if cached and any(cached.folder.glob(p) for p in ("*.safetensors", *(PICKLES if allow_pickle else ()))):
         return cached
     if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        where = "is in the hub's local cache without weights" if cached else "is not in the hub's local cache"
-        raise ModelError(f"no model {name}: not shipped, no such folder, and it {where}", hint=hint)
+        where = "without weights in the hub's local cache" if cached else "not in the hub's local cache"
+        raise ModelError(f"no model {name}: not shipped, no such folder, {where}", hint=hint)
     if close and "/" not in name:
         raise ModelError(f"no model {name}", hint=hint)
     try:
@@ -170,9 +177,20 @@ def _check_safetensors(file: Path) -> None:
     except (KeyError, TypeError, IndexError):
         raise ModelError(f"{file} has a damaged header") from None
     if size != 8 + length + end:
+        wrong = "truncated" if size < 8 + length + end else "damaged"
         raise ModelError(
-            f"{file} is truncated: {size} bytes, {8 + length + end} expected", hint="download or copy it again"
+            f"{file} is {wrong}: {size} bytes, {8 + length + end} expected", hint="download or copy it again"
         )
+
+
+def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
+    """`check`, after a look at what kind of model the config describes. Raises ModelError, UnsupportedModelError."""
+    config = source.config()
+    if config.get("is_encoder_decoder"):
+        raise UnsupportedModelError(
+            f"{source.name} ({config.get('model_type')}) is an encoder-decoder model", hint=SUPPORTED
+        )
+    check(source, allow_pickle=allow_pickle)
 
 
 @contextmanager
@@ -201,7 +219,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
         except Exception as e:  # noqa: BLE001 - tokenizers raise bare Exceptions
-            raise ModelError(f"{source.folder} has no tokenizer that loads ({_first_line(e)})") from None
+            if any((source.folder / file).is_file() for file in TOKENIZERS):
+                raise ModelError(f"{source.folder}'s tokenizer doesn't load: {_first_line(e)}") from None
+            raise ModelError(f"{source.folder} has no tokenizer", hint="tokenizer.json belongs in it") from None
         return tokenizer
 
 
@@ -210,21 +230,26 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
 
     Raises ModelError, UnsupportedModelError or DeviceError.
     """
-    config = source.config()
-    check(source, allow_pickle=allow_pickle)
-    if config.get("is_encoder_decoder"):
-        raise UnsupportedModelError(
-            f"{source.name} ({config.get('model_type')}) is an encoder-decoder model",
-            hint="generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like",
-        )
+    check_causal_lm(source, allow_pickle=allow_pickle)
+    kind = source.config().get("model_type")
     with quietly():
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
+        if kind not in KNOWN:
+            raise UnsupportedModelError(
+                f"{source.name}: transformers has no causal language model of type {kind or '(none named)'}",
+                hint=SUPPORTED,
+            )
         safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source.folder, dtype=getattr(torch, dtype), use_safetensors=safe, local_files_only=True
+            model, seen = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=getattr(torch, dtype),
+                use_safetensors=safe,
+                local_files_only=True,
+                output_loading_info=True,
             )
             model = model.to(device)
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
@@ -232,7 +257,11 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
                 raise DeviceError(
                     f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
                 ) from None
+            if "mismatched" in str(e):
+                raise ModelError(f"{source.name}'s weights have other shapes than its config.json says") from None
             raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
+        if missing := sorted(seen["missing_keys"]):  # transformers would make them up
+            raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {missing[0]}")
         loaded: PreTrainedModel = model.eval()
         return loaded
 
@@ -248,7 +277,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + " …"
 
 
 def same_vocabulary(a: Any, b: Any) -> str | None:

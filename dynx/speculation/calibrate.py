@@ -27,7 +27,7 @@ from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
 from dynx.speculation.confidence import Reliability, log_odds
 from dynx.speculation.drafters.lookup import LookupDrafter
-from dynx.speculation.engine import PRIORS, Drafters, Engine, Knowledge
+from dynx.speculation.engine import GRANT, PRIORS, Drafters, Engine, Knowledge
 from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.measure import Samples, costs_from, measure
 from dynx.speculation.policy import LONGEST_DRAFT, Costs, Dynamic, Plain
@@ -305,17 +305,30 @@ def fit(traces: dict[Origin, list[list[Guess]]], chosen: Iterable[int]) -> dict[
 
 
 def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> float:
-    """Expected speed-up over plain, each half of the texts replayed with what the other half taught."""
+    """Expected speed-up over plain, each half of the texts replayed with what the other half taught.
+
+    Replayed twice: a user's run starts from the rate that the profile promises, and that is only known after the first time.
+    """
+    rate = None
+    for _ in range(2):
+        tokens, seconds = _replay(texts, traces, costs, rate)
+        rate = tokens / seconds
+    return rate * costs.target(1, _middle(texts)) if rate else 1.0
+
+
+def _replay(
+    texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs, rate: float | None
+) -> tuple[int, float]:
     halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
-    tokens = seconds = 0.0
+    tokens, seconds = 0, 0.0
     for teach, play in (halves, reversed(halves)):
         learned = fit(traces, teach)
         for i in play:
             record = Recording(texts[i].prompt + 1, {origin: by_text[i] for origin, by_text in traces.items()})
-            policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), grant=0.5)
+            policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=GRANT)
             outcome = simulate(record, policy, costs)
             tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
-    return tokens * costs.target(1, _middle(texts)) / seconds if seconds else 1.0
+    return tokens, seconds
 
 
 def _middle(texts: Sequence[Text]) -> int:

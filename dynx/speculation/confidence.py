@@ -77,16 +77,20 @@ class Reliability:
         # The drafter's confidence may be worthless, never perverse: a negative slope only chases noise.
         w[1] = max(0.0, w[1] + px[1] * step)
         w[2] += px[2] * step
-        # Never surer of this draft's kind than `MEMORY` of them could make it. Doubt returns along x only (Kulhavy 1987): about
-        # what isn't being observed it must not grow without bound.
-        prior = PRIOR_VARIANCE[0] + PRIOR_VARIANCE[1] * x1 * x1 + PRIOR_VARIANCE[2] * x2 * x2
-        after = max(doubt * scale, min(prior, 1 / (MEMORY * information + 1e-9)))
-        shrink = (doubt - after) / (doubt * doubt) if doubt > 0 else 0.0
+        shrink = information * scale
         for i in range(3):
             row, by = p[i], px[i] * shrink
             row[0] -= by * px[0]
             row[1] -= by * px[1]
             row[2] -= by * px[2]
+        # Forgetting: doubt grows back by 1/`MEMORY` a draft, each weight's up to its prior's. Scaling rows and columns
+        # keeps the matrix positive definite, and a weight that isn't being observed can't stop the others from forgetting.
+        grow = [math.sqrt(min(1 + 1 / MEMORY, PRIOR_VARIANCE[i] / p[i][i])) for i in range(3)]
+        for i in range(3):
+            row, by = p[i], grow[i]
+            row[0] *= by * grow[0]
+            row[1] *= by * grow[1]
+            row[2] *= by * grow[2]
 
     def expect(self, accepted: float) -> None:
         """Adjust the outlook alone: by a draft that nobody judged, with its probability."""
@@ -115,10 +119,12 @@ class Reliability:
                         hessian[i][j] += chance * (1 - chance) * x[i] * x[j]
             self.variance = _inverse(hessian)
             step = [sum(row[j] * gradient[j] for j in range(3)) for row in self.variance]
-            # Far out the curve is flat and Newton's step too long.
-            shorter = min(1.0, 2.0 / max(1e-9, *map(abs, step)))
-            self.weights = [a + shorter * d for a, d in zip(w, step, strict=True)]
-            if max(map(abs, step)) < 1e-6:
+            # Far out the curve is flat and Newton's step too long; unshortened it swings from side to side for good.
+            here, share = _surprise(w, before, doubt, seen), 1.0
+            while share > 1e-3 and _surprise(_moved(w, step, share), before, doubt, seen) > here:
+                share /= 2
+            self.weights = _moved(w, step, share)
+            if share * max(map(abs, step)) < 1e-6:
                 break
         self.weights[1] = max(0.0, self.weights[1])
         self.typical = (self.typical * (self.observed + 4) + sum(y for *_, y in seen)) / (self.observed + 4 + len(seen))
@@ -145,6 +151,25 @@ class Reliability:
             out.variance[i][i] = PRIOR_VARIANCE[i] / 3
         out.observed, out._typical_weight = n, min(16.0, 4.0 + n)
         return out
+
+
+def _moved(weights: Sequence[float], step: Sequence[float], share: float) -> list[float]:
+    return [w + share * d for w, d in zip(weights, step, strict=True)]
+
+
+def _surprise(
+    w: Sequence[float],
+    before: Sequence[float],
+    doubt: Sequence[Sequence[float]],
+    seen: Iterable[tuple[float, float, float, float]],
+) -> float:
+    """What a fit makes small: -ln of the prior and of the likelihood, up to a constant."""
+    off = [a - b for a, b in zip(w, before, strict=True)]
+    total = 0.5 * sum(off[i] * doubt[i][j] * off[j] for i in range(3) for j in range(3))
+    for x0, x1, x2, accepted in seen:
+        z = w[0] * x0 + w[1] * x1 + w[2] * x2
+        total += max(z, 0.0) + math.log1p(math.exp(-abs(z))) - accepted * z
+    return total
 
 
 def _inverse(a: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -49,6 +49,10 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
+GRANT, UNKNOWN_GRANT = 0.5, 2.0
+"""Plain passes that may be risked at the start of a text, with a profile and without."""
+
+
 @dataclass(frozen=True)
 class Drafters:
     """Which drafters a target has: a smaller model, an exit after some layers, a lookup (with a text to look in)."""
@@ -127,7 +131,7 @@ class Engine:
             {origin: known.of(origin, greedy=greedy) for origin in origins},
             submit_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            grant=0.5 if known.from_profile else 2.0,
+            grant=GRANT if known.from_profile else UNKNOWN_GRANT,
         )
 
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:

@@ -107,6 +107,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle)
     config = source.config()
     kinds, drafter, auto = _parse_draft(wish, source)
+    for each in (source, drafter):
+        if each is not None:
+            loading.check_causal_lm(each, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
     decisions["device"] = choose_device(wish.device, machine)
     decisions["dtype"] = _dtype(wish, source, config, decisions["device"].value, machine)
@@ -118,7 +121,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
     )
-    profile = None if wish.plain else _profile(wish, key, warn)
+    profile = _profile(wish, key, warn)
     decisions["profile"] = (
         Decision(profile.key.id, f"measured {profile.created}")
         if profile
@@ -164,9 +167,10 @@ def _dtype(wish: Wish, source: Source, config: dict[str, Any], device: str, mach
 
 
 def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profile | None:
-    if wish.profile == "none":
+    if wish.plain or wish.profile == "none":
         if wish.require_profile:
-            raise UsageError("--require-profile and --profile none contradict each other")
+            unwanted = "--plain" if wish.plain else "--profile none"
+            raise UsageError(f"--require-profile and {unwanted} contradict each other")
         return None
     store = ProfileStore(profiles_folder(), warn)
     if wish.profile is not None:
@@ -229,7 +233,8 @@ def assemble(
     if plan.kinds and not target.can_rollback.value:
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
-        small = _load_drafter(plan, tokenizer) if plan.drafter else None
+        worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
+        small = _load_drafter(plan, tokenizer) if plan.drafter and (worth is None or "draft" in worth) else None
         layers = _exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
@@ -293,11 +298,16 @@ def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
     known = fitted.get("exit_layers")
     if isinstance(known, int) and 0 < known < layers:
         return known
+    if "origins" in fitted:
+        return None  # calibration looked, and no exit was worth it
     return None if plan.auto else max(1, layers // 3)
 
 
 def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
     names = []
+    dropped = plan.profile is not None and (
+        (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
+    )
     if drafters.model is not None and plan.drafter is not None:
         names.append(f"model {plan.drafter.name}")
     if drafters.exit_layers:
@@ -311,7 +321,9 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
             if plan.profile
             else "tried with small stakes: nothing is measured yet"
         )
-    return Decision(", ".join(names), why)
+    if dropped and plan.profile is not None:
+        why = f"calibration: {plan.profile.decision['summary']}"
+    return Decision(", ".join(names) or "none", why)
 
 
 def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:

@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.decision import Decision
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -387,15 +388,11 @@ def decoder_blocks(model: Any) -> list[nn.Module] | None:
 
 @contextmanager
 def enough_memory(device: torch.device) -> Iterator[None]:
-    """Turns an allocator's failure into the error that a caller is told. On the CPU PyTorch raises a bare RuntimeError."""
+    """Turns an allocator's failure into the error that a caller is told."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if (
-            isinstance(e, RuntimeError)
-            and not isinstance(e, torch.OutOfMemoryError)
-            and "allocate memory" not in str(e)
-        ):
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
             raise
         hint = "try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
         raise DeviceError(f"out of memory on {device}", hint=hint) from e

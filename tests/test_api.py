@@ -1,0 +1,161 @@
+"""The Python side: `dynx.load`, `generate`, `stream` and `wrap` write what transformers writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from commands import CONTEXT, PROMPT
+from models import perturbed, tiny
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+import dynx
+from dynx.errors import ModelError, UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest_plugins = ("cli_fixtures",)
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def reference(folder: Path, prompt: str, count: int, **options: Any) -> tuple[str, list[int]]:
+    """What transformers' own greedy `generate` appends."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=count, do_sample=False, pad_token_id=0, **options)
+    new = out[0, ids["input_ids"].shape[1] :].tolist()
+    return tokenizer.decode(new, skip_special_tokens=True), new
+
+
+@pytest.mark.parametrize("wish", [{}, {"plain": True}, {"draft": "lookup"}, {"draft": "self"}], ids=str)
+def test_a_loaded_model_writes_what_transformers_writes(tiny_folder: Path, wish: dict[str, Any]) -> None:
+    """`load` then `generate`: the same ids and text as transformers, with a receipt that counts them."""
+    text, ids = reference(tiny_folder, PROMPT, 40)
+    answer = dynx.load(str(tiny_folder), **wish).generate(PROMPT, max_new_tokens=40)
+
+    assert (answer.text, list(answer.tokens), str(answer)) == (text, ids, text)
+    assert (answer.receipt.tokens, answer.receipt.finish_reason) == (40, "length")
+    assert answer.receipt.guarantee == "identical to plain decoding"
+
+
+def test_a_penalty_means_what_it_means_there(tiny_folder: Path) -> None:
+    """Options have transformers' names and effect."""
+    _, ids = reference(tiny_folder, PROMPT, 24, repetition_penalty=1.5)
+    answer = dynx.load(str(tiny_folder)).generate(PROMPT, max_new_tokens=24, repetition_penalty=1.5)
+
+    assert list(answer.tokens) == ids
+
+
+def test_a_stream_is_the_answer_in_pieces(tiny_folder: Path) -> None:
+    """`stream` yields text as it becomes certain; a loaded model answers as often as it is asked."""
+    writer = dynx.load(str(tiny_folder))
+    pieces = list(writer.stream(PROMPT, max_new_tokens=40))
+
+    assert len(pieces) > 10
+    assert all(pieces)
+    assert "".join(pieces) == writer.generate(PROMPT, max_new_tokens=40).text
+    assert "".join(pieces) == dynx.generate(PROMPT, model=str(tiny_folder), max_new_tokens=40).text
+
+
+def test_stop_takes_a_string_or_several(tiny_folder: Path) -> None:
+    """A stop string ends the text before it."""
+    writer = dynx.load(str(tiny_folder))
+    whole = writer.generate(PROMPT, max_new_tokens=24).text
+    stop = whole[20:23]
+    cut = whole[: whole.index(stop)]
+
+    assert writer.generate(PROMPT, max_new_tokens=24, stop=stop).text == cut
+    assert writer.generate(PROMPT, max_new_tokens=24, stop=[stop, "never"]).text == cut
+
+
+def test_seeds_repeat(tiny_folder: Path) -> None:
+    """With a seed sampling is reproducible, across drafters too."""
+    sample = {"max_new_tokens": 32, "temperature": 1.5, "seed": 4}
+    first = dynx.load(str(tiny_folder)).generate(PROMPT, **sample)
+    plain = dynx.load(str(tiny_folder), plain=True).generate(PROMPT, **sample)
+
+    assert first.text == plain.text
+
+
+def test_lookup_takes_a_path_as_text(tiny_folder: Path, tmp_path: Path) -> None:
+    """What the command line takes as text, `load` takes as text."""
+    file = tmp_path / "tales.txt"
+    file.write_text(PROMPT, encoding="utf-8")
+
+    assert dynx.load(str(tiny_folder), draft="lookup", lookup=str(file)).generate(PROMPT, max_new_tokens=1).tokens
+
+
+def test_errors_are_dynx_errors(tiny_folder: Path) -> None:
+    """What can't be done is raised, with a hint, and nothing is printed."""
+    with pytest.raises(ModelError, match="no folder ./nowhere"):
+        dynx.load("./nowhere")
+    with pytest.raises(UsageError, match=f"context is {CONTEXT}") as told:
+        dynx.load(str(tiny_folder)).generate("the fox " * CONTEXT)
+
+    assert told.value.hint
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"exit_layers": 1}, {"lookup": False}, {"assistant": True}], ids=str)
+def test_a_wrapped_model_generates_as_before(kind: str, options: dict[str, Any]) -> None:
+    """`wrap` gives a model whose `generate` returns what the model's own returned, prompt included."""
+    prompt = torch.tensor([[5, 9, 2, 33, 5, 9]])
+    want = tiny(kind).generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False, pad_token_id=0
+    )
+    if options.get("assistant"):
+        options = {"assistant": perturbed(tiny(kind), 0.02)}
+    wrapped = dynx.wrap(tiny(kind), **options)
+
+    assert wrapped.receipt is None
+    for _ in range(3):  # what was learned changes the pace, not the text
+        assert wrapped.generate(prompt, max_new_tokens=40).tolist() == want.tolist()
+        assert wrapped.receipt is not None
+        assert wrapped.receipt.tokens == 40
+
+
+def test_a_wrapped_model_keeps_its_own_settings() -> None:
+    """End tokens and penalty come from the model's generation config, as they would without wrapping."""
+    prompt = torch.tensor([[5, 9, 2]])
+    model = tiny("llama")
+    model.generation_config.repetition_penalty = 1.4
+    free = model.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0].tolist()
+    model.generation_config.eos_token_id = free[10]
+    want = model.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)
+    got = dynx.wrap(model).generate(prompt, max_new_tokens=40)
+
+    assert got.tolist() == want.tolist()
+    assert got.shape[1] <= 11
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,), (1, 1, 3)], ids=str)
+def test_batches_are_refused(shape: tuple[int, ...]) -> None:
+    """One sequence at a time, and the shape that came instead is told."""
+    with pytest.raises(UsageError, match=r"one sequence, \(1, T\), is needed") as told:
+        dynx.wrap(tiny("llama")).generate(torch.ones(shape, dtype=torch.long))
+
+    assert str(shape) in str(told.value)
+
+
+def test_encoder_decoders_cannot_be_wrapped() -> None:
+    """A model with an encoder is refused by name."""
+    config = AutoConfig.for_model("t5", d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=32)
+
+    with pytest.raises(UnsupportedModelError, match="t5 is an encoder-decoder"):
+        dynx.wrap(AutoModelForSeq2SeqLM.from_config(config))
+
+
+def test_an_assistant_must_be_able_to_go_back() -> None:
+    """A recurrent assistant can't unsay its guesses."""
+    with pytest.raises(UnsupportedModelError, match="recurrent"):
+        dynx.wrap(tiny("llama"), assistant=tiny("mamba"))
+
+
+def test_names_arrive_when_asked_for() -> None:
+    """Every public name is there, listed, and nothing else pretends to be."""
+    assert set(dir(dynx)) == set(dynx.__all__)
+    assert all(getattr(dynx, name) is not None for name in dynx.__all__)
+    with pytest.raises(AttributeError, match="'dynx' has no attribute 'nothing'"):
+        _ = dynx.nothing

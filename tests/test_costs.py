@@ -1,0 +1,121 @@
+"""Cost curves: exact between measurements, one drift for the machine, a slow correction for a width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dynx.runtime.costs import CLIP, PRIOR_SLOPE, CostCurve, Drift
+
+
+def curve(**table: float) -> CostCurve:
+    """A curve well established at widths given as w1=…, w4=…"""
+    return CostCurve(Drift(), {int(k[1:]): (v, 16.0) for k, v in table.items()})
+
+
+def test_between_two_widths_it_is_a_line() -> None:
+    """An unmeasured width costs what the line between its neighbours says; the call and `upto` agree."""
+    c = curve(w1=10.0, w5=18.0, w9=20.0)
+
+    assert c(3) == pytest.approx(14.0)
+    assert c(7) == pytest.approx(19.0)
+    assert c.upto(9) == pytest.approx([c(n) for n in range(1, 10)])
+
+
+def test_beyond_the_measured_widths_the_prior_slope_holds() -> None:
+    """Wider than any measured: 3 % of the widest for each token more; narrower: as much less."""
+    c = curve(w4=10.0, w8=12.0)
+
+    assert c(10) == pytest.approx(12.0 * (1 + 2 * PRIOR_SLOPE))
+    assert c(1) == pytest.approx(10.0 / (1 + 3 * PRIOR_SLOPE))
+    assert c.upto(10) == pytest.approx([c(n) for n in range(1, 11)], rel=0.005)  # it draws a line from width 1
+
+
+def test_context_adds_in_proportion() -> None:
+    """Each token of context beyond the reference costs the same at every width."""
+    c = curve(w1=10.0, w2=11.0)
+    c.per_context, c.reference = 0.01, 100
+
+    assert c(1, 600) == pytest.approx(15.0)
+    assert c(2, 600) - c(1, 600) == pytest.approx(1.0)
+
+
+def test_an_empty_curve_knows_nothing() -> None:
+    """Nothing measured: zero seconds, and it says so."""
+    c = CostCurve()
+
+    assert not c.known
+    assert c(3) == 0.0
+    assert c.upto(3) == [0.0, 0.0, 0.0]
+
+
+def test_a_slow_machine_slows_all_widths_alike() -> None:
+    """Passes of one width that all take twice as long move the others too, by way of the shared drift."""
+    drift = Drift()
+    target, small = CostCurve(drift, {1: (10.0, 16.0), 5: (12.0, 16.0)}), CostCurve(drift, {1: (1.0, 16.0)})
+    for _ in range(60):
+        target.observe(5, 0, 24.0)
+
+    assert drift.factor > 1.3
+    assert target(5) == pytest.approx(24.0, rel=0.02)
+    assert small(1) > 1.3
+    assert target(1) > 13.0
+
+
+def test_one_width_that_is_dearer_than_its_table_is_corrected() -> None:
+    """Among passes as expected, one width that keeps costing twice its entry ends near twice, and the others stay."""
+    c = curve(w1=10.0, w5=12.0)
+    for _ in range(200):
+        c.observe(1, 0, 10.0)
+        c.observe(5, 0, 24.0)
+
+    assert c(5) == pytest.approx(24.0, rel=0.1)
+    assert c(1) == pytest.approx(10.0, rel=0.1)
+
+
+def test_a_hiccup_counts_as_twice_at_most() -> None:
+    """A pass that took a thousand times as long moves the curve no further than one that took twice."""
+    once, twice = curve(w1=10.0), curve(w1=10.0)
+    once.observe(1, 0, 10_000.0)
+    twice.observe(1, 0, 10.0 * CLIP)
+
+    assert once(1) == pytest.approx(twice(1))
+
+
+def test_fit_takes_medians_and_one_slope() -> None:
+    """Each cell is the median of its samples, and the slope over contexts is that of width 1."""
+    samples = [(1, 0, s) for s in (10.0, 10.0, 99.0)] + [(1, 100, 12.0)] + [(4, 0, 11.0), (4, 100, 13.0)]
+
+    c = CostCurve.fit(samples)
+
+    assert c.per_context == pytest.approx(0.02)
+    assert c(1, 0) == pytest.approx(10.0)
+    assert c(4, 100) == pytest.approx(13.0)
+
+
+def test_json_round_trip() -> None:
+    """What a profile stores comes back, without the moment's drift."""
+    c = curve(w1=10.0, w5=12.0)
+    c.per_context, c.reference, c.drift.factor = 0.5, 32, 3.0
+
+    back = CostCurve.from_json(c.to_json(), Drift())
+
+    assert back(5, 40) == pytest.approx(16.0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"seconds_by_width": [], "seconds_per_context_token": 0, "reference_context": 0},
+        {"seconds_by_width": {"a": 1}, "seconds_per_context_token": 0, "reference_context": 0},
+        {"seconds_by_width": {"1": None}, "seconds_per_context_token": 0, "reference_context": 0},
+        {"seconds_by_width": {"1": 1.0}, "seconds_per_context_token": "0", "reference_context": 0},
+        {"seconds_by_width": {"1": 1.0}, "seconds_per_context_token": True, "reference_context": 0},
+    ],
+)
+def test_other_json_is_refused(data: dict[str, Any]) -> None:
+    """A missing field, another type, a width that is no number: an error, never a curve."""
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        CostCurve.from_json(data, Drift())

@@ -1,0 +1,112 @@
+"""The simulator: a hand-worked walk, bounds that bound, and a file format that refuses what it can't read."""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+
+import pytest
+
+from dynx.runtime.costs import CostCurve
+from dynx.speculation.confidence import Reliability
+from dynx.speculation.policy import Costs, Dynamic, Plain, Static
+from dynx.speculation.replay import Guess, Recording, ReplayError, dump, load, oracle, simulate, speedup
+
+
+def costs_of(draft: float = 0.1, slope: float = 0.05) -> Costs:
+    """A pass of n tokens costs 1 + slope·(n-1) seconds, a draft `draft`."""
+    costs = Costs()
+    costs.target = CostCurve(costs.drift, {n: (1 + slope * (n - 1), 16.0) for n in range(1, 33)})
+    costs.draft["draft"] = CostCurve(costs.drift, {n: (draft, 16.0) for n in (1, 64)})
+    return costs
+
+
+def invented(seed: int, tokens: int = 400) -> Recording:
+    """Stretches of easy and of hard text; the drafter's signal tells them apart, with noise."""
+    rng = random.Random(seed)
+    easy, right, signals = True, [], []
+    for _ in range(tokens + 24):
+        easy = easy if rng.random() < 0.92 else not easy
+        right.append(rng.random() < (0.93 if easy else 0.25))
+        signals.append((2.5 if easy else -1.0) + rng.gauss(0, 0.7))
+    guesses = []
+    for t in range(tokens):
+        depth = min(24, tokens - t)
+        run = right[t : t + depth]
+        guesses.append(Guess(tuple(signals[t : t + depth]), run.index(False) if False in run else depth))
+    return Recording(8, {"draft": guesses})
+
+
+def test_a_walk_by_hand() -> None:
+    """Four tokens, two drafts a round: one kept of two, then both of what room there is; passes and drafts add up."""
+    rows = [Guess((1.0, 1.0), 1), Guess((1.0, 1.0), 0), Guess((1.0,), 1), Guess((), 0)]
+    recording = Recording(5, {"draft": rows})
+
+    walked = simulate(recording, Static("draft", 2), costs_of(draft=0.1, slope=0.1))
+
+    # First round: 2 drafts, a pass of 3, one kept: two tokens. Second, with room for one: 1 draft, a pass of 2, kept.
+    assert [(r.submitted, r.kept) for r in walked.rounds] == [(2, 1), (1, 1)]
+    assert walked.tokens == 4
+    assert walked.seconds == pytest.approx((0.1 + 0.1 + 1.2) + (0.1 + 1.1))
+
+
+def test_plain_walks_at_plain_cost() -> None:
+    """One pass of one token for each token, and a speed-up of one."""
+    recording, costs = invented(0), costs_of()
+
+    assert simulate(recording, Plain(), costs).seconds == pytest.approx(recording.tokens)
+    assert speedup(recording, Plain(), costs) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_policy_beats_hindsight(seed: int) -> None:
+    """The clairvoyant bound is at least the informed one, and that is at least every static length and plain."""
+    recording, costs = invented(seed), costs_of()
+    clairvoyant, informed = (oracle(recording, costs, informed=i).rate for i in (False, True))
+
+    assert clairvoyant >= informed
+    for policy in (Plain(), *(Static("draft", k) for k in range(1, 11))):
+        assert informed >= simulate(recording, policy, costs).rate - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dynamic_comes_near_the_best_that_can_be_known(seed: int) -> None:
+    """Taught on one text, on another it reaches 90 % of the optimum that knows all costs and acceptance beforehand."""
+    taught = Reliability()
+    taught.fit(invented(seed + 100).judged("draft"))
+    recording, costs = invented(seed), costs_of()
+    best = oracle(recording, costs, informed=True)
+
+    policy = Dynamic(deepcopy(costs), {"draft": taught}, rate=best.rate, grant=0.5)
+
+    assert simulate(recording, policy, costs).rate >= 0.9 * best.rate
+
+
+def test_round_trip() -> None:
+    """Recordings written as lines come back equal, several in one file too."""
+    recordings = [invented(1, 20), invented(2, 30)]
+
+    assert load(dump(recordings)) == recordings
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "nonsense",
+        "[1]",
+        '{"schema": "dynx.replay/2", "prompt": 1, "tokens": 1, "drafters": ["draft"]}',
+        '{"schema": "dynx.replay/1", "prompt": 0, "tokens": 1, "drafters": ["draft"]}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": true, "drafters": ["draft"]}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": []}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["somebody"]}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}\n{"lookup": [[], 0]}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}\n{"draft": [[1.0], 2]}',
+        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}\n{"draft": [[null], 0]}',
+    ],
+)
+def test_what_is_no_recording_is_refused(line: str) -> None:
+    """Another schema, a count that is none, a position missing or of another shape: one error each."""
+    with pytest.raises(ReplayError):
+        load(line.splitlines())
