@@ -37,7 +37,7 @@ _dynx_value() {
     'dynx generate --model')
         _dynx_words story; _dynx_folders ;;
     'dynx generate --draft')
-        _dynx_words 'auto none self lookup'; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_folders ;;
     'dynx generate --lookup')
         _dynx_files ;;
     'dynx generate --device')
@@ -53,7 +53,7 @@ _dynx_value() {
     'dynx calibrate --model')
         _dynx_words story; _dynx_folders ;;
     'dynx calibrate --draft')
-        _dynx_words 'auto none self lookup'; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_folders ;;
     'dynx calibrate --data' | \
     'dynx calibrate -o' | \
     'dynx calibrate --output' | \
@@ -74,7 +74,7 @@ _dynx_value() {
     'dynx bench --model')
         _dynx_words story; _dynx_folders ;;
     'dynx bench --draft')
-        _dynx_words 'auto none self lookup'; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_folders ;;
     'dynx bench --data')
         _dynx_files ;;
     'dynx bench --static')

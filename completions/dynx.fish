@@ -71,7 +71,7 @@ complete -c dynx -n '__dynx_at dynx' -s h -l help -d 'Show this message and exit
 
 # dynx generate
 complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx generate' -l lookup -r -F -d 'A text file whose passages may be repeated'
 complete -c dynx -n '__dynx_at dynx generate' -s n -l max-new-tokens -x -d 'Stop after this many tokens'
 complete -c dynx -n '__dynx_at dynx generate' -l temperature -x -d '0 takes the likeliest token'
@@ -103,7 +103,7 @@ complete -c dynx -n '__dynx_at dynx generate' -s h -l help -d 'Show this message
 
 # dynx calibrate
 complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'Prompts to learn from, one per line'
 complete -c dynx -n '__dynx_at dynx calibrate' -l budget -x -d 'Time to spend measuring'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dry-run -d 'Say what would be measured, and stop'
@@ -127,7 +127,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -s h -l help -d 'Show this messag
 
 # dynx bench
 complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'Prompts to measure on, one per line'
 complete -c dynx -n '__dynx_at dynx bench' -l runs -x -d 'Rounds'
 complete -c dynx -n '__dynx_at dynx bench' -s n -l max-new-tokens -x -d 'Tokens per answer'

@@ -89,7 +89,7 @@ def test_lookup_takes_a_path_as_text(tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_errors_are_dynx_errors(tiny_folder: Path) -> None:
     """What can't be done is raised, with a hint, and nothing is printed."""
-    with pytest.raises(ModelError, match="no folder ./nowhere"):
+    with pytest.raises(ModelError, match="no folder"):
         dynx.load("./nowhere")
     with pytest.raises(UsageError, match=f"context is {CONTEXT}") as told:
         dynx.load(str(tiny_folder)).generate("the fox " * CONTEXT)

@@ -34,9 +34,7 @@ def answer(cli: Cli, tiny_folder: Path) -> str:
 
 def decided(err: str) -> list[str]:
     """The knobs that stderr gives values and reasons for, with -v or --explain."""
-    return re.findall(r"^(\w+): +\S.* \(.+\)$", err, re.MULTILINE) or re.findall(
-        r"^(\w+) +\S+.*: .+$", err, re.MULTILINE
-    )
+    return re.findall(r"^(\w+):? +\S.* \(.+\)$", err, re.MULTILINE)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: " ".join(mode) or "text")

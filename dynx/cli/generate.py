@@ -311,4 +311,4 @@ def explain(assembly: Assembly) -> None:
     """Why each knob has its value."""
     rows: Iterable[tuple[str, Any]] = assembly.decisions.items()
     width = max(len(knob) for knob in assembly.decisions)
-    sys.stderr.write("".join(f"{knob:<{width}}  {d.value}: {d.reason}\n" for knob, d in rows))
+    sys.stderr.write("".join(f"{knob:<{width}}  {d.value} ({d.reason})\n" for knob, d in rows))

@@ -26,6 +26,9 @@ WIDTH_RATE = 0.03
 CLIP = 2.0
 """A pass that took more than this many times its expectation (a page fault, a scheduler pause) counts as this."""
 
+LEAST = 1e-7
+"""Seconds that no pass beats, where extrapolation over contexts would say so."""
+
 
 @dataclass
 class Drift:
@@ -46,6 +49,7 @@ class CostCurve:
     per_context: float = 0.0  # extra seconds for each token of context beyond `reference`
     reference: int = 0
     _line: list[float] = field(default_factory=list, init=False, repr=False, compare=False)  # of widths 1, 2, …
+    _changed: int = field(default=0, init=False, repr=False, compare=False)  # the width that `_line` must catch up with
 
     @property
     def known(self) -> bool:
@@ -61,7 +65,7 @@ class CostCurve:
         """Seconds expected now for a pass of `n` tokens after `context`; 0 where nothing was measured."""
         if not self.table or n <= 0:
             return 0.0
-        return self.drift.factor * max(self._base(n) + self.per_context * (context - self.reference), 1e-7)
+        return self.drift.factor * max(self._base(n) + self.per_context * (context - self.reference), LEAST)
 
     def _base(self, n: int) -> float:
         if n in self.table:
@@ -86,28 +90,52 @@ class CostCurve:
         """
         if not self.table:
             return [0.0] * n
+        if self._changed:
+            self._redraw(self._changed)
+            self._changed = 0
         if len(self._line) < n:
             self._line = self._interpolate(n)
         factor, more = self.drift.factor, self.per_context * (context - self.reference)
-        return [factor * max(base + more, 1e-7) for base in self._line[:n]]
+        if more >= 0:
+            return [factor * (base + more) for base in self._line[:n]]
+        return [factor * max(base + more, LEAST) for base in self._line[:n]]
 
     def _interpolate(self, n: int) -> list[float]:
-        widths = sorted({1, *self.table, n})  # `_base` of widths 1 … n, and cheaper than asking it for each
-        knots = [(width, self._base(width)) for width in widths if width <= n]
-        line = [knots[0][1]]
+        knots = [(width, seconds) for width, (seconds, _) in sorted(self.table.items()) if width <= n]
+        if n not in self.table:
+            knots.append((n, self._base(n)))
+        line = [self._base(width) for width in range(1, knots[0][0] + 1)]
         for (low, below), (high, above) in pairwise(knots):
             step = (above - below) / (high - low)
-            line.extend([below + step * i for i in range(1, high - low + 1)])
+            line.extend([below + step * i for i in range(1, high - low)])
+            line.append(above)
         return line
+
+    def _redraw(self, n: int) -> None:
+        """Bring the interpolation up to date next to width `n`, or forget it where that takes more than its neighbours."""
+        line, low, high = self._line, n - 1, n + 1
+        while low > 0 and low not in self.table:
+            low -= 1
+        while high <= len(line) and high not in self.table:
+            high += 1
+        if n > len(line) or (low == 0 < n - 1) or (high > len(line) and n < len(line)):
+            self._line = []
+            return
+        here = line[n - 1] = self.table[n][0]
+        for other in (low, high):
+            if 0 < other <= len(line):
+                step = (line[other - 1] - here) / (other - n)
+                for width in range(min(other, n) + 1, max(other, n)):
+                    line[width - 1] = here + step * (width - n)
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a pass that took `seconds`."""
-        self._line = []
         if n not in self.table:
+            self._line = []
             guess = self._base(n) if self.table else 0.0
             base = seconds / self.drift.factor - self.per_context * (context - self.reference)
-            # One sample of a new width may be a hiccup: trust it no further than twice the interpolation.
-            self.table[n] = (min(base, CLIP * guess) if guess else base, 1.0)
+            # One sample of a new width may be a hiccup: trust it no further than twice, or half, the interpolation.
+            self.table[n] = (min(max(base, guess / CLIP), CLIP * guess) if guess else max(base, LEAST), 1.0)
             return
         expected = self(n, context)
         ratio = min(max(seconds / expected, 1 / CLIP), CLIP)
@@ -117,6 +145,9 @@ class CostCurve:
             self.drift.factor *= ratio**DRIFT_RATE
         rate = max(WIDTH_RATE, 1 / (weight + 1))
         self.table[n] = (value * ratio**rate, min(weight + 1, 64))
+        if self._changed not in (0, n):
+            self._line = []
+        self._changed = n
 
     def to_json(self) -> dict[str, object]:
         """For a profile: drift left out, it belongs to the moment."""

@@ -114,7 +114,8 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
         pass
     except ValueError as e:  # a name that no repository can have
         raise ModelError(f"no model {name}: {_first_line(e)}", hint=hint) from None
-    if cached and any(cached.folder.glob(p) for p in ("*.safetensors", *(PICKLES if allow_pickle else ()))):
+    weights = ("*.safetensors", *(PICKLES if allow_pickle else ()))
+    if cached and any(file for pattern in weights for file in cached.folder.glob(pattern)):
         return cached
     if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         where = "without weights in the hub's local cache" if cached else "not in the hub's local cache"

@@ -167,6 +167,7 @@ class Run:
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
         self._forwards = 0
+        self._plain_seconds = 0.0
         self._began = self._clock()
         self._prefilled = self._first = self._latest = self._began
         for drafter in drafters.values():
@@ -247,6 +248,8 @@ class Run:
         self._forwards += 1
         policy.learn(done)
         self.rounds.append(done)
+        # Priced round by round: what plain decoding would have cost at the speed that the machine had just then.
+        self._plain_seconds += done.tokens * self._engine.knowledge.costs.target(1, context)
         return kept, origin
 
     def _prospects(self) -> list[Prospect]:
@@ -309,8 +312,6 @@ class Run:
     def receipt(self) -> Receipt:
         """What it cost so far. Time between tokens that the caller spent elsewhere counts as the caller's."""
         known, count = self._engine.knowledge, len(self.tokens)
-        middle = len(self.request.prompt) + count // 2
-        each = known.costs.target(1, middle)
         spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
         return Receipt(
             prompt_tokens=len(self.request.prompt),
@@ -322,8 +323,8 @@ class Run:
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
             guarantee=self._target_choice.guarantee(self._engine.target),
-            plain_seconds=each * (count - 1) if each and count > 1 else None,
-            plain_measured=("profile" if known.from_profile else "this run") if each else None,
+            plain_seconds=self._plain_seconds or None,
+            plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
         )
 
 

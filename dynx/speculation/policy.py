@@ -159,18 +159,25 @@ class Costs:
 
     def verify(self, origin: Origin, n: int, context: int, *, drafted: int | None = None) -> float:
         """Seconds to have `n` of `drafted` drafts judged; of exactly `n` by default."""
+        if origin != "self":
+            return self.target(n + 1, context)
         # The last draft of the first layers must pass through them once more before it can be judged.
-        again = (
-            self.reading("self", 1, context) if origin == "self" and n == (n if drafted is None else drafted) else 0.0
-        )
-        return self.judging(origin, n, context)[n] + again
+        again = self.reading("self", 1, context) if drafted is None or n == drafted else 0.0
+        known = self.complete.known
+        return again + (self.complete(n + 1, context) if known else (1 - UNMEASURED) * self.target(n + 1, context))
 
     def judging(self, origin: Origin, most: int, context: int) -> list[float]:
-        """Seconds to have 0, 1 … `most` drafts judged; by the first layers', if more were made."""
+        """Seconds to have 0, 1 … `most` drafts judged, if more than those were made."""
         if origin == "self" and self.complete.known:
             return self.complete.upto(most + 1, context)
         passes = self.target.upto(most + 1, context)
         return [(1 - UNMEASURED) * t for t in passes] if origin == "self" else passes
+
+    def charted(self, origin: Origin) -> int:
+        """Drafts whose cost is known well enough to risk: one at first, then what passes twice as wide as any so far carry."""
+        if origin != "lookup" and not self.draft[origin].known:
+            return 1
+        return max(1, 2 * (self.complete if origin == "self" else self.target).widest - 1)
 
     def reading(self, origin: Origin, n: int, context: int) -> float:
         """Seconds of a drafter's pass over `n` tokens, which ends in one draft."""
@@ -186,24 +193,27 @@ class Costs:
 
 @dataclass(slots=True)
 class _Plan:
-    """A drafter's round as foreseen; seconds of now."""
+    """A drafter's round as foreseen, in seconds of now."""
 
     origin: Origin
-    lag: int
     signal: float | None  # of its first guess, if known
-    first: float  # seconds of the first draft, with what must be read
-    each: float  # of each further one
+    each: float  # one draft
+    reading: float  # more for the first, which must read what the drafter missed
     again: float  # more if everything drafted is submitted
     judging: list[float]  # by drafts submitted
     overhead: float
     most: float  # that the round may take
-    spared: float = 0.0  # of reading, later rounds' share
-    foreseen: float = float("-inf")  # tokens less λ times the seconds, best over numbers of drafts
-    worth: float = float("-inf")  # with what the foresight lately missed
+    spared: float  # of `reading`: later rounds' share
+    foreseen: float = float("-inf")  # 1 + Σ S_i - λ·cost, best over numbers of drafts
+    worth: float = float("-inf")  # that, and what foresight lately missed
+
+    def drafting(self, k: int) -> float:
+        """Seconds up to the verdict on `k` drafts."""
+        return k * self.each + self.reading + self.overhead
 
     def seconds(self, k: int) -> float:
         """Of the round if `k` drafts are made and all submitted."""
-        return self.first + (k - 1) * self.each + self.again + self.judging[k] + self.overhead
+        return self.drafting(k) + self.again + self.judging[k]
 
 
 class Dynamic:
@@ -225,12 +235,12 @@ class Dynamic:
         self.costs = costs
         self.reliability = reliability
         self._submit_prefixes = submit_prefixes
-        # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
-        self._forgiven = set(reliability) if rate else set()
         self._tokens = HORIZON * 0.5
         self._seconds = self._tokens / rate if rate else 0.0
         self._account = grant  # plain passes
         self._trials = 0.0  # plain passes
+        # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
+        self._forgiven = set(reliability) if rate else set()
         self._surplus: dict[Origin, tuple[float, float]] = {}  # tokens, and rounds behind them
         self._plain_left = 0
         self._lookup_bar = 0.0
@@ -243,14 +253,13 @@ class Dynamic:
     @property
     def rate(self) -> float:
         """λ in tokens per second of now: the rate achieved lately, and no less than plain's."""
-        drift = self.costs.drift.factor
         plain = self.costs.target(1, self._context)
-        achieved = self._tokens / (self._seconds * drift) if self._seconds > 0 else 0.0
+        achieved = self._tokens / (self._seconds * self.costs.drift.factor) if self._seconds > 0 else 0.0
         return max(achieved, 1 / plain if plain > 0 else 0.0)
 
     def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
         """Decision 3, and now and then a trial of what was decided against."""
-        self._context, self._plan, self._trying = context, None, False
+        self._context, self._plan, self._trying, self._survival = context, None, False, []
         if room < 1 or not self.costs.target.known:
             return None  # measure a plain pass first
         if self._plain_left > 0:
@@ -258,60 +267,59 @@ class Dynamic:
             if not any(p.signal is not None and p.signal >= self._lookup_bar for p in prospects):
                 return None
         self._price = self.rate
-        plain = self.costs.target(1, context)
-        best, second = None, None
-        best_worth, second_worth = 1 - self._price * plain, float("-inf")
-        for prospect in prospects:
-            plan = self._foresee(prospect, context, room, plain)
-            if plan.worth > best_worth:
-                if best is not None:
-                    second, second_worth = best, best_worth
-                best, best_worth = plan, plan.worth
-            elif plan.worth > second_worth:
-                second, second_worth = plan, plan.worth
-        if second is not None:
-            loss = (best_worth - second_worth) / (self._price * plain)
+        ready = [p for p in prospects if p.origin != "lookup" or p.signal is not None]
+        plans = sorted((self._foresee(p, room) for p in ready), key=lambda plan: -plan.worth)
+        self._plan = self._pick(plans)
+        if self._plan is None:
+            self._plain_left = STRETCH
+            self._lookup_bar = min((p.signal for p in ready if p.signal is not None), default=0.0) + 1
+            return None
+        return self._plan.origin
+
+    def _pick(self, plans: Sequence[_Plan]) -> _Plan | None:
+        """The best of `plans` (best first) or plain; or the next best, if it costs no more than was saved up for trials."""
+        plain = self._price * self.costs.target(1, self._context)
+        best = plans[0] if plans and plans[0].worth > 1 - plain else None
+        others = plans[1:] if best else plans
+        if others:
+            loss = ((best.worth if best else 1 - plain) - others[0].worth) / plain
             if loss < self._trials:
                 self._trials -= loss
-                best, self._trying = second, True
-        if best is None:
-            self._plain_left = STRETCH
-            self._lookup_bar = min((p.signal for p in prospects if p.signal is not None), default=0.0) + 1
-            return None
-        self._plan, self._survival = best, []
-        return best.origin
+                self._trying = True
+                return others[0]
+        return best
 
-    def _foresee(self, prospect: Prospect, context: int, room: int, plain: float) -> _Plan:
-        costs, origin, signal, price = self.costs, prospect.origin, prospect.signal, self._price
-        drafts = min(room, LONGEST_DRAFT, self._charted(origin))
+    def _foresee(self, prospect: Prospect, room: int) -> _Plan:
+        costs, origin, context, price = self.costs, prospect.origin, self._context, self._price
+        drafts = min(room, LONGEST_DRAFT, costs.charted(origin))
         each = costs.reading(origin, 1, context)
         reading = costs.reading(origin, prospect.lag, context) - each if prospect.lag > 1 else 0.0
-        again = each if origin == "self" else 0.0
-        overhead = costs.overhead.get(origin, 0.0) * costs.drift.factor
-        most = (self._account + 1) * plain + (reading if origin in self._forgiven else 0.0)
-        judging = costs.judging(origin, drafts, context)
-        plan = _Plan(origin, prospect.lag, signal, each + reading, each, again, judging, overhead, most)
-        if origin == "lookup" and signal is None:
-            return plan
-        plan.spared = reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4)))
-        fixed = plan.seconds(1) - each - judging[1]
-        best, at, tokens, survival = float("-inf"), 0, 1.0, 1.0
+        plan = _Plan(
+            origin,
+            prospect.signal,
+            each,
+            reading,
+            again=each if origin == "self" else 0.0,
+            judging=costs.judging(origin, drafts, context),
+            overhead=costs.overhead.get(origin, 0.0) * costs.drift.factor,
+            most=(self._account + 1) * costs.target(1, context) + (reading if origin in self._forgiven else 0.0),
+            spared=reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4))),
+        )
+        fixed, judging = plan.drafting(0) + plan.again, plan.judging
+        best, at, tokens, survival, ahead = plan.foreseen, 0, 1.0, 1.0, 0.0
         for k in range(1, drafts + 1):
             seconds = fixed + k * each + judging[k]
-            if seconds > most or k - at > PATIENCE or survival < SPENT:
+            if seconds > plan.most or k - at > PATIENCE or survival < SPENT:
                 break
-            survival *= self._ahead(plan, k)
+            if k & (k - 1) == 0:  # it changes slowly: between powers of two it is taken as it was
+                ahead = self._ahead(plan, k)
+            survival *= ahead
             tokens += survival
             worth = tokens - price * (seconds - plan.spared)
             if worth > best:
                 best, at = worth, k
         plan.foreseen, plan.worth = best, best + self._surplus.get(origin, (0.0, 0.0))[0]
         return plan
-
-    def _charted(self, origin: Origin) -> int:
-        """Drafts whose cost is known well enough to risk: one to begin with, then passes twice as wide as any measured."""
-        known = self.costs.draft[origin].known or origin == "lookup"
-        return max(1, 2 * (self.costs.complete if origin == "self" else self.costs.target).widest - 1) if known else 1
 
     def _ahead(self, plan: _Plan, k: int) -> float:
         """Acceptance of draft k before it is made."""
@@ -352,7 +360,7 @@ class Dynamic:
             worth = tokens - self._price * (plan.judging[n] + (plan.again if n == k else 0.0))
             if worth > best_worth or (n == k and not self._submit_prefixes):
                 best, best_worth = n, worth
-        self._compare(plan, best_worth - self._price * (plan.seconds(k) - plan.again - plan.judging[k] - plan.spared))
+        self._compare(plan, best_worth - self._price * (plan.drafting(k) - plan.spared))
         return max(best, 1) if self._trying else best
 
     def _judge(self, plan: _Plan, signals: Sequence[float]) -> None:
@@ -381,21 +389,27 @@ class Dynamic:
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
         # A hiccup of the machine is nobody's fault: it counts as little here as it does in the curves.
         seconds = min(done.seconds, CLIP * expected)
-        passes = seconds / plain if plain > 0 else 1.0
-        self._account += REGRET * passes
-        self._trials = min(self._trials + REGRET * passes, TRIAL_DEPOSIT)
-        if origin is not None:
-            self._account += done.tokens - passes
-            if origin in self._forgiven and done.signals:
-                self._forgiven.remove(origin)
-                self._account += (costs.reading(origin, done.lag, context) - costs.reading(origin, 1, context)) / plain
-        self._account = min(self._account, DEPOSIT)
+        self._settle(done, seconds / plain if plain > 0 else 1.0)
         seconds /= costs.drift.factor
-        if self._seconds == 0.0:
-            self._seconds = seconds * self._tokens / done.tokens
-        else:
+        if self._seconds > 0:
             keep = 1 - 1 / HORIZON
             self._tokens, self._seconds = self._tokens * keep + done.tokens, self._seconds * keep + seconds
+        else:
+            self._seconds = seconds * self._tokens / done.tokens
+
+    def _settle(self, done: Round, passes: float) -> None:
+        """Book a round that took as long as so many plain passes."""
+        change = REGRET * passes
+        self._trials = min(self._trials + change, TRIAL_DEPOSIT)
+        if done.origin is not None:
+            change += done.tokens - passes
+            if done.origin in self._forgiven and done.signals:
+                self._forgiven.remove(done.origin)
+                costs, plain = self.costs, self.costs.target(1, done.context)
+                change += (
+                    costs.drafts(done.origin, 1, done.lag, done.context) - costs.drafts(done.origin, 1, 1, done.context)
+                ) / plain
+        self._account = min(self._account + change, DEPOSIT)
 
     def _learn_acceptance(self, origin: Origin, done: Round) -> None:
         reliability = self.reliability[origin]
@@ -412,7 +426,7 @@ class Dynamic:
         costs, drafted, judging = self.costs, len(done.signals), done.verify_seconds
         if drafted:
             curve, spent = costs.draft[origin], done.draft_seconds
-            if done.lag <= 2 or origin == "self":
+            if done.lag <= 2 or origin != "draft":
                 curve.observe(1, done.context, spent / drafted)
             else:
                 rest = (drafted - 1) * curve(1, done.context)
