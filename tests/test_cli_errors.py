@@ -72,8 +72,9 @@ def test_an_unknown_model_gets_the_closest_name(cli: Cli, monkeypatch: pytest.Mo
     ],
     ids=["empty", "path", "spaces", "home", "long"],
 )
-def test_what_can_be_no_model_is_told_at_once(cli: Cli, name: str, words: str) -> None:
+def test_what_can_be_no_model_is_told_at_once(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     """A name that is neither a folder nor a possible hub id isn't looked for on the network."""
+    monkeypatch.setattr(shipped, "names", list)
     refused(cli("generate", "-m", name, PROMPT), 1, words)
 
 

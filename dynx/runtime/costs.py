@@ -20,8 +20,12 @@ PRIOR_SLOPE = 0.03
 """Relative extra cost assumed for each further token of an unmeasured width; small models on a CPU measure 0.01 to 0.1."""
 
 DRIFT_RATE = 0.1
-WIDTH_RATE = 0.03
-"""Steps of the exponential averages, in log space: drift follows within ten passes, a width's own correction slowly."""
+WIDTH_RATE = 0.01
+"""Steps of the exponential averages, in log space: drift follows within ten passes, a width's own correction ten times slower,
+so that a tenth of a change of pace, at most, is mistaken for a change of the widths in use."""
+
+CALIBRATED = 32.0
+"""Measurements that a calibrated figure counts for, whatever is observed later."""
 
 CLIP = 2.0
 """A pass that took more than this many times its expectation (a page fault, a scheduler pause) counts as this."""
@@ -144,7 +148,7 @@ class CostCurve:
         if settled:
             self.drift.factor *= ratio**DRIFT_RATE
         rate = max(WIDTH_RATE, 1 / (weight + 1))
-        self.table[n] = (value * ratio**rate, min(weight + 1, 64))
+        self.table[n] = (value * ratio**rate, min(weight + 1, 1 / WIDTH_RATE))
         if self._changed not in (0, n):
             self._line = []
         self._changed = n
@@ -163,7 +167,7 @@ class CostCurve:
         by_width = data["seconds_by_width"]
         if not isinstance(by_width, Mapping):
             raise TypeError("seconds_by_width is not an object")
-        curve = cls(drift, {int(n): (float(v), 16.0) for n, v in by_width.items()})
+        curve = cls(drift, {int(n): (float(v), CALIBRATED) for n, v in by_width.items()})
         curve.per_context = _number(data["seconds_per_context_token"])
         curve.reference = int(_number(data["reference_context"]))
         return curve
@@ -187,7 +191,7 @@ class CostCurve:
         widths: dict[int, list[float]] = {}
         for (n, c), value in medians.items():
             widths.setdefault(n, []).append(value - curve.per_context * (c - curve.reference))
-        curve.table = {n: (sum(v) / len(v), 16.0) for n, v in widths.items()}
+        curve.table = {n: (sum(v) / len(v), CALIBRATED) for n, v in widths.items()}
         return curve
 
 

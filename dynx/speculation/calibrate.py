@@ -27,7 +27,7 @@ from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
 from dynx.speculation.confidence import Reliability, log_odds
 from dynx.speculation.drafters.lookup import LookupDrafter
-from dynx.speculation.engine import GRANT, PRIORS, Drafters, Engine, Knowledge
+from dynx.speculation.engine import PRIORS, Drafters, Engine, Knowledge, grant
 from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.measure import Samples, costs_from, measure
 from dynx.speculation.policy import LONGEST_DRAFT, Costs, Dynamic, Plain
@@ -47,6 +47,9 @@ OPENING = 24
 """Tokens of an opening that the model makes up."""
 
 MOST_TEXTS, LEAST_TEXTS = 12, 4
+
+ROUND, WALKS = 12, 3
+"""Drafts per round when acceptance is fitted, and how many walks through a text, each begun one token later."""
 
 WORTH = 1.01
 """A further drafter must promise this much more speed to be worth loading."""
@@ -290,18 +293,29 @@ def lookup_traces(text: Text, library: Sequence[int]) -> list[Guess]:
 def fit(traces: dict[Origin, list[list[Guess]]], chosen: Iterable[int]) -> dict[Origin, Reliability]:
     """Acceptance as a function of signal and position, from the texts numbered `chosen`.
 
-    Every third position: neighbours share most of their drafts.
+    Positions are visited as rounds would visit them, each beginning where the one before left off: where a text repeats
+    itself a round covers a dozen tokens, and counting each of them would make the whole text look that easy.
     """
     numbers, out = list(chosen), {}
     for origin, by_text in traces.items():
         weights, typical = PRIORS[origin]
-        reliability = Reliability(weights, typical=typical)
-        for i in numbers:
-            for trace in by_text[i][::3]:
-                judged = min(trace.kept + 1, len(trace.signals), 12)
-                reliability.fit((trace.signals[j], j + 1, float(j < trace.kept)) for j in range(judged))
-        out[origin] = reliability
+        out[origin] = Reliability(weights, typical=typical)
+        out[origin].fit(
+            (signal, j + 1, float(j < kept))
+            for i in numbers
+            for start in range(WALKS)
+            for signals, kept in _rounds(by_text[i], start)
+            for j, signal in enumerate(signals[: kept + 1])
+        )
     return out
+
+
+def _rounds(guesses: Sequence[Guess], at: int) -> Iterator[tuple[tuple[float, ...], int]]:
+    """(signals, kept) of rounds of at most `ROUND` drafts through one text from position `at`."""
+    while at < len(guesses):
+        kept = min(guesses[at].kept, ROUND)
+        yield guesses[at].signals[:ROUND], kept
+        at += kept + 1
 
 
 def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> float:
@@ -321,11 +335,12 @@ def _replay(
 ) -> tuple[int, float]:
     halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
     tokens, seconds = 0, 0.0
+    stake = grant(rate * costs.target(1) if rate else 2.0)
     for teach, play in (halves, reversed(halves)):
         learned = fit(traces, teach)
         for i in play:
             record = Recording(texts[i].prompt + 1, {origin: by_text[i] for origin, by_text in traces.items()})
-            policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=GRANT)
+            policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=stake)
             outcome = simulate(record, policy, costs)
             tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
     return tokens, seconds

@@ -146,10 +146,8 @@ class Reliability:
             raise ValueError("a weight is not finite")
         if not isinstance(n, int):
             raise TypeError("n is not an integer")
-        # A profile's text is not today's: keep the estimate, and a third of the prior's variance to move with.
-        for i in range(3):
-            out.variance[i][i] = PRIOR_VARIANCE[i] / 3
-        out.observed, out._typical_weight = n, min(16.0, 4.0 + n)
+        # A profile's text is not today's: keep the estimate, with all the doubt of a fresh one.
+        out.observed, out._typical_weight = n, min(8.0, 4.0 + n)
         return out
 
 

@@ -49,8 +49,17 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
-GRANT, UNKNOWN_GRANT = 0.5, 2.0
-"""Plain passes that may be risked at the start of a text, with a profile and without."""
+UNKNOWN_GRANT = 2.0
+"""Plain passes that may be risked at the start of a text while nothing is known."""
+
+
+def grant(promised: float) -> float:
+    """Plain passes that may be risked at the start of a text when a profile promises so many times plain's speed.
+
+    Four for each plain pass that it promises to save: a drafter worth three times plain loses a round or two now and then,
+    and must not be sent away for it; one that promises nothing gets half a pass to show that it was misjudged.
+    """
+    return min(max(4 * (promised - 1), 0.5), 8.0)
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ class Engine:
             {origin: known.of(origin, greedy=greedy) for origin in origins},
             submit_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            grant=GRANT if known.from_profile else UNKNOWN_GRANT,
+            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else UNKNOWN_GRANT,
         )
 
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:

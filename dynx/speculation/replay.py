@@ -40,6 +40,8 @@ DRAFTERS: tuple[Origin, ...] = tuple(origin for origin in get_args(Origin) if or
 FIXED_POINT_STEPS = 6
 """Dinkelbach's iteration converges superlinearly; the third step already moves the rate by less than 0.1 %."""
 
+STATIC_LENGTHS = 10
+"""Static draft lengths from 1 that the informed optimum is compared with, the ones that people set by hand."""
 
 OPTIMISM = 1.0
 """Tokens by which the informed optimum overrates a drafter's first rounds, to learn what choosing by sight is worth."""
@@ -189,11 +191,14 @@ def _clairvoyant(recording: Recording, costs: Costs) -> Bound:
 
 
 class _Informed(Dynamic):
-    """The dynamic policy with nothing left to learn and its rate known."""
+    """The dynamic policy with calibration, costs and rate known, and no account to respect.
 
-    def __init__(self, costs: Costs, reliability: Mapping[Origin, Reliability], rate: float) -> None:
-        super().__init__(costs, reliability, rate=rate, grant=math.inf)
-        self._fixed = rate
+    With `follow` it keeps track of how the text is going, as far as verdicts show; without, only signals say.
+    """
+
+    def __init__(self, costs: Costs, reliability: Mapping[Origin, Reliability], rate: float, *, follow: bool) -> None:
+        super().__init__(costs, deepcopy(reliability), rate=rate, grant=math.inf)
+        self._fixed, self._follow = rate, follow
         self._surplus = dict.fromkeys(reliability, (OPTIMISM, 0.0))  # so that each is tried before it is judged
 
     @property
@@ -201,24 +206,27 @@ class _Informed(Dynamic):
         return self._fixed
 
     def learn(self, done: Round) -> None:
-        pass
+        if self._follow and done.origin is not None:
+            for i in range(min(done.kept + 1, done.submitted)):
+                self.reliability[done.origin].expect(1.0 if i < done.kept else 0.0)
 
 
 def _informed(recording: Recording, costs: Costs) -> Bound:
-    """The dynamic policy at its fixed point, or plain or a static length where that is faster on this recording."""
-    known = deepcopy(costs)
+    """The dynamic policy at the fixed point of its rate, or plain or a static length where that is faster."""
     reliability = {origin: Reliability() for origin in recording.guesses}
     for origin, fitted in reliability.items():
         fitted.fit(recording.judged(origin))
-    best = simulate(recording, Plain(), known)
-    for origin in recording.guesses:
-        for length in range(1, 11):
-            best = max(best, simulate(recording, Static(origin, length), known), key=lambda o: o.rate)
-    for _ in range(FIXED_POINT_STEPS):
-        tried = simulate(recording, _Informed(known, reliability, best.rate), known)
-        if tried.rate <= best.rate:
-            break
-        best = tried
+    fixed: list[Policy] = [Plain()]
+    fixed += [Static(origin, length) for origin in recording.guesses for length in range(1, STATIC_LENGTHS + 1)]
+    best = max((simulate(recording, policy, costs) for policy in fixed), key=lambda outcome: outcome.rate)
+    for follow in (False, True):
+        rate = best.rate
+        for _ in range(FIXED_POINT_STEPS):
+            tried = simulate(recording, _Informed(costs, reliability, rate, follow=follow), costs)
+            best = max(best, tried, key=lambda outcome: outcome.rate)
+            if tried.rate <= rate:
+                break
+            rate = tried.rate
     return Bound(best.tokens, best.seconds)
 
 
