@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dynx.runtime.costs import CLIP, PRIOR_SLOPE, CostCurve, Drift
+from dynx.runtime.costs import CALIBRATED, CLIP, PRIOR_SLOPE, CostCurve, Drift
 
 
 def curve(**table: float) -> CostCurve:
@@ -29,7 +31,23 @@ def test_beyond_the_measured_widths_the_prior_slope_holds() -> None:
 
     assert c(10) == pytest.approx(12.0 * (1 + 2 * PRIOR_SLOPE))
     assert c(1) == pytest.approx(10.0 / (1 + 3 * PRIOR_SLOPE))
-    assert c.upto(10) == pytest.approx([c(n) for n in range(1, 11)], rel=0.005)  # it draws a line from width 1
+    assert c.upto(10) == pytest.approx([c(n) for n in range(1, 11)])
+
+
+@given(
+    st.dictionaries(st.integers(1, 30), st.floats(0.1, 2.0), min_size=1, max_size=9),
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 9), st.floats(0.01, 5.0), st.integers(1, 30)), max_size=30),
+    st.sampled_from([0.0, 0.01, -0.001]),
+)
+def test_asking_for_many_widths_is_asking_for_each(
+    table: dict[int, float], passes: list[tuple[int, int, float, int]], per_context: float
+) -> None:
+    """However passes and questions follow each other, `upto` says what the single calls say, and it is more than nothing."""
+    c = CostCurve(table={n: (v, 16.0) for n, v in table.items()}, per_context=per_context, reference=4)
+    for n, context, seconds, asked in passes:
+        c.observe(n, context, seconds)
+        assert c.upto(asked, context) == pytest.approx([c(i, context) for i in range(1, asked + 1)])
+        assert min(c.upto(asked, context)) > 0
 
 
 def test_context_adds_in_proportion() -> None:
@@ -81,6 +99,29 @@ def test_a_hiccup_counts_as_twice_at_most() -> None:
     twice.observe(1, 0, 10.0 * CLIP)
 
     assert once(1) == pytest.approx(twice(1))
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(1000.0, 2 * 13.0), (0.001, 13.0 / 2)])
+def test_a_first_sample_is_trusted_within_bounds(seconds: float, taken: float) -> None:
+    """A width that was never measured moves from its interpolation by a factor of two at most."""
+    c = curve(w1=10.0, w5=16.0)
+    assert c(3) == pytest.approx(13.0)
+
+    c.observe(3, 0, seconds)
+
+    assert c(3) == pytest.approx(taken)
+    assert c.widest == 5
+
+
+def test_a_change_of_pace_is_hardly_mistaken_for_one_of_widths() -> None:
+    """A machine twice as slow, seen at two widths for 300 passes, leaves the ratio to a third within 10 % of its table's."""
+    c = CostCurve(table={1: (10.0, CALIBRATED), 3: (12.0, CALIBRATED), 5: (14.0, CALIBRATED)})
+    for _ in range(150):
+        c.observe(3, 0, 24.0)
+        c.observe(5, 0, 28.0)
+
+    assert c(5) / c(1) == pytest.approx(1.4, rel=0.1)
+    assert c.drift.factor == pytest.approx(2.0, rel=0.1)
 
 
 def test_fit_takes_medians_and_one_slope() -> None:

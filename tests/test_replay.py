@@ -6,6 +6,8 @@ import random
 from copy import deepcopy
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.confidence import Reliability
@@ -58,6 +60,49 @@ def test_plain_walks_at_plain_cost() -> None:
     assert speedup(recording, Plain(), costs) == 1.0
 
 
+def test_rounds_are_charged_as_the_engine_measures_them() -> None:
+    """Reading up, the exit's last draft passing its layers again, a round's overhead: each in its place."""
+    costs = costs_of(draft=0.1, slope=0.0)
+    costs.draft["draft"].table[6] = (0.4, 16.0)
+    costs.draft["self"], costs.complete = CostCurve(costs.drift, {1: (0.3, 16.0)}), costs.target
+    costs.overhead = {"draft": 0.05}
+    rows = [Guess((1.0, 1.0), 2)] * 9
+
+    model, exit_ = (simulate(Recording(6, {o: rows}), Static(o, 2), costs).rounds for o in ("draft", "self"))
+
+    assert [r.lag for r in model] == [6, 2, 2]  # the prompt; then its own last draft and the target's token
+    assert model[0].draft_seconds == pytest.approx(0.4 + 0.1)
+    assert model[0].seconds - model[0].draft_seconds - model[0].verify_seconds == pytest.approx(0.05)
+    assert exit_[0].draft_seconds == pytest.approx(0.6)
+    assert exit_[0].verify_seconds == pytest.approx(0.3 + 1.0)
+
+
+def test_hindsight_by_hand() -> None:
+    """Four tokens: two drafts that stay, then a plain token, is the quickest way; hindsight wastes no draft."""
+    rows = [Guess((1.0, 1.0), 2), Guess((1.0,), 1), Guess((1.0,), 0), Guess((), 0)]
+
+    best = oracle(Recording(1, {"draft": rows}), costs_of(draft=0.1, slope=0.1), informed=False)
+
+    assert (best.tokens, best.seconds) == (4, pytest.approx((0.2 + 1.2) + 1.0))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.floats(-3, 3)), min_size=1, max_size=60),
+    st.floats(0.01, 0.5),
+    st.floats(0.0, 0.5),
+)
+@settings(max_examples=40, deadline=None)
+def test_hindsight_bounds_dynamic_too(rows: list[tuple[int, float]], draft: float, slope: float) -> None:
+    """On any recording at all, whatever dynamic does takes at least as long as the clairvoyant walk."""
+    recording = Recording(8, {"draft": [Guess((signal,) * 6, kept) for kept, signal in rows]})
+    costs = costs_of(draft, slope)
+
+    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": Reliability()}), costs)
+
+    assert walked.tokens == recording.tokens
+    assert walked.seconds >= oracle(recording, costs, informed=False).seconds - 1e-9
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_policy_beats_hindsight(seed: int) -> None:
     """The clairvoyant bound is at least the informed one, and that is at least every static length and plain."""
@@ -82,11 +127,20 @@ def test_dynamic_comes_near_the_best_that_can_be_known(seed: int) -> None:
     assert simulate(recording, policy, costs).rate >= 0.9 * best.rate
 
 
-def test_round_trip() -> None:
-    """Recordings written as lines come back equal, several in one file too."""
-    recordings = [invented(1, 20), invented(2, 30)]
+SIGNALS = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+GUESSES = SIGNALS.flatmap(lambda s: st.builds(Guess, st.just(tuple(s)), st.integers(0, len(s))))
+ROWS = st.lists(st.tuples(GUESSES, GUESSES), min_size=1, max_size=8)
 
-    assert load(dump(recordings)) == recordings
+
+@given(st.lists(st.tuples(st.integers(1, 9), ROWS), min_size=1, max_size=3))
+def test_round_trip(texts: list[tuple[int, list[tuple[Guess, Guess]]]]) -> None:
+    """Recordings written as lines come back equal, several in one file and blank lines between them too."""
+    recordings = [Recording(p, {"draft": [a for a, _ in r], "lookup": [b for _, b in r]}) for p, r in texts]
+    lines = list(dump(recordings))
+
+    assert load(lines) == recordings
+    assert load(["", *lines, "\n"]) == recordings
+    assert lines[0].startswith('{"schema": "dynx.replay/1", ')
 
 
 @pytest.mark.parametrize(
@@ -107,6 +161,6 @@ def test_round_trip() -> None:
     ],
 )
 def test_what_is_no_recording_is_refused(line: str) -> None:
-    """Another schema, a count that is none, a position missing or of another shape: one error each."""
-    with pytest.raises(ReplayError):
+    """Another schema, a count that is none, a position missing or of another shape: one error each, saying where."""
+    with pytest.raises(ReplayError, match=r"^(line \d|the recording (ends|is empty))"):
         load(line.splitlines())

@@ -7,7 +7,7 @@ text with what the profile knows and nothing more, as a new process would.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.bench.harness import Arm, Outcome
@@ -86,7 +86,9 @@ def _run_dynamic(engine: Engine, task: Task) -> Callable[[list[int]], Outcome]:
 
     def run(prompt: list[int]) -> Outcome:
         fresh = Engine(engine.target, engine.drafters, knowledge=copy.deepcopy(known), clock=engine.clock)
-        return _outcome(fresh, task, prompt, None)
+        began = engine.clock()  # a process reads its profile once and not for each text
+        outcome = _outcome(fresh, task, prompt, None)
+        return replace(outcome, seconds=engine.clock() - began)
 
     return run
 

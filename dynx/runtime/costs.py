@@ -24,8 +24,8 @@ WIDTH_RATE = 0.01
 """Steps of the exponential averages, in log space: drift follows within ten passes, a width's own correction ten times slower,
 so that a tenth of a change of pace, at most, is mistaken for a change of the widths in use."""
 
-CALIBRATED = 32.0
-"""Measurements that a calibrated figure counts for, whatever is observed later."""
+CALIBRATED = 100.0
+"""Measurements that a calibrated figure counts for: as settled as a width gets."""
 
 CLIP = 2.0
 """A pass that took more than this many times its expectation (a page fault, a scheduler pause) counts as this."""

@@ -68,29 +68,35 @@ class Reliability:
         w, p = self.weights, self.variance
         x1, x2 = max(-LIMIT, min(LIMIT, signal)), math.log(position)
         px = [row[0] + row[1] * x1 + row[2] * x2 for row in p]
-        doubt = px[0] + x1 * px[1] + x2 * px[2]  # variance of the logit
+        doubt = max(0.0, px[0] + x1 * px[1] + x2 * px[2])  # variance of the logit
         chance = _sigmoid(w[0] + w[1] * x1 + w[2] * x2)
         information = chance * (1 - chance)
         scale = 1 / (1 + information * doubt)
         step = scale * (accepted - chance)
-        w[0] += px[0] * step
-        # The drafter's confidence may be worthless, never perverse: a negative slope only chases noise.
-        w[1] = max(0.0, w[1] + px[1] * step)
-        w[2] += px[2] * step
+        for i in range(3):
+            w[i] += px[i] * step
         shrink = information * scale
         for i in range(3):
             row, by = p[i], px[i] * shrink
             row[0] -= by * px[0]
             row[1] -= by * px[1]
             row[2] -= by * px[2]
-        # Forgetting: doubt grows back by 1/`MEMORY` a draft, each weight's up to its prior's. Scaling rows and columns
-        # keeps the matrix positive definite, and a weight that isn't being observed can't stop the others from forgetting.
-        grow = [math.sqrt(min(1 + 1 / MEMORY, PRIOR_VARIANCE[i] / p[i][i])) for i in range(3)]
-        for i in range(3):
-            row, by = p[i], grow[i]
-            row[0] *= by * grow[0]
-            row[1] *= by * grow[1]
-            row[2] *= by * grow[2]
+        if w[1] < 0:
+            # The drafter's confidence may be worthless, never perverse: a negative slope only chases noise. The likeliest
+            # weights with slope 0 (the others move along with it, or a rejection could raise the estimate).
+            share = w[1] / max(p[1][1], 1e-9)
+            w[0], w[1], w[2] = w[0] - p[0][1] * share, 0.0, w[2] - p[2][1] * share
+        # Forgetting: never surer of such a draft than `MEMORY` of them could make it, or unsurer than at first. What the
+        # drafts don't show doesn't grow, and can't run away.
+        prior = PRIOR_VARIANCE[0] + PRIOR_VARIANCE[1] * x1 * x1 + PRIOR_VARIANCE[2] * x2 * x2
+        missing = min(prior, 1 / (MEMORY * information + 1e-9)) - doubt * scale
+        if missing > 0:
+            square = 1 + x1 * x1 + x2 * x2
+            add = missing / (square * square)
+            for row, by in zip(p, (add, add * x1, add * x2), strict=True):
+                row[0] += by
+                row[1] += by * x1
+                row[2] += by * x2
 
     def expect(self, accepted: float) -> None:
         """Adjust the outlook alone: by a draft that nobody judged, with its probability."""
