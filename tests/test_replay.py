@@ -19,7 +19,7 @@ def costs_of(draft: float = 0.1, slope: float = 0.05) -> Costs:
     """A pass of n tokens costs 1 + slope·(n-1) seconds, a draft `draft`."""
     costs = Costs()
     costs.target = CostCurve(costs.drift, {n: (1 + slope * (n - 1), 16.0) for n in range(1, 33)})
-    costs.draft["draft"] = CostCurve(costs.drift, {n: (draft, 16.0) for n in (1, 64)})
+    costs.draft["draft"] = CostCurve(costs.drift, dict.fromkeys((1, 64), (draft, 16.0)))
     return costs
 
 
