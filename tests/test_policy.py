@@ -33,13 +33,13 @@ def constant(acceptance: float, tokens: int, seed: int = 0, origin: Origin = "dr
     return Recording(8, {origin: guesses})
 
 
-def informed(recording: Recording, costs: Costs, **options: float) -> Dynamic:
+def informed(recording: Recording, costs: Costs) -> Dynamic:
     """The dynamic policy after a calibration: measured costs, acceptance taught by another text of the same kind."""
     taught = {}
     for origin in recording.guesses:
         taught[origin] = Reliability()
         taught[origin].fit(recording.judged(origin))
-    return Dynamic(deepcopy(costs), taught, grant=0.5, **options)
+    return Dynamic(deepcopy(costs), taught, grant=0.5)
 
 
 def settled_rate(walked: Outcome, acceptance: float, after: int = 200) -> float:
@@ -229,7 +229,8 @@ def test_merits_that_alternate_unseen_are_found_by_trying() -> None:
     rng = random.Random(4)
     rows: dict[Origin, list[Guess]] = {"draft": [], "self": []}
     for t in range(2400):
-        for origin, good in (("draft", (t // 200) % 2 == 0), ("self", (t // 200) % 2 == 1)):
+        for origin in rows:
+            good = (t // 200) % 2 == (origin == "self")
             kept = int(math.log(rng.random()) / math.log(0.9 if good else 0.3))
             rows[origin].append(Guess((1.5 if good else 0.0,) * 24, min(kept, 24)))
     costs = costs_of(0.1, 0.1)

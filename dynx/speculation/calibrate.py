@@ -432,7 +432,7 @@ def in_words(
     exit_layers: int | None,
 ) -> str:
     """The decision in a sentence."""
-    names = {"draft": "the draft model", "self": f"the first {exit_layers} layers", "lookup": "lookup"}
+    names = {"draft": "the draft model", "self": f"an exit after layer {exit_layers}", "lookup": "lookup"}
     whole = costs.target(1)
 
     def case(origin: Origin) -> str:

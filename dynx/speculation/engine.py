@@ -122,6 +122,8 @@ class Engine:
             raise UsageError("the prompt has no tokens")
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer to be recognised")
+        if max(request.prompt) >= self.target.vocab:
+            raise UsageError(f"the prompt has token {max(request.prompt)}, the model {self.target.vocab} tokens")
         if limit is not None and len(request.prompt) > limit:
             raise UsageError(
                 f"the prompt has {len(request.prompt)} tokens and the model's context is {limit}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from dynx.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -27,6 +29,12 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what no distribution can be made of, NaN included."""
+        sane = self.temperature >= 0 and self.top_k >= 0 and 0 <= self.top_p <= 1 and self.repetition_penalty > 0
+        if not sane or (self.seed is not None and self.seed < 0):
+            raise UsageError(f"can't sample with {self}")
 
     @property
     def greedy(self) -> bool:

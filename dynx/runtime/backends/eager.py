@@ -330,6 +330,8 @@ class EagerBackend:
             session.forward([probe[0], probe[0]])
             session.rollback(4)
             got = torch.cat([session.forward(probe[4:8]), session.forward(probe[8:])]).float()
+        except DeviceError:
+            raise
         except Exception as e:  # noqa: BLE001 - any failure of a foreign model means: leave it alone
             return Decision(False, f"{kind} doesn't run on dynx's key-value cache ({type(e).__name__})")
         # A cache in the wrong place changes logits by their own scale; rounding doesn't.
@@ -363,6 +365,8 @@ class EagerBackend:
             session.forward_early(probe[2:4], 1)
             session.forward_early(probe[4:], 1, logits=False)
             gap = (session.complete().float() - want[2:]).abs().max().item()
+        except DeviceError:
+            raise
         except Exception as e:  # noqa: BLE001
             return Decision(False, f"{self.config.model_type} can't be run in two parts ({type(e).__name__}: {e})")
         tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.08) * max(1.0, want.abs().max().item())
