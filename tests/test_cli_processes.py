@@ -228,3 +228,11 @@ def test_a_terminal_gets_a_status_a_hint_and_a_receipt(cli: Callable[..., Result
     assert re.match(r"40 tokens at \d+/s · .* · identical to plain decoding", receipt)
     assert any(line.startswith("threads ") for line in decisions)
     assert "\x1b[38;5;142m" in seen
+
+
+def test_a_table_into_a_closed_pipe_is_left_to_main() -> None:
+    """What rich prints into a pipe that nobody reads raises BrokenPipeError, which main ends with 0, and not rich's exit 1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(BrokenPipeError), io.FileIO(writer, "w") as raw:
+        Terminal().rich(io.TextIOWrapper(io.BufferedWriter(raw), write_through=True)).print("a table")

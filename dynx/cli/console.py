@@ -109,9 +109,15 @@ class Terminal:
         """A rich console for tables and bars on `stream` (stderr by default)."""
         from rich.console import Console
 
+        class Piped(Console):
+            """Leaves a closed pipe to `main`; rich would exit with 1."""
+
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError
+
         file = stream or sys.stderr
         colored = wants_color(file, self._color)
-        return Console(
+        return Piped(
             file=file,
             color_system="auto" if colored else None,
             no_color=not colored,
