@@ -110,6 +110,7 @@ def test_a_good_drafter_is_kept_and_its_gain_foretold() -> None:
 
     assert "draft" in found.origins
     assert found.predicted > 1.3
+    assert found.measured == pytest.approx(found.said, rel=0.1)
     assert found.measured == pytest.approx(found.predicted, rel=0.1)
 
 

@@ -32,6 +32,7 @@ from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.measure import Samples, costs_from, measure
 from dynx.speculation.policy import LONGEST_DRAFT, Costs, Dynamic, Plain
 from dynx.speculation.replay import Guess, Recording, simulate
+from dynx.speculation.replay import Outcome as ReplayOutcome
 from dynx.speculation.sampling import Warp
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Findings:
     exit_layers: int | None
     origins: tuple[Origin, ...]  # drafters worth having
     predicted: float
-    measured: float | None
+    measured: float | None  # on the texts of the check
+    said: float | None  # the replay's prediction for those same texts
     summary: str
     profile: Profile
     predictions: dict[str, float] = field(default_factory=dict)  # by set of drafters
@@ -144,7 +146,12 @@ def calibrate(
     )
     acceptance = {o: _first_rate(t) for o, t in traces.items()}
     by_exit = {e: _first_rate([r.traces(t) for r, t in zip(readings[f"exit {e}"], texts, strict=True)]) for e in exits}
-    summary = in_words(origins, predicted, measured, acceptance, costs, best_exit)
+    drafting = {o: t for o, t in traces.items() if o in chosen_origins(chosen)}
+    said = None
+    if measured is not None and drafting:
+        replayed = {o: t[: measured.texts] for o, t in drafting.items()}
+        said = _share_of_plain(texts[: measured.texts], replayed, costs, reliability, predicted / each)
+    summary = in_words(origins, predicted, measured, said, acceptance, costs, best_exit)
     profile = Profile(
         key=plan.key,
         model_name=plan.source.name,
@@ -176,12 +183,25 @@ def calibrate(
             "first_guess_acceptance_by_exit": {str(e): a for e, a in by_exit.items()},
             "predicted_speedup": predicted,
             "predicted_speedup_by_drafters": predictions,
-            "measured_speedup": measured,
+            "checked_texts": measured.texts if measured else 0,
+            "measured_speedup": measured.speedup if measured else None,
+            "predicted_speedup_of_checked": said,
         },
         decision={"summary": summary},
     )
     return Findings(
-        samples, costs, acceptance, by_exit, best_exit, origins, predicted, measured, summary, profile, predictions
+        samples,
+        costs,
+        acceptance,
+        by_exit,
+        best_exit,
+        origins,
+        predicted,
+        measured.speedup if measured else None,
+        said,
+        summary,
+        profile,
+        predictions,
     )
 
 
@@ -318,6 +338,20 @@ def _rounds(guesses: Sequence[Guess], at: int) -> Iterator[tuple[tuple[float, ..
         at += kept + 1
 
 
+@dataclass(frozen=True)
+class Check:
+    """Plain's time over dynamic's, both summed over `texts` texts, prompts left out."""
+
+    speedup: float
+    texts: int
+
+
+def chosen_origins(drafters: Drafters) -> tuple[Origin, ...]:
+    """What an engine with these drafters can draft with."""
+    has = {"draft": drafters.model is not None, "self": bool(drafters.exit_layers), "lookup": drafters.lookup}
+    return tuple(cast("Origin", origin) for origin, there in has.items() if there)
+
+
 def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> float:
     """Expected speed-up over plain, each half of the texts replayed with what the other half taught.
 
@@ -339,11 +373,39 @@ def _replay(
     for teach, play in (halves, reversed(halves)):
         learned = fit(traces, teach)
         for i in play:
-            record = Recording(texts[i].prompt + 1, {origin: by_text[i] for origin, by_text in traces.items()})
-            policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=stake)
-            outcome = simulate(record, policy, costs)
+            outcome = _replay_one(
+                texts[i], {o: by_text[i] for o, by_text in traces.items()}, costs, learned, rate, stake
+            )
             tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
     return tokens, seconds
+
+
+def _replay_one(
+    text: Text,
+    guesses: dict[Origin, list[Guess]],
+    costs: Costs,
+    learned: dict[Origin, Reliability],
+    rate: float | None,
+    stake: float,
+) -> ReplayOutcome:
+    policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=stake)
+    return simulate(Recording(text.prompt + 1, guesses), policy, costs)
+
+
+def _share_of_plain(
+    texts: Sequence[Text],
+    traces: dict[Origin, list[list[Guess]]],
+    costs: Costs,
+    learned: dict[Origin, Reliability],
+    rate: float,
+) -> float:
+    """Predicted speed-up over plain on `texts` for an engine that starts from the finished fit, as the check's does."""
+    stake, plain, seconds = grant(rate * costs.target(1)), 0.0, 0.0
+    for i, text in enumerate(texts):
+        outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, stake)
+        plain += outcome.tokens * costs.target(1, _middle([text]))
+        seconds += outcome.seconds
+    return plain / seconds
 
 
 def _middle(texts: Sequence[Text]) -> int:
@@ -389,33 +451,32 @@ def pick_exit(
 
 def confirm(
     engine: Engine, texts: Sequence[Text], sampling: Sampling, budget: float, progress: Callable[[float], None]
-) -> float | None:
-    """Measured speed-up: plain and dynamic in turns on the texts' prompts, each dynamic run starting from the fit.
+) -> Check | None:
+    """Plain and dynamic in turns on the first texts' prompts, each dynamic run starting from the fit.
 
+    The texts are those that were fitted, so this tests the replay, not how well the texts stand for others.
     What rounds cost beyond their passes stays in the engine's knowledge; its fits are not touched.
     """
-    began, ratios = engine.clock(), []
+    began, count, totals = engine.clock(), 0, {True: 0.0, False: 0.0}
     tables = copy.deepcopy(engine.knowledge)
     for i, text in enumerate(texts):
         request = Request(text.tokens[: text.prompt], min(ANSWER, len(text.tokens) - text.prompt), sampling)
-        spent = []
         for policy in (Plain(), None) if i % 2 else (None, Plain()):
             fresh = copy.deepcopy(tables)
             run = Engine(engine.target, engine.drafters, knowledge=fresh, clock=engine.clock).start(request, policy)
             for _ in run:
                 pass
             receipt = run.receipt()
-            spent.append((policy is None, receipt.seconds - receipt.prefill_seconds))
+            totals[policy is None] += receipt.seconds - receipt.prefill_seconds
             if policy is None:
                 for origin, seconds in fresh.costs.overhead.items():
                     known = engine.knowledge.costs.overhead
                     known[origin] = min(seconds, known.get(origin, seconds))
-        dynamic, plain = (next(s for d, s in spent if d is want) for want in (True, False))
-        ratios.append(plain / dynamic)
-        progress((i + 1) / len(texts))
-        if len(ratios) >= 3 and engine.clock() - began > budget:
+        count = i + 1
+        progress(count / len(texts))
+        if count >= 3 and engine.clock() - began > budget:
             break
-    return statistics.median(ratios) if ratios else None
+    return Check(totals[False] / totals[True], count) if count else None
 
 
 def _first_rate(by_text: Sequence[Sequence[Guess]]) -> float:
@@ -426,7 +487,8 @@ def _first_rate(by_text: Sequence[Sequence[Guess]]) -> float:
 def in_words(
     origins: Sequence[Origin],
     predicted: float,
-    measured: float | None,
+    measured: Check | None,
+    said: float | None,
     acceptance: dict[Origin, float],
     costs: Costs,
     exit_layers: int | None,
@@ -448,7 +510,9 @@ def in_words(
     if not origins:
         tried = "; ".join(case(o) for o in acceptance) or "there is nothing to draft with"
         return f"plain decoding, unless the text repeats itself: {tried}"
-    seen = f", {measured:.2f}x in a check" if measured else ""
+    seen = ""
+    if measured and said:
+        seen = f" ({measured.texts} of the texts took {measured.speedup:.2f}x where the replay says {said:.2f}x)"
     return (
         f"draft with {' and '.join(names[o] for o in origins)}: {predicted:.2f}x of plain expected{seen}; "
         + "; ".join(case(o) for o in origins)
