@@ -1,0 +1,648 @@
+"""What `dynx classify` reads and writes: records in, answers out, nothing about models.
+
+Input is streamed, so a file may be larger than memory, and cut by a `Layout`: a text per line, per NUL, per row of a
+tab-separated table or per line of JSON. A reader thread (`windows`) hands over whatever has arrived: one line of a
+`tail -f` at once, a thousand of a file. Output is rendered by a format (`Table`, `JsonLines`, `Document`), and `resume`
+finds out how far an interrupted one came.
+
+    records = read_records(texts, sys.stdin.buffer, layout(tsv=True, column="text"))
+    for window in windows(records):
+        terminal.write(table.render(zip(window, answers(window), strict=True)))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import select
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from dynx.cli.inputs import typed
+from dynx.errors import UsageError
+from dynx.runtime.utf8 import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator, Sequence
+
+SCHEMA = "dynx.classify/1"
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+CHUNK = 1 << 16
+LONGEST = 16 << 20
+"""Bytes of one record; a stream without line ends must not fill the memory."""
+
+MOST = 1024
+ROOM = 8 << 20
+"""Records of one window, and bytes read ahead of the consumer."""
+
+LINGER = 0.005
+"""Seconds a window waits for company after its first record: unnoticed by a reader, long enough for a file to fill it."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing to classify: a text, the path of an image, or the reason why it is neither."""
+
+    index: int
+    """Position in the input, from 0; skipped rows count."""
+    text: str | None
+    path: Path | None
+    raw: str
+    """What the output echoes."""
+    error: str | None = None
+    original: dict[str, Any] | None = None
+    """The whole object it came from, for JSON lines."""
+    size: int = 0
+    """Bytes it took in the input."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How stdin is cut into records. At most one of `nul`, `column` and `field` is set; use `layout` to make one."""
+
+    nul: bool = False
+    column: str | None = None
+    """A name in the header line, or digits: a column counted from 1 of a table without header."""
+    field: str | None = None
+    """A key of JSON lines."""
+    images: bool | None = False
+    """Whether a text is the path of an image; None decides by its suffix."""
+    skip_empty: bool = False
+
+
+def layout(
+    *,
+    nul: bool = False,
+    tsv: bool = False,
+    column: str | None = None,
+    field: str | None = None,
+    images: bool | None = False,
+    skip_empty: bool = False,
+) -> Layout:
+    """The layout that options ask for. Raises UsageError where they exclude or lack each other."""
+    if tsv and column is None:
+        raise UsageError("--tsv wants --column", hint="a name of the header line, or 1, 2, … if there is none")
+    if column is not None and not tsv:
+        raise UsageError("--column wants --tsv")
+    if _number(column) == 0:
+        raise UsageError("--column counts from 1")
+    asked = [name for name, given in (("-0", nul), ("--tsv", tsv), ("--field", field is not None)) if given]
+    if len(asked) > 1:
+        raise UsageError(f"{asked[0]} and {asked[1]} exclude each other")
+    return Layout(nul, column, field, images, skip_empty)
+
+
+def _number(column: str | None) -> int | None:
+    return int(column) if column is not None and column.isascii() and column.isdigit() else None
+
+
+def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, never: bool = False) -> Records | None:
+    """What to classify, or None if there is nothing and a terminal in front.
+
+    Arguments are a record each and stdin is left alone, unless one of them is `-`: its records come in that place. Nothing
+    may have been read from `stdin` before. Raises UsageError on arguments that don't fit together or aren't UTF-8.
+    """
+    shaped = (
+        "-0" if layout.nul else "--tsv" if layout.column is not None else "--field" if layout.field is not None else ""
+    )
+    if "-" in arguments:
+        if never:
+            raise UsageError("- asks for stdin and --no-stdin forbids it")
+        if arguments.count("-") > 1:
+            raise UsageError("- can stand for stdin once only")
+    elif arguments and shaped:
+        raise UsageError(f"{shaped} reads stdin, and the arguments leave none to read", hint="a file: < FILE")
+    elif not arguments and (never or stdin.closed or stdin.isatty()):
+        return None
+    return Records([a if a == "-" else typed(a, "argument") for a in arguments] or ["-"], stdin, layout)
+
+
+class Records:
+    """The records of one run, once over.
+
+    Iterating raises UsageError for bytes that aren't UTF-8 (with their offset), a column that isn't there, a record longer
+    than `LONGEST`, and input without any record. A row that is merely bad becomes a record with an error.
+    """
+
+    def __init__(self, arguments: Sequence[str], stdin: BinaryIO, layout: Layout) -> None:
+        self._arguments, self._stdin, self._layout = arguments, stdin, layout
+        self._stream = self._read()
+        self.rows = 0
+        """Rows read so far, skipped ones among them."""
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        return self
+
+    def __next__(self) -> Record:
+        return next(self._stream)
+
+    def begin(self) -> None:
+        """Wait for the first record and keep it, so that bad input is known before a model is loaded for it."""
+        first = next(self._stream, None)
+        if first is not None:
+            self._stream = chain([first], self._stream)
+
+    def _read(self) -> Iterator[Record]:
+        for argument in self._arguments:
+            rows = _rows(self._stdin, self._layout) if argument == "-" else [_Row(argument, len(argument))]
+            for row in rows:
+                index, self.rows = self.rows, self.rows + 1
+                if self._layout.skip_empty and not (row.text or "").strip() and (row.error is None or row.blank):
+                    self.skipped += 1
+                else:
+                    yield _record(index, row, self._layout.images)
+        if self.rows == 0:
+            raise UsageError("stdin is empty", hint="give a text: dynx classify 'What a fine day'")
+        if self.rows == self.skipped:
+            raise UsageError("there are only empty texts, and --skip-empty leaves them out")
+
+
+@dataclass(frozen=True)
+class _Row:
+    text: str | None
+    size: int
+    error: str | None = None
+    line: str = ""
+    original: dict[str, Any] | None = None
+
+    @property
+    def blank(self) -> bool:
+        return not (self.text or self.line).strip()
+
+
+def _record(index: int, row: _Row, images: bool | None) -> Record:
+    text, error, path = row.text, row.error, None
+    if text is not None and (images or (images is None and Path(text).suffix.lower() in IMAGE_SUFFIXES)):
+        if not text:
+            error = "no path"
+        elif "\0" in text:
+            error = "a path can't hold a NUL"
+        else:
+            path = Path(text)
+        return Record(index, None, path, text, error, row.original, row.size)
+    return Record(index, text, None, row.line if text is None else text, error, row.original, row.size)
+
+
+def _rows(stdin: BinaryIO, layout: Layout) -> Iterator[_Row]:
+    if layout.column is not None:
+        return _table_rows(lines(stdin, "stdin"), layout.column)
+    if layout.field is not None:
+        return (_json_row(line, size, layout.field) for line, size in lines(stdin, "stdin"))
+    return (_Row(line, size) for line, size in lines(stdin, "stdin", b"\0" if layout.nul else b"\n"))
+
+
+def _table_rows(rows: Iterator[tuple[str, int]], column: str) -> Iterator[_Row]:
+    number = _number(column)
+    first = next(rows, None)
+    if first is None:
+        return
+    cells = first[0].split("\t")
+    if number is None:
+        if column not in cells:
+            raise UsageError(
+                f'no column "{column}" on stdin; there is {", ".join(cells)}',
+                hint="columns are separated by tabs" if len(cells) == 1 else None,
+            )
+        at = cells.index(column)
+    else:
+        at = number - 1
+        if at >= len(cells):
+            raise UsageError(f"no column {number} on stdin; its first line has {len(cells)}: {', '.join(cells)}")
+        rows = chain([first], rows)
+    empty = True
+    for line, size in rows:
+        empty = False
+        cells = line.split("\t")
+        if at < len(cells):
+            yield _Row(cells[at], size)
+        elif not line.strip():
+            yield _Row("", size)
+        else:
+            yield _Row(None, size, f"{len(cells)} columns, and {column} is number {at + 1}", line)
+    if empty:
+        raise UsageError("stdin has a header and no rows")
+
+
+def _json_row(line: str, size: int, key: str) -> _Row:
+    if not line.strip():
+        return _Row(None, size, "an empty line, not JSON", line)
+    try:
+        value = json.loads(line, parse_constant=_no_constant, parse_float=_finite)
+        if "\\ud" in line or "\\uD" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as e:
+        return _Row(None, size, f"not JSON: {e.msg} at character {e.pos + 1}", line)
+    except UnicodeEncodeError:
+        return _Row(None, size, "half of a surrogate pair, which is no text", line)
+    except RecursionError:
+        return _Row(None, size, "not JSON that can be read: nested too deep", line)
+    except ValueError as e:
+        return _Row(None, size, f"not JSON: {e}", line)
+    if not isinstance(value, dict):
+        return _Row(None, size, "not a JSON object", line)
+    text = value.get(key)
+    if isinstance(text, str):
+        return _Row(text, size, original=value)
+    reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
+    return _Row(None, size, reason, line, value)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:20]} is too large")
+    return value
+
+
+def lines(stream: BinaryIO, what: str, end: bytes = b"\n") -> Iterator[tuple[str, int]]:
+    """Each line as text with its size in bytes; a carriage return before `\\n` and a byte order mark at the start go.
+
+    Raises UsageError with the offset of the first byte that isn't UTF-8.
+    """
+    for offset, piece in pieces(stream, what, end):
+        start = len(_BOM) if offset == 0 and piece.startswith(_BOM) else 0
+        data = piece.removesuffix(b"\r") if end == b"\n" else piece
+        yield decode(data[start:], what, offset=offset + start), len(piece)
+
+
+def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LONGEST) -> Iterator[tuple[int, bytes]]:
+    """Each piece of `stream` as soon as its `end` is there, with its offset; after the last end only if not empty.
+
+    Raises UsageError for one longer than about `longest` bytes, and where `stream` can't be read.
+    """
+    offset, held = 0, 0
+    parts: list[bytes] = []
+    for chunk in _chunks(stream, what):
+        *whole, rest = chunk.split(end)
+        for last in whole:
+            piece = b"".join([*parts, last]) if parts else last
+            parts, held = [], 0
+            yield offset, piece
+            offset += len(piece) + len(end)
+        if rest:
+            parts.append(rest)
+            held += len(rest)
+        if held > longest:
+            raise UsageError(f"{what} has more than {longest >> 20} MiB without a line end, from offset {offset}")
+    if parts:
+        yield offset, b"".join(parts)
+
+
+def _chunks(stream: BinaryIO, what: str) -> Iterator[bytes]:
+    # Below the buffer: a daemon thread that waits inside it holds its lock, on which the interpreter's exit would abort.
+    source: Any = getattr(stream, "raw", stream)
+    read = getattr(source, "read1", source.read)
+    while True:
+        try:
+            chunk = read(CHUNK)
+        except OSError as e:
+            raise UsageError(f"can't read {what}: {e.strerror or e}") from None
+        if chunk is None:  # non-blocking, as a program that shares the terminal may have left it
+            select.select([source], [], [])
+        elif chunk:
+            yield chunk
+        else:
+            return
+
+
+def windows(
+    records: Iterable[Record], most: int = MOST, *, linger: float = LINGER
+) -> Generator[list[Record], None, None]:
+    """What has been read by now, 1 to `most` records at a time, while a thread reads on, at most `2 * most` ahead.
+
+    An error of `records` is raised after the records before it. Closing the iterator early never waits for the thread.
+    """
+    shelf = _Shelf(most)
+    threading.Thread(target=shelf.fill, args=(records,), name="dynx-reader", daemon=True).start()
+    try:
+        while window := shelf.take(linger):
+            yield window
+    finally:
+        shelf.abandon()
+
+
+class _Shelf:
+    """A bounded queue whose consumer takes all there is."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._records: deque[Record] = deque()
+        self._size = 0
+        self._ended = self._abandoned = False
+        self._error: BaseException | None = None
+
+    def fill(self, records: Iterable[Record]) -> None:
+        """In the reader thread: until the records end, fail, or nobody wants them."""
+        error: BaseException | None = None
+        try:
+            for record in records:
+                if not self._put(record):
+                    break
+        except BaseException as e:  # noqa: BLE001 - raised again where the records are used
+            error = e
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def _put(self, record: Record) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._abandoned or not self._full(2 * self._most))
+            self._records.append(record)
+            self._size += record.size
+            if len(self._records) == 1 or self._full(self._most):  # not each time: the consumer would wake for nothing
+                self._changed.notify_all()
+            return not self._abandoned
+
+    def _full(self, most: int) -> bool:
+        return len(self._records) >= most or (self._size >= ROOM and bool(self._records))
+
+    def take(self, linger: float) -> list[Record]:
+        """In the consumer: the next window, empty at the end. Raises what `records` raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or bool(self._records))
+            self._changed.wait_for(lambda: self._ended or self._full(self._most), linger)
+            window = [self._records.popleft() for _ in range(min(self._most, len(self._records)))]
+            self._size -= sum(record.size for record in window)
+            self._changed.notify_all()
+        if not window and self._error is not None:
+            raise self._error
+        return window
+
+    def abandon(self) -> None:
+        """Nobody takes any more."""
+        with self._changed:
+            self._abandoned = True
+            self._records.clear()
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a classifier says about one record; label and score are None exactly where there is an error."""
+
+    label: str | None
+    score: float | None
+    scores: list[tuple[str, float]] = field(default_factory=list)
+    """All labels, in any order."""
+    exit: int | None = None
+    """Which exit it left by; None at full depth."""
+    layers: int = 0
+    """Layers that were computed."""
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Answer:
+        """No answer, and why."""
+        return cls(None, None, error=error)
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """The scores from best to worst, the answer itself first."""
+        return sorted(self.scores, key=lambda pair: (pair[0] != self.label, -pair[1]))
+
+
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPED = str.maketrans(_ESCAPES)
+_PLAIN = {escaped: plain for plain, escaped in _ESCAPES.items()}
+
+
+def escape(text: str) -> str:
+    """`text` on one line and in one column: backslash, tab and line ends written as \\\\, \\t, \\n and \\r."""
+    return text.translate(_ESCAPED)
+
+
+def unescape(text: str) -> str:
+    """What `escape` made it from."""
+    return re.sub(r"\\[\\tnr]", lambda match: _PLAIN[match[0]], text)
+
+
+class Format(Protocol):
+    """How answers are written: `render` as they come, then `close`; the rest tells `resume` what was written before."""
+
+    wants: str
+    """What one line is, in words; empty if an output can't be continued."""
+
+    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+        """The text of these answers."""
+
+    def close(self) -> str:
+        """The text after the last."""
+
+    def fits(self, line: bytes) -> bool:
+        """Whether it could have written this line, or, cut short at its end, this beginning of one."""
+
+    def echo(self, line: bytes) -> str:
+        """The input in a line that fits. Raises ValueError if it can't be read after all."""
+
+
+class Table:
+    """`label<TAB>score<TAB>input`; with `shown` > 1 that many labels and scores, from best to worst, before the input.
+
+    An error leaves the label empty and stands in the place of the score.
+    """
+
+    def __init__(self, shown: int = 1) -> None:
+        self._shown = shown
+        self.wants = f"{2 * shown + 1} columns: {'label, score, ' * min(shown, 2)}{'… ' if shown > 2 else ''}input"
+
+    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+        """A line each."""
+        return "".join(self._line(record, answer) for record, answer in answers)
+
+    def _line(self, record: Record, answer: Answer) -> str:
+        if answer.error is not None or answer.label is None or answer.score is None:
+            cells = ["", "error: " + escape(answer.error or "no answer")]
+        elif self._shown == 1:
+            cells = [escape(answer.label), f"{answer.score:.4f}"]
+        else:
+            cells = [
+                cell for label, score in answer.ranked()[: self._shown] for cell in (escape(label), f"{score:.4f}")
+            ]
+        cells += [""] * (2 * self._shown - len(cells))
+        return "\t".join([*cells, escape(record.raw)]) + "\n"
+
+    def close(self) -> str:
+        """Nothing."""
+        return ""
+
+    def fits(self, line: bytes) -> bool:
+        """By the number of columns, and a score or an error in the second."""
+        cells = line.split(b"\t")
+        return len(cells) == 2 * self._shown + 1 and (_is_number(cells[1]) or cells[1].startswith(b"error: "))
+
+    def echo(self, line: bytes) -> str:
+        """The last column."""
+        return unescape(line.rpartition(b"\t")[2].decode())
+
+
+def _is_number(cell: bytes) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+class JsonLines:
+    """An object a line, all with the same keys; null where there is nothing to say."""
+
+    _START = f'{{"schema": "{SCHEMA}", "index": '.encode()
+    wants = f"an object of schema {SCHEMA}"
+
+    def __init__(
+        self, top_k: int | None = None, *, ascii_only: bool = False, guarantee: dict[str, Any] | None = None
+    ) -> None:
+        self._top_k, self._ascii = top_k, ascii_only
+        self.guarantee = guarantee
+        """What is promised of the answers rendered from now on; set it to None when it no longer holds."""
+
+    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+        """A line each."""
+        return "".join(self._dump({"schema": SCHEMA, **self._body(*pair)}) + "\n" for pair in answers)
+
+    def _dump(self, body: dict[str, Any]) -> str:
+        return json.dumps(body, ensure_ascii=self._ascii, allow_nan=False)
+
+    def _body(self, record: Record, answer: Answer) -> dict[str, Any]:
+        failed = answer.error is not None
+        body: dict[str, Any] = {
+            "index": record.index,
+            "input": record.raw,
+            "label": answer.label,
+            "score": _rounded(answer.score),
+            "scores": None if failed else {k: _rounded(v) for k, v in answer.ranked()[: self._top_k]},
+            "exit": answer.exit,
+            "layers": None if failed else answer.layers,
+            "guarantee": None if failed else self.guarantee,
+            "error": answer.error,
+        }
+        return body if record.original is None else {**body, "original": record.original}
+
+    def close(self) -> str:
+        """Nothing."""
+        return ""
+
+    def fits(self, line: bytes) -> bool:
+        """By its first keys."""
+        return line.startswith(self._START)
+
+    def echo(self, line: bytes) -> str:
+        """The value of "input"."""
+        try:
+            return str(json.loads(line)["input"])
+        except (KeyError, TypeError, RecursionError) as e:
+            raise ValueError(str(e)) from None
+
+
+def _rounded(score: float | None) -> float | None:
+    return round(score, 6) if score is not None and math.isfinite(score) else None
+
+
+class Document(JsonLines):
+    """One JSON document, written as it grows: the list of results, or for a `single` input its result alone."""
+
+    wants = ""
+
+    def __init__(
+        self,
+        top_k: int | None = None,
+        *,
+        ascii_only: bool = False,
+        guarantee: dict[str, Any] | None = None,
+        single: bool = False,
+    ) -> None:
+        super().__init__(top_k, ascii_only=ascii_only, guarantee=guarantee)
+        self._single = single
+        self._before = f'{{"schema": "{SCHEMA}", "results": [\n'
+
+    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+        """The next results."""
+        if self._single:
+            return super().render(answers)
+        text = ""
+        if bodies := [self._dump(self._body(record, answer)) for record, answer in answers]:
+            text, self._before = self._before + ",\n".join(bodies), ",\n"
+        return text
+
+    def close(self) -> str:
+        """The end of the list, also of an empty one."""
+        if self._single:
+            return ""
+        return "\n]}\n" if self._before == ",\n" else self._before + "]}\n"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """How far an earlier output came."""
+
+    path: Path
+    done: int = 0
+    """Complete results in it, one for each of the first records."""
+    last: str | None = None
+    """The input of the last of them."""
+
+    def skip(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records still to do. Raises UsageError, before the first, if those done aren't the beginning of `records`."""
+        source = iter(records)
+        for count in range(self.done):
+            record = next(source, None)
+            if record is None:
+                raise UsageError(f"{self.path} has {self.done} results and the input only {count} records")
+            if count == self.done - 1 and record.raw != self.last:
+                raise UsageError(
+                    f"{self.path} is about another input: its result {self.done} isn't of record {self.done}"
+                )
+        yield from source
+
+
+def resume(path: Path, form: Format) -> Resumed:
+    """Count the complete results that `form` wrote to `path` and cut off a torn last line; a missing file has none.
+
+    Raises UsageError, and leaves the file as it is, if anything in it is of another format.
+    """
+    if not form.wants:
+        raise UsageError("one JSON document can't be continued", hint="JSON lines can: --jsonl")
+    done, kept, tail, last = 0, 0, b"", b""
+    try:
+        if not path.exists():
+            return Resumed(path)
+        if not path.is_file():
+            raise UsageError(f"--resume wants a file, and {path} is none")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # escaped, a record is longer than it was
+            for offset, line in pieces(file, str(path), longest=8 * LONGEST):
+                if offset + len(line) >= size:
+                    tail = line
+                    break
+                if not form.fits(line):
+                    raise _foreign(path, done, form)
+                done, kept, last = done + 1, offset + len(line) + 1, line
+        echo = form.echo(last) if done else None
+        if tail:
+            if not done and not form.fits(tail):  # it may be somebody's notes
+                raise _foreign(path, done, form)
+            os.truncate(path, kept)
+    except OSError as e:
+        raise UsageError(f"can't resume {path}: {e.strerror or e}") from None
+    except ValueError:
+        raise _foreign(path, done - 1, form) from None
+    return Resumed(path, done, echo)
+
+
+def _foreign(path: Path, line: int, form: Format) -> UsageError:
+    return UsageError(f"line {line + 1} of {path} isn't a result to resume from: it is not {form.wants}")
