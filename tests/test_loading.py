@@ -16,8 +16,8 @@ import pytest
 from commands import Result, environment, finish, spawn
 
 from dynx import shipped
-from dynx.errors import ModelError
-from dynx.runtime.loading import Source, check, find, is_out_of_memory, same_vocabulary
+from dynx.errors import ModelError, UnsupportedModelError
+from dynx.runtime.loading import Source, check, check_causal_lm, find, is_out_of_memory, same_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -268,3 +268,20 @@ def test_vocabularies_are_compared_by_content() -> None:
 def test_every_way_to_run_out_of_memory(error: Exception, expected: bool) -> None:
     """Each allocator has its own error; only some have a type of their own."""
     assert is_out_of_memory(error) is expected
+
+
+def test_a_classifier_is_not_taken_for_a_language_model(changed: Callable[..., Path]) -> None:
+    """BERT's causal class would load its weights, all but the head, and write nonsense."""
+    folder = changed("judge")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
+
+    with pytest.raises(UnsupportedModelError, match="classifier"):
+        check_causal_lm(find(str(folder)))
+
+
+@pytest.mark.skipif({"story", "mood"} - set(shipped.names()) != set(), reason="they aren't there yet")
+def test_shipped_models_are_known_by_their_task() -> None:
+    """`-m` offers only what the command can run."""
+    assert shipped.names("generate") == ["story"]
+    assert shipped.names("classify") == ["mood"]

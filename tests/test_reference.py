@@ -29,7 +29,7 @@ from dynx.cli.reference.tree import NO_REWRAP, brief
 ROOT = Path(__file__).resolve().parent.parent
 COMPLETIONS = ROOT / "completions"
 TREE = read_tree(app)
-FILES = reference_files(TREE, shipped.names())
+FILES = reference_files(TREE, shipped.names("generate"))
 COMMANDS = [command.path[1:] for command in TREE.walk()]
 PROFILE = "0f3a9c1b22d4"
 PATIENCE = 20.0  # seconds until a shell that says nothing is given up
@@ -346,7 +346,13 @@ def test_bash_offers_what_fits() -> None:
     assert bash_candidates(here, "dynx generate bench --requ") == ["--require-profile"]
     assert bash_candidates(here, "dynx generate --dtype bf") == ["bfloat16"]
     assert bash_candidates(here, "dynx generate --dtype=bf") == ["bfloat16"]
-    assert bash_candidates(here, "dynx generate --draft ") == ["auto", "none", "self", "lookup", *shipped.names()]
+    assert bash_candidates(here, "dynx generate --draft ") == [
+        "auto",
+        "none",
+        "self",
+        "lookup",
+        *shipped.names("generate"),
+    ]
     assert bash_candidates(here, "dynx generate -n ") == []
     assert bash_candidates(here, "dynx generate --lookup dynx.f") == ["dynx.fish"]
     assert bash_candidates(here, "dynx bench --export ") == ["json:", "md:"]

@@ -92,7 +92,7 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Sou
 
 
 def _shipped_in_words() -> str | None:
-    return f"shipped models: {', '.join(shipped.names())}" if shipped.names() else None
+    return f"shipped models: {', '.join(shipped.names('generate'))}" if shipped.names("generate") else None
 
 
 def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
@@ -190,6 +190,11 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
     if config.get("is_encoder_decoder"):
         raise UnsupportedModelError(
             f"{source.name} ({config.get('model_type')}) is an encoder-decoder model", hint=SUPPORTED
+        )
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    if architectures and all(name.endswith("Classification") for name in architectures):
+        raise UnsupportedModelError(
+            f"{source.name} ({architectures[0]}) is a classifier and writes no text", hint=SUPPORTED
         )
     check(source, allow_pickle=allow_pickle)
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
 MARKS = ("config.json", "model_index.json")
 
 
-def names() -> list[str]:
-    """Names of the shipped models."""
-    return sorted(p.name for p in HERE.iterdir() if any((p / mark).is_file() for mark in MARKS))
+ENDINGS = {"generate": "ForCausalLM", "classify": "Classification"}
+"""How the architectures that a task takes are called."""
+
+
+def names(task: str | None = None) -> list[str]:
+    """Names of the shipped models; of those alone that `task` takes ("generate", "classify")."""
+    found = sorted(p.name for p in HERE.iterdir() if any((p / mark).is_file() for mark in MARKS))
+    return [name for name in found if task is None or _takes(task, HERE / name)]
+
+
+def _takes(task: str, model: Path) -> bool:
+    config = model / MARKS[0]
+    architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures", []) if config.is_file() else []
+    return any(name.endswith(ENDINGS[task]) for name in architectures)
 
 
 def folder(name: str) -> Path | None:
