@@ -55,7 +55,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_an_unknown_model_gets_the_closest_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped shipped model is suggested; a name unlike any gets the list."""
-    monkeypatch.setattr(shipped, "names", lambda: ["emoji", "mood", "story"])
+    monkeypatch.setattr(shipped, "names", lambda _task=None: ["emoji", "mood", "story"])
 
     refused(cli("generate", "-m", "stroy", PROMPT), 1, "no model stroy", r"did you mean story\?")
     refused(cli("generate", "-m", "org/gpt", PROMPT), 1, "no model org/gpt", "shipped models: emoji, mood, story")
@@ -74,7 +74,7 @@ def test_an_unknown_model_gets_the_closest_name(cli: Cli, monkeypatch: pytest.Mo
 )
 def test_what_can_be_no_model_is_told_at_once(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     """A name that is neither a folder nor a possible hub id isn't looked for on the network."""
-    monkeypatch.setattr(shipped, "names", list)
+    monkeypatch.setattr(shipped, "names", lambda _task=None: [])
     refused(cli("generate", "-m", name, PROMPT), 1, words)
 
 
