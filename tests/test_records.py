@@ -18,26 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.cli.records import (
-    LONGEST,
-    ROOM,
-    SCHEMA,
-    Answer,
-    Document,
-    Format,
-    JsonLines,
-    Layout,
-    Record,
-    Records,
-    Table,
-    escape,
-    layout,
-    pieces,
-    read_records,
-    resume,
-    unescape,
-    windows,
-)
+from dynx.cli.answers import SCHEMA, Answer, Document, Format, JsonLines, Table, escape, resume, unescape
+from dynx.cli.records import LONGEST, ROOM, Layout, Record, Records, layout, pieces, read_records, windows
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
