@@ -1,0 +1,60 @@
+"""What a picture's file says of how it was made: one JSON text in the PNG, and the standard's own keywords for everybody else."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+KEYWORD = "dynx"
+SCHEMA = "dynx.picture/1"
+
+
+def encode(picture: Image, facts: dict[str, Any]) -> bytes:
+    """A PNG of `picture` that carries `facts`; "prompt" among them is also its description."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from dynx import __version__
+
+    info = PngInfo()
+    text = json.dumps({"schema": SCHEMA, **facts}, ensure_ascii=False, allow_nan=False)
+    info.add_itxt(KEYWORD, text)
+    info.add_text("Software", f"dynx {__version__}")
+    if prompt := facts.get("prompt"):
+        info.add_itxt("Description", str(prompt))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The facts of a file that `encode` made. Raises UsageError for any other."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                file.load()
+                text = file.info.get(KEYWORD)
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise UsageError(f"{path} can't be read as a picture: {str(e).splitlines()[0] if str(e) else e}") from None
+    if not isinstance(text, str):
+        raise UsageError(f"{path} doesn't say how it was made: dynx didn't draw it, or a program took that out")
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
+        raise UsageError(f"{path} says how it was made in a form that this dynx doesn't know")
+    return facts
