@@ -5,7 +5,7 @@
 _dynx_list() {
     case $1 in
     dynx)
-        commands='generate calibrate bench'
+        commands='generate classify calibrate bench'
         options='--version -h,--help'
         ;;
     'dynx generate')
@@ -15,17 +15,27 @@ _dynx_list() {
             --explain --plain --device= --dtype= --threads= --profile= --require-profile --allow-pickle
             --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
+    'dynx classify')
+        commands=''
+        options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
+            --confidence= --tolerance= --certify --audit= --batch-size= --max-length= --top-k= --scores
+            --labels= --resume= --json --jsonl --stats --explain --plain --device= --dtype= --threads=
+            --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --draft= --data= --budget= --dry-run --device-info --list --show= --export= -o,--output=
+        options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --tolerance=
+            --batch-size= --max-length= --budget= --dry-run --device-info --list --show= --export= -o,--output=
             --import= --remove= --json --device= --dtype= --threads= --allow-pickle --offline -q,--quiet+
             -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model= --draft= --data= --runs= -n,--max-new-tokens= --prompts= --static= --against=
-            --temperature= --min-speedup= --require-identical --budget= --export=+ --json --device= --dtype=
-            --threads= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
+            --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
+            --tolerance= --against= --min-speedup= --require-identical --max-disagreement= --budget= --export=+
+            --json --device= --dtype= --threads= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+
+            --color= -h,--help'
         ;;
     esac
 }
@@ -48,10 +58,25 @@ _dynx_value() {
         _dynx_words none; _dynx_profiles ;;
     'dynx generate --color')
         _dynx_words 'auto always never' ;;
+    'dynx classify -m' | \
+    'dynx classify --model')
+        _dynx_words mood; _dynx_folders ;;
+    'dynx classify --labels' | \
+    'dynx classify --resume' | \
+    'dynx classify')
+        _dynx_files ;;
+    'dynx classify --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx classify --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx classify --profile')
+        _dynx_words none; _dynx_profiles ;;
+    'dynx classify --color')
+        _dynx_words 'auto always never' ;;
     'dynx calibrate') _dynx_options ;;
     'dynx calibrate -m' | \
     'dynx calibrate --model')
-        _dynx_words story; _dynx_folders ;;
+        _dynx_words 'story mood'; _dynx_folders ;;
     'dynx calibrate --draft')
         _dynx_words 'auto none self lookup story'; _dynx_folders ;;
     'dynx calibrate --data' | \
@@ -72,11 +97,12 @@ _dynx_value() {
     'dynx bench') _dynx_options ;;
     'dynx bench -m' | \
     'dynx bench --model')
-        _dynx_words story; _dynx_folders ;;
+        _dynx_words 'story mood'; _dynx_folders ;;
+    'dynx bench --data' | \
+    'dynx bench --labels')
+        _dynx_files ;;
     'dynx bench --draft')
         _dynx_words 'auto none self lookup story'; _dynx_folders ;;
-    'dynx bench --data')
-        _dynx_files ;;
     'dynx bench --static')
         _dynx_words none ;;
     'dynx bench --against')

@@ -5,6 +5,8 @@
     answer = dynx.generate("Once upon a time", model="story")       # an Answer: text, receipt
     for piece in dynx.load("story").stream("The fox said"): ...     # loads once, streams
 
+    for p in dynx.classify(["What a fine day"], model="mood"): ...  # Predictions: label, score, the layer it left after
+
     fast = dynx.wrap(model, assistant=small)                        # any transformers causal LM already loaded
     ids = fast.generate(input_ids, max_new_tokens=100)
 
@@ -16,10 +18,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.api import Answer, Wrapped, Writer, generate, load, wrap
+    from dynx.api import Answer, Labeller, Wrapped, Writer, classify, generate, load, load_classifier, wrap
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Answer", "Wrapped", "Writer", "__version__", "generate", "load", "wrap"]
+__all__ = [
+    "Answer",
+    "Labeller",
+    "Wrapped",
+    "Writer",
+    "__version__",
+    "classify",
+    "generate",
+    "load",
+    "load_classifier",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:

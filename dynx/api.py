@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.speculation.events import Receipt, Request, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
+    from dynx.early_exit.events import Prediction
+    from dynx.early_exit.events import Receipt as ClassifierReceipt
+    from dynx.early_exit.setup import Assembly as ClassifierAssembly
+    from dynx.runtime.decision import Decision
     from dynx.speculation.engine import Engine
     from dynx.speculation.setup import Assembly
+
+WINDOW = 1024
+"""Inputs that a classifier sorts by length and answers together."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,52 @@ def load(model: str = "story", **wish: Any) -> Writer:
 def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
     """Continue `prompt`; loads the model each time, so for several prompts use `load`."""
     return load(model, draft=draft).generate(prompt, **options)
+
+
+class Labeller:
+    """A loaded classifier with its exits; see `load_classifier`."""
+
+    def __init__(self, assembly: ClassifierAssembly, audit: float = 0.0) -> None:
+        from dynx.early_exit.classifier import Classifier
+
+        self.warnings: list[str] = []
+        """What a user should know: above all that an audit has found the promise broken."""
+        self._assembly = assembly
+        self._classifier = Classifier(assembly, audit=audit, say=self.warnings.append)
+
+    def classify(self, inputs: Iterable[str | Path]) -> Iterator[Prediction]:
+        """A prediction for each text, or for an image model each path, in order, as soon as its window is done."""
+        stream = iter(inputs)
+        while window := list(islice(stream, WINDOW)):
+            yield from self._classifier.window(window)
+
+    @property
+    def receipt(self) -> ClassifierReceipt:
+        """What all inputs so far cost, and what is promised of their answers."""
+        return self._classifier.receipt
+
+    @property
+    def decisions(self) -> dict[str, Decision[Any]]:
+        """Each setting with its value and the reason."""
+        return self._assembly.decisions
+
+
+def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> Labeller:
+    """Load a classifier of texts or images, a shipped model, a folder or a hub id, with the exits that its profile allows.
+
+    Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`,
+    `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises
+    DynxError.
+    """
+    from dynx.early_exit.setup import Wish as ClassifierWish
+    from dynx.early_exit.setup import assemble, make_plan
+
+    return Labeller(assemble(make_plan(ClassifierWish(model=model, **wish))), audit)
+
+
+def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
+    """Label `inputs`; loads the model each time, so for several calls use `load_classifier`."""
+    return list(load_classifier(model, **options).classify(inputs))
 
 
 class Wrapped:

@@ -159,3 +159,15 @@ def test_names_arrive_when_asked_for() -> None:
     assert all(getattr(dynx, name) is not None for name in dynx.__all__)
     with pytest.raises(AttributeError, match="'dynx' has no attribute 'nothing'"):
         _ = dynx.nothing
+
+
+def test_classify_gives_predictions_in_order() -> None:
+    """Texts in, labels out, and a receipt that says what they cost."""
+    labeller = dynx.load_classifier("mood", profile="none", threads=1)
+    predictions = list(labeller.classify(iter(["what a wonderful film", "a dreadful, tedious mess"])))
+
+    assert [p.label for p in predictions] == ["positive", "negative"]
+    assert all(p.error is None and p.exit is None and p.layers == labeller.receipt.depth for p in predictions)
+    assert labeller.receipt.inputs == 2
+    assert labeller.decisions["exits"].value == "none"
+    assert [p.label for p in dynx.classify(["great fun"], profile="none", threads=1)] == ["positive"]

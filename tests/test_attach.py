@@ -236,6 +236,33 @@ def test_a_batch_as_large_as_other_dimensions(kind: str) -> None:
         torch.testing.assert_close(outcome.logits, want[keep], **NEAR)
 
 
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "mpnet", "vit"])
+def test_who_goes_on_needs_no_embeddings(kind: str) -> None:
+    """Nothing looks at them: they're made for sizes that weren't seen yet, whose shape isn't known."""
+    exits = attach(classifier(kind), batch(kind, 2, seed=9))
+    inputs = batch(kind, 3)
+    want = logits_of(exits.model, inputs)
+    state = state_after(exits, inputs, 2)
+    made: list[int] = []
+    embedding = next(m for m in exits.model.modules() if isinstance(m, (nn.Embedding, nn.Conv2d)))
+    embedding.register_forward_hook(lambda *_: made.append(1))
+
+    first = exits.run(inputs, start=state).logits
+    assert first is not None
+    torch.testing.assert_close(first, want, **NEAR)
+    assert not made
+    if kind not in IMAGE:
+        wider = {
+            key: nn.functional.pad(value, (0, 3), value=PAD * (key == "input_ids")) for key, value in inputs.items()
+        }
+        for calls in (1, 1):
+            again = exits.run(wider, start=state.fit(12)).logits
+            assert again is not None
+            torch.testing.assert_close(again, want, **NEAR)
+            assert len(made) == calls
+    assert torch.equal(logits_of(exits.model, inputs), want)
+
+
 # --- special inputs ----------------------------------------------------------------------------------------------------------
 
 

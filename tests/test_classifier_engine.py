@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynx.early_exit.attach import attach
 from dynx.early_exit.engine import Engine, Exits
+from dynx.early_exit.groups import Group, Waiting
 from dynx.early_exit.heads import AgreementScore, ExitHeads
 from dynx.errors import UsageError
 
@@ -176,6 +177,63 @@ def test_images_of_changing_shape_go_through_the_stages() -> None:
         with torch.no_grad():
             want = attachment.model(pixel_values=pixels).logits
         assert torch.from_numpy(np.stack([a.logits for a in answers])) == pytest.approx(want, abs=2e-5)
+
+
+@pytest.mark.parametrize(("share", "forwards"), [(0.75, [8] * 10), (0.1, [8] * 8)])
+def test_rows_that_are_few_wait_for_others(share: float, forwards: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of eight batches that stayed make two full ones; where most stay, they go on at once."""
+    rows = [(*row[:6], *[7] * (6 - len(row))) for row in rows_of_text(64, seed=6)]
+    seen: list[int] = []
+    with attach(classifier("bert"), collate(rows[:3])) as attachment:
+        exits = learned(attachment, NEVER)
+        scores = [_score(attachment, exits, row)[0] for row in rows]
+        exits = Exits(DEPTHS, exits.heads, exits.score, np.array([np.quantile(scores, 1 - share), np.inf, np.inf]))
+        run = attachment.run
+
+        def counted(inputs: Any, **how: Any) -> Any:
+            seen.append(len(inputs["input_ids"]))
+            return run(inputs, **how)
+
+        monkeypatch.setattr(attachment, "run", counted)
+        answers = Engine(attachment, collate, length=len, exits=exits, batch=8).window(rows)
+
+    assert sum(a.exit == 0 for a in answers) == pytest.approx(64 * share, abs=1)
+    assert seen[:8] == [8] * 8
+    assert sorted(seen, reverse=True) == forwards
+
+
+def test_rows_wait_only_for_rows_of_like_length(attached: Any) -> None:
+    """One long row doesn't make short ones as long."""
+    rows = [(5,) * n for n in (17, 16, 4, 4, 3)]
+    groups = Waiting(merges_lengths=True)
+    for numbers in ([0, 1], [2, 3, 4]):
+        inputs = collate([rows[i] for i in numbers])
+        state = attached.run(inputs, stop=1).state
+        sizes = np.array([len(rows[i]) for i in numbers])
+        groups.add(Group(np.array(numbers), sizes, inputs, int(sizes[0]), state, torch.zeros(len(numbers), 5)))
+
+    taken = [groups.take(4, lambda _: pytest.fail("nothing to pad")) for _ in range(2)]
+
+    assert [group.numbers.tolist() for group in taken] == [[0, 1], [2, 3, 4]]
+    assert len(groups) == 0
+
+
+def test_a_model_that_merges_no_lengths_is_given_equal_ones() -> None:
+    """FNet mixes padding in, so that a longer neighbour would change the answer."""
+    rows = rows_of_text(60, seed=8)
+    small = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64}
+    with attach(classifier("fnet", **small), collate(rows[:3])) as attachment:
+        exits = learned(attachment, NEVER, [row[:2] for row in rows_of_text(200, seed=9)])
+        scores = np.array([_score(attachment, exits, row)[0] for row in rows])
+        exits = Exits(DEPTHS, exits.heads, exits.score, np.array([np.quantile(scores, 0.3), np.inf, np.inf]))
+
+        answers = Engine(attachment, collate, length=len, exits=exits, batch=8).window(rows)
+
+        assert not attachment.merges_lengths
+        for row, answer in zip(rows, answers, strict=True):
+            exit_, logits = by_hand(attachment, exits, row)
+            assert answer.exit == exit_
+            assert torch.from_numpy(answer.logits) == pytest.approx(logits, abs=1e-4)
 
 
 def test_parts_that_do_not_belong_together_are_refused(attached: Any) -> None:

@@ -259,6 +259,25 @@ def test_near_ties_never_leave(problem: Problem) -> None:
     assert s[2] == 0
 
 
+@pytest.mark.parametrize("outputs", [2, 3, 5])
+def test_few_rows_and_many_score_alike(outputs: int) -> None:
+    """Row by row in plain numbers, or all at once in arrays; tensors and arrays; certain and torn; no two alike."""
+    _, full = world(300, 1, outputs=outputs)
+    noise = torch.randn(2, 300, outputs, generator=torch.Generator().manual_seed(0))
+    out = [full + 2 * noise[0], full + noise[1]]
+    score = AgreementScore.fit(out, full, "single")
+    out = [z * torch.tensor([0.0, 1.0, 30.0, 900.0]).repeat(75)[:, None] for z in out]
+    out[0][7, 0], out[1][8, 1] = float("inf"), float("nan")
+    for k, before in ((0, None), (1, out[0])):
+        together = score(k, out[k], before)
+        one_by_one = [score(k, out[k][i : i + 1], None if before is None else before[i : i + 1])[0] for i in range(300)]
+        arrays = score(k, out[k].numpy(), None if before is None else before.numpy())
+
+        assert together == pytest.approx(np.array(one_by_one), rel=1e-9, abs=1e-14)
+        assert np.array_equal(together, arrays)
+        assert (together[::4] == 0).all()
+
+
 def test_agreement_by_kind_of_problem() -> None:
     """One label: the same top; several: the same set at 0.5; numbers: within the tolerance."""
     a, b = torch.tensor([[1.0, 2.0, -1.0]]), torch.tensor([[-0.5, 1.5, -1.0]])

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.cli.answers import SCHEMA, Answer, Document, Format, JsonLines, Table, escape, resume, unescape
+from dynx.cli.answers import SCHEMA, Document, Format, JsonLines, Table, escape, resume, unescape
 from dynx.cli.records import LONGEST, ROOM, Layout, Record, Records, layout, pieces, read_records, windows
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SURE = Answer("good", 0.9, [("bad", 0.1), ("good", 0.9)], exit=2, layers=3)
+SURE = Prediction("good", 0.9, [("bad", 0.1), ("good", 0.9)], exit=2, layers=3)
 
 
 def records(data: bytes, *arguments: str, **options: Any) -> list[Record]:
@@ -463,7 +463,7 @@ def test_the_table() -> None:
 
 def test_the_table_of_several_scores() -> None:
     """Pairs from best to worst, as many in each row, errors included."""
-    failed = Answer.failed("broken\timage")
+    failed = Prediction.failed("broken\timage")
     written = Table(2).render([(Record(0, "x", None, "x"), SURE), (Record(1, None, None, "y"), failed)])
 
     assert written == "good\t0.9000\tbad\t0.1000\tx\n\terror: broken\\timage\t\t\ty\n"
@@ -475,7 +475,7 @@ def test_json_lines() -> None:
     first = json.loads(form.render([(Record(0, "é", None, "é", original={"id": 1}), SURE)]))
     form.guarantee = None
     second, third = form.render(
-        [(Record(1, "x", None, "x"), SURE), (Record(2, None, None, "y"), Answer.failed("no"))]
+        [(Record(1, "x", None, "x"), SURE), (Record(2, None, None, "y"), Prediction.failed("no"))]
     ).splitlines()
 
     assert first == {
@@ -504,7 +504,7 @@ def test_json_lines() -> None:
 def test_json_has_neither_nan_nor_foreign_letters() -> None:
     """A score that is no number is null, and ASCII is kept where stdout wants it."""
     text = JsonLines(1, ascii_only=True).render(
-        [(Record(0, "é", None, "é"), Answer("a", math.nan, [("a", math.nan), ("b", 0.5)]))]
+        [(Record(0, "é", None, "é"), Prediction("a", math.nan, [("a", math.nan), ("b", 0.5)]))]
     )
 
     assert text.isascii()

@@ -29,7 +29,7 @@ from dynx.cli.reference.tree import NO_REWRAP, brief
 ROOT = Path(__file__).resolve().parent.parent
 COMPLETIONS = ROOT / "completions"
 TREE = read_tree(app)
-FILES = reference_files(TREE, shipped.names("generate"))
+FILES = reference_files(TREE, shipped.by_task())
 COMMANDS = [command.path[1:] for command in TREE.walk()]
 PROFILE = "0f3a9c1b22d4"
 PATIENCE = 20.0  # seconds until a shell that says nothing is given up
@@ -233,7 +233,7 @@ def test_any_tree_can_be_read() -> None:
 
 def test_a_new_command_appears_everywhere_by_itself(tmp_path: Path) -> None:
     """The files of a tree never seen before are well formed in every shell and for mandoc."""
-    files = reference_files(read_tree(other, "tool"), ())
+    files = reference_files(read_tree(other, "tool"), {})
     assert sorted(name for name in files if name.startswith("man/")) == [
         "man/tool-inside-first.1",
         "man/tool-inside.1",
@@ -354,6 +354,11 @@ def test_bash_offers_what_fits() -> None:
         *shipped.names("generate"),
     ]
     assert bash_candidates(here, "dynx generate -n ") == []
+    assert bash_candidates(here, "dynx generate -m st") == ["story"]
+    assert bash_candidates(here, "dynx classify --model=") == ["mood"]
+    assert {"mood", "story"} <= set(bash_candidates(here, "dynx calibrate -m "))
+    assert "mood" not in bash_candidates(here, "dynx calibrate --draft ")
+    assert bash_candidates(here, "dynx classify --labels dynx.f") == ["dynx.fish"]
     assert bash_candidates(here, "dynx generate --lookup dynx.f") == ["dynx.fish"]
     assert bash_candidates(here, "dynx bench --export ") == ["json:", "md:"]
     assert bash_candidates(here, "dynx bench --export md:dynx.f") == ["dynx.fish"]

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dynx.errors import GateFailed, UsageError
+from dynx.runtime.risk import two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,13 +53,19 @@ Estimated = TypeVar("Estimated", bound=_Estimated)
 
 
 def min_speedup(
-    estimate: RatioEstimate | None, bar: float, *, failure: str | None = None, name: str = "min-speedup"
+    estimate: RatioEstimate | None,
+    bar: float,
+    *,
+    failure: str | None = None,
+    name: str = "min-speedup",
+    baseline: str = "",
 ) -> Gate:
     """Judge whether the arm is at least `bar` times as fast as what it was compared with.
 
     Pass when the whole interval is at or above the bar (low ≥ bar), fail when all of it is below (high < bar), else
     inconclusive. An arm that crashed fails with its `failure`; no estimate and no failure (interrupted before the first
-    complete round, nothing produced) is inconclusive. Raises UsageError for a bar that isn't a positive, finite number.
+    complete round, nothing produced) is inconclusive. The reason names the `baseline`, where that isn't the reference.
+    Raises UsageError for a bar that isn't a positive, finite number.
     """
     if not 0 < bar < math.inf:
         raise UsageError(f"the speed-up to require must be a positive number, not {bar}")
@@ -66,14 +73,15 @@ def min_speedup(
         return Gate(name, Verdict.FAIL, None, bar, f"the arm failed: {failure}")
     if estimate is None:
         return Gate(name, Verdict.INCONCLUSIVE, None, bar, "no ratio was measured")
+    measured = f"{estimate} of {baseline}" if baseline else str(estimate)
     if estimate.low >= bar:
-        verdict, reason = Verdict.PASS, f"{estimate} is at or above {bar:.2f}x as a whole"
+        verdict, reason = Verdict.PASS, f"{measured} is at or above {bar:.2f}x as a whole"
     elif estimate.high < bar:
-        verdict, reason = Verdict.FAIL, f"{estimate} is below {bar:.2f}x as a whole"
+        verdict, reason = Verdict.FAIL, f"{measured} is below {bar:.2f}x as a whole"
     elif not estimate.bounded:
-        verdict, reason = Verdict.INCONCLUSIVE, f"{estimate}: one round of one input has no interval"
+        verdict, reason = Verdict.INCONCLUSIVE, f"{measured}: one round of so few inputs has no interval"
     else:
-        verdict, reason = Verdict.INCONCLUSIVE, f"{estimate} straddles {bar:.2f}x; more rounds would narrow it"
+        verdict, reason = Verdict.INCONCLUSIVE, f"{measured} straddles {bar:.2f}x; more rounds would narrow it"
     return Gate(name, verdict, estimate.ratio, bar, reason)
 
 
@@ -89,6 +97,40 @@ def require_identical(rate: float | None, *, failure: str | None = None, name: s
     if rate >= 1:
         return Gate(name, Verdict.PASS, rate, 1.0, "every output equals the reference's")
     return Gate(name, Verdict.FAIL, rate, 1.0, f"only {percent(rate)} of outputs equal the reference's")
+
+
+def max_disagreement(
+    differing: int,
+    of: int,
+    bar: float,
+    *,
+    failure: str | None = None,
+    name: str = "max-disagreement",
+    confidence: float = 0.95,
+) -> Gate:
+    """Judge whether at most a share `bar` of the answers differs from the full model's.
+
+    Pass when the share measured is within the bar. Fail when it is beyond, and so is all of the exact interval (Clopper and
+    Pearson) for inputs like these; beyond it with an interval that reaches below is inconclusive, as is `of` 0, nothing
+    measured. An arm that crashed fails with its `failure`. Raises UsageError for a bar that is no share.
+    """
+    if not 0 <= bar <= 1:
+        raise UsageError(f"the disagreement to allow must be a share from 0 to 1, not {bar}")
+    if failure is not None:
+        return Gate(name, Verdict.FAIL, None, bar, f"the arm failed: {failure}")
+    if not of:
+        return Gate(name, Verdict.INCONCLUSIVE, None, bar, "nothing was measured")
+    share = differing / of
+    low, high = two_sided(of, differing, 1 - confidence)
+    interval = f"[{100 * low:.2f}, {100 * high:.2f}]"
+    said = f"{differing:,} of {of:,} answers differ from the full model's, {100 * share:.2f} % {interval}"
+    if share <= bar:
+        return Gate(name, Verdict.PASS, share, bar, f"{said}, within {100 * bar:g} %")
+    if low > bar:
+        return Gate(name, Verdict.FAIL, share, bar, f"{said}, above {100 * bar:g} % as a whole")
+    return Gate(
+        name, Verdict.INCONCLUSIVE, share, bar, f"{said}, straddles {100 * bar:g} %; more inputs would narrow it"
+    )
 
 
 def percent(rate: float) -> str:

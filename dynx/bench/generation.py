@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dynx.speculation.setup import Assembly
 
-PEERS = ("transformers",)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -104,13 +102,11 @@ def _outcome(engine: Engine, task: Task, prompt: list[int], policy: Policy | Non
     return Outcome(len(run.tokens), None, tuple(run.tokens), facts)
 
 
-def peer_arms(assembly: Assembly, task: Task, peer: str, lengths: Sequence[int]) -> list[Arm[list[int]]]:
+def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
     """transformers' `generate` on the same modules: plain, lookup, and with the draft model dynamic (its default) and static.
 
-    Raises UsageError for an unknown peer or with sampling, whose random streams don't compare.
+    Raises UsageError with sampling, whose random streams don't compare.
     """
-    if peer not in PEERS:
-        raise UsageError(f"--against {peer}: known peers are {', '.join(PEERS)}")
     if not task.sampling.greedy:
         raise UsageError("--against compares greedy decoding; leave out --temperature")
     target: Any = assembly.engine.target

@@ -102,7 +102,11 @@ def markdown(result: BenchResult) -> str:
             lines.append(f"| {_escaped(gate.name)} | {gate.verdict} | {measured} | {gate.bar:.3f} |")
     lines += ["", "<details><summary>Conditions</summary>", ""]
     lines += [f"- {_escaped(name)}: {_escaped(in_words(value))}" for name, value in result.header.items()]
-    lines += [f"- measured: {result.rounds} × {result.cases} inputs in {result.elapsed:.1f} s", "", "</details>"]
+    lines += [
+        f"- measured: {result.rounds} × {result.cases} {result.case}s in {result.elapsed:.1f} s",
+        "",
+        "</details>",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -82,6 +82,10 @@ class BenchResult:
     arms: Sequence[ArmResult]
     comparisons: Sequence[Comparison]
     gates: Sequence[Gate] = ()
+    notes: Sequence[str] = ()
+    """What else the task has to say, in sentences."""
+    case: str = "input"
+    """What a case is called: an input, or a part of them."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -170,12 +174,17 @@ def summarize(
     confidence: float = 0.95,
     scope: Scope = "task",
     facts: Mapping[str, Mapping[str, JSON]] | None = None,
+    identical: Mapping[str, float | None] | None = None,
+    notes: Sequence[str] = (),
+    case: str = "input",
 ) -> BenchResult:
     """Condense measurements into a result without gates.
 
-    `unit` is the plural of what is counted ("tokens"). An arm's facts are merged over its samples (numbers by their
-    median, anything else where all samples agree); `facts` adds or overrides per arm. Each ratio gets a random
-    generator of its own drawn from `rng`, so the same seed gives the same intervals. See `ratio_of_speeds` for `scope`.
+    `unit` is the plural of what is counted ("tokens"), `case` what one case is called if that isn't a single input. An
+    arm's facts are merged over its samples (numbers by their median, anything else where all samples agree); `facts` adds
+    or overrides per arm, and so does `identical` where an output holds several answers that are compared one by one. Each
+    ratio gets a random generator of its own drawn from `rng`, so the same seed gives the same intervals. See
+    `ratio_of_speeds` for `scope`.
     """
 
     def ratio(arm: str, reference: str) -> RatioEstimate | None:
@@ -197,7 +206,7 @@ def summarize(
                 reference=name == measurements.reference,
                 speed=median(measurements.series(name).speeds()) if measured else None,
                 ratio=ratio(name, measurements.reference) if measured else None,
-                identical=measurements.identical_rate(name),
+                identical=measurements.identical_rate(name) if identical is None else identical.get(name),
                 samples=samples,
                 outliers=_outliers(samples, measurements.cases),
                 facts={**_merged_facts(samples), **own},
@@ -217,6 +226,8 @@ def summarize(
         stopped=measurements.stopped,
         arms=tuple(results),
         comparisons=tuple(Comparison(arm, baseline, found) for arm, baseline, found in against_best if found),
+        notes=tuple(notes),
+        case=case,
     )
 
 
@@ -291,6 +302,7 @@ def _sentences(result: BenchResult) -> Iterable[str]:
             item = against[arm.name]
             text += f"; {item.ratio.ratio:.2f}x of the best static ({item.baseline}) {item.ratio.interval}"
         yield text
+    yield from result.notes
     yield from (f"{gate.name}: {gate.verdict}, {gate.reason}" for gate in result.gates)
     yield from (f"{arm.name} failed and has no figures: {arm.failure.message}" for arm in result.arms if arm.failure)
     for arm in leading[:1]:
@@ -313,7 +325,7 @@ def _sentences(result: BenchResult) -> Iterable[str]:
 
 def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
     scope = "inputs like these" if ratio.scope == "task" else "exactly these inputs"
-    measured = f"{_count(result.rounds, 'round')} of {_count(result.cases, 'input')}"
+    measured = f"{_count(result.rounds, 'round')} of {_count(result.cases, result.case)}"
     if not ratio.bounded:
         return f"no intervals: {measured} can't bound a ratio"
     effect = detectable_effect(ratio)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.cli.records import LONGEST, pieces
@@ -21,32 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dynx.cli.records import Record
+    from dynx.early_exit.events import Prediction
 
 SCHEMA = "dynx.classify/1"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a classifier says about one record; label and score are None exactly where there is an error."""
-
-    label: str | None
-    score: float | None
-    scores: list[tuple[str, float]] = field(default_factory=list)
-    """All labels, in any order."""
-    exit: int | None = None
-    """Which exit it left by; None at full depth."""
-    layers: int = 0
-    """Layers that were computed."""
-    error: str | None = None
-
-    @classmethod
-    def failed(cls, error: str) -> Answer:
-        """No answer, and why."""
-        return cls(None, None, error=error)
-
-    def ranked(self) -> list[tuple[str, float]]:
-        """The scores from best to worst, the answer itself first."""
-        return sorted(self.scores, key=lambda pair: (pair[0] != self.label, -pair[1]))
 
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -70,7 +47,7 @@ class Format(Protocol):
     wants: str
     """What one line is, in words; empty if an output can't be continued."""
 
-    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
         """The text of these answers."""
 
     def close(self) -> str:
@@ -93,11 +70,11 @@ class Table:
         self._shown = shown
         self.wants = f"{2 * shown + 1} columns: {'label, score, ' * min(shown, 2)}{'… ' if shown > 2 else ''}input"
 
-    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
         """A line each."""
         return "".join(self._line(record, answer) for record, answer in answers)
 
-    def _line(self, record: Record, answer: Answer) -> str:
+    def _line(self, record: Record, answer: Prediction) -> str:
         if answer.error is not None or answer.label is None or answer.score is None:
             cells = ["", "error: " + escape(answer.error or "no answer")]
         elif self._shown == 1:
@@ -144,14 +121,14 @@ class JsonLines:
         self.guarantee = guarantee
         """What is promised of the answers rendered from now on; set it to None when it no longer holds."""
 
-    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
         """A line each."""
         return "".join(self._dump({"schema": SCHEMA, **self._body(*pair)}) + "\n" for pair in answers)
 
     def _dump(self, body: dict[str, Any]) -> str:
         return json.dumps(body, ensure_ascii=self._ascii, allow_nan=False)
 
-    def _body(self, record: Record, answer: Answer) -> dict[str, Any]:
+    def _body(self, record: Record, answer: Prediction) -> dict[str, Any]:
         failed = answer.error is not None
         body: dict[str, Any] = {
             "index": record.index,
@@ -203,7 +180,7 @@ class Document(JsonLines):
         self._single = single
         self._before = f'{{"schema": "{SCHEMA}", "results": [\n'
 
-    def render(self, answers: Iterable[tuple[Record, Answer]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
         """The next results."""
         if self._single:
             return super().render(answers)

@@ -31,9 +31,9 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _cold(temperature: float) -> float:
+def _cold(temperature: float | None) -> float | None:
     """A temperature that float32 can't divide by means what 0 means: the likeliest token."""
-    return 0.0 if temperature < 1e-6 else temperature
+    return 0.0 if temperature is not None and temperature < 1e-6 else temperature
 
 
 @app.callback()
@@ -145,6 +145,93 @@ def generate(
     command.run(command.Options(**locals_without("command", locals())))
 
 
+@app.command(epilog="Exit code 1 means that some input has no label. Manual: man dynx-classify")
+def classify(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="A text, or an image's path; - stands for stdin, one input per line."),
+    ] = None,
+    model: o.Model = "mood",
+    nul: Annotated[
+        bool, typer.Option("-0", "--null", help="Inputs on stdin end with NUL, not with a line end.")
+    ] = False,
+    tsv: o.Tsv = False,
+    column: o.Column = None,
+    field: o.Field = None,
+    skip_empty: Annotated[bool, typer.Option("--skip-empty", help="Leave out empty texts.")] = False,
+    no_stdin: Annotated[bool, typer.Option("--no-stdin", help="Never read stdin.")] = False,
+    max_disagreement: o.MaxDisagreement = 0.02,
+    confidence: o.Confidence = 0.95,
+    tolerance: o.Tolerance = None,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", help="Let a random sample of this very input decide how early the rest may leave."),
+    ] = False,
+    audit: Annotated[
+        float,
+        typer.Option(
+            "--audit",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Check this share of the answers with the full model, and end the exits if the promise is broken.",
+        ),
+    ] = 0.0,
+    batch_size: o.BatchSize = 32,
+    max_length: o.MaxLength = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", min=1, help="Show the K best labels of each input.")
+    ] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Show all labels of each input.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="GOLD",
+            help="A file with the true label of each input, alone or as last column: accuracy and macro-F1 on stderr.",
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="OUT", help="Write to this file, and go on where it ends."),
+    ] = None,
+    json: o.Json = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON line for each input.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say on stderr what the answers cost and what was saved.")
+    ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show where inputs left, which went deep, and why each setting has its value."),
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="The full model for every input: nothing dynamic.")] = False,
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    threads: o.Threads = None,
+    profile: o.ProfileOption = None,
+    require_profile: Annotated[
+        bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
+    ] = False,
+    allow_pickle: o.AllowPickle = False,
+    offline: o.Offline = False,
+    quiet: o.Quiet = 0,
+    verbose: o.Verbose = 0,
+    color: o.ColorOption = o.Color.auto,
+) -> None:
+    """Label texts or images, stopping early where the answer is clear, within a promise about how often that differs.
+
+    \b
+    Examples:
+      dynx classify "What a fine day"
+      dynx classify < lines.txt > labels.tsv
+      dynx classify -m ./my-model --field body --jsonl < posts.jsonl
+      dynx classify -m ./my-vit photos/*.png
+    """
+    from dynx.cli import classify as command
+
+    command.run(command.Options(**locals_without("command", locals())))
+
+
 @app.command(epilog="Manual: man dynx-calibrate")
 def calibrate(
     model: o.Model = "story",
@@ -152,9 +239,20 @@ def calibrate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="FILE", help="Prompts to learn from, one per line; by default the model writes its own."
+            "--data",
+            metavar="FILE",
+            help="What to learn from: prompts, one per line (by default a language model writes its own); for a classifier "
+            "unlabelled inputs like those to come, or a folder of images.",
         ),
     ] = None,
+    tsv: o.Tsv = False,
+    column: o.Column = None,
+    field: o.Field = None,
+    max_disagreement: o.MaxDisagreement = 0.02,
+    confidence: o.Confidence = 0.95,
+    tolerance: o.Tolerance = None,
+    batch_size: o.BatchSize = 32,
+    max_length: o.MaxLength = None,
     budget: Annotated[
         float, typer.Option("--budget", metavar="SECONDS", min=5.0, max=3600.0, help="Time to spend measuring.")
     ] = 60.0,
@@ -189,6 +287,7 @@ def calibrate(
     Examples:
       dynx calibrate
       dynx calibrate -m ./my-model --draft ./my-drafter
+      dynx calibrate -m ./my-classifier --data texts.txt --max-disagreement 0.01
       dynx calibrate --device-info
       dynx calibrate --list
     """
@@ -200,47 +299,107 @@ def calibrate(
 @app.command(epilog="Exit code 3 means that a gate failed. Manual: man dynx-bench")
 def bench(
     model: o.Model = "story",
-    draft: o.Draft = "auto",
     data: Annotated[
-        str | None, typer.Option("--data", metavar="FILE", help="Prompts to measure on, one per line.")
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="What to measure on: prompts, one per line; for a classifier texts, one per line, or a folder of images.",
+        ),
     ] = None,
     runs: Annotated[
-        int, typer.Option("--runs", metavar="N", min=1, max=1000, help="Rounds; each runs every arm on every prompt.")
+        int, typer.Option("--runs", metavar="N", min=1, max=1000, help="Rounds; each runs every arm on every input.")
     ] = 5,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            "--prompts",
+            "--inputs",
+            metavar="N",
+            min=1,
+            help="At most this many inputs: the first 4 prompts by default; of a classifier's, 1024 drawn at random.",
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", metavar="DRAFT", help="Who guesses ahead, as in dynx generate: auto, a model, …"),
+    ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer.")
-    ] = 64,
-    prompts: Annotated[int, typer.Option("--prompts", metavar="N", min=1, help="At most this many prompts.")] = 4,
+        int | None,
+        typer.Option("-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer; 64 by default."),
+    ] = None,
     static: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--static",
             metavar="LENGTHS",
-            help="Static draft lengths to measure, e.g. 1-10 or 2,4; none for no such arm.",
+            help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm.",
         ),
-    ] = "1-10",
-    against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="PEER", help="Also measure a peer on the same prompts: transformers."),
     ] = None,
     temperature: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--temperature",
             metavar="T",
             min=0.0,
             max=100.0,
             callback=_cold,
-            help="0 is greedy; with more, the seed is fixed.",
+            help="0, the default, is greedy; with more, the seed is fixed.",
         ),
-    ] = 0.0,
+    ] = None,
+    tsv: o.Tsv = False,
+    column: o.Column = None,
+    field: o.Field = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="GOLD",
+            help="A file with the true label of each of a classifier's inputs, alone or as last column: accuracy.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", metavar="N", min=1, max=4096, help="A classifier's inputs computed together; 32 by default."
+        ),
+    ] = None,
+    max_length: o.MaxLength = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option("--confidence", metavar="P", help="How sure a classifier's promise is; 0.95 by default."),
+    ] = None,
+    tolerance: o.Tolerance = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="PEER", help="Also measure a peer on the same inputs: transformers."),
+    ] = None,
     min_speedup: Annotated[
         float | None,
-        typer.Option("--min-speedup", metavar="X", min=0.0, help="Gate: dynamic must be at least X times plain."),
+        typer.Option(
+            "--min-speedup",
+            metavar="X",
+            min=0.0,
+            help="Gate: dynamic must be at least X times plain; of a classifier, X times the faster of plain and "
+            "length-bucketed batches.",
+        ),
     ] = None,
     require_identical: Annotated[
-        bool, typer.Option("--require-identical", help="Gate: dynamic must write what plain writes, token for token.")
+        bool,
+        typer.Option(
+            "--require-identical",
+            help="Gate: dynamic must write what plain writes, token for token, or give the same labels.",
+        ),
     ] = False,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(
+            "--max-disagreement",
+            metavar="SHARE",
+            help="A classifier's promise (0.02 by default) and, where given, a gate: at most this share of answers may "
+            "differ from the full model's.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option("--budget", metavar="SECONDS", min=1.0, help="Stop after a whole round when time runs out."),
@@ -268,6 +427,7 @@ def bench(
     Examples:
       dynx bench
       dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
+      dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
       dynx bench --require-identical --export json:bench.json --export md:bench.md
     """
     from dynx.cli import bench as command

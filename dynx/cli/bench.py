@@ -1,43 +1,53 @@
-"""`dynx bench`: plain against static against dynamic, and a verdict."""
+"""`dynx bench`: plain against static against dynamic, and a verdict. What is measured depends on the model's task."""
 
 from __future__ import annotations
 
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynx.cli.console import Terminal
-from dynx.cli.generate import open_assembly
-from dynx.errors import GateFailed, UsageError
+from dynx.errors import GateFailed, UnsupportedModelError, UsageError
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
-    from dynx.bench.gate import Gate
-    from dynx.bench.harness import Arm, Progress
+    from collections.abc import Callable, Sequence
+
+    from dynx.bench.harness import Arm, Case, Measurements, Progress
     from dynx.bench.report import BenchResult
     from dynx.cli.options import Color, Dtype
-    from dynx.speculation.setup import Assembly
+
+Own = TypeVar("Own")
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `dynx bench`, by parameter name."""
+    """The command line of `dynx bench`, by parameter name. None: not given, so that the task's own default holds."""
 
     model: str
-    draft: str
     data: str | None
     runs: int
-    max_new_tokens: int
-    prompts: int
-    static: str
+    prompts: int | None
+    draft: str | None
+    max_new_tokens: int | None
+    static: str | None
+    temperature: float | None
+    tsv: bool
+    column: str | None
+    field: str | None
+    labels: str | None
+    batch_size: int | None
+    max_length: int | None
+    confidence: float | None
+    tolerance: float | None
     against: str | None
-    temperature: float
     min_speedup: float | None
     require_identical: bool
+    max_disagreement: float | None
     budget: float | None
     export: list[str] | None
     json: bool
@@ -54,19 +64,9 @@ class Options:
 
 def run(options: Options) -> None:
     """Measure, print, export, judge. Raises GateFailed where a gate fails."""
-    from dynx.bench.gate import min_speedup
-    from dynx.bench.generation import parse_lengths
-    from dynx.bench.report import parse_export
-
-    lengths = parse_lengths(options.static)  # here, and not after minutes of measuring
-    for spec in options.export or []:
-        parse_export(spec)
-    if options.min_speedup is not None:
-        min_speedup(None, options.min_speedup)
-    texts = read_prompts(options.data)[: options.prompts]
+    check(options)
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
-    assembly = open_assembly(options, terminal)
-    result = judge(measure(options, lengths, texts, assembly, terminal), options)
+    result = measurer(options)(options, terminal)
     if options.json:
         terminal.write(result.to_json())
     else:
@@ -81,6 +81,55 @@ def run(options: Options) -> None:
     failed = [gate for gate in result.gates if gate.verdict == "fail"]
     if failed:
         raise GateFailed("; ".join(f"{gate.name}: {gate.reason}" for gate in failed))
+
+
+def check(options: Options) -> None:
+    """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
+    from dynx.bench import PEERS
+    from dynx.bench.gate import min_speedup
+    from dynx.bench.report import parse_export
+
+    for spec in options.export or []:
+        parse_export(spec)
+    if options.min_speedup is not None:
+        min_speedup(None, options.min_speedup)
+    if options.against not in (None, *PEERS):
+        raise UsageError(f"--against {options.against}: known peers are {', '.join(PEERS)}")
+
+
+def measurer(options: Options) -> Callable[[Options, Terminal], BenchResult]:
+    """What measures models of this one's task. Raises UsageError for options that only other tasks have."""
+    from dynx.cli import bench_classification, bench_generation
+    from dynx.runtime import loading
+
+    source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
+    task = loading.task_of(source)
+    if task == "draw":
+        raise UnsupportedModelError(f"{source.name} is a pipeline that draws, and dynx can't measure those yet")
+    if task == "classify":
+        others = foreign(options, bench_generation.Settings, bench_classification.Settings)
+        if others:
+            raise UsageError(f"{others[0]} is for language models, and {source.name} is a classifier")
+        return bench_classification.measure
+    others = foreign(options, bench_classification.Settings, bench_generation.Settings)
+    if others:
+        raise UsageError(f"{others[0]} is for classifiers, and {source.name} writes text")
+    return bench_generation.measure
+
+
+def foreign(options: Options, theirs: type[Any], ours: type[Any]) -> list[str]:
+    """The options given that are among their settings and not among ours, as they're typed."""
+    names = {f.name for f in fields(theirs)} - {f.name for f in fields(ours)}
+    given = [
+        name for name, value in vars(options).items() if name in names and value is not None and value is not False
+    ]
+    return [f"--{name.replace('_', '-')}" for name in given]
+
+
+def settings(options: Options, kind: type[Own]) -> Own:
+    """A task's own settings: those that were given, and its defaults."""
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    return kind(**{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
 def read_prompts(path: str | None) -> list[str]:
@@ -99,27 +148,16 @@ def read_prompts(path: str | None) -> list[str]:
     return lines
 
 
-def measure(
-    options: Options, lengths: list[int], texts: list[str], assembly: Assembly, terminal: Terminal
-) -> BenchResult:
-    """Run the arms and condense what they did."""
-    from dynx.bench import harness, report
-    from dynx.bench.generation import Task, own_arms, peer_arms
-    from dynx.speculation.events import Sampling
+def contest(arms: Sequence[Arm[Case]], cases: Sequence[Case], options: Options, terminal: Terminal) -> Measurements:
+    """Run the arms in turns, with a bar on the terminal."""
+    from dynx.bench import harness
 
-    seed = 0 if options.temperature else None
-    sampling = Sampling(options.temperature, repetition_penalty=assembly.repetition_penalty, seed=seed)
-    task = Task(options.max_new_tokens, sampling, assembly.end_tokens)
-    cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
-    arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
-    if options.against:
-        arms += peer_arms(assembly, task, options.against, lengths)
     with terminal.progress("measuring") as move:
 
         def progress(p: Progress) -> None:
             move(p.done, p.total, p.arm)
 
-        measured = harness.measure(
+        return harness.measure(
             arms,
             cases,
             rounds=options.runs,
@@ -129,31 +167,19 @@ def measure(
             budget_s=options.budget,
             progress=progress,
         )
-    return report.summarize(
-        measured,
-        task="generate",
-        unit="tokens",
-        header=header(assembly, options),
-        rng=random.Random(0),  # noqa: S311
-    )
 
 
-def header(assembly: Assembly, options: Options) -> dict[str, Any]:
-    """Where and on what this was measured."""
-    plan = assembly.plan
+def conditions(plan: Any, **details: Any) -> dict[str, Any]:
+    """Where and on what was measured: the header of a result. `details` are the task's own."""
     return {
         "model": plan.source.name,
         "model_hash": plan.key.model,
-        "drafter": plan.drafter.name if plan.drafter else None,
-        "drafter_hash": plan.key.companion,
-        "draft": assembly.decisions["draft"].value,
         "profile": plan.profile.key.id if plan.profile else None,
         "device": plan.device,
         "processor": plan.machine.cpu,
-        "threads": assembly.decisions["threads"].value,
+        "threads": plan.decisions["threads"].value,
         "dtype": plan.dtype,
-        "tokens_per_answer": options.max_new_tokens,
-        "temperature": options.temperature,
+        **details,
         "versions": {name: metadata.version(name) for name in ("dynx", "torch", "transformers") if _installed(name)},
     }
 
@@ -164,20 +190,3 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def judge(result: BenchResult, options: Options) -> BenchResult:
-    """Add the gates that the command line asks for."""
-    from dynx.bench.gate import min_speedup, require_identical
-
-    try:
-        arm = result.arm("dynamic")
-    except KeyError:  # a model that can't roll back has no dynamic arm: plain is what it runs
-        arm = result.reference
-    failure = arm.failure.message if arm.failure else None
-    gates: list[Gate] = []
-    if options.min_speedup is not None:
-        gates.append(min_speedup(arm.ratio, options.min_speedup, failure=failure))
-    if options.require_identical:
-        gates.append(require_identical(arm.identical, failure=failure))
-    return result.judged(gates)

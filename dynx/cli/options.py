@@ -57,6 +57,39 @@ ProfileOption = Annotated[
     str | None,
     typer.Option("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none."),
 ]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, max=4096, help="Inputs computed together.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", metavar="N", min=8, help="Cut texts to N tokens; by default to what the model takes."),
+]
+MaxDisagreement = Annotated[
+    float,
+    typer.Option(
+        "--max-disagreement",
+        metavar="SHARE",
+        help="At most this share of answers may differ from the full model's.",
+    ),
+]
+Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="How sure the promise is.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="T",
+        min=1e-9,
+        help="For models that give numbers: how far one may be off and still agree.",
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
+    ),
+]
+Field = Annotated[
+    str | None, typer.Option("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
+]
+Tsv = Annotated[bool, typer.Option("--tsv", help="Read a tab-separated table; needs --column.")]
 AllowPickle = Annotated[
     bool,
     typer.Option(

@@ -129,8 +129,9 @@ class Records:
     than `LONGEST`, and input without any record. A row that is merely bad becomes a record with an error.
     """
 
-    def __init__(self, arguments: Sequence[str], stdin: BinaryIO, layout: Layout) -> None:
+    def __init__(self, arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, name: str = "stdin") -> None:
         self._arguments, self._stdin, self._layout = arguments, stdin, layout
+        self._name = name  # of what stands in for stdin
         self._stream = self._read()
         self.rows = 0
         """Rows read so far, skipped ones among them."""
@@ -150,7 +151,7 @@ class Records:
 
     def _read(self) -> Iterator[Record]:
         for argument in self._arguments:
-            rows = _rows(self._stdin, self._layout) if argument == "-" else [_Row(argument, len(argument))]
+            rows = _rows(self._stdin, self._layout, self._name) if argument == "-" else [_Row(argument, len(argument))]
             for row in rows:
                 index, self.rows = self.rows, self.rows + 1
                 if self._layout.skip_empty and not (row.text or "").strip() and (row.error is None or row.blank):
@@ -158,7 +159,7 @@ class Records:
                 else:
                     yield _record(index, row, self._layout.images)
         if self.rows == 0:
-            raise UsageError("stdin is empty", hint="give a text: dynx classify 'What a fine day'")
+            raise UsageError(f"{self._name} is empty", hint="give a text: dynx classify 'What a fine day'")
         if self.rows == self.skipped:
             raise UsageError("there are only empty texts, and --skip-empty leaves them out")
 
@@ -189,15 +190,15 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
     return Record(index, text, None, row.line if text is None else text, error, row.original, row.size)
 
 
-def _rows(stdin: BinaryIO, layout: Layout) -> Iterator[_Row]:
+def _rows(stdin: BinaryIO, layout: Layout, name: str) -> Iterator[_Row]:
     if layout.column is not None:
-        return _table_rows(lines(stdin, "stdin"), layout.column)
+        return _table_rows(lines(stdin, name), layout.column, name)
     if layout.field is not None:
-        return (_json_row(line, size, layout.field) for line, size in lines(stdin, "stdin"))
-    return (_Row(line, size) for line, size in lines(stdin, "stdin", b"\0" if layout.nul else b"\n"))
+        return (_json_row(line, size, layout.field) for line, size in lines(stdin, name))
+    return (_Row(line, size) for line, size in lines(stdin, name, b"\0" if layout.nul else b"\n"))
 
 
-def _table_rows(rows: Iterator[tuple[str, int]], column: str) -> Iterator[_Row]:
+def _table_rows(rows: Iterator[tuple[str, int]], column: str, name: str) -> Iterator[_Row]:
     number = _number(column)
     first = next(rows, None)
     if first is None:
@@ -206,14 +207,14 @@ def _table_rows(rows: Iterator[tuple[str, int]], column: str) -> Iterator[_Row]:
     if number is None:
         if column not in cells:
             raise UsageError(
-                f'no column "{column}" on stdin; there is {", ".join(cells)}',
+                f'no column "{column}" on {name}; there is {", ".join(cells)}',
                 hint="columns are separated by tabs" if len(cells) == 1 else None,
             )
         at = cells.index(column)
     else:
         at = number - 1
         if at >= len(cells):
-            raise UsageError(f"no column {number} on stdin; its first line has {len(cells)}: {', '.join(cells)}")
+            raise UsageError(f"no column {number} on {name}; its first line has {len(cells)}: {', '.join(cells)}")
         rows = chain([first], rows)
     empty = True
     for line, size in rows:
@@ -226,7 +227,7 @@ def _table_rows(rows: Iterator[tuple[str, int]], column: str) -> Iterator[_Row]:
         else:
             yield _Row(None, size, f"{len(cells)} columns, and {column} is number {at + 1}", line)
     if empty:
-        raise UsageError("stdin has a header and no rows")
+        raise UsageError(f"{name} has a header and no rows")
 
 
 def _json_row(line: str, size: int, key: str) -> _Row:

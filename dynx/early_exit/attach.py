@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -235,6 +236,30 @@ def _recorded(model: nn.Module, kinds: Collection[type], inputs: Mapping[str, An
             handle.remove()
 
 
+def _source(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> nn.Module | None:
+    """The module that returns the very tensor which the first block takes; the outermost, and only one that's called once."""
+    made: list[tuple[nn.Module, Any]] = []
+    found: list[nn.Module] = []
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        made.append((module, output))
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = _tensors((args, kwargs))
+        path = _hidden_path(tensors)
+        found.extend(module for module, output in made if path is not None and output is tensors[path])
+
+    handles = [module.register_forward_hook(after) for module in model.modules()]
+    handles.append(first.register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    calls = Counter(id(module) for module, _ in made)
+    return found[-1] if found and calls[id(found[-1])] == 1 else None
+
+
 def _candidates(model: nn.Module) -> list[list[type]]:
     """Classes that may be the blocks, the likeliest first."""
     recorded = (getattr(model, "_can_record_outputs", None) or {}).get("hidden_states")
@@ -342,6 +367,8 @@ class _Run:
     watch: Watch | None
     exits: Collection[int]
     stop: int | None
+    shape: tuple[int, ...]
+    """Of one row of the inputs."""
     done: int = 0
     state: State | None = None
     active: Tensor | None = None
@@ -392,12 +419,15 @@ class _Run:
         count = hidden.shape[0]
         if answer.dim() != 1 or (answer.dtype == torch.bool and answer.shape[0] != count):
             raise ValueError(f"an answer of shape {tuple(answer.shape)} for {count} active rows")
+        if answer.numel() == 0:
+            self.rows = self.rows[:0]
+            raise _Ended
         kept = answer.nonzero()[:, 0] if answer.dtype == torch.bool else torch.unique(answer)
-        if kept.numel() and not 0 <= int(kept[0]) <= int(kept[-1]) < count:
-            raise ValueError(f"positions outside the {count} active rows")
         if kept.numel() == 0:
             self.rows = self.rows[:0]
             raise _Ended
+        if not 0 <= int(kept[0]) <= int(kept[-1]) < count:
+            raise ValueError(f"positions outside the {count} active rows")
         return None if kept.numel() == count else kept.to(hidden.device)
 
     def _whole(self, hidden: Tensor) -> Tensor:
@@ -472,7 +502,7 @@ class Attachment:
     Between runs, and for whoever calls the model itself, it computes what it always did. One run at a time.
     """
 
-    def __init__(self, model: Any, kind: Kind, blocks: Sequence[_Block]) -> None:
+    def __init__(self, model: Any, kind: Kind, blocks: Sequence[_Block], source: nn.Module | None = None) -> None:
         self.model = model
         self.kind: Kind = kind
         self.style: Style
@@ -488,6 +518,8 @@ class Attachment:
         self._options = {name: value for name, value in wanted.items() if name in parameters}
         for module in {id(block.module): block.module for block in blocks}.values():
             self._wrap(module)
+        if source is not None:
+            self._skip(source)
 
     @property
     def depth(self) -> int:
@@ -500,6 +532,27 @@ class Attachment:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return inner(*args, **kwargs) if self._run is None else self._run.call(module, inner, args, kwargs)
 
+        self._replace(module, forward)
+
+    def _skip(self, source: nn.Module) -> None:
+        """Where rows go on from a state, the first block's input needn't be made: no block looks at it, only at its shape."""
+        inner: Callable[..., Any] = source.forward
+        known: dict[tuple[int, ...], tuple[torch.Size, torch.dtype]] = {}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = self._run
+            if run is None:
+                return inner(*args, **kwargs)
+            if run.start is not None and run.shape in known:
+                shape, dtype = known[run.shape]
+                return run.start.hidden.new_zeros((), dtype=dtype).expand(run.batch, *shape)
+            made = inner(*args, **kwargs)
+            known[run.shape] = made.shape[1:], made.dtype
+            return made
+
+        self._replace(source, forward)
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         forward.dynx_exits = True  # type: ignore[attr-defined]
         self._own.append((module, forward, module.__dict__.get("forward")))
         module.__dict__["forward"] = forward
@@ -569,7 +622,11 @@ class Attachment:
         if start is not None and len(start) != batch:
             raise ValueError(f"inputs of {batch} rows for a state of {len(start)}")
         rows = torch.arange(batch, device=inputs[self.model.main_input_name].device)
-        run = _Run(self._blocks, batch, rows, start, watch, frozenset(exits), stop)
+        if start is None and watch is None and stop is None:  # nothing to do but what the model does
+            with torch.no_grad():
+                return Outcome(rows, self.model(**inputs, **self._options).logits, None)
+        shape = tuple(inputs[self.model.main_input_name].shape[1:])
+        run = _Run(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
         self._run = run
         try:
             with torch.no_grad():
@@ -654,13 +711,12 @@ def _attached(model: Any, kind: Kind, example: dict[str, Tensor]) -> Attachment:
     first: _Refusal | None = None
     for chosen in _finer_first(candidates, probes[0]):
         try:
-            attachment = Attachment(model, kind, _planned(chosen, probes))
-            try:
-                _verify(attachment, sample, wanted[0])
-            except BaseException:
-                attachment.detach()
-                raise
-            return attachment
+            blocks = _planned(chosen, probes)
+            source = _source(model, blocks[0].module, {**sample.batch(range(PROBE_ROWS[0])), **_quiet(model)})
+            if source is not None:
+                with suppress(_Refusal, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+                    return _tested(Attachment(model, kind, blocks, source), sample, wanted[0])
+            return _tested(Attachment(model, kind, blocks), sample, wanted[0])
         except _Refusal as e:
             reason = e
         except Exception as e:  # of a foreign model
@@ -670,6 +726,15 @@ def _attached(model: Any, kind: Kind, example: dict[str, Tensor]) -> Attachment:
         if first is None or chosen == candidates[0]:
             first = reason
     raise first or _Refusal("it has no list of equal blocks")
+
+
+def _tested(attachment: Attachment, sample: _Sample, want: Tensor) -> Attachment:
+    try:
+        _verify(attachment, sample, want)
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
 
 
 def _quiet(model: Any) -> dict[str, bool]:

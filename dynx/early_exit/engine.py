@@ -1,13 +1,14 @@
 """Rows in, answers out, each with no more blocks than its exit rule asks for.
 
-A window of rows is worked off stage by stage: all of it up to the first exit, in batches of like length; those that didn't
-leave, batched anew, up to the next; and so on to the model's own head. So batches stay full however few rows go deep, and
-padding shrinks with every stage. Rows that are the same are computed once. Answers come in the order of the rows.
+Batches of like length go through the model, the longest first. At every exit rows leave, and the rest of the batch goes on
+without them in the same forward. Where few are left, they stop and wait: rows that stopped at one exit go on together. Rows
+that are the same are computed once. Answers come in the order of the rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach import State
-from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+from dynx.early_exit.groups import Flight, Group, Waiting, batches
+from dynx.errors import DeviceError, UsageError
 from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +32,12 @@ Row = TypeVar("Row")
 
 BATCH = 32
 """Rows computed together unless the caller says otherwise."""
+
+RESUMING = 2.5
+"""What a stopped batch pays for going on (embeddings and masks made anew, states put together), in units of what a block costs
+whatever its batch, which is Python and small kernels for the most part."""
+
+NOBODY = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -67,17 +75,6 @@ class Answer:
     repeated: bool = False  # the same as an earlier row, and not computed again
 
 
-class _Pending:
-    """A row on its way: its number, where it stands, and what the last exit said."""
-
-    __slots__ = ("hidden", "logits", "number", "size")
-
-    def __init__(self, number: int, size: int) -> None:
-        self.number, self.size = number, size
-        self.hidden: Tensor | None = None
-        self.logits: Tensor | None = None
-
-
 class Engine(Generic[Row]):
     """A classifier with exits attached, and how its rows become tensors.
 
@@ -107,107 +104,120 @@ class Engine(Generic[Row]):
         self._collate, self._length, self._identity = collate, length, identity
 
     def window(self, rows: Sequence[Row]) -> list[Answer]:
-        """The answers to `rows`, in order.
-
-        DeviceError: out of memory. UnsupportedModelError: it pads texts to a length of its own, as Longformer does.
-        """
-        answers: list[Answer | None] = [None] * len(rows)
+        """The answers to `rows`, in order. DeviceError: out of memory."""
         first: dict[Hashable, int] = {}
-        twins: list[tuple[int, int]] = []
-        pending = []
+        fresh, twins = [], []
         for number, row in enumerate(rows):
             known = number if self._identity is None else first.setdefault(self._identity(row), number)
             if known == number:
-                pending.append(_Pending(number, self._length(row)))
+                fresh.append(number)
             else:
                 twins.append((number, known))
+        work = _Work(self.attachment, self.exits, self.batch, lambda which: self._collate([rows[i] for i in which]))
         try:
-            self._work(rows, pending, answers)
+            with torch.inference_mode():
+                to_come = len(fresh)
+                sizes = {number: self._length(rows[number]) for number in fresh}
+                for numbers in batches(sizes, self.batch, self.attachment.merges_lengths):
+                    to_come -= len(numbers)
+                    work.add(numbers, [sizes[number] for number in numbers], to_come)
+                work.finish()
         except Exception as e:
             if is_out_of_memory(e):
                 raise DeviceError("out of memory", hint=f"try --batch-size {max(1, self.batch // 2)}") from e
             raise
+        finally:
+            self.blocks += sum(answer.layers for answer in work.answers.values())
         for number, known in twins:
-            answer = answers[known]
-            if answer is not None:
-                answers[number] = Answer(answer.logits, answer.exit, 0, answer.score, repeated=True)
-        return [answer for answer in answers if answer is not None]
+            answer = work.answers[known]
+            work.answers[number] = Answer(answer.logits, answer.exit, 0, answer.score, repeated=True)
+        return [work.answers[number] for number in range(len(rows))]
 
-    def _work(self, rows: Sequence[Row], pending: list[_Pending], answers: list[Answer | None]) -> None:
-        done = 0
-        for k, depth in enumerate(self.exits.depths if self.exits else ()):
-            left = []
-            for group in self._groups(pending):
-                left += self._stage(rows, group, k, done, depth, answers)
-            pending, done = left, depth
-        for group in self._groups(pending):
-            self._finish(rows, group, done, answers)
 
-    def _groups(self, pending: Sequence[_Pending]) -> Iterator[list[_Pending]]:
-        """Batches of like length, the longest first: memory runs out at once or never."""
-        ordered = sorted(pending, key=lambda row: (-row.size, row.number))
-        at = 0
-        while at < len(ordered):
-            group = ordered[at : at + self.batch]
-            if not self.attachment.merges_lengths:  # padding would change the answers: equal lengths only
-                group = [row for row in group if row.size == group[0].size]
-            yield group
-            at += len(group)
+class _Work:
+    """A window on its way through the model."""
 
-    def _inputs(
-        self, rows: Sequence[Row], group: Sequence[_Pending], done: int
-    ) -> tuple[Mapping[str, Tensor], State | None]:
-        inputs = self._collate([rows[row.number] for row in group])
-        if not done:
-            return inputs, None
-        states = [State(done, row.hidden[None]) for row in group if row.hidden is not None]
-        text = self.attachment.kind == "text"  # rows stopped beside others, and so padded to other lengths
-        return inputs, State.merge(states, length=self._width(inputs) if text else None)
-
-    def _width(self, inputs: Mapping[str, Tensor]) -> int:
-        return int(inputs[self.attachment.model.main_input_name].shape[1])
-
-    def _stage(
+    def __init__(
         self,
-        rows: Sequence[Row],
-        group: Sequence[_Pending],
-        k: int,
-        done: int,
-        depth: int,
-        answers: list[Answer | None],
-    ) -> list[_Pending]:
-        """Bring a batch to exit k; answer those that leave there, and return the others."""
-        exits, attachment = self.exits, self.attachment
-        if exits is None:
-            raise RuntimeError("a stage without exits")
-        inputs, start = self._inputs(rows, group, done)
-        state = attachment.run(inputs, start=start, stop=depth).state
-        if state is None:
-            raise RuntimeError("a run that was told to stop gave no state")
-        if attachment.kind == "text" and state.hidden.shape[1] != self._width(inputs):
-            raise UnsupportedModelError(
-                f"{type(attachment.model).__name__} pads by itself, so stopped rows can't go on together"
-            )
-        self.blocks += len(group) * (depth - done)
-        before = [row.logits for row in group if row.logits is not None]
-        previous = torch.stack(before) if before else None
-        logits = exits.heads.logits(k, attachment.pool(state.hidden, inputs), previous)
-        scores = exits.score(k, logits, previous)
-        leaves = scores >= exits.thresholds[k]
-        left = []
-        for i, row in enumerate(group):
-            if leaves[i]:
-                answers[row.number] = Answer(logits[i].float().cpu().numpy(), k, depth, float(scores[i]))
-            else:
-                row.hidden, row.logits = state.hidden[i].clone(), logits[i]
-                left.append(row)
-        return left
+        attachment: Attachment,
+        exits: Exits | None,
+        batch: int,
+        collate: Callable[[Sequence[int]], Mapping[str, Tensor]],
+    ) -> None:
+        self.answers: dict[int, Answer] = {}
+        self._attachment, self._exits, self._batch, self._inputs = attachment, exits, batch, collate
+        self._depths = () if exits is None else exits.depths
+        self._waiting = [Waiting(attachment.merges_lengths) for _ in self._depths]
+        self._to_come = 0
+        """Rows that no forward has seen yet."""
 
-    def _finish(self, rows: Sequence[Row], group: Sequence[_Pending], done: int, answers: list[Answer | None]) -> None:
-        inputs, start = self._inputs(rows, group, done)
-        logits = self.attachment.run(inputs, start=start).logits
-        if logits is None:
-            raise RuntimeError("a full run gave no logits")
-        self.blocks += len(group) * (self.attachment.depth - done)
-        for row, values in zip(group, logits.float().cpu().numpy(), strict=True):
-            answers[row.number] = Answer(values, None, self.attachment.depth, None)
+    def add(self, numbers: Sequence[int], sizes: Sequence[int], to_come: int) -> None:
+        """Work on a batch of rows, by number, and on those of before that now fill batches; `to_come` others will follow."""
+        self._to_come = to_come
+        self._run(Group(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
+        for k in reversed(range(len(self._depths))):
+            while len(self._waiting[k]) >= self._batch:
+                self._go_on(k)
+
+    def finish(self) -> None:
+        """Work on whatever waits."""
+        for k, waiting in enumerate(self._waiting):
+            while len(waiting):
+                self._go_on(k)
+
+    def _go_on(self, k: int) -> None:
+        """With a batch of the rows that stopped at exit k."""
+        self._run(self._waiting[k].take(self._batch, self._collate), k + 1)
+
+    def _collate(self, numbers: Sequence[int]) -> tuple[Mapping[str, Tensor], int]:
+        inputs = self._inputs(numbers)
+        text = self._attachment.kind == "text"
+        return inputs, int(inputs[self._attachment.model.main_input_name].shape[1]) if text else 1
+
+    def _run(self, group: Group, first: int = 0) -> None:
+        """One forward, from where these rows stopped, with a look at the exits from number `first`."""
+        attachment, depths = self._attachment, self._depths[first:]
+        watch = partial(self._look, Flight(group)) if depths else None
+        run = attachment.run(group.inputs, start=group.state, watch=watch, exits=depths)
+        if run.logits is not None:
+            numbers = group.numbers[run.rows.cpu().numpy()].tolist()
+            for number, logits in zip(numbers, run.logits.float().cpu().numpy(), strict=True):
+                self.answers[number] = Answer(logits, None, attachment.depth, None)
+
+    def _look(self, flight: Flight, depth: int, hidden: Tensor, _rows: Tensor) -> Tensor | None:
+        """Answer the rows that leave at this depth, stop those that had better wait: who goes on, None for all."""
+        exits, group, rows, k = self._exits, flight.group, flight.rows, self._depths.index(depth)
+        if exits is None:
+            raise RuntimeError("a look without exits")
+        values, scores = flight.look(self._attachment, exits.heads, exits.score, k, hidden)
+        leaves = scores >= exits.thresholds[k]
+        going = leaves.nonzero()[0].tolist()
+        if not going:
+            return None
+        numbers = group.numbers[rows].tolist()
+        for i in going:
+            self.answers[numbers[i]] = Answer(values[i], k, depth, float(scores[i]))
+        if len(going) == len(rows):
+            return NOBODY
+        stay = (~leaves).nonzero()[0]
+        kept = flight.keep(stay)
+        if self._should_wait(k, len(stay)) and self._can_wait(group, hidden):
+            state = State(depth, hidden.index_select(0, kept.to(hidden.device)))
+            self._waiting[k].add(replace(group.select(flight.rows), state=state, logits=flight.logits))
+            return NOBODY
+        return kept
+
+    def _should_wait(self, k: int, count: int) -> bool:
+        """Whether so many rows, still there after exit k, had better wait for others than go on by themselves.
+
+        With a for a block and b for a row in it, m blocks cost m·(a + b·r) for r rows by themselves, and r/R of
+        m·(a + b·R) + RESUMING·a in a batch of R: the same where r/R = m/(m + RESUMING).
+        """
+        m = self._attachment.depth - self._depths[k]
+        if count >= self._batch * m / (m + RESUMING):
+            return False
+        return self._to_come > 0 or any(map(len, self._waiting[: k + 1]))
+
+    def _can_wait(self, group: Group, hidden: Tensor) -> bool:
+        """Models that pad texts by themselves do so to lengths that differ between batches."""
+        return self._attachment.kind != "text" or hidden.shape[1] == group.width

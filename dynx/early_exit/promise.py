@@ -76,6 +76,10 @@ class Costs:
         if not all(math.isfinite(v) and v >= 0 for v in values) or self.full <= 0:
             raise UsageError("a cost is negative or not a number")
 
+    def at(self, kept: Sequence[int]) -> Costs:
+        """Those of some of the exits."""
+        return Costs(tuple(self.reach[k] for k in kept), self.full, tuple(self.check[k] for k in kept))
+
     def of(self, used: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Cost of leaving at each exit, and last of not leaving: (…, K+1) for exits in use (…, K)."""
         checks = np.cumsum(np.where(used, self.check, 0.0), axis=-1)
@@ -208,8 +212,9 @@ def simulate(
 ) -> Outcome:
     """What one rule does on rows whose every exit is known.
 
-    thresholds (K,), scores s (n, K), agree (n, K): whether the answer at exit k is the full model's. Raises UsageError on
-    shapes that don't fit, no rows, NaN.
+    thresholds (K,), scores s (n, K), agree (n, K): whether the answer at exit k is the full model's. A further column says it
+    of the answer at full depth, where that is another computation than the one promised (in another precision, of texts
+    cut short); without it full depth can't differ. Raises UsageError on shapes that don't fit, no rows, NaN.
     """
     t = np.asarray(thresholds, dtype=np.float64)
     s, agree = _checked(s, agree, costs)
@@ -231,13 +236,15 @@ def choose_rules(
     n: int,
     *,
     levels: int = LEVELS,
+    prune: bool = True,
 ) -> Rules:
     """Draw up the list of rules on part B, for a certificate on n other rows.
 
     Two one-parameter families are tried. "cost": leave at k iff 1 - s[k] < μ · (share of the cost that leaving saves), the
     optimal rule when a wrong answer has a price and s is the probability of a right one. "common": one threshold for all.
     Their grids are quantiles of what B's rows would need to leave. Exits that don't pay for their own check are dropped, one
-    at a time, as long as the mean cost falls at the risk that n rows can certify. Shapes and errors as in `simulate`.
+    at a time, as long as the mean cost falls at the risk that n rows can certify; `prune` off keeps all. Shapes and errors as in
+    `simulate`.
     """
     s, agree = _checked(s, agree, costs)
     allowed = most_failures(n, eps, delta)
@@ -247,7 +254,7 @@ def choose_rules(
     families: tuple[Family, ...] = ("common", "cost")
     for family in families:
         used, cost = everything, _best_cost(family, everything, s, agree, costs, target, levels)
-        while used.sum() > 1:
+        while prune and used.sum() > 1:
             tries = []
             for k in np.flatnonzero(used).tolist():
                 without = used & (np.arange(len(used)) != k)
@@ -349,9 +356,8 @@ def _certificate(
 
 
 def _differs(exits: NDArray[np.int64], agree: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether the answer of each row would differ, for exits (…, n)."""
-    same = np.concatenate([agree, np.ones((len(agree), 1), dtype=bool)], axis=1)  # at full depth it can't
-    differs: NDArray[np.bool_] = ~same[np.arange(len(agree)), exits]
+    """Whether the answer of each row would differ, for exits (…, n) and agree (n, K+1)."""
+    differs: NDArray[np.bool_] = ~agree[np.arange(len(agree)), exits]
     return differs
 
 
@@ -408,7 +414,9 @@ def _checked(
     s: NDArray[np.float64], agree: NDArray[np.bool_], costs: Costs
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     s, agree = np.asarray(s, dtype=np.float64), np.asarray(agree)
-    if s.ndim != 2 or not len(s) or s.shape != agree.shape or s.shape[1] != len(costs.reach):
+    if s.ndim == agree.ndim == 2 and s.shape == agree.shape:  # at full depth it can't differ
+        agree = np.concatenate([agree, np.ones((len(agree), 1), dtype=agree.dtype)], axis=1)
+    if s.ndim != 2 or not len(s) or (len(s), s.shape[1] + 1) != agree.shape or s.shape[1] != len(costs.reach):
         raise UsageError(
             f"scores {s.shape}, agreements {agree.shape} and {len(costs.reach)} exits don't fit each other"
         )

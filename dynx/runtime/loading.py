@@ -32,6 +32,7 @@ HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
+CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …) or images (ViT, ResNet, …)"
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
 
@@ -65,13 +66,13 @@ class Source:
         return data
 
 
-def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Source:
-    """The model called `name`: a shipped one, else a folder, else one of the hub's.
+def find(name: str, *, offline: bool = False, allow_pickle: bool = False, task: str = "generate") -> Source:
+    """The model called `name`: a shipped one, else a folder, else one of the hub's. `task` is for the hints alone.
 
     Raises ModelError with the closest shipped name where there is no such thing.
     """
     if not name.strip():
-        raise ModelError("the model's name is empty", hint=_shipped_in_words())
+        raise ModelError("the model's name is empty", hint=_shipped_in_words(task))
     bundled = re.fullmatch(rf"(\w[\w-]*)/{DRAFTER_FOLDER}", name)
     inside = shipped.folder(bundled[1]) if bundled else None
     for folder in (shipped.folder(name), inside / DRAFTER_FOLDER if inside else None):
@@ -88,16 +89,16 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False) -> Sou
         raise ModelError(f"{name} is a file; a model is a folder", hint=f"try -m {path.parent}")
     if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise ModelError(f"there is no folder {name}")
-    return _from_hub(name, offline=offline, allow_pickle=allow_pickle)
+    return _from_hub(name, offline=offline, allow_pickle=allow_pickle, task=task)
 
 
-def _shipped_in_words() -> str | None:
-    return f"shipped models: {', '.join(shipped.names('generate'))}" if shipped.names("generate") else None
+def _shipped_in_words(task: str) -> str | None:
+    return f"shipped models: {', '.join(shipped.names(task))}" if shipped.names(task) else None
 
 
-def _from_hub(name: str, *, offline: bool, allow_pickle: bool) -> Source:
+def _from_hub(name: str, *, offline: bool, allow_pickle: bool, task: str) -> Source:
     close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else _shipped_in_words()
+    hint = f"did you mean {close[0]}?" if close else _shipped_in_words(task)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -199,6 +200,43 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
     check(source, allow_pickle=allow_pickle)
 
 
+def task_of(source: Source) -> Literal["generate", "classify", "draw"]:
+    """Which task a folder's model is for. Raises ModelError where it has no config."""
+    if (source.folder / "model_index.json").is_file():
+        return "draw"
+    architectures = [str(name) for name in source.config().get("architectures") or ()]
+    return "classify" if any("Classification" in name for name in architectures) else "generate"
+
+
+def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["text", "image"]:
+    """`check`, and what kind of input the classifier takes by its config. Raises ModelError, UnsupportedModelError."""
+    if (source.folder / "model_index.json").is_file():
+        raise UnsupportedModelError(f"{source.name} is a pipeline that draws, not a classifier", hint=CLASSIFIERS)
+    config = source.config()
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    if not architectures:
+        raise UnsupportedModelError(f"{source.name}'s config.json names no architecture", hint=CLASSIFIERS)
+    first = architectures[0]
+    if "ForImageClassification" in first:
+        kind: Literal["text", "image"] = "image"
+    elif first.endswith("ForSequenceClassification"):
+        kind = "text"
+    else:
+        words, hint = _other_task(first)
+        raise UnsupportedModelError(f"{source.name} ({first}) {words}", hint=hint)
+    check(source, allow_pickle=allow_pickle)
+    return kind
+
+
+def _other_task(architecture: str) -> tuple[str, str]:
+    """What a model that is no classifier does, and which command fits."""
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "writes text and has no labels", "dynx generate runs it"
+    if architecture.endswith("Classification"):
+        return "labels something else than whole texts or images", CLASSIFIERS
+    return "has no classification head", CLASSIFIERS
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep the libraries' advice, progress bars and warnings off the user's terminal."""
@@ -237,20 +275,63 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
     Raises ModelError, UnsupportedModelError or DeviceError.
     """
     check_causal_lm(source, allow_pickle=allow_pickle)
-    kind = source.config().get("model_type")
     with quietly():
-        import torch
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-        if kind not in KNOWN:
-            raise UnsupportedModelError(
-                f"{source.name}: transformers has no causal language model of type {kind or '(none named)'}",
-                hint=SUPPORTED,
-            )
+        _check_type(source, KNOWN, "causal language model", SUPPORTED)
+    return _load(AutoModelForCausalLM, source, device, dtype, allow_pickle)
+
+
+def load_classifier(
+    source: Source, kind: Literal["text", "image"], *, device: str, dtype: str, allow_pickle: bool = False
+) -> PreTrainedModel:
+    """A classifier of texts or images, as `load_causal_lm` loads a language model."""
+    check_classifier(source, allow_pickle=allow_pickle)
+    with quietly():
+        import transformers
+        from transformers.models.auto import modeling_auto
+
+        if kind == "image":
+            known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+            loader = transformers.AutoModelForImageClassification
+        else:
+            known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+            loader = transformers.AutoModelForSequenceClassification
+        _check_type(source, known, f"{kind} classifier", CLASSIFIERS)
+    return _load(loader, source, device, dtype, allow_pickle)
+
+
+def load_image_processor(source: Source) -> Any:
+    """What turns a picture into the model's pixels. Raises ModelError."""
+    with quietly():
+        from transformers import AutoImageProcessor
+
+        try:
+            return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
+        except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if not (source.folder / "preprocessor_config.json").is_file():
+                raise ModelError(
+                    f"{source.folder} has no image processor", hint="preprocessor_config.json belongs in it"
+                ) from None
+            raise ModelError(f"{source.folder}'s image processor doesn't load: {_first_line(e)}") from None
+
+
+def _check_type(source: Source, known: Any, what: str, hint: str) -> None:
+    kind = source.config().get("model_type")
+    if kind not in known:
+        raise UnsupportedModelError(
+            f"{source.name}: transformers has no {what} of type {kind or '(none named)'}", hint=hint
+        )
+
+
+def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bool) -> PreTrainedModel:
+    with quietly():
+        import torch
+
         safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
         try:
-            model, seen = AutoModelForCausalLM.from_pretrained(
+            model, seen = loader.from_pretrained(
                 source.folder,
                 dtype=getattr(torch, dtype),
                 use_safetensors=safe,

@@ -19,6 +19,11 @@ def names(task: str | None = None) -> list[str]:
     return [name for name in found if task is None or _takes(task, HERE / name)]
 
 
+def by_task() -> dict[str, tuple[str, ...]]:
+    """Names of the shipped models of each task."""
+    return {task: tuple(names(task)) for task in ENDINGS}
+
+
 def _takes(task: str, model: Path) -> bool:
     config = model / MARKS[0]
     architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures", []) if config.is_file() else []

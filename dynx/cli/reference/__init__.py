@@ -18,19 +18,18 @@ from dynx.cli.reference.tree import read_tree
 from dynx.cli.reference.zsh import zsh_completion
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from dynx.cli.reference.facts import Shipped
     from dynx.cli.reference.tree import Command
 
 __all__ = ["read_tree", "reference_files"]
 
 
-def reference_files(root: Command, shipped: Sequence[str]) -> dict[str, str]:
-    """Return every generated file by its path in the repository; `shipped` are the names of the models that dynx brings."""
-    models, name = tuple(shipped), root.path[0]
+def reference_files(root: Command, shipped: Shipped) -> dict[str, str]:
+    """Return every generated file by its path in the repository; `shipped` are the models that dynx brings, by task."""
+    name = root.path[0]
     return {
-        f"completions/{name}.bash": bash_completion(root, models),
-        f"completions/_{name}": zsh_completion(root, models),
-        f"completions/{name}.fish": fish_completion(root, models),
+        f"completions/{name}.bash": bash_completion(root, shipped),
+        f"completions/_{name}": zsh_completion(root, shipped),
+        f"completions/{name}.fish": fish_completion(root, shipped),
         **{f"man/{page}": text for page, text in man_pages(root).items()},
     }

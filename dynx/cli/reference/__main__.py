@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{root} is no source checkout: it has no pyproject.toml\n")
         return 1
     tree = read_tree(app)
-    files = reference_files(tree, shipped.names("generate"))
+    files = reference_files(tree, shipped.by_task())
     differing = [name for name, text in files.items() if not _holds(root / name, text)]
     stale = [str(path.relative_to(root)) for path in sorted((root / "man").glob(f"{tree.path[0]}*.1"))]
     stale = [name for name in stale if name not in files]

@@ -14,7 +14,7 @@ from dynx.cli.reference.facts import completion_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dynx.cli.reference.facts import Completion
+    from dynx.cli.reference.facts import Completion, Shipped
     from dynx.cli.reference.tree import Command, Option
 
 HEAD = """\
@@ -169,7 +169,7 @@ complete -F _NAME NAME
 """
 
 
-def bash_completion(root: Command, shipped: tuple[str, ...]) -> str:
+def bash_completion(root: Command, shipped: Shipped) -> str:
     """Write the completion file for bash."""
     head, values, program = (text.replace("NAME", root.path[0]) for text in (HEAD, VALUES, PROGRAM))
     lists = "".join(_list(command) for command in root.walk())
@@ -191,16 +191,16 @@ def _entry(option: Option) -> str:
     return ",".join(option.names) + ("=" if option.metavar else "") + ("+" if option.repeatable else "")
 
 
-def _values(root: Command, shipped: tuple[str, ...]) -> Iterator[str]:
+def _values(root: Command, shipped: Shipped) -> Iterator[str]:
     """Yield a case for each parameter, those of one command that complete alike together."""
     for command in root.walk():
         cases: dict[Completion, list[str]] = {}
         for option in command.options:
             if option.metavar:
-                names = cases.setdefault(completion_of(option, shipped), [])
+                names = cases.setdefault(completion_of(option, command, shipped), [])
                 names += [shlex.quote(f"{command.name} {name}") for name in option.names]
         for argument in command.arguments[:1]:
-            cases.setdefault(completion_of(argument, shipped), []).append(shlex.quote(command.name))
+            cases.setdefault(completion_of(argument, command, shipped), []).append(shlex.quote(command.name))
         if not command.commands and not command.arguments:
             yield f"    {shlex.quote(command.name)}) _{root.path[0]}_options ;;\n"
         for completion, patterns in cases.items():

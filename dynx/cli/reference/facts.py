@@ -7,7 +7,7 @@ exit code, environment variable or file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dynx.cli.reference.tree import Argument, Option
 
@@ -34,6 +34,9 @@ class Completion:
 BY_METAVAR: Mapping[str, Completion] = {
     "FILE": Completion(files=True),
     "PATH": Completion(files=True),
+    "GOLD": Completion(files=True),
+    "OUT": Completion(files=True),
+    "INPUT": Completion(files=True),
     "FOLDER": Completion(folders=True),
     "DIR": Completion(folders=True),
     "MODEL": Completion(models=True, folders=True),
@@ -51,8 +54,19 @@ BY_OPTION: Mapping[str, Completion] = {
 }
 
 
-def completion_of(parameter: Option | Argument, shipped: tuple[str, ...]) -> Completion:
-    """Return what a parameter completes to, with the shipped models' names among the words."""
+Shipped: TypeAlias = "Mapping[str, tuple[str, ...]]"
+"""Names of the shipped models by task, which is the name of the command that runs them."""
+
+
+def _models(parameter: Option | Argument, command: Command, shipped: Shipped) -> tuple[str, ...]:
+    task = "generate" if parameter.metavar == "DRAFT" else command.path[-1]
+    if task in shipped:
+        return shipped[task]
+    return tuple(sorted({name for names in shipped.values() for name in names}))  # as of calibrate, which takes any
+
+
+def completion_of(parameter: Option | Argument, command: Command, shipped: Shipped) -> Completion:
+    """Return what a parameter of a command completes to, with the names of the shipped models that fit among the words."""
     if parameter.choices:
         return Completion(words=parameter.choices)
     found = BY_METAVAR.get(parameter.metavar or "", Completion())
@@ -62,7 +76,7 @@ def completion_of(parameter: Option | Argument, shipped: tuple[str, ...]) -> Com
         default = parameter.default
     if not found.models:
         return found
-    names = (*found.words, *((default,) if default else ()), *shipped)
+    names = (*found.words, *((default,) if default else ()), *_models(parameter, command, shipped))
     return Completion(words=tuple(dict.fromkeys(names)), folders=found.folders, files=found.files)
 
 

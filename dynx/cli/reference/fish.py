@@ -10,7 +10,7 @@ from dynx.cli.reference.tree import brief
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dynx.cli.reference.facts import Completion
+    from dynx.cli.reference.facts import Completion, Shipped
     from dynx.cli.reference.tree import Command, Option
 
 PROGRAM = r"""# fish completion for NAME. Made from the command tree by: python -m dynx.cli.reference
@@ -75,7 +75,7 @@ complete -c NAME -f
 """
 
 
-def fish_completion(root: Command, shipped: tuple[str, ...]) -> str:
+def fish_completion(root: Command, shipped: Shipped) -> str:
     """Write the completion file for fish."""
     program = PROGRAM.replace("CASES\n", "".join(_cases(root))).replace("NAME", root.path[0])
     return program + "".join(line + "\n" for command in root.walk() for line in _command(command, shipped))
@@ -94,18 +94,18 @@ def _cases(root: Command) -> Iterator[str]:
         yield "                end\n"
 
 
-def _command(command: Command, shipped: tuple[str, ...]) -> Iterator[str]:
+def _command(command: Command, shipped: Shipped) -> Iterator[str]:
     program = command.path[0]
     start = f"complete -c {program} -n '__{program}_at {command.name}'"
     yield f"\n# {command.name}"
     for child in command.commands:
         yield f"{start} -a {_quote(child.path[-1])} -d {_quote(brief(child.summary))}"
     for argument in command.arguments[:1]:
-        if value := _value(completion_of(argument, shipped), program):
+        if value := _value(completion_of(argument, command, shipped), program):
             yield f"{start} {value}"
     for option in command.options:
         names = " ".join(_name(name) for name in option.names)
-        value = f" {_option_value(option, shipped, program)}" if option.metavar else ""
+        value = f" {_option_value(option, command, shipped, program)}" if option.metavar else ""
         yield f"{start} {names}{value} -d {_quote(brief(option.help))}"
 
 
@@ -113,8 +113,8 @@ def _name(name: str) -> str:
     return f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}"
 
 
-def _option_value(option: Option, shipped: tuple[str, ...], program: str) -> str:
-    value = _value(completion_of(option, shipped), program)
+def _option_value(option: Option, command: Command, shipped: Shipped, program: str) -> str:
+    value = _value(completion_of(option, command, shipped), program)
     return f"-r {value}" if value.startswith("-F") else f"-x {value}".rstrip()
 
 

@@ -15,7 +15,7 @@ from dynx.cli.reference.tree import brief
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dynx.cli.reference.facts import Completion
+    from dynx.cli.reference.facts import Completion, Shipped
     from dynx.cli.reference.tree import Argument, Command, Option
 
 # An empty list of words. With an empty action instead, `_arguments` only shows its message and offers no options.
@@ -66,13 +66,13 @@ fi
 """
 
 
-def zsh_completion(root: Command, shipped: tuple[str, ...]) -> str:
+def zsh_completion(root: Command, shipped: Shipped) -> str:
     """Write the completion file for zsh."""
     functions = "".join(_function(command, shipped) for command in root.walk())
     return HEAD.replace("NAME", root.path[0]) + functions + PROGRAM.replace("NAME", root.path[0])
 
 
-def _function(command: Command, shipped: tuple[str, ...]) -> str:
+def _function(command: Command, shipped: Shipped) -> str:
     specs = [spec for option in command.options for spec in _option(option, command, shipped)]
     if command.commands:
         specs += ["'1: :->command'", "'*:: :->arguments'"]
@@ -113,7 +113,7 @@ def _name(command: Command) -> str:
     return "_" + "_".join(command.path)
 
 
-def _option(option: Option, command: Command, shipped: tuple[str, ...]) -> Iterator[str]:
+def _option(option: Option, command: Command, shipped: Shipped) -> Iterator[str]:
     """Yield `_arguments` specifications, one for each of an option's names."""
     if "--help" in option.names:
         excluded = "(- *)"  # nothing else matters beside it
@@ -123,14 +123,14 @@ def _option(option: Option, command: Command, shipped: tuple[str, ...]) -> Itera
         excluded = f"({' '.join(option.names)})" if len(option.names) > 1 else ""
     for name in option.names:
         attach = ("=" if name.startswith("--") else "+") if option.metavar else ""
-        value = _value(option.metavar, completion_of(option, shipped), command) if option.metavar else ""
+        value = _value(option.metavar, completion_of(option, command, shipped), command) if option.metavar else ""
         described = re.sub(r"([\[\]\\])", r"\\\1", brief(option.help))
         yield _quote(f"{excluded}{name}{attach}[{described}]{value}")
 
 
-def _argument(argument: Argument, position: int, command: Command, shipped: tuple[str, ...]) -> str:
+def _argument(argument: Argument, position: int, command: Command, shipped: Shipped) -> str:
     number = "*" if argument.many else f"{position}" if argument.required else f"{position}:"
-    return _quote(number + _value(argument.metavar, completion_of(argument, shipped), command))
+    return _quote(number + _value(argument.metavar, completion_of(argument, command, shipped), command))
 
 
 def _value(metavar: str, completion: Completion, command: Command) -> str:

@@ -1,0 +1,132 @@
+"""A job: inputs in, window by window, predictions out in the same order, with a receipt, and a watch over the promise.
+
+Three ways to know that the answers are right. A certificate from earlier data, in the profile. An audit while the job runs:
+a share of the inputs also goes to full depth, and exits end when the evidence says that the promise is broken. Or a
+certificate of the job's own (`job.certify`): a random sample of the very inputs decides how early the rest of them may leave.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.early_exit.audit import Audit, audited
+from dynx.early_exit.collect import same_answers
+from dynx.early_exit.events import EXACT, Guarantee, Prediction, Receipt
+from dynx.early_exit.reading import Row
+from dynx.early_exit.reference import Reference, is_reference
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.setup import Assembly
+
+SEED = 0
+"""Of the draws of audits: the same inputs are drawn on every run."""
+
+
+class Classifier:
+    """A model with its exits at work on one job. `say` hears of the audit's alarm, once."""
+
+    def __init__(self, assembly: Assembly, *, audit: float = 0.0, say: Callable[[str], None] = lambda _: None) -> None:
+        if not 0 <= audit <= 1:
+            raise UsageError(f"--audit {audit:g} is not a share between 0 and 1")
+        wish = assembly.plan.wish
+        self.assembly = assembly
+        self.labels = assembly.labels
+        self.audit = Audit(wish.max_disagreement, wish.delta) if audit else None
+        self.receipt = Receipt(assembly.attachment.depth)
+        self._share, self._say = audit, say
+        self._reference: Reference | None = None
+        self._answered: Mapping[int, Answer] = {}
+        self._number = 0  # of the next input
+        known = assembly.knowledge
+        self._engine: Engine[Row]
+        self._use(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
+
+    def use(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
+        """Go on with other exits, and with the answers that are known already, by the input's number from now on."""
+        self._use(exits, guarantee)
+        self._answered = answered
+
+    def _use(self, exits: Exits | None, guarantee: Guarantee | None) -> None:
+        self._engine = self.assembly.engine(exits=exits)
+        self._depths = () if exits is None else exits.depths
+        self.receipt.guarantee = guarantee
+
+    @property
+    def full_guarantee(self) -> Guarantee | None:
+        """What holds without exits: everything in float32, and nothing that was measured in another precision."""
+        return EXACT if is_reference(self.assembly) else None
+
+    @property
+    def exiting(self) -> bool:
+        """Whether any input may leave early."""
+        return self._engine.exits is not None
+
+    def window(self, items: Sequence[Any]) -> list[Prediction]:
+        """Predictions for the next inputs (texts, or paths of pictures), in order. Raises DeviceError out of memory."""
+        began = time.perf_counter()
+        rows = self.assembly.reader.rows(items)
+        good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Row)]
+        known = self._answers([row for _, row in good], [number for number, _ in good])
+        read = iter(self.labels.read(np.stack([answer.logits for answer in known])) if known else ())
+        left = iter(known)
+        out = []
+        for row in rows:
+            if isinstance(row, str):
+                out.append(Prediction.failed(row))
+            else:
+                (label, score, scores), answer = next(read), next(left)
+                after = None if answer.exit is None else self._depths[answer.exit]
+                out.append(Prediction(label, score, scores, after, answer.layers))
+        self._book(rows, known)
+        self._number += len(items)
+        self._watch(items, rows, known)
+        self.receipt.seconds += time.perf_counter() - began
+        return out
+
+    def _answers(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Answer]:
+        """From the engine, but for what is known already."""
+        known = [self._answered.get(number) for number in numbers]
+        fresh = iter(self._engine.window([row for row, answer in zip(rows, known, strict=True) if answer is None]))
+        return [next(fresh) if answer is None else answer for answer in known]
+
+    def _book(self, rows: Sequence[Row | str], answers: Sequence[Answer]) -> None:
+        receipt = self.receipt
+        receipt.inputs += len(rows)
+        receipt.errors += sum(isinstance(row, str) for row in rows)
+        receipt.truncated += sum(isinstance(row, Row) and row.cut for row in rows)
+        receipt.repeated += sum(answer.repeated for answer in answers)
+        receipt.layers += sum(answer.layers for answer in answers)
+        receipt.left += Counter(
+            receipt.depth if answer.exit is None else self._depths[answer.exit]
+            for answer in answers
+            if not answer.repeated
+        )
+
+    def _watch(self, items: Sequence[Any], rows: Sequence[Row | str], answers: Sequence[Answer]) -> None:
+        """Compare the audited share with the full model, and end the exits if the promise is past saving."""
+        if self.audit is None or not self.exiting:
+            return
+        numbers = [i for i, row in enumerate(rows) if isinstance(row, Row)]
+        first = self._number - len(items)
+        drawn = [k for k, i in enumerate(numbers) if audited(first + i, self._share, SEED)]
+        if not drawn:
+            return
+        self._reference = self._reference or Reference(self.assembly)
+        before = self._reference.blocks
+        full = self._reference.logits([items[numbers[k]] for k in drawn])
+        self.receipt.audit_layers += self._reference.blocks - before
+        exited = np.stack([answers[k].logits for k in drawn])
+        tolerance = self.assembly.plan.wish.tolerance or 0.0
+        for agree in same_answers(exited, full, self.labels.problem, tolerance):
+            if self.audit.update(not agree):
+                self._use(None, None)
+                self._say(f"{self.audit}; from here on every answer is the full model's")
+                return

@@ -1,0 +1,75 @@
+"""From logits to labels: what kind of answer a classifier gives, and how it is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dynx.early_exit.heads import Problem
+
+PROBLEMS: dict[str, Problem] = {
+    "single_label_classification": "single",
+    "multi_label_classification": "multi",
+    "regression": "regression",
+}
+
+
+def problem_of(config: Any) -> Problem:
+    """What a head answers: as its config says, else one label of several, or one number.
+
+    UnsupportedModelError: a `problem_type` that transformers doesn't know either.
+    """
+    said = getattr(config, "problem_type", None)
+    if said is None:
+        return "regression" if getattr(config, "num_labels", 2) == 1 else "single"
+    if said not in PROBLEMS:
+        raise UnsupportedModelError(f"its config has the problem_type {said!r}", hint=f"known: {', '.join(PROBLEMS)}")
+    return PROBLEMS[said]
+
+
+class Labels:
+    """The names of a model's outputs, and what logits say of them."""
+
+    def __init__(self, config: Any) -> None:
+        self.problem: Problem = problem_of(config)
+        named = getattr(config, "id2label", None) or {}
+        self.names = [str(named.get(i, f"LABEL_{i}")) for i in range(int(config.num_labels))]
+
+    def read(self, logits: NDArray[np.float32]) -> list[tuple[str, float, list[tuple[str, float]]]]:
+        """Label, score and all scores of each row of logits (R, C).
+
+        single: the likeliest and its probability (softmax). multi: all with a probability above a half (sigmoid), in the
+        model's order and joined by commas, so that the same labels make the same text; and the highest probability.
+        regression: the first output's name and number.
+        """
+        z = np.asarray(logits, dtype=np.float64)
+        if self.problem == "single":
+            e = np.exp(z - z.max(axis=1, keepdims=True))
+            p = e / e.sum(axis=1, keepdims=True)
+            return [self._one(row, int(top)) for row, top in zip(p, z.argmax(axis=1), strict=True)]
+        if self.problem == "multi":
+            p = 1 / (1 + np.exp(-np.clip(z, -60, 60)))
+            return [self._several(row, over) for row, over in zip(p, z > 0, strict=True)]
+        return [self._one(row, 0) for row in z]
+
+    def _scores(self, values: NDArray[np.float64]) -> list[tuple[str, float]]:
+        return list(zip(self.names, values.tolist(), strict=True))
+
+    def _one(self, values: NDArray[np.float64], top: int) -> tuple[str, float, list[tuple[str, float]]]:
+        return self.names[top], float(values[top]), self._scores(values)
+
+    def _several(
+        self, values: NDArray[np.float64], over: NDArray[np.bool_]
+    ) -> tuple[str, float, list[tuple[str, float]]]:
+        chosen = [name for name, is_over in zip(self.names, over.tolist(), strict=True) if is_over]
+        return ",".join(chosen), float(values.max()), self._scores(values)
+
+    def ids(self, logits: NDArray[np.float32]) -> NDArray[np.int64] | None:
+        """The class of each row, for figures per class; None where there are no classes."""
+        return np.asarray(logits).argmax(axis=1).astype(np.int64) if self.problem == "single" else None

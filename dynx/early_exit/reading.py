@@ -1,0 +1,218 @@
+"""From texts and pictures to rows, and from rows to batches that a model takes.
+
+A row is one input, made ready once: token ids cut to what the model takes, or the pixels its processor makes. A batch of
+texts is padded on the right. An input that can't be made ready becomes its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynx.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+    from pathlib import Path
+
+NO_LIMIT = 1_000_000
+"""Tokenizers without a limit name one far above this."""
+
+SHORTEST = 8
+"""Tokens; fewer would leave room for nothing beside the special ones."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input, ready: token ids by argument name, or pixels."""
+
+    values: Mapping[str, Sequence[int]] | Tensor
+    size: int
+    """Tokens, by which rows are sorted into batches; 1 for a picture."""
+    identity: Hashable
+    """Equal for equal rows."""
+    cut: bool = False
+    """Whether the text was longer than the model takes."""
+
+
+class Reader(Protocol):
+    """How one model's inputs are made ready."""
+
+    kind: Literal["text", "image"]
+
+    def rows(self, items: Sequence[Any]) -> list[Row | str]:
+        """The rows of texts or paths, in order; a reason in place of what can't be read."""
+
+    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        """A batch on the model's device."""
+
+    def probe(self) -> Mapping[str, Tensor]:
+        """A small batch to try a model with."""
+
+
+class Texts:
+    """Texts for a sequence classifier, cut to `limit` tokens: the model's own, or `max_length` if that is less."""
+
+    kind: Literal["text", "image"] = "text"
+
+    def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
+        if max_length is not None and max_length < SHORTEST:
+            raise UsageError(f"--max-length {max_length}: at least {SHORTEST} tokens")
+        self.own_limit = token_limit(tokenizer, model)
+        self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
+        self._tokenizer, self._device = tokenizer, model.device
+        takes = inspect.signature(model.forward).parameters
+        pad = _pad_id(tokenizer, model)
+        self.pads_batches = pad is not None
+        """Whether several rows can go into one batch: a causal model without a padding token can't tell where texts end."""
+        fills = {
+            "input_ids": 0 if pad is None else pad,
+            "attention_mask": 0,
+            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
+        }
+        self._fills = {name: fill for name, fill in fills.items() if name in takes}
+
+    def rows(self, items: Sequence[str]) -> list[Row | str]:
+        """Token ids of each text."""
+        if not items:
+            return []
+        encoded = self._encode(list(items))
+        return [self._row(text, {k: v[i] for k, v in encoded.items()}) for i, text in enumerate(items)]
+
+    def _encode(self, texts: list[str], limit: int | None = None) -> dict[str, list[list[int]]]:
+        cutting = {} if limit is None else {"truncation": True, "max_length": limit}
+        out = self._tokenizer(texts, return_attention_mask=True, verbose=False, **cutting)
+        return {name: out[name] for name in self._fills if name in out}
+
+    def _row(self, text: str, values: dict[str, list[int]]) -> Row | str:
+        cut = self.limit is not None and len(values["input_ids"]) > self.limit
+        if cut:
+            values = {name: ids[0] for name, ids in self._encode([text], self.limit).items()}
+        if not values["input_ids"]:  # a tokenizer without special tokens, and an empty text
+            start = next((i for i in _special_ids(self._tokenizer) if i is not None), None)
+            if start is None:
+                return "an empty text, and the tokenizer has no special token to stand for it"
+            values = {"input_ids": [start], "attention_mask": [1], "token_type_ids": [0]}
+            values = {name: ids for name, ids in values.items() if name in self._fills}
+        return Row(values, len(values["input_ids"]), tuple(values["input_ids"]), cut)
+
+    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        """(R, T) each, padded on the right to the longest."""
+        width = max(row.size for row in rows)
+        batch = {}
+        for name, fill in self._fills.items():
+            table = np.full((len(rows), width), fill, dtype=np.int64)
+            for i, row in enumerate(rows):
+                ids = row.values.get(name) if not isinstance(row.values, Tensor) else None
+                if ids is not None:
+                    table[i, : row.size] = ids
+            if rows and not isinstance(rows[0].values, Tensor) and name in rows[0].values:
+                batch[name] = torch.from_numpy(table).to(self._device)
+        return batch
+
+    def probe(self) -> Mapping[str, Tensor]:
+        """Four texts of different lengths."""
+        texts = ["one", "a little more of it", "and then something longer than that, of several words", "the end."]
+        rows = [row for row in self.rows(texts) if isinstance(row, Row)]
+        if not rows:
+            raise ModelError("the tokenizer makes no tokens")
+        return self.collate(rows if self.pads_batches else rows[:1])
+
+
+def token_limit(tokenizer: Any, model: nn.Module) -> int | None:
+    """The most tokens of a text that a model takes, None for any number.
+
+    The least of what the tokenizer says and what the model's position table holds. Tables of RoBERTa's kin keep the places up to
+    their padding index free, which the configuration's `max_position_embeddings` counts.
+    """
+    limits = []
+    said = getattr(tokenizer, "model_max_length", None)
+    if said is not None and said < NO_LIMIT:
+        limits.append(int(said))
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - offset)
+    if len(limits) == (said is not None and said < NO_LIMIT):  # no table: rotary or relative positions
+        config: Any = getattr(model, "config", None)
+        if (most := getattr(config, "max_position_embeddings", None)) and most > 0:
+            limits.append(int(most))
+    return min(limits) if limits else None
+
+
+def _special_ids(tokenizer: Any) -> list[int | None]:
+    return [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "pad")]
+
+
+def _pad_id(tokenizer: Any, model: Any) -> int | None:
+    """What batches are padded with. A causal classifier finds the last token by it, so its config must agree."""
+    own = getattr(model.config, "pad_token_id", None)
+    if own is not None:
+        return int(own)
+    said = getattr(tokenizer, "pad_token_id", None)
+    if said is None:
+        return None
+    if hasattr(model, "score"):  # the causal ones, whose head is called so, look for it in the config
+        model.config.pad_token_id = said
+    return int(said)
+
+
+class Images:
+    """Picture files for an image classifier, through its own processor; all come out in one shape."""
+
+    kind: Literal["text", "image"] = "image"
+
+    def __init__(self, processor: Any, model: Any) -> None:
+        self._processor, self._device, self._dtype = processor, model.device, model.dtype
+        self._shape: tuple[int, ...] | None = None
+
+    def rows(self, items: Sequence[Path]) -> list[Row | str]:
+        """Pixels of each file."""
+        return [self._row(path) for path in items]
+
+    def _row(self, path: Path) -> Row | str:
+        from PIL import Image
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(path) as file:
+                    picture = file.convert("RGB")
+        except FileNotFoundError:
+            return "no such file"
+        except IsADirectoryError:
+            return "a folder, not an image"
+        except OSError as e:
+            return f"can't be read as an image: {e.strerror}" if e.strerror else "not an image that can be read"
+        except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+            return f"not an image that can be read: {e}"
+        return self.row(picture)
+
+    def row(self, picture: Any) -> Row | str:
+        """Pixels of a PIL image."""
+        values: Tensor = torch.as_tensor(self._processor(images=picture, return_tensors="pt")["pixel_values"][0])
+        self._shape = self._shape or tuple(values.shape)
+        if tuple(values.shape) != self._shape:
+            return f"comes out of the processor as {tuple(values.shape)}, others as {self._shape}"
+        mark = hashlib.blake2b(values.numpy().tobytes(), digest_size=16).digest()
+        return Row(values, 1, mark)
+
+    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+        """(R, C, H, W)."""
+        pixels = torch.stack([row.values for row in rows if isinstance(row.values, Tensor)])
+        return {"pixel_values": pixels.to(self._device, self._dtype)}
+
+    def probe(self) -> Mapping[str, Tensor]:
+        """Four pictures of noise."""
+        from PIL import Image
+
+        noise = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+        rows = [self.row(Image.fromarray(n)) for n in noise]
+        return self.collate([row for row in rows if isinstance(row, Row)])

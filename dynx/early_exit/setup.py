@@ -1,0 +1,304 @@
+"""From what a user asks for to a classifier that runs: device, precision, model, exits and what is promised of them.
+
+Every choice is kept as a `Decision` under the name of its knob, for `--explain` and the JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
+from dynx.runtime import loading
+from dynx.runtime.decision import Decision
+from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.hashing import model_hash
+from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
+from dynx.runtime.store import ProfileStore, profiles_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.engine import Engine, Exits
+    from dynx.early_exit.knowledge import Knowledge
+    from dynx.early_exit.labels import Labels
+    from dynx.early_exit.reading import Reader, Row
+    from dynx.early_exit.whole import Whole
+    from dynx.runtime.loading import Source
+
+TASK = "classify"
+BATCH = 32
+EPS, DELTA = 0.02, 0.05
+"""What is promised unless asked otherwise: at most 2 % of labels differ, with 95 % confidence."""
+
+BUNDLED = "exits.json"
+"""A model folder may carry a profile in this file, as `dynx calibrate --export` writes it."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for; the defaults ask for the best that dynx can decide."""
+
+    model: str = "mood"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    batch_size: int = BATCH
+    max_length: int | None = None
+    max_disagreement: float = EPS
+    confidence: float = 1 - DELTA
+    tolerance: float | None = None
+    """How far a regression's numbers may be off."""
+    profile: str | None = None  # an id, or "none"
+    require_profile: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
+    plain: bool = False
+
+    @property
+    def delta(self) -> float:
+        """1 - confidence, without the noise of the subtraction."""
+        return round(1 - self.confidence, 12)
+
+
+@dataclass
+class Plan:
+    """Everything decided before a weight is read; cheap to make."""
+
+    wish: Wish
+    source: Source
+    kind: Literal["text", "image"]
+    machine: Device
+    key: ProfileKey
+    profile: Profile | None
+    arrays: Mapping[str, NDArray[Any]]
+    bundled: bool
+    """Whether the profile came with the model, and so was measured elsewhere."""
+    decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where to run."""
+        return str(self.decisions["device"].value)
+
+    @property
+    def dtype(self) -> str:
+        """Precision by name."""
+        return str(self.decisions["dtype"].value)
+
+
+@dataclass
+class Assembly:
+    """A plan carried out."""
+
+    plan: Plan
+    attachment: Attachment | Whole
+    reader: Reader
+    labels: Labels
+    knowledge: Knowledge | None
+    """What the profile says of this model's exits, where it has any that may be used."""
+
+    @property
+    def decisions(self) -> dict[str, Decision[Any]]:
+        """Knob → value and reason."""
+        return self.plan.decisions
+
+    @property
+    def batch(self) -> int:
+        """Rows computed together."""
+        return 1 if not getattr(self.reader, "pads_batches", True) else self.plan.wish.batch_size
+
+    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Row]:
+        """A fresh engine over the model, with these exits or none."""
+        return engine_over(self.attachment, self.reader, batch or self.batch, exits)
+
+
+def engine_over(attachment: Attachment | Whole, reader: Reader, batch: int, exits: Exits | None = None) -> Engine[Row]:
+    """An engine for a reader's rows."""
+    from dynx.early_exit.engine import Engine
+
+    return Engine(
+        attachment,  # type: ignore[arg-type]  # a Whole has no exits and is never asked for them
+        reader.collate,
+        length=lambda row: row.size,
+        identity=lambda row: row.identity,
+        exits=exits,
+        batch=batch,
+    )
+
+
+def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
+    """Decide all that can be decided without loading anything. Raises DynxError."""
+    if not 0 < wish.max_disagreement < 1:
+        raise UsageError(f"--max-disagreement {wish.max_disagreement:g} must lie between 0 and 1")
+    if not 0 < wish.confidence < 1:
+        raise UsageError(f"--confidence {wish.confidence:g} must lie between 0 and 1")
+    machine = machine or probe()
+    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
+    kind = loading.check_classifier(source, allow_pickle=wish.allow_pickle)
+    decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions["device"] = choose_device(wish.device, machine)
+    decisions["dtype"] = _dtype(wish, decisions["device"].value, machine)
+    decisions["threads"] = choose_threads(wish.threads, machine)
+    key = ProfileKey(
+        task=TASK,
+        model=model_hash(source.folder),
+        companion=None,
+        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        dtype=str(decisions["dtype"].value),
+    )
+    profile, arrays, bundled = _profile(wish, source, key, warn)
+    if profile is not None:
+        where = "came with the model" if bundled else f"measured {profile.created}"
+        decisions["profile"] = Decision(profile.key.id, where)
+    else:
+        unwanted = wish.plain or wish.profile == "none"
+        why = "not wanted" if unwanted else "none stored for this model, device and precision"
+        decisions["profile"] = Decision("none", why)
+    return Plan(wish, source, kind, machine, key, profile, arrays, bundled, decisions)
+
+
+def _dtype(wish: Wish, device: str, machine: Device) -> Decision[str]:
+    if wish.dtype == "auto" and device == "cpu":
+        return Decision("float32", "the promise is about float32 answers")
+    return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine)
+
+
+def _profile(
+    wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]
+) -> tuple[Profile | None, Mapping[str, NDArray[Any]], bool]:
+    """The profile to go by, with its arrays, and whether it came with the model."""
+    if wish.plain or wish.profile == "none":
+        if wish.require_profile:
+            unwanted = "--plain" if wish.plain else "--profile none"
+            raise UsageError(f"--require-profile and {unwanted} contradict each other")
+        return None, {}, False
+    store = ProfileStore(profiles_folder(), warn)
+    profile = store.get(wish.profile) if wish.profile is not None else store.find(key)
+    if profile is not None:
+        other = [d for d in profile.key.differences(key) if d != "device"]
+        if other:
+            raise UsageError(
+                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
+            )
+        try:
+            return profile, store.arrays(profile), False
+        except ProfileError as e:
+            warn(f"profile {profile.key.id} ignored: {e}")
+    found = _bundled(source, key, warn)
+    if found is None and wish.require_profile:
+        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
+    return (*found, True) if found else (None, {}, False)
+
+
+def _bundled(
+    source: Source, key: ProfileKey, warn: Callable[[str], None]
+) -> tuple[Profile, Mapping[str, NDArray[Any]]] | None:
+    """The profile that came with the model, if it is for these very weights in this precision."""
+    path = source.folder / BUNDLED
+    if not path.is_file():
+        return None
+    try:
+        profile, blob = unpack(path.read_bytes())
+        arrays = read_arrays(blob) if blob is not None else {}
+    except (ProfileError, OSError) as e:
+        warn(f"{path} ignored: {e}")
+        return None
+    if any(d != "device" for d in profile.key.differences(key)):
+        return None
+    return profile, arrays
+
+
+def calibrate_command(wish: Wish) -> str:
+    """The command that makes the profile that this wish lacks."""
+    from shlex import quote
+
+    parts = ["dynx calibrate", "-m", quote(wish.model), "--data FILE"]
+    for name, value, usual in (
+        ("--device", wish.device, "auto"),
+        ("--dtype", wish.dtype, "auto"),
+        ("--max-length", wish.max_length, None),
+        ("--tolerance", wish.tolerance, None),
+        ("--threads", wish.threads, None),
+    ):
+        if value != usual:
+            parts += [name, quote(str(value))]
+    return " ".join(parts)
+
+
+def assemble(
+    plan: Plan, *, stages: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
+) -> Assembly:
+    """Load what the plan names and attach exits. Raises DynxError.
+
+    `stages` hears what is being done, for a progress line.
+    """
+    stages(f"loading {plan.source.name}")
+    with loading.quietly():
+        import torch
+
+        torch.set_num_threads(plan.decisions["threads"].value)
+        from dynx.early_exit.knowledge import knowledge_of
+        from dynx.early_exit.labels import Labels
+
+    model, reader = load_model(plan, dtype=plan.dtype, max_length=plan.wish.max_length)
+    labels = Labels(model.config)
+    if plan.wish.tolerance is not None and labels.problem != "regression":
+        raise UsageError(f"--tolerance is for models that give numbers, and {plan.source.name} gives labels")
+    attachment = attach_exits(model, reader, plan.decisions)
+    assembly = Assembly(plan, attachment, reader, labels, None)
+    if plan.profile is None:
+        plan.decisions.setdefault("exits", Decision("none", _without_profile(plan.wish)))
+    elif "exits" not in plan.decisions:
+        assembly.knowledge = knowledge_of(plan, attachment.depth, labels, assembly.batch, warn)
+        if assembly.knowledge is None and plan.wish.require_profile:
+            raise NoProfileError(
+                f"profile {plan.profile.key.id} can't be used: {plan.decisions['exits'].reason}",
+                hint=f"{calibrate_command(plan.wish)} measures it anew",
+            )
+    return assembly
+
+
+def _without_profile(wish: Wish) -> str:
+    if wish.plain:
+        return "plain execution was asked for"
+    if wish.profile == "none":
+        return "no profile was asked for"
+    return f"no profile; {calibrate_command(wish)} learns exits from inputs of yours"
+
+
+def load_model(plan: Plan, *, dtype: str, max_length: int | None) -> tuple[Any, Reader]:
+    """The plan's model in some precision, and the reader of its inputs. Raises DynxError."""
+    from dynx.early_exit.reading import Images, Texts
+
+    wish = plan.wish
+    if plan.kind == "image" and max_length is not None:
+        raise UsageError("--max-length is about texts, and this model takes images")
+    ready = loading.load_image_processor(plan.source) if plan.kind == "image" else loading.load_tokenizer(plan.source)
+    model = loading.load_classifier(
+        plan.source, plan.kind, device=plan.device, dtype=dtype, allow_pickle=wish.allow_pickle
+    )
+    reader: Reader = Images(ready, model) if plan.kind == "image" else Texts(ready, model, max_length)
+    return model, reader
+
+
+def attach_exits(model: Any, reader: Reader, decisions: dict[str, Decision[Any]]) -> Attachment | Whole:
+    """The model with exits, or whole where it can't have any; the reason goes into `decisions`."""
+    from dynx.early_exit.attach import attach
+    from dynx.early_exit.whole import Whole
+
+    if not getattr(reader, "pads_batches", True):
+        why = "neither model nor tokenizer has a padding token"
+        decisions["batch"] = Decision(1, why)
+        decisions["exits"] = Decision("none", why)
+        return Whole(model, reader.kind)
+    try:
+        return attach(model, reader.probe())
+    except DeviceError:
+        raise
+    except UnsupportedModelError as e:
+        decisions["exits"] = Decision("none", str(e))
+        return Whole(model, reader.kind)
