@@ -10,8 +10,8 @@ from classifiers import classifier
 from commands import train_tokenizer
 
 from dynx.early_exit import calibrate as learning
-from dynx.early_exit.promise import Costs
 from dynx.early_exit.setup import Wish, assemble, make_plan
+from dynx.runtime.promise import Costs
 from dynx.runtime.store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:

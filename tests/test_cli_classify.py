@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from classifier_folders import sentences, write_image_classifier, write_pictures
-from commands import finish, spawn
+from commands import spawn
 from exits import EPS, LAYERS, keep, write_easy
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def test_the_audit_says_when_a_promise_is_broken(cli: Cli, easy: Path, findings:
     assert result.code == 0
     assert result.err.count("the promise of 2 % doesn't hold here; from here on every answer is the full model's") == 1
     assert "none any more (the audit ended them)" in result.err
-    assert documents[0]["guarantee"]["basis"] == "profile"
+    assert any(document["exit"] == 1 for document in documents[:500])
     assert documents[-1]["guarantee"] is None
     assert {document["layers"] for document in documents[-500:]} == {LAYERS}
 
@@ -311,39 +312,35 @@ def test_explain(cli: Cli, easy: Path, known: Findings) -> None:
 
 def test_a_reader_that_goes_away(easy: Path) -> None:
     """`| head` ends it quietly."""
-    process = spawn("classify", "-m", easy, stdin=-1)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(lines(*sentences(50)))
-    process.stdin.flush()
-    assert process.stdout.readline()
-    process.stdout.close()
-    try:
-        process.stdin.write(lines(*sentences(3000, seed=1)))
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    process.stdout = None
-    assert process.wait(60) == 0
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
+    with spawn("classify", "-m", easy, stdin=-1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(lines(*sentences(50)))
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(lines(*sentences(3000, seed=1)))
+            process.stdin.close()
+        assert process.wait(60) == 0
+        assert process.stderr.read() == b""
 
 
-def test_ctrl_c_and_on(easy: Path, tmp_path: Path) -> None:
+def test_ctrl_c_and_on(cli: Cli, easy: Path, tmp_path: Path) -> None:
     """An interruption ends by its signal and leaves whole lines; the same command completes them."""
     texts, out = sentences(200), tmp_path / "out.tsv"
-    process = spawn("classify", "-m", easy, "--resume", out, stdin=-1)
-    assert process.stdin is not None
-    process.stdin.write(lines(*texts[:120]))
-    process.stdin.flush()
-    limit = time.monotonic() + 60
-    while not (out.exists() and out.read_bytes().count(b"\n") == 120):
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(60) == -signal.SIGINT
-    process.stdin.close()
-    done = finish(spawn("classify", "-m", easy, "--resume", out, stdin=-1), lines(*texts))
+    with spawn("classify", "-m", easy, "--resume", out, stdin=-1) as process:
+        assert process.stdin is not None
+        process.stdin.write(lines(*texts[:120]))
+        process.stdin.flush()
+        limit = time.monotonic() + 60
+        while not (out.exists() and out.read_bytes().count(b"\n") == 120):
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+    done = cli("classify", "-m", easy, "--resume", out, stdin=lines(*texts))
 
     assert done.code == 0
     assert [line.split("\t")[2] for line in out.read_text().splitlines()] == texts

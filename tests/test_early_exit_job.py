@@ -14,8 +14,8 @@ from dynx.early_exit.audit import certify_job
 from dynx.early_exit.classifier import Classifier
 from dynx.early_exit.events import EXACT
 from dynx.early_exit.knowledge import Evidence, Fitted
-from dynx.early_exit.promise import Costs, Rules, leaves_at
 from dynx.errors import UsageError
+from dynx.runtime.promise import Costs, Rules, leaves_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,13 +106,16 @@ def test_a_job_certifies_itself(known: Findings, easy: Path) -> None:
 def test_a_job_learns_exits_of_its_own(steady: None, easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a profile; broken rows don't shift the others' answers."""
     monkeypatch.setattr(job, "LEARN", 250)
-    texts = sentences(1700, seed=3)
+    texts, runs, run = sentences(1700, seed=3), list[set[int]](), job._run
+    monkeypatch.setattr(job, "_run", lambda *a: runs.append(set(a[2])) or run(*a))  # type: ignore[func-returns-value]
     classifier = Classifier(assembled(easy, max_disagreement=EPS))
     words = job.certify(classifier, texts)
     answers = classifier.window(texts)
     full = Classifier(assembled(easy, plain=True)).window(texts)
 
     assert "exact hypergeometric bound" in words
+    assert [len(numbers) for numbers in runs] == [250, job.sample_size(1450, EPS, 0.05)]
+    assert runs[0].isdisjoint(runs[1])
     assert classifier.exiting
     assert any(answer.exit is not None for answer in answers)
     assert sum(a.label != b.label for a, b in zip(answers, full, strict=True)) <= EPS * 1700

@@ -51,7 +51,7 @@ def fitted(attachment: Attachment, depths: Sequence[int]) -> tuple[ExitHeads, Ag
     inputs = collate(rows_of_text(60))
     pooled: list[Tensor] = []
     full = attachment.run(
-        inputs, exits=DEPTHS, watch=lambda _k, h, _r: pooled.append(attachment.pool(h, inputs))
+        inputs, exits=depths, watch=lambda _k, h, _r: pooled.append(attachment.pool(h, inputs))
     ).logits
     assert full is not None
     heads = ExitHeads.fit(pooled, full, "single")
@@ -213,7 +213,7 @@ def test_a_real_run(kind: str) -> None:
 
     assert 0 < costs.full < 1
     assert costs.reach == tuple(sorted(costs.reach))
-    assert all(0 < check < 1 for check in costs.check)
+    assert all(0 <= check < 1 for check in costs.check)
 
 
 def _hidden(attachment: Attachment, inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -15,10 +15,10 @@ from exits import EPS, LAYERS, assembled, keep, write_easy
 
 from dynx.early_exit.events import EXACT
 from dynx.early_exit.knowledge import from_profile, to_arrays, to_json
-from dynx.early_exit.promise import certify
 from dynx.early_exit.setup import Wish, calibrate_command, make_plan
 from dynx.early_exit.whole import Whole
 from dynx.errors import NoProfileError, UsageError
+from dynx.runtime.promise import certify
 from dynx.runtime.store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def test_torn_arrays(known: Findings, easy: Path) -> None:
 
 def test_evidence_speaks_only_of_what_it_saw(known: Findings, easy: Path) -> None:
     """Texts cut shorter, and a precision of its own, are other promises."""
-    assert "cut to the model's own tokens" in why(easy, max_disagreement=EPS, max_length=16)
+    assert "cut to the model's own number of tokens" in why(easy, max_disagreement=EPS, max_length=16)
     assert "no profile" in why(easy, max_disagreement=EPS, dtype="bfloat16")
     with pytest.raises(NoProfileError, match="cut to"):
         assembled(easy, max_length=16, require_profile=True)

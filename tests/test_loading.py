@@ -17,7 +17,18 @@ from commands import Result, environment, finish, spawn
 
 from dynx import shipped
 from dynx.errors import ModelError, UnsupportedModelError
-from dynx.runtime.loading import Source, check, check_causal_lm, find, is_out_of_memory, same_vocabulary
+from dynx.runtime.loading import (
+    Source,
+    check,
+    check_causal_lm,
+    check_classifier,
+    find,
+    is_out_of_memory,
+    load_classifier,
+    load_image_processor,
+    same_vocabulary,
+    task_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -285,3 +296,84 @@ def test_shipped_models_are_known_by_their_task() -> None:
     """`-m` offers only what the command can run."""
     assert shipped.names("generate") == ["story"]
     assert shipped.names("classify") == ["mood"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("BertForSequenceClassification", "text"),
+        ("LlamaForSequenceClassification", "text"),
+        ("ViTForImageClassification", "image"),
+        ("DeiTForImageClassificationWithTeacher", "image"),
+    ],
+)
+def test_what_a_classifier_takes(changed: Callable[..., Path], architecture: str, kind: str) -> None:
+    """Texts or images, by the architecture that its config names."""
+    folder = changed()
+    rewrite(folder, architectures=[architecture])
+
+    assert check_classifier(find(str(folder))) == kind
+    assert task_of(find(str(folder))) == "classify"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "words", "hint"),
+    [
+        (["LlamaForCausalLM"], "writes text", "dynx generate runs it"),
+        (["GPT2LMHeadModel"], "writes text", "dynx generate runs it"),
+        (["BertForTokenClassification"], "something else than whole texts", "sequence classification"),
+        (["BertModel"], "no classification head", "sequence classification"),
+        ([], "names no architecture", "sequence classification"),
+    ],
+)
+def test_what_is_no_classifier(changed: Callable[..., Path], architectures: list[str], words: str, hint: str) -> None:
+    """Refused before anything heavy is imported, with the command that fits where there is one."""
+    folder = changed()
+    rewrite(folder, architectures=architectures)
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        check_classifier(find(str(folder)))
+
+    assert hint in str(caught.value.hint)
+
+
+def test_a_pipeline_is_told_apart(tmp_path: Path) -> None:
+    """A diffusers folder draws, and has no config.json."""
+    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
+
+    assert task_of(find(str(tmp_path))) == "draw"
+    with pytest.raises(UnsupportedModelError, match="a pipeline that draws"):
+        check_classifier(find(str(tmp_path)))
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        task_of(find(str(tmp_path.parent)))
+
+
+def test_a_head_that_was_never_trained(tiny_folder: Path, changed: Callable[..., Path]) -> None:
+    """transformers would make its weights up, and every label would be a guess."""
+    folder = changed()
+    rewrite(folder, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(ModelError, match=r"lacks 1 of its weights, among them score\.weight"):
+        load_classifier(find(str(folder)), "text", device="cpu", dtype="float32")
+
+
+def test_a_type_that_transformers_lacks(changed: Callable[..., Path]) -> None:
+    """A text model can't take images."""
+    folder = changed()
+    rewrite(folder, architectures=["LlamaForImageClassification"])
+    with pytest.raises(UnsupportedModelError, match="no image classifier of type llama"):
+        load_classifier(find(str(folder)), "image", device="cpu", dtype="float32")
+
+
+def test_image_processors(changed: Callable[..., Path]) -> None:
+    """None there, and one that can't be read."""
+    folder = changed()
+    with pytest.raises(ModelError, match="has no image processor"):
+        load_image_processor(find(str(folder)))
+    (folder / "preprocessor_config.json").write_text("no JSON", encoding="utf-8")
+    with pytest.raises(ModelError, match="image processor doesn't load"):
+        load_image_processor(find(str(folder)))
+
+
+def rewrite(folder: Path, **fields: object) -> None:
+    """Change fields of a model's config."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dynx.early_exit import promise
-from dynx.early_exit.promise import (
+from dynx.errors import UsageError
+from dynx.runtime import promise
+from dynx.runtime.promise import (
     Certificate,
     Costs,
     Rules,
@@ -24,7 +25,6 @@ from dynx.early_exit.promise import (
     simulate,
     split,
 )
-from dynx.errors import UsageError
 from dynx.runtime.risk import binomial_tail
 
 if TYPE_CHECKING:
@@ -312,3 +312,63 @@ def test_nonsense_is_refused() -> None:
     ):
         with pytest.raises(UsageError):
             call()
+
+
+def test_full_depth_may_differ_too() -> None:
+    """A column more says it of full depth, as of another precision: it counts for every row that never leaves."""
+    s, agree = world(400, 5)
+    deep = np.random.default_rng(0).random(400) < 0.97
+    wide = np.concatenate([agree, deep[:, None]], axis=1)
+    never = np.full(K, math.inf)
+
+    assert simulate(never, s, agree, COSTS).disagreements == 0
+    assert simulate(never, s, wide, COSTS).disagreements == (~deep).sum()
+    some = simulate(np.full(K, 0.9), s, wide, COSTS)
+    expected = [not wide[i, k] for i, k in enumerate(some.exits)]
+    assert some.differs.tolist() == expected
+    same = np.concatenate([agree, np.ones((400, 1), dtype=bool)], axis=1)
+    assert simulate(np.full(K, 0.9), s, same, COSTS).differs.tolist() == (
+        simulate(np.full(K, 0.9), s, agree, COSTS).differs.tolist()
+    )
+
+
+def test_a_full_depth_that_differs_too_often_certifies_nothing() -> None:
+    """No rule can be stricter than full depth, so where that breaks the promise there is no certificate."""
+    s, agree = world(2000, 6)
+    deep = np.arange(2000) % 20 > 0  # 5 % differ
+    rules = choose_rules(*world(500, 7), COSTS, EPS, DELTA, 2000)
+    wide = np.concatenate([agree, deep[:, None]], axis=1)
+
+    assert certify(rules, s, agree, COSTS, EPS, DELTA).active
+    assert not certify(rules, s, wide, COSTS, EPS, DELTA).active
+
+
+def test_shapes_of_agreements() -> None:
+    """As many columns as exits, or one more; nothing else."""
+    s, _ = world(50, 8)
+    for columns in (K - 1, K + 2):
+        wrong = np.ones((50, columns), dtype=bool)
+        with pytest.raises(UsageError, match="don't fit each other"):
+            simulate(np.full(K, 0.5), s, wrong, COSTS)
+
+
+def test_exits_are_dropped_only_if_asked() -> None:
+    """Looks that cost a tenth each don't all pay; without pruning every exit stays in the rules."""
+    dear = Costs(COSTS.reach, COSTS.full, (0.1,) * K)
+    pruned = choose_rules(*world(2000, 9), dear, EPS, DELTA, N)
+    whole = choose_rules(*world(2000, 9), dear, EPS, DELTA, N, prune=False)
+
+    assert len(pruned.kept) < K
+    assert whole.kept == tuple(range(K))
+    assert np.isfinite(whole.thresholds).any(axis=0).all()
+    dropped = [k for k in range(K) if k not in pruned.kept]
+    assert np.isinf(pruned.thresholds[:, dropped]).all()
+
+
+def test_costs_of_some_exits() -> None:
+    """In the order asked for, with the same full cost."""
+    costs = Costs((0.1, 0.2, 0.3), 1.0, (0.01, 0.02, 0.03))
+
+    assert costs.at((0, 2)) == Costs((0.1, 0.3), 1.0, (0.01, 0.03))
+    with pytest.raises(UsageError):
+        costs.at(())

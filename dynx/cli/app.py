@@ -188,7 +188,8 @@ def classify(
         typer.Option(
             "--labels",
             metavar="GOLD",
-            help="A file with the true label of each input, alone or as last column: accuracy and macro-F1 on stderr.",
+            help="A file with the true label of each input, alone or as last column: accuracy and macro-F1 on stderr; with "
+            "--audit also agreement with the full model.",
         ),
     ] = None,
     resume: Annotated[

@@ -43,7 +43,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         dry_run(plan, inputs, options, terminal)
         return
     from dynx.early_exit import calibrate as learning
-    from dynx.early_exit.promise import deduplicate
+    from dynx.runtime.promise import deduplicate
 
     terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.wish.delta))
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
@@ -64,7 +64,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 def dry_run(plan: Plan, inputs: Inputs, options: Options, terminal: Terminal) -> None:
     """What would be learned and what the data can show, without loading a model."""
-    from dynx.early_exit.promise import deduplicate, split
+    from dynx.runtime.promise import deduplicate, split
     from dynx.runtime.risk import most_failures, supports
 
     count = len(deduplicate(inputs.names))

@@ -308,6 +308,9 @@ class Job:
         if records.skipped:
             terminal.notice(f"{records.skipped:,} empty texts skipped")
         if self._tally is not None:
+            audit = self.classifier.audit
+            if audit is not None:
+                self._tally.agreed(audit.n - audit.disagreements, audit.n)
             _rows(self._tally.report(records.rows).rows())
         if self._options.explain:
             _rows([(knob, f"{d.value} ({d.reason})") for knob, d in self._assembly.decisions.items()])

@@ -143,6 +143,11 @@ class Tally:
         if truth is not None:
             self._pairs[truth, self._ids.get(label, -1)] += 1
 
+    def agreed(self, hits: int, of: int) -> None:
+        """As `add` with `full`, for answers that were compared elsewhere."""
+        self._agreed += hits
+        self._compared += of
+
     def report(self, rows: int) -> Report:
         """The figures, after an input of `rows` rows. Raises UsageError if the truth has another number of them."""
         truths = len(self._gold.rows)

@@ -28,24 +28,24 @@ from dynx.early_exit.collect import Collected, Inputs, candidates, collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads
 from dynx.early_exit.knowledge import Evidence, Fitted, to_arrays, to_json
 from dynx.early_exit.measure import measure_costs
-from dynx.early_exit.promise import choose_rules, deduplicate, split
 from dynx.early_exit.reading import Row
 from dynx.early_exit.reference import Reference, is_reference
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
+from dynx.runtime.promise import choose_rules, deduplicate, split
 from dynx.runtime.risk import percent, smallest_sample, supports
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynx.early_exit.promise import Certificate
     from dynx.early_exit.setup import Assembly
+    from dynx.runtime.promise import Certificate
 
 Progress = Callable[[float, str], None]
 
-MOST = 6000
-"""Inputs used: enough for 0.5 % at 95 %, and an end to how long it takes."""
+MOST = {"text": 6000, "image": 3000}
+"""Inputs used: enough for 0.5 % at 95 %, and an end to how long it takes and, for pictures, to how much memory."""
 
 FEWEST = 60
 """Inputs below which nothing is fitted."""
@@ -155,9 +155,9 @@ def _wanted(wish: Any) -> str:
 
 def _distinct(assembly: Assembly, inputs: Inputs) -> tuple[list[Row], list[Any], int]:
     """Rows that differ from each other, and their items; at most `MOST`, drawn at random."""
-    firsts = deduplicate(inputs.names)
-    if len(firsts) > MOST:
-        firsts = np.sort(np.random.default_rng(SEED).choice(firsts, MOST, replace=False))
+    firsts, most = deduplicate(inputs.names), MOST[assembly.reader.kind]
+    if len(firsts) > most:
+        firsts = np.sort(np.random.default_rng(SEED).choice(firsts, most, replace=False))
     items = [inputs.items[i] for i in firsts]
     made = assembly.reader.rows(items)
     rows, kept, known = [], [], set()
@@ -309,7 +309,7 @@ def _profile(
         | {
             "problem": labels.problem,
             "tolerance": wish.tolerance,
-            "max_length": wish.max_length,
+            "max_length": assembly.cut,
             "max_disagreement": wish.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
         },

@@ -19,9 +19,9 @@ from dynx.early_exit.collect import Collected, candidates, collect
 from dynx.early_exit.engine import Answer
 from dynx.early_exit.events import Guarantee
 from dynx.early_exit.knowledge import PAYS
-from dynx.early_exit.promise import leaves_at, simulate, split
 from dynx.early_exit.reading import Row
 from dynx.early_exit.reference import Reference, is_reference
+from dynx.runtime.promise import leaves_at, simulate, split
 from dynx.runtime.risk import percent, smallest_sample
 
 if TYPE_CHECKING:

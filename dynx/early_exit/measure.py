@@ -17,7 +17,7 @@ import torch
 
 from dynx.early_exit.engine import BATCH, Engine, Exits
 from dynx.early_exit.groups import Group, Waiting, batches
-from dynx.early_exit.promise import Costs
+from dynx.runtime.promise import Costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def is_reference(assembly: Assembly) -> bool:
     """Whether the assembly without exits is the reference itself."""
-    reader = assembly.reader
-    uncut = getattr(reader, "limit", None) == getattr(reader, "own_limit", None)
-    return assembly.plan.dtype == "float32" and uncut
+    return assembly.plan.dtype == "float32" and assembly.cut is None
 
 
 class Reference:

@@ -111,6 +111,12 @@ class Assembly:
         """Rows computed together."""
         return 1 if not getattr(self.reader, "pads_batches", True) else self.plan.wish.batch_size
 
+    @property
+    def cut(self) -> int | None:
+        """The tokens that texts are cut to, where that is fewer than the model takes."""
+        limit = getattr(self.reader, "limit", None)
+        return None if limit == getattr(self.reader, "own_limit", None) else limit
+
     def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Row]:
         """A fresh engine over the model, with these exits or none."""
         return engine_over(self.attachment, self.reader, batch or self.batch, exits)
@@ -253,7 +259,7 @@ def assemble(
     if plan.profile is None:
         plan.decisions.setdefault("exits", Decision("none", _without_profile(plan.wish)))
     elif "exits" not in plan.decisions:
-        assembly.knowledge = knowledge_of(plan, attachment.depth, labels, assembly.batch, warn)
+        assembly.knowledge = knowledge_of(assembly, warn)
         if assembly.knowledge is None and plan.wish.require_profile:
             raise NoProfileError(
                 f"profile {plan.profile.key.id} can't be used: {plan.decisions['exits'].reason}",
@@ -290,15 +296,16 @@ def attach_exits(model: Any, reader: Reader, decisions: dict[str, Decision[Any]]
     from dynx.early_exit.attach import attach
     from dynx.early_exit.whole import Whole
 
+    example = reader.probe()
     if not getattr(reader, "pads_batches", True):
         why = "neither model nor tokenizer has a padding token"
         decisions["batch"] = Decision(1, why)
         decisions["exits"] = Decision("none", why)
-        return Whole(model, reader.kind)
+        return Whole(model, reader.kind, example)
     try:
-        return attach(model, reader.probe())
+        return attach(model, example)
     except DeviceError:
         raise
     except UnsupportedModelError as e:
         decisions["exits"] = Decision("none", str(e))
-        return Whole(model, reader.kind)
+        return Whole(model, reader.kind, example)

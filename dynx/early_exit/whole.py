@@ -16,17 +16,41 @@ if TYPE_CHECKING:
     from dynx.early_exit.pooling import Kind
 
 
+CLOSE = 1e-4
+"""Of the largest logit: what padding may move one by, and still not count."""
+
+
 class Whole:
-    """A classifier as one piece of `depth` layers. Nothing is known of how it takes padding: equal lengths go together only."""
+    """A classifier as one piece of `depth` layers.
 
-    merges_lengths = False
+    `example`, a batch of texts of several lengths, is tried with and without padding: where that changes the logits, only equal
+    lengths go together. A model that fails on it is taken to be of that kind.
+    """
 
-    def __init__(self, model: Any, kind: Kind) -> None:
+    def __init__(self, model: Any, kind: Kind, example: Mapping[str, Tensor]) -> None:
         self.model = model
         self.kind: Kind = kind
+        self.merges_lengths = kind == "image" or self._takes_padding(example)
         config = model.config
         layers = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None)
         self.depth = int(layers) if isinstance(layers, int) and layers > 0 else 1
+
+    def _takes_padding(self, example: Mapping[str, Tensor]) -> bool:
+        mask = example.get("attention_mask")
+        if mask is None or len(mask) < 2:
+            return False
+        try:
+            together = self.run(example).logits
+            for i, length in enumerate(mask.sum(1).tolist()):
+                alone = self.run({name: value[i : i + 1, :length] for name, value in example.items()}).logits
+                if alone is None or together is None:
+                    return False
+                far = float((alone[0] - together[i]).abs().max())
+                if not far <= CLOSE * max(1.0, float(together[i].abs().max())):
+                    return False
+        except Exception:  # noqa: BLE001 - any failure of a foreign model means: don't pad
+            return False
+        return True
 
     def run(
         self,

@@ -1,10 +1,12 @@
-"""Early exits that keep a promise: at most a share ε of answers differ from the full model's, at confidence 1-δ.
+"""Ending early within a promise: at most a share ε of answers differ from the full computation's, at confidence 1-δ.
 
-It knows scores, agreements and costs as arrays and nothing of models. The share that differs needs no labels, and it bounds the
-loss of accuracy too. Three disjoint parts of unlabelled data, by `split`: one fits heads; one (B) fits the score, and here
-`choose_rules` draws up a list of exit rules from strict to loose; the third (C) is seen once, by `certify`, which walks down the
-list while an exact test passes and keeps the last rule that did (fixed-sequence testing: Angelopoulos et al. 2021, Learn then
-Test). The list must not depend on C; picking thresholds on the data that certifies them breaks about every other promise.
+An exit is any place where computing may end: after a layer of a classifier, after a number of steps. This knows scores,
+agreements and costs as arrays and nothing of models. The share that differs needs no labels, and it bounds the loss of
+accuracy too. Three disjoint parts of unlabelled data, by `split`: one fits what answers and scores at each exit; one (B)
+calibrates the score, and here `choose_rules` draws up a list of exit rules from strict to loose; the third (C) is seen once,
+by `certify`, which walks down the list while an exact test passes and keeps the last rule that did (fixed-sequence testing:
+Angelopoulos et al. 2021, Learn then Test). The list must not depend on C; picking thresholds on the data that certifies them
+breaks about every other promise.
 
 Letters: n rows, K exits, G rules. A row leaves at the first exit k with s[k] ≥ t[k]; t = inf is never, and so is a score of 0.
 """
