@@ -5,7 +5,7 @@
 _dynx_list() {
     case $1 in
     dynx)
-        commands='generate classify calibrate bench'
+        commands='generate classify draw calibrate bench'
         options='--version -h,--help'
         ;;
     'dynx generate')
@@ -22,12 +22,19 @@ _dynx_list() {
             --labels= --resume= --json --jsonl --stats --explain --plain --device= --dtype= --threads=
             --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
+    'dynx draw')
+        commands=''
+        options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
+            --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --json --jsonl --stats --explain
+            --plain --force --device= --dtype= --threads= --profile= --require-profile --allow-pickle --offline
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        ;;
     'dynx calibrate')
         commands=''
         options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --tolerance=
-            --batch-size= --max-length= --budget= --dry-run --device-info --list --show= --export= -o,--output=
-            --import= --remove= --json --device= --dtype= --threads= --allow-pickle --offline -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --batch-size= --max-length= --quality= --guidance= --size= --plot= --budget= --dry-run --device-info
+            --list --show= --export= -o,--output= --import= --remove= --json --device= --dtype= --threads=
+            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
@@ -73,6 +80,25 @@ _dynx_value() {
         _dynx_words none; _dynx_profiles ;;
     'dynx classify --color')
         _dynx_words 'auto always never' ;;
+    'dynx draw -m' | \
+    'dynx draw --model')
+        _dynx_words emoji; _dynx_folders ;;
+    'dynx draw -o' | \
+    'dynx draw --output' | \
+    'dynx draw --finish' | \
+    'dynx draw --info')
+        _dynx_files ;;
+    'dynx draw --steps')
+        _dynx_words auto ;;
+    'dynx draw --show' | \
+    'dynx draw --color')
+        _dynx_words 'auto always never' ;;
+    'dynx draw --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx draw --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx draw --profile')
+        _dynx_words none; _dynx_profiles ;;
     'dynx calibrate') _dynx_options ;;
     'dynx calibrate -m' | \
     'dynx calibrate --model')
@@ -80,6 +106,7 @@ _dynx_value() {
     'dynx calibrate --draft')
         _dynx_words 'auto none self lookup story'; _dynx_folders ;;
     'dynx calibrate --data' | \
+    'dynx calibrate --plot' | \
     'dynx calibrate -o' | \
     'dynx calibrate --output' | \
     'dynx calibrate --import')

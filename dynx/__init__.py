@@ -6,6 +6,7 @@
     for piece in dynx.load("story").stream("The fox said"): ...     # loads once, streams
 
     for p in dynx.classify(["What a fine day"], model="mood"): ...  # Predictions: label, score, the layer it left after
+    picture = dynx.draw("a lighthouse", model="./pipeline", seed=7)  # a Picture: pixels, receipt
 
     fast = dynx.wrap(model, assistant=small)                        # any transformers causal LM already loaded
     ids = fast.generate(input_ids, max_new_tokens=100)
@@ -18,7 +19,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.api import Answer, Labeller, Wrapped, Writer, classify, generate, load, load_classifier, wrap
+    from dynx.api import (
+        Answer,
+        Labeller,
+        Wrapped,
+        Writer,
+        classify,
+        draw,
+        generate,
+        load,
+        load_artist,
+        load_classifier,
+        wrap,
+    )
 
 __version__ = "0.1.0.dev0"
 __all__ = [
@@ -28,8 +41,10 @@ __all__ = [
     "Writer",
     "__version__",
     "classify",
+    "draw",
     "generate",
     "load",
+    "load_artist",
     "load_classifier",
     "wrap",
 ]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dynx.diffusion.drawing import Artist
+    from dynx.diffusion.events import Picture
     from dynx.early_exit.events import Prediction
     from dynx.early_exit.events import Receipt as ClassifierReceipt
     from dynx.early_exit.setup import Assembly as ClassifierAssembly
@@ -147,6 +149,25 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> 
 def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
     """Label `inputs`; loads the model each time, so for several calls use `load_classifier`."""
     return list(load_classifier(model, **options).classify(inputs))
+
+
+def load_artist(model: str = "emoji", *, negative: str | None = None, **wish: Any) -> Artist:
+    """Load a text-to-image pipeline of diffusers, a folder or a hub id, with the steps that its profile allows.
+
+    `artist.draw(prompt, seed)` gives a Picture: pixels (H, W, 3), and a receipt with the network calls really made. Further
+    options are those of the command line: `quality`, `steps`, `guidance`, `size` (width, height), `device`, `dtype`,
+    `threads`, `profile`, `offline`, `plain`, … Raises DynxError.
+    """
+    from dynx.diffusion.drawing import Artist
+    from dynx.diffusion.setup import Wish as DrawingWish
+    from dynx.diffusion.setup import assemble, make_plan
+
+    return Artist(assemble(make_plan(DrawingWish(model=model, **wish))), negative=negative)
+
+
+def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) -> Picture:
+    """Draw one picture; loads the pipeline each time, so for several use `load_artist`."""
+    return load_artist(model, **options).draw(prompt, seed)
 
 
 class Wrapped:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import CONTEXT, PROMPT
 from models import perturbed, tiny
+from pipelines import pipeline
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import dynx
@@ -171,3 +172,18 @@ def test_classify_gives_predictions_in_order() -> None:
     assert labeller.receipt.inputs == 2
     assert labeller.decisions["exits"].value == "none"
     assert [p.label for p in dynx.classify(["great fun"], profile="none", threads=1)] == ["positive"]
+
+
+def test_draw_gives_the_pipelines_own_picture(tmp_path: Path) -> None:
+    """Without a profile, the pixels that the pipeline makes for this seed, and a receipt that counted its calls."""
+    folder = tmp_path / "pipe"
+    pipeline("stable-diffusion").save_pretrained(folder)
+    artist = dynx.load_artist(str(folder), profile="none", threads=1)
+    drawn = artist.draw("a cat", 7)
+    own = artist.assembly.engine.pipe("a cat", generator=torch.Generator().manual_seed(7), output_type="np").images[0]
+
+    assert drawn.pixels is not None
+    assert (drawn.pixels == own).all()
+    assert drawn.receipt.plain
+    assert drawn.receipt.calls == artist.assembly.engine.family.default_steps
+    assert artist.guarantee is None

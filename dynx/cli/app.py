@@ -233,6 +233,118 @@ def classify(
     command.run(command.Options(**locals_without("command", locals())))
 
 
+@app.command(epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw")
+def draw(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")
+    ] = None,
+    model: o.Model = "emoji",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="A file, a folder, or a pattern of {n}, {slug} (the prompt) and {seed}; - writes the PNG to stdout. By "
+            "default {slug}.png here.",
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("-c", "--count", metavar="N", min=1, help="Pictures of each prompt, with seeds that follow.")
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="SEED", min=0, help="Makes the picture reproducible; by default drawn by lot."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="WxH", help="Width and height in pixels, or one number for both."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
+        ),
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", metavar="TEXT", help="What the picture should not be like.")
+    ] = None,
+    quality: Annotated[
+        float,
+        typer.Option(
+            "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1."
+        ),
+    ] = 0.95,
+    steps: Annotated[
+        str,
+        typer.Option("--steps", metavar="N", help="A fixed number of steps; auto takes as many as the picture needs."),
+    ] = "auto",
+    draft: Annotated[bool, typer.Option("--draft", help="A cheap preview in few steps.")] = False,
+    finish: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--finish",
+            metavar="FILE",
+            help="Draw a draft's PNG again in full quality; arguments are further files. It goes beside the draft, as "
+            "NAME-finished.png, unless --output says where.",
+        ),
+    ] = None,
+    info: Annotated[
+        list[str] | None,
+        typer.Option("--info", metavar="FILE", help="Say how a PNG was drawn, and stop; arguments are further files."),
+    ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="One prompt per line of stdin.")] = False,
+    no_stdin: Annotated[bool, typer.Option("--no-stdin", help="Never read stdin.")] = False,
+    show: o.ShowOption = o.Show.auto,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show on the terminal what the picture is becoming while it is drawn.")
+    ] = False,
+    json: o.Json = False,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print JSON lines: one for each step and each picture.")
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say on stderr what each picture cost and what was saved.")
+    ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Show which steps ran and which were skipped, and why each setting has its value."
+        ),
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The pipeline as its author made it: nothing dynamic.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    device: o.Device = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    threads: o.Threads = None,
+    profile: o.ProfileOption = None,
+    require_profile: Annotated[
+        bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
+    ] = False,
+    allow_pickle: o.AllowPickle = False,
+    offline: o.Offline = False,
+    quiet: o.Quiet = 0,
+    verbose: o.Verbose = 0,
+    color: o.ColorOption = o.Color.auto,
+) -> None:
+    """Draw pictures from prompts, in as few steps as each picture needs, within a promise about how much that changes it.
+
+    \b
+    Examples:
+      dynx draw "a red apple"
+      dynx draw "cat and moon" --count 9 --draft -o drafts/
+      dynx draw --finish drafts/3-cat-and-moon.png
+      dynx draw -m ./my-pipeline "a lighthouse" --size 512x768 --seed 7 --stats
+      dynx draw --lines --jsonl -o pictures/ < prompts.txt
+      dynx draw --info a-red-apple.png
+    """
+    from dynx.cli import draw as command
+
+    command.run(command.Options(**locals_without("command", locals())))
+
+
 @app.command(epilog="Manual: man dynx-calibrate")
 def calibrate(
     model: o.Model = "story",
@@ -242,8 +354,8 @@ def calibrate(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="What to learn from: prompts, one per line (by default a language model writes its own); for a classifier "
-            "unlabelled inputs like those to come, or a folder of images.",
+            help="What to learn from: prompts, one per line (by default the model's own); for a classifier unlabelled inputs "
+            "like those to come, or a folder of images.",
         ),
     ] = None,
     tsv: o.Tsv = False,
@@ -254,9 +366,23 @@ def calibrate(
     tolerance: o.Tolerance = None,
     batch_size: o.BatchSize = 32,
     max_length: o.MaxLength = None,
+    quality: o.Quality = None,
+    guidance: o.Guidance = None,
+    size: o.Size = None,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="PATH", help="For a pipeline that draws: quality against steps as an SVG file."),
+    ] = None,
     budget: Annotated[
-        float, typer.Option("--budget", metavar="SECONDS", min=5.0, max=3600.0, help="Time to spend measuring.")
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="SECONDS",
+            min=5.0,
+            max=7200.0,
+            help="Time to spend measuring: by default 60, and 600 for a pipeline that draws.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and stop.")] = False,
     device_info: Annotated[
         bool, typer.Option("--device-info", help="Show what this machine has and what dynx picks from it.")

@@ -11,12 +11,23 @@ from dynx.cli.console import Terminal
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dynx.cli.options import Color, Dtype
     from dynx.runtime.profile import Profile
 
 SCHEMA = "dynx.calibrate/1"
+
+BUDGET = 60.0
+"""Seconds, unless asked otherwise; pipelines that draw have their own."""
+
+
+def refuse(options: Options, names: Sequence[str], what: str) -> None:
+    """Raise UsageError where an option was given that is for another task: `what` is the model's."""
+    for name in names:
+        if getattr(options, name):
+            shown = "--" + name.replace("_", "-")
+            raise UsageError(f"{shown} means nothing for {options.model}, which {what}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,11 @@ class Options:
     tolerance: float | None
     batch_size: int
     max_length: int | None
-    budget: float
+    quality: float | None
+    guidance: float | None
+    size: str | None
+    plot: str | None
+    budget: float | None
     dry_run: bool
     device_info: bool
     list_: bool
@@ -75,14 +90,13 @@ def run(options: Options) -> None:
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Find out what kind of model it is, and learn what its task asks for."""
-    from dynx.errors import UnsupportedModelError
     from dynx.runtime import loading
 
     source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
     task = loading.task_of(source)
     if task == "draw":
-        raise UnsupportedModelError(f"{source.name} is a pipeline that draws, and dynx can't calibrate those yet")
-    if task == "classify":
+        from dynx.cli.calibrate_drawing import calibrate as learn
+    elif task == "classify":
         from dynx.cli.calibrate_classification import calibrate as learn
     else:
         from dynx.cli.calibrate_generation import calibrate as learn

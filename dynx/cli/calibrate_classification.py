@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate import SCHEMA, store
+from dynx.cli.calibrate import BUDGET, SCHEMA, refuse, store
 from dynx.cli.classify import wish_of
 from dynx.cli.learning_data import read_inputs
 from dynx.errors import UsageError
@@ -32,6 +32,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} is a classifier")
+    refuse(options, ("quality", "guidance", "size", "plot"), "is a classifier")
+    budget = BUDGET if options.budget is None else options.budget
     plan = make_plan(wish_of(options, profile="none"), warn=terminal.warn)
     if options.data is None:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
@@ -40,7 +42,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         )
     inputs = read_inputs(options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field)
     if options.dry_run:
-        dry_run(plan, inputs, options, terminal)
+        dry_run(plan, inputs, budget, options, terminal)
         return
     from dynx.early_exit import calibrate as learning
     from dynx.runtime.promise import deduplicate
@@ -52,7 +54,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         found = learning.calibrate(
             assembly,
             inputs,
-            budget=options.budget,
+            budget=budget,
             clock=time.perf_counter,
             progress=lambda share, what: move(share, 1.0, what),
         )
@@ -62,7 +64,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     store(found.profile, terminal, found.arrays or None)
 
 
-def dry_run(plan: Plan, inputs: Inputs, options: Options, terminal: Terminal) -> None:
+def dry_run(plan: Plan, inputs: Inputs, budget: float, options: Options, terminal: Terminal) -> None:
     """What would be learned and what the data can show, without loading a model."""
     from dynx.runtime.promise import deduplicate, split
     from dynx.runtime.risk import most_failures, supports
@@ -81,7 +83,7 @@ def dry_run(plan: Plan, inputs: Inputs, options: Options, terminal: Terminal) ->
                 "certify": certify,
                 "may_differ": most_failures(certify, options.max_disagreement, plan.wish.delta),
                 "supports": said,
-                "budget_seconds": options.budget,
+                "budget_seconds": budget,
                 "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
             }
         )
@@ -90,7 +92,7 @@ def dry_run(plan: Plan, inputs: Inputs, options: Options, terminal: Terminal) ->
     lines += [
         f"inputs: {len(inputs.items):,}, {count:,} different",
         f"power: {certify:,} of them certify: {said}",
-        f"would time exits for about {options.budget:.0f} s and store profile {plan.key.id}",
+        f"would time exits for about {budget:.0f} s and store profile {plan.key.id}",
     ]
     terminal.write("\n".join(lines) + "\n")
 

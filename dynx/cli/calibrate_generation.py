@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate import SCHEMA, store
+from dynx.cli.calibrate import BUDGET, SCHEMA, refuse, store
 from dynx.cli.receipt import NAMES
 from dynx.errors import UsageError
 
@@ -23,22 +23,11 @@ ROOM = 16
 """Tokens that a prompt must leave for an answer to learn from."""
 
 
-def refuse_others(options: Options) -> None:
-    """Options that only classifiers have. Raises UsageError."""
-    given = {
-        "--tsv": options.tsv,
-        "--column": options.column,
-        "--field": options.field,
-        "--tolerance": options.tolerance,
-        "--max-length": options.max_length,
-    }
-    if wrong := [name for name, value in given.items() if value]:
-        raise UsageError(f"{wrong[0]} is for classifiers, and {options.model} writes text")
-
-
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure, store, and say what was found."""
-    refuse_others(options)
+    others = ("tsv", "column", "field", "tolerance", "max_length", "quality", "guidance", "size", "plot")
+    refuse(options, others, "writes text")
+    budget = BUDGET if options.budget is None else options.budget
     from dynx.cli.bench import read_prompts
     from dynx.speculation.setup import Wish, assemble, make_plan
 
@@ -55,7 +44,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     )
     plan = make_plan(wish, warn=terminal.warn)
     if options.dry_run:
-        dry_run(plan, options, terminal)
+        dry_run(plan, budget, options, terminal)
         return
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.clear_status()
@@ -65,7 +54,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     with terminal.progress(f"calibrating {plan.source.name}") as move:
         found = learning.calibrate(
             assembly,
-            budget=options.budget,
+            budget=budget,
             clock=time.perf_counter,
             prompts=prompts,
             progress=lambda share, what: move(share, 1.0, what),
@@ -84,7 +73,7 @@ def fitting(texts: list[str], assembly: Assembly) -> list[list[int]]:
     return short
 
 
-def dry_run(plan: Plan, options: Options, terminal: Terminal) -> None:
+def dry_run(plan: Plan, budget: float, options: Options, terminal: Terminal) -> None:
     """What would be measured, without loading anything."""
     document = {
         "schema": SCHEMA,
@@ -92,7 +81,7 @@ def dry_run(plan: Plan, options: Options, terminal: Terminal) -> None:
         "drafter": plan.drafter.name if plan.drafter else None,
         "drafters": sorted(plan.kinds),
         "profile": plan.key.id,
-        "budget_seconds": options.budget,
+        "budget_seconds": budget,
         "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
     }
     if options.json:
@@ -102,7 +91,7 @@ def dry_run(plan: Plan, options: Options, terminal: Terminal) -> None:
     lines = [f"{knob}: {d.value} ({d.reason})" for knob, d in plan.decisions.items() if knob != "profile"]
     lines += [
         f"drafters: {drafters}",
-        f"would measure for at most {options.budget:.0f} s and store profile {plan.key.id}",
+        f"would measure for at most {budget:.0f} s and store profile {plan.key.id}",
     ]
     terminal.write("\n".join(lines) + "\n")
 

@@ -61,35 +61,40 @@ class Outputs:
         unknown = [name for name in _FIELDS.findall(pattern) if name not in ("n", "slug", "seed")]
         if unknown:
             raise UsageError(f"--output knows {{n}}, {{slug}} and {{seed}}, not {{{unknown[0]}}}")
-        outputs = cls(pattern, force)
-        outputs._check_folder(make=text is not None and text.endswith("/"))
-        return outputs
-
-    def _check_folder(self, *, make: bool) -> None:
-        folder = Path(self.pattern or "").parent
-        if make and not folder.exists():
+        folder = Path(pattern).parent
+        if text is not None and text.endswith("/") and not folder.exists():
             try:
                 folder.mkdir(parents=True)
             except OSError as e:
                 raise UsageError(f"can't make the folder {folder}: {e.strerror or e}") from None
         if not _FIELDS.search(str(folder)):
-            if not folder.is_dir():
-                what = "no folder" if not folder.exists() else "a file and no folder"
-                raise UsageError(f"{folder} is {what}", hint=f"mkdir -p {folder}")
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise UsageError(f"can't write in {folder}: permission denied")
+            _check_folder(folder)
+        return cls(pattern, force)
 
     def path(self, n: int, prompt: str, seed: int) -> Path | None:
-        """The file for picture `n` (from 1), None for stdout. Raises UsageError where there is one already."""
+        """The file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be, or is already."""
         if self.pattern is None:
             return None
         values = {"n": str(n), "slug": slug(prompt), "seed": str(seed)}
-        path = Path(_FIELDS.sub(lambda field: values[field[1]], self.pattern))
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder")
-        if path.exists() and not self.force:
-            raise UsageError(f"{path} exists", hint="--force overwrites it")
-        return path
+        return vacant(Path(_FIELDS.sub(lambda field: values[field[1]], self.pattern)), force=self.force)
+
+
+def vacant(path: Path, *, force: bool) -> Path:
+    """`path`, where a picture may be written there. Raises UsageError."""
+    _check_folder(path.parent)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", hint="--force overwrites it")
+    return path
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        what = "no folder" if not folder.exists() else "a file and no folder"
+        raise UsageError(f"{folder} is {what}", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"can't write in {folder}: permission denied")
 
 
 def write(path: Path, data: bytes, *, force: bool) -> None:

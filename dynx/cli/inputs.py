@@ -49,6 +49,7 @@ def read_prompt(
     say: Callable[[str], None] = lambda _: None,
     notice: float = NOTICE,
     give_up: float = GIVE_UP,
+    example: str = "dynx generate 'Once upon a time'",
 ) -> str | None:
     """The prompt, or None if there is nothing to read and a terminal in front. Raises UsageError on empty or bad input."""
     if "-" in arguments:
@@ -56,13 +57,13 @@ def read_prompt(
             raise UsageError("- asks for stdin and --no-stdin forbids it")
         if arguments.count("-") > 1:
             raise UsageError("- can stand for stdin once only")
-        text = _text(stdin.read())
+        text = _text(stdin.read(), example)
         return " ".join(text if a == "-" else a for a in arguments)
     prompt = " ".join(arguments)
     if never or stdin.closed:
         return prompt or None
     if not prompt:
-        return None if stdin.isatty() else _text(stdin.read())
+        return None if stdin.isatty() else _text(stdin.read(), example)
     if not piped(stdin.fileno()):
         return prompt
     data = _read_optional(stdin, say, notice, give_up)
@@ -88,9 +89,9 @@ def read_lines(arguments: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
         raise UsageError("stdin is empty", hint="--lines wants one prompt per line")
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes, example: str) -> str:
     if not data.strip():
-        raise UsageError("stdin is empty", hint="give a prompt: dynx generate 'Once upon a time'")
+        raise UsageError("stdin is empty", hint=f"give a prompt: {example}")
     return decode(data, "stdin").removesuffix("\n")
 
 

@@ -28,6 +28,14 @@ class Color(StrEnum):
     never = "never"
 
 
+class Show(StrEnum):
+    """When to show pictures in the terminal."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 Model = Annotated[
     str,
     typer.Option("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id."),
@@ -97,6 +105,22 @@ AllowPickle = Annotated[
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never contact the hub; use what is on disk.")]
+Quality = Annotated[
+    float | None,
+    typer.Option(
+        "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1; 0.95."
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
+    ),
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
+]
+ShowOption = Annotated[Show, typer.Option("--show", help="Show the picture in the terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[
     int, typer.Option("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")

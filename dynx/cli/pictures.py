@@ -48,6 +48,11 @@ def choose(env: Mapping[str, str], *, color: bool, unicode: bool = True) -> Prot
     return "blocks" if unicode else "ascii"
 
 
+def true_color(env: Mapping[str, str]) -> bool:
+    """Whether the terminal described by `env` says that it takes any colour; else it gets the 256 that nearly all have."""
+    return env.get("COLORTERM", "").lower() in ("truecolor", "24bit") or env.get("TERM", "").endswith("-direct")
+
+
 def render(picture: Image, protocol: Protocol, columns: int, lines: int, *, true_color: bool = True) -> str:
     """The text that shows `picture` in at most `columns` × `lines` characters, ending with a line end."""
     from PIL import Image as Pillow

@@ -32,6 +32,8 @@ HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
+PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
+PIPELINE = "model_index.json"
 CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …) or images (ViT, ResNet, …)"
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
@@ -202,7 +204,7 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
 
 def task_of(source: Source) -> Literal["generate", "classify", "draw"]:
     """Which task a folder's model is for. Raises ModelError where it has no config."""
-    if (source.folder / "model_index.json").is_file():
+    if (source.folder / PIPELINE).is_file():
         return "draw"
     architectures = [str(name) for name in source.config().get("architectures") or ()]
     return "classify" if any("Classification" in name for name in architectures) else "generate"
@@ -210,7 +212,7 @@ def task_of(source: Source) -> Literal["generate", "classify", "draw"]:
 
 def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["text", "image"]:
     """`check`, and what kind of input the classifier takes by its config. Raises ModelError, UnsupportedModelError."""
-    if (source.folder / "model_index.json").is_file():
+    if (source.folder / PIPELINE).is_file():
         raise UnsupportedModelError(f"{source.name} is a pipeline that draws, not a classifier", hint=CLASSIFIERS)
     config = source.config()
     architectures = [str(name) for name in config.get("architectures") or ()]
@@ -300,6 +302,52 @@ def load_classifier(
             loader = transformers.AutoModelForSequenceClassification
         _check_type(source, known, f"{kind} classifier", CLASSIFIERS)
     return _load(loader, source, device, dtype, allow_pickle)
+
+
+def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
+    """Whether a folder is a diffusers pipeline with whole weights. Raises ModelError, UnsupportedModelError."""
+    index = source.folder / PIPELINE
+    if not index.is_file():
+        task = task_of(source)
+        words = "is a classifier; dynx classify runs it" if task == "classify" else "writes text; dynx generate runs it"
+        raise UnsupportedModelError(f"{source.name} {words}", hint=PIPELINES)
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{index} can't be read: {e}") from None
+    if not isinstance(parts, dict) or not isinstance(parts.get("_class_name"), str):
+        raise ModelError(f"{index} names no pipeline")
+    for name, part in sorted(parts.items()):
+        folder = source.folder / name
+        if isinstance(part, list) and part and part[0] is not None and (folder / "config.json").is_file():
+            check(Source(f"{source.name}/{name}", folder, source.kind), allow_pickle=allow_pickle)
+
+
+def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> Any:
+    """A diffusers pipeline on `device` in `dtype`. Raises ModelError, UnsupportedModelError or DeviceError."""
+    check_pipeline(source, allow_pickle=allow_pickle)
+    with quietly():
+        import torch
+        from diffusers import DiffusionPipeline
+        from diffusers.utils import logging as chatter
+
+        chatter.disable_progress_bar()
+        chatter.set_verbosity_error()
+        try:
+            loader: Any = DiffusionPipeline
+            pipe = loader.from_pretrained(
+                source.folder,
+                torch_dtype=getattr(torch, dtype),
+                use_safetensors=None if allow_pickle else True,
+                local_files_only=True,
+            )
+            return pipe.to(device)
+        except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if is_out_of_memory(e):
+                raise DeviceError(
+                    f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
+                ) from None
+            raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
 
 
 def load_image_processor(source: Source) -> Any:

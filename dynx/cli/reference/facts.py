@@ -51,6 +51,7 @@ BY_METAVAR: Mapping[str, Completion] = {
 # Where an option takes more than its metavar says.
 BY_OPTION: Mapping[str, Completion] = {
     "--profile": Completion(words=("none",), profiles=True),
+    "--steps": Completion(words=("auto",)),
 }
 
 

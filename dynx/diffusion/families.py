@@ -1,0 +1,232 @@
+"""From a loaded diffusers pipeline to what dynx knows of it, and whether anything but its author's run may be tried.
+
+Pipelines are known by their parts rather than by name: one network, a scheduler of a known kind, a loop that draws from a prompt
+or from nothing. Whether the loop really is what it looks like is checked while it runs (`sampler`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from dynx.diffusion.schedule import Noise
+from dynx.runtime.decision import Decision
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+
+NETWORKS = ("unet", "transformer", "unet_2", "transformer_2", "prior", "decoder")
+
+UNIT_SPACE = frozenset(
+    {
+        "DDIMScheduler",
+        "DDIMParallelScheduler",
+        "DDPMScheduler",
+        "DDPMParallelScheduler",
+        "PNDMScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+        "SASolverScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+    }
+)
+"""Their latents keep the variance of noise, as the network takes them: α² + σ² = 1."""
+
+SIGMA_SPACE = frozenset(
+    {
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "DPMSolverSDEScheduler",
+    }
+)
+"""Their latents are x0 + σ·ε, and are scaled before the network takes them."""
+
+FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"})
+
+RANDOM = frozenset(
+    {
+        "DDPMScheduler",
+        "DDPMParallelScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "DPMSolverSDEScheduler",
+        "SASolverScheduler",
+    }
+)
+"""They draw new noise at every step."""
+
+DISTILLED = frozenset(
+    {
+        "LCMScheduler",
+        "TCDScheduler",
+        "FlowMatchLCMScheduler",
+        "CMStochasticIterativeScheduler",
+        "FlowMapEulerDiscreteScheduler",
+        "SCMScheduler",
+        "PiflowScheduler",
+    }
+)
+"""They exist for models of few steps only."""
+
+FEW = 8
+"""Planned steps up to which a skipped one is a large part of the picture."""
+
+NAMED = re.compile(r"turbo|lightning|hyper-?sd|schnell|lcm|tcd|distill|(?<!\d)[1248]-?steps?(?![a-z])", re.IGNORECASE)
+"""Words in a model's name by which its author says so."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What dynx knows of a pipeline."""
+
+    name: str  # of the pipeline's class
+    slots: tuple[str, ...]
+    """Where its networks are: one of "unet" and "transformer" for all that dynx may change."""
+    scheduler: str  # class of its author's
+    noise: Noise | None
+    """None where the scheduler is unknown."""
+    unit: bool
+    """Whether the author's scheduler hands latents to the network as they are, up to rounding."""
+    prediction: Prediction | None
+    """What the network predicts; None for what dynx doesn't know."""
+    guidance: Literal["batched", "embedded", "none"]
+    """How prompts are enforced, as far as the pipeline's form tells: a batch of two halves, a number that the network is told."""
+    prompted: bool
+    latent: bool
+    """Whether a decoder makes the pixels."""
+    multiple: int
+    """Width and height must be divisible by it."""
+    default_steps: int
+    default_guidance: float | None
+    random: bool
+    """Its author's scheduler draws noise at every step: no deterministic run gives the same picture for the same seed."""
+    adaptive: Decision[bool]
+
+    @property
+    def slot(self) -> str | None:
+        """The place of its one network; None where it has none or several."""
+        return self.slots[0] if len(self.slots) == 1 else None
+
+
+def recognise(pipe: Any) -> Family:
+    """What there is to know of a loaded pipeline."""
+    scheduler = getattr(pipe, "scheduler", None)
+    kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    call = inspect.signature(pipe.__call__).parameters
+    slots = tuple(name for name in NETWORKS if getattr(pipe, name, None) is not None)
+    slot = slots[0] if len(slots) == 1 else None
+    noise = noise_of(scheduler)
+    flow = noise is not None and noise.flow
+    told: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
+    prompted = "prompt" in call
+    found = Family(
+        name=type(pipe).__name__,
+        slots=slots,
+        scheduler=kind,
+        noise=noise,
+        unit=kind not in SIGMA_SPACE,
+        prediction=told if told in get_args(Prediction) else None,
+        guidance=_guidance(pipe, slot, call, prompted),
+        prompted=prompted,
+        latent=getattr(pipe, "vae", None) is not None,
+        multiple=_multiple(pipe, slot),
+        default_steps=int(_default(call, "num_inference_steps") or 50),
+        default_guidance=_default(call, "guidance_scale"),
+        random=kind in RANDOM
+        or str(config.get("algorithm_type", "")).startswith("sde")
+        or bool(config.get("stochastic_sampling")),
+        adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
+    )
+    reason = _obstacle(found, call) or few_step(pipe)
+    return found if reason is None else Family(**{**vars(found), "adaptive": Decision(False, reason)})
+
+
+def noise_of(scheduler: Any) -> Noise | None:
+    """What timesteps mean to a scheduler; None for an unknown one."""
+    kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    steps = int(config.get("num_train_timesteps", 1000))
+    if kind in FLOW or (kind in UNIT_SPACE and config.get("use_flow_sigmas")):
+        return None if config.get("invert_sigmas") else Noise(None, steps)
+    if kind not in UNIT_SPACE | SIGMA_SPACE or config.get("timestep_type") == "continuous":
+        return None
+    kept = np.asarray(scheduler.alphas_cumprod.detach().cpu().double().numpy())
+    kept = np.maximum(kept, 2.0**-24)  # a schedule down to pure noise (Lin et al. 2024) ends at 0; diffusers' floor
+    return Noise(np.sqrt((1 - kept) / kept), steps)
+
+
+def few_step(pipe: Any, *, steps: int | None = None, guidance: float | None = None) -> str | None:
+    """Why a pipeline is one of few steps that had better be left alone, or None.
+
+    `steps` and `guidance` are those of a request, where it says so.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    networks = [getattr(pipe, slot) for slot in NETWORKS if getattr(pipe, slot, None) is not None]
+    configs = [pipe.config, *(network.config for network in networks)]
+    if kind in DISTILLED:
+        return f"a few-step model: {kind} is for those only"
+    if any(c.get("time_cond_proj_dim") is not None for c in configs):
+        return "a few-step model: its network is told the guidance, as consistency models are"
+    if any(c.get("is_distilled") for c in configs):
+        return "a few-step model: its config says that it's distilled"
+    if said := next((m for c in configs if (m := NAMED.search(_last_name(c)))), None):
+        return f"a few-step model: its name says {said[0]}"
+    planned = (
+        steps if steps is not None else _default(inspect.signature(pipe.__call__).parameters, "num_inference_steps")
+    )
+    if planned is not None and planned <= FEW:
+        return f"{planned} steps are few: each is a large part of the picture"
+    if config.get("timestep_spacing") == "trailing" and guidance is not None and guidance <= 1:
+        return "a few-step model, by its trailing timesteps without guidance"
+    return None
+
+
+def _obstacle(family: Family, call: Any) -> str | None:
+    """Why no other schedule than the author's can be tried, or None."""
+    needed = [
+        n for n, p in call.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and n != "prompt"
+    ]
+    if family.slot is None:
+        return "it has no network that dynx knows, or more than one"
+    if family.noise is None:
+        return f"{family.scheduler} is not a scheduler that dynx knows"
+    if "num_inference_steps" not in call:
+        return "it can't be told a number of steps"
+    if needed or "image" in call:
+        return f"it needs {needed[0] if needed else 'an image'}, and dynx draws from prompts"
+    if family.prediction is None:
+        return "its network predicts something that dynx doesn't know"
+    return None
+
+
+def _guidance(pipe: Any, slot: str | None, call: Any, prompted: bool) -> Literal["batched", "embedded", "none"]:
+    config = getattr(getattr(pipe, slot or "", None), "config", {})
+    if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
+        return "embedded"
+    return "batched" if prompted and "guidance_scale" in call and "guidance_embeds" not in config else "none"
+
+
+def _multiple(pipe: Any, slot: str | None) -> int:
+    config = getattr(getattr(pipe, slot or "", None), "config", {})
+    patch = config.get("patch_size") or 1
+    packed = 2 if "Flux" in type(pipe).__name__ or hasattr(pipe, "_pack_latents") else 1
+    return int(getattr(pipe, "vae_scale_factor", 1)) * (int(patch) if packed == 1 else packed)
+
+
+def _default(call: Any, name: str) -> Any:
+    return call[name].default if name in call and call[name].default is not inspect.Parameter.empty else None
+
+
+def _last_name(config: Any) -> str:
+    """The last part of the folder or hub id that something was loaded from."""
+    return str(config.get("_name_or_path") or "").rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,233 @@
+"""From what a user asks for to a pipeline that draws: device, precision, model, and what a profile knows of its steps.
+
+Every choice is kept as a `Decision` under the name of its knob, for `--explain` and the JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import NoProfileError, UsageError
+from dynx.runtime import loading
+from dynx.runtime.decision import Decision
+from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.hashing import model_hash
+from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
+from dynx.runtime.store import ProfileStore, profiles_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from dynx.diffusion.engine import Engine
+    from dynx.diffusion.knowledge import Knowledge
+    from dynx.runtime.loading import Source
+
+TASK = "draw"
+QUALITY = 0.95
+"""SSIM to the full run of the same seed that is promised unless asked otherwise."""
+
+SHARE = 0.95
+"""Of pictures that reach it."""
+
+DELTA = 0.05
+"""1 - confidence."""
+
+BUNDLED = "steps.json"
+"""A pipeline's folder may carry a profile in this file, as `dynx calibrate --export` writes it."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for; the defaults ask for the best that dynx can decide."""
+
+    model: str = "emoji"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    quality: float = QUALITY
+    steps: int | None = None
+    """A fixed number of them, whatever a profile says."""
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    """Width and height in pixels."""
+    profile: str | None = None  # an id, or "none"
+    require_profile: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
+    plain: bool = False
+
+
+@dataclass
+class Plan:
+    """Everything decided before a weight is read; cheap to make."""
+
+    wish: Wish
+    source: Source
+    machine: Device
+    key: ProfileKey
+    profile: Profile | None
+    arrays: Mapping[str, NDArray[Any]]
+    bundled: bool
+    """Whether the profile came with the model, and so was measured elsewhere."""
+    decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where to run."""
+        return str(self.decisions["device"].value)
+
+    @property
+    def dtype(self) -> str:
+        """Precision by name."""
+        return str(self.decisions["dtype"].value)
+
+
+@dataclass
+class Assembly:
+    """A plan carried out."""
+
+    plan: Plan
+    engine: Engine
+    knowledge: Knowledge | None
+    """What the profile says of this pipeline's steps, where it may be used."""
+
+    @property
+    def decisions(self) -> dict[str, Decision[Any]]:
+        """Knob → value and reason."""
+        return self.plan.decisions
+
+
+def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
+    """Decide all that can be decided without loading anything. Raises DynxError."""
+    if not 0 < wish.quality <= 1:
+        raise UsageError(f"--quality {wish.quality:g} must lie between 0 and 1")
+    machine = machine or probe()
+    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
+    loading.check_pipeline(source, allow_pickle=wish.allow_pickle)
+    decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions["device"] = choose_device(wish.device, machine)
+    decisions["dtype"] = _dtype(wish, decisions["device"].value, machine)
+    decisions["threads"] = choose_threads(wish.threads, machine)
+    key = ProfileKey(
+        task=TASK,
+        model=model_hash(source.folder),
+        companion=None,
+        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        dtype=str(decisions["dtype"].value),
+    )
+    profile, arrays, bundled = _profile(wish, source, key, warn)
+    if profile is not None:
+        where = "came with the model" if bundled else f"measured {profile.created}"
+        decisions["profile"] = Decision(profile.key.id, where)
+    else:
+        unwanted = wish.plain or wish.profile == "none"
+        why = "not wanted" if unwanted else "none stored for this model, device and precision"
+        decisions["profile"] = Decision("none", why)
+    return Plan(wish, source, machine, key, profile, arrays, bundled, decisions)
+
+
+def _dtype(wish: Wish, device: str, machine: Device) -> Decision[str]:
+    if wish.dtype == "auto" and device == "cpu":
+        return Decision("float32", "the promise is about float32 pictures")
+    return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine)
+
+
+def _profile(
+    wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]
+) -> tuple[Profile | None, Mapping[str, NDArray[Any]], bool]:
+    """The profile to go by, with its arrays, and whether it came with the model."""
+    if wish.plain or wish.profile == "none":
+        if wish.require_profile:
+            unwanted = "--plain" if wish.plain else "--profile none"
+            raise UsageError(f"--require-profile and {unwanted} contradict each other")
+        return None, {}, False
+    store = ProfileStore(profiles_folder(), warn)
+    profile = store.get(wish.profile) if wish.profile is not None else store.find(key)
+    if profile is not None:
+        other = [d for d in profile.key.differences(key) if d != "device"]
+        if other:
+            raise UsageError(
+                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
+            )
+        try:
+            return profile, store.arrays(profile), False
+        except ProfileError as e:
+            warn(f"profile {profile.key.id} ignored: {e}")
+    path = source.folder / BUNDLED
+    if path.is_file():
+        try:
+            found, blob = unpack(path.read_bytes())
+            if not any(d != "device" for d in found.key.differences(key)):
+                return found, read_arrays(blob) if blob is not None else {}, True
+        except (ProfileError, OSError) as e:
+            warn(f"{path} ignored: {e}")
+    if wish.require_profile:
+        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
+    return None, {}, False
+
+
+def calibrate_command(wish: Wish) -> str:
+    """The command that makes the profile that this wish lacks."""
+    from shlex import quote
+
+    parts = ["dynx calibrate", "-m", quote(wish.model)]
+    size = None if wish.size is None else f"{wish.size[0]}x{wish.size[1]}"
+    for name, value, usual in (
+        ("--device", wish.device, "auto"),
+        ("--dtype", wish.dtype, "auto"),
+        ("--guidance", wish.guidance, None),
+        ("--size", size, None),
+        ("--threads", wish.threads, None),
+    ):
+        if value != usual:
+            parts += [name, quote(str(value))]
+    return " ".join(parts)
+
+
+def assemble(
+    plan: Plan, *, stages: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
+) -> Assembly:
+    """Load what the plan names. Raises DynxError. `stages` hears what is being done, for a progress line."""
+    wish = plan.wish
+    stages(f"loading {plan.source.name}")
+    with loading.quietly():
+        import torch
+
+        torch.set_num_threads(plan.decisions["threads"].value)
+        from dynx.diffusion.engine import Engine
+        from dynx.diffusion.knowledge import knowledge_of
+
+    pipe = loading.load_pipeline(plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle)
+    engine = Engine(pipe)
+    if wish.size is not None:
+        check_size(wish.size, engine)
+    assembly = Assembly(plan, engine, None)
+    if not engine.family.adaptive.value:
+        plan.decisions["steps"] = Decision("plain", engine.family.adaptive.reason)
+    elif wish.plain:
+        plan.decisions["steps"] = Decision("plain", "plain execution was asked for")
+    elif wish.steps is not None:
+        plan.decisions["steps"] = Decision(wish.steps, "asked for")
+    elif plan.profile is None:
+        plan.decisions["steps"] = Decision("plain", f"no profile; {calibrate_command(wish)}")
+    else:
+        assembly.knowledge = knowledge_of(assembly, warn)
+        if assembly.knowledge is None and wish.require_profile:
+            raise NoProfileError(
+                f"profile {plan.profile.key.id} can't be used: {plan.decisions['steps'].reason}",
+                hint=f"{calibrate_command(wish)} measures it anew",
+            )
+    return assembly
+
+
+def check_size(size: tuple[int, int], engine: Engine) -> None:
+    """Raises UsageError for a width or height that the network can't take."""
+    multiple = engine.family.multiple
+    if any(side % multiple or side < multiple for side in size):
+        near = [max(multiple, round(side / multiple) * multiple) for side in size]
+        raise UsageError(
+            f"{size[0]}x{size[1]}: width and height must be multiples of {multiple}", hint=f"--size {near[0]}x{near[1]}"
+        )

@@ -1,0 +1,172 @@
+"""A scheduler that follows a given grid, and what predictions mean at a noise level.
+
+It is diffusers' DPM-Solver++ with the grid handed in, not derived: nothing is spaced, shifted or rounded, and the pipelines'
+own wishes in `set_timesteps` are ignored. First order is Euler, which is DDIM without noise. Latents are at every step
+as the network takes them, so that pipelines which never scale them (pixel DDPM, DDIM) run as well.
+
+Letters: x the latents, x0 the clean picture, ε the noise; x = α·x0 + σ·ε.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from dynx.diffusion.schedule import SOLVERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.diffusion.families import Family, Prediction
+    from dynx.diffusion.schedule import Grid, Noise
+
+FLOOR = 1e-6
+"""Least α that anything is divided by: at a start from pure noise there's no picture to be seen in it."""
+
+
+class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
+    """For one run. Make it with `solver_for`."""
+
+    grid: Grid
+    clip: float | None = None
+    """Clean pictures are kept within ± this, where the author's scheduler did so."""
+    keeps_noise: bool = False
+    """The noise predicted stays what it was where a picture is clipped, as DDIM has it; else it is what x holds besides."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: Any = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+        **_: Any,
+    ) -> None:
+        """The grid's, whatever is asked for. Pipelines look for these names before they ask."""
+        grid = self.grid
+        whole = not self.config.use_flow_sigmas and all(t.is_integer() for t in grid.timesteps)
+        self.timesteps = torch.tensor(grid.timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
+        self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
+        self.num_inference_steps = len(grid)
+        self.model_outputs: list[Any] = [None] * self.config.solver_order
+        self.lower_order_nums = 0
+        self._step_index = self._begin_index = 0
+
+    def replan(self, timesteps: Sequence[float], sigmas: Sequence[float]) -> None:
+        """Other levels than planned after the next step: (m,) timesteps, sigmas (m+1,); no more of them than were left.
+
+        The loop holds views of the timesteps' storage, so they are written in place.
+        """
+        here = self._step_index + 1
+        self.timesteps[here : here + len(timesteps)] = torch.tensor(timesteps).to(self.timesteps)
+        self.timesteps = self.timesteps[: here + len(timesteps)]
+        self.sigmas = torch.cat([self.sigmas[:here], torch.tensor(sigmas, dtype=torch.float32)])
+
+    def convert_model_output(self, model_output: Tensor, *args: Any, sample: Tensor | None = None, **_: Any) -> Tensor:
+        """The clean picture."""
+        clean: Tensor = super().convert_model_output(model_output, *args, sample=sample)
+        if self.clip is None:
+            return clean
+        clipped = clean.clamp(-self.clip, self.clip)
+        self._clipped_off = clipped - clean
+        return clipped
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> Any:
+        """One step, in float32 whatever the network's precision."""
+        output, latents = without_variance(model_output, sample).float(), sample.float()
+        alpha, spread = self._sigma_to_alpha_sigma_t(self.sigmas[self._step_index])
+        _, spread_next = self._sigma_to_alpha_sigma_t(self.sigmas[self._step_index + 1])
+        after = super().step(output, timestep, latents, return_dict=False)[0]
+        if self.clip is not None and self.keeps_noise:
+            after = after + spread_next / spread * alpha * self._clipped_off
+        return as_step(after.to(sample.dtype), self.model_outputs[-1].to(sample.dtype), return_dict)
+
+
+def solver_for(name: str, grid: Grid, family: Family, scheduler: Any) -> Solver:
+    """A fresh one in the place of the author's `scheduler`. Raises ValueError where the noise isn't known."""
+    if family.noise is None or family.prediction is None:
+        raise ValueError(f"no solver can stand in for {family.scheduler}")
+    config = scheduler.config
+    thresholds = {
+        key: config[key]
+        for key in ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+        if key in config and not family.latent
+    }
+    solver = Solver(
+        num_train_timesteps=family.noise.steps,
+        solver_order=SOLVERS[name],
+        prediction_type=family.prediction,
+        algorithm_type="dpmsolver++",
+        use_flow_sigmas=family.noise.flow,
+        final_sigmas_type="zero",
+        **thresholds,
+    )
+    solver.grid = grid
+    solver.init_noise_sigma = grid.scale
+    if config.get("clip_sample") and not family.latent:
+        solver.clip = float(config.get("clip_sample_range") or 1.0)
+        solver.keeps_noise = "DDIM" in family.scheduler
+    return solver
+
+
+def as_step(after: Tensor, clean: Tensor, return_dict: bool) -> Any:
+    """What a scheduler's `step` returns."""
+    if not return_dict:
+        return after, clean
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+    return DDIMSchedulerOutput(prev_sample=after, pred_original_sample=clean)
+
+
+def without_variance(output: Tensor, sample: Tensor) -> Tensor:
+    """A prediction alone, where the network predicts a variance in as many channels besides."""
+    if output.dim() == sample.dim() and output.dim() > 1 and output.shape[1] == 2 * sample.shape[1]:
+        return output[:, : sample.shape[1]]
+    return output
+
+
+def clean_picture(kind: Prediction, noise: Noise, output: Tensor, x: Tensor, sigma: float) -> Tensor:
+    """x0, from a prediction about x; all (B, …)."""
+    alpha, spread = noise.parts(sigma)
+    output, latents = without_variance(output, x).float(), x.float()
+    if kind == "sample":
+        clean = output
+    elif kind == "flow_prediction":
+        clean = latents - sigma * output
+    elif kind == "v_prediction":
+        clean = alpha * latents - spread * output
+    else:
+        clean = (latents - spread * output) / max(alpha, FLOOR)
+    return clean.to(x.dtype)
+
+
+class Carry:
+    """What a prediction about x means at another place of a straight trajectory: the noise stays, as in Euler's step."""
+
+    def __init__(self, kind: Prediction, noise: Noise) -> None:
+        self.kind, self.noise = kind, noise
+
+    def __call__(self, output: Tensor, x: Tensor, sigma: float, there: Tensor, sigma_there: float) -> Tensor:
+        """The prediction about `there` with the noise that was predicted about x. Noise and flow are the noise's own."""
+        if self.kind in ("epsilon", "flow_prediction"):
+            return output
+        alpha, spread = self.noise.parts(sigma)
+        alpha_there, spread_there = self.noise.parts(sigma_there)
+        if self.kind == "v_prediction":
+            noise = alpha * output.float() + spread * x.float()
+        else:
+            noise = (x.float() - alpha * output.float()) / max(spread, FLOOR)
+        clean = (there.float() - spread_there * noise) / max(alpha_there, FLOOR)
+        made = alpha_there * noise - spread_there * clean if self.kind == "v_prediction" else clean
+        return made.to(output.dtype)

@@ -1,0 +1,34 @@
+"""Prompts out of a pipeline's own vocabulary, for calibrating where there are none of the user's."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+SHORTEST = 3
+"""Letters of a word; shorter ones are mostly pieces."""
+
+WORD = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
+
+
+def words(tokenizer: Any) -> list[str]:
+    """The whole words among a tokenizer's tokens, in the order of their ids, which for most is from frequent to rare."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    marked = any("</w>" in token for token, _ in vocabulary)
+    found = []
+    for token, _ in vocabulary:
+        match = WORD.fullmatch(token)
+        whole = token.endswith("</w>") if marked else token[:1] in "Ġ▁ "
+        if match and whole and len(match[1]) >= SHORTEST:
+            found.append(match[1])
+    return list(dict.fromkeys(found))
+
+
+def prompts(tokenizer: Any, count: int, seed: int = 0) -> list[str]:
+    """So many of one to three words; the same for the same seed. Of a vocabulary without words, numbers."""
+    known = words(tokenizer)[:4000]
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    if not known:
+        return [f"picture {i + 1}" for i in range(count)]
+    return [" ".join(rng.choice(known) for _ in range(rng.choice((1, 1, 2, 3)))) for _ in range(count)]
