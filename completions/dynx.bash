@@ -40,9 +40,9 @@ _dynx_list() {
         commands=''
         options='-m,--model= --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
             --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
-            --tolerance= --against= --min-speedup= --require-identical --max-disagreement= --budget= --export=+
-            --json --device= --dtype= --threads= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+
-            --color= -h,--help'
+            --tolerance= --against= --min-speedup= --require-identical --max-disagreement= --quality=
+            --guidance= --size= --min-quality= --budget= --export=+ --json --device= --dtype= --threads=
+            --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -102,7 +102,7 @@ _dynx_value() {
     'dynx calibrate') _dynx_options ;;
     'dynx calibrate -m' | \
     'dynx calibrate --model')
-        _dynx_words 'story mood'; _dynx_folders ;;
+        _dynx_words 'story emoji mood'; _dynx_folders ;;
     'dynx calibrate --draft')
         _dynx_words 'auto none self lookup story'; _dynx_folders ;;
     'dynx calibrate --data' | \
@@ -124,7 +124,7 @@ _dynx_value() {
     'dynx bench') _dynx_options ;;
     'dynx bench -m' | \
     'dynx bench --model')
-        _dynx_words 'story mood'; _dynx_folders ;;
+        _dynx_words 'story emoji mood'; _dynx_folders ;;
     'dynx bench --data' | \
     'dynx bench --labels')
         _dynx_files ;;

@@ -176,7 +176,7 @@ complete -c dynx -n '__dynx_at dynx draw' -l color -x -a 'auto always never' -d 
 complete -c dynx -n '__dynx_at dynx draw' -s h -l help -d 'Show this message and exit'
 
 # dynx calibrate
-complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story mood (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'What to learn from: prompts, one per line (by default the model\'s own)'
 complete -c dynx -n '__dynx_at dynx calibrate' -l tsv -d 'Read a tab-separated table'
@@ -212,8 +212,8 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l color -x -a 'auto always never
 complete -c dynx -n '__dynx_at dynx calibrate' -s h -l help -d 'Show this message and exit'
 
 # dynx bench
-complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'story mood (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'What to measure on: prompts, one per line'
+complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'story emoji mood (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'What to measure on: prompts, one per line (a pipeline that draws makes its own)'
 complete -c dynx -n '__dynx_at dynx bench' -l runs -x -d 'Rounds'
 complete -c dynx -n '__dynx_at dynx bench' -l prompts -l inputs -x -d 'At most this many inputs: the first 4 prompts by default'
 complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead, as in dynx generate: auto, a model, …'
@@ -229,9 +229,13 @@ complete -c dynx -n '__dynx_at dynx bench' -l max-length -x -d 'Cut texts to N t
 complete -c dynx -n '__dynx_at dynx bench' -l confidence -x -d 'How sure a classifier\'s promise is'
 complete -c dynx -n '__dynx_at dynx bench' -l tolerance -x -d 'For models that give numbers: how far one may be off and still agree'
 complete -c dynx -n '__dynx_at dynx bench' -l against -x -a 'transformers' -d 'Also measure a peer on the same inputs: transformers'
-complete -c dynx -n '__dynx_at dynx bench' -l min-speedup -x -d 'Gate: dynamic must be at least X times plain'
+complete -c dynx -n '__dynx_at dynx bench' -l min-speedup -x -d 'Gate'
 complete -c dynx -n '__dynx_at dynx bench' -l require-identical -d 'Gate'
 complete -c dynx -n '__dynx_at dynx bench' -l max-disagreement -x -d 'A classifier\'s promise (0.02 by default) and, where given, a gate'
+complete -c dynx -n '__dynx_at dynx bench' -l quality -x -d 'Likeness to the full run of the same seed that is kept, from 0 to 1'
+complete -c dynx -n '__dynx_at dynx bench' -l guidance -x -d 'How much the prompt is enforced'
+complete -c dynx -n '__dynx_at dynx bench' -l size -x -d 'Width and height in pixels, or one number for both'
+complete -c dynx -n '__dynx_at dynx bench' -l min-quality -x -d 'Gate for a pipeline that draws'
 complete -c dynx -n '__dynx_at dynx bench' -l budget -x -d 'Stop after a whole round when time runs out'
 complete -c dynx -n '__dynx_at dynx bench' -l export -x -a '(__dynx_files_after json: md:)' -d 'Also write the result: json:PATH or md:PATH'
 complete -c dynx -n '__dynx_at dynx bench' -l json -d 'Print one JSON document instead of text'

@@ -321,8 +321,43 @@ def test_the_table_at_40_columns_keeps_figures_and_bar() -> None:
     assert drawn(example(), 40) == TABLE_40
 
 
+def steady() -> Measurements:
+    """Plain, two static arms and dynamic."""
+    fake = Fake()
+    speeds = {"plain": 100.0, "k = 2": 110.0, "k = 4": 120.0, "dynamic": 150.0}
+    groups = {"plain": "plain", "dynamic": "dynamic"}
+    return fake.measure([fake.arm(name, speed, groups.get(name, "static")) for name, speed in speeds.items()])
+
+
+def further() -> BenchResult:
+    """With a column of its own, and dynamic compared with a static arm that isn't the fastest."""
+    return result_of(steady(), rivals={"the best of them": "k = 2"}, columns={"calls": {"plain": "50.0"}})
+
+
+def test_a_task_may_choose_the_rival(validator: Draft202012Validator) -> None:
+    """In words and in JSON it says why; without rivals there is no comparison."""
+    result = further()
+    document = json.loads(result.to_json())
+    validator.validate(document)
+
+    assert result.reading()[0].endswith("; 1.36x of the best of them (k = 2) [1.36, 1.36]")
+    assert [(c["baseline"], c["basis"]) for c in document["comparisons"]] == [("k = 2", "the best of them")]
+    assert result_of(steady(), rivals={}).comparisons == ()
+
+
+def test_a_task_may_show_a_column_of_its_own() -> None:
+    """Beside the ratio, before the bar, in both tables; an arm without a cell has a dash."""
+    lines = drawn(further(), 80).splitlines()
+
+    assert lines[0].split() == ["arm", "tokens/s", "ratio", "calls", "interval", "same"]
+    assert lines[1].startswith("plain         100  1.00x   50.0  █")
+    assert drawn(further(), 30).splitlines()[0].split() == ["arm", "tokens/s", "ratio"]
+    assert "| plain | 100 | 1.00x | – | 50.0 | – | 0 |" in further().to_markdown()
+    assert "| k = 2 | 110 | 1.10x | [1.10, 1.10] | – | 100 % | 0 |" in further().to_markdown()
+
+
 @pytest.mark.parametrize("width", [30, 36, 40, 47, 56, 64, 80, 120, 200])
-@pytest.mark.parametrize("make", [example, interrupted])
+@pytest.mark.parametrize("make", [example, interrupted, further])
 def test_the_table_fits_any_terminal(make: object, width: int) -> None:
     """From 30 columns on no line is too long, no row wraps, and no speed or ratio is cut."""
     result: BenchResult = make()  # type: ignore[operator]

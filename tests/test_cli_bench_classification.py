@@ -256,15 +256,6 @@ def test_a_model_that_gives_numbers_needs_a_tolerance(cli: Cli, tmp_path: Path, 
     assert result.document["arms"][2]["facts"]["agreement"]["hits"] == COUNT
 
 
-def test_a_pipeline_that_draws_can_t_be_measured_yet(cli: Cli, tmp_path: Path) -> None:
-    """It's told from a classifier by its folder."""
-    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
-    result = cli("bench", "-m", tmp_path)
-
-    assert (result.code, result.out) == (1, "")
-    assert "is a pipeline that draws" in result.err
-
-
 @pytest.mark.parametrize("kind", [bench_generation.Settings, bench_classification.Settings])
 def test_help_tells_each_task_s_defaults(kind: Any) -> None:
     """What an option defaults to depends on the task, so that help says it in words, which must be true."""

@@ -80,8 +80,8 @@ def test_what_it_refuses(cli: Cli, easy: Path, lessons: Path, tiny_folder: Path,
         (2, "--draft is for language models", ["-m", easy, "--data", lessons, "--draft", "self"]),
         (2, "2 different inputs; at least 60", ["-m", easy, "--data", few]),
         (2, "--max-disagreement 2", ["-m", easy, "--data", lessons, "--max-disagreement", 2]),
-        (2, "--column is for classifiers", ["-m", tiny_folder, "--column", "x"]),
-        (1, "a pipeline that draws", ["-m", tmp_path / "pipeline", "--data", lessons]),
+        (2, "--column means nothing for", ["-m", tiny_folder, "--column", "x"]),
+        (1, "names no pipeline", ["-m", tmp_path / "pipeline", "--data", lessons]),
     ):
         result = cli("calibrate", *arguments)
         assert (result.code, result.out) == (code, "")

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.diffusion.grid import Plans, mean_errors, plan, step_errors
+from dynx.diffusion.grid import Plans, continuations, mean_errors, plan, step_errors
 from dynx.diffusion.schedule import Noise
 from dynx.errors import UsageError
 
@@ -121,6 +121,34 @@ def test_steps_go_where_the_trajectory_bends() -> None:
     plans = plan(step_errors(alphas, sigmas, np.asarray(latents), clean, order=1), 1.0)
 
     assert set(plans.of(4)[1:-1]) == {9, 10, 11}
+
+
+@given(st.integers(3, 7), st.integers(0, 10_000), st.sampled_from([0.8, 1.15]), st.data())
+def test_no_grid_goes_on_better_than_the_continuation(n: int, seed: int, gamma: float, data: st.DataObject) -> None:
+    """Of all grids with the same beginning the best one is found, for every number of steps that there can be."""
+    errors = random_errors(n, seed)
+    inner = data.draw(st.lists(st.integers(1, n - 1), unique=True, max_size=min(3, n - 2)).map(sorted))
+    path = (0, *inner)
+    found = continuations(errors, gamma, path, n)
+
+    assert sorted(found) == list(range(len(path), len(path) + n - path[-1]))
+    for steps, nodes in found.items():
+        others = combinations(range(path[-1] + 1, n), steps - len(path))
+        best = min(cost(errors, (*path, *more, n), gamma) for more in others)
+        assert nodes[: len(path)] == path
+        assert (len(nodes), nodes[-1]) == (steps + 1, n)
+        assert cost(errors, nodes, gamma) == pytest.approx(best)
+
+
+def test_continuations_of_nothing_are_plans() -> None:
+    """From node 0 alone they are the best grids; paths that don't rise from 0, or end at the end, go nowhere."""
+    errors = random_errors(6, 4)
+
+    assert list(continuations(errors, 1.1, [0], 6).values()) == list(plan(errors, 1.1).nodes)
+    assert list(continuations(errors, 1.1, [0, 2], 3)) == [2, 3]
+    for path in ([], [1], [0, 3, 2], [0, 2, 2], [0, 6]):
+        with pytest.raises(UsageError, match="no grid of 6 nodes goes on"):
+            continuations(errors, 1.1, path, 6)
 
 
 def test_means_and_their_limits() -> None:

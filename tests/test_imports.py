@@ -12,6 +12,8 @@ HEAVY = {
     "transformers",
     "diffusers",
     "numpy",
+    "PIL",
+    "torchmetrics",
     "safetensors",
     "huggingface_hub",
     "tokenizers",
@@ -38,7 +40,15 @@ def loaded(body: str, *arguments: str) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["generate", "--help"], ["calibrate", "--help"], ["bench", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["classify", "--help"],
+        ["draw", "--help"],
+        ["calibrate", "--help"],
+        ["bench", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:

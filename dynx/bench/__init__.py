@@ -1,7 +1,7 @@
 """The referee: arms run side by side, ratios with intervals, gates with three verdicts, one report.
 
-`harness`, `statistics`, `gate` and `report` know no task; `generation` builds the arms for language models and
-`classification` those for classifiers.
+`harness`, `statistics`, `gate` and `report` know no task; `generation` builds the arms for language models,
+`classification` those for classifiers, and `drawing` those for pipelines that draw.
 """
 
 PEERS = ("transformers",)

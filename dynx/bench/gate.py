@@ -133,6 +133,41 @@ def max_disagreement(
     )
 
 
+def min_quality(
+    reached: int,
+    of: int,
+    bar: float,
+    *,
+    share: float = 0.95,
+    failure: str | None = None,
+    name: str = "min-quality",
+    confidence: float = 0.95,
+) -> Gate:
+    """Judge whether at least a `share` of the pictures is like the reference's by an SSIM of `bar`; `reached` of `of` are.
+
+    Pass when the share measured is enough. Fail when it isn't, and neither is any of the exact interval (Clopper and Pearson)
+    for inputs like these; else inconclusive, as is `of` 0, nothing measured. An arm that crashed fails with its `failure`.
+    Raises UsageError for a bar that is no SSIM to reach.
+    """
+    if not 0 < bar <= 1:
+        raise UsageError(f"the quality to require must be an SSIM above 0 and up to 1, not {bar}")
+    if failure is not None:
+        return Gate(name, Verdict.FAIL, None, share, f"the arm failed: {failure}")
+    if not of:
+        return Gate(name, Verdict.INCONCLUSIVE, None, share, "nothing was measured")
+    found = reached / of
+    low, high = two_sided(of, reached, 1 - confidence)
+    interval = f"[{100 * low:.2f}, {100 * high:.2f}]"
+    said = f"{reached:,} of {of:,} pictures reach SSIM {bar:g}, {100 * found:.2f} % {interval}"
+    if found >= share:
+        return Gate(name, Verdict.PASS, found, share, f"{said}, at least {100 * share:g} %")
+    if high < share:
+        return Gate(name, Verdict.FAIL, found, share, f"{said}, below {100 * share:g} % as a whole")
+    return Gate(
+        name, Verdict.INCONCLUSIVE, found, share, f"{said}, straddles {100 * share:g} %; more inputs would narrow it"
+    )
+
+
 def percent(rate: float) -> str:
     """Return a share in per cent with one decimal; only a true 1 is printed as 100 %."""
     return f"{100 if rate >= 1 else min(round(100 * rate, 1), 99.9):g} %"

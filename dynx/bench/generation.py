@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.bench.harness import Arm, Outcome
+from dynx.bench.settings import parse_numbers
 from dynx.errors import UsageError
 from dynx.speculation.engine import Engine
 from dynx.speculation.events import Origin, Request, Sampling
@@ -37,18 +38,7 @@ class Task:
 
 def parse_lengths(text: str) -> list[int]:
     """Static draft lengths from "1-10", "2,4" or "none". Raises UsageError."""
-    if text.strip() in ("", "none", "0"):
-        return []
-    lengths: list[int] = []
-    try:
-        for part in text.split(","):
-            low, _, high = part.partition("-")
-            lengths += range(int(low), int(high or low) + 1)
-    except ValueError:
-        lengths = []
-    if not lengths or min(lengths) < 1 or max(lengths) > 64:
-        raise UsageError(f"--static {text}: lengths are numbers from 1 to 64, like 1-10 or 2,4")
-    return sorted(set(lengths))
+    return parse_numbers(text, 64, "lengths")
 
 
 def own_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:

@@ -39,15 +39,16 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
     """Return a rich table at most `width` columns wide.
 
     Arm, speed and ratio are always there; bar, interval and identical rate join in that order, each where it still
-    fits. From 30 columns on no figure is cut; long arm names are.
+    fits, and what a task shows besides goes before them. From 30 columns on no figure is cut; long arm names are.
     """
     from rich.table import Table
     from rich.text import Text
 
-    titles = {"speed": f"{result.unit}/s", "ratio": "ratio", "interval": "interval", "same": "same"}
-    rows = {arm.name: _cells(arm, "-" if ascii_only else NOTHING) for arm in result.arms}
+    further = {title: title for title in result.columns}
+    titles = {"speed": f"{result.unit}/s", "ratio": "ratio", **further, "interval": "interval", "same": "same"}
+    rows = {arm.name: _cells(arm, result.columns, "-" if ascii_only else NOTHING) for arm in result.arms}
     needs = {key: max(len(title), *(len(cells[key]) for cells in rows.values())) for key, title in titles.items()}
-    layout = _layout(width, max(len(name) for name in rows), needs)
+    layout = _layout(width, max(len(name) for name in rows), needs, list(further))
     drawn = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     drawn.add_column("arm", no_wrap=True, width=layout.name)
     for key in layout.shown:
@@ -63,19 +64,20 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
     return drawn
 
 
-def _layout(width: int, longest_name: int, needs: Mapping[str, int]) -> _Layout:
-    """Share `width` out: figures first, then enough of the name, then bar, interval and identical rate."""
+def _layout(width: int, longest_name: int, needs: Mapping[str, int], further: Sequence[str]) -> _Layout:
+    """Share `width` out: figures first, then enough of the name, further columns, bar, interval and identical rate."""
     left = width - needs["speed"] - needs["ratio"] - 2 * GAP
     # The name yields before a column is lost, down to a third of the width; what is left over goes back to it.
     name = max(1, min(longest_name, max(SHORTEST_NAME, width // 3), left))
     left -= name
-    bar = SHORTEST_BAR if left >= SHORTEST_BAR + GAP else 0
-    left -= bar + GAP if bar else 0
-    shown = ["speed", "ratio"] + (["bar"] if bar else [])
-    for key in ("interval", "same"):
-        if left >= needs[key] + GAP:
-            shown.append(key)
-            left -= needs[key] + GAP
+    taken = {"speed", "ratio"}
+    for key in (*further, "interval", "bar", "same") if further else ("bar", "interval", "same"):
+        need = SHORTEST_BAR if key == "bar" else needs[key]
+        if left >= need + GAP:
+            taken.add(key)
+            left -= need + GAP
+    bar = SHORTEST_BAR if "bar" in taken else 0
+    shown = [key for key in ("speed", "ratio", *further, "bar", "interval", "same") if key in taken]
     longer = max(0, min(longest_name - name, left))
     return _Layout(name + longer, min(bar + left - longer, LONGEST_BAR) if bar else 0, tuple(shown))
 
@@ -84,16 +86,18 @@ def markdown(result: BenchResult) -> str:
     """Return the result as a Markdown page: verdict, sentences, table, gates, conditions."""
     title = f"## dynx bench: {result.task}" + (f" – {result.verdict}" if result.verdict else "")
     lines = [title, "", *(f"- {_escaped(sentence)}" for sentence in result.reading()), ""]
+    further = "".join(f" {_escaped(title)} |" for title in result.columns)
     lines += [
-        f"| arm | {result.unit}/s | ratio to {_escaped(result.reference.name)} | interval | identical | outliers |"
+        f"| arm | {result.unit}/s | ratio to {_escaped(result.reference.name)} | interval |{further} identical | outliers |"
     ]
-    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines += ["| --- | ---: | ---: | ---: |" + " ---: |" * len(result.columns) + " ---: | ---: |"]
     for arm in result.arms:
-        cells = _cells(arm)
+        cells = _cells(arm, result.columns)
+        further = "".join(f" {_escaped(cells[title])} |" for title in result.columns)
         name = f"**{_escaped(arm.name)}**" if arm.group == "dynamic" else _escaped(arm.name)
         count = str(len(arm.outliers)) if arm.samples else NOTHING
         lines.append(
-            f"| {name} | {cells['speed']} | {cells['ratio']} | {cells['interval']} | {cells['same']} | {count} |"
+            f"| {name} | {cells['speed']} | {cells['ratio']} | {cells['interval']} |{further} {cells['same']} | {count} |"
         )
     if result.gates:
         lines += ["", "| gate | verdict | measured | bar |", "| --- | --- | ---: | ---: |"]
@@ -123,9 +127,9 @@ def in_words(value: JSON) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _cells(arm: ArmResult, nothing: str = NOTHING) -> dict[str, str]:
+def _cells(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: str = NOTHING) -> dict[str, str]:
     ratio = arm.ratio
-    return {
+    return {title: cells.get(arm.name, nothing) for title, cells in columns.items()} | {
         "speed": "failed" if arm.failure else nothing if arm.speed is None else _three_digits(arm.speed),
         "ratio": nothing if ratio is None else f"{ratio.ratio:.2f}x",
         "interval": nothing if ratio is None or arm.reference or not ratio.bounded else ratio.interval,

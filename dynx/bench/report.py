@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "dynx.bench/1"
 FORMATS = ("json", "md")
+BEST = "the best static"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A dynamic arm against the best static one, paired like every other ratio."""
+    """A dynamic arm against a static one, paired like every other ratio."""
 
     arm: str
     baseline: str
     ratio: RatioEstimate
+    basis: str = BEST
+    """Which of the static arms the baseline is, in words."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class BenchResult:
     """What else the task has to say, in sentences."""
     case: str = "input"
     """What a case is called: an input, or a part of them."""
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What tables show besides, by title: a cell for each arm by its name."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -126,7 +131,12 @@ class BenchResult:
                 "stopped": self.stopped,
                 "arms": [_arm_document(arm) for arm in self.arms],
                 "comparisons": [
-                    {"arm": item.arm, "baseline": item.baseline, "ratio": _ratio_document(item.ratio)}
+                    {
+                        "arm": item.arm,
+                        "baseline": item.baseline,
+                        "basis": item.basis,
+                        "ratio": _ratio_document(item.ratio),
+                    }
                     for item in self.comparisons
                 ],
                 "gates": [vars(gate) for gate in self.gates],
@@ -177,12 +187,15 @@ def summarize(
     identical: Mapping[str, float | None] | None = None,
     notes: Sequence[str] = (),
     case: str = "input",
+    rivals: Mapping[str, str] | None = None,
+    columns: Mapping[str, Mapping[str, str]] | None = None,
 ) -> BenchResult:
     """Condense measurements into a result without gates.
 
     `unit` is the plural of what is counted ("tokens"), `case` what one case is called if that isn't a single input. An
     arm's facts are merged over its samples (numbers by their median, anything else where all samples agree); `facts` adds
-    or overrides per arm, and so does `identical` where an output holds several answers that are compared one by one. Each
+    or overrides per arm, and so does `identical` where an output holds several answers that are compared one by one.
+    `rivals` are the static arms that dynamic ones are compared with, under the words for why; by default the fastest. Each
     ratio gets a random generator of its own drawn from `rng`, so the same seed gives the same intervals. See
     `ratio_of_speeds` for `scope`.
     """
@@ -213,9 +226,11 @@ def summarize(
                 failure=measurements.failures.get(name),
             )
         )
-    best = best_static(results)
+    if rivals is None:
+        best = best_static(results)
+        rivals = {BEST: best.name} if best else {}
     dynamic = [arm.name for arm in results if arm.group == "dynamic" and arm.ratio is not None]
-    against_best = [(name, best.name, ratio(name, best.name)) for name in dynamic if best]
+    against = [(name, rival, ratio(name, rival), basis) for name in dynamic for basis, rival in rivals.items()]
     return BenchResult(
         task=task,
         unit=unit,
@@ -225,9 +240,10 @@ def summarize(
         elapsed=measurements.elapsed,
         stopped=measurements.stopped,
         arms=tuple(results),
-        comparisons=tuple(Comparison(arm, baseline, found) for arm, baseline, found in against_best if found),
+        comparisons=tuple(Comparison(arm, rival, found, basis) for arm, rival, found, basis in against if found),
         notes=tuple(notes),
         case=case,
+        columns=columns or {},
     )
 
 
@@ -291,16 +307,15 @@ def _merged_facts(samples: Sequence[Sample]) -> dict[str, JSON]:
 
 
 def _sentences(result: BenchResult) -> Iterable[str]:
-    against = {item.arm: item for item in result.comparisons}
     contenders = [arm for arm in result.arms if not arm.reference and arm.ratio is not None]
     leading = [arm for arm in contenders if arm.group == "dynamic"] or contenders
     for arm in leading:
         if arm.ratio is None:
             continue
         text = f"{arm.name} {arm.ratio.ratio:.2f}x of {result.reference.name} {arm.ratio.interval}"
-        if arm.name in against:
-            item = against[arm.name]
-            text += f"; {item.ratio.ratio:.2f}x of the best static ({item.baseline}) {item.ratio.interval}"
+        for item in result.comparisons:
+            if item.arm == arm.name:
+                text += f"; {item.ratio.ratio:.2f}x of {item.basis} ({item.baseline}) {item.ratio.interval}"
         yield text
     yield from result.notes
     yield from (f"{gate.name}: {gate.verdict}, {gate.reason}" for gate in result.gates)

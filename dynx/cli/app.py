@@ -431,12 +431,20 @@ def bench(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="What to measure on: prompts, one per line; for a classifier texts, one per line, or a folder of images.",
+            help="What to measure on: prompts, one per line (a pipeline that draws makes its own); for a classifier texts, "
+            "one per line, or a folder of images.",
         ),
     ] = None,
     runs: Annotated[
-        int, typer.Option("--runs", metavar="N", min=1, max=1000, help="Rounds; each runs every arm on every input.")
-    ] = 5,
+        int | None,
+        typer.Option(
+            "--runs",
+            metavar="N",
+            min=1,
+            max=1000,
+            help="Rounds; each runs every arm on every input. 5 by default, 2 of a pipeline that draws.",
+        ),
+    ] = None,
     prompts: Annotated[
         int | None,
         typer.Option(
@@ -444,7 +452,8 @@ def bench(
             "--inputs",
             metavar="N",
             min=1,
-            help="At most this many inputs: the first 4 prompts by default; of a classifier's, 1024 drawn at random.",
+            help="At most this many inputs: the first 4 prompts by default; of a classifier's, 1024 drawn at random; for a "
+            "pipeline that draws 16 pictures, each of another seed.",
         ),
     ] = None,
     draft: Annotated[
@@ -460,7 +469,8 @@ def bench(
         typer.Option(
             "--static",
             metavar="LENGTHS",
-            help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm.",
+            help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm. Of a pipeline that draws "
+            "the numbers of steps; 6,8,10,15,20,25 by default.",
         ),
     ] = None,
     temperature: Annotated[
@@ -507,15 +517,15 @@ def bench(
             "--min-speedup",
             metavar="X",
             min=0.0,
-            help="Gate: dynamic must be at least X times plain; of a classifier, X times the faster of plain and "
-            "length-bucketed batches.",
+            help="Gate: dynamic must be at least X times plain, which for a pipeline that draws is its author's run; of a "
+            "classifier, X times the faster of plain and length-bucketed batches.",
         ),
     ] = None,
     require_identical: Annotated[
         bool,
         typer.Option(
             "--require-identical",
-            help="Gate: dynamic must write what plain writes, token for token, or give the same labels.",
+            help="Gate: dynamic must write what plain writes, token for token, give the same labels, or draw the same pixels.",
         ),
     ] = False,
     max_disagreement: Annotated[
@@ -525,6 +535,17 @@ def bench(
             metavar="SHARE",
             help="A classifier's promise (0.02 by default) and, where given, a gate: at most this share of answers may "
             "differ from the full model's.",
+        ),
+    ] = None,
+    quality: o.Quality = None,
+    guidance: o.Guidance = None,
+    size: o.Size = None,
+    min_quality: Annotated[
+        float | None,
+        typer.Option(
+            "--min-quality",
+            metavar="SSIM",
+            help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be so like plain's.",
         ),
     ] = None,
     budget: Annotated[
@@ -555,6 +576,7 @@ def bench(
       dynx bench
       dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
       dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
+      dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
       dynx bench --require-identical --export json:bench.json --export md:bench.md
     """
     from dynx.cli import bench as command

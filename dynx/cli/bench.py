@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynx.cli.console import Terminal
-from dynx.errors import GateFailed, UnsupportedModelError, UsageError
+from dynx.errors import GateFailed, UsageError
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Options:
 
     model: str
     data: str | None
-    runs: int
+    runs: int | None
     prompts: int | None
     draft: str | None
     max_new_tokens: int | None
@@ -48,6 +48,10 @@ class Options:
     min_speedup: float | None
     require_identical: bool
     max_disagreement: float | None
+    quality: float | None
+    guidance: float | None
+    size: str | None
+    min_quality: float | None
     budget: float | None
     export: list[str] | None
     json: bool
@@ -86,50 +90,49 @@ def run(options: Options) -> None:
 def check(options: Options) -> None:
     """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
     from dynx.bench import PEERS
-    from dynx.bench.gate import min_speedup
+    from dynx.bench.gate import min_quality, min_speedup
     from dynx.bench.report import parse_export
 
     for spec in options.export or []:
         parse_export(spec)
     if options.min_speedup is not None:
         min_speedup(None, options.min_speedup)
+    if options.min_quality is not None:
+        min_quality(0, 0, options.min_quality)
     if options.against not in (None, *PEERS):
         raise UsageError(f"--against {options.against}: known peers are {', '.join(PEERS)}")
 
 
 def measurer(options: Options) -> Callable[[Options, Terminal], BenchResult]:
     """What measures models of this one's task. Raises UsageError for options that only other tasks have."""
-    from dynx.cli import bench_classification, bench_generation
+    from dynx.cli import bench_classification, bench_drawing, bench_generation
     from dynx.runtime import loading
 
+    tasks: dict[str, tuple[Any, str, str]] = {
+        "generate": (bench_generation, "language models", "writes text"),
+        "classify": (bench_classification, "classifiers", "is a classifier"),
+        "draw": (bench_drawing, "pipelines that draw", "draws"),
+    }
+
     source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
-    task = loading.task_of(source)
-    if task == "draw":
-        raise UnsupportedModelError(f"{source.name} is a pipeline that draws, and dynx can't measure those yet")
-    if task == "classify":
-        others = foreign(options, bench_generation.Settings, bench_classification.Settings)
-        if others:
-            raise UsageError(f"{others[0]} is for language models, and {source.name} is a classifier")
-        return bench_classification.measure
-    others = foreign(options, bench_classification.Settings, bench_generation.Settings)
-    if others:
-        raise UsageError(f"{others[0]} is for classifiers, and {source.name} writes text")
-    return bench_generation.measure
+    module, _, is_one = tasks[loading.task_of(source)]
+    for name, value in vars(options).items():
+        takers = [words for other, words, _ in tasks.values() if name in names_of(other.Settings)]
+        if value is not None and value is not False and takers and name not in names_of(module.Settings):
+            shown = name.replace("_", "-")
+            raise UsageError(f"--{shown} is for {' and '.join(takers)}, and {source.name} {is_one}")
+    measure: Callable[[Options, Terminal], BenchResult] = module.measure
+    return measure
 
 
-def foreign(options: Options, theirs: type[Any], ours: type[Any]) -> list[str]:
-    """The options given that are among their settings and not among ours, as they're typed."""
-    names = {f.name for f in fields(theirs)} - {f.name for f in fields(ours)}
-    given = [
-        name for name, value in vars(options).items() if name in names and value is not None and value is not False
-    ]
-    return [f"--{name.replace('_', '-')}" for name in given]
+def names_of(kind: type[Any]) -> list[str]:
+    """The options that a task has of its own."""
+    return [f.name for f in fields(kind)]
 
 
 def settings(options: Options, kind: type[Own]) -> Own:
     """A task's own settings: those that were given, and its defaults."""
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # a dataclass
-    return kind(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    return kind(**{name: value for name in names_of(kind) if (value := getattr(options, name)) is not None})
 
 
 def read_prompts(path: str | None) -> list[str]:
@@ -148,7 +151,9 @@ def read_prompts(path: str | None) -> list[str]:
     return lines
 
 
-def contest(arms: Sequence[Arm[Case]], cases: Sequence[Case], options: Options, terminal: Terminal) -> Measurements:
+def contest(
+    arms: Sequence[Arm[Case]], cases: Sequence[Case], options: Options, terminal: Terminal, *, rounds: int
+) -> Measurements:
     """Run the arms in turns, with a bar on the terminal."""
     from dynx.bench import harness
 
@@ -160,7 +165,7 @@ def contest(arms: Sequence[Arm[Case]], cases: Sequence[Case], options: Options, 
         return harness.measure(
             arms,
             cases,
-            rounds=options.runs,
+            rounds=rounds,
             warmup=1,
             clock=time.perf_counter,
             rng=random.Random(0),  # noqa: S311 - the order of measurements is no secret
@@ -169,8 +174,8 @@ def contest(arms: Sequence[Arm[Case]], cases: Sequence[Case], options: Options, 
         )
 
 
-def conditions(plan: Any, **details: Any) -> dict[str, Any]:
-    """Where and on what was measured: the header of a result. `details` are the task's own."""
+def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> dict[str, Any]:
+    """Where and on what was measured: the header of a result. `library` is where the model comes from, `details` the task's."""
     return {
         "model": plan.source.name,
         "model_hash": plan.key.model,
@@ -180,7 +185,7 @@ def conditions(plan: Any, **details: Any) -> dict[str, Any]:
         "threads": plan.decisions["threads"].value,
         "dtype": plan.dtype,
         **details,
-        "versions": {name: metadata.version(name) for name in ("dynx", "torch", "transformers") if _installed(name)},
+        "versions": {name: metadata.version(name) for name in ("dynx", "torch", library) if _installed(name)},
     }
 
 

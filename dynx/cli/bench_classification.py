@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class Settings:
     """What classifiers have of their own on the command line."""
 
+    runs: int = 5
     prompts: int = 1024
     tsv: bool = False
     column: str | None = None
@@ -67,7 +68,7 @@ def measure(options: Options, terminal: Terminal) -> BenchResult:
     if options.against:
         arms += classification.peer_arms(assembly, cutting=cut > 0)
     full = classification.full_answers(assembly, items)
-    measured = contest(arms, cases, options, terminal)
+    measured = contest(arms, cases, options, terminal, rounds=own.runs)
     quality = classification.judge_answers(measured, full=full, gold=gold, tolerance=own.tolerance or 0.0)
     result = report.summarize(
         measured,
@@ -126,7 +127,7 @@ def choose(
 def header(assembly: Assembly, count: int, cut: int) -> dict[str, Any]:
     """Where and on what this was measured."""
     exits, known = assembly.decisions.get("exits"), assembly.knowledge
-    texts = {"max_length": getattr(assembly.reader, "limit", None), "truncated": cut}
+    texts: dict[str, Any] = {"max_length": getattr(assembly.reader, "limit", None), "truncated": cut}
     return conditions(
         assembly.plan,
         batch_size=assembly.batch,

@@ -23,6 +23,7 @@ class Settings:
 
     draft: str = "auto"
     max_new_tokens: int = 64
+    runs: int = 5
     prompts: int = 4
     static: str = "1-10"
     temperature: float = 0.0
@@ -47,7 +48,7 @@ def measure(options: Options, terminal: Terminal) -> BenchResult:
     if options.against:
         arms += peer_arms(assembly, task, lengths)
     result = report.summarize(
-        contest(arms, cases, options, terminal),
+        contest(arms, cases, options, terminal, rounds=own.runs),
         task="generate",
         unit="tokens",
         header=conditions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 BUDGET = 600.0
 """Seconds, unless asked otherwise."""
 
-PROMPTS = 200
+PROMPTS = 420
 """Made from the pipeline's own vocabulary where there are none of the user's."""
 
 
@@ -58,22 +59,33 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.clear_status()
     from dynx.diffusion import calibrate as learning
+    from dynx.diffusion.climb import Partial
+    from dynx.runtime.store import cache_folder
 
     prompts = texts or own_prompts(assembly)
-    with terminal.progress(f"calibrating {plan.source.name}") as move:
-        found = learning.calibrate(
-            assembly,
-            prompts,
-            budget=budget,
-            clock=time.perf_counter,
-            progress=lambda share, what: move(share, 1.0, what),
-        )
+    partial = Partial(cache_folder() / "partial" / f"{plan.key.id}.safetensors", learning.settings(assembly, prompts))
+    try:
+        with terminal.progress(f"calibrating {plan.source.name}") as move:
+            found = learning.calibrate(
+                assembly,
+                prompts,
+                budget=budget,
+                clock=time.perf_counter,
+                progress=lambda share, what: move(share, 1.0, what),
+                partial=partial,
+                say=terminal.notice,
+            )
+    except KeyboardInterrupt:
+        if partial.load() is not None:
+            terminal.notice("stopped; the same command goes on from here")
+        raise
     report(found, assembly, terminal, options)
+    store(found.profile, terminal, found.arrays)
+    partial.remove()
     if options.plot:
         from dynx.cli.plot import curve
 
         curve(found, Path(options.plot))
-    store(found.profile, terminal, found.arrays or None)
 
 
 def own_prompts(assembly: Assembly) -> list[str]:
@@ -93,8 +105,11 @@ def check_plot(path: str | None) -> None:
         return
     if Path(path).suffix.lower() != ".svg":
         raise UsageError(f"--plot {path}: the curve is an SVG file", hint=f"--plot {Path(path).with_suffix('.svg')}")
-    if not Path(path).expanduser().parent.is_dir():
-        raise UsageError(f"can't write {path}: there is no folder {Path(path).parent}")
+    file = Path(path).expanduser()
+    if not file.parent.is_dir():
+        raise UsageError(f"can't write {path}: there is no folder {file.parent}")
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"can't write {path}")
 
 
 def dry_run(plan: Plan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
@@ -147,7 +162,7 @@ def table_of(found: Findings) -> Table:
     for steps, tail in found.likeness.items():
         row = (f"{tail.median:.3f}", f"{tail.p5:.3f}", f"{tail.worst:.3f}", f"{found.seconds[steps]:.3f}")
         table.add_row(str(steps), *row)
-    table.add_row(f"plain {found.full_steps}", "1", "1", "1", f"{found.plain_seconds:.3f}")
+    table.add_row(f"plain, {found.full_steps}", "1", "1", "1", f"{found.plain_seconds:.3f}")
     if found.reached is not None:
         table.add_section()
         tail = found.reached

@@ -31,8 +31,10 @@ def svg(found: Findings) -> str:
         return round(x, 1), round(y, 1)
 
     def line(values: dict[int, float], colour: str, dash: str = "") -> str:
-        points = " ".join(f"{x},{y}" for x, y in (at(k, v) for k, v in values.items()))
-        return f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{points}"/>'
+        places = [at(k, v) for k, v in values.items()]
+        points = " ".join(f"{x},{y}" for x, y in places)
+        dots = "".join(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in places)
+        return f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="{points}"/>{dots}'
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',

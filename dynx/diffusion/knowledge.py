@@ -16,9 +16,10 @@ import numpy as np
 from dynx.diffusion.predictor import Predictor, look_features, text_features
 from dynx.diffusion.sampler import Tail
 from dynx.diffusion.schedule import Grid, Schedule
+from dynx.errors import UsageError
 from dynx.runtime.decision import Decision
 from dynx.runtime.promise import Certificate, Costs, certify, choose_rules, leaves_at
-from dynx.runtime.risk import percent
+from dynx.runtime.risk import most_failures, percent, smallest_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,13 +37,19 @@ if TYPE_CHECKING:
 LOOK = 2
 """Network calls before the number of steps is chosen."""
 
+RULES = 200
+"""From strict to loose: from every picture on the whole grid to every picture in the fewest steps."""
+
 PAYS = 1.05
 """Expected speed-up from which fewer steps are used."""
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is promised of pictures: SSIM to the full run of the same seed, for most of them."""
+    """What is promised of pictures: SSIM to the full run of the same seed, for most of them.
+
+    The full run is the pipeline's own in the same precision, and the pictures are of prompts like those calibrated with.
+    """
 
     quality: float
     share: float
@@ -91,17 +98,24 @@ class Ladder:
         """The numbers of steps."""
         return tuple(sorted(self.nodes))
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The same, and last that of the whole grid: what a picture takes by the exit it leaves at."""
+        return (*self.levels, len(self.longest.grid))
+
     def schedule(self, steps: int) -> Schedule:
         """To draw in so many of them."""
-        guided = None if self.guided is None else max(1, math.ceil(self.guided * steps))
-        return Schedule(self.solver, self.fine.pick(self.nodes[steps]), self.skip, guided=guided)
+        return self._over(self.nodes[steps])
 
     @property
     def longest(self) -> Schedule:
         """The whole fine grid, with the ladder's beginning."""
         first = self.nodes[self.levels[0]][:LOOK]
-        nodes = (*first, *range(first[-1] + 1, len(self.fine) + 1))
-        guided = None if self.guided is None else max(1, math.ceil(self.guided * (len(nodes) - 1)))
+        return self._over((*first, *range(first[-1] + 1, len(self.fine) + 1)))
+
+    def _over(self, nodes: tuple[int, ...]) -> Schedule:
+        # The steps before the choice are guided whatever is chosen.
+        guided = None if self.guided is None else max(LOOK, math.ceil(self.guided * (len(nodes) - 1)))
         return Schedule(self.solver, self.fine.pick(nodes), self.skip, guided=guided)
 
     def tail(self, steps: int) -> Tail:
@@ -132,7 +146,12 @@ class Ladder:
         if len({v[:LOOK] for v in nodes.values()}) != 1:
             raise ValueError("its grids begin differently")
         guided = None if data["guided"] is None else float(data["guided"])
-        return cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]))
+        made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]))
+        try:
+            made.longest  # noqa: B018 - a schedule says what can't be run
+        except UsageError as e:
+            raise ValueError(str(e)) from None
+        return made
 
 
 @dataclass(frozen=True)
@@ -151,11 +170,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A ladder ready for a promise; `rules` are drawn up from one evidence and certified on the other."""
+    """A ladder ready for a promise; rules are drawn up from one evidence and certified on the other.
+
+    What was predicted of the choosing pictures must come from other pictures (`predictor.crossed`).
+    """
 
     ladder: Ladder
     predictor: Predictor
     costs: Costs
+    """Seconds of a picture; `full` is the ladder's whole grid."""
+    plain: float
+    """Seconds of a plain picture."""
     choosing: Evidence
     certifying: Evidence
 
@@ -173,9 +198,20 @@ class Fitted:
             eps,
             delta,
             len(self.certifying),
+            levels=RULES,
+            prune=False,
+            every=True,
         )
         good = self.certifying.likeness >= quality
         return certify(rules, self.scores(self.certifying, quality), good, self.costs, eps, delta)
+
+    def speedup(self, certificate: Certificate) -> float:
+        """Expected, against the plain run."""
+        return self.plain / certificate.cost
+
+    def pays(self, certificate: Certificate) -> bool:
+        """Whether pictures take fewer steps by it, and gain from that."""
+        return certificate.active and self.speedup(certificate) >= PAYS
 
     def reached(self, certificate: Certificate, quality: float) -> Array:
         """(n,) SSIM of the certifying pictures under a certificate's rule."""
@@ -233,8 +269,7 @@ class Knowledge:
         predictor = self.fitted.predictor
         chances = predictor.chances(predictor(looks, texts), self.guarantee.quality)
         at = int(leaves_at(np.asarray(self.certificate.thresholds), chances).max())
-        levels = self.fitted.ladder.levels
-        return levels[at] if at < len(levels) else len(self.longest.grid)
+        return self.fitted.ladder.steps[at]
 
     def pilot(self, engine: Engine, request: Request) -> Pilot:
         """For one run of a request."""
@@ -250,11 +285,12 @@ def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, 
 
 
 def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
-    """What calibration stored. Raises KeyError, TypeError or ValueError on anything else."""
+    """What calibration stored. Raises KeyError, TypeError, ValueError or UsageError on anything else."""
     ladder = Ladder.from_json(fitted["ladder"])
     predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]
     costs = Costs(tuple(map(float, c["reach"])), float(c["full"]), tuple(map(float, c["check"])))
+    plain = float(c["plain"])
 
     def evidence(name: str) -> Evidence:
         found = Evidence(
@@ -263,11 +299,15 @@ def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays:
         n, levels = len(found.predicted), len(ladder.levels)
         if found.likeness.shape != (n, levels + 1) or found.predicted.shape != (n, levels) or not n:
             raise ValueError("its evidence doesn't fit its grids")
+        if np.isnan(found.likeness).any() or np.isnan(found.predicted).any():
+            raise ValueError("its evidence has numbers missing")
         return found
 
     if len(costs.reach) != len(ladder.levels) or len(predictor.sigma) != len(ladder.levels):
         raise ValueError("its parts don't fit each other")
-    return Fitted(ladder, predictor, costs, evidence("choosing"), evidence("certifying"))
+    if not plain > 0:
+        raise ValueError("a plain picture takes no time")
+    return Fitted(ladder, predictor, costs, plain, evidence("choosing"), evidence("certifying"))
 
 
 def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge | None:
@@ -279,13 +319,10 @@ def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge |
     if profile is None:
         return None
     try:
-        if profile.fitted.get("ladder") is None:
-            plan.decisions["steps"] = Decision("plain", str(profile.decision["summary"]))
-            return None
         fitted = from_profile(profile.fitted, profile.measured, plan.arrays)
         colours = plan.arrays.get("colours")
         full_steps = int(profile.fitted["full_steps"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UsageError) as e:
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions["steps"] = Decision("plain", f"profile {profile.key.id} can't be used")
         return None
@@ -294,27 +331,44 @@ def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge |
         plan.decisions["steps"] = Decision("plain", refusal)
         return None
     certificate = fitted.certify(wish.quality, SHARE, DELTA)
-    if not certificate.active or certificate.speedup < PAYS:
-        plan.decisions["steps"] = Decision("plain", certificate.words.replace("answers differ from", "pictures miss"))
+    if not fitted.pays(certificate):
+        plan.decisions["steps"] = Decision("plain", why_plain(fitted, certificate, wish.quality))
         return None
     reached = fitted.reached(certificate, wish.quality)
     p5 = float(np.quantile(reached, 0.05, method="lower"))
     guarantee = Guarantee(
         wish.quality, SHARE, DELTA, certificate.n, certificate.disagreements, p5, float(reached.min()), plan.bundled
     )
-    mean = float(np.dot(certificate.exits, [*fitted.ladder.levels, full_steps]) / certificate.n)
+    steps = np.repeat(fitted.ladder.steps, certificate.exits)
     plan.decisions["steps"] = Decision(
-        f"{fitted.ladder.levels[0]} to {fitted.ladder.levels[-1]}, {mean:.1f} on average",
-        f"{certificate.speedup:.2f}x of {full_steps} steps expected; {guarantee}: "
+        f"{steps.min()} to {steps.max()}, {steps.mean():.1f} on average",
+        f"{fitted.speedup(certificate):.2f}x of {full_steps} steps expected; {guarantee}: "
         f"{certificate.disagreements} of {certificate.n} were below, p5 {p5:.3f}, worst {reached.min():.3f}",
     )
     return Knowledge(fitted, certificate, guarantee, full_steps, colours)
+
+
+def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
+    """Why a certificate lets no picture take fewer steps, in words."""
+    if certificate.active:
+        return f"fewer steps would be {fitted.speedup(certificate):.2f}x as fast, which isn't worth it"
+    eps, n = round(1 - certificate.eps, 12), certificate.n
+    most = most_failures(n, certificate.eps, certificate.delta)
+    if most is None:
+        least = smallest_sample(certificate.eps, certificate.delta)
+        return f"{n} pictures can't show SSIM {quality:g} in {percent(eps)} of them; {least} could, all of them good"
+    return (
+        f"no fewer steps were seen to reach SSIM {quality:g} in {percent(eps)} of pictures "
+        f"(of {n}, {most or 'none'} may fall below)"
+    )
 
 
 def other_setting(assembly: Assembly, fitted: Mapping[str, Any]) -> str | None:
     """Why the profile speaks of other pictures than those asked for."""
     wish, family = assembly.plan.wish, assembly.engine.family
     size = None if wish.size is None else list(wish.size)
+    if size == fitted.get("pixels"):  # asked for what the pipeline draws by itself
+        size = fitted.get("size")
     guidance = family.default_guidance if wish.guidance is None else wish.guidance
     for what, measured, asked in (
         ("guidance", fitted.get("guidance"), guidance),

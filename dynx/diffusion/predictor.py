@@ -2,7 +2,7 @@
 
 For each number of steps K a ridge regression says y = log(1 - SSIM) to the full run; with the spread of its errors that is the
 chance that SSIM reaches any quality. Few pictures are enough for the few features used; how well it predicts is checked, and
-bounded, on others.
+bounded, on others. Of pictures unlike all those that it was fitted on it says nothing, and no number of steps is enough.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ FLOOR = 1e-5
 """Of 1 - SSIM: pictures more alike than that are equal."""
 
 PENALTIES = tuple(10.0**e for e in range(-2, 4))
+
+BEYOND = 1.5
+"""How far out a feature may lie, in units of the farthest fitted on, before it's unlike."""
+
+FOLDS = 6
 
 FEWEST = 12
 """Pictures below which only the mean is used."""
@@ -59,12 +64,13 @@ def text_features(embedding: Tensor | None, pictures: int) -> Array:
 
 @dataclass(frozen=True)
 class Predictor:
-    """y (n, L) from features: shift and spread (F,), words (D, W), weights (1 + F, L), and the spread of errors (L,)."""
+    """y (n, L) from features: shift, spread and range (F,), words (D, W), weights (1 + F, L), and the spread of errors (L,)."""
 
     centre: Array
     words: Array
     shift: Array
     spread: Array
+    range: Array
     weights: Array
     sigma: Array
 
@@ -82,24 +88,27 @@ class Predictor:
         x = np.concatenate([looks, (texts - centre) @ words], axis=1)
         shift, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         y = shortfall(likeness)
+        reach = BEYOND * np.abs((x - shift) / spread).max(axis=0)
         weights = np.zeros((1 + x.shape[1], levels))
         sigma = np.zeros(levels)
         z = (x - shift) / spread if n >= FEWEST else np.zeros_like(x)
         for k in range(levels):
             weights[:, k], sigma[k] = _ridge(z, y[:, k])
-        return cls(centre, words, shift, spread, weights, np.maximum(sigma, 1e-3))
+        return cls(centre, words, shift, spread, np.maximum(reach, 1.0), weights, np.maximum(sigma, 1e-3))
 
     def __call__(self, looks: Array, texts: Array) -> Array:
-        """y (n, L)."""
+        """y (n, L); inf for pictures that are unlike those fitted on, or whose features aren't numbers."""
         x = (np.concatenate([looks, (texts - self.centre) @ self.words], axis=1) - self.shift) / self.spread
-        predicted: Array = self.weights[0] + x @ self.weights[1:]
+        alike = (np.abs(x) <= self.range).all(axis=1)  # False for NaN
+        predicted: Array = np.full((len(x), len(self.sigma)), math.inf)
+        predicted[alike] = self.weights[0] + x[alike] @ self.weights[1:]
         return predicted
 
     def chances(self, predicted: Array, quality: float) -> Array:
-        """P(SSIM ≥ quality) (n, L) for predictions y."""
+        """P(SSIM ≥ quality) (n, L) for predictions y; 0 only where y is inf."""
         z = (math.log(max(1 - quality, FLOOR)) - predicted) / self.sigma
         chance: Array = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
-        return np.clip(chance, 1e-9, 1.0)
+        return np.where(np.isinf(predicted), 0.0, np.clip(chance, 1e-9, 1.0))
 
     def to_arrays(self) -> dict[str, Array]:
         """For a profile's safetensors file."""
@@ -113,13 +122,31 @@ class Predictor:
         fits = (
             made.words.ndim == 2
             and made.centre.shape == made.words.shape[:1]
-            and made.spread.shape == (features,)
+            and made.spread.shape == made.range.shape == (features,)
+            and made.words.shape[1] <= features
             and made.weights.shape == (1 + features, len(made.sigma))
             and all(np.isfinite(value).all() for value in vars(made).values())
         )
         if not fits:
             raise ValueError("the predictor's arrays don't fit each other")
         return made
+
+
+def crossed(looks: Array, texts: Array, likeness: Array, seed: int = 0) -> Array:
+    """y (n, L) of each picture, by a predictor fitted on the others: what may be expected of one fitted on all, for new ones.
+
+    In `FOLDS` parts; too few pictures for that are predicted by their mean. Shapes and errors as in `Predictor.fit`.
+    """
+    n = len(likeness)
+    if n < 2 * FOLDS:
+        return Predictor.fit(looks, texts, likeness)(looks, texts)
+    order = np.random.default_rng(seed).permutation(n)
+    found = np.zeros(likeness.shape)
+    for fold in range(FOLDS):
+        out = order[fold::FOLDS]
+        others = np.setdiff1d(order, out)
+        found[out] = Predictor.fit(looks[others], texts[others], likeness[others])(looks[out], texts[out])
+    return found
 
 
 def shortfall(likeness: Array) -> Array:

@@ -5,10 +5,11 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import NoProfileError, UsageError
+from dynx.errors import ModelError, NoProfileError, UsageError
 from dynx.runtime import loading
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
@@ -37,6 +38,9 @@ DELTA = 0.05
 
 BUNDLED = "steps.json"
 """A pipeline's folder may carry a profile in this file, as `dynx calibrate --export` writes it."""
+
+DEFAULTS = "dynx.json"
+"""A pipeline's folder may say in this file what it is best drawn with: {"guidance": 2.5}. diffusers has no place for it."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
     loading.check_pipeline(source, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    if wish.guidance is None and (preferred := preferred_guidance(source)) is not None:
+        wish = replace(wish, guidance=preferred)
+        decisions["guidance"] = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
     decisions["device"] = choose_device(wish.device, machine)
     decisions["dtype"] = _dtype(wish, decisions["device"].value, machine)
     decisions["threads"] = choose_threads(wish.threads, machine)
@@ -129,9 +136,24 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     return Plan(wish, source, machine, key, profile, arrays, bundled, decisions)
 
 
+def preferred_guidance(source: Source) -> float | None:
+    """What the folder asks to be drawn with, None where it doesn't say. Raises ModelError for what is no guidance."""
+    path = source.folder / DEFAULTS
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get("guidance")
+        guidance = None if value is None else float(value)
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise ModelError(f"{path} can't be read: {e}") from None
+    if guidance is not None and not 0 <= guidance < 1000:
+        raise ModelError(f"{path} asks for a guidance of {guidance:g}")
+    return guidance
+
+
 def _dtype(wish: Wish, device: str, machine: Device) -> Decision[str]:
     if wish.dtype == "auto" and device == "cpu":
-        return Decision("float32", "the promise is about float32 pictures")
+        return Decision("float32", "full precision unless asked otherwise")
     return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine)
 
 

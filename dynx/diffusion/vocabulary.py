@@ -12,15 +12,22 @@ SHORTEST = 3
 WORD = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
 
 
+BEGINNINGS = frozenset("Ġ▁ ")
+
+
 def words(tokenizer: Any) -> list[str]:
-    """The whole words among a tokenizer's tokens, in the order of their ids, which for most is from frequent to rare."""
+    """The whole words among a tokenizer's tokens, in the order of their ids, which for most is from frequent to rare.
+
+    Vocabularies mark the ends of words (CLIP's), their beginnings (Ġ, ▁), or only the pieces that go on (##).
+    """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    marked = any("</w>" in token for token, _ in vocabulary)
+    ends = any(token.endswith("</w>") for token, _ in vocabulary)
+    begins = not ends and any(token[:1] in BEGINNINGS for token, _ in vocabulary if token)
     found = []
     for token, _ in vocabulary:
+        whole = token.endswith("</w>") if ends else token[:1] in BEGINNINGS if begins else True
         match = WORD.fullmatch(token)
-        whole = token.endswith("</w>") if marked else token[:1] in "Ġ▁ "
-        if match and whole and len(match[1]) >= SHORTEST:
+        if token and match and whole and len(match[1]) >= SHORTEST:
             found.append(match[1])
     return list(dict.fromkeys(found))
 

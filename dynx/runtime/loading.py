@@ -29,7 +29,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 """The same weights in other layouts, which some repositories carry besides."""
 
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
@@ -118,8 +118,10 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool, task: str) -> Sou
     except ValueError as e:  # a name that no repository can have
         raise ModelError(f"no model {name}: {_first_line(e)}", hint=hint) from None
     weights = ("*.safetensors", *(PICKLES if allow_pickle else ()))
-    if cached and any(file for pattern in weights for file in cached.folder.glob(pattern)):
-        return cached
+    if cached:
+        within = "*/" if (cached.folder / PIPELINE).is_file() else ""  # a pipeline's weights are in its parts' folders
+        if any(file for pattern in weights for file in cached.folder.glob(within + pattern)):
+            return cached
     if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         where = "without weights in the hub's local cache" if cached else "not in the hub's local cache"
         raise ModelError(f"no model {name}: not shipped, no such folder, {where}", hint=hint)
@@ -143,8 +145,7 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool, task: str) -> Sou
 def check(source: Source, *, allow_pickle: bool = False) -> None:
     """Look at the weights' files: whole safetensors, or pickles that were asked for. Raises ModelError."""
     weights = sorted(source.folder.glob("*.safetensors"))
-    index = source.folder / "model.safetensors.index.json"
-    if index.is_file():
+    for index in sorted(source.folder.glob("*.safetensors.index.json")):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
@@ -308,6 +309,8 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
     """Whether a folder is a diffusers pipeline with whole weights. Raises ModelError, UnsupportedModelError."""
     index = source.folder / PIPELINE
     if not index.is_file():
+        if not (source.folder / "config.json").is_file():
+            raise ModelError(f"{source.folder} has no {PIPELINE}", hint=PIPELINES)
         task = task_of(source)
         words = "is a classifier; dynx classify runs it" if task == "classify" else "writes text; dynx generate runs it"
         raise UnsupportedModelError(f"{source.name} {words}", hint=PIPELINES)
@@ -319,7 +322,11 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
         raise ModelError(f"{index} names no pipeline")
     for name, part in sorted(parts.items()):
         folder = source.folder / name
-        if isinstance(part, list) and part and part[0] is not None and (folder / "config.json").is_file():
+        if not isinstance(part, list) or not part or part[0] is None:
+            continue
+        if not folder.is_dir():
+            raise ModelError(f"{source.folder} lacks the folder {name}", hint="download or copy it again")
+        if (folder / "config.json").is_file():
             check(Source(f"{source.name}/{name}", folder, source.kind), allow_pickle=allow_pickle)
 
 

@@ -239,14 +239,16 @@ def choose_rules(
     *,
     levels: int = LEVELS,
     prune: bool = True,
+    every: bool = False,
 ) -> Rules:
     """Draw up the list of rules on part B, for a certificate on n other rows.
 
     Two one-parameter families are tried. "cost": leave at k iff 1 - s[k] < μ · (share of the cost that leaving saves), the
     optimal rule when a wrong answer has a price and s is the probability of a right one. "common": one threshold for all.
     Their grids are quantiles of what B's rows would need to leave. Exits that don't pay for their own check are dropped, one
-    at a time, as long as the mean cost falls at the risk that n rows can certify; `prune` off keeps all. Shapes and errors as in
-    `simulate`.
+    at a time, as long as the mean cost falls at the risk that n rows can certify; `prune` off keeps all. `every` takes the
+    quantiles of what each exit would need, so that the list goes on to rules by which every row leaves early; without it the list
+    ends where each row leaves somewhere, which is early where the last exit is nearly sure. Shapes and errors as in `simulate`.
     """
     s, agree = _checked(s, agree, costs)
     allowed = most_failures(n, eps, delta)
@@ -255,12 +257,12 @@ def choose_rules(
     best: tuple[float, Family, NDArray[np.bool_]] | None = None
     families: tuple[Family, ...] = ("common", "cost")
     for family in families:
-        used, cost = everything, _best_cost(family, everything, s, agree, costs, target, levels)
+        used, cost = everything, _best_cost(family, everything, s, agree, costs, target, levels, every)
         while prune and used.sum() > 1:
             tries = []
             for k in np.flatnonzero(used).tolist():
                 without = used & (np.arange(len(used)) != k)
-                tries.append((_best_cost(family, without, s, agree, costs, target, levels), k))
+                tries.append((_best_cost(family, without, s, agree, costs, target, levels, every), k))
             least, drop = min(tries)
             if least > cost:
                 break
@@ -272,7 +274,7 @@ def choose_rules(
     kept = tuple(int(k) for k in np.flatnonzero(used))
     how = "one threshold for all" if family == "common" else "thresholds by what an exit saves"
     words = f"{len(kept)} of {len(used)} exits pay; {how}"
-    return Rules(_grid(family, used, s, costs, levels), family, kept, words)
+    return Rules(_grid(family, used, s, costs, levels, every), family, kept, words)
 
 
 def certify(
@@ -372,12 +374,13 @@ def _weights(family: Family, costs: Costs) -> NDArray[np.float64]:
 
 
 def _grid(
-    family: Family, used: NDArray[np.bool_], s: NDArray[np.float64], costs: Costs, levels: int
+    family: Family, used: NDArray[np.bool_], s: NDArray[np.float64], costs: Costs, levels: int, every: bool = False
 ) -> NDArray[np.float64]:
-    """Thresholds (G, K) from strict to loose: quantiles of the μ at which a row of B would first leave."""
+    """Thresholds (G, K) from strict to loose: quantiles of the μ at which a row of B would first leave, or at each exit."""
     weights = _weights(family, costs)
     with np.errstate(divide="ignore"):
-        need = np.where(used & (s > 0), (1 - s) / weights, math.inf).min(axis=1)
+        need = np.where(used & (s > 0), (1 - s) / weights, math.inf)
+    need = need.ravel() if every else need.min(axis=1)
     need = np.sort(need[np.isfinite(need)])
     if not len(need):
         return np.full((1, s.shape[1]), math.inf)
@@ -394,9 +397,10 @@ def _best_cost(
     costs: Costs,
     target: float,
     levels: int,
+    every: bool,
 ) -> float:
     """Mean cost on B of the loosest rule within the target, all stricter ones being so too; full depth if there's none."""
-    rules = _grid(family, used, s, costs, levels)
+    rules = _grid(family, used, s, costs, levels, every)
     if not np.isfinite(rules).any():
         return costs.full
     by_exit = costs.of(used)

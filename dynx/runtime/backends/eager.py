@@ -261,6 +261,11 @@ class StockSession:
         raise UnsupportedModelError("this model has no early exit")
 
 
+def cache_argument(model: Any) -> str:
+    """What a model's forward calls its key-value cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 class EagerBackend:
     """A transformers causal language model, as loaded.
 
@@ -285,6 +290,7 @@ class EagerBackend:
         self.context = int(limit) if limit else None
         self._trusted = trusted
         self._takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache_name = cache_argument(model)
         self._body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
 
     def open(self) -> EagerSession | StockSession:
@@ -296,7 +302,7 @@ class EagerBackend:
         kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
         ids = torch.tensor([tokens], device=self.device)
         with torch.inference_mode(), enough_memory(self.device):
-            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **kwargs)
+            out = self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = out.logits[0]
         return logits
 
@@ -307,7 +313,7 @@ class EagerBackend:
             return
         ids = torch.tensor([tokens], device=self.device)
         with torch.inference_mode(), enough_memory(self.device):
-            self._body(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True)
+            self._body(input_ids=ids, **{cache_argument(self._body): cache}, use_cache=True, return_dict=True)
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:

@@ -799,6 +799,9 @@ def export(
     material.tokenizer.backend_tokenizer.no_truncation()
     parts = nn.ModuleDict({name: half(model.get_submodule(name)) for name in ("unet", "text")})
     pipeline(half(vae), parts, material.tokenizer).save_pretrained(folder)
+    (folder / "dynx.json").write_text(
+        json.dumps({"guidance": GUIDANCE}) + "\n", "utf-8"
+    )  # diffusers has no place for it
     file = folder / "tokenizer" / "tokenizer.json"  # a third smaller without the indentation
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")), ensure_ascii=False, separators=(",", ":")), "utf-8")
 
