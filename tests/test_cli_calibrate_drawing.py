@@ -79,14 +79,14 @@ def test_from_measuring_to_drawing(cli: Cli, folders: Path, tmp_path: Path) -> N
     assert list((cache / "partial").iterdir()) == []
 
     drawn = cli("draw", "-m", folders / "tiny", "a red cat", "-o", tmp_path / "x.png", "--quality", 0.1, "--json")
-    picture: Any = drawn.document["pictures"][0]
+    picture: Any = drawn.document
     assert picture["guarantee"]["certified_on"] == 62
     assert picture["receipt"]["calls"] < 50
     other = cli(
         "draw", "-m", folders / "tiny", "cat", "-o", tmp_path / "y.png", "--quality", 0.1, "--guidance", 2, "--json"
     )
     assert re.fullmatch(r"dynx: the profile was measured with guidance 7.5, not 2.0; drawing plain\n", other.err)
-    assert other.document["pictures"][0]["guarantee"] is None
+    assert other.document["guarantee"] is None
 
 
 @pytest.mark.usefixtures("quick")
@@ -101,6 +101,7 @@ def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.Mon
         return done[-1]
 
     monkeypatch.setattr(learning, "climb", stopping)
+    monkeypatch.setattr("dynx.cli.main.die_of", lambda number: 128 + number)  # which would end this very process
     options = ("calibrate", "-m", folders / "tiny", "--quality", 0.1, "--budget", 600, "--json")
     stopped = cli(*options)
     assert (stopped.code, stopped.out) == (130, "")
@@ -136,7 +137,7 @@ def test_what_is_drawn_plain_is_said_in_a_line(cli: Cli, folders: Path, name: st
         (["--plot", "curve.png"], "--plot curve.png: the curve is an SVG file"),
         (["--plot", "/nowhere/curve.svg"], "there is no folder /nowhere"),
         (["--draft", "self"], "--draft is for language models"),
-        (["--max-length", "5"], "--max-length means nothing"),
+        (["--max-length", "16"], "--max-length means nothing"),
         (["--size", "17"], "multiples of"),
         (["--quality", "0"], "--quality 0 must lie between 0 and 1"),
         (["--budget", "5"], "120 pictures at every number of steps take at least"),

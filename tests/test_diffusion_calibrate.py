@@ -71,7 +71,7 @@ def learned(few: None) -> tuple[Assembly, learning.Findings, list[tuple[float, s
     assembly = assembly_of(smooth(), quality=0.9)
     heard: list[tuple[float, str]] = []
     found = learning.calibrate(
-        assembly, [], budget=20, clock=ticking(), progress=lambda share, what: heard.append((share, what))
+        assembly, [], budget=1e6, clock=clock_of(assembly), progress=lambda share, what: heard.append((share, what))
     )
     trials.SKIPS = before
     return assembly, found, heard

@@ -64,8 +64,8 @@ class Drawn:
     @property
     def guidance(self) -> float | None:
         """That was used, where the pipeline says."""
-        own = self.artist.assembly.engine.family.default_guidance
-        return own if self.asked.guidance is None else self.asked.guidance
+        asked = self.artist.assembly.plan.wish.guidance  # with what the model's folder asks for
+        return self.artist.assembly.engine.family.default_guidance if asked is None else asked
 
     @property
     def profile(self) -> str | None:
