@@ -13,9 +13,9 @@ from dynx.errors import ModelError, NoProfileError, UsageError
 from dynx.runtime import loading
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.fitting import fitting
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.profile import Profile, ProfileKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,15 +125,18 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
     )
-    profile, arrays, bundled = _profile(wish, source, key, warn)
-    if profile is not None:
-        where = "came with the model" if bundled else f"measured {profile.created}"
-        decisions["profile"] = Decision(profile.key.id, where)
-    else:
-        unwanted = wish.plain or wish.profile == "none"
-        why = "not wanted" if unwanted else "none stored for this model, device and precision"
-        decisions["profile"] = Decision("none", why)
-    return Plan(wish, source, machine, key, profile, arrays, bundled, decisions)
+    found = fitting(
+        key,
+        source.folder / BUNDLED,
+        wanted=wish.profile,
+        plain=wish.plain,
+        required=wish.require_profile,
+        warn=warn,
+    )
+    if found.profile is None and wish.require_profile:
+        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
+    decisions["profile"] = found.decision
+    return Plan(wish, source, machine, key, found.profile, found.arrays, found.bundled, decisions)
 
 
 def preferred_guidance(source: Source) -> float | None:
@@ -155,40 +158,6 @@ def _dtype(wish: Wish, device: str, machine: Device) -> Decision[str]:
     if wish.dtype == "auto" and device == "cpu":
         return Decision("float32", "full precision unless asked otherwise")
     return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine)
-
-
-def _profile(
-    wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]
-) -> tuple[Profile | None, Mapping[str, NDArray[Any]], bool]:
-    """The profile to go by, with its arrays, and whether it came with the model."""
-    if wish.plain or wish.profile == "none":
-        if wish.require_profile:
-            unwanted = "--plain" if wish.plain else "--profile none"
-            raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return None, {}, False
-    store = ProfileStore(profiles_folder(), warn)
-    profile = store.get(wish.profile) if wish.profile is not None else store.find(key)
-    if profile is not None:
-        other = [d for d in profile.key.differences(key) if d != "device"]
-        if other:
-            raise UsageError(
-                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
-            )
-        try:
-            return profile, store.arrays(profile), False
-        except ProfileError as e:
-            warn(f"profile {profile.key.id} ignored: {e}")
-    path = source.folder / BUNDLED
-    if path.is_file():
-        try:
-            found, blob = unpack(path.read_bytes())
-            if not any(d != "device" for d in found.key.differences(key)):
-                return found, read_arrays(blob) if blob is not None else {}, True
-        except (ProfileError, OSError) as e:
-            warn(f"{path} ignored: {e}")
-    if wish.require_profile:
-        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
-    return None, {}, False
 
 
 def calibrate_command(wish: Wish) -> str:

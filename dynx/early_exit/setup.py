@@ -12,9 +12,9 @@ from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, Usag
 from dynx.runtime import loading
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.fitting import fitting
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.profile import Profile, ProfileKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,66 +156,24 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
     )
-    profile, arrays, bundled = _profile(wish, source, key, warn)
-    if profile is not None:
-        where = "came with the model" if bundled else f"measured {profile.created}"
-        decisions["profile"] = Decision(profile.key.id, where)
-    else:
-        unwanted = wish.plain or wish.profile == "none"
-        why = "not wanted" if unwanted else "none stored for this model, device and precision"
-        decisions["profile"] = Decision("none", why)
-    return Plan(wish, source, kind, machine, key, profile, arrays, bundled, decisions)
+    found = fitting(
+        key,
+        source.folder / BUNDLED,
+        wanted=wish.profile,
+        plain=wish.plain,
+        required=wish.require_profile,
+        warn=warn,
+    )
+    if found.profile is None and wish.require_profile:
+        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
+    decisions["profile"] = found.decision
+    return Plan(wish, source, kind, machine, key, found.profile, found.arrays, found.bundled, decisions)
 
 
 def _dtype(wish: Wish, device: str, machine: Device) -> Decision[str]:
     if wish.dtype == "auto" and device == "cpu":
         return Decision("float32", "the promise is about float32 answers")
     return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine)
-
-
-def _profile(
-    wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]
-) -> tuple[Profile | None, Mapping[str, NDArray[Any]], bool]:
-    """The profile to go by, with its arrays, and whether it came with the model."""
-    if wish.plain or wish.profile == "none":
-        if wish.require_profile:
-            unwanted = "--plain" if wish.plain else "--profile none"
-            raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return None, {}, False
-    store = ProfileStore(profiles_folder(), warn)
-    profile = store.get(wish.profile) if wish.profile is not None else store.find(key)
-    if profile is not None:
-        other = [d for d in profile.key.differences(key) if d != "device"]
-        if other:
-            raise UsageError(
-                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
-            )
-        try:
-            return profile, store.arrays(profile), False
-        except ProfileError as e:
-            warn(f"profile {profile.key.id} ignored: {e}")
-    found = _bundled(source, key, warn)
-    if found is None and wish.require_profile:
-        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
-    return (*found, True) if found else (None, {}, False)
-
-
-def _bundled(
-    source: Source, key: ProfileKey, warn: Callable[[str], None]
-) -> tuple[Profile, Mapping[str, NDArray[Any]]] | None:
-    """The profile that came with the model, if it is for these very weights in this precision."""
-    path = source.folder / BUNDLED
-    if not path.is_file():
-        return None
-    try:
-        profile, blob = unpack(path.read_bytes())
-        arrays = read_arrays(blob) if blob is not None else {}
-    except (ProfileError, OSError) as e:
-        warn(f"{path} ignored: {e}")
-        return None
-    if any(d != "device" for d in profile.key.differences(key)):
-        return None
-    return profile, arrays
 
 
 def calibrate_command(wish: Wish) -> str:
