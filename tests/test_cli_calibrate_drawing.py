@@ -46,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few numbers of steps and pictures; what the latter can show is tested elsewhere."""
     for name, value in (
-        ("LEVELS", (6, 20)),
+        ("LEVELS", (6, 12)),
         ("SOLVERS", ("dpm++2m",)),
         ("GAMMAS", (1.0,)),
         ("CUTS", ()),
@@ -71,7 +71,7 @@ def test_from_measuring_to_drawing(cli: Cli, folders: Path, tmp_path: Path) -> N
     assert planned["prompts"] == 4
     assert re.fullmatch(rf"profile {planned['profile']} stored in .*/draw-tiny-{planned['profile']}\.json\n", made.err)
     assert rows[0] == ["steps", "SSIM, median", "p5", "worst", "s a picture"]
-    assert [row[0] for row in rows[1:5]] == ["6", "20", "plain, 50", "chosen"]
+    assert [row[0] for row in rows[1:5]] == ["6", "12", "plain, 50", "chosen"]
     assert re.match(r"62 of 104 pictures certify: ", made.out.splitlines()[5])
     assert re.search(r"^tiny: dpm\+\+2m in .* SSIM at least 0\.1 in \d+ of 62 pictures", made.out, re.MULTILINE)
     assert plot.read_text(encoding="utf-8").startswith("<svg")
