@@ -12,37 +12,38 @@ _dynx_list() {
         commands=''
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --lines --no-stdin --json --jsonl --stats
-            --explain --plain --device= --dtype= --threads= --profile= --require-profile --allow-pickle
-            --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --explain --plain --verify --dry-run --device= --dtype= --threads= --profile= --require-profile
+            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
-            --confidence= --tolerance= --certify --audit= --batch-size= --max-length= --top-k= --scores
-            --labels= --resume= --json --jsonl --stats --explain --plain --device= --dtype= --threads=
+            --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
+            --resume= --json --jsonl --stats --explain --plain --verify --dry-run --device= --dtype= --threads=
             --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
         options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
             --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --json --jsonl --stats --explain
-            --plain --force --device= --dtype= --threads= --profile= --require-profile --allow-pickle --offline
-            -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --plain --force --verify --dry-run --device= --dtype= --threads= --profile= --require-profile
+            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --tolerance=
-            --batch-size= --max-length= --quality= --guidance= --size= --plot= --budget= --dry-run --device-info
-            --list --show= --export= -o,--output= --import= --remove= --json --device= --dtype= --threads=
-            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
+            --batch-size= --max-length= --quality= --guidance= --negative= --size= --plot= --budget= --dry-run
+            --device-info --list --show= --export= -o,--output= --import= --remove= --json --device= --dtype=
+            --threads= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model= --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
+        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
             --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
-            --tolerance= --against= --min-speedup= --require-identical --max-disagreement= --quality=
-            --guidance= --size= --min-quality= --budget= --export=+ --json --device= --dtype= --threads=
-            --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
+            --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
+            --budget= --export=+ --plot= --record= --replay= --policy=+ --self-test --workflow --json --device=
+            --dtype= --threads= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -121,12 +122,15 @@ _dynx_value() {
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx calibrate --color')
         _dynx_words 'auto always never' ;;
-    'dynx bench') _dynx_options ;;
     'dynx bench -m' | \
     'dynx bench --model')
-        _dynx_words 'story emoji mood'; _dynx_folders ;;
+        _dynx_words 'emoji mood story'; _dynx_folders ;;
     'dynx bench --data' | \
-    'dynx bench --labels')
+    'dynx bench --labels' | \
+    'dynx bench --baseline' | \
+    'dynx bench --plot' | \
+    'dynx bench --record' | \
+    'dynx bench --replay')
         _dynx_files ;;
     'dynx bench --draft')
         _dynx_words 'auto none self lookup story'; _dynx_folders ;;
@@ -135,7 +139,9 @@ _dynx_value() {
     'dynx bench --against')
         _dynx_words transformers ;;
     'dynx bench --export')
-        _dynx_prefixes 'json: md:' ;;
+        _dynx_prefixes 'json: md: csv: junit: github-action-benchmark: benchstat: html: svg:' ;;
+    'dynx bench --policy')
+        _dynx_words 'plain dynamic cold' ;;
     'dynx bench --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')
@@ -144,6 +150,8 @@ _dynx_value() {
         _dynx_words none; _dynx_profiles ;;
     'dynx bench --color')
         _dynx_words 'auto always never' ;;
+    'dynx bench')
+        _dynx_words 'generate classify draw all' ;;
     *) return 1 ;;
     esac
 }

@@ -151,18 +151,18 @@ def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: An
     return list(load_classifier(model, **options).classify(inputs))
 
 
-def load_artist(model: str = "emoji", *, negative: str | None = None, **wish: Any) -> Artist:
+def load_artist(model: str = "emoji", **wish: Any) -> Artist:
     """Load a text-to-image pipeline of diffusers, a folder or a hub id, with the steps that its profile allows.
 
     `artist.draw(prompt, seed)` gives a Picture: pixels (H, W, 3), and a receipt with the network calls really made. Further
-    options are those of the command line: `quality`, `steps`, `guidance`, `size` (width, height), `device`, `dtype`,
+    options are those of the command line: `quality`, `steps`, `guidance`, `negative`, `size` (width, height), `device`, `dtype`,
     `threads`, `profile`, `offline`, `plain`, … Raises DynxError.
     """
     from dynx.diffusion.drawing import Artist
     from dynx.diffusion.setup import Wish as DrawingWish
     from dynx.diffusion.setup import assemble, make_plan
 
-    return Artist(assemble(make_plan(DrawingWish(model=model, **wish))), negative=negative)
+    return Artist(assemble(make_plan(DrawingWish(model=model, **wish))))
 
 
 def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) -> Picture:

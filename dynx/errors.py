@@ -5,6 +5,7 @@
     ├── ModelError                1   a model can't be found, read or trusted
     │   └── UnsupportedModelError 1   it loads, and dynx has no way to run it
     ├── GateFailed                3   `dynx bench` or `calibrate --check`: the measured figure misses the bar
+    ├── Undecided               125   `dynx bench --bisect` can't tell: `git bisect run` skips such a commit
     ├── NoProfileError            4   `--require-profile` and there is none that fits
     └── DeviceError               5   the device or backend asked for isn't there, or ran out of memory
 
@@ -42,6 +43,12 @@ class GateFailed(DynxError):  # noqa: N818 - a verdict, not a mistake
     """A measured figure misses the bar that the caller set."""
 
     exit_code = 3
+
+
+class Undecided(DynxError):  # noqa: N818 - a verdict, not a mistake
+    """Nothing was judged, or too little is known to judge by."""
+
+    exit_code = 125
 
 
 class NoProfileError(DynxError):

@@ -41,6 +41,7 @@ def changed(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty cache, no network, and nothing of the caller's environment that changes output."""
     monkeypatch.setenv("DYNX_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DYNX_CONFIG", "none")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a second thread costs more than these models do
     for name in ("DYNX_DEBUG", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "GITHUB_STEP_SUMMARY"):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
-from commands import parse_json
-from jsonschema import validate
 
+from dynx import schemas
 from dynx.cli import bench_classification, bench_generation
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree
@@ -68,10 +66,9 @@ def test_a_table_of_plain_bucketed_and_dynamic(cli: Cli, folder: Path, texts: Pa
 
 def test_json_keeps_to_its_schema(cli: Cli, folder: Path, texts: Path) -> None:
     """--json is one document of the published schema, whose header says on what was measured and why there are no exits."""
-    schema = parse_json(resources.files("dynx.bench").joinpath("bench.schema.json").read_text(encoding="utf-8"))
     result = cli("bench", "-m", folder, *SHORT, "--data", texts, "--json", "--min-speedup", 0.001)
     document = result.document
-    validate(document, schema)
+    assert schemas.complaint(document) is None
     header, dynamic = document["header"], document["arms"][2]
 
     assert (result.code, result.err) == (0, "")
@@ -197,7 +194,7 @@ def test_what_cannot_be_measured_is_told_before_measuring(
         ["--batch-size", "8"],
         ["--max-length", "8"],
         ["--confidence", "0.9"],
-        ["--tolerance", "1"],
+        ["--within", "1"],
         ["--max-disagreement", "0.1"],
     ],
     ids=lambda options: options[0],
@@ -246,13 +243,13 @@ def test_labels_for_other_inputs_are_refused(cli: Cli, folder: Path, texts: Path
 
 
 def test_a_model_that_gives_numbers_needs_a_tolerance(cli: Cli, tmp_path: Path, texts: Path) -> None:
-    """Numbers are hardly ever equal: without --tolerance nothing is compared, with it agreement is."""
+    """Numbers are hardly ever equal: without --within nothing is compared, with it agreement is."""
     model = write_text_classifier(tmp_path / "tiny", problem_type="regression")
     refused = cli("bench", "-m", model, *SHORT, "--data", texts)
-    result = cli("bench", "-m", model, *SHORT, "--data", texts, "--tolerance", 0.01, "--json")
+    result = cli("bench", "-m", model, *SHORT, "--data", texts, "--within", 0.01, "--json")
 
     assert refused.code == 2
-    assert "--tolerance T says how far" in refused.err
+    assert "--within T says how far" in refused.err
     assert result.document["arms"][2]["facts"]["agreement"]["hits"] == COUNT
 
 

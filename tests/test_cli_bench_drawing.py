@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from importlib import resources
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pipelines
 import pytest
-from commands import parse_json
-from jsonschema import validate
 
+from dynx import schemas
 from dynx.cli import bench_drawing
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree
@@ -114,10 +112,9 @@ def test_a_table_of_plain_static_and_dynamic(bench: Cli) -> None:
 
 def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
     """One document of the published schema: on what was measured, tails and calls of each arm, and the rivals."""
-    schema = parse_json(resources.files("dynx.bench").joinpath("bench.schema.json").read_text(encoding="utf-8"))
     result = bench("--json", "--quality", 0.001, "--guidance", 3, "--min-speedup", 0.01)
     document = result.document
-    validate(document, schema)
+    assert schemas.complaint(document) is None
     header = document["header"]
     arms = {arm["name"]: arm for arm in document["arms"]}
 
@@ -133,6 +130,7 @@ def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
         "steps_run": 8,
         "steps_skipped": 0,
         "steps_unguided": 0,
+        "joules_per_unit": None,
         "mean_calls": 8.0,
         "mean_rows": 16.0,
         "ssim": 0,

@@ -85,7 +85,7 @@ def test_from_measuring_to_drawing(cli: Cli, folders: Path, tmp_path: Path) -> N
     other = cli(
         "draw", "-m", folders / "tiny", "cat", "-o", tmp_path / "y.png", "--quality", 0.1, "--guidance", 2, "--json"
     )
-    assert re.fullmatch(r"dynx: the profile was measured with guidance 7.5, not 2.0; drawing plain\n", other.err)
+    assert re.fullmatch(r"dynx: the profile was measured with guidance 7.5, not guidance 2; drawing plain\n", other.err)
     assert other.document["guarantee"] is None
 
 

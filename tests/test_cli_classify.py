@@ -119,7 +119,7 @@ def test_other_inputs(cli: Cli, easy: Path) -> None:
         (["--json", "--resume", "out"], b"x\n", "can't be continued"),
         (["--labels", "g", "--resume", "out"], b"x\n", "only the rest"),
         ([], b"", "stdin is empty"),
-        (["--tolerance", "0.1"], b"x\n", "models that give numbers"),
+        (["--within", "0.1"], b"x\n", "models that give numbers"),
         (["--max-disagreement", "2"], b"x\n", "between 0 and 1"),
     ],
 )

@@ -168,10 +168,11 @@ def test_another_quality_is_certified_from_the_same_evidence(learned: Any) -> No
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"guidance": 3.0}, "measured with guidance None, not 3.0"),
-        ({"size": (32, 32)}, "measured with size None, not [32, 32]"),
+        ({"guidance": 3.0}, "measured with guidance None, not guidance 3"),
+        ({"size": (32, 32)}, "measured with the pipeline's own size, not size 32x32"),
+        ({"negative": "blue"}, "measured with no negative prompt, not the negative prompt 'blue'"),
     ],
-    ids=["guidance", "size"],
+    ids=["guidance", "size", "negative"],
 )
 def test_other_settings_are_drawn_plain(learned: Any, setting: dict[str, Any], words: str) -> None:
     """What was measured of other pictures isn't applied, and that's said in a line."""
@@ -195,7 +196,7 @@ def test_its_own_size_asked_for_is_no_other(learned: Any) -> None:
     other = Assembly(assembly.plan, Engine(assembly.engine.pipe, family), None)
     made, warned = with_profile(other, found)
     assert made.knowledge is None
-    assert "measured with scheduler DDIMScheduler, not EulerDiscreteScheduler" in warned[0]
+    assert "measured with scheduler DDIMScheduler, not scheduler EulerDiscreteScheduler" in warned[0]
 
 
 def test_damaged_profiles_are_passed_over(learned: Any) -> None:

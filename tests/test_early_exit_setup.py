@@ -252,7 +252,7 @@ def test_rows_that_a_whole_model_cannot_take_together(tmp_path: Path) -> None:
 
 def test_options_of_other_models(easy: Path, tmp_path: Path) -> None:
     """A tolerance is for numbers, and a length for texts."""
-    with pytest.raises(UsageError, match="--tolerance is for models that give numbers"):
+    with pytest.raises(UsageError, match="--within is for models that give numbers"):
         assembled(easy, tolerance=0.1)
     with pytest.raises(UsageError, match="--max-length is about texts"):
         assembled(write_image_classifier(tmp_path / "vit"), max_length=16)

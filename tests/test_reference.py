@@ -20,6 +20,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from dynx import shipped
+from dynx.cli import registry
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree, reference_files
 from dynx.cli.reference.__main__ import REPAIR, main
@@ -29,7 +30,7 @@ from dynx.cli.reference.tree import NO_REWRAP, brief
 ROOT = Path(__file__).resolve().parent.parent
 COMPLETIONS = ROOT / "completions"
 TREE = read_tree(app)
-FILES = reference_files(TREE, shipped.by_task())
+FILES = reference_files(TREE, shipped.by_task(), registry.settings())
 COMMANDS = [command.path[1:] for command in TREE.walk()]
 PROFILE = "0f3a9c1b22d4"
 PATIENCE = 20.0  # seconds until a shell that says nothing is given up
@@ -233,7 +234,7 @@ def test_any_tree_can_be_read() -> None:
 
 def test_a_new_command_appears_everywhere_by_itself(tmp_path: Path) -> None:
     """The files of a tree never seen before are well formed in every shell and for mandoc."""
-    files = reference_files(read_tree(other, "tool"), {})
+    files = reference_files(read_tree(other, "tool"), {}, {})
     assert sorted(name for name in files if name.startswith("man/")) == [
         "man/tool-inside-first.1",
         "man/tool-inside.1",
@@ -360,9 +361,10 @@ def test_bash_offers_what_fits() -> None:
     assert "mood" not in bash_candidates(here, "dynx calibrate --draft ")
     assert bash_candidates(here, "dynx classify --labels dynx.f") == ["dynx.fish"]
     assert bash_candidates(here, "dynx generate --lookup dynx.f") == ["dynx.fish"]
-    assert bash_candidates(here, "dynx bench --export ") == ["json:", "md:"]
+    assert bash_candidates(here, "dynx bench --export j") == ["json:", "junit:"]
     assert bash_candidates(here, "dynx bench --export md:dynx.f") == ["dynx.fish"]
-    assert set(bash_candidates(here, "dynx bench ")) >= {"--runs", "--help"}
+    assert bash_candidates(here, "dynx bench ") == ["generate", "classify", "draw", "all"]
+    assert set(bash_candidates(here, "dynx bench --")) >= {"--runs", "--help"}
 
 
 @has("bash")

@@ -8,7 +8,8 @@ leaving early: batches of inputs of like length. What a label is compared with i
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -103,7 +104,8 @@ def _in_batches(assembly: Assembly, knowledge: Knowledge | None) -> Callable[[Ca
                 raise ModelError(f"an input can't be read a second time: {prediction.error}")
             answers.append(answer_of(problem, prediction.label, prediction.scores))
         receipt = job.receipt
-        facts = {"mean_layers": receipt.mean_layers, "repeated": receipt.repeated}
+        left = {str(layer): receipt.left[layer] for layer in sorted(receipt.left)}
+        facts: dict[str, JSON] = {"mean_layers": receipt.mean_layers, "repeated": receipt.repeated, "left_after": left}
         return Outcome(len(case), None, tuple(answers), facts)
 
     return run
@@ -211,6 +213,8 @@ class Quality:
     """With the reference arm."""
     accuracy: Count | None
     mean_layers: float | None
+    left_after: Mapping[str, int] = field(default_factory=dict)
+    """Answers by the layer they left after, in one round; empty where nobody counts."""
 
     def json(self) -> dict[str, JSON]:
         """An arm's facts."""
@@ -218,6 +222,7 @@ class Quality:
             "agreement": self.agreement.json(),
             "accuracy": self.accuracy.json() if self.accuracy else None,
             "mean_layers": self.mean_layers,
+            "left_after": self.left_after or None,
         }
 
 
@@ -249,12 +254,17 @@ def judge_answers(
     found = {}
     for arm in measured.samples:
         rounds = _rounds(measured, arm)
+        own = len(rounds)  # an arm may have fewer rounds than the reference
         accuracy = None
         if gold is not None:
             known = [i for i, label in enumerate(gold) if label is not None]
             accuracy = Count(sum(all(r[i] == gold[i] for r in rounds) for i in known), len(known)) if known else None
         found[arm] = Quality(
-            _equal(rounds, truth, tolerance), _equal(rounds, plain, tolerance), accuracy, _layers(measured, arm)
+            _equal(rounds, truth[:own], tolerance),
+            _equal(rounds, plain[:own], tolerance),
+            accuracy,
+            _layers(measured, arm),
+            _left(measured, arm),
         )
     return found
 
@@ -293,6 +303,15 @@ def _layers(measured: Measurements, arm: str) -> float | None:
         total += layers * (sample.units - repeated)
         computed += sample.units - repeated
     return total / computed if computed else None
+
+
+def _left(measured: Measurements, arm: str) -> dict[str, int]:
+    """Answers by layer, over all cases of one round."""
+    total: Counter[str] = Counter()
+    for sample in measured.samples[arm][: measured.cases]:
+        left: Any = sample.facts.get("left_after", {})
+        total.update(left)
+    return {layer: total[layer] for layer in sorted(total, key=int)}
 
 
 def sentences(quality: Mapping[str, Quality], depth: int) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynx.bench.harness import JSON, Measurements
+    from dynx.bench.harness import JSON, Group, Measurements
     from dynx.diffusion.drawing import Artist
     from dynx.diffusion.events import Picture
     from dynx.diffusion.quality import Tails
@@ -98,6 +98,21 @@ def own_arms(artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Call
     return arms
 
 
+def further_arm(
+    name: str, group: Group, artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Callable[[], float]
+) -> Arm[Pair]:
+    """One more contestant: another pipeline or other settings, in its author's steps where a number of them is given."""
+    draw = _by_its_author(artist, steps[0]) if steps else lambda pair: artist.draw(pair.prompt, pair.seed)
+
+    def run(pair: Pair) -> Outcome:
+        began = clock()
+        picture = draw(pair)
+        seconds = clock() - began
+        return _outcome(picture, seconds, gallery.hang(name, pair, picture))
+
+    return Arm(name, run, group)
+
+
 def _by_its_author(artist: Artist, steps: int | None) -> Callable[[Pair], Picture]:
     return lambda pair: artist.assembly.engine.draw(replace(artist.request(*pair), steps=steps))[0]
 
@@ -157,6 +172,17 @@ class Gallery:
                 self._compare(other, self._block[self.reference])
         return print_
 
+    def memory(self) -> tuple[dict[Pair, float], dict[tuple[str, str], float]]:
+        """What `recall` takes in, in another process."""
+        return self.repeats, self._known
+
+    def recall(self, memory: tuple[dict[Pair, float], dict[tuple[str, str], float]]) -> None:
+        """What a gallery in another process saw."""
+        repeats, known = memory
+        for pair, worst in repeats.items():
+            self.repeats[pair] = min(worst, self.repeats.get(pair, 1.0))
+        self._known |= known
+
     def ssim(self, ours: str, reference: str) -> float:
         """Of two fingerprints from the same case and round."""
         return self._known[ours, reference]
@@ -199,7 +225,7 @@ def judge(measured: Measurements, gallery: Gallery) -> dict[str, Quality]:
     found = {}
     for arm, samples in measured.samples.items():
         worst = [1.0] * measured.cases
-        for ours, theirs in zip(samples, reference, strict=True):
+        for ours, theirs in zip(samples, reference, strict=False):  # an arm may have fewer rounds
             worst[ours.case] = min(worst[ours.case], gallery.ssim(str(ours.output), str(theirs.output)))
         calls, rows = (_mean(float(str(s.facts[fact])) for s in samples) for fact in ("calls", "rows"))
         found[arm] = Quality(tuple(worst), calls, rows)

@@ -40,6 +40,8 @@ class Gate:
     measured: float | None
     bar: float
     reason: str
+    advisory: bool = False
+    """Said for information: it neither passes nor fails a build."""
 
 
 class _Estimated(Protocol):
@@ -59,8 +61,9 @@ def min_speedup(
     failure: str | None = None,
     name: str = "min-speedup",
     baseline: str = "",
+    tolerance: float = 0.0,
 ) -> Gate:
-    """Judge whether the arm is at least `bar` times as fast as what it was compared with.
+    """Judge whether the arm is at least `bar` times as fast as what it was compared with, or less by `tolerance` at most.
 
     Pass when the whole interval is at or above the bar (low ≥ bar), fail when all of it is below (high < bar), else
     inconclusive. An arm that crashed fails with its `failure`; no estimate and no failure (interrupted before the first
@@ -69,6 +72,7 @@ def min_speedup(
     """
     if not 0 < bar < math.inf:
         raise UsageError(f"the speed-up to require must be a positive number, not {bar}")
+    bar *= 1 - tolerance
     if failure is not None:
         return Gate(name, Verdict.FAIL, None, bar, f"the arm failed: {failure}")
     if estimate is None:
@@ -184,8 +188,11 @@ def best_static(arms: Iterable[Estimated]) -> Estimated | None:
 
 
 def overall(gates: Iterable[Gate]) -> Verdict | None:
-    """Return the worst verdict: fail, then inconclusive, then pass; None when nothing was judged."""
-    verdicts = {gate.verdict for gate in gates}
+    """Return the worst verdict: fail, then inconclusive, then pass; None when nothing was judged.
+
+    A gate that is only advisory counts as inconclusive: it has an opinion and no say.
+    """
+    verdicts = {Verdict.INCONCLUSIVE if gate.advisory else gate.verdict for gate in gates}
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
         if verdict in verdicts:
             return verdict

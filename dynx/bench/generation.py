@@ -20,6 +20,7 @@ from dynx.speculation.policy import Plain, Policy, Static
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dynx.bench.harness import JSON, Measurements
     from dynx.speculation.setup import Assembly
 
 
@@ -89,7 +90,29 @@ def _outcome(engine: Engine, task: Task, prompt: list[int], policy: Policy | Non
     facts: dict[str, Any] = {"tokens_per_forward": receipt.tokens_per_forward}
     for origin, tally in receipt.drafters.items():
         facts[f"{origin} drafted"], facts[f"{origin} kept"] = tally.drafted, tally.accepted
+    if receipt.drafters:
+        facts["by_position"] = {
+            origin: {"submitted": list(t.submitted_by_position), "accepted": list(t.accepted_by_position)}
+            for origin, t in receipt.drafters.items()
+        }
     return Outcome(len(run.tokens), None, tuple(run.tokens), facts)
+
+
+def by_position(measured: Measurements) -> dict[str, dict[str, JSON]]:
+    """An arm's facts: drafts judged and kept at each position of a draft, by drafter, over all of its runs."""
+    found: dict[str, dict[str, JSON]] = {}
+    for arm, samples in measured.samples.items():
+        tallies: dict[str, dict[str, list[int]]] = {}
+        for sample in samples:
+            drafters: Any = sample.facts.get("by_position", {})
+            for origin, counts in drafters.items():
+                for what, numbers in counts.items():
+                    sums = tallies.setdefault(origin, {}).setdefault(what, [])
+                    sums += [0] * (len(numbers) - len(sums))
+                    sums[: len(numbers)] = [a + b for a, b in zip(sums, numbers, strict=False)]
+        if tallies:
+            found[arm] = {"by_position": tallies}
+    return found
 
 
 def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:

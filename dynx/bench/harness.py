@@ -19,12 +19,12 @@ from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 Case = TypeVar("Case")
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Group: TypeAlias = Literal["plain", "static", "dynamic", "external"]
-Stop: TypeAlias = Literal["rounds", "budget", "interrupt"]
+Stop: TypeAlias = Literal["rounds", "budget", "interrupt", "decided"]
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,26 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Played:
+    """One round as some other executor ran it: samples under their arms' names, and the arms that failed in it."""
+
+    samples: Sequence[tuple[str, Sample]]
+    failures: Mapping[str, Failure]
+
+
+Play: TypeAlias = "Callable[[int, Sequence[str], int], Played]"
+"""Runs the round of this number on these arms, all cases, in the order that this seed gives; a fresh process, say."""
+
+Judge: TypeAlias = "Callable[[Measurements], Collection[str]]"
+"""Looks at complete rounds and names the arms that must go on; none where everything is decided."""
+
+
+@dataclass(frozen=True)
 class Measurements:
-    """Complete rounds only: for each arm that never failed, its samples ordered by round, then case."""
+    """Complete rounds only: for each arm that never failed, its samples ordered by round, then case.
+
+    `rounds` is the reference's number of them; an arm that a judge no longer needed has fewer, the first ones.
+    """
 
     groups: Mapping[str, Group]
     reference: str
@@ -95,17 +113,34 @@ class Measurements:
     failures: Mapping[str, Failure]
     stopped: Stop
     elapsed: float
+    busy: float = 0.0
+    """Seconds of `elapsed` inside arms; the rest is the harness's own and its judge's."""
+    looks: int = 0
+    """How often a judge looked."""
 
     @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended the measurement."""
         return self.stopped == "interrupt"
 
-    def series(self, arm: str) -> Series:
-        """Return the arm's units and seconds as rounds × cases; raises KeyError for an arm that failed."""
-        rows = [
-            self.samples[arm][start : start + self.cases] for start in range(0, self.rounds * self.cases, self.cases)
-        ]
+    @property
+    def overhead(self) -> float | None:
+        """Share of the time that wasn't spent in arms; None before any was."""
+        return 1 - self.busy / self.elapsed if self.busy > 0 and self.elapsed > 0 else None
+
+    def rounds_of(self, arm: str) -> int:
+        """How many rounds the arm took part in."""
+        return len(self.samples[arm]) // self.cases
+
+    def paired(self, arm: str, reference: str) -> tuple[Series, Series]:
+        """Return both arms' series over the rounds that both took part in."""
+        shared = min(self.rounds_of(arm), self.rounds_of(reference))
+        return self.series(arm, shared), self.series(reference, shared)
+
+    def series(self, arm: str, rounds: int | None = None) -> Series:
+        """Return units and seconds of the arm's (first) rounds, rounds × cases; raises KeyError for an arm that failed."""
+        count = self.rounds_of(arm) if rounds is None else rounds
+        rows = [self.samples[arm][start : start + self.cases] for start in range(0, count * self.cases, self.cases)]
         return Series(
             units=tuple(tuple(sample.units for sample in row) for row in rows),
             seconds=tuple(tuple(sample.seconds for sample in row) for row in rows),
@@ -113,7 +148,7 @@ class Measurements:
 
     def mismatches(self, arm: str) -> tuple[Sample, ...]:
         """Return the arm's samples whose output differs from the reference's of the same round and case."""
-        pairs = zip(self.samples[arm], self.samples[self.reference], strict=True)
+        pairs = zip(self.samples[arm], self.samples[self.reference], strict=False)  # an arm may have fewer rounds
         return tuple(ours for ours, theirs in pairs if ours.output != theirs.output)
 
     def identical_rate(self, arm: str) -> float | None:
@@ -132,6 +167,9 @@ def measure(
     rng: random.Random,
     budget_s: float | None = None,
     progress: Callable[[Progress], None] | None = None,
+    looks: Collection[int] = (),
+    judge: Judge | None = None,
+    play: Play | None = None,
 ) -> Measurements:
     """Run every arm on every case, `rounds` times, interleaved.
 
@@ -140,40 +178,62 @@ def measure(
     long as the longest so far, end past `budget_s` seconds after the start; the first round always runs. Ctrl-C
     keeps the complete rounds and is told by `interrupted`.
 
+    After so many rounds as `looks` says `judge` sees what there is. Only the arms that it names go on, with the reference,
+    and with none named the measurement is over ("decided"). `play`, where given, runs the rounds in the place of this
+    process, and warms up by itself.
+
     Raises UsageError for arms, cases or counts that can't be measured; DynxError when the reference fails (its own
     error unchanged, if it is one of dynx's).
     """
     _check(arms, cases, rounds, warmup, budget_s)
-    contest = _Contest(arms, (warmup + rounds * len(cases)) * len(arms), clock, rng, progress)
+    contest = _Contest(arms, (warmup * (play is None) + rounds * len(cases)) * len(arms), clock, rng, progress)
     complete: list[list[tuple[str, Sample]]] = []
-    longest = 0.0
+    longest, looked = 0.0, 0
     stopped: Stop = "rounds"
+
+    def so_far() -> Measurements:
+        samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms if arm.name not in contest.failures}
+        for name, sample in (pair for one_round in complete for pair in one_round):
+            if name in samples:
+                samples[name].append(sample)
+        return Measurements(
+            groups={arm.name: arm.group for arm in arms},
+            reference=next(arm.name for arm in arms if arm.reference),
+            cases=len(cases),
+            rounds=len(complete),
+            samples=samples,
+            failures=contest.failures,
+            stopped=stopped,
+            elapsed=clock() - contest.started,
+            busy=contest.busy,
+            looks=looked,
+        )
+
     try:
-        for turn in range(warmup):
+        for turn in range(warmup if play is None else 0):
             contest.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
             began = clock()
             if budget_s is not None and complete and began - contest.started + longest > budget_s:
                 stopped = "budget"
                 break
-            complete.append([pair for index, case in enumerate(cases) for pair in contest.block(number, index, case)])
+            if play is None:
+                played = [pair for index, case in enumerate(cases) for pair in contest.block(number, index, case)]
+            else:
+                played = contest.elsewhere(play, number, len(cases))
+            complete.append(played)
             longest = max(longest, clock() - began)
+            if judge is not None and number + 1 in looks:
+                looked += 1
+                before, needed = len(contest.live), judge(so_far())
+                if not needed:
+                    stopped = "decided"
+                    break
+                contest.narrow(needed)
+                longest *= len(contest.live) / before
     except KeyboardInterrupt:
         stopped = "interrupt"
-    samples: dict[str, list[Sample]] = {arm.name: [] for arm in contest.live}
-    for name, sample in (pair for one_round in complete for pair in one_round):
-        if name in samples:
-            samples[name].append(sample)
-    return Measurements(
-        groups={arm.name: arm.group for arm in arms},
-        reference=next(arm.name for arm in arms if arm.reference),
-        cases=len(cases),
-        rounds=len(complete),
-        samples=samples,
-        failures=contest.failures,
-        stopped=stopped,
-        elapsed=clock() - contest.started,
-    )
+    return so_far()
 
 
 class _Contest(Generic[Case]):
@@ -190,6 +250,7 @@ class _Contest(Generic[Case]):
         self.live = list(arms)
         self.failures: dict[str, Failure] = {}
         self.started = clock()
+        self.busy = 0.0
         self._clock, self._rng, self._progress = clock, rng, progress
         self._done, self._total = 0, total
 
@@ -207,10 +268,36 @@ class _Contest(Generic[Case]):
             self._report(arm)
         return samples
 
+    def elsewhere(self, play: Play, number: int, cases: int) -> list[tuple[str, Sample]]:
+        """Have a round run by `play`; an arm that failed there, or came back incomplete, is dropped."""
+        began = self._clock()
+        played = play(number, [arm.name for arm in self.live], self._rng.getrandbits(32))
+        self.busy += self._clock() - began
+        by_arm = {arm.name: [sample for name, sample in played.samples if name == arm.name] for arm in self.live}
+        for arm in list(self.live):
+            failure = played.failures.get(arm.name)
+            if failure is None and len(by_arm[arm.name]) != cases:
+                failure = Failure("the round ended without it", number, 0)
+            if failure is not None:
+                self._drop(arm, DynxError(failure.message), failure.round, failure.case)
+            else:
+                for _ in range(cases):
+                    self._report(arm)
+        return [(arm.name, sample) for arm in self.live for sample in by_arm[arm.name]]
+
+    def narrow(self, needed: Collection[str]) -> None:
+        """Go on with these arms and the reference alone."""
+        before = len(self.live)
+        self.live = [arm for arm in self.live if arm.reference or arm.name in needed]
+        self._total = self._done + (self._total - self._done) * len(self.live) // before
+
     def _timed(self, arm: Arm[Case], case: Case) -> tuple[Outcome, float]:
         began = self._clock()
-        outcome = arm.run(case)
-        whole = self._clock() - began
+        try:
+            outcome = arm.run(case)
+        finally:
+            whole = self._clock() - began
+            self.busy += whole
         seconds = whole if outcome.seconds is None else outcome.seconds
         if not (0 < seconds < math.inf) or outcome.units < 0:
             raise DynxError(f"measured {outcome.units} units in {seconds} seconds")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GAP = 2  # columns between two cells
 SHORTEST_BAR, LONGEST_BAR = 6, 30
+WIDEST = 1.5  # times the largest ratio that a bar's shaded part may reach
 SHORTEST_NAME = 8
 NOTHING = "–"
 EIGHTHS: tuple[str, ...] = ("", *"▏▎▍▌▋▊▉")
@@ -46,7 +47,7 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
 
     further = {title: title for title in result.columns}
     titles = {"speed": f"{result.unit}/s", "ratio": "ratio", **further, "interval": "interval", "same": "same"}
-    rows = {arm.name: _cells(arm, result.columns, "-" if ascii_only else NOTHING) for arm in result.arms}
+    rows = {arm.name: cells_of(arm, result.columns, "-" if ascii_only else NOTHING) for arm in result.arms}
     needs = {key: max(len(title), *(len(cells[key]) for cells in rows.values())) for key, title in titles.items()}
     layout = _layout(width, max(len(name) for name in rows), needs, list(further))
     drawn = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
@@ -55,7 +56,10 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
         title = Text("" if key == "bar" else titles[key])
         justify: Literal["left", "right"] = "left" if key == "bar" else "right"
         drawn.add_column(title, justify=justify, no_wrap=True, width=layout.bar if key == "bar" else needs[key])
-    full = max([arm.ratio.high if arm.ratio.bounded else arm.ratio.ratio for arm in result.arms if arm.ratio] or [1.0])
+    ratios = [arm.ratio for arm in result.arms if arm.ratio]
+    most = max([ratio.ratio for ratio in ratios] or [1.0])
+    # An interval that says nothing must not squash all other bars.
+    full = max([most, *(min(ratio.high, WIDEST * most) for ratio in ratios if ratio.bounded)])
     for arm in result.arms:
         cells, style = rows[arm.name], STYLES[arm.group]
         cells["bar"] = _bar(arm, full, layout.bar, ascii_only)
@@ -92,12 +96,12 @@ def markdown(result: BenchResult) -> str:
     ]
     lines += ["| --- | ---: | ---: | ---: |" + " ---: |" * len(result.columns) + " ---: | ---: |"]
     for arm in result.arms:
-        cells = _cells(arm, result.columns)
+        cells = cells_of(arm, result.columns)
         further = "".join(f" {_escaped(cells[title])} |" for title in result.columns)
         name = f"**{_escaped(arm.name)}**" if arm.group == "dynamic" else _escaped(arm.name)
-        count = str(len(arm.outliers)) if arm.samples else NOTHING
+        odd = str(len(arm.outliers)) if arm.samples else NOTHING
         lines.append(
-            f"| {name} | {cells['speed']} | {cells['ratio']} | {cells['interval']} |{further} {cells['same']} | {count} |"
+            f"| {name} | {cells['speed']} | {cells['ratio']} | {cells['interval']} |{further} {cells['same']} | {odd} |"
         )
     if result.gates:
         lines += ["", "| gate | verdict | measured | bar |", "| --- | --- | ---: | ---: |"]
@@ -107,7 +111,7 @@ def markdown(result: BenchResult) -> str:
     lines += ["", "<details><summary>Conditions</summary>", ""]
     lines += [f"- {_escaped(name)}: {_escaped(in_words(value))}" for name, value in result.header.items()]
     lines += [
-        f"- measured: {result.rounds} × {result.cases} {result.case}s in {result.elapsed:.1f} s",
+        f"- measured: {count(result.rounds, 'round')} of {count(result.cases, result.case)} in {result.elapsed:.1f} s",
         "",
         "</details>",
     ]
@@ -127,17 +131,23 @@ def in_words(value: JSON) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _cells(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: str = NOTHING) -> dict[str, str]:
+def cells_of(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: str = NOTHING) -> dict[str, str]:
+    """What tables say of an arm, by column; `columns` are the task's own."""
     ratio = arm.ratio
     return {title: cells.get(arm.name, nothing) for title, cells in columns.items()} | {
-        "speed": "failed" if arm.failure else nothing if arm.speed is None else _three_digits(arm.speed),
+        "speed": "failed" if arm.failure else nothing if arm.speed is None else three_digits(arm.speed),
         "ratio": nothing if ratio is None else f"{ratio.ratio:.2f}x",
         "interval": nothing if ratio is None or arm.reference or not ratio.bounded else ratio.interval,
         "same": nothing if arm.identical is None or arm.reference else percent(arm.identical),
     }
 
 
-def _three_digits(number: float) -> str:
+def count(number: int, noun: str) -> str:
+    """Return `1 round` or `3 rounds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def three_digits(number: float) -> str:
     """Return at least three significant digits without an exponent: 0.00123, 1.23, 123, 12345."""
     if number >= 100:
         return f"{number:.0f}"
@@ -157,6 +167,7 @@ def _bar(arm: ArmResult, full: float, width: int, ascii_only: bool) -> str:
     if arm.ratio is None:
         return ""
     low, high = (arm.ratio.low, arm.ratio.high) if arm.ratio.bounded else (arm.ratio.ratio, arm.ratio.ratio)
+    high = min(high, full)
     possible = round(high / full * width)
     if ascii_only:
         certain = round(low / full * width)

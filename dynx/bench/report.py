@@ -1,7 +1,7 @@
 """The result of a bench: one object, read by people as a table or Markdown and by machines as JSON.
 
 It condenses measurements into arms, comparisons and sentences, and exports them. It runs nothing and judges nothing:
-gates come from `dynx.bench.gate`, drawing from `dynx.bench.render`. The JSON follows `bench.schema.json`.
+gates come from `dynx.bench.gate`, drawing from `dynx.bench.render`. The JSON follows `dynx.schemas`.
 
     result = summarize(measurements, task="generate", unit="tokens", header=facts, rng=random.Random(0))
     result = result.judged([min_speedup(result.arm("dynamic").ratio, 1.15)])
@@ -10,32 +10,32 @@ gates come from `dynx.bench.gate`, drawing from `dynx.bench.render`. The JSON fo
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynx.bench import render
+from dynx.bench.exports import parse_export
 from dynx.bench.gate import Gate, Verdict, best_static, overall
 from dynx.bench.statistics import OUTLIER_SCORE, detectable_effect, median, outliers, ratio_of_speeds
-from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable
+    from pathlib import Path
 
     from rich.table import Table
 
     from dynx.bench.harness import JSON, Failure, Group, Measurements, Sample, Stop
     from dynx.bench.statistics import RatioEstimate, Scope
 
+__all__ = ["BenchResult", "parse_export", "summarize"]
+
 SCHEMA = "dynx.bench/1"
-FORMATS = ("json", "md")
+SUITE = "dynx.bench.suite/1"
 BEST = "the best static"
 
 
@@ -160,18 +160,27 @@ class BenchResult:
         return render.table(self, width, ascii_only=ascii_only)
 
     def export(self, spec: str, environment: Mapping[str, str] | None = None) -> Path:
-        """Write the result as `FORMAT:PATH` says and return the path.
+        """Write the result as `FORMAT:PATH` says and return the path; see `dynx.bench.exports`."""
+        from dynx.bench import exports
 
-        Markdown also goes to the end of the file that `GITHUB_STEP_SUMMARY` names, if it is set. Raises UsageError for
-        an unknown format or a path that can't be written.
-        """
-        form, path = parse_export(spec)
-        text = self.to_json() if form == "json" else self.to_markdown()
-        _write(path, text, append=False)
-        summary = (os.environ if environment is None else environment).get("GITHUB_STEP_SUMMARY")
-        if form == "md" and summary:
-            _write(Path(summary), text + "\n", append=True)
-        return path
+        return exports.write([self], spec, environment)
+
+
+def to_json(results: Sequence[BenchResult]) -> str:
+    """One JSON document for one result or several."""
+    if len(results) == 1:
+        return results[0].to_json()
+    suite = {
+        "schema": SUITE,
+        "verdict": overall(gate for result in results for gate in result.gates),
+        "results": [result.to_document() for result in results],
+    }
+    return json.dumps(suite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_markdown(results: Sequence[BenchResult]) -> str:
+    """One page for one result or several."""
+    return "\n".join(result.to_markdown() for result in results)
 
 
 def summarize(
@@ -201,7 +210,7 @@ def summarize(
     """
 
     def ratio(arm: str, reference: str) -> RatioEstimate | None:
-        pair = measurements.series(arm), measurements.series(reference)
+        pair = measurements.paired(arm, reference)
         # A model may end every text at once; no units, no ratio.
         if not all(speed > 0 for series in pair for speed in series.speeds()):
             return None
@@ -247,45 +256,6 @@ def summarize(
     )
 
 
-def parse_export(spec: str) -> tuple[str, Path]:
-    """Return format and path of `FORMAT:PATH`, checked so that a bad one is told before anything is measured.
-
-    Raises UsageError for an unknown format, a missing path, a folder that isn't there, or one that can't be written.
-    """
-    form, colon, name = spec.partition(":")
-    known = ", ".join(FORMATS)
-    if not colon:
-        suffix = Path(spec).suffix.lstrip(".")
-        guess = spec if spec in FORMATS else suffix if suffix in FORMATS else FORMATS[0]
-        target = f"bench.{spec}" if spec in FORMATS else spec
-        raise UsageError(f"--export wants FORMAT:PATH, not {spec!r}", hint=f"did you mean {guess}:{target}?")
-    if form not in FORMATS:
-        close = difflib.get_close_matches(form, FORMATS, n=1)
-        hint = f"did you mean {close[0]}:{name}?" if close else f"the formats are {known}"
-        raise UsageError(f"--export has no format {form!r}", hint=hint)
-    if not name:
-        raise UsageError(f"--export {spec} names no file", hint=f"write {form}:bench.{form}")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise UsageError(
-            f"can't write {path}: it is a folder", hint=f"name a file in it: {form}:{path / 'bench'}.{form}"
-        )
-    if not path.parent.is_dir():
-        raise UsageError(f"can't write {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"can't write {path}: permission denied", hint="choose a file in a folder of your own")
-    return form, path
-
-
-def _write(path: Path, text: str, *, append: bool) -> None:
-    try:
-        with path.open("a" if append else "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        where = f"the step summary {path}" if append else str(path)
-        raise UsageError(f"can't write {where}: {error.strerror or error}") from error
-
-
 def _outliers(samples: Sequence[Sample], cases: int) -> tuple[int, ...]:
     """Return indices of samples far from the arm's own median for their case; cases differ in length, so relative."""
     typical = {
@@ -328,19 +298,19 @@ def _sentences(result: BenchResult) -> Iterable[str]:
         source = f"modified z-score above {OUTLIER_SCORE}, Iglewicz & Hoaglin 1993"
         yield f"outliers ({source}), counted in all the same: {', '.join(noisy)}"
     if result.stopped == "interrupt":
-        complete = _count(result.rounds, "complete round")
+        complete = render.count(result.rounds, "complete round")
         yield (
             f"interrupted: figures are from {complete}"
             if result.rounds
             else "interrupted before any round was complete"
         )
     elif result.stopped == "budget":
-        yield f"the time budget ended the measurement after {_count(result.rounds, 'round')}"
+        yield f"the time budget ended the measurement after {render.count(result.rounds, 'round')}"
 
 
 def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
     scope = "inputs like these" if ratio.scope == "task" else "exactly these inputs"
-    measured = f"{_count(result.rounds, 'round')} of {_count(result.cases, result.case)}"
+    measured = f"{render.count(result.rounds, 'round')} of {render.count(result.cases, result.case)}"
     if not ratio.bounded:
         return f"no intervals: {measured} can't bound a ratio"
     effect = detectable_effect(ratio)
@@ -348,10 +318,6 @@ def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
         f"[ ] are {100 * ratio.confidence:g} % intervals for {scope}, from {measured}; "
         f"a difference of {100 * effect:.1f} % would show in four runs of five"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _arm_document(arm: ArmResult) -> dict[str, object]:

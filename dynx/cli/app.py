@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dynx.cli import options as o
+from dynx.cli.configuration import Configured
 
 app = typer.Typer(
     name="dynx",
@@ -45,7 +46,7 @@ def dynx(
     """Local AI inference that spends less on easy inputs, and says what it saved."""
 
 
-@app.command(epilog="Text that is piped in comes before PROMPT. Manual: man dynx-generate")
+@app.command(cls=Configured, epilog="Text that is piped in comes before PROMPT. Manual: man dynx-generate")
 def generate(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
@@ -118,6 +119,14 @@ def generate(
         typer.Option("--explain", help="Shade each token by who guessed it, and say why each setting has its value."),
     ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Plain decoding: nothing dynamic.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Score the answer again on the plain model; exit 3 unless that would have written the same.",
+        ),
+    ] = False,
+    dry_run: o.DryRun = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
@@ -145,7 +154,7 @@ def generate(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(epilog="Exit code 1 means that some input has no label. Manual: man dynx-classify")
+@app.command(cls=Configured, epilog="Exit code 1 means that some input has no label. Manual: man dynx-classify")
 def classify(
     inputs: Annotated[
         list[str] | None,
@@ -162,7 +171,7 @@ def classify(
     no_stdin: Annotated[bool, typer.Option("--no-stdin", help="Never read stdin.")] = False,
     max_disagreement: o.MaxDisagreement = 0.02,
     confidence: o.Confidence = 0.95,
-    tolerance: o.Tolerance = None,
+    within: o.Within = None,
     certify: Annotated[
         bool,
         typer.Option("--certify", help="Let a random sample of this very input decide how early the rest may leave."),
@@ -206,6 +215,13 @@ def classify(
         typer.Option("--explain", help="Show where inputs left, which went deep, and why each setting has its value."),
     ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="The full model for every input: nothing dynamic.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Run the full model on every input too; exit 3 if more labels differ than was promised."
+        ),
+    ] = False,
+    dry_run: o.DryRun = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
@@ -233,7 +249,7 @@ def classify(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw")
+@app.command(cls=Configured, epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw")
 def draw(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")
@@ -316,6 +332,14 @@ def draw(
         bool, typer.Option("--plain", help="The pipeline as its author made it: nothing dynamic.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Draw each picture plainly too, and say how alike they are; exit 3 if one misses --quality.",
+        ),
+    ] = False,
+    dry_run: o.DryRun = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
@@ -345,7 +369,7 @@ def draw(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(epilog="Manual: man dynx-calibrate")
+@app.command(cls=Configured, epilog="Manual: man dynx-calibrate")
 def calibrate(
     model: o.Model = "story",
     draft: o.Draft = "auto",
@@ -363,11 +387,17 @@ def calibrate(
     field: o.Field = None,
     max_disagreement: o.MaxDisagreement = 0.02,
     confidence: o.Confidence = 0.95,
-    tolerance: o.Tolerance = None,
+    within: o.Within = None,
     batch_size: o.BatchSize = 32,
     max_length: o.MaxLength = None,
     quality: o.Quality = None,
     guidance: o.Guidance = None,
+    negative: Annotated[
+        str | None,
+        typer.Option(
+            "--negative", metavar="TEXT", help="For a pipeline that draws: the negative prompt it will be drawn with."
+        ),
+    ] = None,
     size: o.Size = None,
     plot: Annotated[
         str | None,
@@ -379,7 +409,7 @@ def calibrate(
             "--budget",
             metavar="SECONDS",
             min=5.0,
-            max=7200.0,
+            max=86400.0,
             help="Time to spend measuring: by default 60, and 600 for a pipeline that draws.",
         ),
     ] = None,
@@ -423,9 +453,13 @@ def calibrate(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(epilog="Exit code 3 means that a gate failed. Manual: man dynx-bench")
+@app.command(cls=Configured, epilog="Exit code 3 means that a gate failed. Manual: man dynx-bench")
 def bench(
-    model: o.Model = "story",
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="generate, classify, draw or all: the shipped models of this task."),
+    ] = None,
+    models: o.Models = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -442,7 +476,8 @@ def bench(
             metavar="N",
             min=1,
             max=1000,
-            help="Rounds; each runs every arm on every input. 5 by default, 2 of a pipeline that draws.",
+            help="Rounds; each runs every arm on every input. 5 by default, 2 of a pipeline that draws; with a gate on speed as "
+            "many as it takes.",
         ),
     ] = None,
     prompts: Annotated[
@@ -506,7 +541,26 @@ def bench(
         float | None,
         typer.Option("--confidence", metavar="P", help="How sure a classifier's promise is; 0.95 by default."),
     ] = None,
-    tolerance: o.Tolerance = None,
+    within: o.Within = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="NAME=OPTIONS",
+            help="Also measure this with other options (-m, --dtype, --profile, --static K, …), the peer transformers, or a "
+            "program: NAME=!COMMAND, the input on its stdin or in place of {input}. Repeatable.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0.1,
+            help="An arm of which one run takes longer has failed; 600 for programs by default.",
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run every round in a process of its own.")] = False,
     against: Annotated[
         str | None,
         typer.Option("--against", metavar="PEER", help="Also measure a peer on the same inputs: transformers."),
@@ -548,16 +602,82 @@ def bench(
             help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be so like plain's.",
         ),
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="FILE",
+            help="Gate: dynamic must be as many times plain as in this JSON result of before. Where device, versions, model "
+            "or inputs differ, it only advises.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            "--tolerance",
+            metavar="PERCENT",
+            help="How much slower still passes: 5% for --baseline by default, 0% for --min-speedup.",
+        ),
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Exit with 125 where nothing can be judged: for git bisect run.")
+    ] = False,
     budget: Annotated[
         float | None,
-        typer.Option("--budget", metavar="SECONDS", min=1.0, help="Stop after a whole round when time runs out."),
+        typer.Option(
+            "--budget",
+            metavar="SECONDS",
+            min=1.0,
+            help="Stop after a whole round when time runs out. A gate on speed is measured until it is decided, by default for "
+            "60 seconds at most.",
+        ),
     ] = None,
     export: Annotated[
         list[str] | None,
         typer.Option(
-            "--export", metavar="FORMAT:PATH", help="Also write the result: json:PATH or md:PATH. Repeatable."
+            "--export",
+            metavar="FORMAT:PATH",
+            help="Also write the result as json, md, csv, junit, github-action-benchmark, benchstat, html or svg. Repeatable.",
         ),
     ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="PATH", help="Draw the ratios with their intervals to an SVG or PNG file."),
+    ] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            "--record",
+            metavar="FILE",
+            help="Measure nothing: write what every drafter, exit or number of steps would have said, for --replay.",
+        ),
+    ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            "--replay",
+            metavar="FILE",
+            help="Score policies on such a recording, and how far each is from the best possible.",
+        ),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="POLICY",
+            help="For --replay: plain, dynamic, cold (dynamic without a profile), DRAFTER=K, at=LAYER or at=STEPS, threshold=T, "
+            "or FILE.py:NAME of your own. Repeatable.",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test", help="Check that this installation keeps what it says about streams and exit codes."
+        ),
+    ] = False,
+    workflow: Annotated[
+        bool, typer.Option("--workflow", help="Print a GitHub Actions workflow that gates a repository.")
+    ] = False,
     json: o.Json = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -574,6 +694,8 @@ def bench(
     \b
     Examples:
       dynx bench
+      dynx bench generate --baseline main.json --tolerance 5%
+      dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm 'other=!my-program {input}'
       dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
       dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
       dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95

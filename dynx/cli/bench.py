@@ -1,34 +1,44 @@
-"""`dynx bench`: plain against static against dynamic, and a verdict. What is measured depends on the model's task."""
+"""`dynx bench`: plain against static against dynamic, and a verdict. What is measured depends on each model's task."""
 
 from __future__ import annotations
 
-import random
 import sys
-import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynx.cli.console import Terminal
-from dynx.errors import GateFailed, UsageError
+from dynx.errors import DynxError, GateFailed, Undecided, UsageError
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from dynx.bench.harness import Arm, Case, Measurements, Progress
+    from dynx.bench.gate import Gate
+    from dynx.bench.harness import JSON, Arm, Measurements
     from dynx.bench.report import BenchResult
+    from dynx.cli.bench_arms import Process
     from dynx.cli.options import Color, Dtype
 
 Own = TypeVar("Own")
+
+SEVERAL_BUDGET = 50.0
+"""Seconds for each of several models, unless asked otherwise."""
+
+GATED_BUDGET = 60.0
+"""Seconds for a gate on speed to be decided in, unless asked otherwise."""
+
+TASKS = ("generate", "classify", "draw")
+ALL = "all"
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line of `dynx bench`, by parameter name. None: not given, so that the task's own default holds."""
 
-    model: str
+    task: str | None
+    models: list[str] | None
     data: str | None
     runs: int | None
     prompts: int | None
@@ -43,8 +53,11 @@ class Options:
     batch_size: int | None
     max_length: int | None
     confidence: float | None
-    tolerance: float | None
+    within: float | None
     against: str | None
+    arms: list[str] | None
+    timeout: float | None
+    fresh: bool
     min_speedup: float | None
     require_identical: bool
     max_disagreement: float | None
@@ -52,8 +65,17 @@ class Options:
     guidance: float | None
     size: str | None
     min_quality: float | None
+    baseline: str | None
+    tolerance: str | None
+    bisect: bool
     budget: float | None
     export: list[str] | None
+    plot: str | None
+    record: str | None
+    replay: str | None
+    policy: list[str] | None
+    self_test: bool
+    workflow: bool
     json: bool
     device: str
     dtype: Dtype
@@ -64,65 +86,245 @@ class Options:
     quiet: int
     verbose: int
     color: Color
+    model: str = ""
+    """The one of the models that this is about."""
+
+    @property
+    def gates_speed(self) -> bool:
+        """Whether a verdict depends on how fast something is."""
+        return self.min_speedup is not None or self.baseline is not None
+
+
+@dataclass
+class Prepared:
+    """A task made ready: what runs, on what, and how measurements become a result."""
+
+    task: str
+    arms: Sequence[Arm[Any]]
+    cases: Sequence[Any]
+    header: dict[str, Any]
+    rounds: int
+    """Unless a gate wants more."""
+    conclude: Callable[[Measurements, float], BenchResult]
+    """From complete rounds and the confidence of intervals; with the task's own gates judged."""
+    process: Process | None = None
+    """How whole processes do the task; None where they can't be compared."""
+    remember: Callable[[], Any] = lambda: None
+    """What a round left behind besides samples, to be sent from a fresh process, …"""
+    recall: Callable[[Any], None] = lambda _: None
+    """… and taken in by this one."""
+    record: Callable[[Callable[[float], None]], Iterator[str]] = lambda _: iter(())
+    """The lines of a recording of it; hears of progress."""
 
 
 def run(options: Options) -> None:
     """Measure, print, export, judge. Raises GateFailed where a gate fails."""
+    try:
+        _run(options)
+    except (GateFailed, Undecided):
+        raise
+    except DynxError as e:
+        if not options.bisect:
+            raise
+        raise Undecided(f"nothing was judged: {e}", hint=e.hint) from e
+    except Exception as e:
+        if not options.bisect or hasattr(e, "format_message"):
+            raise
+        raise Undecided(f"nothing was judged: {type(e).__name__}: {e}") from e
+
+
+def _run(options: Options) -> None:
+    if aside(options):
+        return
+    chosen = choose(options)
     check(options)
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
-    result = measurer(options)(options, terminal)
-    if options.json:
-        terminal.write(result.to_json())
+    models = [(one, task_of(one)) for one in chosen]
+    check_tasks(options, models)
+    from dynx.cli import bench_measure
+
+    known = bench_measure.read_baseline(options, models)
+    results, errors = [], []
+    for one, module in models:
+        mine = applying(one, module) if len(models) > 1 else one
+        try:
+            result = bench_measure.measure(mine, module, known, terminal)
+        except DynxError as e:
+            if len(models) == 1:
+                raise
+            terminal.warn(f"{one.model}: {e}")
+            errors.append(e)
+            continue
+        results.append(result)
+        if not options.json:
+            show(result, terminal, titled=len(models) > 1)
+        if result.stopped == "interrupt":
+            break
+    finish(results, errors, options, terminal)
+
+
+def aside(options: Options) -> bool:
+    """Do what `dynx bench` does without measuring, where that was asked for; whether it was. Raises UsageError."""
+    from dynx.cli import bench_replay
+
+    wanted = {"--self-test": options.self_test, "--workflow": options.workflow}
+    wanted |= {"--record": options.record is not None, "--replay": options.replay is not None}
+    asked = [name for name, given in wanted.items() if given]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} exclude each other")
+    if options.policy and not options.replay:
+        raise UsageError("--policy says what --replay scores; there is no --replay")
+    if not asked:
+        return False
+    terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
+    if options.workflow:
+        from dynx.bench import workflow
+
+        terminal.write(workflow())
+    elif options.self_test:
+        from dynx.cli import self_test
+
+        self_test.run(terminal, json=options.json)
     else:
-        console = terminal.rich(sys.stdout)
-        console.print(result.to_table(console.width, ascii_only=not terminal.unicode))
-        for sentence in result.reading():
-            console.print(sentence, soft_wrap=True, markup=False)
-    for spec in options.export or []:
-        terminal.detail(f"wrote {result.export(spec)}")
-    if result.stopped == "interrupt":
+        bench_replay.check(options)
+        (bench_replay.replay if options.replay is not None else bench_replay.record)(options, terminal)
+    return True
+
+
+def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
+    """The table and what it says."""
+    console = terminal.rich(sys.stdout)
+    if titled:
+        console.print(f"{result.header['model']}: {result.task}", style="bold", markup=False)
+    console.print(result.to_table(console.width, ascii_only=not terminal.unicode))
+    for sentence in result.reading():
+        console.print(sentence, soft_wrap=True, markup=False)
+    if titled:
+        console.print()
+
+
+def finish(results: list[BenchResult], errors: list[DynxError], options: Options, terminal: Terminal) -> None:
+    """Write what was asked for, and end as the worst of the results asks. Raises GateFailed, Undecided, or the first error."""
+    from dynx.bench import exports, report
+    from dynx.bench.gate import Verdict, overall
+
+    if options.json and results:
+        terminal.write(report.to_json(results))
+    for spec in (options.export or []) if results else ():
+        terminal.detail(f"wrote {exports.write(results, spec)}")
+    if options.plot and results:
+        terminal.detail(f"wrote {exports.plot(results, exports.parse_plot(options.plot))}")
+    if any(result.stopped == "interrupt" for result in results):
         raise KeyboardInterrupt
-    failed = [gate for gate in result.gates if gate.verdict == "fail"]
+    if errors:
+        raise errors[0]
+    failed = reasons(results, lambda gate: gate.verdict is Verdict.FAIL and not gate.advisory)
     if failed:
-        raise GateFailed("; ".join(f"{gate.name}: {gate.reason}" for gate in failed))
+        raise GateFailed(failed)
+    if options.bisect and overall(gate for result in results for gate in result.gates) is not Verdict.PASS:
+        open_ = reasons(results, lambda gate: gate.verdict is not Verdict.PASS or gate.advisory)
+        raise Undecided(open_ or "there is no gate to judge by")
+
+
+def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> str:
+    """What such gates say, with the models' names where there are several."""
+    return "; ".join(
+        (f"{result.header['model']}: " if len(results) > 1 else "") + f"{gate.name}: {gate.reason}"
+        for result in results
+        for gate in result.gates
+        if chosen(gate)
+    )
+
+
+def choose(options: Options) -> list[Options]:
+    """One for each model: those given, else those shipped for the task, else all shipped ones. Raises UsageError."""
+    from dynx import shipped
+
+    if options.task not in (None, ALL, *TASKS):
+        hint = f"-m {options.task}" if options.task else None
+        raise UsageError(f"there is no task {options.task!r}: one of {', '.join(TASKS)}, or {ALL}", hint=hint)
+    task = None if options.task == ALL else options.task
+    if options.models:
+        twice = sorted({m for m in options.models if options.models.count(m) > 1})
+        if twice:
+            raise UsageError(f"-m {twice[0]} is given twice")
+        return [replace(options, model=model) for model in options.models]
+    order = [name for each in TASKS for name in shipped.names(each)]
+    return [replace(options, model=name) for name in order if task is None or name in shipped.names(task)]
 
 
 def check(options: Options) -> None:
     """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
-    from dynx.bench import PEERS
+    from dynx.bench import PEERS, exports
+    from dynx.bench.baseline import parse_tolerance
     from dynx.bench.gate import min_quality, min_speedup
-    from dynx.bench.report import parse_export
+    from dynx.cli import bench_arms
 
     for spec in options.export or []:
-        parse_export(spec)
+        exports.parse_export(spec)
+    if options.plot is not None:
+        exports.parse_plot(options.plot)
     if options.min_speedup is not None:
         min_speedup(None, options.min_speedup)
     if options.min_quality is not None:
         min_quality(0, 0, options.min_quality)
     if options.against not in (None, *PEERS):
         raise UsageError(f"--against {options.against}: known peers are {', '.join(PEERS)}")
+    if options.tolerance is not None:
+        parse_tolerance(options.tolerance)
+        if not options.gates_speed:
+            raise UsageError(
+                "--tolerance says how much slower still passes --baseline or --min-speedup, and neither is given",
+                hint="for models that give numbers, how far one may be off is --within",
+            )
+    bench_arms.parse_all(options.arms or [])
 
 
-def measurer(options: Options) -> Callable[[Options, Terminal], BenchResult]:
-    """What measures models of this one's task. Raises UsageError for options that only other tasks have."""
+def task_of(options: Options) -> Any:
+    """The module that measures models of this one's task. Raises UsageError where another task was asked for."""
     from dynx.cli import bench_classification, bench_drawing, bench_generation
     from dynx.runtime import loading
 
-    tasks: dict[str, tuple[Any, str, str]] = {
-        "generate": (bench_generation, "language models", "writes text"),
-        "classify": (bench_classification, "classifiers", "is a classifier"),
-        "draw": (bench_drawing, "pipelines that draw", "draws"),
-    }
-
+    tasks = {"generate": bench_generation, "classify": bench_classification, "draw": bench_drawing}
     source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
-    module, _, is_one = tasks[loading.task_of(source)]
+    task = loading.task_of(source)
+    if options.task not in (None, ALL, task):
+        raise UsageError(f"{source.name} {tasks[task].IS_ONE}, and the task asked for is {options.task}")
+    return tasks[task]
+
+
+def check_tasks(options: Options, models: Sequence[tuple[Options, Any]]) -> None:
+    """Raises UsageError for an option that none of the models has a use for."""
+    from dynx.cli import bench_classification, bench_drawing, bench_generation
+
+    known = (bench_generation, bench_classification, bench_drawing)
+    here = [module for _, module in models]
     for name, value in vars(options).items():
-        takers = [words for other, words, _ in tasks.values() if name in names_of(other.Settings)]
-        if value is not None and value is not False and takers and name not in names_of(module.Settings):
+        takers = [module for module in known if name in names_of(module.Settings)]
+        given = value is not None and value is not False
+        if given and takers and not any(module in takers for module in here):
             shown = name.replace("_", "-")
-            raise UsageError(f"--{shown} is for {' and '.join(takers)}, and {source.name} {is_one}")
-    measure: Callable[[Options, Terminal], BenchResult] = module.measure
-    return measure
+            words = " and ".join(module.ARE for module in takers)
+            who = f"{Path(models[0][0].model).name} {here[0].IS_ONE}" if len(models) == 1 else "none of these is one"
+            raise UsageError(f"--{shown} is for {words}, and {who}")
+
+
+def applying(options: Options, module: Any) -> Options:
+    """Of several models' options those that this one's task has, and less time for each."""
+    from dynx.cli import bench_classification, bench_drawing, bench_generation
+
+    mine = names_of(module.Settings)
+    others = {
+        name
+        for other in (bench_generation, bench_classification, bench_drawing)
+        for name in names_of(other.Settings)
+        if name not in mine
+    }
+    cleared: dict[str, Any] = {name: False if getattr(options, name) is False else None for name in others}
+    budget = options.budget
+    if budget is None and options.runs is None:
+        budget = SEVERAL_BUDGET
+    return replace(options, budget=budget, **cleared)
 
 
 def names_of(kind: type[Any]) -> list[str]:
@@ -133,6 +335,13 @@ def names_of(kind: type[Any]) -> list[str]:
 def settings(options: Options, kind: type[Own]) -> Own:
     """A task's own settings: those that were given, and its defaults."""
     return kind(**{name: value for name in names_of(kind) if (value := getattr(options, name)) is not None})
+
+
+def tolerance_of(options: Options) -> float:
+    """How far below --min-speedup still passes."""
+    from dynx.bench.baseline import parse_tolerance
+
+    return 0.0 if options.tolerance is None else parse_tolerance(options.tolerance)
 
 
 def read_prompts(path: str | None) -> list[str]:
@@ -151,42 +360,23 @@ def read_prompts(path: str | None) -> list[str]:
     return lines
 
 
-def contest(
-    arms: Sequence[Arm[Case]], cases: Sequence[Case], options: Options, terminal: Terminal, *, rounds: int
-) -> Measurements:
-    """Run the arms in turns, with a bar on the terminal."""
-    from dynx.bench import harness
-
-    with terminal.progress("measuring") as move:
-
-        def progress(p: Progress) -> None:
-            move(p.done, p.total, p.arm)
-
-        return harness.measure(
-            arms,
-            cases,
-            rounds=rounds,
-            warmup=1,
-            clock=time.perf_counter,
-            rng=random.Random(0),  # noqa: S311 - the order of measurements is no secret
-            budget_s=options.budget,
-            progress=progress,
-        )
-
-
 def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> dict[str, Any]:
     """Where and on what was measured: the header of a result. `library` is where the model comes from, `details` the task's."""
-    return {
+    from dynx.bench.fingerprint import governor
+
+    found: dict[str, JSON] = {
         "model": plan.source.name,
         "model_hash": plan.key.model,
         "profile": plan.profile.key.id if plan.profile else None,
         "device": plan.device,
         "processor": plan.machine.cpu,
         "threads": plan.decisions["threads"].value,
+        "governor": governor(),
         "dtype": plan.dtype,
         **details,
         "versions": {name: metadata.version(name) for name in ("dynx", "torch", library) if _installed(name)},
     }
+    return found
 
 
 def _installed(name: str) -> bool:

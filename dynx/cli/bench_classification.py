@@ -7,21 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.bench import conditions, contest, settings
+from dynx.cli import bench_arms
+from dynx.cli.bench import Prepared, conditions, settings, tolerance_of
 from dynx.cli.classify import open_assembly, wish_of
 from dynx.cli.learning_data import read_inputs
-from dynx.errors import UsageError
+from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dynx.bench.classification import Quality
     from dynx.bench.gate import Gate
+    from dynx.bench.harness import Arm, Group, Measurements
     from dynx.bench.report import BenchResult
     from dynx.cli.bench import Options
     from dynx.cli.console import Terminal
     from dynx.early_exit.collect import Inputs
     from dynx.early_exit.setup import Assembly
+
+TASK, ARE, IS_ONE = "classify", "classifiers", "is a classifier"
 
 
 @dataclass(frozen=True)
@@ -38,28 +42,20 @@ class Settings:
     max_length: int | None = None
     max_disagreement: float = 0.02
     confidence: float = 0.95
-    tolerance: float | None = None
+    within: float | None = None
 
 
-def measure(options: Options, terminal: Terminal) -> BenchResult:
-    """Run the arms on inputs, compare their labels, condense and judge."""
-    from dynx.bench import classification, report
-    from dynx.early_exit.setup import make_plan
+def prepare(options: Options, terminal: Terminal) -> Prepared:
+    """The arms and the inputs in cases, and how a result is made of what they did."""
+    from dynx.bench import classification
+    from dynx.bench.report import summarize
 
     own = settings(options, Settings)
-    wished = replace(
-        options, batch_size=own.batch_size, max_disagreement=own.max_disagreement, confidence=own.confidence
-    )
-    plan = make_plan(wish_of(wished), warn=terminal.warn)
-    if options.data is None:
-        what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
-        raise UsageError("--data is needed: a classifier is measured on inputs like yours", hint=f"--data {what}")
-    inputs = read_inputs(options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field)
-    assembly = open_assembly(plan, terminal)
-    if assembly.labels.problem == "regression" and own.tolerance is None:
+    assembly, inputs = open_inputs(options, own, terminal)
+    if assembly.labels.problem == "regression" and own.within is None:
         raise UsageError(
             "the model gives numbers, and numbers are hardly ever equal",
-            hint="--tolerance T says how far an answer may be off",
+            hint="--within T says how far an answer may be off",
         )
     gold = read_truth(own.labels, assembly, len(inputs.items))
     items, gold, cut = choose(inputs, gold, assembly, own.prompts, terminal)
@@ -67,21 +63,102 @@ def measure(options: Options, terminal: Terminal) -> BenchResult:
     arms = classification.own_arms(assembly)
     if options.against:
         arms += classification.peer_arms(assembly, cutting=cut > 0)
+    arms += further_arms(options, assembly, cutting=cut > 0, terminal=terminal)
     full = classification.full_answers(assembly, items)
-    measured = contest(arms, cases, options, terminal, rounds=own.runs)
-    quality = classification.judge_answers(measured, full=full, gold=gold, tolerance=own.tolerance or 0.0)
-    result = report.summarize(
-        measured,
-        task="classify",
-        unit="labels",
-        header=header(assembly, len(items), cut),
-        rng=random.Random(0),  # noqa: S311
-        facts={name: q.json() for name, q in quality.items()},
-        identical={name: q.same.share for name, q in quality.items()},
-        notes=notes(assembly, inputs, quality),
-        case="part",
+    facts = header(assembly, items, cut)
+
+    def conclude(measured: Measurements, confidence: float) -> BenchResult:
+        quality = classification.judge_answers(measured, full=full, gold=gold, tolerance=own.within or 0.0)
+        result = summarize(
+            measured,
+            task=TASK,
+            unit="labels",
+            header=facts,
+            rng=random.Random(0),  # noqa: S311
+            confidence=confidence,
+            facts={name: q.json() for name, q in quality.items()},
+            identical={name: q.same.share for name, q in quality.items()},
+            notes=notes(assembly, inputs, quality, made_up=options.data is None),
+            case="part",
+        )
+        return result.judged(gates(result, quality, options))
+
+    process = process_of(options, own) if assembly.labels.problem == "single" and assembly.plan.kind == "text" else None
+
+    def record(progress: Callable[[float], None]) -> Iterator[str]:
+        from dynx.bench import recording
+
+        return recording.labels(assembly, items, facts, progress)
+
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude, process, record=record)
+
+
+def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Assembly, Inputs]:
+    """The model, and what --data has for it; a shipped model has inputs of its own. Raises UsageError without any."""
+    from dynx.bench.sentences import sentences
+    from dynx.early_exit.collect import Inputs
+    from dynx.early_exit.setup import make_plan
+
+    plan = make_plan(wish_of(wished(options, own)), warn=terminal.warn)
+    if options.data is not None:
+        inputs = read_inputs(options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field)
+    elif plan.kind == "text" and plan.source.kind == "shipped":
+        made = sentences(own.prompts)
+        inputs = Inputs(made, made)
+    else:
+        what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
+        raise UsageError("--data is needed: a classifier is measured on inputs like yours", hint=f"--data {what}")
+    return open_assembly(plan, terminal), inputs
+
+
+def wished(options: Options, own: Settings) -> Options:
+    """The command line with the task's defaults."""
+    return replace(
+        options,
+        batch_size=own.batch_size,
+        max_disagreement=own.max_disagreement,
+        confidence=own.confidence,
     )
-    return result.judged(gates(result, quality, options))
+
+
+def further_arms(options: Options, assembly: Assembly, *, cutting: bool, terminal: Terminal) -> list[Arm[Any]]:
+    """What --arm asks for, of those that run in this process."""
+    from dynx.bench.classification import own_arms, peer_arms
+    from dynx.early_exit.setup import make_plan
+
+    arms: list[Arm[Any]] = []
+    for one in bench_arms.parse_all(options.arms or []):
+        if one.kind == "peer":
+            peers = peer_arms(assembly, cutting=cutting)
+            arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
+        if one.kind != "options":
+            continue
+        bench_arms.check_takes(one, Settings, "is a classifier's")
+        theirs = one.applied(options)
+        plan = make_plan(wish_of(wished(theirs, settings(theirs, Settings))), warn=terminal.warn)
+        other = open_assembly(plan, terminal)
+        group: Group = "dynamic" if plan.key.model == assembly.plan.key.model else "external"
+        arm = replace(own_arms(other)[-1], name=one.name, group=group)
+        arms.append(bench_arms.side_by_side(arm, other, assembly))
+    return arms
+
+
+def process_of(options: Options, own: Settings) -> bench_arms.Process:
+    """How `dynx classify` does the same in a process of its own."""
+    from dynx.bench.harness import Outcome
+
+    words = ["classify", "-m", options.model, "--batch-size", own.batch_size, "--confidence", own.confidence]
+    words += ["--max-disagreement", own.max_disagreement]
+    words += [] if own.max_length is None else ["--max-length", own.max_length]
+    words += bench_arms.common_words(options)
+
+    def outcome_of(case: Sequence[Any], said: str) -> Outcome:
+        lines = said.splitlines()
+        if len(lines) != len(case):
+            raise DynxError(f"{len(lines):,} lines came for {len(case):,} inputs; one label a line is wanted")
+        return Outcome(len(case), None, tuple(line.split("\t")[0] for line in lines))
+
+    return bench_arms.Process(tuple(map(str, words)), lambda case: "".join(f"{item}\n" for item in case), outcome_of)
 
 
 def read_truth(path: str | None, assembly: Assembly, count: int) -> list[str | None] | None:
@@ -124,26 +201,31 @@ def choose(
     return [inputs.items[i] for i in kept], None if gold is None else [gold[i] for i in kept], cut
 
 
-def header(assembly: Assembly, count: int, cut: int) -> dict[str, Any]:
+def header(assembly: Assembly, items: Sequence[Any], cut: int) -> dict[str, Any]:
     """Where and on what this was measured."""
+    from dynx.runtime.hashing import text_hash
+
     exits, known = assembly.decisions.get("exits"), assembly.knowledge
     texts: dict[str, Any] = {"max_length": getattr(assembly.reader, "limit", None), "truncated": cut}
     return conditions(
         assembly.plan,
         batch_size=assembly.batch,
-        inputs=count,
+        inputs=len(items),
+        data_hash=text_hash(map(str, items)),
         exits={"value": exits.value, "reason": exits.reason} if exits else None,
         guarantee=known.guarantee.json() if known else None,
         **(texts if assembly.plan.kind == "text" else {}),
     )
 
 
-def notes(assembly: Assembly, inputs: Inputs, quality: Mapping[str, Quality]) -> list[str]:
+def notes(assembly: Assembly, inputs: Inputs, quality: Mapping[str, Quality], *, made_up: bool = False) -> list[str]:
     """What is to be said of the labels, and of what the comparison is worth."""
     from dynx.bench.classification import sentences
     from dynx.runtime.hashing import text_hash
 
     out = list(sentences(quality, assembly.attachment.depth))
+    if made_up:
+        out.append("the inputs are sentences made up for the bench: --data FILE measures on yours")
     exits, profile = assembly.decisions.get("exits"), assembly.plan.profile
     if assembly.knowledge is None and exits is not None:
         out.append(f"dynamic has no exits and does what bucketed does: {exits.reason}")
@@ -165,7 +247,8 @@ def gates(result: BenchResult, quality: Mapping[str, Quality], options: Options)
             static = result.arm(found.baseline).ratio
             if found.arm == arm.name and static is not None and static.ratio >= 1:
                 ratio, baseline = found.ratio, found.baseline
-        judged.append(min_speedup(ratio, options.min_speedup, failure=failure, baseline=baseline))
+        tolerance = tolerance_of(options)
+        judged.append(min_speedup(ratio, options.min_speedup, failure=failure, baseline=baseline, tolerance=tolerance))
     if options.require_identical:
         judged.append(require_identical(arm.identical, failure=failure))
     if options.max_disagreement is not None:

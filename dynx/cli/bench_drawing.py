@@ -8,21 +8,25 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.bench import conditions, contest, read_prompts, settings
+from dynx.cli import bench_arms
+from dynx.cli.bench import Prepared, conditions, read_prompts, settings, tolerance_of
 from dynx.cli.draw import open_assembly
 from dynx.cli.draw_orders import parse_size
 from dynx.cli.overlong import TOKENIZERS
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.bench.drawing import Quality
+    from dynx.bench.drawing import Gallery, Pair, Quality
     from dynx.bench.gate import Gate
+    from dynx.bench.harness import Arm, Group, Measurements
     from dynx.bench.report import BenchResult
     from dynx.cli.bench import Options
     from dynx.cli.console import Terminal
     from dynx.diffusion.setup import Assembly, Plan
+
+TASK, ARE, IS_ONE = "draw", "pipelines that draw", "draws"
 
 SEED = 1
 """Of prompts from the vocabulary; calibration's are made with 0."""
@@ -41,8 +45,8 @@ class Settings:
     min_quality: float | None = None
 
 
-def measure(options: Options, terminal: Terminal) -> BenchResult:
-    """Run the arms on prompts and seeds, compare their pictures, condense and judge."""
+def prepare(options: Options, terminal: Terminal) -> Prepared:
+    """The arms, the prompts and seeds, and how a result is made of the pictures."""
     from dynx.bench import drawing, report
     from dynx.diffusion.drawing import Artist
 
@@ -53,23 +57,62 @@ def measure(options: Options, terminal: Terminal) -> BenchResult:
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
     gallery = drawing.Gallery()
     arms = drawing.own_arms(Artist(assembly), steps, gallery, time.perf_counter)
-    measured = contest(arms, cases, options, terminal, rounds=own.runs)
-    quality = drawing.judge(measured, gallery)
-    standing = drawing.Standing.of(measured, quality, own.quality)
-    floor = drawing.floor(gallery)
-    result = report.summarize(
-        measured,
-        task="draw",
-        unit="images",
-        header=header(assembly, own, len(cases)),
-        rng=random.Random(0),  # noqa: S311
-        facts={name: q.json() for name, q in quality.items()},
-        notes=[*standing.sentences(), *notes(assembly, texts), *([floor] if floor else [])],
-        case="picture",
-        rivals=standing.rivals(),
-        columns=drawing.columns(quality),
-    )
-    return result.judged(gates(result, quality, options))
+    arms += further_arms(options, assembly, gallery, terminal)
+    facts = header(assembly, own, cases)
+
+    def conclude(measured: Measurements, confidence: float) -> BenchResult:
+        quality = drawing.judge(measured, gallery)
+        standing = drawing.Standing.of(measured, quality, own.quality)
+        floor = drawing.floor(gallery)
+        result = report.summarize(
+            measured,
+            task=TASK,
+            unit="images",
+            header=facts,
+            rng=random.Random(0),  # noqa: S311
+            confidence=confidence,
+            facts={name: q.json() for name, q in quality.items()},
+            notes=[*standing.sentences(), *notes(assembly, texts), *([floor] if floor else [])],
+            case="picture",
+            rivals=standing.rivals(),
+            columns=drawing.columns(quality),
+        )
+        return result.judged(gates(result, quality, options))
+
+    def record(progress: Callable[[float], None]) -> Iterator[str]:
+        from dynx.bench import recording
+
+        return recording.pictures(Artist(assembly), cases, own.quality, facts, progress)
+
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude, None, gallery.memory, gallery.recall, record=record)
+
+
+def further_arms(options: Options, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:
+    """What --arm asks for."""
+    from dynx.bench import drawing
+    from dynx.diffusion.drawing import Artist
+
+    arms: list[Arm[Any]] = []
+    for one in bench_arms.parse_all(options.arms or []):
+        if one.kind == "peer":
+            raise UsageError(f"--arm {one.name}: it has no pipelines that draw; plain is diffusers' own run")
+        if one.kind == "command":
+            raise UsageError(f"--arm {one.name}: programs are measured on texts and labels, not on pictures")
+        bench_arms.check_takes(one, Settings, "draws")
+        theirs = one.applied(options)
+        own = settings(theirs, Settings)
+        steps = drawing.parse_steps(own.static) if "static" in one.differs else []
+        if len(steps) > 1:
+            raise UsageError(f"--arm {one.name}: an arm has one number of steps, not {own.static}")
+        other = assembly
+        if set(one.differs) - {"static"}:
+            other = open_assembly(make_plan(theirs, own, terminal), terminal, draft=False)
+        group: Group = "static" if steps else "dynamic"
+        if other.plan.key.model != assembly.plan.key.model:
+            group = "external"
+        arm = drawing.further_arm(one.name, group, Artist(other), steps, gallery, time.perf_counter)
+        arms.append(bench_arms.side_by_side(arm, other, assembly))
+    return arms
 
 
 def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
@@ -126,8 +169,10 @@ def unseen(assembly: Assembly, count: int) -> list[str]:
     return (new or made)[:count]
 
 
-def header(assembly: Assembly, own: Settings, count: int) -> dict[str, Any]:
+def header(assembly: Assembly, own: Settings, cases: Sequence[Pair]) -> dict[str, Any]:
     """Where and on what this was measured."""
+    from dynx.runtime.hashing import text_hash
+
     family, known, steps = assembly.engine.family, assembly.knowledge, assembly.decisions["steps"]
     return conditions(
         assembly.plan,
@@ -135,9 +180,10 @@ def header(assembly: Assembly, own: Settings, count: int) -> dict[str, Any]:
         pipeline=family.name,
         scheduler=family.scheduler,
         plain_steps=family.default_steps,
-        pictures=count,
+        pictures=len(cases),
+        data_hash=text_hash(f"{pair.seed} {pair.prompt}" for pair in cases),
         quality=own.quality,
-        guidance=family.default_guidance if own.guidance is None else own.guidance,
+        guidance=family.default_guidance if assembly.plan.wish.guidance is None else assembly.plan.wish.guidance,
         size=own.size or "the pipeline's own",
         steps={"value": steps.value, "reason": steps.reason},
         guarantee=known.guarantee.json() if known else None,
@@ -168,7 +214,8 @@ def gates(result: BenchResult, quality: Mapping[str, Quality], options: Options)
     failure = arm.failure.message if arm.failure else None
     judged: list[Gate] = []
     if options.min_speedup is not None:
-        judged.append(min_speedup(arm.ratio, options.min_speedup, failure=failure, baseline=result.reference.name))
+        bar, tolerance = options.min_speedup, tolerance_of(options)
+        judged.append(min_speedup(arm.ratio, bar, failure=failure, baseline=result.reference.name, tolerance=tolerance))
     if options.require_identical:
         judged.append(require_identical(arm.identical, failure=failure))
     if options.min_quality is not None:

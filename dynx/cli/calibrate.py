@@ -42,11 +42,12 @@ class Options:
     field: str | None
     max_disagreement: float
     confidence: float
-    tolerance: float | None
+    within: float | None
     batch_size: int
     max_length: int | None
     quality: float | None
     guidance: float | None
+    negative: str | None
     size: str | None
     plot: str | None
     budget: float | None

@@ -35,7 +35,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} draws")
-    refuse(options, ("tsv", "column", "field", "tolerance", "max_length"), "draws")
+    refuse(options, ("tsv", "column", "field", "within", "max_length"), "draws")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
     wish = Wish(
@@ -45,6 +45,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         threads=options.threads,
         quality=QUALITY if options.quality is None else options.quality,
         guidance=options.guidance,
+        negative=options.negative,
         size=size,
         profile="none",  # what is stored must not colour what is measured
         allow_pickle=options.allow_pickle,

@@ -25,7 +25,7 @@ ROOM = 16
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure, store, and say what was found."""
-    others = ("tsv", "column", "field", "tolerance", "max_length", "quality", "guidance", "size", "plot")
+    others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "size", "plot")
     refuse(options, others, "writes text")
     budget = BUDGET if options.budget is None else options.budget
     from dynx.cli.bench import read_prompts

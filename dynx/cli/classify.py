@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dynx.cli.answers import Document, JsonLines, Table, resume
 from dynx.cli.console import Terminal
 from dynx.cli.records import MOST, layout, read_records, windows
-from dynx.errors import DynxError, UsageError
+from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ class Options:
     no_stdin: bool
     max_disagreement: float
     confidence: float
-    tolerance: float | None
+    within: float | None
     certify: bool
     audit: float
     batch_size: int
@@ -60,6 +60,8 @@ class Options:
     stats: bool
     explain: bool
     plain: bool
+    verify: bool
+    dry_run: bool
     device: str
     dtype: Dtype
     threads: int | None
@@ -81,6 +83,11 @@ def run(options: Options) -> None:
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
     plan = make_plan(wish_of(options), warn=terminal.warn)
+    if options.dry_run:
+        from dynx.cli.dry_run import print_plan
+
+        print_plan("classify", plan, options, terminal)
+        return
     records = open_records(options, images=plan.kind == "image")
     records.begin()
     assembly = open_assembly(plan, terminal)
@@ -90,6 +97,8 @@ def run(options: Options) -> None:
     with output(resumed) as out:
         job.run(records, resumed, out)
     job.aside(records)
+    if options.verify:
+        verified(job.classifier, options)
     if job.errors:
         raise DynxError(f"{job.errors} of {job.seen} inputs have no label; the reason stands in their place")
 
@@ -102,6 +111,8 @@ def check(options: Options) -> None:
         raise UsageError("--scores shows all labels and --top-k some of them; they exclude each other")
     if options.certify and options.plain:
         raise UsageError("--certify certifies exits, and --plain has none")
+    if options.verify and options.audit:
+        raise UsageError("--verify checks every answer and --audit some of them; they exclude each other")
     if options.resume and options.json:
         raise UsageError("one JSON document can't be continued", hint="JSON lines can: --jsonl --resume OUT")
     if options.resume and options.labels:
@@ -121,7 +132,7 @@ def wish_of(options: Any, *, profile: str | None = None) -> Wish:
         max_length=getattr(options, "max_length", None),
         max_disagreement=getattr(options, "max_disagreement", EPS),
         confidence=getattr(options, "confidence", 1 - DELTA),
-        tolerance=getattr(options, "tolerance", None),
+        tolerance=getattr(options, "within", None),
         profile=profile or getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
@@ -209,7 +220,9 @@ class Job:
         self._options, self._terminal, self._assembly = options, terminal, assembly
         self._tally = tally
         self._form = form
-        self.classifier: Classifier = Classifier(assembly, audit=options.audit, say=terminal.warn)
+        self.classifier: Classifier = Classifier(
+            assembly, audit=float(options.verify) or options.audit, say=terminal.warn
+        )
         self.seen = self.errors = 0
         self._warned = False
         self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=SHOWN)
@@ -321,6 +334,8 @@ class Job:
             terminal.notice(receipt_line(receipt))
         if self.classifier.audit is not None and self.classifier.audit.n:
             terminal.notice(str(self.classifier.audit))
+        elif self._options.verify and not self.classifier.exiting:
+            terminal.notice("verified: no input left early, so every answer is the full model's")
 
     def _histogram(self) -> None:
         receipt = self.receipt
@@ -336,6 +351,16 @@ class Job:
         for prediction, record in self._deep:
             text = record.raw if len(record.raw) <= 60 else record.raw[:59] + "…"
             sys.stderr.write(f"went deep: {prediction.label} {prediction.score:.2f}  {text}\n")
+
+
+def verified(classifier: Classifier, options: Options) -> None:
+    """Raises GateFailed where more answers differ from the full model's than was promised."""
+    audit = classifier.audit
+    if audit is not None and audit.disagreements > options.max_disagreement * audit.n:
+        raise GateFailed(
+            f"--verify: {audit.disagreements:,} of {audit.n:,} answers differ from the full model's, more than "
+            f"{options.max_disagreement:.2g} of them"
+        )
 
 
 def item_of(record: Record) -> str | Path:

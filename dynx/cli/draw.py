@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli import draw_report as report
 from dynx.cli.console import Terminal
 from dynx.cli.drafts import print_facts, printable, table
-from dynx.cli.draw_orders import SEEDS, finishing, ordered, parse_size, parse_steps, takes_prompt
+from dynx.cli.draw_orders import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.draw_screen import Screen, image
 from dynx.cli.files import write
 from dynx.cli.inputs import typed
 from dynx.cli.metadata import encode
-from dynx.errors import DynxError, UsageError
+from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dynx.cli.draw_report import Drawn
     from dynx.cli.options import Color, Dtype, Show
     from dynx.diffusion.drawing import Artist
-    from dynx.diffusion.events import Step
+    from dynx.diffusion.events import Picture, Step
+    from dynx.diffusion.quality import Likeness
     from dynx.diffusion.setup import Assembly, Plan, Wish
 
 LABEL = 30
@@ -59,6 +60,8 @@ class Options:
     explain: bool
     plain: bool
     force: bool
+    verify: bool
+    dry_run: bool
     device: str
     dtype: Dtype
     threads: int | None
@@ -81,14 +84,26 @@ def run(options: Options) -> None:
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
-    batches = finishing(options) if options.finish else [ordered(options, terminal)]
+    batches = (
+        finishing(options) if options.finish else [anything(options) if options.dry_run else ordered(options, terminal)]
+    )
     plans = [open_plan(options, batch, terminal) for batch in batches]
+    if options.dry_run:
+        from dynx.cli.dry_run import print_plan
+
+        for plan in plans:
+            print_plan("draw", plan, options, terminal)
+        return
     studio = Studio(options, terminal)
     try:  # whatever ends it early, Ctrl-C or an error, what was drawn by then is told
         for batch, plan in zip(batches, plans, strict=True):
             studio.work(batch, open_assembly(plan, terminal, draft=options.draft))
     finally:
         studio.printer.close()
+    if studio.unlike:
+        raise GateFailed(
+            f"--verify: {studio.unlike} of {studio.seen} pictures are less than {options.quality:g} like the full run's (SSIM)"
+        )
     if studio.failed:
         raise DynxError(f"{studio.failed} of {studio.seen} pictures failed, as said above")
 
@@ -102,6 +117,8 @@ def check(options: Options) -> None:
     if options.draft and (options.plain or options.finish or options.steps != "auto"):
         other = "--plain" if options.plain else "--finish" if options.finish else "--steps"
         raise UsageError(f"--draft draws in few steps; it and {other} exclude each other")
+    if options.draft and options.verify:
+        raise UsageError("--verify compares with the full run, and --draft promises nothing; they exclude each other")
     if options.output == "-" and (options.json or options.jsonl):
         raise UsageError("stdout can't take both the PNG and the JSON", hint="-o FILE")
     if options.output == "-" and sys.stdout.isatty() and not options.info:
@@ -132,6 +149,7 @@ def wish_of(options: Options, asked: Asked) -> Wish:
         quality=options.quality,
         steps=parse_steps(options.steps),
         guidance=asked.guidance,
+        negative=asked.negative,
         size=asked.size,
         profile=options.profile,
         require_profile=options.require_profile,
@@ -208,7 +226,7 @@ class Studio:
         mode = report.JsonLines if options.jsonl else report.Document if options.json else report.Paths
         drafts = len(options.finish) + len(options.prompt or []) if options.finish else 0
         self.printer: report.Printer = mode(terminal, several=options.lines or options.count > 1 or drafts > 1)
-        self.seen = self.failed = 0
+        self.seen = self.failed = self.unlike = 0
         self._said: set[str] = set()
         self._prompts = 0
         self._read: str | None = None
@@ -217,7 +235,7 @@ class Studio:
         """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
         from dynx.diffusion.drawing import Artist
 
-        artist = Artist(assembly, negative=batch.asked.negative)
+        artist = Artist(assembly)
         self._overlong(artist, batch.asked.negative, "the negative prompt")
         known = assembly.knowledge
         self._sighted = not assembly.engine.family.latent or (known is not None and known.colours is not None)
@@ -256,6 +274,11 @@ class Studio:
                 picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, watch=watch, stop=stop)
             draft = self._options.draft and not picture.receipt.plain
             drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
+            if self._options.verify and picture.error is None and not picture.receipt.landed:
+                self._terminal.status("drawing it plainly, to compare")
+                drawn.likeness = likeness(artist, picture)
+                self._terminal.clear_status()
+                self.unlike += drawn.likeness.ssim < self._options.quality
             self._keep(drawn, item)
         self._aside(drawn)
         if stop.pressed:
@@ -298,6 +321,8 @@ class Studio:
                 f"stopped after {done} of {receipt.planned} steps, on the picture it was heading for; "
                 "--finish draws it to the end"
             )
+        if drawn.likeness is not None:
+            terminal.notice(report.verified(drawn))
         if drawn.picture.flagged:
             terminal.warn("the pipeline's safety checker blackened this picture")
         if self._options.draft and receipt.plain:
@@ -325,6 +350,14 @@ class Studio:
         artist = drawn.artist
         request = artist.request(drawn.picture.prompt, drawn.picture.seed)
         return artist.assembly.engine.plain_reason(request) or "its pipeline allows nothing else"
+
+
+def likeness(artist: Artist, picture: Picture) -> Likeness:
+    """How like a picture is to the pipeline's own run of its prompt and seed, which is drawn for this."""
+    from dynx.diffusion.quality import compare
+
+    request = replace(artist.request(picture.prompt, picture.seed), steps=None)
+    return compare(picture.bytes8(), artist.assembly.engine.draw(request)[0].bytes8())
 
 
 def write_bytes(data: bytes) -> None:

@@ -85,6 +85,12 @@ def ordered(options: Options, terminal: Terminal) -> Batch:
     return Batch(asked, items if options.lines else list(items))
 
 
+def anything(options: Options) -> Batch:
+    """The settings without pictures, for --dry-run: nothing is read or asked for. Raises UsageError."""
+    negative = None if options.negative is None else typed(options.negative, "--negative")
+    return Batch(Asked(parse_size(options.size), options.guidance, negative), [])
+
+
 def itemise(prompts: Iterator[str], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
     """The pictures of each prompt. Raises UsageError where one has no place."""
     index = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from dynx.cli.drafts import Asked
     from dynx.diffusion.drawing import Artist
     from dynx.diffusion.events import Picture, Step
+    from dynx.diffusion.quality import Likeness
 
 SCHEMA = "dynx.draw/1"
 
@@ -35,6 +37,8 @@ class Drawn:
     source: Path | None = None
     """The draft that it finishes."""
     path: Path | None = None
+    likeness: Likeness | None = None
+    """To the pipeline's own run, where that was asked for."""
 
     @property
     def promise(self) -> Any:
@@ -105,10 +109,21 @@ def facts(drawn: Drawn) -> dict[str, Any]:
     }
 
 
+def verified(drawn: Drawn) -> str:
+    """The outcome of --verify as a line."""
+    found = drawn.likeness
+    if found is None:
+        return "not verified"
+    if found.ssim == 1 and not math.isfinite(found.psnr):
+        return "verified: pixel for pixel the pipeline's own run of this seed"
+    return f"verified: SSIM {found.ssim:.4f}, PSNR {found.psnr:.1f} dB to the pipeline's own run of this seed"
+
+
 def result_json(drawn: Drawn) -> dict[str, Any]:
     """The picture with everything known about it."""
     assembly, picture = drawn.artist.assembly, drawn.picture
-    return {
+    verification = {} if drawn.likeness is None else {"verification": drawn.likeness.json()}
+    return verification | {
         "index": drawn.index,
         "path": str(drawn.path) if drawn.path else None,
         "prompt": picture.prompt,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.console import Terminal
 from dynx.cli.inputs import read_lines, read_prompt, typed
 from dynx.cli.receipt import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
+from dynx.cli.verify import check, verification_json, verify_answer, words
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from dynx.cli.options import Color, Dtype
     from dynx.speculation.engine import Run
     from dynx.speculation.events import Origin, Request, Token
-    from dynx.speculation.setup import Assembly
+    from dynx.speculation.setup import Assembly, Wish
+    from dynx.speculation.verify import Verification
 
 SCHEMA = "dynx.generate/1"
 
@@ -47,6 +49,8 @@ class Options:
     stats: bool
     explain: bool
     plain: bool
+    verify: bool
+    dry_run: bool
     device: str
     dtype: Dtype
     threads: int | None
@@ -66,6 +70,12 @@ def run(options: Options) -> None:
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
+    if options.dry_run:
+        from dynx.cli.dry_run import print_plan
+        from dynx.speculation.setup import make_plan
+
+        print_plan("generate", make_plan(wish_of(options), warn=terminal.warn), options, terminal)
+        return
     prompts = read_prompts(options, terminal)
     assembly = open_assembly(options, terminal)
     mode = JsonLines if options.jsonl else Document if options.json else Text
@@ -77,6 +87,8 @@ def run(options: Options) -> None:
         printer.close()
     if options.explain:
         explain(assembly)
+    if options.verify:
+        check(printer.verified)
 
 
 def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> None:
@@ -92,6 +104,8 @@ def answer(index: int, prompt: str, options: Options, assembly: Assembly, printe
         for token in run_:
             pieces.append(token.text)
             printer.token(index, token)
+        if options.verify:
+            printer.verified.append(verify_answer(run_, assembly))
     finally:
         printer.result(index, prompt, "".join(pieces), run_, assembly)
         printer.aside(run_, assembly)
@@ -134,12 +148,12 @@ def _help() -> None:
             sys.stderr.write(command.get_help(inner) + "\n\n")
 
 
-def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None) -> Assembly:
-    """Plan and load for any command that has the common model options; says the choices with -v and hints once."""
-    from dynx.speculation.setup import Wish, assemble, calibrate_command, make_plan
+def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
+    """The command line as the model's side takes it; for any command that has the common model options."""
+    from dynx.speculation.setup import Wish
 
     lookup = getattr(options, "lookup", None)
-    wish = Wish(
+    return Wish(
         model=options.model,
         draft=options.draft,
         lookup=Path(lookup) if lookup else None,
@@ -152,6 +166,13 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
         offline=options.offline,
         plain=getattr(options, "plain", False) if plain is None else plain,
     )
+
+
+def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None) -> Assembly:
+    """Plan and load for any command that has the common model options; says the choices with -v and hints once."""
+    from dynx.speculation.setup import assemble, calibrate_command, make_plan
+
+    wish = wish_of(options, plain=plain)
     plan = make_plan(wish, warn=terminal.warn)
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.clear_status()
@@ -199,12 +220,21 @@ class Printer:
 
     def __init__(self, terminal: Terminal, options: Options) -> None:
         self._terminal, self._options = terminal, options
+        self.verified: list[Verification] = []
+        """What the plain model says of each answer so far, under --verify."""
 
     def token(self, index: int, token: Token) -> None:
         """A piece of answer `index`."""
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """Answer `index` is complete, or cut short."""
+
+    def verification(self, run: Run, assembly: Assembly) -> dict[str, Any]:
+        """What JSON says of the latest answer under --verify; null for one cut short."""
+        if not self._options.verify:
+            return {}
+        done = run.receipt().finish_reason != "interrupted"
+        return {"verification": verification_json(self.verified[-1], assembly) if done else None}
 
     def aside(self, run: Run, assembly: Assembly) -> None:
         """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
@@ -219,6 +249,8 @@ class Printer:
             sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
         elif terminal.interactive and sys.stdout.isatty():
             terminal.notice(receipt_line(receipt))
+        if self._options.verify and receipt.finish_reason != "interrupted":
+            terminal.notice(words(self.verified[-1], assembly))
 
     def close(self) -> None:
         """No more answers."""
@@ -264,7 +296,8 @@ class Document(Printer):
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """Keep it."""
-        self._results.append(result_json(index, prompt, text, run, assembly))
+        body = result_json(index, prompt, text, run, assembly)
+        self._results.append(body | self.verification(run, assembly))
 
     def close(self) -> None:
         """Write what there is."""
@@ -288,7 +321,7 @@ class JsonLines(Printer):
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """The answer whole."""
-        self._write("result", result_json(index, prompt, text, run, assembly))
+        self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
 
 
 def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:

@@ -58,10 +58,11 @@ def invoke(arguments: list[str]) -> int:
     import typer
 
     from dynx.cli.app import app
+    from dynx.cli.configuration import DefaultMap
 
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     try:
-        with command.make_context("dynx", arguments) as context:
+        with command.make_context("dynx", arguments, default_map=DefaultMap()) as context:
             command.invoke(context)
     except typer.Exit as e:  # --help and --version
         return int(e.exit_code)
@@ -75,7 +76,13 @@ def explain_usage(error: Exception) -> int:
     if type(parser).__name__ == "NoArgsIsHelpError":
         parser.show()
     else:
-        complain(parser.format_message(), f"{context.command_path} --help lists the options" if context else None)
+        from dynx.cli.configuration import origin_of
+
+        origin = origin_of(context, getattr(getattr(parser, "param", None), "name", None)) if context else None
+        if origin is not None:
+            complain(f"{origin}: {parser.message}")
+        else:
+            complain(parser.format_message(), f"{context.command_path} --help lists the options" if context else None)
     return int(parser.exit_code)
 
 

@@ -40,6 +40,15 @@ Model = Annotated[
     str,
     typer.Option("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id."),
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="A shipped model's name, a Hugging Face folder, or a hub id. Repeatable; all shipped models by default.",
+    ),
+]
 Draft = Annotated[
     str,
     typer.Option(
@@ -79,10 +88,10 @@ MaxDisagreement = Annotated[
     ),
 ]
 Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="How sure the promise is.")]
-Tolerance = Annotated[
+Within = Annotated[
     float | None,
     typer.Option(
-        "--tolerance",
+        "--within",
         metavar="T",
         min=1e-9,
         help="For models that give numbers: how far one may be off and still agree.",
@@ -122,6 +131,9 @@ Size = Annotated[
 ]
 ShowOption = Annotated[Show, typer.Option("--show", help="Show the picture in the terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done and why, without loading the model, and stop.")
+]
 Quiet = Annotated[
     int, typer.Option("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")
 ]

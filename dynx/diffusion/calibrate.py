@@ -171,6 +171,7 @@ def settings(assembly: Assembly, prompts: Sequence[str]) -> dict[str, Any]:
         "prompts": text_hash(prompts),
         "quality": wish.quality,
         "guidance": family.default_guidance if wish.guidance is None else wish.guidance,
+        "negative": wish.negative,
         "size": None if wish.size is None else list(wish.size),
         "scheduler": family.scheduler,
         "versions": _versions(),
@@ -192,7 +193,7 @@ def _requests(assembly: Assembly, prompts: Sequence[str]) -> list[Request]:
     for start in range(0, total, BATCH):
         numbers = range(start, start + BATCH)
         texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.family.prompted else ()
-        made.append(Request(texts, tuple(1000 + i for i in numbers), None, wish.guidance, wish.size))
+        made.append(Request(texts, tuple(1000 + i for i in numbers), wish.negative, wish.guidance, wish.size))
     return made
 
 
@@ -377,7 +378,7 @@ def _profile(
             "ladder": fitted.ladder.to_json(),
             "full_steps": state["full_steps"],
             "pixels": state["pixels"],
-            **{name: asked[name] for name in ("guidance", "size", "scheduler", "quality")},
+            **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "quality")},
         },
         evidence={
             "data": text_hash(prompts),

@@ -28,9 +28,8 @@ SOLVER = "dpm++2m"
 class Artist:
     """A pipeline at work, one picture at a time."""
 
-    def __init__(self, assembly: Assembly, *, negative: str | None = None) -> None:
+    def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
-        self._negative = negative
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -44,7 +43,7 @@ class Artist:
         prompts = (prompt,) if self.assembly.engine.family.prompted else ()
         known = self.assembly.knowledge
         plain_steps = wish.steps if known is None else None
-        return Request(prompts, (seed,), self._negative, wish.guidance, wish.size, plain_steps)
+        return Request(prompts, (seed,), wish.negative, wish.guidance, wish.size, plain_steps)
 
     def draw(
         self,

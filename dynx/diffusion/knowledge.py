@@ -372,9 +372,22 @@ def other_setting(assembly: Assembly, fitted: Mapping[str, Any]) -> str | None:
     guidance = family.default_guidance if wish.guidance is None else wish.guidance
     for what, measured, asked in (
         ("guidance", fitted.get("guidance"), guidance),
+        ("negative prompt", fitted.get("negative"), wish.negative),
         ("size", fitted.get("size"), size),
         ("scheduler", fitted.get("scheduler"), family.scheduler),
     ):
         if measured != asked:
-            return f"the profile was measured with {what} {measured}, not {asked}; drawing plain"
+            return (
+                f"the profile was measured with {_setting(what, measured)}, not {_setting(what, asked)}; drawing plain"
+            )
     return None
+
+
+def _setting(what: str, value: Any) -> str:
+    if what == "size":
+        return "the pipeline's own size" if value is None else f"size {value[0]}x{value[1]}"
+    if what == "guidance":
+        return f"guidance {value:g}" if isinstance(value, int | float) else f"guidance {value}"
+    if what == "negative prompt":
+        return "no negative prompt" if value is None else f"the negative prompt {value!r}"
+    return f"{what} {value}"

@@ -55,6 +55,8 @@ class Wish:
     steps: int | None = None
     """A fixed number of them, whatever a profile says."""
     guidance: float | None = None
+    negative: str | None = None
+    """What the pictures should not be like."""
     size: tuple[int, int] | None = None
     """Width and height in pixels."""
     profile: str | None = None  # an id, or "none"
@@ -170,6 +172,7 @@ def calibrate_command(wish: Wish) -> str:
         ("--device", wish.device, "auto"),
         ("--dtype", wish.dtype, "auto"),
         ("--guidance", wish.guidance, None),
+        ("--negative", wish.negative, None),
         ("--size", size, None),
         ("--threads", wish.threads, None),
     ):

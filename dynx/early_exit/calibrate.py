@@ -144,7 +144,7 @@ def require_tolerance(assembly: Assembly) -> None:
     if assembly.labels.problem == "regression" and not assembly.plan.wish.tolerance:
         raise UsageError(
             "the model gives numbers, and numbers are hardly ever equal",
-            hint="--tolerance T says how far an answer may be off",
+            hint="--within T says how far an answer may be off",
         )
 
 

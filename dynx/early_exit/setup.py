@@ -185,7 +185,7 @@ def calibrate_command(wish: Wish) -> str:
         ("--device", wish.device, "auto"),
         ("--dtype", wish.dtype, "auto"),
         ("--max-length", wish.max_length, None),
-        ("--tolerance", wish.tolerance, None),
+        ("--within", wish.tolerance, None),
         ("--threads", wish.threads, None),
     ):
         if value != usual:
@@ -211,7 +211,7 @@ def assemble(
     model, reader = load_model(plan, dtype=plan.dtype, max_length=plan.wish.max_length)
     labels = Labels(model.config)
     if plan.wish.tolerance is not None and labels.problem != "regression":
-        raise UsageError(f"--tolerance is for models that give numbers, and {plan.source.name} gives labels")
+        raise UsageError(f"--within is for models that give numbers, and {plan.source.name} gives labels")
     attachment = attach_exits(model, reader, plan.decisions)
     assembly = Assembly(plan, attachment, reader, labels, None)
     if plan.profile is None:

@@ -1,9 +1,10 @@
 """Completions for bash, zsh and fish, and manual pages, all written from the command tree.
 
-    python -m dynx.cli.reference            write completions/ and man/
+    python -m dynx.cli.reference            write completions/, man/ and the marked parts of README.md
     python -m dynx.cli.reference --check    say which of them differ from the tree
 
-`tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish` and `man` each write one format.
+`tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish`, `man` and `readme` each write one
+format. What can be set by variables and files comes from `dynx.cli.registry`.
 The files are committed and installed as they are. `dynx` itself never imports this package.
 """
 
@@ -18,18 +19,21 @@ from dynx.cli.reference.tree import read_tree
 from dynx.cli.reference.zsh import zsh_completion
 
 if TYPE_CHECKING:
-    from dynx.cli.reference.facts import Shipped
+    from dynx.cli.reference.facts import Settings, Shipped
     from dynx.cli.reference.tree import Command
 
 __all__ = ["read_tree", "reference_files"]
 
 
-def reference_files(root: Command, shipped: Shipped) -> dict[str, str]:
-    """Return every generated file by its path in the repository; `shipped` are the models that dynx brings, by task."""
+def reference_files(root: Command, shipped: Shipped, settings: Settings) -> dict[str, str]:
+    """Return every generated file by its path in the repository.
+
+    `shipped` are the models that dynx brings, by task; `settings` what can be set without typing it, by command.
+    """
     name = root.path[0]
     return {
         f"completions/{name}.bash": bash_completion(root, shipped),
         f"completions/_{name}": zsh_completion(root, shipped),
         f"completions/{name}.fish": fish_completion(root, shipped),
-        **{f"man/{page}": text for page, text in man_pages(root).items()},
+        **{f"man/{page}": text for page, text in man_pages(root, settings).items()},
     }

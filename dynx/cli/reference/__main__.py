@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from dynx import shipped
+from dynx.cli import registry
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree, reference_files
+from dynx.cli.reference.readme import readme
 
 REPAIR = "python -m dynx.cli.reference"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -27,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{root} is no source checkout: it has no pyproject.toml\n")
         return 1
     tree = read_tree(app)
-    files = reference_files(tree, shipped.by_task())
+    settings = registry.settings()
+    files = reference_files(tree, shipped.by_task(), settings)
+    page = root / "README.md"
+    if page.is_file():
+        files["README.md"] = readme(page.read_text(encoding="utf-8"), settings)
     differing = [name for name, text in files.items() if not _holds(root / name, text)]
     stale = [str(path.relative_to(root)) for path in sorted((root / "man").glob(f"{tree.path[0]}*.1"))]
     stale = [name for name in stale if name not in files]

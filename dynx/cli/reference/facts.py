@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dynx.cli.reference.tree import Command
+    from dynx.cli.registry import Setting
 
 REVISED = "2026-11-24"  # man pages must carry a date; the day of a build would make them differ from build to build
 
@@ -43,7 +44,11 @@ BY_METAVAR: Mapping[str, Completion] = {
     "DRAFT": Completion(words=("auto", "none", "self", "lookup"), models=True, folders=True),
     "DEVICE": Completion(words=("auto", "cpu", "cuda", "xpu", "mps")),
     "ID": Completion(profiles=True),
-    "FORMAT:PATH": Completion(prefixes=("json:", "md:")),
+    "FORMAT:PATH": Completion(
+        prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:", "benchstat:", "html:", "svg:")
+    ),
+    "[TASK]": Completion(words=("generate", "classify", "draw", "all")),
+    "POLICY": Completion(words=("plain", "dynamic", "cold")),
     "LENGTHS": Completion(words=("none",)),
     "PEER": Completion(words=("transformers",)),
 }
@@ -54,6 +59,9 @@ BY_OPTION: Mapping[str, Completion] = {
     "--steps": Completion(words=("auto",)),
 }
 
+
+Settings: TypeAlias = "Mapping[str, Mapping[str, Setting]]"
+"""What can be set by variables and files, by command and key."""
 
 Shipped: TypeAlias = "Mapping[str, tuple[str, ...]]"
 """Names of the shipped models by task, which is the name of the command that runs them."""
@@ -102,12 +110,14 @@ EXIT_CODES = (
     ExitCode(
         "3", "A gate failed: what was measured misses the bar set.", ("--min-speedup", "--require-identical", "--check")
     ),
+    ExitCode("125", "Under --bisect: no verdict, so git bisect skips the commit.", ("--bisect",)),
     ExitCode("4", "No stored profile can be used, and --require-profile was given.", ("--require-profile",)),
     ExitCode("5", "The device or backend asked for isn't there, or ran out of memory.", ("--device",)),
     ExitCode("130, 143", "Ended by a signal: Ctrl-C, or a request to terminate."),
 )
 
 ENVIRONMENT: Mapping[str, str] = {
+    "DYNX_CONFIG": "A file of settings to read instead of every dynx.toml, or none to read no file.",
     "DYNX_CACHE_DIR": "The folder where profiles are kept; by default the platform's cache folder.",
     "DYNX_DEBUG": "Set to 1 to see where an error came from, as a traceback.",
     "NO_COLOR": "Set to anything for output without colour.",
@@ -118,7 +128,30 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 
 FILES: Mapping[str, str] = {
+    "dynx.toml": "A project's settings: the nearest such file from the working folder upwards. See CONFIGURATION in dynx(1).",
+    "${XDG_CONFIG_HOME:-~/.config}/dynx/dynx.toml": "The user's settings, which count less than a project's.",
+    "~/Library/Application Support/dynx/dynx.toml": "The user's settings on macOS, unless XDG_CONFIG_HOME is set.",
     "$DYNX_CACHE_DIR/profiles": "Stored profiles, where DYNX_CACHE_DIR is set.",
     "${XDG_CACHE_HOME:-~/.cache}/dynx/profiles": "Stored profiles otherwise.",
     "~/Library/Caches/dynx/profiles": "Stored profiles on macOS, unless XDG_CACHE_HOME is set.",
 }
+
+PRECEDENCE = (
+    "Any option can also be set by an environment variable or in a file. What is typed counts most, then the variable, then "
+    "the project's dynx.toml, then the user's, then the default; -vv shows which of them each value came from."
+)
+
+CONFIGURATION = """\
+device = "cpu"             # for every command
+
+[generate]
+model = "./my-model"       # from this file's folder
+temperature = 0.8
+stop = ["THE END"]
+"""
+
+RULES = (
+    "Keys are the long options without their dashes; switches are true or false, repeatable options take a list. A key that "
+    "doesn't exist is an error, wherever it stands. What a command does once, such as --list, can't be set, and a project's "
+    "file can't set --allow-pickle."
+)

@@ -14,6 +14,7 @@ from dynx.cli.reference.tree import NO_REWRAP, number
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from dynx.cli.reference.facts import Settings
     from dynx.cli.reference.tree import Argument, Command, Option
 
 WIDTH = 78  # of the source's lines, for diffs that can be read
@@ -22,9 +23,9 @@ WIDTH = 78  # of the source's lines, for diffs that can be read
 SPECIAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"}
 
 
-def man_pages(root: Command) -> dict[str, str]:
+def man_pages(root: Command, settings: Settings) -> dict[str, str]:
     """Return the page of every command by file name, e.g. `dynx-generate.1`."""
-    return {f"{page_name(command)}.1": man_page(command, root) for command in root.walk()}
+    return {f"{page_name(command)}.1": man_page(command, root, settings) for command in root.walk()}
 
 
 def page_name(command: Command) -> str:
@@ -32,7 +33,7 @@ def page_name(command: Command) -> str:
     return "-".join(command.path)
 
 
-def man_page(command: Command, root: Command) -> str:
+def man_page(command: Command, root: Command, settings: Settings) -> str:
     """Write one command's page."""
     lines = [
         '.\\" Made from the command tree by: python -m dynx.cli.reference',
@@ -55,7 +56,8 @@ def man_page(command: Command, root: Command) -> str:
             "EXIT STATUS",
             ((_bold(code.code), [code.meaning]) for code in facts.EXIT_CODES if code.concerns(command)),
         ),
-        *_section("ENVIRONMENT", ((_bold(name), [text]) for name, text in facts.ENVIRONMENT.items())),
+        *(_configuration(settings) if command is root and settings else ()),
+        *_section("ENVIRONMENT", _environment(command, settings)),
         *_section("FILES", ((_italic(path), [text]) for path, text in facts.FILES.items())),
         ".SH SEE ALSO",
         *_see_also(command, root),
@@ -167,6 +169,40 @@ def _examples(command: Command) -> Iterator[str]:
     if examples:
         yield ".SH EXAMPLES"
         yield from _verbatim(examples)
+
+
+def _configuration(settings: Settings) -> Iterator[str]:
+    yield ".SH CONFIGURATION"
+    yield from _fill(facts.PRECEDENCE)
+    yield ".PP"
+    yield from _fill("A dynx.toml looks like this:")
+    yield ".PP"
+    yield from _verbatim(facts.CONFIGURATION.splitlines())
+    yield ".PP"
+    yield from _fill(facts.RULES)
+    heads = ", ".join(key for key, setting in next(iter(settings.values())).items() if setting.shared)
+    yield from (".TP", _bold("all commands"), *_fill(f"{heads}."))
+    for name, known in settings.items():
+        own = [key for key, setting in known.items() if not setting.shared]
+        yield from (".TP", _bold(f"[{name}]"), *_fill(f"{', '.join(own)}; and those of all commands."))
+
+
+def _environment(command: Command, settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    """Yield the variables that set options of a command, or of all, then the others."""
+    known = settings.get(command.path[-1], {}) if len(command.path) > 1 else {}
+    if known:
+        own = [setting.variables[0] for setting in known.values()]
+        start = own[0].rpartition("_")[0] + "_"
+        rule = "Set the option of that name unless it is typed; 1 or 0 for a switch, a line for each value of a repeatable one."
+        yield _bold(start) + _italic("OPTION"), [rule, f"They are {', '.join(own)}."]
+    common = [s for s in next(iter(settings.values()), {}).values() if s.shared]
+    if common:
+        names = ", ".join(setting.variables[1] for setting in common)
+        yield (
+            _bold(f"{common[0].variables[1].partition('_')[0]}_") + _italic("OPTION"),
+            [f"Set it for every command: {names}."],
+        )
+    yield from ((_bold(name), [text]) for name, text in facts.ENVIRONMENT.items())
 
 
 def _see_also(command: Command, root: Command) -> Iterator[str]:

@@ -1,0 +1,179 @@
+"""The result for other tools: CSV, JUnit XML, github-action-benchmark's JSON, and Go's benchmark format for benchstat."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+from dynx.bench.exports.figures import QUALITIES, quality_of
+from dynx.bench.render import in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.bench.gate import Gate
+    from dynx.bench.report import ArmResult, BenchResult
+
+COLUMNS = (
+    "model",
+    "task",
+    "arm",
+    "group",
+    "speed",
+    "unit",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "confidence",
+    "quality",
+    "quality_low",
+    "quality_high",
+    "identical",
+    "runs",
+    "outliers",
+    "failure",
+)
+
+NO_CONTROL = {c: None for c in range(32) if chr(c) not in "\t\n\r"}
+"""Characters that XML can't hold."""
+
+
+def to_csv(results: Sequence[BenchResult]) -> str:
+    """A line for each arm under a line of names; what isn't known is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        for arm in result.arms:
+            writer.writerow(_row(result, arm))
+    return out.getvalue()
+
+
+def _row(result: BenchResult, arm: ArmResult) -> dict[str, object]:
+    ratio, quality = arm.ratio, quality_of(result, arm)
+    bounded = ratio is not None and ratio.bounded
+    return {
+        "model": _model(result),
+        "task": result.task,
+        "arm": arm.name,
+        "group": arm.group,
+        "speed": arm.speed,
+        "unit": f"{result.unit}/s",
+        "ratio": ratio.ratio if ratio else None,
+        "ratio_low": ratio.low if ratio and bounded else None,
+        "ratio_high": ratio.high if ratio and bounded else None,
+        "confidence": ratio.confidence if ratio else None,
+        "quality": quality.value if quality else None,
+        "quality_low": quality.low if quality else None,
+        "quality_high": quality.high if quality else None,
+        "identical": arm.identical,
+        "runs": len(arm.samples),
+        "outliers": len(arm.outliers),
+        "failure": arm.failure.message if arm.failure else None,
+    }
+
+
+def to_junit(results: Sequence[BenchResult]) -> str:
+    """A suite for each model and a case for each gate; one that is inconclusive or advisory is skipped, with its reason."""
+    every = [gate for result in results for gate in result.gates]
+    root = ET.Element("testsuites", {"name": "dynx bench", **_counts(every)})
+    for result in results:
+        name = f"dynx bench {_model(result)} ({result.task})"
+        own = {"name": _clean(name), "time": f"{result.elapsed:.3f}"}
+        suite = ET.SubElement(root, "testsuite", own | _counts(result.gates))
+        properties = ET.SubElement(suite, "properties")
+        for key, value in result.header.items():
+            ET.SubElement(properties, "property", name=_clean(key), value=_clean(in_words(value)))
+        for gate in result.gates:
+            label = _clean(f"{gate.name} {gate.bar:g}")
+            classname = f"dynx.bench.{_clean(_model(result))}"
+            case = ET.SubElement(suite, "testcase", classname=classname, name=label, time="0")
+            said = "advisory" if gate.advisory else gate.verdict
+            if said == "fail":
+                ET.SubElement(case, "failure", message=_clean(gate.reason), type=_clean(gate.name))
+            elif said != "pass":
+                ET.SubElement(case, "skipped", message=_clean(gate.reason))
+        ET.SubElement(suite, "system-out").text = _clean("\n".join(result.reading()))
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _counts(gates: Sequence[Gate]) -> dict[str, str]:
+    failed = sum(gate.verdict == "fail" and not gate.advisory for gate in gates)
+    unsure = sum(gate.verdict == "inconclusive" or gate.advisory for gate in gates)
+    return {"tests": str(len(gates)), "failures": str(failed), "errors": "0", "skipped": str(unsure)}
+
+
+def _clean(text: str) -> str:
+    return text.translate(NO_CONTROL).encode("utf-8", "replace").decode()
+
+
+def to_action_benchmark(results: Sequence[BenchResult]) -> str:
+    """For github-action-benchmark's `customBiggerIsBetter`: dynamic's ratios and its quality, which hold across machines."""
+    entries: list[dict[str, object]] = []
+    for result in results:
+        for arm in result.arms:
+            if arm.group != "dynamic":
+                continue
+            against = [(result.reference.name, arm.ratio)]
+            against += [(f"{c.basis} ({c.baseline})", c.ratio) for c in result.comparisons if c.arm == arm.name]
+            for rival, ratio in against:
+                if ratio is None:
+                    continue
+                # A static setting that is best today may not be so tomorrow: the name says which role it has, extra who.
+                name = f"{_model(result)}: {arm.name} to {rival.partition(' (')[0]}"
+                entry: dict[str, object] = {"name": name, "unit": "x", "value": round(ratio.ratio, 4)}
+                if ratio.bounded:
+                    entry["range"] = f"± {(ratio.high - ratio.low) / 2:.3f}"
+                entry["extra"] = f"{100 * ratio.confidence:g} % interval {ratio.interval}, against {rival}"
+                entries.append(entry)
+            quality = quality_of(result, arm)
+            if quality is not None:
+                name = f"{_model(result)}: {arm.name}, {QUALITIES.get(result.task, 'identical')}"
+                unit, value = ("%", 100 * quality.value) if quality.share else ("SSIM", quality.value)
+                entries.append({"name": name, "unit": unit, "value": round(value, 4)})
+    return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_benchstat(results: Sequence[BenchResult]) -> str:
+    """Go's benchmark format, a line for each round of each arm: `benchstat -col /arm FILE`, or `benchstat OLD NEW`."""
+    lines = []
+    for result in results:
+        header = {name: value for name, value in result.header.items() if value is not None}
+        lines += [f"{_key(name)}: {_clean(in_words(value)).replace(chr(10), ' ')}" for name, value in header.items()]
+        lines += [f"Unit {result.unit}/s better=higher", ""]
+        for arm in result.arms:
+            lines += _rounds(result, arm)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _rounds(result: BenchResult, arm: ArmResult) -> list[str]:
+    threads = result.header.get("threads")
+    suffix = f"-{threads}" if isinstance(threads, int) else "-1"
+    name = f"Benchmark{result.task.capitalize()}/model={_word(_model(result))}/arm={_word(arm.name)}{suffix}"
+    out = []
+    for start in range(0, len(arm.samples), max(result.cases, 1)):
+        some = arm.samples[start : start + result.cases]
+        units, seconds = sum(s.units for s in some), sum(s.seconds for s in some)
+        if units:
+            out.append(f"{name} {units} {1e9 * seconds / units:.1f} ns/op {units / seconds:.4f} {result.unit}/s")
+    return out
+
+
+def _key(name: str) -> str:
+    """Keys begin with a small letter and hold no space."""
+    key = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-")
+    return key if key[:1].isalpha() else f"x-{key}"
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[\s/]+", "_", _clean(text)) or "_"
+
+
+def _model(result: BenchResult) -> str:
+    return str(result.header.get("model") or result.task)

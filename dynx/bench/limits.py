@@ -1,0 +1,114 @@
+"""What is wrapped around an arm: an end to waiting, joules, threads, and the slow-down that the gates are tested with.
+
+Nothing here knows what an arm does.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dynx.errors import DynxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dynx.bench.energy import Meter
+    from dynx.bench.harness import Arm, Case, Outcome
+
+
+class HungError(DynxError):
+    """Something didn't end in the time it was given."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no end after {seconds:g} s")
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise HungError in the block once it has taken so long.
+
+    By the alarm signal, so it reaches whatever runs Python code now and then, on the main thread of systems that have it;
+    elsewhere nothing is interrupted. What hangs inside a library takes a fresh process to be ended.
+    """
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def alarm(_number: int, _frame: object) -> None:
+        raise HungError(seconds)
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def limited(arm: Arm[Case], seconds: float) -> Arm[Case]:
+    """The arm, failing where one run takes longer."""
+
+    def run(case: Case) -> Outcome:
+        with at_most(seconds):
+            return arm.run(case)
+
+    return replace(arm, run=run)
+
+
+def metered(arm: Arm[Case], meter: Meter) -> Arm[Case]:
+    """The arm, with the energy that was used meanwhile among its facts."""
+
+    def run(case: Case) -> Outcome:
+        before = meter.joules()
+        outcome = arm.run(case)
+        return replace(outcome, facts={**outcome.facts, "joules": meter.joules() - before})
+
+    return replace(arm, run=run)
+
+
+def threaded(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:
+    """The arm, computing with so many threads where the others have another number."""
+    if threads == usual:
+        return arm
+
+    def run(case: Case) -> Outcome:
+        import torch
+
+        torch.set_num_threads(threads)
+        try:
+            return arm.run(case)
+        finally:
+            torch.set_num_threads(usual)
+
+    return replace(arm, run=run)
+
+
+def slowed(arm: Arm[Case], share: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> Arm[Case]:
+    """The arm, sleeping for this share of each run's time: what a gate must notice."""
+
+    def run(case: Case) -> Outcome:
+        began = clock()
+        outcome = arm.run(case)
+        ended = clock()
+        seconds = ended - began if outcome.seconds is None else outcome.seconds
+        sleep(share * seconds)
+        return replace(outcome, seconds=seconds + clock() - ended)
+
+    return replace(arm, run=run)
+
+
+def parse_slow(text: str) -> tuple[str, float]:
+    """An arm and a share from "dynamic=15%". Raises UsageError."""
+    name, _, share = text.partition("=")
+    try:
+        value = float(share.strip().removesuffix("%")) / (100 if share.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not name or not 0 < value < 100:
+        raise UsageError(f"DYNX_BENCH_SLOW={text}: an arm and how much slower it is, like dynamic=15%")
+    return name, value

@@ -1,0 +1,57 @@
+"""Sentences with an opinion, made up where the user brings none: short and long, clear and mixed, none of them twice.
+
+Enough to show that a classifier works and how fast it is; what exits are worth depends on texts like those to come.
+"""
+
+from __future__ import annotations
+
+import random
+
+THINGS = (
+    "the story", "the film", "this book", "the ending", "the acting", "her voice", "the old king", "the dinner", "our guide",
+    "the second half", "the music", "the little house", "his speech", "the service", "the journey", "the plot", "the wolf",
+    "the camera work", "the garden", "every scene", "the dialogue", "the youngest brother", "the hotel", "the first chapter",
+)  # fmt: skip
+GOOD = (
+    "a joy from beginning to end", "warm and funny", "brilliantly told", "kind to everyone", "well worth the wait", "delicious",
+    "full of wit", "moving without being sentimental", "a small masterpiece", "honest and wise", "bright as a summer morning",
+    "better than anything I had hoped for",
+)  # fmt: skip
+BAD = (
+    "dull and far too long", "a waste of an evening", "painfully predictable", "cold and careless", "a mess", "spoiled by greed",
+    "so bad that I left early", "hollow", "clumsy in every way", "a bitter disappointment", "grey and joyless",
+    "worse than I had feared",
+)  # fmt: skip
+MIXED = (
+    "neither good nor bad", "not without charm", "hard to like and hard to forget", "fine, I suppose", "longer than it had to be",
+    "what you would expect", "an odd thing to sit through", "not half as bad as they say",
+)  # fmt: skip
+LINKS = ("and", "but", "and yet", "because", "although", "while")
+OPENINGS = ("", "", "I must say that ", "To my surprise ", "They all agree that ", "Nobody told me that ", "In short, ")
+TAILS = (
+    "",
+    "",
+    "",
+    ", if you ask me",
+    ", at least for the children",
+    ", and I would go again tomorrow",
+    ", and that is all",
+)
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """So many, all different, the same for the same seed."""
+    rng = random.Random(seed)  # noqa: S311 - no secret
+
+    def clause() -> str:
+        (opinion,) = rng.choices((GOOD, BAD, MIXED), (5, 5, 2))
+        return f"{rng.choice(THINGS)} was {rng.choice(opinion)}"
+
+    made: dict[str, None] = {}
+    while len(made) < count:
+        text = rng.choice(OPENINGS) + clause()
+        for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
+            text += f" {rng.choice(LINKS)} {clause()}"
+        text += rng.choice(TAILS) + "."
+        made[text[0].upper() + text[1:]] = None
+    return list(made)

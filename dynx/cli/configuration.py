@@ -1,0 +1,351 @@
+"""Values of options that weren't typed: environment variables, a project's `dynx.toml`, the user's, in this order.
+
+    device = "cpu"             # for every command
+
+    [generate]
+    model = "./my-model"       # from this file's folder
+    temperature = 0.8
+
+The project's file is the nearest one from the working folder upwards, the user's lies in the platform's configuration folder.
+`DYNX_CONFIG` names one file to read instead of both, or `none`. A table of a command counts more than the file's head, as
+`DYNX_GENERATE_DEVICE` counts more than `DYNX_DEVICE`. Nothing is read before an option asks, so that plain help costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+from dynx.cli import registry
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dynx.cli.registry import Setting
+
+FILE = "dynx.toml"
+VARIABLE = "DYNX_CONFIG"
+OTHERS = {VARIABLE, "DYNX_CACHE_DIR", "DYNX_DEBUG"}
+"""Variables that set no option."""
+
+ROOT_USER = 0
+WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+_origins: dict[str, str] = {}
+"""Of this process's command: parameter → where its value is from, for those that aren't at their default."""
+
+
+def origin(parameter: str) -> str:
+    """Where the value of an option of the running command is from; `decided` where nobody set it."""
+    return _origins.get(parameter, "decided")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value and where it was found: a variable's name, or a file and the key in it."""
+
+    value: Any
+    origin: str
+
+
+@dataclass
+class Settings:
+    """Click's `default_map` of one command: the values by parameter, found when the first one is asked for."""
+
+    command: str
+    typed: frozenset[str] = frozenset()
+    """Keys of the options on the command line."""
+
+    error: UsageError | None = None
+    """What is wrong with a file or a variable; kept, so that `--help` works all the same."""
+
+    warnings: list[str] = field(default_factory=list)
+    _found: dict[str, Value] | None = None
+
+    @property
+    def found(self) -> dict[str, Value]:
+        """Parameter → value and origin."""
+        if self._found is None:
+            self._found = {}
+            try:
+                self._found = dict(merge(self.command, self.typed, layers(self.command, self.warnings)))
+            except UsageError as e:
+                self.error = e
+        return self._found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a parameter, for Click."""
+        if name in ("help", "version"):
+            return default
+        value = self.found.get(name)
+        return default if value is None else value.value
+
+
+class DefaultMap:
+    """Click's `default_map` of the program: settings by command, made when a command is known."""
+
+    def get(self, command: str, default: Any = None) -> Any:
+        """The settings of a command; nothing for the program's own options."""
+        return default if command in ("help", "version") else Settings(command)
+
+
+class Configured(TyperCommand):
+    """A command that takes what wasn't typed from its settings, and says so with -vv."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; what is typed puts away its rivals among the settings."""
+        if isinstance(ctx.default_map, Settings):
+            options = args[: args.index("--")] if "--" in args else args
+            ctx.default_map.typed = frozenset(a[2:].partition("=")[0] for a in options if a.startswith("--"))
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run. Raises UsageError for a file that is wrong, now that it's known that no help was asked for."""
+        settings = ctx.default_map
+        if not isinstance(settings, Settings):
+            return super().invoke(ctx)
+        found = settings.found
+        if settings.error is not None:
+            raise settings.error
+        if ctx.params.get("quiet", 0) < 2:
+            for warning in settings.warnings:
+                sys.stderr.write(f"dynx: {warning}\n")
+        _origins.clear()
+        _origins.update(origins(ctx, found))
+        if ctx.params.get("verbose", 0) > 1:
+            for setting in registry.settings()[self.name or ""].values():
+                if setting.parameter in _origins:
+                    value = ctx.params.get(setting.parameter)
+                    sys.stderr.write(f"--{setting.key}: {value} ({_origins[setting.parameter]})\n")
+        try:
+            return super().invoke(ctx)
+        except UsageError as e:
+            blamed = [v for p, v in found.items() if re.search(rf"--{p.replace('_', '-')}(?![\w-])", str(e))]
+            if blamed:
+                e.hint = "; ".join([*([e.hint] if e.hint else []), *(f"set by {v.origin}" for v in blamed)])
+            raise
+
+
+def origins(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
+    """Each parameter that isn't at its default, and where its value is from."""
+    for parameter in ctx.params:
+        source = getattr(ctx.get_parameter_source(parameter), "name", "DEFAULT")
+        if source == "DEFAULT_MAP" and parameter in found:
+            yield parameter, found[parameter].origin
+        elif source == "COMMANDLINE":
+            yield parameter, "command line"
+
+
+def origin_of(ctx: Any, parameter: str | None) -> str | None:
+    """Where the value of a parameter came from, if it wasn't typed."""
+    found = getattr(ctx, "default_map", None)
+    if not isinstance(found, Settings) or parameter not in found.found:
+        return None
+    source = getattr(ctx.get_parameter_source(parameter), "name", None)
+    return found.found[parameter].origin if source == "DEFAULT_MAP" else None
+
+
+def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]) -> Iterator[tuple[str, Value]]:
+    """For each parameter the first layer's value that has one; a rival set further away doesn't count."""
+    taken: dict[str, Value] = {}
+    for layer in found:
+        nearer = typed | taken.keys()
+        rivals = {key for group in registry.RIVALS if group & nearer for key in group}
+        taken.update({k: v for k, v in layer.items() if k not in taken and k not in rivals})
+    for key, value in taken.items():
+        yield registry.settings()[command][key].parameter, value
+
+
+def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
+    """The sources of values for a command, the one that counts most first. Raises UsageError."""
+    yield from environment(command, os.environ, warnings)
+    chosen = os.environ.get(VARIABLE)
+    if chosen == "none":
+        return
+    if chosen:
+        if not Path(chosen).is_file():
+            raise UsageError(f"{VARIABLE}={chosen}: there is no such file")
+        yield from layers_of(Path(chosen), command, trusted=True)
+        return
+    user, project = user_file(), project_file(warnings)
+    if project is not None:
+        yield from layers_of(project, command, trusted=_same(user, project))
+    if user.is_file() and not (project is not None and _same(user, project)):
+        yield from layers_of(user, command, trusted=True)
+
+
+def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> Iterator[dict[str, Value]]:
+    """The command's own variables, then those for all commands; warns of names that are nearly one. Raises UsageError."""
+    if not any(name.startswith(f"{registry.PREFIX}_") and name not in OTHERS for name in env):
+        return
+    known = registry.settings()
+    for which in (0, 1):
+        values = {}
+        for key, setting in known[command].items():
+            names = setting.variables[which : which + 1]
+            text = env.get(names[0], "") if names else ""
+            if text:
+                values[key] = Value(_from_text(setting, text, names[0]), names[0])
+        yield values
+    start = f"{registry.PREFIX}_{command.upper()}_"
+    right = {name for setting in known[command].values() for name in setting.variables}
+    for name in sorted(n for n in env if n.startswith(start) and n not in right):
+        near = get_close_matches(name, right, n=1)
+        warnings.append(f"{name} sets nothing" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _from_text(setting: Setting, text: str, name: str) -> Any:
+    if setting.kind == "switch":
+        if text.lower() not in WORDS:
+            raise UsageError(f"{name}={text}: 1 or 0 is needed")
+        return WORDS[text.lower()]
+    return text.splitlines() if setting.kind == "texts" else text
+
+
+def project_file(warnings: list[str]) -> Path | None:
+    """The nearest `dynx.toml` from the working folder upwards; one of somebody else's isn't trusted."""
+    try:
+        here = Path.cwd()
+    except OSError:  # the folder is gone
+        return None
+    for folder in (here, *here.parents):
+        path = folder / FILE
+        try:
+            if not path.is_file():
+                continue
+            owner = path.stat().st_uid
+        except OSError:
+            continue
+        if hasattr(os, "geteuid") and owner not in (os.geteuid(), ROOT_USER):
+            warnings.append(f"{path} belongs to another user and isn't read; {VARIABLE}={path} reads it")
+            return None
+        return path
+    return None
+
+
+def user_file() -> Path:
+    """The user's file, which need not exist."""
+    import platformdirs
+
+    return platformdirs.user_config_path("dynx", appauthor=False) / FILE
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, Value]]:
+    """A file's table for the command, then its head. Raises UsageError for whatever is wrong anywhere in it."""
+    data = read(path)
+    known = registry.settings()
+    heads = {key: known[command][key] for key in registry.shared()}
+    for name, table in data.items():
+        if name not in known:
+            _check(path, None, name, table, heads, trusted=trusted)
+        elif not isinstance(table, dict):
+            raise UsageError(f"{path}: {name} is a command; its settings stand in a table, [{name}]")
+        else:
+            for key, value in table.items():
+                _check(path, name, key, value, known[name], trusted=trusted)
+    for table, settings in ((data.get(command, {}), known[command]), (data, heads)):
+        where = f"{path} [{command}]" if settings is not heads else str(path)
+        yield {
+            key: Value(_located(settings[key], value, path.parent), f"{where} {key}")
+            for key, value in table.items()
+            if key in settings
+        }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file's contents. Raises UsageError."""
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8") from None
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(
+            f"{path} is not TOML: {e}", hint="""a setting looks like: model = "./my-model" """.strip()
+        ) from None
+    except OSError as e:
+        raise UsageError(f"{path} can't be read: {e.strerror or e}") from None
+
+
+def _check(
+    path: Path, command: str | None, key: str, value: Any, known: Mapping[str, Setting], *, trusted: bool
+) -> None:
+    where = f"{path}: [{command}] {key}" if command else f"{path}: {key}"
+    setting = known.get(key)
+    if setting is None:
+        raise UsageError(f"{where} is no setting", hint=_near(command, key, known))
+    if key in registry.TRUSTED and value and not trusted:
+        raise UsageError(f"{where} can't be set by a project's file", hint=f"type --{key}, or set it in {user_file()}")
+    if not _fits(setting, value):
+        what = f"one of {', '.join(setting.choices)}" if setting.choices else registry.TYPES[setting.kind]
+        raise UsageError(f"{where} must be {what}, not {_toml(value)}")
+
+
+def _near(command: str | None, key: str, known: Mapping[str, Setting]) -> str | None:
+    """What was meant."""
+    if near := get_close_matches(key.replace("_", "-").lower(), known, n=1, cutoff=0.5):
+        return f"did you mean {near[0]}?"
+    commands = registry.settings()
+    if command is None and (near := get_close_matches(key, commands, n=1, cutoff=0.75)):
+        return f"did you mean [{near[0]}]?"
+    owners = [name for name, others in commands.items() if key in others]
+    return f"it stands in a table: {', '.join(f'[{name}]' for name in owners)}" if owners else None
+
+
+def _fits(setting: Setting, value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    match setting.kind:
+        case "switch":
+            return isinstance(value, bool)
+        case "count" | "int":
+            return number and not isinstance(value, float)
+        case "float":
+            return number
+        case "choice":
+            return value in setting.choices
+        case "text":
+            return isinstance(value, str) or (number and not isinstance(value, float))
+        case "texts":
+            return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+
+def _toml(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _located(setting: Setting, value: Any, folder: Path) -> Any:
+    """A file's value as the command takes it: texts, and paths seen from the file's folder."""
+    if setting.kind == "texts":
+        return [_path(setting, text, folder) for text in ([value] if isinstance(value, str) else value)]
+    return _path(setting, str(value), folder) if setting.kind == "text" else value
+
+
+def _path(setting: Setting, text: str, folder: Path) -> str:
+    if setting.metavar in registry.NAMES_OR_PATHS:
+        parts = [_inside(folder, part) if part.strip().startswith(".") else part for part in text.split(",")]
+        return ",".join(parts)
+    if setting.metavar in registry.PATHS and text not in ("", "-") and not text.startswith("~"):
+        return _inside(folder, text)
+    return text
+
+
+def _inside(folder: Path, text: str) -> str:
+    return os.path.join(folder, text.strip())  # noqa: PTH118 - a slash at the end means a folder, and pathlib drops it

@@ -1,0 +1,63 @@
+"""`--dry-run`: what a command would do, by knob with value, reason and origin, before a weight is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.configuration import origin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynx.cli.console import Terminal
+    from dynx.runtime.decision import Decision
+
+SCHEMA = "dynx.plan/1"
+
+
+def print_plan(command: str, plan: Any, options: Any, terminal: Terminal) -> None:
+    """A line per knob on stdout, or one JSON document."""
+    decisions: dict[str, Decision[Any]] = {**plan.decisions, **dict(_dynamic(command, plan, options))}
+    where = {knob: origin(knob) for knob in decisions}
+    if options.json or options.jsonl:
+        terminal.document(
+            {
+                "schema": SCHEMA,
+                "command": command,
+                "model": plan.source.name,
+                "profile": plan.profile.key.id if plan.profile else None,
+                "decisions": {
+                    knob: {"value": d.value, "reason": d.reason, "origin": where[knob]} for knob, d in decisions.items()
+                },
+            }
+        )
+        return
+    label = max(len(knob) for knob in decisions)
+    rows = []
+    for knob, d in decisions.items():
+        said = f"; {where[knob]}" if where[knob] not in ("decided", "default") else ""
+        rows.append(f"{knob:<{label}}  {d.value} ({d.reason}{said})\n")
+    terminal.write("".join(rows))
+
+
+def _dynamic(command: str, plan: Any, options: Any) -> Iterator[tuple[str, Decision[Any]]]:
+    """What is known beforehand of the knob that loading settles."""
+    from dynx.cli.receipt import NAMES
+    from dynx.runtime.decision import Decision
+
+    if command == "generate":
+        wanted = [NAMES[kind] for kind in ("draft", "self", "lookup") if kind in plan.kinds]
+        why = "asked for" if not plan.auto else "weighed each round"
+        yield "draft", Decision(", ".join(wanted) or "none", why if wanted else "plain decoding was asked for")
+        return
+    knob = "exits" if command == "classify" else "steps"
+    if knob in plan.decisions:
+        return
+    if options.plain:
+        yield knob, Decision("none" if knob == "exits" else "plain", "plain execution was asked for")
+    elif command == "draw" and options.steps != "auto":
+        yield knob, Decision(options.steps, "asked for")
+    elif plan.profile is None:
+        yield knob, Decision("none" if knob == "exits" else "plain", "no profile")
+    else:
+        yield knob, Decision("as certified", f"profile {plan.profile.key.id}, if it holds what was promised")

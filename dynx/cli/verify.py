@@ -1,0 +1,89 @@
+"""`--verify` in words and as JSON: an answer beside what the plain model makes of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import GateFailed
+
+if TYPE_CHECKING:
+    from dynx.speculation.engine import Run
+    from dynx.speculation.setup import Assembly
+    from dynx.speculation.verify import Verification
+
+
+def verify_answer(run: Run, assembly: Assembly) -> Verification:
+    """Score what a run wrote once more, plainly."""
+    from dynx.runtime.loading import quietly
+    from dynx.speculation.verify import verify
+
+    with quietly():
+        return verify(assembly.engine.target, run.request, run.tokens)
+
+
+def words(found: Verification, assembly: Assembly) -> str:
+    """The verdict as a line for stderr."""
+    n, first, tokenizer = found.tokens, found.first, assembly.tokenizer
+    name = f"{assembly.plan.source.name} in {assembly.plan.dtype}"
+    if not n:
+        return "verified: there is no token to verify"
+    if found.rule == "chance":
+        if first is not None:
+            return f"verify: token {first.position + 1} has no probability under plain {name}"
+        likely = f"mean log-likelihood {found.log_likelihood:.3f}, {found.deviation or 0.0:+.1f} standard deviations"
+        said = (
+            "as likely as its own samples are"
+            if found.verdict == "plausible"
+            else "less or more likely than its samples"
+        )
+        return f"{'verified' if found.verdict == 'plausible' else 'verify'}: {n} tokens, under plain {name} {said} ({likely})"
+    how = "takes" if found.rule == "greedy" else "takes with this seed"
+    if first is None:
+        close = (
+            f"; its closest decision by {found.smallest_margin:.2g} logits" if found.smallest_margin is not None else ""
+        )
+        return f"verified: identical, plain {name} {how} each of the {n} tokens itself{close}"
+    others = f", and {found.differences - 1} of those after it" if found.differences > 1 else ""
+    return (
+        f"verify: differs at token {first.position + 1} of {n}{others}: {_shown(tokenizer, first.written)} was written, "
+        f"and plain {name} {how} {_shown(tokenizer, first.preferred)} by {first.margin:.2g} logits"
+        + (" (a tie: rounding alone moves a logit as far)" if first.tie else "")
+    )
+
+
+def verification_json(found: Verification, assembly: Assembly) -> dict[str, Any]:
+    """The verdict with its numbers; null for what doesn't apply."""
+    first = found.first
+    return {
+        "verdict": found.verdict,
+        "rule": found.rule,
+        "tokens": found.tokens,
+        "differences": found.differences,
+        "first_difference": None
+        if first is None
+        else {
+            "position": first.position,
+            "token_id": first.written,
+            "plain_token_id": first.preferred,
+            "token": assembly.tokenizer.decode([first.written]),
+            "plain_token": assembly.tokenizer.decode([first.preferred]),
+            "margin_logits": first.margin if math.isfinite(first.margin) else None,
+            "within_rounding": first.tie,
+        },
+        "smallest_margin_logits": found.smallest_margin,
+        "mean_log_likelihood": found.log_likelihood if math.isfinite(found.log_likelihood) else None,
+        "deviation": found.deviation,
+    }
+
+
+def check(found: list[Verification]) -> None:
+    """Raises GateFailed where an answer isn't what plain decoding writes."""
+    failed = sum(v.verdict in ("different", "implausible") for v in found)
+    if failed:
+        which = "the answer isn't" if len(found) == 1 else f"{failed} of {len(found)} answers aren't"
+        raise GateFailed(f"--verify: {which} plain decoding's")
+
+
+def _shown(tokenizer: Any, token: int) -> str:
+    return repr(tokenizer.decode([token]))

@@ -1,0 +1,173 @@
+"""Every document and event that the commands print keeps to the schema that it names; and the schemas aren't empty words."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pipelines
+import pytest
+from classifier_folders import sentences, write_text_classifier
+from commands import PROMPT, parse_json
+from exits import EPS, LESSONS
+from jsonschema import Draft202012Validator
+
+from dynx import schemas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from commands import Result
+
+    from dynx.early_exit.calibrate import Findings
+
+    Cli = Callable[..., Result]
+
+pytest_plugins = ("cli_fixtures", "exit_fixtures")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier."""
+    return write_text_classifier(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline that draws."""
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    pipelines.stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+def check(result: Result, schema: str) -> list[dict[str, Any]]:
+    """The documents on stdout, one whole or a line each, all by this schema."""
+    try:
+        found = [parse_json(result.out)]
+    except json.JSONDecodeError:
+        found = result.documents
+    for document in found:
+        assert document["schema"] == schema
+        assert schemas.complaint(document) is None
+    return found
+
+
+@pytest.mark.parametrize("name", schemas.names())
+def test_schemas_are_schemas(name: str) -> None:
+    """Each is a schema of draft 2020-12, says what it is of, and asks for its own name."""
+    schema = schemas.load(name)
+    Draft202012Validator.check_schema(schema)
+
+    assert (schema["$schema"], schema["title"]) == ("https://json-schema.org/draft/2020-12/schema", name)
+    assert schema["description"]
+    assert not schemas.validator(name).is_valid({"schema": name.replace("/1", "/2")})
+
+
+def test_what_has_no_schema_is_told() -> None:
+    """Something else than an object, one without a name, and one of an unknown schema each have their sentence."""
+    assert schemas.complaint([1]) == "it names no schema"
+    assert schemas.complaint({}) == "it names no schema"
+    assert schemas.complaint({"schema": "dynx.nothing/1"}) == "there is no schema dynx.nothing/1"
+    with pytest.raises(KeyError):
+        schemas.load("../generate/1")
+
+
+@pytest.mark.parametrize("mode", [["--json"], ["--jsonl"], ["--lines", "--json"], ["--lines", "--jsonl"]], ids=str)
+def test_generate(cli: Cli, tiny_folder: Path, mode: list[str]) -> None:
+    """Answers, lists of them, and events."""
+    prompt = [] if "--lines" in mode else [PROMPT]
+    words = ("generate", "-m", tiny_folder, *prompt, "-n", 12, "--temperature", 0.7, "--seed", 3)
+    found = check(cli(*words, *mode, stdin=f"{PROMPT}\nThe fox\n".encode()), "dynx.generate/1")
+    events = [document.get("event") for document in found]
+
+    assert set(events) == ({"token", "result"} if "--jsonl" in mode else {None})
+
+
+def test_generate_events_are_not_documents(cli: Cli, tiny_folder: Path) -> None:
+    """Taking away any key that a document, a token or a result has to have is noticed."""
+    words = ("generate", "-m", tiny_folder, PROMPT, "-n", 2)
+    whole = cli(*words, "--json").document
+    token, *_, result = cli(*words, "--jsonl").documents
+    for document in (whole, token, result):
+        for key in document.keys() - ({"event"} if document is result else set()):  # a result alone is a document
+            assert schemas.complaint({k: v for k, v in document.items() if k != key}) is not None, key
+
+
+@pytest.mark.parametrize("mode", [["--json"], ["--jsonl"]], ids=str)
+@pytest.mark.parametrize("learned", [False, True])
+def test_classify(cli: Cli, easy: Path, findings: Findings, mode: list[str], learned: bool) -> None:
+    """Labels with and without a promise, and an error in the place of one."""
+    from exits import keep
+
+    if learned:
+        keep(findings)
+    lines = [{"t": text} for text in LESSONS[:9]] + [{"t": 3}]
+    stdin = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    result = cli("classify", "-m", easy, "--field", "t", "--max-disagreement", EPS, *mode, stdin=stdin)
+    found = check(result, "dynx.classify/1")
+    labels = found[0]["results"] if mode == ["--json"] else found
+
+    assert result.code == 1
+    assert [label["error"] is None for label in labels] == [True] * 9 + [False]
+    assert any(label["exit"] for label in labels) == learned
+
+
+def test_one_label(cli: Cli, bert: Path) -> None:
+    """A single input has a document of its own; a label without its reason for being one is noticed."""
+    (found,) = check(cli("classify", "-m", bert, "fine", "--json"), "dynx.classify/1")
+
+    assert schemas.complaint({**found, "label": None}) is not None
+    assert schemas.complaint({**found, "error": "broken"}) is not None
+
+
+@pytest.mark.parametrize("mode", [["--json"], ["--jsonl"], ["--json", "--count", "2"]], ids=str)
+def test_draw(cli: Cli, pipeline: Path, tmp_path: Path, mode: list[str]) -> None:
+    """Pictures, lists of them, and events."""
+    words = ("draw", "-m", pipeline, "a red cat", "--seed", 1, "--steps", 5, "-o", f"{tmp_path}/")
+    found = check(cli(*words, *mode), "dynx.draw/1")
+
+    assert [d.get("event") for d in found] == (["step"] * 5 + ["result"] if mode == ["--jsonl"] else [None])
+
+
+def test_calibrate_generation(cli: Cli, tiny_folder: Path) -> None:
+    """The plan, the profile as printed, shown and listed, and the device."""
+    (plan,) = check(cli("calibrate", "-m", tiny_folder, "--dry-run", "--json"), "dynx.calibrate/1")
+    (made,) = check(cli("calibrate", "-m", tiny_folder, "--budget", 5, "--json"), "dynx.calibrate/1")
+    check(cli("calibrate", "--show", made["id"]), "dynx.profile/1")
+    (listed,) = check(cli("calibrate", "--list", "--json"), "dynx.profiles/1")
+    check(cli("calibrate", "--device-info", "--json"), "dynx.device/1")
+
+    assert plan["profile"] == made["id"] == listed["profiles"][0]["id"]
+
+
+def test_calibrate_classification(cli: Cli, steady: None, easy: Path, tmp_path: Path) -> None:
+    """The plan and the profile of a classifier."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{text}\n" for text in LESSONS), encoding="utf-8")
+    words = ("calibrate", "-m", easy, "--data", texts, "--max-disagreement", EPS, "--json")
+    check(cli(*words, "--dry-run"), "dynx.calibrate/1")
+    (made,) = check(cli(*words), "dynx.calibrate/1")
+
+    (shown,) = check(cli("calibrate", "--show", made["id"]), "dynx.profile/1")
+
+    assert shown["arrays"]["file"]
+
+
+def test_calibrate_drawing(cli: Cli, pipeline: Path) -> None:
+    """The plan of a pipeline that draws; its profile is tried where it is made (see the tests of replay)."""
+    check(cli("calibrate", "-m", pipeline, "--dry-run", "--json"), "dynx.calibrate/1")
+
+
+def test_bench(cli: Cli, tiny_folder: Path, bert: Path, tmp_path: Path) -> None:
+    """One result with a gate, and a suite of several, printed and exported."""
+    texts, out = tmp_path / "texts.txt", tmp_path / "out.json"
+    texts.write_text("\n".join(sentences(8)) + "\n", encoding="utf-8")
+    short = ("--runs", 1, "-n", 4, "--inputs", 2, "--static", "1", "--json", "--export", f"json:{out}")
+    check(cli("bench", "-m", tiny_folder, *short, "--require-identical"), "dynx.bench/1")
+    assert schemas.complaint(parse_json(out.read_text(encoding="utf-8"))) is None
+    result = cli("bench", "-m", tiny_folder, "-m", bert, "--data", texts, *short)
+    (suite,) = check(result, "dynx.bench.suite/1")
+
+    assert [one["task"] for one in suite["results"]] == ["generate", "classify"]
+    assert suite == parse_json(out.read_text(encoding="utf-8"))
