@@ -134,6 +134,7 @@ def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
         "mean_calls": 8.0,
         "mean_rows": 16.0,
         "ssim": 0,
+        "clip": None,
     }
     assert arms["plain"]["facts"]["ssim"] == {"n": 4, "mean": 1.0, "median": 1.0, "p5": 1.0, "worst": 1.0}
     assert arms["dynamic"]["identical"] == 0

@@ -133,7 +133,7 @@ def test_the_file_says_how_it_was_made(draw: Cli, cli: Cli, here: Path, folders:
     expected = {"prompt": "a red cat", "negative": "moon", "seed": 7, "size": [16, 16], "guidance": 3.0, "calls": STEPS}
     assert {key: facts[key] for key in expected} == expected
     assert (facts["rows"], facts["model"], facts["solver"]) == (2 * STEPS, "tiny", "DDIMScheduler")
-    assert facts["steps"] == {"planned": STEPS, "run": STEPS, "skipped": 0, "unguided": 0}
+    assert facts["steps"] == {"planned": STEPS, "run": STEPS, "skipped": 0, "cached": 0, "unguided": 0}
     assert len(facts["timesteps"]) == STEPS
     assert (facts["draft"], facts["landed"]) == (False, False)
     assert re.search(r"^prompt +a red cat$", shown.out, re.MULTILINE)
@@ -594,15 +594,16 @@ def test_a_few_step_model_has_no_drafts(draw: Cli, folders: Path) -> None:
 
 
 def test_a_strip_shows_what_became_of_each_step() -> None:
-    """Run, unguided, skipped and left out are told apart, also without Unicode."""
+    """Run, unguided, cached, skipped and left out are told apart, also without Unicode."""
     from types import SimpleNamespace
 
     from dynx.cli import draw_report as report
 
-    steps = [SimpleNamespace(computed=c, guided=g) for c, g in ((True, True), (False, True), (True, False))]
+    kinds = ((True, True, False), (False, True, False), (True, False, False), (False, True, True))
+    steps = [SimpleNamespace(computed=c, guided=g, cached=k) for c, g, k in kinds]
     drawn: Any = SimpleNamespace(
         strip=[report.mark(step) for step in steps],  # type: ignore[arg-type]
-        picture=SimpleNamespace(receipt=SimpleNamespace(planned=4)),
+        picture=SimpleNamespace(receipt=SimpleNamespace(planned=5)),
     )
-    assert report.strip(drawn, unicode=True).startswith("█░▒·  █ 1 run, ▒ 1 run without guidance, ░ 1 skipped")
-    assert report.strip(drawn, unicode=False).startswith("#.=   ")
+    assert report.strip(drawn, unicode=True).startswith("█░▒▓·  █ 1 run, ▒ 1 run without guidance, ▓ 1 cached")
+    assert report.strip(drawn, unicode=False).startswith("#.=+   ")

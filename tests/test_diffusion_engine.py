@@ -378,5 +378,5 @@ def test_a_receipt_is_a_document() -> None:
     found = engine.draw(request("stable-diffusion"), schedule)[0].receipt.json()
 
     assert found["calls"] == 4
-    assert found["steps"] == {"planned": 4, "run": 4, "skipped": 0, "unguided": 0}
+    assert found["steps"] == {"planned": 4, "run": 4, "skipped": 0, "cached": 0, "unguided": 0}
     assert Schedule.from_json(found["schedule"]) == schedule

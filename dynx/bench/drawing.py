@@ -11,7 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from dynx.bench.harness import Arm, Outcome
 from dynx.bench.settings import parse_numbers
@@ -47,6 +47,10 @@ ENOUGH = 20
 
 NEAR = 1.25
 """Two arms cost about the same up to this factor."""
+
+
+Memory: TypeAlias = "tuple[dict[Pair, float], dict[tuple[str, str], float], dict[tuple[str, str], float]]"
+"""Of a gallery: repeats, SSIM, CLIP similarity."""
 
 
 class Pair(NamedTuple):
@@ -139,14 +143,15 @@ class Gallery:
     It relies on the order of `harness.measure`: all arms take a case one after another, each once.
     """
 
-    def __init__(self, reference: str = "plain") -> None:
-        self.reference = reference
+    def __init__(self, reference: str = "plain", alike: Callable[[Pixels, Pixels], float] | None = None) -> None:
+        self.reference, self._alike = reference, alike
         self.repeats: dict[Pair, float] = {}
         """SSIM of the reference's later pictures of a case to its first, the worst of each: the noise floor."""
         self._case: Pair | None = None
         self._block: dict[str, tuple[str, Pixels]] = {}
         self._first: dict[Pair, tuple[str, Pixels]] = {}
         self._known: dict[tuple[str, str], float] = {}
+        self._meaning: dict[tuple[str, str], float] = {}
 
     def hang(self, arm: str, pair: Pair, picture: Picture) -> str:
         """The picture's fingerprint. Raises ModelError where there is no picture, UsageError where it can't be compared."""
@@ -172,13 +177,14 @@ class Gallery:
                 self._compare(other, self._block[self.reference])
         return print_
 
-    def memory(self) -> tuple[dict[Pair, float], dict[tuple[str, str], float]]:
+    def memory(self) -> Memory:
         """What `recall` takes in, in another process."""
-        return self.repeats, self._known
+        return self.repeats, self._known, self._meaning
 
-    def recall(self, memory: tuple[dict[Pair, float], dict[tuple[str, str], float]]) -> None:
+    def recall(self, memory: Memory) -> None:
         """What a gallery in another process saw."""
-        repeats, known = memory
+        repeats, known, meaning = memory
+        self._meaning |= meaning
         for pair, worst in repeats.items():
             self.repeats[pair] = min(worst, self.repeats.get(pair, 1.0))
         self._known |= known
@@ -187,10 +193,16 @@ class Gallery:
         """Of two fingerprints from the same case and round."""
         return self._known[ours, reference]
 
+    def clip(self, ours: str, reference: str) -> float | None:
+        """CLIP similarity of the same; None where the pipeline has no tower for it."""
+        return self._meaning.get((ours, reference))
+
     def _compare(self, ours: tuple[str, Pixels], theirs: tuple[str, Pixels]) -> float:
         key = ours[0], theirs[0]
         if key not in self._known:
             self._known[key] = 1.0 if key[0] == key[1] else ssim(ours[1], theirs[1])
+            if self._alike is not None:
+                self._meaning[key] = 1.0 if key[0] == key[1] else self._alike(ours[1], theirs[1])
         return self._known[key]
 
 
@@ -202,6 +214,8 @@ class Quality:
     """SSIM to plain's picture, for each pair the worst of all rounds."""
     calls: float
     rows: float
+    meaning: tuple[float, ...] = ()
+    """CLIP similarity in the same way; () where the pipeline carries no vision tower."""
 
     @cached_property
     def tails(self) -> Tails:
@@ -214,7 +228,8 @@ class Quality:
 
     def json(self) -> dict[str, JSON]:
         """An arm's facts."""
-        return {"mean_calls": self.calls, "mean_rows": self.rows, "ssim": self.tails.json()}
+        clip = tails(self.meaning).json() if self.meaning else None
+        return {"mean_calls": self.calls, "mean_rows": self.rows, "ssim": self.tails.json(), "clip": clip}
 
 
 def judge(measured: Measurements, gallery: Gallery) -> dict[str, Quality]:
@@ -224,11 +239,16 @@ def judge(measured: Measurements, gallery: Gallery) -> dict[str, Quality]:
     reference = measured.samples[measured.reference]
     found = {}
     for arm, samples in measured.samples.items():
-        worst = [1.0] * measured.cases
+        worst, meaning = [1.0] * measured.cases, [1.0] * measured.cases
+        seen = False
         for ours, theirs in zip(samples, reference, strict=False):  # an arm may have fewer rounds
-            worst[ours.case] = min(worst[ours.case], gallery.ssim(str(ours.output), str(theirs.output)))
+            pair = str(ours.output), str(theirs.output)
+            worst[ours.case] = min(worst[ours.case], gallery.ssim(*pair))
+            clip = gallery.clip(*pair)
+            if clip is not None:
+                seen, meaning[ours.case] = True, min(meaning[ours.case], clip)
         calls, rows = (_mean(float(str(s.facts[fact])) for s in samples) for fact in ("calls", "rows"))
-        found[arm] = Quality(tuple(worst), calls, rows)
+        found[arm] = Quality(tuple(worst), calls, rows, tuple(meaning) if seen else ())
     return found
 
 
@@ -313,6 +333,9 @@ class Standing:
             f"dynamic: {_cost(own)} a picture to plain's {self.quality['plain'].calls:.1f}; SSIM to plain's pictures "
             f"{_tail(own)}, median {_figure(own.tails.median)}; at least {self.target:g} in {reached:,} of {n:,}, {share}"
         ]
+        if own.meaning:
+            clip = tails(own.meaning)
+            out.append(f"CLIP similarity to plain's pictures: p5 {_figure(clip.p5)}, worst {_figure(clip.worst)}")
         if n < ENOUGH:
             out.append(f"of {n} pictures p5, the SSIM that 5 % are below, is the worst: {ENOUGH} would tell them apart")
         if own.calls >= self.quality["plain"].calls:

@@ -49,13 +49,15 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms, the prompts and seeds, and how a result is made of the pictures."""
     from dynx.bench import drawing, report
     from dynx.diffusion.drawing import Artist
+    from dynx.diffusion.semantics import tower_of
 
     own = settings(options, Settings)
     steps = drawing.parse_steps(own.static)
     texts = None if options.data is None else read_prompts(options.data)
     assembly = open_assembly(make_plan(options, own, terminal), terminal, draft=False)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
-    gallery = drawing.Gallery()
+    tower = tower_of(assembly.engine.pipe)
+    gallery = drawing.Gallery(alike=tower.similarity if tower else None)
     arms = drawing.own_arms(Artist(assembly), steps, gallery, time.perf_counter)
     arms += further_arms(options, assembly, gallery, terminal)
     facts = header(assembly, own, cases)

@@ -266,7 +266,7 @@ class Studio:
 
                 def watch(step: Step) -> None:
                     strip.append(report.mark(step))
-                    skipped = strip.count("skipped")
+                    skipped = strip.count("skipped") + strip.count("cached")
                     words = f"{len(strip) - skipped} run, {skipped} skipped{', stopping' if stop.pressed else ''}"
                     move(step.index, step.of, words, self._becoming(step, artist))
                     self.printer.step(item.index, step)
@@ -316,7 +316,7 @@ class Studio:
         """On stderr: what is odd about it, what it cost, which steps ran."""
         terminal, receipt = self._terminal, drawn.picture.receipt
         if receipt.landed:
-            done = receipt.run + receipt.skipped
+            done = receipt.run + receipt.skipped + receipt.cached
             terminal.warn(
                 f"stopped after {done} of {receipt.planned} steps, on the picture it was heading for; "
                 "--finish draws it to the end"

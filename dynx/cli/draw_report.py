@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "dynx.draw/1"
 
-MARKS = {"run": "█", "unguided": "▒", "skipped": "░", "left": "·"}
-PLAIN_MARKS = {"run": "#", "unguided": "=", "skipped": ".", "left": " "}
-WORDS = {"run": "run", "unguided": "run without guidance", "skipped": "skipped", "left": "left out"}
+MARKS = {"run": "█", "unguided": "▒", "cached": "▓", "skipped": "░", "left": "·"}
+PLAIN_MARKS = {"run": "#", "unguided": "=", "cached": "+", "skipped": ".", "left": " "}
+WORDS = {"run": "run", "unguided": "run without guidance", "cached": "cached", "skipped": "skipped", "left": "left out"}
 
 
 @dataclass
@@ -80,6 +80,8 @@ class Drawn:
 
 def mark(step: Step) -> str:
     """What became of a step."""
+    if step.cached:
+        return "cached"
     return "skipped" if not step.computed else "run" if step.guided else "unguided"
 
 
@@ -163,10 +165,11 @@ def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
     """The whole receipt, for --stats."""
     receipt = drawn.picture.receipt
     size = drawn.size
+    cached = f", {receipt.cached} cached" if receipt.cached else ""
     rows = [
         ("picture", f"{size[0]}×{size[1]}, seed {drawn.picture.seed}" if size else f"none: {drawn.picture.error}"),
         ("calls", f"{_calls(drawn)}, {receipt.rows} rows"),
-        ("steps", f"{receipt.run} run, {receipt.skipped} skipped of {receipt.planned}"),
+        ("steps", f"{receipt.run} run, {receipt.skipped} skipped{cached} of {receipt.planned}"),
         ("time", f"{receipt.seconds:.3f} s"),
         ("solver", receipt.solver),
         ("guarantee", drawn.promised),

@@ -47,7 +47,7 @@ def words(found: Verification, assembly: Assembly) -> str:
     others = f", and {found.differences - 1} of those after it" if found.differences > 1 else ""
     return (
         f"verify: differs at token {first.position + 1} of {n}{others}: {_shown(tokenizer, first.written)} was written, "
-        f"and plain {name} {how} {_shown(tokenizer, first.preferred)} by {first.margin:.2g} logits"
+        f"and plain {name} {how} {_shown(tokenizer, first.preferred)} {_by(first.margin)}"
         + (" (a tie: rounding alone moves a logit as far)" if first.tie else "")
     )
 
@@ -83,6 +83,10 @@ def check(found: list[Verification]) -> None:
     if failed:
         which = "the answer isn't" if len(found) == 1 else f"{failed} of {len(found)} answers aren't"
         raise GateFailed(f"--verify: {which} plain decoding's")
+
+
+def _by(margin: float) -> str:
+    return f"by {margin:.2g} logits" if math.isfinite(margin) else "as what was written has no probability"
 
 
 def _shown(tokenizer: Any, token: int) -> str:

@@ -2,8 +2,8 @@
 
 1. Draw some pictures plain: the full runs that quality is measured against.
 2. Record their way over the plain run's own grid, and plan grids for every number of steps by dynamic programming.
-3. On those pictures try solvers, γ, guidance for a part of the steps, and skipping, and keep what reaches the quality cheapest;
-   and put the clock to it.
+3. On those pictures try solvers, γ, guidance for a part of the steps, skipping and caching, and keep what reaches the quality
+   cheapest; and put the clock to it.
 4. Draw new pictures at every number of steps, all numbers sharing their first nodes. One part fits the predictor and, each
    predicted by the others, draws up the rules; the larger part, seen once, certifies.
 
@@ -224,7 +224,7 @@ def _choose(
     )
     progress(0.3, "by the clock")
     costs, plain = clocked(engine, singles(trying[0])[:CLOCKED], ladder, clock)
-    if ladder.skip:
+    if ladder.alone:
         each = plain
     high, wide = reference[0].shape[:2]
     return {
@@ -343,6 +343,8 @@ def _in_words(
         parts.append(f"guided for {percent(ladder.guided)} of them")
     if ladder.skip:
         parts.append(f"skipping where it bends less than {ladder.skip:g}")
+    if ladder.cache:
+        parts.append(f"cached where the first block changes less than {ladder.cache:g}")
     return (
         f"{', '.join(parts)}: {fitted.speedup(certificate):.2f}x of {full_steps} steps; SSIM at least {quality:g} in "
         f"{certificate.n - certificate.disagreements} of {certificate.n} pictures, p5 {reached.p5:.3f}, worst {reached.worst:.3f}"

@@ -50,7 +50,7 @@ class Climb:
 
 def climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
     """The pictures of one request. Raises UnsupportedModelError where they aren't made of numbers."""
-    requests = singles(request) if ladder.skip else [request]
+    requests = singles(request) if ladder.alone else [request]
     parts = [_climb(engine, one, ladder) for one in requests]
     whole = parts[0]
     for part in parts[1:]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from dynx.diffusion.caching import BlockCache
+
     Carry = Callable[[Tensor, Tensor, float, Tensor, float], Tensor]
 
 INPUTS = ("sample", "hidden_states", "x", "latents")
@@ -56,6 +58,10 @@ class Denoiser:
 
     def __init__(self, module: nn.Module, carry: Carry | None = None) -> None:
         self.module = module
+        self.cache: BlockCache | None = None
+        """Put on and off with it."""
+        self.cached = 0
+        """Calls of which only the first block ran; they are none of `calls`."""
         self.calls = 0
         """Times the network ran."""
         self.rows = 0
@@ -79,11 +85,15 @@ class Denoiser:
         self._before = self.module.__dict__.get("forward")
         self._forward = self.module.forward
         self.module.forward = self._answer
+        if self.cache is not None:
+            self.cache.attach()
 
     def detach(self) -> None:
         """Put the module's own `forward` back."""
         if self._forward is None:
             return
+        if self.cache is not None:
+            self.cache.detach()
         if self._before is None:
             del self.module.forward
         else:
@@ -129,25 +139,38 @@ class Denoiser:
             if self._carry is not None:
                 raw = self._carry(known.raw, known.noisy, known.level, noisy, self.level)
             return _with_prediction(known.output, raw)
-        output = self._compute(args, kwargs, noisy)
+        output = self._compute(args, kwargs, noisy, number)
         raw = prediction(output)
         self._memory[number : number + 1] = [Call(noisy, self.level, output, raw)]
         self._told.append(kwargs.get("timestep", args[1] if len(args) > 1 else None))
         return output
 
-    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], noisy: Tensor) -> Any:
-        if self._forward is None:
-            raise RuntimeError("called while detached")
-        self.calls += 1
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], noisy: Tensor, number: int) -> Any:
         rows = int(noisy.shape[0])
         half = self.order.half
         if half is None or rows != self.order.rows:
-            self.rows += rows
-            return self._forward(*args, **kwargs)
-        self.rows += rows // 2
-        output = self._forward(*_halved(args, rows, half), **_halved(kwargs, rows, half))
+            return self._run(args, kwargs, rows, f"call {number}")
+        output = self._run(
+            _halved(args, rows, half), _halved(kwargs, rows, half), rows // 2, f"call {number}, half {half}"
+        )
         raw = prediction(output)
         return _with_prediction(output, torch.cat([raw, raw]))
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, name: str) -> Any:
+        if self._forward is None:
+            raise RuntimeError("called while detached")
+        if self.cache is None:
+            output, answered = self._forward(*args, **kwargs), False
+        else:
+            with self.cache.call(name):
+                output = self._forward(*args, **kwargs)
+            answered = self.cache.answered
+        if answered:
+            self.cached += 1
+        else:
+            self.calls += 1
+            self.rows += rows
+        return output
 
 
 def noisy_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

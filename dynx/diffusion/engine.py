@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynx.diffusion.caching import why_not
 from dynx.diffusion.denoiser import noisy_input
 from dynx.diffusion.events import Picture, Receipt, Step
 from dynx.diffusion.families import few_step, recognise
@@ -110,6 +111,7 @@ class Engine:
             run=sampler.run,
             skipped=sampler.skipped,
             unguided=sampler.unguided,
+            cached=sampler.cached,
             seconds=self._clock() - started,
             solver=sampler.schedule.solver if sampler.schedule else self.family.scheduler,
             schedule=sampler.schedule,
@@ -119,6 +121,11 @@ class Engine:
         )
         prompts = request.prompts or ("",) * len(request)
         return [_picture(*each, receipt) for each in zip(prompts, request.seeds, images, flagged, strict=True)]
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether diffusers can cache its network's features."""
+        return self.family.slot is not None and why_not(getattr(self.pipe, self.family.slot)) is None
 
     def plain_reason(self, request: Request) -> str | None:
         """Why a request had better be drawn plain whatever the schedule, or None."""

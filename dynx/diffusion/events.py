@@ -51,11 +51,12 @@ class Step:
 
     index: int  # from 1
     of: int  # as planned now
-    computed: bool  # False: answered with what the network said before
+    computed: bool  # False: answered with what the network said before, or cached
     guided: bool  # False: guidance was left out
     calls: int  # of the network so far
     clean: Tensor | None
     """The picture it is heading for, in the pipeline's latents (B, …), for previews; None where it can't be told."""
+    cached: bool = False  # only the network's first block ran
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Receipt:
     """None: plain."""
     timesteps: tuple[float, ...]
     """That the network was told at the steps run, in order."""
+    cached: int = 0
+    """Steps of which only the network's first block ran; they are neither run nor skipped."""
     landed: bool = False
     """Stopped early, on the clean picture it was heading for."""
     notes: tuple[str, ...] = ()
@@ -96,7 +99,13 @@ class Receipt:
         return {
             "calls": self.calls,
             "rows": self.rows,
-            "steps": {"planned": self.planned, "run": self.run, "skipped": self.skipped, "unguided": self.unguided},
+            "steps": {
+                "planned": self.planned,
+                "run": self.run,
+                "skipped": self.skipped,
+                "cached": self.cached,
+                "unguided": self.unguided,
+            },
             "seconds": self.seconds,
             "solver": self.solver,
             "timesteps": list(self.timesteps),

@@ -92,6 +92,12 @@ class Ladder:
     guided: float | None = None
     """Share of the steps that are guided, None for all."""
     skip: float = 0.0
+    cache: float = 0.0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must draw pictures one by one to be measured: what it leaves out, it leaves out for a whole batch."""
+        return bool(self.skip or self.cache)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -116,7 +122,7 @@ class Ladder:
     def _over(self, nodes: tuple[int, ...]) -> Schedule:
         # The steps before the choice are guided whatever is chosen.
         guided = None if self.guided is None else max(LOOK, math.ceil(self.guided * (len(nodes) - 1)))
-        return Schedule(self.solver, self.fine.pick(nodes), self.skip, guided=guided)
+        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided=guided)
 
     def tail(self, steps: int) -> Tail:
         """What a pilot answers at its `LOOK`th step to go on in so many steps in all."""
@@ -131,6 +137,7 @@ class Ladder:
             "solver": self.solver,
             "guided": self.guided,
             "skip": self.skip,
+            "cache": self.cache,
         }
 
     @classmethod
@@ -146,7 +153,7 @@ class Ladder:
         if len({v[:LOOK] for v in nodes.values()}) != 1:
             raise ValueError("its grids begin differently")
         guided = None if data["guided"] is None else float(data["guided"])
-        made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]))
+        made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]), float(data.get("cache", 0.0)))
         try:
             made.longest  # noqa: B018 - a schedule says what can't be run
         except UsageError as e:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dynx.diffusion.caching import BlockCache, why_not
 from dynx.diffusion.denoiser import Denoiser, Order, conditional_half
 from dynx.diffusion.events import Step
 from dynx.diffusion.skipping import Skipping
@@ -82,7 +83,7 @@ class Sampler:
         pilot: Pilot | None = None,
     ) -> None:
         self.pipe, self.family, self.schedule = pipe, family, schedule
-        self.run = self.skipped = self.unguided = 0
+        self.run = self.skipped = self.unguided = self.cached = 0
         self.landed = False
         self.notes: list[str] = []
         self._watch, self._stop, self._pilot = watch, stop, pilot
@@ -153,9 +154,18 @@ class Sampler:
     def _end(self, answer: Any) -> None:
         self._over, self._answer = True, answer
 
-    def _tell(self, index: int, of: int, clean: Tensor | None, *, computed: bool = True, guided: bool = True) -> None:
+    def _tell(
+        self,
+        index: int,
+        of: int,
+        clean: Tensor | None,
+        *,
+        computed: bool = True,
+        guided: bool = True,
+        cached: bool = False,
+    ) -> None:
         if self._watch is not None:
-            self._watch(Step(index, of, computed, guided, self.calls, clean))
+            self._watch(Step(index, of, computed, guided, self.calls, clean, cached))
 
     # Plain: only watch, and land if told to stop.
 
@@ -205,6 +215,13 @@ class Sampler:
         self._skipping = Skipping(schedule, self.family.noise)
         self._sigmas = list(schedule.grid.sigmas)
         self._index = 0
+        if schedule.cache:
+            network = self.denoisers[0].module
+            if reason := why_not(network):
+                self.notes.append(f"not cached: {reason}")
+            else:
+                self.denoisers[0].cache = BlockCache(network, schedule.cache)
+        self._cached_before = 0
         if self.family.random:
             self.notes.append(f"{self.family.scheduler} draws noise at every step: its own picture is another one")
 
@@ -222,7 +239,9 @@ class Sampler:
             return as_step(self._answer, self._answer, return_dict)
         denoiser, index = self.denoisers[0], self._index
         order = denoiser.order
-        computed, guided = order.kind == "compute", order.half is None
+        answered = denoiser.cached > self._cached_before
+        self._cached_before = denoiser.cached
+        computed, guided = order.kind == "compute" and not answered, order.half is None
         if index == 0:
             self._check(denoiser, sample)
             self._half = _guidance_half(denoiser, model_output)
@@ -234,10 +253,11 @@ class Sampler:
         after, clean = self._solver_step(model_output, timestep, sample, return_dict=False)
         self._index += 1
         self.run += computed
-        self.skipped += not computed
+        self.skipped += order.kind == "reuse"
+        self.cached += answered
         self.unguided += computed and not guided
         self._conclude(sample, after, clean)
-        self._tell(self._index, self.planned, clean, computed=computed, guided=guided)
+        self._tell(self._index, self.planned, clean, computed=computed, guided=guided, cached=answered)
         return as_step(self._answer if self._over else after, clean, return_dict)
 
     def _conclude(self, before: Tensor, after: Tensor, clean: Tensor) -> None:

@@ -122,6 +122,8 @@ class Schedule:
     grid: Grid
     skip: float = 0.0
     """δ: a step whose trajectory bends less than this is answered with the last prediction; 0 never."""
+    cache: float = 0.0
+    """Of a transformer that diffusers can cache: the first block's relative change below which the others are left out."""
     warmup: int = WARMUP
     longest_skip: int = LONGEST_SKIP
     guided: int | None = None
@@ -134,7 +136,9 @@ class Schedule:
         if self.solver not in SOLVERS:
             raise UsageError(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVERS)}")
         counts = (self.warmup >= 1, self.longest_skip >= 1, self.guided is None or self.guided >= 1)
-        if not (self.skip >= 0 and all(counts) and (self.land_after is None or self.land_after >= 1)):
+        if not (
+            self.skip >= 0 and self.cache >= 0 and all(counts) and (self.land_after is None or self.land_after >= 1)
+        ):
             raise UsageError(f"a schedule of {self}")
         if self.grid.sigmas[-1] > NOISY:
             raise UsageError(f"a grid that ends at sigma {self.grid.sigmas[-1]:.3g} leaves noise in the picture")
@@ -145,6 +149,7 @@ class Schedule:
             "solver": self.solver,
             "grid": self.grid.to_json(),
             "skip": self.skip if math.isfinite(self.skip) else None,
+            "cache": self.cache,
             "warmup": self.warmup,
             "longest_skip": self.longest_skip,
             "guided": self.guided,
@@ -158,6 +163,7 @@ class Schedule:
             solver=str(data["solver"]),
             grid=Grid.from_json(data["grid"]),
             skip=math.inf if data["skip"] is None else float(data["skip"]),
+            cache=float(data.get("cache", 0.0)),
             warmup=int(data["warmup"]),
             longest_skip=int(data["longest_skip"]),
             guided=None if data["guided"] is None else int(data["guided"]),

@@ -44,6 +44,9 @@ CUTS = (0.6, 0.4)
 SKIPS = (0.01, 0.03)
 """δ that are tried."""
 
+CACHES = (0.03, 0.1)
+"""Thresholds of the feature cache that are tried, where diffusers has one for the network."""
+
 NEAR = (0.5, 2.5)
 """Numbers of steps kept on the ladder, in units of the fewest that do for nearly all pictures."""
 
@@ -104,8 +107,8 @@ def choose_ladder(
     """The ladder that reaches the quality with the fewest rows of the network; also what was tried, for the profile.
 
     The fewest steps of a first ladder say where to look: there solvers and γ are compared by the SSIM of the worst, since that
-    is what is promised, and guidance for a part of the steps, and skipping, are tried. Raises UnsupportedModelError for a plain
-    run of too few steps.
+    is what is promised, and guidance for a part of the steps, skipping and caching are tried. Raises UnsupportedModelError for
+    a plain run of too few steps.
     """
     fine = ways[0].grid
     levels = [k for k in LEVELS if LOOK < k <= 2 * len(fine) // 3]
@@ -137,6 +140,10 @@ def choose_ladder(
         progress(0.8, "trying to skip")
         skips = [replace(ladder, skip=skip) for skip in SKIPS]
         ladder, rows = trials.cheapest(ladder, skips, levels[at : at + 3], safe, rows)
+    if engine.cacheable:
+        progress(0.9, "trying to cache")
+        caches = [replace(ladder, cache=threshold) for threshold in CACHES]
+        ladder, rows = trials.cheapest(ladder, caches, levels[at : at + 3], safe, rows)
     kept = {k: nodes for k, nodes in ladder.nodes.items() if NEAR[0] * levels[at] <= k <= NEAR[1] * levels[at]}
     return replace(ladder, nodes=kept), trials.log
 
@@ -179,13 +186,19 @@ class Trials:
         for known, trial in self._known:
             if known == schedule:
                 return trial
-        requests = [one for r in self._requests for one in singles(r)] if ladder.skip else self._requests
+        requests = [one for r in self._requests for one in singles(r)] if ladder.alone else self._requests
         drawn = [draw(self._engine, request, schedule) for request in requests]
         alike = likeness([p for one in drawn for p in one.pixels], self._reference)
         rows = float(np.average([one.rows for one in drawn], weights=[len(one.pixels) for one in drawn]))
         trial = Trial(alike, rows)
         self._known.append((schedule, trial))
-        way = {"solver": ladder.solver, "guided": ladder.guided, "skip": ladder.skip, "steps": steps}
+        way = {
+            "solver": ladder.solver,
+            "guided": ladder.guided,
+            "skip": ladder.skip,
+            "cache": ladder.cache,
+            "steps": steps,
+        }
         self.log.append(way | {"rows": rows, "tail": trial.tail, "median": float(np.median(alike))})
         return trial
 

@@ -1,0 +1,313 @@
+"""From a transformers decoder to an OpenVINO model whose key-value cache is an input that the caller owns.
+
+The model is traced without any cache, with an attention function of our own in the place of its own. In the graph that
+function is one node per layer, OpenVINO's paged attention: it writes the new keys and values into blocks that it is
+given, at positions that it is told, so that rolling back means to tell it a smaller number.
+
+This module knows graphs. It doesn't know how weights are stored (`openvino_weights.py`), nor sessions, files, or whether
+the result is right: `openvino.py` compares logits before anything is trusted.
+
+Letters in shapes: T tokens of one call, H heads, G heads of keys and values, W head width, N rows asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynx.errors import UnsupportedModelError
+
+ATTENTION = "dynx_paged"
+"""Name of the attention function among transformers' own."""
+
+TABLE_LIMIT = 32768
+"""Positions for which rotary tables are stored: 32 MiB of float32 at a head width of 128."""
+
+INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
+"""What paged attention is told about a batch of sequences, besides the caches."""
+
+_GROWING_ROTATIONS = frozenset({"dynamic", "longrope"})
+_UNSUPPORTED = {
+    "softcap": "caps its attention scores",
+    "s_aux": "has attention sinks",
+    "position_bias": "biases attention",
+}
+
+
+def convert(model: Any) -> Any:
+    """`model` as an `openvino.Model` that can be written to a file; `assemble` makes it runnable.
+
+    Inputs: `input_ids` (1, T), `position_ids` (1, T), `rows` (N), then `INPUTS`, and `key_cache.L` and `value_cache.L`
+    for each layer L. Output: logits (N, V), float32. The model is left as it was; its weights are shared, not copied.
+    Raises `UnsupportedModelError` where it can't be expressed so.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kind = config.model_type
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotation in _GROWING_ROTATIONS:
+        raise UnsupportedModelError(f"{kind} changes its rotary frequencies with the length of the text")
+    limit = min(int(getattr(config, "max_position_embeddings", None) or TABLE_LIMIT), TABLE_LIMIT)
+    _register_attention()
+    recorded: list[tuple[float, int, list[int]]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about constants that are meant to be
+        with _Twin(model) as twin:
+            try:
+                graph = _traced(_Wrapped(twin), recorded)
+            except Exception as e:
+                raise UnsupportedModelError(f"{kind} {_told(e)}") from e
+    if len(recorded) != config.num_hidden_layers:
+        raise UnsupportedModelError(f"{kind} computes its attention in a way that dynx can't replace")
+    _fold_small_constants(graph)
+    _tabulate_rotations(graph, limit)
+    graph.validate_nodes_and_infer_types()
+    facts = {"layers": len(recorded), "vocab": config.vocab_size, "context": limit, "kind": kind}
+    for key, value in (facts | {"attention": json.dumps(recorded)}).items():
+        graph.set_rt_info(str(value), ["dynx", key])
+    return graph
+
+
+def _traced(function: nn.Module, recorded: list[Any]) -> Any:
+    """`function` as a graph, with a mark for each attention that it ran.
+
+    `openvino.convert_model` would do the same and tell Intel about it.
+    """
+    import openvino as ov
+    from openvino._offline_transformations import apply_moc_transformations
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch import ConversionExtension
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example = (torch.zeros(1, 3, dtype=torch.long), torch.arange(3)[None], torch.arange(2))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    frontend.add_extension(ConversionExtension("dynx::attention", functools.partial(_attention_node, recorded)))
+    settings = {"check_trace": False}
+    decoder = TorchScriptPythonDecoder(function, example_input=example, trace_kwargs=settings)
+    program = frontend.load(decoder)  # which doesn't keep it alive: the name above must
+    for place, shape in zip(program.get_inputs(), ([1, -1], [1, -1], [-1]), strict=True):
+        program.set_partial_shape(place, ov.PartialShape(shape))
+        program.set_element_type(place, ov.Type.i64)
+    graph = frontend.convert(program)
+    apply_moc_transformations(graph, cf=True)
+    return graph
+
+
+def _told(error: BaseException) -> str:
+    """What our attention function objected to, or else that tracing failed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UnsupportedModelError):
+            return str(cause)
+        cause = cause.__cause__
+    return f"can't be traced for OpenVINO ({type(error).__name__})"
+
+
+class _Wrapped(nn.Module):
+    """The decoder as a function of three tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, rows: Tensor) -> Tensor:
+        out = self.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=rows, return_dict=True
+        )
+        logits: Tensor = out.logits[0]
+        return logits
+
+
+class _Twin:
+    """A second tree of modules over the same large weights, prepared for tracing in float32.
+
+    OpenVINO's preparation of 16-bit models replaces forwards and casts what is small; it must not do so to ours.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from openvino.frontend.pytorch import patch_model
+        from transformers.pytorch_utils import Conv1D
+
+        self._patches = patch_model
+        large = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
+        self._model = copy.deepcopy(model, {id(p): p for m in large for p in m.parameters(recurse=False)})
+        for module in self._model.modules():
+            module.__dict__.pop("forward", None)  # an early exit's gate would call the model we came from
+            if hasattr(type(module), "loss_function"):
+                module.loss_function = None  # the tracer looks at every attribute; transformers would warn of this one
+        self._model.config.get_text_config(decoder=True)._attn_implementation = ATTENTION
+
+    def __enter__(self) -> Any:
+        prepare = getattr(self._patches, "__make_16bit_traceable")  # in a class, Python would mangle the name
+        prepare(self._model)
+        return self._model
+
+    def __exit__(self, *exc: object) -> None:
+        self._patches.unpatch_model(self._model, "_openvino_module_extension_patch_orig_forward")
+
+
+@functools.cache
+def _register_attention() -> None:
+    """Make the attention function known to torch and to transformers, once."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    schema = "(Tensor q, Tensor k, Tensor v, float scale, int window, int[] sizes) -> Tensor"
+
+    @torch.library.custom_op("dynx::attention", mutates_args=(), schema=schema)
+    def attention(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
+        del k, settings  # for the graph only; what tracing needs is the shape
+        return q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+    def forward(
+        _: nn.Module, query: Tensor, key: Tensor, value: Tensor, __: Tensor | None, **settings: Any
+    ) -> tuple[Tensor, None]:
+        for name, words in _UNSUPPORTED.items():
+            if settings.get(name) is not None:
+                raise UnsupportedModelError(words)
+        width = int(query.shape[3])
+        sizes = [int(query.shape[1]), int(key.shape[1]), width, int(value.shape[3])]
+        scale, window = settings.get("scaling"), settings.get("sliding_window")
+        scale = width**-0.5 if scale is None else float(scale)
+        return attention(query, key, value, scale, int(window or 0), sizes), None
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, forward)
+
+
+def _attention_node(recorded: list[tuple[float, int, list[int]]], context: Any) -> list[Any]:
+    """A mark where the attention of one layer goes, on its queries, keys and values, and a note of its settings.
+
+    OpenVINO can write its paged attention to a file and can't read it back, so `assemble` puts it in afterwards.
+    """
+    from openvino import opset15 as ops
+
+    scale, window, sizes = (context.get_values_from_const_input(i) for i in range(3, 6))
+    heads, groups, width, value_width = sizes
+
+    def tokens_first(states: Any, size: int) -> Any:  # (1, H, T, W) → (T, H·W)
+        return ops.reshape(ops.transpose(states, _ints(0, 2, 1, 3)), _ints(-1, size), False)
+
+    widths = (heads * width, groups * width, groups * value_width)
+    parts = [tokens_first(context.get_input(i), size) for i, size in enumerate(widths)]
+    mark = ops.concat(parts, 1)
+    mark.set_friendly_name(f"{ATTENTION}.{len(recorded)}")
+    recorded.append((float(scale), int(window), [int(size) for size in sizes]))
+    return [ops.reshape(mark.output(0), _ints(1, -1, heads, value_width), False).output(0)]
+
+
+def assemble(graph: Any) -> None:
+    """Put paged attention in the places that `convert` marked, with its inputs: `INPUTS` and the caches."""
+    import openvino as ov
+    from openvino.op import Parameter
+
+    added = []
+
+    def parameter(name: str, kind: Any, rank: int) -> Any:
+        made = Parameter(kind, ov.PartialShape([-1] * rank))
+        made.set_friendly_name(name)
+        made.output(0).get_tensor().set_names({name})
+        added.append(made)
+        return made.output(0)
+
+    told = [parameter(name, ov.Type.i32, 0 if name == "max_context_len" else 1) for name in INPUTS]
+    settings = json.loads(graph.get_rt_info(["dynx", "attention"]).astype(str))
+    marks = {node.get_friendly_name(): node for node in graph.get_ops() if node.get_type_name() == "Concat"}
+    for layer, (scale, window, (_, groups, width, value_width)) in enumerate(settings):
+        mark = marks[f"{ATTENTION}.{layer}"]
+        states = [mark.input_value(i) for i in range(3)]
+        caches = [parameter(f"{which}_cache.{layer}", ov.Type.dynamic, 4) for which in ("key", "value")]
+        node = _paged_attention(states, caches, told, scale, window)
+        info = node.get_rt_info()  # from these the plugin makes the shape of a block
+        info["num_k_heads"] = info["num_v_heads"] = groups
+        info["k_head_size"], info["v_head_size"] = width, value_width
+        for target in mark.output(0).get_target_inputs():
+            target.replace_source_output(node.output(0))
+    graph.add_parameters(added)
+    graph.validate_nodes_and_infer_types()
+
+
+def keep_apart(graph: Any) -> None:
+    """Stop the plugin from fusing gated feed-forward blocks into one operation.
+
+    OpenVINO 2026.4 divides that operation's work by half the number of threads, and crashes the process (SIGFPE) where
+    there is one thread or the block is small. A bound that nothing reaches is computed for free and isn't in its pattern.
+    """
+    from openvino import opset15 as ops
+
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "Multiply":
+            continue
+        for at in (0, 1):
+            product, other = node.input_value(at), node.input_value(1 - at).get_node()
+            if product.get_node().get_type_name() == "MatMul" and other.get_type_name() in ("Swish", "Gelu"):
+                node.input(at).replace_source_output(ops.clamp(product, -1e30, 1e30).output(0))
+
+
+def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scale: float, window: int) -> Any:
+    """The attention of one layer, all tokens before a token visible to it, or the last `window` of them."""
+    from openvino import opset15 as ops
+    from openvino.op import _PagedAttentionExtension
+
+    def number(value: float, kind: type = np.int32) -> Any:
+        return ops.constant(np.array(value, kind)).output(0)
+
+    def nothing(kind: type = np.int32) -> Any:
+        return ops.constant(np.zeros(0, kind)).output(0)
+
+    inputs = [*states, *caches, *told[:4], number(scale, np.float32), number(window), nothing(np.float32), told[4]]
+    # What scores of evicted blocks, rotated blocks, sparse attention, sinks, images and trees would need.
+    inputs += [number(0), nothing(), nothing(), nothing(np.float32), nothing(np.float32), number(0), number(0)]
+    inputs += [nothing(np.float32), number(0), nothing(), nothing(), nothing(), nothing(), nothing(np.uint8), nothing()]
+    return _PagedAttentionExtension(inputs)
+
+
+def _ints(*values: int) -> Any:
+    from openvino import opset15 as ops
+
+    return ops.constant(np.array(values, np.int64))
+
+
+def _fold_small_constants(graph: Any) -> None:
+    """Replace conversions of single numbers by the number: the plugin's patterns for rotations look for it."""
+    import openvino as ov
+    from openvino import opset15 as ops
+
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() not in ("Convert", "ConvertLike"):
+            continue
+        source = node.input_value(0).get_node()
+        small = source.get_type_name() == "Constant" and source.get_output_size() and source.data.size == 1
+        if small and node.get_output_element_type(0) == ov.Type.f32 and source.get_element_type() != ov.Type.bf16:
+            folded = ops.constant(np.asarray(source.data, np.float32))
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(folded.output(0))
+
+
+def _tabulate_rotations(graph: Any, limit: int) -> None:
+    """Look sines and cosines of positions up instead of computing them.
+
+    At bfloat16 the plugin would round the angles, and position 300 would stand anywhere between 299 and 301.
+    """
+    import openvino as ov
+    from openvino import opset15 as ops
+
+    graph.validate_nodes_and_infer_types()
+    trigonometric = [node for node in graph.get_ordered_ops() if node.get_type_name() in ("Cos", "Sin")]
+    if not trigonometric:
+        return
+    positions = graph.input("position_ids").get_node()
+    table_model = ov.Model([node.output(0) for node in trigonometric], [positions], "rotations")
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    tables = ov.Core().compile_model(table_model.clone(), "CPU", settings)(np.arange(limit, dtype=np.int64)[None])
+    for index, node in enumerate(trigonometric):
+        table = tables[index]
+        if table.ndim != 3 or table.shape[:2] != (1, limit):
+            raise UnsupportedModelError("rotates by something other than positions")
+        looked_up = ops.gather(ops.constant(np.ascontiguousarray(table[0])), positions.output(0), np.int64(0))
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(looked_up.output(0))
