@@ -229,6 +229,7 @@ class Stub:
     """
 
     name = "stub"
+    precision = "float32"
     layers = 2
     can_rollback = Decision(True, "a list of tokens")
     can_exit = Decision(True, "a list of tokens")

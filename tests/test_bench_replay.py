@@ -356,7 +356,9 @@ def test_pictures_are_recorded_and_replayed(cli: Cli, tmp_path: Path, monkeypatc
         monkeypatch.setattr(learning, name, number)
     common = ("-m", folder, "--data", prompts, "--quality", 0.1)
     none = cli("bench", *common, "--inputs", 2, "--record", file)
-    profile = cli("calibrate", *common, "--budget", 600, "--json").document
+    calibrated = cli("calibrate", *common, "--budget", 600, "--json")
+    assert calibrated.code == 0, calibrated.err
+    profile = calibrated.document
     made = cli("bench", *common, "--inputs", 3, "--record", file)
     lines = recorded(file)
     document = cli("bench", "--replay", file, "--json").document

@@ -52,7 +52,7 @@ def assembly_of(engine: Engine, kinds: set[str]) -> Any:
         machine=SimpleNamespace(cpu="a processor"),
         device="cpu",
     )
-    decisions = {"threads": Decision(1, "the tests'")}
+    decisions = {"threads": Decision(1, "the tests'"), "backend": Decision("torch-eager", "the tests'")}
     return SimpleNamespace(engine=engine, plan=plan, decisions=decisions, repetition_penalty=1.0)
 
 

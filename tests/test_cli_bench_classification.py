@@ -258,5 +258,5 @@ def test_help_tells_each_task_s_defaults(kind: Any) -> None:
     """What an option defaults to depends on the task, so that help says it in words, which must be true."""
     options = {option.long: option.help for option in read_tree(app).commands[-1].options}
     for name, default in vars(kind()).items():
-        if default not in (None, False, "auto", 0.0):
+        if default not in (None, False, "auto", "none", 0.0):
             assert str(default) in options[f"--{name.replace('_', '-')}"], name

@@ -61,7 +61,7 @@ def test_a_dry_run_in_words(cli: Cli, tiny_folder: Path) -> None:
     knobs = [line.split(":")[0] for line in result.out.splitlines()]
 
     assert (result.code, result.err) == (0, "")
-    assert knobs[:-1] == ["model", "device", "dtype", "threads", "drafters"]
+    assert knobs[:-1] == ["model", "device", "dtype", "threads", "backend", "drafters"]
     assert re.fullmatch(r"would measure for at most 9 s and store profile [0-9a-f]{12}", result.out.splitlines()[-1])
 
 

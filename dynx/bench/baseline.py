@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -171,10 +171,18 @@ def no_slower(
     elif found.high < bar:
         verdict, reason = Verdict.FAIL, f"{said}: slower by more than {100 * tolerance:g} %"
     else:
-        verdict, reason = Verdict.INCONCLUSIVE, f"{said}: {allowed} is possible and so is none; more rounds would tell"
+        verdict, reason = Verdict.INCONCLUSIVE, f"{said}: {allowed} is possible and so is none; {_remedy(now, then, bar)}"
     if differing:
         reason += f"; advisory only, as this isn't comparable: {'; '.join(differing)}"
     return Gate(name, verdict, found.ratio, bar, reason, advisory)
+
+
+def _remedy(now: RatioEstimate, then: RatioEstimate, bar: float) -> str:
+    """Which of the two is too uncertain: rounds now are of no use where what is stored alone leaves the question open."""
+    best = relative(replace(now, low=now.ratio, high=now.ratio), then)
+    if best.low < bar <= best.high:
+        return "what is stored is too uncertain to tell: --runs 80 --export json:FILE stores more"
+    return "more rounds would tell"
 
 
 def _change(found: RatioEstimate) -> str:

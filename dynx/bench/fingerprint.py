@@ -33,11 +33,13 @@ def governor(folder: Path = GOVERNORS) -> str | None:
 
 
 def facts(header: Mapping[str, JSON]) -> dict[str, JSON]:
-    """What is compared: the header's facts, each library's version for itself."""
+    """What is compared: the header's facts, each library's version for itself, and of the harness what it did to the arms."""
     found: dict[str, JSON] = {}
     for name, value in header.items():
         if name == "versions" and isinstance(value, Mapping):
             found |= {library: version for library, version in value.items() if library != "dynx"}
+        elif name == "harness" and isinstance(value, Mapping):
+            found["fresh processes"] = value.get("fresh_processes", False)
         elif name not in DESCRIPTIVE:
             found[name] = value
     return found

@@ -122,8 +122,7 @@ def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Ar
     """
     if not task.sampling.greedy:
         raise UsageError("--against compares greedy decoding; leave out --temperature")
-    target: Any = assembly.engine.target
-    small: Any = assembly.engine.drafters.model
+    target, small = _torch(assembly)
     arms = [
         Arm("hf plain", _generate(target, task, {}), "external"),
         Arm("hf lookup", _generate(target, task, {"prompt_lookup_num_tokens": 10}), "external"),
@@ -132,6 +131,21 @@ def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Ar
         arms.append(Arm("hf dynamic", _generate(target, task, {}, small.model, None), "external"))
         arms += [Arm(f"hf k={k}", _generate(target, task, {}, small.model, k), "external") for k in lengths]
     return arms
+
+
+def _torch(assembly: Assembly) -> tuple[Any, Any]:
+    """Target and drafter as transformers has them, loaded anew where the assembly runs on other kernels or weights."""
+    from dynx.runtime.backends.choice import TORCH
+    from dynx.speculation.setup import torch_backend
+
+    plan, drafters = assembly.plan, assembly.engine.drafters
+    target: Any = assembly.engine.target
+    small: Any = drafters.model
+    if (target.name, target.precision) != (TORCH, plan.dtype):
+        target = torch_backend(plan, plan.source)
+    if small is not None and plan.drafter is not None and small.name != TORCH:
+        small = torch_backend(plan, plan.drafter)
+    return target, small
 
 
 def _generate(

@@ -130,6 +130,8 @@ def generate(
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
+    backend: o.BackendOption = o.Backend.auto,
+    quantize: o.QuantizeOption = o.Quantize.none,
     profile: o.ProfileOption = None,
     require_profile: Annotated[
         bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
@@ -432,6 +434,8 @@ def calibrate(
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
+    backend: o.BackendWish = None,
+    quantize: o.QuantizeWish = None,
     allow_pickle: o.AllowPickle = False,
     offline: o.Offline = False,
     quiet: o.Quiet = 0,
@@ -682,6 +686,8 @@ def bench(
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
+    backend: o.BackendWish = None,
+    quantize: o.QuantizeWish = None,
     profile: o.ProfileOption = None,
     allow_pickle: o.AllowPickle = False,
     offline: o.Offline = False,

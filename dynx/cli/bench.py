@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dynx.bench.harness import JSON, Arm, Measurements
     from dynx.bench.report import BenchResult
     from dynx.cli.bench_arms import Process
-    from dynx.cli.options import Color, Dtype
+    from dynx.cli.options import Backend, Color, Dtype, Quantize
 
 Own = TypeVar("Own")
 
@@ -80,6 +80,8 @@ class Options:
     device: str
     dtype: Dtype
     threads: int | None
+    backend: Backend | None
+    quantize: Quantize | None
     profile: str | None
     allow_pickle: bool
     offline: bool

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["options", "peer", "command"]
 
 ALIKE = frozenset(
-    {"draft", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length", "max_disagreement"}
-    | {"confidence", "quality", "guidance", "size", "models"}
+    {"draft", "backend", "quantize", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length"}
+    | {"max_disagreement", "confidence", "quality", "guidance", "size", "models"}
 )
 """Options in which one arm may differ from the others; what is measured, and how, is the same for all."""
 

@@ -30,6 +30,8 @@ class Settings:
     """What language models have of their own on the command line."""
 
     draft: str = "auto"
+    backend: str = "auto"
+    quantize: str = "none"
     max_new_tokens: int = 64
     runs: int = 5
     prompts: int = 4
@@ -46,7 +48,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     own = settings(options, Settings)
     lengths = parse_lengths(own.static)
     texts = read_prompts(options.data)[: own.prompts]
-    assembly = open_assembly(replace(options, draft=own.draft), terminal)
+    assembly = opened(options, terminal)
     plan = assembly.plan
     seed = 0 if own.temperature else None
     sampling = Sampling(own.temperature, repetition_penalty=assembly.repetition_penalty, seed=seed)
@@ -61,6 +63,8 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
         drafter=plan.drafter.name if plan.drafter else None,
         drafter_hash=plan.key.companion,
         draft=assembly.decisions["draft"].value,
+        backend=assembly.decisions["backend"].value,
+        quantization=plan.key.quantization,
         data_hash=text_hash(texts),
         tokens_per_answer=own.max_new_tokens,
         temperature=own.temperature,
@@ -76,6 +80,13 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
 
     process = process_of(options, own, assembly, cases, texts)
     return Prepared(TASK, arms, cases, header, own.runs, conclude, process, record=record)
+
+
+def opened(options: Options, terminal: Terminal) -> Assembly:
+    """The model on a command line, with this task's defaults for what wasn't given."""
+    own = settings(options, Settings)
+    given: dict[str, Any] = {"draft": own.draft, "backend": own.backend, "quantize": own.quantize}
+    return open_assembly(replace(options, **given), terminal)
 
 
 def judged(
@@ -141,7 +152,7 @@ def further_arms(
             raise UsageError(f"--arm {one.name}: an arm has one draft length, not {theirs.static}")
         other = assembly
         if set(one.differs) - {"static"}:
-            other = open_assembly(replace(theirs, draft=theirs.draft or Settings.draft), terminal)
+            other = opened(theirs, terminal)
         made = own_arms(other, replace(task, eos=other.end_tokens), fixed)
         chosen = next((arm for arm in made if arm.group == "static"), None) if fixed else made[-1]
         if chosen is None:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 SLOW = "DYNX_BENCH_SLOW"
 """For testing gates: an arm and how much slower it is to be, like dynamic=15%."""
 
-OF_SPEED = ("min-speedup", "baseline")
-"""Gates that more rounds can decide, by how their names begin."""
-
 
 def read_baseline(options: Options, models: Sequence[tuple[Options, Any]]) -> list[Baseline]:
     """What --baseline names, with something in it for each model; empty without it. Raises UsageError."""
@@ -54,7 +51,8 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
     prepared: Prepared = module.prepare(options, terminal)
     meter = energy.find(str(prepared.header["device"]))
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
-    differing = stored.differences(prepared.header) if stored else ()
+    how: dict[str, JSON] = {"harness": {"fresh_processes": options.fresh}}
+    differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
         terminal.warn(f"--baseline {options.baseline} can only advise, as it differs: {'; '.join(differing)}")
     looks, budget = plan(options, prepared)
@@ -66,10 +64,11 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
 
     def judge(measured: Measurements) -> Collection[str]:
         result = conclude(measured)
-        if all(gate.verdict != "inconclusive" for gate in result.gates if gate.name.startswith(OF_SPEED)):
-            return ()
-        named = {name for item in result.comparisons for name in (item.arm, item.baseline)}
-        return named | {arm.name for arm in result.arms if arm.group == "dynamic"}
+        undecided = [gate.name for gate in result.gates if gate.verdict == "inconclusive"]
+        dynamic = {arm.name for arm in result.arms if arm.group == "dynamic"}
+        if "min-speedup" in undecided:
+            return dynamic | {name for item in result.comparisons for name in (item.arm, item.baseline)}
+        return dynamic if any(name.startswith("baseline") for name in undecided) else ()
 
     arms = equipped(prepared, options, meter.value)
     play: Play | None = None
@@ -154,6 +153,8 @@ def annotated(
 ) -> BenchResult:
     """The result with how it was measured: looks, overhead, energy, and programs against whole processes."""
     notes = list(result.notes)
+    if setting := os.environ.get(SLOW):
+        notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
     if len(looks.rounds) > 1:
         notes.append(f"{looks}; {_looked(measured)}")
     harness: dict[str, JSON] = {

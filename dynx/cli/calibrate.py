@@ -13,7 +13,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dynx.cli.options import Color, Dtype
+    from dynx.cli.options import Backend, Color, Dtype, Quantize
     from dynx.runtime.profile import Profile
 
 SCHEMA = "dynx.calibrate/1"
@@ -63,6 +63,8 @@ class Options:
     device: str
     dtype: Dtype
     threads: int | None
+    backend: Backend | None
+    quantize: Quantize | None
     allow_pickle: bool
     offline: bool
     quiet: int

@@ -32,7 +32,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} is a classifier")
-    refuse(options, ("quality", "guidance", "size", "plot"), "is a classifier")
+    refuse(options, ("quality", "guidance", "negative", "size", "plot", "backend", "quantize"), "is a classifier")
     budget = BUDGET if options.budget is None else options.budget
     plan = make_plan(wish_of(options, profile="none"), warn=terminal.warn)
     if options.data is None:

@@ -35,7 +35,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} draws")
-    refuse(options, ("tsv", "column", "field", "within", "max_length"), "draws")
+    refuse(options, ("tsv", "column", "field", "within", "max_length", "backend", "quantize"), "draws")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
     wish = Wish(

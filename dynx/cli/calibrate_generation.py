@@ -25,7 +25,7 @@ ROOM = 16
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure, store, and say what was found."""
-    others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "size", "plot")
+    others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "writes text")
     budget = BUDGET if options.budget is None else options.budget
     from dynx.cli.bench import read_prompts
@@ -38,6 +38,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         device=options.device,
         dtype=str(options.dtype),
         threads=options.threads,
+        backend=str(options.backend or "auto"),
+        quantize=str(options.quantize or "none"),
         profile="none",  # what is stored must not colour what is measured
         allow_pickle=options.allow_pickle,
         offline=options.offline,
@@ -46,7 +48,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.dry_run:
         dry_run(plan, budget, options, terminal)
         return
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, clock=time.perf_counter)
     terminal.clear_status()
     from dynx.speculation import calibrate as learning
 
@@ -103,6 +105,8 @@ def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Opt
         return
     console = terminal.rich(sys.stdout)
     console.print(table_of(found, assembly))
+    kernels = assembly.decisions["backend"]
+    console.print(f"computed by {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
     console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
 
 

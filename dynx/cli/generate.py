@@ -16,7 +16,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dynx.cli.options import Color, Dtype
+    from dynx.cli.options import Backend, Color, Dtype, Quantize
     from dynx.speculation.engine import Run
     from dynx.speculation.events import Origin, Request, Token
     from dynx.speculation.setup import Assembly, Wish
@@ -54,6 +54,8 @@ class Options:
     device: str
     dtype: Dtype
     threads: int | None
+    backend: Backend
+    quantize: Quantize
     profile: str | None
     require_profile: bool
     allow_pickle: bool
@@ -160,6 +162,8 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
         device=options.device,
         dtype=str(options.dtype),
         threads=options.threads,
+        backend=str(options.backend),
+        quantize=str(options.quantize),
         profile=getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,

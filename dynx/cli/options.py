@@ -20,6 +20,23 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Backend(StrEnum):
+    """Kernels to compute with."""
+
+    auto = "auto"
+    torch = "torch"
+    compiled = "compiled"
+    openvino = "openvino"
+
+
+class Quantize(StrEnum):
+    """How weights are stored."""
+
+    none = "none"
+    int8 = "int8"
+    int4 = "int4"
+
+
 class Color(StrEnum):
     """When to use colour."""
 
@@ -66,6 +83,18 @@ Lookup = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to compute in.")]
+_backend = typer.Option(
+    "--backend",
+    help="Whose kernels compute a language model: auto is what calibration measured to be fastest, torch without a profile.",
+)
+_quantize = typer.Option(
+    "--quantize",
+    help="Store a language model's weights in 8 or 4 bits: faster, and another model. Guessing stays lossless relative to it.",
+)
+BackendOption = Annotated[Backend, _backend]
+BackendWish = Annotated[Backend | None, _backend]
+QuantizeOption = Annotated[Quantize, _quantize]
+QuantizeWish = Annotated[Quantize | None, _quantize]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, max=1024, help="Processor threads; the cores available by default."),

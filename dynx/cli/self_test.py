@@ -107,6 +107,7 @@ class Bench:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         self.environment = {
+            "OMP_NUM_THREADS": "1",  # checks run side by side, and threads that wait for each other's cores take minutes
             **kept,
             "DYNX_CACHE_DIR": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",

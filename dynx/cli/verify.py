@@ -25,7 +25,7 @@ def verify_answer(run: Run, assembly: Assembly) -> Verification:
 def words(found: Verification, assembly: Assembly) -> str:
     """The verdict as a line for stderr."""
     n, first, tokenizer = found.tokens, found.first, assembly.tokenizer
-    name = f"{assembly.plan.source.name} in {assembly.plan.dtype}"
+    name = f"{assembly.plan.source.name} in {assembly.engine.target.precision}"
     if not n:
         return "verified: there is no token to verify"
     if found.rule == "chance":

@@ -29,7 +29,8 @@ class Tower:
         place = next(self._vision.parameters())
         pooled = self._vision(pixels.to(place))[1]
         made: Tensor = self._project(pooled)[0].float()
-        return made / made.norm().clamp_min(1e-12)
+        direction: Tensor = made / made.norm().clamp_min(1e-12)
+        return direction
 
     def similarity(self, picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
         """Cosine, 1 for pictures that it can't tell apart."""

@@ -272,6 +272,25 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
+def generation_config(source: Source) -> Any:
+    """What the folder says of how it is best decoded; None where it doesn't, or where that can't be read."""
+    with quietly():
+        from transformers import GenerationConfig
+
+        for make in (GenerationConfig.from_pretrained, _from_model_config):
+            try:
+                return make(source.folder)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
+                continue
+    return None
+
+
+def _from_model_config(folder: Path) -> Any:
+    from transformers import AutoConfig, GenerationConfig
+
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
 def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:
     """The model in evaluation mode on `device` ("cpu", "cuda:0", …) in `dtype` ("float32", …).
 

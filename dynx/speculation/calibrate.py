@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,7 @@ def calibrate(
     if measured is not None and drafting:
         replayed = {o: t[: measured.texts] for o, t in drafting.items()}
         said = _share_of_plain(texts[: measured.texts], replayed, costs, reliability, predicted / each)
+    quantization = against_unquantized(assembly, texts, sampling)
     summary = in_words(origins, predicted, measured, said, acceptance, costs, best_exit)
     profile = Profile(
         key=plan.key,
@@ -173,8 +175,11 @@ def calibrate(
             "exit_layers": best_exit if "self" in origins else None,
             "reliability": {o: r.to_json() for o, r in reliability.items()},
             "tokens_per_second": predicted / each,
+            "backend": str(assembly.decisions["backend"].value),
         },
         evidence={
+            "backend": assembly.decisions["backend"].reason,
+            "quantization": quantization,
             "texts": len(texts),
             "tokens": sum(len(t.tokens) - t.prompt for t in texts),
             "data": text_hash(" ".join(map(str, t.tokens)) for t in texts),
@@ -203,6 +208,44 @@ def calibrate(
         profile,
         predictions,
     )
+
+
+def against_unquantized(
+    assembly: Assembly, texts: Sequence[Text], sampling: Sampling
+) -> dict[str, float | int | str] | None:
+    """How the quantized model's texts look to the one that it was made from; None where nothing is quantized.
+
+    Of their tokens the share that is its first choice too, and by what factor the quantized model's perplexity on its own
+    texts' prompts and answers differs from its. Both read the same tokens, one pass a text.
+    """
+    plan = assembly.plan
+    if plan.key.quantization == "none":
+        return None
+    from dynx.speculation.setup import torch_backend
+
+    reference, warp = torch_backend(plan, plan.source), Warp(sampling)
+    alike = tokens = 0
+    extra = 0.0
+    for text in texts:
+        ids = list(text.tokens)
+        count = len(ids) - text.prompt
+        ours, theirs = (
+            b.open().forward(ids[:-1], keep=count)[:, : assembly.engine.target.vocab].float()
+            for b in (assembly.engine.target, reference)
+        )
+        first = warp.scores(theirs, ids[: text.prompt], ids[text.prompt :]).argmax(-1).tolist()
+        alike += sum(a == b for a, b in zip(first, ids[text.prompt :], strict=True))
+        tokens += count
+        written = theirs.new_tensor(ids[text.prompt :]).long()[:, None]
+        extra += sum(
+            sign * float(rows.log_softmax(-1).gather(-1, written).sum()) for rows, sign in ((theirs, 1), (ours, -1))
+        )
+    return {
+        "reference": f"{plan.source.name} in {plan.dtype}",
+        "tokens": tokens,
+        "agreement": alike / max(1, tokens),
+        "perplexity_ratio": math.exp(extra / max(1, tokens)),
+    }
 
 
 def exit_candidates(target: Backend) -> tuple[int, ...]:

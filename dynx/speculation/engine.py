@@ -372,7 +372,7 @@ class TargetChoice:
     def guarantee(self, target: Backend) -> str:
         """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""
         if self._sampling.greedy or self._noise is not None:
-            exact = getattr(getattr(target, "model", None), "dtype", torch.float32) == torch.float32
+            exact = target.precision == "float32"
             return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
         return "same distribution as plain decoding"
 

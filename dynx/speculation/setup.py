@@ -6,21 +6,26 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from dynx.errors import ModelError, NoProfileError, UsageError
+from dynx.errors import ModelError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
+from dynx.runtime.backends.choice import COMPILED, OPENVINO, TITLES, TORCH, Quantization
+from dynx.runtime.backends.choice import choose, compile_model, convert, converted, quantized, race, usable
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.store import ProfileStore, cache_folder, profiles_folder
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from dynx.runtime.backends.choice import Name
+    from dynx.runtime.backends.eager import EagerBackend
+    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.loading import Source
     from dynx.speculation.engine import Engine, Knowledge
 
@@ -41,6 +46,8 @@ class Wish:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    backend: str = "auto"
+    quantize: str = "none"
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
@@ -120,8 +127,21 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         companion=model_hash(drafter.folder) if drafter else None,
         device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
+        quantization=_quantization(wish),
     )
     profile = _profile(wish, key, warn)
+    decisions["backend"] = choose(
+        wish.backend, wish.quantize, decisions["device"].value, None if profile is None else measured_backend(profile)
+    )
+    if profile is not None and measured_backend(profile) != decisions["backend"].value:
+        if wish.require_profile:
+            raise NoProfileError(
+                f"profile {profile.key.id} was measured with {measured_backend(profile)}, not {decisions['backend'].value}"
+            )
+        warn(f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}")
+        profile = None
+    if wish.quantize != "none":
+        decisions["quantize"] = Decision(wish.quantize, _said_of(profile, wish.quantize))
     decisions["profile"] = (
         Decision(profile.key.id, f"measured {profile.created}")
         if profile
@@ -133,6 +153,28 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         )
     )
     return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
+
+
+def measured_backend(profile: Profile) -> str:
+    """The kernels that a profile's costs are of."""
+    return str(profile.fitted.get("backend", TORCH))
+
+
+def _quantization(wish: Wish) -> str:
+    if wish.quantize not in get_args(Quantization):
+        raise UsageError(f"--quantize {wish.quantize}: one of {', '.join(get_args(Quantization))}")
+    return wish.quantize
+
+
+def _said_of(profile: Profile | None, quantize: str) -> str:
+    """What is known of a quantized model's answers."""
+    found = None if profile is None else profile.evidence.get("quantization")
+    if not isinstance(found, dict):
+        return f"weights in {quantize[3:]} bits; guessing is lossless relative to that model, which is another one"
+    return (
+        f"lossless relative to the {quantize} model; of {found['tokens']} tokens of its texts {found['agreement']:.1%} are "
+        f"{found['reference']}'s first choice too, perplexity {found['perplexity_ratio']:.3f}x"
+    )
 
 
 def _parse_draft(wish: Wish, source: Source) -> tuple[frozenset[str], Source | None, bool]:
@@ -198,6 +240,8 @@ def calibrate_command(wish: Wish) -> str:
         ("--draft", wish.draft, "auto"),
         ("--device", wish.device, "auto"),
         ("--dtype", wish.dtype, "auto"),
+        ("--backend", wish.backend, "auto"),
+        ("--quantize", wish.quantize, "none"),
     ):
         if value != usual:
             parts += [name, quote(value)]
@@ -207,11 +251,16 @@ def calibrate_command(wish: Wish) -> str:
 
 
 def assemble(
-    plan: Plan, *, stages: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    *,
+    stages: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    clock: Callable[[], float] | None = None,
 ) -> Assembly:
     """Load what the plan names and put the engine together. Raises DynxError.
 
-    `stages` hears what is being done, for a progress line.
+    `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
+    against each other and the fastest is kept.
     """
     wish, decisions = plan.wish, plan.decisions
     library_text = _library(wish)
@@ -220,21 +269,21 @@ def assemble(
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
-        from dynx.runtime.backends.eager import EagerBackend
         from dynx.speculation.engine import Drafters, Engine
 
     knowledge = _knowledge(plan, warn)
     tokenizer = loading.load_tokenizer(plan.source)
-    model = loading.load_causal_lm(plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle)
     fitted = plan.profile.fitted if plan.profile else {}
-    target = EagerBackend(model, trusted=plan.profile is not None)
-    decisions["backend"] = Decision(target.name, "the only one installed")
+    kernels = Kernels(plan, stages, warn, clock)
+    target = kernels.target()
     drafters = Drafters(lookup=False)
     if plan.kinds and not target.can_rollback.value:
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
-        small = _load_drafter(plan, tokenizer) if plan.drafter and (worth is None or "draft" in worth) else None
+        small = (
+            _load_drafter(plan, tokenizer, kernels) if plan.drafter and (worth is None or "draft" in worth) else None
+        )
         layers = _exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
@@ -246,7 +295,118 @@ def assemble(
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")
     engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
-    return Assembly(plan, engine, tokenizer, getattr(model, "generation_config", None))
+    return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
+
+
+class Kernels:
+    """Target and drafter on the plan's backend, the torch models loaded only where they are needed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stages: Callable[[str], None],
+        warn: Callable[[str], None],
+        clock: Callable[[], float] | None,
+    ) -> None:
+        self._plan, self._stages, self._warn, self._clock = plan, stages, warn, clock
+
+    def target(self) -> Backend:
+        """The model. What was chosen may turn out not to run it; then the decision says so."""
+        plan = self._plan
+        if self._clock is not None and plan.wish.backend == "auto":
+            return self._fastest(self._clock)
+        name: Name = plan.decisions["backend"].value
+        try:
+            return self._open(name, plan.source, plan.key.model)
+        except UnsupportedModelError as e:
+            able = usable(plan.device, plan.wish.quantize)[TORCH].value
+            if plan.wish.backend != "auto" or name == TORCH or not able:
+                raise
+            why = f"{TITLES[name]} can't run it: {e}"
+        plan.decisions["backend"] = Decision(TORCH, why)
+        if plan.profile is not None:
+            self._warn(f"profile {plan.profile.key.id} isn't used: {why}")
+            plan.profile = None
+        return self._open(TORCH, plan.source, plan.key.model)
+
+    def drafter(self, source: Source) -> Backend:
+        """The smaller model, on the backend that the target is on where that can run it as far as the target goes."""
+        plan = self._plan
+        chosen: Name = plan.decisions["backend"].value
+        name = plan.key.companion or source.name
+        try:
+            other = self._open(chosen, source, name, quantize=False)
+        except UnsupportedModelError:
+            return self._torch(source)
+        if chosen != OPENVINO or other.context is None:
+            return other
+        limit = loading.context_of(source)
+        return other if limit is not None and other.context >= limit else self._torch(source)
+
+    def _fastest(self, clock: Callable[[], float]) -> Backend:
+        """The backend with the shortest passes, of those that can run the model and draft as was asked."""
+        plan = self._plan
+        running: dict[str, Backend] = {}
+        notes: list[str] = []
+        refused: UnsupportedModelError | None = None
+        for name, able in usable(plan.device, plan.wish.quantize).items():
+            if not able.value:
+                continue
+            began = clock()
+            try:
+                backend = self._open(name, plan.source, plan.key.model)
+            except UnsupportedModelError as e:
+                notes.append(f"{TITLES[name]} can't run it: {e}")
+                refused = refused or e
+                continue
+            if "self" in plan.kinds and not plan.auto and not backend.can_exit.value:
+                notes.append(f"{TITLES[name]} is left out: {backend.can_exit.reason}")
+                continue
+            running[name] = backend
+            if name == COMPILED and (count := getattr(backend, "compiled", 0)):
+                notes.append(f"compiling took {clock() - began:.1f} s, once ({count} graphs)")
+        if not running and refused is not None:
+            raise refused
+        if len(running) < 2 and running:
+            if notes:
+                plan.decisions["backend"] = Decision(next(iter(running)), "; ".join(notes))
+            return next(iter(running.values()))
+        self._stages(f"timing {' and '.join(TITLES[name] for name in TITLES if name in running)}")
+        timed = race(running, clock)
+        plan.decisions["backend"] = Decision(timed.winner, "; ".join([str(timed), *notes]))
+        return running[timed.winner]
+
+    def _open(self, name: Name, source: Source, folder: str, *, quantize: bool = True) -> Backend:
+        """A model on a backend; `folder` is where among those kept its own is. Raises UnsupportedModelError."""
+        plan, cache = self._plan, cache_folder()
+        precision = plan.wish.quantize if quantize and plan.wish.quantize != "none" else plan.dtype
+        if name == OPENVINO:
+            threads = plan.decisions["threads"].value
+            place = cache / "openvino" / folder
+            if plan.profile is not None and (kept := converted(precision=precision, threads=threads, cache=place)):
+                return kept
+            self._stages("converting for OpenVINO")
+            return convert(self._torch(source).model, precision=precision, threads=threads, cache=place)
+        eager = self._torch(source)
+        if precision != plan.dtype:
+            self._stages(f"quantizing to {precision}")
+            eager = quantized(eager, precision)
+        if name == TORCH:
+            return eager
+        self._stages("compiling")
+        return compile_model(eager, cache=cache / "compiled" / folder, trusted=plan.profile is not None)
+
+    def _torch(self, source: Source) -> EagerBackend:
+        return torch_backend(self._plan, source)
+
+
+def torch_backend(plan: Plan, source: Source, dtype: str | None = None) -> EagerBackend:
+    """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
+    from dynx.runtime.backends.eager import EagerBackend
+
+    pickled = plan.wish.allow_pickle
+    model = loading.load_causal_lm(source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=pickled)
+    return EagerBackend(model, trusted=plan.profile is not None)
 
 
 def _library(wish: Wish) -> str:
@@ -272,9 +432,7 @@ def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
     return knowledge
 
 
-def _load_drafter(plan: Plan, tokenizer: Any) -> Any:
-    from dynx.runtime.backends.eager import EagerBackend
-
+def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels) -> Any:
     source = plan.drafter
     if source is None:
         return None
@@ -284,8 +442,7 @@ def _load_drafter(plan: Plan, tokenizer: Any) -> Any:
             f"{source.name} can't draft for {plan.source.name}: another vocabulary ({why})",
             hint="a draft model needs the target's tokenizer; --draft self and --draft lookup need none",
         )
-    model = loading.load_causal_lm(source, device=plan.device, dtype=plan.dtype, allow_pickle=plan.wish.allow_pickle)
-    backend = EagerBackend(model, trusted=plan.profile is not None)
+    backend = kernels.drafter(source)
     if not backend.can_rollback.value:
         raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}")
     return backend

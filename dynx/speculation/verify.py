@@ -100,7 +100,7 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         choice = log_p.double() - torch.stack(at).to(scores.device).log()  # argmax p / e
     got = log_p.gather(-1, written[:, None])[:, 0]  # (N,)
     scale = 1.0 if sampling.greedy else 1 / sampling.temperature
-    rounding = ROUNDING.get(_dtype(target), ROUNDING["float32"]) * largest * scale
+    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale
     if rule == "chance":
         wrong = torch.isneginf(got)
         margins = torch.where(wrong, math.inf, 0.0)
@@ -139,7 +139,3 @@ def plain_rows(target: Backend, tokens: Sequence[int], count: int) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model(input_ids=ids, use_cache=False, return_dict=True).logits[0, -count:]
     return logits
-
-
-def _dtype(target: Backend) -> str:
-    return str(getattr(getattr(target, "model", None), "dtype", "float32")).removeprefix("torch.")

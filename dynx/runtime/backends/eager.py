@@ -284,6 +284,7 @@ class EagerBackend:
         self.model = model
         self.config = config
         self.device: torch.device = model.device
+        self.precision = str(getattr(model, "dtype", torch.float32)).removeprefix("torch.")
         self.vocab = int(config.vocab_size)
         self.layers = int(config.num_hidden_layers)
         limit = getattr(config, "max_position_embeddings", None)

@@ -61,6 +61,7 @@ class Backend(Protocol):
     """A loaded model."""
 
     name: str
+    precision: str  # of weights and passes, by name: "float32", "bfloat16", "int8", …
     vocab: int
     layers: int
     context: int | None  # most positions the model was made for; None where it claims no limit

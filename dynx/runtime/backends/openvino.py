@@ -22,6 +22,7 @@ import torch
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends import openvino_convert
+from dynx.runtime.backends.installed import available
 from dynx.runtime.backends.openvino_weights import GROUP, store_weights
 from dynx.runtime.decision import Decision
 
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
-
-OLDEST = (2026, 4)
-"""The first release whose paged attention and preparation of 16-bit models are known to be as used here."""
 
 FORMAT = 1
 """Of the converted models kept: raised when the conversion changes."""
@@ -53,18 +51,6 @@ QUANTIZED_TOGETHER = {"int8": 128, "int4": GROUP}
 TOLERANCE: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0}
 """Largest difference of a logit from the torch model's, relative to the largest logit. A cache in the wrong place changes
 logits by their own scale; 4-bit weights may too, so there the root mean square is judged instead."""
-
-
-def available() -> Decision[bool]:
-    """Whether OpenVINO is installed in a usable version; imports nothing."""
-    try:
-        version = metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return Decision(False, "OpenVINO isn't installed (pip install 'dynx[openvino]')")
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if numbers < OLDEST:
-        return Decision(False, f"OpenVINO {version} is older than {OLDEST[0]}.{OLDEST[1]}")
-    return Decision(True, f"OpenVINO {version}")
 
 
 def load(model: PreTrainedModel, *, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend:
@@ -162,9 +148,10 @@ class OpenVINOBackend:
 
     def __init__(self, graph: Any, *, precision: Precision, threads: int | None, weights: object = None) -> None:
         known = {key: graph.get_rt_info(["dynx", key]).astype(str) for key in ("layers", "vocab", "context", "kind")}
-        self.layers, self.vocab, self.context = (int(known[key]) for key in ("layers", "vocab", "context"))
+        self.layers, self.vocab = int(known["layers"]), int(known["vocab"])
+        self.context: int | None = int(known["context"])
         self.kind = known["kind"]
-        self.precision = precision
+        self.precision: str = precision
         self._weights = weights
         openvino_convert.assemble(graph)
         openvino_convert.keep_apart(graph)
