@@ -12,8 +12,8 @@ _dynx_list() {
         commands=''
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --lines --no-stdin --json --jsonl --stats
-            --explain --plain --verify --dry-run --device= --dtype= --threads= --profile= --require-profile
-            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --explain --plain --verify --dry-run --device= --dtype= --threads= --backend= --quantize= --profile=
+            --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
@@ -33,8 +33,9 @@ _dynx_list() {
         commands=''
         options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
             --batch-size= --max-length= --quality= --guidance= --negative= --size= --plot= --budget= --dry-run
-            --device-info --list --show= --export= -o,--output= --import= --remove= --json --device= --dtype=
-            --threads= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --check --device-info --list --show= --export= -o,--output= --import= --remove= --json --device=
+            --dtype= --threads= --backend= --quantize= --allow-pickle --offline -q,--quiet+ -v,--verbose+
+            --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
@@ -43,7 +44,8 @@ _dynx_list() {
             --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
             --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
             --budget= --export=+ --plot= --record= --replay= --policy=+ --self-test --workflow --json --device=
-            --dtype= --threads= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --dtype= --threads= --backend= --quantize= --profile= --allow-pickle --offline -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -53,22 +55,26 @@ _dynx_value() {
     case $1 in
     'dynx generate -m' | \
     'dynx generate --model')
-        _dynx_words story; _dynx_folders ;;
+        _dynx_words story; _dynx_hub; _dynx_folders ;;
     'dynx generate --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_hub; _dynx_folders ;;
     'dynx generate --lookup')
         _dynx_files ;;
     'dynx generate --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx generate --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx generate --backend')
+        _dynx_words 'auto torch compiled openvino' ;;
+    'dynx generate --quantize')
+        _dynx_words 'none int8 int4' ;;
     'dynx generate --profile')
         _dynx_words none; _dynx_profiles ;;
     'dynx generate --color')
         _dynx_words 'auto always never' ;;
     'dynx classify -m' | \
     'dynx classify --model')
-        _dynx_words mood; _dynx_folders ;;
+        _dynx_words mood; _dynx_hub; _dynx_folders ;;
     'dynx classify --labels' | \
     'dynx classify --resume' | \
     'dynx classify')
@@ -83,7 +89,7 @@ _dynx_value() {
         _dynx_words 'auto always never' ;;
     'dynx draw -m' | \
     'dynx draw --model')
-        _dynx_words emoji; _dynx_folders ;;
+        _dynx_words emoji; _dynx_hub; _dynx_folders ;;
     'dynx draw -o' | \
     'dynx draw --output' | \
     'dynx draw --finish' | \
@@ -103,9 +109,9 @@ _dynx_value() {
     'dynx calibrate') _dynx_options ;;
     'dynx calibrate -m' | \
     'dynx calibrate --model')
-        _dynx_words 'story emoji mood'; _dynx_folders ;;
+        _dynx_words 'story emoji mood'; _dynx_hub; _dynx_folders ;;
     'dynx calibrate --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_hub; _dynx_folders ;;
     'dynx calibrate --data' | \
     'dynx calibrate --plot' | \
     'dynx calibrate -o' | \
@@ -120,11 +126,15 @@ _dynx_value() {
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx calibrate --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx calibrate --backend')
+        _dynx_words 'auto torch compiled openvino' ;;
+    'dynx calibrate --quantize')
+        _dynx_words 'none int8 int4' ;;
     'dynx calibrate --color')
         _dynx_words 'auto always never' ;;
     'dynx bench -m' | \
     'dynx bench --model')
-        _dynx_words 'emoji mood story'; _dynx_folders ;;
+        _dynx_words 'emoji mood story'; _dynx_hub; _dynx_folders ;;
     'dynx bench --data' | \
     'dynx bench --labels' | \
     'dynx bench --baseline' | \
@@ -133,7 +143,7 @@ _dynx_value() {
     'dynx bench --replay')
         _dynx_files ;;
     'dynx bench --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_hub; _dynx_folders ;;
     'dynx bench --static')
         _dynx_words none ;;
     'dynx bench --against')
@@ -146,6 +156,10 @@ _dynx_value() {
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx bench --backend')
+        _dynx_words 'auto torch compiled openvino' ;;
+    'dynx bench --quantize')
+        _dynx_words 'none int8 int4' ;;
     'dynx bench --profile')
         _dynx_words none; _dynx_profiles ;;
     'dynx bench --color')
@@ -189,6 +203,16 @@ _dynx_profiles() {
     for file in $(compgen -G "$folder/profiles/*-????????????.json"); do
         file=${file##*-}
         ids+=${file%.json}$'\n'
+    done
+    _dynx_words "$ids"
+}
+
+_dynx_hub() {
+    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} file ids=
+    local IFS=$'\n'
+    for file in $(compgen -G "$folder/models--*"); do
+        file=${file##*/models--}
+        ids+=${file/--//}$'\n'
     done
     _dynx_words "$ids"
 }

@@ -46,6 +46,20 @@ function __dynx_files_after
     printf '%s\n' $argv
 end
 
+function __dynx_hub
+    set -l folder $HOME/.cache/huggingface/hub
+    if test -n "$HF_HUB_CACHE"
+        set folder $HF_HUB_CACHE
+    else if test -n "$HF_HOME"
+        set folder $HF_HOME/hub
+    else if test -n "$XDG_CACHE_HOME"
+        set folder $XDG_CACHE_HOME/huggingface/hub
+    end
+    for file in $folder/models--*
+        string replace -r '^.*/models--' '' -- $file | string replace -- -- /
+    end
+end
+
 function __dynx_profiles
     set -l folder $HOME/.cache/dynx
     if test -n "$DYNX_CACHE_DIR"
@@ -72,8 +86,8 @@ complete -c dynx -n '__dynx_at dynx' -l version -d 'Print the version and exit'
 complete -c dynx -n '__dynx_at dynx' -s h -l help -d 'Show this message and exit'
 
 # dynx generate
-complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup story (__dynx_hub) (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx generate' -l lookup -r -F -d 'A text file whose passages may be repeated'
 complete -c dynx -n '__dynx_at dynx generate' -s n -l max-new-tokens -x -d 'Stop after this many tokens'
 complete -c dynx -n '__dynx_at dynx generate' -l temperature -x -d '0 takes the likeliest token'
@@ -96,6 +110,8 @@ complete -c dynx -n '__dynx_at dynx generate' -l dry-run -d 'Say what would be d
 complete -c dynx -n '__dynx_at dynx generate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx generate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx generate' -l threads -x -d 'Processor threads'
+complete -c dynx -n '__dynx_at dynx generate' -l backend -x -a 'auto torch compiled openvino' -d 'Whose kernels compute a language model'
+complete -c dynx -n '__dynx_at dynx generate' -l quantize -x -a 'none int8 int4' -d 'Store a language model\'s weights in 8 or 4 bits: faster, and another model'
 complete -c dynx -n '__dynx_at dynx generate' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
 complete -c dynx -n '__dynx_at dynx generate' -l require-profile -d 'Fail (exit 4) unless a profile fits'
 complete -c dynx -n '__dynx_at dynx generate' -l allow-pickle -d 'Load pickled weights too'
@@ -107,7 +123,7 @@ complete -c dynx -n '__dynx_at dynx generate' -s h -l help -d 'Show this message
 
 # dynx classify
 complete -c dynx -n '__dynx_at dynx classify' -F
-complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx classify' -s 0 -l null -d 'Inputs on stdin end with NUL, not with a line end'
 complete -c dynx -n '__dynx_at dynx classify' -l tsv -d 'Read a tab-separated table'
 complete -c dynx -n '__dynx_at dynx classify' -l column -x -d 'With --tsv: the column of the texts, by header or by number from 1'
@@ -145,7 +161,7 @@ complete -c dynx -n '__dynx_at dynx classify' -l color -x -a 'auto always never'
 complete -c dynx -n '__dynx_at dynx classify' -s h -l help -d 'Show this message and exit'
 
 # dynx draw
-complete -c dynx -n '__dynx_at dynx draw' -s m -l model -x -a 'emoji (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx draw' -s m -l model -x -a 'emoji (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx draw' -s o -l output -r -F -d 'A file, a folder, or a pattern of {n}, {slug} (the prompt) and {seed}; - writes the PNG to stdout'
 complete -c dynx -n '__dynx_at dynx draw' -s c -l count -x -d 'Pictures of each prompt, with seeds that follow'
 complete -c dynx -n '__dynx_at dynx draw' -l seed -x -d 'Makes the picture reproducible'
@@ -182,8 +198,8 @@ complete -c dynx -n '__dynx_at dynx draw' -l color -x -a 'auto always never' -d 
 complete -c dynx -n '__dynx_at dynx draw' -s h -l help -d 'Show this message and exit'
 
 # dynx calibrate
-complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_hub) (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'What to learn from: prompts, one per line (by default the model\'s own)'
 complete -c dynx -n '__dynx_at dynx calibrate' -l tsv -d 'Read a tab-separated table'
 complete -c dynx -n '__dynx_at dynx calibrate' -l column -x -d 'With --tsv: the column of the texts, by header or by number from 1'
@@ -200,6 +216,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l size -x -d 'Width and height i
 complete -c dynx -n '__dynx_at dynx calibrate' -l plot -r -F -d 'For a pipeline that draws: quality against steps as an SVG file'
 complete -c dynx -n '__dynx_at dynx calibrate' -l budget -x -d 'Time to spend measuring: by default 60, and 600 for a pipeline that draws'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dry-run -d 'Say what would be measured, and stop'
+complete -c dynx -n '__dynx_at dynx calibrate' -l check -d 'Test on fresh inputs what the stored profile promises'
 complete -c dynx -n '__dynx_at dynx calibrate' -l device-info -d 'Show what this machine has and what dynx picks from it'
 complete -c dynx -n '__dynx_at dynx calibrate' -l list -d 'List the stored profiles'
 complete -c dynx -n '__dynx_at dynx calibrate' -l show -x -a '(__dynx_profiles)' -d 'Print a stored profile'
@@ -211,6 +228,8 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l json -d 'Print one JSON docume
 complete -c dynx -n '__dynx_at dynx calibrate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx calibrate' -l threads -x -d 'Processor threads'
+complete -c dynx -n '__dynx_at dynx calibrate' -l backend -x -a 'auto torch compiled openvino' -d 'Whose kernels compute a language model'
+complete -c dynx -n '__dynx_at dynx calibrate' -l quantize -x -a 'none int8 int4' -d 'Store a language model\'s weights in 8 or 4 bits: faster, and another model'
 complete -c dynx -n '__dynx_at dynx calibrate' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx calibrate' -l offline -d 'Never contact the hub'
 complete -c dynx -n '__dynx_at dynx calibrate' -s q -l quiet -d 'Fewer words on stderr'
@@ -220,11 +239,11 @@ complete -c dynx -n '__dynx_at dynx calibrate' -s h -l help -d 'Show this messag
 
 # dynx bench
 complete -c dynx -n '__dynx_at dynx bench' -a 'generate classify draw all'
-complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'emoji mood story (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'emoji mood story (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'What to measure on: prompts, one per line (a pipeline that draws makes its own)'
 complete -c dynx -n '__dynx_at dynx bench' -l runs -x -d 'Rounds'
 complete -c dynx -n '__dynx_at dynx bench' -l prompts -l inputs -x -d 'At most this many inputs: the first 4 prompts by default'
-complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_folders)' -d 'Who guesses ahead, as in dynx generate: auto, a model, …'
+complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_hub) (__dynx_folders)' -d 'Who guesses ahead, as in dynx generate: auto, a model, …'
 complete -c dynx -n '__dynx_at dynx bench' -s n -l max-new-tokens -x -d 'Tokens per answer'
 complete -c dynx -n '__dynx_at dynx bench' -l static -x -a 'none' -d 'Static draft lengths to measure, e.g. 2,4'
 complete -c dynx -n '__dynx_at dynx bench' -l temperature -x -d '0, the default, is greedy'
@@ -262,6 +281,8 @@ complete -c dynx -n '__dynx_at dynx bench' -l json -d 'Print one JSON document i
 complete -c dynx -n '__dynx_at dynx bench' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx bench' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx bench' -l threads -x -d 'Processor threads'
+complete -c dynx -n '__dynx_at dynx bench' -l backend -x -a 'auto torch compiled openvino' -d 'Whose kernels compute a language model'
+complete -c dynx -n '__dynx_at dynx bench' -l quantize -x -a 'none int8 int4' -d 'Store a language model\'s weights in 8 or 4 bits: faster, and another model'
 complete -c dynx -n '__dynx_at dynx bench' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
 complete -c dynx -n '__dynx_at dynx bench' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx bench' -l offline -d 'Never contact the hub'

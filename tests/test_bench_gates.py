@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from dynx.bench.gate import Gate
+
 SPEEDUP, TOLERANCE = 2.0, 0.05
-STORED_ROUNDS = 160
+STORED_ROUNDS = 40
 LOOKS = Looks.doubling(5)
 
 
@@ -87,17 +89,19 @@ def stored(measured: Measurements, path: Path, **header: Any) -> Path:
 
 def verdict_of(
     machine: Machine, known: baseline.Baseline, slow: float, differing: tuple[str, ...] = ()
-) -> tuple[Any, int]:
+) -> tuple[Gate, int]:
     """One run of the gate as `dynx bench --baseline` does it: looked at until decided. Also how many rounds it took."""
-    gate = partial(
-        baseline.no_slower,
-        arm="dynamic",
-        baseline=known,
-        tolerance=TOLERANCE,
-        confidence=LOOKS.each,
-        differing=differing,
-        rng=machine.random,
-    )
+
+    def gate(measured: Measurements) -> Gate:
+        return baseline.no_slower(
+            measured,
+            "dynamic",
+            known,
+            tolerance=TOLERANCE,
+            confidence=LOOKS.each,
+            differing=differing,
+            rng=random.Random(0),
+        )
 
     def judge(measured: Measurements) -> Collection[str]:
         return ["dynamic"] if gate(measured).verdict is Verdict.INCONCLUSIVE else []

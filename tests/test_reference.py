@@ -49,10 +49,12 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder to complete in: a text file, a report, a folder of models, and a cache with one profile."""
+    """A folder to complete in: a book, a report, a folder of models, a cache with one profile, and the hub's with two models."""
     (tmp_path / "a book.txt").touch()
     (tmp_path / "report.json").touch()
     (tmp_path / "models").mkdir()
+    for name in ("models--acme--tiny", "models--gpt99", "datasets--acme--texts"):
+        (tmp_path / ".cache" / "huggingface" / "hub" / name).mkdir(parents=True)
     profiles = tmp_path / "cache" / "profiles"
     profiles.mkdir(parents=True)
     (profiles / f"generate-my-model-{PROFILE}.json").touch()
@@ -429,6 +431,8 @@ TABS = [
     ("dynx generate bench --pl", "--plain ", "--plain "),
     ("dynx generate -m stor", "story ", "story "),
     ("dynx generate -m mod", "models/", "models/"),
+    ("dynx generate -m ac", "acme/tiny ", "acme/tiny "),
+    ("dynx classify --model=gp", "--model=gpt99 ", "--model=gpt99 "),
     ("dynx generate --lookup a", r"a\ book.txt ", r"a\ book.txt "),
     ("dynx generate --lookup=a", r"--lookup=a\ book.txt ", r"--lookup=a\ book.txt "),
     ("dynx generate --profile 0f", f"{PROFILE} ", f"{PROFILE} "),
@@ -498,6 +502,8 @@ def fish_candidates(desk: Path, line: str, file: Path = COMPLETIONS / "dynx.fish
         ("dynx generate bench --pl", ["--plain"]),
         ("dynx generate -m stor", ["story"]),
         ("dynx generate -m mod", ["models/"]),
+        ("dynx generate -m ac", ["acme/tiny"]),
+        ("dynx classify --model=gp", ["--model=gpt99"]),
         ("dynx generate --model=mod", ["--model=models/"]),
         ("dynx generate --lookup rep", ["report.json"]),
         ("dynx generate --seed rep", []),

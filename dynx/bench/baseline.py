@@ -171,7 +171,10 @@ def no_slower(
     elif found.high < bar:
         verdict, reason = Verdict.FAIL, f"{said}: slower by more than {100 * tolerance:g} %"
     else:
-        verdict, reason = Verdict.INCONCLUSIVE, f"{said}: {allowed} is possible and so is none; {_remedy(now, then, bar)}"
+        verdict, reason = (
+            Verdict.INCONCLUSIVE,
+            f"{said}: {allowed} is possible and so is none; {_remedy(now, then, bar)}",
+        )
     if differing:
         reason += f"; advisory only, as this isn't comparable: {'; '.join(differing)}"
     return Gate(name, verdict, found.ratio, bar, reason, advisory)

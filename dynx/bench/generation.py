@@ -136,7 +136,7 @@ def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Ar
 def _torch(assembly: Assembly) -> tuple[Any, Any]:
     """Target and drafter as transformers has them, loaded anew where the assembly runs on other kernels or weights."""
     from dynx.runtime.backends.choice import TORCH
-    from dynx.speculation.setup import torch_backend
+    from dynx.speculation.kernels import torch_backend
 
     plan, drafters = assembly.plan, assembly.engine.drafters
     target: Any = assembly.engine.target

@@ -416,6 +416,14 @@ def calibrate(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and stop.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Test on fresh inputs what the stored profile promises: exit code 3 if that is broken, 4 if no profile fits "
+            "this device.",
+        ),
+    ] = False,
     device_info: Annotated[
         bool, typer.Option("--device-info", help="Show what this machine has and what dynx picks from it.")
     ] = False,
@@ -449,6 +457,7 @@ def calibrate(
       dynx calibrate
       dynx calibrate -m ./my-model --draft ./my-drafter
       dynx calibrate -m ./my-classifier --data texts.txt --max-disagreement 0.01
+      dynx calibrate -m ./my-classifier --data fresh.txt --check
       dynx calibrate --device-info
       dynx calibrate --list
     """

@@ -83,10 +83,15 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
 
 
 def opened(options: Options, terminal: Terminal) -> Assembly:
-    """The model on a command line, with this task's defaults for what wasn't given."""
+    """The model on a command line."""
+    return open_assembly(defaulted(options), terminal)
+
+
+def defaulted(options: Options) -> Options:
+    """A command line with this task's defaults for what wasn't given."""
     own = settings(options, Settings)
     given: dict[str, Any] = {"draft": own.draft, "backend": own.backend, "quantize": own.quantize}
-    return open_assembly(replace(options, **given), terminal)
+    return replace(options, **given)
 
 
 def judged(

@@ -45,10 +45,14 @@ def read_baseline(options: Options, models: Sequence[tuple[Options, Any]]) -> li
 
 
 def measure(options: Options, module: Any, known: list[Baseline], terminal: Terminal) -> BenchResult:
+    """The whole of it for one model."""
+    return measured(module.prepare(options, terminal), options, known, terminal)
+
+
+def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
     from dynx.bench import baseline, energy, harness
 
-    prepared: Prepared = module.prepare(options, terminal)
     meter = energy.find(str(prepared.header["device"]))
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
     how: dict[str, JSON] = {"harness": {"fresh_processes": options.fresh}}
@@ -81,7 +85,7 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
         def progress(p: Progress) -> None:
             move(p.done, p.total, p.arm)
 
-        measured = harness.measure(
+        found = harness.measure(
             arms,
             prepared.cases,
             rounds=looks.last,
@@ -94,7 +98,7 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
             judge=judge if len(looks.rounds) > 1 else None,
             play=play,
         )
-    return annotated(conclude(measured), measured, looks, meter, fresh=options.fresh)
+    return annotated(conclude(found), found, looks, meter, fresh=options.fresh)
 
 
 def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:

@@ -52,6 +52,7 @@ class Options:
     plot: str | None
     budget: float | None
     dry_run: bool
+    check: bool
     device_info: bool
     list_: bool
     show: str | None
@@ -81,6 +82,7 @@ def run(options: Options) -> None:
         (options.export is not None, "--export", export),
         (options.import_ is not None, "--import", import_profile),
         (options.remove is not None, "--remove", remove),
+        (options.check, "--check", check),
     ]
     wanted = [(name, action) for asked, name, action in actions if asked]
     if len(wanted) > 1:
@@ -89,6 +91,13 @@ def run(options: Options) -> None:
         raise UsageError("--output says where --export writes; there is no --export")
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
     (wanted[0][1] if wanted else calibrate)(options, terminal)
+
+
+def check(options: Options, terminal: Terminal) -> None:
+    """Test on fresh inputs what a stored profile promises."""
+    from dynx.cli import calibrate_check
+
+    calibrate_check.check(options, terminal)
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:

@@ -6,6 +6,7 @@ shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -97,13 +98,23 @@ def complain(message: str, hint: str | None = None) -> None:
 def open_missing_streams() -> None:
     """Give standard streams that the caller closed somewhere to go; Python leaves them None.
 
-    Where stdout takes another encoding than UTF-8, what it lacks becomes ? rather than an error in mid-sentence.
+    Where stdout takes another encoding than UTF-8, what it lacks becomes ? rather than an error in mid-sentence; the bytes
+    of a file name that weren't text come out as they were, so that a script finds the file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - lives as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        codecs.register_error("dynx.lenient", lenient)
+        sys.stdout.reconfigure(errors="dynx.lenient")
+
+
+def lenient(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What to write for characters that an encoding lacks: the byte that a surrogate stands for, else a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return b"".join(bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else b"?" for c in lacking), error.end
 
 
 def discard_output() -> None:

@@ -221,7 +221,7 @@ def against_unquantized(
     plan = assembly.plan
     if plan.key.quantization == "none":
         return None
-    from dynx.speculation.setup import torch_backend
+    from dynx.speculation.kernels import torch_backend
 
     reference, warp = torch_backend(plan, plan.source), Warp(sampling)
     alike = tokens = 0

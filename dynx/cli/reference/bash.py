@@ -76,6 +76,16 @@ _NAME_profiles() {
     _NAME_words "$ids"
 }
 
+_NAME_hub() {
+    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} file ids=
+    local IFS=$'\n'
+    for file in $(compgen -G "$folder/models--*"); do
+        file=${file##*/models--}
+        ids+=${file/--//}$'\n'
+    done
+    _NAME_words "$ids"
+}
+
 # Find an option's entry in the list by one of its names.
 _NAME_find() {
     for entry in $options; do
@@ -215,6 +225,7 @@ def _actions(completion: Completion, program: str) -> list[str]:
     if completion.prefixes:
         actions.append(f"_{program}_prefixes {shlex.quote(' '.join(completion.prefixes))}")
     for wanted, name in (
+        (completion.models, "hub"),
         (completion.files, "files"),
         (completion.folders, "folders"),
         (completion.profiles, "profiles"),

@@ -26,7 +26,7 @@ class Completion:
 
     words: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()  # such as "json:", each followed by a file
-    models: bool = False  # the names of shipped models
+    models: bool = False  # the names of shipped models, and of those in the hub's cache
     files: bool = False
     folders: bool = False
     profiles: bool = False  # ids of stored profiles
@@ -86,7 +86,7 @@ def completion_of(parameter: Option | Argument, command: Command, shipped: Shipp
     if not found.models:
         return found
     names = (*found.words, *((default,) if default else ()), *_models(parameter, command, shipped))
-    return Completion(words=tuple(dict.fromkeys(names)), folders=found.folders, files=found.files)
+    return Completion(words=tuple(dict.fromkeys(names)), models=True, folders=found.folders, files=found.files)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ EXIT_CODES = (
         "3", "A gate failed: what was measured misses the bar set.", ("--min-speedup", "--require-identical", "--check")
     ),
     ExitCode("125", "Under --bisect: no verdict, so git bisect skips the commit.", ("--bisect",)),
-    ExitCode("4", "No stored profile can be used, and --require-profile was given.", ("--require-profile",)),
+    ExitCode("4", "No stored profile can be used where one is required.", ("--require-profile", "--check")),
     ExitCode("5", "The device or backend asked for isn't there, or ran out of memory.", ("--device",)),
     ExitCode("130, 143", "Ended by a signal: Ctrl-C, or a request to terminate."),
 )

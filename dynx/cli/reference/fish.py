@@ -57,6 +57,20 @@ function __NAME_files_after
     printf '%s\n' $argv
 end
 
+function __NAME_hub
+    set -l folder $HOME/.cache/huggingface/hub
+    if test -n "$HF_HUB_CACHE"
+        set folder $HF_HUB_CACHE
+    else if test -n "$HF_HOME"
+        set folder $HF_HOME/hub
+    else if test -n "$XDG_CACHE_HOME"
+        set folder $XDG_CACHE_HOME/huggingface/hub
+    end
+    for file in $folder/models--*
+        string replace -r '^.*/models--' '' -- $file | string replace -- -- /
+    end
+end
+
 function __NAME_profiles
     set -l folder $HOME/.cache/dynx
     if test -n "$DYNX_CACHE_DIR"
@@ -123,6 +137,8 @@ def _value(completion: Completion, program: str) -> str:
     offers = list(completion.words)
     if completion.prefixes:
         offers.append(f"(__{program}_files_after {' '.join(completion.prefixes)})")
+    if completion.models:
+        offers.append(f"(__{program}_hub)")
     if completion.folders:
         offers.append(f"(__{program}_folders)")
     if completion.profiles:

@@ -41,11 +41,23 @@ _NAME_value() {
     fi
     (($#)) && _wanted values expl value compadd -- "$@" && ret=0
     case $kind in
+    models)
+        _NAME_hub && ret=0
+        _files -/ && ret=0
+        ;;
     files) _files && ret=0 ;;
     folders) _files -/ && ret=0 ;;
     profiles) _NAME_profiles && ret=0 ;;
     esac
     return ret
+}
+
+_NAME_hub() {
+    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} expl
+    local -a ids
+    ids=($folder/models--*(N:t))
+    ids=(${${ids#models--}/--//})
+    (($#ids)) && _wanted models expl model compadd -a ids
 }
 
 _NAME_profiles() {
@@ -136,6 +148,7 @@ def _argument(argument: Argument, position: int, command: Command, shipped: Ship
 def _value(metavar: str, completion: Completion, command: Command) -> str:
     kinds = {
         "prefixes": bool(completion.prefixes),
+        "models": completion.models,
         "files": completion.files,
         "folders": completion.folders,
         "profiles": completion.profiles,

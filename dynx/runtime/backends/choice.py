@@ -1,7 +1,8 @@
 """Which kernels compute a language model: PyTorch's own, eager or compiled, or OpenVINO's where it is installed.
 
 What a run uses is decided without loading anything (`choose`): the backend asked for, else the one that calibration measured to
-be fastest, else eager PyTorch. Only calibration compiles and converts unasked, since that takes seconds; it times them side by side.
+be fastest, else eager PyTorch. Only calibration compiles and converts unasked, since that takes seconds; it times them side
+by side.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TORCH: Name = "torch-eager"
 COMPILED: Name = "torch-compiled"
 OPENVINO: Name = "openvino"
 
-TITLES: dict[Name, str] = {TORCH: "PyTorch", COMPILED: "compiled PyTorch", OPENVINO: "OpenVINO"}
+TITLES: dict[str, str] = {TORCH: "PyTorch", COMPILED: "compiled PyTorch", OPENVINO: "OpenVINO"}
 
 ALIASES: dict[str, Name] = {"torch": TORCH, "eager": TORCH, "compiled": COMPILED}
 
@@ -64,25 +65,28 @@ def choose(asked: str, quantize: str, device: str, measured: str | None) -> Deci
     """
     if asked not in ("auto", *get_args(Name), *ALIASES):
         raise UsageError(f"--backend {asked}: one of auto, {', '.join(get_args(Name))}")
-    name, there = ALIASES.get(asked, asked), usable(device, quantize)
+    there = cast("dict[str, Decision[bool]]", usable(device, quantize))
+    name = ALIASES.get(asked, asked)
     able = [each for each, found in there.items() if found.value]
     if name != "auto":
         if name not in able:
             stored = f" --quantize {quantize}" if quantize != "none" else ""
-            raise DeviceError(f"--backend {asked}{stored}: {there[cast('Name', name)].reason}")
+            raise DeviceError(f"--backend {asked}{stored}: {there[name].reason}")
         return Decision(name, "asked for")
     if not able:
         raise DeviceError(f"--quantize {quantize}: {there[OPENVINO].reason}")
-    if measured in able:
+    if measured is not None and measured in able:
         return Decision(measured, "measured to be the fastest here")
     if quantize != "none":
         best = next(each for each in UNMEASURED if each in able)
         others = "; calibrating times the others" if len(able) > 1 else ""
         return Decision(best, f"it has {quantize} kernels{others}")
-    if measured in there:
-        return Decision(TORCH, there[cast("Name", measured)].reason)
+    if measured is not None and measured in there:
+        return Decision(TORCH, there[measured].reason)
     others = " and ".join(TITLES[each] for each in able if each != TORCH)
-    return Decision(TORCH, f"nothing is measured yet; calibrating times {others} too" if others else "the only one here")
+    return Decision(
+        TORCH, f"nothing is measured yet; calibrating times {others} too" if others else "the only one here"
+    )
 
 
 @dataclass(frozen=True)
