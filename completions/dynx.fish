@@ -213,7 +213,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l quality -x -d 'Likeness to the
 complete -c dynx -n '__dynx_at dynx calibrate' -l guidance -x -d 'How much the prompt is enforced'
 complete -c dynx -n '__dynx_at dynx calibrate' -l negative -x -d 'For a pipeline that draws: the negative prompt it will be drawn with'
 complete -c dynx -n '__dynx_at dynx calibrate' -l size -x -d 'Width and height in pixels, or one number for both'
-complete -c dynx -n '__dynx_at dynx calibrate' -l plot -r -F -d 'For a pipeline that draws: quality against steps as an SVG file'
+complete -c dynx -n '__dynx_at dynx calibrate' -l plot -r -F -d 'For a pipeline that draws: quality against steps as an SVG or PNG file'
 complete -c dynx -n '__dynx_at dynx calibrate' -l budget -x -d 'Time to spend measuring: by default 60, and 600 for a pipeline that draws'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dry-run -d 'Say what would be measured, and stop'
 complete -c dynx -n '__dynx_at dynx calibrate' -l check -d 'Test on fresh inputs what the stored profile promises'

@@ -134,7 +134,7 @@ def test_what_is_drawn_plain_is_said_in_a_line(cli: Cli, folders: Path, name: st
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--plot", "curve.png"], "--plot curve.png: the curve is an SVG file"),
+        (["--plot", "curve.pdf"], "--plot curve.pdf: the curve is an SVG or PNG file"),
         (["--plot", "/nowhere/curve.svg"], "there is no folder /nowhere"),
         (["--draft", "self"], "--draft is for language models"),
         (["--max-length", "16"], "--max-length means nothing"),

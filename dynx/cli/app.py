@@ -403,7 +403,9 @@ def calibrate(
     size: o.Size = None,
     plot: Annotated[
         str | None,
-        typer.Option("--plot", metavar="PATH", help="For a pipeline that draws: quality against steps as an SVG file."),
+        typer.Option(
+            "--plot", metavar="PATH", help="For a pipeline that draws: quality against steps as an SVG or PNG file."
+        ),
     ] = None,
     budget: Annotated[
         float | None,

@@ -104,8 +104,12 @@ def check_plot(path: str | None) -> None:
     """Raises UsageError where --plot can't be written, before anything is computed."""
     if path is None:
         return
-    if Path(path).suffix.lower() != ".svg":
-        raise UsageError(f"--plot {path}: the curve is an SVG file", hint=f"--plot {Path(path).with_suffix('.svg')}")
+    from dynx.cli.plot import KINDS
+
+    if Path(path).suffix.lower() not in KINDS:
+        raise UsageError(
+            f"--plot {path}: the curve is an SVG or PNG file", hint=f"--plot {Path(path).with_suffix('.svg')}"
+        )
     file = Path(path).expanduser()
     if not file.parent.is_dir():
         raise UsageError(f"can't write {path}: there is no folder {file.parent}")

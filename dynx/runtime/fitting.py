@@ -82,7 +82,12 @@ def _beside(key: ProfileKey, path: Path, warn: Callable[[str], None]) -> Fitting
     except (ProfileError, OSError) as e:
         warn(f"{path} ignored: {e}")
         return Fitting()
-    return Fitting() if _elsewhere(profile, key) else Fitting(profile, arrays, bundled=True)
+    other = _elsewhere(profile, key)
+    if other == ["dtype"]:
+        warn(
+            f"the profile that came with the model isn't used: it was measured in {profile.key.dtype}, not {key.dtype}"
+        )
+    return Fitting() if other else Fitting(profile, arrays, bundled=True)
 
 
 def _elsewhere(profile: Profile, key: ProfileKey) -> list[str]:
