@@ -37,7 +37,8 @@ def test_what_was_written_is_confirmed(cli: Cli, tiny_folder: Path, way: str) ->
     result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 24, "--verify", "--json", *options)
     found = result.document["verification"]
     assert result.code == 0
-    assert (found["rule"], found["verdict"], found["tokens"]) == (rule, verdict, 24)
+    assert (found["rule"], found["verdict"]) == (rule, verdict)
+    assert found["tokens"] == 24 or (rule == "chance" and 0 < found["tokens"] < 24)  # chance may end it early
     assert (found["differences"], found["first_difference"]) == (0, None)
     assert result.err.startswith("verified: ")
     assert (found["deviation"] is None) == (rule != "chance")
