@@ -28,9 +28,13 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dynx.diffusion import calibrate as learning
+from dynx.diffusion import trials
 from dynx.diffusion.events import Request
 
 if TYPE_CHECKING:
+    import pytest
+
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.events import Picture
 
@@ -382,6 +386,15 @@ def request(name: str, seeds: tuple[int, ...] = (1, 2), *, steps: int | None = 1
     )
     options = {**EXTRA.get(name, {}), **others.pop("options", {})}
     return Request(prompts, seeds, steps=steps, options=options, **others)
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Calibrate with few numbers of steps and pictures; what the latter can show is tested elsewhere."""
+    ways = {"LEVELS": (6, 12), "SOLVERS": ("dpm++2m",), "GAMMAS": (1.0,), "CUTS": (), "SKIPS": ()}
+    for name, value in ways.items():
+        patch.setattr(trials, name, value)
+    for name, number in {"LEAST": 104, "MOST": 104, "CLOCKED": 1, "TRYING": 8}.items():
+        patch.setattr(learning, name, number)
 
 
 def directly(name: str, asked: Request, pipe: Any = None, **others: Any) -> Any:

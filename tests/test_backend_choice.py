@@ -121,7 +121,7 @@ def test_a_race_is_won_by_the_least_time() -> None:
         assert timed.winner == "fast"
         assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in choice.WIDTHS})
     assert "fast 4500.00, 5625.00 ms" in str(timed)
-    assert timed.to_json()["slow"]["1"] == pytest.approx(6000.0)
+    assert timed.passes["slow"][1] == pytest.approx(6000.0)
 
 
 def test_a_race_fits_a_short_context() -> None:
@@ -160,7 +160,7 @@ def ready(
     monkeypatch.setattr(kernels, "convert", lambda *_, **__: loaded(OPENVINO))
     monkeypatch.setattr(kernels, "converted", lambda **_: None)
     monkeypatch.setattr(kernels, "compile_model", lambda *_, **__: loaded(COMPILED))
-    monkeypatch.setattr(kernels.Kernels, "_torch", lambda *_: loaded(TORCH))
+    monkeypatch.setattr(kernels, "torch_backend", lambda *_: loaded(TORCH))
     said: list[str] = []
     plan = SimpleNamespace(
         wish=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -203,6 +204,23 @@ def test_what_cannot_be_compiled_is_refused(kind_: str) -> None:
     with torch.inference_mode():
         want = reference(kind_)(input_ids=torch.tensor([TEXT[:26]]), use_cache=False).logits[0]
     torch.testing.assert_close(session.forward(TEXT[20:26]), want[20:], **CLOSE)
+
+
+def test_a_refusal_is_one_sentence() -> None:
+    """What torch can't trace it logs with a traceback; that isn't passed on, and the reason names no source file."""
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(UnsupportedModelError, match=r"^bloom can't be compiled \(RuntimeError: [^/]+\)$"):
+            compiled.load(tiny("bloom"))
+        logger.error("the library speaks again")
+    finally:
+        logger.removeHandler(handler)
+
+    assert [record.getMessage() for record in told] == ["the library speaks again"]
 
 
 needs_int8 = pytest.mark.skipif(not packing.available("int8").value, reason=packing.available("int8").reason)

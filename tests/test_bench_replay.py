@@ -13,8 +13,6 @@ from exits import EPS, LESSONS, keep
 
 from dynx import schemas
 from dynx.bench import replay
-from dynx.diffusion import calibrate as learning
-from dynx.diffusion import trials
 from dynx.errors import UsageError
 from dynx.speculation import replay as walking
 from dynx.speculation.replay import Guess, Recording
@@ -344,16 +342,7 @@ def test_pictures_are_recorded_and_replayed(cli: Cli, tmp_path: Path, monkeypatc
     folder, file, prompts = tmp_path / "tiny", tmp_path / "rec.jsonl", tmp_path / "prompts.txt"
     pipelines.stable_diffusion().save_pretrained(folder)
     prompts.write_text("a red cat\nblue moon\nthe apple\nmoon and cat\n", encoding="utf-8")
-    for name, value in (
-        ("LEVELS", (6, 12)),
-        ("SOLVERS", ("dpm++2m",)),
-        ("GAMMAS", (1.0,)),
-        ("CUTS", ()),
-        ("SKIPS", ()),
-    ):
-        monkeypatch.setattr(trials, name, value)
-    for name, number in (("LEAST", 104), ("MOST", 104), ("CLOCKED", 1), ("TRYING", 8)):
-        monkeypatch.setattr(learning, name, number)
+    pipelines.hurry(monkeypatch)
     common = ("-m", folder, "--data", prompts, "--quality", 0.1)
     none = cli("bench", *common, "--inputs", 2, "--record", file)
     calibrated = cli("calibrate", *common, "--budget", 600, "--json")

@@ -13,7 +13,6 @@ import pipelines
 import pytest
 
 from dynx.diffusion import calibrate as learning
-from dynx.diffusion import trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,16 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few numbers of steps and pictures; what the latter can show is tested elsewhere."""
-    for name, value in (
-        ("LEVELS", (6, 12)),
-        ("SOLVERS", ("dpm++2m",)),
-        ("GAMMAS", (1.0,)),
-        ("CUTS", ()),
-        ("SKIPS", ()),
-    ):
-        monkeypatch.setattr(trials, name, value)
-    for name, value in (("LEAST", 104), ("MOST", 104), ("CLOCKED", 1), ("TRYING", 8)):
-        monkeypatch.setattr(learning, name, value)
+    pipelines.hurry(monkeypatch)
 
 
 @pytest.mark.usefixtures("quick")

@@ -351,11 +351,12 @@ class _Exits:
 
         from dynx.runtime.promise import simulate
 
+        tries = [(*np.unique(np.quantile(column, QUANTILES, method="lower")), math.inf) for column in self._scores.T]
         moved = True
         while moved:
             moved = False
-            for k in range(len(rule)):
-                for threshold in (*np.unique(np.quantile(self._scores[:, k], QUANTILES, method="lower")), math.inf):
+            for k, thresholds in enumerate(tries):
+                for threshold in thresholds:
                     tried = rule.copy()
                     tried[k] = threshold
                     found = simulate(tried, self._scores, self._right, self._costs)

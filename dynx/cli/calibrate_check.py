@@ -56,8 +56,9 @@ def as_bench(options: Options) -> bench.Options:
     """The command line of a measurement with the same model and data, and nothing else asked for."""
     given = {f.name: getattr(options, f.name) for f in fields(options)}
     blank: dict[str, Any] = {f.name: False if f.type == "bool" else None for f in fields(bench.Options)}
-    same = {"data", "tsv", "column", "field", "max_length", "within", "guidance", "size", "budget", "json", "device"}
+    same = {"data", "tsv", "column", "field", "max_length", "within", "guidance", "size", "quality", "budget", "json"}
     same |= {
+        "device",
         "dtype",
         "threads",
         "backend",
@@ -67,7 +68,6 @@ def as_bench(options: Options) -> bench.Options:
         "quiet",
         "verbose",
         "color",
-        "quality",
     }
     return bench.Options(**blank | {name: given[name] for name in same} | {"model": options.model})
 

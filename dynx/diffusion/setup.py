@@ -133,10 +133,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         wanted=wish.profile,
         plain=wish.plain,
         required=wish.require_profile,
+        remedy=calibrate_command(wish),
         warn=warn,
     )
-    if found.profile is None and wish.require_profile:
-        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
     decisions["profile"] = found.decision
     return Plan(wish, source, machine, key, found.profile, found.arrays, found.bundled, decisions)
 

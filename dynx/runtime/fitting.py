@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import UsageError
+from dynx.errors import NoProfileError, UsageError
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
 from dynx.runtime.store import ProfileStore, profiles_folder
@@ -46,12 +46,13 @@ def fitting(
     wanted: str | None,
     plain: bool,
     required: bool,
+    remedy: str,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Fitting:
     """The profile for `key`; `wanted` is an id, "none", or None for whichever fits; `bundled` the file beside the model.
 
-    Raises UsageError where what is asked for contradicts itself or is for another model or precision. What can't be read is
-    warned of and passed over.
+    Raises NoProfileError, with the command that is the `remedy`, where one is `required` and missing; UsageError where what is
+    asked for contradicts itself or is for another model or precision. What can't be read is warned of and passed over.
     """
     if plain or wanted == "none":
         if required:
@@ -69,7 +70,10 @@ def fitting(
             return Fitting(profile, store.arrays(profile))
         except ProfileError as e:
             warn(f"profile {profile.key.id} ignored: {e}")
-    return _beside(key, bundled, warn)
+    found = _beside(key, bundled, warn)
+    if found.profile is None and required:
+        raise NoProfileError("no profile fits the model here", hint=f"{remedy} measures one")
+    return found
 
 
 def _beside(key: ProfileKey, path: Path, warn: Callable[[str], None]) -> Fitting:

@@ -74,12 +74,12 @@ class Kernels:
         try:
             other = self._open(chosen, source, name, quantize=False)
         except UnsupportedModelError:
-            return self._torch(source)
+            return torch_backend(plan, source)
         if chosen != OPENVINO or other.context is None:
             return other
         config = source.config()
         limit = config.get("max_position_embeddings") or config.get("n_positions")
-        return other if limit and other.context >= limit else self._torch(source)
+        return other if limit and other.context >= limit else torch_backend(plan, source)
 
     def _fastest(self, clock: Callable[[], float]) -> Backend:
         """The backend with the shortest passes, of those that can run the model and draft as was asked."""
@@ -124,8 +124,8 @@ class Kernels:
             if plan.profile is not None and (kept := converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
-            return convert(self._torch(source).model, precision=precision, threads=threads, cache=place)
-        eager = self._torch(source)
+            return convert(torch_backend(plan, source).model, precision=precision, threads=threads, cache=place)
+        eager = torch_backend(plan, source)
         if precision != plan.dtype:
             self._stages(f"quantizing to {precision}")
             eager = quantized(eager, precision)
@@ -134,14 +134,10 @@ class Kernels:
         self._stages("compiling")
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=plan.profile is not None)
 
-    def _torch(self, source: Source) -> EagerBackend:
-        return torch_backend(self._plan, source)
 
-
-def torch_backend(plan: Plan, source: Source, dtype: str | None = None) -> EagerBackend:
+def torch_backend(plan: Plan, source: Source) -> EagerBackend:
     """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
     from dynx.runtime.backends.eager import EagerBackend
 
-    pickled = plan.wish.allow_pickle
-    model = loading.load_causal_lm(source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=pickled)
+    model = loading.load_causal_lm(source, device=plan.device, dtype=plan.dtype, allow_pickle=plan.wish.allow_pickle)
     return EagerBackend(model, trusted=plan.profile is not None)

@@ -106,10 +106,6 @@ class Race:
             + f" a pass of {' and '.join(map(str, WIDTHS))} tokens"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """For a profile."""
-        return {name: {str(width): ms for width, ms in by.items()} for name, by in self.passes.items()}
-
 
 def race(backends: Mapping[str, Backend], clock: Callable[[], float], widths: Sequence[int] = WIDTHS) -> Race:
     """Time them in turns, each on a sequence of its own; medians. `clock` in seconds."""

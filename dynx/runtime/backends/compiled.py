@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ PROBE = 13, 37
 
 APART = frozenset({"layer_idx", "training", "handle"})
 """Settings that may differ between blocks of a kind."""
+
+PLAIN = type(None), bool, int, float, str, tuple, Tensor, CounterCache
+"""Arguments of a block that mean the same in every process; code for others is compiled anew in each and not kept."""
 
 CHECKED = (1, 2, 5, 8)
 """Tokens of the passes that are compared with the unmodified model."""
@@ -180,7 +184,7 @@ class CompiledBackend(EagerBackend):
         from torch._inductor.standalone_compile import AOTCompiledArtifact
 
         path = None
-        if self._folder is not None:
+        if self._folder is not None and all(isinstance(value, PLAIN) for value in kwargs.values()):
             path = self._folder / f"{digest(self.config, key, names, inputs)}.bin"
             try:
                 kept: Callable[..., Any] = AOTCompiledArtifact.load(path=str(path))
@@ -242,4 +246,7 @@ def _flatten(kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple[Any, ...], Cou
 
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}"[:160] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = re.sub(r"^\S+\.(?:cpp|h|py):\d+: ", "", lines[0])  # where in torch's sources, which helps nobody here
+    return f"{type(error).__name__}: {line}"[:160]

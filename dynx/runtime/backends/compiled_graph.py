@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import CounterCache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORMAT = 1
 """Counts up when what is stored or how it is called changes."""
@@ -74,10 +79,22 @@ def compile_block(block: nn.Module, names: list[str], inputs: list[Tensor], kwar
         return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
     example = [fake(tensor, index) for index, tensor in enumerate(inputs)]
-    with mode:
-        graph = make_fx(call, tracing_mode="real")(*example)
-    _share(graph)
-    return standalone_compile(graph, example, dynamic_shapes="from_graph", aot=True)
+    with _unlogged():
+        with mode:
+            graph = make_fx(call, tracing_mode="real")(*example)
+        _share(graph)
+        return standalone_compile(graph, example, dynamic_shapes="from_graph", aot=True)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Nothing is logged: what torch can't trace it logs with a traceback, by loggers of many names, and raises as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _share(graph: torch.fx.GraphModule) -> None:
