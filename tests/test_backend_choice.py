@@ -10,7 +10,7 @@ from models import Clock, Stub, TimedBackend, scripted, tiny
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
 from dynx.runtime.backends import choice
-from dynx.runtime.backends.choice import COMPILED, OPENVINO, TORCH, choose, race, usable
+from dynx.runtime.backends.choice import COMPILED, OPENVINO, TORCH, Race, choose, race, usable
 from dynx.runtime.decision import Decision
 from dynx.speculation import kernels
 from dynx.speculation.kernels import Kernels
@@ -120,7 +120,7 @@ def test_a_race_is_won_by_the_least_time() -> None:
         timed = race(order, clock)
         assert timed.winner == "fast"
         assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in choice.WIDTHS})
-    assert "fast 4500.00, 5625.00 ms" in str(timed)
+    assert "fast 4500.00, 5625.00" in str(timed)
     assert timed.passes["slow"][1] == pytest.approx(6000.0)
 
 
@@ -156,11 +156,11 @@ def ready(
             raise found
         return found
 
-    monkeypatch.setattr(kernels, "torch_backend", lambda *_: SimpleNamespace(model=None, eager=True))
     monkeypatch.setattr(kernels, "convert", lambda *_, **__: loaded(OPENVINO))
     monkeypatch.setattr(kernels, "converted", lambda **_: None)
     monkeypatch.setattr(kernels, "compile_model", lambda *_, **__: loaded(COMPILED))
-    monkeypatch.setattr(kernels, "torch_backend", lambda *_: loaded(TORCH))
+    monkeypatch.setattr(kernels, "torch_backend", lambda *_, **__: loaded(TORCH))
+    monkeypatch.setattr(kernels, "bring_in", lambda _: None)
     said: list[str] = []
     plan = SimpleNamespace(
         wish=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),
@@ -192,6 +192,43 @@ def test_calibration_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.decisions["backend"].value == OPENVINO
     assert "torch-eager 9000.00" in plan.decisions["backend"].reason
     assert "torch-compiled 6000.00" in plan.decisions["backend"].reason
+
+
+def test_a_late_start_is_weighed_against_shorter_passes() -> None:
+    """What gains less over a typical run than it starts later loses, however fast its passes are, and the words say why."""
+    close = {"eager": {1: 2.2, 6: 2.9}, "compiled": {1: 1.7, 6: 2.2}}
+    far = {"eager": {1: 54.0, 6: 57.0}, "compiled": {1: 35.0, 6: 37.0}}
+    starts = {"eager": 0.1, "compiled": 1.9}
+
+    assert Race(close).winner == "compiled"
+    assert Race(close, starts).winner == "eager"
+    assert Race(far, starts).winner == "compiled"
+    assert "with the start, a run of 256 passes takes eager 0.8 s, compiled 2.4 s" in str(Race(close, starts))
+
+
+def test_calibration_times_the_start_from_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backend is opened twice: what the first time compiles and converts isn't what later runs wait for."""
+    clock = Clock()
+    three = backends(clock)
+    kernel, plan, _ = ready(monkeypatch, three, clock=clock)
+    opened: list[tuple[str, bool]] = []
+
+    def slow(name: str, made: float, kept: float) -> Callable[..., Any]:
+        def load(*_: Any, **given: Any) -> Any:
+            trusted = bool(given.get("trusted"))
+            opened.append((name, trusted))
+            clock.now += kept if trusted else made
+            return three[name]
+
+        return load
+
+    monkeypatch.setattr(kernels, "compile_model", slow(COMPILED, 9e6, 1.0))
+    monkeypatch.setattr(kernels, "convert", slow(OPENVINO, 9e6, 1.0))
+    monkeypatch.setattr(kernels, "converted", slow(OPENVINO, 2e6, 2e6))
+
+    assert kernel.target() is three[COMPILED]
+    assert opened[:2] == [(COMPILED, False), (COMPILED, True)]
+    assert "a run of 256 passes takes" in plan.decisions["backend"].reason
 
 
 def test_calibration_counts_compiling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,20 +10,14 @@ from models import Clock, TimedBackend, perturbed, tiny
 
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.speculation.calibrate import (
-    Text,
-    calibrate,
-    choose_set,
-    exit_candidates,
-    lookup_traces,
-    read_early,
-    read_model,
-    write_texts,
-)
+from dynx.speculation.calibrate import Check, calibrate, exit_candidates
 from dynx.speculation.engine import Drafters, Engine, Knowledge
 from dynx.speculation.events import Origin, Request, Sampling
+from dynx.speculation.measure import Samples, measure
 from dynx.speculation.policy import LONGEST_DRAFT, Plain, Static
+from dynx.speculation.prediction import choose_set
 from dynx.speculation.setup import knowledge_of
+from dynx.speculation.texts import Text, lookup_traces, read_early, read_model, write_texts
 
 GREEDY = Sampling()
 
@@ -31,7 +25,7 @@ GREEDY = Sampling()
 @pytest.fixture(autouse=True)
 def fewer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the texts at half the length: these tests are about logic, not about precision."""
-    monkeypatch.setattr("dynx.speculation.calibrate.ANSWER", 48)
+    monkeypatch.setattr("dynx.speculation.texts.ANSWER", 48)
     monkeypatch.setattr("dynx.speculation.calibrate.MOST_TEXTS", 6)
 
 
@@ -124,6 +118,59 @@ def test_a_useless_drafter_is_dropped() -> None:
     assert found.predicted == 1.0
     assert "plain" in found.summary
     assert "breaks even" in found.summary
+
+
+def mistimed(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The first `times` timings find the draft model's passes a hundred times shorter than they are."""
+    real, left = measure, [times]
+
+    def wrong(*args: Any, **kwargs: Any) -> Samples:
+        samples = real(*args, **kwargs)
+        left[0] -= 1
+        if left[0] >= 0:
+            short = {c: [s / 100 for s in v] if c[0] == "draft" else v for c, v in samples.cells.items()}
+            return Samples(short)
+        return samples
+
+    monkeypatch.setattr("dynx.speculation.calibrate.measure", wrong)
+
+
+def test_passes_that_the_check_contradicts_are_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment in which some passes were timed wrongly doesn't get into the profile: the answers of the check show it."""
+    engine = engine_of(Clock(), noise=0.05, drafter_layer=1.5)
+    mistimed(monkeypatch, 1)
+
+    found = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=engine.clock)
+
+    assert found.origins == ()
+    assert found.put_aside == ()
+    assert found.costs.draft["draft"](1) == pytest.approx(1.5 * engine.target.layers, rel=0.1)
+
+
+def test_what_is_slower_than_plain_is_put_aside_whatever_the_replay_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs that stay wrong don't bring in a drafter that makes answers slower: plain in turns with it decides, and it's said."""
+    engine = engine_of(Clock(), noise=0.05, drafter_layer=1.5)
+    mistimed(monkeypatch, 9)
+
+    found = calibrate(assembly_of(engine, {"draft", "lookup"}), budget=1e9, clock=engine.clock)
+
+    assert "draft" not in found.origins
+    assert "draft" not in found.profile.fitted["origins"]
+    assert len(found.put_aside) == 1
+    assert "the draft model took 0." in found.summary
+    assert "where the replay said" in found.summary
+
+
+def test_lookup_that_loses_is_left_out_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where even looking for repetitions made answers slower, the profile keeps the next run from it."""
+    engine = engine_of(Clock())
+    losing = Check(0.9, 3)
+    monkeypatch.setattr("dynx.speculation.calibrate.confirm", lambda *_: losing)
+
+    found = calibrate(assembly_of(engine, {"lookup"}), budget=1e9, clock=engine.clock)
+
+    assert found.origins == ()
+    assert found.profile.fitted["lookup"] is False
 
 
 def test_a_profile_teaches_the_next_engine() -> None:

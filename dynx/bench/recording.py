@@ -51,14 +51,16 @@ def texts(
 
     Raises UsageError with sampling, without anyone to draft, and where no answer is long enough.
     """
-    from dynx.speculation import calibrate, replay
+    from dynx.speculation import replay
+    from dynx.speculation.calibrate import chosen_origins
     from dynx.speculation.engine import PRIORS, UNKNOWN_GRANT, grant
     from dynx.speculation.replay import Recording
+    from dynx.speculation.texts import Text
 
     if not task.sampling.greedy:
         raise UsageError("--record records greedy decoding; leave out --temperature")
     engine = assembly.engine
-    origins = calibrate.chosen_origins(engine.drafters)
+    origins = chosen_origins(engine.drafters)
     if not origins:
         raise UsageError(f"there is nothing to draft with: {assembly.decisions['draft'].reason}")
     known = engine.knowledge
@@ -67,7 +69,7 @@ def texts(
         run = engine.start(task.request(prompt))
         for _ in run:
             pass
-        text = calibrate.Text([*prompt, *run.tokens], len(prompt))
+        text = Text([*prompt, *run.tokens], len(prompt))
         if len(run.tokens) > 1:
             recordings.append(Recording(len(prompt) + 1, _guesses(assembly, text, origins, task)))
         progress(0.7 * (i + 1) / len(prompts))
@@ -96,17 +98,17 @@ def texts(
 
 
 def _guesses(assembly: Writing, text: Any, origins: Sequence[Origin], task: Task) -> dict[Origin, Sequence[Guess]]:
-    from dynx.speculation import calibrate
+    from dynx.speculation.texts import lookup_traces, read_early, read_model
 
     engine = assembly.engine
     target, small, layers = engine.target, engine.drafters.model, engine.drafters.exit_layers
     out: dict[Origin, Sequence[Guess]] = {}
     if small is not None and "draft" in origins:
-        out["draft"] = calibrate.read_model(small, text, target.vocab, task.sampling).traces(text)
+        out["draft"] = read_model(small, text, target.vocab, task.sampling).traces(text)
     if layers and "self" in origins:
-        out["self"] = calibrate.read_early(target, text, layers, task.sampling).traces(text)
+        out["self"] = read_early(target, text, layers, task.sampling).traces(text)
     if "lookup" in origins:
-        out["lookup"] = calibrate.lookup_traces(text, engine.drafters.library)
+        out["lookup"] = lookup_traces(text, engine.drafters.library)
     return out
 
 

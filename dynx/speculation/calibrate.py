@@ -1,13 +1,12 @@
 """Learn a target and its drafters once: costs, acceptance, the exit layer, and whether any of it pays.
 
 1. Time the passes (`measure`).
-2. Let the target write texts, from prompts given or from openings it makes up itself.
-3. Read every text once with each drafter. At each position that gives the drafter's guess and its confidence; as long
-   as guesses come true, a drafter that runs ahead sees the very same tokens, so one pass shows how many of its drafts would
-   stay from every position, for every exit layer at once.
-4. Fit acceptance, then replay the texts under the dynamic policy for each set of drafters, and keep the smallest set that is as
-   good as any. Fitting and prediction use different texts.
-5. Run it, plain and dynamic in turns, to see what the prediction is worth and what a round costs beyond its passes.
+2. Let the target write texts, from prompts given or from openings it makes up itself, and read every text once with each
+   drafter (`texts`).
+3. Fit acceptance, then replay the texts under the dynamic policy for each set of drafters, and take the smallest set that is as
+   good as any (`prediction`).
+4. Run it, plain and dynamic in turns. Where that contradicts the replay, the passes are timed once more, since a busy moment may
+   have hit some of them only; what still turns out slower than plain is put aside, whatever the replay says.
 
 Nothing here prints; `progress` hears (share done, what is being done).
 """
@@ -17,57 +16,83 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
-from dynx.speculation.confidence import Reliability, log_odds
-from dynx.speculation.drafters.lookup import LookupDrafter
-from dynx.speculation.engine import PRIORS, Drafters, Engine, Knowledge, grant
+from dynx.speculation.engine import Drafters, Engine, Knowledge
 from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.measure import Samples, costs_from, measure
-from dynx.speculation.policy import LONGEST_DRAFT, Costs, Dynamic, Plain
-from dynx.speculation.replay import Guess, Recording, simulate
-from dynx.speculation.replay import Outcome as ReplayOutcome
+from dynx.speculation.policy import Costs, Plain
+from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
 from dynx.speculation.sampling import Warp
+from dynx.speculation.texts import ANSWER, Reading, Text, lookup_traces, read_early, read_model, write_texts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dynx.runtime.backends.interface import Backend
+    from dynx.speculation.confidence import Reliability
+    from dynx.speculation.replay import Guess
     from dynx.speculation.setup import Assembly
-
-ANSWER = 96
-"""Tokens per text: enough for lookup to find repetitions, short enough for several texts."""
-
-OPENING = 24
-"""Tokens of an opening that the model makes up."""
 
 MOST_TEXTS, LEAST_TEXTS = 12, 4
 
-ROUND, WALKS = 12, 3
-"""Drafts per round when acceptance is fitted, and how many walks through a text, each begun one token later."""
+CHECKS = 3
+"""Runs of the check, at least; texts are taken again where there are fewer."""
 
-WORTH = 1.01
-"""A further drafter must promise this much more speed to be worth loading."""
+ASTRAY = 1.5
+"""Factor between the check and its prediction beyond which the costs that were measured can't be right."""
 
-PAYS = 1.02
-"""Predicted speed-up from which guessing is kept on by default."""
+LOSES = 0.97
+"""Share of plain's speed below which even looking for repetitions is given up; the rest is noise of a short check."""
+
+BUSY = 0.35
+"""Spread of a pass's times, as a share of their median, from which the machine is called busy."""
 
 Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Text:
-    """Token ids the target wrote after `prompt` of its own or the user's."""
+class Lesson:
+    """What timings and texts teach together."""
 
-    tokens: Sequence[int]  # prompt included
-    prompt: int
+    costs: Costs
+    exit_layers: int | None  # the best exit, wanted or not
+    traces: dict[Origin, list[list[Guess]]]
+    reliability: dict[Origin, Reliability]
+    predictions: dict[str, float]  # by set of drafters
+
+
+@dataclass(frozen=True)
+class Check:
+    """Plain's time over dynamic's, both summed over `runs` answers, prompts left out."""
+
+    speedup: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A set of drafters, what was expected of it, and what it did."""
+
+    origins: tuple[Origin, ...]  # worth having
+    expected: float
+    check: Check | None
+    said: float | None  # the replay's prediction for the texts of the check
+
+    @property
+    def astray(self) -> bool:
+        """Whether check and replay can't both be right."""
+        if self.check is None or self.said is None:
+            return False
+        return not 1 / ASTRAY <= self.check.speedup / self.said <= ASTRAY
+
+    @property
+    def refuted(self) -> bool:
+        """Whether it was slower than plain."""
+        return self.check is not None and self.check.speedup < (1.0 if self.origins else LOSES)
 
 
 @dataclass
@@ -86,6 +111,7 @@ class Findings:
     summary: str
     profile: Profile
     predictions: dict[str, float] = field(default_factory=dict)  # by set of drafters
+    put_aside: tuple[str, ...] = ()  # what the check refuted, in words
 
 
 def calibrate(
@@ -104,10 +130,15 @@ def calibrate(
     target, small = engine.target, engine.drafters.model
     sampling = Sampling(repetition_penalty=assembly.repetition_penalty)
     exits = exit_candidates(target) if "self" in plan.kinds else ()
-    progress(0.0, "timing passes")
-    samples = measure(
-        target, small, exits, budget=0.35 * budget, clock=clock, progress=lambda x: progress(0.35 * x, "timing passes")
-    )
+
+    def time_passes(begin: float, share: float) -> Samples:
+        def move(done: float) -> None:
+            progress(begin + share * done, "timing passes")
+
+        move(0.0)
+        return measure(target, small, exits, budget=share * budget, clock=clock, progress=move)
+
+    samples = time_passes(0.0, 0.35)
     each = samples.curve("target")(1)
     count = int(min(MOST_TEXTS, max(LEAST_TEXTS, 0.35 * budget / (ANSWER * each))))
     texts = write_texts(
@@ -118,42 +149,38 @@ def calibrate(
     if small is not None:
         readings["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
-    best_exit = pick_exit(texts, readings, samples, exits, target.layers)
-    costs = costs_from(samples, best_exit, target.layers)
-    traces: dict[Origin, list[list[Guess]]] = {}
-    if small is not None:
-        traces["draft"] = [r.traces(t) for r, t in zip(readings["draft"], texts, strict=True)]
-    if best_exit is not None:
-        traces["self"] = [r.traces(t) for r, t in zip(readings[f"exit {best_exit}"], texts, strict=True)]
-    if "lookup" in plan.kinds:
-        traces["lookup"] = [lookup_traces(t, engine.drafters.library) for t in texts]
-    predictions = predict_sets(texts, traces, costs)
-    origins, predicted = choose_set(predictions)
-    reliability = fit(traces, range(len(texts)))
-    knowledge = Knowledge(costs, {(o, True): r for o, r in reliability.items()}, predicted / each, from_profile=True)
-    chosen = Drafters(
-        small if "draft" in origins else None,
-        best_exit if "self" in origins else None,
-        "lookup" in plan.kinds,
-        engine.drafters.library,
-    )
-    progress(0.85, "checking")
-    measured = confirm(
-        Engine(target, chosen, knowledge=knowledge, clock=clock),
-        texts,
-        sampling,
-        0.15 * budget,
-        lambda x: progress(0.85 + 0.15 * x, "checking"),
-    )
-    acceptance = {o: _first_rate(t) for o, t in traces.items()}
+    looked_up = [lookup_traces(t, engine.drafters.library) for t in texts] if "lookup" in plan.kinds else None
+    lesson = learn(texts, readings, looked_up, samples, exits, target.layers)
+
+    def check(given: Lesson, predictions: dict[str, float], lookup: bool) -> tuple[Verdict, Drafters]:
+        return judge(engine, given, predictions, texts, sampling, 0.15 * budget, lookup=lookup, progress=progress)
+
+    lookup = looked_up is not None
+    verdict, chosen = check(lesson, lesson.predictions, lookup)
+    if verdict.astray:
+        samples = time_passes(0.85, 0.15)
+        lesson = learn(texts, readings, looked_up, samples, exits, target.layers)
+        verdict, chosen = check(lesson, lesson.predictions, lookup)
+    put_aside: list[str] = []
+    left = dict(lesson.predictions)
+    while verdict.refuted and verdict.check is not None and (verdict.origins or lookup):
+        put_aside.append(_refutation(verdict, lesson))
+        blamed: list[Origin] = [o for o in verdict.origins if o != "lookup"] or ["lookup"]
+        lookup = lookup and "lookup" not in blamed
+        left = {name: value for name, value in left.items() if not set(name.split(" + ")) & set(blamed)}
+        verdict, chosen = check(lesson, left, lookup)
+    origins, predicted = verdict.origins, verdict.expected
+    costs, best_exit = lesson.costs, lesson.exit_layers
+    each = samples.curve("target")(1)
+    acceptance = {o: _first_rate(t) for o, t in lesson.traces.items()}
     by_exit = {e: _first_rate([r.traces(t) for r, t in zip(readings[f"exit {e}"], texts, strict=True)]) for e in exits}
-    drafting = {o: t for o, t in traces.items() if o in chosen_origins(chosen)}
-    said = None
-    if measured is not None and drafting:
-        replayed = {o: t[: measured.texts] for o, t in drafting.items()}
-        said = _share_of_plain(texts[: measured.texts], replayed, costs, reliability, predicted / each)
     quantization = against_unquantized(assembly, texts, sampling)
-    summary = in_words(origins, predicted, measured, said, acceptance, costs, best_exit)
+    spread = samples.spread("target")
+    summary = in_words(verdict, acceptance, costs, best_exit)
+    if put_aside:
+        summary = f"{summary}; put aside: {'; '.join(put_aside)}"
+    if spread > BUSY:
+        summary = f"{summary}; the machine was busy (times of one pass spread by {spread:.0%}), so calibrate again when it isn't"
     profile = Profile(
         key=plan.key,
         model_name=plan.source.name,
@@ -168,12 +195,13 @@ def calibrate(
             "complete": costs.complete.to_json() if costs.complete.known else None,
             "draft": {o: c.to_json() for o, c in costs.draft.items() if c.known and o != "lookup"},
             "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
-            "spread": samples.spread("target"),
+            "spread": spread,
         },
         fitted={
             "origins": list(origins),
-            "exit_layers": best_exit if "self" in origins else None,
-            "reliability": {o: r.to_json() for o, r in reliability.items()},
+            "exit_layers": chosen.exit_layers,
+            "lookup": chosen.lookup,
+            "reliability": {o: r.to_json() for o, r in lesson.reliability.items()},
             "tokens_per_second": predicted / each,
             "backend": str(assembly.decisions["backend"].value),
         },
@@ -187,10 +215,11 @@ def calibrate(
             "first_guess_acceptance": dict(acceptance),
             "first_guess_acceptance_by_exit": {str(e): a for e, a in by_exit.items()},
             "predicted_speedup": predicted,
-            "predicted_speedup_by_drafters": predictions,
-            "checked_texts": measured.texts if measured else 0,
-            "measured_speedup": measured.speedup if measured else None,
-            "predicted_speedup_of_checked": said,
+            "predicted_speedup_by_drafters": lesson.predictions,
+            "put_aside": put_aside,
+            "checked_texts": verdict.check.runs if verdict.check else 0,
+            "measured_speedup": verdict.check.speedup if verdict.check else None,
+            "predicted_speedup_of_checked": verdict.said,
         },
         decision={"summary": summary},
     )
@@ -202,12 +231,70 @@ def calibrate(
         best_exit,
         origins,
         predicted,
-        measured.speedup if measured else None,
-        said,
+        verdict.check.speedup if verdict.check else None,
+        verdict.said,
         summary,
         profile,
-        predictions,
+        lesson.predictions,
+        tuple(put_aside),
     )
+
+
+def learn(
+    texts: Sequence[Text],
+    readings: dict[str, list[Reading]],
+    looked_up: list[list[Guess]] | None,
+    samples: Samples,
+    exits: Sequence[int],
+    layers: int,
+) -> Lesson:
+    """Costs, the best exit, and what each set of drafters is worth. `readings` are by "draft" and "exit E"."""
+    best_exit = pick_exit(texts, readings, samples, exits, layers)
+    costs = costs_from(samples, best_exit, layers)
+    traces: dict[Origin, list[list[Guess]]] = {}
+    if "draft" in readings:
+        traces["draft"] = [r.traces(t) for r, t in zip(readings["draft"], texts, strict=True)]
+    if best_exit is not None:
+        traces["self"] = [r.traces(t) for r, t in zip(readings[f"exit {best_exit}"], texts, strict=True)]
+    if looked_up is not None:
+        traces["lookup"] = looked_up
+    return Lesson(costs, best_exit, traces, fit(traces, range(len(texts))), predict_sets(texts, traces, costs))
+
+
+def judge(
+    engine: Engine,
+    lesson: Lesson,
+    predictions: dict[str, float],
+    texts: Sequence[Text],
+    sampling: Sampling,
+    budget: float,
+    *,
+    lookup: bool,
+    progress: Progress,
+) -> tuple[Verdict, Drafters]:
+    """The best of `predictions` put to the test, and the drafters that this takes. Lookup costs nothing to have at hand."""
+    origins, expected = choose_set(predictions)
+    small = engine.drafters.model if "draft" in origins else None
+    chosen = Drafters(small, lesson.exit_layers if "self" in origins else None, lookup, engine.drafters.library)
+    rate = expected / lesson.costs.target(1)
+    reliability = {(o, True): r for o, r in lesson.reliability.items()}
+    knowledge = Knowledge(lesson.costs, reliability, rate, from_profile=True)
+    if not chosen_origins(chosen):
+        return Verdict(origins, expected, None, None), chosen
+    found = confirm(
+        Engine(engine.target, chosen, knowledge=knowledge, clock=engine.clock),
+        texts,
+        sampling,
+        budget,
+        lambda x: progress(0.85 + 0.15 * x, "checking"),
+    )
+    drafting = {o: t for o, t in lesson.traces.items() if o in chosen_origins(chosen)}
+    said = None
+    if found is not None and drafting:
+        count = min(found.runs, len(texts))
+        replayed = {o: t[:count] for o, t in drafting.items()}
+        said = share_of_plain(texts[:count], replayed, lesson.costs, lesson.reliability, rate)
+    return Verdict(origins, expected, found, said), chosen
 
 
 def against_unquantized(
@@ -256,240 +343,10 @@ def exit_candidates(target: Backend) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(last * i / 6)) for i in range(1, 7)}))
 
 
-def write_texts(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    count: int,
-    sampling: Sampling,
-    clock: Callable[[], float],
-    budget: float,
-    progress: Callable[[float], None],
-) -> list[Text]:
-    """Greedy continuations of `prompts`, or of openings sampled from the model. At least two, whatever the budget."""
-    began, texts = clock(), []
-    writer = Engine(engine.target, engine.drafters, clock=clock)
-    for i in range(min(count, len(prompts)) if prompts else count):
-        prompt = list(prompts[i]) if prompts else make_up_opening(writer, i)
-        limit = engine.target.context
-        room = ANSWER if limit is None else min(ANSWER, limit - len(prompt))
-        if room < 8:
-            continue
-        run = writer.start(Request(prompt, room, sampling))
-        for _ in run:
-            pass
-        texts.append(Text([*prompt, *run.tokens], len(prompt)))
-        progress((i + 1) / count)
-        if len(texts) >= 2 and clock() - began > budget:
-            break
-    return texts
-
-
-def make_up_opening(engine: Engine, number: int) -> list[int]:
-    """A prompt of the target's own, sampled at temperature 1 from a token chosen by `number`."""
-    start = (number * 7919 + 11) % engine.target.vocab  # any token will do; a prime step spreads them
-    run = engine.start(Request([start], OPENING, Sampling(temperature=1.0, seed=number)), Plain())
-    for _ in run:
-        pass
-    return [start, *run.tokens]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A drafter's guess for each token of a text from the second on: its signal, and whether it is the text's."""
-
-    signals: Sequence[float]
-    right: Sequence[bool]
-
-    def traces(self, text: Text) -> list[Guess]:
-        """What the drafter would have offered at each position of the answer from its second token on."""
-        out = []
-        for at in range(text.prompt + 1, len(text.tokens)):
-            stop = min(at + LONGEST_DRAFT, len(text.tokens))
-            run = self.right[at - 1 : stop - 1]
-            kept = run.index(False) if False in run else len(run)
-            out.append(Guess(tuple(self.signals[at - 1 : stop - 1]), kept))
-        return out
-
-
-def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> Reading:
-    """A draft model over a whole text, in one pass."""
-    limit = small.context or len(text.tokens)
-    tokens = list(text.tokens[:limit])
-    rows = small.open().forward(tokens[:-1])[:, :vocab]
-    return _reading(rows, tokens, sampling)
-
-
-def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> Reading:
-    """The target's first layers over a whole text, in one pass."""
-    rows = target.open().forward_early(list(text.tokens[:-1]), layers)
-    if rows is None:
-        raise RuntimeError("an early pass with a head gave no logits")
-    return _reading(rows, list(text.tokens), sampling)
-
-
-def _reading(rows: Tensor, tokens: list[int], sampling: Sampling) -> Reading:
-    probabilities = Warp(sampling).probabilities(rows, tokens[:1], tokens[1:])
-    best, guesses = probabilities.max(-1)
-    return Reading(
-        [log_odds(p) for p in best.tolist()], [g == t for g, t in zip(guesses.tolist(), tokens[1:], strict=True)]
-    )
-
-
-def lookup_traces(text: Text, library: Sequence[int]) -> list[Guess]:
-    """What lookup would have offered at each position of the answer from its second token on."""
-    drafter, out = LookupDrafter(library), []
-    for at in range(text.prompt + 1, len(text.tokens)):
-        drafter.sync(text.tokens[:at])
-        signals: list[float] = []
-        kept, missed = 0, False
-        for i in range(min(LONGEST_DRAFT, len(text.tokens) - at)):
-            draft = drafter.propose()
-            if draft is None:
-                break
-            signals.append(draft.signal)
-            missed = missed or draft.token != text.tokens[at + i]
-            kept += not missed
-        out.append(Guess(tuple(signals), kept))
-    return out
-
-
-def fit(traces: dict[Origin, list[list[Guess]]], chosen: Iterable[int]) -> dict[Origin, Reliability]:
-    """Acceptance as a function of signal and position, from the texts numbered `chosen`.
-
-    Positions are visited as rounds would visit them, each beginning where the one before left off: where a text repeats
-    itself a round covers a dozen tokens, and counting each of them would make the whole text look that easy.
-    """
-    numbers, out = list(chosen), {}
-    for origin, by_text in traces.items():
-        weights, typical = PRIORS[origin]
-        out[origin] = Reliability(weights, typical=typical)
-        out[origin].fit(
-            (signal, j + 1, float(j < kept))
-            for i in numbers
-            for start in range(WALKS)
-            for signals, kept in _rounds(by_text[i], start)
-            for j, signal in enumerate(signals[: kept + 1])
-        )
-    return out
-
-
-def _rounds(guesses: Sequence[Guess], at: int) -> Iterator[tuple[tuple[float, ...], int]]:
-    """(signals, kept) of rounds of at most `ROUND` drafts through one text from position `at`."""
-    while at < len(guesses):
-        kept = min(guesses[at].kept, ROUND)
-        yield guesses[at].signals[:ROUND], kept
-        at += kept + 1
-
-
-@dataclass(frozen=True)
-class Check:
-    """Plain's time over dynamic's, both summed over `texts` texts, prompts left out."""
-
-    speedup: float
-    texts: int
-
-
 def chosen_origins(drafters: Drafters) -> tuple[Origin, ...]:
     """What an engine with these drafters can draft with."""
     has = {"draft": drafters.model is not None, "self": bool(drafters.exit_layers), "lookup": drafters.lookup}
     return tuple(cast("Origin", origin) for origin, there in has.items() if there)
-
-
-def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> float:
-    """Expected speed-up over plain, each half of the texts replayed with what the other half taught.
-
-    Replayed twice: a user's run starts from the rate that the profile promises, and that is only known after the first time.
-    """
-    rate = None
-    for _ in range(2):
-        tokens, seconds = _replay(texts, traces, costs, rate)
-        rate = tokens / seconds
-    return rate * costs.target(1, _middle(texts)) if rate else 1.0
-
-
-def _replay(
-    texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs, rate: float | None
-) -> tuple[int, float]:
-    halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
-    tokens, seconds = 0, 0.0
-    stake = grant(rate * costs.target(1) if rate else 2.0)
-    for teach, play in (halves, reversed(halves)):
-        learned = fit(traces, teach)
-        for i in play:
-            outcome = _replay_one(
-                texts[i], {o: by_text[i] for o, by_text in traces.items()}, costs, learned, rate, stake
-            )
-            tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
-    return tokens, seconds
-
-
-def _replay_one(
-    text: Text,
-    guesses: dict[Origin, list[Guess]],
-    costs: Costs,
-    learned: dict[Origin, Reliability],
-    rate: float | None,
-    stake: float,
-) -> ReplayOutcome:
-    policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=stake)
-    return simulate(Recording(text.prompt + 1, guesses), policy, costs)
-
-
-def _share_of_plain(
-    texts: Sequence[Text],
-    traces: dict[Origin, list[list[Guess]]],
-    costs: Costs,
-    learned: dict[Origin, Reliability],
-    rate: float,
-) -> float:
-    """Predicted speed-up over plain on `texts` for an engine that starts from the finished fit, as the check's does."""
-    stake, plain, seconds = grant(rate * costs.target(1)), 0.0, 0.0
-    for i, text in enumerate(texts):
-        outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, stake)
-        plain += outcome.tokens * costs.target(1, _middle([text]))
-        seconds += outcome.seconds
-    return plain / seconds
-
-
-def _middle(texts: Sequence[Text]) -> int:
-    return int(statistics.median((t.prompt + len(t.tokens)) / 2 for t in texts))
-
-
-def predict_sets(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> dict[str, float]:
-    """Predicted speed-up for every set of drafters, under names like "draft + lookup"; "none" is plain."""
-    out = {"none": 1.0}
-    for size in range(1, len(traces) + 1):
-        for names in combinations(traces, size):
-            out[" + ".join(names)] = predict(texts, {o: traces[o] for o in names}, costs)
-    return out
-
-
-def choose_set(predictions: dict[str, float]) -> tuple[tuple[Origin, ...], float]:
-    """The smallest set within `WORTH` of the best, and its prediction; no set at all below `PAYS`."""
-    best = max(predictions.values())
-    for name, value in sorted(
-        predictions.items(), key=lambda item: (item[0].count("+") + (item[0] != "none"), -item[1])
-    ):
-        if value * WORTH >= best and (name == "none" or value >= PAYS):
-            return cast("tuple[Origin, ...]", () if name == "none" else tuple(name.split(" + "))), value
-    return (), 1.0
-
-
-def pick_exit(
-    texts: Sequence[Text],
-    readings: dict[str, list[Reading]],
-    samples: Samples,
-    exits: Sequence[int],
-    layers: int,
-) -> int | None:
-    """The exit whose drafts alone would serve best, or None without candidates."""
-    worth: dict[int, float] = {}
-    for e in exits:
-        traces: dict[Origin, list[list[Guess]]] = {
-            "self": [r.traces(t) for r, t in zip(readings[f"exit {e}"], texts, strict=True)]
-        }
-        worth[e] = predict(texts, traces, costs_from(samples, e, layers))
-    return max(worth, key=lambda e: worth[e]) if worth else None
 
 
 def confirm(
@@ -502,8 +359,9 @@ def confirm(
     """
     began, count, totals = engine.clock(), 0, {True: 0.0, False: 0.0}
     tables = copy.deepcopy(engine.knowledge)
-    for i, text in enumerate(texts):
-        request = Request(text.tokens[: text.prompt], min(ANSWER, len(text.tokens) - text.prompt), sampling)
+    for i in range(max(len(texts), CHECKS) if texts else 0):
+        text = texts[i % len(texts)]
+        request = Request(text.tokens[: text.prompt], len(text.tokens) - text.prompt, sampling)
         for policy in (Plain(), None) if i % 2 else (None, Plain()):
             fresh = copy.deepcopy(tables)
             run = Engine(engine.target, engine.drafters, knowledge=fresh, clock=engine.clock).start(request, policy)
@@ -516,8 +374,8 @@ def confirm(
                     known = engine.knowledge.costs.overhead
                     known[origin] = min(seconds, known.get(origin, seconds))
         count = i + 1
-        progress(count / len(texts))
-        if count >= 3 and engine.clock() - began > budget:
+        progress(count / max(len(texts), CHECKS))
+        if count >= CHECKS and engine.clock() - began > budget:
             break
     return Check(totals[False] / totals[True], count) if count else None
 
@@ -527,17 +385,21 @@ def _first_rate(by_text: Sequence[Sequence[Guess]]) -> float:
     return sum(t.kept > 0 for t in offered) / len(offered) if offered else 0.0
 
 
-def in_words(
-    origins: Sequence[Origin],
-    predicted: float,
-    measured: Check | None,
-    said: float | None,
-    acceptance: dict[Origin, float],
-    costs: Costs,
-    exit_layers: int | None,
-) -> str:
+def _names(lesson_exit: int | None) -> dict[Origin, str]:
+    return {"draft": "the draft model", "self": f"an exit after layer {lesson_exit}", "lookup": "lookup"}
+
+
+def _refutation(verdict: Verdict, lesson: Lesson) -> str:
+    names = _names(lesson.exit_layers)
+    what = " and ".join(names[o] for o in verdict.origins) or "looking for repetitions"
+    took = f"{verdict.check.speedup:.2f}x of plain over {verdict.check.runs} answers" if verdict.check else "slower"
+    expected = f" where the replay said {verdict.said:.2f}x" if verdict.said else ""
+    return f"{what} took {took}{expected}"
+
+
+def in_words(verdict: Verdict, acceptance: dict[Origin, float], costs: Costs, exit_layers: int | None) -> str:
     """The decision in a sentence."""
-    names = {"draft": "the draft model", "self": f"an exit after layer {exit_layers}", "lookup": "lookup"}
+    names = _names(exit_layers)
     whole = costs.target(1)
 
     def case(origin: Origin) -> str:
@@ -550,13 +412,14 @@ def in_words(
         even = max(0.0, (draft + step) / whole)
         return f"{names[origin]} guesses {acceptance.get(origin, 0.0):.0%} right and breaks even at {even:.0%}"
 
-    if not origins:
+    if not verdict.origins:
         tried = "; ".join(case(o) for o in acceptance) or "there is nothing to draft with"
         return f"plain decoding, unless the text repeats itself: {tried}"
     seen = ""
-    if measured and said:
-        seen = f" ({measured.texts} of the texts took {measured.speedup:.2f}x where the replay says {said:.2f}x)"
+    if verdict.check and verdict.said:
+        found, said = verdict.check, verdict.said
+        seen = f" ({found.runs} answers took {found.speedup:.2f}x where the replay says {said:.2f}x)"
     return (
-        f"draft with {' and '.join(names[o] for o in origins)}: {predicted:.2f}x of plain expected{seen}; "
-        + "; ".join(case(o) for o in origins)
+        f"draft with {' and '.join(names[o] for o in verdict.origins)}: {verdict.expected:.2f}x of plain expected{seen}; "
+        + "; ".join(case(o) for o in verdict.origins)
     )

@@ -15,6 +15,7 @@ from dynx.runtime.backends.choice import (
     OPENVINO,
     TITLES,
     TORCH,
+    bring_in,
     compile_model,
     convert,
     converted,
@@ -82,15 +83,18 @@ class Kernels:
         return other if limit and other.context >= limit else torch_backend(plan, source)
 
     def _fastest(self, clock: Callable[[], float]) -> Backend:
-        """The backend with the shortest passes, of those that can run the model and draft as was asked."""
+        """The backend with the shortest runs, of those that can run the model and draft as was asked."""
         plan = self._plan
         running: dict[str, Backend] = {}
+        starts: dict[str, float] = {}
         notes: list[str] = []
         refused: UnsupportedModelError | None = None
         for name, able in usable(plan.device, plan.wish.quantize).items():
             if not able.value:
                 continue
             began = clock()
+            bring_in(name)
+            imported = clock()
             try:
                 backend = self._open(name, plan.source, plan.key.model)
             except UnsupportedModelError as e:
@@ -100,9 +104,12 @@ class Kernels:
             if "self" in plan.kinds and not plan.auto and not backend.can_exit.value:
                 notes.append(f"{TITLES[name]} is left out: {backend.can_exit.reason}")
                 continue
-            running[name] = backend
             if name == COMPILED and (count := getattr(backend, "compiled", 0)):
-                notes.append(f"compiling took {clock() - began:.1f} s, once ({count} graphs)")
+                notes.append(f"compiling took {clock() - imported:.1f} s, once ({count} graphs)")
+            del backend  # the next is a process's usual start, from what was kept
+            again = clock()
+            running[name] = self._open(name, plan.source, plan.key.model, trusted=True)
+            starts[name] = imported - began + clock() - again
         if not running and refused is not None:
             raise refused
         if len(running) < 2 and running:
@@ -110,34 +117,40 @@ class Kernels:
                 plan.decisions["backend"] = Decision(next(iter(running)), "; ".join(notes))
             return next(iter(running.values()))
         self._stages(f"timing {' and '.join(TITLES[name] for name in TITLES if name in running)}")
-        timed = race(running, clock)
+        timed = race(running, clock, starts=starts)
         plan.decisions["backend"] = Decision(timed.winner, "; ".join([str(timed), *notes]))
         return running[timed.winner]
 
-    def _open(self, name: Name, source: Source, folder: str, *, quantize: bool = True) -> Backend:
-        """A model on a backend; `folder` is where among those kept its own is. Raises UnsupportedModelError."""
+    def _open(
+        self, name: Name, source: Source, folder: str, *, quantize: bool = True, trusted: bool = False
+    ) -> Backend:
+        """A model on a backend; `folder` is where among those kept its own is. Raises UnsupportedModelError.
+
+        What is kept is `trusted` to be as it was when there is a profile.
+        """
         plan, cache = self._plan, cache_folder()
+        trusted = trusted or plan.profile is not None
         precision = plan.wish.quantize if quantize and plan.wish.quantize != "none" else plan.dtype
         if name == OPENVINO:
             threads = plan.decisions["threads"].value
             place = cache / "openvino" / folder
-            if plan.profile is not None and (kept := converted(precision=precision, threads=threads, cache=place)):
+            if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
             return convert(torch_backend(plan, source).model, precision=precision, threads=threads, cache=place)
-        eager = torch_backend(plan, source)
+        eager = torch_backend(plan, source, trusted=trusted)
         if precision != plan.dtype:
             self._stages(f"quantizing to {precision}")
             eager = quantized(eager, precision)
         if name == TORCH:
             return eager
         self._stages("compiling")
-        return compile_model(eager, cache=cache / "compiled" / folder, trusted=plan.profile is not None)
+        return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
 
 
-def torch_backend(plan: Plan, source: Source) -> EagerBackend:
+def torch_backend(plan: Plan, source: Source, *, trusted: bool = False) -> EagerBackend:
     """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
     from dynx.runtime.backends.eager import EagerBackend
 
     model = loading.load_causal_lm(source, device=plan.device, dtype=plan.dtype, allow_pickle=plan.wish.allow_pickle)
-    return EagerBackend(model, trusted=plan.profile is not None)
+    return EagerBackend(model, trusted=trusted or plan.profile is not None)

@@ -287,7 +287,8 @@ def assemble(
                 raise ModelError(f"--draft self: {target.can_exit.reason}")
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
-        drafters = Drafters(small, layers, "lookup" in plan.kinds, library)
+        looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
+        drafters = Drafters(small, layers, looking, library)
         decisions["draft"] = _describe_drafters(plan, drafters)
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")

@@ -7,8 +7,10 @@ by side.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -40,6 +42,15 @@ pass of one token: OpenVINO 24 ms, compiled 24 ms, eager 44 ms, and eager bfloat
 
 WIDTHS = (1, 6)
 """Tokens per pass in a race: plain decoding's, and about what a round of guesses submits."""
+
+IMPORTS: dict[str, tuple[str, ...]] = {
+    COMPILED: ("torch._inductor.standalone_compile",),
+    OPENVINO: ("openvino",),
+}
+"""Modules beyond PyTorch that a backend imports before its first pass."""
+
+TYPICAL = 256
+"""Passes of a run over which a later start is weighed against shorter passes: an answer of some hundred tokens."""
 
 CONTEXT, ROUNDS = 64, 9
 """Of a race: tokens before each pass, and passes of each backend and width."""
@@ -91,24 +102,37 @@ def choose(asked: str, quantize: str, device: str, measured: str | None) -> Deci
 
 @dataclass(frozen=True)
 class Race:
-    """Backends timed side by side: milliseconds of a pass by name and width."""
+    """Backends timed side by side: milliseconds of a pass by name and width, and seconds until the first pass."""
 
     passes: Mapping[str, Mapping[int, float]]
+    starts: Mapping[str, float] = field(default_factory=dict)
+
+    def run(self, name: str) -> float:
+        """Seconds of a typical run, from the start."""
+        by_width = self.passes[name].values()
+        return self.starts.get(name, 0.0) + TYPICAL * sum(by_width) / len(by_width) / 1e3
 
     @property
     def winner(self) -> str:
-        """The one with the least time over all widths."""
-        return min(self.passes, key=lambda name: sum(self.passes[name].values()))
+        """The one with the shortest run: kernels that are a little faster and start seconds later lose."""
+        return min(self.passes, key=self.run)
 
     def __str__(self) -> str:
-        return (
-            "; ".join(f"{name} {', '.join(f'{ms:.2f}' for ms in by.values())} ms" for name, by in self.passes.items())
-            + f" a pass of {' and '.join(map(str, WIDTHS))} tokens"
-        )
+        timed = "; ".join(f"{name} {', '.join(f'{ms:.2f}' for ms in by.values())}" for name, by in self.passes.items())
+        said = f"{timed} ms a pass of {' and '.join(map(str, WIDTHS))} tokens"
+        if any(self.starts.values()):
+            starts = ", ".join(f"{name} {self.run(name):.1f} s" for name in self.passes)
+            said += f"; with the start, a run of {TYPICAL} passes takes {starts}"
+        return said
 
 
-def race(backends: Mapping[str, Backend], clock: Callable[[], float], widths: Sequence[int] = WIDTHS) -> Race:
-    """Time them in turns, each on a sequence of its own; medians. `clock` in seconds."""
+def race(
+    backends: Mapping[str, Backend],
+    clock: Callable[[], float],
+    widths: Sequence[int] = WIDTHS,
+    starts: Mapping[str, float] | None = None,
+) -> Race:
+    """Time them in turns, each on a sequence of its own; medians. `clock` and `starts` in seconds."""
     jobs = {(name, width): _pass(backend, width) for name, backend in backends.items() for width in widths}
     for job in jobs.values():
         job()  # the first allocates and chooses kernels
@@ -120,7 +144,15 @@ def race(backends: Mapping[str, Backend], clock: Callable[[], float], widths: Se
             began = clock()
             jobs[cell]()
             seen[cell].append(clock() - began)
-    return Race({name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in backends})
+    passes = {name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in backends}
+    return Race(passes, starts or {})
+
+
+def bring_in(name: str) -> None:
+    """Import what a backend needs beyond PyTorch, which is a part of each process's start."""
+    for module in IMPORTS.get(name, ()):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 def _pass(backend: Backend, width: int) -> Callable[[], None]:
