@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +21,6 @@ from dynx.speculation.events import Request
 from dynx.speculation.policy import Static
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from dynx.runtime.backends.openvino import OpenVINOBackend
@@ -357,3 +357,16 @@ def test_every_architecture_is_accounted_for() -> None:
     """A kind of model that the eager backend runs either runs here or is refused on purpose."""
     of_two_minds = {"gptj"}  # its attention can be replaced from transformers 5.24 on
     assert set(ROLLING) == set(RUNNING) | set(REFUSED) | of_two_minds
+
+
+@pytest.mark.parametrize(("threads", "inner", "fused"), [(1, 256, 0), (2, 256, 2), (2, 96, 0), (3, 256, 0)])
+def test_feed_forward_is_fused_only_where_that_is_safe(threads: int, inner: int, fused: int) -> None:
+    """OpenVINO's fused operation, which kills the process with one thread, is used with pairs of threads that all have work."""
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if "amx_bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8") or able < threads:
+        pytest.skip("needs a processor with AMX and as many processors as threads")
+    model = tiny("llama", hidden_size=128, intermediate_size=inner).to(torch.bfloat16)
+    backend = openvino.load(model, precision="bfloat16", threads=threads, cache=None)
+
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in backend.compiled.get_runtime_model().get_ops()]
+    assert kinds.count("LLMMLP") == fused

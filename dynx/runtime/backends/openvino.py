@@ -10,6 +10,7 @@ a folder that the caller names, whole or not at all.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -132,6 +133,12 @@ def _kept(graph: Any, folder: Path) -> Any:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _threads_had(asked: int | None) -> int:
+    """Threads that the plugin will have of those asked for: no more than processors that this process may use; 1 if unknown."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return min(asked or 1, allowed)
+
+
 def _core() -> Any:
     import openvino as ov
 
@@ -154,7 +161,7 @@ class OpenVINOBackend:
         self.precision: str = precision
         self._weights = weights
         openvino_convert.assemble(graph)
-        openvino_convert.keep_apart(graph)
+        openvino_convert.keep_apart(graph, _threads_had(threads))
         core = _core()
         able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.compute = "bf16" if able and precision in ("bfloat16", "float16") else "f32"
