@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +86,13 @@ def stored(measured: Measurements, path: Path, **header: Any) -> Path:
     return path
 
 
+def sure(measured: Measurements) -> float:
+    """As `dynx bench` has it."""
+    if measured.stopped == "decided" or not measured.ended:
+        return LOOKS.sure(measured.looked, last=False)
+    return LOOKS.sure([*measured.looked, measured.rounds], last=True)
+
+
 def verdict_of(
     machine: Machine, known: baseline.Baseline, slow: float, differing: tuple[str, ...] = ()
 ) -> tuple[Gate, int]:
@@ -98,9 +104,8 @@ def verdict_of(
             "dynamic",
             known,
             tolerance=TOLERANCE,
-            confidence=LOOKS.each,
+            confidence=sure(measured),
             differing=differing,
-            rng=random.Random(0),
         )
 
     def judge(measured: Measurements) -> Collection[str]:
@@ -110,13 +115,7 @@ def verdict_of(
     return gate(measured), measured.rounds
 
 
-@pytest.fixture
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulations take hundreds of intervals."""
-    monkeypatch.setattr(baseline, "ratio_of_speeds", partial(baseline.ratio_of_speeds, resamples=400))
-
-
-def test_a_gate_on_the_same_build_alarms_no_more_often_than_stated(few_resamples: None, tmp_path: Path) -> None:
+def test_a_gate_on_the_same_build_alarms_no_more_often_than_stated(tmp_path: Path) -> None:
     """Against itself, looked at up to six times: of 100 noisy runs, each with a baseline of its own, at most 1 fails."""
     failed = passed = 0
     for seed in range(100):
@@ -129,7 +128,7 @@ def test_a_gate_on_the_same_build_alarms_no_more_often_than_stated(few_resamples
     assert passed >= 80
 
 
-def test_a_build_at_the_bar_itself_alarms_within_the_stated_error(few_resamples: None, tmp_path: Path) -> None:
+def test_a_build_at_the_bar_itself_alarms_within_the_stated_error(tmp_path: Path) -> None:
     """The worst case: exactly as slow as still passes. Both mistakes together stay within the 5 % of all looks."""
     runs, at_the_bar = 100, 1 / (1 - TOLERANCE) - 1
     failed = 0
@@ -140,7 +139,7 @@ def test_a_build_at_the_bar_itself_alarms_within_the_stated_error(few_resamples:
     assert failed <= stats.binom.ppf(0.999, runs, (1 - LOOKS.confidence) / 2)
 
 
-def test_a_build_slower_by_15_percent_is_caught(few_resamples: None, tmp_path: Path) -> None:
+def test_a_build_slower_by_15_percent_is_caught(tmp_path: Path) -> None:
     """With the hook's 15 %, at least 95 of 100 runs fail, and none passes."""
     found = []
     for seed in range(100):
@@ -151,7 +150,7 @@ def test_a_build_slower_by_15_percent_is_caught(few_resamples: None, tmp_path: P
     assert Verdict.PASS not in found
 
 
-def test_a_clear_difference_is_decided_early(few_resamples: None, tmp_path: Path) -> None:
+def test_a_clear_difference_is_decided_early(tmp_path: Path) -> None:
     """Half the speed takes fewer rounds to tell than a difference near the tolerance."""
     machine = Machine(7)
     known = baseline.read(stored(machine.measured(), tmp_path / "own.json"))[0]
@@ -162,11 +161,16 @@ def test_a_clear_difference_is_decided_early(few_resamples: None, tmp_path: Path
 
 
 def test_looks_share_the_error_among_them() -> None:
-    """Six looks at 95 % together have 5 %/6 each; a single one has all of it."""
-    assert Looks.doubling(5).rounds == (5, 10, 20, 40, 80, 160)
-    assert Looks.doubling(5).each == pytest.approx(1 - 0.05 / 6)
-    assert Looks.once(7).each == pytest.approx(0.95)
-    assert "99.17 %" in str(Looks.doubling(5))
+    """Each look has what accrued since the one before, the last has all that is left, and a single one has all of it."""
+    looks = Looks.doubling(5)
+    assert looks.rounds == (5, 10, 20, 40, 80, 160)
+    spent = [1 - looks.sure(looks.rounds[: i + 1], last=False) for i in range(6)]
+    assert sum(spent) == pytest.approx(0.05)
+    assert spent[:2] == [pytest.approx(0.05 * 5 / 160)] * 2
+    assert 1 - looks.sure([5, 10, 17], last=True) == pytest.approx(0.05 * 150 / 160)
+    assert 1 - looks.sure([5, 10, 10], last=True) == pytest.approx(0.05 * 155 / 160)
+    assert looks.sure([17], last=True) == Looks.once(7).sure([7], last=True) == pytest.approx(0.95)
+    assert "up to 6 times" in str(looks)
 
 
 def test_arms_that_nobody_asks_for_stop() -> None:

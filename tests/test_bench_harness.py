@@ -209,11 +209,29 @@ def test_the_budget_counts_warm_up() -> None:
     assert result.rounds == 3
 
 
-def test_the_longest_round_predicts_the_next() -> None:
-    """One slow round makes the harness careful: the prediction is the longest so far, not the last."""
+def test_a_typical_round_predicts_the_next() -> None:
+    """One stalled round neither ends the measurement nor lets a typical one overrun: the prediction is the median."""
     clock = FakeClock()
-    plain = clock.arm("plain", [1.0, 1.0, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0], reference=True)
-    assert measured(clock, [plain], rounds=4, budget_s=14.0).rounds == 3
+    plain = clock.arm("plain", [1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0], reference=True)
+    assert measured(clock, [plain], rounds=4, budget_s=24.0).rounds == 4
+    clock = FakeClock()
+    plain = clock.arm("plain", [1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0], reference=True)
+    assert measured(clock, [plain], rounds=4, budget_s=23.0).rounds == 3
+
+
+def test_arms_that_decide_nothing_stop_early_where_time_is_short() -> None:
+    """The first look is brought forward when it would come too late, once; the looks that were planned follow."""
+    clock, seen = FakeClock(), []
+
+    def judge(so_far: Measurements) -> list[str]:
+        seen.append((so_far.rounds, so_far.looked, so_far.ended))
+        return ["dynamic"]
+
+    arms = [clock.arm("plain", 1.0, reference=True), clock.arm("dynamic", 1.0), clock.arm("idle", 3.0)]
+    result = measured(clock, arms, rounds=8, looks=(4, 8), judge=judge, hurry_s=15.0)
+    assert seen == [(2, (2,), False), (4, (2, 4), False), (8, (2, 4, 8), False)]
+    assert {name: result.rounds_of(name) for name in result.samples} == {"plain": 8, "dynamic": 8, "idle": 2}
+    assert (result.looks, result.ended) == (3, True)
 
 
 def test_progress_counts_every_run_up_to_the_total() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from dynx import schemas
 from dynx.bench.exports import FORMATS
 from dynx.bench.gate import Gate, Verdict, best_static, exit_code, min_speedup, overall, percent, require_identical
-from dynx.bench.harness import Arm, Measurements, Outcome, measure
+from dynx.bench.harness import Arm, Group, Measurements, Outcome, Sample, measure
 from dynx.bench.report import BenchResult, parse_export, summarize
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import UsageError
@@ -249,8 +249,46 @@ def test_the_reading_says_what_the_figures_mean() -> None:
         "require-identical: pass, every output equals the reference's",
         "lookup failed and has no figures: RuntimeError: kernel | missing",
         "[ ] are 95 % intervals for inputs like these, from 3 rounds of 4 inputs; "
-        "a difference of 0.0 % would show in four runs of five",
+        "on exactly these a difference of 0.0 % would show in four runs of five",
+        "ratios are of each input's times by Huber's M-estimate over the rounds (1964), in which a disturbed run counts little",
     )
+
+
+def test_a_single_round_says_that_it_is_not_robust() -> None:
+    """The estimator is named in words and in JSON, with how much leaving out one input would change."""
+    samples = {
+        name: [Sample(0, case, 0, 10, seconds, "x", {}) for case, seconds in enumerate(times)]
+        for name, times in (("plain", (2.0, 2.0, 2.0, 2.0)), ("dynamic", (1.0, 1.0, 1.0, 5.0)))
+    }
+    once = Measurements({"plain": "plain", "dynamic": "dynamic"}, "plain", 4, 1, samples, {}, "rounds", 16.0)
+    result = summarize(once, task="generate", unit="tokens", header={}, rng=random.Random(0))
+    ratio = result.to_document()["arms"][1]["ratio"]  # type: ignore[index,call-overload]
+
+    assert "(leaving out one input would give 0.86x to 2.00x)" in result.reading()[-1]
+    assert result.reading()[-1].startswith("one round has no robust estimate: ratios are of total times")
+    assert (ratio["estimator"], ratio["leaving_one_out"]) == ("totals", pytest.approx([6 / 7, 2.0]))
+
+
+def test_gates_are_surer_than_tables() -> None:
+    """A gate's confidence widens the interval that it judges by, and none in the table."""
+    generator = random.Random(2)
+    samples = {
+        name: [Sample(r, 0, 0, 10, generator.lognormvariate(0, 0.1), "x", {}) for r in range(5)]
+        for name in ("plain", "dynamic")
+    }
+    groups: dict[str, Group] = {"plain": "plain", "dynamic": "dynamic"}
+    measured = Measurements(groups, "plain", 1, 5, samples, {}, "rounds", 16.0)
+    found = [
+        summarize(measured, task="generate", unit="tokens", header={}, rng=random.Random(0), confidence=confidence)
+        .arm("dynamic")
+        .ratio
+        for confidence in (0.95, 0.999)
+    ]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].interval == found[1].interval
+    assert found[0].on_these().high < found[1].on_these().high
+    assert found[1].on_these().confidence == 0.999
 
 
 def test_the_reading_tells_interruption_and_budget() -> None:

@@ -87,9 +87,12 @@ def test_a_gate_goes_on_until_it_is_decided(cli: Cli, tiny_folder: Path) -> None
     document = cli("bench", "-m", tiny_folder, *TINY, "--min-speedup", 900, "--json").document
 
     assert schemas.complaint(document) is None
-    assert (document["stopped"], document["rounds"], document["gates"][0]["verdict"]) == ("decided", 5, "fail")
+    assert (document["stopped"], document["gates"][0]["verdict"]) == ("decided", "fail")
     assert (document["header"]["harness"]["looks"], document["header"]["harness"]["looks_at_most"]) == (1, 6)
-    assert document["header"]["harness"]["interval_confidence"] == pytest.approx(1 - 0.05 / 6)
+    assert document["rounds"] <= 5  # fewer where that takes so long that the look is brought forward
+    sure = 1 - 0.05 * document["rounds"] / 160
+    assert document["header"]["harness"]["interval_confidence"] == pytest.approx(sure, abs=1e-6)
+    assert any("looked at up to 6 times" in sentence for sentence in document["reading"])
     assert set(document["header"]["energy"]) == {"source", "reason"}
 
 
@@ -207,6 +210,7 @@ def test_bisection_asks_for_a_verdict(cli: Cli, tiny_folder: Path) -> None:
 
 def test_the_hook_that_slows_an_arm_down_is_said(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures made slow on purpose say so, and a wrong value is told."""
+    monkeypatch.setenv("DYNX_THREADS", "1")  # a variable of settings makes the others be looked at for typing errors
     monkeypatch.setenv("DYNX_BENCH_SLOW", "dynamic=15%")
     result = cli("bench", "-m", tiny_folder, *SHORT)
     monkeypatch.setenv("DYNX_BENCH_SLOW", "15%")

@@ -61,3 +61,19 @@ def test_inputs_learned_from_prove_nothing(cli: Cli, easy: Path, known: Findings
 
     assert (learned.code, "a check takes fresh inputs" in learned.err) == (2, True)
     assert (dry.code, "--dry-run" in dry.err) == (2, True)
+
+
+def test_a_promise_of_speed(cli: Cli, tiny_folder: Path) -> None:
+    """A speed-up of 900 in a profile is found out, exit code 3; a profile of another device isn't tested, exit code 4."""
+    assert cli("calibrate", "-m", tiny_folder, "--budget", 5, "-q").code == 0
+    store = ProfileStore(profiles_folder(), lambda _: None)
+    (made,) = store.list()
+    store.save(replace(made, evidence={**made.evidence, "predicted_speedup": 900.0}), {})
+    broken = cli("calibrate", "-m", tiny_folder, "--check", "--budget", 5)
+    store.remove(made.key.id)
+    store.save(replace(made, key=replace(made.key, device="another")), {})
+    other = cli("calibrate", "-m", tiny_folder, "--check", "--budget", 5)
+
+    assert (broken.code, "is below 720.00x as a whole" in broken.err) == (3, True)
+    assert broken.out.splitlines()[-1].endswith(f"the promise of profile {made.key.id} is broken")
+    assert (other.code, "was measured with another device" in other.err) == (4, True)

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from dynx.bench.fingerprint import differences
@@ -19,7 +18,6 @@ from dynx.bench.statistics import RatioEstimate, Series, ratio_of_speeds
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    import random
     from pathlib import Path
 
     from dynx.bench.harness import JSON, Measurements
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 SCHEMA, SUITE = "dynx.bench/1", "dynx.bench.suite/1"
 TOLERANCE = 0.05
 """How much of its ratio an arm may lose unmentioned, unless told otherwise."""
-
-CONFIDENCE = 0.95
-"""Of the stored ratio's interval."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +42,14 @@ class Baseline:
         """In what the measurement with this header isn't comparable."""
         return differences(header, self.header)
 
-    def ratio(self, arm: str, rng: random.Random) -> RatioEstimate:
+    def ratio(self, arm: str, confidence: float) -> RatioEstimate:
         """The stored ratio of an arm, for exactly these inputs. Raises UsageError for an arm that isn't there."""
         if arm not in self.series:
             raise UsageError(f"--baseline {self.path} has no figures of the arm {arm!r}")
         ours, theirs = self.series[arm], self.series[self.reference]
         shared = min(len(ours.seconds), len(theirs.seconds))
         cut = [Series(s.units[:shared], s.seconds[:shared]) for s in (ours, theirs)]
-        return ratio_of_speeds(*cut, rng=rng, confidence=CONFIDENCE, scope="cases")
+        return ratio_of_speeds(*cut, confidence=confidence, scope="cases")
 
 
 def read(path: Path) -> list[Baseline]:
@@ -119,19 +114,16 @@ def _series(rows: list[tuple[float, float]], cases: int) -> Series:
 
 
 def relative(now: RatioEstimate, then: RatioEstimate) -> RatioEstimate:
-    """How many times as large the ratio is now, with an interval of now's confidence.
+    """How many times as large the ratio is now, with an interval of the confidence that both have.
 
     The two runs are independent, so the distances of each end from its estimate add up in squares, on logarithms: Zou and
-    Donner's method of variance estimates recovery (2008, Statistics in Medicine 27:1693). `then`'s distances are first brought
-    to now's confidence as those of a normal estimate would be.
+    Donner's method of variance estimates recovery (2008, Statistics in Medicine 27:1693).
     """
     center = math.log(now.ratio / then.ratio)
     low, high = 0.0, math.inf
     if now.bounded and then.bounded:
-        normal = NormalDist()
-        stretch = normal.inv_cdf(0.5 + now.confidence / 2) / normal.inv_cdf(0.5 + then.confidence / 2)
-        below = math.hypot(math.log(now.ratio / now.low), stretch * math.log(then.high / then.ratio))
-        above = math.hypot(math.log(now.high / now.ratio), stretch * math.log(then.ratio / then.low))
+        below = math.hypot(math.log(now.ratio / now.low), math.log(then.high / then.ratio))
+        above = math.hypot(math.log(now.high / now.ratio), math.log(then.ratio / then.low))
         low, high = math.exp(center - below), math.exp(min(center + above, 700.0))
     return RatioEstimate(math.exp(center), low, high, now.confidence, min(now.pairs, then.pairs), "cases")
 
@@ -144,7 +136,6 @@ def no_slower(
     tolerance: float,
     confidence: float,
     differing: tuple[str, ...],
-    rng: random.Random,
 ) -> Gate:
     """Judge whether the arm's ratio is still at least 1 - `tolerance` times the stored one.
 
@@ -161,8 +152,8 @@ def no_slower(
     pair = measured.paired(arm, measured.reference)
     if not all(speed > 0 for series in pair for speed in series.speeds()):
         return Gate(name, Verdict.INCONCLUSIVE, None, bar, "a round produced nothing", advisory)
-    now = ratio_of_speeds(*pair, rng=rng, confidence=confidence, scope="cases")
-    then = baseline.ratio(arm, rng)
+    now = ratio_of_speeds(*pair, confidence=confidence, scope="cases")
+    then = baseline.ratio(arm, confidence)
     found = relative(now, then)
     said = f"{now.ratio:.2f}x now and {then.ratio:.2f}x in {baseline.path.name}, {_change(found)}"
     allowed = f"{100 * tolerance:g} % less"

@@ -2,7 +2,8 @@
 
 All take texts or paths of images as they are and give labels, so reading is part of the time. `plain` is what transformers'
 pipeline does unless told otherwise, one input at a time in the order given, and `bucketed` is what can be done without
-leaving early: batches of inputs of like length. What a label is compared with is the full float32 model's.
+leaving early: batches of inputs of like length. Both are the model by default; where another precision or other kernels are
+asked for, bucketed comes with these too. What a label is compared with is the full float32 model's.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import torch
 
 from dynx.bench.harness import Arm, Outcome
 from dynx.early_exit.classifier import Classifier
+from dynx.early_exit.kernels import Blocks
 from dynx.early_exit.reading import Row
 from dynx.early_exit.reference import Reference, is_reference
+from dynx.early_exit.setup import attach_exits, load_model
 from dynx.errors import ModelError
+from dynx.runtime.backends.choice import TORCH
 from dynx.runtime.risk import two_sided
 
 if TYPE_CHECKING:
@@ -62,13 +66,32 @@ def cut(items: Sequence[Any], batch: int) -> list[Case]:
     return [items[low:high] for low, high in pairwise(bounds)]
 
 
-def own_arms(assembly: Assembly) -> list[Arm[Case]]:
-    """Plain (the reference), bucketed, and dynamic, which is bucketed once more where there are no exits."""
-    return [
-        Arm("plain", _one_by_one(assembly), "plain", reference=True),
-        Arm("bucketed", _in_batches(assembly, None), "static"),
-        Arm("dynamic", _in_batches(assembly, assembly.knowledge), "dynamic"),
+def own_arms(assembly: Assembly, default: Assembly | None = None) -> list[Arm[Case]]:
+    """Plain (the reference), bucketed, and dynamic, which is bucketed once more where there are no exits.
+
+    With another model as `default` (`as_by_default`) that one is plain and bucketed, and bucketed comes once more as asked for.
+    """
+    default = default or assembly
+    arms = [
+        Arm("plain", _one_by_one(default), "plain", reference=True),
+        Arm("bucketed", _in_batches(default, None), "static"),
     ]
+    if default is not assembly:
+        blocks = assembly.blocks
+        name = " ".join(["bucketed", blocks.precision, *([blocks.backend] if blocks.backend != TORCH else [])])
+        arms.append(Arm(name, _in_batches(assembly, None), "static"))
+    return [*arms, Arm("dynamic", _in_batches(assembly, assembly.knowledge), "dynamic")]
+
+
+def as_by_default(assembly: Assembly) -> Assembly:
+    """The model as it runs where nobody asks for a precision or for kernels; `assembly` itself where it is that."""
+    plan, blocks = assembly.plan, assembly.blocks
+    dtype = "float32" if plan.device == "cpu" else plan.dtype
+    if blocks.backend == TORCH and not blocks.quantized and plan.dtype == dtype:
+        return assembly
+    model, reader = load_model(plan, dtype=dtype, max_length=plan.wish.max_length)
+    attachment = attach_exits(model, reader, {})
+    return replace(assembly, attachment=attachment, reader=reader, knowledge=None, blocks=Blocks(TORCH, dtype))
 
 
 def _one_by_one(assembly: Assembly) -> Callable[[Case], Outcome]:

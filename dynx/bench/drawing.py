@@ -90,7 +90,7 @@ def own_arms(artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Call
     engine = artist.assembly.engine
     sample = replace(artist.request("", 0), steps=None)
     fewer = [n for n in steps if n < engine.family.default_steps]
-    arms = [Arm(gallery.reference, arm(gallery.reference, _by_its_author(artist, None)), "plain", reference=True)]
+    arms = [Arm(gallery.reference, arm(gallery.reference, _plain(artist)), "plain", reference=True)]
     arms += [Arm(f"author {n}", arm(f"author {n}", _by_its_author(artist, n)), "static") for n in fewer]
     if fewer and engine.plain_reason(sample) is None:
         grid = engine.course(sample).grid
@@ -117,7 +117,11 @@ def further_arm(
     return Arm(name, run, group)
 
 
-def _by_its_author(artist: Artist, steps: int | None) -> Callable[[Pair], Picture]:
+def _plain(artist: Artist) -> Callable[[Pair], Picture]:
+    return lambda pair: artist.assembly.engine.reference.draw(replace(artist.request(*pair), steps=None))[0]
+
+
+def _by_its_author(artist: Artist, steps: int) -> Callable[[Pair], Picture]:
     return lambda pair: artist.assembly.engine.draw(replace(artist.request(*pair), steps=steps))[0]
 
 

@@ -65,9 +65,10 @@ def min_speedup(
 ) -> Gate:
     """Judge whether the arm is at least `bar` times as fast as what it was compared with, or less by `tolerance` at most.
 
-    Pass when the whole interval is at or above the bar (low ≥ bar), fail when all of it is below (high < bar), else
-    inconclusive. An arm that crashed fails with its `failure`; no estimate and no failure (interrupted before the first
-    complete round, nothing produced) is inconclusive. The reason names the `baseline`, where that isn't the reference.
+    Judged on exactly the inputs that were measured: the next run of the gate has the same, and more rounds can decide it. Pass
+    when the whole interval is at or above the bar (low ≥ bar), fail when all of it is below (high < bar), else inconclusive.
+    An arm that crashed fails with its `failure`; no estimate and no failure (interrupted before the first complete round,
+    nothing produced) is inconclusive. The reason names the `baseline`, where that isn't the reference.
     Raises UsageError for a bar that isn't a positive, finite number.
     """
     if not 0 < bar < math.inf:
@@ -77,13 +78,14 @@ def min_speedup(
         return Gate(name, Verdict.FAIL, None, bar, f"the arm failed: {failure}")
     if estimate is None:
         return Gate(name, Verdict.INCONCLUSIVE, None, bar, "no ratio was measured")
+    estimate = estimate.on_these()
     measured = f"{estimate} of {baseline}" if baseline else str(estimate)
     if estimate.low >= bar:
         verdict, reason = Verdict.PASS, f"{measured} is at or above {bar:.2f}x as a whole"
     elif estimate.high < bar:
         verdict, reason = Verdict.FAIL, f"{measured} is below {bar:.2f}x as a whole"
     elif not estimate.bounded:
-        verdict, reason = Verdict.INCONCLUSIVE, f"{measured}: one round of so few inputs has no interval"
+        verdict, reason = Verdict.INCONCLUSIVE, f"{measured}: one round has no interval"
     else:
         verdict, reason = Verdict.INCONCLUSIVE, f"{measured} straddles {bar:.2f}x; more rounds would narrow it"
     return Gate(name, verdict, estimate.ratio, bar, reason)

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
-from dynx.bench.statistics import Series
+from dynx.bench.statistics import Series, median
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
@@ -115,8 +115,15 @@ class Measurements:
     elapsed: float
     busy: float = 0.0
     """Seconds of `elapsed` inside arms; the rest is the harness's own and its judge's."""
-    looks: int = 0
-    """How often a judge looked."""
+    looked: tuple[int, ...] = ()
+    """After how many rounds a judge looked, each time that it did."""
+    ended: bool = True
+    """Whether this is all: False for what a judge sees, as more may follow."""
+
+    @property
+    def looks(self) -> int:
+        """How often a judge looked."""
+        return len(self.looked)
 
     @property
     def interrupted(self) -> bool:
@@ -169,18 +176,20 @@ def measure(
     progress: Callable[[Progress], None] | None = None,
     looks: Collection[int] = (),
     judge: Judge | None = None,
+    hurry_s: float | None = None,
     play: Play | None = None,
 ) -> Measurements:
     """Run every arm on every case, `rounds` times, interleaved.
 
     `warmup` is how often each arm runs before timing, on the first case, the second, and so on. An arm that raises is
     dropped with its message and the others go on. After a complete round no further one starts that would, lasting as
-    long as the longest so far, end past `budget_s` seconds after the start; the first round always runs. Ctrl-C
+    long as they typically do, end past `budget_s` seconds after the start; the first round always runs. Ctrl-C
     keeps the complete rounds and is told by `interrupted`.
 
     After so many rounds as `looks` says `judge` sees what there is. Only the arms that it names go on, with the reference,
-    and with none named the measurement is over ("decided"). `play`, where given, runs the rounds in the place of this
-    process, and warms up by itself.
+    and with none named the measurement is over ("decided"). Where the first look isn't reached in `hurry_s` seconds it is
+    brought forward, so that arms which decide nothing don't use up the time of those that do. `play`, where given, runs the
+    rounds in the place of this process, and warms up by itself.
 
     Raises UsageError for arms, cases or counts that can't be measured; DynxError when the reference fails (its own
     error unchanged, if it is one of dynx's).
@@ -188,10 +197,11 @@ def measure(
     _check(arms, cases, rounds, warmup, budget_s)
     contest = _Contest(arms, (warmup * (play is None) + rounds * len(cases)) * len(arms), clock, rng, progress)
     complete: list[list[tuple[str, Sample]]] = []
-    longest, looked = 0.0, 0
+    lasted: list[float] = []
+    looked: list[int] = []
     stopped: Stop = "rounds"
 
-    def so_far() -> Measurements:
+    def so_far(*, ended: bool) -> Measurements:
         samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms if arm.name not in contest.failures}
         for name, sample in (pair for one_round in complete for pair in one_round):
             if name in samples:
@@ -206,7 +216,8 @@ def measure(
             stopped=stopped,
             elapsed=clock() - contest.started,
             busy=contest.busy,
-            looks=looked,
+            looked=tuple(looked),
+            ended=ended,
         )
 
     try:
@@ -214,7 +225,7 @@ def measure(
             contest.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
             began = clock()
-            if budget_s is not None and complete and began - contest.started + longest > budget_s:
+            if budget_s is not None and complete and began - contest.started + median(lasted) > budget_s:
                 stopped = "budget"
                 break
             if play is None:
@@ -222,18 +233,19 @@ def measure(
             else:
                 played = contest.elsewhere(play, number, len(cases))
             complete.append(played)
-            longest = max(longest, clock() - began)
-            if judge is not None and number + 1 in looks:
-                looked += 1
-                before, needed = len(contest.live), judge(so_far())
+            lasted.append(clock() - began)
+            late = hurry_s is not None and not looked and clock() - contest.started > hurry_s
+            if judge is not None and (number + 1 in looks or late):
+                looked.append(number + 1)
+                before, needed = len(contest.live), judge(so_far(ended=False))
                 if not needed:
                     stopped = "decided"
                     break
                 contest.narrow(needed)
-                longest *= len(contest.live) / before
+                lasted = [seconds * len(contest.live) / before for seconds in lasted]
     except KeyboardInterrupt:
         stopped = "interrupt"
-    return so_far()
+    return so_far(ended=True)
 
 
 class _Contest(Generic[Case]):

@@ -1,9 +1,9 @@
 """Scores policies on a recording, and how far each is from the best possible. No model is loaded.
 
 Two yardsticks: the *informed* oracle knows what a policy may know, and all of it beforehand (of drafters: costs, acceptance and
-the rate it will reach; of exits: the best rule over the same scores, picked with hindsight among those that could be certified on
-as many inputs as the policy was), so that 100 % of it is the best that this information gives. The *clairvoyant* one knows the
-outcomes too.
+the rate it will reach; of exits: the best rule over the same scores that could be certified on as many inputs as the policy was,
+chosen for each fifth of the inputs on all others), so that 100 % of it is the best that this information gives. The *clairvoyant*
+one knows the outcomes too.
 
 A policy is named plain, dynamic (as recorded), cold (dynamic without a profile), DRAFTER=K (always K drafts), at=N (everything
 leaves after layer N, or takes N steps), threshold=T (one for all exits), or FILE.py:NAME, a class or function of the user's.
@@ -41,6 +41,12 @@ STATIC_LENGTHS = range(1, 11)
 
 LEVELS = 400
 """Rules of each family among which the informed oracle of exits picks."""
+
+FOLDS, FEWEST_FOR_FOLDS = 5, 100
+"""Parts that the informed oracle of exits holds out in turn, and how few inputs make none."""
+
+STEPS = 10
+"""In which it gets more careful, down to no wrong answers at all."""
 
 QUANTILES = [i / 100 for i in range(101)]
 """Of an exit's scores: thresholds that it is tried with by itself."""
@@ -270,8 +276,8 @@ class _Exits:
         if len(self._places) != exits + 1 or self._thresholds.shape != (exits,):
             raise UsageError("the recording's places and thresholds don't fit its costs")
         self._allowed = math.floor((1 - float(head["share"])) * self.count + 1e-9)
-        self._provable = math.floor(float(head["provable"]) * self.count + 1e-9)
-        self._informed = self._best_rule()
+        self._provable = float(head["provable"])
+        self._informed = self._informed_cost()
 
     def usual(self) -> list[str]:
         """Full depth, the cheapest place for all that keeps the promise, and dynamic."""
@@ -327,45 +333,83 @@ class _Exits:
         plain = self._plain * self.count
         return Score(name, plain / cost, self._informed * self.count / cost, int(wrong), mean, wrong <= self._allowed)
 
-    def _best_rule(self) -> float:
-        """Mean cost of the cheapest rule with no more wrong here than a certificate may see; full depth where there is none."""
-        import numpy as np
+    def _informed_cost(self) -> float:
+        """Mean cost where the inputs of each fold leave by the rule that is best for all others.
 
-        from dynx.runtime.promise import choose_rules, simulate
-
-        eps = max(self._provable / self.count, 1e-9)
-        best, rule = min(self._costs.full, self._plain), np.full(len(self._costs.reach), math.inf)
-        for prune in (True, False):
-            rules = choose_rules(
-                self._scores, self._right, self._costs, eps, 0.5, MANY, levels=LEVELS, prune=prune, every=True
-            )
-            for thresholds in (*rules.thresholds, self._thresholds):
-                found = simulate(thresholds, self._scores, self._right, self._costs)
-                if found.disagreements <= self._provable and found.cost < best:
-                    best, rule = found.cost, np.asarray(thresholds, dtype=np.float64)
-        return self._each_for_itself(best, rule)
-
-    def _each_for_itself(self, best: float, rule: NDArray[np.float64]) -> float:
-        """The same when each exit's threshold is moved by itself, in turns, for as long as that helps."""
+        A rule that is the best for the very inputs it is judged on knows which of them it may leave early, and no policy can. Nor
+        may a rule be wrong more often where it is judged than a certificate may see, so it is chosen ever more carefully until it
+        isn't. Few inputs make no folds: then it is the rule that is best for all, and what it costs is a bound.
+        """
         import numpy as np
 
         from dynx.runtime.promise import simulate
 
-        tries = [(*np.unique(np.quantile(column, QUANTILES, method="lower")), math.inf) for column in self._scores.T]
+        everything = np.ones(self.count, dtype=np.bool_)
+        if self.count < FEWEST_FOR_FOLDS:
+            return self._best_rule(everything, self._provable * self.count)[0]
+        fold = np.arange(self.count) % FOLDS
+        for step in range(STEPS, -1, -1):
+            allowed = self._provable * self.count * (FOLDS - 1) / FOLDS * step / STEPS
+            total, wrong = 0.0, 0
+            for number in range(FOLDS):
+                held = fold == number
+                _, rule = self._best_rule(~held, allowed)
+                if rule is None:
+                    total += self._full * int(held.sum())
+                    continue
+                found = simulate(rule, self._scores[held], self._right[held], self._costs)
+                total, wrong = total + found.cost * int(held.sum()), wrong + found.disagreements
+            if wrong <= self._provable * self.count + 1e-9:
+                return total / self.count
+        return self._full
+
+    @property
+    def _full(self) -> float:
+        """What an input costs that leaves nowhere."""
+        return min(self._costs.full, self._plain)
+
+    def _best_rule(self, rows: NDArray[np.bool_], most: float) -> tuple[float, NDArray[np.float64] | None]:
+        """Mean cost of the cheapest rule with at most so many wrong in these rows, and it (None: full depth)."""
+        import numpy as np
+
+        from dynx.runtime.promise import choose_rules, simulate
+
+        scores, right, count = self._scores[rows], self._right[rows], int(rows.sum())
+        allowed = math.floor(most + 1e-9)
+        best: tuple[float, NDArray[np.float64] | None] = self._full, None
+        for prune in (True, False):
+            rules = choose_rules(
+                scores,
+                right,
+                self._costs,
+                max(allowed / count, 1e-9),
+                0.5,
+                MANY,
+                levels=LEVELS,
+                prune=prune,
+                every=True,
+            )
+            for thresholds in (*rules.thresholds, self._thresholds):
+                found = simulate(thresholds, scores, right, self._costs)
+                if found.disagreements <= allowed and found.cost < best[0]:
+                    best = found.cost, np.asarray(thresholds, dtype=np.float64)
+
+        # Each exit's threshold moved by itself, in turns, for as long as that helps.
+        tries = [(*np.unique(np.quantile(column, QUANTILES, method="lower")), math.inf) for column in scores.T]
         moved = True
         while moved:
             moved = False
             for k, thresholds in enumerate(tries):
                 for threshold in thresholds:
-                    tried = rule.copy()
+                    tried = np.full(len(tries), math.inf) if best[1] is None else best[1].copy()
                     tried[k] = threshold
-                    found = simulate(tried, self._scores, self._right, self._costs)
-                    if found.disagreements <= self._provable and found.cost < best - 1e-12:
-                        best, rule, moved = found.cost, tried, True
+                    found = simulate(tried, scores, right, self._costs)
+                    if found.disagreements <= allowed and found.cost < best[0] - 1e-12:
+                        best, moved = (found.cost, tried), True
         return best
 
     def oracles(self) -> list[Score]:
-        """The best rule with hindsight; and leaving where it is right, with the allowed wrong answers where they save most."""
+        """The best rule, cross-fitted; and leaving where it is right, with the allowed wrong answers where they save most."""
         import numpy as np
 
         reach = np.asarray((*self._costs.reach, min(self._costs.full, self._plain)))

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 from dynx.bench import render
 from dynx.bench.exports import parse_export
 from dynx.bench.gate import Gate, Verdict, best_static, overall
-from dynx.bench.statistics import OUTLIER_SCORE, detectable_effect, median, outliers, ratio_of_speeds
+from dynx.bench.statistics import (
+    OUTLIER_SCORE,
+    RESAMPLES,
+    detectable_effect,
+    median,
+    outliers,
+    ratio_of_speeds,
+)
 
 if TYPE_CHECKING:
     import random
@@ -37,6 +44,20 @@ __all__ = ["BenchResult", "parse_export", "summarize"]
 SCHEMA = "dynx.bench/1"
 SUITE = "dynx.bench.suite/1"
 BEST = "the best static"
+
+CONFIDENCE = 0.95
+"""Of the intervals in tables; a gate's may have to be surer."""
+
+FEW_RESAMPLES = 500
+"""While a judge looks, as it doesn't judge by those intervals."""
+
+ESTIMATORS = {
+    "huber": (
+        "ratios are of each input's times by Huber's M-estimate over the rounds (1964), in which a disturbed run counts little"
+    ),
+    "totals": "one round has no robust estimate: ratios are of total times, in which a disturbed run counts in full",
+}
+"""How the ratios were made, in words."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +211,7 @@ def summarize(
     unit: str,
     header: Mapping[str, JSON],
     rng: random.Random,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     scope: Scope = "task",
     facts: Mapping[str, Mapping[str, JSON]] | None = None,
     identical: Mapping[str, float | None] | None = None,
@@ -205,8 +226,8 @@ def summarize(
     arm's facts are merged over its samples (numbers by their median, anything else where all samples agree); `facts` adds
     or overrides per arm, and so does `identical` where an output holds several answers that are compared one by one.
     `rivals` are the static arms that dynamic ones are compared with, under the words for why; by default the fastest. Each
-    ratio gets a random generator of its own drawn from `rng`, so the same seed gives the same intervals. See
-    `ratio_of_speeds` for `scope`.
+    ratio gets a random generator of its own drawn from `rng`, so the same seed gives the same intervals. `confidence` is how
+    sure a gate has to be; intervals in tables have 95 %. See `ratio_of_speeds` for `scope`.
     """
 
     def ratio(arm: str, reference: str) -> RatioEstimate | None:
@@ -214,7 +235,10 @@ def summarize(
         # A model may end every text at once; no units, no ratio.
         if not all(speed > 0 for series in pair for speed in series.speeds()):
             return None
-        return ratio_of_speeds(*pair, rng=rng, confidence=confidence, scope=scope)
+        resamples = RESAMPLES if measurements.ended else FEW_RESAMPLES
+        return ratio_of_speeds(
+            *pair, rng=rng, confidence=CONFIDENCE, judged=confidence, scope=scope, resamples=resamples
+        )
 
     results = []
     for name, group in measurements.groups.items():
@@ -293,6 +317,7 @@ def _sentences(result: BenchResult) -> Iterable[str]:
     for arm in leading[:1]:
         if arm.ratio is not None:
             yield _about_intervals(result, arm.ratio)
+            yield _about_estimate(arm.ratio)
     noisy = [f"{len(arm.outliers)} of {len(arm.samples)} for {arm.name}" for arm in result.arms if arm.outliers]
     if noisy:
         source = f"modified z-score above {OUTLIER_SCORE}, Iglewicz & Hoaglin 1993"
@@ -313,11 +338,20 @@ def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
     measured = f"{render.count(result.rounds, 'round')} of {render.count(result.cases, result.case)}"
     if not ratio.bounded:
         return f"no intervals: {measured} can't bound a ratio"
-    effect = detectable_effect(ratio)
+    effect = detectable_effect(ratio.on_these())
+    here = "on exactly these " if ratio.scope == "task" and result.rounds > 1 else ""
     return (
         f"[ ] are {100 * ratio.confidence:g} % intervals for {scope}, from {measured}; "
-        f"a difference of {100 * effect:.1f} % would show in four runs of five"
+        f"{here}a difference of {100 * effect:.1f} % would show in four runs of five"
     )
+
+
+def _about_estimate(ratio: RatioEstimate) -> str:
+    said = ESTIMATORS[ratio.estimator]
+    if ratio.leaving_one_out is None:
+        return said
+    low, high = ratio.leaving_one_out
+    return f"{said} (leaving out one input would give {low:.2f}x to {high:.2f}x)"
 
 
 def _arm_document(arm: ArmResult) -> dict[str, object]:
@@ -356,7 +390,10 @@ def _ratio_document(ratio: RatioEstimate | None) -> dict[str, object] | None:
         "confidence": ratio.confidence,
         "pairs": ratio.pairs,
         "scope": ratio.scope,
-        "detectable": detectable_effect(ratio),
+        "estimator": ratio.estimator,
+        "here": None if (here := ratio.here) is None else {**vars(here), "low": here.low if here.bounded else None},
+        "leaving_one_out": ratio.leaving_one_out,
+        "detectable": detectable_effect(ratio.on_these()),
     }
 
 

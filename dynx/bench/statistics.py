@@ -1,7 +1,7 @@
 """The arithmetic of a comparison: how much faster, how sure, and what could have been seen.
 
 It knows matrices of seconds and units, rounds × cases, and nothing of what was run. Every answer is a ratio of speeds
-inside one run; absolute speeds on shared machines don't repeat. NumPy loads only when an interval is computed.
+inside one run; absolute speeds on shared machines don't repeat. NumPy loads only for an interval that speaks of other inputs.
 
     estimate = ratio_of_speeds(dynamic, plain, rng=random.Random(0))
     print(estimate)                          # 1.31x [1.24, 1.39]
@@ -11,9 +11,11 @@ inside one run; absolute speeds on shared machines don't repeat. NumPy loads onl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist, mean, median, stdev
+from dataclasses import dataclass, replace
+from statistics import NormalDist, mean, median
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from dynx.bench.robust import MAD_TO_SIGMA, Location, locate, middle, reach, student_quantile
 
 if TYPE_CHECKING:
     import random
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "Estimator",
+    "Interval",
     "RatioEstimate",
     "Scope",
     "Series",
@@ -36,9 +40,11 @@ __all__ = [
 Scope: TypeAlias = Literal["task", "cases"]
 """What an interval speaks of: inputs like the measured ones ("task"), or exactly the measured ones ("cases")."""
 
+Estimator: TypeAlias = Literal["huber", "totals"]
+"""How a ratio was made: of robust times of each input over the rounds, or of one round's total times as they are."""
+
 OUTLIER_SCORE = 3.5  # Iglewicz & Hoaglin 1993: modified z-scores beyond this are labelled
 TIGHT = 0.01  # closer than 1 % to the median is no outlier: on steady samples the score alone flags rounding
-MAD_TO_SIGMA = 1.4826  # 1 / Φ⁻¹(3/4): turns a normal sample's MAD into its standard deviation
 MEAN_AD_TO_SIGMA = 1.2533  # √(π/2): the same for the mean absolute deviation
 RESAMPLES = 10_000
 # Two or three inputs say too little about the next one: in simulation, with speed-ups differing by 20 % between inputs,
@@ -59,11 +65,28 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Where a ratio lies with this confidence; `low` is 0 and `high` infinite where the sample can't bound it."""
+
+    low: float
+    high: float
+    confidence: float
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the sample could bound the ratio at all."""
+        return self.low > 0 and math.isfinite(self.high)
+
+
+@dataclass(frozen=True)
 class RatioEstimate:
     """Speed of an arm over speed of the reference, with its interval.
 
     `low` is 0 and `high` infinite where the sample can't bound the ratio (one round of a single case).
-    `pairs` counts the (case, round) pairs behind it; `scope` says what the interval speaks of.
+    `pairs` counts the (case, round) pairs behind it; `scope` says what the interval speaks of. `here` is the interval for
+    exactly the measured inputs, which is what a gate judges by; None where there is no other than this one. `leaving_one_out`
+    is the least and the greatest ratio that all inputs but one give, where there is one round only: how much a single
+    disturbed run can matter.
     """
 
     ratio: float
@@ -72,6 +95,9 @@ class RatioEstimate:
     confidence: float
     pairs: int
     scope: Scope = "task"
+    estimator: Estimator = "huber"
+    here: Interval | None = None
+    leaving_one_out: tuple[float, float] | None = None
 
     @property
     def bounded(self) -> bool:
@@ -83,6 +109,13 @@ class RatioEstimate:
         """The interval in print, `[1.24, 1.39]`."""
         return f"[{self.low:.2f}, {self.high:.2f}]" if self.bounded else "[unknown]"
 
+    def on_these(self) -> RatioEstimate:
+        """The same ratio, for exactly the inputs that were measured."""
+        if self.here is None:
+            return self
+        here = self.here
+        return replace(self, low=here.low, high=here.high, confidence=here.confidence, scope="cases", here=None)
+
     def __str__(self) -> str:
         return f"{self.ratio:.2f}x {self.interval}"
 
@@ -91,53 +124,64 @@ def ratio_of_speeds(
     arm: Series,
     reference: Series,
     *,
-    rng: random.Random,
+    rng: random.Random | None = None,
     confidence: float = 0.95,
     scope: Scope = "task",
+    judged: float | None = None,
     resamples: int = RESAMPLES,
 ) -> RatioEstimate:
     """Estimate how many times faster than `reference` the arm does the whole task.
 
-    The figure is the median over rounds r of ρ_r = (Σ_c units / Σ_c seconds of the arm) / (the same of the reference),
-    taken on logarithms so that swapping the arms inverts it. Totals make long inputs count for what they cost; pairing
-    within a round cancels drift; the median ignores a round that something else disturbed.
+    Each input is paired with itself in every round, which cancels drift. Over the rounds the log ratio of its two times gets
+    Huber's M-estimate, so that a run which something else disturbed counts little, and their geometric mean gives it its
+    weight; the ratio is that of all units by the total of such times. Logarithms make swapped arms invert it. One round
+    has nothing to be robust with: the ratio is that of total times.
 
-    The interval is a percentile bootstrap that resamples rounds and cases independently, because every case returns in
-    every round: the pigeonhole bootstrap of Owen (2007, Annals of Applied Statistics 1:386), which errs on the wide
-    side. With scope "cases", or fewer than four cases, only rounds are resampled and the interval speaks of these
-    inputs alone. Percentiles are expanded for small samples as Hesterberg (2015, The American Statistician 69:371)
-    derives: Φ(−√(n/(n−1)) t_{n−1}) in place of α/2. No resample of n rounds leaves their range, which holds the median
-    with probability 1 − 2^(1−n) only; where that is short of `confidence`, Student's t interval of the log ratios is
-    joined to it.
+    The interval for exactly these inputs, at confidence `judged` (or `confidence`), is Student's over the rounds; one round has
+    none, and where there are cases enough that of inputs like these takes its place, which is wider. With
+    scope "task" and at least four cases, `low` and `high` speak of inputs like these: a percentile bootstrap of the cases,
+    whose robust times carry the rounds' noise, expanded for small samples as Hesterberg (2015, The American Statistician
+    69:371) derives, Φ(−√(n/(n−1)) t_{n−1}) in place of α/2. No resample of n cases leaves their range, which holds their
+    median with probability 1 − 2^(1−n) only; where that is short of `confidence`, Student's t interval of the linearized
+    ratio (Cochran 1977, Sampling Techniques, section 6.3) is joined to it, and always the interval for these inputs.
 
-    Raises ValueError when the two series differ in shape, or a whole round produced no units.
+    Only the bootstrap needs chance: `rng`, or the same every time. Raises ValueError when the two series differ in shape, or a
+    whole round produced no units.
     """
-    shape = (len(reference.seconds), len(reference.seconds[0]) if reference.seconds else 0)
-    for part in (arm.units, arm.seconds, reference.units, reference.seconds):
-        if len(part) != shape[0] or any(len(row) != shape[1] for row in part) or 0 in shape:
-            raise ValueError("both series need the same rounds and cases, at least one of each")
-    if not all(speed > 0 for series in (arm, reference) for speed in series.speeds()):
-        raise ValueError("a round without any units has no speed to compare")
-    rounds, cases = shape
+    rounds, cases = _shape(arm, reference)
     over_cases = scope == "task" and cases >= FEWEST_CASES_FOR_TASK
-    logs = [math.log(a / b) for a, b in zip(arm.speeds(), reference.speeds(), strict=True)]
-    center = median(logs)
-    low, high = -math.inf, math.inf
-    resampled = cases if over_cases else rounds
-    if resampled > 1:
-        replicates = _replicates(arm, reference, over_cases, resamples, rng)
-        low, high = _expanded_percentiles(replicates, resampled, confidence)
-        if not over_cases and 2.0 ** (1 - rounds) > 1 - confidence:
-            reach = _student_quantile(0.5 + confidence / 2, rounds - 1) * stdev(logs) / math.sqrt(rounds)
-            low, high = min(low, mean(logs) - reach), max(high, mean(logs) + reach)
-        low, high = min(low, center), max(high, center)
+    sums = _typical(arm, reference)
+    center = sums.log_ratio()
+    judged = confidence if judged is None else judged
+    noise = sums.noise() if rounds > 1 else None
+
+    seed = rng.getrandbits(64) if over_cases and rng is not None else 0
+
+    def over_inputs(confidence: float) -> Interval:
+        low, high = _over_cases(sums, confidence, resamples, seed)
+        return Interval(_exp(min(low, center)), _exp(max(high, center)), confidence)
+
+    def on_these(confidence: float) -> Interval:
+        if noise is None:
+            return over_inputs(confidence) if over_cases else Interval(0.0, math.inf, confidence)
+        far = reach(noise, rounds - 1, confidence)
+        return Interval(_exp(center - far), _exp(center + far), confidence)
+
+    here = on_these(judged)
+    found = here if judged == confidence else on_these(confidence)
+    if over_cases and noise is not None:
+        wider = over_inputs(confidence)
+        found = Interval(min(found.low, wider.low), max(found.high, wider.high), confidence)
     return RatioEstimate(
         ratio=math.exp(center),
-        low=_exp(low),
-        high=_exp(high),
+        low=found.low,
+        high=found.high,
         confidence=confidence,
         pairs=rounds * cases,
         scope="task" if over_cases else "cases",
+        estimator="huber" if rounds > 1 else "totals",
+        here=None if here == found else here,
+        leaving_one_out=sums.leaving_one_out() if rounds == 1 else None,
     )
 
 
@@ -178,65 +222,127 @@ def spread(samples: Sequence[float]) -> float:
     return MAD_TO_SIGMA * median(abs(x - center) for x in samples)
 
 
-def _replicates(
-    arm: Series, reference: Series, over_cases: bool, resamples: int, rng: random.Random
-) -> NDArray[np.float64]:
-    """Return the finite bootstrap replicates of the median log ratio."""
+@dataclass(frozen=True)
+class _Sums:
+    """What each case adds to both totals: units and typical seconds; and how sure the logarithms behind the seconds are."""
+
+    arm_units: Sequence[float]
+    reference_units: Sequence[float]
+    arm_seconds: Sequence[float]
+    reference_seconds: Sequence[float]
+    ratios: Sequence[Location]
+    levels: Sequence[Location]
+
+    def log_ratio(self) -> float:
+        """Of speeds."""
+        return math.log(sum(self.arm_units) / sum(self.arm_seconds)) - math.log(
+            sum(self.reference_units) / sum(self.reference_seconds)
+        )
+
+    def leaving_one_out(self) -> tuple[float, float] | None:
+        """The least and the greatest ratio of all cases but one; None where that leaves nothing."""
+        found = []
+        for left_out in range(len(self.arm_units)):
+            one = _Sums(*([x for i, x in enumerate(part) if i != left_out] for part in vars(self).values()))
+            if sum(one.arm_units) > 0 and sum(one.reference_units) > 0:
+                found.append(math.exp(one.log_ratio()))
+        return (min(found), max(found)) if found else None
+
+    def noise(self) -> list[float]:
+        """The variances that add up to that of the log ratio, by its derivatives to each case's log ratio and log level."""
+        ours, theirs = _shares(self.arm_seconds), _shares(self.reference_seconds)
+        by_ratio = [((a + b) / 2) ** 2 * ratio.variance for a, b, ratio in zip(ours, theirs, self.ratios, strict=True)]
+        by_level = [(a - b) ** 2 * level.variance for a, b, level in zip(ours, theirs, self.levels, strict=True)]
+        return [a + b for a, b in zip(by_ratio, by_level, strict=True)]
+
+    def influences(self) -> list[float]:
+        """The derivatives of the log ratio to each case's weight, times the number of cases; their mean is 0."""
+        parts = zip(
+            _shares(self.arm_units),
+            _shares(self.arm_seconds),
+            _shares(self.reference_units),
+            _shares(self.reference_seconds),
+            strict=True,
+        )
+        return [len(self.arm_units) * (a - b - c + d) for a, b, c, d in parts]
+
+
+def _shape(arm: Series, reference: Series) -> tuple[int, int]:
+    shape = (len(reference.seconds), len(reference.seconds[0]) if reference.seconds else 0)
+    for part in (arm.units, arm.seconds, reference.units, reference.seconds):
+        if len(part) != shape[0] or any(len(row) != shape[1] for row in part) or 0 in shape:
+            raise ValueError("both series need the same rounds and cases, at least one of each")
+    if not all(speed > 0 for series in (arm, reference) for speed in series.speeds()):
+        raise ValueError("a round without any units has no speed to compare")
+    return shape
+
+
+def _typical(arm: Series, reference: Series) -> _Sums:
+    """Each case's seconds of both arms, by the M-estimate of their log ratio and the median of their log geometric mean."""
+    ours, theirs = (
+        [[math.log(x) for x in column] for column in zip(*s.seconds, strict=True)] for s in (arm, reference)
+    )
+    columns = list(zip(ours, theirs, strict=True))
+    ratios = locate([[b - a for a, b in zip(x, y, strict=True)] for x, y in columns])
+    levels = middle([[(a + b) / 2 for a, b in zip(x, y, strict=True)] for x, y in columns])
+    pairs = list(zip(levels, ratios, strict=True))
+    return _Sums(
+        arm_units=[sum(column) for column in zip(*arm.units, strict=True)],
+        reference_units=[sum(column) for column in zip(*reference.units, strict=True)],
+        arm_seconds=[math.exp(level.value - ratio.value / 2) for level, ratio in pairs],
+        reference_seconds=[math.exp(level.value + ratio.value / 2) for level, ratio in pairs],
+        ratios=ratios,
+        levels=levels,
+    )
+
+
+def _shares(parts: Sequence[float]) -> list[float]:
+    total = sum(parts)
+    return [part / total for part in parts]
+
+
+def _over_cases(sums: _Sums, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Both ends of the log ratio for inputs like these."""
+    cases = len(sums.arm_units)
+    low, high = _expanded_percentiles(_replicates(sums, resamples, seed), cases, confidence)
+    if 2.0 ** (1 - cases) > 1 - confidence:
+        center = sums.log_ratio()
+        variance = sum(x**2 for x in sums.influences()) / (cases * (cases - 1))
+        far = reach([variance], cases - 1, confidence)
+        low, high = min(low, center - far), max(high, center + far)
+    return low, high
+
+
+def _replicates(sums: _Sums, resamples: int, seed: int) -> NDArray[np.float64]:
+    """Return the finite bootstrap replicates of the log ratio, cases drawn with replacement."""
     import numpy as np
 
-    def log_speed(series: Series) -> NDArray[np.float64]:
-        units, seconds = np.asarray(series.units, np.float64), np.asarray(series.seconds, np.float64)
-        speed: NDArray[np.float64] = np.log(weights @ units.T) - np.log(weights @ seconds.T)
-        return speed  # resamples (or 1) × rounds
-
-    generator = np.random.default_rng(rng.getrandbits(64))
-    rounds, cases = len(arm.seconds), len(arm.seconds[0])
-    weights = np.ones((1, cases))
-    if over_cases:
-        weights = generator.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
-    picked = generator.integers(0, rounds, size=(resamples, rounds))
+    generator = np.random.default_rng(seed)
+    cases = len(sums.arm_units)
+    weights = generator.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
     # A resample may hold only inputs that produced nothing; such a replicate has no speed and is left out.
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.broadcast_to(log_speed(arm) - log_speed(reference), (resamples, rounds))
-        replicates: NDArray[np.float64] = np.median(np.take_along_axis(logs, picked, axis=1), axis=1)
+        ours, theirs = (
+            np.log(weights @ np.asarray(units, np.float64)) - np.log(weights @ np.asarray(seconds, np.float64))
+            for units, seconds in (
+                (sums.arm_units, sums.arm_seconds),
+                (sums.reference_units, sums.reference_seconds),
+            )
+        )
+        replicates: NDArray[np.float64] = ours - theirs
     return replicates[np.isfinite(replicates)]
 
 
 def _expanded_percentiles(replicates: NDArray[np.float64], n: int, confidence: float) -> tuple[float, float]:
-    """Return both ends of the percentile interval, widened for `n` resampled rounds or cases."""
+    """Return both ends of the percentile interval, widened for `n` resampled cases."""
     import numpy as np
 
     if replicates.size == 0:
         return -math.inf, math.inf
-    stretch = math.sqrt(n / (n - 1)) * _student_quantile(0.5 + confidence / 2, n - 1)
+    stretch = math.sqrt(n / (n - 1)) * student_quantile(0.5 + confidence / 2, n - 1)
     tail = NormalDist().cdf(-stretch)
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _student_quantile(probability: float, dof: int) -> float:
-    """Return the quantile (probability above one half) of Student's t by bisection on its distribution function."""
-    low, high = 0.0, 2.0
-    while _student_cdf(high, dof) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_cdf(middle, dof) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _student_cdf(t: float, dof: int) -> float:
-    """Return P(T ≤ t) for t ≥ 0 by the finite sums 26.7.3 and 26.7.4 of Abramowitz & Stegun (1964)."""
-    theta = math.atan(t / math.sqrt(dof))
-    cos2 = math.cos(theta) ** 2
-    odd = dof % 2
-    term, total = (math.cos(theta), 0.0) if odd else (1.0, 0.0)
-    for step in range(dof // 2):
-        total += term
-        k = 2 * step + 1 + odd
-        term *= cos2 * k / (k + 1)
-    inside = 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
-    return (1 + inside) / 2
 
 
 def _exp(log: float) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli import bench_arms
-from dynx.cli.bench import GATED_BUDGET
+from dynx.cli.bench import GATED_BUDGET, HURRY
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
     looks, budget = plan(options, prepared)
 
     def conclude(measured: Measurements) -> BenchResult:
-        result = prepared.conclude(measured, looks.each)
-        more = against(stored, measured, options, looks.each, differing) if stored else []
+        sure = confidence(looks, measured)
+        result = prepared.conclude(measured, sure)
+        more = against(stored, measured, options, sure, differing) if stored else []
         return result.judged([*result.gates, *more])
 
     def judge(measured: Measurements) -> Collection[str]:
@@ -96,6 +97,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             progress=progress,
             looks=looks.rounds,
             judge=judge if len(looks.rounds) > 1 else None,
+            hurry_s=HURRY * budget if budget is not None else None,
             play=play,
         )
     return annotated(conclude(found), found, looks, meter, fresh=options.fresh)
@@ -108,6 +110,13 @@ def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
     if not options.gates_speed or options.runs is not None:
         return Looks.once(prepared.rounds), options.budget
     return Looks.doubling(prepared.rounds), GATED_BUDGET if options.budget is None else options.budget
+
+
+def confidence(looks: Looks, measured: Measurements) -> float:
+    """How sure the intervals that gates are judged by must be, at a look or after all of them."""
+    if measured.stopped == "decided" or not measured.ended:
+        return looks.sure(measured.looked, last=False)
+    return looks.sure([*measured.looked, max(measured.rounds, 1)], last=True)
 
 
 def equipped(prepared: Prepared, options: Options, meter: Meter | None) -> list[Arm[Any]]:
@@ -146,7 +155,6 @@ def against(
             tolerance=tolerance,
             confidence=confidence,
             differing=differing,
-            rng=random.Random(0),  # noqa: S311
         )
         for arm in arms
     ]
@@ -165,13 +173,13 @@ def annotated(
         "overhead": None if measured.overhead is None else max(0.0, round(measured.overhead, 6)),
         "looks": measured.looks or 1,
         "looks_at_most": len(looks.rounds),
-        "interval_confidence": round(looks.each, 6),
+        "interval_confidence": round(confidence(looks, measured), 6),
         "fresh_processes": fresh,
     }
     source = meter.value.source if meter.value is not None else None
     header = {**result.header, "harness": harness, "energy": {"source": source, "reason": meter.reason}}
     arms = tuple(_with_energy(arm) for arm in result.arms)
-    processes = _processes(measured, looks.each)
+    processes = _processes(measured)
     notes += [f"{item.arm} {item.ratio.ratio:.2f}x of {item.basis} {item.ratio.interval}" for item in processes]
     return replace(result, header=header, arms=arms, notes=tuple(notes), comparisons=(*result.comparisons, *processes))
 
@@ -190,7 +198,7 @@ def _with_energy(arm: ArmResult) -> ArmResult:
     return replace(arm, facts={**facts, "joules_per_unit": each})
 
 
-def _processes(measured: Measurements, confidence: float) -> list[Comparison]:
+def _processes(measured: Measurements) -> list[Comparison]:
     """Programs against dynx as a whole process."""
     from dynx.bench.report import Comparison
     from dynx.bench.statistics import ratio_of_speeds
@@ -203,6 +211,6 @@ def _processes(measured: Measurements, confidence: float) -> list[Comparison]:
     for name in others:
         pair = measured.paired(name, plain)
         if name in measured.groups and all(speed > 0 for series in pair for speed in series.speeds()):
-            ratio = ratio_of_speeds(*pair, rng=random.Random(0), confidence=confidence)  # noqa: S311
+            ratio = ratio_of_speeds(*pair, rng=random.Random(0))  # noqa: S311
             found.append(Comparison(name, plain, ratio, "dynx as a plain process"))
     return found
