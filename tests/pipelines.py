@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from dynx.diffusion import calibrate as learning
-from dynx.diffusion import trials
+from dynx.diffusion import kernels, trials
 from dynx.diffusion.events import Request
 
 if TYPE_CHECKING:
@@ -389,10 +389,11 @@ def request(name: str, seeds: tuple[int, ...] = (1, 2), *, steps: int | None = 1
 
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
-    """Calibrate with few numbers of steps and pictures; what the latter can show is tested elsewhere."""
+    """Calibrate with few numbers of steps and pictures, on PyTorch; what so few can show is tested elsewhere."""
     ways = {"LEVELS": (6, 12), "SOLVERS": ("dpm++2m",), "GAMMAS": (1.0,), "CUTS": (), "SKIPS": ()}
     for name, value in ways.items():
         patch.setattr(trials, name, value)
+    patch.setattr(kernels, "ways", lambda *_: [])
     for name, number in {"LEAST": 104, "MOST": 104, "CLOCKED": 1, "TRYING": 8}.items():
         patch.setattr(learning, name, number)
 

@@ -213,7 +213,7 @@ def test_prompts_of_the_vocabulary_are_new_to_calibration() -> None:
 def test_prompts_that_the_steps_were_learned_from_are_told(learned: list[str], warned: bool) -> None:
     """Whoever reads the figures should know."""
     profile = SimpleNamespace(evidence={"data": text_hash(learned)})
-    engine = SimpleNamespace(family=SimpleNamespace(random=False))
+    engine = SimpleNamespace(family=SimpleNamespace(random=False), kernels=None)
     assembly: Any = SimpleNamespace(knowledge=object(), plan=SimpleNamespace(profile=profile), engine=engine)
 
     assert bool(bench_drawing.notes(assembly, ["a cat", "b"])) == warned

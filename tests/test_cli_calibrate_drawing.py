@@ -149,6 +149,9 @@ def test_a_dry_run_in_words(cli: Cli, folders: Path) -> None:
     lines = result.out.splitlines()
 
     assert (result.code, result.err) == (0, "")
-    assert [line.split(":")[0] for line in lines[:-1]] == ["model", "device", "dtype", "threads", "prompts", "power"]
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        *("model", "device", "backend", "dtype", "threads"),
+        *("prompts", "power"),
+    ]
     assert lines[-2].startswith("power: at the least 72 of 120 pictures certify: ")
     assert re.fullmatch(r"would measure for about 600 s and store profile [0-9a-f]{12}", lines[-1])

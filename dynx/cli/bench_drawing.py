@@ -42,6 +42,7 @@ class Settings:
     quality: float = 0.95
     guidance: float | None = None
     size: str | None = None
+    backend: str = "auto"
     min_quality: float | None = None
 
 
@@ -130,6 +131,7 @@ def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
         device=options.device,
         dtype=str(options.dtype),
         threads=options.threads,
+        backend=str(own.backend),
         quality=own.quality,
         guidance=own.guidance,
         size=parse_size(own.size),
@@ -188,6 +190,7 @@ def header(assembly: Assembly, own: Settings, cases: Sequence[Pair]) -> dict[str
         guidance=family.default_guidance if assembly.plan.wish.guidance is None else assembly.plan.wish.guidance,
         size=own.size or "the pipeline's own",
         steps={"value": steps.value, "reason": steps.reason},
+        backend=assembly.plan.way[0],
         guarantee=known.guarantee.json() if known else None,
     )
 
@@ -203,6 +206,10 @@ def notes(assembly: Assembly, texts: Sequence[str] | None) -> list[str]:
         out.append(f"dynamic does what plain does: {reason}")
     elif profile is not None and texts is not None and profile.evidence.get("data") == text_hash(texts):
         out.append("the steps were learned from these prompts: others would show what they are worth")
+    if assembly.engine.kernels is not None:
+        out.append(
+            f"plain is the pipeline as it was loaded; the other arms run its network on {assembly.engine.kernels}"
+        )
     if family.random:
         out.append(f"{family.scheduler} draws noise at every step, so that fewer steps draw another picture")
     return out

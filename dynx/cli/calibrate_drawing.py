@@ -35,7 +35,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} draws")
-    refuse(options, ("tsv", "column", "field", "within", "max_length", "backend", "quantize"), "draws")
+    refuse(options, ("tsv", "column", "field", "within", "max_length", "quantize"), "draws")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
     wish = Wish(
@@ -43,6 +43,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         device=options.device,
         dtype=str(options.dtype),
         threads=options.threads,
+        backend=str(options.backend or "auto"),
         quality=QUALITY if options.quality is None else options.quality,
         guidance=options.guidance,
         negative=options.negative,
@@ -57,7 +58,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         dry_run(plan, texts, budget, options, terminal)
         return
     check_plot(options.plot)
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
     terminal.clear_status()
     from dynx.diffusion import calibrate as learning
     from dynx.diffusion.climb import Partial

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dynx.cli.drafts import Asked
     from dynx.cli.draw_orders import Batch, Item
     from dynx.cli.draw_report import Drawn
-    from dynx.cli.options import Color, Dtype, Show
+    from dynx.cli.options import Backend, Color, Dtype, Show
     from dynx.diffusion.drawing import Artist
     from dynx.diffusion.events import Picture, Step
     from dynx.diffusion.quality import Likeness
@@ -65,6 +65,7 @@ class Options:
     device: str
     dtype: Dtype
     threads: int | None
+    backend: Backend
     profile: str | None
     require_profile: bool
     allow_pickle: bool
@@ -146,6 +147,7 @@ def wish_of(options: Options, asked: Asked) -> Wish:
         device=options.device,
         dtype=str(options.dtype),
         threads=options.threads,
+        backend=str(options.backend),
         quality=options.quality,
         steps=parse_steps(options.steps),
         guidance=asked.guidance,
@@ -178,6 +180,7 @@ def open_assembly(plan: Plan, terminal: Terminal, *, draft: bool) -> Assembly:
     from dynx.runtime.decision import Decision
 
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    terminal.startup.mark("drawing")
     terminal.clear_status()
     adaptive = assembly.engine.family.adaptive.value
     if draft and adaptive:
@@ -272,6 +275,7 @@ class Studio:
                     self.printer.step(item.index, step)
 
                 picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, watch=watch, stop=stop)
+            self._terminal.first("first picture")
             draft = self._options.draft and not picture.receipt.plain
             drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
             if self._options.verify and picture.error is None and not picture.receipt.landed:
@@ -357,7 +361,7 @@ def likeness(artist: Artist, picture: Picture) -> Likeness:
     from dynx.diffusion.quality import compare
 
     request = replace(artist.request(picture.prompt, picture.seed), steps=None)
-    return compare(picture.bytes8(), artist.assembly.engine.draw(request)[0].bytes8())
+    return compare(picture.bytes8(), artist.assembly.engine.reference.draw(request)[0].bytes8())
 
 
 def write_bytes(data: bytes) -> None:

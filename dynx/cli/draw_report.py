@@ -56,7 +56,8 @@ class Drawn:
         if self.draft:
             return "a draft, so nothing is promised"
         if receipt.plain:
-            return f"the pipeline's own run of {receipt.planned} steps"
+            kernels = self.artist.assembly.engine.kernels
+            return f"the pipeline's own run of {receipt.planned} steps{f' on {kernels}' if kernels else ''}"
         return str(self.artist.guarantee or "none")
 
     @property
@@ -102,6 +103,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         "model": plan.source.name,
         "weights": plan.key.model,
         "dtype": plan.dtype,
+        "backend": plan.way[0],
         **receipt,
         "draft": drawn.draft,
         "flagged": picture.flagged,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.cli.options import Show
+    from dynx.cli.pictures import Protocol
 
     Move = Callable[[int, int, str, Image | None], None]
     """A step is done: so many, of so many, in words, and what the picture is becoming if that was asked for."""
@@ -25,6 +27,9 @@ ROOM = (80, 24)
 
 SPARE = 3
 """Lines below a picture: its path, and the prompt that the shell writes."""
+
+SETTLE = 0.05
+"""Seconds that tmux has to put the outer terminal's cursor where a picture is to go."""
 
 PREVIEW = 64
 """Pixels across to which a small preview is enlarged."""
@@ -55,16 +60,26 @@ class Screen:
         """The finished picture."""
         if self.shows:
             self._terminal.clear_status()
-            self._stream.write(self._drawn(picture, self._stream))
+            drawn = self._drawn(picture, self._stream)
+            if drawn.startswith(
+                "\n"
+            ):  # lines made free, for what goes past tmux to the cursor that the outer terminal has
+                free, _, drawn = drawn.partition("\x1bP")
+                self._stream.write(free)
+                self._stream.flush()
+                time.sleep(SETTLE)
+                drawn = f"\x1bP{drawn}"
+            self._stream.write(drawn)
             self._stream.flush()
 
     def _drawn(self, picture: Image, stream: TextIO, *, moving: bool = False) -> str:
         terminal = self._terminal
         colour = terminal.out_color if stream is sys.stdout else terminal.err_color
         unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
-        protocol = choose(os.environ, color=colour, unicode=unicode)
-        if moving and protocol != "ascii":  # graphics would pile up in the terminal's memory
-            protocol = "blocks" if unicode else "ascii"
+        if moving:  # graphics would pile up in the terminal's memory
+            protocol: Protocol = "blocks" if colour and unicode else "ascii"
+        else:
+            protocol = choose(os.environ, color=colour, unicode=unicode)
         columns, lines = room(stream)
         return render(picture, protocol, columns, lines, true_color=true_color(os.environ))
 

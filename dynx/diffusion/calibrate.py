@@ -7,8 +7,8 @@
 4. Draw new pictures at every number of steps, all numbers sharing their first nodes. One part fits the predictor and, each
    predicted by the others, draws up the rules; the larger part, seen once, certifies.
 
-The full run is the pipeline's own in the precision calibrated for. Nothing here prints; `progress` hears (share done, what is
-being done).
+The full run is the pipeline's own, on a processor in float32 whatever its network is calibrated for. Nothing here prints;
+`progress` hears (share done, what is being done).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dynx.diffusion.events import Request
 from dynx.diffusion.knowledge import Evidence, Fitted, Ladder, to_arrays, why_plain
 from dynx.diffusion.predictor import Predictor, crossed
 from dynx.diffusion.quality import tails
+from dynx.diffusion.racing import settle, take_up
 from dynx.diffusion.setup import DELTA, SHARE
 from dynx.diffusion.trajectory import record
 from dynx.diffusion.trials import choose_ladder, draw, singles
@@ -125,6 +126,8 @@ def calibrate(
             partial.save(state, None)
     else:
         state, made = known
+        if "way" in state:
+            take_up(assembly, state["way"], state["why"], Ladder.from_json(state["ladder"]))
         say(f"going on after {len(made) if made else 'no'} pictures that an earlier calibration drew")
     ladder = Ladder.from_json(state["ladder"])
     costs = Costs(tuple(state["reach"]), state["full"], tuple(state["check"]))
@@ -172,6 +175,8 @@ def settings(assembly: Assembly, prompts: Sequence[str]) -> dict[str, Any]:
         "quality": wish.quality,
         "guidance": family.default_guidance if wish.guidance is None else wish.guidance,
         "negative": wish.negative,
+        "backend": wish.backend,
+        "dtype": wish.dtype,
         "size": None if wish.size is None else list(wish.size),
         "scheduler": family.scheduler,
         "versions": _versions(),
@@ -222,19 +227,27 @@ def _choose(
     ladder, tried = choose_ladder(
         engine, trying, ways, reference, assembly.plan.wish.quality, lambda x, what: progress(0.05 + 0.25 * x, what)
     )
-    progress(0.3, "by the clock")
+    chosen: dict[str, Any] = {}
+    if assembly.racing:
+        ladder = settle(assembly, ladder, tried, trying, reference, clock, lambda what: progress(0.3, what))
+        knobs = {knob: assembly.decisions[knob] for knob in ("backend", "dtype")}
+        chosen = {"way": list(assembly.plan.way), "why": {knob: d.reason for knob, d in knobs.items()}}
+    progress(0.32, "by the clock")
     costs, plain = clocked(engine, singles(trying[0])[:CLOCKED], ladder, clock)
-    if ladder.alone:
-        each = plain
+    all_ways = each / len(fine) * (len(fine) + sum(ladder.steps))
+    if engine.kernels is not None:
+        all_ways = plain + sum(costs.reach) + costs.full
+    elif ladder.alone:
+        all_ways = plain / len(fine) * (len(fine) + sum(ladder.steps))
     high, wide = reference[0].shape[:2]
-    return {
+    return chosen | {
         "ladder": ladder.to_json(),
         "tried": tried,
         "reach": list(costs.reach),
         "full": costs.full,
         "check": list(costs.check),
         "plain": plain,
-        "each": each / len(fine) * (len(fine) + sum(ladder.steps)),
+        "each": all_ways,
         "full_steps": first.calls,
         "pixels": [wide, high],
     }
@@ -300,13 +313,14 @@ def _findings(
     ladder, shown = fitted.ladder, fitted.certifying.likeness
     active = fitted.pays(certificate)
     reached = tails(fitted.reached(certificate, quality)) if active else None
+    on = None if assembly.engine.kernels is None else f"on {assembly.engine.kernels}"
     scores = fitted.scores(fitted.certifying, quality)
     taken = np.asarray(ladder.steps, dtype=np.float64)[leaves_at(np.asarray(certificate.thresholds), scores)]
     constant = best_constant(shown, ladder.levels, quality)
     if reached is None:
         summary = f"plain: {why_plain(fitted, certificate, quality)}"
     else:
-        summary = _in_words(fitted, certificate, taken, constant, reached, quality, state["full_steps"])
+        summary = _in_words(fitted, certificate, taken, constant, reached, quality, state["full_steps"], on)
     likeness = {k: tails(shown[:, i]) for i, k in enumerate(ladder.levels)}
     n = len(shown) + len(fitted.choosing)
     return Findings(
@@ -335,6 +349,7 @@ def _in_words(
     reached: Tails,
     quality: float,
     full_steps: int,
+    on: str | None,
 ) -> str:
     ladder = fitted.ladder
     same = f"{constant} as a constant" if constant else "no constant number would do"
@@ -345,6 +360,8 @@ def _in_words(
         parts.append(f"skipping where it bends less than {ladder.skip:g}")
     if ladder.cache:
         parts.append(f"cached where the first block changes less than {ladder.cache:g}")
+    if on is not None:
+        parts.append(on)
     return (
         f"{', '.join(parts)}: {fitted.speedup(certificate):.2f}x of {full_steps} steps; SSIM at least {quality:g} in "
         f"{certificate.n - certificate.disagreements} of {certificate.n} pictures, p5 {reached.p5:.3f}, worst {reached.worst:.3f}"
@@ -375,11 +392,14 @@ def _profile(
             "seconds": {name: state[name] for name in ("reach", "full", "check", "plain")},
             "likeness": {str(k): t.json() for k, t in likeness.items()},
             "tried": state["tried"],
+            **({"kernels": state["why"]["backend"]} if "why" in state else {}),
         },
         fitted={
             "ladder": fitted.ladder.to_json(),
             "full_steps": state["full_steps"],
             "pixels": state["pixels"],
+            "backend": plan.way[0],
+            "precision": plan.way[1],
             **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "quality")},
         },
         evidence={

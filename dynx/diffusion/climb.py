@@ -50,7 +50,7 @@ class Climb:
 
 def climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
     """The pictures of one request. Raises UnsupportedModelError where they aren't made of numbers."""
-    requests = singles(request) if ladder.alone else [request]
+    requests = singles(request) if ladder.alone or engine.kernels is not None else [request]
     parts = [_climb(engine, one, ladder) for one in requests]
     whole = parts[0]
     for part in parts[1:]:
@@ -59,7 +59,7 @@ def climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
 
 
 def _climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
-    plain = draw(engine, request).pixels
+    plain = draw(engine.reference, request).pixels
     clean: list[Any] = []
 
     def keep(look: Look) -> None:
@@ -111,7 +111,7 @@ def clocked(
     """Seconds of one picture as it will be drawn, alone and with a pilot: at every level and on the whole grid; and plain.
 
     A line through the medians by the rows that the network really ran for, since few measurements on a busy machine differ by
-    more than two neighbouring numbers of steps do.
+    more than two neighbouring numbers of steps do. Plain stands by itself where it runs on other kernels.
     """
     ways: list[int | None] = [None, *ladder.levels, len(ladder.longest.grid)]
     rows, seconds = np.zeros((len(ways), len(requests))), np.zeros((len(ways), len(requests)))
@@ -119,12 +119,13 @@ def clocked(
         for w, steps in enumerate(ways):
             began = clock()
             if steps is None:
-                drawn = draw(engine, request)
+                drawn = draw(engine.reference, request)
             else:
                 engine.course(request)  # as a pilot asks for the text
                 drawn = draw(engine, request, ladder.longest, _settled(ladder, steps))
             rows[w, r], seconds[w, r] = drawn.rows, clock() - began
-    line = _line(rows.mean(axis=1), np.median(seconds, axis=1))
+    x, y = rows.mean(axis=1), np.median(seconds, axis=1)
+    line = _line(x, y) if engine.kernels is None else [float(y[0]), *_line(x[1:], y[1:])]
     return Costs(tuple(line[1:-1]), line[-1], (0.0,) * len(ladder.levels)), line[0]
 
 

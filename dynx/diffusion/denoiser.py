@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from dynx.diffusion.caching import BlockCache
+    from dynx.runtime.backends.module import ModuleKernels
 
     Carry = Callable[[Tensor, Tensor, float, Tensor, float], Tensor]
 
@@ -56,8 +57,10 @@ class Denoiser:
     `carry(prediction, x, sigma, x_now, sigma_now)` says what a prediction means at another place; the same tensor by default.
     """
 
-    def __init__(self, module: nn.Module, carry: Carry | None = None) -> None:
+    def __init__(self, module: nn.Module, carry: Carry | None = None, kernels: ModuleKernels | None = None) -> None:
         self.module = module
+        self.kernels = kernels
+        """What computes the calls that run, where that isn't the module as it is."""
         self.cache: BlockCache | None = None
         """Put on and off with it."""
         self.cached = 0
@@ -151,7 +154,7 @@ class Denoiser:
         if half is None or rows != self.order.rows:
             return self._run(args, kwargs, rows, f"call {number}")
         output = self._run(
-            _halved(args, rows, half), _halved(kwargs, rows, half), rows // 2, f"call {number}, half {half}"
+            halved(args, rows, half), halved(kwargs, rows, half), rows // 2, f"call {number}, half {half}"
         )
         raw = prediction(output)
         return _with_prediction(output, torch.cat([raw, raw]))
@@ -159,7 +162,9 @@ class Denoiser:
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, name: str) -> Any:
         if self._forward is None:
             raise RuntimeError("called while detached")
-        if self.cache is None:
+        if self.kernels is not None:
+            output, answered = self.kernels(self._forward, args, kwargs), False
+        elif self.cache is None:
             output, answered = self._forward(*args, **kwargs), False
         else:
             with self.cache.call(name):
@@ -206,15 +211,15 @@ def _with_prediction(output: Any, raw: Tensor) -> Any:
     return type(output)(**{first: raw}, **{name: output[name] for name in others})
 
 
-def _halved(value: Any, rows: int, half: int, name: str | None = None) -> Any:
+def halved(value: Any, rows: int, half: int, name: str | None = None) -> Any:
     """Everything that has a row for each of `rows`, with only one half of them."""
     if isinstance(value, Tensor):
         batched = value.dim() > 0 and value.shape[0] == rows and name not in SHARED
         return value[half * (rows // 2) : (half + 1) * (rows // 2)] if batched else value
     if isinstance(value, (tuple, list)):
-        return type(value)(_halved(item, rows, half) for item in value)
+        return type(value)(halved(item, rows, half) for item in value)
     if isinstance(value, dict):
-        return {key: _halved(item, rows, half, str(key)) for key, item in value.items()}
+        return {key: halved(item, rows, half, str(key)) for key, item in value.items()}
     return value
 
 

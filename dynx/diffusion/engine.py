@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.families import Family
     from dynx.diffusion.sampler import Pilot
     from dynx.diffusion.schedule import Schedule
+    from dynx.runtime.backends.module import ModuleKernels
 
 EMBEDDINGS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
 """What networks call the text that they're given."""
@@ -64,11 +65,23 @@ class Engine:
     """Draws with a loaded diffusers pipeline; one request at a time. `clock` in seconds."""
 
     def __init__(
-        self, pipe: Any, family: Family | None = None, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        pipe: Any,
+        family: Family | None = None,
+        *,
+        kernels: ModuleKernels | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipe = pipe
         self.family = family or recognise(pipe)
+        self.kernels = kernels
+        """What computes its one network; None: PyTorch, as the pipeline was loaded."""
         self._clock = clock
+
+    @property
+    def reference(self) -> Engine:
+        """The same pipeline as it was loaded, which pictures are compared with."""
+        return self if self.kernels is None else Engine(self.pipe, self.family, clock=self._clock)
 
     def draw(
         self,
@@ -93,17 +106,20 @@ class Engine:
             notes.append(f"plain: {reason}")
             arguments = self._arguments(request, None)
         started = self._clock()
-        sampler = Sampler(self.pipe, self.family, schedule, watch=watch, stop=stop, pilot=pilot)
+        passed = self.kernels.passed if self.kernels else 0
+        sampler = Sampler(self.pipe, self.family, schedule, watch=watch, stop=stop, pilot=pilot, kernels=self.kernels)
         spent = [sampler]
         try:
             images, flagged = self._call(sampler, arguments, request)
         except Mismatch as e:
             notes.append(f"plain: {e}")
-            sampler = Sampler(self.pipe, self.family, watch=watch, stop=stop)
+            sampler = Sampler(self.pipe, self.family, watch=watch, stop=stop, kernels=self.kernels)
             spent.append(sampler)
             images, flagged = self._call(sampler, self._arguments(request, None), request)
         if not sampler.denoisers:
             notes.append("its network calls can't be counted")
+        if self.kernels and (left := self.kernels.passed - passed):
+            notes.append(f"{left} network calls of another shape than was prepared for ran on PyTorch")
         receipt = Receipt(
             calls=sum(s.calls for s in spent),
             rows=sum(s.rows for s in spent),
@@ -125,7 +141,8 @@ class Engine:
     @property
     def cacheable(self) -> bool:
         """Whether diffusers can cache its network's features."""
-        return self.family.slot is not None and why_not(getattr(self.pipe, self.family.slot)) is None
+        slot = self.family.slot
+        return slot is not None and self.kernels is None and why_not(getattr(self.pipe, slot)) is None
 
     def plain_reason(self, request: Request) -> str | None:
         """Why a request had better be drawn plain whatever the schedule, or None."""
@@ -138,23 +155,32 @@ class Engine:
 
         The pipeline is called, and left at the door of its network. Raises UnsupportedModelError where the noise is unknown.
         """
-        noise, scheduler = self.family.noise, self.pipe.scheduler
-        if noise is None or self.family.slot is None:
+        if self.family.noise is None or self.family.slot is None:
             raise UnsupportedModelError(f"{self.family.name}: {self.family.adaptive.reason}")
-        found: list[tuple[Tensor, Tensor | None]] = []
+        args, kwargs = self.first_call(request)
+        text = next((kwargs[name] for name in EMBEDDINGS if isinstance(kwargs.get(name), Tensor)), None)
+        return Course(_own_grid(self.pipe.scheduler, self.family), noisy_input(args, kwargs), text)
+
+    def first_call(self, request: Request, schedule: Schedule | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that a request's first call gives to the one network, which doesn't run.
+
+        Raises UnsupportedModelError where there is no such call.
+        """
+        if self.family.slot is None:
+            raise UnsupportedModelError(f"{self.family.name}: {self.family.adaptive.reason}")
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            text = next((kwargs[name] for name in EMBEDDINGS if isinstance(kwargs.get(name), Tensor)), None)
-            found.append((noisy_input(args, kwargs), text))
+            found.append((args, kwargs))
             raise _Enough
 
-        sampler = Sampler(self.pipe, self.family)
+        sampler = Sampler(self.pipe, self.family, schedule)
         sampler.denoisers[0].seen = look
         with sampler, _told(), suppress(_Enough):
-            self.pipe(**self._arguments(request, None))
+            self.pipe(**self._arguments(request, schedule))
         if not found:
             raise UnsupportedModelError(f"{self.family.name} doesn't call its network")
-        return Course(_own_grid(scheduler, self.family), *found[0])
+        return found[0]
 
     def _call(
         self, sampler: Sampler, arguments: dict[str, Any], request: Request

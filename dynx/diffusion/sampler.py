@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.families import Family
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.solver import Solver
+    from dynx.runtime.backends.module import ModuleKernels
 
 IDLE = Order("idle")
 
@@ -81,14 +82,16 @@ class Sampler:
         watch: Callable[[Step], None] | None = None,
         stop: Callable[[], bool] | None = None,
         pilot: Pilot | None = None,
+        kernels: ModuleKernels | None = None,
     ) -> None:
+        """`kernels` compute the pipeline's one network where it is not to run as it is."""
         self.pipe, self.family, self.schedule = pipe, family, schedule
         self.run = self.skipped = self.unguided = self.cached = 0
         self.landed = False
         self.notes: list[str] = []
         self._watch, self._stop, self._pilot = watch, stop, pilot
         carry = Carry(family.prediction, family.noise) if family.noise and family.prediction else None
-        self.denoisers = [Denoiser(getattr(pipe, slot), carry) for slot in family.slots]
+        self.denoisers = [Denoiser(getattr(pipe, slot), carry, kernels) for slot in family.slots]
         self._own: Any = getattr(pipe, "scheduler", None)
         self._solver: Solver | None = None
         if schedule is not None:
@@ -217,7 +220,8 @@ class Sampler:
         self._index = 0
         if schedule.cache:
             network = self.denoisers[0].module
-            if reason := why_not(network):
+            reason = why_not(network) if self.denoisers[0].kernels is None else "it runs on other kernels"
+            if reason:
                 self.notes.append(f"not cached: {reason}")
             else:
                 self.denoisers[0].cache = BlockCache(network, schedule.cache)

@@ -9,10 +9,12 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import ModelError, NoProfileError, UsageError
+from dynx.diffusion import kernels
+from dynx.errors import ModelError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
+from dynx.runtime.backends.choice import TITLES, TORCH
 from dynx.runtime.decision import Decision
-from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.device import Device, choose_device, choose_threads, probe
 from dynx.runtime.fitting import fitting
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.engine import Engine
+    from dynx.diffusion.events import Request
     from dynx.diffusion.knowledge import Knowledge
     from dynx.runtime.loading import Source
 
@@ -51,6 +54,7 @@ class Wish:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    backend: str = "auto"
     quality: float = QUALITY
     steps: int | None = None
     """A fixed number of them, whatever a profile says."""
@@ -87,8 +91,19 @@ class Plan:
 
     @property
     def dtype(self) -> str:
-        """Precision by name."""
+        """Precision of the network by name."""
         return str(self.decisions["dtype"].value)
+
+    @property
+    def way(self) -> kernels.Way:
+        """Whose kernels compute the network, and in what precision."""
+        backend = self.decisions.get("backend")
+        return (TORCH if backend is None else str(backend.value), self.dtype)
+
+    @property
+    def loaded(self) -> str:
+        """Precision that the pipeline is loaded in: on a processor in full, and only its network may be computed in less."""
+        return "float32" if self.device == "cpu" else self.dtype
 
 
 @dataclass
@@ -99,6 +114,8 @@ class Assembly:
     engine: Engine
     knowledge: Knowledge | None
     """What the profile says of this pipeline's steps, where it may be used."""
+    racing: bool = False
+    """Whether a calibration is to choose the kernels."""
 
     @property
     def decisions(self) -> dict[str, Decision[Any]]:
@@ -118,13 +135,14 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         wish = replace(wish, guidance=preferred)
         decisions["guidance"] = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
     decisions["device"] = choose_device(wish.device, machine)
-    decisions["dtype"] = _dtype(wish, decisions["device"].value, machine)
+    device = str(decisions["device"].value)
+    decisions["backend"], decisions["dtype"] = kernels.decide(wish.backend, wish.dtype, device, machine, None)
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
         model=model_hash(source.folder),
         companion=None,
-        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        device=f"{machine.fingerprint}-{device}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
     )
     found = fitting(
@@ -136,8 +154,35 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         remedy=calibrate_command(wish),
         warn=warn,
     )
+    measured = None if found.profile is None else measured_way(found.profile)
+    if measured is not None:
+        decisions["backend"], decisions["dtype"] = kernels.decide(wish.backend, wish.dtype, device, machine, measured)
     decisions["profile"] = found.decision
-    return Plan(wish, source, machine, key, found.profile, found.arrays, found.bundled, decisions)
+    plan = Plan(wish, source, machine, key, found.profile, found.arrays, found.bundled, decisions)
+    if measured is not None and measured != plan.way:
+        pass_over(plan, f"it was measured with {_named(measured)}, not {_named(plan.way)}", warn)
+    return plan
+
+
+def measured_way(profile: Profile) -> kernels.Way:
+    """Whose kernels, and in what precision, a profile was measured with."""
+    return str(profile.fitted.get("backend", TORCH)), str(profile.fitted.get("precision", profile.key.dtype))
+
+
+def _named(way: kernels.Way) -> str:
+    return f"{TITLES.get(way[0], way[0])} in {way[1]}"
+
+
+def pass_over(plan: Plan, why: str, warn: Callable[[str], None]) -> None:
+    """Leave out a profile that speaks of other pictures or costs. Raises NoProfileError where one is required."""
+    if plan.profile is None:
+        return
+    command = calibrate_command(plan.wish)
+    if plan.wish.require_profile:
+        raise NoProfileError(f"profile {plan.profile.key.id} can't be used: {why}", hint=f"{command} measures one")
+    warn(f"profile {plan.profile.key.id} isn't used: {why}")
+    plan.decisions["profile"] = Decision("none", f"profile {plan.profile.key.id} isn't used: {why}")
+    plan.profile, plan.arrays, plan.bundled = None, {}, False
 
 
 def preferred_guidance(source: Source) -> float | None:
@@ -155,12 +200,6 @@ def preferred_guidance(source: Source) -> float | None:
     return guidance
 
 
-def _dtype(wish: Wish, device: str, machine: Device) -> Decision[str]:
-    if wish.dtype == "auto" and device == "cpu":
-        return Decision("float32", "full precision unless asked otherwise")
-    return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine)
-
-
 def calibrate_command(wish: Wish) -> str:
     """The command that makes the profile that this wish lacks."""
     from shlex import quote
@@ -170,6 +209,7 @@ def calibrate_command(wish: Wish) -> str:
     for name, value, usual in (
         ("--device", wish.device, "auto"),
         ("--dtype", wish.dtype, "auto"),
+        ("--backend", wish.backend, "auto"),
         ("--guidance", wish.guidance, None),
         ("--negative", wish.negative, None),
         ("--size", size, None),
@@ -181,23 +221,31 @@ def calibrate_command(wish: Wish) -> str:
 
 
 def assemble(
-    plan: Plan, *, stages: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    *,
+    stages: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    racing: bool = False,
 ) -> Assembly:
-    """Load what the plan names. Raises DynxError. `stages` hears what is being done, for a progress line."""
+    """Load what the plan names. Raises DynxError. `stages` hears what is being done, for a progress line.
+
+    `racing` leaves the choice of kernels to a calibration.
+    """
     wish = plan.wish
-    stages(f"loading {plan.source.name}")
-    with loading.quietly():
+    stages("importing torch and diffusers")
+    with loading.importing():
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
         from dynx.diffusion.engine import Engine
         from dynx.diffusion.knowledge import knowledge_of
 
-    pipe = loading.load_pipeline(plan.source, device=plan.device, dtype=plan.dtype, allow_pickle=wish.allow_pickle)
+    stages(f"loading {plan.source.name}")
+    pipe = loading.load_pipeline(plan.source, device=plan.device, dtype=plan.loaded, allow_pickle=wish.allow_pickle)
     engine = Engine(pipe)
     if wish.size is not None:
         check_size(wish.size, engine)
-    assembly = Assembly(plan, engine, None)
+    assembly = Assembly(plan, engine, None, racing)
     if not engine.family.adaptive.value:
         plan.decisions["steps"] = Decision("plain", engine.family.adaptive.reason)
     elif wish.plain:
@@ -213,7 +261,43 @@ def assemble(
                 f"profile {plan.profile.key.id} can't be used: {plan.decisions['steps'].reason}",
                 hint=f"{calibrate_command(wish)} measures it anew",
             )
+    if not racing:
+        _give_kernels(assembly, stages, warn)
     return assembly
+
+
+def _give_kernels(assembly: Assembly, stages: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """The plan's kernels for the assembly's network. What a profile found may not run it any more; then PyTorch does.
+
+    Raises UnsupportedModelError for what was asked for and can't run it.
+    """
+    plan, engine, known = assembly.plan, assembly.engine, assembly.knowledge
+    try:
+        made = kernels.of(plan, engine, plan.way)
+        if made is None:
+            return
+        stages(f"preparing {made}")
+        sample = sample_of(plan.wish, engine)
+        schedule = known.longest if known else None
+        kernels.prepare(
+            made, engine, sample, schedule, cut=known is not None and known.fitted.ladder.guided is not None
+        )
+        engine.kernels = made
+    except UnsupportedModelError as e:
+        if plan.wish.backend != "auto" or (plan.wish.dtype not in ("auto", "float32")):
+            raise
+        plan.decisions["backend"], plan.decisions["dtype"] = Decision(TORCH, str(e)), Decision("float32", str(e))
+        pass_over(plan, str(e), warn)
+        if known is not None:
+            assembly.knowledge = None
+            plan.decisions["steps"] = Decision("plain", str(e))
+
+
+def sample_of(wish: Wish, engine: Engine) -> Request:
+    """A request of the shapes that this wish's pictures have."""
+    from dynx.diffusion.events import Request
+
+    return Request(("",) if engine.family.prompted else (), (0,), wish.negative, wish.guidance, wish.size)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

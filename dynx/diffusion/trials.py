@@ -186,7 +186,8 @@ class Trials:
         for known, trial in self._known:
             if known == schedule:
                 return trial
-        requests = [one for r in self._requests for one in singles(r)] if ladder.alone else self._requests
+        alone = ladder.alone or self._engine.kernels is not None  # which are made for one picture at a time
+        requests = [one for r in self._requests for one in singles(r)] if alone else self._requests
         drawn = [draw(self._engine, request, schedule) for request in requests]
         alike = likeness([p for one in drawn for p in one.pixels], self._reference)
         rows = float(np.average([one.rows for one in drawn], weights=[len(one.pixels) for one in drawn]))
