@@ -38,6 +38,8 @@ class Settings:
     column: str | None = None
     field: str | None = None
     labels: str | None = None
+    backend: str = "auto"
+    quantize: str = "none"
     batch_size: int = 32
     max_length: int | None = None
     max_disagreement: float = 0.02
@@ -60,10 +62,11 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     gold = read_truth(own.labels, assembly, len(inputs.items))
     items, gold, cut = choose(inputs, gold, assembly, own.prompts, terminal)
     cases = classification.cut(items, assembly.batch)
-    arms = classification.own_arms(assembly)
+    default = classification.as_by_default(assembly)
+    arms = classification.own_arms(assembly, default)
     if options.against:
-        arms += classification.peer_arms(assembly, cutting=cut > 0)
-    arms += further_arms(options, assembly, cutting=cut > 0, terminal=terminal)
+        arms += classification.peer_arms(default, cutting=cut > 0)
+    arms += further_arms(options, assembly, default, cutting=cut > 0, terminal=terminal)
     full = classification.full_answers(assembly, items)
     facts = header(assembly, items, cut)
 
@@ -121,15 +124,17 @@ def wished(options: Options, own: Settings) -> Options:
     )
 
 
-def further_arms(options: Options, assembly: Assembly, *, cutting: bool, terminal: Terminal) -> list[Arm[Any]]:
-    """What --arm asks for, of those that run in this process."""
+def further_arms(
+    options: Options, assembly: Assembly, default: Assembly, *, cutting: bool, terminal: Terminal
+) -> list[Arm[Any]]:
+    """What --arm asks for, of those that run in this process; `default` is the model as the peers run it."""
     from dynx.bench.classification import own_arms, peer_arms
     from dynx.early_exit.setup import make_plan
 
     arms: list[Arm[Any]] = []
     for one in bench_arms.parse_all(options.arms or []):
         if one.kind == "peer":
-            peers = peer_arms(assembly, cutting=cutting)
+            peers = peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
         if one.kind != "options":
             continue
@@ -149,6 +154,7 @@ def process_of(options: Options, own: Settings) -> bench_arms.Process:
 
     words = ["classify", "-m", options.model, "--batch-size", own.batch_size, "--confidence", own.confidence]
     words += ["--max-disagreement", own.max_disagreement]
+    words += ["--backend", own.backend, "--quantize", own.quantize]
     words += [] if own.max_length is None else ["--max-length", own.max_length]
     words += bench_arms.common_words(options)
 

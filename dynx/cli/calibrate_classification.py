@@ -32,7 +32,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} is a classifier")
-    refuse(options, ("quality", "guidance", "negative", "size", "plot", "backend", "quantize"), "is a classifier")
+    refuse(options, ("quality", "guidance", "negative", "size", "plot"), "is a classifier")
     budget = BUDGET if options.budget is None else options.budget
     plan = make_plan(wish_of(options, profile="none"), warn=terminal.warn)
     if options.data is None:
@@ -48,7 +48,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     from dynx.runtime.promise import deduplicate
 
     terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.wish.delta))
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, calibrating=True)
     terminal.clear_status()
     with terminal.progress(f"calibrating {plan.source.name}") as move:
         found = learning.calibrate(

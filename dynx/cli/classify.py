@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.answers import Resumed
     from dynx.cli.gold import Tally
-    from dynx.cli.options import Color, Dtype
+    from dynx.cli.options import Backend, Color, Dtype, Quantize
     from dynx.cli.records import Record, Records
     from dynx.early_exit.classifier import Classifier
     from dynx.early_exit.events import Prediction, Receipt
@@ -64,6 +64,8 @@ class Options:
     dry_run: bool
     device: str
     dtype: Dtype
+    backend: Backend
+    quantize: Quantize
     threads: int | None
     profile: str | None
     require_profile: bool
@@ -127,6 +129,8 @@ def wish_of(options: Any, *, profile: str | None = None) -> Wish:
         model=options.model,
         device=options.device,
         dtype=str(options.dtype),
+        backend=str(getattr(options, "backend", None) or "auto"),
+        quantize=str(getattr(options, "quantize", None) or "none"),
         threads=options.threads,
         batch_size=getattr(options, "batch_size", BATCH),
         max_length=getattr(options, "max_length", None),
@@ -163,6 +167,7 @@ def open_assembly(plan: Plan, terminal: Terminal) -> Assembly:
     from dynx.early_exit.setup import assemble
 
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    terminal.startup.mark("first batch")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
@@ -246,6 +251,7 @@ class Job:
         try:
             for window in stream:
                 predictions = self._predict(window)
+                self._terminal.first("first label")
                 self._promise()
                 self._write(self._form.render(zip(window, predictions, strict=True)), out)
                 self._note(window, predictions)

@@ -25,7 +25,8 @@ import torch
 
 from dynx.early_exit.attach import Attachment
 from dynx.early_exit.collect import Collected, Inputs, candidates, collect
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import AgreementScore, ExitHeads, agrees
+from dynx.early_exit.kernels import RANGES, fastest
 from dynx.early_exit.knowledge import Evidence, Fitted, to_arrays, to_json
 from dynx.early_exit.measure import measure_costs
 from dynx.early_exit.reading import Row
@@ -105,6 +106,8 @@ def calibrate(
         raise UsageError(
             f"{len(rows)} different inputs{lost}; at least {FEWEST} are needed", hint=f"better: {_wanted(wish)}"
         )
+    first = [rows[i] for i in parts[0]]
+    fastest(assembly, first, clock, lambda what: progress(0.0, what))
     progress(0.0, "running the full model")
     truth = None
     if not is_reference(assembly):
@@ -121,8 +124,9 @@ def calibrate(
         clock=clock,
         progress=lambda x, what: progress(0.4 + 0.45 * x, what),
     )
+    whole = _at_full_depth(assembly, seen.rows(parts[2]))
     if learned is None:
-        return _nothing(assembly, inputs, rows, parts, unreadable, said)
+        return _nothing(assembly, inputs, rows, parts, unreadable, said, whole)
     fitted, agreement = learned
     evidence = evidence_of(fitted, seen.rows(parts[2]), assembly)
     certificate = fitted.certify(evidence, assembly.batch, wish.max_disagreement, wish.delta)
@@ -131,7 +135,9 @@ def calibrate(
     if certificate.active:
         measured = confirm(assembly, fitted, certificate, [rows[i] for i in parts[2]], 0.3 * budget, clock)
     summary = in_words(fitted, certificate, measured, assembly)
-    profile, arrays = _profile(assembly, inputs, fitted, evidence, certificate, agreement, measured, parts, summary)
+    profile, arrays = _profile(
+        assembly, inputs, fitted, evidence, certificate, agreement, measured, parts, summary, whole
+    )
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     progress(1.0, "")
     return Findings(
@@ -295,6 +301,7 @@ def _profile(
     measured: tuple[float, float, float] | None,
     parts: Sequence[NDArray[np.int64]],
     summary: str,
+    whole: dict[str, int],
 ) -> tuple[Profile, dict[str, NDArray[Any]]]:
     shape, seconds = to_json(fitted)
     labels, wish = assembly.labels, assembly.plan.wish
@@ -312,12 +319,29 @@ def _profile(
             "max_length": assembly.cut,
             "max_disagreement": wish.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
+            "backend": assembly.blocks.backend,
         },
         "evidence": body["evidence"]
-        | {"parts": [len(part) for part in parts], "certificate": certificate.to_json(), "by_class": by_class},
+        | {
+            "parts": [len(part) for part in parts],
+            "certificate": certificate.to_json(),
+            "by_class": by_class,
+            "full_depth": whole,
+        },
         "decision": {"summary": summary},
     }
-    return Profile(**(body | fields)), to_arrays(fitted, evidence)
+    return Profile(**(body | fields)), to_arrays(fitted, evidence) | _ranges(assembly)
+
+
+def _ranges(assembly: Assembly) -> dict[str, NDArray[Any]]:
+    """What int8 was made with."""
+    return {RANGES + name: ends for name, ends in assembly.blocks.ranges.items()}
+
+
+def _at_full_depth(assembly: Assembly, seen: Collected) -> dict[str, int]:
+    """How many of these rows the model itself, before any exit, answers otherwise than the reference."""
+    same = agrees(seen.logits, seen.truth, assembly.labels.problem, assembly.plan.wish.tolerance or 0.0)
+    return {"n": len(seen), "disagreements": int((~same).sum())}
 
 
 def _envelope(assembly: Assembly, inputs: Inputs) -> dict[str, Any]:
@@ -342,14 +366,19 @@ def _nothing(
     parts: Sequence[NDArray[np.int64]],
     unreadable: int,
     said: str,
+    whole: dict[str, int],
 ) -> Findings:
     """Findings of a model whose exits don't pay: a profile that says so, so that nobody asks again."""
     eps = assembly.plan.wish.max_disagreement
     summary = f"full depth: no exit is right often enough to pay for looking, within {percent(eps)}"
-    body = _envelope(assembly, inputs) | {
+    body = _envelope(assembly, inputs)
+    body |= {
         "measured": {},
-        "fitted": {"depths": [], "max_disagreement": eps},
+        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.blocks.backend},
+        "evidence": body["evidence"] | {"full_depth": whole},
         "decision": {"summary": summary},
     }
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
-    return Findings(len(rows), unreadable, sizes, said, None, None, {}, None, summary, Profile(**body), {})
+    return Findings(
+        len(rows), unreadable, sizes, said, None, None, {}, None, summary, Profile(**body), _ranges(assembly)
+    )

@@ -15,15 +15,17 @@ import numpy as np
 from dynx.early_exit.engine import Exits
 from dynx.early_exit.events import EXACT, Guarantee
 from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.reference import is_reference
 from dynx.runtime.decision import Decision
 from dynx.runtime.promise import Certificate, Costs, Family, Rules, certify
+from dynx.runtime.risk import most_failures, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.setup import Assembly
+    from dynx.early_exit.setup import Assembly, Plan
     from dynx.runtime.profile import Profile
 
 PAYS = 1.05
@@ -169,6 +171,9 @@ def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge |
     if refusal := _other_promise(assembly, profile, fitted):
         plan.decisions["exits"] = Decision("none", refusal)
         return None
+    if assembly.certified is None and not is_reference(assembly):
+        plan.decisions["exits"] = Decision("none", certify_whole(plan)[1])
+        return None
     certificate = fitted.certify(evidence, batch, wish.max_disagreement, wish.delta)
     if not certificate.active:
         plan.decisions["exits"] = Decision("none", certificate.words)
@@ -188,6 +193,27 @@ def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge |
         f"{certificate.speedup:.2f}x expected by costs measured {where}; {certificate.words}",
     )
     return Knowledge(fitted, evidence, certificate, "model" if plan.bundled else "profile")
+
+
+def certify_whole(plan: Plan) -> tuple[Guarantee | None, str]:
+    """What the profile shows of answers at full depth by a model that isn't the reference, and in words.
+
+    Tested before any exit rule, as the strictest of all: a rule is looked at only where this holds.
+    """
+    wish, profile = plan.wish, plan.profile
+    agree = plan.arrays.get("evidence.agree")
+    seen: Any = {} if profile is None else profile.evidence.get("full_depth", {})
+    if agree is not None and agree.ndim == 2:
+        seen = {"n": len(agree), "disagreements": int((~agree[:, -1].astype(np.bool_)).sum())}
+    n, differ = int(seen.get("n", 0)), int(seen.get("disagreements", 0))
+    if not n:
+        return None, "the profile has no evidence of its answers at full depth"
+    allowed = most_failures(n, wish.max_disagreement, wish.delta)
+    said = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
+    if allowed is None or differ > allowed:
+        return None, f"{said}, which doesn't show {percent(wish.max_disagreement)}"
+    basis = "model" if plan.bundled else "profile"
+    return Guarantee(wish.max_disagreement, wish.delta, n, differ, basis), said
 
 
 def _slower(profile: Profile, batch: int, eps: float) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 from dynx.early_exit.reading import Row
 from dynx.early_exit.setup import attach_exits, engine_over, load_model
 from dynx.errors import ModelError
+from dynx.runtime.backends.choice import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 def is_reference(assembly: Assembly) -> bool:
     """Whether the assembly without exits is the reference itself."""
-    return assembly.plan.dtype == "float32" and assembly.cut is None
+    blocks = assembly.blocks
+    return (
+        assembly.plan.dtype == "float32" and blocks.backend == TORCH and not blocks.quantized and assembly.cut is None
+    )
 
 
 class Reference:

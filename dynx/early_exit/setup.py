@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynx.early_exit import kernels
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
+from dynx.runtime.backends.choice import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
-from dynx.runtime.fitting import fitting
+from dynx.runtime.fitting import Fitting, fitting
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.attach import Attachment
     from dynx.early_exit.engine import Engine, Exits
+    from dynx.early_exit.events import Guarantee
     from dynx.early_exit.knowledge import Knowledge
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.reading import Reader, Row
@@ -45,6 +48,8 @@ class Wish:
     model: str = "mood"
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "auto"
+    quantize: str = "none"
     threads: int | None = None
     batch_size: int = BATCH
     max_length: int | None = None
@@ -100,6 +105,10 @@ class Assembly:
     labels: Labels
     knowledge: Knowledge | None
     """What the profile says of this model's exits, where it has any that may be used."""
+    blocks: kernels.Blocks = field(default_factory=kernels.Blocks)
+    """What its blocks are computed by."""
+    certified: Guarantee | None = None
+    """What the profile shows of its answers at full depth, where it isn't the reference itself."""
 
     @property
     def decisions(self) -> dict[str, Decision[Any]]:
@@ -155,6 +164,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         companion=None,
         device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
+        quantization=kernels.check_quantization(wish),
     )
     found = fitting(
         key,
@@ -165,6 +175,18 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         remedy=calibrate_command(wish),
         warn=warn,
     )
+    decisions["backend"] = kernels.choose(wish, decisions["device"].value, found.profile)
+    if (
+        found.profile is not None
+        and (measured := kernels.measured_backend(found.profile)) != decisions["backend"].value
+    ):
+        why = f"profile {found.profile.key.id} was measured with {measured}, not {decisions['backend'].value}"
+        if wish.require_profile:
+            raise NoProfileError(why, hint=f"{calibrate_command(wish)} measures one")
+        warn(f"{why}, and isn't used")
+        found = Fitting()
+    if wish.quantize != "none":
+        decisions["quantize"] = Decision(wish.quantize, "asked for")
     decisions["profile"] = found.decision
     return Plan(wish, source, kind, machine, key, found.profile, found.arrays, found.bundled, decisions)
 
@@ -183,6 +205,8 @@ def calibrate_command(wish: Wish) -> str:
     for name, value, usual in (
         ("--device", wish.device, "auto"),
         ("--dtype", wish.dtype, "auto"),
+        ("--backend", wish.backend, "auto"),
+        ("--quantize", wish.quantize, "none"),
         ("--max-length", wish.max_length, None),
         ("--within", wish.tolerance, None),
         ("--threads", wish.threads, None),
@@ -193,26 +217,34 @@ def calibrate_command(wish: Wish) -> str:
 
 
 def assemble(
-    plan: Plan, *, stages: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    *,
+    stages: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    calibrating: bool = False,
 ) -> Assembly:
     """Load what the plan names and attach exits. Raises DynxError.
 
-    `stages` hears what is being done, for a progress line.
+    `stages` hears what is being done, for a progress line. For calibration kernels that need numbers of it are left for later.
     """
-    stages(f"loading {plan.source.name}")
-    with loading.quietly():
+    unknown = plan.decisions["backend"].value == OPENVINO and plan.wish.quantize != "none"
+    if unknown and not kernels.ranges_of(plan) and not calibrating:
+        raise NoProfileError(
+            "OpenVINO multiplies in int8 only where calibration has seen how large numbers get",
+            hint=f"{calibrate_command(plan.wish)} measures it",
+        )
+    stages("importing torch and transformers")
+    with loading.importing():
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
         from dynx.early_exit.knowledge import knowledge_of
         from dynx.early_exit.labels import Labels
 
-    model, reader = load_model(plan, dtype=plan.dtype, max_length=plan.wish.max_length)
-    labels = Labels(model.config)
-    if plan.wish.tolerance is not None and labels.problem != "regression":
-        raise UsageError(f"--within is for models that give numbers, and {plan.source.name} gives labels")
-    attachment = attach_exits(model, reader, plan.decisions)
-    assembly = Assembly(plan, attachment, reader, labels, None)
+    stages(f"loading {plan.source.name}")
+    assembly = _running(plan, Labels, stages, warn)
+    if plan.profile is not None:
+        _certify_whole(assembly, warn)
     if plan.profile is None:
         plan.decisions.setdefault("exits", Decision("none", _without_profile(plan.wish)))
     elif "exits" not in plan.decisions:
@@ -223,6 +255,67 @@ def assemble(
                 hint=f"{calibrate_command(plan.wish)} measures it anew",
             )
     return assembly
+
+
+def _running(
+    plan: Plan, labels_of: Callable[[Any], Labels], stages: Callable[[str], None], warn: Callable[[str], None]
+) -> Assembly:
+    """The model on the plan's kernels, or where those can't run it and weren't asked for, on PyTorch's."""
+    backend, ranges = str(plan.decisions["backend"].value), kernels.ranges_of(plan)
+    stages(f"loading {plan.source.name}")
+    if backend == OPENVINO and plan.wish.quantize != "none" and not ranges:
+        backend = TORCH  # as calibration begins
+    blocks = kernels.wanted(plan, backend, ranges)
+    model, reader = load_model(plan, dtype=kernels.loaded_in(plan, backend), max_length=plan.wish.max_length)
+    labels = labels_of(model.config)
+    if plan.wish.tolerance is not None and labels.problem != "regression":
+        raise UsageError(f"--within is for models that give numbers, and {plan.source.name} gives labels")
+    stages(f"trying {plan.source.name}")
+    attachment = attach_exits(model, reader, plan.decisions)
+    try:
+        attachment = kernels.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
+    except UnsupportedModelError as e:
+        if plan.wish.backend != "auto" or backend == TORCH:
+            raise
+        why = f"OpenVINO can't run it: {e}"
+        drop_profile(plan, why, warn)
+        plan.decisions["backend"] = Decision(TORCH, why)
+        return _running(plan, labels_of, stages, warn)
+    return Assembly(plan, attachment, reader, labels, None, blocks)
+
+
+def drop_profile(plan: Plan, why: str, warn: Callable[[str], None]) -> None:
+    """Go on as if there were no profile. NoProfileError where one is required."""
+    if plan.profile is None:
+        return
+    if plan.wish.require_profile:
+        raise NoProfileError(f"profile {plan.profile.key.id} can't be used: {why}")
+    warn(f"profile {plan.profile.key.id} isn't used: {why}")
+    plan.profile, plan.arrays, plan.bundled = None, {}, False
+    plan.decisions["profile"] = Decision("none", why)
+
+
+def _certify_whole(assembly: Assembly, warn: Callable[[str], None]) -> None:
+    """Whether the profile shows the model's own answers, before any exit, to be within the promise.
+
+    Where it doesn't, a quantized model gives way to the one that the promise is about.
+    """
+    from dynx.early_exit.knowledge import certify_whole
+    from dynx.early_exit.reference import is_reference
+
+    plan = assembly.plan
+    if is_reference(assembly):
+        return
+    assembly.certified, words = certify_whole(plan)
+    if assembly.certified is not None or plan.wish.quantize == "none":
+        return
+    drop_profile(plan, words, warn)
+    plan.decisions["quantize"] = Decision("none", words)
+    plan.decisions["backend"] = Decision(TORCH, "the model as it is")
+    plan.decisions["exits"] = Decision("none", words)
+    model, reader = load_model(plan, dtype=plan.dtype, max_length=plan.wish.max_length)
+    assembly.attachment, assembly.reader = attach_exits(model, reader, plan.decisions), reader
+    assembly.blocks = kernels.Blocks(precision=plan.dtype)
 
 
 def _without_profile(wish: Wish) -> str:
