@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
+from dynx.runtime.lean import uncollected, unfilled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -258,11 +259,18 @@ def quietly() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """`quietly`, for importing the libraries: as fast as that goes."""
+    with uncollected(), quietly():
+        yield
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The folder's tokenizer. Raises ModelError."""
-    with quietly():
+    with importing():
         from transformers import AutoTokenizer
-
+    with quietly():
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
         except Exception as e:  # noqa: BLE001 - tokenizers raise bare Exceptions
@@ -297,7 +305,7 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
     Raises ModelError, UnsupportedModelError or DeviceError.
     """
     check_causal_lm(source, allow_pickle=allow_pickle)
-    with quietly():
+    with importing():
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
@@ -310,7 +318,7 @@ def load_classifier(
 ) -> PreTrainedModel:
     """A classifier of texts or images, as `load_causal_lm` loads a language model."""
     check_classifier(source, allow_pickle=allow_pickle)
-    with quietly():
+    with importing():
         import transformers
         from transformers.models.auto import modeling_auto
 
@@ -360,8 +368,8 @@ def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool
         chatter.disable_progress_bar()
         chatter.set_verbosity_error()
         try:
-            loader: Any = DiffusionPipeline
-            pipe = loader.from_pretrained(
+            pipe = _from_pretrained(
+                DiffusionPipeline,
                 source.folder,
                 torch_dtype=getattr(torch, dtype),
                 use_safetensors=None if allow_pickle else True,
@@ -400,12 +408,14 @@ def _check_type(source: Source, known: Any, what: str, hint: str) -> None:
 
 
 def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bool) -> PreTrainedModel:
-    with quietly():
+    with importing():
         import torch
-
+        import transformers.modeling_utils  # noqa: F401 - most of what any model's own module imports
+    with quietly():
         safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
         try:
-            model, seen = loader.from_pretrained(
+            model, seen = _from_pretrained(
+                loader,
                 source.folder,
                 dtype=getattr(torch, dtype),
                 use_safetensors=safe,
@@ -425,6 +435,17 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
             raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {missing[0]}")
         loaded: PreTrainedModel = model.eval()
         return loaded
+
+
+def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
+    """`loader.from_pretrained`, without work on tensors that have no values yet, where the model can be built so."""
+    try:
+        with unfilled():
+            return loader.from_pretrained(folder, **options)
+    except (RuntimeError, NotImplementedError, TypeError) as e:
+        if "meta" not in str(e):  # else its code mixes what has values with what has none
+            raise
+    return loader.from_pretrained(folder, **options)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
