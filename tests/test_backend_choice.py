@@ -10,7 +10,7 @@ from models import Clock, Stub, TimedBackend, scripted, tiny
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
 from dynx.runtime.backends import choice
-from dynx.runtime.backends.choice import COMPILED, OPENVINO, TORCH, Race, choose, race, usable
+from dynx.runtime.backends.choice import COMPILED, IPEX, OPENVINO, TORCH, Race, choose, race, usable
 from dynx.runtime.decision import Decision
 from dynx.speculation import kernels
 from dynx.speculation.kernels import Kernels
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_OPENVINO = Decision(False, "OpenVINO isn't installed")
+NO_IPEX = Decision(False, "IPEX isn't installed")
 NO_COMPILER = Decision(False, "there is no C++ compiler here")
 
 
-def having(monkeypatch: pytest.MonkeyPatch, *, openvino: bool = True, compiler: bool = True) -> None:
+def having(
+    monkeypatch: pytest.MonkeyPatch, *, openvino: bool = True, compiler: bool = True, ipex: bool = False
+) -> None:
     """A machine with what is named beside PyTorch."""
     monkeypatch.setattr(choice, "available", lambda: Decision(True, "OpenVINO") if openvino else NO_OPENVINO)
     monkeypatch.setattr(choice, "can_compile", lambda _: Decision(True, "compiled by g++") if compiler else NO_COMPILER)
+    monkeypatch.setattr(choice, "can_optimize", lambda _: Decision(True, "IPEX") if ipex else NO_IPEX)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,10 @@ def test_with_everything_there(
         ({"openvino": False}, "int8", None, COMPILED, "it has int8 kernels"),
         ({"openvino": False, "compiler": False}, "int8", None, TORCH, "it has int8 kernels"),
         ({"openvino": False}, "int8", OPENVINO, COMPILED, "it has int8 kernels"),
+        ({"openvino": False, "compiler": False, "ipex": True}, "none", None, TORCH, "calibrating times IPEX too"),
+        ({"ipex": True}, "none", IPEX, IPEX, "measured to be the fastest"),
+        ({}, "none", IPEX, TORCH, "IPEX isn't installed"),
+        ({"ipex": True, "openvino": False, "compiler": False}, "int8", IPEX, TORCH, "it has int8 kernels"),
     ],
 )
 def test_with_something_missing(
@@ -96,10 +104,12 @@ def test_what_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         ("torch", "int4", "cpu", "--backend torch --quantize int4: PyTorch has no fast kernels"),
         ("torch", "int8", "cuda:0", "processors only, not on cuda:0"),
         ("auto", "int4", "cpu", "--quantize int4: OpenVINO isn't installed"),
+        ("ipex", "none", "cpu", "--backend ipex: IPEX isn't installed"),
+        ("ipex", "int8", "cpu", "--backend ipex --quantize int8: IPEX is used for weights as they are, not in int8"),
     ):
         with pytest.raises(DeviceError, match=said):
             choose(asked, quantize, device, None)
-    with pytest.raises(UsageError, match="--backend fast: one of auto, torch-eager, torch-compiled, openvino"):
+    with pytest.raises(UsageError, match="--backend fast: one of auto, torch-eager, torch-compiled, openvino, ipex"):
         choose("fast", "none", "cpu", None)
 
 
@@ -159,6 +169,7 @@ def ready(
     monkeypatch.setattr(kernels, "convert", lambda *_, **__: loaded(OPENVINO))
     monkeypatch.setattr(kernels, "converted", lambda **_: None)
     monkeypatch.setattr(kernels, "compile_model", lambda *_, **__: loaded(COMPILED))
+    monkeypatch.setattr(kernels, "optimize_model", lambda *_, **__: loaded(IPEX))
     monkeypatch.setattr(kernels, "torch_backend", lambda *_, **__: loaded(TORCH))
     monkeypatch.setattr(kernels, "bring_in", lambda _: None)
     said: list[str] = []
@@ -192,6 +203,22 @@ def test_calibration_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.decisions["backend"].value == OPENVINO
     assert "torch-eager 9000.00" in plan.decisions["backend"].reason
     assert "torch-compiled 6000.00" in plan.decisions["backend"].reason
+
+
+def test_calibration_races_ipex_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPEX runs in the race where it is installed, and is passed over with the reason where it can't run the model."""
+    clock = Clock()
+    four = backends(clock) | {IPEX: TimedBackend(tiny("llama"), clock, layer=0.5)}
+    kernel, plan, _ = ready(monkeypatch, four, clock=clock)
+    having(monkeypatch, ipex=True)
+
+    assert kernel.target() is four[IPEX]
+    assert plan.decisions["backend"].value == IPEX
+    assert "ipex 1500.00" in plan.decisions["backend"].reason
+
+    four[IPEX] = UnsupportedModelError("no AVX-512 here")
+    assert kernel.target() is four[OPENVINO]
+    assert "IPEX can't run it: no AVX-512 here" in plan.decisions["backend"].reason
 
 
 def test_a_late_start_is_weighed_against_shorter_passes() -> None:
@@ -254,7 +281,7 @@ def test_calibration_leaves_out_what_cannot_exit_early(monkeypatch: pytest.Monke
     assert "OpenVINO is left out: compiled as a whole" in plan.decisions["backend"].reason
 
 
-@pytest.mark.parametrize("name", [COMPILED, OPENVINO])
+@pytest.mark.parametrize("name", [COMPILED, OPENVINO, IPEX])
 def test_what_a_profile_names_may_not_run_any_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then eager PyTorch does, with the reason, and without the profile, whose costs are of something else."""
     given = backends(Clock()) | {name: UnsupportedModelError("it has changed")}

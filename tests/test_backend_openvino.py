@@ -359,7 +359,7 @@ def test_every_architecture_is_accounted_for() -> None:
     assert set(ROLLING) == set(RUNNING) | set(REFUSED) | of_two_minds
 
 
-@pytest.mark.parametrize(("threads", "inner", "fused"), [(1, 256, 0), (2, 256, 2), (2, 96, 0), (3, 256, 0)])
+@pytest.mark.parametrize(("threads", "inner", "fused"), [(1, 256, 0), (2, 256, 3), (2, 96, 0), (3, 256, 0)])
 def test_feed_forward_is_fused_only_where_that_is_safe(threads: int, inner: int, fused: int) -> None:
     """OpenVINO's fused operation, which kills the process with one thread, is used with pairs of threads that all have work."""
     able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

@@ -1,4 +1,4 @@
-"""Which kernels compute a language model: PyTorch's own, eager or compiled, or OpenVINO's where it is installed.
+"""Which kernels compute a language model: PyTorch's own, eager or compiled, or OpenVINO's or IPEX's where these are installed.
 
 What a run uses is decided without loading anything (`choose`): the backend asked for, else the one that calibration measured to
 be fastest, else eager PyTorch. Only calibration compiles and converts unasked, since that takes seconds; it times them side
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from dynx.errors import DeviceError, UsageError
-from dynx.runtime.backends.installed import available, can_compile
+from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+from dynx.runtime.backends.installed import available, can_compile, can_optimize
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Backend
 
-Name = Literal["torch-eager", "torch-compiled", "openvino"]
+Name = Literal["torch-eager", "torch-compiled", "openvino", "ipex"]
 Quantization = Literal["none", "int8", "int4"]
 
 TORCH: Name = "torch-eager"
 COMPILED: Name = "torch-compiled"
 OPENVINO: Name = "openvino"
+IPEX: Name = "ipex"
 
-TITLES: dict[str, str] = {TORCH: "PyTorch", COMPILED: "compiled PyTorch", OPENVINO: "OpenVINO"}
+TITLES: dict[str, str] = {TORCH: "PyTorch", COMPILED: "compiled PyTorch", OPENVINO: "OpenVINO", IPEX: "IPEX"}
 
 ALIASES: dict[str, Name] = {"torch": TORCH, "eager": TORCH, "compiled": COMPILED}
 
@@ -66,7 +67,10 @@ def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
         eager = compiled = Decision(False, "PyTorch has no fast kernels for int4 weights here")
     elif quantize != "none" and device.partition(":")[0] != "cpu":
         eager = compiled = Decision(False, f"PyTorch's {quantize} kernels are used on processors only, not on {device}")
-    return {TORCH: eager, COMPILED: compiled, OPENVINO: there}
+    optimized = can_optimize(device)
+    if quantize != "none":
+        optimized = Decision(False, f"IPEX is used for weights as they are, not in {quantize}")
+    return {TORCH: eager, COMPILED: compiled, OPENVINO: there, IPEX: optimized}
 
 
 def choose(asked: str, quantize: str, device: str, measured: str | None) -> Decision[str]:
@@ -150,6 +154,11 @@ def race(
 
 def bring_in(name: str) -> None:
     """Import what a backend needs beyond PyTorch, which is a part of each process's start."""
+    if name == IPEX:
+        from dynx.runtime.backends import ipex
+
+        with contextlib.suppress(UnsupportedModelError):
+            ipex.extension()
     for module in IMPORTS.get(name, ()):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -183,6 +192,13 @@ def compile_model(eager: EagerBackend, *, cache: Path, trusted: bool) -> Backend
     backend = compiled.load(eager.model, cache=cache, trusted=trusted)
     backend.precision = eager.precision
     return backend
+
+
+def optimize_model(eager: EagerBackend, *, trusted: bool) -> Backend:
+    """`eager`'s model with IPEX's layers, in place. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends import ipex
+
+    return ipex.load(eager.model, trusted=trusted)
 
 
 def convert(model: Any, *, precision: Any, threads: int, cache: Path) -> Backend:

@@ -79,7 +79,7 @@ def compile_block(block: nn.Module, names: list[str], inputs: list[Tensor], kwar
         return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
     example = [fake(tensor, index) for index, tensor in enumerate(inputs)]
-    with _unlogged():
+    with unlogged():
         with mode:
             graph = make_fx(call, tracing_mode="real")(*example)
         _share(graph)
@@ -87,7 +87,7 @@ def compile_block(block: nn.Module, names: list[str], inputs: list[Tensor], kwar
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
+def unlogged() -> Iterator[None]:
     """Nothing is logged: what torch can't trace it logs with a traceback, by loggers of many names, and raises as well."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

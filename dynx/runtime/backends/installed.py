@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import sysconfig
+from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from dynx.runtime.decision import Decision
@@ -27,10 +29,37 @@ def available() -> Decision[bool]:
     return Decision(True, f"OpenVINO {version}")
 
 
+def can_optimize(device: str) -> Decision[bool]:
+    """Whether Intel's extension can be used for a device here: the processor, under the torch that the extension is made for."""
+    if device.partition(":")[0] != "cpu":
+        return Decision(False, f"IPEX is used on processors only, not on {device}")
+    try:
+        version = metadata.version("intel-extension-for-pytorch")
+    except metadata.PackageNotFoundError:
+        return Decision(False, "IPEX isn't installed (pip install 'dynx[ipex]')")
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = None
+    why = for_another_torch(version, torch)
+    return Decision(True, f"IPEX {version}") if why is None else Decision(False, f"IPEX {version} is installed: {why}")
+
+
+def for_another_torch(ipex: str, torch: str | None) -> str | None:
+    """Why a version of IPEX doesn't go with a version of torch; None where it does.
+
+    Each release is for the torch of its own major and minor version, and breaks while it is imported under any other.
+    """
+    wanted, found = (".".join(re.findall(r"\d+", version or "")[:2]) for version in (ipex, torch))
+    return None if wanted == found else f"it needs torch {wanted}, and {torch or 'none'} is installed"
+
+
 def can_compile(device: str) -> Decision[bool]:
     """Whether PyTorch can compile for a device here: the processor, with a C++ compiler and Python's headers."""
     if device.partition(":")[0] != "cpu":
         return Decision(False, f"blocks are compiled for the processor, and this runs on {device}")
+    if not keeps_compiled():
+        return Decision(False, f"PyTorch {metadata.version('torch')} is too old to keep what it compiles")
     wanted = os.environ.get("CXX")
     found = [path for name in ([wanted] if wanted else ["g++", "clang++", "c++"]) if (path := shutil.which(name))]
     if not found:
@@ -38,3 +67,16 @@ def can_compile(device: str) -> Decision[bool]:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return Decision(False, "Python's headers, which compiling needs, are missing (Debian: python3-dev)")
     return Decision(True, f"compiled by {Path(found[0]).name}")
+
+
+@cache
+def keeps_compiled() -> bool:
+    """Whether this torch can write compiled code to a file on its own; those that can't don't trace blocks well either."""
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        return False
+    try:
+        source = Path(torch.origin).with_name("_inductor").joinpath("standalone_compile.py").read_text("utf-8")
+    except OSError:
+        return False
+    return "class AOTCompiledArtifact" in source
