@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynx.cli.arrivals import Arrivals, rows_asked
 from dynx.cli.console import Terminal
 from dynx.cli.inputs import read_lines, read_prompt, typed
 from dynx.cli.receipt import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
@@ -43,6 +44,7 @@ class Options:
     chat: bool
     system: str | None
     lines: bool
+    batch: str
     no_stdin: bool
     json: bool
     jsonl: bool
@@ -50,6 +52,7 @@ class Options:
     explain: bool
     plain: bool
     verify: bool
+    exact: bool
     dry_run: bool
     device: str
     dtype: Dtype
@@ -69,6 +72,11 @@ def run(options: Options) -> None:
     """Read prompts, open the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
+    if options.exact and options.temperature > 0:
+        raise UsageError(
+            "--exact is for greedy decoding: there rounding can decide a token",
+            hint="a sampled text has plain decoding's distribution as it is; leave out --exact or --temperature",
+        )
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
@@ -78,13 +86,17 @@ def run(options: Options) -> None:
 
         print_plan("generate", make_plan(wish_of(options), warn=terminal.warn), options, terminal)
         return
-    prompts = read_prompts(options, terminal)
+    prompts, arrivals = read_prompts(options, terminal)
     assembly = open_assembly(options, terminal)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
-        for index, prompt in enumerate(prompts):
-            answer(index, prompt, options, assembly, printer)
+        if arrivals is not None:
+            from dynx.cli.lines import Lines
+
+            Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
+        else:
+            answer(0, next(prompts), options, assembly, printer)
     finally:
         printer.close()
     if options.explain:
@@ -93,7 +105,7 @@ def run(options: Options) -> None:
         check(printer.verified)
 
 
-def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> None:
+def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> Run:
     """Continue one prompt."""
     try:
         run_ = assembly.engine.start(make_request(prompt, options, assembly))
@@ -101,9 +113,16 @@ def answer(index: int, prompt: str, options: Options, assembly: Assembly, printe
         if not options.lines:
             raise
         raise UsageError(f"prompt {index + 1}: {e}", hint=e.hint) from None
+    show(index, prompt, run_, options, assembly, printer)
+    return run_
+
+
+def show(index: int, prompt: str, run_: Run, options: Options, assembly: Assembly, printer: Printer) -> None:
+    """Print an answer as it is written."""
     pieces: list[str] = []
     try:
         for token in run_:
+            printer.first()
             pieces.append(token.text)
             printer.token(index, token)
         if options.verify:
@@ -113,18 +132,22 @@ def answer(index: int, prompt: str, options: Options, assembly: Assembly, printe
         printer.aside(run_, assembly)
 
 
-def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
-    """The prompts to continue. Raises UsageError before any model is loaded if there is none."""
+def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], Arrivals | None]:
+    """The prompts to continue, and with --lines which are there. Raises UsageError before any model is loaded if none is."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
             raise UsageError("--lines reads stdin and --no-stdin forbids it")
-        return _ahead(read_lines(arguments, sys.stdin.buffer))
+        rows_asked(options.batch)
+        arrivals = Arrivals(sys.stdin.buffer)
+        return _ahead(read_lines(arguments, arrivals)), arrivals
+    if options.batch != "auto":
+        raise UsageError("--batch goes with --lines")
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
     if prompt is None:
         _help()
         raise UsageError("no prompt", hint='for example: dynx generate "Once upon a time"')
-    return iter([prompt])
+    return iter([prompt]), None
 
 
 def _ahead(prompts: Iterator[str]) -> Iterator[str]:
@@ -169,6 +192,7 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
         allow_pickle=options.allow_pickle,
         offline=options.offline,
         plain=getattr(options, "plain", False) if plain is None else plain,
+        exact=getattr(options, "exact", False),
     )
 
 
@@ -179,6 +203,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
     wish = wish_of(options, plain=plain)
     plan = make_plan(wish, warn=terminal.warn)
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    terminal.startup.mark("first pass")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
@@ -226,6 +251,10 @@ class Printer:
         self._terminal, self._options = terminal, options
         self.verified: list[Verification] = []
         """What the plain model says of each answer so far, under --verify."""
+
+    def first(self) -> None:
+        """Something is about to come."""
+        self._terminal.first("first token")
 
     def token(self, index: int, token: Token) -> None:
         """A piece of answer `index`."""

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, cast
 
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
+from dynx.speculation.batch_choice import for_profile
 from dynx.speculation.engine import Drafters, Engine, Knowledge
 from dynx.speculation.events import Origin, Request, Sampling
+from dynx.speculation.exact import noise_if_exact
 from dynx.speculation.measure import Samples, costs_from, measure
 from dynx.speculation.policy import Costs, Plain
 from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
@@ -196,6 +198,8 @@ def calibrate(
             "draft": {o: c.to_json() for o, c in costs.draft.items() if c.known and o != "lookup"},
             "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
             "spread": spread,
+            "batch": for_profile(assembly, drafting="draft" in origins, budget=0.05 * budget, clock=clock),
+            "noise": noise_if_exact(target, [(t.tokens, t.prompt) for t in texts[:2]], chosen.exit_layers),
         },
         fitted={
             "origins": list(origins),

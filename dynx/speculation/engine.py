@@ -29,7 +29,7 @@ from dynx.speculation.drafters.chooser import Chooser
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.lookup import LookupDrafter
 from dynx.speculation.drafters.model import ModelDrafter
-from dynx.speculation.events import DrafterTally, FinishReason, Origin, Receipt, Request, Token
+from dynx.speculation.events import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round
 from dynx.speculation.sampling import PositionNoise, Warp
 from dynx.speculation.text import StopScanner, StreamDecoder
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.exact import Exact
 
 PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
     # Weights of (1, signal, ln position), and acceptance expected before the first draft. A model's odds are taken at their
@@ -49,7 +50,7 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
-UNKNOWN_GRANT = 2.0
+UNKNOWN_GRANT = 1.0
 """Plain passes that may be risked at the start of a text while nothing is known."""
 
 
@@ -104,6 +105,7 @@ class Engine:
         knowledge: Knowledge | None = None,
         clock: Callable[[], float] = time.perf_counter,
         entropy: Callable[[], int] = lambda: secrets.randbits(63),
+        exact: Exact | None = None,
     ) -> None:
         self.target = target
         self.drafters = drafters or Drafters()
@@ -111,12 +113,21 @@ class Engine:
         self.knowledge = knowledge or Knowledge()
         self.clock = clock
         self.entropy = entropy  # seeds of sampling without a seed
+        self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
 
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
 
         Raises UsageError if the prompt doesn't fit the model's context.
         """
+        self.check(request)
+        drafters = self._open_drafters(request)
+        if policy is None:
+            policy = self._dynamic(request) if drafters else Plain()
+        return Run(self, request, policy, drafters)
+
+    def check(self, request: Request) -> None:
+        """Raises UsageError for what can't be continued: no prompt, one that doesn't fit, foreign tokens."""
         limit = self.target.context
         if not request.prompt:
             raise UsageError("the prompt has no tokens")
@@ -129,10 +140,6 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens and the model's context is {limit}",
                 hint="shorten the prompt, or pick a model with a longer context",
             )
-        drafters = self._open_drafters(request)
-        if policy is None:
-            policy = self._dynamic(request) if drafters else Plain()
-        return Run(self, request, policy, drafters)
 
     def _dynamic(self, request: Request) -> Dynamic:
         greedy, known = request.sampling.greedy, self.knowledge
@@ -149,7 +156,7 @@ class Engine:
         if not self.target.can_rollback.value:
             return {}
         sampling = request.sampling
-        noise = _noise(request, self.target.vocab)
+        noise = noise_of(request, self.target.vocab)
         chooser = Chooser(sampling, noise, torch.Generator().manual_seed(self.entropy()))
         out: dict[Origin, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
@@ -178,6 +185,9 @@ class Run:
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
         self._forwards = 0
+        self._exact = engine.exact if request.sampling.greedy else None
+        self._recheck = Recheck(self._exact.bound) if self._exact else None
+        self._sure = len(request.prompt)  # positions whose keys and values are as plain decoding writes them
         self._plain_seconds = 0.0
         self._began = self._clock()
         self._prefilled = self._first = self._latest = self._began
@@ -224,7 +234,8 @@ class Run:
             rows = self._session.forward(tokens[-1:])
             kept = self._target_choice.keep([], rows, tokens)
             verified = self._clock()
-            done = Round(context, None, verify_seconds=verified - start, seconds=verified - start)
+            kept = self._settled(kept, None, rows)
+            done = Round(context, None, verify_seconds=verified - start, seconds=self._clock() - start)
         else:
             drafter = self._drafters[origin]
             lag = drafter.lag(len(tokens))
@@ -242,6 +253,7 @@ class Run:
             rows = self._verify(origin, drafts, submitted)
             kept = self._target_choice.keep(submitted, rows, tokens)
             verified = self._clock()
+            kept = self._settled(kept, submitted, rows)
             self._session.rollback(context + len(kept))
             drafter.settle(len(kept) - 1)
             done = Round(
@@ -262,6 +274,36 @@ class Run:
         # Priced round by round: what plain decoding would have cost at the speed that the machine had just then.
         self._plain_seconds += done.tokens * self._engine.knowledge.costs.target(1, context)
         return kept, origin
+
+    def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor) -> list[int]:
+        """`kept` up to the first token that rounding could have decided, and that one as plain decoding has it.
+
+        `drafts` is None after a plain pass.
+        """
+        exact, recheck = self._exact, self._recheck
+        if exact is None or recheck is None or not exact.bound:
+            return kept
+        tokens = self._tokens
+        if drafts is None and self._sure == len(tokens) - 1:
+            self._sure += 1  # a plain pass over what plain passes wrote
+            return kept
+        judged = (drafts or [])[: len(kept) - 1]
+        tie = self._target_choice.first_tie(exact, judged, rows[: len(kept)], tokens)
+        if tie is None:
+            return kept
+        began = self._clock()
+        text = [*tokens, *kept[:tie]]
+        self._session.rollback(self._sure)
+        for token in text[self._sure :]:
+            row = self._session.forward([token])
+        self._recheck = Recheck(
+            recheck.bound,
+            recheck.near_ties + 1,
+            recheck.reread + len(text) - self._sure,
+            recheck.seconds + self._clock() - began,
+        )
+        self._sure = len(text)
+        return [*kept[:tie], *self._target_choice.keep([], row, text)]
 
     def _prospects(self) -> list[Prospect]:
         tokens = self._tokens
@@ -333,9 +375,10 @@ class Run:
             first_token_seconds=self._first - self._began if count else None,
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
-            guarantee=self._target_choice.guarantee(self._engine.target),
+            guarantee=self._target_choice.guarantee(self._engine.target, exact=self._exact is not None),
             plain_seconds=self._plain_seconds or None,
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
+            exact=self._recheck,
         )
 
 
@@ -345,7 +388,7 @@ class TargetChoice:
     def __init__(self, request: Request, vocab: int, seed: int) -> None:
         self._sampling = request.sampling
         self._warp = Warp(request.sampling)
-        self._noise = _noise(request, vocab)
+        self._noise = noise_of(request, vocab)
         self._generator = torch.Generator().manual_seed(seed)
 
     def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
@@ -369,14 +412,21 @@ class TargetChoice:
     def _draw(self, weights: Tensor) -> int:
         return int(torch.multinomial(weights.float().cpu(), 1, generator=self._generator))
 
-    def guarantee(self, target: Backend) -> str:
+    def first_tie(self, exact: Exact, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> int | None:
+        """The first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
+        scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, [d.token for d in drafts])
+        penalty = self._sampling.repetition_penalty
+        return exact.first_tie(scores, max(penalty, 1 / penalty))
+
+    def guarantee(self, target: Backend, *, exact: bool = False) -> str:
         """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""
         if self._sampling.greedy or self._noise is not None:
-            exact = target.precision == "float32"
+            exact = exact or target.precision == "float32"
             return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
         return "same distribution as plain decoding"
 
 
-def _noise(request: Request, vocab: int) -> PositionNoise | None:
+def noise_of(request: Request, vocab: int) -> PositionNoise | None:
+    """The noise that a seed stands for; None where nothing is sampled or no seed was given."""
     sampling = request.sampling
     return PositionNoise(sampling.seed, vocab) if sampling.seed is not None and not sampling.greedy else None

@@ -84,6 +84,16 @@ class DrafterTally:
 
 
 @dataclass(frozen=True)
+class Recheck:
+    """What it took to be exact."""
+
+    bound: float  # logits that rounding may move a decision by; 0 where wide passes give narrow ones' bits
+    near_ties: int = 0  # decisions closer than that, made again by plain passes
+    reread: int = 0  # plain passes that this took
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What an answer cost and what was saved. Times in seconds."""
 
@@ -98,6 +108,8 @@ class Receipt:
     guarantee: str
     plain_seconds: float | None  # what plain decoding would have taken, from its measured cost
     plain_measured: str | None  # where that cost comes from: "profile", "this run" or None
+    rows: float = 1.0  # answers that shared each pass, on average; times are this one's share of them
+    exact: Recheck | None = None  # where exactness was asked for
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -6,19 +6,22 @@ a model is replaced, with the reason in the plan's decisions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.choice import (
     COMPILED,
+    IPEX,
     OPENVINO,
     TITLES,
     TORCH,
+    Quantization,
     bring_in,
     compile_model,
     convert,
     converted,
+    optimize_model,
     quantized,
     race,
     usable,
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.runtime.loading import Source
     from dynx.speculation.setup import Plan
+
+
+QUANTIZED = frozenset(get_args(Quantization)) - {"none"}
 
 
 class Kernels:
@@ -73,14 +79,14 @@ class Kernels:
         chosen: Name = plan.decisions["backend"].value
         name = plan.key.companion or source.name
         try:
-            other = self._open(chosen, source, name, quantize=False)
+            other = self._open(chosen, source, name, precision=plan.drafter_dtype)
         except UnsupportedModelError:
-            return torch_backend(plan, source)
+            return torch_backend(plan, source, dtype=plan.drafter_dtype)
         if chosen != OPENVINO or other.context is None:
             return other
         config = source.config()
         limit = config.get("max_position_embeddings") or config.get("n_positions")
-        return other if limit and other.context >= limit else torch_backend(plan, source)
+        return other if limit and other.context >= limit else torch_backend(plan, source, dtype=plan.drafter_dtype)
 
     def _fastest(self, clock: Callable[[], float]) -> Backend:
         """The backend with the shortest runs, of those that can run the model and draft as was asked."""
@@ -122,35 +128,42 @@ class Kernels:
         return running[timed.winner]
 
     def _open(
-        self, name: Name, source: Source, folder: str, *, quantize: bool = True, trusted: bool = False
+        self, name: Name, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
     ) -> Backend:
-        """A model on a backend; `folder` is where among those kept its own is. Raises UnsupportedModelError.
+        """A model on a backend, by default in the precision that was asked for; `folder` is where among those kept its own is.
 
-        What is kept is `trusted` to be as it was when there is a profile.
+        Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile.
         """
         plan, cache = self._plan, cache_folder()
         trusted = trusted or plan.profile is not None
-        precision = plan.wish.quantize if quantize and plan.wish.quantize != "none" else plan.dtype
+        precision = precision or (plan.dtype if plan.wish.quantize == "none" else plan.wish.quantize)
+        dtype = plan.dtype if precision in QUANTIZED else precision
         if name == OPENVINO:
             threads = plan.decisions["threads"].value
             place = cache / "openvino" / folder
             if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
-            return convert(torch_backend(plan, source).model, precision=precision, threads=threads, cache=place)
-        eager = torch_backend(plan, source, trusted=trusted)
-        if precision != plan.dtype:
+            model = torch_backend(plan, source, dtype=dtype).model
+            return convert(model, precision=precision, threads=threads, cache=place)
+        eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
+        if precision in QUANTIZED:
             self._stages(f"quantizing to {precision}")
             eager = quantized(eager, precision)
         if name == TORCH:
             return eager
+        if name == IPEX:
+            self._stages("optimizing with IPEX")
+            return optimize_model(eager, trusted=trusted)
         self._stages("compiling")
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
 
 
-def torch_backend(plan: Plan, source: Source, *, trusted: bool = False) -> EagerBackend:
+def torch_backend(plan: Plan, source: Source, *, dtype: str | None = None, trusted: bool = False) -> EagerBackend:
     """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
     from dynx.runtime.backends.eager import EagerBackend
 
-    model = loading.load_causal_lm(source, device=plan.device, dtype=plan.dtype, allow_pickle=plan.wish.allow_pickle)
+    model = loading.load_causal_lm(
+        source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=plan.wish.allow_pickle
+    )
     return EagerBackend(model, trusted=trusted or plan.profile is not None)

@@ -1,4 +1,4 @@
-"""How long the passes of a target and its drafters take on this machine, by width and context.
+"""How long the passes of a target and its drafters take on this machine, by width and context, and how they round.
 
 Cells are visited in shuffled rounds, one sample each, so that a slow minute hits all of them; the medians go into
 `CostCurve`s. Sessions are warmed before the first round. Times are seconds; the clock is passed in.
@@ -6,15 +6,20 @@ Cells are visited in shuffled rounds, one sample each, so that a slow minute hit
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import torch
 
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.policy import Costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
     from dynx.runtime.backends.interface import Backend, Session
 
@@ -29,6 +34,15 @@ SHORT, LONG = 32, 512
 
 ENOUGH = 15
 """Samples per cell after which medians no longer move; fewer if the budget ends first, at least 3."""
+
+WALKS = ((2, 5, 3, 8), (9, 4, 13, 6, 7))
+"""Widths of the passes that walk through a text, over and over, when rounding is measured."""
+
+LEADERS = 8
+"""Likeliest tokens whose logits are compared: those between which rounding could decide."""
+
+TRIAL = 40
+"""Tokens that a target writes plainly where there is no text to measure rounding on."""
 
 Cell = tuple[str, int, int]
 """What runs, its width, its context."""
@@ -78,6 +92,9 @@ def measure(
     """
     rng = rng or random.Random(0)  # noqa: S311 - the order of measurements is no secret
     jobs: dict[Cell, Callable[[], None]] = {}
+    # A round's first guess waits for weights that the target's pass drove out of the caches, its others don't: they are what a
+    # guess costs, and the first one's extra is part of what a round costs beside its passes.
+    before: dict[Cell, Callable[[], None]] = {}
     for context in contexts_of(target):
         session = _filled(target, context)
         widths = [n for n in WIDTHS if target.context is None or context + n <= target.context]
@@ -90,6 +107,7 @@ def measure(
             session = _filled(small, context)
             for n in LAGS:
                 jobs["draft", n, context] = _pass(session, context, n)
+                before["draft", n, context] = jobs["draft", LAGS[0], context]
     samples = Samples({cell: [] for cell in jobs})
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
@@ -98,6 +116,8 @@ def measure(
         cells = list(jobs)
         rng.shuffle(cells)
         for cell in cells:
+            if cell in before:
+                before[cell]()
             start = clock()
             jobs[cell]()
             samples.cells[cell].append(clock() - start)
@@ -168,3 +188,58 @@ def layer_seconds(samples: Samples, layers: int) -> float:
 def _adopt(curve: CostCurve, costs: Costs) -> CostCurve:
     curve.drift = costs.drift
     return curve
+
+
+def measure_noise(
+    target: Backend, texts: Sequence[tuple[Sequence[int], int]] = (), *, exit_layers: int | None = None
+) -> dict[int, float]:
+    """By how much passes of several tokens move the distance between two leading logits, by width; 0: not a bit.
+
+    `texts` are token ids and how many of them are a prompt. Each is read once one token a pass, as plain decoding does, and
+    again in passes of mixed widths, so that what counts is the whole difference: of the pass, and of all the keys and values
+    that passes before it wrote. Width 1 is a single token after those. With `exit_layers` the first layers also run ahead by
+    themselves, as drafting with them does.
+    """
+    noise = dict.fromkeys(sorted({1, *(n for walk in WALKS for n in walk)}), 0.0)
+    for tokens, prompt in texts or [_trial(target)]:
+        plain, ids = target.open(), list(tokens)
+        plain.forward(ids[:prompt], keep=1)
+        want = torch.cat([plain.forward([token]) for token in ids[prompt:]])  # (N, V)
+        for widths, early in ((WALKS[0], None), (WALKS[1], exit_layers)):
+            session, at = target.open(), prompt
+            session.forward(ids[:prompt], keep=1)
+            for n in itertools.cycle(widths):
+                part = ids[at : at + n]
+                if len(part) < n:
+                    break
+                one = session.forward(part[:1])
+                session.rollback(at)
+                if early is None:
+                    rows = session.forward(part)
+                else:
+                    for token in part:
+                        session.forward_early([token], early, logits=False)
+                    rows = session.complete()
+                noise[1] = max(noise[1], _moved(one, want[at - prompt : at - prompt + 1]))
+                noise[n] = max(noise[n], _moved(rows, want[at - prompt : at - prompt + n]))
+                at += n
+    return noise
+
+
+def _trial(target: Backend) -> tuple[list[int], int]:
+    """A beginning of no meaning and what the target makes of it."""
+    ids = [(7 * i + 1) % target.vocab for i in range(8)]
+    count = TRIAL if target.context is None else min(TRIAL, target.context - len(ids))
+    session, feed = target.open(), list(ids)
+    for _ in range(count):
+        feed = [int(session.forward(feed, keep=1)[0].argmax())]
+        ids += feed
+    return ids, 8
+
+
+def _moved(rows: Tensor, want: Tensor) -> float:
+    """The largest change of a distance between leading logits in (T, V); of any logit, where none of those moved."""
+    change = rows.double() - want.double()
+    leading = change.gather(-1, want.float().topk(min(LEADERS, want.shape[-1]), -1).indices)
+    moved = float((leading.amax(-1) - leading.amin(-1)).max())
+    return moved or float(change.abs().max())
