@@ -11,23 +11,25 @@ _dynx_list() {
     'dynx generate')
         commands=''
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
-            --repetition-penalty= --seed= --stop=+ --chat --system= --lines --no-stdin --json --jsonl --stats
-            --explain --plain --verify --dry-run --device= --dtype= --threads= --backend= --quantize= --profile=
-            --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --json --jsonl
+            --stats --explain --plain --verify --exact --dry-run --device= --dtype= --threads= --backend=
+            --quantize= --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color=
+            -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
             --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
             --resume= --json --jsonl --stats --explain --plain --verify --dry-run --device= --dtype= --threads=
-            --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --backend= --quantize= --profile= --require-profile --allow-pickle --offline -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
         options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
             --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --json --jsonl --stats --explain
-            --plain --force --verify --dry-run --device= --dtype= --threads= --profile= --require-profile
-            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --plain --force --verify --dry-run --device= --dtype= --backend= --threads= --profile=
+            --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''
@@ -55,9 +57,9 @@ _dynx_value() {
     case $1 in
     'dynx generate -m' | \
     'dynx generate --model')
-        _dynx_words story; _dynx_hub; _dynx_folders ;;
+        _dynx_words story; _dynx_hub generate; _dynx_folders ;;
     'dynx generate --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_hub; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx generate --lookup')
         _dynx_files ;;
     'dynx generate --device')
@@ -65,16 +67,16 @@ _dynx_value() {
     'dynx generate --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx generate --backend')
-        _dynx_words 'auto torch compiled openvino' ;;
+        _dynx_words 'auto torch compiled openvino ipex' ;;
     'dynx generate --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx generate --profile')
-        _dynx_words none; _dynx_profiles ;;
+        _dynx_words none; _dynx_profiles generate ;;
     'dynx generate --color')
         _dynx_words 'auto always never' ;;
     'dynx classify -m' | \
     'dynx classify --model')
-        _dynx_words mood; _dynx_hub; _dynx_folders ;;
+        _dynx_words mood; _dynx_hub classify; _dynx_folders ;;
     'dynx classify --labels' | \
     'dynx classify --resume' | \
     'dynx classify')
@@ -83,13 +85,17 @@ _dynx_value() {
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx classify --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx classify --backend')
+        _dynx_words 'auto torch compiled openvino ipex' ;;
+    'dynx classify --quantize')
+        _dynx_words 'none int8 int4' ;;
     'dynx classify --profile')
-        _dynx_words none; _dynx_profiles ;;
+        _dynx_words none; _dynx_profiles classify ;;
     'dynx classify --color')
         _dynx_words 'auto always never' ;;
     'dynx draw -m' | \
     'dynx draw --model')
-        _dynx_words emoji; _dynx_hub; _dynx_folders ;;
+        _dynx_words emoji; _dynx_hub draw; _dynx_folders ;;
     'dynx draw -o' | \
     'dynx draw --output' | \
     'dynx draw --finish' | \
@@ -104,14 +110,16 @@ _dynx_value() {
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx draw --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
+    'dynx draw --backend')
+        _dynx_words 'auto torch compiled openvino ipex' ;;
     'dynx draw --profile')
-        _dynx_words none; _dynx_profiles ;;
+        _dynx_words none; _dynx_profiles draw ;;
     'dynx calibrate') _dynx_options ;;
     'dynx calibrate -m' | \
     'dynx calibrate --model')
-        _dynx_words 'story emoji mood'; _dynx_hub; _dynx_folders ;;
+        _dynx_words 'story emoji mood'; _dynx_hub any; _dynx_folders ;;
     'dynx calibrate --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_hub; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx calibrate --data' | \
     'dynx calibrate --plot' | \
     'dynx calibrate -o' | \
@@ -121,20 +129,20 @@ _dynx_value() {
     'dynx calibrate --show' | \
     'dynx calibrate --export' | \
     'dynx calibrate --remove')
-        _dynx_profiles ;;
+        _dynx_profiles any ;;
     'dynx calibrate --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx calibrate --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx calibrate --backend')
-        _dynx_words 'auto torch compiled openvino' ;;
+        _dynx_words 'auto torch compiled openvino ipex' ;;
     'dynx calibrate --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx calibrate --color')
         _dynx_words 'auto always never' ;;
     'dynx bench -m' | \
     'dynx bench --model')
-        _dynx_words 'emoji mood story'; _dynx_hub; _dynx_folders ;;
+        _dynx_words 'emoji mood story'; _dynx_hub any; _dynx_folders ;;
     'dynx bench --data' | \
     'dynx bench --labels' | \
     'dynx bench --baseline' | \
@@ -143,7 +151,7 @@ _dynx_value() {
     'dynx bench --replay')
         _dynx_files ;;
     'dynx bench --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_hub; _dynx_folders ;;
+        _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx bench --static')
         _dynx_words none ;;
     'dynx bench --against')
@@ -157,11 +165,11 @@ _dynx_value() {
     'dynx bench --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx bench --backend')
-        _dynx_words 'auto torch compiled openvino' ;;
+        _dynx_words 'auto torch compiled openvino ipex' ;;
     'dynx bench --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx bench --profile')
-        _dynx_words none; _dynx_profiles ;;
+        _dynx_words none; _dynx_profiles any ;;
     'dynx bench --color')
         _dynx_words 'auto always never' ;;
     'dynx bench')
@@ -196,23 +204,36 @@ _dynx_prefixes() {
     _dynx_words "$1"
 }
 
+# Ids of stored profiles of a task.
 _dynx_profiles() {
-    local folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file ids=
+    local task=$1 folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file ids=
     [[ $OSTYPE == darwin* && -z $DYNX_CACHE_DIR$XDG_CACHE_HOME ]] && folder=$HOME/Library/Caches/dynx
+    [[ $task == any ]] && task='*'
     local IFS=$'\n'
-    for file in $(compgen -G "$folder/profiles/*-????????????.json"); do
+    for file in $(compgen -G "$folder/profiles/$task-*-????????????.json"); do
         file=${file##*-}
         ids+=${file%.json}$'\n'
     done
     _dynx_words "$ids"
 }
 
+# Models of a task in the hub's cache, told by what their config.json says they are; what draws has a model_index.json.
 _dynx_hub() {
-    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} file ids=
+    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} file ids= fits=
+    case $1 in
+    generate) fits='(ForCausalLM|LMHeadModel)"' ;;
+    classify) fits='(ForSequenceClassification|ForImageClassification)"' ;;
+    any) fits='(ForCausalLM|LMHeadModel|ForSequenceClassification|ForImageClassification)"' ;;
+    esac
     local IFS=$'\n'
-    for file in $(compgen -G "$folder/models--*"); do
-        file=${file##*/models--}
-        ids+=${file/--//}$'\n'
+    for file in $(
+        [[ $1 == draw || $1 == any ]] && compgen -G "$folder/models--*/snapshots/*/model_index.json"
+        [[ -n $fits ]] && grep -lE -- "$fits" "$folder"/models--*/snapshots/*/config.json 2>/dev/null
+    ); do
+        file=${file#"$folder"/models--}
+        file=${file%%/*}
+        file=${file/--//}$'\n'
+        [[ $'\n'$ids == *$'\n'"$file"* ]] || ids+=$file
     done
     _dynx_words "$ids"
 }

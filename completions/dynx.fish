@@ -46,6 +46,7 @@ function __dynx_files_after
     printf '%s\n' $argv
 end
 
+# Models of a task in the hub's cache, told by what their config.json says they are; what draws has a model_index.json.
 function __dynx_hub
     set -l folder $HOME/.cache/huggingface/hub
     if test -n "$HF_HUB_CACHE"
@@ -55,8 +56,27 @@ function __dynx_hub
     else if test -n "$XDG_CACHE_HOME"
         set folder $XDG_CACHE_HOME/huggingface/hub
     end
-    for file in $folder/models--*
-        string replace -r '^.*/models--' '' -- $file | string replace -- -- /
+    set -l fits
+    switch $argv[1]
+        case generate
+            set fits '(ForCausalLM|LMHeadModel)"'
+        case classify
+            set fits '(ForSequenceClassification|ForImageClassification)"'
+        case any
+            set fits '(ForCausalLM|LMHeadModel|ForSequenceClassification|ForImageClassification)"'
+    end
+    set -l files
+    if set -q fits[1]
+        set files $folder/models--*/snapshots/*/config.json
+        if set -q files[1]
+            set files (grep -lE -- $fits $files 2>/dev/null)
+        end
+    end
+    if contains -- $argv[1] draw any
+        set -a files $folder/models--*/snapshots/*/model_index.json
+    end
+    for file in $files
+        string replace -r '^.*/models--([^/]*)/snapshots/[^/]*/[^/]*$' '$1' -- $file | string replace -- -- /
     end
 end
 
@@ -70,7 +90,9 @@ function __dynx_profiles
         set folder $HOME/Library/Caches/dynx
     end
     for file in $folder/profiles/*-*.json
-        string replace -rf '^.*/([^/]*)-([0-9a-f]{12})\.json$' '$2\t$1' -- $file
+        set -l found (string match -r '([^/]*)-([0-9a-f]{12})\.json$' -- $file)
+        and string match -qr -- "^("(string replace any '.*' -- $argv[1])")-" $found[2]
+        and printf '%s\t%s\n' $found[3] $found[2]
     end
 end
 
@@ -86,8 +108,8 @@ complete -c dynx -n '__dynx_at dynx' -l version -d 'Print the version and exit'
 complete -c dynx -n '__dynx_at dynx' -s h -l help -d 'Show this message and exit'
 
 # dynx generate
-complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup story (__dynx_hub) (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_hub generate) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx generate' -l lookup -r -F -d 'A text file whose passages may be repeated'
 complete -c dynx -n '__dynx_at dynx generate' -s n -l max-new-tokens -x -d 'Stop after this many tokens'
 complete -c dynx -n '__dynx_at dynx generate' -l temperature -x -d '0 takes the likeliest token'
@@ -99,6 +121,7 @@ complete -c dynx -n '__dynx_at dynx generate' -l stop -x -d 'End the answer befo
 complete -c dynx -n '__dynx_at dynx generate' -l chat -d 'Put the prompt into the model\'s chat template'
 complete -c dynx -n '__dynx_at dynx generate' -l system -x -d 'System message for the chat template'
 complete -c dynx -n '__dynx_at dynx generate' -l lines -d 'One prompt per line of stdin, one answer per line of stdout'
+complete -c dynx -n '__dynx_at dynx generate' -l batch -x -d 'With --lines, answer up to so many prompts at once'
 complete -c dynx -n '__dynx_at dynx generate' -l no-stdin -d 'Never read stdin'
 complete -c dynx -n '__dynx_at dynx generate' -l json -d 'Print one JSON document instead of text'
 complete -c dynx -n '__dynx_at dynx generate' -l jsonl -d 'Print JSON lines: one for each token and each result'
@@ -106,13 +129,14 @@ complete -c dynx -n '__dynx_at dynx generate' -l stats -d 'Say on stderr what th
 complete -c dynx -n '__dynx_at dynx generate' -l explain -d 'Shade each token by who guessed it, and say why each setting has its value'
 complete -c dynx -n '__dynx_at dynx generate' -l plain -d 'Plain decoding: nothing dynamic'
 complete -c dynx -n '__dynx_at dynx generate' -l verify -d 'Score the answer again on the plain model'
+complete -c dynx -n '__dynx_at dynx generate' -l exact -d 'Plain decoding\'s text to the token, also where bfloat16 or int8 could round a tie'
 complete -c dynx -n '__dynx_at dynx generate' -l dry-run -d 'Say what would be done and why, without loading the model, and stop'
 complete -c dynx -n '__dynx_at dynx generate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx generate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx generate' -l threads -x -d 'Processor threads'
-complete -c dynx -n '__dynx_at dynx generate' -l backend -x -a 'auto torch compiled openvino' -d 'Whose kernels compute a language model'
-complete -c dynx -n '__dynx_at dynx generate' -l quantize -x -a 'none int8 int4' -d 'Store a language model\'s weights in 8 or 4 bits: faster, and another model'
-complete -c dynx -n '__dynx_at dynx generate' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
+complete -c dynx -n '__dynx_at dynx generate' -l backend -x -a 'auto torch compiled openvino ipex' -d 'Whose kernels compute the model'
+complete -c dynx -n '__dynx_at dynx generate' -l quantize -x -a 'none int8 int4' -d 'Store weights in 8 or 4 bits: faster, and another model'
+complete -c dynx -n '__dynx_at dynx generate' -l profile -x -a 'none (__dynx_profiles generate)' -d 'Use this stored profile (see dynx calibrate --list), or none'
 complete -c dynx -n '__dynx_at dynx generate' -l require-profile -d 'Fail (exit 4) unless a profile fits'
 complete -c dynx -n '__dynx_at dynx generate' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx generate' -l offline -d 'Never contact the hub'
@@ -123,7 +147,7 @@ complete -c dynx -n '__dynx_at dynx generate' -s h -l help -d 'Show this message
 
 # dynx classify
 complete -c dynx -n '__dynx_at dynx classify' -F
-complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_hub classify) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx classify' -s 0 -l null -d 'Inputs on stdin end with NUL, not with a line end'
 complete -c dynx -n '__dynx_at dynx classify' -l tsv -d 'Read a tab-separated table'
 complete -c dynx -n '__dynx_at dynx classify' -l column -x -d 'With --tsv: the column of the texts, by header or by number from 1'
@@ -151,7 +175,9 @@ complete -c dynx -n '__dynx_at dynx classify' -l dry-run -d 'Say what would be d
 complete -c dynx -n '__dynx_at dynx classify' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx classify' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx classify' -l threads -x -d 'Processor threads'
-complete -c dynx -n '__dynx_at dynx classify' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
+complete -c dynx -n '__dynx_at dynx classify' -l backend -x -a 'auto torch compiled openvino ipex' -d 'Whose kernels compute the model'
+complete -c dynx -n '__dynx_at dynx classify' -l quantize -x -a 'none int8 int4' -d 'Store weights in 8 or 4 bits: faster, and another model'
+complete -c dynx -n '__dynx_at dynx classify' -l profile -x -a 'none (__dynx_profiles classify)' -d 'Use this stored profile (see dynx calibrate --list), or none'
 complete -c dynx -n '__dynx_at dynx classify' -l require-profile -d 'Fail (exit 4) unless a profile fits'
 complete -c dynx -n '__dynx_at dynx classify' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx classify' -l offline -d 'Never contact the hub'
@@ -161,7 +187,7 @@ complete -c dynx -n '__dynx_at dynx classify' -l color -x -a 'auto always never'
 complete -c dynx -n '__dynx_at dynx classify' -s h -l help -d 'Show this message and exit'
 
 # dynx draw
-complete -c dynx -n '__dynx_at dynx draw' -s m -l model -x -a 'emoji (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx draw' -s m -l model -x -a 'emoji (__dynx_hub draw) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx draw' -s o -l output -r -F -d 'A file, a folder, or a pattern of {n}, {slug} (the prompt) and {seed}; - writes the PNG to stdout'
 complete -c dynx -n '__dynx_at dynx draw' -s c -l count -x -d 'Pictures of each prompt, with seeds that follow'
 complete -c dynx -n '__dynx_at dynx draw' -l seed -x -d 'Makes the picture reproducible'
@@ -187,8 +213,9 @@ complete -c dynx -n '__dynx_at dynx draw' -l verify -d 'Draw each picture plainl
 complete -c dynx -n '__dynx_at dynx draw' -l dry-run -d 'Say what would be done and why, without loading the model, and stop'
 complete -c dynx -n '__dynx_at dynx draw' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx draw' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
+complete -c dynx -n '__dynx_at dynx draw' -l backend -x -a 'auto torch compiled openvino ipex' -d 'Whose kernels compute the model'
 complete -c dynx -n '__dynx_at dynx draw' -l threads -x -d 'Processor threads'
-complete -c dynx -n '__dynx_at dynx draw' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
+complete -c dynx -n '__dynx_at dynx draw' -l profile -x -a 'none (__dynx_profiles draw)' -d 'Use this stored profile (see dynx calibrate --list), or none'
 complete -c dynx -n '__dynx_at dynx draw' -l require-profile -d 'Fail (exit 4) unless a profile fits'
 complete -c dynx -n '__dynx_at dynx draw' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx draw' -l offline -d 'Never contact the hub'
@@ -198,8 +225,8 @@ complete -c dynx -n '__dynx_at dynx draw' -l color -x -a 'auto always never' -d 
 complete -c dynx -n '__dynx_at dynx draw' -s h -l help -d 'Show this message and exit'
 
 # dynx calibrate
-complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
-complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_hub) (__dynx_folders)' -d 'Who guesses ahead'
+complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'What to learn from: prompts, one per line (by default the model\'s own)'
 complete -c dynx -n '__dynx_at dynx calibrate' -l tsv -d 'Read a tab-separated table'
 complete -c dynx -n '__dynx_at dynx calibrate' -l column -x -d 'With --tsv: the column of the texts, by header or by number from 1'
@@ -219,17 +246,17 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l dry-run -d 'Say what would be 
 complete -c dynx -n '__dynx_at dynx calibrate' -l check -d 'Test on fresh inputs what the stored profile promises'
 complete -c dynx -n '__dynx_at dynx calibrate' -l device-info -d 'Show what this machine has and what dynx picks from it'
 complete -c dynx -n '__dynx_at dynx calibrate' -l list -d 'List the stored profiles'
-complete -c dynx -n '__dynx_at dynx calibrate' -l show -x -a '(__dynx_profiles)' -d 'Print a stored profile'
-complete -c dynx -n '__dynx_at dynx calibrate' -l export -x -a '(__dynx_profiles)' -d 'Write a stored profile as one file (to --output, or stdout)'
+complete -c dynx -n '__dynx_at dynx calibrate' -l show -x -a '(__dynx_profiles any)' -d 'Print a stored profile'
+complete -c dynx -n '__dynx_at dynx calibrate' -l export -x -a '(__dynx_profiles any)' -d 'Write a stored profile as one file (to --output, or stdout)'
 complete -c dynx -n '__dynx_at dynx calibrate' -s o -l output -r -F -d 'Where --export writes'
 complete -c dynx -n '__dynx_at dynx calibrate' -l import -r -F -d 'Store a profile that --export wrote'
-complete -c dynx -n '__dynx_at dynx calibrate' -l remove -x -a '(__dynx_profiles)' -d 'Delete a stored profile'
+complete -c dynx -n '__dynx_at dynx calibrate' -l remove -x -a '(__dynx_profiles any)' -d 'Delete a stored profile'
 complete -c dynx -n '__dynx_at dynx calibrate' -l json -d 'Print one JSON document instead of text'
 complete -c dynx -n '__dynx_at dynx calibrate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx calibrate' -l threads -x -d 'Processor threads'
-complete -c dynx -n '__dynx_at dynx calibrate' -l backend -x -a 'auto torch compiled openvino' -d 'Whose kernels compute a language model'
-complete -c dynx -n '__dynx_at dynx calibrate' -l quantize -x -a 'none int8 int4' -d 'Store a language model\'s weights in 8 or 4 bits: faster, and another model'
+complete -c dynx -n '__dynx_at dynx calibrate' -l backend -x -a 'auto torch compiled openvino ipex' -d 'Whose kernels compute the model'
+complete -c dynx -n '__dynx_at dynx calibrate' -l quantize -x -a 'none int8 int4' -d 'Store weights in 8 or 4 bits: faster, and another model'
 complete -c dynx -n '__dynx_at dynx calibrate' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx calibrate' -l offline -d 'Never contact the hub'
 complete -c dynx -n '__dynx_at dynx calibrate' -s q -l quiet -d 'Fewer words on stderr'
@@ -239,11 +266,11 @@ complete -c dynx -n '__dynx_at dynx calibrate' -s h -l help -d 'Show this messag
 
 # dynx bench
 complete -c dynx -n '__dynx_at dynx bench' -a 'generate classify draw all'
-complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'emoji mood story (__dynx_hub) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'emoji mood story (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'What to measure on: prompts, one per line (a pipeline that draws makes its own)'
 complete -c dynx -n '__dynx_at dynx bench' -l runs -x -d 'Rounds'
 complete -c dynx -n '__dynx_at dynx bench' -l prompts -l inputs -x -d 'At most this many inputs: the first 4 prompts by default'
-complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_hub) (__dynx_folders)' -d 'Who guesses ahead, as in dynx generate: auto, a model, …'
+complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Who guesses ahead, as in dynx generate: auto, a model, …'
 complete -c dynx -n '__dynx_at dynx bench' -s n -l max-new-tokens -x -d 'Tokens per answer'
 complete -c dynx -n '__dynx_at dynx bench' -l static -x -a 'none' -d 'Static draft lengths to measure, e.g. 2,4'
 complete -c dynx -n '__dynx_at dynx bench' -l temperature -x -d '0, the default, is greedy'
@@ -281,9 +308,9 @@ complete -c dynx -n '__dynx_at dynx bench' -l json -d 'Print one JSON document i
 complete -c dynx -n '__dynx_at dynx bench' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx bench' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'
 complete -c dynx -n '__dynx_at dynx bench' -l threads -x -d 'Processor threads'
-complete -c dynx -n '__dynx_at dynx bench' -l backend -x -a 'auto torch compiled openvino' -d 'Whose kernels compute a language model'
-complete -c dynx -n '__dynx_at dynx bench' -l quantize -x -a 'none int8 int4' -d 'Store a language model\'s weights in 8 or 4 bits: faster, and another model'
-complete -c dynx -n '__dynx_at dynx bench' -l profile -x -a 'none (__dynx_profiles)' -d 'Use this stored profile (see dynx calibrate --list), or none'
+complete -c dynx -n '__dynx_at dynx bench' -l backend -x -a 'auto torch compiled openvino ipex' -d 'Whose kernels compute the model'
+complete -c dynx -n '__dynx_at dynx bench' -l quantize -x -a 'none int8 int4' -d 'Store weights in 8 or 4 bits: faster, and another model'
+complete -c dynx -n '__dynx_at dynx bench' -l profile -x -a 'none (__dynx_profiles any)' -d 'Use this stored profile (see dynx calibrate --list), or none'
 complete -c dynx -n '__dynx_at dynx bench' -l allow-pickle -d 'Load pickled weights too'
 complete -c dynx -n '__dynx_at dynx bench' -l offline -d 'Never contact the hub'
 complete -c dynx -n '__dynx_at dynx bench' -s q -l quiet -d 'Fewer words on stderr'

@@ -18,6 +18,7 @@ from commands import Result, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TextIO
 
 
 @pytest.fixture(scope="session")
@@ -52,18 +53,18 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def cli(
     alone: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Callable[..., Result]]:
-    """Runs `dynx ARGUMENTS…` here; `stdin` is bytes for a file on stdin, None for /dev/null."""
+    """Runs `dynx ARGUMENTS…` here; `stdin` is bytes for a file on stdin, a stream for itself, None for /dev/null."""
     from dynx.cli.main import run
 
     opened = []
 
-    def call(*arguments: object, stdin: bytes | None = None) -> Result:
+    def call(*arguments: object, stdin: bytes | TextIO | None = None) -> Result:
         path = Path(os.devnull)
-        if stdin is not None:
+        if isinstance(stdin, bytes):
             path = tmp_path / f"stdin-{len(opened)}"
             path.write_bytes(stdin)
         opened.append(path.open(encoding="utf-8"))
-        monkeypatch.setattr(sys, "stdin", opened[-1])
+        monkeypatch.setattr(sys, "stdin", opened[-1] if stdin is None or isinstance(stdin, bytes) else stdin)
         capfd.readouterr()
         code = run([str(a) for a in arguments])
         out, err = capfd.readouterr()

@@ -348,3 +348,99 @@ def test_the_shipped_model_tells_a_story(cli: Cli) -> None:
     assert dynamic["model"] == "story"
     assert dynamic["text"] + "\n" == plain
     assert "story/drafter" in dynamic["decisions"]["draft"]["value"]
+
+
+LINES = [
+    PROMPT,
+    "The fox",
+    "",
+    "The miller's daughter had a golden key, and",
+    "Once",
+    "   ",
+    "The king and",
+    "She said to",
+]
+
+
+@pytest.mark.parametrize("mode", [[], ["--json"], ["--jsonl"], ["--temperature", "0.9", "--seed", "3"]], ids=" ".join)
+def test_a_batch_changes_no_byte(cli: Cli, tiny_folder: Path, mode: list[str]) -> None:
+    """--batch 8 and --batch 3 print what --batch 1 prints, empty lines or not; JSON differs only in what it cost."""
+
+    def answers(batch: int, lines: list[str]) -> Any:
+        stdin = "\n".join(lines).encode()
+        result = cli("generate", "-m", tiny_folder, "--lines", "-n", 20, "--batch", batch, *mode, stdin=stdin)
+        assert (result.code, result.err) == (0, "")
+        if "--json" in mode:
+            return [(r["index"], r["prompt"], r["token_ids"], r["text"]) for r in result.document["results"]]
+        if "--jsonl" in mode:
+            return [(e["event"], e["index"], e["text"], e.get("id"), e.get("prompt")) for e in result.documents]
+        return result.out
+
+    one = answers(1, LINES)
+    assert answers(8, LINES) == answers(3, LINES) == one
+    assert answers(8, LINES[:1]) == answers(1, LINES[:1])
+
+
+def test_a_batch_says_what_it_was(cli: Cli, tiny_folder: Path) -> None:
+    """The decision and the receipt say how many answers shared the passes; --stats and --explain in words."""
+    common = ["generate", "-m", tiny_folder, "--lines", "-n", 20, "--batch", 4]
+    stdin = "\n".join(LINES).encode()
+    first = cli(*common, "--json", stdin=stdin).document["results"][0]
+    said = cli(*common, "--stats", "--explain", stdin=stdin).err
+
+    assert first["decisions"]["batch"] == {"value": 4, "reason": "asked for"}
+    assert 3 < first["receipt"]["rows"] <= 4
+    assert re.search(r"^batch +\d\.\d answers shared each pass", said, re.MULTILINE)
+    assert re.search(r"^batch +4 \(asked for\)$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_prompt_that_is_too_long_ends_it_in_its_turn(cli: Cli, tiny_folder: Path, batch: int) -> None:
+    """The answers before it are whole, nothing comes after, and the error names its line."""
+    stdin = "\n".join([PROMPT, "The fox", "king " * CONTEXT, "Once"]).encode()
+    before = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, stdin="\n".join([PROMPT, "The fox"]).encode()).out
+    result = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, "--batch", batch, stdin=stdin)
+
+    assert (result.code, result.out) == (2, before)
+    assert result.err.startswith("dynx: prompt 3: the prompt has ")
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_line_that_is_no_text_ends_it_in_its_turn(cli: Cli, tiny_folder: Path, batch: int) -> None:
+    """The answers before a line that isn't UTF-8 are written before it is told."""
+    stdin = f"{PROMPT}\nThe fox\n".encode()
+    before = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, stdin=stdin).out
+    result = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, "--batch", batch, stdin=stdin + b"\xff\nOnce\n")
+
+    assert (result.code, result.out) == (2, before)
+    assert "stdin" in result.err
+
+
+def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With enough waiting, --batch auto times a batch and takes it where it wins; with --plain it never does."""
+    monkeypatch.setattr("dynx.speculation.batch_choice.CREDIT", 0.01)
+    stdin = "\n".join(LINES * 2).encode()
+    common = ["generate", "-m", tiny_folder, "--lines", "-n", 60]
+    found = cli(*common, "--json", stdin=stdin).document["results"]
+    plain = cli(*common, "--json", "--plain", stdin=stdin).document["results"]
+
+    assert found[-1]["decisions"]["batch"]["value"] > 1
+    assert plain[-1]["decisions"]["batch"] == {"value": 1, "reason": "plain decoding was asked for"}
+    assert [r["text"] for r in found] == [r["text"] for r in plain]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lines", "--batch", "0"], "--batch 0: auto, or a number from 1 to 256"),
+        (["--batch", "4"], "--batch goes with --lines"),
+        (["--lines", "--batch", "4", "--exact", "--dtype", "float32"], "--batch 4: --exact"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_batches_that_make_no_sense_are_refused(cli: Cli, tiny_folder: Path, options: list[str], said: str) -> None:
+    """A usage error, in one line."""
+    result = cli("generate", "-m", tiny_folder, *options, stdin=PROMPT.encode())
+
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err

@@ -111,6 +111,36 @@ def test_a_reader_that_leaves_ends_it_quietly(tiny_folder: Path) -> None:
     assert (process.wait(timeout=60), err) == (0, b"")
 
 
+@pytest.mark.parametrize("batch", ["1", "8", "auto"])
+def test_lines_are_answered_as_they_arrive(tiny_folder: Path, batch: str) -> None:
+    """A prompt that comes alone is answered alone: the next one is never waited for."""
+    process = spawn("generate", "-m", tiny_folder, "--lines", "--batch", batch, "-n", 6, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    for prompt in (b"Once upon\n", b"\n\nThe fox\n", b"The king\n"):
+        process.stdin.write(prompt)
+        process.stdin.flush()
+        assert process.stdout.readline().endswith(b"\n")
+    result = finish(process)
+
+    assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_ctrl_c_in_a_batch_keeps_what_is_written(cli: Callable[..., Result], tiny_folder: Path) -> None:
+    """The answers before the one in progress are whole, that one is cut short, and the process dies of it."""
+    stdin = f"{PROMPT}\nThe fox\nThe king and the queen\n".encode()
+    whole = cli("generate", "-m", tiny_folder, "--lines", "-n", 30, "--batch", "2", stdin=stdin).out
+    code = CTRL_C_WHILE_WRITING.replace("eager import EagerBackend", "batch import BatchSession as EagerBackend")
+    code = code.replace("EagerBackend.run", "EagerBackend._pass").replace("(*arguments)", "(*arguments, **named)", 2)
+    arguments = ("generate", "-m", tiny_folder, "--lines", "-n", 30, "--batch", "2", "--draft", "none")
+    result = finish(spawn(*arguments, stdin=subprocess.PIPE, code=code.format(at=48)), stdin)
+
+    assert result.code == -signal.SIGINT
+    assert whole.startswith(result.out[:-1])
+    assert 2 <= result.out.count("\n") <= 3
+    assert "Traceback" not in result.err
+
+
 def test_missing_streams_are_done_without(tiny_folder: Path) -> None:
     """With stdin and stdout closed by the caller, as some services do, the command runs to its end."""
     script = 'exec "$0" -m dynx generate -m "$1" "Once upon" -n 4 --stats <&- >&-'
@@ -214,14 +244,15 @@ def on_terminal(*arguments: object, **variables: str) -> str:
 
 
 def test_a_terminal_gets_a_status_a_hint_and_a_receipt(cli: Callable[..., Result], tiny_folder: Path) -> None:
-    """On a terminal: a status line that goes away, the hint to calibrate, the answer shaded by origin, what it cost."""
+    """On a terminal: status lines that go away, the hint to calibrate, the answer shaded by origin, what it cost."""
     plain = cli("generate", "-m", tiny_folder, PROMPT, "-n", 40, "--plain").out
     seen = on_terminal("generate", "-m", tiny_folder, PROMPT, "-n", 40, "--explain", "--draft", "lookup")
     shown = re.sub(r"\x1b\[[\d;]*m", "", seen)
-    status, _, after = shown.partition("\r\x1b[K")
+    *statuses, after = shown.split("\r\x1b[K")
     hint, answer, legend, receipt, *decisions = after.splitlines()
 
-    assert status == "loading tiny…"
+    assert "loading tiny…" in statuses
+    assert all(status.endswith("…") and "\n" not in status for status in statuses)
     assert re.match(r"no profile yet, .*dynx calibrate -m ", hint)
     assert answer + "\n" == plain
     assert legend == "written by: the model itself, lookup"

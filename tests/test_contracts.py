@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pipelines
 import pytest
-from commands import PROMPT
+import torch
+from commands import PROMPT, Result, environment, finish, spawn
 
 from dynx import schemas
 from dynx.cli import main as program
@@ -23,8 +25,6 @@ from dynx.cli import main as program
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from commands import Result
 
     Cli = Callable[..., Result]
 
@@ -183,3 +183,144 @@ def test_file_names_survive_a_narrow_locale(monkeypatch: pytest.MonkeyPatch) -> 
     stdout.flush()
 
     assert stdout.buffer.getvalue() == name + b" ??!"
+
+
+@ALL
+def test_ctrl_c_while_running(
+    cli: Cli, models: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the work: the end is by the signal, at once, and what is said is no traceback and hardly a word."""
+    died: list[int] = []
+    forward, count = torch.nn.Linear.forward, itertools.count()
+
+    def pressed(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if next(count) == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(layer, x)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, "die_of", lambda number: died.append(number) or 128 + number)
+    monkeypatch.setattr(torch.nn.Linear, "forward", pressed)
+    arguments = [a for a in COMMANDS[name] if a != "--dry-run"]
+    result = cli(name, "-m", models[name], *arguments, *(("--plain", "-n", 60) if name == "generate" else ()))
+
+    assert next(count) > 60
+    assert died == [signal.SIGINT]
+    assert result.code == 130
+    assert "Traceback" not in result.err + result.out
+    assert len(result.err.splitlines()) <= 1
+    assert result.out.endswith("\n") or not result.out
+
+
+@ALL
+def test_a_silent_pipe_is_not_waited_for(
+    cli: Cli, models: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stdin that was merely inherited, on which nobody writes and which nobody closes: a word about it, and on it goes."""
+    reader, writer = os.pipe()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dynx.cli.inputs.NOTICE", 0.01)
+    monkeypatch.setattr("dynx.cli.inputs.GIVE_UP", 0.02)
+    expected = cli(name, "-m", models[name], *COMMANDS[name])
+    with os.fdopen(reader) as stdin, os.fdopen(writer, "w"):
+        result = cli(name, "-m", models[name], *COMMANDS[name], stdin=stdin)
+
+    assert result.code == 0
+    assert name == "bench" or steady(result.out) == steady(expected.out)
+    assert {re.sub(r" in \d.*", "", line) for line in result.err.splitlines()} <= {
+        "waiting for stdin; --no-stdin skips it",
+        "nothing came on stdin",
+    }
+
+
+@ALL
+def test_a_pipe_that_closes_is_a_success(
+    cli: Cli, models: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dynx … | head -0`: nobody reads what comes out, and that is exit code 0 without a word."""
+    for more in ((), ("--json",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        stdout = os.fdopen(writer, "w", encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            result = cli(name, "-m", models[name], *COMMANDS[name], *more)
+        stdout.close()
+
+        assert (result.code, result.err) == (0, "")
+
+
+@ALL
+def test_a_narrow_terminal_cuts_nothing_off(call: Cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 40 columns tables are folded, bench's leaves out what there is no room for, and no word ends in the middle."""
+    wide = call(name)
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = call(name)
+
+    assert (narrow.code, narrow.err) == (0, "")
+    if name == "bench":
+        table = narrow.out.splitlines()[:3]
+        assert [line.split()[0] for line in table] == ["arm", "plain", "dynamic"]
+        assert max(len(line) for line in table) <= 40
+    else:
+        assert "".join(steady(narrow.out).split()) == "".join(steady(wide.out).split())
+
+
+BARE = {
+    "LC_ALL": "C",
+    "PYTHONCOERCECLOCALE": "0",
+    "PYTHONUTF8": "0",
+    "TERM": "dumb",
+    "GITHUB_ACTIONS": "true",
+    "CI": "true",
+    "OMP_NUM_THREADS": "1",
+}
+"""What a process finds on a runner without a terminal, in a locale that knows ASCII alone."""
+
+
+@ALL
+@pytest.mark.usefixtures("alone")
+def test_a_bare_process_is_quiet(models: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """As a process of its own, in a locale without umlauts: what the libraries say while they are imported stays inside."""
+    arguments = [f"{a} ü" if a in (PROMPT, "a fox") else a for a in COMMANDS[name]]
+    env = environment(**BARE, PYTHONWARNINGS=None, HF_HUB_DISABLE_PROGRESS_BARS=None)
+    result = finish(spawn(name, "-m", models[name], *arguments, cwd=tmp_path, env=env))
+
+    assert (result.code, result.err) == (0, "")
+    assert result.out.isascii()
+    assert "\x1b" not in result.out
+
+
+CTRL_C_WHILE_IMPORTING = """
+import os, signal, sys
+class Pressed:
+    def find_spec(self, name, *rest):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Pressed())
+from dynx.cli.main import main
+main()
+"""
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("generate", "dynx.cli.app"),
+        ("generate", "torch.nn"),
+        ("classify", "transformers"),
+        ("draw", "diffusers"),
+        ("calibrate", "torch"),
+        ("bench", "numpy"),
+    ],
+)
+def test_ctrl_c_while_importing(models: dict[str, Path], name: str, module: str, tmp_path: Path) -> None:
+    """Nothing is begun, so nothing is said: wherever in the imports it comes, death by the signal."""
+    arguments = [a for a in COMMANDS[name] if a != "--dry-run"]
+    code = CTRL_C_WHILE_IMPORTING.format(name=module)
+    result = finish(spawn(name, "-m", models[name], *arguments, cwd=tmp_path, code=code))
+
+    assert result == Result(-signal.SIGINT, "", "")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 from commands import finish, spawn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest_plugins = ("cli_fixtures",)
 
 HEAVY = {
     "torch",
@@ -77,3 +83,50 @@ def test_a_bad_command_line_loads_nothing_heavy() -> None:
 
     assert complaint[0].startswith("dynx: No such option: --nope")
     assert {name.partition(".")[0] for name in json.loads(modules)} & HEAVY == set()
+
+
+UNUSED = {
+    "sympy",
+    "scipy.optimize._optimize",
+    "scipy.stats._stats_py",
+    "torch._dynamo.convert_frame",
+    "torch._functorch.aot_autograd",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "diffusers.models.transformers.auraflow_transformer_2d",
+}
+"""Modules that only training and compiling use, each of which takes many others with it."""
+
+WHOLE = """
+import json, sys
+from dynx.cli import main as program
+def leave(code):
+    sys.stdout.flush()
+    sys.stderr.write("\\n" + json.dumps([code, sorted(sys.modules)]))
+program.leave = leave
+program.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "Once", "-n", "4"],
+        ["classify", "what a day"],
+        ["draw", "a heart", "--steps", "2", "-o", "heart.png"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.usefixtures("alone")
+def test_running_a_shipped_model_loads_nothing_that_compiles_or_trains(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command line to the product: neither torch's compiler, nor sympy, nor a zoo of models is read."""
+    monkeypatch.chdir(tmp_path)
+    result = finish(spawn(*arguments, code=WHOLE))
+    code, modules = json.loads(result.err.splitlines()[-1])
+
+    assert (code, bool(result.out)) == (0, True)
+    assert "torch" in modules
+    assert UNUSED & set(modules) == set()

@@ -6,11 +6,16 @@ import base64
 import io
 import random
 import re
+import subprocess
+import unicodedata
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from dynx.cli.pictures import RAMP, choose, fit, render
+from dynx.cli.tmux import DIACRITICS, PATIENCE, PLACEHOLDER, outside
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -141,7 +146,6 @@ def test_without_colour_there_is_light_and_dark() -> None:
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm"),
         ({"TERM": "foot"}, "sixel"),
         ({"TERM": "xterm-256color"}, "blocks"),
-        ({"TERM": "xterm-kitty", "TMUX": "1"}, "blocks"),
         ({"TERM": "screen-256color", "TERM_PROGRAM": "iTerm.app"}, "blocks"),
     ],
 )
@@ -155,3 +159,87 @@ def test_a_terminal_without_unicode_gets_letters() -> None:
     """Half blocks need Unicode; graphics don't."""
     assert choose({"TERM": "xterm"}, color=True, unicode=False) == "ascii"
     assert choose({"TERM": "xterm-kitty"}, color=True, unicode=False) == "kitty"
+
+
+def tmux(answer: str | Exception) -> Any:
+    """tmux as it answers, or doesn't."""
+
+    def ask(words: list[str], **options: Any) -> Any:
+        assert words[:2] == ["tmux", "display-message"]
+        assert options["timeout"] == PATIENCE
+        assert options["stdin"] == subprocess.DEVNULL
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(stdout=answer + "\n")
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("on 3.3a xterm-kitty kitty(0.35.2)", "tmux-kitty"),
+        ("all 3.4 xterm-256color ghostty 1.1.3", "tmux-kitty"),
+        ("1 next-3.6 xterm-ghostty ", "tmux-kitty"),
+        ("on 3.5a xterm-256color iTerm2 3.5.4", "tmux-iterm"),
+        ("on 3.4 xterm-256color WezTerm 20240203", "tmux-iterm"),
+        (" 3.2a xterm-kitty ", "tmux-kitty"),
+        ("off 3.3a xterm-kitty kitty(0.35.2)", "blocks"),
+        ("0 3.3a xterm-kitty kitty(0.35.2)", "blocks"),
+        (" 3.3a xterm-kitty kitty(0.35.2)", "blocks"),
+        ("on 3.3a xterm-256color XTerm(379)", "blocks"),
+        ("on 3.3a  ", "blocks"),
+        ("", "blocks"),
+        (FileNotFoundError("tmux"), "blocks"),
+        (subprocess.TimeoutExpired("tmux", PATIENCE), "blocks"),
+        (subprocess.CalledProcessError(1, "tmux"), "blocks"),
+    ],
+    ids=str,
+)
+def test_tmux_tells_what_is_around_it(answer: str | Exception, expected: str) -> None:
+    """Graphics where tmux passes them on to a terminal that has them; half blocks where it doesn't, or doesn't answer."""
+    env = {"TERM": "tmux-256color", "TMUX": "socket,1,0", "KITTY_WINDOW_ID": "1"}
+
+    assert choose(env, color=True, outside=lambda e: outside(e, ask=tmux(answer))) == expected
+    assert choose(env, color=True, unicode=False) == "ascii"
+
+
+def unpacked(text: str) -> tuple[str, str]:
+    """What tmux passes on, and what it keeps for its own screen."""
+    inner = re.findall(r"\x1bPtmux;((?:[^\x1b]|\x1b\x1b)*)\x1b\\", text)
+    rest = re.sub(r"\x1bPtmux;(?:[^\x1b]|\x1b\x1b)*\x1b\\", "", text)
+    return "".join(part.replace("\x1b\x1b", "\x1b") for part in inner), rest
+
+
+def test_kitty_gets_its_picture_past_tmux() -> None:
+    """The picture goes through unplaced, in pieces; tmux gets a character for each cell, coloured with the picture's number."""
+    picture = noise(64, 64)
+    passed, kept = unpacked(render(picture, "tmux-kitty", 20, 24))
+    pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", passed)
+    data = base64.standard_b64decode("".join(piece for _, piece in pieces))
+    number = int(re.search(r"i=(\d+)", pieces[0][0])[1])  # type: ignore[index]
+
+    assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == picture.tobytes()
+    assert pieces[0][0].startswith("a=T,U=1,")
+    assert "c=20,r=10,m=1" in pieces[0][0]
+    assert len(pieces) > 1
+    colour = f"\x1b[38;2;{number >> 16};{number >> 8 & 255};{number & 255}m"
+    lines = [f"{colour}{PLACEHOLDER}{DIACRITICS[y]}{DIACRITICS[0]}{PLACEHOLDER * 19}\x1b[39m\n" for y in range(10)]
+    assert kept == "".join(lines)
+    assert 0 < number < 1 << 24
+
+
+def test_rows_are_numbered_by_characters_that_all_differ() -> None:
+    """They are marks that combine, as many as the lines a picture may have here."""
+    assert len(set(DIACRITICS)) == len(DIACRITICS) == 64
+    assert all(unicodedata.combining(mark) == 230 for mark in DIACRITICS)
+    assert list(DIACRITICS) == sorted(DIACRITICS)
+
+
+def test_iterm_gets_its_picture_past_tmux() -> None:
+    """Its lines are made free before, and the cursor is below them afterwards."""
+    picture = noise(9, 5)
+    passed, kept = unpacked(render(picture, "tmux-iterm", 80, 24))
+
+    assert passed == render(picture, "iterm", 80, 24).removesuffix("\n")
+    assert kept == "\n\n\x1b[2A\x1b[2B\r"

@@ -32,7 +32,7 @@ COMPLETIONS = ROOT / "completions"
 TREE = read_tree(app)
 FILES = reference_files(TREE, shipped.by_task(), registry.settings())
 COMMANDS = [command.path[1:] for command in TREE.walk()]
-PROFILE = "0f3a9c1b22d4"
+PROFILE, OTHER = "0f3a9c1b22d4", "1e0099aabbcc"
 PATIENCE = 20.0  # seconds until a shell that says nothing is given up
 
 
@@ -49,15 +49,27 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder to complete in: a book, a report, a folder of models, a cache with one profile, and the hub's with two models."""
+    """A folder to complete in: a book, a report, a folder of models, a cache with two profiles, the hub's with four models."""
     (tmp_path / "a book.txt").touch()
     (tmp_path / "report.json").touch()
     (tmp_path / "models").mkdir()
-    for name in ("models--acme--tiny", "models--gpt99", "datasets--acme--texts"):
-        (tmp_path / ".cache" / "huggingface" / "hub" / name).mkdir(parents=True)
+    hub = tmp_path / ".cache" / "huggingface" / "hub"
+    (hub / "datasets--acme--texts").mkdir(parents=True)
+    (hub / "models--gpt--unfinished" / "snapshots").mkdir(parents=True)
+    for name, file, text in (
+        ("acme--tiny", "config.json", '{"architectures": ["LlamaForCausalLM"]}'),
+        ("gpt99", "config.json", '{\n  "architectures": [\n    "GPT2LMHeadModel"\n  ]\n}'),
+        ("acme--tone", "config.json", '{"architectures": ["BertForSequenceClassification"]}'),
+        ("acme--paint", "model_index.json", '{"_class_name": "StableDiffusionPipeline"}'),
+    ):
+        for revision in ("0a1b", "2c3d"):
+            folder = hub / f"models--{name}" / "snapshots" / revision
+            folder.mkdir(parents=True)
+            (folder / file).write_text(text)
     profiles = tmp_path / "cache" / "profiles"
     profiles.mkdir(parents=True)
     (profiles / f"generate-my-model-{PROFILE}.json").touch()
+    (profiles / f"classify-generate-that-{OTHER}.json").touch()
     (profiles / f"generate-my-model-{PROFILE}.91b2c07d.safetensors").touch()
     return tmp_path
 
@@ -253,8 +265,16 @@ def test_a_new_command_appears_everywhere_by_itself(tmp_path: Path) -> None:
     if shutil.which("bash"):
         assert bash_candidates(tmp_path, "tool --config x inside f", tmp_path / "tool.bash", "_tool") == ["first"]
         assert "tool.bash" in bash_candidates(tmp_path, "tool inside first to", tmp_path / "tool.bash", "_tool")
+        assert bash_candidates(tmp_path, "tool inside first --no", tmp_path / "tool.bash", "_tool") == ["--no-cache"]
     if shutil.which("fish"):
         assert fish_candidates(tmp_path, "tool --config x inside f", tmp_path / "tool.fish") == ["first"]
+        assert fish_candidates(tmp_path, "tool inside first --no", tmp_path / "tool.fish") == ["--no-cache"]
+    if shutil.which("zsh"):
+        shell = zsh_terminal(tmp_path, tmp_path)
+        try:
+            assert shell.complete("tool inside first --no") == "tool inside first --no-cache "
+        finally:
+            shell.close()
 
 
 def test_roff_prints_what_was_written() -> None:
@@ -372,9 +392,26 @@ def test_bash_offers_what_fits() -> None:
 @has("bash")
 def test_bash_finds_profiles_without_python(desk: Path) -> None:
     """Profile ids come from the cache folder's file names, wherever the environment puts it."""
-    assert bash_candidates(desk, "dynx calibrate --show ") == [PROFILE]
+    assert sorted(bash_candidates(desk, "dynx calibrate --show ")) == [PROFILE, OTHER]
     assert bash_candidates(desk, "dynx generate --profile=") == ["none", PROFILE]
+    assert bash_candidates(desk, "dynx classify --profile ") == ["none", OTHER]
+    assert bash_candidates(desk, "dynx draw --profile ") == ["none"]
     assert bash_candidates(desk / "models", "dynx calibrate --remove ") == []
+
+
+@has("bash")
+def test_bash_finds_the_models_of_a_task(desk: Path) -> None:
+    """Of the hub's cache a command offers what it can run, each once, and nothing that was never fetched whole."""
+    folders = {path.name for path in desk.iterdir() if path.is_dir()}
+
+    def offered(line: str) -> list[str]:
+        return sorted(word for word in bash_candidates(desk, line) if word not in folders)
+
+    assert offered("dynx generate -m ") == ["acme/tiny", "gpt99", "story"]
+    assert offered("dynx classify -m ") == ["acme/tone", "mood"]
+    assert offered("dynx draw -m ") == ["acme/paint", "emoji"]
+    assert offered("dynx calibrate --draft acme") == ["acme/tiny"]
+    assert offered("dynx calibrate -m a") == ["acme/paint", "acme/tiny", "acme/tone"]
 
 
 class Terminal:
@@ -432,7 +469,10 @@ TABS = [
     ("dynx generate -m stor", "story ", "story "),
     ("dynx generate -m mod", "models/", "models/"),
     ("dynx generate -m ac", "acme/tiny ", "acme/tiny "),
-    ("dynx classify --model=gp", "--model=gpt99 ", "--model=gpt99 "),
+    ("dynx bench --model=gp", "--model=gpt99 ", "--model=gpt99 "),
+    ("dynx classify -m ac", "acme/tone ", "acme/tone "),
+    ("dynx draw --model=ac", "--model=acme/paint ", "--model=acme/paint "),
+    ("dynx classify --profile 1", f"{OTHER} ", f"{OTHER} "),
     ("dynx generate --lookup a", r"a\ book.txt ", r"a\ book.txt "),
     ("dynx generate --lookup=a", r"--lookup=a\ book.txt ", r"--lookup=a\ book.txt "),
     ("dynx generate --profile 0f", f"{PROFILE} ", f"{PROFILE} "),
@@ -465,19 +505,25 @@ def test_bash_completes_at_the_terminal(desk: Path) -> None:
         shell.close()
 
 
-@has("zsh")
-def test_zsh_completes_from_the_first_tab_on(desk: Path) -> None:
-    """A file that compinit has only heard of, and loads at the first Tab, completes at that Tab."""
+def zsh_terminal(desk: Path, completions: Path) -> Terminal:
+    """A zsh that has a folder of completions in its path, and has loaded none of them yet."""
+    name = next(path.name for path in completions.glob("_*"))
     (desk / ".zshrc").write_text(
-        f"fpath=('{COMPLETIONS}' $fpath)\n"
+        f"fpath=('{completions}' $fpath)\n"
         "autoload -Uz compinit && compinit -D -u\n"
-        "[[ $_comps[dynx] == _dynx && ${functions[_dynx]} == *autoload* ]] || exit 1\n"
+        f"[[ $_comps[{name[1:]}] == {name} && ${{functions[{name}]}} == *autoload* ]] || exit 1\n"
         "show() { print -rn -- $'\\1'\"$BUFFER\"$'\\2' }\n"
         "zle -N show && bindkey -e && bindkey '^X^X' show\n"
         "unset zle_bracketed_paste\n"
         "PS1=$'%{\\3%}'\n"
     )
-    shell = Terminal(["zsh", "-d", "-i"], desk, ZDOTDIR=str(desk))
+    return Terminal(["zsh", "-d", "-i"], desk, ZDOTDIR=str(desk))
+
+
+@has("zsh")
+def test_zsh_completes_from_the_first_tab_on(desk: Path) -> None:
+    """A file that compinit has only heard of, and loads at the first Tab, completes at that Tab."""
+    shell = zsh_terminal(desk, COMPLETIONS)
     try:
         assert [shell.complete(line) for line, _, _ in TABS] == [completed(line, word) for line, _, word in TABS]
     finally:
@@ -503,7 +549,11 @@ def fish_candidates(desk: Path, line: str, file: Path = COMPLETIONS / "dynx.fish
         ("dynx generate -m stor", ["story"]),
         ("dynx generate -m mod", ["models/"]),
         ("dynx generate -m ac", ["acme/tiny"]),
-        ("dynx classify --model=gp", ["--model=gpt99"]),
+        ("dynx bench --model=gp", ["--model=gpt99"]),
+        ("dynx classify -m ac", ["acme/tone"]),
+        ("dynx draw --model=ac", ["--model=acme/paint"]),
+        ("dynx classify --profile ", [OTHER, "none"]),
+        ("dynx calibrate --remove ", [PROFILE, OTHER]),
         ("dynx generate --model=mod", ["--model=models/"]),
         ("dynx generate --lookup rep", ["report.json"]),
         ("dynx generate --seed rep", []),

@@ -41,6 +41,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ROWS = {"dynx.generate/1", "dynx.classify/1", "dynx.draw/1"}
+"""What is printed a row for each input; of these the schemas describe every key."""
+
+
 def check(result: Result, schema: str) -> list[dict[str, Any]]:
     """The documents on stdout, one whole or a line each, all by this schema."""
     try:
@@ -50,7 +54,18 @@ def check(result: Result, schema: str) -> list[dict[str, Any]]:
     for document in found:
         assert document["schema"] == schema
         assert schemas.complaint(document) is None
+        for row in (document, *document.get("results", ())) if schema in ROWS else ():
+            assert row.keys() <= described(schemas.load(schema)) | {"schema"}, "keys without a word in the schema"
     return found
+
+
+def described(schema: object) -> set[str]:
+    """All keys that a schema says something of, wherever in it."""
+    if isinstance(schema, list):
+        return set().union(*map(described, schema))
+    if not isinstance(schema, dict):
+        return set()
+    return set(schema.get("properties", ())).union(*map(described, schema.values()))
 
 
 @pytest.mark.parametrize("name", schemas.names())
@@ -119,6 +134,17 @@ def test_one_label(cli: Cli, bert: Path) -> None:
 
     assert schemas.complaint({**found, "label": None}) is not None
     assert schemas.complaint({**found, "error": "broken"}) is not None
+
+
+@pytest.mark.parametrize("mode", [["--lines", "--json"], ["--lines", "--jsonl"]], ids=str)
+def test_draw_lines(cli: Cli, pipeline: Path, tmp_path: Path, mode: list[str]) -> None:
+    """A picture for each line of stdin: in a list, or as events that say which picture they are of."""
+    words = ("draw", "-m", pipeline, "--seed", 1, "--steps", 4, "-o", f"{tmp_path}/")
+    found = check(cli(*words, *mode, stdin=b"a red cat\nblue moon\n"), "dynx.draw/1")
+    pictures = found[0]["results"] if "--json" in mode else [d for d in found if d["event"] == "result"]
+
+    assert [picture["index"] for picture in pictures] == [0, 1]
+    assert len(found) == (1 if "--json" in mode else 2 * (4 + 1))
 
 
 @pytest.mark.parametrize("mode", [["--json"], ["--jsonl"], ["--json", "--count", "2"]], ids=str)

@@ -46,7 +46,11 @@ def dynx(
     """Local AI inference that spends less on easy inputs, and says what it saved."""
 
 
-@app.command(cls=Configured, epilog="Text that is piped in comes before PROMPT. Manual: man dynx-generate")
+@app.command(
+    cls=Configured,
+    short_help="Continue a text with a language model.",
+    epilog="Text that is piped in comes before PROMPT. Manual: man dynx-generate",
+)
 def generate(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
@@ -106,6 +110,14 @@ def generate(
     lines: Annotated[
         bool, typer.Option("--lines", help="One prompt per line of stdin, one answer per line of stdout.")
     ] = False,
+    batch: Annotated[
+        str,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            help="With --lines, answer up to so many prompts at once; auto takes what is measured to be fastest.",
+        ),
+    ] = "auto",
     no_stdin: Annotated[bool, typer.Option("--no-stdin", help="Never read stdin.")] = False,
     json: o.Json = False,
     jsonl: Annotated[
@@ -124,6 +136,12 @@ def generate(
         typer.Option(
             "--verify",
             help="Score the answer again on the plain model; exit 3 unless that would have written the same.",
+        ),
+    ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Plain decoding's text to the token, also where bfloat16 or int8 could round a tie."
         ),
     ] = False,
     dry_run: o.DryRun = False,
@@ -156,7 +174,11 @@ def generate(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(cls=Configured, epilog="Exit code 1 means that some input has no label. Manual: man dynx-classify")
+@app.command(
+    cls=Configured,
+    short_help="Label texts or images.",
+    epilog="Exit code 1 means that some input has no label. Manual: man dynx-classify",
+)
 def classify(
     inputs: Annotated[
         list[str] | None,
@@ -227,6 +249,8 @@ def classify(
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
     threads: o.Threads = None,
+    backend: o.BackendOption = o.Backend.auto,
+    quantize: o.QuantizeOption = o.Quantize.none,
     profile: o.ProfileOption = None,
     require_profile: Annotated[
         bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
@@ -251,7 +275,11 @@ def classify(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(cls=Configured, epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw")
+@app.command(
+    cls=Configured,
+    short_help="Draw pictures from prompts.",
+    epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw",
+)
 def draw(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")
@@ -344,6 +372,7 @@ def draw(
     dry_run: o.DryRun = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
+    backend: o.BackendOption = o.Backend.auto,
     threads: o.Threads = None,
     profile: o.ProfileOption = None,
     require_profile: Annotated[
@@ -371,7 +400,11 @@ def draw(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(cls=Configured, epilog="Manual: man dynx-calibrate")
+@app.command(
+    cls=Configured,
+    short_help="Measure this device and a model once.",
+    epilog="Manual: man dynx-calibrate",
+)
 def calibrate(
     model: o.Model = "story",
     draft: o.Draft = "auto",
@@ -468,11 +501,15 @@ def calibrate(
     command.run(command.Options(**locals_without("command", locals())))
 
 
-@app.command(cls=Configured, epilog="Exit code 3 means that a gate failed. Manual: man dynx-bench")
+@app.command(
+    cls=Configured,
+    short_help="Measure plain, static and dynamic side by side.",
+    epilog="Exit code 3 means that a gate failed. Manual: man dynx-bench",
+)
 def bench(
     task: Annotated[
         str | None,
-        typer.Argument(metavar="[TASK]", help="generate, classify, draw or all: the shipped models of this task."),
+        typer.Argument(metavar="TASK", help="generate, classify, draw or all: the shipped models of this task."),
     ] = None,
     models: o.Models = None,
     data: Annotated[
@@ -644,7 +681,7 @@ def bench(
             metavar="SECONDS",
             min=1.0,
             help="Stop after a whole round when time runs out. A gate on speed is measured until it is decided, by default for "
-            "60 seconds at most.",
+            "120 seconds at most.",
         ),
     ] = None,
     export: Annotated[

@@ -101,6 +101,12 @@ class DefaultMap:
 class Configured(TyperCommand):
     """A command that takes what wasn't typed from its settings, and says so with -vv."""
 
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":  # help would put Python's name of the type behind the metavar
+                vars(parameter)["display_type_rich"] = _nothing
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse; what is typed puts away its rivals among the settings."""
         if isinstance(ctx.default_map, Settings):
@@ -133,6 +139,10 @@ class Configured(TyperCommand):
             if blamed:
                 e.hint = "; ".join([*([e.hint] if e.hint else []), *(f"set by {v.origin}" for v in blamed)])
             raise
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What help says of an argument's type."""
 
 
 def origins(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
@@ -198,7 +208,7 @@ def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> It
         yield values
     start = f"{registry.PREFIX}_{command.upper()}_"
     right = {name for setting in known[command].values() for name in setting.variables}
-    for name in sorted(n for n in env if n.startswith(start) and n not in right):
+    for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHERS):
         near = get_close_matches(name, right, n=1)
         warnings.append(f"{name} sets nothing" + (f"; did you mean {near[0]}?" if near else ""))
 

@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dynx.cli.startup import Startup, process_age
 from dynx.errors import DynxError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Terminal:
         self.err_color = wants_color(sys.stderr, color)
         self.interactive = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not json and not quiet
         self._status_shown = False
+        self.startup = Startup(process_age())
         if not self.interactive:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the hub's client looks once, when imported
 
@@ -89,7 +91,8 @@ class Terminal:
         return f"\x1b[2m{text}\x1b[0m" if self.err_color and text else text
 
     def status(self, message: str) -> None:
-        """A line on the terminal that the next word replaces; with -v, a line that stays."""
+        """What is being done now: a line on the terminal that the next word replaces; with -vv, a line that stays."""
+        self.startup.mark(message)
         if self.verbose > 1:
             self._line(message)
         elif self.interactive:
@@ -104,6 +107,12 @@ class Terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
             self._status_shown = False
+
+    def first(self, product: str) -> None:
+        """A token, label or picture is about to be written; with -vv, the first one says what it took to get there."""
+        line = self.startup.end(product)
+        if line is not None and self.verbose > 1:
+            self._line(line)
 
     def rich(self, stream: TextIO | None = None) -> Console:
         """A rich console for tables and bars on `stream` (stderr by default)."""

@@ -49,6 +49,10 @@ def _dynamic(command: str, plan: Any, options: Any) -> Iterator[tuple[str, Decis
         wanted = [NAMES[kind] for kind in ("draft", "self", "lookup") if kind in plan.kinds]
         why = "asked for" if not plan.auto else "weighed each round"
         yield "draft", Decision(", ".join(wanted) or "none", why if wanted else "plain decoding was asked for")
+        if options.exact:
+            known = plan.profile is not None and plan.profile.measured.get("noise")
+            how = "known from the profile" if known else "measured on loading"
+            yield "exact", Decision("yes", f"rounding is {how}")
         return
     knob = "exits" if command == "classify" else "steps"
     if knob in plan.decisions:

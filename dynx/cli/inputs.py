@@ -22,6 +22,8 @@ from dynx.runtime.utf8 import decode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from dynx.cli.arrivals import Arrivals
+
 NOTICE = 2.0
 GIVE_UP = 10.0
 """Seconds of silence on an optional stdin before saying so, and before going on without."""
@@ -47,8 +49,8 @@ def read_prompt(
     *,
     never: bool = False,
     say: Callable[[str], None] = lambda _: None,
-    notice: float = NOTICE,
-    give_up: float = GIVE_UP,
+    notice: float | None = None,
+    give_up: float | None = None,
     example: str = "dynx generate 'Once upon a time'",
 ) -> str | None:
     """The prompt, or None if there is nothing to read and a terminal in front. Raises UsageError on empty or bad input."""
@@ -66,14 +68,14 @@ def read_prompt(
         return None if stdin.isatty() else _text(stdin.read(), example)
     if not piped(stdin.fileno()):
         return prompt
-    data = _read_optional(stdin, say, notice, give_up)
+    data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
     if not data.strip():
         return prompt
     text = decode(data, "stdin").removesuffix("\n")
     return f"{text}\n{prompt}"
 
 
-def read_lines(arguments: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
+def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
     """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
     if any(a == "-" for a in arguments):
         raise UsageError("--lines reads stdin by itself; leave out -")

@@ -6,19 +6,54 @@ shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1.
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import contextlib
 import io
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 def main() -> NoReturn:
     """Run `dynx` with the arguments of this process."""
-    open_missing_streams()
-    sys.exit(run(sys.argv[1:]))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        from dynx.runtime.lean import lean
+
+        lean()
+        open_missing_streams()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before or after `run` looks for it
+        code = die_of(signal.SIGINT)
+    leave(code)
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: an exception as ever, but death at once amid an import: torch's own imports would swallow the exception."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            die_of(number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def leave(code: int) -> NoReturn:
+    """Exit, and at once where torch is loaded: Python would take it all apart for half a second, as the system does anyway."""
+    if "torch" not in sys.modules or sys.gettrace() or sys.getprofile():
+        sys.exit(code)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except OSError:
+        sys.exit(code)  # says what it says
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

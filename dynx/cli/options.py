@@ -27,6 +27,7 @@ class Backend(StrEnum):
     torch = "torch"
     compiled = "compiled"
     openvino = "openvino"
+    ipex = "ipex"
 
 
 class Quantize(StrEnum):
@@ -85,11 +86,13 @@ Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, c
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to compute in.")]
 _backend = typer.Option(
     "--backend",
-    help="Whose kernels compute a language model: auto is what calibration measured to be fastest, torch without a profile.",
+    help="Whose kernels compute the model: auto is what calibration measured to be fastest, torch without a profile. "
+    "Classifiers run on torch or openvino, pictures on all but ipex.",
 )
 _quantize = typer.Option(
     "--quantize",
-    help="Store a language model's weights in 8 or 4 bits: faster, and another model. Guessing stays lossless relative to it.",
+    help="Store weights in 8 or 4 bits: faster, and another model. A language model's guessing stays lossless relative to it; "
+    "a classifier (8 bits) stays within --max-disagreement of the model as it was, or isn't quantized.",
 )
 BackendOption = Annotated[Backend, _backend]
 BackendWish = Annotated[Backend | None, _backend]

@@ -2,8 +2,8 @@
 
 Protocols: kitty's graphics (https://sw.kovidgoyal.net/kitty/graphics-protocol/), iTerm2's inline images
 (https://iterm2.com/documentation-images.html), DEC sixel (VT330/VT340 reference manual, chapter 14). They are told by the
-environment alone: asking the terminal would race with what the user types. Inside tmux and screen, which pass none of them
-on by default, half blocks.
+environment alone: asking the terminal would race with what the user types. Inside tmux it is tmux that is asked (see `tmux`),
+and half blocks serve where it passes nothing on, as inside screen.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import base64
 import io
 from typing import TYPE_CHECKING, Literal
 
+from dynx.cli.tmux import DIACRITICS, number, passed, placeholders
+from dynx.cli.tmux import outside as outside_tmux
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from PIL.Image import Image
 
-Protocol = Literal["kitty", "iterm", "sixel", "blocks", "ascii"]
+Protocol = Literal["kitty", "iterm", "sixel", "tmux-kitty", "tmux-iterm", "blocks", "ascii"]
 
 CHUNK = 4096
 """Most bytes of base64 in one of kitty's escapes."""
@@ -30,14 +33,24 @@ CELL = 2.0
 
 SIXEL_COLOURS = 255
 
+THROUGH_TMUX: Mapping[str | None, Protocol] = {"kitty": "tmux-kitty", "iterm": "tmux-iterm"}
+
 _STEPS = (0, 95, 135, 175, 215, 255)
 
 
-def choose(env: Mapping[str, str], *, color: bool, unicode: bool = True) -> Protocol:
+def choose(
+    env: Mapping[str, str],
+    *,
+    color: bool,
+    unicode: bool = True,
+    outside: Callable[[Mapping[str, str]], str | None] = outside_tmux,
+) -> Protocol:
     """What the terminal described by `env` shows best; `color` and `unicode`: whether it may be sent those."""
     if not color:
         return "ascii"
     term, program = env.get("TERM", ""), env.get("TERM_PROGRAM", "")
+    if env.get("TMUX") and unicode:
+        return THROUGH_TMUX.get(outside(env), "blocks")
     if not (env.get("TMUX") or term.startswith(("screen", "tmux"))):
         if env.get("KITTY_WINDOW_ID") or term in ("xterm-kitty", "xterm-ghostty") or program == "ghostty":
             return "kitty"
@@ -68,6 +81,10 @@ def render(picture: Image, protocol: Protocol, columns: int, lines: int, *, true
         return _kitty(flat, wide)
     if protocol == "iterm":
         return _iterm(flat, wide)
+    if protocol == "tmux-kitty":
+        return _kitty_placed(flat, wide, high)
+    if protocol == "tmux-iterm":
+        return "\n" * high + f"\x1b[{high}A" + passed(_iterm(flat, wide).removesuffix("\n")) + f"\x1b[{high}B\r"
     if protocol == "sixel":
         return _sixel(flat)
     if protocol == "ascii":
@@ -91,14 +108,21 @@ def _png(picture: Image) -> bytes:
 
 
 def _kitty(picture: Image, wide: int) -> str:
-    data = base64.standard_b64encode(_png(picture)).decode("ascii")
-    pieces = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
-    out = []
-    for i, piece in enumerate(pieces):
-        more = int(i + 1 < len(pieces))
-        control = f"a=T,f=100,q=2,c={wide},m={more}" if i == 0 else f"q=2,m={more}"
-        out.append(f"\x1b_G{control};{piece}\x1b\\")
-    return "".join(out) + "\n"
+    return "".join(_kitty_pieces(_png(picture), f"a=T,f=100,q=2,c={wide}")) + "\n"
+
+
+def _kitty_placed(picture: Image, wide: int, high: int) -> str:
+    """The picture goes past tmux, and characters that stand for it go to tmux."""
+    data, high = _png(picture), min(high, len(DIACRITICS))
+    pieces = _kitty_pieces(data, f"a=T,U=1,i={number(data)},f=100,q=2,c={wide},r={high}")
+    return "".join(map(passed, pieces)) + placeholders(number(data), wide, high)
+
+
+def _kitty_pieces(data: bytes, control: str) -> Iterator[str]:
+    text = base64.standard_b64encode(data).decode("ascii")
+    for start in range(0, len(text), CHUNK):
+        more = int(start + CHUNK < len(text))
+        yield f"\x1b_G{control if start == 0 else 'q=2'},m={more};{text[start : start + CHUNK]}\x1b\\"
 
 
 def _iterm(picture: Image, wide: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.speculation.events import Receipt
+    from dynx.speculation.events import Receipt, Recheck
 
 SHADES: dict[str, str] = {
     "target": "",
@@ -54,7 +54,27 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
         saved = round(receipt.plain_seconds - (receipt.seconds - receipt.prefill_seconds), 2) + 0.0  # no -0.00
         against = f"plain decoding's {receipt.plain_seconds:.2f} s ({_number(receipt.speedup, '.2f')}x)"
         rows.append(("saved", f"{saved:+.2f} s against {against}, as measured by {receipt.plain_measured}"))
+    if receipt.rows > 1:
+        rows.append(("batch", f"{receipt.rows:.1f} answers shared each pass; the seconds are this one's share"))
+    if receipt.exact is not None:
+        rows.append(("exact", _recheck(receipt.exact)))
     return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
+
+
+def _recheck(found: Recheck) -> str:
+    if not found.bound:
+        return "nothing to check: wide passes give narrow ones' bits"
+    times = f"{found.reread} plain passes, {found.seconds:.3f} s"
+    return f"{found.near_ties} near-ties (closer than {found.bound:.2g} logits) decided again: {times}"
+
+
+def _recheck_json(found: Recheck) -> dict[str, Any]:
+    return {
+        "bound_logits": found.bound,
+        "near_ties": found.near_ties,
+        "reread_tokens": found.reread,
+        "seconds": found.seconds,
+    }
 
 
 def _number(value: float | None, form: str) -> str:
@@ -89,5 +109,7 @@ def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
         "plain_seconds": receipt.plain_seconds,
         "plain_measured": receipt.plain_measured,
         "speedup": receipt.speedup,
+        "exact": None if receipt.exact is None else _recheck_json(receipt.exact),
+        "rows": receipt.rows,
         "profile": profile,
     }

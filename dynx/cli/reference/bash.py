@@ -9,7 +9,7 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING
 
-from dynx.cli.reference.facts import completion_of
+from dynx.cli.reference.facts import ARCHITECTURES, completion_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,23 +65,34 @@ _NAME_prefixes() {
     _NAME_words "$1"
 }
 
+# Ids of stored profiles of a task.
 _NAME_profiles() {
-    local folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file ids=
+    local task=$1 folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file ids=
     [[ $OSTYPE == darwin* && -z $DYNX_CACHE_DIR$XDG_CACHE_HOME ]] && folder=$HOME/Library/Caches/dynx
+    [[ $task == any ]] && task='*'
     local IFS=$'\n'
-    for file in $(compgen -G "$folder/profiles/*-????????????.json"); do
+    for file in $(compgen -G "$folder/profiles/$task-*-????????????.json"); do
         file=${file##*-}
         ids+=${file%.json}$'\n'
     done
     _NAME_words "$ids"
 }
 
+# Models of a task in the hub's cache, told by what their config.json says they are; what draws has a model_index.json.
 _NAME_hub() {
-    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} file ids=
+    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} file ids= fits=
+    case $1 in
+ARCHITECTURES
+    esac
     local IFS=$'\n'
-    for file in $(compgen -G "$folder/models--*"); do
-        file=${file##*/models--}
-        ids+=${file/--//}$'\n'
+    for file in $(
+        [[ $1 == draw || $1 == any ]] && compgen -G "$folder/models--*/snapshots/*/model_index.json"
+        [[ -n $fits ]] && grep -lE -- "$fits" "$folder"/models--*/snapshots/*/config.json 2>/dev/null
+    ); do
+        file=${file#"$folder"/models--}
+        file=${file%%/*}
+        file=${file/--//}$'\n'
+        [[ $'\n'$ids == *$'\n'"$file"* ]] || ids+=$file
     done
     _NAME_words "$ids"
 }
@@ -181,7 +192,10 @@ complete -F _NAME NAME
 
 def bash_completion(root: Command, shipped: Shipped) -> str:
     """Write the completion file for bash."""
-    head, values, program = (text.replace("NAME", root.path[0]) for text in (HEAD, VALUES, PROGRAM))
+    cases = "\n".join(f"    {task}) fits={shlex.quote(words)} ;;" for task, words in ARCHITECTURES.items())
+    head, values, program = (
+        text.replace("NAME", root.path[0]).replace("ARCHITECTURES", cases) for text in (HEAD, VALUES, PROGRAM)
+    )
     lists = "".join(_list(command) for command in root.walk())
     return head + lists + values + "".join(_values(root, shipped)) + program
 
@@ -225,10 +239,10 @@ def _actions(completion: Completion, program: str) -> list[str]:
     if completion.prefixes:
         actions.append(f"_{program}_prefixes {shlex.quote(' '.join(completion.prefixes))}")
     for wanted, name in (
-        (completion.models, "hub"),
+        (completion.models, f"hub {completion.task}"),
         (completion.files, "files"),
         (completion.folders, "folders"),
-        (completion.profiles, "profiles"),
+        (completion.profiles, f"profiles {completion.task}"),
     ):
         if wanted:
             actions.append(f"_{program}_{name}")

@@ -6,7 +6,7 @@ exit code, environment variable or file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from dynx.cli.reference.tree import Argument, Option
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 REVISED = "2026-11-24"  # man pages must carry a date; the day of a build would make them differ from build to build
 
 
+ANY = "any"
+
+ARCHITECTURES: Mapping[str, str] = {
+    "generate": '(ForCausalLM|LMHeadModel)"',
+    "classify": '(ForSequenceClassification|ForImageClassification)"',
+    ANY: '(ForCausalLM|LMHeadModel|ForSequenceClassification|ForImageClassification)"',
+}
+"""By task, what `grep -E` finds in the config.json of a model that fits; what draws has a model_index.json instead."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """What an option's value, or an argument, completes to; nothing at all for free text and numbers."""
@@ -30,6 +40,7 @@ class Completion:
     files: bool = False
     folders: bool = False
     profiles: bool = False  # ids of stored profiles
+    task: str = ANY  # whose models and profiles
 
 
 BY_METAVAR: Mapping[str, Completion] = {
@@ -47,7 +58,7 @@ BY_METAVAR: Mapping[str, Completion] = {
     "FORMAT:PATH": Completion(
         prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:", "benchstat:", "html:", "svg:")
     ),
-    "[TASK]": Completion(words=("generate", "classify", "draw", "all")),
+    "TASK": Completion(words=("generate", "classify", "draw", "all")),
     "POLICY": Completion(words=("plain", "dynamic", "cold")),
     "LENGTHS": Completion(words=("none",)),
     "PEER": Completion(words=("transformers",)),
@@ -67,11 +78,10 @@ Shipped: TypeAlias = "Mapping[str, tuple[str, ...]]"
 """Names of the shipped models by task, which is the name of the command that runs them."""
 
 
-def _models(parameter: Option | Argument, command: Command, shipped: Shipped) -> tuple[str, ...]:
+def _task(parameter: Option | Argument, command: Command, shipped: Shipped) -> str:
+    """Whose models and profiles a value can name: calibrate, for one, takes any."""
     task = "generate" if parameter.metavar == "DRAFT" else command.path[-1]
-    if task in shipped:
-        return shipped[task]
-    return tuple(sorted({name for names in shipped.values() for name in names}))  # as of calibrate, which takes any
+    return task if task in shipped else ANY
 
 
 def completion_of(parameter: Option | Argument, command: Command, shipped: Shipped) -> Completion:
@@ -83,10 +93,14 @@ def completion_of(parameter: Option | Argument, command: Command, shipped: Shipp
     if isinstance(parameter, Option):
         found = BY_OPTION.get(parameter.long, found)
         default = parameter.default
-    if not found.models:
+    if not (found.models or found.profiles):
         return found
-    names = (*found.words, *((default,) if default else ()), *_models(parameter, command, shipped))
-    return Completion(words=tuple(dict.fromkeys(names)), models=True, folders=found.folders, files=found.files)
+    task = _task(parameter, command, shipped)
+    if not found.models:
+        return replace(found, task=task)
+    fitting = shipped[task] if task in shipped else sorted({name for names in shipped.values() for name in names})
+    names = (*found.words, *((default,) if default else ()), *fitting)
+    return replace(found, words=tuple(dict.fromkeys(names)), task=task)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynx.cli.reference.facts import completion_of
+from dynx.cli.reference.facts import ARCHITECTURES, completion_of
 from dynx.cli.reference.tree import brief
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ function __NAME_files_after
     printf '%s\n' $argv
 end
 
+# Models of a task in the hub's cache, told by what their config.json says they are; what draws has a model_index.json.
 function __NAME_hub
     set -l folder $HOME/.cache/huggingface/hub
     if test -n "$HF_HUB_CACHE"
@@ -66,8 +67,22 @@ function __NAME_hub
     else if test -n "$XDG_CACHE_HOME"
         set folder $XDG_CACHE_HOME/huggingface/hub
     end
-    for file in $folder/models--*
-        string replace -r '^.*/models--' '' -- $file | string replace -- -- /
+    set -l fits
+    switch $argv[1]
+ARCHITECTURES
+    end
+    set -l files
+    if set -q fits[1]
+        set files $folder/models--*/snapshots/*/config.json
+        if set -q files[1]
+            set files (grep -lE -- $fits $files 2>/dev/null)
+        end
+    end
+    if contains -- $argv[1] draw any
+        set -a files $folder/models--*/snapshots/*/model_index.json
+    end
+    for file in $files
+        string replace -r '^.*/models--([^/]*)/snapshots/[^/]*/[^/]*$' '$1' -- $file | string replace -- -- /
     end
 end
 
@@ -81,7 +96,9 @@ function __NAME_profiles
         set folder $HOME/Library/Caches/dynx
     end
     for file in $folder/profiles/*-*.json
-        string replace -rf '^.*/([^/]*)-([0-9a-f]{12})\.json$' '$2\t$1' -- $file
+        set -l found (string match -r '([^/]*)-([0-9a-f]{12})\.json$' -- $file)
+        and string match -qr -- "^("(string replace any '.*' -- $argv[1])")-" $found[2]
+        and printf '%s\t%s\n' $found[3] $found[2]
     end
 end
 
@@ -91,7 +108,11 @@ complete -c NAME -f
 
 def fish_completion(root: Command, shipped: Shipped) -> str:
     """Write the completion file for fish."""
+    fits = "\n".join(
+        f"        case {task}\n            set fits {_quote(words)}" for task, words in ARCHITECTURES.items()
+    )
     program = PROGRAM.replace("CASES\n", "".join(_cases(root))).replace("NAME", root.path[0])
+    program = program.replace("ARCHITECTURES", fits)
     return program + "".join(line + "\n" for command in root.walk() for line in _command(command, shipped))
 
 
@@ -138,11 +159,11 @@ def _value(completion: Completion, program: str) -> str:
     if completion.prefixes:
         offers.append(f"(__{program}_files_after {' '.join(completion.prefixes)})")
     if completion.models:
-        offers.append(f"(__{program}_hub)")
+        offers.append(f"(__{program}_hub {completion.task})")
     if completion.folders:
         offers.append(f"(__{program}_folders)")
     if completion.profiles:
-        offers.append(f"(__{program}_profiles)")
+        offers.append(f"(__{program}_profiles {completion.task})")
     words = f"-a {_quote(' '.join(offers))}" if offers else ""
     return " ".join(part for part in ("-F" if completion.files else "", words) if part)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from dynx.cli.reference.facts import completion_of
+from dynx.cli.reference.facts import ARCHITECTURES, completion_of
 from dynx.cli.reference.tree import brief
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ HEAD = """\
 """
 
 PROGRAM = r"""
-# What a value may be: the kind of thing named first, or one of the words after it.
+# What a value may be: the kind of thing named first, of a task after a colon, or one of the words after it.
 _NAME_value() {
-    local kind=$1 expl ret=1
+    local kind=${1%%:*} task=${1#*:} expl ret=1
     shift
     if [[ $kind == prefixes ]]; then
         if compset -P "(${(j:|:)@})"; then
@@ -42,29 +42,35 @@ _NAME_value() {
     (($#)) && _wanted values expl value compadd -- "$@" && ret=0
     case $kind in
     models)
-        _NAME_hub && ret=0
+        _NAME_hub $task && ret=0
         _files -/ && ret=0
         ;;
     files) _files && ret=0 ;;
     folders) _files -/ && ret=0 ;;
-    profiles) _NAME_profiles && ret=0 ;;
+    profiles) _NAME_profiles $task && ret=0 ;;
     esac
     return ret
 }
 
+# Models of a task in the hub's cache, told by what their config.json says they are; what draws has a model_index.json.
 _NAME_hub() {
-    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} expl
-    local -a ids
-    ids=($folder/models--*(N:t))
-    ids=(${${ids#models--}/--//})
+    local folder=${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub} expl fits=
+    local -aU ids
+    case $1 in
+ARCHITECTURES
+    esac
+    [[ -n $fits ]] && ids=($folder/models--*/snapshots/*/config.json(N))
+    (($#ids)) && ids=(${(f)"$(grep -lE -- $fits $ids 2>/dev/null)"})
+    [[ $1 == (draw|any) ]] && ids+=($folder/models--*/snapshots/*/model_index.json(N))
+    ids=(${${${ids#$folder/models--}%%/*}/--//})
     (($#ids)) && _wanted models expl model compadd -a ids
 }
 
 _NAME_profiles() {
-    local folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file
+    local task=${1/any/*} folder=${DYNX_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dynx} file
     [[ $OSTYPE == darwin* && -z $DYNX_CACHE_DIR$XDG_CACHE_HOME ]] && folder=$HOME/Library/Caches/dynx
     local -a profiles
-    for file in $folder/profiles/*-????????????.json(N:t:r); do
+    for file in $folder/profiles/${~task}-*-????????????.json(N:t:r); do
         profiles+=("${file##*-}:${file%-*}")
     done
     _describe -t profiles profile profiles
@@ -81,7 +87,9 @@ fi
 def zsh_completion(root: Command, shipped: Shipped) -> str:
     """Write the completion file for zsh."""
     functions = "".join(_function(command, shipped) for command in root.walk())
-    return HEAD.replace("NAME", root.path[0]) + functions + PROGRAM.replace("NAME", root.path[0])
+    cases = "\n".join(f"    {task}) fits={_quote(words)} ;;" for task, words in ARCHITECTURES.items())
+    program = PROGRAM.replace("NAME", root.path[0]).replace("ARCHITECTURES", cases)
+    return HEAD.replace("NAME", root.path[0]) + functions + program
 
 
 def _function(command: Command, shipped: Shipped) -> str:
@@ -155,8 +163,13 @@ def _value(metavar: str, completion: Completion, command: Command) -> str:
     }
     kind = next((name for name, wanted in kinds.items() if wanted), "words")
     words = completion.prefixes or completion.words
+    of = f":{completion.task}" if kind in ("models", "profiles") else ""
     escaped = [word.replace(":", r"\:") for word in words]
-    action = " ".join(("", f"_{command.path[0]}_value", kind, *escaped)) if words or kind != "words" else NOTHING
+    action = (
+        " ".join(("", f"_{command.path[0]}_value", kind + of.replace(":", r"\:"), *escaped))
+        if words or kind != "words"
+        else NOTHING
+    )
     return ":" + metavar.replace(":", r"\:") + ":" + action
 
 
