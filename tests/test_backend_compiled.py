@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime import packing
-from dynx.runtime.backends import compiled, compiled_graph, installed
+from dynx.runtime.backends import artifacts, compiled, compiled_graph, installed
 from dynx.runtime.backends.eager import HEADROOM, EagerBackend
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.events import Request
@@ -153,15 +155,45 @@ def test_what_was_compiled_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
         want = reference("llama")(input_ids=torch.tensor([TEXT[:26]]), use_cache=False).logits[0]
     torch.testing.assert_close(session.forward(TEXT[20:26]), want[20:], **CLOSE)
 
-    torn = sorted(kept.iterdir())[0]
+    torn = sorted(kept.glob("*.bin"))[0]
     torn.write_bytes(torn.read_bytes()[:100])
     assert compiled.load(tiny("llama"), cache=kept).compiled == 1
     assert [path.name for path in kept.iterdir() if path.name.startswith(".")] == []
 
-    names = {path.name for path in kept.iterdir()}
+    names = {path.name for path in kept.glob("*.bin")}
     monkeypatch.setattr(compiled_graph, "FORMAT", -1)
     compiled.load(tiny("llama"), cache=kept)
-    assert len(list(kept.iterdir())) == 2 * len(names)
+    assert len(list(kept.glob("*.bin"))) == 2 * len(names)
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from torch._inductor.cpu_vec_isa import VecISA
+trials = []
+VecISA.check_build = lambda self, code: trials.append(self) or True
+from dynx.runtime.backends import artifacts
+for path in Path(sys.argv[1]).glob("*.bin"):
+    artifacts.load(path)
+print(len(trials))
+"""
+
+
+def test_instruction_sets_are_tried_once(tmp_path: Path) -> None:
+    """A process that loads compiled code tries no instruction sets, unless the compiler or PyTorch isn't what it was."""
+    compiled.load(tiny("llama"), cache=tmp_path)
+
+    def trials() -> int:
+        words = [sys.executable, "-c", LOAD, str(tmp_path)]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    note = tmp_path / artifacts.TRIALS
+    assert note.is_file()
+    assert trials() == 0
+    note.write_text(note.read_text().replace(torch.__version__, "1.0"))
+    assert trials() > 0
+    note.write_text("{")
+    assert trials() > 0
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

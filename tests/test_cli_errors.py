@@ -20,7 +20,7 @@ from dynx.runtime.backends import eager
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.profile import Profile
 from dynx.runtime.store import ProfileStore
-from dynx.speculation.setup import Wish, make_plan
+from dynx.speculation.setup import Wish, assemble, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -373,6 +373,20 @@ def test_a_profile_that_fits_is_used(cli: Cli, tiny_folder: Path) -> None:
     assert (result.code, result.err) == (0, "")
     assert result.document["receipt"]["profile"] == file.stem[-12:]
     assert result.document["receipt"]["plain_measured"] == "profile"
+
+
+def test_lookup_that_calibration_put_aside_is_used_when_asked_for(alone: None, tiny_folder: Path) -> None:
+    """A profile that says it loses leaves it out; `--draft lookup` and profiles that don't say have it."""
+
+    def looks(**wish: Any) -> bool:
+        return assemble(make_plan(Wish(str(tiny_folder), **wish))).engine.drafters.lookup
+
+    known = {"reliability": {}, "exit_layers": 1, "tokens_per_second": 900.0, "origins": ["self"]}
+    stored(tiny_folder, fitted=known)
+    assert looks()
+    stored(tiny_folder, fitted=known | {"lookup": False})
+    assert not looks()
+    assert looks(draft="lookup")
 
 
 @pytest.mark.parametrize("damage", ["torn", "garbage", "contents", "older torch", "another device"])

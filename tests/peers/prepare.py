@@ -23,7 +23,7 @@ def openvino(model: Path) -> None:
     from transformers import AutoTokenizer
 
     for folder, bits in ((model, 16), (model, 8), (model / "drafter", 16)):
-        quantization = OVWeightQuantizationConfig(bits=8, sym=True) if bits == 8 else None
+        quantization = OVWeightQuantizationConfig(bits=8) if bits == 8 else None
         place = folder / ("openvino-int8" if bits == 8 else "openvino-fp16")
         exported = OVModelForCausalLM.from_pretrained(
             folder, export=True, compile=False, load_in_8bit=False, quantization_config=quantization

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STATIC = (3, 4, 5, 6, 8)
+STATIC = (3, 4, 5, 6, 7, 8, 10)
 """Draft lengths at which a peer's static speculation is tuned."""
 
 
@@ -156,7 +156,7 @@ def dynx(model: Path, count: int, temperature: float, quantize: str = "none") ->
     def static(k: int) -> Callable[[], Any]:
         return lambda: Static("draft", k)
 
-    return {"plain": arm(Plain), "dynamic": arm(lambda: None), **{f"draft k={k}": arm(static(k)) for k in (5, 7)}}
+    return {"plain": arm(Plain), "dynamic": arm(lambda: None), **{f"draft k={k}": arm(static(k)) for k in (4, 6, 8)}}
 
 
 MAKERS: dict[str, Any] = {

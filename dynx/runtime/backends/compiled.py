@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime import packing
+from dynx.runtime.backends import artifacts
 from dynx.runtime.backends.compiled_graph import compile_block, digest
 from dynx.runtime.backends.eager import CounterCache, EagerBackend, decoder_blocks
 from dynx.runtime.backends.installed import can_compile
@@ -181,14 +182,11 @@ class CompiledBackend(EagerBackend):
         self, key: tuple[Any, ...], block: nn.Module, names: list[str], inputs: list[Tensor], kwargs: dict[str, Any]
     ) -> Callable[..., Any]:
         """The compiled block for inputs like these: from the folder, else compiled now and kept there."""
-        from torch._inductor.standalone_compile import AOTCompiledArtifact
-
         path = None
         if self._folder is not None and all(isinstance(value, PLAIN) for value in kwargs.values()):
             path = self._folder / f"{digest(self.config, key, names, inputs)}.bin"
             try:
-                kept: Callable[..., Any] = AOTCompiledArtifact.load(path=str(path))
-                return kept
+                return artifacts.load(path)
             except FileNotFoundError:
                 pass
             except Exception:  # noqa: BLE001 - torn, or another torch's: compile it anew
@@ -199,7 +197,7 @@ class CompiledBackend(EagerBackend):
             draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                graph.save(path=str(draft))
+                artifacts.keep(graph, draft)
                 draft.replace(path)
         made: Callable[..., Any] = graph
         return made

@@ -60,13 +60,20 @@ def can_compile(device: str) -> Decision[bool]:
         return Decision(False, f"blocks are compiled for the processor, and this runs on {device}")
     if not keeps_compiled():
         return Decision(False, f"PyTorch {metadata.version('torch')} is too old to keep what it compiles")
-    wanted = os.environ.get("CXX")
-    found = [path for name in ([wanted] if wanted else ["g++", "clang++", "c++"]) if (path := shutil.which(name))]
-    if not found:
+    found = compiler()
+    if found is None:
+        wanted = os.environ.get("CXX")
         return Decision(False, f"there is no C++ compiler here{f' called {wanted}' if wanted else ''}")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return Decision(False, "Python's headers, which compiling needs, are missing (Debian: python3-dev)")
-    return Decision(True, f"compiled by {Path(found[0]).name}")
+    return Decision(True, f"compiled by {found.name}")
+
+
+def compiler() -> Path | None:
+    """The C++ compiler that PyTorch would call."""
+    wanted = os.environ.get("CXX")
+    found = (shutil.which(name) for name in ([wanted] if wanted else ["g++", "clang++", "c++"]))
+    return next((Path(path) for path in found if path), None)
 
 
 @cache

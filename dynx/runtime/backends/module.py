@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynx.errors import UnsupportedModelError
+from dynx.runtime.backends import artifacts
 from dynx.runtime.backends.choice import COMPILED, OPENVINO, TITLES, TORCH
 from dynx.runtime.backends.compiled_graph import unlogged
 
@@ -191,10 +192,8 @@ class ModuleKernels:
             spec = pytree.treespec_loads(facts["outputs"])
             if self.backend == OPENVINO:
                 return _Converted(path / "model.xml", self._settings(facts["way"])), spec
-            from torch._inductor.standalone_compile import AOTCompiledArtifact
-
             flat = Flat(self._lower(), form, getattr(torch, self.dtype))
-            return _with_state(AOTCompiledArtifact.load(path=str(path / "code.bin")), flat), spec
+            return _with_state(artifacts.load(path / "code.bin"), flat), spec
         except Exception:  # noqa: BLE001 - missing, torn, or another version's: made anew
             return None
 
@@ -289,7 +288,7 @@ class ModuleKernels:
         self.made += 1
         if path is not None:
             with contextlib.suppress(OSError), _draft(path) as draft:
-                made.save(path=str(draft / "code.bin"))
+                artifacts.keep(made, draft / "code.bin")
                 facts = {"way": {}, "outputs": pytree.treespec_dumps(flat.tree)}
                 (draft / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         return _with_state(made, flat)
