@@ -1,61 +1,69 @@
-"""Code that PyTorch compiled, kept in files.
+"""What PyTorch's compiler finds out about itself, kept beside the code that it makes.
 
-To load such a file PyTorch wants to know the processor's instruction sets that the compiler can use, and finds out by compiling
-and running a trial for each: 0.8 s of every process. How the trials ended is kept beside the code.
+Before it compiles for a processor, and before it loads what it compiled, PyTorch asks whether the C++ compiler can use each of
+the processor's instruction sets, by compiling and loading a trial for each: about a second of every process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from dynx.runtime.backends.installed import compiler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
 TRIALS = "instructions.json"
-"""Of a folder with compiled code: where, and with what, all trials succeeded."""
+"""Of a folder with compiled code: the trials that succeeded, and with what."""
+
+_good: set[str] = set()
+"""Trials that have succeeded, as far as this process knows."""
 
 
-def keep(code: Any, path: Path) -> None:
-    """Write what `standalone_compile` made. Raises OSError."""
-    code.save(path=str(path))
-    if _all_work():
-        with contextlib.suppress(OSError):
-            path.with_name(TRIALS).write_text(json.dumps(_setting()), encoding="utf-8")
+@contextlib.contextmanager
+def trials_kept(folder: Path | None) -> Iterator[None]:
+    """No trial takes place that has succeeded before, in this process or according to a folder, which learns of new ones."""
+    from torch._inductor.cpu_vec_isa import VecISA
 
+    check = getattr(VecISA, "check_build", None)
+    if folder is None or check is None:
+        yield
+        return
+    known = _read(folder / TRIALS)
+    _good.update(known)
 
-def load(path: Path) -> Callable[..., Any]:
-    """The code in a file. Raises whatever PyTorch does where it is missing, torn, or another version's."""
-    from torch._inductor import config
-    from torch._inductor.standalone_compile import AOTCompiledArtifact
+    def check_build(self: VecISA, code: str) -> bool:
+        name = hashlib.sha256(f"{self.build_arch_flags()}\n{code}".encode()).hexdigest()[:24]
+        if name not in _good and check(self, code):
+            _good.add(name)
+        return name in _good
 
-    with config.patch({"cpp.vec_isa_ok": True}) if _known(path.with_name(TRIALS)) else contextlib.nullcontext():
-        code: Callable[..., Any] = AOTCompiledArtifact.load(path=str(path))
-    return code
-
-
-def _all_work() -> bool:
-    """Whether the compiler can use every instruction set that PyTorch would on this processor."""
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list, x86_isa_checker
-
-    usable = {name for instructions in valid_vec_isa_list() for name in str(instructions).split()}
-    return bool(usable) and usable.issuperset(x86_isa_checker())
-
-
-def _known(file: Path) -> bool:
+    VecISA.check_build = check_build  # type: ignore[method-assign]
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8")) == _setting())
-    except (OSError, ValueError):
-        return False
+        yield
+    finally:
+        VecISA.check_build = check  # type: ignore[method-assign]
+        if _good - known:
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / TRIALS).write_text(json.dumps({"with": _setting(), "good": sorted(_good)}), encoding="utf-8")
+
+
+def _read(file: Path) -> set[str]:
+    """What a file knows of this compiler and PyTorch; nothing, where it is of others or torn."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name) for name in found["good"]} if found["with"] == _setting() else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _setting() -> list[str | None]:
-    """What the trials depend on."""
     found = compiler()
-    return [torch.__version__, torch.backends.cpu.get_cpu_capability(), None if found is None else str(found.resolve())]
+    return [torch.__version__, None if found is None else str(found.resolve())]

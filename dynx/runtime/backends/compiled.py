@@ -182,22 +182,27 @@ class CompiledBackend(EagerBackend):
         self, key: tuple[Any, ...], block: nn.Module, names: list[str], inputs: list[Tensor], kwargs: dict[str, Any]
     ) -> Callable[..., Any]:
         """The compiled block for inputs like these: from the folder, else compiled now and kept there."""
+        from torch._inductor.standalone_compile import AOTCompiledArtifact
+
         path = None
         if self._folder is not None and all(isinstance(value, PLAIN) for value in kwargs.values()):
             path = self._folder / f"{digest(self.config, key, names, inputs)}.bin"
             try:
-                return artifacts.load(path)
+                with artifacts.trials_kept(self._folder):
+                    kept: Callable[..., Any] = AOTCompiledArtifact.load(path=str(path))
+                return kept
             except FileNotFoundError:
                 pass
             except Exception:  # noqa: BLE001 - torn, or another torch's: compile it anew
                 path.unlink(missing_ok=True)
-        graph = compile_block(block, names, inputs, kwargs)
+        with artifacts.trials_kept(self._folder):
+            graph = compile_block(block, names, inputs, kwargs)
         self.compiled += 1
         if path is not None:
             draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                artifacts.keep(graph, draft)
+                graph.save(path=str(draft))
                 draft.replace(path)
         made: Callable[..., Any] = graph
         return made

@@ -192,8 +192,11 @@ class ModuleKernels:
             spec = pytree.treespec_loads(facts["outputs"])
             if self.backend == OPENVINO:
                 return _Converted(path / "model.xml", self._settings(facts["way"])), spec
+            from torch._inductor.standalone_compile import AOTCompiledArtifact
+
             flat = Flat(self._lower(), form, getattr(torch, self.dtype))
-            return _with_state(artifacts.load(path / "code.bin"), flat), spec
+            with artifacts.trials_kept(path.parent):
+                return _with_state(AOTCompiledArtifact.load(path=str(path / "code.bin")), flat), spec
         except Exception:  # noqa: BLE001 - missing, torn, or another version's: made anew
             return None
 
@@ -284,11 +287,12 @@ class ModuleKernels:
         example = [mode.from_tensor(tensor) for tensor in (*tensors, *state)]
         with mode:
             graph = make_fx(call, tracing_mode="real")(*example)
-        made = compiler(graph, example, dynamic_shapes="from_graph", aot=True)
+        with artifacts.trials_kept(None if path is None else path.parent):
+            made = compiler(graph, example, dynamic_shapes="from_graph", aot=True)
         self.made += 1
         if path is not None:
             with contextlib.suppress(OSError), _draft(path) as draft:
-                artifacts.keep(made, draft / "code.bin")
+                made.save(path=str(draft / "code.bin"))
                 facts = {"way": {}, "outputs": pytree.treespec_dumps(flat.tree)}
                 (draft / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         return _with_state(made, flat)
