@@ -370,3 +370,28 @@ def test_feed_forward_is_fused_only_where_that_is_safe(threads: int, inner: int,
 
     kinds = [node.get_rt_info()["layerType"].astype(str) for node in backend.compiled.get_runtime_model().get_ops()]
     assert kinds.count("LLMMLP") == fused
+
+
+def test_padding_stops_at_the_end_of_the_context() -> None:
+    """Passes after a wide one run as wide, and give the logits of their own tokens, up to the last position that there is."""
+    model, limit = tiny("llama", max_position_embeddings=64), 64
+    backend = openvino.load(model, precision="float32", threads=1, cache=None)
+    assert backend.context == limit
+    session, rows = backend.open(), []
+    session.forward(TEXT[: limit - 20], keep=1)
+    session.settle(1)
+    for start, count in (
+        (limit - 20, 8),
+        (limit - 12, 5),
+        (limit - 7, 1),
+        (limit - 6, 4),
+        (limit - 2, 1),
+        (limit - 1, 1),
+    ):
+        rows.append(session.forward(TEXT[start : start + count]))
+        assert (len(rows[-1]), session.length) == (count, start + count)
+    assert backend.width.now < 8
+
+    with torch.inference_mode():
+        want = model(input_ids=torch.tensor([TEXT[:limit]]), use_cache=False).logits[0, -20:]
+    torch.testing.assert_close(torch.cat(rows), want, **CLOSE)

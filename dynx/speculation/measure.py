@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dynx.runtime.backends.interface import settle, settles
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.policy import Costs
 
@@ -100,6 +101,8 @@ def measure(
         widths = [n for n in WIDTHS if target.context is None or context + n <= target.context]
         for n in widths:
             jobs["target", n, context] = _pass(session, context, n)
+            if settles(session):
+                before["target", n, context] = _pass(session, context, n, settled=True)
         for layers in exits:
             jobs[f"exit {layers}", 1, context] = _early(session, context, layers)
     if small is not None:
@@ -107,7 +110,7 @@ def measure(
             session = _filled(small, context)
             for n in LAGS:
                 jobs["draft", n, context] = _pass(session, context, n)
-                before["draft", n, context] = jobs["draft", LAGS[0], context]
+                before["draft", n, context] = _pass(session, context, n if settles(session) else LAGS[0], settled=True)
     samples = Samples({cell: [] for cell in jobs})
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
@@ -134,10 +137,12 @@ def _filled(backend: Backend, context: int) -> Session:
     return session
 
 
-def _pass(session: Session, context: int, n: int) -> Callable[[], None]:
+def _pass(session: Session, context: int, n: int, *, settled: bool = False) -> Callable[[], None]:
     tokens = [3 + i for i in range(n)]
 
     def job() -> None:
+        if settled:
+            settle(session, n)
         rows = session.forward(tokens)
         rows.argmax(-1).tolist()  # what the engine does with it, and a wait for the device
         session.rollback(context)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.installed import available, can_compile, can_optimize
+from dynx.runtime.backends.interface import settle, settles
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -138,15 +139,17 @@ def race(
 ) -> Race:
     """Time them in turns, each on a sequence of its own; medians. `clock` and `starts` in seconds."""
     jobs = {(name, width): _pass(backend, width) for name, backend in backends.items() for width in widths}
-    for job in jobs.values():
+    for _, job in jobs.values():
         job()  # the first allocates and chooses kernels
     seen: dict[tuple[str, int], list[float]] = {cell: [] for cell in jobs}
     order, rng = list(jobs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
     for _ in range(ROUNDS):
         rng.shuffle(order)
         for cell in order:
+            ready, job = jobs[cell]
+            ready()
             began = clock()
-            jobs[cell]()
+            job()
             seen[cell].append(clock() - began)
     passes = {name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in backends}
     return Race(passes, starts or {})
@@ -164,7 +167,8 @@ def bring_in(name: str) -> None:
             importlib.import_module(module)
 
 
-def _pass(backend: Backend, width: int) -> Callable[[], None]:
+def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What makes ready for a pass, and the pass."""
     context = CONTEXT if backend.context is None else max(1, min(CONTEXT, backend.context - width))
     session = backend.open()
     session.forward([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
@@ -173,7 +177,12 @@ def _pass(backend: Backend, width: int) -> Callable[[], None]:
         session.forward([(3 + i) % backend.vocab for i in range(width)]).argmax(-1).tolist()
         session.rollback(context)
 
-    return job
+    def ready() -> None:
+        if settles(session):
+            settle(session, width)
+            job()
+
+    return ready, job
 
 
 def quantized(backend: EagerBackend, precision: str) -> EagerBackend:

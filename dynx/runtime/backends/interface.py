@@ -76,3 +76,14 @@ class Backend(Protocol):
 
     def open(self) -> Session:
         """A fresh sequence."""
+
+
+def settles(session: Session) -> bool:
+    """Whether it may run a pass wider than asked, since a change of width takes time."""
+    return hasattr(session, "settle")
+
+
+def settle(session: Session, width: int) -> None:
+    """Have the next passes of `width` tokens run as in a long row of such passes, if that makes a difference."""
+    if settles(session):
+        getattr(session, "settle")(width)  # noqa: B009 - not of every session

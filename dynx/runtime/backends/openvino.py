@@ -25,6 +25,7 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends import openvino_convert
 from dynx.runtime.backends.installed import available
 from dynx.runtime.backends.openvino_weights import GROUP, store_weights
+from dynx.runtime.backends.widths import Width
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class OpenVINOBackend:
             for name, port in shapes.items()
         }
         self.block = next(iter(self.caches.values()))[1][1]
+        self.width = Width()  # of the one stream that all sessions take turns in
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:
@@ -234,24 +236,33 @@ class OpenVINOSession:
                 rows.append(out)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
+    def settle(self, width: int) -> None:
+        """Run passes of so many tokens as wide as they are, whatever came before."""
+        self._backend.width.settle(width)
+
     def _run(self, tokens: Sequence[int], rows: range) -> Tensor:
-        past, count = self._length, len(tokens)
+        """Logits at `rows` of a pass over `tokens`, which may be run wider: what stands behind them is written over later."""
+        backend, told = self._backend, self._told
+        past, asked = self._length, len(tokens)
+        count = backend.width(asked, PREFILL_CHUNK if backend.context is None else backend.context - past)
         end = past + count
-        told = self._told
-        self._tell("input_ids", np.asarray(tokens, np.int64)[None])
+        self._reserve(end)
+        if len(rows) == asked:
+            rows = range(count)
+        self._tell("input_ids", np.asarray([*tokens, *[0] * (count - asked)], np.int64)[None])
         self._tell("position_ids", np.arange(past, end)[None])
         self._tell("rows", np.arange(rows.start, rows.stop))
         told["past_lens"][0] = past
         told["subsequence_begins"][1] = count
         told["max_context_len"][...] = end
-        used = -(-end // self._backend.block)
+        used = -(-end // backend.block)
         told["block_indices_begins"][1] = used
         self._tell("block_indices", np.arange(used, dtype=np.int32))
-        out = np.empty((len(rows), self._backend.vocab), np.float32)
+        out = np.empty((len(rows), backend.vocab), np.float32)
         self._request.set_output_tensor(0, _shared(out))
         self._request.infer()
-        self._length = end
-        return torch.from_numpy(out)
+        self._length = past + asked
+        return torch.from_numpy(out)[:asked]
 
     def _tell(self, name: str, value: NDArray[Any]) -> None:
         """Give `value` to an input, through memory that it shares with us where the shape is as before."""
