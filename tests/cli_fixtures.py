@@ -2,7 +2,7 @@
 
 `cli` runs `dynx` in this process and returns exit code, stdout and stderr apart. Processes are started with
 `commands.spawn`, for what only a process can show: signals, closed streams, module lists. Both see an empty cache and no
-network.
+network. Whatever JSON either of them prints is held to its schema, every key of it (see `keys`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import Result, write_model
+from commands import Result, checked, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def cli(
         capfd.readouterr()
         code = run([str(a) for a in arguments])
         out, err = capfd.readouterr()
-        return Result(code, out, err)
+        return checked(Result(code, out, err))
 
     yield call
     for file in opened:

@@ -42,9 +42,23 @@ class Result:
         return parse_json(self.out)
 
     @property
+    def error(self) -> dict[str, Any]:
+        """What a failing command says under --json: the JSON document on the last line of stderr."""
+        return parse_json(self.err.splitlines()[-1])
+
+    @property
     def documents(self) -> list[dict[str, Any]]:
         """The JSON lines on stdout."""
         return [parse_json(line) for line in self.out.splitlines()]
+
+
+def checked(result: Result) -> Result:
+    """The same, once every JSON document on its streams keeps to its schema and has no key that the schema doesn't describe."""
+    from keys import complaints
+
+    if wrong := complaints(result.out) + complaints(result.err):
+        raise AssertionError("; ".join(wrong))
+    return result
 
 
 def parse_json(text: str) -> dict[str, Any]:
@@ -112,4 +126,4 @@ def spawn(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
 def finish(process: subprocess.Popen[bytes], stdin: bytes | None = None) -> Result:
     """Wait for a process; its exit code is negative if a signal ended it."""
     out, err = process.communicate(stdin, timeout=120)
-    return Result(process.returncode, out.decode(), err.decode())
+    return checked(Result(process.returncode, out.decode(), err.decode()))

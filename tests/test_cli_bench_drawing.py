@@ -14,6 +14,7 @@ from dynx import schemas
 from dynx.cli import bench_drawing
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree
+from dynx.diffusion.knowledge import Guarantee
 from dynx.diffusion.schedule import Schedule
 from dynx.runtime.hashing import text_hash
 
@@ -78,7 +79,7 @@ def profiled(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
             chosen.schedule = Schedule("dpm++2m", grid.thinned(8))
             return chosen
 
-        guarantee = SimpleNamespace(json=lambda: {"ssim": 0.95})
+        guarantee = Guarantee(0.95, 0.95, 0.05, n=60, failures=0, p5=0.97, worst=0.96, bundled=False)
         assembly.knowledge = SimpleNamespace(pilot=pilot, guarantee=guarantee, certificate=None)
         return assembly
 
@@ -122,7 +123,7 @@ def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
     assert (document["task"], document["unit"], document["cases"]) == ("draw", "images", 4)
     assert (header["pipeline"], header["scheduler"]) == ("StableDiffusionPipeline", "DDIMScheduler")
     assert (header["plain_steps"], header["pictures"], header["guidance"], header["quality"]) == (12, 4, 3.0, 0.001)
-    assert header["guarantee"] == {"ssim": 0.95}
+    assert (header["guarantee"]["ssim"], header["guarantee"]["certified_on"]) == (0.95, 60)
     assert "diffusers" in header["versions"]
     assert arms["dynamic"]["facts"] | {"ssim": 0} == {
         "calls": 8,

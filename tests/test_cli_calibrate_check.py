@@ -33,10 +33,12 @@ def fresh(tmp_path: Path) -> Path:
 
 
 def test_a_promise_that_holds(cli: Cli, easy: Path, known: Findings, fresh: Path) -> None:
-    """Exit code 0, and a line that says so."""
-    result = cli("calibrate", "-m", easy, "--data", fresh, "--check", "--max-disagreement", EPS)
+    """Exit code 0, and a line that says so; as JSON the measurement."""
+    words = ("calibrate", "-m", easy, "--data", fresh, "--check", "--max-disagreement", EPS)
+    result, measured = cli(*words), cli(*words, "--json").document
 
     assert result.code == 0
+    assert (measured["schema"], measured["verdict"]) == ("dynx.bench/1", "pass")
     assert result.out.splitlines()[-1].endswith(f"the promise of profile {known.profile.key.id} holds on these inputs")
 
 

@@ -129,7 +129,7 @@ def test_wrong_command_lines(cli: Cli, easy: Path, arguments: list[str], stdin: 
 
     assert (result.code, result.out) == (2, "")
     assert words in result.err
-    assert result.err.startswith("dynx: ")
+    assert result.err.startswith('{"schema": "dynx.error/1", ' if "--json" in arguments else "dynx: ")
 
 
 def test_bytes_that_are_no_text(cli: Cli, easy: Path) -> None:

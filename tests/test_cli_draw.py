@@ -24,6 +24,7 @@ from dynx.cli import main as program
 from dynx.cli import metadata
 from dynx.cli.overlong import unread
 from dynx.diffusion.drawing import Artist
+from dynx.diffusion.knowledge import Guarantee
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -551,7 +552,7 @@ class Promise:
 
     def json(self) -> dict[str, Any]:
         """For a document."""
-        return {"ssim": 0.95}
+        return Guarantee(0.95, 0.95, 0.05, n=60, failures=0, p5=0.97, worst=0.96, bundled=False).json()
 
 
 def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,7 +565,7 @@ def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.Monke
 
     assert drafted["guarantee"] is None
     assert metadata.read(here / "draft.png")["guarantee"] == "a draft, so nothing is promised"
-    assert result.document["guarantee"] == {"ssim": 0.95}
+    assert result.document["guarantee"] == Promise().json()
     assert metadata.read(here / "a-cat.png")["guarantee"] == "SSIM at least 0.95"
     assert re.search(r"^guarantee +SSIM at least 0.95$", result.err, re.MULTILINE)
     assert re.search(r"^calls +6 network calls instead of 50, 12 rows$", result.err, re.MULTILINE)

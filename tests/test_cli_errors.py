@@ -241,7 +241,7 @@ def test_bad_lines_keep_the_answers_before(cli: Cli, tiny_folder: Path) -> None:
 
         assert (text.code, text.out) == (2, want.out)
         assert [r["text"] for r in document.document["results"]] == want.out.splitlines()
-        assert text.err == document.err
+        assert text.err == f"dynx: {document.error['message']}\n  {document.error['hint']}\n"
         assert words in text.err
 
 

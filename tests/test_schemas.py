@@ -1,10 +1,16 @@
-"""Every document and event that the commands print keeps to the schema that it names; and the schemas aren't empty words."""
+"""Every document and event that the commands print keeps to the schema that it names; and the schemas aren't empty words.
+
+What `cli` prints is held to its schema in every test, each key of it (see `commands.checked`); here are the documents of all
+commands, what is written to files, and the schemas themselves.
+"""
 
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import keys
 import pipelines
 import pytest
 from classifier_folders import sentences, write_text_classifier
@@ -12,10 +18,11 @@ from commands import PROMPT, parse_json
 from exits import EPS, LESSONS
 from jsonschema import Draft202012Validator
 
-from dynx import schemas
+from dynx import schemas, shipped
+from dynx.cli import metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from commands import Result
@@ -41,12 +48,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-ROWS = {"dynx.generate/1", "dynx.classify/1", "dynx.draw/1"}
-"""What is printed a row for each input; of these the schemas describe every key."""
-
-
 def check(result: Result, schema: str) -> list[dict[str, Any]]:
-    """The documents on stdout, one whole or a line each, all by this schema."""
+    """The documents on stdout, one whole or a line each, all by this schema and nothing left out of it."""
     try:
         found = [parse_json(result.out)]
     except json.JSONDecodeError:
@@ -54,29 +57,94 @@ def check(result: Result, schema: str) -> list[dict[str, Any]]:
     for document in found:
         assert document["schema"] == schema
         assert schemas.complaint(document) is None
-        for row in (document, *document.get("results", ())) if schema in ROWS else ():
-            assert row.keys() <= described(schemas.load(schema)) | {"schema"}, "keys without a word in the schema"
+        assert keys.complaint(document) is None
     return found
 
 
-def described(schema: object) -> set[str]:
-    """All keys that a schema says something of, wherever in it."""
-    if isinstance(schema, list):
-        return set().union(*map(described, schema))
+TYPES = {"type", "const", "enum", "anyOf", "oneOf"}
+"""What says of which kind a value is."""
+
+
+def wordless(place: keys.Place, known: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Properties without type or description, by their place; a branch need not describe those `known` from around it."""
+    (name, steps), schema = place, keys.at(place)
     if not isinstance(schema, dict):
-        return set()
-    return set(schema.get("properties", ())).union(*map(described, schema.values()))
+        return
+    own = schema.get("properties", {})
+    for key, about in own.items():
+        parts = [about, keys.at(keys.referred(place, about["$ref"]))] if "$ref" in about else [about]
+        said = any(part.get("description", "").endswith(".") for part in parts)
+        if key not in known and not (said and any(TYPES & part.keys() for part in parts)):
+            yield "/".join((name, *steps, key))
+    for word in ("properties", "$defs"):
+        for key in schema.get(word, ()):
+            yield from wordless((name, (*steps, word, key)))
+    for word in {"items", "additionalProperties"} & schema.keys():
+        yield from wordless((name, (*steps, word)))
+    branches = [(many, str(i)) for many in ("allOf", "anyOf", "oneOf") for i in range(len(schema.get(many, ())))]
+    for branch in (*branches, *([("then",)] if "then" in schema else ())):
+        yield from wordless((name, (*steps, *branch)), known | own.keys())
 
 
 @pytest.mark.parametrize("name", schemas.names())
 def test_schemas_are_schemas(name: str) -> None:
-    """Each is a schema of draft 2020-12, says what it is of, and asks for its own name."""
+    """Each is a schema of draft 2020-12, says what it is of and what every property is, and asks for its own name."""
     schema = schemas.load(name)
     Draft202012Validator.check_schema(schema)
 
     assert (schema["$schema"], schema["title"]) == ("https://json-schema.org/draft/2020-12/schema", name)
-    assert schema["description"]
+    assert schema["$id"] == f"urn:{name.replace('.', ':', 1).replace('/', ':')}"
+    assert schema["description"].endswith(".")
+    assert list(wordless((name, ()))) == []
     assert not schemas.validator(name).is_valid({"schema": name.replace("/1", "/2")})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("dynx.bench/1 labels_guarantee", "dynx.classify/1 labels_guarantee"),
+        ("dynx.bench/1 pictures_guarantee", "dynx.draw/1 pictures_guarantee"),
+        *((f"dynx.{name}/1 decision", "dynx.bench/1 decision") for name in ("calibrate", "device", "draw", "generate")),
+        *((f"dynx.picture/1 {part}", f"dynx.draw/1 {part}") for part in ("grid", "schedule", "steps")),
+        ("dynx.profile/1 grid", "dynx.draw/1 grid"),
+        ("dynx.recording/1 curve", "dynx.profile/1 curve"),
+    ],
+)
+def test_what_several_schemas_define_is_one(one: str, other: str) -> None:
+    """A schema that people validate with stands by itself, and its copies of others' parts are exact."""
+    (a, x), (b, y) = one.split(), other.split()
+
+    assert schemas.load(a)["$defs"][x] == schemas.load(b)["$defs"][y]
+
+
+MAPS = {"decisions", "drafters"}
+"""Keys in the documents below that hold a value for each of any names."""
+
+
+def objects(value: Any, under: str = "") -> Iterator[dict[str, Any]]:
+    """All objects in a document that aren't maps."""
+    if isinstance(value, dict) and under not in MAPS:
+        yield value
+    for key, item in value.items() if isinstance(value, dict) else ((under, v) for v in value):
+        if isinstance(item, (dict, list)):
+            yield from objects(item, key)
+
+
+def test_a_key_too_many_is_seen(cli: Cli, tiny_folder: Path) -> None:
+    """Anywhere in a document one that its schema doesn't know is valid, as it may be a newer dynx's, and fails these tests."""
+    words = ("generate", "-m", tiny_folder, "--lines", "-n", 12, "--json", "--verify", "--draft", "lookup")
+    answers = cli(*words, stdin=b"The fox\nThe fox. The fox. The fox.\n").document
+    plan = cli("calibrate", "-m", tiny_folder, "--dry-run", "--json").document
+    for document in (answers, plan):
+        found = list(objects(document))
+        for one in found:
+            one["unheard"] = {"of": 1}
+            assert schemas.complaint(document) is None
+            assert (keys.complaint(document) or "").endswith(".unheard")
+            del one["unheard"]
+
+        assert keys.complaint(document) is None
+        assert len(found) > (20 if document is answers else 6)
 
 
 def test_what_has_no_schema_is_told() -> None:
@@ -152,7 +220,12 @@ def test_draw(cli: Cli, pipeline: Path, tmp_path: Path, mode: list[str]) -> None
     """Pictures, lists of them, and events."""
     words = ("draw", "-m", pipeline, "a red cat", "--seed", 1, "--steps", 5, "-o", f"{tmp_path}/")
     found = check(cli(*words, *mode), "dynx.draw/1")
+    drawn = sorted(tmp_path.glob("*.png"))
+    check(cli("draw", "--info", drawn[0], "--json"), "dynx.picture/1")
+    check(cli("draw", "--info", *drawn, drawn[0], "--json"), "dynx.draw/1")
 
+    assert len(drawn) == (2 if "--count" in mode else 1)
+    assert all(keys.complaint(metadata.read(file)) is None for file in drawn)
     assert [d.get("event") for d in found] == (["step"] * 5 + ["result"] if mode == ["--jsonl"] else [None])
 
 
@@ -185,13 +258,22 @@ def test_calibrate_drawing(cli: Cli, pipeline: Path) -> None:
     check(cli("calibrate", "-m", pipeline, "--dry-run", "--json"), "dynx.calibrate/1")
 
 
+@pytest.mark.parametrize("file", ["mood/exits.json", "emoji/steps.json"])
+def test_profiles_that_models_carry(file: str) -> None:
+    """They are profiles as --export writes them."""
+    document = parse_json(files(shipped).joinpath(file).read_text(encoding="utf-8"))
+
+    assert document["schema"] == "dynx.profile/1"
+    assert keys.complaint(document) is None
+
+
 def test_bench(cli: Cli, tiny_folder: Path, bert: Path, tmp_path: Path) -> None:
     """One result with a gate, and a suite of several, printed and exported."""
     texts, out = tmp_path / "texts.txt", tmp_path / "out.json"
     texts.write_text("\n".join(sentences(8)) + "\n", encoding="utf-8")
     short = ("--runs", 1, "-n", 4, "--inputs", 2, "--static", "1", "--json", "--export", f"json:{out}")
     check(cli("bench", "-m", tiny_folder, *short, "--require-identical"), "dynx.bench/1")
-    assert schemas.complaint(parse_json(out.read_text(encoding="utf-8"))) is None
+    assert keys.complaint(parse_json(out.read_text(encoding="utf-8"))) is None
     result = cli("bench", "-m", tiny_folder, "-m", bert, "--data", texts, *short)
     (suite,) = check(result, "dynx.bench.suite/1")
 

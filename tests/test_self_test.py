@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("cli_fixtures",)
 
-QUICK = (self_test.help_and_version, self_test.usage, self_test.nothing_to_do, self_test.no_model)
+QUICK = (self_test.help_and_version, self_test.usage, self_test.nothing_to_do, self_test.no_model, self_test.error_json)
 """Checks that load no model."""
 
 
@@ -46,7 +46,7 @@ def test_what_holds_passes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert result.code == 0
     assert [line[0] for line in result.out.splitlines()] == ["✓"] * len(QUICK)
-    assert result.err == "all 4 checks passed\n"
+    assert result.err == "all 5 checks passed\n"
 
 
 def test_what_does_not_hold_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_what_does_not_hold_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     document = result.document
 
     assert (result.code, document["passed"]) == (3, False)
-    assert result.err == "dynx: 2 of 3 checks failed\n"
+    assert result.error["message"] == "2 of 3 checks failed"
     assert schemas.complaint(document) is None
     assert [one["passed"] for one in document["checks"]] == [False, False, True]
     assert document["checks"][0]["problem"].startswith("exit code 2 and not 0: dynx: ")
@@ -71,6 +71,10 @@ def test_what_does_not_hold_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
         (Ended(0, b"", b"\x1b[1mx"), "escape sequences"),
         (Ended(0, b"", b"Traceback (most recent call last)"), "a traceback"),
         (Ended(1, b"", b"dynx: no model\n  a hint\n"), "exit code 1 and not 0: dynx: no model"),
+        (
+            Ended(1, b"", b'{"schema": "dynx.error/1", "message": "none"}\n'),
+            'exit code 1 and not 0: .*"message": "none"',
+        ),
     ],
 )
 def test_streams_are_judged(ended: Ended, problem: str) -> None:

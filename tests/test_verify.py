@@ -67,7 +67,7 @@ def test_a_forged_token_is_found(cli: Cli, tiny_folder: Path, monkeypatch: pytes
     assert (first["position"], first["plain_token_id"]) == (5, taken[5])
     assert first["margin_logits"] > 0
     assert "differs at token 6 of 12" in result.err
-    assert result.err.splitlines()[-1] == "dynx: --verify: the answer isn't plain decoding's"
+    assert result.error["message"] == "--verify: the answer isn't plain decoding's"
 
 
 def test_an_unlikely_sample_is_told(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

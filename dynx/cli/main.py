@@ -1,7 +1,8 @@
 """The one place where errors become words and exit codes.
 
 Commands raise; this prints and exits. A closed pipe ends quietly with 0, Ctrl-C ends by the signal itself (so that a
-shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1.
+shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1. Under --json an error is a document too; it goes to
+stderr, as stdout may hold a result already (a gate that failed, the answers before a bad line).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from types import FrameType
+
+SCHEMA = "dynx.error/1"
 
 
 def main() -> NoReturn:
@@ -68,8 +71,8 @@ def run(arguments: list[str]) -> int:
     except DynxError as e:
         if debug:
             raise
-        complain(str(e), e.hint)
-        return e.exit_code
+        kind = next(c.__name__ for c in type(e).__mro__ if c.__module__ == DynxError.__module__)
+        return complain(arguments, str(e), e.hint, kind, e.exit_code)
     except BrokenPipeError:
         discard_output()
         return 0
@@ -77,16 +80,16 @@ def run(arguments: list[str]) -> int:
         return die_of(signal.SIGINT)
     except Exception as e:
         if hasattr(e, "format_message"):
-            return explain_usage(e)
+            return explain_usage(arguments, e)
         if debug:
             raise
         from dynx.runtime.loading import is_out_of_memory
 
         if is_out_of_memory(e):
-            complain("out of memory", "try a shorter prompt, --dtype bfloat16 or a smaller model")
-            return DeviceError.exit_code
-        complain(f"{type(e).__name__}: {e}".splitlines()[0], "DYNX_DEBUG=1 shows where")
-        return 1
+            hint = "try a shorter prompt, --dtype bfloat16 or a smaller model"
+            return complain(arguments, "out of memory", hint, DeviceError.__name__, DeviceError.exit_code)
+        said = f"{type(e).__name__}: {e}".splitlines()[0]
+        return complain(arguments, said, "DYNX_DEBUG=1 shows where", DynxError.__name__, DynxError.exit_code)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -105,29 +108,57 @@ def invoke(arguments: list[str]) -> int:
     return 0
 
 
-def explain_usage(error: Exception) -> int:
+def explain_usage(arguments: list[str], error: Exception) -> int:
     """The parser's complaint in the words of all others; `dynx` alone gets its help. Returns the exit code."""
     parser: Any = error
+    code = int(parser.exit_code)
     context = getattr(parser, "ctx", None)
     if type(parser).__name__ == "NoArgsIsHelpError":
         parser.show()
+        return code
+    from dynx.cli.configuration import origin_of
+    from dynx.errors import UsageError
+
+    origin = origin_of(context, getattr(getattr(parser, "param", None), "name", None)) if context else None
+    if origin is not None:
+        return complain(arguments, f"{origin}: {parser.message}", None, UsageError.__name__, code)
+    hint = f"{context.command_path} --help lists the options" if context else None
+    return complain(arguments, parser.format_message(), hint, UsageError.__name__, code)
+
+
+def complain(arguments: list[str], message: str, hint: str | None, kind: str, code: int) -> int:
+    """What went wrong on stderr: a line in words and one for what to do, or a JSON line for a program. Returns the exit code."""
+    if told_to_a_program(arguments):
+        import json
+
+        body = {"schema": SCHEMA, "kind": kind, "message": message, "hint": hint or None, "exit_code": code}
+        unicode = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
+        lines = [json.dumps(body, ensure_ascii=not unicode)]
     else:
-        from dynx.cli.configuration import origin_of
-
-        origin = origin_of(context, getattr(getattr(parser, "param", None), "name", None)) if context else None
-        if origin is not None:
-            complain(f"{origin}: {parser.message}")
-        else:
-            complain(parser.format_message(), f"{context.command_path} --help lists the options" if context else None)
-    return int(parser.exit_code)
-
-
-def complain(message: str, hint: str | None = None) -> None:
-    """One line on stderr for what went wrong, one for what to do."""
+        lines = [f"dynx: {message}", *([f"  {hint}"] if hint else [])]
     with contextlib.suppress(BrokenPipeError):
-        print(f"dynx: {message}", file=sys.stderr)  # noqa: T201
-        if hint:
-            print(f"  {hint}", file=sys.stderr)  # noqa: T201
+        for line in lines:
+            print(line, file=sys.stderr)  # noqa: T201
+    return code
+
+
+def told_to_a_program(arguments: list[str]) -> bool:
+    """Whether JSON was asked for, on the command line or by the settings, and stderr isn't a terminal where people read."""
+    if sys.stderr.isatty():
+        return False
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if not {"--json", "--jsonl"}.isdisjoint(options):
+        return True
+    if "dynx.cli.app" not in sys.modules:  # it can't even be imported
+        return False
+    from dynx.cli import registry
+    from dynx.cli.configuration import Settings
+
+    command = next((word for word in options if not word.startswith("-")), "")
+    if command not in registry.settings():
+        return False
+    settings = Settings(command)
+    return bool(settings.get("json") or settings.get("jsonl"))
 
 
 def open_missing_streams() -> None:

@@ -162,7 +162,13 @@ Size = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
 ]
 ShowOption = Annotated[Show, typer.Option("--show", help="Show the picture in the terminal.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document instead of text. An error is a JSON line on stderr, if that is no terminal.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and why, without loading the model, and stop.")
 ]

@@ -52,8 +52,9 @@ class Ended:
 
     def expect(self, code: int = 0, *, out: bool | None = None, err: bool | None = None) -> Ended:
         """Itself, where the exit code is this and streams hold something or nothing as said. Raises Broken."""
-        said = [line for line in self.err.decode(errors="replace").splitlines() if line.startswith("dynx: ")]
         if self.code != code:
+            lines = self.err.decode(errors="replace").splitlines()
+            said = [line for line in lines if line.startswith(("dynx: ", '{"schema": "dynx.error/1"'))]
             raise Broken(f"exit code {self.code} and not {code}{': ' + said[0] if said else ''}")
         for name, stream, wanted in (("stdout", self.out, out), ("stderr", self.err, err)):
             if wanted is not None and bool(stream) != wanted:
@@ -159,6 +160,14 @@ def no_model(dynx: Bench) -> None:
     """A model that isn't there is exit code 1"""
     if b"nowhere" not in dynx.run("classify", "-m", "./nowhere", "fine").expect(1, out=False, err=True).err:
         raise Broken("stderr doesn't name it")
+
+
+def error_json(dynx: Bench) -> None:
+    """An error under --json is a JSON line on stderr, by its schema"""
+    ended = dynx.run("draw", "a fox", "-m", "./nowhere", "--json").expect(1, out=False, err=True)
+    found = Ended(ended.code, ended.err, b"").document("dynx.error/1")
+    if (found["kind"], found["exit_code"]) != ("ModelError", 1):
+        raise Broken(f"it is said to be a {found['kind']} with exit code {found['exit_code']}")
 
 
 def no_profile(dynx: Bench) -> None:
@@ -282,6 +291,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     usage,
     nothing_to_do,
     no_model,
+    error_json,
     no_profile,
     no_device,
     text,

@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of every document and event line that dynx prints, by the name in its "schema".
+"""JSON Schemas (draft 2020-12) of every document and event line that dynx prints or writes, by the name in its "schema".
 
 Within a major version documents only gain keys, so the schemas allow keys that they don't know; what they require is always
 there. Validating takes the package `jsonschema`, which dynx itself doesn't need.

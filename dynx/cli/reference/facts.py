@@ -119,7 +119,11 @@ class ExitCode:
 
 EXIT_CODES = (
     ExitCode("0", "Success; also when the reader of a pipe has gone away."),
-    ExitCode("1", "Failure, told in one line on stderr."),
+    ExitCode(
+        "1",
+        "Failure, told in one line on stderr; under --json that line is JSON, of the schema dynx.error/1, as stdout may hold a "
+        "result already.",
+    ),
     ExitCode("2", "The command line or the input is wrong."),
     ExitCode(
         "3", "A gate failed: what was measured misses the bar set.", ("--min-speedup", "--require-identical", "--check")
