@@ -256,7 +256,12 @@ def quietly() -> Iterator[None]:
 
         chatter.disable_progress_bar()
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        yield
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # of every library, also of those that these try to import
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 @contextmanager
