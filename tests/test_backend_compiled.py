@@ -316,6 +316,35 @@ def test_bfloat16_is_packed_and_close(kind: str, folder: Path) -> None:
 
 
 @needs_int8
+@pytest.mark.parametrize("shifted", [False, True])
+def test_int8_products_are_those_of_integers(monkeypatch: pytest.MonkeyPatch, shifted: bool) -> None:
+    """Inputs as they are, or moved up to be unsigned: the same integers come out, at the ends of the range too."""
+    monkeypatch.setattr(packing, "unsigned", lambda: shifted)
+    layer = nn.Linear(96, 40)
+    (packed,) = packing.pack_layers([layer], "int8")
+    x = torch.randn(5, 96)
+    x[0], x[1] = 1.0, -1.0  # levels of 127 and -127 all over
+    weight, scale = packing.quantized(layer.weight)
+    each = x.abs().amax(1, keepdim=True) / packing.LEVELS
+    sums = (x / each).round().long() @ weight.long().T
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), sums * each * scale + layer.bias, rtol=1e-5, atol=1e-5)
+    assert packed.unsigned == shifted
+
+
+def test_int8_kernels_that_are_slow_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the processor's instructions there is a kernel too, which nobody wants."""
+    packing.available.cache_clear()
+    monkeypatch.setattr(packing, "_times_float32", lambda _: 800.0)
+    try:
+        decision = packing.available("int8")
+    finally:
+        packing.available.cache_clear()
+    assert not decision.value
+    assert "takes 800x as long" in decision.reason or "no kernel" in decision.reason
+
+
+@needs_int8
 def test_int8_that_changes_logits_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is wrong by more than rounding is told from one that rounds."""
     monkeypatch.setattr(packing, "available", lambda _: packing.Decision(True, "so it says"))

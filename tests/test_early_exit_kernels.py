@@ -106,7 +106,7 @@ def test_wrong_answers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = packing.quantized
     monkeypatch.setattr(packing, "quantized", lambda weight: (made(weight)[0], made(weight)[1] * 3))
-    with pytest.raises(UnsupportedModelError, match="wrong here"):
+    with pytest.raises(UnsupportedModelError, match="gives other logits in int8"):
         replaced("bert", TORCH, "int8")
 
 

@@ -4,12 +4,16 @@ A stock `nn.Linear` has its weights rearranged on every call. Here that is done 
 (query, key and value; gate and up) are multiplied in one go. `pack` replaces a model's layers in place.
 
 int8 is symmetric: one scale for each output of a layer, one for each token's input, found on the fly; products are summed
-in integers. Nothing here chooses a precision or knows what a model is for. GPT-2's `Conv1D` counts as a linear layer.
+in integers. Kernels for processors with AMX take the input as it is; those with VNNI alone multiply unsigned by signed, so there
+it is moved up by 128, which the kernel takes off again. Nothing here chooses a precision or knows what a model is for. GPT-2's
+`Conv1D` counts as a linear layer.
 """
 
 from __future__ import annotations
 
+import time
 import weakref
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,6 +37,12 @@ TOLERANCE = 0.25
 LEVELS = 127.0
 """Largest magnitude of a symmetric int8."""
 
+OFFSET = 128
+"""What stands for zero where inputs are unsigned."""
+
+SLOW = 8.0
+"""Times what float32 takes: PyTorch also has kernels that take 800 times as long, for processors that lack the instructions."""
+
 _weights: dict[int, tuple[Any, ...]] = {}
 """Packed weights by the address of their handle. The handle is what a graph carries: packed tensors have no strides."""
 
@@ -49,10 +59,11 @@ def _linear(x: Tensor, handle: Tensor, _: int) -> Tensor:
 
 
 def _linear_int8(x: Tensor, handle: Tensor, _: int) -> Tensor:
-    """(T, K) int8 times (K, n) int8, scaled by output: (T, n) float32."""
+    """(T, K) int8, or uint8 around `OFFSET`, times (K, n) int8, scaled by output: (T, n) float32."""
     weight, scales, zeros = _weights[handle.data_ptr()]
+    zero = 0 if x.dtype is torch.int8 else OFFSET
     out: Tensor = torch.ops.onednn.qlinear_pointwise.default(
-        x, 1.0, 0, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        x, 1.0, zero, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return out
 
@@ -63,8 +74,16 @@ _library.impl("linear_int8", _linear_int8, "CPU")
 _library.impl("linear_int8", lambda x, _, n: x.new_empty(x.shape[0], n, dtype=torch.float32), "Meta")
 
 
+@cache
+def unsigned() -> bool:
+    """Whether int8 kernels here want their inputs unsigned."""
+    processor: Any = torch.cpu
+    return bool(processor._is_vnni_supported() and not processor._is_amx_tile_supported())
+
+
+@cache
 def available(form: Form) -> Decision[bool]:
-    """Whether this processor multiplies packed weights of a form, tried on a small matrix."""
+    """Whether this processor multiplies packed weights of a form, correctly and in reasonable time, tried on small matrices."""
     try:
         layer = nn.Linear(32, 16, bias=True, dtype=torch.bfloat16)
         packed = pack_layers([layer], form)[0]
@@ -75,7 +94,28 @@ def available(form: Form) -> Decision[bool]:
         return Decision(False, f"no kernel for packed {form} weights here ({_first_line(e)})")
     if not gap < 0.1:
         return Decision(False, f"the kernel for packed {form} weights is wrong here (by {gap:.2g})")
+    if form == "int8" and (times := _times_float32(form)) > SLOW:
+        return Decision(
+            False, f"PyTorch's kernel for {form} weights takes {times:.0f}x as long as float32's on this processor"
+        )
     return Decision(True, f"packed {form} weights")
+
+
+@torch.inference_mode()
+def _times_float32(form: Form) -> float:
+    """How much longer a small product takes than in float32; the shortest of a few times counts."""
+    layer = nn.Linear(256, 256)
+    x, layers = torch.ones(8, 256), (layer, pack_layers([layer], form)[0])
+    seconds = []
+    for each in layers:
+        each(x)
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            each(x)
+            times.append(time.perf_counter() - began)
+        seconds.append(min(times))
+    return seconds[1] / seconds[0]
 
 
 def _first_line(error: Exception) -> str:
@@ -93,6 +133,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("handle", handle, persistent=False)
         self.register_buffer("bias", bias, persistent=False)  # of int8 alone; bfloat16's is in the kernel
         self.form, self.total, self.start, self.stop = form, total, start, stop
+        self.unsigned = form == "int8" and unsigned()
         self.out_features = stop - start
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +142,8 @@ class PackedLinear(nn.Module):
             return self._part(torch.ops.dynx.linear(x, self.handle, self.total))
         rows = x.reshape(-1, x.shape[-1]).float()  # (T, K)
         scales = rows.abs().amax(-1, keepdim=True).clamp(min=1e-10) / LEVELS
-        levels = (rows / scales).round().to(torch.int8)
+        levels = (rows / scales).round()
+        levels = (levels + OFFSET).to(torch.uint8) if self.unsigned else levels.to(torch.int8)
         out = torch.ops.dynx.linear_int8(levels, self.handle, self.total)
         out = self._part(out) * scales
         if self.bias is not None:
