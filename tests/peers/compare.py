@@ -31,7 +31,7 @@ class Peer:
         self.arms: list[str] = self._read()["arms"]
 
     def ask(self, arm: str, prompt: str) -> dict[str, Any]:
-        """{"seconds": …, "tokens": [ids]}."""
+        """{"seconds": …, "tokens": [ids]}, or {"error": …}."""
         if self.process.stdin is None:
             raise RuntimeError("no pipe")
         self.process.stdin.write(json.dumps({"arm": arm, "prompt": prompt}) + "\n")
@@ -63,15 +63,19 @@ def main() -> None:
     prompts = given.prompts.read_text(encoding="utf-8").splitlines()
     peers = {name: Peer(name, pythons.get(name.partition("-")[0], sys.executable), given) for name in given.only}
     arms = [(name, arm) for name, peer in peers.items() for arm in peer.arms]
-    for name, arm in arms:
+    for name, arm in list(arms):
         peers[name].ask(arm, prompts[0])  # caches, kernels, a policy's first rounds
     rng = random.Random(0)
     seconds: dict[tuple[str, str], list[float]] = {each: [] for each in arms}
     tokens: dict[tuple[str, str], list[list[int]]] = {each: [] for each in arms}
     for prompt in prompts:
         rng.shuffle(arms)
-        for name, arm in arms:
+        for name, arm in list(arms):
             done = peers[name].ask(arm, prompt)
+            if "error" in done:
+                sys.stderr.write(f"{name} {arm} fails: {done['error']}\n")
+                arms.remove((name, arm))
+                continue
             seconds[name, arm].append(done["seconds"])
             tokens[name, arm].append(done["tokens"])
     rates = {each: sum(map(len, tokens[each])) / sum(seconds[each]) for each in arms}

@@ -189,7 +189,11 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         began = time.perf_counter()
-        tokens = arms[asked["arm"]](asked["prompt"])
+        try:
+            tokens = arms[asked["arm"]](asked["prompt"])
+        except Exception as e:  # noqa: BLE001 - a peer's own failure is a finding too
+            send({"error": str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__})
+            continue
         send({"seconds": time.perf_counter() - began, "tokens": tokens})
 
 
