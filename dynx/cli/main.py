@@ -11,6 +11,7 @@ import atexit
 import codecs
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def main() -> NoReturn:
         from dynx.runtime.lean import lean
 
         lean()
+        if not debugging():
+            logging.disable(logging.WARNING)  # what libraries say of each other while they are imported
         open_missing_streams()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # before or after `run` looks for it
@@ -63,7 +66,7 @@ def run(arguments: list[str]) -> int:
     """Run `dynx`; returns its exit code."""
     from dynx.errors import DeviceError, DynxError
 
-    debug = os.environ.get("DYNX_DEBUG", "") not in ("", "0")
+    debug = debugging()
     try:
         code = invoke(arguments)
         sys.stdout.flush()
@@ -90,6 +93,11 @@ def run(arguments: list[str]) -> int:
             return complain(arguments, "out of memory", hint, DeviceError.__name__, DeviceError.exit_code)
         said = f"{type(e).__name__}: {e}".splitlines()[0]
         return complain(arguments, said, "DYNX_DEBUG=1 shows where", DynxError.__name__, DynxError.exit_code)
+
+
+def debugging() -> bool:
+    """Whether DYNX_DEBUG asks for tracebacks, and all that is logged."""
+    return os.environ.get("DYNX_DEBUG", "") not in ("", "0")
 
 
 def invoke(arguments: list[str]) -> int:
