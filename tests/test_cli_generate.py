@@ -117,6 +117,13 @@ def test_stats_and_json_go_together(cli: Cli, tiny_folder: Path) -> None:
     assert result.err.startswith("tokens ")
 
 
+def test_plain_decoding_saves_nothing(cli: Cli, tiny_folder: Path) -> None:
+    """Nor does it lose anything: how it differs from what a profile or an earlier pass took is the machine's mood."""
+    said = cli("generate", "-m", tiny_folder, PROMPT, "-n", 12, "--stats", "--draft", "none").err
+
+    assert re.search(r"^saved +nothing: no guess was made", said, re.M)
+
+
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize(
     "sampling", [[], ["--temperature", 0.9, "--seed", 5, "--top-p", 0.95], ["--repetition-penalty", 1.3]], ids=str

@@ -50,7 +50,9 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
         share = _number(t.acceptance, ".0%")
         counts = f"{t.drafted} drafted, {t.submitted} judged, {t.accepted} kept ({share}), {t.seconds:.3f} s"
         rows.append((NAMES[origin], counts))
-    if receipt.plain_seconds is not None and receipt.plain_measured:
+    if not receipt.drafters and receipt.rows <= 1:
+        rows.append(("saved", "nothing: no guess was made, so this is plain decoding"))
+    elif receipt.plain_seconds is not None and receipt.plain_measured:
         saved = round(receipt.plain_seconds - (receipt.seconds - receipt.prefill_seconds), 2) + 0.0  # no -0.00
         against = f"plain decoding's {receipt.plain_seconds:.2f} s ({_number(receipt.speedup, '.2f')}x)"
         rows.append(("saved", f"{saved:+.2f} s against {against}, as measured by {receipt.plain_measured}"))
