@@ -298,7 +298,7 @@ complete -c dynx -n '__dynx_at dynx bench' -l tolerance -x -d 'How much slower s
 complete -c dynx -n '__dynx_at dynx bench' -l bisect -d 'Exit with 125 where nothing can be judged: for git bisect run'
 complete -c dynx -n '__dynx_at dynx bench' -l budget -x -d 'Stop after a whole round when time runs out'
 complete -c dynx -n '__dynx_at dynx bench' -l export -x -a '(__dynx_files_after json: md: csv: junit: github-action-benchmark: benchstat: html: svg:)' -d 'Also write the result as json, md, csv, junit, github-action-benchmark, benchstat, html or svg'
-complete -c dynx -n '__dynx_at dynx bench' -l plot -r -F -d 'Draw the ratios with their intervals to an SVG or PNG file'
+complete -c dynx -n '__dynx_at dynx bench' -l plot -r -F -d 'Draw speed, and speed against quality, to an SVG or PNG file'
 complete -c dynx -n '__dynx_at dynx bench' -l record -r -F -d 'Measure nothing'
 complete -c dynx -n '__dynx_at dynx bench' -l replay -r -F -d 'Score policies on such a recording, and how far each is from the best possible'
 complete -c dynx -n '__dynx_at dynx bench' -l policy -x -a 'plain dynamic cold' -d 'For --replay'

@@ -232,6 +232,18 @@ def test_the_frontier_is_what_no_other_arm_beats() -> None:
     assert charts.quality(result_of()) is None
 
 
+def test_a_plot_has_quality_where_it_tells_arms_apart(tmp_path: Path) -> None:
+    """Below the ratios, under a heading of its own; a plot of speed alone has none."""
+
+    def words(result: BenchResult) -> set[str | None]:
+        path = exports.plot([result], tmp_path / "plot.svg")
+        return {e.text for e in parse(path.read_text(encoding="utf-8")).iter(f"{SVG}text")}
+
+    heading, measure = "mood: speed and quality", figures.QUALITIES["classify"]
+    assert {heading, measure} <= words(result_of("classify", facts=CLASSIFIED, model="mood"))
+    assert not {heading, measure} & words(result_of(model="mood"))
+
+
 def test_one_wide_interval_leaves_the_others_room() -> None:
     """An interval that says nothing is cut, with an arrow; all marks stay on the paper."""
     result = result_of()

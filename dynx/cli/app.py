@@ -694,7 +694,7 @@ def bench(
     ] = None,
     plot: Annotated[
         str | None,
-        typer.Option("--plot", metavar="PATH", help="Draw the ratios with their intervals to an SVG or PNG file."),
+        typer.Option("--plot", metavar="PATH", help="Draw speed, and speed against quality, to an SVG or PNG file."),
     ] = None,
     record: Annotated[
         str | None,

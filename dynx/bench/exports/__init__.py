@@ -114,7 +114,7 @@ def content(form: str, results: Sequence[BenchResult]) -> str:
 
 
 def plot(results: Sequence[BenchResult], path: Path) -> Path:
-    """Draw the ratios with their intervals to a file whose ending says how. Raises UsageError as `write` does."""
+    """Draw speed, and speed against quality, to a file whose ending says how. Raises UsageError as `write` does."""
     from dynx.bench.exports.scene import to_png, to_svg
 
     scene = _stacked(results)
@@ -131,10 +131,14 @@ def drawing(results: Sequence[BenchResult]) -> str:
 
 
 def _stacked(results: Sequence[BenchResult]) -> Scene:
-    """The ratios of all results, one below the other."""
+    """Of each result the ratios, and speed against quality where that tells arms apart, one below the other."""
     from dynx.bench.exports import charts
 
-    return charts.stacked([(str(r.header.get("model", r.task)), charts.intervals(r)) for r in results])
+    scenes = []
+    for result in results:
+        name = str(result.header.get("model", result.task))
+        scenes += [(name, charts.intervals(result)), (f"{name}: speed and quality", charts.quality(result))]
+    return charts.stacked(scenes)
 
 
 def _write(path: Path, data: bytes) -> None:
