@@ -395,3 +395,22 @@ def test_padding_stops_at_the_end_of_the_context() -> None:
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:limit]]), use_cache=False).logits[0, -20:]
     torch.testing.assert_close(torch.cat(rows), want, **CLOSE)
+
+
+def test_plain_decoding_is_not_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However wide the graph stands from another text: prompt and plain passes are as wide as they are, so a text is one text."""
+    from dynx.runtime.backends.widths import Width
+
+    backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    widths: list[int] = []
+    real = Width.__call__
+
+    def noted(self: Width, count: int, room: int) -> int:
+        widths.append(real(self, count, room))
+        return widths[-1]
+
+    monkeypatch.setattr(Width, "__call__", noted)
+    backend.open().forward(TEXT[:9])
+    run = Engine(backend, Drafters(lookup=False)).start(Request(TEXT[:5], 4))
+    assert len(list(run)) >= 4
+    assert widths == [9, 5, 1, 1, 1]

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dynx.errors import UsageError
+from dynx.runtime.backends.interface import settle
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.confidence import Reliability
 from dynx.speculation.drafters.chooser import Chooser
@@ -206,7 +207,9 @@ class Run:
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
+        settle(self._session, 1)  # a text doesn't depend on those before it
         row = self._session.forward(self._tokens, keep=1)
+        settle(self._session, 1)
         kept = self._target_choice.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
         yield from self._emit(kept, None)
@@ -231,7 +234,7 @@ class Run:
         context = len(tokens) - 1
         origin = policy.choose(self._prospects(), context, room) if room and self._drafters else None
         if origin is None:
-            rows = self._session.forward(tokens[-1:])
+            rows = self._plainly(tokens[-1])
             kept = self._target_choice.keep([], rows, tokens)
             verified = self._clock()
             kept = self._settled(kept, None, rows)
@@ -295,7 +298,7 @@ class Run:
         text = [*tokens, *kept[:tie]]
         self._session.rollback(self._sure)
         for token in text[self._sure :]:
-            row = self._session.forward([token])
+            row = self._plainly(token)
         self._recheck = Recheck(
             recheck.bound,
             recheck.near_ties + 1,
@@ -304,6 +307,12 @@ class Run:
         )
         self._sure = len(text)
         return [*kept[:tie], *self._target_choice.keep([], row, text)]
+
+    def _plainly(self, token: int) -> Tensor:
+        """Logits (1, V) after a pass of one token; to the bit as plain decoding has it, where the run is to be exact."""
+        if self._exact is not None:
+            settle(self._session, 1)
+        return self._session.forward([token])
 
     def _prospects(self) -> list[Prospect]:
         tokens = self._tokens

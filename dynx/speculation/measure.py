@@ -208,7 +208,9 @@ def measure_noise(
     noise = dict.fromkeys(sorted({1, *(n for walk in WALKS for n in walk)}), 0.0)
     for tokens, prompt in texts or [_trial(target)]:
         plain, ids = target.open(), list(tokens)
+        settle(plain, 1)
         plain.forward(ids[:prompt], keep=1)
+        settle(plain, 1)
         want = torch.cat([plain.forward([token]) for token in ids[prompt:]])  # (N, V)
         for widths, early in ((WALKS[0], None), (WALKS[1], exit_layers)):
             session, at = target.open(), prompt
@@ -217,6 +219,7 @@ def measure_noise(
                 part = ids[at : at + n]
                 if len(part) < n:
                     break
+                settle(session, 1)
                 one = session.forward(part[:1])
                 session.rollback(at)
                 if early is None:
