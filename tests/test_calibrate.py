@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from models import Clock, TimedBackend, perturbed, tiny
@@ -16,8 +16,11 @@ from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.measure import Samples, measure
 from dynx.speculation.policy import LONGEST_DRAFT, Plain, Static
 from dynx.speculation.prediction import choose_set
-from dynx.speculation.setup import knowledge_of
+from dynx.speculation.setup import knowledge_of, widened_of
 from dynx.speculation.texts import Text, lookup_traces, read_early, read_model, write_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 GREEDY = Sampling()
 
@@ -132,7 +135,7 @@ def mistimed(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
             return Samples(short)
         return samples
 
-    monkeypatch.setattr("dynx.speculation.calibrate.measure", wrong)
+    monkeypatch.setattr("dynx.speculation.measure.measure", wrong)
 
 
 def test_passes_that_the_check_contradicts_are_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +148,46 @@ def test_passes_that_the_check_contradicts_are_timed_again(monkeypatch: pytest.M
     assert found.origins == ()
     assert found.put_aside == ()
     assert found.costs.draft["draft"](1) == pytest.approx(1.5 * engine.target.layers, rel=0.1)
+
+
+class Padding(TimedBackend):
+    """Passes of one to three tokens take one and a half times what passes of four do, and it can be told to run them wider."""
+
+    instead: Mapping[int, int] = MappingProxyType({})
+
+    def run_instead(self, widths: Mapping[int, int]) -> None:
+        """As OpenVINO's."""
+        self.instead = widths
+
+    def price(self, count: int, layers: int | None = None) -> float:
+        """Of the width that is run."""
+        count = self.instead.get(count, count)
+        return super().price(count, layers) * (1.5 if count < 4 else 1.0)
+
+
+def test_passes_that_cost_less_wider_are_run_wider() -> None:
+    """From then on, in what the profile expects of them and after it is read; timing them anew begins with none of that."""
+    clock = Clock()
+    small = TimedBackend(perturbed(tiny("llama"), 0.05), clock, layer=0.01)
+    target = Padding(tiny("llama"), clock)
+    engine = Engine(target, Drafters(small), clock=clock)
+
+    found = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=clock)
+    again = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=clock)
+
+    assert target.instead == {1: 4, 2: 4, 3: 4} == widened_of(found.profile) == widened_of(again.profile)
+    assert found.costs.target(1) == found.costs.target(4) == pytest.approx(target.price(4))
+    assert found.measured == pytest.approx(found.predicted, rel=0.1)
+    plain = engine_of(Clock())
+    assert widened_of(calibrate(assembly_of(plain, {"draft"}), budget=1e9, clock=plain.clock).profile) == {}
+
+
+@pytest.mark.parametrize("written", [None, [1, 4], {"one": 4}, {"1": None}, {"1": 1, "0": 4, "4": 2, "2": 99}])
+def test_widths_that_make_no_sense_are_left_out(written: Any) -> None:
+    """A profile of another hand makes no pass narrower than asked, or endless."""
+    profile = cast("Profile", SimpleNamespace(fitted={"widened": written}))
+    assert widened_of(profile) == {}
+    assert widened_of(cast("Profile", SimpleNamespace(fitted={}))) == {}
 
 
 def test_what_is_slower_than_plain_is_put_aside_whatever_the_replay_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Learn a target and its drafters once: costs, acceptance, the exit layer, and whether any of it pays.
 
-1. Time the passes (`measure`).
+1. Time the passes (`measure`), and run those wider that cost less so.
 2. Let the target write texts, from prompts given or from openings it makes up itself, and read every text once with each
    drafter (`texts`).
 3. Fit acceptance, then replay the texts under the dynamic policy for each set of drafters, and take the smallest set that is as
@@ -27,7 +27,7 @@ from dynx.speculation.batch_choice import for_profile
 from dynx.speculation.engine import Drafters, Engine, Knowledge
 from dynx.speculation.events import Origin, Request, Sampling
 from dynx.speculation.exact import noise_if_exact
-from dynx.speculation.measure import Samples, costs_from, measure
+from dynx.speculation.measure import Samples, costs_from, measure_and_widen
 from dynx.speculation.policy import Costs, Plain
 from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
 from dynx.speculation.sampling import Warp
@@ -133,14 +133,14 @@ def calibrate(
     sampling = Sampling(repetition_penalty=assembly.repetition_penalty)
     exits = exit_candidates(target) if "self" in plan.kinds else ()
 
-    def time_passes(begin: float, share: float) -> Samples:
+    def time_passes(begin: float, share: float) -> tuple[Samples, dict[int, int]]:
         def move(done: float) -> None:
             progress(begin + share * done, "timing passes")
 
         move(0.0)
-        return measure(target, small, exits, budget=share * budget, clock=clock, progress=move)
+        return measure_and_widen(target, small, exits, budget=share * budget, clock=clock, progress=move)
 
-    samples = time_passes(0.0, 0.35)
+    samples, widened = time_passes(0.0, 0.35)
     each = samples.curve("target")(1)
     count = int(min(MOST_TEXTS, max(LEAST_TEXTS, 0.35 * budget / (ANSWER * each))))
     texts = write_texts(
@@ -160,7 +160,7 @@ def calibrate(
     lookup = looked_up is not None
     verdict, chosen = check(lesson, lesson.predictions, lookup)
     if verdict.astray:
-        samples = time_passes(0.85, 0.15)
+        samples, widened = time_passes(0.85, 0.15)
         lesson = learn(texts, readings, looked_up, samples, exits, target.layers)
         verdict, chosen = check(lesson, lesson.predictions, lookup)
     put_aside: list[str] = []
@@ -207,6 +207,7 @@ def calibrate(
             "lookup": chosen.lookup,
             "reliability": {o: r.to_json() for o, r in lesson.reliability.items()},
             "tokens_per_second": predicted / each,
+            "widened": {str(asked): run for asked, run in widened.items()},
             "backend": str(assembly.decisions["backend"].value),
         },
         evidence={

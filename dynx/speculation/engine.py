@@ -107,6 +107,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         entropy: Callable[[], int] = lambda: secrets.randbits(63),
         exact: Exact | None = None,
+        alike: bool = False,
     ) -> None:
         self.target = target
         self.drafters = drafters or Drafters()
@@ -115,6 +116,7 @@ class Engine:
         self.clock = clock
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
+        self.alike = alike  # whether the target's passes give the same bits, however wide they are
 
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
@@ -310,7 +312,7 @@ class Run:
 
     def _plainly(self, token: int) -> Tensor:
         """Logits (1, V) after a pass of one token; to the bit as plain decoding has it, where the run is to be exact."""
-        if self._exact is not None:
+        if self._exact is not None and self._exact.bound:
             settle(self._session, 1)
         return self._session.forward([token])
 
@@ -384,7 +386,9 @@ class Run:
             first_token_seconds=self._first - self._began if count else None,
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
-            guarantee=self._target_choice.guarantee(self._engine.target, exact=self._exact is not None),
+            guarantee=self._target_choice.guarantee(
+                self._engine.target, exact=self._engine.alike or self._exact is not None
+            ),
             plain_seconds=self._plain_seconds or None,
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
             exact=self._recheck,

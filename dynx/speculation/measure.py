@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dynx.runtime.backends.interface import settle, settles
+from dynx.runtime.backends.interface import run_instead, settle, settles
+from dynx.runtime.backends.widths import cheapest
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.policy import Costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -58,6 +59,13 @@ class Samples:
     def curve(self, what: str) -> CostCurve:
         """The curve through the medians of one kind of pass, with its own drift."""
         return CostCurve.fit((n, c, s) for (w, n, c), v in self.cells.items() if w == what for s in v)
+
+    def run_instead(self, widths: Mapping[int, int]) -> None:
+        """Take passes of the target for what they cost where they are run as wide as `widths` says."""
+        for what, n, context in list(self.cells):
+            wider = self.cells.get(("target", widths.get(n, n), context))
+            if what == "target" and wider is not None:
+                self.cells[what, n, context] = wider
 
     def spread(self, what: str) -> float:
         """The median over cells of (third quartile - first quartile) / median: how noisy the machine was."""
@@ -129,6 +137,25 @@ def measure(
         if number >= 2 and spent * (number + 2) / (number + 1) > 1:
             break
     return samples
+
+
+def measure_and_widen(
+    target: Backend,
+    small: Backend | None,
+    exits: tuple[int, ...],
+    *,
+    budget: float,
+    clock: Callable[[], float],
+    progress: Callable[[float], None] = lambda _: None,
+) -> tuple[Samples, dict[int, int]]:
+    """`measure`, and have the target run passes wider that cost no more so: the samples as run, and run widths by asked ones."""
+    run_instead(target, {})
+    samples = measure(target, small, exits, budget=budget, clock=clock, progress=progress)
+    wider = cheapest({n: seconds for n, (seconds, _) in samples.curve("target").table.items()})
+    if not run_instead(target, wider):
+        return samples, {}
+    samples.run_instead(wider)
+    return samples, wider
 
 
 def _filled(backend: Backend, context: int) -> Session:

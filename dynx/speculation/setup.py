@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from dynx.errors import ModelError, NoProfileError, UsageError
 from dynx.runtime import loading
 from dynx.runtime.backends.choice import TORCH, Quantization, choose
+from dynx.runtime.backends.interface import run_instead
+from dynx.runtime.backends.widths import WIDEST
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
@@ -295,6 +297,8 @@ def assemble(
     fitted = plan.profile.fitted if plan.profile else {}
     kernels = Kernels(plan, stages, warn, clock)
     target = kernels.target()
+    if plan.profile is not None:
+        run_instead(target, widened_of(plan.profile))
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if plan.kinds and not target.can_rollback.value:
@@ -320,6 +324,10 @@ def assemble(
     engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
     if wish.exact:
         _make_exact(plan, engine, stages)
+    elif plan.profile is not None:
+        from dynx.speculation.exact import alike
+
+        engine.alike = alike(target, plan.profile.measured.get("noise"))
     return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
 
 
@@ -408,6 +416,15 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
     if dropped and plan.profile is not None:
         why = f"calibration: {plan.profile.decision['summary']}"
     return Decision(", ".join(names) or "none", why)
+
+
+def widened_of(profile: Profile) -> dict[int, int]:
+    """Widths of passes that are run wider than asked, as calibration measured; none where that isn't written."""
+    try:
+        found = {int(asked): int(run) for asked, run in profile.fitted.get("widened", {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
 
 
 def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:

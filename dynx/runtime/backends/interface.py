@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -76,6 +76,14 @@ class Backend(Protocol):
 
     def open(self) -> Session:
         """A fresh sequence."""
+
+
+def run_instead(backend: Backend, widths: Mapping[int, int]) -> bool:
+    """Have passes of so many tokens run as wide as `widths` says, from now on; False where they can't be run wider than asked."""
+    able = hasattr(backend, "run_instead")
+    if able:
+        getattr(backend, "run_instead")(widths)  # noqa: B009 - not of every backend
+    return able
 
 
 def settles(session: Session) -> bool:

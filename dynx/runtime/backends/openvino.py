@@ -29,7 +29,7 @@ from dynx.runtime.backends.widths import Width
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -158,6 +158,7 @@ class OpenVINOBackend:
         known = {key: graph.get_rt_info(["dynx", key]).astype(str) for key in ("layers", "vocab", "context", "kind")}
         self.layers, self.vocab = int(known["layers"]), int(known["vocab"])
         self.context: int | None = int(known["context"])
+        self.last = int(known["context"]) - 1  # position that has a rotation or an embedding
         self.kind = known["kind"]
         self.precision: str = precision
         self._weights = weights
@@ -197,6 +198,10 @@ class OpenVINOBackend:
         """Not here."""
         return Decision(False, "OpenVINO compiles the model as a whole, so it can't be left early")
 
+    def run_instead(self, widths: Mapping[int, int]) -> None:
+        """Run passes of so many tokens wider, as `widths.cheapest` found."""
+        self.width.instead = widths
+
     def open(self) -> OpenVINOSession:
         """A fresh sequence."""
         return OpenVINOSession(self)
@@ -225,7 +230,7 @@ class OpenVINOSession:
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; logits are float32."""
-        self._reserve(self._length + len(tokens))
+        self._fit(self._length + len(tokens))
         first = 0 if keep is None else max(0, len(tokens) - keep)  # row of the first token asked for
         rows = []
         for start in range(0, len(tokens), PREFILL_CHUNK):
@@ -244,13 +249,14 @@ class OpenVINOSession:
         """Logits at `rows` of a pass over `tokens`, which may be run wider: what stands behind them is written over later."""
         backend, told = self._backend, self._told
         past, asked = self._length, len(tokens)
-        count = backend.width(asked, PREFILL_CHUNK if backend.context is None else backend.context - past)
+        count = backend.width(asked)
         end = past + count
         self._reserve(end)
         if len(rows) == asked:
             rows = range(count)
         self._tell("input_ids", np.asarray([*tokens, *[0] * (count - asked)], np.int64)[None])
-        self._tell("position_ids", np.arange(past, end)[None])
+        positions = np.arange(past, end)
+        self._tell("position_ids", np.minimum(positions, backend.last)[None])
         self._tell("rows", np.arange(rows.start, rows.stop))
         told["past_lens"][0] = past
         told["subsequence_begins"][1] = count
@@ -276,11 +282,14 @@ class OpenVINOSession:
         self._told[name] = value
         self._request.set_tensor(name, _shared(value))
 
+    def _fit(self, length: int) -> None:
+        """Raises UnsupportedModelError where `length` tokens are too many for the model."""
+        limit = self._backend.last + 1
+        if length > limit:
+            raise UnsupportedModelError(f"{length} tokens are more than {self._backend.kind}'s {limit} on OpenVINO")
+
     def _reserve(self, length: int) -> None:
         """Caches for `length` positions."""
-        limit = self._backend.context
-        if limit is not None and length > limit:
-            raise UnsupportedModelError(f"{length} tokens are more than {self._backend.kind}'s {limit} on OpenVINO")
         need = -(-length // self._backend.block)
         if need <= self._blocks:
             return
