@@ -129,7 +129,7 @@ complete -c dynx -n '__dynx_at dynx generate' -l stats -d 'Say on stderr what th
 complete -c dynx -n '__dynx_at dynx generate' -l explain -d 'Shade each token by who guessed it, and say why each setting has its value'
 complete -c dynx -n '__dynx_at dynx generate' -l plain -d 'Plain decoding: nothing dynamic'
 complete -c dynx -n '__dynx_at dynx generate' -l verify -d 'Score the answer again on the plain model'
-complete -c dynx -n '__dynx_at dynx generate' -l exact -d 'Plain decoding\'s text to the token, also where bfloat16 or int8 could round a tie'
+complete -c dynx -n '__dynx_at dynx generate' -l exact -d 'The text of --plain --exact to the token, also where bfloat16 or int8 could round a tie'
 complete -c dynx -n '__dynx_at dynx generate' -l dry-run -d 'Say what would be done and why, without loading the model, and stop'
 complete -c dynx -n '__dynx_at dynx generate' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx generate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'

@@ -19,9 +19,9 @@ from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.events import Request
-from dynx.speculation.exact import alike, noise_if_exact
+from dynx.speculation.exact import alike, noise_if_exact, prepare
 from dynx.speculation.measure import measure_noise
-from dynx.speculation.policy import Static
+from dynx.speculation.policy import Plain, Static
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -435,7 +435,34 @@ def test_passes_of_two_or_more_tokens_give_the_same_bits(kind: str, precision: A
     narrow = measure_noise(backend)
     backend.run_instead({1: 2})
     wide = measure_noise(backend, [(TEXT, 7), (TEXT[::-1], 70)])
+    noise = noise_if_exact(backend, [(TEXT, 9)], None, {1: 2})
 
     assert max(narrow.values()) > 0
     assert set(wide.values()) == {0.0}
-    assert alike(backend, noise_if_exact(backend, [(TEXT, 9)], None))
+    assert alike(noise, {1: 2})
+    assert not alike(noise, {})
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_exactness_is_two_rows_instead_of_one(precision: Any) -> None:
+    """Asked to be exact, plain decoding and guessing write one text, whatever they wrote before."""
+    backend = openvino.load(tiny("llama"), precision=precision, threads=2, cache=None)
+    drafters = Drafters(model=openvino.load(perturbed(tiny("llama"), 0.3), precision="float32", threads=1, cache=None))
+    exact, decision = prepare(backend)
+    texts = []
+    for policy in (Plain(), Static("draft", 4), None):
+        run = Engine(backend, drafters, exact=exact).start(Request(TEXT[:10], 60), policy)
+        texts.append([token.id for token in run])
+        assert run.receipt().guarantee == "identical to plain decoding"
+
+    assert texts[0] == texts[1] == texts[2]
+    assert backend.width.instead == {1: 2}
+    assert "run wider" in decision.reason
+
+
+def test_in_single_precision_no_pass_is_widened_for_exactness() -> None:
+    """There it would be paid for nothing: decisions that close don't occur."""
+    backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    exact, decision = prepare(backend)
+    assert backend.width.instead == {}
+    assert decision.value == ("near-ties read again" if exact.bound else "by every pass")

@@ -141,7 +141,7 @@ def generate(
     exact: Annotated[
         bool,
         typer.Option(
-            "--exact", help="Plain decoding's text to the token, also where bfloat16 or int8 could round a tie."
+            "--exact", help="The text of --plain --exact to the token, also where bfloat16 or int8 could round a tie."
         ),
     ] = False,
     dry_run: o.DryRun = False,

@@ -199,7 +199,7 @@ def calibrate(
             "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
             "spread": spread,
             "batch": for_profile(assembly, drafting="draft" in origins, budget=0.05 * budget, clock=clock),
-            "noise": noise_if_exact(target, [(t.tokens, t.prompt) for t in texts[:2]], chosen.exit_layers),
+            "noise": noise_if_exact(target, [(t.tokens, t.prompt) for t in texts[:2]], chosen.exit_layers, widened),
         },
         fitted={
             "origins": list(origins),

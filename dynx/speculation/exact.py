@@ -5,8 +5,9 @@ behind, so reading a doubtful token once more by itself settles nothing: over a 
 from plain decoding's as several are (measured in bfloat16: 0.030 against 0.032 logits). There are three ways out:
 
 1. Kernels whose rows don't depend on how many there are. OpenVINO's didn't in any pass of two tokens or more (five architectures,
-   three precisions, contexts to 3,500); where running plain decoding's passes that wide costs next to nothing
-   (`runtime.backends.widths`), every greedy text is plain decoding's without being asked to.
+   three precisions, contexts to 3,500), so there plain decoding's passes are run that wide as well, which next to a large model's
+   weights costs 7 % or less. Where it costs less than 3 % they always are (`runtime.backends.widths`), and then every greedy text
+   is plain decoding's without being asked to.
 2. The same of PyTorch's, with attention computed row by row (`runtime.backends.steady`), which takes time.
 3. Elsewhere a decision closer than `bound` is a near-tie. Everything from the last position that is known to be as plain
    decoding leaves it is read again one token a pass, which *is* plain decoding, and the tie is decided by that. In float32
@@ -19,8 +20,10 @@ Where passes are measured not to differ by a bit, there is nothing to check; the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from dynx.runtime.backends.interface import run_instead
 from dynx.runtime.decision import Decision
 from dynx.speculation.measure import measure_noise
 
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 
 SAFETY = 2.0
 """Times the most that was measured: of some hundred rows the furthest is about three standard deviations out, so about six."""
+
+
+NOT_WIDENED: Mapping[int, int] = MappingProxyType({})
+"""No passes are run wider than asked."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +62,36 @@ class Exact:
         return int(near.int().argmax()) if bool(near.any()) else None
 
 
-def prepare(target: Backend, exit_layers: int | None = None, known: Any = None) -> tuple[Exact, Decision[str]]:
+def make_alike(target: Backend, widened: Mapping[int, int] = NOT_WIDENED) -> Decision[bool]:
+    """Make `target`'s passes as alike as they get, whatever their width; `widened` are those that are run wider anyway.
+
+    Not in float32: there every kernel depends on the width, and near-ties are too rare to matter.
+    """
+    if target.precision == "float32":
+        return Decision(False, "float32")
+    if run_instead(target, {1: widened.get(2, 2), **widened}):
+        return Decision(True, "passes of one token are run wider")
+    from dynx.runtime.backends.steady import steady
+
+    return steady(target)
+
+
+def prepare(
+    target: Backend, exit_layers: int | None = None, known: Any = None, widened: Mapping[int, int] = NOT_WIDENED
+) -> tuple[Exact, Decision[str]]:
     """Make `target`'s passes as exact as they get, and measure what is left unless a profile says so (`known`)."""
-    by_row = _by_row(target)
+    made = make_alike(target, widened)
     noise = read_noise(known)
     said = "calibration"
     if noise is None:
         noise, said = measure_noise(target, exit_layers=exit_layers), "a trial on loading"
     exact = Exact(noise)
     if not exact.bound:
-        how = f"; {by_row.reason}" if by_row.value else ""
+        how = f"; {made.reason}" if made.value else ""
         return exact, Decision(
             "by every pass", f"{said} found that wide passes differ from narrow ones by not a bit{how}"
         )
-    why = "" if target.precision == "float32" else f"; {by_row.reason}"
+    why = "" if target.precision == "float32" else f"; {made.reason}"
     return exact, Decision(
         "near-ties read again",
         f"{said} saw rounding move logits by {max(noise.values()):.2g}, so decisions closer than {exact.bound:.2g} are made by "
@@ -76,26 +99,27 @@ def prepare(target: Backend, exit_layers: int | None = None, known: Any = None) 
     )
 
 
-def alike(target: Backend, known: Any) -> bool:
-    """Whether by a profile (`known`) passes of `target` don't differ by a bit, whatever their width, just as they are."""
+def alike(known: Any, widened: Mapping[int, int]) -> bool:
+    """Whether by a profile (`known`) passes don't differ by a bit where those are run wider that are anyway."""
     noise = read_noise(known)
-    if noise is None or any(noise.values()):
-        return False
-    from dynx.runtime.backends.steady import able
-
-    return not able(target).value  # else that was measured row by row
+    return 1 in widened and noise is not None and not any(noise.values())
 
 
 def noise_if_exact(
-    target: Backend, texts: Sequence[tuple[Sequence[int], int]], exit_layers: int | None
+    target: Backend,
+    texts: Sequence[tuple[Sequence[int], int]],
+    exit_layers: int | None,
+    widened: Mapping[int, int] = NOT_WIDENED,
 ) -> dict[str, float]:
     """For a profile: what `prepare` would measure, on a target's own texts."""
-    by_row = _by_row(target)
+    made = make_alike(target, widened)
     try:
         return {str(n): moved for n, moved in measure_noise(target, texts, exit_layers=exit_layers).items()}
     finally:
-        if by_row.value:
-            _by_row(target, on=False)
+        if made.value and not run_instead(target, widened):
+            from dynx.runtime.backends.steady import steady
+
+            steady(target, on=False)
 
 
 def read_noise(known: Any) -> dict[int, float] | None:
@@ -105,12 +129,3 @@ def read_noise(known: Any) -> dict[int, float] | None:
     except (AttributeError, TypeError, ValueError):
         return None
     return noise if noise and all(0 <= moved < float("inf") for moved in noise.values()) else None
-
-
-def _by_row(target: Backend, *, on: bool = True) -> Decision[bool]:
-    """Passes by row, but for float32: there every kernel depends on the width, and near-ties are too rare to matter."""
-    if target.precision == "float32":
-        return Decision(False, "float32")
-    from dynx.runtime.backends.steady import steady
-
-    return steady(target, on=on)

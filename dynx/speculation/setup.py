@@ -297,8 +297,8 @@ def assemble(
     fitted = plan.profile.fitted if plan.profile else {}
     kernels = Kernels(plan, stages, warn, clock)
     target = kernels.target()
-    if plan.profile is not None:
-        run_instead(target, widened_of(plan.profile))
+    widened = widened_of(plan.profile) if plan.profile else {}
+    run_instead(target, widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if plan.kinds and not target.can_rollback.value:
@@ -323,24 +323,26 @@ def assemble(
         decisions["draft"] = Decision("none", "plain decoding was asked for")
     engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
     if wish.exact:
-        _make_exact(plan, engine, stages)
+        _make_exact(plan, engine, stages, widened)
     elif plan.profile is not None:
         from dynx.speculation.exact import alike
 
-        engine.alike = alike(target, plan.profile.measured.get("noise"))
+        engine.alike = alike(plan.profile.measured.get("noise"), widened)
     return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
 
 
-def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None]) -> None:
+def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
     """Have the engine's greedy text be plain decoding's to the token."""
+    from dynx.speculation.exact import make_alike, prepare
+
     if plan.decisions["draft"].value == "none":
+        make_alike(engine.target, widened)
         plan.decisions["exact"] = Decision("by every pass", "it is plain decoding")
         return
-    from dynx.speculation.exact import prepare
 
     stages("measuring how passes round")
     known = plan.profile.measured.get("noise") if plan.profile else None
-    engine.exact, plan.decisions["exact"] = prepare(engine.target, engine.drafters.exit_layers, known)
+    engine.exact, plan.decisions["exact"] = prepare(engine.target, engine.drafters.exit_layers, known, widened)
 
 
 def _library(wish: Wish) -> str:

@@ -57,8 +57,8 @@ def attend_by_rows(
     return torch.cat(parts, 1), None
 
 
-def able(backend: Backend) -> Decision[bool]:
-    """Whether `steady` can switch a backend to passes by row; false where its attention can't be told to."""
+def steady(backend: Backend, *, on: bool = True) -> Decision[bool]:
+    """Switch a backend to passes by row, or back; false where its attention can't be told to."""
     model: Any = getattr(backend, "model", None)
     if backend.name != "torch-eager" or model is None:
         return Decision(False, f"{backend.name} computes attention inside its own kernels")
@@ -67,15 +67,8 @@ def able(backend: Backend) -> Decision[bool]:
     known = getattr(model.config, "_attn_implementation", None)
     if known not in (ROWS, STOCK) or not hasattr(model, "set_attn_implementation"):
         return Decision(False, f"its attention is transformers' {known}, not {STOCK}")
+    if on:
+        AttentionInterface.register(ROWS, attend_by_rows)
+        AttentionMaskInterface.register(ROWS, sdpa_mask)
+    model.set_attn_implementation(ROWS if on else STOCK)
     return Decision(True, "attention is computed one row at a time")
-
-
-def steady(backend: Backend, *, on: bool = True) -> Decision[bool]:
-    """Switch a backend that is `able` to passes by row, or back."""
-    found = able(backend)
-    if found.value:
-        if on:
-            AttentionInterface.register(ROWS, attend_by_rows)
-            AttentionMaskInterface.register(ROWS, sdpa_mask)
-        getattr(backend, "model").set_attn_implementation(ROWS if on else STOCK)  # noqa: B009 - not of every backend
-    return found
