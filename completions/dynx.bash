@@ -67,7 +67,7 @@ _dynx_value() {
     'dynx generate --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx generate --backend')
-        _dynx_words 'auto torch compiled openvino ipex' ;;
+        _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx generate --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx generate --profile')
@@ -86,7 +86,7 @@ _dynx_value() {
     'dynx classify --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx classify --backend')
-        _dynx_words 'auto torch compiled openvino ipex' ;;
+        _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx classify --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx classify --profile')
@@ -111,7 +111,7 @@ _dynx_value() {
     'dynx draw --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx draw --backend')
-        _dynx_words 'auto torch compiled openvino ipex' ;;
+        _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx draw --profile')
         _dynx_words none; _dynx_profiles draw ;;
     'dynx calibrate') _dynx_options ;;
@@ -135,7 +135,7 @@ _dynx_value() {
     'dynx calibrate --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx calibrate --backend')
-        _dynx_words 'auto torch compiled openvino ipex' ;;
+        _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx calibrate --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx calibrate --color')
@@ -165,7 +165,7 @@ _dynx_value() {
     'dynx bench --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx bench --backend')
-        _dynx_words 'auto torch compiled openvino ipex' ;;
+        _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx bench --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx bench --profile')

@@ -10,7 +10,7 @@ from models import Clock, Stub, TimedBackend, scripted, tiny
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
 from dynx.runtime.backends import choice
-from dynx.runtime.backends.choice import COMPILED, IPEX, OPENVINO, TORCH, Race, choose, race, usable
+from dynx.runtime.backends.choice import COMPILED, GRAPHS, IPEX, OPENVINO, TORCH, Race, choose, race, usable
 from dynx.runtime.decision import Decision
 from dynx.speculation import kernels
 from dynx.speculation.kernels import Kernels
@@ -105,21 +105,45 @@ def test_what_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         ("torch", "int8", "cuda:0", "processors only, not on cuda:0"),
         ("auto", "int4", "cpu", "--quantize int4: OpenVINO isn't installed"),
         ("ipex", "none", "cpu", "--backend ipex: IPEX isn't installed"),
+        (
+            "graphs",
+            "none",
+            "cpu",
+            "--backend graphs: passes are recorded on cuda and xpu devices, and this runs on cpu",
+        ),
+        (
+            "graphs",
+            "none",
+            "mps",
+            "--backend graphs: passes are recorded on cuda and xpu devices, and this runs on mps",
+        ),
+        ("graphs", "int8", "cuda:0", "--backend graphs --quantize int8: passes are recorded with weights as they are"),
         ("ipex", "int8", "cpu", "--backend ipex --quantize int8: IPEX is used for weights as they are, not in int8"),
     ):
         with pytest.raises(DeviceError, match=said):
             choose(asked, quantize, device, None)
-    with pytest.raises(UsageError, match="--backend fast: one of auto, torch-eager, torch-compiled, openvino, ipex"):
+    with pytest.raises(
+        UsageError, match="--backend fast: one of auto, torch-eager, torch-compiled, torch-graphs, openvino, ipex"
+    ):
         choose("fast", "none", "cpu", None)
 
 
-def test_on_an_accelerator_only_eager_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are for processors, and say so."""
+def test_on_an_accelerator_only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager, or recorded where calibration finds that faster; the others are for processors, and say so."""
     monkeypatch.setattr(choice, "available", lambda: Decision(True, "OpenVINO"))
     found = usable("cuda:0")
 
-    assert [name for name, able in found.items() if able.value] == [TORCH]
+    assert [name for name, able in found.items() if able.value] == [TORCH, GRAPHS]
     assert all("cuda:0" in able.reason for name, able in found.items() if name != TORCH)
+    unmeasured, measured, asked = (
+        choose(wish, "none", "cuda:0", known) for wish, known in (("auto", None), ("auto", GRAPHS), ("graphs", TORCH))
+    )
+    assert (unmeasured.value, unmeasured.reason) == (
+        TORCH,
+        "nothing is measured yet; calibrating times recorded PyTorch too",
+    )
+    assert (measured.value, asked.value) == (GRAPHS, GRAPHS)
+    assert choose("auto", "none", "cpu", GRAPHS).value == TORCH
 
 
 def test_a_race_is_won_by_the_least_time() -> None:
@@ -170,6 +194,7 @@ def ready(
     monkeypatch.setattr(kernels, "converted", lambda **_: None)
     monkeypatch.setattr(kernels, "compile_model", lambda *_, **__: loaded(COMPILED))
     monkeypatch.setattr(kernels, "optimize_model", lambda *_, **__: loaded(IPEX))
+    monkeypatch.setattr(kernels, "record_model", lambda *_, **__: loaded(GRAPHS))
     monkeypatch.setattr(kernels, "torch_backend", lambda *_, **__: loaded(TORCH))
     monkeypatch.setattr(kernels, "bring_in", lambda _: None)
     said: list[str] = []
@@ -281,7 +306,7 @@ def test_calibration_leaves_out_what_cannot_exit_early(monkeypatch: pytest.Monke
     assert "OpenVINO is left out: compiled as a whole" in plan.decisions["backend"].reason
 
 
-@pytest.mark.parametrize("name", [COMPILED, OPENVINO, IPEX])
+@pytest.mark.parametrize("name", [COMPILED, GRAPHS, OPENVINO, IPEX])
 def test_what_a_profile_names_may_not_run_any_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then eager PyTorch does, with the reason, and without the profile, whose costs are of something else."""
     given = backends(Clock()) | {name: UnsupportedModelError("it has changed")}

@@ -26,6 +26,7 @@ class Backend(StrEnum):
     auto = "auto"
     torch = "torch"
     compiled = "compiled"
+    graphs = "graphs"
     openvino = "openvino"
     ipex = "ipex"
 
@@ -87,7 +88,7 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to comput
 _backend = typer.Option(
     "--backend",
     help="Whose kernels compute the model: auto is what calibration measured to be fastest, torch without a profile. "
-    "Classifiers run on torch or openvino, pictures on all but ipex.",
+    "graphs replays recorded passes, on CUDA or XPU. Classifiers run on torch or openvino, pictures on those or compiled.",
 )
 _quantize = typer.Option(
     "--quantize",

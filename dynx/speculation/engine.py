@@ -411,7 +411,7 @@ class TargetChoice:
             scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, guesses)
             picks: list[int] = scores.argmax(-1).tolist()
             return keep_picked(guesses, picks.__getitem__)
-        p = self._warp.probabilities(rows, context, guesses)
+        p = self._warp.probabilities(rows, context, guesses).cpu()  # one wait for the device, not several a draft
         noise = self._noise
         if noise is not None:
             return keep_picked(guesses, lambda i: noise.pick(p[i], len(context) + i))
@@ -423,7 +423,7 @@ class TargetChoice:
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
     def _draw(self, weights: Tensor) -> int:
-        return int(torch.multinomial(weights.float().cpu(), 1, generator=self._generator))
+        return int(torch.multinomial(weights.float(), 1, generator=self._generator))
 
     def first_tie(self, exact: Exact, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> int | None:
         """The first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""

@@ -12,6 +12,7 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.choice import (
     COMPILED,
+    GRAPHS,
     IPEX,
     OPENVINO,
     TITLES,
@@ -24,6 +25,7 @@ from dynx.runtime.backends.choice import (
     optimize_model,
     quantized,
     race,
+    record_model,
     usable,
 )
 from dynx.runtime.decision import Decision
@@ -155,6 +157,9 @@ class Kernels:
         if name == IPEX:
             self._stages("optimizing with IPEX")
             return optimize_model(eager, trusted=trusted)
+        if name == GRAPHS:
+            self._stages("recording passes")
+            return record_model(eager, trusted=trusted)
         self._stages("compiling")
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
 

@@ -274,6 +274,7 @@ def _trial(target: Backend) -> tuple[list[int], int]:
 
 def _moved(rows: Tensor, want: Tensor) -> float:
     """The largest change of a distance between leading logits in (T, V); of any logit, where none of those moved."""
+    rows, want = rows.cpu(), want.cpu()  # not every device has double precision
     change = rows.double() - want.double()
     leading = change.gather(-1, want.float().topk(min(LEADERS, want.shape[-1]), -1).indices)
     moved = float((leading.amax(-1) - leading.amin(-1)).max())

@@ -88,7 +88,7 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
     )
     if not tokens:
         return Verification(0, rule, 0, None, None, 0.0, None)
-    rows = plain_rows(target, [*prompt, *tokens], len(tokens))  # (N, V)
+    rows = plain_rows(target, [*prompt, *tokens], len(tokens)).cpu()  # (N, V)
     largest = rows.float().abs().amax(-1)  # (N,)
     scores = Warp(sampling).scores(rows, prompt, list(tokens))
     written = torch.tensor(list(tokens), device=scores.device)

@@ -1,4 +1,4 @@
-"""Which kernels compute a language model: PyTorch's own, eager or compiled, or OpenVINO's or IPEX's where these are installed.
+"""Which kernels compute a language model: PyTorch's own, eager, compiled or recorded, or OpenVINO's or IPEX's where installed.
 
 What a run uses is decided without loading anything (`choose`): the backend asked for, else the one that calibration measured to
 be fastest, else eager PyTorch. Only calibration compiles and converts unasked, since that takes seconds; it times them side
@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
-from dynx.runtime.backends.installed import available, can_compile, can_optimize
+from dynx.runtime.backends.installed import available, can_compile, can_optimize, can_record
 from dynx.runtime.backends.interface import settle, settles
 from dynx.runtime.decision import Decision
 
@@ -26,17 +26,24 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Backend
 
-Name = Literal["torch-eager", "torch-compiled", "openvino", "ipex"]
+Name = Literal["torch-eager", "torch-compiled", "torch-graphs", "openvino", "ipex"]
 Quantization = Literal["none", "int8", "int4"]
 
 TORCH: Name = "torch-eager"
 COMPILED: Name = "torch-compiled"
+GRAPHS: Name = "torch-graphs"
 OPENVINO: Name = "openvino"
 IPEX: Name = "ipex"
 
-TITLES: dict[str, str] = {TORCH: "PyTorch", COMPILED: "compiled PyTorch", OPENVINO: "OpenVINO", IPEX: "IPEX"}
+TITLES: dict[str, str] = {
+    TORCH: "PyTorch",
+    COMPILED: "compiled PyTorch",
+    GRAPHS: "recorded PyTorch",
+    OPENVINO: "OpenVINO",
+    IPEX: "IPEX",
+}
 
-ALIASES: dict[str, Name] = {"torch": TORCH, "eager": TORCH, "compiled": COMPILED}
+ALIASES: dict[str, Name] = {"torch": TORCH, "eager": TORCH, "compiled": COMPILED, "graphs": GRAPHS}
 
 UNMEASURED: tuple[Name, ...] = (OPENVINO, COMPILED, TORCH)
 """What computes quantized weights before anything is measured, the best first. Measured on 287 M parameters and two cores, a
@@ -63,7 +70,7 @@ def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
     there = available()
     if there.value and device != "cpu":
         there = Decision(False, f"OpenVINO is used on processors only, not on {device}")
-    eager, compiled = Decision(True, "PyTorch"), can_compile(device)
+    eager, compiled, recorded = Decision(True, "PyTorch"), can_compile(device), can_record(device)
     if quantize == "int4":
         eager = compiled = Decision(False, "PyTorch has no fast kernels for int4 weights here")
     elif quantize != "none" and device.partition(":")[0] != "cpu":
@@ -71,7 +78,8 @@ def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
     optimized = can_optimize(device)
     if quantize != "none":
         optimized = Decision(False, f"IPEX is used for weights as they are, not in {quantize}")
-    return {TORCH: eager, COMPILED: compiled, OPENVINO: there, IPEX: optimized}
+        recorded = Decision(False, f"passes are recorded with weights as they are, not in {quantize}")
+    return {TORCH: eager, COMPILED: compiled, GRAPHS: recorded, OPENVINO: there, IPEX: optimized}
 
 
 def choose(asked: str, quantize: str, device: str, measured: str | None) -> Decision[str]:
@@ -201,6 +209,13 @@ def compile_model(eager: EagerBackend, *, cache: Path, trusted: bool) -> Backend
     backend = compiled.load(eager.model, cache=cache, trusted=trusted)
     backend.precision = eager.precision
     return backend
+
+
+def record_model(eager: EagerBackend, *, trusted: bool) -> Backend:
+    """`eager`'s model with its passes recorded. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends import graphs
+
+    return graphs.load(eager.model, trusted=trusted)
 
 
 def optimize_model(eager: EagerBackend, *, trusted: bool) -> Backend:

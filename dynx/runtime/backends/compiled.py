@@ -27,6 +27,7 @@ from dynx.runtime.backends import artifacts
 from dynx.runtime.backends.compiled_graph import compile_block, digest
 from dynx.runtime.backends.eager import CounterCache, EagerBackend, decoder_blocks
 from dynx.runtime.backends.installed import can_compile
+from dynx.runtime.backends.trial import farthest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,22 +109,15 @@ class CompiledBackend(EagerBackend):
 
     def _check(self, probe: list[int]) -> None:
         """Raises UnsupportedModelError where passes of compiled blocks aren't one pass of the blocks as they are."""
-        want = self.model(input_ids=torch.tensor([probe]), use_cache=False).logits[0].float()
-        session, start = self.open(), PROBE[1]
-        session.forward(probe[:start])
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.08
         if any(isinstance(module, packing.PackedLinear) and module.form == "int8" for module in self.model.modules()):
             tolerance = packing.TOLERANCE  # what is rounded for its kernels may fall to the other side
-        tolerance *= max(1.0, want.abs().max().item())
-        for width in CHECKED:
-            session.forward(probe[:2])  # to be forgotten
-            session.rollback(start)
-            rows = session.forward(probe[start : start + width]).float()
-            gap = (rows - want[start : start + width]).abs().max().item()
-            if not gap <= tolerance:  # also catches NaN
-                kind = self.config.model_type
-                raise UnsupportedModelError(f"{kind} gives other logits when compiled (by {gap:.2g} at {width} tokens)")
-            session.rollback(start)
+        found = farthest(self, probe, PROBE[1], CHECKED)
+        if not found.gap <= tolerance * found.scale:  # also catches NaN
+            kind = self.config.model_type
+            raise UnsupportedModelError(
+                f"{kind} gives other logits when compiled (by {found.gap:.2g} at {found.width} tokens)"
+            )
 
     def _compiled(self, index: int, block: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
         """What block `index` runs instead of `inner`, its own forward."""

@@ -16,6 +16,9 @@ from dynx.runtime.decision import Decision
 OLDEST = (2026, 4)
 """The first release of OpenVINO whose paged attention and preparation of 16-bit models are known to be as used here."""
 
+RECORDING = ("cuda", "xpu")
+"""Kinds of devices whose work can be recorded; ROCm's call themselves cuda too."""
+
 
 def available() -> Decision[bool]:
     """Whether OpenVINO is installed in a usable version."""
@@ -52,6 +55,13 @@ def for_another_torch(ipex: str, torch: str | None) -> str | None:
     """
     wanted, found = (".".join(re.findall(r"\d+", version or "")[:2]) for version in (ipex, torch))
     return None if wanted == found else f"it needs torch {wanted}, and {torch or 'none'} is installed"
+
+
+def can_record(device: str) -> Decision[bool]:
+    """Whether passes can be recorded and replayed on a device: a graphics processor, whether PyTorch reaches it or not."""
+    if device.partition(":")[0] not in RECORDING:
+        return Decision(False, f"passes are recorded on {' and '.join(RECORDING)} devices, and this runs on {device}")
+    return Decision(True, f"recorded on {device}")
 
 
 def can_compile(device: str) -> Decision[bool]:

@@ -60,10 +60,10 @@ def attend_by_rows(
 def steady(backend: Backend, *, on: bool = True) -> Decision[bool]:
     """Switch a backend to passes by row, or back; false where its attention can't be told to."""
     model: Any = getattr(backend, "model", None)
-    if backend.name != "torch-eager" or model is None:
-        return Decision(False, f"{backend.name} computes attention inside its own kernels")
     if str(getattr(model, "device", "cpu")) != "cpu":
         return Decision(False, "matrix kernels off the processor depend on how many rows there are")
+    if backend.name != "torch-eager" or model is None:
+        return Decision(False, f"{backend.name} computes attention inside its own kernels")
     known = getattr(model.config, "_attn_implementation", None)
     if known not in (ROWS, STOCK) or not hasattr(model, "set_attn_implementation"):
         return Decision(False, f"its attention is transformers' {known}, not {STOCK}")

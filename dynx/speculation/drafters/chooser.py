@@ -34,8 +34,11 @@ class Chooser:
         else:
             probabilities = self._warp.probabilities(row[None], [*context, *guesses])[0]
         if self._greedy:
-            token = int(probabilities.argmax())
-            return token, float(probabilities[token]), None
+            best = probabilities.argmax(-1, keepdim=True)
+            # One wait for the device: a token's number has fewer bits than single precision holds.
+            token, probability = torch.cat((best.float(), probabilities.gather(-1, best))).tolist()
+            return int(token), probability, None
+        probabilities = probabilities.cpu()  # so that every device draws the same
         if self._noise is not None:
             token = self._noise.pick(probabilities, len(context) + len(guesses))
             return token, float(probabilities[token]), None
