@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.attachment import Attachment
 
 Row = tuple[int, ...]
 

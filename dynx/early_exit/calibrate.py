@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dynx.early_exit.attach import Attachment
+from dynx.early_exit.attachment import Attachment
 from dynx.early_exit.collect import Collected, Inputs, candidates, collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads, agrees
 from dynx.early_exit.kernels import RANGES, fastest

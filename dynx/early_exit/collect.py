@@ -83,7 +83,7 @@ def collect(
 
     UnsupportedModelError: exits can't be attached to it.
     """
-    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.attachment import Attachment
 
     attachment, batch = assembly.attachment, assembly.batch
     if not rows:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynx.early_exit.attach import State
+from dynx.early_exit.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.attachment import Attachment
     from dynx.early_exit.heads import AgreementScore, ExitHeads
 
     Collate = Callable[[Sequence[int]], tuple[Mapping[str, Tensor], int]]

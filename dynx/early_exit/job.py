@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dynx.early_exit.attach import Attachment
+from dynx.early_exit.attachment import Attachment
 from dynx.early_exit.audit import certify_job, sample_of
 from dynx.early_exit.calibrate import FEWEST, evidence_of, learn, require_tolerance
 from dynx.early_exit.collect import Collected, candidates, collect

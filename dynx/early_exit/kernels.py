@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.attachment import Attachment
     from dynx.early_exit.reading import Reader, Row
     from dynx.early_exit.setup import Assembly, Plan, Wish
     from dynx.early_exit.whole import Whole
@@ -118,7 +118,8 @@ def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threa
     """The model with such blocks, and exits attached anew. Raises UnsupportedModelError: it isn't fit for use then."""
     import torch
 
-    from dynx.early_exit.attach import Attachment, attach
+    from dynx.early_exit.attach import attach
+    from dynx.early_exit.attachment import Attachment
     from dynx.runtime import packing
 
     if blocks.backend == TORCH and not blocks.quantized:
@@ -215,7 +216,7 @@ def _on_openvino(assembly: Assembly, rows: Sequence[Row]) -> tuple[Attachment | 
     """The assembly's model once more, with OpenVINO's blocks."""
     import torch
 
-    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.attachment import Attachment
     from dynx.early_exit.heads import agrees
     from dynx.early_exit.setup import attach_exits, load_model
     from dynx.runtime.backends import openvino_blocks

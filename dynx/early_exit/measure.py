@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from dynx.early_exit.attach import Attachment, State
+    from dynx.early_exit.attachment import Attachment
     from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.states import State
 
     Job = Callable[[], Sequence[float]]
 

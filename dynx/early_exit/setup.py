@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach import Attachment
+    from dynx.early_exit.attachment import Attachment
     from dynx.early_exit.engine import Engine, Exits
     from dynx.early_exit.events import Guarantee
     from dynx.early_exit.knowledge import Knowledge

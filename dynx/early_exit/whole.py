@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dynx.early_exit.attach import Outcome
+from dynx.early_exit.states import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from dynx.early_exit.attach import State, Watch
     from dynx.early_exit.pooling import Kind
+    from dynx.early_exit.states import State, Watch
 
 
 CLOSE = 1e-4
