@@ -86,6 +86,8 @@ def test_empty_stdin_is_no_prompt(data: bytes) -> None:
         read_prompt([], stdin)
     with pipe(data) as stdin, pytest.raises(UsageError, match="stdin is empty"):
         read_prompt(["before", "-"], stdin)
+    with pipe(data) as stdin, pytest.raises(UsageError, match="PROMPT is empty, and so is stdin"):
+        read_prompt([""], stdin)
 
     assert told.value.hint
 

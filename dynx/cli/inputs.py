@@ -65,7 +65,7 @@ def read_prompt(
     if never or stdin.closed:
         return prompt or None
     if not prompt:
-        return None if stdin.isatty() else _text(stdin.read(), example)
+        return None if stdin.isatty() else _text(stdin.read(), example, also="PROMPT" if arguments else "")
     if not piped(stdin.fileno()):
         return prompt
     data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
@@ -91,9 +91,10 @@ def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator
         raise UsageError("stdin is empty", hint="--lines wants one prompt per line")
 
 
-def _text(data: bytes, example: str) -> str:
+def _text(data: bytes, example: str, *, also: str = "") -> str:
     if not data.strip():
-        raise UsageError("stdin is empty", hint=f"give a prompt: {example}")
+        what = f"{also} is empty, and so is stdin" if also else "stdin is empty"
+        raise UsageError(what, hint=f"give a prompt: {example}")
     return decode(data, "stdin").removesuffix("\n")
 
 
