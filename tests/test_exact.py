@@ -298,6 +298,8 @@ def test_the_command_says_what_it_did(cli: Any, tiny_folder: Path) -> None:
 
     assert found["token_ids"] == plain["token_ids"]
     assert plain["receipt"]["exact"] is None
+    assert plain["receipt"]["guarantee"] == "identical to plain decoding"  # which it is
+    assert "rounding ties" in cli(*base, "--json").document["receipt"]["guarantee"]
     assert found["receipt"]["exact"]["near_ties"] >= 0
     assert found["receipt"]["guarantee"] == "identical to plain decoding"
     assert found["decisions"]["exact"]["reason"]

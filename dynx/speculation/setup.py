@@ -322,12 +322,13 @@ def assemble(
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")
     engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
+    engine.alike = decisions["draft"].value == "none"  # one token at a time is plain decoding
     if wish.exact:
         _make_exact(plan, engine, stages, widened)
     elif plan.profile is not None:
         from dynx.speculation.exact import alike
 
-        engine.alike = alike(plan.profile.measured.get("noise"), widened)
+        engine.alike |= alike(plan.profile.measured.get("noise"), widened)
     return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
 
 
