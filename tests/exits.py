@@ -11,8 +11,8 @@ from commands import train_tokenizer
 
 from dynx.early_exit import calibrate as learning
 from dynx.early_exit.setup import Wish, assemble, make_plan
-from dynx.runtime.promise import Costs
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.certify import Costs
+from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from transformers.cache_utils import Cache
 
-    from dynx.speculation.events import Origin
     from dynx.speculation.policy import Prospect, Round
+    from dynx.speculation.types import Origin
 
 torch.set_num_threads(1)  # a second thread costs more than these models do
 logging.set_verbosity_error()  # missing fast kernels of recurrent models, on every construction

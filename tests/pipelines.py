@@ -28,15 +28,15 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dynx.diffusion import backends, schedule_search
 from dynx.diffusion import calibrate as learning
-from dynx.diffusion import kernels, trials
-from dynx.diffusion.events import Request
+from dynx.diffusion.types import Request
 
 if TYPE_CHECKING:
     import pytest
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.events import Picture
+    from dynx.diffusion.types import Picture
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
@@ -392,8 +392,8 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Calibrate with few numbers of steps and pictures, on PyTorch; what so few can show is tested elsewhere."""
     ways = {"LEVELS": (6, 12), "SOLVERS": ("dpm++2m",), "GAMMAS": (1.0,), "CUTS": (), "SKIPS": ()}
     for name, value in ways.items():
-        patch.setattr(trials, name, value)
-    patch.setattr(kernels, "ways", lambda *_: [])
+        patch.setattr(schedule_search, name, value)
+    patch.setattr(backends, "ways", lambda *_: [])
     for name, number in {"LEAST": 104, "MOST": 104, "CLOCKED": 1, "TRYING": 8}.items():
         patch.setattr(learning, name, number)
 

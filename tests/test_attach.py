@@ -9,15 +9,15 @@ import torch
 from classifiers import CLASSES, IMAGE, PAD, TEXT, batch, classifier, images, rows_of, texts
 from torch import Tensor, nn
 
-from dynx.early_exit.attach import attach
-from dynx.early_exit.pooling import pool, pooling_style
-from dynx.early_exit.states import State
+from dynx.early_exit.attach.attach import attach
+from dynx.early_exit.attach.hidden_state import State
+from dynx.early_exit.attach.pooling import pool, pooling_style
 from dynx.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dynx.early_exit.attachment import Attachment
+    from dynx.early_exit.attach.model import Attachment
 
 KINDS = [*TEXT, *IMAGE]
 DEPTHS = dict.fromkeys(KINDS, 4) | {"swin": 6, "convnext": 6, "resnet": 6}

@@ -17,8 +17,8 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends import eager
 from dynx.runtime.backends.eager import CounterLayer, EagerBackend, EagerSession, StockSession
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.events import Request
 from dynx.speculation.policy import Static
+from dynx.speculation.types import Request
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-4}
 """Float32 logits of size 4 or so through three layers, summed in another order."""

@@ -9,11 +9,11 @@ import pytest
 from models import Clock, Stub, TimedBackend, scripted, tiny
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
-from dynx.runtime.backends import choice
-from dynx.runtime.backends.choice import COMPILED, GRAPHS, IPEX, OPENVINO, TORCH, Race, choose, race, usable
+from dynx.runtime.backends import registry
+from dynx.runtime.backends.registry import COMPILED, GRAPHS, IPEX, OPENVINO, TORCH, Race, choose, race, usable
 from dynx.runtime.decision import Decision
-from dynx.speculation import kernels
-from dynx.speculation.kernels import Kernels
+from dynx.speculation import backends as speculation_backends
+from dynx.speculation.backends import Kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,11 @@ def having(
     monkeypatch: pytest.MonkeyPatch, *, openvino: bool = True, compiler: bool = True, ipex: bool = False
 ) -> None:
     """A machine with what is named beside PyTorch."""
-    monkeypatch.setattr(choice, "available", lambda: Decision(True, "OpenVINO") if openvino else NO_OPENVINO)
-    monkeypatch.setattr(choice, "can_compile", lambda _: Decision(True, "compiled by g++") if compiler else NO_COMPILER)
-    monkeypatch.setattr(choice, "can_optimize", lambda _: Decision(True, "IPEX") if ipex else NO_IPEX)
+    monkeypatch.setattr(registry, "available", lambda: Decision(True, "OpenVINO") if openvino else NO_OPENVINO)
+    monkeypatch.setattr(
+        registry, "can_compile", lambda _: Decision(True, "compiled by g++") if compiler else NO_COMPILER
+    )
+    monkeypatch.setattr(registry, "can_optimize", lambda _: Decision(True, "IPEX") if ipex else NO_IPEX)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_what_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_on_an_accelerator_only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager, or recorded where calibration finds that faster; the others are for processors, and say so."""
-    monkeypatch.setattr(choice, "available", lambda: Decision(True, "OpenVINO"))
+    monkeypatch.setattr(registry, "available", lambda: Decision(True, "OpenVINO"))
     found = usable("cuda:0")
 
     assert [name for name, able in found.items() if able.value] == [TORCH, GRAPHS]
@@ -153,7 +155,7 @@ def test_a_race_is_won_by_the_least_time() -> None:
     for order in ({"slow": slow, "fast": fast}, {"fast": fast, "slow": slow}):
         timed = race(order, clock)
         assert timed.winner == "fast"
-        assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in choice.WIDTHS})
+        assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in registry.WIDTHS})
     assert "fast 4500.00, 5625.00" in str(timed)
     assert timed.passes["slow"][1] == pytest.approx(6000.0)
 
@@ -190,13 +192,13 @@ def ready(
             raise found
         return found
 
-    monkeypatch.setattr(kernels, "convert", lambda *_, **__: loaded(OPENVINO))
-    monkeypatch.setattr(kernels, "converted", lambda **_: None)
-    monkeypatch.setattr(kernels, "compile_model", lambda *_, **__: loaded(COMPILED))
-    monkeypatch.setattr(kernels, "optimize_model", lambda *_, **__: loaded(IPEX))
-    monkeypatch.setattr(kernels, "record_model", lambda *_, **__: loaded(GRAPHS))
-    monkeypatch.setattr(kernels, "torch_backend", lambda *_, **__: loaded(TORCH))
-    monkeypatch.setattr(kernels, "bring_in", lambda _: None)
+    monkeypatch.setattr(speculation_backends, "convert", lambda *_, **__: loaded(OPENVINO))
+    monkeypatch.setattr(speculation_backends, "converted", lambda **_: None)
+    monkeypatch.setattr(speculation_backends, "compile_model", lambda *_, **__: loaded(COMPILED))
+    monkeypatch.setattr(speculation_backends, "optimize_model", lambda *_, **__: loaded(IPEX))
+    monkeypatch.setattr(speculation_backends, "record_model", lambda *_, **__: loaded(GRAPHS))
+    monkeypatch.setattr(speculation_backends, "torch_backend", lambda *_, **__: loaded(TORCH))
+    monkeypatch.setattr(speculation_backends, "bring_in", lambda _: None)
     said: list[str] = []
     plan = SimpleNamespace(
         wish=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),
@@ -274,9 +276,9 @@ def test_calibration_times_the_start_from_what_is_kept(monkeypatch: pytest.Monke
 
         return load
 
-    monkeypatch.setattr(kernels, "compile_model", slow(COMPILED, 9e6, 1.0))
-    monkeypatch.setattr(kernels, "convert", slow(OPENVINO, 9e6, 1.0))
-    monkeypatch.setattr(kernels, "converted", slow(OPENVINO, 2e6, 2e6))
+    monkeypatch.setattr(speculation_backends, "compile_model", slow(COMPILED, 9e6, 1.0))
+    monkeypatch.setattr(speculation_backends, "convert", slow(OPENVINO, 9e6, 1.0))
+    monkeypatch.setattr(speculation_backends, "converted", slow(OPENVINO, 2e6, 2e6))
 
     assert kernel.target() is three[COMPILED]
     assert opened[:2] == [(COMPILED, False), (COMPILED, True)]
@@ -315,9 +317,9 @@ def test_what_a_profile_names_may_not_run_any_more(name: str, monkeypatch: pytes
 
     assert kernel.target() is given[TORCH]
     assert plan.decisions["backend"].value == TORCH
-    assert plan.decisions["backend"].reason == f"{choice.TITLES[name]} can't run it: it has changed"
+    assert plan.decisions["backend"].reason == f"{registry.TITLES[name]} can't run it: it has changed"
     assert plan.profile is None
-    assert said == [f"profile abc isn't used: {choice.TITLES[name]} can't run it: it has changed"]
+    assert said == [f"profile abc isn't used: {registry.TITLES[name]} can't run it: it has changed"]
 
 
 @pytest.mark.parametrize(("backend", "quantize"), [("openvino", "none"), ("auto", "int4")])

@@ -14,22 +14,21 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime import packing
-from dynx.runtime.backends import artifacts, compiled, compiled_graph, installed
+from dynx.runtime.backends import availability, compile_cache, compile_graph, packed_linear, torch_compile
 from dynx.runtime.backends.eager import HEADROOM, EagerBackend
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.events import Request
 from dynx.speculation.policy import Static
+from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from dynx.runtime.backends.compiled import CompiledBackend
-    from dynx.speculation.events import Origin
+    from dynx.runtime.backends.torch_compile import CompiledBackend
+    from dynx.speculation.types import Origin
 
-CAN = installed.can_compile("cpu")
+CAN = availability.can_compile("cpu")
 if not CAN.value:
     pytest.skip(CAN.reason, allow_module_level=True)
 pytestmark = [
@@ -56,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(kind: str, folder: Path) -> CompiledBackend:
     """One backend for all tests of an architecture: sessions must not leave traces."""
-    return compiled.load(model(kind), cache=folder)
+    return torch_compile.load(model(kind), cache=folder)
 
 
 def model(kind: str) -> Any:
@@ -112,7 +111,7 @@ def test_a_long_text_outgrows_the_cache_and_compiles_nothing(kind: str, backend:
 
 def test_early_exits_are_the_eager_ones(kind: str, folder: Path) -> None:
     """Leaving after a layer and completing gives eager PyTorch's logits, and leaves the compiled code in use."""
-    ours, theirs = compiled.load(model(kind), cache=folder), EagerBackend(model(kind))
+    ours, theirs = torch_compile.load(model(kind), cache=folder), EagerBackend(model(kind))
     assert ours.can_exit.value, ours.can_exit.reason
     assert theirs.can_exit.value
     rows: list[list[Tensor]] = []
@@ -130,8 +129,8 @@ def test_early_exits_are_the_eager_ones(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("origin", ["draft", "self"])
 def test_the_engine_writes_the_same_text(kind: str, folder: Path, origin: Origin) -> None:
     """Speculation on compiled target and drafter writes what transformers' greedy decoding writes, token for token."""
-    target = compiled.load(tiny(kind), cache=folder)
-    drafter = compiled.load(perturbed(tiny(kind), 0.3), cache=folder) if origin == "draft" else None
+    target = torch_compile.load(tiny(kind), cache=folder)
+    drafter = torch_compile.load(perturbed(tiny(kind), 0.3), cache=folder) if origin == "draft" else None
     drafters = Drafters(model=drafter, exit_layers=None if drafter else 2)
     run = Engine(target, drafters).start(Request(TEXT[:10], 60), Static(origin, 4))
     eager = Engine(EagerBackend(tiny(kind)), Drafters()).start(Request(TEXT[:10], 60), Static("draft", 4))
@@ -145,9 +144,9 @@ def test_the_engine_writes_the_same_text(kind: str, folder: Path, origin: Origin
 def test_what_was_compiled_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second load compiles nothing; torn code is compiled anew, and so is another model's."""
     kept = tmp_path / "kept"
-    first = compiled.load(tiny("llama"), cache=kept)
+    first = torch_compile.load(tiny("llama"), cache=kept)
     assert first.compiled == 2
-    second = compiled.load(tiny("llama"), cache=kept, trusted=True)
+    second = torch_compile.load(tiny("llama"), cache=kept, trusted=True)
     assert second.compiled == 0
     session = second.open()
     session.forward(TEXT[:20])
@@ -157,12 +156,12 @@ def test_what_was_compiled_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
 
     torn = sorted(kept.glob("*.bin"))[0]
     torn.write_bytes(torn.read_bytes()[:100])
-    assert compiled.load(tiny("llama"), cache=kept).compiled == 1
+    assert torch_compile.load(tiny("llama"), cache=kept).compiled == 1
     assert [path.name for path in kept.iterdir() if path.name.startswith(".")] == []
 
     names = {path.name for path in kept.glob("*.bin")}
-    monkeypatch.setattr(compiled_graph, "FORMAT", -1)
-    compiled.load(tiny("llama"), cache=kept)
+    monkeypatch.setattr(compile_graph, "FORMAT", -1)
+    torch_compile.load(tiny("llama"), cache=kept)
     assert len(list(kept.glob("*.bin"))) == 2 * len(names)
 
 
@@ -184,13 +183,13 @@ print(len(trials))
 
 def test_instruction_sets_are_tried_once(tmp_path: Path) -> None:
     """A process that loads compiled code tries no instruction sets, unless the compiler or PyTorch isn't what it was."""
-    compiled.load(tiny("llama"), cache=tmp_path)
+    torch_compile.load(tiny("llama"), cache=tmp_path)
 
     def trials() -> int:
         words = [sys.executable, "-c", LOAD, str(tmp_path)]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
-    note = tmp_path / artifacts.TRIALS
+    note = tmp_path / compile_cache.TRIALS
     kept = note.read_text()
     assert trials() == 0
     for torn in (kept.replace(torch.__version__, "1.0"), kept[:40], "[]"):
@@ -204,34 +203,34 @@ def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
     """No compiler, one named that isn't there, no headers, another device: each is refused in its own words."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UnsupportedModelError, match="no C\\+\\+ compiler here called no-such-compiler"):
-        compiled.load(tiny("llama"))
+        torch_compile.load(tiny("llama"))
     monkeypatch.delenv("CXX")
-    assert "runs on cuda:1" in installed.can_compile("cuda:1").reason
+    assert "runs on cuda:1" in availability.can_compile("cuda:1").reason
     with monkeypatch.context() as here:
-        here.setattr(installed.shutil, "which", lambda _: None)
-        assert installed.can_compile("cpu").reason == "there is no C++ compiler here"
-    monkeypatch.setattr(installed.sysconfig, "get_path", lambda _: "/nowhere")
-    assert "Python's headers" in installed.can_compile("cpu").reason
+        here.setattr(availability.shutil, "which", lambda _: None)
+        assert availability.can_compile("cpu").reason == "there is no C++ compiler here"
+    monkeypatch.setattr(availability.sysconfig, "get_path", lambda _: "/nowhere")
+    assert "Python's headers" in availability.can_compile("cpu").reason
 
 
 def test_a_model_that_disagrees_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Code that gives other logits than the model is never used."""
-    real = compiled.compile_block
+    real = torch_compile.compile_block
 
     def off(*args: Any) -> Any:
         graph = real(*args)
         return lambda *inputs: (graph(*inputs)[0] + 1.0,)
 
-    monkeypatch.setattr(compiled, "compile_block", off)
+    monkeypatch.setattr(torch_compile, "compile_block", off)
     with pytest.raises(UnsupportedModelError, match="gives other logits when compiled"):
-        compiled.load(tiny("qwen2"))
+        torch_compile.load(tiny("qwen2"))
 
 
 @pytest.mark.parametrize("kind_", ["mamba", "mixtral"])
 def test_what_cannot_be_compiled_is_refused(kind_: str) -> None:
     """Recurrent states and experts chosen by what they read are refused with the reason, or give the right logits."""
     try:
-        backend = compiled.load(tiny(kind_))
+        backend = torch_compile.load(tiny(kind_))
     except UnsupportedModelError as e:
         assert "state" in str(e) or "can't be compiled" in str(e)  # noqa: PT017
         return
@@ -251,7 +250,7 @@ def test_a_refusal_is_one_sentence() -> None:
     logger.addHandler(handler)
     try:
         with pytest.raises(UnsupportedModelError, match=r"^bloom can't be compiled \(RuntimeError: [^/]+\)$"):
-            compiled.load(tiny("bloom"))
+            torch_compile.load(tiny("bloom"))
         logger.error("the library speaks again")
     finally:
         logger.removeHandler(handler)
@@ -259,9 +258,11 @@ def test_a_refusal_is_one_sentence() -> None:
     assert [record.getMessage() for record in told] == ["the library speaks again"]
 
 
-needs_int8 = pytest.mark.skipif(not packing.available("int8").value, reason=packing.available("int8").reason)
+needs_int8 = pytest.mark.skipif(
+    not packed_linear.available("int8").value, reason=packed_linear.available("int8").reason
+)
 needs_bfloat16 = pytest.mark.skipif(
-    not packing.available("bfloat16").value, reason=packing.available("bfloat16").reason
+    not packed_linear.available("bfloat16").value, reason=packed_linear.available("bfloat16").reason
 )
 
 
@@ -269,7 +270,7 @@ needs_bfloat16 = pytest.mark.skipif(
 def test_int8_is_the_rounded_model(kind: str) -> None:
     """Each packed layer multiplies by its weights rounded to 255 levels an output; nothing is left unpacked."""
     packed, want = tiny(kind), tiny(kind)
-    packing.quantize(packed)
+    packed_linear.quantize(packed)
     assert not [m for m in packed.modules() if isinstance(m, (nn.Linear, Conv1D))]
     with torch.inference_mode():
         for module in want.modules():
@@ -291,9 +292,9 @@ def test_int8_is_the_rounded_model(kind: str) -> None:
 def test_int8_compiles_to_the_same_numbers(kind: str, folder: Path) -> None:
     """A quantized model compiled gives the quantized model's logits, exits included."""
     packed = tiny(kind)
-    packing.quantize(packed)
+    packed_linear.quantize(packed)
     want = EagerBackend(packed).open().forward(TEXT[:30])
-    backend = compiled.load(packed, cache=folder)
+    backend = torch_compile.load(packed, cache=folder)
     session = backend.open()
     session.forward(TEXT[:22])
     got = torch.cat([session.forward(TEXT[22:23]), session.forward(TEXT[23:30])])
@@ -305,7 +306,7 @@ def test_int8_compiles_to_the_same_numbers(kind: str, folder: Path) -> None:
 @needs_bfloat16
 def test_bfloat16_is_packed_and_close(kind: str, folder: Path) -> None:
     """In bfloat16 no layer stays as it was, and logits differ from eager ones by rounding."""
-    backend = compiled.load(tiny(kind).to(torch.bfloat16), cache=folder)
+    backend = torch_compile.load(tiny(kind).to(torch.bfloat16), cache=folder)
     assert not [m for m in backend.model.modules() if type(m) in (nn.Linear, Conv1D)]
     want = EagerBackend(tiny(kind).to(torch.bfloat16)).open().forward(TEXT[:30])
     session = backend.open()
@@ -319,13 +320,13 @@ def test_bfloat16_is_packed_and_close(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("shifted", [False, True])
 def test_int8_products_are_those_of_integers(monkeypatch: pytest.MonkeyPatch, shifted: bool) -> None:
     """Inputs as they are, or moved up to be unsigned: the same integers come out, at the ends of the range too."""
-    monkeypatch.setattr(packing, "unsigned", lambda: shifted)
+    monkeypatch.setattr(packed_linear, "unsigned", lambda: shifted)
     layer = nn.Linear(96, 40)
-    (packed,) = packing.pack_layers([layer], "int8")
+    (packed,) = packed_linear.pack_layers([layer], "int8")
     x = torch.randn(5, 96)
     x[0], x[1] = 1.0, -1.0  # levels of 127 and -127 all over
-    weight, scale = packing.quantized(layer.weight)
-    each = x.abs().amax(1, keepdim=True) / packing.LEVELS
+    weight, scale = packed_linear.quantized(layer.weight)
+    each = x.abs().amax(1, keepdim=True) / packed_linear.LEVELS
     sums = (x / each).round().long() @ weight.long().T
     with torch.inference_mode():
         torch.testing.assert_close(packed(x), sums * each * scale + layer.bias, rtol=1e-5, atol=1e-5)
@@ -334,12 +335,12 @@ def test_int8_products_are_those_of_integers(monkeypatch: pytest.MonkeyPatch, sh
 
 def test_int8_kernels_that_are_slow_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the processor's instructions there is a kernel too, which nobody wants."""
-    packing.available.cache_clear()
-    monkeypatch.setattr(packing, "_times_float32", lambda _: 800.0)
+    packed_linear.available.cache_clear()
+    monkeypatch.setattr(packed_linear, "_times_float32", lambda _: 800.0)
     try:
-        decision = packing.available("int8")
+        decision = packed_linear.available("int8")
     finally:
-        packing.available.cache_clear()
+        packed_linear.available.cache_clear()
     assert not decision.value
     assert "takes 800x as long" in decision.reason or "no kernel" in decision.reason
 
@@ -347,17 +348,21 @@ def test_int8_kernels_that_are_slow_are_no_kernels(monkeypatch: pytest.MonkeyPat
 @needs_int8
 def test_int8_that_changes_logits_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is wrong by more than rounding is told from one that rounds."""
-    monkeypatch.setattr(packing, "available", lambda _: packing.Decision(True, "so it says"))
-    real = packing.quantized
-    monkeypatch.setattr(packing, "quantized", lambda weight: (real(weight)[0], real(weight)[1] * 2))
+    monkeypatch.setattr(packed_linear, "available", lambda _: packed_linear.Decision(True, "so it says"))
+    real = packed_linear.quantized
+    monkeypatch.setattr(packed_linear, "quantized", lambda weight: (real(weight)[0], real(weight)[1] * 2))
     with pytest.raises(UnsupportedModelError, match="gives other logits in int8"):
-        packing.quantize(tiny("llama"))
+        packed_linear.quantize(tiny("llama"))
 
 
 def test_packed_weights_go_when_their_model_goes() -> None:
     """Nothing holds on to the weights of a model that nobody uses any more."""
-    before = len(packing._weights)
-    layers = packing.pack_layers([nn.Linear(8, 4), nn.Linear(8, 6)], "int8") if packing.available("int8").value else []
-    assert len(packing._weights) == before + bool(layers)
+    before = len(packed_linear._weights)
+    layers = (
+        packed_linear.pack_layers([nn.Linear(8, 4), nn.Linear(8, 6)], "int8")
+        if packed_linear.available("int8").value
+        else []
+    )
+    assert len(packed_linear._weights) == before + bool(layers)
     layers.clear()
-    assert len(packing._weights) == before
+    assert len(packed_linear._weights) == before

@@ -17,11 +17,11 @@ from models import ROLLING, VOCAB, generated, perturbed, reference, tiny
 from tape import Recorder, Tape
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends import graphs
+from dynx.runtime.backends import cuda_graphs
 from dynx.runtime.backends.eager import EagerBackend, EagerSession, StockSession
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.events import Request, Sampling
 from dynx.speculation.policy import Plain, Static
+from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +33,10 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 3e-4}
 TEXT = [(11 * i * i + 5 * i + 3) % VOCAB for i in range(120)]
 
 
-def load(model: Any) -> tuple[graphs.GraphBackend, Recorder]:
+def load(model: Any) -> tuple[cuda_graphs.GraphBackend, Recorder]:
     """A backend, and what it records with."""
     recorder = Recorder()
-    return graphs.load(model, record=recorder), recorder
+    return cuda_graphs.load(model, record=recorder), recorder
 
 
 @pytest.fixture(scope="module", params=sorted(set(ROLLING) - REFUSED))
@@ -46,7 +46,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def backend(kind: str) -> graphs.GraphBackend:
+def backend(kind: str) -> cuda_graphs.GraphBackend:
     """One backend for all tests of an architecture: sessions must not leave traces."""
     return load(tiny(kind))[0]
 
@@ -68,7 +68,7 @@ def test_what_cant_be_recorded_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[40] + [1] * 12, [7, 1, 2, 3, 5, 8, 11, 1], [33, 32, 31, 1], [1, 1, 1, 20, 4]])
-def test_any_split_is_one_forward(kind: str, backend: graphs.GraphBackend, lengths: list[int]) -> None:
+def test_any_split_is_one_forward(kind: str, backend: cuda_graphs.GraphBackend, lengths: list[int]) -> None:
     """In passes of any widths, recorded or not, the logits are those of the whole."""
     session, at, rows = backend.open(), 0, []
     for length in lengths:
@@ -78,7 +78,7 @@ def test_any_split_is_one_forward(kind: str, backend: graphs.GraphBackend, lengt
     torch.testing.assert_close(torch.cat(rows), truth(kind, TEXT[:at]), **CLOSE)
 
 
-def test_a_rollback_leaves_no_trace(kind: str, backend: graphs.GraphBackend) -> None:
+def test_a_rollback_leaves_no_trace(kind: str, backend: cuda_graphs.GraphBackend) -> None:
     """What was rolled back is as if it had never been read, however often the same recording ran since."""
     session = backend.open()
     session.forward(TEXT[:10])
@@ -91,7 +91,7 @@ def test_a_rollback_leaves_no_trace(kind: str, backend: graphs.GraphBackend) -> 
     torch.testing.assert_close(rows, truth(kind, TEXT[:16])[10:], **CLOSE)
 
 
-def test_early_exits_run_unrecorded(kind: str, backend: graphs.GraphBackend) -> None:
+def test_early_exits_run_unrecorded(kind: str, backend: cuda_graphs.GraphBackend) -> None:
     """Some layers ahead and the rest afterwards are the whole, between recorded passes."""
     if not backend.can_exit.value:
         pytest.skip(backend.can_exit.reason)
@@ -140,10 +140,10 @@ def test_rows_stay() -> None:
 
 def test_caches_grow_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text moves to a cache twice as long, and what it held comes along."""
-    monkeypatch.setattr(graphs, "LENGTH", 48)
+    monkeypatch.setattr(cuda_graphs, "LENGTH", 48)
     backend, _ = load(tiny("llama"))
     session = backend.open()
-    assert isinstance(session, graphs.GraphSession)
+    assert isinstance(session, cuda_graphs.GraphSession)
     lengths, rows = {session._cache.length}, [session.forward(TEXT[:10])]
     for at in range(10, 120, 5):
         rows.append(session.forward(TEXT[at : at + 5]))
@@ -235,12 +235,12 @@ def test_random_walks(steps: list[tuple[int, int]]) -> None:
     torch.testing.assert_close(rows, truth("llama", [*held, 5, 6])[-2:], **CLOSE)
 
 
-WALKER = graphs.load(tiny("llama"), record=Recorder())
+WALKER = cuda_graphs.load(tiny("llama"), record=Recorder())
 
 
 def test_numbers_that_python_held_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that tells its position as a number is right where it was recorded and wrong elsewhere, so it is refused."""
-    monkeypatch.setattr(graphs.SlotLayer, "get_seq_length", lambda self: self.owner.position)
+    monkeypatch.setattr(cuda_graphs.SlotLayer, "get_seq_length", lambda self: self.owner.position)
     with pytest.raises(UnsupportedModelError, match="other logits when it is replayed"):
         load(tiny("llama"))
 
@@ -262,12 +262,12 @@ def test_waiting_for_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_processor_records_nothing() -> None:
     """The real recorder is for devices that have one."""
     with pytest.raises(UnsupportedModelError, match="records nothing on cpu"):
-        graphs.load(tiny("llama"))
+        cuda_graphs.load(tiny("llama"))
 
 
 def test_a_state_that_cant_go_back_is_left_alone() -> None:
     """As on every backend."""
-    backend = graphs.GraphBackend(tiny("llama"), Recorder())
+    backend = cuda_graphs.GraphBackend(tiny("llama"), Recorder())
     assert isinstance(backend.open(), EagerSession)
     backend.__dict__["can_rollback"] = type(backend.can_rollback)(False, "for a test")
     assert isinstance(backend.open(), StockSession)

@@ -16,20 +16,20 @@ from models import ROLLING, VOCAB, generated, perturbed, reference, tiny
 from torch import nn
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends import installed, ipex
+from dynx.runtime.backends import availability, ipex
 from dynx.runtime.backends.eager import HEADROOM
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.events import Request
 from dynx.speculation.policy import Static
+from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from dynx.runtime.backends.ipex import IpexBackend
-    from dynx.speculation.events import Origin
+    from dynx.speculation.types import Origin
 
-CAN = installed.can_optimize("cpu")
+CAN = availability.can_optimize("cpu")
 real = pytest.mark.skipif(not CAN.value, reason=CAN.reason)
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 3e-4}
@@ -97,7 +97,7 @@ def test_it_goes_with_its_own_torch(
 ) -> None:
     """Usable where the major and minor versions in the metadata agree; else both are named. Nothing is imported."""
     install("raise AssertionError('imported')", **{NAME: extension, "torch": torch_})
-    found = installed.can_optimize("cpu")
+    found = availability.can_optimize("cpu")
 
     assert found.value is usable
     assert said in found.reason
@@ -108,11 +108,11 @@ def test_absent_it_is_asked_for_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
     """Without it there's a sentence that says how to get it, and without a processor one that says so."""
 
     def absent(name: str) -> str:
-        raise installed.metadata.PackageNotFoundError(name)
+        raise availability.metadata.PackageNotFoundError(name)
 
-    assert installed.can_optimize("cuda:0").reason == "IPEX is used on processors only, not on cuda:0"
-    monkeypatch.setattr(installed.metadata, "version", absent)
-    assert installed.can_optimize("cpu").reason == "IPEX isn't installed (pip install 'dynx[ipex]')"
+    assert availability.can_optimize("cuda:0").reason == "IPEX is used on processors only, not on cuda:0"
+    monkeypatch.setattr(availability.metadata, "version", absent)
+    assert availability.can_optimize("cpu").reason == "IPEX isn't installed (pip install 'dynx[ipex]')"
     with pytest.raises(UnsupportedModelError, match="IPEX isn't installed"):
         ipex.load(tiny("llama"))
 

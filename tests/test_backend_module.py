@@ -12,9 +12,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends import module as modules
-from dynx.runtime.backends.installed import can_compile
-from dynx.runtime.backends.module import ModuleKernels
+from dynx.runtime.backends import network as modules
+from dynx.runtime.backends.availability import can_compile
+from dynx.runtime.backends.network import ModuleKernels
 
 if TYPE_CHECKING:
     from pathlib import Path

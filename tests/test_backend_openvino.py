@@ -14,19 +14,19 @@ import torch
 from models import ROLLING, VOCAB, WINDOW, generated, perturbed, reference, tiny
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends import openvino
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.runtime.backends.openvino import decoder as openvino
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.events import Request
-from dynx.speculation.exact import alike, noise_if_exact, prepare
-from dynx.speculation.measure import measure_noise
+from dynx.speculation.exactness import alike, noise_if_exact, prepare
 from dynx.speculation.policy import Plain, Static
+from dynx.speculation.timing import measure_noise
+from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dynx.runtime.backends.openvino import OpenVINOBackend
+    from dynx.runtime.backends.openvino.decoder import OpenVINOBackend
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("OpenVINO isn't installed", allow_module_level=True)
@@ -191,7 +191,7 @@ def test_positions_stay_exact_at_low_precision(precision: Any) -> None:
 
 def test_four_bits_are_the_rounded_model() -> None:
     """With 4-bit weights the logits are those of the torch model with its weights rounded the same way."""
-    from dynx.runtime.backends import openvino_weights
+    from dynx.runtime.backends.openvino import weights
 
     model = tiny("llama", hidden_size=64, intermediate_size=128)
     got = openvino.load(model, precision="int4", threads=1, cache=None).open().forward(TEXT[:30])
@@ -199,7 +199,7 @@ def test_four_bits_are_the_rounded_model() -> None:
         plain = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
-                groups = module.weight.view(len(module.weight), -1, openvino_weights.GROUP)
+                groups = module.weight.view(len(module.weight), -1, weights.GROUP)
                 low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
                 scale = (high - low) / 15
                 offset = (-low / scale).round()
@@ -406,7 +406,7 @@ def test_plain_decoding_is_as_wide_as_it_is_told(
     instead: dict[int, int], widths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However wide the graph stands from another text, so a text is one text."""
-    from dynx.runtime.backends.widths import Width
+    from dynx.runtime.backends.padding import Width
 
     backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
     backend.run_instead(instead)

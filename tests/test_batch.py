@@ -17,16 +17,16 @@ from dynx.cli.arrivals import Arrivals, rows_asked
 from dynx.errors import UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.speculation import batch_choice
-from dynx.speculation.batch import Batch, BatchCosts
-from dynx.speculation.batch_choice import by_timing, choose, from_profile, measure_batches, rows_that_fit, weigh
+from dynx.speculation import batch_size
+from dynx.speculation.batch_size import by_timing, choose, from_profile, measure_batches, rows_that_fit, weigh
+from dynx.speculation.batching import Batch, BatchCosts
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.events import Request, Sampling
+from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.batch import Row
+    from dynx.speculation.batching import Row
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
@@ -257,8 +257,8 @@ def test_guesses_count_in_a_small_batch() -> None:
     roomy = costs({1: 0.05, 64: 0.06}, {1: 0.001, 16: 0.001})
     full = costs({1: 0.01, 2: 0.02, 64: 0.64}, {1: 0.01, 16: 0.16})
 
-    assert batch_choice.rate_of(roomy, 4, 0.8) > 2 * batch_choice.rate_of(roomy, 4, 0.0)
-    assert batch_choice.rate_of(full, 4, 0.8) == batch_choice.rate_of(full, 4, 0.0)
+    assert batch_size.rate_of(roomy, 4, 0.8) > 2 * batch_size.rate_of(roomy, 4, 0.0)
+    assert batch_size.rate_of(full, 4, 0.8) == batch_size.rate_of(full, 4, 0.0)
 
 
 def test_what_a_profile_says_is_used_or_ignored_whole() -> None:
@@ -293,7 +293,7 @@ def test_timing_here_and_now_credits_speculation() -> None:
     assert by_timing(engine, None, 2).rows == 1
     assert by_timing(engine, 17.0, 16).rows == 1
     found = measure_batches(EagerBackend(tiny("llama")), None, budget=1.0, clock=engine.clock)
-    assert set(found.target.table) == {b * n for b, n in batch_choice.CELLS}
+    assert set(found.target.table) == {b * n for b, n in batch_size.CELLS}
 
 
 def assembly(target: Any, **changes: Any) -> Any:

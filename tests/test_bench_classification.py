@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
 
-from dynx.bench.classification import (
+from dynx.bench.arms.classification import (
     WINDOW,
     Count,
     Quality,
@@ -22,16 +22,16 @@ from dynx.bench.classification import (
     peer_arms,
     readable,
 )
-from dynx.bench.classification import sentences as words_of
-from dynx.bench.gate import Verdict, max_disagreement
-from dynx.bench.harness import Arm, Measurements, Outcome, measure
-from dynx.early_exit.collect import collect
+from dynx.bench.arms.classification import sentences as words_of
+from dynx.bench.gates import Verdict, max_disagreement
+from dynx.bench.runner import Arm, Measurements, Outcome, measure
 from dynx.early_exit.engine import Exits
+from dynx.early_exit.features import collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads
-from dynx.early_exit.reading import Row
+from dynx.early_exit.preprocessing import Row
 from dynx.early_exit.setup import Assembly, Wish, assemble, make_plan
 from dynx.errors import ModelError, UsageError
-from dynx.runtime.risk import two_sided
+from dynx.runtime.binomial import two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ import numpy as np
 import pipelines
 import pytest
 
-from dynx.bench.drawing import (
+from dynx.bench.arms.drawing import (
     FIRST_SEED,
     Gallery,
     Pair,
@@ -25,16 +25,16 @@ from dynx.bench.drawing import (
     pairs,
     parse_steps,
 )
-from dynx.bench.gate import Verdict, min_quality
-from dynx.bench.harness import Arm, Measurements, Outcome, measure
-from dynx.diffusion.drawing import Artist
+from dynx.bench.gates import Verdict, min_quality
+from dynx.bench.runner import Arm, Measurements, Outcome, measure
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.events import Picture, Receipt
-from dynx.diffusion.quality import ssim
+from dynx.diffusion.generator import Artist
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.setup import Wish
+from dynx.diffusion.similarity import ssim
+from dynx.diffusion.types import Picture, Receipt
 from dynx.errors import DynxError, ModelError, UsageError
-from dynx.runtime.risk import two_sided
+from dynx.runtime.binomial import two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

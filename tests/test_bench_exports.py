@@ -19,9 +19,9 @@ from PIL import Image
 from dynx.bench import exports
 from dynx.bench.exports import charts, figures
 from dynx.bench.exports.scene import Scene, Text, to_svg
-from dynx.bench.gate import Gate, Verdict
-from dynx.bench.harness import Arm, Outcome, measure
+from dynx.bench.gates import Gate, Verdict
 from dynx.bench.report import BenchResult, summarize
+from dynx.bench.runner import Arm, Outcome, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import UsageError
 

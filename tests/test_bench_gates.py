@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 from dynx.bench import baseline, energy, external, fingerprint, limits
-from dynx.bench.gate import Verdict
-from dynx.bench.harness import Arm, Measurements, Outcome, measure
-from dynx.bench.sequential import Looks
+from dynx.bench.gates import Verdict
+from dynx.bench.interim import Looks
+from dynx.bench.runner import Arm, Measurements, Outcome, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import DynxError, UsageError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from dynx.bench.gate import Gate
+    from dynx.bench.gates import Gate
 
 SPEEDUP, TOLERANCE = 2.0, 0.05
 STORED_ROUNDS = 40

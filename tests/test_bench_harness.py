@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dynx.bench.harness import Arm, Failure, Measurements, Outcome, Progress, measure
+from dynx.bench.runner import Arm, Failure, Measurements, Outcome, Progress, measure
 from dynx.errors import DeviceError, DynxError, UsageError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from exits import EPS, LESSONS, keep
 from dynx import schemas
 from dynx.bench import replay
 from dynx.errors import UsageError
-from dynx.speculation import replay as walking
-from dynx.speculation.replay import Guess, Recording
+from dynx.speculation import simulate as walking
+from dynx.speculation.simulate import Guess, Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable

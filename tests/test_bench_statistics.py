@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dynx.bench import robust
-from dynx.bench.gate import Verdict, min_speedup
+from dynx.bench.gates import Verdict, min_speedup
 from dynx.bench.statistics import RatioEstimate, Series, detectable_effect, median, outliers, ratio_of_speeds, spread
 
 seconds_values = st.floats(min_value=1e-3, max_value=1e3)
@@ -368,7 +368,7 @@ def test_students_quantile_equals_scipys(dof: int, probability: float) -> None:
 def test_importing_the_referee_loads_nothing_heavy() -> None:
     """The bench modules load neither torch nor numpy nor rich until they compute or draw."""
     code = (
-        "import sys, dynx.bench.harness, dynx.bench.statistics, dynx.bench.gate, dynx.bench.report\n"
+        "import sys, dynx.bench.runner, dynx.bench.statistics, dynx.bench.gates, dynx.bench.report\n"
         "print(sorted({'torch', 'numpy', 'rich', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,12 +12,12 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.speculation.calibrate import Check, calibrate, exit_candidates
 from dynx.speculation.engine import Drafters, Engine, Knowledge
-from dynx.speculation.events import Origin, Request, Sampling
-from dynx.speculation.measure import Samples, measure
 from dynx.speculation.policy import LONGEST_DRAFT, Plain, Static
 from dynx.speculation.prediction import choose_set
 from dynx.speculation.setup import knowledge_of, widened_of
-from dynx.speculation.texts import Text, lookup_traces, read_early, read_model, write_texts
+from dynx.speculation.timing import Samples, measure
+from dynx.speculation.traces import Text, lookup_traces, read_early, read_model, write_texts
+from dynx.speculation.types import Origin, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ GREEDY = Sampling()
 @pytest.fixture(autouse=True)
 def fewer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the texts at half the length: these tests are about logic, not about precision."""
-    monkeypatch.setattr("dynx.speculation.texts.ANSWER", 48)
+    monkeypatch.setattr("dynx.speculation.traces.ANSWER", 48)
     monkeypatch.setattr("dynx.speculation.calibrate.MOST_TEXTS", 6)
 
 
@@ -135,7 +135,7 @@ def mistimed(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
             return Samples(short)
         return samples
 
-    monkeypatch.setattr("dynx.speculation.measure.measure", wrong)
+    monkeypatch.setattr("dynx.speculation.timing.measure", wrong)
 
 
 def test_passes_that_the_check_contradicts_are_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import torch
 from classifiers import PAD, VOCAB, classifier, images
 from torch import Tensor
 
-from dynx.early_exit.attach import attach
+from dynx.early_exit.attach.attach import attach
+from dynx.early_exit.batching import Group, Waiting
 from dynx.early_exit.engine import Engine, Exits
-from dynx.early_exit.groups import Group, Waiting
 from dynx.early_exit.heads import AgreementScore, ExitHeads
 from dynx.errors import UsageError
 

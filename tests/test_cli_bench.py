@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_told_before_measuring(
     cli: Cli, tiny_folder: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bad values are wrong usage, known before minutes are spent."""
-    monkeypatch.setattr("dynx.bench.harness.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynx.bench.runner.measure", lambda *_, **__: pytest.fail("measured"))
     result = cli("bench", "-m", tiny_folder, *options)
 
     assert (result.code, result.out) == (2, "")

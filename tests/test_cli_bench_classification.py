@@ -13,7 +13,7 @@ from dynx import schemas
 from dynx.cli import bench_classification, bench_generation
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree
-from dynx.early_exit.collect import Inputs
+from dynx.early_exit.features import Inputs
 from dynx.runtime.decision import Decision
 from dynx.runtime.hashing import text_hash
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_measured_is_told_before_measuring(
     cli: Cli, folder: Path, texts: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options of language models and bad values are refused in one line, and nothing is run."""
-    monkeypatch.setattr("dynx.bench.harness.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynx.bench.runner.measure", lambda *_, **__: pytest.fail("measured"))
     result = cli("bench", "-m", folder, "--data", texts, *options)
 
     assert (result.code, result.out) == (2, "")

@@ -14,7 +14,7 @@ from dynx import schemas
 from dynx.cli import bench_drawing
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree
-from dynx.diffusion.knowledge import Guarantee
+from dynx.diffusion.profile_data import Guarantee
 from dynx.diffusion.schedule import Schedule
 from dynx.runtime.hashing import text_hash
 
@@ -181,7 +181,7 @@ def test_prompts_of_a_file(bench: Cli, tmp_path: Path, monkeypatch: pytest.Monke
     """Drawn at random and in order where there are more than asked for; they return where there are fewer."""
     seen: list[str] = []
     monkeypatch.setattr(
-        "dynx.bench.harness.measure", lambda arms, cases, **_: seen.extend(case.prompt for case in cases) or 1 / 0
+        "dynx.bench.runner.measure", lambda arms, cases, **_: seen.extend(case.prompt for case in cases) or 1 / 0
     )
     data = tmp_path / "prompts.txt"
     data.write_text("a cat\n\nblue moon\nthe apple\n", encoding="utf-8")
@@ -245,7 +245,7 @@ def test_what_cannot_be_measured_is_told_before_measuring(
     bench: Cli, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options of other tasks and bad values are refused in one line, and nothing is run."""
-    monkeypatch.setattr("dynx.bench.harness.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynx.bench.runner.measure", lambda *_, **__: pytest.fail("measured"))
     result = bench(*options, short=False)
 
     assert (result.code, result.out) == (2, "")

@@ -110,7 +110,7 @@ def test_a_baseline_that_is_none_is_told_before_measuring(
     cli: Cli, tiny_folder: Path, own: Path, change: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another schema, another task, damage and a missing arm are wrong usage; under --bisect the commit is skipped."""
-    monkeypatch.setattr("dynx.bench.harness.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynx.bench.runner.measure", lambda *_, **__: pytest.fail("measured"))
     options = ("-m", tiny_folder, "--baseline", changed(own, change))
     result, bisected = cli("bench", *options), cli("bench", *options, "--bisect")
 
@@ -138,7 +138,7 @@ def test_what_makes_no_sense_is_told_before_measuring(
     cli: Cli, tiny_folder: Path, options: list[object], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arms and bars that can't be are wrong usage."""
-    monkeypatch.setattr("dynx.bench.harness.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dynx.bench.runner.measure", lambda *_, **__: pytest.fail("measured"))
     result = cli("bench", "-m", tiny_folder, *SHORT, *options)
 
     assert (result.code, result.out) == (2, "")
@@ -225,7 +225,7 @@ def test_a_mistake_shows_where_and_how_near_it_was(
     cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first token that isn't plain's, and the gap of plain's two best logits there."""
-    from dynx.bench import generation
+    from dynx.bench.arms import generation
 
     made = generation.own_arms
 

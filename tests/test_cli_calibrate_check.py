@@ -9,7 +9,7 @@ import pytest
 from classifier_folders import sentences
 from exits import EPS, LESSONS
 
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,13 +23,13 @@ from PIL import Image
 from dynx.cli import main as program
 from dynx.cli import metadata
 from dynx.cli.overlong import unread
-from dynx.diffusion.drawing import Artist
-from dynx.diffusion.knowledge import Guarantee
+from dynx.diffusion.generator import Artist
+from dynx.diffusion.profile_data import Guarantee
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynx.diffusion.events import Step
+    from dynx.diffusion.types import Step
 
     Cli = Callable[..., Result]
 
@@ -429,7 +429,7 @@ def test_a_second_ctrl_c_ends_at_once(draw: Cli, here: Path, died: list[int], mo
 
 PRESSED = """
 import os, signal
-from dynx.diffusion.drawing import Artist
+from dynx.diffusion.generator import Artist
 real = Artist.draw
 def spied(self, *args, watch, **others):
     def both(step):

@@ -19,7 +19,7 @@ from dynx import shipped
 from dynx.runtime.backends import eager
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.profile import Profile
-from dynx.runtime.store import ProfileStore
+from dynx.runtime.profile_store import ProfileStore
 from dynx.speculation.setup import Wish, assemble, make_plan
 
 if TYPE_CHECKING:

@@ -425,7 +425,7 @@ def test_a_line_that_is_no_text_ends_it_in_its_turn(cli: Cli, tiny_folder: Path,
 
 def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With enough waiting, --batch auto times a batch and takes it where it wins; with --plain it never does."""
-    monkeypatch.setattr("dynx.speculation.batch_choice.CREDIT", 0.01)
+    monkeypatch.setattr("dynx.speculation.batch_size.CREDIT", 0.01)
     stdin = "\n".join(LINES * 2).encode()
     common = ["generate", "-m", tiny_folder, "--lines", "-n", 60]
     found = cli(*common, "--json", stdin=stdin).document["results"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynx.speculation.confidence import PRIOR_VARIANCE, Reliability, log_odds
+from dynx.speculation.acceptance_model import PRIOR_VARIANCE, Reliability, log_odds
 
 
 def truth(weights: tuple[float, float, float], signal: float, position: int) -> float:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pipelines import flux, grid, request, stable_diffusion
 
-from dynx.diffusion import caching, knowledge
+from dynx.diffusion import caching, profile_data
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.schedule import Schedule
 
 if TYPE_CHECKING:
-    from dynx.diffusion.events import Picture, Step
+    from dynx.diffusion.types import Picture, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 
@@ -104,10 +104,10 @@ def test_ladders_keep_their_cache() -> None:
     """In and out of a profile; and one from before there was a cache has none."""
     engine = Engine(flux())
     fine = grid(engine, "flux", STEPS)
-    ladder = knowledge.Ladder(fine, {3: (0, 1, 3, STEPS), 4: (0, 1, 3, 5, STEPS)}, "euler", cache=0.1)
+    ladder = profile_data.Ladder(fine, {3: (0, 1, 3, STEPS), 4: (0, 1, 3, 5, STEPS)}, "euler", cache=0.1)
     kept = ladder.to_json()
     old = {name: value for name, value in kept.items() if name != "cache"}
 
-    assert knowledge.Ladder.from_json(kept).schedule(3).cache == 0.1
-    assert knowledge.Ladder.from_json(old).schedule(3).cache == 0.0
+    assert profile_data.Ladder.from_json(kept).schedule(3).cache == 0.1
+    assert profile_data.Ladder.from_json(old).schedule(3).cache == 0.0
     assert ladder.alone

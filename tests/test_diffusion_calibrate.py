@@ -14,15 +14,15 @@ import pytest
 from pipelines import SCALED, Exact, ddpm, pipeline, stable_diffusion, turbo
 
 from dynx.diffusion import calibrate as learning
-from dynx.diffusion import climb as climbing
-from dynx.diffusion import trials
-from dynx.diffusion.climb import Climb, Partial, climb, clocked, colour_map
-from dynx.diffusion.drawing import Artist
+from dynx.diffusion import schedule_search
+from dynx.diffusion import step_sweep as climbing
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.events import Request
-from dynx.diffusion.knowledge import Ladder, from_profile, knowledge_of
-from dynx.diffusion.quality import ssim
+from dynx.diffusion.generator import Artist
+from dynx.diffusion.profile_data import Ladder, from_profile, knowledge_of
 from dynx.diffusion.setup import Assembly, Plan, Wish
+from dynx.diffusion.similarity import ssim
+from dynx.diffusion.step_sweep import Climb, Partial, climb, clocked, colour_map
+from dynx.diffusion.types import Request
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import probe
@@ -67,13 +67,13 @@ def few() -> Any:
 @pytest.fixture(scope="module")
 def learned(few: None) -> tuple[Assembly, learning.Findings, list[tuple[float, str]]]:
     """The perfect denoiser, calibrated once; without skipping, which would draw every picture alone."""
-    before, trials.SKIPS = trials.SKIPS, ()
+    before, schedule_search.SKIPS = schedule_search.SKIPS, ()
     assembly = assembly_of(smooth(), quality=0.9)
     heard: list[tuple[float, str]] = []
     found = learning.calibrate(
         assembly, [], budget=1e6, clock=clock_of(assembly), progress=lambda share, what: heard.append((share, what))
     )
-    trials.SKIPS = before
+    schedule_search.SKIPS = before
     return assembly, found, heard
 
 
@@ -252,8 +252,8 @@ def test_no_prompts() -> None:
 
 def test_a_budget_too_small_names_one_that_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused early or after trying; the number in the hint is enough, and what was tried is not tried again."""
-    monkeypatch.setattr(trials, "SKIPS", ())
-    monkeypatch.setattr(trials, "LEVELS", (5, 8, 12))
+    monkeypatch.setattr(schedule_search, "SKIPS", ())
+    monkeypatch.setattr(schedule_search, "LEVELS", (5, 8, 12))
     assembly, budget = assembly_of(smooth(), quality=0.9), 0.1
     partial = Partial(tmp_path / "x", {})
     said: list[str] = []
@@ -287,7 +287,7 @@ def clock_of(assembly: Assembly) -> Any:
 
 def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C leaves whole batches; the next run takes them over, says so, finds the same, and leaves no file."""
-    monkeypatch.setattr(trials, "SKIPS", ())
+    monkeypatch.setattr(schedule_search, "SKIPS", ())
     assembly = assembly_of(smooth(), quality=0.9)
     partial = Partial(tmp_path / "deep" / "x.safetensors", learning.settings(assembly, []))
     batches = []
@@ -354,7 +354,7 @@ def test_skipped_pictures_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatc
     nodes = {12: (0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 45, 50)}
     asked = Request((), (1, 2, 3, 4))
     sizes: list[int] = []
-    own = trials.draw
+    own = schedule_search.draw
 
     def counting(engine: Engine, request: Request, *args: Any) -> Any:
         sizes.append(len(request))
@@ -366,7 +366,7 @@ def test_skipped_pictures_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatc
         steps = Ladder(FINE_OF(engine.pipe), nodes, "dpm++2m", None, skip)
         made = climb(engine, asked, steps)
         assert set(sizes) == {size}
-        alone = [climb(engine, one, steps) for one in trials.singles(asked)]
+        alone = [climb(engine, one, steps) for one in schedule_search.singles(asked)]
         assert made.likeness == pytest.approx(np.concatenate([a.likeness for a in alone]), abs=1e-4)
         assert made.looks == pytest.approx(np.concatenate([a.looks for a in alone]), abs=1e-3)
 
@@ -433,7 +433,7 @@ def test_ladders_leave_room_for_their_largest_number() -> None:
         if h <= i < j:
             errors[h, i, j] = 0.0 if (i, j) == (0, 8) else 1.0
     fine = FINE_OF(smooth()).thinned(n)
-    made = trials.ladder_of(fine, errors, 1.0, "euler", [4, 5, 6, 7, 8])
+    made = schedule_search.ladder_of(fine, errors, 1.0, "euler", [4, 5, 6, 7, 8])
 
     assert made.levels == (4, 5, 6, 7, 8)
     assert {nodes[:2] for nodes in made.nodes.values()} == {(0, 5)}

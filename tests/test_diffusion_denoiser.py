@@ -14,7 +14,7 @@ from dynx.diffusion.schedule import Noise
 from dynx.diffusion.solver import Carry, clean_picture
 
 if TYPE_CHECKING:
-    from dynx.diffusion.families import Prediction
+    from dynx.diffusion.pipelines import Prediction
 
 
 class Answer(BaseOutput):  # type: ignore[misc]  # diffusers is untyped

@@ -26,8 +26,8 @@ from pipelines import (
 )
 
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.events import Request, Step
 from dynx.diffusion.schedule import Schedule
+from dynx.diffusion.types import Request, Step
 from dynx.errors import DeviceError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")

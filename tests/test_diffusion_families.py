@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pipelines import ADAPTIVE, FEW_STEP, SCALED, consistency, flux, pipeline, stable_diffusion, stable_diffusion_3
 
-from dynx.diffusion.families import few_step, noise_of, recognise
+from dynx.diffusion.pipelines import few_step, noise_of, recognise
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 

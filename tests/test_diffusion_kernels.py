@@ -12,20 +12,20 @@ import numpy as np
 import pipelines
 import pytest
 
+from dynx.diffusion import backend_search, backends
 from dynx.diffusion import calibrate as learning
-from dynx.diffusion import kernels, racing
+from dynx.diffusion.backends import AS_LOADED, Runner
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.kernels import AS_LOADED, Runner
-from dynx.diffusion.knowledge import Ladder
+from dynx.diffusion.profile_data import Ladder
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.setup import Assembly, Plan, Wish, calibrate_command, make_plan, measured_way
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime.backends.module import ModuleKernels
+from dynx.runtime.backends.network import ModuleKernels
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device
 from dynx.runtime.loading import Source
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +45,8 @@ LOW = ("torch-eager", "bfloat16")
 def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, Decision[bool]]:
     """Which backends can be had: all that pictures are drawn with, until a test changes it."""
     found = {name: Decision(True, "it is here") for name in ("torch-eager", "torch-compiled", "openvino", "ipex")}
-    monkeypatch.setattr("dynx.runtime.backends.choice.usable", lambda *_: found)
-    monkeypatch.setattr(kernels, "usable", lambda *_: found)
+    monkeypatch.setattr("dynx.runtime.backends.registry.usable", lambda *_: found)
+    monkeypatch.setattr(backends, "usable", lambda *_: found)
     return found
 
 
@@ -63,7 +63,7 @@ def assembly_of(pipe: Any, **wish: Any) -> Assembly:
 def lowered(pipe: Any, request: Any, schedule: Schedule | None = None, *, cut: bool = False) -> ModuleKernels:
     """Its network in bfloat16 for such requests."""
     made = ModuleKernels(pipe.unet, "torch-eager", dtype="bfloat16", threads=1, cache=None)
-    kernels.prepare(made, Engine(pipe), request, schedule, cut=cut)
+    backends.prepare(made, Engine(pipe), request, schedule, cut=cut)
     return made
 
 
@@ -72,7 +72,7 @@ def test_decisions_and_their_reasons() -> None:
     """Asked for is asked for; else what was measured, with its precision; else PyTorch in full."""
 
     def decided(backend: str = "auto", dtype: str = "auto", measured: Any = None, device: str = "cpu") -> Any:
-        return tuple(d.value for d in kernels.decide(backend, dtype, device, MACHINE, measured))
+        return tuple(d.value for d in backends.decide(backend, dtype, device, MACHINE, measured))
 
     assert decided() == AS_LOADED
     assert decided("openvino") == ("openvino", "float32")
@@ -80,7 +80,7 @@ def test_decisions_and_their_reasons() -> None:
     assert decided(measured=("openvino", "bfloat16")) == ("openvino", "bfloat16")
     assert decided("torch", measured=("openvino", "bfloat16")) == AS_LOADED
     assert decided(dtype="float32", measured=("openvino", "bfloat16")) == ("openvino", "float32")
-    reasons = [d.reason for d in kernels.decide("auto", "auto", "cpu", MACHINE, ("openvino", "bfloat16"))]
+    reasons = [d.reason for d in backends.decide("auto", "auto", "cpu", MACHINE, ("openvino", "bfloat16"))]
     assert reasons == ["measured to be the fastest here", "measured: the promise holds with it, and it is faster"]
 
 
@@ -88,27 +88,27 @@ def test_what_cannot_be_had_is_one_sentence(there: dict[str, Decision[bool]]) ->
     """A missing backend, another device, IPEX and unknown names each say why."""
     there["openvino"] = Decision(False, "OpenVINO isn't installed")
     with pytest.raises(DeviceError, match=r"^--backend openvino: OpenVINO isn't installed$"):
-        kernels.decide("openvino", "auto", "cpu", MACHINE, None)
+        backends.decide("openvino", "auto", "cpu", MACHINE, None)
     with pytest.raises(DeviceError, match="pipelines that draw aren't run on it"):
-        kernels.decide("ipex", "auto", "cpu", MACHINE, None)
+        backends.decide("ipex", "auto", "cpu", MACHINE, None)
     with pytest.raises(DeviceError, match="prepared for the processor, and this runs on cuda"):
-        kernels.decide("compiled", "auto", "cuda", MACHINE, None)
+        backends.decide("compiled", "auto", "cuda", MACHINE, None)
     with pytest.raises(UsageError, match="one of auto"):
-        kernels.decide("abacus", "auto", "cpu", MACHINE, None)
+        backends.decide("abacus", "auto", "cpu", MACHINE, None)
 
 
 def test_what_is_raced(there: dict[str, Decision[bool]]) -> None:
     """All that isn't ruled out; the slow compiler only where there's no OpenVINO; low precision where the processor has it."""
-    assert kernels.ways("auto", "auto", "cpu", MACHINE) == [
+    assert backends.ways("auto", "auto", "cpu", MACHINE) == [
         AS_LOADED,
         LOW,
         ("openvino", "float32"),
         ("openvino", "bfloat16"),
     ]
-    assert kernels.ways("openvino", "bfloat16", "cpu", MACHINE) == [("openvino", "bfloat16")]
-    assert kernels.ways("auto", "float32", "cuda", MACHINE) == []
+    assert backends.ways("openvino", "bfloat16", "cpu", MACHINE) == [("openvino", "bfloat16")]
+    assert backends.ways("auto", "float32", "cuda", MACHINE) == []
     there["openvino"] = Decision(False, "not installed")
-    assert kernels.ways("auto", "auto", "cpu", OLD) == [AS_LOADED, ("torch-compiled", "float32")]
+    assert backends.ways("auto", "auto", "cpu", OLD) == [AS_LOADED, ("torch-compiled", "float32")]
 
 
 def test_the_network_alone_is_lowered() -> None:
@@ -177,10 +177,12 @@ def test_who_wins(
     """The least time of a typical run: calls, the start's share, and in low precision the steps that the quality then takes."""
     assembly = assembly_of(pipelines.pipeline("stable-diffusion"))
     made = [Runner(way, None, call, start) for way, (call, start) in runners.items()]
-    monkeypatch.setattr(kernels, "race", lambda *_: (made, {"compiled PyTorch float32": "no compiler"}))
-    monkeypatch.setattr(racing, "_in_precision", lambda *_: found)
+    monkeypatch.setattr(backends, "race", lambda *_: (made, {"compiled PyTorch float32": "no compiler"}))
+    monkeypatch.setattr(backend_search, "_in_precision", lambda *_: found)
     ladder = ladder_of(assembly.engine)
-    settled = racing.settle(assembly, ladder, [entry(4, 0.97), entry(6, 0.98)], [], [], lambda: 0.0, lambda _: None)
+    settled = backend_search.settle(
+        assembly, ladder, [entry(4, 0.97), entry(6, 0.98)], [], [], lambda: 0.0, lambda _: None
+    )
 
     assert assembly.plan.way == chosen
     assert settled == ladder
@@ -195,8 +197,8 @@ def test_the_cache_weighs_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = [entry(4, 0.99, rows=8), entry(4, 0.98, cache=0.1, rows=4)]
     for call, way in ((0.06, AS_LOADED), (0.04, ("openvino", "float32"))):
         made = [Runner(AS_LOADED, None, 0.1, 0.0), Runner(("openvino", "float32"), None, call, 0.0)]
-        monkeypatch.setattr(kernels, "race", lambda *_, made=made: (made, {}))
-        settled = racing.settle(assembly, ladder, list(tried), [], [], lambda: 0.0, lambda _: None)
+        monkeypatch.setattr(backends, "race", lambda *_, made=made: (made, {}))
+        settled = backend_search.settle(assembly, ladder, list(tried), [], [], lambda: 0.0, lambda _: None)
 
         assert assembly.plan.way == way
         assert settled.cache == (0.1 if way == AS_LOADED else 0.0)
@@ -214,14 +216,14 @@ def test_a_race_times_calls_and_starts() -> None:
 
     assembly = assembly_of(pipelines.exact())
     request = pipelines.request("ddim", (1,))
-    runners, refused = kernels.race(
+    runners, refused = backends.race(
         assembly.plan, assembly.engine, request, [AS_LOADED, ("torch-eager", "float16")], clock
     )
     assert [(r.way, r.call) for r in runners] == [(AS_LOADED, 0.25), (("torch-eager", "float16"), 0.25)]
     assert refused == {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModuleKernels, "_function", refusing("it is shy"))
-        runners, refused = kernels.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], clock)
+        runners, refused = backends.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], clock)
     assert [r.way for r in runners] == [AS_LOADED]
     assert refused == {"PyTorch bfloat16": "Exact isn't computed by PyTorch: it is shy"}
 
@@ -266,7 +268,7 @@ def test_a_profile_of_other_kernels_is_passed_over(folder: Path) -> None:
 def test_one_promise_for_steps_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures in bfloat16 are compared with the full run in float32; the profile says what they were drawn on."""
     pipelines.hurry(monkeypatch)
-    monkeypatch.setattr(kernels, "ways", lambda *_: [LOW])
+    monkeypatch.setattr(backends, "ways", lambda *_: [LOW])
     drawn: list[tuple[bool, bool]] = []
     own = Engine.draw
 

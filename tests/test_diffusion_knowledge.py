@@ -11,11 +11,11 @@ import pytest
 from pipelines import ADAPTIVE, GUIDED, pipeline, pixels, request
 
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.knowledge import LOOK, Evidence, Fitted, Ladder, from_profile, to_arrays, why_plain
 from dynx.diffusion.predictor import Predictor, shortfall
+from dynx.diffusion.profile_data import LOOK, Evidence, Fitted, Ladder, from_profile, to_arrays, why_plain
 from dynx.diffusion.schedule import Grid
 from dynx.errors import UsageError
-from dynx.runtime.promise import Costs
+from dynx.runtime.certify import Costs
 
 if TYPE_CHECKING:
     from dynx.diffusion.sampler import Look, Tail
@@ -189,7 +189,7 @@ def test_damaged_knowledge_is_refused(part: str) -> None:
 
 def test_unlike_pictures_take_the_whole_grid() -> None:
     """Of features out of range, or that aren't numbers, no number of steps is said to be enough."""
-    from dynx.diffusion.knowledge import Guarantee, Knowledge
+    from dynx.diffusion.profile_data import Guarantee, Knowledge
 
     known = fitted()
     certificate = known.certify(0.95, 0.95, 0.05)

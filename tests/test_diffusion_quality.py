@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dynx.diffusion.quality import check, compare, scales_for, ssim, tails
+from dynx.diffusion.similarity import check, compare, scales_for, ssim, tails
 from dynx.errors import UsageError
 
 

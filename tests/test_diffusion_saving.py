@@ -29,8 +29,8 @@ from dynx.diffusion.schedule import Schedule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynx.diffusion.events import Step
     from dynx.diffusion.sampler import Look
+    from dynx.diffusion.types import Step
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 """Of diffusers' schedulers, under NumPy 2."""

@@ -11,9 +11,9 @@ import torch
 from pipelines import stable_diffusion
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from dynx.bench.drawing import Gallery, judge
-from dynx.bench.harness import Measurements, Sample
-from dynx.diffusion.semantics import tower_of
+from dynx.bench.arms.drawing import Gallery, judge
+from dynx.bench.runner import Measurements, Sample
+from dynx.diffusion.clip_similarity import tower_of
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(3)]
@@ -67,7 +67,7 @@ def test_who_carries_none_has_none() -> None:
 @pytest.mark.parametrize("alike", [None, lambda a, b: 0.25])
 def test_bench_says_what_the_tower_says(alike: Any) -> None:
     """Each arm's worst for each pair, in its facts; null without a tower."""
-    from dynx.bench.drawing import Pair
+    from dynx.bench.arms.drawing import Pair
 
     gallery = Gallery(alike=alike)
     pair = Pair("x", 1)

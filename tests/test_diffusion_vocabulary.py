@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pipelines import tokenizer
 
-from dynx.diffusion.vocabulary import prompts, words
+from dynx.diffusion.prompts import prompts, words
 
 
 class Vocabulary:

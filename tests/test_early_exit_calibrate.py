@@ -10,11 +10,11 @@ from classifier_folders import sentences, write_image_classifier, write_pictures
 from exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
 from dynx.early_exit import calibrate as learning
-from dynx.early_exit.collect import Inputs, candidates, collect
-from dynx.early_exit.reading import Row
+from dynx.early_exit.features import Inputs, candidates, collect
+from dynx.early_exit.preprocessing import Row
 from dynx.early_exit.reference import Reference
 from dynx.errors import UnsupportedModelError, UsageError
-from dynx.runtime.promise import split
+from dynx.runtime.certify import split
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from exits import EPS, LAYERS, assembled
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.events import EXACT, Guarantee, Prediction, Receipt
+from dynx.early_exit.types import EXACT, Guarantee, Prediction, Receipt
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import pytest
 from classifier_folders import sentences
 from exits import EPS, LAYERS, assembled
 
-from dynx.early_exit import job
+from dynx.early_exit import sample_certificate
 from dynx.early_exit.audit import certify_job
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.events import EXACT
-from dynx.early_exit.knowledge import Evidence, Fitted
+from dynx.early_exit.profile_data import Evidence, Fitted
+from dynx.early_exit.types import EXACT
 from dynx.errors import UsageError
-from dynx.runtime.promise import Costs, Rules, leaves_at
+from dynx.runtime.certify import Costs, Rules, leaves_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_guarantee_by_simulation() -> None:
         order = rng.permutation(TOTAL)
         drawn, rest = order[:DRAWN], order[DRAWN:]
         seen = Evidence(evidence.scores[drawn], evidence.agree[drawn], None)
-        columns = list(job._differences(fitted, seen, range(DRAWN), DRAWN))
+        columns = list(sample_certificate._differences(fitted, seen, range(DRAWN), DRAWN))
         found = certify_job(columns, TOTAL, DRAWN, RISK, DELTA)
         if found.rule is not None:
             used += 1
@@ -72,7 +72,7 @@ def test_inputs_that_cannot_be_read_differ_from_nothing() -> None:
     """They were drawn, so they count as drawn."""
     evidence, fitted = world()
     seen = Evidence(evidence.scores[:3], evidence.agree[:3], None)
-    loosest = list(job._differences(fitted, seen, [0, 2, 4], 5))[-1]
+    loosest = list(sample_certificate._differences(fitted, seen, [0, 2, 4], 5))[-1]
 
     assert len(loosest) == 5
     assert loosest[1] is loosest[3] is False
@@ -81,18 +81,18 @@ def test_inputs_that_cannot_be_read_differ_from_nothing() -> None:
 @pytest.mark.parametrize(("total", "drawn"), [(0, 0), (1000, 0), (1191, 0), (1192, 298), (4000, 745), (100_000, 2000)])
 def test_how_many_are_drawn(total: int, drawn: int) -> None:
     """A quarter at most, 2 % of a large job, and none where they could show nothing."""
-    assert job.sample_size(total, 0.02, 0.05) == drawn
+    assert sample_certificate.sample_size(total, 0.02, 0.05) == drawn
 
 
 def test_a_job_certifies_itself(known: Findings, easy: Path) -> None:
     """The sample is answered by the full model and the rest within the promise, in the order of the inputs."""
     texts = sentences(900, seed=2)
     classifier = Classifier(assembled(easy, max_disagreement=EPS))
-    words = job.certify(classifier, texts)
+    words = sample_certificate.certify(classifier, texts)
     answers = [answer for at in range(0, 900, 250) for answer in classifier.window(texts[at : at + 250])]
     full = Classifier(assembled(easy, plain=True)).window(texts)
     guarantee = classifier.receipt.guarantee
-    drawn = job._draw(900, job.sample_size(900, EPS, 0.05))
+    drawn = sample_certificate._draw(900, sample_certificate.sample_size(900, EPS, 0.05))
 
     assert "exact hypergeometric bound" in words
     assert guarantee is not None
@@ -105,16 +105,16 @@ def test_a_job_certifies_itself(known: Findings, easy: Path) -> None:
 
 def test_a_job_learns_exits_of_its_own(steady: None, easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a profile; broken rows don't shift the others' answers."""
-    monkeypatch.setattr(job, "LEARN", 250)
-    texts, runs, run = sentences(1700, seed=3), list[set[int]](), job._run
-    monkeypatch.setattr(job, "_run", lambda *a: runs.append(set(a[2])) or run(*a))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(sample_certificate, "LEARN", 250)
+    texts, runs, run = sentences(1700, seed=3), list[set[int]](), sample_certificate._run
+    monkeypatch.setattr(sample_certificate, "_run", lambda *a: runs.append(set(a[2])) or run(*a))  # type: ignore[func-returns-value]
     classifier = Classifier(assembled(easy, max_disagreement=EPS))
-    words = job.certify(classifier, texts)
+    words = sample_certificate.certify(classifier, texts)
     answers = classifier.window(texts)
     full = Classifier(assembled(easy, plain=True)).window(texts)
 
     assert "exact hypergeometric bound" in words
-    assert [len(numbers) for numbers in runs] == [250, job.sample_size(1450, EPS, 0.05)]
+    assert [len(numbers) for numbers in runs] == [250, sample_certificate.sample_size(1450, EPS, 0.05)]
     assert runs[0].isdisjoint(runs[1])
     assert classifier.exiting
     assert any(answer.exit is not None for answer in answers)
@@ -123,14 +123,14 @@ def test_a_job_learns_exits_of_its_own(steady: None, easy: Path, monkeypatch: py
 
 def test_jobs_that_run_at_full_depth(steady: None, easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few inputs, too few different ones, or exits that don't pay: said in words, and every answer the model's own."""
-    monkeypatch.setattr(job, "LEARN", 250)
+    monkeypatch.setattr(sample_certificate, "LEARN", 250)
     alike = [f"{i % 20} foxes" for i in range(1700)]
     for texts, words in (
         (sentences(50), "50 inputs are too few; from 1,232 on"),
         (alike, "no exit that can be learned"),
     ):
         classifier = Classifier(assembled(easy, max_disagreement=EPS))
-        assert words in job.certify(classifier, texts)
+        assert words in sample_certificate.certify(classifier, texts)
         assert classifier.receipt.guarantee == EXACT
         assert {answer.exit for answer in classifier.window(texts)} == {None}
 
@@ -142,4 +142,4 @@ def test_a_regression_needs_a_tolerance(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(classifiers, "CLASSES", 1)
     with pytest.raises(UsageError, match="gives numbers"):
-        job.certify(Classifier(assembled(write_easy(tmp_path / "number"))), sentences(5))
+        sample_certificate.certify(Classifier(assembled(write_easy(tmp_path / "number"))), sentences(5))

@@ -12,14 +12,14 @@ from classifier_folders import write_text_classifier
 from classifiers import IMAGE, batch, classifier
 from exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
-from dynx.early_exit.attach import attach
+from dynx.early_exit.attach.attach import attach
+from dynx.early_exit.backends import RANGES, TOLERANCE, Blocks, put_in
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.kernels import RANGES, TOLERANCE, Blocks, put_in
 from dynx.early_exit.reference import is_reference
 from dynx.early_exit.setup import Wish, calibrate_command, make_plan
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime.backends.choice import OPENVINO, TORCH
-from dynx.runtime.packing import available
+from dynx.runtime.backends.packed_linear import available
+from dynx.runtime.backends.registry import OPENVINO, TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ def replaced(kind: str, backend: str, precision: str) -> tuple[Tensor, Tensor, f
     want = attachment.run(inputs).logits
     ranges: Any = {}
     if backend == OPENVINO and precision == "int8":
-        from dynx.runtime.backends import openvino_blocks
+        from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
         def seen() -> None:
             for seed in range(4):
@@ -102,10 +102,10 @@ def test_what_openvino_cannot_run_is_refused() -> None:
 
 def test_wrong_answers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights packed with a wrong scale are found out before they answer anything."""
-    from dynx.runtime import packing
+    from dynx.runtime.backends import packed_linear
 
-    made = packing.quantized
-    monkeypatch.setattr(packing, "quantized", lambda weight: (made(weight)[0], made(weight)[1] * 3))
+    made = packed_linear.quantized
+    monkeypatch.setattr(packed_linear, "quantized", lambda weight: (made(weight)[0], made(weight)[1] * 3))
     with pytest.raises(UnsupportedModelError, match="gives other logits in int8"):
         replaced("bert", TORCH, "int8")
 
@@ -127,10 +127,10 @@ def test_what_classifiers_do_not_have(easy: Path, wish: dict[str, Any], error: t
 
 def test_a_backend_that_is_not_there(easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO asked for by name and not installed is an error that says how to install it."""
-    from dynx.runtime.backends import choice
+    from dynx.runtime.backends import registry
     from dynx.runtime.decision import Decision
 
-    monkeypatch.setattr(choice, "available", lambda: Decision(False, "OpenVINO isn't installed (pip …)"))
+    monkeypatch.setattr(registry, "available", lambda: Decision(False, "OpenVINO isn't installed (pip …)"))
     with pytest.raises(DeviceError, match="isn't installed"):
         make_plan(Wish(str(easy), backend="openvino"))
 

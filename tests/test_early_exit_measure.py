@@ -10,17 +10,17 @@ import pytest
 import torch
 from classifiers import PAD, VOCAB, classifier
 
-from dynx.early_exit import measure as module
-from dynx.early_exit.attach import attach
+from dynx.early_exit import costs as module
+from dynx.early_exit.attach.attach import attach
+from dynx.early_exit.costs import measure_costs
 from dynx.early_exit.heads import AgreementScore, ExitHeads
-from dynx.early_exit.measure import measure_costs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from dynx.early_exit.attachment import Attachment
+    from dynx.early_exit.attach.model import Attachment
 
 Row = tuple[int, ...]
 

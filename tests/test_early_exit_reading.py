@@ -11,7 +11,7 @@ from classifier_folders import VOCAB, write_pictures
 from classifiers import SIDE, classifier
 from commands import train_tokenizer
 
-from dynx.early_exit.reading import Images, Row, Texts, token_limit
+from dynx.early_exit.preprocessing import Images, Row, Texts, token_limit
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

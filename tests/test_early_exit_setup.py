@@ -13,13 +13,13 @@ from classifiers import classifier
 from commands import train_tokenizer
 from exits import EPS, LAYERS, assembled, keep, write_easy
 
-from dynx.early_exit.events import EXACT
-from dynx.early_exit.knowledge import from_profile, to_arrays, to_json
+from dynx.early_exit.attach.full_depth import Whole
+from dynx.early_exit.profile_data import from_profile, to_arrays, to_json
 from dynx.early_exit.setup import Wish, calibrate_command, make_plan
-from dynx.early_exit.whole import Whole
+from dynx.early_exit.types import EXACT
 from dynx.errors import NoProfileError, UsageError
-from dynx.runtime.promise import certify
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.certify import certify
+from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,8 +30,8 @@ from transformers import PreTrainedTokenizerFast
 from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation.engine import Drafters, Engine, Knowledge, Run
-from dynx.speculation.events import Request, Sampling, Token
 from dynx.speculation.policy import Plain, Policy, Static
+from dynx.speculation.types import Request, Sampling, Token
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,14 +8,14 @@ import pytest
 import torch
 from models import Clock, Stub, Whim, perturbed, tiny
 
+from dynx.runtime.backends.batch_invariant import attend_by_rows, steady
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.backends.steady import attend_by_rows, steady
 from dynx.runtime.decision import Decision
 from dynx.speculation.engine import Drafters, Engine, Run
-from dynx.speculation.events import Request, Sampling
-from dynx.speculation.exact import Exact, noise_if_exact, prepare, read_noise
-from dynx.speculation.measure import measure_noise
+from dynx.speculation.exactness import Exact, noise_if_exact, prepare, read_noise
 from dynx.speculation.policy import Plain, Policy, Static
+from dynx.speculation.timing import measure_noise
+from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ from models import perturbed, tiny
 from transformers import AutoModelForCausalLM
 from transformers.utils import import_utils
 
-from dynx.runtime import lean, loading
+from dynx.runtime import lazy_imports, loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,13 +48,13 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "dozy" / "__init__.py").write_text(COMPILER, encoding="utf-8")
     (tmp_path / "dozy" / "part.py").write_text("from dozy import VERSION\n", encoding="utf-8")
     stand_ins = {
-        "mark": lean._marking,
-        "disable": lean._disabling,
-        "solve": lean._calling,
-        "eval_frame": lean._containing,
+        "mark": lazy_imports._marking,
+        "disable": lazy_imports._disabling,
+        "solve": lazy_imports._calling,
+        "eval_frame": lazy_imports._containing,
     }
-    monkeypatch.setitem(lean.LAZY, "dozy", stand_ins)
-    monkeypatch.setattr(sys, "meta_path", [lean.Lean(), *sys.meta_path])
+    monkeypatch.setitem(lazy_imports.LAZY, "dozy", stand_ins)
+    monkeypatch.setattr(sys, "meta_path", [lazy_imports.Lean(), *sys.meta_path])
     monkeypatch.syspath_prepend(tmp_path)
     yield "dozy"
     for name in ("dozy", "dozy.part"):
@@ -115,7 +115,7 @@ def test_a_module_that_fails_when_woken_is_not_left_behind(compiler: str, tmp_pa
 
 REAL = """
 import json, sys
-from dynx.runtime.lean import lean
+from dynx.runtime.lazy_imports import lean
 lean()
 import torch, transformers.models.gemma2.modeling_gemma2, transformers.masking_utils as masks
 from transformers.integrations.deepgemm import is_sm100
@@ -153,7 +153,7 @@ def test_the_list_of_models_is_remembered_and_is_transformers_own(
         return define(*arguments)
 
     folder = next(iter(importlib.import_module("transformers.models").__path__))
-    whole, remembering = define(folder, "models"), lean._remembering(counted)
+    whole, remembering = define(folder, "models"), lazy_imports._remembering(counted)
     first, second = remembering(folder, "models"), remembering(f"{folder}/__init__.py", prefix="models")
     second[frozenset()]["more"] = {"More"}
 
@@ -214,14 +214,14 @@ def test_a_model_that_mixes_what_has_values_and_what_has_none_is_built_the_usual
 def test_garbage_is_searched_for_again_after_importing() -> None:
     """As it was before, also after an error, and not where the caller had turned it off."""
     during = []
-    with contextlib.suppress(ValueError), lean.uncollected():
+    with contextlib.suppress(ValueError), lazy_imports.uncollected():
         during.append(gc.isenabled())
         raise ValueError("whatever")
     assert during == [False]
     assert gc.isenabled()
     gc.disable()
     try:
-        with lean.uncollected():
+        with lazy_imports.uncollected():
             pass
         assert not gc.isenabled()
     finally:

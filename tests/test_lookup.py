@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dynx.speculation.drafters.lookup import REFRESH_DEPTH, LookupDrafter, SuffixAutomaton
+from dynx.speculation.drafters.prompt_lookup import REFRESH_DEPTH, LookupDrafter, SuffixAutomaton
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dynx.bench.exports.scene import Dot, Line, Text
 from dynx.cli.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve, scene
-from dynx.diffusion.quality import tails
+from dynx.diffusion.similarity import tails
 
 if TYPE_CHECKING:
     from pathlib import Path

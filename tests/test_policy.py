@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from test_replay import costs_of, invented
 
 from dynx.runtime.costs import CostCurve
-from dynx.speculation.confidence import Reliability
+from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.policy import LONGEST_DRAFT, REGRET, Costs, Dynamic, Plain, Prospect, Round, Static
-from dynx.speculation.replay import Guess, Outcome, Recording, simulate
+from dynx.speculation.simulate import Guess, Outcome, Recording, simulate
 
 if TYPE_CHECKING:
-    from dynx.speculation.events import Origin
+    from dynx.speculation.types import Origin
 
 
 def constant(acceptance: float, tokens: int, seed: int = 0, origin: Origin = "draft") -> Recording:

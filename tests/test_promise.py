@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dynx.errors import UsageError
-from dynx.runtime import promise
-from dynx.runtime.promise import (
+from dynx.runtime import certify as certification
+from dynx.runtime.binomial import binomial_tail
+from dynx.runtime.certify import (
     Certificate,
     Costs,
     Rules,
@@ -25,7 +26,6 @@ from dynx.runtime.promise import (
     simulate,
     split,
 )
-from dynx.runtime.risk import binomial_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,7 +108,7 @@ def test_a_sequence_that_returns_the_failed_rule_is_caught(repeats: list, monkey
 
     coarse = [(Rules(r.thresholds[::5], r.family, r.kept, r.words), s, agree) for r, s, agree in repeats]
     false, _ = violations(coarse)
-    monkeypatch.setattr(promise, "fixed_sequence", off_by_one)
+    monkeypatch.setattr(certification, "fixed_sequence", off_by_one)
     mutant, _ = violations(coarse)
 
     assert stats.binom.sf(false - 1, len(coarse), DELTA) > 0.01
@@ -130,8 +130,8 @@ def test_the_edge_of_the_test_is_exact(n: int, bad: int, monkeypatch: pytest.Mon
     below = n - 1 if n < 2000 else min(m for m in range(1900, 2001) if binomial_tail(m, bad, EPS) <= DELTA) - 1
     assert not certify(*edge(below, bad), COSTS, EPS, DELTA).active
 
-    monkeypatch.setattr(promise, "binomial_tail", lambda n, k, p: binomial_tail(n + 1, k, p))
-    monkeypatch.setattr(promise, "smallest_sample", lambda *_: 1)
+    monkeypatch.setattr(certification, "binomial_tail", lambda n, k, p: binomial_tail(n + 1, k, p))
+    monkeypatch.setattr(certification, "smallest_sample", lambda *_: 1)
     assert certify(*edge(below, bad), COSTS, EPS, DELTA).active
 
 
@@ -219,9 +219,9 @@ def test_exits_that_never_pay_are_dropped() -> None:
 
 def test_what_an_exit_saves_sets_its_threshold() -> None:
     """In the family by cost an exit that saves less asks for more, in proportion: (1 - t) / saved is one number."""
-    grid = promise._grid("cost", np.ones(K, bool), world(400, 5)[0], COSTS, 20)
+    grid = certification._grid("cost", np.ones(K, bool), world(400, 5)[0], COSTS, 20)
     mu = (1 - grid) / (1 - np.array(COSTS.reach))
-    free = grid > promise.LEAST
+    free = grid > certification.LEAST
     assert all(np.allclose(row[ok], row[ok][0]) for row, ok in zip(mu, free, strict=True) if ok.any())
 
 

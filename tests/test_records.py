@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dynx.cli.answers import SCHEMA, Document, Format, JsonLines, Table, escape, resume, unescape
 from dynx.cli.records import LONGEST, ROOM, Layout, Record, Records, layout, pieces, read_records, windows
-from dynx.early_exit.events import Prediction
+from dynx.early_exit.types import Prediction
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

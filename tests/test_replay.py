@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynx.runtime.costs import CostCurve
-from dynx.speculation.confidence import Reliability
+from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.policy import Costs, Dynamic, Plain, Static
-from dynx.speculation.replay import Guess, Recording, ReplayError, dump, load, oracle, simulate, speedup
+from dynx.speculation.simulate import Guess, Recording, ReplayError, dump, load, oracle, simulate, speedup
 
 
 def costs_of(draft: float = 0.1, slope: float = 0.05) -> Costs:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dynx.errors import UsageError
-from dynx.runtime import risk
+from dynx.runtime import binomial
 
 
 @pytest.mark.parametrize("n", [1, 7, 50, 149, 500, 5000, 200_000])
@@ -21,7 +21,7 @@ def test_the_binomial_tail_is_exact(n: int, p: float) -> None:
     """Around the mean and out in the tails the sum equals SciPy's to 1e-9 of itself."""
     for k in sorted({0, 1, n // 3, n // 2, n - 1, n, int(n * p), *(int(n * p * f) for f in (0.5, 0.8, 0.95))}):
         expected = stats.binom.cdf(k, n, p)
-        assert risk.binomial_tail(n, k, p) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+        assert binomial.binomial_tail(n, k, p) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
 @settings(max_examples=150, deadline=None)
@@ -33,16 +33,16 @@ def test_the_binomial_tail_sums_the_terms(data: st.DataObject) -> None:
     p = data.draw(st.floats(0.001, 0.999))
     plain = math.fsum(math.comb(n, j) * p**j * (1 - p) ** (n - j) for j in range(k + 1))
 
-    assert risk.binomial_tail(n, k, p) == pytest.approx(plain, rel=1e-11)
+    assert binomial.binomial_tail(n, k, p) == pytest.approx(plain, rel=1e-11)
 
 
 def test_certain_and_impossible_rates() -> None:
     """Rates of 0 and 1 and counts of none and all have their plain answers."""
-    assert risk.binomial_tail(5, 0, 0.0) == 1
-    assert risk.binomial_tail(5, 4, 1.0) == 0
-    assert risk.binomial_tail(5, 5, 1.0) == 1
-    assert risk.binomial_tail(5, -1, 0.5) == 0
-    assert risk.binomial_tail(0, 0, 0.5) == 1
+    assert binomial.binomial_tail(5, 0, 0.0) == 1
+    assert binomial.binomial_tail(5, 4, 1.0) == 0
+    assert binomial.binomial_tail(5, 5, 1.0) == 1
+    assert binomial.binomial_tail(5, -1, 0.5) == 0
+    assert binomial.binomial_tail(0, 0, 0.5) == 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -53,10 +53,10 @@ def test_clopper_and_pearson(n: int, share: float, delta: float) -> None:
     upper = stats.beta.ppf(1 - delta, k + 1, n - k) if k < n else 1.0
     lower = stats.beta.ppf(delta, k, n - k + 1) if k else 0.0
 
-    assert risk.upper_bound(n, k, delta) == pytest.approx(upper, abs=1e-10)
-    assert risk.lower_bound(n, k, delta) == pytest.approx(lower, abs=1e-10)
-    assert risk.two_sided(n, k, delta)[1] == pytest.approx(risk.upper_bound(n, k, delta / 2))
-    assert risk.two_sided(n, k, delta)[0] <= k / n <= risk.two_sided(n, k, delta)[1]
+    assert binomial.upper_bound(n, k, delta) == pytest.approx(upper, abs=1e-10)
+    assert binomial.lower_bound(n, k, delta) == pytest.approx(lower, abs=1e-10)
+    assert binomial.two_sided(n, k, delta)[1] == pytest.approx(binomial.upper_bound(n, k, delta / 2))
+    assert binomial.two_sided(n, k, delta)[0] <= k / n <= binomial.two_sided(n, k, delta)[1]
 
 
 TABLE = [
@@ -71,54 +71,54 @@ TABLE = [
 @pytest.mark.parametrize(("eps", "fewest", "allowed"), TABLE)
 def test_the_table_of_sample_sizes(eps: float, fewest: tuple[int, ...], allowed: tuple[int | None, ...]) -> None:
     """At 95 % confidence the fewest inputs and the most failures are those of the published plan."""
-    assert tuple(risk.smallest_sample(eps, 0.05, k) for k in (0, 1, 5)) == fewest
-    assert tuple(risk.most_failures(n, eps, 0.05) for n in (500, 1000, 2000, 5000)) == allowed
-    assert risk.smallest_sample(eps, 0.05) == math.ceil(math.log(0.05) / math.log1p(-eps))
+    assert tuple(binomial.smallest_sample(eps, 0.05, k) for k in (0, 1, 5)) == fewest
+    assert tuple(binomial.most_failures(n, eps, 0.05) for n in (500, 1000, 2000, 5000)) == allowed
+    assert binomial.smallest_sample(eps, 0.05) == math.ceil(math.log(0.05) / math.log1p(-eps))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2000), st.floats(0.003, 0.5), st.floats(0.001, 0.5))
 def test_allowed_failures_sit_on_the_edge(n: int, eps: float, delta: float) -> None:
     """The most allowed failures pass the test and one more doesn't; so do sample sizes. A test of n+1 would pass too early."""
-    k = risk.most_failures(n, eps, delta)
+    k = binomial.most_failures(n, eps, delta)
     if k is None:
-        assert risk.binomial_tail(n, 0, eps) > delta
+        assert binomial.binomial_tail(n, 0, eps) > delta
         return
-    assert risk.binomial_tail(n, k, eps) <= delta < risk.binomial_tail(n, k + 1, eps)
-    fewest = risk.smallest_sample(eps, delta, k)
+    assert binomial.binomial_tail(n, k, eps) <= delta < binomial.binomial_tail(n, k + 1, eps)
+    fewest = binomial.smallest_sample(eps, delta, k)
     assert fewest <= n
-    assert risk.binomial_tail(fewest, k, eps) <= delta < risk.binomial_tail(fewest - 1, k, eps)
+    assert binomial.binomial_tail(fewest, k, eps) <= delta < binomial.binomial_tail(fewest - 1, k, eps)
 
 
 def test_the_guarantee_by_enumeration() -> None:
     """Whatever the true rate above eps, allowed counts occur with probability at most delta; the sum is over every count."""
     for n, eps, delta in itertools.product((60, 149, 700), (0.01, 0.02, 0.1), (0.01, 0.05, 0.2)):
-        allowed = risk.most_failures(n, eps, delta)
+        allowed = binomial.most_failures(n, eps, delta)
         for rate in np.linspace(eps, 3 * eps, 7):
             assert stats.binom.cdf(-1 if allowed is None else allowed, n, rate) <= delta * (1 + 1e-12)
 
 
 def test_fixed_sequence_keeps_the_last_that_passed() -> None:
     """It stops at the first failure, ignores what would pass after it, and never returns the failed one."""
-    assert risk.fixed_sequence([0.01, 0.04, 0.06, 0.01], 0.05) == 1
-    assert risk.fixed_sequence([0.06, 0.0], 0.05) is None
-    assert risk.fixed_sequence([0.05], 0.05) == 0
-    assert risk.fixed_sequence([], 0.05) is None
-    assert risk.fixed_sequence([0.01, math.nan, 0.01], 0.05) == 0
+    assert binomial.fixed_sequence([0.01, 0.04, 0.06, 0.01], 0.05) == 1
+    assert binomial.fixed_sequence([0.06, 0.0], 0.05) is None
+    assert binomial.fixed_sequence([0.05], 0.05) == 0
+    assert binomial.fixed_sequence([], 0.05) is None
+    assert binomial.fixed_sequence([0.01, math.nan, 0.01], 0.05) == 0
 
     def lazily() -> object:
         yield 0.01
         yield 0.9
         raise AssertionError("read past the failure")
 
-    assert risk.fixed_sequence(lazily(), 0.05) == 0
+    assert binomial.fixed_sequence(lazily(), 0.05) == 0
 
 
 def test_dividing_delta() -> None:
     """Candidates share delta evenly."""
-    assert risk.divide(0.05, 30) == pytest.approx(0.05 / 30)
+    assert binomial.divide(0.05, 30) == pytest.approx(0.05 / 30)
     with pytest.raises(UsageError):
-        risk.divide(0.05, 0)
+        binomial.divide(0.05, 0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -130,14 +130,16 @@ def test_the_hypergeometric_tail_is_exact(data: st.DataObject) -> None:
     k = data.draw(st.integers(-1, drawn))
     ways = sum(math.comb(bad, j) * math.comb(total - bad, drawn - j) for j in range(min(k, bad) + 1))
 
-    assert risk.hypergeometric_tail(total, bad, drawn, k) == pytest.approx(ways / math.comb(total, drawn), rel=1e-10)
+    assert binomial.hypergeometric_tail(total, bad, drawn, k) == pytest.approx(
+        ways / math.comb(total, drawn), rel=1e-10
+    )
 
 
 def test_the_hypergeometric_tail_of_a_large_job() -> None:
     """A million rows lose no accuracy."""
     for bad, k in ((20_000, 350), (20_000, 400), (300, 5), (5000, 70)):
         expected = stats.hypergeom.cdf(k, 1_000_000, bad, 20_000)
-        assert risk.hypergeometric_tail(1_000_000, bad, 20_000, k) == pytest.approx(expected, rel=1e-7)
+        assert binomial.hypergeometric_tail(1_000_000, bad, 20_000, k) == pytest.approx(expected, rel=1e-7)
 
 
 @settings(max_examples=100, deadline=None)
@@ -153,40 +155,43 @@ def test_the_bound_on_the_rest_is_the_largest_compatible(data: st.DataObject) ->
     surely = max(bad for bad, tail in tails.items() if tail > delta * (1 + 1e-9))
     perhaps = max(bad for bad, tail in tails.items() if tail > delta * (1 - 1e-9))  # a tail of just δ: rounding decides
 
-    assert surely <= risk.most_failures_in_total(total, drawn, k, delta) <= perhaps
-    assert risk.most_failures_in_rest(total, drawn, k, delta) == risk.most_failures_in_total(total, drawn, k, delta) - k
+    assert surely <= binomial.most_failures_in_total(total, drawn, k, delta) <= perhaps
+    assert (
+        binomial.most_failures_in_rest(total, drawn, k, delta)
+        == binomial.most_failures_in_total(total, drawn, k, delta) - k
+    )
 
 
 def test_the_rest_of_a_job_that_was_seen_whole() -> None:
     """With everything drawn nothing is left to fail; with nothing drawn everything may."""
-    assert risk.most_failures_in_rest(100, 100, 7, 0.05) == 0
-    assert risk.most_failures_in_rest(100, 0, 0, 0.05) == 100
+    assert binomial.most_failures_in_rest(100, 100, 7, 0.05) == 0
+    assert binomial.most_failures_in_rest(100, 0, 0, 0.05) == 100
 
 
 def test_words() -> None:
     """The sentence names the floor, the sample and what it allows."""
-    assert risk.supports(300, 0.02, 0.05) == "149 inputs are the fewest for 2 % at 95 %; 300 allow 1 disagreement."
-    assert risk.supports(149, 0.02, 0.05).endswith("149 allow no disagreements.")
-    assert risk.supports(100, 0.02, 0.05).endswith("100 are too few.")
-    assert risk.supports(2000, 0.005, 0.1).startswith("460 inputs are the fewest for 0.5 % at 90 %")
+    assert binomial.supports(300, 0.02, 0.05) == "149 inputs are the fewest for 2 % at 95 %; 300 allow 1 disagreement."
+    assert binomial.supports(149, 0.02, 0.05).endswith("149 allow no disagreements.")
+    assert binomial.supports(100, 0.02, 0.05).endswith("100 are too few.")
+    assert binomial.supports(2000, 0.005, 0.1).startswith("460 inputs are the fewest for 0.5 % at 90 %")
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: risk.binomial_tail(5, 6, 0.1),
-        lambda: risk.binomial_tail(-1, 0, 0.1),
-        lambda: risk.binomial_tail(5, 1, 1.1),
-        lambda: risk.binomial_tail(5, 1, math.nan),
-        lambda: risk.upper_bound(5, -1, 0.05),
-        lambda: risk.upper_bound(5, 1, 0.0),
-        lambda: risk.lower_bound(5, 0, 1.5),
-        lambda: risk.most_failures(5, 0.0, 0.05),
-        lambda: risk.most_failures(5, 0.02, 1.0),
-        lambda: risk.smallest_sample(0.02, 0.05, -1),
-        lambda: risk.fixed_sequence([0.1], 0.0),
-        lambda: risk.hypergeometric_tail(10, 11, 5, 1),
-        lambda: risk.most_failures_in_total(10, 11, 1, 0.05),
+        lambda: binomial.binomial_tail(5, 6, 0.1),
+        lambda: binomial.binomial_tail(-1, 0, 0.1),
+        lambda: binomial.binomial_tail(5, 1, 1.1),
+        lambda: binomial.binomial_tail(5, 1, math.nan),
+        lambda: binomial.upper_bound(5, -1, 0.05),
+        lambda: binomial.upper_bound(5, 1, 0.0),
+        lambda: binomial.lower_bound(5, 0, 1.5),
+        lambda: binomial.most_failures(5, 0.0, 0.05),
+        lambda: binomial.most_failures(5, 0.02, 1.0),
+        lambda: binomial.smallest_sample(0.02, 0.05, -1),
+        lambda: binomial.fixed_sequence([0.1], 0.0),
+        lambda: binomial.hypergeometric_tail(10, 11, 5, 1),
+        lambda: binomial.most_failures_in_total(10, 11, 1, 0.05),
     ],
 )
 def test_nonsense_is_refused(call: object) -> None:
@@ -198,7 +203,7 @@ def test_nonsense_is_refused(call: object) -> None:
 def test_counts_are_whole_numbers() -> None:
     """A mean times n is no count: floats are refused, NumPy's integers are fine."""
     with pytest.raises(TypeError):
-        risk.binomial_tail(100, 2.0, 0.02)
+        binomial.binomial_tail(100, 2.0, 0.02)
     with pytest.raises(TypeError):
-        risk.most_failures(1e3, 0.02, 0.05)
-    assert risk.binomial_tail(np.int64(100), np.int32(2), 0.02) == risk.binomial_tail(100, 2, 0.02)
+        binomial.most_failures(1e3, 0.02, 0.05)
+    assert binomial.binomial_tail(np.int64(100), np.int32(2), 0.02) == binomial.binomial_tail(100, 2, 0.02)

@@ -21,9 +21,9 @@ from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import engine as engine_module
 from dynx.speculation.acceptance import excess, keep_block
 from dynx.speculation.engine import Drafters, Engine, Run
-from dynx.speculation.events import Request, Sampling
 from dynx.speculation.policy import Plain, Policy, Static
 from dynx.speculation.sampling import PositionNoise, Warp
+from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,9 +14,9 @@ import pytest
 from filelock import FileLock
 
 from dynx.errors import UsageError
-from dynx.runtime import store as store_module
+from dynx.runtime import profile_store as store_module
 from dynx.runtime.profile import Profile, ProfileError, ProfileFault, ProfileKey
-from dynx.runtime.store import ProfileStore, StoreError, cache_folder, profiles_folder
+from dynx.runtime.profile_store import ProfileStore, StoreError, cache_folder, profiles_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +112,7 @@ def test_lookup_loads_nothing_heavy(shelf: Shelf) -> None:
 import sys
 from pathlib import Path
 from dynx.runtime.profile import ProfileKey
-from dynx.runtime.store import ProfileStore
+from dynx.runtime.profile_store import ProfileStore
 store = ProfileStore(Path({str(shelf.folder)!r}), print)
 assert [found.key.id for found in store.list()] == ["{KEY.id}"]
 store.find(store.get("story").key), store.near(ProfileKey("", "", None, "", ""))
@@ -332,7 +332,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.store import ProfileStore
+from dynx.runtime.profile_store import ProfileStore
 folder, start = sys.argv[1:]
 key = ProfileKey("generate", "0123456789abcdef", None, "this-device", "float32")
 store = ProfileStore(Path(folder), sys.exit)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dynx.speculation.text import StopScanner, StreamDecoder
+from dynx.speculation.detokenizer import StopScanner, StreamDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

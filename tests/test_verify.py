@@ -47,7 +47,7 @@ def test_what_was_written_is_confirmed(cli: Cli, tiny_folder: Path, way: str) ->
 @pytest.mark.parametrize("way", ["greedy", "seed"])
 def test_a_forged_token_is_found(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """One token exchanged after the fact: its position, the plain model's choice and the margin are told, with exit code 3."""
-    from dynx.speculation import verify as module
+    from dynx.speculation import equivalence as module
 
     honest = module.verify
     taken: list[int] = []
@@ -72,7 +72,7 @@ def test_a_forged_token_is_found(cli: Cli, tiny_folder: Path, monkeypatch: pytes
 
 def test_an_unlikely_sample_is_told(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text said to be sampled by chance that this model would hardly sample fails."""
-    from dynx.speculation import verify as module
+    from dynx.speculation import equivalence as module
 
     honest = module.verify
     monkeypatch.setattr(module, "verify", lambda target, request, tokens: honest(target, request, [7] * len(tokens)))
@@ -83,7 +83,7 @@ def test_an_unlikely_sample_is_told(cli: Cli, tiny_folder: Path, monkeypatch: py
 
 def test_ties_are_no_broken_promise() -> None:
     """A difference smaller than what rounding does is told as a tie; a larger one, or an impossible token, isn't."""
-    from dynx.speculation.verify import Difference, Verification
+    from dynx.speculation.equivalence import Difference, Verification
 
     first = Difference(3, 1, 2, 0.001, 0.002)
     found = Verification(9, "greedy", 1, first, 0.0, -1.0, None)

@@ -71,11 +71,11 @@ def test_a_picture_like_its_own_run(draw: Cli, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_picture_unlike_its_own_run(draw: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the quality asked for it is exit code 3, and the picture is kept to be looked at."""
-    from dynx.diffusion import quality
+    from dynx.diffusion import similarity
 
-    def unlike(*_: Any) -> quality.Likeness:
-        fields = dict.fromkeys(quality.Likeness.__dataclass_fields__, 0.1)
-        return quality.Likeness(**fields)
+    def unlike(*_: Any) -> similarity.Likeness:
+        fields = dict.fromkeys(similarity.Likeness.__dataclass_fields__, 0.1)
+        return similarity.Likeness(**fields)
 
     monkeypatch.setattr("dynx.cli.draw.likeness", unlike)
     result = draw("--verify", "--quality", 0.9)

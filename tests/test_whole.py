@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from dynx.early_exit.whole import Whole
+from dynx.early_exit.attach.full_depth import Whole
 
 PAD, END = 1, 2
 IDS = torch.tensor([[5, 6, 7, END, PAD, PAD], [8, 9, 10, 11, 12, END], [4, END, PAD, PAD, PAD, PAD]])

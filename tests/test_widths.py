@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.runtime.backends.widths import CHANGE, EXACTNESS, GAIN, WIDEST, Width, cheapest
+from dynx.runtime.backends.padding import CHANGE, EXACTNESS, GAIN, WIDEST, Width, cheapest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

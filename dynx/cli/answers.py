@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dynx.cli.records import Record
-    from dynx.early_exit.events import Prediction
+    from dynx.early_exit.types import Prediction
 
 SCHEMA = "dynx.classify/1"
 

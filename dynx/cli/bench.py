@@ -15,9 +15,9 @@ from dynx.runtime.utf8 import decode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dynx.bench.gate import Gate
-    from dynx.bench.harness import JSON, Arm, Measurements
+    from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
+    from dynx.bench.runner import JSON, Arm, Measurements
     from dynx.cli.bench_arms import Process
     from dynx.cli.options import Backend, Color, Dtype, Quantize
 
@@ -211,7 +211,7 @@ def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
 def finish(results: list[BenchResult], errors: list[DynxError], options: Options, terminal: Terminal) -> None:
     """Write what was asked for, and end as the worst of the results asks. Raises GateFailed, Undecided, or the first error."""
     from dynx.bench import exports, report
-    from dynx.bench.gate import Verdict, overall
+    from dynx.bench.gates import Verdict, overall
 
     if options.json and results:
         terminal.write(report.to_json(results))
@@ -262,7 +262,7 @@ def check(options: Options) -> None:
     """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
     from dynx.bench import PEERS, exports
     from dynx.bench.baseline import parse_tolerance
-    from dynx.bench.gate import min_quality, min_speedup
+    from dynx.bench.gates import min_quality, min_speedup
     from dynx.cli import bench_arms
 
     for spec in options.export or []:

@@ -13,7 +13,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.bench.harness import Arm, Outcome
+    from dynx.bench.runner import Arm, Outcome
     from dynx.cli.bench import Options
 
 Kind: TypeAlias = Literal["options", "peer", "command"]
@@ -146,7 +146,7 @@ def common_words(options: Options) -> list[str]:
 def process_arms(process: Process, variations: Sequence[Variation], timeout: float | None) -> list[Arm[Any]]:
     """The programs among the arms, with dynx's own two as whole processes to be compared with; none without programs."""
     from dynx.bench.external import Command
-    from dynx.bench.harness import Arm
+    from dynx.bench.runner import Arm
 
     programs = [(one.name, one.words) for one in variations if one.kind == "command"]
     if not programs:

@@ -16,13 +16,13 @@ from dynx.errors import DynxError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.bench.classification import Quality
-    from dynx.bench.gate import Gate
-    from dynx.bench.harness import Arm, Group, Measurements
+    from dynx.bench.arms.classification import Quality
+    from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
+    from dynx.bench.runner import Arm, Group, Measurements
     from dynx.cli.bench import Options
     from dynx.cli.console import Terminal
-    from dynx.early_exit.collect import Inputs
+    from dynx.early_exit.features import Inputs
     from dynx.early_exit.setup import Assembly
 
 TASK, ARE, IS_ONE = "classify", "classifiers", "is a classifier"
@@ -49,7 +49,7 @@ class Settings:
 
 def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms and the inputs in cases, and how a result is made of what they did."""
-    from dynx.bench import classification
+    from dynx.bench.arms import classification
     from dynx.bench.report import summarize
 
     own = settings(options, Settings)
@@ -99,7 +99,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
 def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Assembly, Inputs]:
     """The model, and what --data has for it; a shipped model has inputs of its own. Raises UsageError without any."""
     from dynx.bench.sentences import sentences
-    from dynx.early_exit.collect import Inputs
+    from dynx.early_exit.features import Inputs
     from dynx.early_exit.setup import make_plan
 
     plan = make_plan(wish_of(wished(options, own)), warn=terminal.warn)
@@ -128,7 +128,7 @@ def further_arms(
     options: Options, assembly: Assembly, default: Assembly, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
     """What --arm asks for, of those that run in this process; `default` is the model as the peers run it."""
-    from dynx.bench.classification import own_arms, peer_arms
+    from dynx.bench.arms.classification import own_arms, peer_arms
     from dynx.early_exit.setup import make_plan
 
     arms: list[Arm[Any]] = []
@@ -150,7 +150,7 @@ def further_arms(
 
 def process_of(options: Options, own: Settings) -> bench_arms.Process:
     """How `dynx classify` does the same in a process of its own."""
-    from dynx.bench.harness import Outcome
+    from dynx.bench.runner import Outcome
 
     words = ["classify", "-m", options.model, "--batch-size", own.batch_size, "--confidence", own.confidence]
     words += ["--max-disagreement", own.max_disagreement]
@@ -193,7 +193,7 @@ def choose(
 
     At random, because files are sorted more often than not. Raises UsageError where none of them can be read.
     """
-    from dynx.bench.classification import readable
+    from dynx.bench.arms.classification import readable
 
     chosen = list(range(len(inputs.items)))
     if len(chosen) > most:
@@ -226,7 +226,7 @@ def header(assembly: Assembly, items: Sequence[Any], cut: int) -> dict[str, Any]
 
 def notes(assembly: Assembly, inputs: Inputs, quality: Mapping[str, Quality], *, made_up: bool = False) -> list[str]:
     """What is to be said of the labels, and of what the comparison is worth."""
-    from dynx.bench.classification import sentences
+    from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
 
     out = list(sentences(quality, assembly.attachment.depth))
@@ -242,7 +242,7 @@ def notes(assembly: Assembly, inputs: Inputs, quality: Mapping[str, Quality], *,
 
 def gates(result: BenchResult, quality: Mapping[str, Quality], options: Options) -> list[Gate]:
     """What the command line asks for. Speed is judged against the faster of bucketed and plain, not a straw man."""
-    from dynx.bench.gate import max_disagreement, min_speedup, require_identical
+    from dynx.bench.gates import max_disagreement, min_speedup, require_identical
 
     arm = result.arm("dynamic")
     failure = arm.failure.message if arm.failure else None

@@ -18,10 +18,10 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.bench.drawing import Gallery, Pair, Quality
-    from dynx.bench.gate import Gate
-    from dynx.bench.harness import Arm, Group, Measurements
+    from dynx.bench.arms.drawing import Gallery, Pair, Quality
+    from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
+    from dynx.bench.runner import Arm, Group, Measurements
     from dynx.cli.bench import Options
     from dynx.cli.console import Terminal
     from dynx.diffusion.setup import Assembly, Plan
@@ -48,9 +48,10 @@ class Settings:
 
 def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms, the prompts and seeds, and how a result is made of the pictures."""
-    from dynx.bench import drawing, report
-    from dynx.diffusion.drawing import Artist
-    from dynx.diffusion.semantics import tower_of
+    from dynx.bench import report
+    from dynx.bench.arms import drawing
+    from dynx.diffusion.clip_similarity import tower_of
+    from dynx.diffusion.generator import Artist
 
     own = settings(options, Settings)
     steps = drawing.parse_steps(own.static)
@@ -92,8 +93,8 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
 
 def further_arms(options: Options, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:
     """What --arm asks for."""
-    from dynx.bench import drawing
-    from dynx.diffusion.drawing import Artist
+    from dynx.bench.arms import drawing
+    from dynx.diffusion.generator import Artist
 
     arms: list[Arm[Any]] = []
     for one in bench_arms.parse_all(options.arms or []):
@@ -161,14 +162,14 @@ def prompts(assembly: Assembly, texts: Sequence[str] | None, count: int) -> list
 def unseen(assembly: Assembly, count: int) -> list[str]:
     """Prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
     from dynx.cli.calibrate_drawing import own_prompts
-    from dynx.diffusion import vocabulary
+    from dynx.diffusion import prompts
 
     pipe = assembly.engine.pipe
     tokenizer = next((t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None), None)
     if tokenizer is None:
         raise UsageError("the pipeline has no vocabulary to make prompts of", hint="--data FILE")
     learned = set(own_prompts(assembly))
-    made = vocabulary.prompts(tokenizer, 4 * count + len(learned), SEED)
+    made = prompts.prompts(tokenizer, 4 * count + len(learned), SEED)
     new = [text for text in dict.fromkeys(made) if text not in learned]
     return (new or made)[:count]
 
@@ -197,7 +198,7 @@ def header(assembly: Assembly, own: Settings, cases: Sequence[Pair]) -> dict[str
 
 def notes(assembly: Assembly, texts: Sequence[str] | None) -> list[str]:
     """What the comparison is worth."""
-    from dynx.bench.drawing import why_plain
+    from dynx.bench.arms.drawing import why_plain
     from dynx.runtime.hashing import text_hash
 
     out = []
@@ -217,7 +218,7 @@ def notes(assembly: Assembly, texts: Sequence[str] | None) -> list[str]:
 
 def gates(result: BenchResult, quality: Mapping[str, Quality], options: Options) -> list[Gate]:
     """What the command line asks for: speed against plain, bit for bit, and so like plain's for nearly all pictures."""
-    from dynx.bench.gate import min_quality, min_speedup, require_identical
+    from dynx.bench.gates import min_quality, min_speedup, require_identical
 
     arm = result.arm("dynamic")
     failure = arm.failure.message if arm.failure else None

@@ -14,10 +14,10 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dynx.bench.gate import Gate
-    from dynx.bench.generation import Task
-    from dynx.bench.harness import Arm, Group, Measurements, Outcome
+    from dynx.bench.arms.generation import Task
+    from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
+    from dynx.bench.runner import Arm, Group, Measurements, Outcome
     from dynx.cli.bench import Options
     from dynx.cli.console import Terminal
     from dynx.speculation.setup import Assembly
@@ -41,9 +41,9 @@ class Settings:
 
 def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms and the prompts they are run on, and how a result is made of what they did."""
-    from dynx.bench.generation import Task, own_arms, parse_lengths, peer_arms
+    from dynx.bench.arms.generation import Task, own_arms, parse_lengths, peer_arms
     from dynx.runtime.hashing import text_hash
-    from dynx.speculation.events import Sampling
+    from dynx.speculation.types import Sampling
 
     own = settings(options, Settings)
     lengths = parse_lengths(own.static)
@@ -104,7 +104,7 @@ def judged(
 ) -> BenchResult:
     """What was measured, condensed, with where answers first differ, and judged."""
     from dynx.bench import report
-    from dynx.bench.generation import by_position
+    from dynx.bench.arms.generation import by_position
     from dynx.bench.mismatch import first_mismatch
 
     facts: dict[str, dict[str, Any]] = by_position(measured)
@@ -141,7 +141,7 @@ def further_arms(
     terminal: Terminal,
 ) -> list[Arm[list[int]]]:
     """What --arm asks for, of those that run in this process."""
-    from dynx.bench.generation import own_arms, parse_lengths, peer_arms
+    from dynx.bench.arms.generation import own_arms, parse_lengths, peer_arms
 
     arms: list[Arm[list[int]]] = []
     for one in bench_arms.parse_all(options.arms or []):
@@ -184,7 +184,7 @@ def process_of(
     options: Options, own: Settings, assembly: Assembly, cases: Sequence[list[int]], texts: Sequence[str]
 ) -> bench_arms.Process:
     """How `dynx generate` does the same in a process of its own."""
-    from dynx.bench.harness import Outcome
+    from dynx.bench.runner import Outcome
 
     words = ["generate", "-m", options.model, "--draft", own.draft, "-n", own.max_new_tokens]
     words += ["--temperature", own.temperature, *(("--seed", 0) if own.temperature else ())]
@@ -211,7 +211,7 @@ def same_texts(measured: Measurements, arm: str, assembly: Assembly) -> float | 
 
 def gates(result: BenchResult, options: Options) -> list[Gate]:
     """What the command line asks for: dynamic against plain, and token for token."""
-    from dynx.bench.gate import min_speedup, require_identical
+    from dynx.bench.gates import min_speedup, require_identical
 
     try:
         arm = result.arm("dynamic")

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from dynx.bench.baseline import Baseline
     from dynx.bench.energy import Meter
-    from dynx.bench.gate import Gate
-    from dynx.bench.harness import JSON, Arm, Measurements, Play, Progress
+    from dynx.bench.gates import Gate
+    from dynx.bench.interim import Looks
     from dynx.bench.report import ArmResult, BenchResult, Comparison
-    from dynx.bench.sequential import Looks
+    from dynx.bench.runner import JSON, Arm, Measurements, Play, Progress
     from dynx.cli.bench import Options, Prepared
     from dynx.cli.console import Terminal
     from dynx.runtime.decision import Decision
@@ -51,7 +51,7 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
 
 def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
-    from dynx.bench import baseline, energy, harness
+    from dynx.bench import baseline, energy, runner
 
     meter = energy.find(str(prepared.header["device"]))
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
@@ -86,7 +86,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
         def progress(p: Progress) -> None:
             move(p.done, p.total, p.arm)
 
-        found = harness.measure(
+        found = runner.measure(
             arms,
             prepared.cases,
             rounds=looks.last,
@@ -105,7 +105,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
 
 def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
     """When to look, and the seconds there are: with a gate on speed and nothing said, until it is decided."""
-    from dynx.bench.sequential import Looks
+    from dynx.bench.interim import Looks
 
     if not options.gates_speed or options.runs is not None:
         return Looks.once(prepared.rounds), options.budget
@@ -169,7 +169,7 @@ def annotated(
         notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
     if len(looks.rounds) > 1:
         notes.append(f"{looks}; {_looked(measured)}")
-    harness: dict[str, JSON] = {
+    runner: dict[str, JSON] = {
         "overhead": None if measured.overhead is None else max(0.0, round(measured.overhead, 6)),
         "looks": measured.looks or 1,
         "looks_at_most": len(looks.rounds),
@@ -177,7 +177,7 @@ def annotated(
         "fresh_processes": fresh,
     }
     source = meter.value.source if meter.value is not None else None
-    header = {**result.header, "harness": harness, "energy": {"source": source, "reason": meter.reason}}
+    header = {**result.header, "harness": runner, "energy": {"source": source, "reason": meter.reason}}
     arms = tuple(_with_energy(arm) for arm in result.arms)
     processes = _processes(measured)
     notes += [f"{item.arm} {item.ratio.ratio:.2f}x of {item.basis} {item.ratio.interval}" for item in processes]

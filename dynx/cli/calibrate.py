@@ -117,7 +117,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 def store(profile: Profile, terminal: Terminal, arrays: Mapping[str, Any] | None = None) -> None:
     """Keep what was learned; where that can't be, say so and go on."""
-    from dynx.runtime.store import ProfileStore, StoreError, profiles_folder
+    from dynx.runtime.profile_store import ProfileStore, StoreError, profiles_folder
 
     try:
         path = ProfileStore(profiles_folder(), terminal.warn).save(profile, arrays)
@@ -148,7 +148,7 @@ def device_info(options: Options, terminal: Terminal) -> None:
 
 
 def _store(terminal: Terminal) -> Any:
-    from dynx.runtime.store import ProfileStore, profiles_folder
+    from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
     return ProfileStore(profiles_folder(), terminal.warn)
 

@@ -110,7 +110,7 @@ def plan_of(options: bench.Options, module: Any, terminal: Terminal) -> Any:
 
 def absent(plan: Any) -> str:
     """Why there is nothing to test: no profile at all, or one of other circumstances."""
-    from dynx.runtime.store import ProfileStore, profiles_folder
+    from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
     store = ProfileStore(profiles_folder(), lambda _: None)
     near = store.near(plan.key)
@@ -140,7 +140,7 @@ def refuse_learned(options: bench.Options, module: Any, plan: Any, profile: Prof
 
 def verdict(result: BenchResult, profile: Profile) -> str:
     """In a line."""
-    from dynx.bench.gate import Verdict, overall
+    from dynx.bench.gates import Verdict, overall
 
     said = {
         Verdict.PASS: "holds on these inputs",

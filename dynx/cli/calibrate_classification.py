@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dynx.cli.calibrate import Options
     from dynx.cli.console import Terminal
     from dynx.early_exit.calibrate import Findings
-    from dynx.early_exit.collect import Inputs
+    from dynx.early_exit.features import Inputs
     from dynx.early_exit.setup import Assembly, Plan
 
 WORST = 3
@@ -45,7 +45,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         dry_run(plan, inputs, budget, options, terminal)
         return
     from dynx.early_exit import calibrate as learning
-    from dynx.runtime.promise import deduplicate
+    from dynx.runtime.certify import deduplicate
 
     terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.wish.delta))
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, calibrating=True)
@@ -66,8 +66,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 def dry_run(plan: Plan, inputs: Inputs, budget: float, options: Options, terminal: Terminal) -> None:
     """What would be learned and what the data can show, without loading a model."""
-    from dynx.runtime.promise import deduplicate, split
-    from dynx.runtime.risk import most_failures, supports
+    from dynx.runtime.binomial import most_failures, supports
+    from dynx.runtime.certify import deduplicate, split
 
     count = len(deduplicate(inputs.names))
     certify = len(split(count, 0)[2])

@@ -61,8 +61,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
     terminal.clear_status()
     from dynx.diffusion import calibrate as learning
-    from dynx.diffusion.climb import Partial
-    from dynx.runtime.store import cache_folder
+    from dynx.diffusion.step_sweep import Partial
+    from dynx.runtime.profile_store import cache_folder
 
     prompts = texts or own_prompts(assembly)
     partial = Partial(cache_folder() / "partial" / f"{plan.key.id}.safetensors", learning.settings(assembly, prompts))
@@ -92,7 +92,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 def own_prompts(assembly: Assembly) -> list[str]:
     """Out of the pipeline's vocabulary; none where it takes no prompt."""
-    from dynx.diffusion.vocabulary import prompts
+    from dynx.diffusion.prompts import prompts
 
     pipe = assembly.engine.pipe
     tokenizer = next((t for name in ("tokenizer", "tokenizer_2") if (t := getattr(pipe, name, None)) is not None), None)

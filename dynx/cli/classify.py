@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from dynx.cli.options import Backend, Color, Dtype, Quantize
     from dynx.cli.records import Record, Records
     from dynx.early_exit.classifier import Classifier
-    from dynx.early_exit.events import Prediction, Receipt
     from dynx.early_exit.setup import Assembly, Plan, Wish
+    from dynx.early_exit.types import Prediction, Receipt
 
 SHOWN = 5
 """Inputs that went all the way which --explain names."""
@@ -263,7 +263,7 @@ class Job:
 
     def _certify(self, todo: Iterable[Record]) -> list[Record]:
         """Read everything, and let a sample of it decide. Returns what was read."""
-        from dynx.early_exit.job import certify
+        from dynx.early_exit.sample_certificate import certify
 
         everything = list(todo)
         good = [record for record in everything if record.error is None]
@@ -274,7 +274,7 @@ class Job:
         return everything
 
     def _predict(self, window: Sequence[Record]) -> list[Prediction]:
-        from dynx.early_exit.events import Prediction
+        from dynx.early_exit.types import Prediction
 
         good = [record for record in window if record.error is None]
         answers = iter(self.classifier.window([item_of(record) for record in good]))

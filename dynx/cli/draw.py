@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from dynx.cli.draw_orders import Batch, Item
     from dynx.cli.draw_report import Drawn
     from dynx.cli.options import Backend, Color, Dtype, Show
-    from dynx.diffusion.drawing import Artist
-    from dynx.diffusion.events import Picture, Step
-    from dynx.diffusion.quality import Likeness
+    from dynx.diffusion.generator import Artist
     from dynx.diffusion.setup import Assembly, Plan, Wish
+    from dynx.diffusion.similarity import Likeness
+    from dynx.diffusion.types import Picture, Step
 
 LABEL = 30
 
@@ -236,7 +236,7 @@ class Studio:
 
     def work(self, batch: Batch, assembly: Assembly) -> None:
         """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
-        from dynx.diffusion.drawing import Artist
+        from dynx.diffusion.generator import Artist
 
         artist = Artist(assembly)
         self._overlong(artist, batch.asked.negative, "the negative prompt")
@@ -358,7 +358,7 @@ class Studio:
 
 def likeness(artist: Artist, picture: Picture) -> Likeness:
     """How like a picture is to the pipeline's own run of its prompt and seed, which is drawn for this."""
-    from dynx.diffusion.quality import compare
+    from dynx.diffusion.similarity import compare
 
     request = replace(artist.request(picture.prompt, picture.seed), steps=None)
     return compare(picture.bytes8(), artist.assembly.engine.reference.draw(request)[0].bytes8())

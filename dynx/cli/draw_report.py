@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.cli.drafts import Asked
-    from dynx.diffusion.drawing import Artist
-    from dynx.diffusion.events import Picture, Step
-    from dynx.diffusion.quality import Likeness
+    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.similarity import Likeness
+    from dynx.diffusion.types import Picture, Step
 
 SCHEMA = "dynx.draw/1"
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from dynx.cli.options import Backend, Color, Dtype, Quantize
     from dynx.speculation.engine import Run
-    from dynx.speculation.events import Origin, Request, Token
+    from dynx.speculation.equivalence import Verification
     from dynx.speculation.setup import Assembly, Wish
-    from dynx.speculation.verify import Verification
+    from dynx.speculation.types import Origin, Request, Token
 
 SCHEMA = "dynx.generate/1"
 
@@ -216,7 +216,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
 
 def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
     """Token ids and settings for the engine. Raises UsageError for a chat without template."""
-    from dynx.speculation.events import Request, Sampling
+    from dynx.speculation.types import Request, Sampling
 
     tokenizer = assembly.tokenizer
     stop = tuple(typed(text, "--stop") for text in options.stop or ())

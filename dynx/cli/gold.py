@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dynx.cli.records import lines
 from dynx.errors import UsageError
-from dynx.runtime.risk import two_sided
+from dynx.runtime.binomial import two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ from dynx.cli.records import IMAGE_SUFFIXES, Records, layout
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from dynx.early_exit.collect import Inputs
+    from dynx.early_exit.features import Inputs
 
 
 def read_inputs(
@@ -22,7 +22,7 @@ def read_inputs(
 
     Raises UsageError where it can't be read or holds none. Rows that are no input are left out.
     """
-    from dynx.early_exit.collect import Inputs
+    from dynx.early_exit.features import Inputs
 
     if kind == "image" and path != "-" and Path(path).is_dir():
         files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dynx.cli.arrivals import Arrivals
     from dynx.cli.console import Terminal
     from dynx.cli.generate import Options, Printer
-    from dynx.speculation.batch import Batch, Row
-    from dynx.speculation.batch_choice import Choice
+    from dynx.speculation.batch_size import Choice
+    from dynx.speculation.batching import Batch, Row
     from dynx.speculation.setup import Assembly
 
 AHEAD = 64
@@ -94,7 +94,7 @@ class Lines:
             self._read()
 
     def _choose(self, waiting: int) -> Choice:
-        from dynx.speculation.batch_choice import choose
+        from dynx.speculation.batch_size import choose
 
         if self._choice is None or waiting > self._choice.until:
             self._choice = choose(
@@ -117,7 +117,7 @@ class Lines:
 
     def _together(self, choice: Choice) -> None:
         """Answer what waits and what joins it, until nothing does."""
-        from dynx.speculation.batch import Batch
+        from dynx.speculation.batching import Batch
 
         if self._batch is None:
             engine = choice.engine or self._assembly.engine

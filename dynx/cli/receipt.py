@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.speculation.events import Receipt, Recheck
+    from dynx.speculation.types import Receipt, Recheck
 
 SHADES: dict[str, str] = {
     "target": "",

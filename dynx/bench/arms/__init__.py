@@ -1,0 +1,1 @@
+"""What a benchmark compares, for each task: plain, static and dynamic."""

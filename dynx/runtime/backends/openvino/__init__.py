@@ -1,0 +1,1 @@
+"""OpenVINO: decoders and blocks converted from PyTorch, and their weights compressed."""
