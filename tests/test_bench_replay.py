@@ -7,11 +7,10 @@ import math
 import random
 from typing import TYPE_CHECKING, Any
 
-import keys
-import pipelines
 import pytest
-from commands import spawn
-from exits import EPS, LESSONS, keep
+from support import keys, pipelines
+from support.commands import spawn
+from support.exits import EPS, LESSONS, keep
 
 from dynx import schemas
 from dynx.bench import replay
@@ -23,13 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from commands import Result
+    from support.commands import Result
 
     from dynx.early_exit.calibrate import Findings
 
     Cli = Callable[..., Result]
-
-pytest_plugins = ("cli_fixtures", "exit_fixtures")
 
 
 def curve(**seconds: float) -> dict[str, Any]:

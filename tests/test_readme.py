@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pipelines
 import pytest
 import torch
 import typer
-from classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
-from commands import ROOT, train_tokenizer
-from models import tiny
 from PIL import Image
+from support import pipelines
+from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
+from support.commands import ROOT, train_tokenizer
+from support.models import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dynx.cli.app import app
@@ -139,7 +139,7 @@ def dynx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("server")
     address, script = folder / "socket", folder / "bin" / "dynx"
     script.parent.mkdir()
-    words = f'exec "{sys.executable}" -S -E "{HERE / "forkserver.py"}" "{address}" dynx "$@"'
+    words = f'exec "{sys.executable}" -S -E "{HERE / "support" / "forkserver.py"}" "{address}" dynx "$@"'
     script.write_text(f"#!/bin/sh\n{words}\n")
     script.chmod(0o755)
     home = folder / "home"
@@ -153,7 +153,7 @@ def dynx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "TERM": "xterm",
         "LC_ALL": "C.UTF-8",
     }
-    server = subprocess.Popen([sys.executable, str(HERE / "forkserver.py"), str(address)], env=variables)
+    server = subprocess.Popen([sys.executable, str(HERE / "support" / "forkserver.py"), str(address)], env=variables)
     while not address.exists():
         assert server.poll() is None
         time.sleep(0.05)

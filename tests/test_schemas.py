@@ -10,13 +10,12 @@ import json
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import keys
-import pipelines
 import pytest
-from classifier_folders import sentences, write_text_classifier
-from commands import PROMPT, parse_json
-from exits import EPS, LESSONS
 from jsonschema import Draft202012Validator
+from support import keys, pipelines
+from support.classifier_folders import sentences, write_text_classifier
+from support.commands import PROMPT, parse_json
+from support.exits import EPS, LESSONS
 
 from dynx import schemas, shipped
 from dynx.cli import metadata
@@ -25,13 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from commands import Result
+    from support.commands import Result
 
     from dynx.early_exit.calibrate import Findings
 
     Cli = Callable[..., Result]
-
-pytest_plugins = ("cli_fixtures", "exit_fixtures")
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +178,7 @@ def test_generate_events_are_not_documents(cli: Cli, tiny_folder: Path) -> None:
 @pytest.mark.parametrize("learned", [False, True])
 def test_classify(cli: Cli, easy: Path, findings: Findings, mode: list[str], learned: bool) -> None:
     """Labels with and without a promise, and an error in the place of one."""
-    from exits import keep
+    from support.exits import keep
 
     if learned:
         keep(findings)

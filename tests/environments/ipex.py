@@ -18,20 +18,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-OWN = ("backend_ipex",)
+OWN = ("runtime/test_ipex",)
 REST = (
-    "backend",
-    "backend_choice",
-    "engine",
-    "sampling",
-    "classifier_engine",
-    "diffusion_engine",
-    "loading",
-    "device",
-    "cli_generate",
-    "self_test",
+    "runtime/test_eager",
+    "runtime/test_registry",
+    "lossless/test_engine",
+    "lossless/test_sampling",
+    "early_exit/test_engine",
+    "lossless/test_diffusion_engine",
+    "runtime/test_loading",
+    "runtime/test_device",
+    "cli/test_generate",
+    "cli/test_contracts",
 )
-"""Files of tests, by the words after `test_`: of the extension, and of what it shares its torch with."""
+"""Test files without their suffix: the extension's own, and those of what shares its torch."""
 
 
 def main(folder: Path, options: list[str]) -> int:
@@ -44,7 +44,7 @@ def main(folder: Path, options: list[str]) -> int:
     environment = {**os.environ, "DYNX_CACHE_DIR": str(folder / "cache")}
     codes = []
     for names in (OWN, REST):
-        files = [f"tests/test_{name}.py" for name in names]
+        files = [f"tests/{name}.py" for name in names]
         codes.append(subprocess.call([python, "-m", "pytest", "-q", *files, *options], cwd=ROOT, env=environment))
     return next((code for code in codes if code), 0)
 
