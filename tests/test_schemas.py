@@ -18,7 +18,7 @@ from support.commands import PROMPT, parse_json
 from support.exits import EPS, LESSONS
 
 from dynx import schemas, shipped
-from dynx.cli import metadata
+from dynx.cli.draw import png
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -222,7 +222,7 @@ def test_draw(cli: Cli, pipeline: Path, tmp_path: Path, mode: list[str]) -> None
     check(cli("draw", "--info", *drawn, drawn[0], "--json"), "dynx.draw/1")
 
     assert len(drawn) == (2 if "--count" in mode else 1)
-    assert all(keys.complaint(metadata.read(file)) is None for file in drawn)
+    assert all(keys.complaint(png.read(file)) is None for file in drawn)
     assert [d.get("event") for d in found] == (["step"] * 5 + ["result"] if mode == ["--jsonl"] else [None])
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from dynx.bench.runner import Arm, Failure, Outcome, Play, Played
-    from dynx.cli.bench import Options, Prepared
+    from dynx.cli.bench.command import Options, Prepared
 
 PATIENCE = 600.0
 """Seconds for a process to load its model, and for one run where --timeout says nothing."""
@@ -82,8 +82,8 @@ def _child(options: Options, names: list[str], seed: int, pipe: Connection) -> N
 
     from dynx.bench import runner
     from dynx.bench.limits import metered, parse_slow, slowed
-    from dynx.cli.bench import task_of
-    from dynx.cli.bench_measure import SLOW
+    from dynx.cli.bench.command import task_of
+    from dynx.cli.bench.measure import SLOW
     from dynx.cli.console import Terminal
 
     try:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.cli.gold import Gold, Tally, macro_f1, read_gold
+from dynx.cli.classify.accuracy import Gold, Tally, macro_f1, read_gold
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

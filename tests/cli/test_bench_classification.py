@@ -10,8 +10,9 @@ import pytest
 from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
 
 from dynx import schemas
-from dynx.cli import bench_classification, bench_generation
 from dynx.cli.app import app
+from dynx.cli.bench import classification as bench_classification
+from dynx.cli.bench import generation as bench_generation
 from dynx.cli.reference import read_tree
 from dynx.early_exit.features import Inputs
 from dynx.runtime.decision import Decision

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.classifier_folders import write_pictures
 
-from dynx.cli.learning_data import read_inputs
+from dynx.cli.calibration_data import read_inputs
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

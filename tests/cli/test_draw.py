@@ -21,8 +21,8 @@ from support import pipelines
 from support.commands import Result, environment, spawn
 
 from dynx.cli import main as program
-from dynx.cli import metadata
-from dynx.cli.overlong import unread
+from dynx.cli.classify.truncation import unread
+from dynx.cli.draw import png
 from dynx.diffusion.generator import Artist
 from dynx.diffusion.profile_data import Guarantee
 
@@ -149,7 +149,7 @@ def test_json(draw: Cli, here: Path) -> None:
 
     assert list(one) == KEYS
     assert one["path"] == "a-cat.png"
-    assert metadata.read(here / "a-cat.png")["seed"] == one["seed"]
+    assert png.read(here / "a-cat.png")["seed"] == one["seed"]
     assert [(r["path"], r["seed"], r["index"]) for r in many["results"]] == [
         ("1-a-cat.png", 4, 0),
         ("2-a-cat.png", 5, 1),
@@ -166,7 +166,7 @@ def test_prompts_from_stdin(draw: Cli, here: Path) -> None:
     whole = draw(stdin=b"the apple\n")
 
     assert result.out.splitlines() == [f"out/{n}.png" for n in ("1-a-cat", "2-a-cat", "3-blue-moon", "4-blue-moon")]
-    assert [metadata.read(here / line)["seed"] for line in result.out.splitlines()] == [1, 2, 1, 2]
+    assert [png.read(here / line)["seed"] for line in result.out.splitlines()] == [1, 2, 1, 2]
     assert whole.out == "the-apple.png\n"
 
 
@@ -194,7 +194,7 @@ def test_a_draft_is_finished(draw: Cli, here: Path) -> None:
     assert drafted["draft"]
     assert drafted["receipt"]["calls"] < STEPS
     assert drafted["guarantee"] is None
-    assert metadata.read(here / "a-red-cat.png")["draft"]
+    assert png.read(here / "a-red-cat.png")["draft"]
     assert finished == Result(0, "a-red-cat-finished.png\n", "")
     assert (here / "a-red-cat-finished.png").read_bytes() == (here / "whole.png").read_bytes()
     assert (again.code, again.err.splitlines()[0]) == (2, "dynx: a-red-cat-finished.png exists")
@@ -217,7 +217,7 @@ def test_what_cannot_be_finished(draw: Cli, here: Path, folders: Path) -> None:
     draw("--seed", 1, "-o", "bare.png", model="bare")
     Image.new("RGB", (4, 4)).save("foreign.png")
     facts = {"prompt": "x", "seed": "soon", "asked": {}}
-    Path("odd.png").write_bytes(metadata.encode(Image.new("RGB", (4, 4)), facts))
+    Path("odd.png").write_bytes(png.encode(Image.new("RGB", (4, 4)), facts))
 
     for name, words in (("bare", "drawn by the model bare"), ("foreign", "didn't draw it"), ("odd", "doesn't say all")):
         result = draw("--finish", f"{name}.png")
@@ -228,7 +228,7 @@ def test_what_cannot_be_finished(draw: Cli, here: Path, folders: Path) -> None:
 
 def test_a_foreign_file_cannot_move_the_cursor(cli: Cli, here: Path) -> None:
     """Escapes in a file's facts are shown, not sent."""
-    Path("odd.png").write_bytes(metadata.encode(Image.new("RGB", (4, 4)), {"prompt": "a\x1b[2Jb\nc", "steps": 3}))
+    Path("odd.png").write_bytes(png.encode(Image.new("RGB", (4, 4)), {"prompt": "a\x1b[2Jb\nc", "steps": 3}))
     result = cli("draw", "--info", "odd.png")
 
     assert result.code == 0
@@ -391,7 +391,7 @@ def test_ctrl_c_lands(draw: Cli, here: Path, died: list[int], monkeypatch: pytes
     at_step(monkeypatch, 4, lambda: ctrl_c() if next(done) == 1 else None)
     result = draw("a cat", "-c", 3, "--seed", 1, "--jsonl")
     results = [d for d in result.documents if d["event"] == "result"]
-    first, second = (metadata.read(here / f"{n}-a-cat.png") for n in (1, 2))
+    first, second = (png.read(here / f"{n}-a-cat.png") for n in (1, 2))
 
     assert died == [signal.SIGINT]
     assert names(here) == ["1-a-cat.png", "2-a-cat.png"]
@@ -465,7 +465,7 @@ def test_ctrl_c_and_the_terminal_of_a_process(folders: Path, here: Path) -> None
     assert "▀" * 16 in shown
     assert "a-cat.png\n" in shown
     assert f"stopped after 4 of {STEPS} steps" in shown
-    assert metadata.read(here / "a-cat.png")["landed"]
+    assert png.read(here / "a-cat.png")["landed"]
 
 
 class Tty(io.StringIO):
@@ -562,9 +562,9 @@ def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.Monke
     result = draw("a cat", "--json", "--stats", steps=None)
 
     assert drafted["guarantee"] is None
-    assert metadata.read(here / "draft.png")["guarantee"] == "a draft, so nothing is promised"
+    assert png.read(here / "draft.png")["guarantee"] == "a draft, so nothing is promised"
     assert result.document["guarantee"] == Promise().json()
-    assert metadata.read(here / "a-cat.png")["guarantee"] == "SSIM at least 0.95"
+    assert png.read(here / "a-cat.png")["guarantee"] == "SSIM at least 0.95"
     assert re.search(r"^guarantee +SSIM at least 0.95$", result.err, re.MULTILINE)
     assert re.search(r"^calls +6 network calls instead of 50, 12 rows$", result.err, re.MULTILINE)
 
@@ -589,14 +589,14 @@ def test_a_few_step_model_has_no_drafts(draw: Cli, folders: Path) -> None:
 
     assert result.out == "a-cat.png\n"
     assert result.err.startswith("drawn in full, not as a draft: a few-step model")
-    assert not metadata.read(Path("a-cat.png"))["draft"]
+    assert not png.read(Path("a-cat.png"))["draft"]
 
 
 def test_a_strip_shows_what_became_of_each_step() -> None:
     """Run, unguided, cached, skipped and left out are told apart, also without Unicode."""
     from types import SimpleNamespace
 
-    from dynx.cli import draw_report as report
+    from dynx.cli.draw import output as report
 
     kinds = ((True, True, False), (False, True, False), (True, False, False), (False, True, True))
     steps = [SimpleNamespace(computed=c, guided=g, cached=k) for c, g, k in kinds]

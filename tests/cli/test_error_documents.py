@@ -133,7 +133,7 @@ def test_every_kind(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("dynx.cli.generate.run", fails)
+    monkeypatch.setattr("dynx.cli.generate.command.run", fails)
     result = cli("generate", PROMPT, "--json")
 
     assert (result.code, result.error["exit_code"]) == (code, code)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynx.cli.files import Outputs, slug, write
+from dynx.cli.draw.files import Outputs, slug, write
 from dynx.errors import DynxError, UsageError
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dynx.cli.pictures import RAMP, choose, fit, render
+from dynx.cli.draw.terminal_image import RAMP, choose, fit, render
 from dynx.cli.tmux import DIACRITICS, PATIENCE, PLACEHOLDER, outside
 
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.cli.answers import SCHEMA, Document, Format, JsonLines, Table, escape, resume, unescape
-from dynx.cli.records import LONGEST, ROOM, Layout, Record, Records, layout, pieces, read_records, windows
+from dynx.cli.classify.output import SCHEMA, Document, Format, JsonLines, Table, escape, resume, unescape
+from dynx.cli.classify.records import LONGEST, ROOM, Layout, Record, Records, layout, pieces, read_records, windows
 from dynx.early_exit.types import Prediction
 from dynx.errors import UsageError
 
@@ -400,7 +400,7 @@ def test_the_interpreter_ends_while_the_reader_waits() -> None:
     """A reader that waits inside the buffer of stdin would make Python abort at its exit."""
     code = """
 import sys
-from dynx.cli.records import Layout, read_records, windows
+from dynx.cli.classify.records import Layout, read_records, windows
 print(next(windows(read_records([], sys.stdin.buffer, Layout())))[0].text)
 """
     pipe = subprocess.PIPE

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.models import ROLLING, STATEFUL, VOCAB, Stub, perturbed, scripted, tiny
 
-from dynx.cli.arrivals import Arrivals, rows_asked
+from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.errors import UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import metadata
+from dynx.cli.draw import png
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Draft:
 
 def read_draft(path: Path) -> Draft:
     """From a file that dynx drew. Raises UsageError for any other."""
-    facts = metadata.read(path)
+    facts = png.read(path)
     try:
         asked = facts["asked"]
         size, guidance, negative = asked["size"], asked["guidance"], asked["negative"]
@@ -83,7 +83,7 @@ def print_facts(paths: Sequence[str], *, json: bool, jsonl: bool, schema: str) -
     from dynx.cli.console import Terminal
 
     terminal = Terminal(json=json or jsonl)
-    found = [(path, metadata.read(Path(path))) for path in paths]
+    found = [(path, png.read(Path(path))) for path in paths]
     documents = [{**facts, "path": path} for path, facts in found]
     if jsonl or (json and len(documents) == 1):
         for document in documents:

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dynx.cli.answers import Document, JsonLines, Table, resume
+from dynx.cli.classify.output import Document, JsonLines, Table, resume
+from dynx.cli.classify.records import MOST, layout, read_records, windows
 from dynx.cli.console import Terminal
-from dynx.cli.records import MOST, layout, read_records, windows
 from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from dynx.cli.answers import Resumed
-    from dynx.cli.gold import Tally
+    from dynx.cli.classify.accuracy import Tally
+    from dynx.cli.classify.output import Resumed
+    from dynx.cli.classify.records import Record, Records
     from dynx.cli.options import Backend, Color, Dtype, Quantize
-    from dynx.cli.records import Record, Records
     from dynx.early_exit.classifier import Classifier
     from dynx.early_exit.setup import Assembly, Plan, Wish
     from dynx.early_exit.types import Prediction, Receipt
@@ -192,7 +192,7 @@ def open_tally(options: Options, assembly: Assembly) -> Tally | None:
     """The true labels to compare with. Raises UsageError."""
     if options.labels is None:
         return None
-    from dynx.cli.gold import Tally, read_gold
+    from dynx.cli.classify.accuracy import Tally, read_gold
 
     if assembly.labels.problem != "single":
         raise UsageError("--labels compares single labels, and this model gives several or numbers")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.drafts import Asked, read_draft
-from dynx.cli.files import Outputs, vacant
+from dynx.cli.draw.drafts import Asked, read_draft
+from dynx.cli.draw.files import Outputs, vacant
 from dynx.cli.inputs import read_lines, read_prompt, typed
 from dynx.errors import UsageError
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from dynx.cli.console import Terminal
-    from dynx.cli.drafts import Draft
-    from dynx.cli.draw import Options
+    from dynx.cli.draw.command import Options
+    from dynx.cli.draw.drafts import Draft
     from dynx.runtime.loading import Source
 
 SEEDS = 1 << 63

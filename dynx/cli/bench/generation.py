@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import bench_arms
-from dynx.cli.bench import Prepared, conditions, read_prompts, settings, tolerance_of
-from dynx.cli.generate import open_assembly
+from dynx.cli.bench import arm_options
+from dynx.cli.bench.command import Prepared, conditions, read_prompts, settings, tolerance_of
+from dynx.cli.generate.command import open_assembly
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import Arm, Group, Measurements, Outcome
-    from dynx.cli.bench import Options
+    from dynx.cli.bench.command import Options
     from dynx.cli.console import Terminal
     from dynx.speculation.setup import Assembly
 
@@ -144,13 +144,13 @@ def further_arms(
     from dynx.bench.arms.generation import own_arms, parse_lengths, peer_arms
 
     arms: list[Arm[list[int]]] = []
-    for one in bench_arms.parse_all(options.arms or []):
+    for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
         if one.kind != "options":
             continue
-        bench_arms.check_takes(one, Settings, "writes text")
+        arm_options.check_takes(one, Settings, "writes text")
         theirs = one.applied(options)
         fixed = parse_lengths(theirs.static) if "static" in one.differs and theirs.static is not None else []
         if len(fixed) > 1:
@@ -167,7 +167,7 @@ def further_arms(
         )
         run = retokenized(chosen, other, texts) if group == "external" else chosen
         arm = replace(run, name=one.name, group=group, reference=False)
-        arms.append(bench_arms.side_by_side(arm, other, assembly))
+        arms.append(arm_options.side_by_side(arm, other, assembly))
     return arms
 
 
@@ -182,20 +182,20 @@ def retokenized(arm: Arm[list[int]], assembly: Assembly, texts: dict[tuple[int, 
 
 def process_of(
     options: Options, own: Settings, assembly: Assembly, cases: Sequence[list[int]], texts: Sequence[str]
-) -> bench_arms.Process:
+) -> arm_options.Process:
     """How `dynx generate` does the same in a process of its own."""
     from dynx.bench.runner import Outcome
 
     words = ["generate", "-m", options.model, "--draft", own.draft, "-n", own.max_new_tokens]
     words += ["--temperature", own.temperature, *(("--seed", 0) if own.temperature else ())]
-    words += bench_arms.common_words(options)
+    words += arm_options.common_words(options)
     by_case = dict(zip(map(tuple, cases), texts, strict=True))
 
     def outcome_of(case: list[int], said: str) -> Outcome:
         answer = said.removeprefix(by_case[tuple(case)]).strip()
         return Outcome(len(assembly.tokenizer(answer, add_special_tokens=False)["input_ids"]), None, answer)
 
-    return bench_arms.Process(tuple(map(str, words)), lambda case: by_case[tuple(case)], outcome_of)
+    return arm_options.Process(tuple(map(str, words)), lambda case: by_case[tuple(case)], outcome_of)
 
 
 def same_texts(measured: Measurements, arm: str, assembly: Assembly) -> float | None:

@@ -13,14 +13,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dynx.cli.records import LONGEST, pieces
+from dynx.cli.classify.records import LONGEST, pieces
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from dynx.cli.records import Record
+    from dynx.cli.classify.records import Record
     from dynx.early_exit.types import Prediction
 
 SCHEMA = "dynx.classify/1"

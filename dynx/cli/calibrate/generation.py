@@ -7,14 +7,14 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate import BUDGET, SCHEMA, refuse, store
-from dynx.cli.receipt import NAMES
+from dynx.cli.calibrate.command import BUDGET, SCHEMA, refuse, store
+from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate import Options
+    from dynx.cli.calibrate.command import Options
     from dynx.cli.console import Terminal
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.setup import Assembly, Plan
@@ -28,7 +28,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "writes text")
     budget = BUDGET if options.budget is None else options.budget
-    from dynx.cli.bench import read_prompts
+    from dynx.cli.bench.command import read_prompts
     from dynx.speculation.setup import Wish, assemble, make_plan
 
     texts = read_prompts(options.data) if options.data else []

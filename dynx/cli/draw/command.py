@@ -8,22 +8,22 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import draw_report as report
 from dynx.cli.console import Terminal
-from dynx.cli.drafts import print_facts, printable, table
-from dynx.cli.draw_orders import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
-from dynx.cli.draw_screen import Screen, image
-from dynx.cli.files import write
+from dynx.cli.draw import output as report
+from dynx.cli.draw.drafts import print_facts, printable, table
+from dynx.cli.draw.files import write
+from dynx.cli.draw.png import encode
+from dynx.cli.draw.preview import Screen, image
+from dynx.cli.draw.requests import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.inputs import typed
-from dynx.cli.metadata import encode
 from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-    from dynx.cli.drafts import Asked
-    from dynx.cli.draw_orders import Batch, Item
-    from dynx.cli.draw_report import Drawn
+    from dynx.cli.draw.drafts import Asked
+    from dynx.cli.draw.output import Drawn
+    from dynx.cli.draw.requests import Batch, Item
     from dynx.cli.options import Backend, Color, Dtype, Show
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.setup import Assembly, Plan, Wish
@@ -255,7 +255,7 @@ class Studio:
             sys.stderr.write(table(pairs))
 
     def _overlong(self, artist: Artist, text: str | None, what: str) -> None:
-        from dynx.cli.overlong import unread
+        from dynx.cli.classify.truncation import unread
 
         cut = unread(artist.assembly.engine.pipe, text) if text else None
         if cut is not None:

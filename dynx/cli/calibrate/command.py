@@ -95,9 +95,9 @@ def run(options: Options) -> None:
 
 def check(options: Options, terminal: Terminal) -> None:
     """Test on fresh inputs what a stored profile promises."""
-    from dynx.cli import calibrate_check
+    from dynx.cli.calibrate import check
 
-    calibrate_check.check(options, terminal)
+    check.check(options, terminal)
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
@@ -107,11 +107,11 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
     task = loading.task_of(source)
     if task == "draw":
-        from dynx.cli.calibrate_drawing import calibrate as learn
+        from dynx.cli.calibrate.drawing import calibrate as learn
     elif task == "classify":
-        from dynx.cli.calibrate_classification import calibrate as learn
+        from dynx.cli.calibrate.classification import calibrate as learn
     else:
-        from dynx.cli.calibrate_generation import calibrate as learn
+        from dynx.cli.calibrate.generation import calibrate as learn
     learn(options, terminal)
 
 

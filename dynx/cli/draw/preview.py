@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dynx.cli.pictures import choose, render, true_color
+from dynx.cli.draw.terminal_image import choose, render, true_color
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dynx.cli.console import Terminal
+    from dynx.cli.draw.terminal_image import Protocol
     from dynx.cli.options import Show
-    from dynx.cli.pictures import Protocol
 
     Move = Callable[[int, int, str, Image | None], None]
     """A step is done: so many, of so many, in words, and what the picture is becoming if that was asked for."""

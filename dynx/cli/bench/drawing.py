@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import bench_arms
-from dynx.cli.bench import Prepared, conditions, read_prompts, settings, tolerance_of
-from dynx.cli.draw import open_assembly
-from dynx.cli.draw_orders import parse_size
-from dynx.cli.overlong import TOKENIZERS
+from dynx.cli.bench import arm_options
+from dynx.cli.bench.command import Prepared, conditions, read_prompts, settings, tolerance_of
+from dynx.cli.classify.truncation import TOKENIZERS
+from dynx.cli.draw.command import open_assembly
+from dynx.cli.draw.requests import parse_size
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import Arm, Group, Measurements
-    from dynx.cli.bench import Options
+    from dynx.cli.bench.command import Options
     from dynx.cli.console import Terminal
     from dynx.diffusion.setup import Assembly, Plan
 
@@ -97,12 +97,12 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
     from dynx.diffusion.generator import Artist
 
     arms: list[Arm[Any]] = []
-    for one in bench_arms.parse_all(options.arms or []):
+    for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
             raise UsageError(f"--arm {one.name}: it has no pipelines that draw; plain is diffusers' own run")
         if one.kind == "command":
             raise UsageError(f"--arm {one.name}: programs are measured on texts and labels, not on pictures")
-        bench_arms.check_takes(one, Settings, "draws")
+        arm_options.check_takes(one, Settings, "draws")
         theirs = one.applied(options)
         own = settings(theirs, Settings)
         steps = drawing.parse_steps(own.static) if "static" in one.differs else []
@@ -115,7 +115,7 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"
         arm = drawing.further_arm(one.name, group, Artist(other), steps, gallery, time.perf_counter)
-        arms.append(bench_arms.side_by_side(arm, other, assembly))
+        arms.append(arm_options.side_by_side(arm, other, assembly))
     return arms
 
 
@@ -161,7 +161,7 @@ def prompts(assembly: Assembly, texts: Sequence[str] | None, count: int) -> list
 
 def unseen(assembly: Assembly, count: int) -> list[str]:
     """Prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
-    from dynx.cli.calibrate_drawing import own_prompts
+    from dynx.cli.calibrate.drawing import own_prompts
     from dynx.diffusion import prompts
 
     pipe = assembly.engine.pipe

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dynx.cli.records import IMAGE_SUFFIXES, Records, layout
+from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import bench, bench_classification, bench_drawing, bench_generation, bench_measure
+from dynx.cli.bench import classification as bench_classification
+from dynx.cli.bench import command as bench
+from dynx.cli.bench import drawing as bench_drawing
+from dynx.cli.bench import generation as bench_generation
+from dynx.cli.bench import measure
 from dynx.cli.console import Terminal
 from dynx.errors import NoProfileError, UsageError
 
 if TYPE_CHECKING:
     from dynx.bench.report import BenchResult
-    from dynx.cli.calibrate import Options
+    from dynx.cli.calibrate.command import Options
     from dynx.runtime.profile import Profile
 
 SHORTFALL = 0.2
@@ -44,7 +48,7 @@ def check(options: Options, terminal: Terminal) -> None:
     if "guarantee" in header and header["guarantee"] is None:
         reason = (header.get("exits") or header.get("steps") or {}).get("reason", "nothing is promised")
         raise NoProfileError(f"profile {profile.key.id} promises nothing here: {reason}")
-    result = bench_measure.measured(prepared, asked, [], terminal)
+    result = measure.measured(prepared, asked, [], terminal)
     result = replace(result, notes=(*result.notes, f"profile {profile.key.id} was measured {profile.created}"))
     if not options.json:
         bench.show(result, terminal, titled=False)
@@ -95,17 +99,17 @@ def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
 def plan_of(options: bench.Options, module: Any, terminal: Terminal) -> Any:
     """What would be run with which profile, before anything is loaded."""
     if module is bench_classification:
-        from dynx.cli.classify import wish_of
+        from dynx.cli.classify.command import wish_of
         from dynx.early_exit import setup as exits
 
         own = bench.settings(options, bench_classification.Settings)
         return exits.make_plan(wish_of(bench_classification.wished(options, own)), warn=terminal.warn)
     if module is bench_drawing:
         return bench_drawing.make_plan(options, bench.settings(options, bench_drawing.Settings), terminal)
-    from dynx.cli import generate
+    from dynx.cli.generate import command
     from dynx.speculation import setup as guesses
 
-    return guesses.make_plan(generate.wish_of(bench_generation.defaulted(options)), warn=terminal.warn)
+    return guesses.make_plan(command.wish_of(bench_generation.defaulted(options)), warn=terminal.warn)
 
 
 def absent(plan: Any) -> str:
@@ -125,7 +129,7 @@ def absent(plan: Any) -> str:
 
 def refuse_learned(options: bench.Options, module: Any, plan: Any, profile: Profile) -> None:
     """Raises UsageError for the inputs that the profile was learned from: they would say nothing."""
-    from dynx.cli.learning_data import read_inputs
+    from dynx.cli.calibration_data import read_inputs
     from dynx.runtime.hashing import text_hash
 
     if options.data in (None, "-") or module is bench_generation:

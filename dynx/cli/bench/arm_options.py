@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynx.bench.runner import Arm, Outcome
-    from dynx.cli.bench import Options
+    from dynx.cli.bench.command import Options
 
 Kind: TypeAlias = Literal["options", "peer", "command"]
 

@@ -10,16 +10,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.cli.arrivals import rows_asked
-from dynx.cli.generate import answer, make_request, show
+from dynx.cli.generate.command import answer, make_request, show
+from dynx.cli.stdin import rows_asked
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dynx.cli.arrivals import Arrivals
     from dynx.cli.console import Terminal
-    from dynx.cli.generate import Options, Printer
+    from dynx.cli.generate.command import Options, Printer
+    from dynx.cli.stdin import Arrivals
     from dynx.speculation.batch_size import Choice
     from dynx.speculation.batching import Batch, Row
     from dynx.speculation.setup import Assembly

@@ -8,15 +8,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate import BUDGET, SCHEMA, refuse, store
-from dynx.cli.classify import wish_of
-from dynx.cli.learning_data import read_inputs
+from dynx.cli.calibrate.command import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibration_data import read_inputs
+from dynx.cli.classify.command import wish_of
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate import Options
+    from dynx.cli.calibrate.command import Options
     from dynx.cli.console import Terminal
     from dynx.early_exit.calibrate import Findings
     from dynx.early_exit.features import Inputs

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dynx.cli.console import Terminal
-    from dynx.cli.drafts import Asked
+    from dynx.cli.draw.drafts import Asked
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step

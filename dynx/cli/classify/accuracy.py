@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dynx.cli.records import lines
+from dynx.cli.classify.records import lines
 from dynx.errors import UsageError
 from dynx.runtime.binomial import two_sided
 

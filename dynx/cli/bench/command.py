@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import JSON, Arm, Measurements
-    from dynx.cli.bench_arms import Process
+    from dynx.cli.bench.arm_options import Process
     from dynx.cli.options import Backend, Color, Dtype, Quantize
 
 Own = TypeVar("Own")
@@ -146,14 +146,14 @@ def _run(options: Options) -> None:
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
     models = [(one, task_of(one)) for one in chosen]
     check_tasks(options, models)
-    from dynx.cli import bench_measure
+    from dynx.cli.bench import measure
 
-    known = bench_measure.read_baseline(options, models)
+    known = measure.read_baseline(options, models)
     results, errors = [], []
     for one, module in models:
         mine = applying(one, module) if len(models) > 1 else one
         try:
-            result = bench_measure.measure(mine, module, known, terminal)
+            result = measure.measure(mine, module, known, terminal)
         except DynxError as e:
             if len(models) == 1:
                 raise
@@ -263,7 +263,7 @@ def check(options: Options) -> None:
     from dynx.bench import PEERS, exports
     from dynx.bench.baseline import parse_tolerance
     from dynx.bench.gates import min_quality, min_speedup
-    from dynx.cli import bench_arms
+    from dynx.cli.bench import arm_options
 
     for spec in options.export or []:
         exports.parse_export(spec)
@@ -282,12 +282,14 @@ def check(options: Options) -> None:
                 "--tolerance says how much slower still passes --baseline or --min-speedup, and neither is given",
                 hint="for models that give numbers, how far one may be off is --within",
             )
-    bench_arms.parse_all(options.arms or [])
+    arm_options.parse_all(options.arms or [])
 
 
 def task_of(options: Options) -> Any:
     """The module that measures models of this one's task. Raises UsageError where another task was asked for."""
-    from dynx.cli import bench_classification, bench_drawing, bench_generation
+    from dynx.cli.bench import classification as bench_classification
+    from dynx.cli.bench import drawing as bench_drawing
+    from dynx.cli.bench import generation as bench_generation
     from dynx.runtime import loading
 
     tasks = {"generate": bench_generation, "classify": bench_classification, "draw": bench_drawing}
@@ -300,7 +302,9 @@ def task_of(options: Options) -> Any:
 
 def check_tasks(options: Options, models: Sequence[tuple[Options, Any]]) -> None:
     """Raises UsageError for an option that none of the models has a use for."""
-    from dynx.cli import bench_classification, bench_drawing, bench_generation
+    from dynx.cli.bench import classification as bench_classification
+    from dynx.cli.bench import drawing as bench_drawing
+    from dynx.cli.bench import generation as bench_generation
 
     known = (bench_generation, bench_classification, bench_drawing)
     here = [module for _, module in models]
@@ -316,7 +320,9 @@ def check_tasks(options: Options, models: Sequence[tuple[Options, Any]]) -> None
 
 def applying(options: Options, module: Any) -> Options:
     """Of several models' options those that this one's task has, and less time for each."""
-    from dynx.cli import bench_classification, bench_drawing, bench_generation
+    from dynx.cli.bench import classification as bench_classification
+    from dynx.cli.bench import drawing as bench_drawing
+    from dynx.cli.bench import generation as bench_generation
 
     mine = names_of(module.Settings)
     others = {

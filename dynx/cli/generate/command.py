@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.arrivals import Arrivals, rows_asked
 from dynx.cli.console import Terminal
+from dynx.cli.generate.stats import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
 from dynx.cli.inputs import read_lines, read_prompt, typed
-from dynx.cli.receipt import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
+from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.cli.verify import check, verification_json, verify_answer, words
 from dynx.errors import UsageError
 
@@ -92,7 +92,7 @@ def run(options: Options) -> None:
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
         if arrivals is not None:
-            from dynx.cli.lines import Lines
+            from dynx.cli.generate.batch_mode import Lines
 
             Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
         else:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import bench_arms
-from dynx.cli.bench import GATED_BUDGET, HURRY
+from dynx.cli.bench import arm_options
+from dynx.cli.bench.command import GATED_BUDGET, HURRY
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynx.bench.interim import Looks
     from dynx.bench.report import ArmResult, BenchResult, Comparison
     from dynx.bench.runner import JSON, Arm, Measurements, Play, Progress
-    from dynx.cli.bench import Options, Prepared
+    from dynx.cli.bench.command import Options, Prepared
     from dynx.cli.console import Terminal
     from dynx.runtime.decision import Decision
 
@@ -124,13 +124,13 @@ def equipped(prepared: Prepared, options: Options, meter: Meter | None) -> list[
     from dynx.bench.limits import limited, metered, parse_slow, slowed
 
     arms = list(prepared.arms)
-    variations = bench_arms.parse_all(options.arms or [])
+    variations = arm_options.parse_all(options.arms or [])
     if any(one.kind == "command" for one in variations):
         if prepared.process is None:
             raise UsageError(f"--arm with a program isn't there for the task {prepared.task}")
         if options.fresh:
             raise UsageError("--fresh is for dynx's own arms; programs are fresh processes anyway")
-        arms += bench_arms.process_arms(prepared.process, variations, options.timeout)
+        arms += arm_options.process_arms(prepared.process, variations, options.timeout)
     if setting := os.environ.get(SLOW):
         name, share = parse_slow(setting)
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
@@ -203,7 +203,7 @@ def _processes(measured: Measurements) -> list[Comparison]:
     from dynx.bench.report import Comparison
     from dynx.bench.statistics import ratio_of_speeds
 
-    plain = bench_arms.PLAIN
+    plain = arm_options.PLAIN
     if not measured.samples.get(plain):
         return []
     others = [n for n, g in measured.groups.items() if g == "external" and n != plain and measured.samples.get(n)]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli import bench_arms
-from dynx.cli.bench import Prepared, conditions, settings, tolerance_of
-from dynx.cli.classify import open_assembly, wish_of
-from dynx.cli.learning_data import read_inputs
+from dynx.cli.bench import arm_options
+from dynx.cli.bench.command import Prepared, conditions, settings, tolerance_of
+from dynx.cli.calibration_data import read_inputs
+from dynx.cli.classify.command import open_assembly, wish_of
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import Arm, Group, Measurements
-    from dynx.cli.bench import Options
+    from dynx.cli.bench.command import Options
     from dynx.cli.console import Terminal
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.setup import Assembly
@@ -132,23 +132,23 @@ def further_arms(
     from dynx.early_exit.setup import make_plan
 
     arms: list[Arm[Any]] = []
-    for one in bench_arms.parse_all(options.arms or []):
+    for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
             peers = peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
         if one.kind != "options":
             continue
-        bench_arms.check_takes(one, Settings, "is a classifier's")
+        arm_options.check_takes(one, Settings, "is a classifier's")
         theirs = one.applied(options)
         plan = make_plan(wish_of(wished(theirs, settings(theirs, Settings))), warn=terminal.warn)
         other = open_assembly(plan, terminal)
         group: Group = "dynamic" if plan.key.model == assembly.plan.key.model else "external"
         arm = replace(own_arms(other)[-1], name=one.name, group=group)
-        arms.append(bench_arms.side_by_side(arm, other, assembly))
+        arms.append(arm_options.side_by_side(arm, other, assembly))
     return arms
 
 
-def process_of(options: Options, own: Settings) -> bench_arms.Process:
+def process_of(options: Options, own: Settings) -> arm_options.Process:
     """How `dynx classify` does the same in a process of its own."""
     from dynx.bench.runner import Outcome
 
@@ -156,7 +156,7 @@ def process_of(options: Options, own: Settings) -> bench_arms.Process:
     words += ["--max-disagreement", own.max_disagreement]
     words += ["--backend", own.backend, "--quantize", own.quantize]
     words += [] if own.max_length is None else ["--max-length", own.max_length]
-    words += bench_arms.common_words(options)
+    words += arm_options.common_words(options)
 
     def outcome_of(case: Sequence[Any], said: str) -> Outcome:
         lines = said.splitlines()
@@ -164,14 +164,14 @@ def process_of(options: Options, own: Settings) -> bench_arms.Process:
             raise DynxError(f"{len(lines):,} lines came for {len(case):,} inputs; one label a line is wanted")
         return Outcome(len(case), None, tuple(line.split("\t")[0] for line in lines))
 
-    return bench_arms.Process(tuple(map(str, words)), lambda case: "".join(f"{item}\n" for item in case), outcome_of)
+    return arm_options.Process(tuple(map(str, words)), lambda case: "".join(f"{item}\n" for item in case), outcome_of)
 
 
 def read_truth(path: str | None, assembly: Assembly, count: int) -> list[str | None] | None:
     """The true label of each input, None without --labels. Raises UsageError where there are more or fewer of them."""
     if path is None:
         return None
-    from dynx.cli.gold import read_gold
+    from dynx.cli.classify.accuracy import read_gold
 
     if assembly.labels.problem != "single":
         raise UsageError("--labels compares single labels, and this model gives several or numbers")

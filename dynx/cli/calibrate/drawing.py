@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynx.cli.bench import read_prompts
-from dynx.cli.calibrate import SCHEMA, refuse, store
-from dynx.cli.draw_orders import parse_size
+from dynx.cli.bench.command import read_prompts
+from dynx.cli.calibrate.command import SCHEMA, refuse, store
+from dynx.cli.draw.requests import parse_size
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate import Options
+    from dynx.cli.calibrate.command import Options
     from dynx.cli.console import Terminal
     from dynx.diffusion.calibrate import Findings
     from dynx.diffusion.setup import Assembly, Plan

@@ -1,0 +1,1 @@
+"""`dynx calibrate`."""
