@@ -11,32 +11,32 @@ _dynx_list() {
     'dynx generate')
         commands=''
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
-            --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --json --jsonl
-            --stats --explain --plain --verify --exact --dry-run --device= --dtype= --threads= --backend=
-            --quantize= --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color=
+            --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --jsonl --stats
+            --explain --plain --verify --exact --dry-run --backend= --quantize= --profile= --require-profile
+            --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+ -v,--verbose+ --color=
             -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
             --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
-            --resume= --json --jsonl --stats --explain --plain --verify --dry-run --device= --dtype= --threads=
-            --backend= --quantize= --profile= --require-profile --allow-pickle --offline -q,--quiet+
+            --resume= --jsonl --stats --explain --plain --verify --dry-run --backend= --quantize= --profile=
+            --require-profile --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+
             -v,--verbose+ --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
         options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
-            --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --json --jsonl --stats --explain
-            --plain --force --verify --dry-run --device= --dtype= --backend= --threads= --profile=
-            --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --jsonl --stats --explain --plain
+            --force --verify --dry-run --backend= --profile= --require-profile --device= --dtype= --threads=
+            --allow-pickle --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''
         options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
             --batch-size= --max-length= --quality= --guidance= --negative= --size= --plot= --budget= --dry-run
-            --check --device-info --list --show= --export= -o,--output= --import= --remove= --json --device=
-            --dtype= --threads= --backend= --quantize= --allow-pickle --offline -q,--quiet+ -v,--verbose+
+            --check --device-info --list --show= --export= -o,--output= --import= --remove= --backend=
+            --quantize= --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+ -v,--verbose+
             --color= -h,--help'
         ;;
     'dynx bench')
@@ -45,8 +45,8 @@ _dynx_list() {
             --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
             --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
             --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
-            --budget= --export=+ --plot= --record= --replay= --policy=+ --self-test --workflow --json --device=
-            --dtype= --threads= --backend= --quantize= --profile= --allow-pickle --offline -q,--quiet+
+            --budget= --export=+ --plot= --record= --replay= --policy=+ --self-test --workflow --backend=
+            --quantize= --profile= --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+
             -v,--verbose+ --color= -h,--help'
         ;;
     esac
@@ -62,16 +62,16 @@ _dynx_value() {
         _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx generate --lookup')
         _dynx_files ;;
-    'dynx generate --device')
-        _dynx_words 'auto cpu cuda xpu mps' ;;
-    'dynx generate --dtype')
-        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx generate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx generate --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx generate --profile')
         _dynx_words none; _dynx_profiles generate ;;
+    'dynx generate --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx generate --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx generate --color')
         _dynx_words 'auto always never' ;;
     'dynx classify -m' | \
@@ -81,16 +81,16 @@ _dynx_value() {
     'dynx classify --resume' | \
     'dynx classify')
         _dynx_files ;;
-    'dynx classify --device')
-        _dynx_words 'auto cpu cuda xpu mps' ;;
-    'dynx classify --dtype')
-        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx classify --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx classify --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx classify --profile')
         _dynx_words none; _dynx_profiles classify ;;
+    'dynx classify --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx classify --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx classify --color')
         _dynx_words 'auto always never' ;;
     'dynx draw -m' | \
@@ -106,14 +106,14 @@ _dynx_value() {
     'dynx draw --show' | \
     'dynx draw --color')
         _dynx_words 'auto always never' ;;
-    'dynx draw --device')
-        _dynx_words 'auto cpu cuda xpu mps' ;;
-    'dynx draw --dtype')
-        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx draw --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx draw --profile')
         _dynx_words none; _dynx_profiles draw ;;
+    'dynx draw --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx draw --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx calibrate') _dynx_options ;;
     'dynx calibrate -m' | \
     'dynx calibrate --model')
@@ -130,14 +130,14 @@ _dynx_value() {
     'dynx calibrate --export' | \
     'dynx calibrate --remove')
         _dynx_profiles any ;;
-    'dynx calibrate --device')
-        _dynx_words 'auto cpu cuda xpu mps' ;;
-    'dynx calibrate --dtype')
-        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx calibrate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx calibrate --quantize')
         _dynx_words 'none int8 int4' ;;
+    'dynx calibrate --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx calibrate --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx calibrate --color')
         _dynx_words 'auto always never' ;;
     'dynx bench -m' | \
@@ -160,16 +160,16 @@ _dynx_value() {
         _dynx_prefixes 'json: md: csv: junit: github-action-benchmark: benchstat: html: svg:' ;;
     'dynx bench --policy')
         _dynx_words 'plain dynamic cold' ;;
-    'dynx bench --device')
-        _dynx_words 'auto cpu cuda xpu mps' ;;
-    'dynx bench --dtype')
-        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx bench --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx bench --quantize')
         _dynx_words 'none int8 int4' ;;
     'dynx bench --profile')
         _dynx_words none; _dynx_profiles any ;;
+    'dynx bench --device')
+        _dynx_words 'auto cpu cuda xpu mps' ;;
+    'dynx bench --dtype')
+        _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx bench --color')
         _dynx_words 'auto always never' ;;
     'dynx bench')

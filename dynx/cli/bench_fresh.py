@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from dynx.bench.runner import Arm, Failure, Outcome, Play, Played
-    from dynx.cli.bench.command import Options, Prepared
+    from dynx.cli.bench.command import Prepared
+    from dynx.cli.bench.options import Options
 
 PATIENCE = 600.0
 """Seconds for a process to load its model, and for one run where --timeout says nothing."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dynx.bench.replay import Score, Scores
-    from dynx.cli.bench.command import Options
+    from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
 
 GATES = ("min_speedup", "max_disagreement", "min_quality", "baseline")

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
-from dynx.cli import registry
+from dynx.cli.settings import NAMES_OR_PATHS, PATHS, PREFIX, RIVALS, TRUSTED, TYPES, by_command, shared
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from dynx.cli.registry import Setting
+    from dynx.cli.settings import Setting
 
 FILE = "dynx.toml"
 VARIABLE = "DYNX_CONFIG"
@@ -98,7 +98,7 @@ class DefaultMap:
         return default if command in ("help", "version") else Settings(command)
 
 
-class Configured(TyperCommand):
+class ConfiguredCommand(TyperCommand):
     """A command that takes what wasn't typed from its settings, and says so with -vv."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
@@ -128,7 +128,7 @@ class Configured(TyperCommand):
         _origins.clear()
         _origins.update(origins(ctx, found))
         if ctx.params.get("verbose", 0) > 1:
-            for setting in registry.settings()[self.name or ""].values():
+            for setting in by_command()[self.name or ""].values():
                 if setting.parameter in _origins:
                     value = ctx.params.get(setting.parameter)
                     sys.stderr.write(f"--{setting.key}: {value} ({_origins[setting.parameter]})\n")
@@ -169,10 +169,10 @@ def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]
     taken: dict[str, Value] = {}
     for layer in found:
         nearer = typed | taken.keys()
-        rivals = {key for group in registry.RIVALS if group & nearer for key in group}
+        rivals = {key for group in RIVALS if group & nearer for key in group}
         taken.update({k: v for k, v in layer.items() if k not in taken and k not in rivals})
     for key, value in taken.items():
-        yield registry.settings()[command][key].parameter, value
+        yield by_command()[command][key].parameter, value
 
 
 def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
@@ -195,9 +195,9 @@ def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
 
 def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> Iterator[dict[str, Value]]:
     """The command's own variables, then those for all commands; warns of names that are nearly one. Raises UsageError."""
-    if not any(name.startswith(f"{registry.PREFIX}_") and name not in OTHERS for name in env):
+    if not any(name.startswith(f"{PREFIX}_") and name not in OTHERS for name in env):
         return
-    known = registry.settings()
+    known = by_command()
     for which in (0, 1):
         values = {}
         for key, setting in known[command].items():
@@ -206,7 +206,7 @@ def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> It
             if text:
                 values[key] = Value(_from_text(setting, text, names[0]), names[0])
         yield values
-    start = f"{registry.PREFIX}_{command.upper()}_"
+    start = f"{PREFIX}_{command.upper()}_"
     right = {name for setting in known[command].values() for name in setting.variables}
     for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHERS):
         near = get_close_matches(name, right, n=1)
@@ -259,8 +259,8 @@ def _same(one: Path, other: Path) -> bool:
 def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, Value]]:
     """A file's table for the command, then its head. Raises UsageError for whatever is wrong anywhere in it."""
     data = read(path)
-    known = registry.settings()
-    heads = {key: known[command][key] for key in registry.shared()}
+    known = by_command()
+    heads = {key: known[command][key] for key in shared()}
     for name, table in data.items():
         if name not in known:
             _check(path, None, name, table, heads, trusted=trusted)
@@ -301,10 +301,10 @@ def _check(
     setting = known.get(key)
     if setting is None:
         raise UsageError(f"{where} is no setting", hint=_near(command, key, known))
-    if key in registry.TRUSTED and value and not trusted:
+    if key in TRUSTED and value and not trusted:
         raise UsageError(f"{where} can't be set by a project's file", hint=f"type --{key}, or set it in {user_file()}")
     if not _fits(setting, value):
-        what = f"one of {', '.join(setting.choices)}" if setting.choices else registry.TYPES[setting.kind]
+        what = f"one of {', '.join(setting.choices)}" if setting.choices else TYPES[setting.kind]
         raise UsageError(f"{where} must be {what}, not {_toml(value)}")
 
 
@@ -312,7 +312,7 @@ def _near(command: str | None, key: str, known: Mapping[str, Setting]) -> str | 
     """What was meant."""
     if near := get_close_matches(key.replace("_", "-").lower(), known, n=1, cutoff=0.5):
         return f"did you mean {near[0]}?"
-    commands = registry.settings()
+    commands = by_command()
     if command is None and (near := get_close_matches(key, commands, n=1, cutoff=0.75)):
         return f"did you mean [{near[0]}]?"
     owners = [name for name, others in commands.items() if key in others]
@@ -349,10 +349,10 @@ def _located(setting: Setting, value: Any, folder: Path) -> Any:
 
 
 def _path(setting: Setting, text: str, folder: Path) -> str:
-    if setting.metavar in registry.NAMES_OR_PATHS:
+    if setting.metavar in NAMES_OR_PATHS:
         parts = [_inside(folder, part) if part.strip().startswith(".") else part for part in text.split(",")]
         return ",".join(parts)
-    if setting.metavar in registry.PATHS and text not in ("", "-") and not text.startswith("~"):
+    if setting.metavar in PATHS and text not in ("", "-") and not text.startswith("~"):
         return _inside(folder, text)
     return text
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from dynx.cli.stdin import Arrivals
 
+
+class NoInputError(UsageError):
+    """There is nothing to work on: no argument, and nobody pipes anything in."""
+
+
 NOTICE = 2.0
 GIVE_UP = 10.0
 """Seconds of silence on an optional stdin before saying so, and before going on without."""

@@ -159,14 +159,14 @@ def told_to_a_program(arguments: list[str]) -> bool:
         return True
     if "dynx.cli.app" not in sys.modules:  # it can't even be imported
         return False
-    from dynx.cli import registry
     from dynx.cli.configuration import Settings
+    from dynx.cli.settings import by_command
 
     command = next((word for word in options if not word.startswith("-")), "")
-    if command not in registry.settings():
+    if command not in by_command():
         return False
-    settings = Settings(command)
-    return bool(settings.get("json") or settings.get("jsonl"))
+    known = Settings(command)
+    return bool(known.get("json") or known.get("jsonl"))
 
 
 def open_missing_streams() -> None:

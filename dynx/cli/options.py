@@ -1,14 +1,27 @@
-"""The options that commands share, each declared once.
+"""How a command-line option is declared, and the options that several commands share.
 
-Help texts and metavars here are what `--help`, the man pages and the completions say.
+An option is a field of its command's `Options` dataclass: its name, type and default are the field's, the rest is its
+`Declaration`. Typer's signature, the help text, environment variables, `dynx.toml`, man pages and completions all read
+these fields, so nothing about an option is written twice.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
+from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from dynx.cli.inputs import NoInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DECLARATION = "dynx.cli"
 
 
 class Dtype(StrEnum):
@@ -55,129 +68,190 @@ class Show(StrEnum):
     never = "never"
 
 
-Model = Annotated[
-    str,
-    typer.Option("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id."),
-]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        help="A shipped model's name, a Hugging Face folder, or a hub id. Repeatable; all shipped models by default.",
-    ),
-]
-Draft = Annotated[
-    str,
-    typer.Option(
-        "--draft",
-        metavar="DRAFT",
-        help="Who guesses ahead: auto, none, self (the model's own first layers), lookup (repeated text), or a smaller "
-        "model of the same vocabulary by name or folder. Several with commas.",
-    ),
-]
-Lookup = Annotated[
-    str | None,
-    typer.Option(
-        "--lookup", metavar="FILE", help="A text file whose passages may be repeated; lookup guesses from it."
-    ),
-]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision to compute in.")]
-_backend = typer.Option(
+@dataclass(frozen=True)
+class Declaration:
+    """What the command line says of an option beyond its field's name, type and default."""
+
+    names: tuple[str, ...]
+    """As typed, like `-n` and `--max-new-tokens`; none for a positional argument."""
+    about: dict[str, Any]
+    """Typer's own settings: help, metavar, bounds, callback."""
+    once: bool = False
+    """Whether it asks for one action rather than a way of working, so that no file or variable may set it."""
+
+    @property
+    def key(self) -> str | None:
+        """The long name without its dashes, as in `dynx.toml`; None for a positional argument."""
+        return next((name[2:] for name in self.names if name.startswith("--")), None)
+
+    def typer(self) -> Any:
+        """Typer's own description of the parameter."""
+        return typer.Option(*self.names, **self.about) if self.names else typer.Argument(**self.about)
+
+
+def option(default: Any, *names: str, once: bool = False, **about: Any) -> Any:
+    """A dataclass field that is an option of the command line."""
+    return field(default=default, metadata={_DECLARATION: Declaration(names, about, once)})
+
+
+def argument(**about: Any) -> Any:
+    """A dataclass field that takes the positional arguments; None where there are none."""
+    return field(default=None, metadata={_DECLARATION: Declaration((), about)})
+
+
+class Declared:
+    """An option that several commands have: call it with a command's default to get its field."""
+
+    def __init__(self, *names: str, once: bool = False, **about: Any) -> None:
+        self._names, self._once, self._about = names, once, about
+
+    def __call__(self, default: Any) -> Any:
+        """Make the field, with a command's own default."""
+        return option(default, *self._names, once=self._once, **self._about)
+
+
+def cold(temperature: float | None) -> float | None:
+    """Return 0 for a temperature that float32 can't divide by: both mean the likeliest token."""
+    return 0.0 if temperature is not None and temperature < 1e-6 else temperature
+
+
+MODEL = Declared("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id.")
+MODELS = Declared(
+    "-m",
+    "--model",
+    metavar="MODEL",
+    help="A shipped model's name, a Hugging Face folder, or a hub id. Repeatable; all shipped models by default.",
+)
+DRAFT = Declared(
+    "--draft",
+    metavar="DRAFT",
+    help="Who guesses ahead: auto, none, self (the model's own first layers), lookup (repeated text), or a smaller "
+    "model of the same vocabulary by name or folder. Several with commas.",
+)
+LOOKUP = Declared(
+    "--lookup", metavar="FILE", help="A text file whose passages may be repeated; lookup guesses from it."
+)
+DEVICE = Declared("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")
+DTYPE = Declared("--dtype", help="Precision to compute in.")
+BACKEND = Declared(
     "--backend",
-    help="Whose kernels compute the model: auto is what calibration measured to be fastest, torch without a profile. "
-    "graphs replays recorded passes, on CUDA or XPU. Classifiers run on torch or openvino, pictures on those or compiled.",
+    help="Whose kernels compute the model: auto is what calibration measured to be fastest, torch without a "
+    "profile. graphs replays recorded passes, on CUDA or XPU. Classifiers run on torch or openvino, pictures "
+    "on those or compiled.",
 )
-_quantize = typer.Option(
+QUANTIZE = Declared(
     "--quantize",
-    help="Store weights in 8 or 4 bits: faster, and another model. A language model's guessing stays lossless relative to it; "
-    "a classifier (8 bits) stays within --max-disagreement of the model as it was, or isn't quantized.",
+    help="Store weights in 8 or 4 bits: faster, and another model. A language model's guessing stays lossless "
+    "relative to it; a classifier (8 bits) stays within --max-disagreement of the model as it was, or isn't "
+    "quantized.",
 )
-BackendOption = Annotated[Backend, _backend]
-BackendWish = Annotated[Backend | None, _backend]
-QuantizeOption = Annotated[Quantize, _quantize]
-QuantizeWish = Annotated[Quantize | None, _quantize]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", metavar="N", min=1, max=1024, help="Processor threads; the cores available by default."),
-]
-ProfileOption = Annotated[
-    str | None,
-    typer.Option("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none."),
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, max=4096, help="Inputs computed together.")]
-MaxLength = Annotated[
-    int | None,
-    typer.Option("--max-length", metavar="N", min=8, help="Cut texts to N tokens; by default to what the model takes."),
-]
-MaxDisagreement = Annotated[
-    float,
-    typer.Option(
-        "--max-disagreement",
-        metavar="SHARE",
-        help="At most this share of answers may differ from the full model's.",
-    ),
-]
-Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="How sure the promise is.")]
-Within = Annotated[
-    float | None,
-    typer.Option(
-        "--within",
-        metavar="T",
-        min=1e-9,
-        help="For models that give numbers: how far one may be off and still agree.",
-    ),
-]
-Column = Annotated[
-    str | None,
-    typer.Option(
-        "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
-    ),
-]
-Field = Annotated[
-    str | None, typer.Option("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
-]
-Tsv = Annotated[bool, typer.Option("--tsv", help="Read a tab-separated table; needs --column.")]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
-    ),
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never contact the hub; use what is on disk.")]
-Quality = Annotated[
-    float | None,
-    typer.Option(
-        "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1; 0.95."
-    ),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
-    ),
-]
-Size = Annotated[
-    str | None, typer.Option("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
-]
-ShowOption = Annotated[Show, typer.Option("--show", help="Show the picture in the terminal.")]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document instead of text. An error is a JSON line on stderr, if that is no terminal.",
-    ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done and why, without loading the model, and stop.")
-]
-Quiet = Annotated[
-    int, typer.Option("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")
-]
-Verbose = Annotated[
-    int,
-    typer.Option("-v", "--verbose", count=True, show_default=False, help="Say what was decided and why; -vv: more."),
-]
-ColorOption = Annotated[Color, typer.Option("--color", help="Colour on the terminal.")]
+THREADS = Declared("--threads", metavar="N", min=1, max=1024, help="Processor threads; the cores available by default.")
+PROFILE = Declared("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none.")
+BATCH_SIZE = Declared("--batch-size", metavar="N", min=1, max=4096, help="Inputs computed together.")
+MAX_LENGTH = Declared(
+    "--max-length", metavar="N", min=8, help="Cut texts to N tokens; by default to what the model takes."
+)
+MAX_DISAGREEMENT = Declared(
+    "--max-disagreement", metavar="SHARE", help="At most this share of answers may differ from the full model's."
+)
+CONFIDENCE = Declared("--confidence", metavar="P", help="How sure the promise is.")
+WITHIN = Declared(
+    "--within", metavar="T", min=1e-9, help="For models that give numbers: how far one may be off and still agree."
+)
+COLUMN = Declared(
+    "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
+)
+FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
+TSV = Declared("--tsv", help="Read a tab-separated table; needs --column.")
+ALLOW_PICKLE = Declared(
+    "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
+)
+OFFLINE = Declared("--offline", help="Never contact the hub; use what is on disk.")
+QUALITY = Declared(
+    "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1; 0.95."
+)
+GUIDANCE = Declared(
+    "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
+)
+SIZE = Declared("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
+SHOW = Declared("--show", help="Show the picture in the terminal.")
+JSON = Declared(
+    "--json", help="Print one JSON document instead of text. An error is a JSON line on stderr, if that is no terminal."
+)
+DRY_RUN = Declared("--dry-run", once=True, help="Say what would be done and why, without loading the model, and stop.")
+QUIET = Declared("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")
+VERBOSE = Declared("-v", "--verbose", count=True, show_default=False, help="Say what was decided and why; -vv: more.")
+COLOR = Declared("--color", help="Colour on the terminal.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where and how a model runs."""
+
+    device: str = DEVICE("auto")
+    dtype: Dtype = DTYPE(Dtype.auto)
+    threads: int | None = THREADS(None)
+    allow_pickle: bool = ALLOW_PICKLE(False)
+    offline: bool = OFFLINE(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How a command reports."""
+
+    json: bool = JSON(False)
+    quiet: int = QUIET(0)
+    verbose: int = VERBOSE(0)
+    color: Color = COLOR(Color.auto)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its options and what its help says besides them."""
+
+    name: str
+    options: type[Any]
+    """The dataclass whose fields are its options."""
+    help: str
+    short_help: str
+    epilog: str
+
+    def declared(self) -> list[tuple[Field[Any], Declaration]]:
+        """The options in the order of help: the command's own, then the shared ones."""
+        found = [(f, f.metadata[_DECLARATION]) for f in fields(self.options) if _DECLARATION in f.metadata]
+        own = inspect.get_annotations(self.options)
+        return [pair for pair in found if pair[0].name in own] + [pair for pair in found if pair[0].name not in own]
+
+    def types(self) -> dict[str, Any]:
+        """The type of each option by its field's name."""
+        return get_type_hints(self.options)
+
+    def register(self, app: typer.Typer, run: Callable[[Any], None], cls: type[Any] | None = None) -> None:
+        """Add the command to `app`; `run` is called with an instance of its options.
+
+        A command that lacks its input prints its own help to stderr before it fails.
+        """
+
+        def callback(context: typer.Context, **values: Any) -> None:
+            try:
+                run(self.options(**values))
+            except NoInputError:
+                sys.stderr.write(context.get_help() + "\n\n")
+                raise
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
+        for each, declaration in self.declared():
+            annotation = Annotated[self.types()[each.name], declaration.typer()]  # type: ignore[valid-type]
+            parameters.append(inspect.Parameter(each.name, kind, default=each.default, annotation=annotation))
+        callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        callback.__annotations__ = {p.name: p.annotation for p in parameters}
+        callback.__doc__ = self.help
+        app.command(self.name, cls=cls, short_help=self.short_help, epilog=self.epilog)(callback)
+
+    @functools.cached_property
+    def parser(self) -> Any:
+        """The command as Click's parser, for reading a line of its options; running it does nothing."""
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        self.register(app, lambda _: None)
+        return typer.main.get_command(app)

@@ -20,17 +20,17 @@ import typer.main
 from typer.testing import CliRunner
 
 from dynx import shipped
-from dynx.cli import registry
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree, reference_files
 from dynx.cli.reference.__main__ import REPAIR, main
 from dynx.cli.reference.man import escape
 from dynx.cli.reference.tree import NO_REWRAP, brief
+from dynx.cli.settings import by_command
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPLETIONS = ROOT / "completions"
 TREE = read_tree(app)
-FILES = reference_files(TREE, shipped.by_task(), registry.settings())
+FILES = reference_files(TREE, shipped.by_task(), by_command())
 COMMANDS = [command.path[1:] for command in TREE.walk()]
 PROFILE, OTHER = "0f3a9c1b22d4", "1e0099aabbcc"
 PATIENCE = 20.0  # seconds until a shell that says nothing is given up

@@ -10,9 +10,11 @@ import pytest
 from support.commands import PROMPT, finish, spawn
 
 from dynx.cli import app as program
-from dynx.cli import configuration, registry
+from dynx.cli import configuration
+from dynx.cli.commands import COMMANDS
 from dynx.cli.main import run
 from dynx.cli.reference.readme import readme, settings_table
+from dynx.cli.settings import by_command, shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,12 +59,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the latest command got, by option; no command does anything."""
     got: dict[str, Any] = {}
 
-    def note(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    def note(name: str, options: Any) -> None:
         got.clear()
-        got.update(values)
+        got.update(vars(options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "locals_without", note)
+    monkeypatch.setattr(program, "run", note)
     monkeypatch.setattr("dynx.cli.main.die_of", lambda number: 0)
     return got
 
@@ -299,17 +301,17 @@ def test_the_registry_knows_what_help_knows() -> None:
     for command in read_tree(app).commands:
         name = command.path[-1]
         options = {option.long[2:] for option in command.options} - {"help"}
-        known = registry.settings()[name]
-        assert set(known) == options - registry.ONCE.get(name, set())
-        assert registry.ONCE.get(name, set()) <= options
+        known = by_command()[name]
+        once = {d.key for _, d in COMMANDS[name].declared() if d.once}
+        assert set(known) == options - once
         assert all(v.startswith("DYNX_") for setting in known.values() for v in setting.variables)
-    assert {"device", "offline", "color"} <= set(registry.shared())
-    assert not {"model", "json"} & set(registry.shared())
+    assert {"device", "offline", "color"} <= set(shared())
+    assert not {"model", "json"} & set(shared())
 
 
 def test_the_readmes_table_is_made_between_its_marks() -> None:
     """The README lists what can be set, and nothing outside its marks is touched."""
-    known = registry.settings()
+    known = by_command()
     text = "before\n<!-- settings, old -->\nold\n<!-- end of settings -->\nafter\n"
     table = settings_table(known)
     assert readme(text, known) == f"before\n<!-- settings, old -->\n{table}<!-- end of settings -->\nafter\n"

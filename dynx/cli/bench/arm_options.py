@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynx.bench.runner import Arm, Outcome
-    from dynx.cli.bench.command import Options
+    from dynx.cli.bench.options import Options
 
 Kind: TypeAlias = Literal["options", "peer", "command"]
 
@@ -87,14 +87,10 @@ def parse(text: str) -> Variation:
 
 def options_of(name: str, line: str) -> dict[str, Any]:
     """Options by parameter, read by the parser of `dynx bench` itself. Raises UsageError."""
-    import typer
+    from dynx.cli.bench.options import COMMAND
 
-    from dynx.cli.app import app
-
-    commands: Any = typer.main.get_command(app)
-    command = commands.commands["bench"]
     try:
-        context = command.make_context("bench", shlex.split(line))
+        context = COMMAND.parser.make_context("bench", shlex.split(line))
     except ValueError as e:
         raise UsageError(f"--arm {name}: {e}") from None
     except Exception as e:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import JSON, Arm, Measurements
     from dynx.cli.bench.arm_options import Process
-    from dynx.cli.options import Backend, Color, Dtype, Quantize
+    from dynx.cli.bench.options import Options
 
 Own = TypeVar("Own")
 
@@ -34,70 +34,6 @@ HURRY = 0.1
 
 TASKS = ("generate", "classify", "draw")
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of `dynx bench`, by parameter name. None: not given, so that the task's own default holds."""
-
-    task: str | None
-    models: list[str] | None
-    data: str | None
-    runs: int | None
-    prompts: int | None
-    draft: str | None
-    max_new_tokens: int | None
-    static: str | None
-    temperature: float | None
-    tsv: bool
-    column: str | None
-    field: str | None
-    labels: str | None
-    batch_size: int | None
-    max_length: int | None
-    confidence: float | None
-    within: float | None
-    against: str | None
-    arms: list[str] | None
-    timeout: float | None
-    fresh: bool
-    min_speedup: float | None
-    require_identical: bool
-    max_disagreement: float | None
-    quality: float | None
-    guidance: float | None
-    size: str | None
-    min_quality: float | None
-    baseline: str | None
-    tolerance: str | None
-    bisect: bool
-    budget: float | None
-    export: list[str] | None
-    plot: str | None
-    record: str | None
-    replay: str | None
-    policy: list[str] | None
-    self_test: bool
-    workflow: bool
-    json: bool
-    device: str
-    dtype: Dtype
-    threads: int | None
-    backend: Backend | None
-    quantize: Quantize | None
-    profile: str | None
-    allow_pickle: bool
-    offline: bool
-    quiet: int
-    verbose: int
-    color: Color
-    model: str = ""
-    """The one of the models that this is about."""
-
-    @property
-    def gates_speed(self) -> bool:
-        """Whether a verdict depends on how fast something is."""
-        return self.min_speedup is not None or self.baseline is not None
 
 
 @dataclass

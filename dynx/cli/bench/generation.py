@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import Arm, Group, Measurements, Outcome
-    from dynx.cli.bench.command import Options
+    from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
     from dynx.speculation.setup import Assembly
 

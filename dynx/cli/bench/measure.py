@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from dynx.bench.interim import Looks
     from dynx.bench.report import ArmResult, BenchResult, Comparison
     from dynx.bench.runner import JSON, Arm, Measurements, Play, Progress
-    from dynx.cli.bench.command import Options, Prepared
+    from dynx.cli.bench.command import Prepared
+    from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
     from dynx.runtime.decision import Decision
 

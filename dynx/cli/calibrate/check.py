@@ -14,12 +14,13 @@ from dynx.cli.bench import command as bench
 from dynx.cli.bench import drawing as bench_drawing
 from dynx.cli.bench import generation as bench_generation
 from dynx.cli.bench import measure
+from dynx.cli.bench.options import Options as BenchOptions
 from dynx.cli.console import Terminal
 from dynx.errors import NoProfileError, UsageError
 
 if TYPE_CHECKING:
     from dynx.bench.report import BenchResult
-    from dynx.cli.calibrate.command import Options
+    from dynx.cli.calibrate.options import Options
     from dynx.runtime.profile import Profile
 
 SHORTFALL = 0.2
@@ -56,10 +57,10 @@ def check(options: Options, terminal: Terminal) -> None:
     bench.finish([result], [], asked, terminal)
 
 
-def as_bench(options: Options) -> bench.Options:
+def as_bench(options: Options) -> BenchOptions:
     """The command line of a measurement with the same model and data, and nothing else asked for."""
     given = {f.name: getattr(options, f.name) for f in fields(options)}
-    blank: dict[str, Any] = {f.name: False if f.type == "bool" else None for f in fields(bench.Options)}
+    blank: dict[str, Any] = {f.name: False if f.type == "bool" else None for f in fields(BenchOptions)}
     same = {"data", "tsv", "column", "field", "max_length", "within", "guidance", "size", "quality", "budget", "json"}
     same |= {
         "device",
@@ -73,7 +74,7 @@ def as_bench(options: Options) -> bench.Options:
         "verbose",
         "color",
     }
-    return bench.Options(**blank | {name: given[name] for name in same} | {"model": options.model})
+    return BenchOptions(**blank | {name: given[name] for name in same} | {"model": options.model})
 
 
 def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
     return bench_options | {"min_quality": quality, "static": "none", "prompts": PICTURES}
 
 
-def plan_of(options: bench.Options, module: Any, terminal: Terminal) -> Any:
+def plan_of(options: BenchOptions, module: Any, terminal: Terminal) -> Any:
     """What would be run with which profile, before anything is loaded."""
     if module is bench_classification:
         from dynx.cli.classify.command import wish_of
@@ -127,7 +128,7 @@ def absent(plan: Any) -> str:
     return f"no profile of {plan.source.name} is stored"
 
 
-def refuse_learned(options: bench.Options, module: Any, plan: Any, profile: Profile) -> None:
+def refuse_learned(options: BenchOptions, module: Any, plan: Any, profile: Profile) -> None:
     """Raises UsageError for the inputs that the profile was learned from: they would say nothing."""
     from dynx.cli.calibration_data import read_inputs
     from dynx.runtime.hashing import text_hash

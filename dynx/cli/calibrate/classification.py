@@ -16,7 +16,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate.command import Options
+    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
     from dynx.early_exit.calibrate import Findings
     from dynx.early_exit.features import Inputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dynx.cli.options import Backend, Color, Dtype, Quantize
+    from dynx.cli.calibrate.options import Options
     from dynx.runtime.profile import Profile
 
 SCHEMA = "dynx.calibrate/1"
@@ -28,49 +27,6 @@ def refuse(options: Options, names: Sequence[str], what: str) -> None:
         if getattr(options, name):
             shown = "--" + name.replace("_", "-")
             raise UsageError(f"{shown} means nothing for {options.model}, which {what}")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of `dynx calibrate`, by parameter name."""
-
-    model: str
-    draft: str
-    data: str | None
-    tsv: bool
-    column: str | None
-    field: str | None
-    max_disagreement: float
-    confidence: float
-    within: float | None
-    batch_size: int
-    max_length: int | None
-    quality: float | None
-    guidance: float | None
-    negative: str | None
-    size: str | None
-    plot: str | None
-    budget: float | None
-    dry_run: bool
-    check: bool
-    device_info: bool
-    list_: bool
-    show: str | None
-    export: str | None
-    output: str | None
-    import_: str | None
-    remove: str | None
-    json: bool
-    device: str
-    dtype: Dtype
-    threads: int | None
-    backend: Backend | None
-    quantize: Quantize | None
-    allow_pickle: bool
-    offline: bool
-    quiet: int
-    verbose: int
-    color: Color
 
 
 def run(options: Options) -> None:

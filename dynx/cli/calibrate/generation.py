@@ -14,7 +14,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate.command import Options
+    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.setup import Assembly, Plan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from dynx.cli.classify.accuracy import Tally
+    from dynx.cli.classify.options import Options
     from dynx.cli.classify.output import Resumed
     from dynx.cli.classify.records import Record, Records
-    from dynx.cli.options import Backend, Color, Dtype, Quantize
     from dynx.early_exit.classifier import Classifier
     from dynx.early_exit.setup import Assembly, Plan, Wish
     from dynx.early_exit.types import Prediction, Receipt
@@ -30,50 +29,6 @@ SHOWN = 5
 
 BAR = 30
 """Width of a full bar of --explain."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of `dynx classify`, by parameter name."""
-
-    inputs: list[str] | None
-    model: str
-    nul: bool
-    tsv: bool
-    column: str | None
-    field: str | None
-    skip_empty: bool
-    no_stdin: bool
-    max_disagreement: float
-    confidence: float
-    within: float | None
-    certify: bool
-    audit: float
-    batch_size: int
-    max_length: int | None
-    top_k: int | None
-    scores: bool
-    labels: str | None
-    resume: str | None
-    json: bool
-    jsonl: bool
-    stats: bool
-    explain: bool
-    plain: bool
-    verify: bool
-    dry_run: bool
-    device: str
-    dtype: Dtype
-    backend: Backend
-    quantize: Quantize
-    threads: int | None
-    profile: str | None
-    require_profile: bool
-    allow_pickle: bool
-    offline: bool
-    quiet: int
-    verbose: int
-    color: Color
 
 
 def run(options: Options) -> None:

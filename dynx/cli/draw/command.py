@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
@@ -22,57 +22,15 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from dynx.cli.draw.drafts import Asked
+    from dynx.cli.draw.options import Options
     from dynx.cli.draw.output import Drawn
     from dynx.cli.draw.requests import Batch, Item
-    from dynx.cli.options import Backend, Color, Dtype, Show
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.setup import Assembly, Plan, Wish
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
 
 LABEL = 30
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of `dynx draw`, by parameter name."""
-
-    prompt: list[str] | None
-    model: str
-    output: str | None
-    count: int
-    seed: int | None
-    size: str | None
-    guidance: float | None
-    negative: str | None
-    quality: float
-    steps: str
-    draft: bool
-    finish: list[str] | None
-    info: list[str] | None
-    lines: bool
-    no_stdin: bool
-    show: Show
-    preview: bool
-    json: bool
-    jsonl: bool
-    stats: bool
-    explain: bool
-    plain: bool
-    force: bool
-    verify: bool
-    dry_run: bool
-    device: str
-    dtype: Dtype
-    threads: int | None
-    backend: Backend
-    profile: str | None
-    require_profile: bool
-    allow_pickle: bool
-    offline: bool
-    quiet: int
-    verbose: int
-    color: Color
 
 
 def run(options: Options) -> None:

@@ -7,19 +7,19 @@ import secrets
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dynx.cli.draw.drafts import Asked, read_draft
 from dynx.cli.draw.files import Outputs, vacant
-from dynx.cli.inputs import read_lines, read_prompt, typed
+from dynx.cli.inputs import NoInputError, read_lines, read_prompt, typed
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from dynx.cli.console import Terminal
-    from dynx.cli.draw.command import Options
     from dynx.cli.draw.drafts import Draft
+    from dynx.cli.draw.options import Options
     from dynx.runtime.loading import Source
 
 SEEDS = 1 << 63
@@ -125,8 +125,7 @@ def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
         example="dynx draw 'a red apple'",
     )
     if prompt is None or not prompt.strip():
-        _help()
-        raise UsageError("no prompt", hint="for example: dynx draw 'a red apple'")
+        raise NoInputError("no prompt", hint="for example: dynx draw 'a red apple'")
     return iter([prompt])
 
 
@@ -148,19 +147,6 @@ def takes_prompt(source: Source) -> bool:
     except (OSError, ValueError):
         return True  # what is wrong with it is told when it's loaded
     return not isinstance(parts, dict) or any(name.startswith(("tokenizer", "text_encoder")) for name in parts)
-
-
-def _help() -> None:
-    """The command's help, on stderr."""
-    import typer
-
-    from dynx.cli.app import app
-
-    group: Any = typer.main.get_command(app)
-    with group.make_context("dynx", [], resilient_parsing=True) as outer:
-        command = group.commands["draw"]
-        with command.make_context("draw", [], parent=outer, resilient_parsing=True) as inner:
-            sys.stderr.write(command.get_help(inner) + "\n\n")
 
 
 def finishing(options: Options) -> list[Batch]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynx.cli.console import Terminal
-    from dynx.cli.generate.command import Options, Printer
+    from dynx.cli.generate.command import Printer
+    from dynx.cli.generate.options import Options
     from dynx.cli.stdin import Arrivals
     from dynx.speculation.batch_size import Choice
     from dynx.speculation.batching import Batch, Row

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
 from dynx.cli.generate.stats import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
-from dynx.cli.inputs import read_lines, read_prompt, typed
+from dynx.cli.inputs import NoInputError, read_lines, read_prompt, typed
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.cli.verify import check, verification_json, verify_answer, words
 from dynx.errors import UsageError
@@ -17,55 +16,13 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dynx.cli.options import Backend, Color, Dtype, Quantize
+    from dynx.cli.generate.options import Options
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
     from dynx.speculation.setup import Assembly, Wish
     from dynx.speculation.types import Origin, Request, Token
 
 SCHEMA = "dynx.generate/1"
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of `dynx generate`, by parameter name."""
-
-    prompt: list[str] | None
-    model: str
-    draft: str
-    lookup: str | None
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float | None
-    seed: int | None
-    stop: list[str] | None
-    chat: bool
-    system: str | None
-    lines: bool
-    batch: str
-    no_stdin: bool
-    json: bool
-    jsonl: bool
-    stats: bool
-    explain: bool
-    plain: bool
-    verify: bool
-    exact: bool
-    dry_run: bool
-    device: str
-    dtype: Dtype
-    threads: int | None
-    backend: Backend
-    quantize: Quantize
-    profile: str | None
-    require_profile: bool
-    allow_pickle: bool
-    offline: bool
-    quiet: int
-    verbose: int
-    color: Color
 
 
 def run(options: Options) -> None:
@@ -145,8 +102,7 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], A
         raise UsageError("--batch goes with --lines")
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
     if prompt is None:
-        _help()
-        raise UsageError("no prompt", hint='for example: dynx generate "Once upon a time"')
+        raise NoInputError("no prompt", hint='for example: dynx generate "Once upon a time"')
     return iter([prompt]), None
 
 
@@ -158,19 +114,6 @@ def _ahead(prompts: Iterator[str]) -> Iterator[str]:
         yield from prompts
 
     return all_of_them()
-
-
-def _help() -> None:
-    """The command's help, on stderr."""
-    import typer
-
-    from dynx.cli.app import app
-
-    group: Any = typer.main.get_command(app)
-    with group.make_context("dynx", [], resilient_parsing=True) as outer:
-        command = group.commands["generate"]
-        with command.make_context("generate", [], parent=outer, resilient_parsing=True) as inner:
-            sys.stderr.write(command.get_help(inner) + "\n\n")
 
 
 def wish_of(options: Any, *, plain: bool | None = None) -> Wish:

@@ -4,7 +4,7 @@
     python -m dynx.cli.reference --check    say which of them differ from the tree
 
 `tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish`, `man` and `readme` each write one
-format. What can be set by variables and files comes from `dynx.cli.registry`.
+format. What can be set by variables and files comes from `dynx.cli.settings`.
 The files are committed and installed as they are. `dynx` itself never imports this package.
 """
 

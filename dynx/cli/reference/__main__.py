@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from dynx import shipped
-from dynx.cli import registry
 from dynx.cli.app import app
 from dynx.cli.reference import read_tree, reference_files
 from dynx.cli.reference.readme import readme
+from dynx.cli.settings import by_command
 
 REPAIR = "python -m dynx.cli.reference"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{root} is no source checkout: it has no pyproject.toml\n")
         return 1
     tree = read_tree(app)
-    settings = registry.settings()
+    settings = by_command()
     files = reference_files(tree, shipped.by_task(), settings)
     page = root / "README.md"
     if page.is_file():

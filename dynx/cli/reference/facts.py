@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dynx.cli.reference.tree import Command
-    from dynx.cli.registry import Setting
+    from dynx.cli.settings import Setting
 
 REVISED = "2026-11-24"  # man pages must carry a date; the day of a build would make them differ from build to build
 

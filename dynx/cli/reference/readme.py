@@ -1,4 +1,4 @@
-"""The parts of README.md between marks, which list what the registry knows."""
+"""The parts of README.md between marks, which list what can be set."""
 
 from __future__ import annotations
 

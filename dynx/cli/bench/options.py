@@ -1,0 +1,221 @@
+"""The options of `dynx bench`, each declared once: name, type, default and help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynx.cli import options as o
+
+HELP = """Measure plain against static against dynamic, interleaved, and gate on the result.
+
+\b
+Examples:
+  dynx bench
+  dynx bench generate --baseline main.json --tolerance 5%
+  dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm 'other=!my-program {input}'
+  dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
+  dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
+  dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
+  dynx bench --require-identical --export json:bench.json --export md:bench.md
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(o.OutputOptions, o.DeviceOptions):
+    """The command line of `dynx bench`, by parameter name. None stands for the default of the model's task."""
+
+    task: str | None = o.argument(
+        metavar="TASK", help="generate, classify, draw or all: the shipped models of this task."
+    )
+    models: list[str] | None = o.MODELS(None)
+    data: str | None = o.option(
+        None,
+        "--data",
+        metavar="FILE",
+        help="What to measure on: prompts, one per line (a pipeline that draws makes its own); for a classifier texts, "
+        "one per line, or a folder of images.",
+    )
+    runs: int | None = o.option(
+        None,
+        "--runs",
+        metavar="N",
+        min=1,
+        max=1000,
+        help="Rounds; each runs every arm on every input. 5 by default, 2 of a pipeline that draws; with a gate on "
+        "speed as many as it takes.",
+    )
+    prompts: int | None = o.option(
+        None,
+        "--prompts",
+        "--inputs",
+        metavar="N",
+        min=1,
+        help="At most this many inputs: the first 4 prompts by default; of a classifier's, 1024 drawn at random; for a "
+        "pipeline that draws 16 pictures, each of another seed.",
+    )
+    draft: str | None = o.option(
+        None, "--draft", metavar="DRAFT", help="Who guesses ahead, as in dynx generate: auto, a model, …"
+    )
+    max_new_tokens: int | None = o.option(
+        None, "-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer; 64 by default."
+    )
+    static: str | None = o.option(
+        None,
+        "--static",
+        metavar="LENGTHS",
+        help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm. Of a pipeline that "
+        "draws the numbers of steps; 6,8,10,15,20,25 by default.",
+    )
+    temperature: float | None = o.option(
+        None,
+        "--temperature",
+        metavar="T",
+        min=0.0,
+        max=100.0,
+        callback=o.cold,
+        help="0, the default, is greedy; with more, the seed is fixed.",
+    )
+    tsv: bool = o.TSV(False)
+    column: str | None = o.COLUMN(None)
+    field: str | None = o.FIELD(None)
+    labels: str | None = o.option(
+        None,
+        "--labels",
+        metavar="GOLD",
+        help="A file with the true label of each of a classifier's inputs, alone or as last column: accuracy.",
+    )
+    batch_size: int | None = o.option(
+        None,
+        "--batch-size",
+        metavar="N",
+        min=1,
+        max=4096,
+        help="A classifier's inputs computed together; 32 by default.",
+    )
+    max_length: int | None = o.MAX_LENGTH(None)
+    confidence: float | None = o.option(
+        None, "--confidence", metavar="P", help="How sure a classifier's promise is; 0.95 by default."
+    )
+    within: float | None = o.WITHIN(None)
+    arms: list[str] | None = o.option(
+        None,
+        "--arm",
+        metavar="NAME=OPTIONS",
+        help="Also measure this with other options (-m, --dtype, --profile, --static K, …), the peer transformers, or a"
+        " program: NAME=!COMMAND, the input on its stdin or in place of {input}. Repeatable.",
+    )
+    timeout: float | None = o.option(
+        None,
+        "--timeout",
+        metavar="SECONDS",
+        min=0.1,
+        help="An arm of which one run takes longer has failed; 600 for programs by default.",
+    )
+    fresh: bool = o.option(False, "--fresh", help="Run every round in a process of its own.")
+    against: str | None = o.option(
+        None, "--against", metavar="PEER", help="Also measure a peer on the same inputs: transformers."
+    )
+    min_speedup: float | None = o.option(
+        None,
+        "--min-speedup",
+        metavar="X",
+        min=0.0,
+        help="Gate: dynamic must be at least X times plain, which for a pipeline that draws is its author's run; of a "
+        "classifier, X times the faster of plain and length-bucketed batches.",
+    )
+    require_identical: bool = o.option(
+        False,
+        "--require-identical",
+        help="Gate: dynamic must write what plain writes, token for token, give the same labels, or draw the same "
+        "pixels.",
+    )
+    max_disagreement: float | None = o.option(
+        None,
+        "--max-disagreement",
+        metavar="SHARE",
+        help="A classifier's promise (0.02 by default) and, where given, a gate: at most this share of answers may "
+        "differ from the full model's.",
+    )
+    quality: float | None = o.QUALITY(None)
+    guidance: float | None = o.GUIDANCE(None)
+    size: str | None = o.SIZE(None)
+    min_quality: float | None = o.option(
+        None,
+        "--min-quality",
+        metavar="SSIM",
+        help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be so like plain's.",
+    )
+    baseline: str | None = o.option(
+        None,
+        "--baseline",
+        metavar="FILE",
+        help="Gate: dynamic must be as many times plain as in this JSON result of before. Where device, versions, model"
+        " or inputs differ, it only advises.",
+    )
+    tolerance: str | None = o.option(
+        None,
+        "--tolerance",
+        metavar="PERCENT",
+        help="How much slower still passes: 5% for --baseline by default, 0% for --min-speedup.",
+    )
+    bisect: bool = o.option(False, "--bisect", help="Exit with 125 where nothing can be judged: for git bisect run.")
+    budget: float | None = o.option(
+        None,
+        "--budget",
+        metavar="SECONDS",
+        min=1.0,
+        help="Stop after a whole round when time runs out. A gate on speed is measured until it is decided, by default "
+        "for 120 seconds at most.",
+    )
+    export: list[str] | None = o.option(
+        None,
+        "--export",
+        metavar="FORMAT:PATH",
+        help="Also write the result as json, md, csv, junit, github-action-benchmark, benchstat, html or svg. "
+        "Repeatable.",
+    )
+    plot: str | None = o.option(
+        None, "--plot", metavar="PATH", help="Draw speed, and speed against quality, to an SVG or PNG file."
+    )
+    record: str | None = o.option(
+        None,
+        "--record",
+        metavar="FILE",
+        help="Measure nothing: write what every drafter, exit or number of steps would have said, for --replay.",
+    )
+    replay: str | None = o.option(
+        None,
+        "--replay",
+        metavar="FILE",
+        help="Score policies on such a recording, and how far each is from the best possible.",
+    )
+    policy: list[str] | None = o.option(
+        None,
+        "--policy",
+        metavar="POLICY",
+        help="For --replay: plain, dynamic, cold (dynamic without a profile), DRAFTER=K, at=LAYER or at=STEPS, "
+        "threshold=T, or FILE.py:NAME of your own. Repeatable.",
+    )
+    self_test: bool = o.option(
+        False, "--self-test", help="Check that this installation keeps what it says about streams and exit codes."
+    )
+    workflow: bool = o.option(False, "--workflow", help="Print a GitHub Actions workflow that gates a repository.")
+    backend: o.Backend | None = o.BACKEND(None)
+    quantize: o.Quantize | None = o.QUANTIZE(None)
+    profile: str | None = o.PROFILE(None)
+    model: str = ""
+    """The one of the models that this run is about; not an option."""
+
+    @property
+    def gates_speed(self) -> bool:
+        """Whether a verdict depends on how fast something is."""
+        return self.min_speedup is not None or self.baseline is not None
+
+
+COMMAND = o.Command(
+    "bench",
+    Options,
+    HELP,
+    short_help="Measure plain, static and dynamic side by side.",
+    epilog="Exit code 3 means that a gate failed. Manual: man dynx-bench",
+)
