@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
+from dynx.cli import origins
 from dynx.cli.settings import NAMES_OR_PATHS, PATHS, PREFIX, RIVALS, TRUSTED, TYPES, by_command, shared
 from dynx.errors import UsageError
 
@@ -38,15 +39,6 @@ OTHERS = {VARIABLE, "DYNX_BENCH_SLOW", "DYNX_CACHE_DIR", "DYNX_DEBUG"}
 
 ROOT_USER = 0
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-
-
-_origins: dict[str, str] = {}
-"""Of this process's command: parameter → where its value is from, for those that aren't at their default."""
-
-
-def origin(parameter: str) -> str:
-    """Where the value of an option of the running command is from; `decided` where nobody set it."""
-    return _origins.get(parameter, "decided")
 
 
 @dataclass(frozen=True)
@@ -125,13 +117,13 @@ class ConfiguredCommand(TyperCommand):
         if ctx.params.get("quiet", 0) < 2:
             for warning in settings.warnings:
                 sys.stderr.write(f"dynx: {warning}\n")
-        _origins.clear()
-        _origins.update(origins(ctx, found))
+        origins.ORIGINS.clear()
+        origins.ORIGINS.update(origins_of(ctx, found))
         if ctx.params.get("verbose", 0) > 1:
             for setting in by_command()[self.name or ""].values():
-                if setting.parameter in _origins:
+                if setting.parameter in origins.ORIGINS:
                     value = ctx.params.get(setting.parameter)
-                    sys.stderr.write(f"--{setting.key}: {value} ({_origins[setting.parameter]})\n")
+                    sys.stderr.write(f"--{setting.key}: {value} ({origins.ORIGINS[setting.parameter]})\n")
         try:
             return super().invoke(ctx)
         except UsageError as e:
@@ -145,7 +137,7 @@ def _nothing(*_: Any, **__: Any) -> None:
     """What help says of an argument's type."""
 
 
-def origins(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
+def origins_of(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
     """Each parameter that isn't at its default, and where its value is from."""
     for parameter in ctx.params:
         source = getattr(ctx.get_parameter_source(parameter), "name", "DEFAULT")

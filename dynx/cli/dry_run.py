@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.configuration import origin
+from dynx.cli.origins import origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

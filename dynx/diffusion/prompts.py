@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynx.diffusion.engine import Engine
 
 SHORTEST = 3
 """Letters of a word; shorter ones are mostly pieces."""
+
+CALIBRATION_PROMPTS = 420
+"""Prompts that calibration draws from a vocabulary."""
 
 WORD = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
 
@@ -39,3 +45,12 @@ def prompts(tokenizer: Any, count: int, seed: int = 0) -> list[str]:
     if not known:
         return [f"picture {i + 1}" for i in range(count)]
     return [" ".join(rng.choice(known) for _ in range(rng.choice((1, 1, 2, 3)))) for _ in range(count)]
+
+
+def own_prompts(engine: Engine, count: int = CALIBRATION_PROMPTS) -> list[str]:
+    """Make `count` prompts from the words of a pipeline's own tokenizer; none for a pipeline that takes no prompt."""
+    pipe = engine.pipe
+    tokenizer = next((t for name in ("tokenizer", "tokenizer_2") if (t := getattr(pipe, name, None)) is not None), None)
+    if tokenizer is None or not engine.family.prompted:
+        return []
+    return prompts(tokenizer, count)

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from dynx import schemas
-from dynx.bench.exports import FORMATS
+from dynx.bench.exports import FORMATS, parse_export
 from dynx.bench.gates import Gate, Verdict, best_static, exit_code, min_speedup, overall, percent, require_identical
-from dynx.bench.report import BenchResult, parse_export, summarize
+from dynx.bench.report import BenchResult, summarize
 from dynx.bench.runner import Arm, Group, Measurements, Outcome, Sample, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import UsageError

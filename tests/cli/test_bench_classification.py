@@ -13,7 +13,7 @@ from dynx import schemas
 from dynx.cli.app import app
 from dynx.cli.bench import classification as bench_classification
 from dynx.cli.bench import generation as bench_generation
-from dynx.cli.reference import read_tree
+from dynx.cli.reference.tree import read_tree
 from dynx.early_exit.features import Inputs
 from dynx.runtime.decision import Decision
 from dynx.runtime.hashing import text_hash

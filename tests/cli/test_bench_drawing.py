@@ -13,7 +13,7 @@ from support import pipelines
 from dynx import schemas
 from dynx.cli.app import app
 from dynx.cli.bench import drawing as bench_drawing
-from dynx.cli.reference import read_tree
+from dynx.cli.reference.tree import read_tree
 from dynx.diffusion.profile_data import Guarantee
 from dynx.diffusion.schedule import Schedule
 from dynx.runtime.hashing import text_hash
@@ -198,13 +198,13 @@ def test_prompts_of_the_vocabulary_are_new_to_calibration() -> None:
     tokenizer = SimpleNamespace(get_vocab=lambda: words)
     family = SimpleNamespace(prompted=True)
     assembly: Any = SimpleNamespace(engine=SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokenizer), family=family))
-    from dynx.cli.calibrate.drawing import own_prompts
+    from dynx.diffusion.prompts import own_prompts
 
     found = bench_drawing.prompts(assembly, None, 40)
     family.prompted = False
 
     assert len(set(found)) == 40
-    assert not set(found) & set(own_prompts(assembly))
+    assert not set(found) & set(own_prompts(assembly.engine))
     assert bench_drawing.prompts(assembly, None, 40) == [""]
 
 

@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from dynx import shipped
 from dynx.cli.app import app
-from dynx.cli.reference import read_tree, reference_files
+from dynx.cli.reference import reference_files
 from dynx.cli.reference.__main__ import REPAIR, main
 from dynx.cli.reference.man import escape
-from dynx.cli.reference.tree import NO_REWRAP, brief
+from dynx.cli.reference.tree import NO_REWRAP, brief, read_tree
 from dynx.cli.settings import by_command
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -296,7 +296,7 @@ def test_very_verbose_says_where_values_are_from(
 def test_the_registry_knows_what_help_knows() -> None:
     """Each option of each command is a setting, but for those that are asked for once."""
     from dynx.cli.app import app
-    from dynx.cli.reference import read_tree
+    from dynx.cli.reference.tree import read_tree
 
     for command in read_tree(app).commands:
         name = command.path[-1]

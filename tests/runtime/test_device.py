@@ -15,16 +15,8 @@ import pytest
 from dynx.errors import DeviceError, UsageError
 from dynx.runtime.accelerators import Accelerator
 from dynx.runtime.bandwidth import Bandwidth
-from dynx.runtime.device import (
-    Decision,
-    Device,
-    Library,
-    choose_device,
-    choose_dtype,
-    choose_threads,
-    installed_version,
-    probe,
-)
+from dynx.runtime.decision import Decision
+from dynx.runtime.device import Device, Library, choose_device, choose_dtype, choose_threads, installed_version, probe
 from dynx.runtime.hardware import Caches, Host
 
 if TYPE_CHECKING:

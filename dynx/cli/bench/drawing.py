@@ -161,14 +161,14 @@ def prompts(assembly: Assembly, texts: Sequence[str] | None, count: int) -> list
 
 def unseen(assembly: Assembly, count: int) -> list[str]:
     """Prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
-    from dynx.cli.calibrate.drawing import own_prompts
     from dynx.diffusion import prompts
+    from dynx.diffusion.prompts import own_prompts
 
     pipe = assembly.engine.pipe
     tokenizer = next((t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None), None)
     if tokenizer is None:
         raise UsageError("the pipeline has no vocabulary to make prompts of", hint="--data FILE")
-    learned = set(own_prompts(assembly))
+    learned = set(own_prompts(assembly.engine))
     made = prompts.prompts(tokenizer, 4 * count + len(learned), SEED)
     new = [text for text in dict.fromkeys(made) if text not in learned]
     return (new or made)[:count]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import arm_options
 from dynx.cli.bench.command import Prepared, conditions, read_prompts, settings, tolerance_of
-from dynx.cli.generate.command import open_assembly
+from dynx.cli.generate.model import open_assembly
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

@@ -107,10 +107,10 @@ def plan_of(options: BenchOptions, module: Any, terminal: Terminal) -> Any:
         return exits.make_plan(wish_of(bench_classification.wished(options, own)), warn=terminal.warn)
     if module is bench_drawing:
         return bench_drawing.make_plan(options, bench.settings(options, bench_drawing.Settings), terminal)
-    from dynx.cli.generate import command
+    from dynx.cli.generate.model import wish_of as generation_wish
     from dynx.speculation import setup as guesses
 
-    return guesses.make_plan(command.wish_of(bench_generation.defaulted(options)), warn=terminal.warn)
+    return guesses.make_plan(generation_wish(bench_generation.defaulted(options)), warn=terminal.warn)
 
 
 def absent(plan: Any) -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.command import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_inputs
 from dynx.cli.classify.command import wish_of
 from dynx.errors import UsageError

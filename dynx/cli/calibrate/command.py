@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dynx.cli import profiles
 from dynx.cli.console import Terminal
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from dynx.cli.calibrate.options import Options
-    from dynx.runtime.profile import Profile
-
-SCHEMA = "dynx.calibrate/1"
-
-BUDGET = 60.0
-"""Seconds, unless asked otherwise; pipelines that draw have their own."""
-
-
-def refuse(options: Options, names: Sequence[str], what: str) -> None:
-    """Raise UsageError where an option was given that is for another task: `what` is the model's."""
-    for name in names:
-        if getattr(options, name):
-            shown = "--" + name.replace("_", "-")
-            raise UsageError(f"{shown} means nothing for {options.model}, which {what}")
 
 
 def run(options: Options) -> None:
     """One of the housekeeping actions, or a calibration."""
     actions: list[tuple[bool, str, Callable[[Options, Terminal], None]]] = [
-        (options.device_info, "--device-info", device_info),
-        (options.list_, "--list", list_profiles),
-        (options.show is not None, "--show", show),
-        (options.export is not None, "--export", export),
-        (options.import_ is not None, "--import", import_profile),
-        (options.remove is not None, "--remove", remove),
+        (options.device_info, "--device-info", profiles.device_info),
+        (options.list_, "--list", profiles.list_profiles),
+        (options.show is not None, "--show", profiles.show),
+        (options.export is not None, "--export", profiles.export),
+        (options.import_ is not None, "--import", profiles.import_profile),
+        (options.remove is not None, "--remove", profiles.remove),
         (options.check, "--check", check),
     ]
     wanted = [(name, action) for asked, name, action in actions if asked]
@@ -69,94 +54,3 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     else:
         from dynx.cli.calibrate.generation import calibrate as learn
     learn(options, terminal)
-
-
-def store(profile: Profile, terminal: Terminal, arrays: Mapping[str, Any] | None = None) -> None:
-    """Keep what was learned; where that can't be, say so and go on."""
-    from dynx.runtime.profile_store import ProfileStore, StoreError, profiles_folder
-
-    try:
-        path = ProfileStore(profiles_folder(), terminal.warn).save(profile, arrays)
-        terminal.notice(f"profile {profile.key.id} stored in {path}")
-    except StoreError as e:
-        terminal.warn(f"the profile can't be stored ({e}); set DYNX_CACHE_DIR to a folder that can be written")
-
-
-def device_info(options: Options, terminal: Terminal) -> None:
-    """What this machine has, and the choices that follow."""
-    from dynx.runtime.device import choose_device, choose_dtype, choose_threads, probe
-
-    machine = probe(measure_bandwidth=True)
-    device = choose_device(options.device, machine)
-    wanted = None if str(options.dtype) == "auto" else str(options.dtype)
-    choices: dict[str, Any] = {
-        "device": device,
-        "dtype": choose_dtype(wanted, device.value, machine),
-        "threads": choose_threads(options.threads, machine),
-    }
-    if options.json:
-        picked = {k: {"value": d.value, "reason": d.reason} for k, d in choices.items()}
-        terminal.document(machine.describe() | {"choices": picked})
-        return
-    rows = machine.rows() + [(f"→ {k}", f"{d.value} ({d.reason})") for k, d in choices.items()]
-    width = max(len(label) for label, _ in rows)
-    terminal.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
-
-
-def _store(terminal: Terminal) -> Any:
-    from dynx.runtime.profile_store import ProfileStore, profiles_folder
-
-    return ProfileStore(profiles_folder(), terminal.warn)
-
-
-def list_profiles(options: Options, terminal: Terminal) -> None:
-    """A line per profile."""
-    store = _store(terminal)
-    profiles: list[Profile] = list(store.list())
-    if options.json:
-        rows = [
-            {
-                "id": p.key.id,
-                "task": p.key.task,
-                "model": p.model_name,
-                "dtype": p.key.dtype,
-                "created": p.created,
-                "stale": store.stale(p),
-                "summary": p.decision["summary"],
-            }
-            for p in profiles
-        ]
-        terminal.document({"schema": "dynx.profiles/1", "profiles": rows})
-        return
-    if not profiles:
-        terminal.notice(f"no profiles in {store.folder}; dynx calibrate makes one")
-    for p in profiles:
-        note = f"  [unused: {store.stale(p)}]" if store.stale(p) else ""
-        name = "".join(c for c in p.model_name if c.isprintable())
-        terminal.write(f"{p.key.id}  {p.key.task}  {name}  {p.key.dtype}  {p.created}{note}\n")
-
-
-def show(options: Options, terminal: Terminal) -> None:
-    """A stored profile, as it is."""
-    terminal.write(_store(terminal).get(options.show).to_json())
-
-
-def export(options: Options, terminal: Terminal) -> None:
-    """A stored profile as one file."""
-    if options.output not in (None, "-"):
-        terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
-        return
-    with TemporaryDirectory() as folder:
-        file = _store(terminal).export(options.export, Path(folder) / "profile.json")
-        terminal.write(file.read_text(encoding="utf-8"))
-
-
-def import_profile(options: Options, terminal: Terminal) -> None:
-    """Store a file that --export wrote."""
-    profile = _store(terminal).import_file(Path(options.import_ or ""))
-    terminal.notice(f"stored profile {profile.key.id} for {profile.model_name}")
-
-
-def remove(options: Options, terminal: Terminal) -> None:
-    """Delete a stored profile."""
-    terminal.notice(f"removed {_store(terminal).remove(options.remove)}")

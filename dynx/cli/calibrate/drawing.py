@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynx.cli.bench.command import read_prompts
-from dynx.cli.calibrate.command import SCHEMA, refuse, store
+from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.draw.requests import parse_size
+from dynx.diffusion.prompts import own_prompts
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 BUDGET = 600.0
 """Seconds, unless asked otherwise."""
-
-PROMPTS = 420
-"""Made from the pipeline's own vocabulary where there are none of the user's."""
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
@@ -64,7 +62,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     from dynx.diffusion.step_sweep import Partial
     from dynx.runtime.profile_store import cache_folder
 
-    prompts = texts or own_prompts(assembly)
+    prompts = texts or own_prompts(assembly.engine)
     partial = Partial(cache_folder() / "partial" / f"{plan.key.id}.safetensors", learning.settings(assembly, prompts))
     try:
         with terminal.progress(f"calibrating {plan.source.name}") as move:
@@ -88,17 +86,6 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         from dynx.cli.plot import curve
 
         curve(found, Path(options.plot))
-
-
-def own_prompts(assembly: Assembly) -> list[str]:
-    """Out of the pipeline's vocabulary; none where it takes no prompt."""
-    from dynx.diffusion.prompts import prompts
-
-    pipe = assembly.engine.pipe
-    tokenizer = next((t for name in ("tokenizer", "tokenizer_2") if (t := getattr(pipe, name, None)) is not None), None)
-    if tokenizer is None or not assembly.engine.family.prompted:
-        return []
-    return prompts(tokenizer, PROMPTS)
 
 
 def check_plot(path: str | None) -> None:

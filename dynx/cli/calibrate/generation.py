@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.command import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
 

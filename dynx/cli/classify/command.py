@@ -78,7 +78,8 @@ def check(options: Options) -> None:
 
 def wish_of(options: Any, *, profile: str | None = None) -> Wish:
     """The command line as the model's side takes it; for any command with these options. `profile` overrules it."""
-    from dynx.early_exit.setup import BATCH, DELTA, EPS, Wish
+    from dynx.diffusion.setup import DELTA
+    from dynx.early_exit.setup import BATCH, EPS, Wish
 
     return Wish(
         model=options.model,

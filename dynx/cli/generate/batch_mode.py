@@ -10,7 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.cli.generate.command import answer, make_request, show
+from dynx.cli.generate.answers import answer, show
+from dynx.cli.generate.model import make_request
 from dynx.cli.stdin import rows_asked
 from dynx.errors import DynxError, UsageError
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynx.cli.console import Terminal
-    from dynx.cli.generate.command import Printer
     from dynx.cli.generate.options import Options
+    from dynx.cli.generate.output import Printer
     from dynx.cli.stdin import Arrivals
     from dynx.speculation.batch_size import Choice
     from dynx.speculation.batching import Batch, Row

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from dynx import shipped
 from dynx.cli.app import app
-from dynx.cli.reference import read_tree, reference_files
+from dynx.cli.reference import reference_files
 from dynx.cli.reference.readme import readme
+from dynx.cli.reference.tree import read_tree
 from dynx.cli.settings import by_command
 
 REPAIR = "python -m dynx.cli.reference"

@@ -1,0 +1,42 @@
+"""One answer of `dynx generate`: started, shown as it is written, verified if that was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynx.cli.generate.model import make_request
+from dynx.cli.generate.verify import verify_answer
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from dynx.cli.generate.options import Options
+    from dynx.cli.generate.output import Printer
+    from dynx.speculation.engine import Run
+    from dynx.speculation.setup import Assembly
+
+
+def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> Run:
+    """Continue one prompt."""
+    try:
+        run_ = assembly.engine.start(make_request(prompt, options, assembly))
+    except UsageError as e:
+        if not options.lines:
+            raise
+        raise UsageError(f"prompt {index + 1}: {e}", hint=e.hint) from None
+    show(index, prompt, run_, options, assembly, printer)
+    return run_
+
+
+def show(index: int, prompt: str, run_: Run, options: Options, assembly: Assembly, printer: Printer) -> None:
+    """Print an answer as it is written."""
+    pieces: list[str] = []
+    try:
+        for token in run_:
+            printer.first()
+            pieces.append(token.text)
+            printer.token(index, token)
+        if options.verify:
+            printer.verified.append(verify_answer(run_, assembly))
+    finally:
+        printer.result(index, prompt, "".join(pieces), run_, assembly)
+        printer.aside(run_, assembly)

@@ -1,0 +1,158 @@
+"""How `dynx generate` shows answers: text, one JSON document, or JSON lines."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.generate.stats import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
+from dynx.cli.generate.verify import verification_json, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dynx.cli.console import Terminal
+    from dynx.cli.generate.options import Options
+    from dynx.speculation.engine import Run
+    from dynx.speculation.equivalence import Verification
+    from dynx.speculation.setup import Assembly
+    from dynx.speculation.types import Origin, Token
+
+
+SCHEMA = "dynx.generate/1"
+
+
+class Printer:
+    """Renders one command's events; the subclasses are its output modes."""
+
+    def __init__(self, terminal: Terminal, options: Options) -> None:
+        self._terminal, self._options = terminal, options
+        self.verified: list[Verification] = []
+        """What the plain model says of each answer so far, under --verify."""
+
+    def first(self) -> None:
+        """Something is about to come."""
+        self._terminal.first("first token")
+
+    def token(self, index: int, token: Token) -> None:
+        """A piece of answer `index`."""
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """Answer `index` is complete, or cut short."""
+
+    def verification(self, run: Run, assembly: Assembly) -> dict[str, Any]:
+        """What JSON says of the latest answer under --verify; null for one cut short."""
+        if not self._options.verify:
+            return {}
+        done = run.receipt().finish_reason != "interrupted"
+        return {"verification": verification_json(self.verified[-1], assembly) if done else None}
+
+    def aside(self, run: Run, assembly: Assembly) -> None:
+        """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
+        terminal, receipt = self._terminal, run.receipt()
+        if receipt.finish_reason == "context":
+            limit = assembly.engine.target.context
+            terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
+        if self._options.stats:
+            profile = assembly.plan.profile
+            rows = receipt_rows(receipt, profile.key.id if profile else "none")
+            width = max(len(label) for label, _ in rows)
+            sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
+        elif terminal.interactive and sys.stdout.isatty():
+            terminal.notice(receipt_line(receipt))
+        if self._options.verify and receipt.finish_reason != "interrupted":
+            terminal.notice(words(self.verified[-1], assembly))
+
+    def close(self) -> None:
+        """No more answers."""
+
+
+class Text(Printer):
+    """The answer and nothing else; with --lines one line each, line breaks inside written as \\n."""
+
+    def __init__(self, terminal: Terminal, options: Options) -> None:
+        super().__init__(terminal, options)
+        self._shade = options.explain and terminal.out_color
+        self._last = ""
+        self._origins: set[Origin] = set()
+
+    def token(self, index: int, token: Token) -> None:
+        """Write its text, shaded by origin under --explain."""
+        if not token.text:
+            return
+        self._origins.add(token.origin)
+        text = token.text.replace("\\", "\\\\").replace("\n", "\\n") if self._options.lines else token.text
+        self._last = text[-1]
+        self._terminal.write(f"{SHADES[token.origin]}{text}\x1b[0m" if self._shade and SHADES[token.origin] else text)
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """End the line; say who wrote what."""
+        if self._last != "\n":
+            self._terminal.write("\n")
+        self._last = ""
+        if self._shade and self._origins:
+            seen = [o for o in SHADES if o in self._origins]
+            legend = [
+                f"{SHADES[o]}{NAMES[o]}\x1b[0m" if SHADES[o] and self._terminal.err_color else NAMES[o] for o in seen
+            ]
+            sys.stderr.write(f"written by: {', '.join(legend)}\n")
+
+
+class Document(Printer):
+    """One JSON document at the end: the result, or with --lines a list of them."""
+
+    def __init__(self, terminal: Terminal, options: Options) -> None:
+        super().__init__(terminal, options)
+        self._results: list[dict[str, Any]] = []
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """Keep it."""
+        body = result_json(index, prompt, text, run, assembly)
+        self._results.append(body | self.verification(run, assembly))
+
+    def close(self) -> None:
+        """Write what there is."""
+        if self._results:
+            body: dict[str, Any] = {"results": self._results} if self._options.lines else self._results[0]
+            self._terminal.document({"schema": SCHEMA, **body})
+
+
+class JsonLines(Printer):
+    """One JSON line per event."""
+
+    def _write(self, event: str, body: dict[str, Any]) -> None:
+        self._terminal.document({"schema": SCHEMA, "event": event, **body})
+
+    def token(self, index: int, token: Token) -> None:
+        """An event of its own; id null for text that was only held back."""
+        self._write(
+            "token",
+            {"index": index, "id": token.id if token.id >= 0 else None, "text": token.text, "origin": token.origin},
+        )
+
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+        """The answer whole."""
+        self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
+
+
+def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:
+    """One answer with everything known about it."""
+    receipt, plan = run.receipt(), assembly.plan
+    return {
+        "index": index,
+        "model": plan.source.name,
+        "prompt": prompt,
+        "text": text,
+        "token_ids": run.tokens,
+        "finish_reason": receipt.finish_reason,
+        "seed": run.request.sampling.seed,
+        "receipt": receipt_json(receipt, plan.profile.key.id if plan.profile else None),
+        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
+    }
+
+
+def explain(assembly: Assembly) -> None:
+    """Why each knob has its value."""
+    rows: Iterable[tuple[str, Any]] = assembly.decisions.items()
+    width = max(len(knob) for knob in assembly.decisions)
+    sys.stderr.write("".join(f"{knob:<{width}}  {d.value} ({d.reason})\n" for knob, d in rows))

@@ -1,0 +1,92 @@
+"""The stored profiles and this device: list, show, export, import, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynx.cli.calibrate.options import Options
+    from dynx.cli.console import Terminal
+    from dynx.runtime.profile import Profile
+
+
+def device_info(options: Options, terminal: Terminal) -> None:
+    """What this machine has, and the choices that follow."""
+    from dynx.runtime.device import choose_device, choose_dtype, choose_threads, probe
+
+    machine = probe(measure_bandwidth=True)
+    device = choose_device(options.device, machine)
+    wanted = None if str(options.dtype) == "auto" else str(options.dtype)
+    choices: dict[str, Any] = {
+        "device": device,
+        "dtype": choose_dtype(wanted, device.value, machine),
+        "threads": choose_threads(options.threads, machine),
+    }
+    if options.json:
+        picked = {k: {"value": d.value, "reason": d.reason} for k, d in choices.items()}
+        terminal.document(machine.describe() | {"choices": picked})
+        return
+    rows = machine.rows() + [(f"→ {k}", f"{d.value} ({d.reason})") for k, d in choices.items()]
+    width = max(len(label) for label, _ in rows)
+    terminal.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
+
+
+def _store(terminal: Terminal) -> Any:
+    from dynx.runtime.profile_store import ProfileStore, profiles_folder
+
+    return ProfileStore(profiles_folder(), terminal.warn)
+
+
+def list_profiles(options: Options, terminal: Terminal) -> None:
+    """A line per profile."""
+    store = _store(terminal)
+    profiles: list[Profile] = list(store.list())
+    if options.json:
+        rows = [
+            {
+                "id": p.key.id,
+                "task": p.key.task,
+                "model": p.model_name,
+                "dtype": p.key.dtype,
+                "created": p.created,
+                "stale": store.stale(p),
+                "summary": p.decision["summary"],
+            }
+            for p in profiles
+        ]
+        terminal.document({"schema": "dynx.profiles/1", "profiles": rows})
+        return
+    if not profiles:
+        terminal.notice(f"no profiles in {store.folder}; dynx calibrate makes one")
+    for p in profiles:
+        note = f"  [unused: {store.stale(p)}]" if store.stale(p) else ""
+        name = "".join(c for c in p.model_name if c.isprintable())
+        terminal.write(f"{p.key.id}  {p.key.task}  {name}  {p.key.dtype}  {p.created}{note}\n")
+
+
+def show(options: Options, terminal: Terminal) -> None:
+    """A stored profile, as it is."""
+    terminal.write(_store(terminal).get(options.show).to_json())
+
+
+def export(options: Options, terminal: Terminal) -> None:
+    """A stored profile as one file."""
+    if options.output not in (None, "-"):
+        terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
+        return
+    with TemporaryDirectory() as folder:
+        file = _store(terminal).export(options.export, Path(folder) / "profile.json")
+        terminal.write(file.read_text(encoding="utf-8"))
+
+
+def import_profile(options: Options, terminal: Terminal) -> None:
+    """Store a file that --export wrote."""
+    profile = _store(terminal).import_file(Path(options.import_ or ""))
+    terminal.notice(f"stored profile {profile.key.id} for {profile.model_name}")
+
+
+def remove(options: Options, terminal: Terminal) -> None:
+    """Delete a stored profile."""
+    terminal.notice(f"removed {_store(terminal).remove(options.remove)}")
