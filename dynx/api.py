@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import UnsupportedModelError, UsageError
-from dynx.speculation.events import Receipt, Request, Sampling
+from dynx.speculation.types import Receipt, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.diffusion.drawing import Artist
-    from dynx.diffusion.events import Picture
-    from dynx.early_exit.events import Prediction
-    from dynx.early_exit.events import Receipt as ClassifierReceipt
+    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.types import Picture
     from dynx.early_exit.setup import Assembly as ClassifierAssembly
+    from dynx.early_exit.types import Prediction
+    from dynx.early_exit.types import Receipt as ClassifierReceipt
     from dynx.runtime.decision import Decision
     from dynx.speculation.engine import Engine
     from dynx.speculation.setup import Assembly
@@ -158,7 +158,7 @@ def load_artist(model: str = "emoji", **wish: Any) -> Artist:
     options are those of the command line: `quality`, `steps`, `guidance`, `negative`, `size` (width, height), `device`, `dtype`,
     `threads`, `profile`, `offline`, `plain`, … Raises DynxError.
     """
-    from dynx.diffusion.drawing import Artist
+    from dynx.diffusion.generator import Artist
     from dynx.diffusion.setup import Wish as DrawingWish
     from dynx.diffusion.setup import assemble, make_plan
 

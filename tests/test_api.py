@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from commands import CONTEXT, PROMPT
-from models import perturbed, tiny
-from pipelines import pipeline
+from support.commands import CONTEXT, PROMPT
+from support.models import perturbed, tiny
+from support.pipelines import pipeline
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import dynx
@@ -17,7 +17,6 @@ from dynx.errors import ModelError, UnsupportedModelError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest_plugins = ("cli_fixtures",)
 pytestmark = pytest.mark.usefixtures("alone")
 
 

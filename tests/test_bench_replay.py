@@ -7,29 +7,26 @@ import math
 import random
 from typing import TYPE_CHECKING, Any
 
-import keys
-import pipelines
 import pytest
-from commands import spawn
-from exits import EPS, LESSONS, keep
+from support import keys, pipelines
+from support.commands import spawn
+from support.exits import EPS, LESSONS, keep
 
 from dynx import schemas
 from dynx.bench import replay
 from dynx.errors import UsageError
-from dynx.speculation import replay as walking
-from dynx.speculation.replay import Guess, Recording
+from dynx.speculation import simulate as walking
+from dynx.speculation.simulate import Guess, Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from commands import Result
+    from support.commands import Result
 
     from dynx.early_exit.calibrate import Findings
 
     Cli = Callable[..., Result]
-
-pytest_plugins = ("cli_fixtures", "exit_fixtures")
 
 
 def curve(**seconds: float) -> dict[str, Any]:

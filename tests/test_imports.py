@@ -6,12 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import finish, spawn
+from support.commands import finish, spawn
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-pytest_plugins = ("cli_fixtures",)
 
 HEAVY = {
     "torch",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dynx.cli.metadata import encode, read
+from dynx.cli.draw.png import encode, read
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pipelines
 import pytest
 import torch
 import typer
-from classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
-from commands import ROOT, train_tokenizer
-from models import tiny
 from PIL import Image
+from support import pipelines
+from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
+from support.commands import ROOT, train_tokenizer
+from support.models import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dynx.cli.app import app

@@ -10,28 +10,25 @@ import json
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import keys
-import pipelines
 import pytest
-from classifier_folders import sentences, write_text_classifier
-from commands import PROMPT, parse_json
-from exits import EPS, LESSONS
 from jsonschema import Draft202012Validator
+from support import keys, pipelines
+from support.classifier_folders import sentences, write_text_classifier
+from support.commands import PROMPT, parse_json
+from support.exits import EPS, LESSONS
 
 from dynx import schemas, shipped
-from dynx.cli import metadata
+from dynx.cli.draw import png
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from commands import Result
+    from support.commands import Result
 
     from dynx.early_exit.calibrate import Findings
 
     Cli = Callable[..., Result]
-
-pytest_plugins = ("cli_fixtures", "exit_fixtures")
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +178,7 @@ def test_generate_events_are_not_documents(cli: Cli, tiny_folder: Path) -> None:
 @pytest.mark.parametrize("learned", [False, True])
 def test_classify(cli: Cli, easy: Path, findings: Findings, mode: list[str], learned: bool) -> None:
     """Labels with and without a promise, and an error in the place of one."""
-    from exits import keep
+    from support.exits import keep
 
     if learned:
         keep(findings)
@@ -225,7 +222,7 @@ def test_draw(cli: Cli, pipeline: Path, tmp_path: Path, mode: list[str]) -> None
     check(cli("draw", "--info", *drawn, drawn[0], "--json"), "dynx.draw/1")
 
     assert len(drawn) == (2 if "--count" in mode else 1)
-    assert all(keys.complaint(metadata.read(file)) is None for file in drawn)
+    assert all(keys.complaint(png.read(file)) is None for file in drawn)
     assert [d.get("event") for d in found] == (["step"] * 5 + ["result"] if mode == ["--jsonl"] else [None])
 
 

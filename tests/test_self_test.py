@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from commands import Result
+    from support.commands import Result
 
     Cli = Callable[..., Result]
-
-pytest_plugins = ("cli_fixtures",)
 
 QUICK = (self_test.help_and_version, self_test.usage, self_test.nothing_to_do, self_test.no_model, self_test.error_json)
 """Checks that load no model."""

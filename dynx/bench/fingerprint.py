@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dynx.bench.harness import JSON
+    from dynx.bench.runner import JSON
 
 DESCRIPTIVE = frozenset(
     {"model", "drafter", "profile", "draft", "exits", "steps", "guarantee", "truncated", "energy", "looks", "commands"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dynx.bench.energy import Meter
-    from dynx.bench.harness import Arm, Case, Outcome
+    from dynx.bench.runner import Arm, Case, Outcome
 
 
 class HungError(DynxError):

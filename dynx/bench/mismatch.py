@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.bench.harness import JSON, Measurements
+    from dynx.bench.runner import JSON, Measurements
     from dynx.speculation.setup import Assembly
 
 

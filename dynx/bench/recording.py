@@ -12,20 +12,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dynx.errors import UsageError
-from dynx.runtime.risk import most_failures
+from dynx.runtime.binomial import most_failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from dynx.bench.drawing import Pair
-    from dynx.bench.generation import Task
-    from dynx.diffusion.drawing import Artist
+    from dynx.bench.arms.drawing import Pair
+    from dynx.bench.arms.generation import Task
+    from dynx.diffusion.generator import Artist
     from dynx.early_exit.setup import Assembly as Classifying
-    from dynx.runtime.promise import Certificate
-    from dynx.speculation.events import Origin
+    from dynx.runtime.certify import Certificate
     from dynx.speculation.policy import Costs
-    from dynx.speculation.replay import Guess
     from dynx.speculation.setup import Assembly as Writing
+    from dynx.speculation.simulate import Guess
+    from dynx.speculation.types import Origin
 
 SCHEMA = "dynx.recording/1"
 
@@ -51,11 +51,11 @@ def texts(
 
     Raises UsageError with sampling, without anyone to draft, and where no answer is long enough.
     """
-    from dynx.speculation import replay
+    from dynx.speculation import simulate
     from dynx.speculation.calibrate import chosen_origins
     from dynx.speculation.engine import PRIORS, UNKNOWN_GRANT, grant
-    from dynx.speculation.replay import Recording
-    from dynx.speculation.texts import Text
+    from dynx.speculation.simulate import Recording
+    from dynx.speculation.traces import Text
 
     if not task.sampling.greedy:
         raise UsageError("--record records greedy decoding; leave out --temperature")
@@ -94,11 +94,11 @@ def texts(
         dynamic=fitted if known.from_profile else None,
         cold=cold,
     )
-    yield from replay.dump(recordings)
+    yield from simulate.dump(recordings)
 
 
 def _guesses(assembly: Writing, text: Any, origins: Sequence[Origin], task: Task) -> dict[Origin, Sequence[Guess]]:
-    from dynx.speculation.texts import lookup_traces, read_early, read_model
+    from dynx.speculation.traces import lookup_traces, read_early, read_model
 
     engine = assembly.engine
     target, small, layers = engine.target, engine.drafters.model, engine.drafters.exit_layers
@@ -113,7 +113,7 @@ def _guesses(assembly: Writing, text: Any, origins: Sequence[Origin], task: Task
 
 
 def _measured(assembly: Writing, progress: Progress) -> Costs:
-    from dynx.speculation.measure import costs_from, measure
+    from dynx.speculation.timing import costs_from, measure
 
     engine = assembly.engine
     layers = engine.drafters.exit_layers
@@ -146,8 +146,8 @@ def labels(assembly: Classifying, items: Sequence[Any], header: Mapping[str, Any
     import torch
 
     from dynx.early_exit.calibrate import evidence_of
-    from dynx.early_exit.collect import collect
-    from dynx.early_exit.reading import Row
+    from dynx.early_exit.features import collect
+    from dynx.early_exit.preprocessing import Row
     from dynx.early_exit.reference import Reference, is_reference
 
     known = assembly.knowledge
@@ -186,7 +186,7 @@ def pictures(
 
     Raises UsageError where the profile has no steps to choose from.
     """
-    from dynx.diffusion.climb import climb
+    from dynx.diffusion.step_sweep import climb
 
     assembly = artist.assembly
     known, engine = assembly.knowledge, assembly.engine

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynx.runtime.promise import Costs as ExitCosts
+    from dynx.runtime.certify import Costs as ExitCosts
     from dynx.speculation.policy import Costs, Policy
-    from dynx.speculation.replay import Recording
+    from dynx.speculation.simulate import Recording
 
 SCHEMA = "dynx.scores/1"
 HEAD = "dynx.recording/1"
@@ -157,7 +157,7 @@ class _Texts:
     """Drafting, on texts."""
 
     def __init__(self, head: Mapping[str, Any], lines: Iterable[str]) -> None:
-        from dynx.speculation.replay import load
+        from dynx.speculation.simulate import load
 
         self._head = head
         self._recordings: list[Recording] = load(lines)
@@ -169,14 +169,14 @@ class _Texts:
 
     def _total(self, policy: Callable[[], Policy]) -> tuple[int, float, int]:
         """Tokens, seconds and passes over all texts, each with a policy of its own."""
-        from dynx.speculation.replay import simulate
+        from dynx.speculation.simulate import simulate
 
         walks = [simulate(recording, policy(), self._costs) for recording in self._recordings]
         return sum(w.tokens for w in walks), sum(w.seconds for w in walks), sum(len(w.rounds) for w in walks)
 
     def _bounds(self, *, informed: bool) -> float:
         """Seconds of an oracle over all texts."""
-        from dynx.speculation.replay import oracle
+        from dynx.speculation.simulate import oracle
 
         return sum(oracle(recording, self._costs, informed=informed).seconds for recording in self._recordings)
 
@@ -232,7 +232,7 @@ def _plain() -> Policy:
 
 
 def _dynamic(known: Mapping[str, Any], costs: Costs) -> Policy:
-    from dynx.speculation.confidence import Reliability
+    from dynx.speculation.acceptance_model import Reliability
     from dynx.speculation.policy import Dynamic
 
     reliability: dict[Any, Any] = {o: Reliability.from_json(r) for o, r in known["reliability"].items()}
@@ -259,7 +259,7 @@ class _Exits:
     def __init__(self, head: Mapping[str, Any], lines: Iterable[str]) -> None:
         import numpy as np
 
-        from dynx.runtime.promise import Costs
+        from dynx.runtime.certify import Costs
 
         rows = [json.loads(line) for line in lines if line.strip()]
         if not rows:
@@ -308,7 +308,7 @@ class _Exits:
         _unknown(name, ["plain", "dynamic", "at=N", "threshold=T"])
 
     def _by_rule(self, name: str, thresholds: NDArray[np.float64]) -> Score:
-        from dynx.runtime.promise import simulate
+        from dynx.runtime.certify import simulate
 
         found = simulate(thresholds, self._scores, self._right, self._costs)
         return self._scored(name, found.cost * self.count, found.exits.tolist())
@@ -342,7 +342,7 @@ class _Exits:
         """
         import numpy as np
 
-        from dynx.runtime.promise import simulate
+        from dynx.runtime.certify import simulate
 
         everything = np.ones(self.count, dtype=np.bool_)
         if self.count < FEWEST_FOR_FOLDS:
@@ -372,7 +372,7 @@ class _Exits:
         """Mean cost of the cheapest rule with at most so many wrong in these rows, and it (None: full depth)."""
         import numpy as np
 
-        from dynx.runtime.promise import choose_rules, simulate
+        from dynx.runtime.certify import choose_rules, simulate
 
         scores, right, count = self._scores[rows], self._right[rows], int(rows.sum())
         allowed = math.floor(most + 1e-9)

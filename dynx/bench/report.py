@@ -1,7 +1,7 @@
 """The result of a bench: one object, read by people as a table or Markdown and by machines as JSON.
 
 It condenses measurements into arms, comparisons and sentences, and exports them. It runs nothing and judges nothing:
-gates come from `dynx.bench.gate`, drawing from `dynx.bench.render`. The JSON follows `dynx.schemas`.
+gates come from `dynx.bench.gates`, drawing from `dynx.bench.table`. The JSON follows `dynx.schemas`.
 
     result = summarize(measurements, task="generate", unit="tokens", header=facts, rng=random.Random(0))
     result = result.judged([min_speedup(result.arm("dynamic").ratio, 1.15)])
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
-from dynx.bench import render
+from dynx.bench import table
 from dynx.bench.exports import parse_export
-from dynx.bench.gate import Gate, Verdict, best_static, overall
+from dynx.bench.gates import Gate, Verdict, best_static, overall
 from dynx.bench.statistics import (
     OUTLIER_SCORE,
     RESAMPLES,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from dynx.bench.harness import JSON, Failure, Group, Measurements, Sample, Stop
+    from dynx.bench.runner import JSON, Failure, Group, Measurements, Sample, Stop
     from dynx.bench.statistics import RatioEstimate, Scope
 
 __all__ = ["BenchResult", "parse_export", "summarize"]
@@ -174,11 +174,11 @@ class BenchResult:
 
     def to_markdown(self) -> str:
         """Return a Markdown page without the samples: it stays far below the 1 MiB that step summaries may have."""
-        return render.markdown(self)
+        return table.markdown(self)
 
     def to_table(self, width: int = 80, *, ascii_only: bool = False) -> Table:
         """Return a rich table for a terminal `width` columns wide."""
-        return render.table(self, width, ascii_only=ascii_only)
+        return table.table(self, width, ascii_only=ascii_only)
 
     def export(self, spec: str, environment: Mapping[str, str] | None = None) -> Path:
         """Write the result as `FORMAT:PATH` says and return the path; see `dynx.bench.exports`."""
@@ -323,19 +323,19 @@ def _sentences(result: BenchResult) -> Iterable[str]:
         source = f"modified z-score above {OUTLIER_SCORE}, Iglewicz & Hoaglin 1993"
         yield f"outliers ({source}), counted in all the same: {', '.join(noisy)}"
     if result.stopped == "interrupt":
-        complete = render.count(result.rounds, "complete round")
+        complete = table.count(result.rounds, "complete round")
         yield (
             f"interrupted: figures are from {complete}"
             if result.rounds
             else "interrupted before any round was complete"
         )
     elif result.stopped == "budget":
-        yield f"the time budget ended the measurement after {render.count(result.rounds, 'round')}"
+        yield f"the time budget ended the measurement after {table.count(result.rounds, 'round')}"
 
 
 def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
     scope = "inputs like these" if ratio.scope == "task" else "exactly these inputs"
-    measured = f"{render.count(result.rounds, 'round')} of {render.count(result.cases, result.case)}"
+    measured = f"{table.count(result.rounds, 'round')} of {table.count(result.cases, result.case)}"
     if not ratio.bounded:
         return f"no intervals: {measured} can't bound a ratio"
     effect = detectable_effect(ratio.on_these())

@@ -169,7 +169,7 @@ def generate(
       dynx generate "The fox" --temperature 0.8 --seed 7 --stats
       dynx generate --lines --jsonl < prompts.txt
     """
-    from dynx.cli import generate as command
+    from dynx.cli.generate import command as command
 
     command.run(command.Options(**locals_without("command", locals())))
 
@@ -270,7 +270,7 @@ def classify(
       dynx classify -m ./my-model --field body --jsonl < posts.jsonl
       dynx classify -m ./my-vit photos/*.png
     """
-    from dynx.cli import classify as command
+    from dynx.cli.classify import command as command
 
     command.run(command.Options(**locals_without("command", locals())))
 
@@ -395,7 +395,7 @@ def draw(
       dynx draw --lines --jsonl -o pictures/ < prompts.txt
       dynx draw --info a-red-apple.png
     """
-    from dynx.cli import draw as command
+    from dynx.cli.draw import command as command
 
     command.run(command.Options(**locals_without("command", locals())))
 
@@ -496,7 +496,7 @@ def calibrate(
       dynx calibrate --device-info
       dynx calibrate --list
     """
-    from dynx.cli import calibrate as command
+    from dynx.cli.calibrate import command as command
 
     command.run(command.Options(**locals_without("command", locals())))
 
@@ -755,7 +755,7 @@ def bench(
       dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
       dynx bench --require-identical --export json:bench.json --export md:bench.md
     """
-    from dynx.cli import bench as command
+    from dynx.cli.bench import command as command
 
     command.run(command.Options(**locals_without("command", locals())))
 

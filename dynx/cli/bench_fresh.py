@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
-    from dynx.bench.harness import Arm, Failure, Outcome, Play, Played
-    from dynx.cli.bench import Options, Prepared
+    from dynx.bench.runner import Arm, Failure, Outcome, Play, Played
+    from dynx.cli.bench.command import Options, Prepared
 
 PATIENCE = 600.0
 """Seconds for a process to load its model, and for one run where --timeout says nothing."""
@@ -27,7 +27,7 @@ PATIENCE = 600.0
 
 def player(options: Options, prepared: Prepared) -> Play:
     """Runs rounds in fresh processes; what they remember is recalled here."""
-    from dynx.bench.harness import Failure, Played
+    from dynx.bench.runner import Failure, Played
 
     def play(number: int, names: Sequence[str], seed: int) -> Played:
         left = list(names)
@@ -80,10 +80,10 @@ def _child(options: Options, names: list[str], seed: int, pipe: Connection) -> N
     """One round, in a process of its own."""
     import os
 
-    from dynx.bench import harness
+    from dynx.bench import runner
     from dynx.bench.limits import metered, parse_slow, slowed
-    from dynx.cli.bench import task_of
-    from dynx.cli.bench_measure import SLOW
+    from dynx.cli.bench.command import task_of
+    from dynx.cli.bench.measure import SLOW
     from dynx.cli.console import Terminal
 
     try:
@@ -97,7 +97,7 @@ def _child(options: Options, names: list[str], seed: int, pipe: Connection) -> N
             arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
         if meter is not None:
             arms = [metered(arm, meter) for arm in arms]
-        measured = harness.measure(
+        measured = runner.measure(
             [_announced(arm, pipe) for arm in arms],
             prepared.cases,
             rounds=1,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dynx.bench.replay import Score, Scores
-    from dynx.cli.bench import Options
+    from dynx.cli.bench.command import Options
     from dynx.cli.console import Terminal
 
 GATES = ("min_speedup", "max_disagreement", "min_quality", "baseline")
@@ -45,8 +45,8 @@ def check(options: Options) -> None:
 
 def record(options: Options, terminal: Terminal) -> None:
     """Write the recording of one model. Raises UsageError for several."""
-    from dynx.cli.bench import check as check_options
-    from dynx.cli.bench import check_tasks, choose, task_of
+    from dynx.cli.bench.command import check as check_options
+    from dynx.cli.bench.command import check_tasks, choose, task_of
 
     chosen = choose(options)
     if len(chosen) != 1:

@@ -42,7 +42,7 @@ def print_plan(command: str, plan: Any, options: Any, terminal: Terminal) -> Non
 
 def _dynamic(command: str, plan: Any, options: Any) -> Iterator[tuple[str, Decision[Any]]]:
     """What is known beforehand of the knob that loading settles."""
-    from dynx.cli.receipt import NAMES
+    from dynx.cli.generate.stats import NAMES
     from dynx.runtime.decision import Decision
 
     if command == "generate":

@@ -22,7 +22,7 @@ from dynx.runtime.utf8 import decode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dynx.cli.arrivals import Arrivals
+    from dynx.cli.stdin import Arrivals
 
 NOTICE = 2.0
 GIVE_UP = 10.0

@@ -28,7 +28,7 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     try:
-        from dynx.runtime.lean import lean
+        from dynx.runtime.lazy_imports import lean
 
         lean()
         if not debugging():

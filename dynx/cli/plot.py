@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynx.bench.exports.scene import Dot, Line, Scene, Text, to_png, to_svg
-from dynx.cli.files import write
+from dynx.cli.draw.files import write
 
 if TYPE_CHECKING:
     from pathlib import Path

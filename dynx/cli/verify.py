@@ -9,14 +9,14 @@ from dynx.errors import GateFailed
 
 if TYPE_CHECKING:
     from dynx.speculation.engine import Run
+    from dynx.speculation.equivalence import Verification
     from dynx.speculation.setup import Assembly
-    from dynx.speculation.verify import Verification
 
 
 def verify_answer(run: Run, assembly: Assembly) -> Verification:
     """Score what a run wrote once more, plainly."""
     from dynx.runtime.loading import quietly
-    from dynx.speculation.verify import verify
+    from dynx.speculation.equivalence import verify
 
     with quietly():
         return verify(assembly.engine.target, run.request, run.tokens)

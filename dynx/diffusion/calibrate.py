@@ -22,28 +22,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.climb import climb, clocked, colour_map
-from dynx.diffusion.events import Request
-from dynx.diffusion.knowledge import Evidence, Fitted, Ladder, to_arrays, why_plain
+from dynx.diffusion.backend_search import settle, take_up
 from dynx.diffusion.predictor import Predictor, crossed
-from dynx.diffusion.quality import tails
-from dynx.diffusion.racing import settle, take_up
+from dynx.diffusion.profile_data import Evidence, Fitted, Ladder, to_arrays, why_plain
+from dynx.diffusion.schedule_search import choose_ladder, draw, singles
 from dynx.diffusion.setup import DELTA, SHARE
+from dynx.diffusion.similarity import tails
+from dynx.diffusion.step_sweep import climb, clocked, colour_map
 from dynx.diffusion.trajectory import record
-from dynx.diffusion.trials import choose_ladder, draw, singles
+from dynx.diffusion.types import Request
 from dynx.errors import UnsupportedModelError, UsageError
+from dynx.runtime.binomial import most_failures, percent, supports
+from dynx.runtime.certify import Costs, leaves_at, split
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
-from dynx.runtime.promise import Costs, leaves_at, split
-from dynx.runtime.risk import most_failures, percent, supports
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynx.diffusion.climb import Climb, Partial
-    from dynx.diffusion.quality import Tails
     from dynx.diffusion.setup import Assembly
-    from dynx.runtime.promise import Certificate
+    from dynx.diffusion.similarity import Tails
+    from dynx.diffusion.step_sweep import Climb, Partial
+    from dynx.runtime.certify import Certificate
 
     Array = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from dynx.diffusion.caching import BlockCache
-    from dynx.runtime.backends.module import ModuleKernels
+    from dynx.runtime.backends.network import ModuleKernels
 
     Carry = Callable[[Tensor, Tensor, float, Tensor, float], Tensor]
 

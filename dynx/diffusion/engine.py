@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dynx.diffusion.caching import why_not
 from dynx.diffusion.denoiser import noisy_input
-from dynx.diffusion.events import Picture, Receipt, Step
-from dynx.diffusion.families import few_step, recognise
+from dynx.diffusion.pipelines import few_step, recognise
 from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
+from dynx.diffusion.types import Picture, Receipt, Step
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
 from dynx.runtime.loading import is_out_of_memory
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.diffusion.events import Request
-    from dynx.diffusion.families import Family
+    from dynx.diffusion.pipelines import Family
     from dynx.diffusion.sampler import Pilot
     from dynx.diffusion.schedule import Schedule
-    from dynx.runtime.backends.module import ModuleKernels
+    from dynx.diffusion.types import Request
+    from dynx.runtime.backends.network import ModuleKernels
 
 EMBEDDINGS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
 """What networks call the text that they're given."""

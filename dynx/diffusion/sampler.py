@@ -22,18 +22,18 @@ from torch import Tensor
 
 from dynx.diffusion.caching import BlockCache, why_not
 from dynx.diffusion.denoiser import Denoiser, Order, conditional_half
-from dynx.diffusion.events import Step
 from dynx.diffusion.skipping import Skipping
 from dynx.diffusion.solver import Carry, as_step, clean_picture, solver_for
+from dynx.diffusion.types import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Self
 
-    from dynx.diffusion.families import Family
+    from dynx.diffusion.pipelines import Family
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.solver import Solver
-    from dynx.runtime.backends.module import ModuleKernels
+    from dynx.runtime.backends.network import ModuleKernels
 
 IDLE = Order("idle")
 

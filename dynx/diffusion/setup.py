@@ -9,15 +9,15 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.diffusion import kernels
+from dynx.diffusion import backends
 from dynx.errors import ModelError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
-from dynx.runtime.backends.choice import TITLES, TORCH
+from dynx.runtime.backends.registry import TITLES, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_threads, probe
-from dynx.runtime.fitting import fitting
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile_selection import fitting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.events import Request
-    from dynx.diffusion.knowledge import Knowledge
+    from dynx.diffusion.profile_data import Knowledge
+    from dynx.diffusion.types import Request
     from dynx.runtime.loading import Source
 
 TASK = "draw"
@@ -95,7 +95,7 @@ class Plan:
         return str(self.decisions["dtype"].value)
 
     @property
-    def way(self) -> kernels.Way:
+    def way(self) -> backends.Way:
         """Whose kernels compute the network, and in what precision."""
         backend = self.decisions.get("backend")
         return (TORCH if backend is None else str(backend.value), self.dtype)
@@ -136,7 +136,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         decisions["guidance"] = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
     decisions["device"] = choose_device(wish.device, machine)
     device = str(decisions["device"].value)
-    decisions["backend"], decisions["dtype"] = kernels.decide(wish.backend, wish.dtype, device, machine, None)
+    decisions["backend"], decisions["dtype"] = backends.decide(wish.backend, wish.dtype, device, machine, None)
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
@@ -156,7 +156,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     )
     measured = None if found.profile is None else measured_way(found.profile)
     if measured is not None:
-        decisions["backend"], decisions["dtype"] = kernels.decide(wish.backend, wish.dtype, device, machine, measured)
+        decisions["backend"], decisions["dtype"] = backends.decide(wish.backend, wish.dtype, device, machine, measured)
     decisions["profile"] = found.decision
     plan = Plan(wish, source, machine, key, found.profile, found.arrays, found.bundled, decisions)
     if measured is not None and measured != plan.way:
@@ -164,12 +164,12 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     return plan
 
 
-def measured_way(profile: Profile) -> kernels.Way:
+def measured_way(profile: Profile) -> backends.Way:
     """Whose kernels, and in what precision, a profile was measured with."""
     return str(profile.fitted.get("backend", TORCH)), str(profile.fitted.get("precision", profile.key.dtype))
 
 
-def _named(way: kernels.Way) -> str:
+def _named(way: backends.Way) -> str:
     return f"{TITLES.get(way[0], way[0])} in {way[1]}"
 
 
@@ -238,7 +238,7 @@ def assemble(
 
         torch.set_num_threads(plan.decisions["threads"].value)
         from dynx.diffusion.engine import Engine
-        from dynx.diffusion.knowledge import knowledge_of
+        from dynx.diffusion.profile_data import knowledge_of
 
     stages(f"loading {plan.source.name}")
     pipe = loading.load_pipeline(plan.source, device=plan.device, dtype=plan.loaded, allow_pickle=wish.allow_pickle)
@@ -273,13 +273,13 @@ def _give_kernels(assembly: Assembly, stages: Callable[[str], None], warn: Calla
     """
     plan, engine, known = assembly.plan, assembly.engine, assembly.knowledge
     try:
-        made = kernels.of(plan, engine, plan.way)
+        made = backends.of(plan, engine, plan.way)
         if made is None:
             return
         stages(f"preparing {made}")
         sample = sample_of(plan.wish, engine)
         schedule = known.longest if known else None
-        kernels.prepare(
+        backends.prepare(
             made, engine, sample, schedule, cut=known is not None and known.fitted.ladder.guided is not None
         )
         engine.kernels = made
@@ -295,7 +295,7 @@ def _give_kernels(assembly: Assembly, stages: Callable[[str], None], warn: Calla
 
 def sample_of(wish: Wish, engine: Engine) -> Request:
     """A request of the shapes that this wish's pictures have."""
-    from dynx.diffusion.events import Request
+    from dynx.diffusion.types import Request
 
     return Request(("",) if engine.family.prompted else (), (0,), wish.negative, wish.guidance, wish.size)
 

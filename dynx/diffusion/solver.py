@@ -20,7 +20,7 @@ from dynx.diffusion.schedule import SOLVERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.diffusion.families import Family, Prediction
+    from dynx.diffusion.pipelines import Family, Prediction
     from dynx.diffusion.schedule import Grid, Noise
 
 FLOOR = 1e-6

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynx.diffusion.grid import mean_errors, step_errors
-from dynx.diffusion.quality import compare, tails
 from dynx.diffusion.schedule import SOLVERS, Schedule
+from dynx.diffusion.similarity import compare, tails
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.events import Picture, Request
-    from dynx.diffusion.quality import Tails
     from dynx.diffusion.sampler import Look
     from dynx.diffusion.schedule import Grid, Noise
+    from dynx.diffusion.similarity import Tails
+    from dynx.diffusion.types import Picture, Request
 
 
 @dataclass(frozen=True)

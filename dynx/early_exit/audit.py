@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynx.errors import UsageError
-from dynx.runtime.risk import most_failures_in_rest, most_failures_in_total, percent
+from dynx.runtime.binomial import most_failures_in_rest, most_failures_in_total, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

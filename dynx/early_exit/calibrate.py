@@ -23,25 +23,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dynx.early_exit.attachment import Attachment
-from dynx.early_exit.collect import Collected, Inputs, candidates, collect
+from dynx.early_exit.attach.model import Attachment
+from dynx.early_exit.backends import RANGES, fastest
+from dynx.early_exit.costs import measure_costs
+from dynx.early_exit.features import Collected, Inputs, candidates, collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads, agrees
-from dynx.early_exit.kernels import RANGES, fastest
-from dynx.early_exit.knowledge import Evidence, Fitted, to_arrays, to_json
-from dynx.early_exit.measure import measure_costs
-from dynx.early_exit.reading import Row
+from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.profile_data import Evidence, Fitted, to_arrays, to_json
 from dynx.early_exit.reference import Reference, is_reference
 from dynx.errors import UnsupportedModelError, UsageError
+from dynx.runtime.binomial import percent, smallest_sample, supports
+from dynx.runtime.certify import choose_rules, deduplicate, split
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
-from dynx.runtime.promise import choose_rules, deduplicate, split
-from dynx.runtime.risk import percent, smallest_sample, supports
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.early_exit.setup import Assembly
-    from dynx.runtime.promise import Certificate
+    from dynx.runtime.certify import Certificate
 
 Progress = Callable[[float, str], None]
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.early_exit.audit import Audit, audited
-from dynx.early_exit.collect import same_answers
-from dynx.early_exit.events import EXACT, Guarantee, Prediction, Receipt
-from dynx.early_exit.reading import Row
+from dynx.early_exit.features import same_answers
+from dynx.early_exit.preprocessing import Row
 from dynx.early_exit.reference import Reference, is_reference
+from dynx.early_exit.types import EXACT, Guarantee, Prediction, Receipt
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

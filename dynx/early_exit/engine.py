@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynx.early_exit.groups import Flight, Group, Waiting, batches
-from dynx.early_exit.states import State
+from dynx.early_exit.attach.hidden_state import State
+from dynx.early_exit.batching import Flight, Group, Waiting, batches
 from dynx.errors import DeviceError, UsageError
 from dynx.runtime.loading import is_out_of_memory
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attachment import Attachment
+    from dynx.early_exit.attach.model import Attachment
     from dynx.early_exit.heads import AgreementScore, ExitHeads
 
 Row = TypeVar("Row")

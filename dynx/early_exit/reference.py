@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.early_exit.reading import Row
+from dynx.early_exit.preprocessing import Row
 from dynx.early_exit.setup import attach_exits, engine_over, load_model
 from dynx.errors import ModelError
-from dynx.runtime.backends.choice import TORCH
+from dynx.runtime.backends.registry import TORCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.early_exit.engine import Answer, Engine
-    from dynx.early_exit.reading import Reader
+    from dynx.early_exit.preprocessing import Reader
     from dynx.early_exit.setup import Assembly
 
 

@@ -8,28 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynx.early_exit import kernels
+from dynx.early_exit import backends
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
-from dynx.runtime.backends.choice import OPENVINO, TORCH
+from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
-from dynx.runtime.fitting import Fitting, fitting
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile_selection import Fitting, fitting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attachment import Attachment
+    from dynx.early_exit.attach.full_depth import Whole
+    from dynx.early_exit.attach.model import Attachment
     from dynx.early_exit.engine import Engine, Exits
-    from dynx.early_exit.events import Guarantee
-    from dynx.early_exit.knowledge import Knowledge
     from dynx.early_exit.labels import Labels
-    from dynx.early_exit.reading import Reader, Row
-    from dynx.early_exit.whole import Whole
+    from dynx.early_exit.preprocessing import Reader, Row
+    from dynx.early_exit.profile_data import Knowledge
+    from dynx.early_exit.types import Guarantee
     from dynx.runtime.loading import Source
 
 TASK = "classify"
@@ -105,7 +105,7 @@ class Assembly:
     labels: Labels
     knowledge: Knowledge | None
     """What the profile says of this model's exits, where it has any that may be used."""
-    blocks: kernels.Blocks = field(default_factory=kernels.Blocks)
+    blocks: backends.Blocks = field(default_factory=backends.Blocks)
     """What its blocks are computed by."""
     certified: Guarantee | None = None
     """What the profile shows of its answers at full depth, where it isn't the reference itself."""
@@ -164,7 +164,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         companion=None,
         device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
         dtype=str(decisions["dtype"].value),
-        quantization=kernels.check_quantization(wish),
+        quantization=backends.check_quantization(wish),
     )
     found = fitting(
         key,
@@ -175,10 +175,10 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         remedy=calibrate_command(wish),
         warn=warn,
     )
-    decisions["backend"] = kernels.choose(wish, decisions["device"].value, found.profile)
+    decisions["backend"] = backends.choose(wish, decisions["device"].value, found.profile)
     if (
         found.profile is not None
-        and (measured := kernels.measured_backend(found.profile)) != decisions["backend"].value
+        and (measured := backends.measured_backend(found.profile)) != decisions["backend"].value
     ):
         why = f"profile {found.profile.key.id} was measured with {measured}, not {decisions['backend'].value}"
         if wish.require_profile:
@@ -228,7 +228,7 @@ def assemble(
     `stages` hears what is being done, for a progress line. For calibration kernels that need numbers of it are left for later.
     """
     unknown = plan.decisions["backend"].value == OPENVINO and plan.wish.quantize != "none"
-    if unknown and not kernels.ranges_of(plan) and not calibrating:
+    if unknown and not backends.ranges_of(plan) and not calibrating:
         raise NoProfileError(
             "OpenVINO multiplies in int8 only where calibration has seen how large numbers get",
             hint=f"{calibrate_command(plan.wish)} measures it",
@@ -238,8 +238,8 @@ def assemble(
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
-        from dynx.early_exit.knowledge import knowledge_of
         from dynx.early_exit.labels import Labels
+        from dynx.early_exit.profile_data import knowledge_of
 
     stages(f"loading {plan.source.name}")
     assembly = _running(plan, Labels, stages, warn)
@@ -261,19 +261,19 @@ def _running(
     plan: Plan, labels_of: Callable[[Any], Labels], stages: Callable[[str], None], warn: Callable[[str], None]
 ) -> Assembly:
     """The model on the plan's kernels, or where those can't run it and weren't asked for, on PyTorch's."""
-    backend, ranges = str(plan.decisions["backend"].value), kernels.ranges_of(plan)
+    backend, ranges = str(plan.decisions["backend"].value), backends.ranges_of(plan)
     stages(f"loading {plan.source.name}")
     if backend == OPENVINO and plan.wish.quantize != "none" and not ranges:
         backend = TORCH  # as calibration begins
-    blocks = kernels.wanted(plan, backend, ranges)
-    model, reader = load_model(plan, dtype=kernels.loaded_in(plan, backend), max_length=plan.wish.max_length)
+    blocks = backends.wanted(plan, backend, ranges)
+    model, reader = load_model(plan, dtype=backends.loaded_in(plan, backend), max_length=plan.wish.max_length)
     labels = labels_of(model.config)
     if plan.wish.tolerance is not None and labels.problem != "regression":
         raise UsageError(f"--within is for models that give numbers, and {plan.source.name} gives labels")
     stages(f"trying {plan.source.name}")
     attachment = attach_exits(model, reader, plan.decisions)
     try:
-        attachment = kernels.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
+        attachment = backends.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
     except UnsupportedModelError as e:
         if plan.wish.backend != "auto" or backend == TORCH:
             raise
@@ -300,7 +300,7 @@ def _certify_whole(assembly: Assembly, warn: Callable[[str], None]) -> None:
 
     Where it doesn't, a quantized model gives way to the one that the promise is about.
     """
-    from dynx.early_exit.knowledge import certify_whole
+    from dynx.early_exit.profile_data import certify_whole
     from dynx.early_exit.reference import is_reference
 
     plan = assembly.plan
@@ -315,7 +315,7 @@ def _certify_whole(assembly: Assembly, warn: Callable[[str], None]) -> None:
     plan.decisions["exits"] = Decision("none", words)
     model, reader = load_model(plan, dtype=plan.dtype, max_length=plan.wish.max_length)
     assembly.attachment, assembly.reader = attach_exits(model, reader, plan.decisions), reader
-    assembly.blocks = kernels.Blocks(precision=plan.dtype)
+    assembly.blocks = backends.Blocks(precision=plan.dtype)
 
 
 def _without_profile(wish: Wish) -> str:
@@ -328,7 +328,7 @@ def _without_profile(wish: Wish) -> str:
 
 def load_model(plan: Plan, *, dtype: str, max_length: int | None) -> tuple[Any, Reader]:
     """The plan's model in some precision, and the reader of its inputs. Raises DynxError."""
-    from dynx.early_exit.reading import Images, Texts
+    from dynx.early_exit.preprocessing import Images, Texts
 
     wish = plan.wish
     if plan.kind == "image" and max_length is not None:
@@ -343,8 +343,8 @@ def load_model(plan: Plan, *, dtype: str, max_length: int | None) -> tuple[Any, 
 
 def attach_exits(model: Any, reader: Reader, decisions: dict[str, Decision[Any]]) -> Attachment | Whole:
     """The model with exits, or whole where it can't have any; the reason goes into `decisions`."""
-    from dynx.early_exit.attach import attach
-    from dynx.early_exit.whole import Whole
+    from dynx.early_exit.attach.attach import attach
+    from dynx.early_exit.attach.full_depth import Whole
 
     example = reader.probe()
     if not getattr(reader, "pads_batches", True):

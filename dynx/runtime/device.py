@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dynx.errors import DeviceError, UsageError
 from dynx.runtime import accelerators as gpus
 from dynx.runtime.accelerators import Accelerator
-from dynx.runtime.backends.installed import for_another_torch
+from dynx.runtime.backends.availability import for_another_torch
 from dynx.runtime.bandwidth import Bandwidth, measure_bandwidth
 from dynx.runtime.decision import Decision
 from dynx.runtime.hardware import Caches, Host, read_cpu, read_limits, read_memory, usable_cores

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
-from dynx.runtime.lean import uncollected, unfilled
+from dynx.runtime.lazy_imports import uncollected, unfilled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, cast
 
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
-from dynx.speculation.batch_choice import for_profile
+from dynx.speculation.batch_size import for_profile
 from dynx.speculation.engine import Drafters, Engine, Knowledge
-from dynx.speculation.events import Origin, Request, Sampling
-from dynx.speculation.exact import noise_if_exact
-from dynx.speculation.measure import Samples, costs_from, measure_and_widen
+from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.policy import Costs, Plain
 from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
 from dynx.speculation.sampling import Warp
-from dynx.speculation.texts import ANSWER, Reading, Text, lookup_traces, read_early, read_model, write_texts
+from dynx.speculation.timing import Samples, costs_from, measure_and_widen
+from dynx.speculation.traces import ANSWER, Reading, Text, lookup_traces, read_early, read_model, write_texts
+from dynx.speculation.types import Origin, Request, Sampling
 
 if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.confidence import Reliability
-    from dynx.speculation.replay import Guess
+    from dynx.speculation.acceptance_model import Reliability
     from dynx.speculation.setup import Assembly
+    from dynx.speculation.simulate import Guess
 
 MOST_TEXTS, LEAST_TEXTS = 12, 4
 
@@ -313,7 +313,7 @@ def against_unquantized(
     plan = assembly.plan
     if plan.key.quantization == "none":
         return None
-    from dynx.speculation.kernels import torch_backend
+    from dynx.speculation.backends import torch_backend
 
     reference, warp = torch_backend(plan, plan.source), Warp(sampling)
     alike = tokens = 0

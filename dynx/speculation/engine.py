@@ -25,22 +25,22 @@ from torch.nn.functional import pad
 from dynx.errors import UsageError
 from dynx.runtime.backends.interface import settle
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
-from dynx.speculation.confidence import Reliability
-from dynx.speculation.drafters.chooser import Chooser
+from dynx.speculation.acceptance_model import Reliability
+from dynx.speculation.detokenizer import StopScanner, StreamDecoder
+from dynx.speculation.drafters.draft_sampler import Chooser
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
-from dynx.speculation.drafters.lookup import LookupDrafter
 from dynx.speculation.drafters.model import ModelDrafter
-from dynx.speculation.events import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
+from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round
 from dynx.speculation.sampling import PositionNoise, Warp
-from dynx.speculation.text import StopScanner, StreamDecoder
+from dynx.speculation.types import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
-    from dynx.speculation.exact import Exact
+    from dynx.speculation.exactness import Exact
 
 PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
     # Weights of (1, signal, ln position), and acceptance expected before the first draft. A model's odds are taken at their

@@ -27,8 +27,8 @@ from dynx.runtime.costs import CLIP, CostCurve, Drift
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.speculation.confidence import Reliability
-    from dynx.speculation.events import Origin
+    from dynx.speculation.acceptance_model import Reliability
+    from dynx.speculation.types import Origin
 
 LONGEST_DRAFT = 24
 """Beyond this the prefix probabilities of real drafters are spent; lookup of verbatim copies is what gets here."""

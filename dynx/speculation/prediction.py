@@ -10,17 +10,17 @@ import statistics
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
-from dynx.speculation.confidence import Reliability
+from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.engine import PRIORS, grant
-from dynx.speculation.measure import Samples, costs_from
 from dynx.speculation.policy import Costs, Dynamic
-from dynx.speculation.replay import Guess, Outcome, Recording, simulate
+from dynx.speculation.simulate import Guess, Outcome, Recording, simulate
+from dynx.speculation.timing import Samples, costs_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from dynx.speculation.events import Origin
-    from dynx.speculation.texts import Reading, Text
+    from dynx.speculation.traces import Reading, Text
+    from dynx.speculation.types import Origin
 
 ROUND, WALKS = 12, 3
 """Drafts per round when acceptance is fitted, and how many walks through a text, each begun one token later."""

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.events import Sampling
+    from dynx.speculation.types import Sampling
 
 
 class Warp:

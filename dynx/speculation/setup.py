@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import ModelError, NoProfileError, UsageError
 from dynx.runtime import loading
-from dynx.runtime.backends.choice import TORCH, Quantization, choose
 from dynx.runtime.backends.interface import run_instead
-from dynx.runtime.backends.widths import WIDEST
+from dynx.runtime.backends.padding import WIDEST
+from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.store import ProfileStore, profiles_folder
+from dynx.runtime.profile_store import ProfileStore, profiles_folder
 from dynx.runtime.utf8 import decode
-from dynx.speculation.kernels import Kernels
+from dynx.speculation.backends import Kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -326,7 +326,7 @@ def assemble(
     if wish.exact:
         _make_exact(plan, engine, stages, widened)
     elif plan.profile is not None:
-        from dynx.speculation.exact import alike
+        from dynx.speculation.exactness import alike
 
         engine.alike |= alike(plan.profile.measured.get("noise"), widened)
     return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
@@ -334,7 +334,7 @@ def assemble(
 
 def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
     """Have the engine's greedy text be plain decoding's to the token."""
-    from dynx.speculation.exact import make_alike, prepare
+    from dynx.speculation.exactness import make_alike, prepare
 
     if plan.decisions["draft"].value == "none":
         make_alike(engine.target, widened)
@@ -433,7 +433,7 @@ def widened_of(profile: Profile) -> dict[int, int]:
 def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:
     """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none."""
     from dynx.runtime.costs import CostCurve
-    from dynx.speculation.confidence import Reliability
+    from dynx.speculation.acceptance_model import Reliability
     from dynx.speculation.engine import Knowledge
     from dynx.speculation.policy import Costs
 

@@ -136,9 +136,9 @@ def llama(
 
 def dynx(model: Path, count: int, temperature: float, quantize: str = "none") -> dict[str, Callable[[str], list[int]]]:
     """dynx as `dynx generate` would run it with the profile that is stored."""
-    from dynx.speculation.events import Request, Sampling
     from dynx.speculation.policy import Plain, Static
     from dynx.speculation.setup import Wish, assemble, make_plan
+    from dynx.speculation.types import Request, Sampling
 
     plan = make_plan(Wish(str(model), quantize=quantize, require_profile=True), warn=tell)
     assembly = assemble(plan)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynx.bench.exports.scene import Role, Shape
-    from dynx.bench.harness import Group
     from dynx.bench.report import ArmResult, BenchResult
+    from dynx.bench.runner import Group
 
 WIDTH = 720.0
 ROW = 24.0

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from dynx.bench import render
+from dynx.bench import table
 from dynx.bench.exports import charts, figures
 from dynx.bench.exports.scene import DARK, FONT, LIGHT, styles, to_svg
-from dynx.bench.gate import overall
+from dynx.bench.gates import overall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -207,7 +207,7 @@ def _tiles(result: BenchResult) -> str:
         within = "" if found.low is None or found.high is None else f"[{100 * found.low:.2f}, {100 * found.high:.2f}]"
         tiles.append((figures.QUALITIES.get(result.task, "equal outputs"), str(found), within))
     if arm.speed is not None:
-        tiles.append((f"{result.unit} a second", render.three_digits(arm.speed), ""))
+        tiles.append((f"{result.unit} a second", table.three_digits(arm.speed), ""))
     cells = "".join(
         f'<div><dt>{escape(label)}</dt><dd class="big">{escape(big)}</dd><dd class="small">{escape(small) or "&nbsp;"}</dd></div>'
         for label, big, small in tiles
@@ -258,10 +258,10 @@ def _table(result: BenchResult) -> str:
     head = "".join(f'<th scope="col">{escape(titles[i])}</th>' for i in shown)
     rows = []
     for arm in result.arms:
-        cells = render.cells_of(arm, result.columns)
+        cells = table.cells_of(arm, result.columns)
         found = quality[arm.name]
         values = [arm.name, cells["speed"], cells["ratio"], cells["interval"], *(cells[t] for t in result.columns)]
-        values += [str(found) if found else render.NOTHING, str(len(arm.outliers)) if arm.samples else render.NOTHING]
+        values += [str(found) if found else table.NOTHING, str(len(arm.outliers)) if arm.samples else table.NOTHING]
         row = f'<th scope="row">{escape(values[0])}</th>' + "".join(f"<td>{escape(values[i])}</td>" for i in shown[1:])
         rows.append(f'<tr class="{arm.group}">{row}</tr>')
     return (
@@ -279,8 +279,8 @@ def _reading(result: BenchResult) -> str:
 
 def _where(result: BenchResult) -> str:
     known = {name: value for name, value in result.header.items() if value is not None}
-    facts = [(name.replace("_", " "), render.in_words(value)) for name, value in known.items()]
-    rounds, cases = render.count(result.rounds, "round"), render.count(result.cases, result.case)
+    facts = [(name.replace("_", " "), table.in_words(value)) for name, value in known.items()]
+    rounds, cases = table.count(result.rounds, "round"), table.count(result.cases, result.case)
     facts.append(("measured", f"{rounds} of {cases} in {result.elapsed:.1f} s"))
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     return f'<section><h2>Measured on</h2><dl class="where">{rows}</dl></section>'

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from dynx.bench.exports.figures import QUALITIES, quality_of
-from dynx.bench.render import in_words
+from dynx.bench.table import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.bench.gate import Gate
+    from dynx.bench.gates import Gate
     from dynx.bench.report import ArmResult, BenchResult
 
 COLUMNS = (

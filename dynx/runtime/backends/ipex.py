@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dynx.errors import DeviceError, UnsupportedModelError
+from dynx.runtime.backends.availability import can_optimize
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.backends.installed import can_optimize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.speculation.events import Origin
+    from dynx.speculation.types import Origin
 
 
 @dataclass(frozen=True)

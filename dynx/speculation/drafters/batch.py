@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynx.runtime.backends.batch import BatchSession
-from dynx.speculation.confidence import log_odds
+from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.batch import Row
+    from dynx.speculation.batching import Row
 
 
 class BatchDrafter:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynx.speculation.confidence import log_odds
+from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Backend, Session
-    from dynx.speculation.drafters.chooser import Chooser
-    from dynx.speculation.events import Origin
+    from dynx.speculation.drafters.draft_sampler import Chooser
+    from dynx.speculation.types import Origin
 
 
 class ModelDrafter:

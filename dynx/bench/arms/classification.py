@@ -1,0 +1,361 @@
+"""The contestants for classifiers: input by input, length-bucketed batches, dynamic, and transformers' own pipeline.
+
+All take texts or paths of images as they are and give labels, so reading is part of the time. `plain` is what transformers'
+pipeline does unless told otherwise, one input at a time in the order given, and `bucketed` is what can be done without
+leaving early: batches of inputs of like length. Both are the model by default; where another precision or other kernels are
+asked for, bucketed comes with these too. What a label is compared with is the full float32 model's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from dynx.bench.runner import Arm, Outcome
+from dynx.early_exit.backends import Blocks
+from dynx.early_exit.classifier import Classifier
+from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.reference import Reference, is_reference
+from dynx.early_exit.setup import attach_exits, load_model
+from dynx.errors import ModelError
+from dynx.runtime.backends.registry import TORCH
+from dynx.runtime.binomial import two_sided
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dynx.bench.runner import JSON, Measurements
+    from dynx.early_exit.heads import Problem
+    from dynx.early_exit.profile_data import Knowledge
+    from dynx.early_exit.setup import Assembly
+
+Case: TypeAlias = "Sequence[Any]"
+"""Inputs that are labelled together, as one job would."""
+
+Answer: TypeAlias = "str | frozenset[str] | tuple[float, ...]"
+"""A label, the labels that hold, or a regression's numbers."""
+
+WINDOW = 1024
+"""Inputs of a case at most, as many as `dynx classify` takes at a time."""
+
+AMPLE, SCANT = 16, 6
+"""Full batches of a case: with as many it is as fast as a long job, within a few per cent; below, lengths get too mixed."""
+
+FEWEST, MOST = 4, 8
+"""Cases that speak of the inputs to come (fewer can't, see `statistics`), and how many are enough for that."""
+
+CONFIDENCE = 0.95
+
+
+def cut(items: Sequence[Any], batch: int) -> list[Case]:
+    """The inputs in cases of nearly the same size, in order.
+
+    A few of them, so that intervals can speak of inputs to come and arms take turns often, each large enough to be like a job
+    of its own. With too few inputs for both there is one case, and intervals speak of exactly these inputs.
+    """
+    count = min(MOST, len(items) // (AMPLE * batch))
+    if count < FEWEST:
+        count = FEWEST if len(items) >= FEWEST * SCANT * batch else 1
+    count = max(count, -(-len(items) // max(WINDOW, AMPLE * batch)))
+    bounds = [len(items) * i // count for i in range(count + 1)]
+    return [items[low:high] for low, high in pairwise(bounds)]
+
+
+def own_arms(assembly: Assembly, default: Assembly | None = None) -> list[Arm[Case]]:
+    """Plain (the reference), bucketed, and dynamic, which is bucketed once more where there are no exits.
+
+    With another model as `default` (`as_by_default`) that one is plain and bucketed, and bucketed comes once more as asked for.
+    """
+    default = default or assembly
+    arms = [
+        Arm("plain", _one_by_one(default), "plain", reference=True),
+        Arm("bucketed", _in_batches(default, None), "static"),
+    ]
+    if default is not assembly:
+        blocks = assembly.blocks
+        name = " ".join(["bucketed", blocks.precision, *([blocks.backend] if blocks.backend != TORCH else [])])
+        arms.append(Arm(name, _in_batches(assembly, None), "static"))
+    return [*arms, Arm("dynamic", _in_batches(assembly, assembly.knowledge), "dynamic")]
+
+
+def as_by_default(assembly: Assembly) -> Assembly:
+    """The model as it runs where nobody asks for a precision or for kernels; `assembly` itself where it is that."""
+    plan, blocks = assembly.plan, assembly.blocks
+    dtype = "float32" if plan.device == "cpu" else plan.dtype
+    if blocks.backend == TORCH and not blocks.quantized and plan.dtype == dtype:
+        return assembly
+    model, reader = load_model(plan, dtype=dtype, max_length=plan.wish.max_length)
+    attachment = attach_exits(model, reader, {})
+    return replace(assembly, attachment=attachment, reader=reader, knowledge=None, blocks=Blocks(TORCH, dtype))
+
+
+def _one_by_one(assembly: Assembly) -> Callable[[Case], Outcome]:
+    model, reader, labels = assembly.attachment.model, assembly.reader, assembly.labels
+    uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+    def run(case: Case) -> Outcome:
+        answers = []
+        for item in case:
+            (row,) = reader.rows([item])
+            if isinstance(row, str):
+                raise ModelError(f"an input can't be read a second time: {row}")
+            with torch.inference_mode():
+                logits = model(**reader.collate([row]), **uncached).logits
+            label, _, scores = labels.read(logits.float().cpu().numpy())[0]
+            answers.append(answer_of(labels.problem, label, scores))
+        return Outcome(len(case), None, tuple(answers), {"mean_layers": assembly.attachment.depth, "repeated": 0})
+
+    return run
+
+
+def _in_batches(assembly: Assembly, knowledge: Knowledge | None) -> Callable[[Case], Outcome]:
+    """What `dynx classify` does, with these exits."""
+    problem = assembly.labels.problem
+    assembly = replace(assembly, knowledge=knowledge)
+
+    def run(case: Case) -> Outcome:
+        job = Classifier(assembly)
+        predictions = job.window(case)
+        answers = []
+        for prediction in predictions:
+            if prediction.label is None:
+                raise ModelError(f"an input can't be read a second time: {prediction.error}")
+            answers.append(answer_of(problem, prediction.label, prediction.scores))
+        receipt = job.receipt
+        left = {str(layer): receipt.left[layer] for layer in sorted(receipt.left)}
+        facts: dict[str, JSON] = {"mean_layers": receipt.mean_layers, "repeated": receipt.repeated, "left_after": left}
+        return Outcome(len(case), None, tuple(answers), facts)
+
+    return run
+
+
+def answer_of(problem: Problem, label: str, scores: Sequence[tuple[str, float]]) -> Answer:
+    """What two answers are compared by: which labels reach one half is the same in any order."""
+    if problem == "single":
+        return label
+    if problem == "multi":
+        return frozenset(name for name, score in scores if score > 0.5)
+    return tuple(score for _, score in scores)
+
+
+def peer_arms(assembly: Assembly, *, cutting: bool) -> list[Arm[Case]]:
+    """transformers' pipeline over the same model: at its defaults, and with the same batch size as dynx.
+
+    `cutting`: some text is too long, and the pipeline cuts none unless it is told to.
+    """
+    arms = [Arm("hf pipeline", _pipeline(assembly, cutting, {}), "external")]
+    if assembly.batch > 1:
+        batched = _pipeline(assembly, cutting, {"batch_size": assembly.batch})
+        arms.append(Arm(f"hf batch {assembly.batch}", batched, "external"))
+    return arms
+
+
+def _pipeline(assembly: Assembly, cutting: bool, options: dict[str, Any]) -> Callable[[Case], Outcome]:
+    from dynx.runtime import loading
+
+    plan, names, problem = assembly.plan, assembly.labels.names, assembly.labels.problem
+    model: Any = assembly.attachment.model
+    settings = dict(options)
+    if problem != "single":  # by default it says one label only, and makes a probability of a lone number
+        settings["top_k"] = len(names)
+    if problem == "regression":
+        settings["function_to_apply"] = "none"
+    with loading.quietly():
+        from transformers import pipeline
+
+        make: Any = pipeline
+        if plan.kind == "image":
+            processor = loading.load_image_processor(plan.source)
+            pipe = make("image-classification", model=model, image_processor=processor, device=model.device)
+        else:
+            tokenizer = loading.load_tokenizer(plan.source)
+            pipe = make("text-classification", model=model, tokenizer=tokenizer, device=model.device)
+            if cutting:
+                settings |= {"truncation": True, "max_length": getattr(assembly.reader, "limit", None)}
+
+    def run(case: Case) -> Outcome:
+        with loading.quietly():
+            found = pipe([str(item) for item in case], **settings)
+        return Outcome(len(case), None, tuple(answer(one) for one in found))
+
+    def answer(found: Any) -> Answer:
+        ranked = found if isinstance(found, list) else [found]
+        scores = [(str(one["label"]), float(one["score"])) for one in ranked]
+        by_output = sorted(scores, key=lambda pair: names.index(pair[0])) if problem == "regression" else scores
+        return answer_of(problem, scores[0][0], by_output)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Count:
+    """So many of so many, with the exact interval of the share (Clopper and Pearson)."""
+
+    hits: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        """hits / of."""
+        return self.hits / self.of
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """At 95 % confidence."""
+        return two_sided(self.of, self.hits, 1 - CONFIDENCE)
+
+    def json(self) -> dict[str, JSON]:
+        """For a document."""
+        low, high = self.interval
+        return {
+            "value": self.share,
+            "low": low,
+            "high": high,
+            "hits": self.hits,
+            "of": self.of,
+            "confidence": CONFIDENCE,
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:.2f} % [{100 * low:.2f}, {100 * high:.2f}] of {self.of:,}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good one arm's answers are, and how many layers they took; None for what isn't known."""
+
+    agreement: Count
+    """With the full float32 model."""
+    same: Count
+    """With the reference arm."""
+    accuracy: Count | None
+    mean_layers: float | None
+    left_after: Mapping[str, int] = field(default_factory=dict)
+    """Answers by the layer they left after, in one round; empty where nobody counts."""
+
+    def json(self) -> dict[str, JSON]:
+        """An arm's facts."""
+        return {
+            "agreement": self.agreement.json(),
+            "accuracy": self.accuracy.json() if self.accuracy else None,
+            "mean_layers": self.mean_layers,
+            "left_after": self.left_after or None,
+        }
+
+
+def full_answers(assembly: Assembly, items: Sequence[Any]) -> list[Answer] | None:
+    """The full float32 model's, where the plain arm isn't that model; None where it is."""
+    if is_reference(assembly):
+        return None
+    labels = assembly.labels
+    read = labels.read(Reference(assembly).logits(items))
+    return [answer_of(labels.problem, label, scores) for label, _, scores in read]
+
+
+def judge_answers(
+    measured: Measurements,
+    *,
+    full: Sequence[Answer] | None,
+    gold: Sequence[str | None] | None,
+    tolerance: float,
+) -> dict[str, Quality]:
+    """The quality of each arm that was measured.
+
+    Every input counts once however many rounds there were, and is different or wrong when it is in any of them. `full` is what
+    `full_answers` gives, `gold` the true label of each input.
+    """
+    if not measured.rounds:
+        return {}
+    plain = _rounds(measured, measured.reference)
+    truth = [full] * measured.rounds if full is not None else plain
+    found = {}
+    for arm in measured.samples:
+        rounds = _rounds(measured, arm)
+        own = len(rounds)  # an arm may have fewer rounds than the reference
+        accuracy = None
+        if gold is not None:
+            known = [i for i, label in enumerate(gold) if label is not None]
+            accuracy = Count(sum(all(r[i] == gold[i] for r in rounds) for i in known), len(known)) if known else None
+        found[arm] = Quality(
+            _equal(rounds, truth[:own], tolerance),
+            _equal(rounds, plain[:own], tolerance),
+            accuracy,
+            _layers(measured, arm),
+            _left(measured, arm),
+        )
+    return found
+
+
+def _rounds(measured: Measurements, arm: str) -> list[list[Answer]]:
+    """The answers to all inputs in order, round by round."""
+    samples = measured.samples[arm]
+    starts = range(0, len(samples), measured.cases)
+    return [[a for sample in samples[s : s + measured.cases] for a in _answers(sample.output)] for s in starts]
+
+
+def _answers(output: Any) -> tuple[Answer, ...]:
+    answers: tuple[Answer, ...] = output
+    return answers
+
+
+def _equal(ours: Sequence[Sequence[Answer]], theirs: Sequence[Sequence[Answer]], tolerance: float) -> Count:
+    pairs = [zip(a, b, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    agree = [all(_agree(a, b, tolerance) for a, b in of_input) for of_input in zip(*pairs, strict=True)]
+    return Count(sum(agree), len(agree))
+
+
+def _agree(a: Answer, b: Answer, tolerance: float) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def _layers(measured: Measurements, arm: str) -> float | None:
+    """Layers of each input that was computed, over all cases of one round."""
+    total = computed = 0.0
+    for sample in measured.samples[arm][: measured.cases]:
+        layers, repeated = sample.facts.get("mean_layers"), sample.facts.get("repeated")
+        if not isinstance(layers, int | float) or not isinstance(repeated, int):
+            return None
+        total += layers * (sample.units - repeated)
+        computed += sample.units - repeated
+    return total / computed if computed else None
+
+
+def _left(measured: Measurements, arm: str) -> dict[str, int]:
+    """Answers by layer, over all cases of one round."""
+    total: Counter[str] = Counter()
+    for sample in measured.samples[arm][: measured.cases]:
+        left: Any = sample.facts.get("left_after", {})
+        total.update(left)
+    return {layer: total[layer] for layer in sorted(total, key=int)}
+
+
+def sentences(quality: Mapping[str, Quality], depth: int) -> list[str]:
+    """What is to be said of the dynamic arm's answers, and of plain's where the truth is known."""
+    out = []
+    dynamic = quality.get("dynamic")
+    if dynamic is not None:
+        layers = "" if dynamic.mean_layers is None else f"{dynamic.mean_layers:.2f} of {depth} layers on average, "
+        out.append(f"dynamic: {layers}{dynamic.agreement} labels are the full model's")
+    accuracies = [f"{name} {q.accuracy}" for name, q in quality.items() if q.accuracy and name in ("plain", "dynamic")]
+    if accuracies:
+        out.append(f"accuracy: {', '.join(accuracies)}")
+    return out
+
+
+def readable(assembly: Assembly, items: Sequence[Any]) -> tuple[list[int], int]:
+    """Which inputs can be read, by position, and how many of them the model's limit cuts."""
+    good, cut_ = [], 0
+    for start in range(0, len(items), WINDOW):
+        for i, row in enumerate(assembly.reader.rows(items[start : start + WINDOW])):
+            if isinstance(row, Row):
+                good.append(start + i)
+                cut_ += row.cut
+    return good, cut_

@@ -1,0 +1,182 @@
+"""The contestants for language models: plain, static drafts, dynamic, and transformers' own ways of decoding.
+
+All take token ids and write up to the same number of tokens, prompt pass included in the time. The dynamic arm starts each
+text with what the profile knows and nothing more, as a new process would.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dynx.bench.runner import Arm, Outcome
+from dynx.bench.settings import parse_numbers
+from dynx.errors import UsageError
+from dynx.speculation.engine import Engine
+from dynx.speculation.policy import Plain, Policy, Static
+from dynx.speculation.types import Origin, Request, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dynx.bench.runner import JSON, Measurements
+    from dynx.speculation.setup import Assembly
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every arm does with a prompt (token ids)."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    eos: frozenset[int]
+
+    def request(self, prompt: Sequence[int]) -> Request:
+        """The engine's request for one case."""
+        return Request(prompt, self.max_new_tokens, self.sampling, self.eos)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Static draft lengths from "1-10", "2,4" or "none". Raises UsageError."""
+    return parse_numbers(text, 64, "lengths")
+
+
+def own_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
+    """Plain (the reference), static at each length with each drafter there is, dynamic."""
+    engine = assembly.engine
+    arms = [Arm("plain", _run(engine, task, lambda: Plain()), "plain", reference=True)]
+    for origin in _origins(engine):
+        for k in lengths:
+            arms.append(Arm(f"{origin} k={k}", _run(engine, task, _static(origin, k)), "static"))  # noqa: PERF401
+    if engine.target.can_rollback.value:
+        arms.append(Arm("dynamic", _run_dynamic(engine, task), "dynamic"))
+    return arms
+
+
+def _origins(engine: Engine) -> list[Origin]:
+    """The drafters that get static arms: the main one at every length, that is the draft model, else self, else lookup."""
+    drafters = engine.drafters
+    if drafters.model is not None:
+        return ["draft"]
+    return ["self"] if drafters.exit_layers else ["lookup"] if drafters.lookup else []
+
+
+def _static(origin: Origin, k: int) -> Callable[[], Policy]:
+    return lambda: Static(origin, k)
+
+
+def _run(engine: Engine, task: Task, policy: Callable[[], Policy]) -> Callable[[list[int]], Outcome]:
+    return lambda prompt: _outcome(engine, task, prompt, policy())
+
+
+def _run_dynamic(engine: Engine, task: Task) -> Callable[[list[int]], Outcome]:
+    known = engine.knowledge
+
+    def run(prompt: list[int]) -> Outcome:
+        fresh = Engine(engine.target, engine.drafters, knowledge=copy.deepcopy(known), clock=engine.clock)
+        began = engine.clock()  # a process reads its profile once and not for each text
+        outcome = _outcome(fresh, task, prompt, None)
+        return replace(outcome, seconds=engine.clock() - began)
+
+    return run
+
+
+def _outcome(engine: Engine, task: Task, prompt: list[int], policy: Policy | None) -> Outcome:
+    run = engine.start(task.request(prompt), policy)
+    for _ in run:
+        pass
+    receipt = run.receipt()
+    facts: dict[str, Any] = {"tokens_per_forward": receipt.tokens_per_forward}
+    for origin, tally in receipt.drafters.items():
+        facts[f"{origin} drafted"], facts[f"{origin} kept"] = tally.drafted, tally.accepted
+    if receipt.drafters:
+        facts["by_position"] = {
+            origin: {"submitted": list(t.submitted_by_position), "accepted": list(t.accepted_by_position)}
+            for origin, t in receipt.drafters.items()
+        }
+    return Outcome(len(run.tokens), None, tuple(run.tokens), facts)
+
+
+def by_position(measured: Measurements) -> dict[str, dict[str, JSON]]:
+    """An arm's facts: drafts judged and kept at each position of a draft, by drafter, over all of its runs."""
+    found: dict[str, dict[str, JSON]] = {}
+    for arm, samples in measured.samples.items():
+        tallies: dict[str, dict[str, list[int]]] = {}
+        for sample in samples:
+            drafters: Any = sample.facts.get("by_position", {})
+            for origin, counts in drafters.items():
+                for what, numbers in counts.items():
+                    sums = tallies.setdefault(origin, {}).setdefault(what, [])
+                    sums += [0] * (len(numbers) - len(sums))
+                    sums[: len(numbers)] = [a + b for a, b in zip(sums, numbers, strict=False)]
+        if tallies:
+            found[arm] = {"by_position": tallies}
+    return found
+
+
+def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
+    """transformers' `generate` on the same modules: plain, lookup, and with the draft model dynamic (its default) and static.
+
+    Raises UsageError with sampling, whose random streams don't compare.
+    """
+    if not task.sampling.greedy:
+        raise UsageError("--against compares greedy decoding; leave out --temperature")
+    target, small = _torch(assembly)
+    arms = [
+        Arm("hf plain", _generate(target, task, {}), "external"),
+        Arm("hf lookup", _generate(target, task, {"prompt_lookup_num_tokens": 10}), "external"),
+    ]
+    if small is not None:
+        arms.append(Arm("hf dynamic", _generate(target, task, {}, small.model, None), "external"))
+        arms += [Arm(f"hf k={k}", _generate(target, task, {}, small.model, k), "external") for k in lengths]
+    return arms
+
+
+def _torch(assembly: Assembly) -> tuple[Any, Any]:
+    """Target and drafter as transformers has them, loaded anew where the assembly runs on other kernels or weights."""
+    from dynx.runtime.backends.registry import TORCH
+    from dynx.speculation.backends import torch_backend
+
+    plan, drafters = assembly.plan, assembly.engine.drafters
+    target: Any = assembly.engine.target
+    small: Any = drafters.model
+    if (target.name, target.precision) != (TORCH, plan.dtype):
+        target = torch_backend(plan, plan.source)
+    if small is not None and plan.drafter is not None and small.name != TORCH:
+        small = torch_backend(plan, plan.drafter)
+    return target, small
+
+
+def _generate(
+    target: Any, task: Task, options: dict[str, Any], assistant: Any = None, length: int | None = None
+) -> Callable[[list[int]], Outcome]:
+    import torch
+
+    penalty = {} if task.sampling.repetition_penalty == 1 else {"repetition_penalty": task.sampling.repetition_penalty}
+
+    def run(prompt: list[int]) -> Outcome:
+        from dynx.runtime.loading import quietly
+
+        if assistant is not None:
+            config = assistant.generation_config
+            config.num_assistant_tokens = length or 20  # 20 and 0.4 are transformers' defaults
+            config.num_assistant_tokens_schedule = "constant"
+            config.assistant_confidence_threshold = 0.0 if length else 0.4
+            options["assistant_model"] = assistant
+        ids = torch.tensor([prompt], device=target.device)
+        with quietly():
+            out = target.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=task.max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(task.eos) or None,
+                pad_token_id=min(task.eos, default=0),
+                **penalty,
+                **options,
+            )
+        tokens = tuple(out[0, len(prompt) :].tolist())
+        return Outcome(len(tokens), None, tokens)
+
+    return run

@@ -1,0 +1,147 @@
+"""`dynx calibrate` for classifiers: what the data can show before the run, and what was found after it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from dynx.cli.calibrate.command import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibration_data import read_inputs
+from dynx.cli.classify.command import wish_of
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dynx.cli.calibrate.command import Options
+    from dynx.cli.console import Terminal
+    from dynx.early_exit.calibrate import Findings
+    from dynx.early_exit.features import Inputs
+    from dynx.early_exit.setup import Assembly, Plan
+
+WORST = 3
+"""Classes with the most disagreement that the report names."""
+
+
+def calibrate(options: Options, terminal: Terminal) -> None:
+    """Learn exits, certify, store, and say what was found."""
+    from dynx.early_exit.setup import assemble, make_plan
+
+    if options.draft != "auto":
+        raise UsageError(f"--draft is for language models, and {options.model} is a classifier")
+    refuse(options, ("quality", "guidance", "negative", "size", "plot"), "is a classifier")
+    budget = BUDGET if options.budget is None else options.budget
+    plan = make_plan(wish_of(options, profile="none"), warn=terminal.warn)
+    if options.data is None:
+        what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
+        raise UsageError(
+            "--data is needed: exits are learned from inputs like those to come, without labels", hint=f"--data {what}"
+        )
+    inputs = read_inputs(options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field)
+    if options.dry_run:
+        dry_run(plan, inputs, budget, options, terminal)
+        return
+    from dynx.early_exit import calibrate as learning
+    from dynx.runtime.certify import deduplicate
+
+    terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.wish.delta))
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, calibrating=True)
+    terminal.clear_status()
+    with terminal.progress(f"calibrating {plan.source.name}") as move:
+        found = learning.calibrate(
+            assembly,
+            inputs,
+            budget=budget,
+            clock=time.perf_counter,
+            progress=lambda share, what: move(share, 1.0, what),
+        )
+    if found.unreadable:
+        terminal.warn(f"{found.unreadable:,} inputs can't be read and were left out")
+    report(found, assembly, terminal, options)
+    store(found.profile, terminal, found.arrays or None)
+
+
+def dry_run(plan: Plan, inputs: Inputs, budget: float, options: Options, terminal: Terminal) -> None:
+    """What would be learned and what the data can show, without loading a model."""
+    from dynx.runtime.binomial import most_failures, supports
+    from dynx.runtime.certify import deduplicate, split
+
+    count = len(deduplicate(inputs.names))
+    certify = len(split(count, 0)[2])
+    said = supports(certify, options.max_disagreement, plan.wish.delta)
+    if options.json:
+        terminal.document(
+            {
+                "schema": SCHEMA,
+                "model": plan.source.name,
+                "profile": plan.key.id,
+                "inputs": len(inputs.items),
+                "distinct": count,
+                "certify": certify,
+                "may_differ": most_failures(certify, options.max_disagreement, plan.wish.delta),
+                "supports": said,
+                "budget_seconds": budget,
+                "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
+            }
+        )
+        return
+    lines = [f"{knob}: {d.value} ({d.reason})" for knob, d in plan.decisions.items() if knob != "profile"]
+    lines += [
+        f"inputs: {len(inputs.items):,}, {count:,} different",
+        f"power: {certify:,} of them certify: {said}",
+        f"would time exits for about {budget:.0f} s and store profile {plan.key.id}",
+    ]
+    terminal.write("\n".join(lines) + "\n")
+
+
+def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
+    """The findings: a table and the decision in words, or one JSON document."""
+    if options.json:
+        terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
+        return
+    console = terminal.rich(sys.stdout)
+    if found.fitted is not None:
+        console.print(table_of(found, assembly))
+        console.print(f"costs per input at batches of {assembly.batch}; {found.power}", soft_wrap=True, markup=False)
+    console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
+    if worst := worst_classes(found, assembly):
+        console.print(worst, soft_wrap=True, markup=False)
+
+
+def table_of(found: Findings, assembly: Assembly) -> Table:
+    """Each exit tried: how often it is right, what it costs, and how many inputs leave there."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("exit after", "agrees", "cost to reach", "of looking", "leave there"):
+        table.add_column(heading, justify="left" if heading == "exit after" else "right")
+    fitted, certificate = found.fitted, found.certificate
+    if fitted is None or certificate is None:
+        return table
+    costs = fitted.costs_at(assembly.batch)
+    for depth, share in found.agreement.items():
+        reach = look = left = "–"
+        if depth in fitted.depths:
+            k = fitted.depths.index(depth)
+            reach, look = f"{costs.reach[k] / costs.full:.0%}", f"{costs.check[k] / costs.full:.1%}"
+            if certificate.thresholds[k] != math.inf:
+                left = f"{certificate.exits[k] / certificate.n:.0%}"
+        table.add_row(f"layer {depth}", f"{share:.1%}", reach, look, left)
+    table.add_row("all layers", "", f"{costs.full * 1e3:.2f} ms", "", f"{certificate.exits[-1] / certificate.n:.0%}")
+    return table
+
+
+def worst_classes(found: Findings, assembly: Assembly) -> str:
+    """The classes that exits change most, of those where they change any."""
+    if found.certificate is None or not found.certificate.active:
+        return ""
+    pairs = [
+        (bad / rows, bad, rows, name)
+        for name, (rows, bad) in zip(assembly.labels.names, found.certificate.by_class, strict=False)
+        if bad
+    ]
+    named = [f"{name} {bad} of {rows} ({share:.1%})" for share, bad, rows, name in sorted(pairs, reverse=True)[:WORST]]
+    return f"answers that differ, by the full model's label: {', '.join(named)}" if named else ""

@@ -1,0 +1,177 @@
+"""`dynx calibrate` for pipelines that draw: what the data can show before the run, and what was found after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynx.cli.bench.command import read_prompts
+from dynx.cli.calibrate.command import SCHEMA, refuse, store
+from dynx.cli.draw.requests import parse_size
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dynx.cli.calibrate.command import Options
+    from dynx.cli.console import Terminal
+    from dynx.diffusion.calibrate import Findings
+    from dynx.diffusion.setup import Assembly, Plan
+
+BUDGET = 600.0
+"""Seconds, unless asked otherwise."""
+
+PROMPTS = 420
+"""Made from the pipeline's own vocabulary where there are none of the user's."""
+
+
+def calibrate(options: Options, terminal: Terminal) -> None:
+    """Learn grids and steps, certify, store, and say what was found."""
+    from dynx.diffusion.setup import QUALITY, Wish, assemble, make_plan
+
+    if options.draft != "auto":
+        raise UsageError(f"--draft is for language models, and {options.model} draws")
+    refuse(options, ("tsv", "column", "field", "within", "max_length", "quantize"), "draws")
+    size = parse_size(options.size)
+    texts = read_prompts(options.data) if options.data else []
+    wish = Wish(
+        model=options.model,
+        device=options.device,
+        dtype=str(options.dtype),
+        threads=options.threads,
+        backend=str(options.backend or "auto"),
+        quality=QUALITY if options.quality is None else options.quality,
+        guidance=options.guidance,
+        negative=options.negative,
+        size=size,
+        profile="none",  # what is stored must not colour what is measured
+        allow_pickle=options.allow_pickle,
+        offline=options.offline,
+    )
+    plan = make_plan(wish, warn=terminal.warn)
+    budget = BUDGET if options.budget is None else options.budget
+    if options.dry_run:
+        dry_run(plan, texts, budget, options, terminal)
+        return
+    check_plot(options.plot)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
+    terminal.clear_status()
+    from dynx.diffusion import calibrate as learning
+    from dynx.diffusion.step_sweep import Partial
+    from dynx.runtime.profile_store import cache_folder
+
+    prompts = texts or own_prompts(assembly)
+    partial = Partial(cache_folder() / "partial" / f"{plan.key.id}.safetensors", learning.settings(assembly, prompts))
+    try:
+        with terminal.progress(f"calibrating {plan.source.name}") as move:
+            found = learning.calibrate(
+                assembly,
+                prompts,
+                budget=budget,
+                clock=time.perf_counter,
+                progress=lambda share, what: move(share, 1.0, what),
+                partial=partial,
+                say=terminal.notice,
+            )
+    except KeyboardInterrupt:
+        if partial.load() is not None:
+            terminal.notice("stopped; the same command goes on from here")
+        raise
+    report(found, assembly, terminal, options)
+    store(found.profile, terminal, found.arrays)
+    partial.remove()
+    if options.plot:
+        from dynx.cli.plot import curve
+
+        curve(found, Path(options.plot))
+
+
+def own_prompts(assembly: Assembly) -> list[str]:
+    """Out of the pipeline's vocabulary; none where it takes no prompt."""
+    from dynx.diffusion.prompts import prompts
+
+    pipe = assembly.engine.pipe
+    tokenizer = next((t for name in ("tokenizer", "tokenizer_2") if (t := getattr(pipe, name, None)) is not None), None)
+    if tokenizer is None or not assembly.engine.family.prompted:
+        return []
+    return prompts(tokenizer, PROMPTS)
+
+
+def check_plot(path: str | None) -> None:
+    """Raises UsageError where --plot can't be written, before anything is computed."""
+    if path is None:
+        return
+    from dynx.cli.plot import KINDS
+
+    if Path(path).suffix.lower() not in KINDS:
+        raise UsageError(
+            f"--plot {path}: the curve is an SVG or PNG file", hint=f"--plot {Path(path).with_suffix('.svg')}"
+        )
+    file = Path(path).expanduser()
+    if not file.parent.is_dir():
+        raise UsageError(f"can't write {path}: there is no folder {file.parent}")
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"can't write {path}")
+
+
+def dry_run(plan: Plan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
+    """What would be learned, without loading a pipeline."""
+    from dynx.diffusion.calibrate import LEAST, power
+
+    said = power(LEAST)
+    if options.json:
+        terminal.document(
+            {
+                "schema": SCHEMA,
+                "model": plan.source.name,
+                "profile": plan.key.id,
+                "prompts": len(texts) or None,
+                "budget_seconds": budget,
+                "supports": said,
+                "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
+            }
+        )
+        return
+    lines = [f"{knob}: {d.value} ({d.reason})" for knob, d in plan.decisions.items() if knob != "profile"]
+    lines += [
+        f"prompts: {len(texts) if texts else 'made from the vocabulary'}",
+        f"power: at the least {said}",
+        f"would measure for about {budget:.0f} s and store profile {plan.key.id}",
+    ]
+    terminal.write("\n".join(lines) + "\n")
+
+
+def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
+    """The findings: quality against calls and the decision in words, or one JSON document."""
+    if options.json:
+        terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
+        return
+    console = terminal.rich(sys.stdout)
+    console.print(table_of(found))
+    console.print(found.power, soft_wrap=True, markup=False)
+    console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
+    if found.correlation is not None:
+        console.print(f"steps taken against steps needed: rank correlation {found.correlation:.2f}", markup=False)
+
+
+def table_of(found: Findings) -> Table:
+    """SSIM to the plain run at every number of steps, on the pictures that certify."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("steps", "SSIM, median", "p5", "worst", "s a picture"):
+        table.add_column(heading, justify="right")
+    for steps, tail in found.likeness.items():
+        row = (f"{tail.median:.3f}", f"{tail.p5:.3f}", f"{tail.worst:.3f}", f"{found.seconds[steps]:.3f}")
+        table.add_row(str(steps), *row)
+    table.add_row(f"plain, {found.full_steps}", "1", "1", "1", f"{found.plain_seconds:.3f}")
+    if found.reached is not None:
+        table.add_section()
+        tail = found.reached
+        mean = found.certificate.cost
+        table.add_row("chosen", f"{tail.median:.3f}", f"{tail.p5:.3f}", f"{tail.worst:.3f}", f"{mean:.3f}")
+    return table

@@ -1,0 +1,134 @@
+"""`dynx calibrate` for language models."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from dynx.cli.calibrate.command import BUDGET, SCHEMA, refuse, store
+from dynx.cli.generate.stats import NAMES
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dynx.cli.calibrate.command import Options
+    from dynx.cli.console import Terminal
+    from dynx.speculation.calibrate import Findings
+    from dynx.speculation.setup import Assembly, Plan
+
+ROOM = 16
+"""Tokens that a prompt must leave for an answer to learn from."""
+
+
+def calibrate(options: Options, terminal: Terminal) -> None:
+    """Measure, store, and say what was found."""
+    others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
+    refuse(options, others, "writes text")
+    budget = BUDGET if options.budget is None else options.budget
+    from dynx.cli.bench.command import read_prompts
+    from dynx.speculation.setup import Wish, assemble, make_plan
+
+    texts = read_prompts(options.data) if options.data else []
+    wish = Wish(
+        model=options.model,
+        draft=options.draft,
+        device=options.device,
+        dtype=str(options.dtype),
+        threads=options.threads,
+        backend=str(options.backend or "auto"),
+        quantize=str(options.quantize or "none"),
+        profile="none",  # what is stored must not colour what is measured
+        allow_pickle=options.allow_pickle,
+        offline=options.offline,
+    )
+    plan = make_plan(wish, warn=terminal.warn)
+    if options.dry_run:
+        dry_run(plan, budget, options, terminal)
+        return
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, clock=time.perf_counter)
+    terminal.clear_status()
+    from dynx.speculation import calibrate as learning
+
+    prompts = fitting(texts, assembly)
+    with terminal.progress(f"calibrating {plan.source.name}") as move:
+        found = learning.calibrate(
+            assembly,
+            budget=budget,
+            clock=time.perf_counter,
+            prompts=prompts,
+            progress=lambda share, what: move(share, 1.0, what),
+        )
+    report(found, assembly, terminal, options)
+    store(found.profile, terminal)
+
+
+def fitting(texts: list[str], assembly: Assembly) -> list[list[int]]:
+    """The token ids of those texts that leave room for an answer. Raises UsageError if none of them does."""
+    limit = assembly.engine.target.context
+    prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
+    short = [prompt for prompt in prompts if limit is None or len(prompt) + ROOM <= limit]
+    if prompts and not short:
+        raise UsageError(f"--data has only prompts too long for the model's context of {limit} tokens")
+    return short
+
+
+def dry_run(plan: Plan, budget: float, options: Options, terminal: Terminal) -> None:
+    """What would be measured, without loading anything."""
+    document = {
+        "schema": SCHEMA,
+        "model": plan.source.name,
+        "drafter": plan.drafter.name if plan.drafter else None,
+        "drafters": sorted(plan.kinds),
+        "profile": plan.key.id,
+        "budget_seconds": budget,
+        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
+    }
+    if options.json:
+        terminal.document(document)
+        return
+    drafters = ", ".join(NAMES[o] for o in ("draft", "self", "lookup") if o in plan.kinds) or "none"
+    lines = [f"{knob}: {d.value} ({d.reason})" for knob, d in plan.decisions.items() if knob != "profile"]
+    lines += [
+        f"drafters: {drafters}",
+        f"would measure for at most {budget:.0f} s and store profile {plan.key.id}",
+    ]
+    terminal.write("\n".join(lines) + "\n")
+
+
+def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
+    """The findings: a table and the decision in words, or one JSON document."""
+    if options.json:
+        terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
+        return
+    console = terminal.rich(sys.stdout)
+    console.print(table_of(found, assembly))
+    kernels = assembly.decisions["backend"]
+    console.print(f"computed by {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
+    console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
+
+
+def table_of(found: Findings, assembly: Assembly) -> Table:
+    """Costs and acceptance by drafter, then what each set of drafters promises."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "cost of a guess", "first guess right", "expected alone"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    whole = found.costs.target(1)
+    for origin, rate in found.acceptance.items():
+        cost = 0.0 if origin == "lookup" else found.costs.draft[origin](1)
+        where = f", layer {found.exit_layers} of {assembly.engine.target.layers}" if origin == "self" else ""
+        name = NAMES[origin] + where
+        share = f"{cost * 1e3:.2f} ms, {cost / whole:.0%}" if cost else "free"
+        table.add_row(name, share, f"{rate:.0%}", f"{found.predictions.get(origin, 1.0):.2f}x")
+    widths = [1, 2, 4, 8, 16]
+    passes = ", ".join(f"{n}: {found.costs.target(n) * 1e3:.1f}" for n in widths)
+    table.add_section()
+    table.add_row("plain decoding", f"{whole * 1e3:.2f} ms a token", "", "1.00x")
+    table.add_row("together", "", "", f"{max(found.predictions.values()):.2f}x")
+    table.caption = f"shares are of a pass; passes of n tokens, in ms: {passes}"
+    table.caption_justify = "left"
+    return table

@@ -1,0 +1,191 @@
+"""Answers against the truth: accuracy, macro-F1 and agreement, counted as the answers come.
+
+The truth is a file with a row for each row of the input: a label, or a table with the label in its last column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dynx.cli.classify.records import lines
+from dynx.errors import UsageError
+from dynx.runtime.binomial import two_sided
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+Interval: TypeAlias = "Callable[[int, int, float], tuple[float, float]]"
+"""(trials, hits, 1 - confidence) to (low, high)."""
+
+NAMED = 5
+"""Unknown labels that a complaint lists."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The true label of each row, by id; None where the file has none."""
+
+    name: str
+    labels: Sequence[str]
+    """The names, by id."""
+    rows: Sequence[int | None]
+
+
+def read_gold(path: Path, labels: Sequence[str]) -> Gold:
+    """Read the truth; `labels` are the model's names by id, and the file uses either throughout, names if both fit.
+
+    A first row with an unknown label above known ones is a header. Raises UsageError naming the labels that aren't known,
+    and where the file can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            cells = [line.rpartition("\t")[2].strip() for line, _ in lines(file, str(path))]
+    except OSError as e:
+        raise UsageError(f"can't read {path}: {e.strerror or e}") from None
+    names = {name: id_ for id_, name in reversed(list(enumerate(labels)))}
+    ids = {str(id_): id_ for id_ in range(len(labels))}
+    found = Counter(cell for cell in cells if cell)
+    if not found:
+        raise UsageError(f"{path} has no labels")
+    known = max((names, ids), key=lambda known: sum(found[cell] for cell in known))
+    unknown = [cell for cell in found if cell not in known]
+    if unknown == [cells[0]] and found[cells[0]] == 1 and len(found) > 1:
+        unknown, cells = [], cells[1:]
+    if unknown:
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        shown = ", ".join(cell[:40] for cell in unknown[:NAMED])
+        raise UsageError(
+            f"{path} has labels that the model hasn't: {shown}{more}",
+            hint=f"it knows {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}, or 0 to {len(labels) - 1}",
+        )
+    return Gold(str(path), labels, [known[cell] if cell else None for cell in cells])
+
+
+@dataclass(frozen=True)
+class Share:
+    """A proportion with its interval."""
+
+    hits: int
+    of: int
+    low: float
+    high: float
+    confidence: float
+
+    @property
+    def value(self) -> float:
+        """hits / of."""
+        return self.hits / self.of
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.hits} of {self.of})"
+
+    def json(self) -> dict[str, Any]:
+        """For a document."""
+        return {"value": self.value, "low": self.low, "high": self.high, "hits": self.hits, "of": self.of}
+
+
+@dataclass(frozen=True)
+class Report:
+    """How good the answers were; None where there was nothing to compare."""
+
+    accuracy: Share | None
+    macro_f1: float | None
+    """Mean F1 of the labels that occur among the truths or the answers."""
+    agreement: Share | None
+    """With the full model."""
+    unscored: int
+    """Rows without an answer or without a truth."""
+    confidence: float
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What to print, as names and values."""
+        rows = []
+        if self.accuracy is not None and self.macro_f1 is not None:
+            rows = [("accuracy", str(self.accuracy)), ("macro-F1", f"{self.macro_f1:.4f}")]
+        if self.agreement is not None:
+            rows.append(("agreement", f"{self.agreement} with the full model"))
+        if self.unscored:
+            rows.append(("not scored", str(self.unscored)))
+        return [*rows, ("intervals", f"{self.confidence:.4g}, Clopper-Pearson")] if rows else []
+
+    def json(self) -> dict[str, Any]:
+        """For a document."""
+        return {
+            "accuracy": self.accuracy.json() if self.accuracy else None,
+            "macro_f1": self.macro_f1,
+            "agreement": self.agreement.json() if self.agreement else None,
+            "unscored": self.unscored,
+            "confidence": self.confidence,
+        }
+
+
+class Tally:
+    """Counts answers against a `Gold`, in memory that doesn't grow with their number."""
+
+    def __init__(self, gold: Gold, *, confidence: float = 0.95, interval: Interval = two_sided) -> None:
+        self._gold, self._confidence, self._interval = gold, confidence, interval
+        self._ids = {name: id_ for id_, name in reversed(list(enumerate(gold.labels)))}
+        self._pairs: Counter[tuple[int, int]] = Counter()  # (truth, answer)
+        self._compared = self._agreed = 0
+
+    def add(self, index: int, label: str | None, full: str | None = None) -> None:
+        """The answer to row `index`, and what the full model says if that is known. None: no answer."""
+        if label is None:
+            return
+        if full is not None:
+            self._compared += 1
+            self._agreed += label == full
+        truth = self._gold.rows[index] if index < len(self._gold.rows) else None
+        if truth is not None:
+            self._pairs[truth, self._ids.get(label, -1)] += 1
+
+    def agreed(self, hits: int, of: int) -> None:
+        """As `add` with `full`, for answers that were compared elsewhere."""
+        self._agreed += hits
+        self._compared += of
+
+    def report(self, rows: int) -> Report:
+        """The figures, after an input of `rows` rows. Raises UsageError if the truth has another number of them."""
+        truths = len(self._gold.rows)
+        while truths > rows and self._gold.rows[truths - 1] is None:
+            truths -= 1  # blank lines at the end
+        if truths != rows:
+            raise UsageError(
+                f"{self._gold.name} has {_count(truths, 'label')} and the input {_count(rows, 'row')}",
+                hint="--labels wants one for each row of the input, in the same order",
+            )
+        scored = self._pairs.total()
+        hits = sum(count for (truth, answer), count in self._pairs.items() if truth == answer)
+        return Report(
+            accuracy=self._share(hits, scored),
+            macro_f1=macro_f1(self._pairs) if scored else None,
+            agreement=self._share(self._agreed, self._compared),
+            unscored=rows - scored,
+            confidence=self._confidence,
+        )
+
+    def _share(self, hits: int, of: int) -> Share | None:
+        if not of:
+            return None
+        low, high = self._interval(of, hits, 1 - self._confidence)
+        return Share(hits, of, low, high, self._confidence)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def macro_f1(pairs: Counter[tuple[int, int]]) -> float:
+    """Mean over labels of 2·hits / (truths + answers); `pairs` counts (truth, answer)."""
+    hits: Counter[int] = Counter()
+    occurrences: Counter[int] = Counter()
+    for (truth, answer), count in pairs.items():
+        occurrences[truth] += count
+        occurrences[answer] += count
+        if truth == answer:
+            hits[truth] += count
+    return math.fsum(2 * hits[label] / occurrences[label] for label in occurrences) / len(occurrences)

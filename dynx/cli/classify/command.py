@@ -1,0 +1,425 @@
+"""`dynx classify`: texts or pictures in, labels out, in the order of the input and as soon as they are known."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dynx.cli.classify.output import Document, JsonLines, Table, resume
+from dynx.cli.classify.records import MOST, layout, read_records, windows
+from dynx.cli.console import Terminal
+from dynx.errors import DynxError, GateFailed, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from dynx.cli.classify.accuracy import Tally
+    from dynx.cli.classify.output import Resumed
+    from dynx.cli.classify.records import Record, Records
+    from dynx.cli.options import Backend, Color, Dtype, Quantize
+    from dynx.early_exit.classifier import Classifier
+    from dynx.early_exit.setup import Assembly, Plan, Wish
+    from dynx.early_exit.types import Prediction, Receipt
+
+SHOWN = 5
+"""Inputs that went all the way which --explain names."""
+
+BAR = 30
+"""Width of a full bar of --explain."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `dynx classify`, by parameter name."""
+
+    inputs: list[str] | None
+    model: str
+    nul: bool
+    tsv: bool
+    column: str | None
+    field: str | None
+    skip_empty: bool
+    no_stdin: bool
+    max_disagreement: float
+    confidence: float
+    within: float | None
+    certify: bool
+    audit: float
+    batch_size: int
+    max_length: int | None
+    top_k: int | None
+    scores: bool
+    labels: str | None
+    resume: str | None
+    json: bool
+    jsonl: bool
+    stats: bool
+    explain: bool
+    plain: bool
+    verify: bool
+    dry_run: bool
+    device: str
+    dtype: Dtype
+    backend: Backend
+    quantize: Quantize
+    threads: int | None
+    profile: str | None
+    require_profile: bool
+    allow_pickle: bool
+    offline: bool
+    quiet: int
+    verbose: int
+    color: Color
+
+
+def run(options: Options) -> None:
+    """Read, label, write. Raises DynxError at the end where single inputs couldn't be read."""
+    from dynx.early_exit.setup import make_plan
+
+    check(options)
+    terminal = Terminal(
+        quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
+    )
+    plan = make_plan(wish_of(options), warn=terminal.warn)
+    if options.dry_run:
+        from dynx.cli.dry_run import print_plan
+
+        print_plan("classify", plan, options, terminal)
+        return
+    records = open_records(options, images=plan.kind == "image")
+    records.begin()
+    assembly = open_assembly(plan, terminal)
+    form = format_of(options, terminal, len(assembly.labels.names))
+    resumed = resume(Path(options.resume), form) if options.resume else None
+    job = Job(options, terminal, assembly, form, open_tally(options, assembly))
+    with output(resumed) as out:
+        job.run(records, resumed, out)
+    job.aside(records)
+    if options.verify:
+        verified(job.classifier, options)
+    if job.errors:
+        raise DynxError(f"{job.errors} of {job.seen} inputs have no label; the reason stands in their place")
+
+
+def check(options: Options) -> None:
+    """Options that exclude each other. Raises UsageError."""
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl exclude each other")
+    if options.scores and options.top_k is not None:
+        raise UsageError("--scores shows all labels and --top-k some of them; they exclude each other")
+    if options.certify and options.plain:
+        raise UsageError("--certify certifies exits, and --plain has none")
+    if options.verify and options.audit:
+        raise UsageError("--verify checks every answer and --audit some of them; they exclude each other")
+    if options.resume and options.json:
+        raise UsageError("one JSON document can't be continued", hint="JSON lines can: --jsonl --resume OUT")
+    if options.resume and options.labels:
+        raise UsageError("--labels compares the whole input, and --resume runs only the rest of it")
+
+
+def wish_of(options: Any, *, profile: str | None = None) -> Wish:
+    """The command line as the model's side takes it; for any command with these options. `profile` overrules it."""
+    from dynx.early_exit.setup import BATCH, DELTA, EPS, Wish
+
+    return Wish(
+        model=options.model,
+        device=options.device,
+        dtype=str(options.dtype),
+        backend=str(getattr(options, "backend", None) or "auto"),
+        quantize=str(getattr(options, "quantize", None) or "none"),
+        threads=options.threads,
+        batch_size=getattr(options, "batch_size", BATCH),
+        max_length=getattr(options, "max_length", None),
+        max_disagreement=getattr(options, "max_disagreement", EPS),
+        confidence=getattr(options, "confidence", 1 - DELTA),
+        tolerance=getattr(options, "within", None),
+        profile=profile or getattr(options, "profile", None),
+        require_profile=getattr(options, "require_profile", False),
+        allow_pickle=options.allow_pickle,
+        offline=options.offline,
+        plain=getattr(options, "plain", False),
+    )
+
+
+def open_records(options: Options, *, images: bool) -> Records:
+    """The inputs. Raises UsageError if there are none."""
+    shape = layout(
+        nul=options.nul,
+        tsv=options.tsv,
+        column=options.column,
+        field=options.field,
+        images=images,
+        skip_empty=options.skip_empty,
+    )
+    records = read_records(options.inputs or [], sys.stdin.buffer, shape, never=options.no_stdin)
+    if records is None:
+        what = "cat.png" if images else "'What a fine day'"
+        raise UsageError("nothing to classify", hint=f"for example: dynx classify {what}, or a text per line on stdin")
+    return records
+
+
+def open_assembly(plan: Plan, terminal: Terminal) -> Assembly:
+    """Load the model; says the choices with -v, and on a terminal why no input may leave early."""
+    from dynx.early_exit.setup import assemble
+
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    terminal.startup.mark("first batch")
+    terminal.clear_status()
+    for knob, decision in assembly.decisions.items():
+        terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
+    unwanted = plan.wish.plain or plan.wish.profile == "none"
+    if assembly.knowledge is None and not unwanted and terminal.interactive:
+        terminal.notice(f"every layer runs: {assembly.decisions['exits'].reason}")
+    return assembly
+
+
+def format_of(options: Options, terminal: Terminal, labels: int) -> Table | JsonLines:
+    """How answers of a model with so many labels are written."""
+    shown = options.top_k and min(options.top_k, labels)
+    if options.jsonl:
+        return JsonLines(shown, ascii_only=not terminal.unicode)
+    if options.json:
+        single = options.inputs is not None and len(options.inputs) == 1 and options.inputs != ["-"]
+        return Document(shown, ascii_only=not terminal.unicode, single=single)
+    return Table(labels if options.scores else shown or 1)
+
+
+def open_tally(options: Options, assembly: Assembly) -> Tally | None:
+    """The true labels to compare with. Raises UsageError."""
+    if options.labels is None:
+        return None
+    from dynx.cli.classify.accuracy import Tally, read_gold
+
+    if assembly.labels.problem != "single":
+        raise UsageError("--labels compares single labels, and this model gives several or numbers")
+    return Tally(read_gold(Path(options.labels), assembly.labels.names), confidence=options.confidence)
+
+
+@contextlib.contextmanager
+def output(resumed: Resumed | None) -> Iterator[TextIO | None]:
+    """The file to continue, or None for stdout."""
+    if resumed is None:
+        yield None
+        return
+    try:
+        with resumed.path.open("a", encoding="utf-8") as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise DynxError(f"can't write {resumed.path}: {e.strerror or e}") from None
+
+
+class Job:
+    """One run over all records."""
+
+    def __init__(
+        self, options: Options, terminal: Terminal, assembly: Assembly, form: Table | JsonLines, tally: Tally | None
+    ) -> None:
+        from dynx.early_exit.classifier import Classifier
+
+        self._options, self._terminal, self._assembly = options, terminal, assembly
+        self._tally = tally
+        self._form = form
+        self.classifier: Classifier = Classifier(
+            assembly, audit=float(options.verify) or options.audit, say=terminal.warn
+        )
+        self.seen = self.errors = 0
+        self._warned = False
+        self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=SHOWN)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What it cost so far."""
+        return self.classifier.receipt
+
+    def run(self, records: Records, resumed: Resumed | None, out: TextIO | None) -> None:
+        """All of them. What was answered by an interruption is written, also the end of a JSON document."""
+        todo: Iterable[Record] = records
+        if resumed is not None:
+            todo = resumed.skip(records)
+            if resumed.done:
+                self._terminal.notice(f"{resumed.path} has {resumed.done} results; going on after them")
+        if self._options.certify:
+            todo = self._certify(todo)
+        ahead = 8 * self._assembly.batch
+        stream = windows(todo, ahead if self._assembly.plan.kind == "image" else max(MOST, ahead))  # pixels take room
+        try:
+            for window in stream:
+                predictions = self._predict(window)
+                self._terminal.first("first label")
+                self._promise()
+                self._write(self._form.render(zip(window, predictions, strict=True)), out)
+                self._note(window, predictions)
+                self._progress(out)
+        finally:
+            stream.close()
+            self._terminal.clear_status()
+            self._write(self._form.close(), out)
+
+    def _certify(self, todo: Iterable[Record]) -> list[Record]:
+        """Read everything, and let a sample of it decide. Returns what was read."""
+        from dynx.early_exit.sample_certificate import certify
+
+        everything = list(todo)
+        good = [record for record in everything if record.error is None]
+        self._terminal.status("certifying on a sample")
+        words = certify(self.classifier, [item_of(record) for record in good])
+        self._terminal.clear_status()
+        self._terminal.notice(words)
+        return everything
+
+    def _predict(self, window: Sequence[Record]) -> list[Prediction]:
+        from dynx.early_exit.types import Prediction
+
+        good = [record for record in window if record.error is None]
+        answers = iter(self.classifier.window([item_of(record) for record in good]))
+        return [next(answers) if record.error is None else Prediction.failed(record.error) for record in window]
+
+    def _promise(self) -> None:
+        """What JSON says of the answers that follow."""
+        if isinstance(self._form, JsonLines):
+            guarantee = self.receipt.guarantee
+            self._form.guarantee = guarantee.json() if guarantee else None
+
+    def _write(self, text: str, out: TextIO | None) -> None:
+        if out is None:
+            if text:
+                self._terminal.write(text)
+        else:
+            out.write(text)
+            out.flush()
+
+    def _note(self, window: Sequence[Record], predictions: Sequence[Prediction]) -> None:
+        """Count for the words at the end."""
+        if self.receipt.truncated and not self._warned:
+            self._warned = True
+            limit = getattr(self._assembly.reader, "limit", None)
+            self._terminal.warn(f"texts longer than {limit} tokens are cut there; the count comes at the end")
+        for record, prediction in zip(window, predictions, strict=True):
+            self.seen += 1
+            self.errors += prediction.error is not None
+            if self._tally is not None:
+                self._tally.add(record.index, prediction.label)
+            if (
+                self._options.explain
+                and prediction.error is None
+                and prediction.exit is None
+                and self.classifier.exiting
+            ):
+                self._deep.append((prediction, record))
+
+    def _progress(self, out: TextIO | None) -> None:
+        """A line that moves, where stdout doesn't show how far it is."""
+        if out is not None or not sys.stdout.isatty():
+            rate = self.receipt.per_second
+            self._terminal.status(f"{self.seen:,} done{f', {rate:,.0f}/s' if rate else ''}")
+
+    def aside(self, records: Records) -> None:
+        """On stderr, when all is written: how good, what it cost, and what was left out."""
+        terminal, receipt = self._terminal, self.receipt
+        if receipt.truncated:
+            terminal.warn(f"{receipt.truncated:,} of {receipt.inputs:,} texts were cut")
+        if records.skipped:
+            terminal.notice(f"{records.skipped:,} empty texts skipped")
+        if self._tally is not None:
+            audit = self.classifier.audit
+            if audit is not None:
+                self._tally.agreed(audit.n - audit.disagreements, audit.n)
+            _rows(self._tally.report(records.rows).rows())
+        if self._options.explain:
+            _rows([(knob, f"{d.value} ({d.reason})") for knob, d in self._assembly.decisions.items()])
+            self._histogram()
+        if self._options.stats:
+            _rows(receipt_rows(self.classifier, self._assembly))
+        elif terminal.interactive:
+            terminal.notice(receipt_line(receipt))
+        if self.classifier.audit is not None and self.classifier.audit.n:
+            terminal.notice(str(self.classifier.audit))
+        elif self._options.verify and not self.classifier.exiting:
+            terminal.notice("verified: no input left early, so every answer is the full model's")
+
+    def _histogram(self) -> None:
+        receipt = self.receipt
+        most = max(receipt.left.values(), default=0)
+        full = "█" if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else "#"
+        rows = []
+        for layer in sorted(receipt.left):
+            count = receipt.left[layer]
+            bar = full * max(1, round(BAR * count / most))
+            where = "all layers" if layer == receipt.depth else f"layer {layer}"
+            rows.append((where, f"{bar} {count:,} ({count / receipt.left.total():.0%})"))
+        _rows(rows)
+        for prediction, record in self._deep:
+            text = record.raw if len(record.raw) <= 60 else record.raw[:59] + "…"
+            sys.stderr.write(f"went deep: {prediction.label} {prediction.score:.2f}  {text}\n")
+
+
+def verified(classifier: Classifier, options: Options) -> None:
+    """Raises GateFailed where more answers differ from the full model's than was promised."""
+    audit = classifier.audit
+    if audit is not None and audit.disagreements > options.max_disagreement * audit.n:
+        raise GateFailed(
+            f"--verify: {audit.disagreements:,} of {audit.n:,} answers differ from the full model's, more than "
+            f"{options.max_disagreement:.2g} of them"
+        )
+
+
+def item_of(record: Record) -> str | Path:
+    """What the classifier takes."""
+    item = record.path if record.path is not None else record.text
+    if item is None:
+        raise ValueError("a record with an error has no input")
+    return item
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> None:
+    width = max((len(label) for label, _ in rows), default=0)
+    sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
+
+
+def receipt_line(receipt: Receipt) -> str:
+    """What a job saved, in one line."""
+    parts = [f"{receipt.inputs:,} input{'' if receipt.inputs == 1 else 's'}"]
+    if receipt.inputs > 1 and receipt.per_second:
+        parts[0] += f" at {receipt.per_second:,.0f}/s"
+    if receipt.mean_layers is not None:
+        parts.append(f"{receipt.mean_layers:.2f} of {receipt.depth} layers")
+    parts.append(str(receipt.guarantee) if receipt.guarantee else "nothing is promised of these answers")
+    return " · ".join(parts)
+
+
+def _why_none(classifier: Classifier, assembly: Assembly) -> str:
+    if classifier.audit is not None and classifier.audit.alarmed:
+        return " any more (the audit ended them)"
+    return f" ({assembly.decisions['exits'].reason})" if assembly.knowledge is None else ""
+
+
+def receipt_rows(classifier: Classifier, assembly: Assembly) -> list[tuple[str, str]]:
+    """The whole receipt, for --stats."""
+    receipt = classifier.receipt
+    inputs = [f"{receipt.inputs:,}"]
+    inputs += [
+        f"{n:,} {what}"
+        for n, what in ((receipt.repeated, "repeated"), (receipt.truncated, "cut"), (receipt.errors, "unreadable"))
+        if n
+    ]
+    rows = [("inputs", ", ".join(inputs))]
+    if receipt.per_second:
+        rows.append(("speed", f"{receipt.per_second:,.1f}/s, {receipt.seconds:.3f} s"))
+    if receipt.mean_layers is not None:
+        rows.append(("layers", f"{receipt.mean_layers:.2f} of {receipt.depth} on average"))
+        saved = 1 - receipt.layers / (receipt.depth * (receipt.inputs - receipt.errors))
+        rows.append(("saved", f"{saved:.0%} of the layers"))
+    if receipt.audit_layers:
+        rows.append(("audit", f"{receipt.audit_layers:,} layers, not counted above"))
+    profile = assembly.plan.profile
+    if not classifier.exiting:
+        rows.append(("exits", f"none{_why_none(classifier, assembly)}"))
+    rows.append(("guarantee", str(receipt.guarantee) if receipt.guarantee else "none"))
+    rows.append(("profile", profile.key.id if profile else "none"))
+    return rows

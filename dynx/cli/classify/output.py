@@ -1,0 +1,259 @@
+"""What `dynx classify` writes: an answer for each record, rendered by a format, and how far an interrupted run came.
+
+A format (`Table`, `JsonLines`, `Document`) turns pairs of record and answer into text. Where it writes a line for each, `resume`
+counts those complete in an earlier output and cuts a torn last one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dynx.cli.classify.records import LONGEST, pieces
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from dynx.cli.classify.records import Record
+    from dynx.early_exit.types import Prediction
+
+SCHEMA = "dynx.classify/1"
+
+
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPED = str.maketrans(_ESCAPES)
+_PLAIN = {escaped: plain for plain, escaped in _ESCAPES.items()}
+
+
+def escape(text: str) -> str:
+    """`text` on one line and in one column: backslash, tab and line ends written as \\\\, \\t, \\n and \\r."""
+    return text.translate(_ESCAPED)
+
+
+def unescape(text: str) -> str:
+    """What `escape` made it from."""
+    return re.sub(r"\\[\\tnr]", lambda match: _PLAIN[match[0]], text)
+
+
+class Format(Protocol):
+    """How answers are written: `render` as they come, then `close`; the rest tells `resume` what was written before."""
+
+    wants: str
+    """What one line is, in words; empty if an output can't be continued."""
+
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+        """The text of these answers."""
+
+    def close(self) -> str:
+        """The text after the last."""
+
+    def fits(self, line: bytes) -> bool:
+        """Whether it could have written this line, or, cut short at its end, this beginning of one."""
+
+    def echo(self, line: bytes) -> str:
+        """The input in a line that fits. Raises ValueError if it can't be read after all."""
+
+
+class Table:
+    """`label<TAB>score<TAB>input`; with `shown` > 1 that many labels and scores, from best to worst, before the input.
+
+    An error leaves the label empty and stands in the place of the score.
+    """
+
+    def __init__(self, shown: int = 1) -> None:
+        self._shown = shown
+        self.wants = f"{2 * shown + 1} columns: {'label, score, ' * min(shown, 2)}{'… ' if shown > 2 else ''}input"
+
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+        """A line each."""
+        return "".join(self._line(record, answer) for record, answer in answers)
+
+    def _line(self, record: Record, answer: Prediction) -> str:
+        if answer.error is not None or answer.label is None or answer.score is None:
+            cells = ["", "error: " + escape(answer.error or "no answer")]
+        elif self._shown == 1:
+            cells = [escape(answer.label), f"{answer.score:.4f}"]
+        else:
+            cells = [
+                cell for label, score in answer.ranked()[: self._shown] for cell in (escape(label), f"{score:.4f}")
+            ]
+        cells += [""] * (2 * self._shown - len(cells))
+        return "\t".join([*cells, escape(record.raw)]) + "\n"
+
+    def close(self) -> str:
+        """Nothing."""
+        return ""
+
+    def fits(self, line: bytes) -> bool:
+        """By the number of columns, and a score or an error in the second."""
+        cells = line.split(b"\t")
+        return len(cells) == 2 * self._shown + 1 and (_is_number(cells[1]) or cells[1].startswith(b"error: "))
+
+    def echo(self, line: bytes) -> str:
+        """The last column."""
+        return unescape(line.rpartition(b"\t")[2].decode())
+
+
+def _is_number(cell: bytes) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+class JsonLines:
+    """An object a line, all with the same keys; null where there is nothing to say."""
+
+    _START = f'{{"schema": "{SCHEMA}", "index": '.encode()
+    wants = f"an object of schema {SCHEMA}"
+
+    def __init__(
+        self, top_k: int | None = None, *, ascii_only: bool = False, guarantee: dict[str, Any] | None = None
+    ) -> None:
+        self._top_k, self._ascii = top_k, ascii_only
+        self.guarantee = guarantee
+        """What is promised of the answers rendered from now on; set it to None when it no longer holds."""
+
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+        """A line each."""
+        return "".join(self._dump({"schema": SCHEMA, **self._body(*pair)}) + "\n" for pair in answers)
+
+    def _dump(self, body: dict[str, Any]) -> str:
+        return json.dumps(body, ensure_ascii=self._ascii, allow_nan=False)
+
+    def _body(self, record: Record, answer: Prediction) -> dict[str, Any]:
+        failed = answer.error is not None
+        body: dict[str, Any] = {
+            "index": record.index,
+            "input": record.raw,
+            "label": answer.label,
+            "score": _rounded(answer.score),
+            "scores": None if failed else {k: _rounded(v) for k, v in answer.ranked()[: self._top_k]},
+            "exit": answer.exit,
+            "layers": None if failed else answer.layers,
+            "guarantee": None if failed else self.guarantee,
+            "error": answer.error,
+        }
+        return body if record.original is None else {**body, "original": record.original}
+
+    def close(self) -> str:
+        """Nothing."""
+        return ""
+
+    def fits(self, line: bytes) -> bool:
+        """By its first keys."""
+        return line.startswith(self._START)
+
+    def echo(self, line: bytes) -> str:
+        """The value of "input"."""
+        try:
+            return str(json.loads(line)["input"])
+        except (KeyError, TypeError, RecursionError) as e:
+            raise ValueError(str(e)) from None
+
+
+def _rounded(score: float | None) -> float | None:
+    return round(score, 6) if score is not None and math.isfinite(score) else None
+
+
+class Document(JsonLines):
+    """One JSON document, written as it grows: the list of results, or for a `single` input its result alone."""
+
+    wants = ""
+
+    def __init__(
+        self,
+        top_k: int | None = None,
+        *,
+        ascii_only: bool = False,
+        guarantee: dict[str, Any] | None = None,
+        single: bool = False,
+    ) -> None:
+        super().__init__(top_k, ascii_only=ascii_only, guarantee=guarantee)
+        self._single = single
+        self._before = f'{{"schema": "{SCHEMA}", "results": [\n'
+
+    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+        """The next results."""
+        if self._single:
+            return super().render(answers)
+        text = ""
+        if bodies := [self._dump(self._body(record, answer)) for record, answer in answers]:
+            text, self._before = self._before + ",\n".join(bodies), ",\n"
+        return text
+
+    def close(self) -> str:
+        """The end of the list, also of an empty one."""
+        if self._single:
+            return ""
+        return "\n]}\n" if self._before == ",\n" else self._before + "]}\n"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """How far an earlier output came."""
+
+    path: Path
+    done: int = 0
+    """Complete results in it, one for each of the first records."""
+    last: str | None = None
+    """The input of the last of them."""
+
+    def skip(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records still to do. Raises UsageError, before the first, if those done aren't the beginning of `records`."""
+        source = iter(records)
+        for count in range(self.done):
+            record = next(source, None)
+            if record is None:
+                raise UsageError(f"{self.path} has {self.done} results and the input only {count} records")
+            if count == self.done - 1 and record.raw != self.last:
+                raise UsageError(
+                    f"{self.path} is about another input: its result {self.done} isn't of record {self.done}"
+                )
+        yield from source
+
+
+def resume(path: Path, form: Format) -> Resumed:
+    """Count the complete results that `form` wrote to `path` and cut off a torn last line; a missing file has none.
+
+    Raises UsageError, and leaves the file as it is, if anything in it is of another format.
+    """
+    if not form.wants:
+        raise UsageError("one JSON document can't be continued", hint="JSON lines can: --jsonl")
+    done, kept, tail, last = 0, 0, b"", b""
+    try:
+        if not path.exists():
+            return Resumed(path)
+        if not path.is_file():
+            raise UsageError(f"--resume wants a file, and {path} is none")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # escaped, a record is longer than it was
+            for offset, line in pieces(file, str(path), longest=8 * LONGEST):
+                if offset + len(line) >= size:
+                    tail = line
+                    break
+                if not form.fits(line):
+                    raise _foreign(path, done, form)
+                done, kept, last = done + 1, offset + len(line) + 1, line
+        echo = form.echo(last) if done else None
+        if tail:
+            if not done and not form.fits(tail):  # it may be somebody's notes
+                raise _foreign(path, done, form)
+            os.truncate(path, kept)
+    except OSError as e:
+        raise UsageError(f"can't resume {path}: {e.strerror or e}") from None
+    except ValueError:
+        raise _foreign(path, done - 1, form) from None
+    return Resumed(path, done, echo)
+
+
+def _foreign(path: Path, line: int, form: Format) -> UsageError:
+    return UsageError(f"line {line + 1} of {path} isn't a result to resume from: it is not {form.wants}")

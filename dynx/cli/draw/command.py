@@ -1,0 +1,376 @@
+"""`dynx draw`: prompts in, pictures out, each in a file that says how it was made."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.console import Terminal
+from dynx.cli.draw import output as report
+from dynx.cli.draw.drafts import print_facts, printable, table
+from dynx.cli.draw.files import write
+from dynx.cli.draw.png import encode
+from dynx.cli.draw.preview import Screen, image
+from dynx.cli.draw.requests import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
+from dynx.cli.inputs import typed
+from dynx.errors import DynxError, GateFailed, UsageError
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+    from dynx.cli.draw.drafts import Asked
+    from dynx.cli.draw.output import Drawn
+    from dynx.cli.draw.requests import Batch, Item
+    from dynx.cli.options import Backend, Color, Dtype, Show
+    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.setup import Assembly, Plan, Wish
+    from dynx.diffusion.similarity import Likeness
+    from dynx.diffusion.types import Picture, Step
+
+LABEL = 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `dynx draw`, by parameter name."""
+
+    prompt: list[str] | None
+    model: str
+    output: str | None
+    count: int
+    seed: int | None
+    size: str | None
+    guidance: float | None
+    negative: str | None
+    quality: float
+    steps: str
+    draft: bool
+    finish: list[str] | None
+    info: list[str] | None
+    lines: bool
+    no_stdin: bool
+    show: Show
+    preview: bool
+    json: bool
+    jsonl: bool
+    stats: bool
+    explain: bool
+    plain: bool
+    force: bool
+    verify: bool
+    dry_run: bool
+    device: str
+    dtype: Dtype
+    threads: int | None
+    backend: Backend
+    profile: str | None
+    require_profile: bool
+    allow_pickle: bool
+    offline: bool
+    quiet: int
+    verbose: int
+    color: Color
+
+
+def run(options: Options) -> None:
+    """Draw all that was asked for. Raises DynxError at the end where single pictures failed."""
+    check(options)
+    if options.info:
+        paths = [typed(p, "FILE") for p in [*options.info, *(options.prompt or [])]]
+        print_facts(paths, json=options.json, jsonl=options.jsonl, schema=report.SCHEMA)
+        return
+    terminal = Terminal(
+        quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
+    )
+    batches = (
+        finishing(options) if options.finish else [anything(options) if options.dry_run else ordered(options, terminal)]
+    )
+    plans = [open_plan(options, batch, terminal) for batch in batches]
+    if options.dry_run:
+        from dynx.cli.dry_run import print_plan
+
+        for plan in plans:
+            print_plan("draw", plan, options, terminal)
+        return
+    studio = Studio(options, terminal)
+    try:  # whatever ends it early, Ctrl-C or an error, what was drawn by then is told
+        for batch, plan in zip(batches, plans, strict=True):
+            studio.work(batch, open_assembly(plan, terminal, draft=options.draft))
+    finally:
+        studio.printer.close()
+    if studio.unlike:
+        raise GateFailed(
+            f"--verify: {studio.unlike} of {studio.seen} pictures are less than {options.quality:g} like the full run's (SSIM)"
+        )
+    if studio.failed:
+        raise DynxError(f"{studio.failed} of {studio.seen} pictures failed, as said above")
+
+
+def check(options: Options) -> None:
+    """Options that exclude each other, and values out of range. Raises UsageError."""
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl exclude each other")
+    if options.info and options.finish:
+        raise UsageError("--info says how pictures were drawn and --finish draws them; they exclude each other")
+    if options.draft and (options.plain or options.finish or options.steps != "auto"):
+        other = "--plain" if options.plain else "--finish" if options.finish else "--steps"
+        raise UsageError(f"--draft draws in few steps; it and {other} exclude each other")
+    if options.draft and options.verify:
+        raise UsageError("--verify compares with the full run, and --draft promises nothing; they exclude each other")
+    if options.output == "-" and (options.json or options.jsonl):
+        raise UsageError("stdout can't take both the PNG and the JSON", hint="-o FILE")
+    if options.output == "-" and sys.stdout.isatty() and not options.info:
+        raise UsageError("stdout is a terminal, which a PNG would garble", hint="-o FILE, or a pipe: -o - | COMMAND")
+    if options.finish:
+        for name in ("seed", "size", "guidance", "negative"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--finish takes prompt, seed and settings from the draft; leave out --{name}")
+        if options.lines or options.count > 1:
+            raise UsageError(f"--finish draws each draft once; leave out {'--lines' if options.lines else '--count'}")
+    if options.guidance is not None and not math.isfinite(options.guidance):
+        raise UsageError(f"--guidance {options.guidance} is no number")
+    if options.seed is not None and options.seed + options.count > SEEDS:
+        raise UsageError(f"seeds end at {SEEDS - 1}")
+    parse_steps(options.steps)
+    parse_size(options.size)
+
+
+def wish_of(options: Options, asked: Asked) -> Wish:
+    """The command line as the model's side takes it."""
+    from dynx.diffusion.setup import Wish
+
+    return Wish(
+        model=options.model,
+        device=options.device,
+        dtype=str(options.dtype),
+        threads=options.threads,
+        backend=str(options.backend),
+        quality=options.quality,
+        steps=parse_steps(options.steps),
+        guidance=asked.guidance,
+        negative=asked.negative,
+        size=asked.size,
+        profile=options.profile,
+        require_profile=options.require_profile,
+        allow_pickle=options.allow_pickle,
+        offline=options.offline,
+        plain=options.plain,
+    )
+
+
+def open_plan(options: Options, batch: Batch, terminal: Terminal) -> Plan:
+    """Decide, and refuse drafts that another model drew."""
+    from dynx.diffusion.setup import make_plan
+
+    plan = make_plan(wish_of(options, batch.asked), warn=terminal.warn)
+    for draft in batch.drafts:
+        draft.check(plan.source.name, plan.key.model)
+    prompted = options.lines or bool(options.prompt)
+    if prompted and not options.finish and not takes_prompt(plan.source):
+        raise UsageError(f"{plan.source.name} draws without a prompt", hint="leave it out")
+    return plan
+
+
+def open_assembly(plan: Plan, terminal: Terminal, *, draft: bool) -> Assembly:
+    """Load the pipeline; says the choices with -v, and on a terminal why every step runs, unless that was asked for."""
+    from dynx.diffusion.setup import assemble
+    from dynx.runtime.decision import Decision
+
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    terminal.startup.mark("drawing")
+    terminal.clear_status()
+    adaptive = assembly.engine.family.adaptive.value
+    if draft and adaptive:
+        plan.decisions["steps"] = Decision("few", "a draft was asked for")
+    for knob, decision in assembly.decisions.items():
+        terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
+    wanted = plan.wish.plain or plan.wish.profile == "none" or plan.wish.steps is not None or (draft and adaptive)
+    if assembly.knowledge is None and not wanted and terminal.interactive:
+        terminal.notice(f"every step runs: {assembly.decisions['steps'].reason}")
+    return assembly
+
+
+class Stop:
+    """Inside it the first Ctrl-C asks the run to stop, and the second is an ordinary one."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._before: Any = None
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.pressed
+
+    def __enter__(self) -> Stop:
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+
+class Studio:
+    """One run over all pictures."""
+
+    def __init__(self, options: Options, terminal: Terminal) -> None:
+        self._options, self._terminal = options, terminal
+        json, png = options.json or options.jsonl, options.output == "-"
+        self._screen = Screen(terminal, options.show, preview=options.preview, json=json, png=png)
+        mode = report.JsonLines if options.jsonl else report.Document if options.json else report.Paths
+        drafts = len(options.finish) + len(options.prompt or []) if options.finish else 0
+        self.printer: report.Printer = mode(terminal, several=options.lines or options.count > 1 or drafts > 1)
+        self.seen = self.failed = self.unlike = 0
+        self._said: set[str] = set()
+        self._prompts = 0
+        self._read: str | None = None
+
+    def work(self, batch: Batch, assembly: Assembly) -> None:
+        """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
+        from dynx.diffusion.generator import Artist
+
+        artist = Artist(assembly)
+        self._overlong(artist, batch.asked.negative, "the negative prompt")
+        known = assembly.knowledge
+        self._sighted = not assembly.engine.family.latent or (known is not None and known.colours is not None)
+        if self._screen.previews and not self._sighted:
+            self._terminal.notice("no preview: the map from latents to colours comes with a profile")
+        for item in batch.items:
+            if item.prompt != self._read:
+                self._read, self._prompts = item.prompt, self._prompts + 1
+                several = self._options.lines or self._options.finish
+                self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
+            self._draw(item, artist, batch.asked)
+        if self._options.explain:
+            pairs = [(knob, f"{d.value} ({d.reason})") for knob, d in assembly.decisions.items()]
+            sys.stderr.write(table(pairs))
+
+    def _overlong(self, artist: Artist, text: str | None, what: str) -> None:
+        from dynx.cli.classify.truncation import unread
+
+        cut = unread(artist.assembly.engine.pipe, text) if text else None
+        if cut is not None:
+            self._terminal.warn(cut.words(what))
+
+    def _draw(self, item: Item, artist: Artist, asked: Asked) -> None:
+        strip: list[str] = []
+        label = printable(item.prompt)[:LABEL] or artist.assembly.plan.source.name
+        with Stop() as stop:
+            with self._screen.live(label, sighted=self._sighted) as move:
+
+                def watch(step: Step) -> None:
+                    strip.append(report.mark(step))
+                    skipped = strip.count("skipped") + strip.count("cached")
+                    words = f"{len(strip) - skipped} run, {skipped} skipped{', stopping' if stop.pressed else ''}"
+                    move(step.index, step.of, words, self._becoming(step, artist))
+                    self.printer.step(item.index, step)
+
+                picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, watch=watch, stop=stop)
+            self._terminal.first("first picture")
+            draft = self._options.draft and not picture.receipt.plain
+            drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
+            if self._options.verify and picture.error is None and not picture.receipt.landed:
+                self._terminal.status("drawing it plainly, to compare")
+                drawn.likeness = likeness(artist, picture)
+                self._terminal.clear_status()
+                self.unlike += drawn.likeness.ssim < self._options.quality
+            self._keep(drawn, item)
+        self._aside(drawn)
+        if stop.pressed:
+            raise KeyboardInterrupt
+
+    def _becoming(self, step: Step, artist: Artist) -> Any:
+        """The preview of a step, where there is to be one."""
+        if not (self._screen.previews and self._sighted) or step.clean is None:
+            return None
+        small = artist.preview(step.clean)
+        return None if small is None else image(small[0])
+
+    def _keep(self, drawn: Drawn, item: Item) -> None:
+        """Save it, show it, print where it is."""
+        self.seen += 1
+        picture = drawn.picture
+        if picture.error is not None:
+            self.failed += 1
+            about = f"of {printable(picture.prompt)!r} " if picture.prompt else ""
+            self._terminal.warn(f"no picture {about}with seed {picture.seed}: {picture.error}")
+            self.printer.result(drawn)
+            return
+        shown = image(picture.bytes8())
+        data = encode(shown, report.facts(drawn))
+        if item.path is None:
+            write_bytes(data)
+        else:
+            write(item.path, data, force=self._options.force)
+        drawn.path = item.path
+        self._screen.show(shown)
+        if item.path is not None:
+            self.printer.result(drawn)
+
+    def _aside(self, drawn: Drawn) -> None:
+        """On stderr: what is odd about it, what it cost, which steps ran."""
+        terminal, receipt = self._terminal, drawn.picture.receipt
+        if receipt.landed:
+            done = receipt.run + receipt.skipped + receipt.cached
+            terminal.warn(
+                f"stopped after {done} of {receipt.planned} steps, on the picture it was heading for; "
+                "--finish draws it to the end"
+            )
+        if drawn.likeness is not None:
+            terminal.notice(report.verified(drawn))
+        if drawn.picture.flagged:
+            terminal.warn("the pipeline's safety checker blackened this picture")
+        if self._options.draft and receipt.plain:
+            self._once(f"drawn in full, not as a draft: {self._why_plain(drawn)}")
+        elif not self._options.stats:
+            for note in receipt.notes:
+                self._once(note)
+        if self._options.explain:
+            unicode = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
+            sys.stderr.write(f"{report.strip(drawn, unicode=unicode)}\n")
+        if self._options.stats:
+            sys.stderr.write(table(report.receipt_rows(drawn)))
+        elif terminal.interactive:
+            terminal.notice(report.receipt_line(drawn))
+
+    def _once(self, words: str) -> None:
+        """Say what is the same for many pictures."""
+        if words not in self._said:
+            self._said.add(words)
+            self._terminal.notice(words)
+
+    def _why_plain(self, drawn: Drawn) -> str:
+        if drawn.picture.receipt.notes:
+            return "; ".join(drawn.picture.receipt.notes)
+        artist = drawn.artist
+        request = artist.request(drawn.picture.prompt, drawn.picture.seed)
+        return artist.assembly.engine.plain_reason(request) or "its pipeline allows nothing else"
+
+
+def likeness(artist: Artist, picture: Picture) -> Likeness:
+    """How like a picture is to the pipeline's own run of its prompt and seed, which is drawn for this."""
+    from dynx.diffusion.similarity import compare
+
+    request = replace(artist.request(picture.prompt, picture.seed), steps=None)
+    return compare(picture.bytes8(), artist.assembly.engine.reference.draw(request)[0].bytes8())
+
+
+def write_bytes(data: bytes) -> None:
+    """To stdout, at once. Raises DynxError where it can't be written."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise DynxError(f"can't write to stdout: {e.strerror or e}") from None

@@ -1,0 +1,147 @@
+"""What a picture's file says of itself, for a person, and for drawing it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.draw import png
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHOWN = 6
+"""Timesteps in a row of words; JSON has them all."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a pipeline is asked for besides prompt and seed; None: its own."""
+
+    size: tuple[int, int] | None = None
+    guidance: float | None = None
+    negative: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        """For a picture's facts."""
+        return {"size": list(self.size) if self.size else None, "guidance": self.guidance, "negative": self.negative}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A picture that can be drawn again."""
+
+    path: Path
+    prompt: str
+    seed: int
+    asked: Asked
+    model: str
+    weights: str
+
+    def check(self, model: str, weights: str) -> None:
+        """Raises UsageError unless this model drew it."""
+        if self.weights != weights:
+            by = f"the model {self.model}, not by {model}" if model != self.model else f"other weights of {model}"
+            raise UsageError(f"{self.path} was drawn by {by}", hint="-m MODEL says which model drew it")
+
+
+def read_draft(path: Path) -> Draft:
+    """From a file that dynx drew. Raises UsageError for any other."""
+    facts = png.read(path)
+    try:
+        asked = facts["asked"]
+        size, guidance, negative = asked["size"], asked["guidance"], asked["negative"]
+        found = Draft(
+            path,
+            _text(facts["prompt"]),
+            int(facts["seed"]),
+            Asked(
+                None if size is None else (int(size[0]), int(size[1])),
+                None if guidance is None else float(guidance),
+                None if negative is None else _text(negative),
+            ),
+            _text(facts["model"]),
+            _text(facts["weights"]),
+        )
+        if not 0 <= found.seed < 1 << 63:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        raise UsageError(f"{path} doesn't say all that it takes to draw it again") from None
+    return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def print_facts(paths: Sequence[str], *, json: bool, jsonl: bool, schema: str) -> None:
+    """The facts of some files on stdout: rows of words, or JSON. Raises UsageError for the first that has none."""
+    from dynx.cli.console import Terminal
+
+    terminal = Terminal(json=json or jsonl)
+    found = [(path, png.read(Path(path))) for path in paths]
+    documents = [{**facts, "path": path} for path, facts in found]
+    if jsonl or (json and len(documents) == 1):
+        for document in documents:
+            terminal.document(document)
+    elif json:
+        terminal.document({"schema": schema, "results": documents})
+    else:
+        terminal.write("\n".join(table(rows(path, facts)) for path, facts in found))
+
+
+def rows(path: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts in words; whatever a file may hold, only what can be printed."""
+    steps = facts.get("steps")
+    told = facts.get("timesteps")
+    size = facts.get("size")
+    found: list[tuple[str, Any]] = [
+        ("file", path),
+        ("prompt", facts.get("prompt")),
+        ("negative", facts.get("negative")),
+        ("seed", facts.get("seed")),
+        ("size", "×".join(map(str, size)) if isinstance(size, list) else size),
+        ("guidance", facts.get("guidance")),
+        ("model", " ".join(str(facts[k]) for k in ("model", "weights", "dtype") if facts.get(k))),
+        ("solver", facts.get("solver")),
+        ("steps", _steps(steps) if isinstance(steps, dict) else None),
+        ("calls", f"{facts.get('calls')} of the network, {facts.get('rows')} rows" if "calls" in facts else None),
+        ("timesteps", _some(told) if isinstance(told, list) else None),
+        ("state", ", ".join(words for key, words in STATES.items() if facts.get(key)) or "finished"),
+        ("notes", "; ".join(map(str, facts["notes"])) if isinstance(facts.get("notes"), list) else None),
+        ("guarantee", (facts.get("guarantee") or "none") if "guarantee" in facts else None),
+        ("profile", (facts.get("profile") or "none") if "profile" in facts else None),
+        ("dynx", facts.get("dynx")),
+    ]
+    return [(label, printable(str(value))) for label, value in found if value not in (None, "")]
+
+
+STATES = {
+    "draft": "a draft",
+    "landed": "stopped early, on what it was heading for",
+    "flagged": "blackened by the pipeline's safety checker",
+}
+
+
+def _steps(steps: dict[str, Any]) -> str:
+    return f"{steps.get('run')} run, {steps.get('skipped')} skipped of {steps.get('planned')}"
+
+
+def _some(told: list[Any]) -> str:
+    words = [f"{t:.5g}" if isinstance(t, float) else str(t) for t in told]
+    return ", ".join(words if len(words) <= SHOWN else [*words[: SHOWN - 1], "…", words[-1]])
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def table(pairs: Sequence[tuple[str, str]]) -> str:
+    """Labels and values in two columns."""
+    width = max((len(label) for label, _ in pairs), default=0)
+    return "".join(f"{label:<{width}}  {value}\n" for label, value in pairs)

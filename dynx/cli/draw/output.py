@@ -1,0 +1,250 @@
+"""What is said of a drawn picture: in its file, in JSON, in a line, in rows, and as a strip of its steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dynx.cli.console import Terminal
+    from dynx.cli.draw.drafts import Asked
+    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.similarity import Likeness
+    from dynx.diffusion.types import Picture, Step
+
+SCHEMA = "dynx.draw/1"
+
+MARKS = {"run": "█", "unguided": "▒", "cached": "▓", "skipped": "░", "left": "·"}
+PLAIN_MARKS = {"run": "#", "unguided": "=", "cached": "+", "skipped": ".", "left": " "}
+WORDS = {"run": "run", "unguided": "run without guidance", "cached": "cached", "skipped": "skipped", "left": "left out"}
+
+
+@dataclass
+class Drawn:
+    """A picture, or its failure, with what it came from."""
+
+    index: int
+    picture: Picture
+    artist: Artist
+    asked: Asked
+    draft: bool
+    """Few steps on purpose."""
+    strip: list[str] = field(default_factory=list)
+    """What became of each step, by the names of `MARKS`."""
+    source: Path | None = None
+    """The draft that it finishes."""
+    path: Path | None = None
+    likeness: Likeness | None = None
+    """To the pipeline's own run, where that was asked for."""
+
+    @property
+    def promise(self) -> Any:
+        """The guarantee, where the picture has one."""
+        receipt = self.picture.receipt
+        without = self.draft or receipt.landed or receipt.plain or self.picture.error
+        return None if without else self.artist.guarantee
+
+    @property
+    def promised(self) -> str:
+        """That in words."""
+        receipt = self.picture.receipt
+        if receipt.landed:
+            return "stopped early, so nothing is promised"
+        if self.draft:
+            return "a draft, so nothing is promised"
+        if receipt.plain:
+            kernels = self.artist.assembly.engine.kernels
+            return f"the pipeline's own run of {receipt.planned} steps{f' on {kernels}' if kernels else ''}"
+        return str(self.artist.guarantee or "none")
+
+    @property
+    def size(self) -> list[int] | None:
+        """Width and height."""
+        pixels = self.picture.pixels
+        return None if pixels is None else [pixels.shape[1], pixels.shape[0]]
+
+    @property
+    def guidance(self) -> float | None:
+        """That was used, where the pipeline says."""
+        asked = self.artist.assembly.plan.wish.guidance  # with what the model's folder asks for
+        return self.artist.assembly.engine.family.default_guidance if asked is None else asked
+
+    @property
+    def profile(self) -> str | None:
+        """Its id."""
+        profile = self.artist.assembly.plan.profile
+        return profile.key.id if profile else None
+
+
+def mark(step: Step) -> str:
+    """What became of a step."""
+    if step.cached:
+        return "cached"
+    return "skipped" if not step.computed else "run" if step.guided else "unguided"
+
+
+def facts(drawn: Drawn) -> dict[str, Any]:
+    """For the picture's file; nothing that differs when the same picture is drawn again."""
+    from dynx import __version__
+
+    plan, picture = drawn.artist.assembly.plan, drawn.picture
+    receipt = picture.receipt.json()
+    del receipt["seconds"]
+    return {
+        "prompt": picture.prompt,
+        "negative": drawn.asked.negative,
+        "seed": picture.seed,
+        "size": drawn.size,
+        "guidance": drawn.guidance,
+        "asked": drawn.asked.json(),
+        "model": plan.source.name,
+        "weights": plan.key.model,
+        "dtype": plan.dtype,
+        "backend": plan.way[0],
+        **receipt,
+        "draft": drawn.draft,
+        "flagged": picture.flagged,
+        "guarantee": drawn.promised,
+        "profile": drawn.profile,
+        "dynx": __version__,
+    }
+
+
+def verified(drawn: Drawn) -> str:
+    """The outcome of --verify as a line."""
+    found = drawn.likeness
+    if found is None:
+        return "not verified"
+    if found.ssim == 1 and not math.isfinite(found.psnr):
+        return "verified: pixel for pixel the pipeline's own run of this seed"
+    return f"verified: SSIM {found.ssim:.4f}, PSNR {found.psnr:.1f} dB to the pipeline's own run of this seed"
+
+
+def result_json(drawn: Drawn) -> dict[str, Any]:
+    """The picture with everything known about it."""
+    assembly, picture = drawn.artist.assembly, drawn.picture
+    verification = {} if drawn.likeness is None else {"verification": drawn.likeness.json()}
+    return verification | {
+        "index": drawn.index,
+        "path": str(drawn.path) if drawn.path else None,
+        "prompt": picture.prompt,
+        "negative": drawn.asked.negative,
+        "seed": picture.seed,
+        "model": assembly.plan.source.name,
+        "size": drawn.size,
+        "guidance": drawn.guidance,
+        "draft": drawn.draft,
+        "source": str(drawn.source) if drawn.source else None,
+        "flagged": picture.flagged,
+        "error": picture.error,
+        "receipt": {**picture.receipt.json(), "profile": drawn.profile},
+        "guarantee": drawn.promise.json() if drawn.promise else None,
+        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
+    }
+
+
+def strip(drawn: Drawn, *, unicode: bool) -> str:
+    """A letter for each step, and what the letters mean."""
+    marks = MARKS if unicode else PLAIN_MARKS
+    course = [*drawn.strip, *["left"] * (drawn.picture.receipt.planned - len(drawn.strip))]
+    legend = [f"{marks[kind]} {course.count(kind)} {WORDS[kind]}" for kind in MARKS if kind in course]
+    return f"{''.join(marks[kind] for kind in course)}  {', '.join(legend)}"
+
+
+def receipt_line(drawn: Drawn) -> str:
+    """What a picture cost, in one line."""
+    receipt = drawn.picture.receipt
+    parts = [f"seed {drawn.picture.seed}", f"{_calls(drawn)} in {receipt.seconds:.2f} s"]
+    if receipt.skipped:
+        parts.append(f"{receipt.skipped} of {receipt.planned} steps skipped")
+    return " · ".join([*parts, drawn.promised])
+
+
+def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
+    """The whole receipt, for --stats."""
+    receipt = drawn.picture.receipt
+    size = drawn.size
+    cached = f", {receipt.cached} cached" if receipt.cached else ""
+    rows = [
+        ("picture", f"{size[0]}×{size[1]}, seed {drawn.picture.seed}" if size else f"none: {drawn.picture.error}"),
+        ("calls", f"{_calls(drawn)}, {receipt.rows} rows"),
+        ("steps", f"{receipt.run} run, {receipt.skipped} skipped{cached} of {receipt.planned}"),
+        ("time", f"{receipt.seconds:.3f} s"),
+        ("solver", receipt.solver),
+        ("guarantee", drawn.promised),
+        ("profile", drawn.profile or "none"),
+    ]
+    if receipt.unguided:
+        rows.insert(3, ("guidance", f"left out in {receipt.unguided} of the steps run"))
+    return [*rows, *(("note", note) for note in receipt.notes)]
+
+
+def _calls(drawn: Drawn) -> str:
+    """Network calls, and how many the pipeline makes by itself where that is more."""
+    calls = drawn.picture.receipt.calls
+    assembly = drawn.artist.assembly
+    full = assembly.knowledge.full_steps if assembly.knowledge else assembly.engine.family.default_steps
+    words = f"{calls} network call{'' if calls == 1 else 's'}"
+    return words if drawn.picture.receipt.plain or calls >= full else f"{words} instead of {full}"
+
+
+class Printer:
+    """What stdout carries; the subclasses are the output modes."""
+
+    def __init__(self, terminal: Terminal, *, several: bool) -> None:
+        self._terminal, self._several = terminal, several
+
+    def step(self, index: int, step: Step) -> None:
+        """A step of picture `index` is done."""
+
+    def result(self, drawn: Drawn) -> None:
+        """A picture is there, or failed."""
+
+    def close(self) -> None:
+        """No more pictures."""
+
+
+class Paths(Printer):
+    """The path of each picture, on a line."""
+
+    def result(self, drawn: Drawn) -> None:
+        """Write it."""
+        if drawn.path is not None:
+            self._terminal.write(f"{drawn.path}\n")
+
+
+class Document(Printer):
+    """One JSON document at the end: the picture, or a list where several were asked for."""
+
+    def __init__(self, terminal: Terminal, *, several: bool) -> None:
+        super().__init__(terminal, several=several)
+        self._results: list[dict[str, Any]] = []
+
+    def result(self, drawn: Drawn) -> None:
+        """Keep it."""
+        self._results.append(result_json(drawn))
+
+    def close(self) -> None:
+        """Write what there is."""
+        if self._results:
+            body: dict[str, Any] = {"results": self._results} if self._several else self._results[0]
+            self._terminal.document({"schema": SCHEMA, **body})
+
+
+class JsonLines(Printer):
+    """A JSON line for each step and each picture."""
+
+    def _write(self, event: str, body: dict[str, Any]) -> None:
+        self._terminal.document({"schema": SCHEMA, "event": event, **body})
+
+    def step(self, index: int, step: Step) -> None:
+        """An event of its own."""
+        body = {"index": index, "step": step.index, "of": step.of, "computed": step.computed, "guided": step.guided}
+        self._write("step", {**body, "calls": step.calls})
+
+    def result(self, drawn: Drawn) -> None:
+        """The picture with all that is known of it."""
+        self._write("result", result_json(drawn))

@@ -1,0 +1,139 @@
+"""Pictures on the terminal: the finished one, and the one that is becoming."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dynx.cli.draw.terminal_image import choose, render, true_color
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from PIL.Image import Image
+
+    from dynx.cli.console import Terminal
+    from dynx.cli.draw.terminal_image import Protocol
+    from dynx.cli.options import Show
+
+    Move = Callable[[int, int, str, Image | None], None]
+    """A step is done: so many, of so many, in words, and what the picture is becoming if that was asked for."""
+
+ROOM = (80, 24)
+"""Columns and lines where nobody knows better."""
+
+SPARE = 3
+"""Lines below a picture: its path, and the prompt that the shell writes."""
+
+SETTLE = 0.05
+"""Seconds that tmux has to put the outer terminal's cursor where a picture is to go."""
+
+PREVIEW = 64
+"""Pixels across to which a small preview is enlarged."""
+
+
+def room(stream: TextIO) -> tuple[int, int]:
+    """Columns and lines for a picture on a stream."""
+    try:
+        columns, lines = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        columns, lines = ROOM
+    given = (os.environ.get("COLUMNS", ""), os.environ.get("LINES", ""))
+    columns, lines = (int(g) if g.isdigit() and int(g) else n for g, n in zip(given, (columns, lines), strict=True))
+    return columns or ROOM[0], max(2, (lines or ROOM[1]) - SPARE)
+
+
+class Screen:
+    """Where a run shows its pictures: on stdout if that is a terminal and free for them, else on stderr."""
+
+    def __init__(self, terminal: Terminal, show: Show, *, preview: bool, json: bool, png: bool) -> None:
+        self._terminal = terminal
+        self._stream = sys.stdout if sys.stdout.isatty() and not (json or png) else sys.stderr
+        able = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.shows = show == "always" or (show == "auto" and able and not terminal.quiet and not json)
+        self.previews = preview and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def show(self, picture: Image) -> None:
+        """The finished picture."""
+        if self.shows:
+            self._terminal.clear_status()
+            drawn = self._drawn(picture, self._stream)
+            if drawn.startswith(
+                "\n"
+            ):  # lines made free, for what goes past tmux to the cursor that the outer terminal has
+                free, _, drawn = drawn.partition("\x1bP")
+                self._stream.write(free)
+                self._stream.flush()
+                time.sleep(SETTLE)
+                drawn = f"\x1bP{drawn}"
+            self._stream.write(drawn)
+            self._stream.flush()
+
+    def _drawn(self, picture: Image, stream: TextIO, *, moving: bool = False) -> str:
+        terminal = self._terminal
+        colour = terminal.out_color if stream is sys.stdout else terminal.err_color
+        unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
+        if moving:  # graphics would pile up in the terminal's memory
+            protocol: Protocol = "blocks" if colour and unicode else "ascii"
+        else:
+            protocol = choose(os.environ, color=colour, unicode=unicode)
+        columns, lines = room(stream)
+        return render(picture, protocol, columns, lines, true_color=true_color(os.environ))
+
+    @contextmanager
+    def live(self, label: str, *, sighted: bool) -> Iterator[Move]:
+        """What to call after each step: it moves a bar, or shows the preview if there are any (`sighted`)."""
+        if not (self.previews and sighted):
+            with self._terminal.progress(label) as bar:
+                yield lambda done, of, words, _: bar(done, of, words)
+            return
+        region = _Region(sys.stderr)
+
+        def move(done: int, of: int, words: str, picture: Image | None) -> None:
+            drawn = "" if picture is None else self._drawn(_enlarged(picture), sys.stderr, moving=True)
+            region.redraw(f"{drawn}{self._terminal.dim(f'step {done} of {of}: {words}')}\n")
+
+        self._terminal.clear_status()
+        try:
+            yield move
+        finally:
+            region.clear()
+
+
+class _Region:
+    """Lines at the cursor that are written over again."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._height = stream, 0
+
+    def redraw(self, text: str) -> None:
+        """Show `text` in place of what was there."""
+        self._stream.write(self._home() + text)
+        self._stream.flush()
+        self._height = text.count("\n")
+
+    def clear(self) -> None:
+        """Leave nothing."""
+        self._stream.write(self._home())
+        self._stream.flush()
+        self._height = 0
+
+    def _home(self) -> str:
+        return f"\x1b[{self._height}A\r\x1b[J" if self._height else ""
+
+
+def _enlarged(picture: Image) -> Image:
+    from PIL import Image as Pillow
+
+    factor = max(1, PREVIEW // max(picture.width, 1))
+    return picture.resize((picture.width * factor, picture.height * factor), Pillow.Resampling.BICUBIC)
+
+
+def image(pixels: Any) -> Image:
+    """A picture of (H, W, 3) bytes."""
+    from PIL import Image as Pillow
+
+    return Pillow.fromarray(pixels)

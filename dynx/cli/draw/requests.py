@@ -1,0 +1,189 @@
+"""What `dynx draw` is asked for, as pictures with prompt, seed and place; what is wrong is told before a model is loaded."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.draw.drafts import Asked, read_draft
+from dynx.cli.draw.files import Outputs, vacant
+from dynx.cli.inputs import read_lines, read_prompt, typed
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dynx.cli.console import Terminal
+    from dynx.cli.draw.command import Options
+    from dynx.cli.draw.drafts import Draft
+    from dynx.runtime.loading import Source
+
+SEEDS = 1 << 63
+"""One more than the largest; torch takes no more than 64 bits."""
+
+LOT = 1 << 32
+"""Of these one is drawn by lot; short enough to be typed again."""
+
+FINISHED = "-finished"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to draw."""
+
+    index: int
+    prompt: str
+    seed: int
+    path: Path | None
+    """None: stdout."""
+    source: Path | None = None
+    """The draft that it finishes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that the pipeline is asked for in the same way."""
+
+    asked: Asked
+    items: Iterable[Item]
+    drafts: list[Draft] = field(default_factory=list)
+    """Those to be finished, in order."""
+
+
+def parse_steps(text: str) -> int | None:
+    """A number, or None for auto. Raises UsageError."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) < 1:
+        raise UsageError(f"--steps {text}: a number from 1, or auto")
+    return int(text)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height. Raises UsageError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,5})(?:[x×X*]([0-9]{1,5}))?", text.strip())
+    if found is None:
+        raise UsageError(f"--size {text}: width and height in pixels, as in 512x768, or one number for both")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def ordered(options: Options, terminal: Terminal) -> Batch:
+    """What the command line asks for; all that can be known before a model is loaded is checked. Raises UsageError."""
+    if options.lines and options.output == "-":
+        raise UsageError("stdout takes one picture, and --lines may bring several prompts", hint="-o FOLDER/")
+    outputs = Outputs.parse(options.output, 2 if options.lines else options.count, force=options.force)
+    negative = None if options.negative is None else typed(options.negative, "--negative")
+    asked = Asked(parse_size(options.size), options.guidance, negative)
+    seed = secrets.randbelow(LOT - options.count) if options.seed is None else options.seed
+    items = itemise(read_prompts(options, terminal), options, outputs, seed)
+    return Batch(asked, items if options.lines else list(items))
+
+
+def anything(options: Options) -> Batch:
+    """The settings without pictures, for --dry-run: nothing is read or asked for. Raises UsageError."""
+    negative = None if options.negative is None else typed(options.negative, "--negative")
+    return Batch(Asked(parse_size(options.size), options.guidance, negative), [])
+
+
+def itemise(prompts: Iterator[str], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
+    """The pictures of each prompt. Raises UsageError where one has no place."""
+    index = 0
+    taken: set[Path] = set()
+    for prompt in prompts:
+        for s in range(seed, seed + options.count):
+            path = outputs.path(index + 1, prompt or Path(options.model).name, s)
+            if path is not None and path in taken:
+                raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+            if path is not None:
+                taken.add(path)
+            yield Item(index, prompt, s, path)
+            index += 1
+
+
+def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
+    """The prompts; an empty one for a pipeline that takes none. Raises UsageError."""
+    arguments = [typed(text, "PROMPT") for text in options.prompt or []]
+    if options.lines:
+        if options.no_stdin:
+            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+        prompts = read_lines(arguments, sys.stdin.buffer)
+        first = next(prompts)
+        return (prompt for some in ([first], prompts) for prompt in some)
+    if not arguments and not takes_prompt(find(options)):
+        return iter([""])
+    prompt = read_prompt(
+        arguments,
+        sys.stdin.buffer,
+        never=options.no_stdin,
+        say=terminal.notice,
+        example="dynx draw 'a red apple'",
+    )
+    if prompt is None or not prompt.strip():
+        _help()
+        raise UsageError("no prompt", hint="for example: dynx draw 'a red apple'")
+    return iter([prompt])
+
+
+def find(options: Options) -> Source:
+    """Where the pipeline is. Raises ModelError."""
+    from dynx.runtime import loading
+
+    return loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle, task="draw")
+
+
+def takes_prompt(source: Source) -> bool:
+    """Whether a pipeline reads texts, by the parts that it lists; asked before anything waits for one."""
+    import json
+
+    from dynx.runtime.loading import PIPELINE
+
+    try:
+        parts = json.loads((source.folder / PIPELINE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # what is wrong with it is told when it's loaded
+    return not isinstance(parts, dict) or any(name.startswith(("tokenizer", "text_encoder")) for name in parts)
+
+
+def _help() -> None:
+    """The command's help, on stderr."""
+    import typer
+
+    from dynx.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    with group.make_context("dynx", [], resilient_parsing=True) as outer:
+        command = group.commands["draw"]
+        with command.make_context("draw", [], parent=outer, resilient_parsing=True) as inner:
+            sys.stderr.write(command.get_help(inner) + "\n\n")
+
+
+def finishing(options: Options) -> list[Batch]:
+    """The drafts, those that were asked for in the same way together. Raises UsageError."""
+    paths = [Path(typed(p, "FILE")) for p in [*(options.finish or []), *(options.prompt or [])]]
+    drafts = [read_draft(path) for path in paths]
+    places = None
+    if options.output is not None:
+        places = Outputs.parse(options.output, len(drafts), force=options.force)
+    batches: dict[Asked, Batch] = {}
+    taken: set[Path] = set()
+    for index, draft in enumerate(drafts):
+        if places is None:
+            beside = draft.path.with_name(f"{draft.path.stem}{FINISHED}.png")
+            path: Path | None = vacant(beside, force=options.force)
+        else:
+            path = places.path(index + 1, draft.prompt, draft.seed)
+        if path is not None and path in taken:
+            raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+        if path is not None:
+            taken.add(path)
+        batch = batches.setdefault(draft.asked, Batch(draft.asked, []))
+        batch.drafts.append(draft)
+        if isinstance(batch.items, list):
+            batch.items.append(Item(index, draft.prompt, draft.seed, path, draft.path))
+    return list(batches.values())

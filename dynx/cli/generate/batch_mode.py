@@ -1,0 +1,151 @@
+"""`dynx generate --lines`: many prompts, answered in the order they came, together where that is faster.
+
+Lines are read as they arrive and no further ahead than there is room for: a prompt that is there now may join a batch, and one
+that isn't is never waited for while another could be written. What goes wrong with a prompt is told when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dynx.cli.generate.command import answer, make_request, show
+from dynx.cli.stdin import rows_asked
+from dynx.errors import DynxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynx.cli.console import Terminal
+    from dynx.cli.generate.command import Options, Printer
+    from dynx.cli.stdin import Arrivals
+    from dynx.speculation.batch_size import Choice
+    from dynx.speculation.batching import Batch, Row
+    from dynx.speculation.setup import Assembly
+
+AHEAD = 64
+"""Prompts read ahead at most, to see how many wait."""
+
+
+@dataclass
+class _Turn:
+    """An answer in progress, or what is wrong with its prompt."""
+
+    index: int
+    prompt: str
+    row: Row | None = None
+    error: DynxError | None = None
+
+
+class Lines:
+    """The prompts of one command; `arrivals` says which are there."""
+
+    def __init__(
+        self,
+        prompts: Iterator[str],
+        arrivals: Arrivals,
+        options: Options,
+        assembly: Assembly,
+        printer: Printer,
+        terminal: Terminal,
+    ) -> None:
+        self._prompts, self._arrivals, self._terminal = prompts, arrivals, terminal
+        self._options, self._assembly, self._printer = options, assembly, printer
+        self._begun = 0  # answers
+        self._waiting: deque[str] = deque()  # read, not begun
+        self._turns: deque[_Turn] = deque()  # begun in the batch, not shown
+        self._broken: DynxError | None = None  # what ended the reading
+        self._ended = False
+        self._choice: Choice | None = None
+        self._batch: Batch | None = None
+        self._written = self._seconds = 0.0  # tokens, and seconds for them, one at a time
+
+    def answer_all(self) -> None:
+        """Write every answer. Raises what a prompt is refused for, after the answers before it."""
+        while True:
+            if not self._waiting:
+                self._read()
+            if not self._waiting:
+                break
+            self._look_ahead(AHEAD)
+            choice = self._choose(len(self._waiting))
+            if choice.rows > 1 and len(self._waiting) >= choice.least:
+                self._together(choice)
+            else:
+                self._alone()
+        if self._broken is not None:
+            raise self._broken
+
+    def _read(self) -> None:
+        """Wait for a prompt, unless there are no more."""
+        if self._ended:
+            return
+        try:
+            self._waiting.append(next(self._prompts))
+        except StopIteration:
+            self._ended = True
+        except DynxError as e:
+            self._ended, self._broken = True, e
+
+    def _look_ahead(self, most: int) -> None:
+        """Take what has arrived."""
+        while len(self._waiting) < most and not self._ended and self._arrivals.ready():
+            self._read()
+
+    def _choose(self, waiting: int) -> Choice:
+        from dynx.speculation.batch_size import choose
+
+        if self._choice is None or waiting > self._choice.until:
+            self._choice = choose(
+                self._assembly,
+                asked=rows_asked(self._options.batch),
+                waiting=waiting,
+                tokens=self._options.max_new_tokens,
+                single=self._written / self._seconds if self._written > 1 and self._seconds > 0 else None,
+            )
+            decision = self._assembly.decisions["batch"] = self._choice.decision
+            self._terminal.detail(f"batch: {decision.value} ({decision.reason})")
+        return self._choice
+
+    def _alone(self) -> None:
+        """Answer the next prompt by itself."""
+        index, self._begun = self._begun, self._begun + 1
+        receipt = answer(index, self._waiting.popleft(), self._options, self._assembly, self._printer).receipt()
+        self._written += receipt.tokens
+        self._seconds += receipt.seconds
+
+    def _together(self, choice: Choice) -> None:
+        """Answer what waits and what joins it, until nothing does."""
+        from dynx.speculation.batching import Batch
+
+        if self._batch is None:
+            engine = choice.engine or self._assembly.engine
+            self._batch = Batch(
+                engine, choice.rows, more=self._next_row, costs=choice.costs, guess=not self._options.plain
+            )
+        self._batch.step()
+        while self._turns:
+            turn = self._turns.popleft()
+            if turn.error is not None:
+                raise turn.error
+            if turn.row is not None:
+                show(turn.index, turn.prompt, turn.row, self._options, self._assembly, self._printer)
+            if not self._turns:
+                self._batch.step()
+
+    def _next_row(self) -> Row | None:
+        """The next prompt, if it has arrived and none before it failed."""
+        if self._turns and self._turns[-1].error is not None:
+            return None
+        self._look_ahead(1)
+        if not self._waiting or self._batch is None:
+            return None
+        turn = _Turn(self._begun, self._waiting.popleft())
+        self._begun += 1
+        self._turns.append(turn)
+        try:
+            turn.row = self._batch.row(make_request(turn.prompt, self._options, self._assembly))
+        except UsageError as e:
+            turn.error = UsageError(f"prompt {turn.index + 1}: {e}", hint=e.hint)
+        return turn.row

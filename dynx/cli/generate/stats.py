@@ -1,0 +1,117 @@
+"""What an answer cost and saved, as a line, as rows and as JSON; and the names and shades of those who wrote it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynx.speculation.types import Receipt, Recheck
+
+SHADES: dict[str, str] = {
+    "target": "",
+    "draft": "\x1b[38;5;37m",  # cyan: the draft model
+    "self": "\x1b[38;5;170m",  # magenta: the model's own first layers
+    "lookup": "\x1b[38;5;142m",  # olive: copied
+}
+NAMES: dict[str, str] = {
+    "target": "the model itself",
+    "draft": "draft model",
+    "self": "early exit",
+    "lookup": "lookup",
+}
+
+
+def receipt_line(receipt: Receipt) -> str:
+    """What a run saved, in one line."""
+    parts = [f"{receipt.tokens} tokens"]
+    if receipt.tokens_per_second:
+        parts[0] += f" at {receipt.tokens_per_second:.0f}/s"
+    if receipt.tokens_per_forward and receipt.drafters:
+        parts.append(f"{receipt.tokens_per_forward:.2f} tokens per pass of the model")
+    if receipt.speedup and receipt.drafters and receipt.plain_measured:
+        parts.append(f"{receipt.speedup:.2f}x of plain decoding")
+    parts.append(receipt.guarantee)
+    return " · ".join(parts)
+
+
+def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
+    """The whole receipt, for --stats."""
+    speed, first = _number(receipt.tokens_per_second, ".1f"), _number(receipt.first_token_seconds, ".3f")
+    each = _number(receipt.tokens_per_forward, ".2f")
+    rows = [
+        (
+            "tokens",
+            f"{receipt.tokens} written after {receipt.prompt_tokens} of prompt; ended by {receipt.finish_reason}",
+        ),
+        ("speed", f"{speed} tokens/s, first token after {first} s"),
+        ("passes", f"{receipt.target_forwards} of the model, {each} tokens each"),
+    ]
+    for origin, t in receipt.drafters.items():
+        share = _number(t.acceptance, ".0%")
+        counts = f"{t.drafted} drafted, {t.submitted} judged, {t.accepted} kept ({share}), {t.seconds:.3f} s"
+        rows.append((NAMES[origin], counts))
+    if not receipt.drafters and receipt.rows <= 1:
+        rows.append(("saved", "nothing: no guess was made, so this is plain decoding"))
+    elif receipt.plain_seconds is not None and receipt.plain_measured:
+        saved = round(receipt.plain_seconds - (receipt.seconds - receipt.prefill_seconds), 2) + 0.0  # no -0.00
+        against = f"plain decoding's {receipt.plain_seconds:.2f} s ({_number(receipt.speedup, '.2f')}x)"
+        rows.append(("saved", f"{saved:+.2f} s against {against}, as measured by {receipt.plain_measured}"))
+    if receipt.rows > 1:
+        rows.append(("batch", f"{receipt.rows:.1f} answers shared each pass; the seconds are this one's share"))
+    if receipt.exact is not None:
+        rows.append(("exact", _recheck(receipt.exact)))
+    return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
+
+
+def _recheck(found: Recheck) -> str:
+    if not found.bound:
+        return "nothing to check: wide passes give narrow ones' bits"
+    times = f"{found.reread} plain passes, {found.seconds:.3f} s"
+    return f"{found.near_ties} near-ties (closer than {found.bound:.2g} logits) decided again: {times}"
+
+
+def _recheck_json(found: Recheck) -> dict[str, Any]:
+    return {
+        "bound_logits": found.bound,
+        "near_ties": found.near_ties,
+        "reread_tokens": found.reread,
+        "seconds": found.seconds,
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
+    """The receipt as JSON: seconds, tokens, null for what is unknown."""
+    return {
+        "prompt_tokens": receipt.prompt_tokens,
+        "tokens": receipt.tokens,
+        "seconds": receipt.seconds,
+        "prefill_seconds": receipt.prefill_seconds,
+        "first_token_seconds": receipt.first_token_seconds,
+        "tokens_per_second": receipt.tokens_per_second,
+        "target_forwards": receipt.target_forwards,
+        "tokens_per_forward": receipt.tokens_per_forward,
+        "drafters": {
+            origin: {
+                "rounds": t.rounds,
+                "drafted": t.drafted,
+                "submitted": t.submitted,
+                "accepted": t.accepted,
+                "acceptance": t.acceptance,
+                "submitted_by_position": t.submitted_by_position,
+                "accepted_by_position": t.accepted_by_position,
+                "seconds": t.seconds,
+            }
+            for origin, t in receipt.drafters.items()
+        },
+        "guarantee": receipt.guarantee,
+        "plain_seconds": receipt.plain_seconds,
+        "plain_measured": receipt.plain_measured,
+        "speedup": receipt.speedup,
+        "exact": None if receipt.exact is None else _recheck_json(receipt.exact),
+        "rows": receipt.rows,
+        "profile": profile,
+    }

@@ -1,0 +1,94 @@
+"""Pictures for prompts: how each is drawn is decided here, and the engine draws it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynx.diffusion.schedule import Schedule
+from dynx.diffusion.types import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from dynx.diffusion.profile_data import Guarantee
+    from dynx.diffusion.setup import Assembly
+    from dynx.diffusion.types import Picture, Step
+
+DRAFT = 6
+"""Steps of a draft where no profile knows better."""
+
+SOLVER = "dpm++2m"
+
+
+class Artist:
+    """A pipeline at work, one picture at a time."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised of the pictures; None where nothing was measured."""
+        known = self.assembly.knowledge
+        return known.guarantee if known else None
+
+    def request(self, prompt: str, seed: int) -> Request:
+        """As the pipeline is asked for one picture."""
+        wish = self.assembly.plan.wish
+        prompts = (prompt,) if self.assembly.engine.family.prompted else ()
+        known = self.assembly.knowledge
+        plain_steps = wish.steps if known is None else None
+        return Request(prompts, (seed,), wish.negative, wish.guidance, wish.size, plain_steps)
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int,
+        *,
+        draft: bool = False,
+        watch: Callable[[Step], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Picture:
+        """One picture: by the profile's steps for this prompt and seed, plain without a profile, in few steps for a draft.
+
+        `watch` hears of every step; once `stop` says so, the picture is the one that the run is heading for then. Raises
+        UsageError for what the pipeline refuses, DeviceError when memory runs out.
+        """
+        engine, known = self.assembly.engine, self.assembly.knowledge
+        request = self.request(prompt, seed)
+        if draft and engine.plain_reason(request) is None:
+            schedule = known.draft if known else self._few(request)
+            return engine.draw(request, schedule, watch=watch, stop=stop)[0]
+        if known is None:
+            return engine.draw(request, watch=watch, stop=stop)[0]
+        pilot = known.pilot(engine, request)
+        return engine.draw(request, pilot.schedule, watch=watch, stop=stop, pilot=pilot)[0]
+
+    def _few(self, request: Request) -> Schedule:
+        """Few of the steps of the pipeline's own grid."""
+        grid = self.assembly.engine.course(request).grid
+        return Schedule(SOLVER, grid.thinned(min(DRAFT, len(grid))))
+
+    def preview(self, clean: Tensor) -> NDArray[np.uint8] | None:
+        """Small pictures (B, h, w, 3) of clean latents, by the profile's map; of a pixel pipeline the pixels themselves."""
+        pixels = clean.detach().float().cpu()
+        if pixels.dim() != 4:
+            return None
+        channels_last = pixels.permute(0, 2, 3, 1).numpy()
+        if not self.assembly.engine.family.latent:
+            return _bytes((channels_last + 1) / 2)
+        known = self.assembly.knowledge
+        if known is None or known.colours is None or len(known.colours) != channels_last.shape[-1] + 1:
+            return None
+        rgb = channels_last @ known.colours[:-1] + known.colours[-1]
+        return _bytes(rgb)
+
+
+def _bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    made: NDArray[np.uint8] = (np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return made

@@ -1,0 +1,400 @@
+"""What calibration learned of a pipeline's steps, in and out of a profile, and what follows for the quality asked for.
+
+All numbers of steps share their first grid nodes, so a run may begin before it is known how many it takes: after `LOOK` network
+calls the predictor says how likely each number is to reach the quality, and a certified rule takes the first that is likely
+enough. The profile keeps the likeness of every certifying picture at every number, so another quality is certified on the spot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.diffusion.predictor import Predictor, look_features, text_features
+from dynx.diffusion.sampler import Tail
+from dynx.diffusion.schedule import Grid, Schedule
+from dynx.errors import UsageError
+from dynx.runtime.binomial import most_failures, percent, smallest_sample
+from dynx.runtime.certify import Certificate, Costs, certify, choose_rules, leaves_at
+from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from dynx.diffusion.engine import Engine
+    from dynx.diffusion.sampler import Look
+    from dynx.diffusion.setup import Assembly
+    from dynx.diffusion.types import Request
+
+    Array = NDArray[np.float64]
+
+LOOK = 2
+"""Network calls before the number of steps is chosen."""
+
+RULES = 200
+"""From strict to loose: from every picture on the whole grid to every picture in the fewest steps."""
+
+PAYS = 1.05
+"""Expected speed-up from which fewer steps are used."""
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What is promised of pictures: SSIM to the full run of the same seed, for most of them.
+
+    The full run is the pipeline's own in the same precision, and the pictures are of prompts like those calibrated with.
+    """
+
+    quality: float
+    share: float
+    delta: float
+    n: int
+    """Pictures that certified it."""
+    failures: int
+    """Of those, below the quality."""
+    p5: float
+    worst: float
+    bundled: bool
+
+    def __str__(self) -> str:
+        return (
+            f"SSIM to the full run at least {self.quality:g} for {percent(self.share)} of pictures "
+            f"({percent(1 - self.delta)} confidence)"
+        )
+
+    def json(self) -> dict[str, Any]:
+        """For a document."""
+        return {
+            "ssim": self.quality,
+            "share": self.share,
+            "confidence": 1 - self.delta,
+            "certified_on": self.n,
+            "below": self.failures,
+            "p5": self.p5,
+            "worst": self.worst,
+            "basis": "model" if self.bundled else "profile",
+        }
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Numbers of steps, rising, with their nodes on a fine grid; all share the first `LOOK` nodes."""
+
+    fine: Grid
+    nodes: Mapping[int, tuple[int, ...]]
+    solver: str
+    guided: float | None = None
+    """Share of the steps that are guided, None for all."""
+    skip: float = 0.0
+    cache: float = 0.0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must draw pictures one by one to be measured: what it leaves out, it leaves out for a whole batch."""
+        return bool(self.skip or self.cache)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The numbers of steps."""
+        return tuple(sorted(self.nodes))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The same, and last that of the whole grid: what a picture takes by the exit it leaves at."""
+        return (*self.levels, len(self.longest.grid))
+
+    def schedule(self, steps: int) -> Schedule:
+        """To draw in so many of them."""
+        return self._over(self.nodes[steps])
+
+    @property
+    def longest(self) -> Schedule:
+        """The whole fine grid, with the ladder's beginning."""
+        first = self.nodes[self.levels[0]][:LOOK]
+        return self._over((*first, *range(first[-1] + 1, len(self.fine) + 1)))
+
+    def _over(self, nodes: tuple[int, ...]) -> Schedule:
+        # The steps before the choice are guided whatever is chosen.
+        guided = None if self.guided is None else max(LOOK, math.ceil(self.guided * (len(nodes) - 1)))
+        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided=guided)
+
+    def tail(self, steps: int) -> Tail:
+        """What a pilot answers at its `LOOK`th step to go on in so many steps in all."""
+        schedule = self.schedule(steps) if steps in self.nodes else self.longest
+        return Tail(schedule.grid.timesteps[LOOK:], schedule.grid.sigmas[LOOK:], schedule.guided)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a profile."""
+        return {
+            "fine": self.fine.to_json(),
+            "nodes": {str(k): list(v) for k, v in sorted(self.nodes.items())},
+            "solver": self.solver,
+            "guided": self.guided,
+            "skip": self.skip,
+            "cache": self.cache,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ladder:
+        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        nodes = {int(k): tuple(int(i) for i in v) for k, v in data["nodes"].items()}
+        fine = Grid.from_json(data["fine"])
+        if not nodes or any(
+            len(v) != k + 1 or v[0] != 0 or v[-1] != len(fine) or list(v) != sorted(set(v)) or k <= LOOK
+            for k, v in nodes.items()
+        ):
+            raise ValueError("its grids don't fit each other")
+        if len({v[:LOOK] for v in nodes.values()}) != 1:
+            raise ValueError("its grids begin differently")
+        guided = None if data["guided"] is None else float(data["guided"])
+        made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]), float(data.get("cache", 0.0)))
+        try:
+            made.longest  # noqa: B018 - a schedule says what can't be run
+        except UsageError as e:
+            raise ValueError(str(e)) from None
+        return made
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Pictures drawn at every number of steps: SSIM to the plain run (n, L+1), and the predictions made of it (n, L).
+
+    The last column is the ladder's own way over the whole fine grid, which isn't the plain run to the last pixel.
+    """
+
+    likeness: Array
+    predicted: Array
+
+    def __len__(self) -> int:
+        return len(self.likeness)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A ladder ready for a promise; rules are drawn up from one evidence and certified on the other.
+
+    What was predicted of the choosing pictures must come from other pictures (`predictor.crossed`).
+    """
+
+    ladder: Ladder
+    predictor: Predictor
+    costs: Costs
+    """Seconds of a picture; `full` is the ladder's whole grid."""
+    plain: float
+    """Seconds of a plain picture."""
+    choosing: Evidence
+    certifying: Evidence
+
+    def scores(self, evidence: Evidence, quality: float) -> Array:
+        """(n, L)."""
+        return self.predictor.chances(evidence.predicted, quality)
+
+    def certify(self, quality: float, share: float, delta: float) -> Certificate:
+        """The rule with the fewest steps of which the evidence shows that it reaches `quality` in `share` of pictures."""
+        eps = round(1 - share, 12)
+        rules = choose_rules(
+            self.scores(self.choosing, quality),
+            self.choosing.likeness >= quality,
+            self.costs,
+            eps,
+            delta,
+            len(self.certifying),
+            levels=RULES,
+            prune=False,
+            every=True,
+        )
+        good = self.certifying.likeness >= quality
+        return certify(rules, self.scores(self.certifying, quality), good, self.costs, eps, delta)
+
+    def speedup(self, certificate: Certificate) -> float:
+        """Expected, against the plain run."""
+        return self.plain / certificate.cost
+
+    def pays(self, certificate: Certificate) -> bool:
+        """Whether pictures take fewer steps by it, and gain from that."""
+        return certificate.active and self.speedup(certificate) >= PAYS
+
+    def reached(self, certificate: Certificate, quality: float) -> Array:
+        """(n,) SSIM of the certifying pictures under a certificate's rule."""
+        at = leaves_at(np.asarray(certificate.thresholds), self.scores(self.certifying, quality))
+        found: Array = self.certifying.likeness[np.arange(len(at)), at]
+        return found
+
+
+class Pilot:
+    """Chooses the number of steps of one run, at its `LOOK`th prediction. `schedule` is what the run begins with."""
+
+    def __init__(self, knowledge: Knowledge, embedding: Tensor | None) -> None:
+        self._knowledge, self._embedding = knowledge, embedding
+        self._clean: list[Tensor] = []
+        self.schedule = knowledge.longest
+        self.steps: int | None = None
+        """Chosen; None until then."""
+
+    def __call__(self, look: Look) -> Tail | None:
+        """The rest of the grid, once."""
+        if look.index >= LOOK:
+            return None
+        self._clean.append(look.clean)
+        if look.index < LOOK - 1:
+            return None
+        pictures = look.clean.shape[0]
+        self.steps = self._knowledge.steps_for(look_features(self._clean), text_features(self._embedding, pictures))
+        return self._knowledge.fitted.ladder.tail(self.steps)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """A ladder with the certificate it is climbed under."""
+
+    fitted: Fitted
+    certificate: Certificate
+    guarantee: Guarantee
+    full_steps: int
+    """Of the plain run, on the ladder's fine grid: what a picture gets that no number of steps is sure enough for."""
+    colours: NDArray[np.float64] | None
+    """(C + 1, 3): red, green and blue of a clean latent's channels, the last row the ground."""
+
+    @property
+    def longest(self) -> Schedule:
+        """What a run begins with."""
+        return self.fitted.ladder.longest
+
+    @property
+    def draft(self) -> Schedule:
+        """The fewest steps there are."""
+        return self.fitted.ladder.schedule(self.fitted.ladder.levels[0])
+
+    def steps_for(self, looks: Array, texts: Array) -> int:
+        """The number of steps that all of these pictures may take together."""
+        predictor = self.fitted.predictor
+        chances = predictor.chances(predictor(looks, texts), self.guarantee.quality)
+        at = int(leaves_at(np.asarray(self.certificate.thresholds), chances).max())
+        return self.fitted.ladder.steps[at]
+
+    def pilot(self, engine: Engine, request: Request) -> Pilot:
+        """For one run of a request."""
+        return Pilot(self, engine.course(request).embedding)
+
+
+def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:
+    """For a profile's safetensors file."""
+    out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
+    for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
+        out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
+    return out if colours is None else {**out, "colours": colours}
+
+
+def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
+    """What calibration stored. Raises KeyError, TypeError, ValueError or UsageError on anything else."""
+    ladder = Ladder.from_json(fitted["ladder"])
+    predictor = Predictor.from_arrays(arrays)
+    c = measured["seconds"]
+    costs = Costs(tuple(map(float, c["reach"])), float(c["full"]), tuple(map(float, c["check"])))
+    plain = float(c["plain"])
+
+    def evidence(name: str) -> Evidence:
+        found = Evidence(
+            *(np.asarray(arrays[f"{name}.{part}"], dtype=np.float64) for part in ("likeness", "predicted"))
+        )
+        n, levels = len(found.predicted), len(ladder.levels)
+        if found.likeness.shape != (n, levels + 1) or found.predicted.shape != (n, levels) or not n:
+            raise ValueError("its evidence doesn't fit its grids")
+        if np.isnan(found.likeness).any() or np.isnan(found.predicted).any():
+            raise ValueError("its evidence has numbers missing")
+        return found
+
+    if len(costs.reach) != len(ladder.levels) or len(predictor.sigma) != len(ladder.levels):
+        raise ValueError("its parts don't fit each other")
+    if not plain > 0:
+        raise ValueError("a plain picture takes no time")
+    return Fitted(ladder, predictor, costs, plain, evidence("choosing"), evidence("certifying"))
+
+
+def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge | None:
+    """What the profile allows under the quality asked for; None where it's nothing, and the decisions say why."""
+    from dynx.diffusion.setup import DELTA, SHARE
+
+    plan = assembly.plan
+    profile, wish = plan.profile, plan.wish
+    if profile is None:
+        return None
+    try:
+        fitted = from_profile(profile.fitted, profile.measured, plan.arrays)
+        colours = plan.arrays.get("colours")
+        full_steps = int(profile.fitted["full_steps"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UsageError) as e:
+        warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
+        plan.decisions["steps"] = Decision("plain", f"profile {profile.key.id} can't be used")
+        return None
+    if refusal := other_setting(assembly, profile.fitted):
+        warn(refusal)
+        plan.decisions["steps"] = Decision("plain", refusal)
+        return None
+    certificate = fitted.certify(wish.quality, SHARE, DELTA)
+    if not fitted.pays(certificate):
+        plan.decisions["steps"] = Decision("plain", why_plain(fitted, certificate, wish.quality))
+        return None
+    reached = fitted.reached(certificate, wish.quality)
+    p5 = float(np.quantile(reached, 0.05, method="lower"))
+    guarantee = Guarantee(
+        wish.quality, SHARE, DELTA, certificate.n, certificate.disagreements, p5, float(reached.min()), plan.bundled
+    )
+    steps = np.repeat(fitted.ladder.steps, certificate.exits)
+    plan.decisions["steps"] = Decision(
+        f"{steps.min()} to {steps.max()}, {steps.mean():.1f} on average",
+        f"{fitted.speedup(certificate):.2f}x of {full_steps} steps expected; {guarantee}: "
+        f"{certificate.disagreements} of {certificate.n} were below, p5 {p5:.3f}, worst {reached.min():.3f}",
+    )
+    return Knowledge(fitted, certificate, guarantee, full_steps, colours)
+
+
+def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
+    """Why a certificate lets no picture take fewer steps, in words."""
+    if certificate.active:
+        return f"fewer steps would be {fitted.speedup(certificate):.2f}x as fast, which isn't worth it"
+    eps, n = round(1 - certificate.eps, 12), certificate.n
+    most = most_failures(n, certificate.eps, certificate.delta)
+    if most is None:
+        least = smallest_sample(certificate.eps, certificate.delta)
+        return f"{n} pictures can't show SSIM {quality:g} in {percent(eps)} of them; {least} could, all of them good"
+    return (
+        f"no fewer steps were seen to reach SSIM {quality:g} in {percent(eps)} of pictures "
+        f"(of {n}, {most or 'none'} may fall below)"
+    )
+
+
+def other_setting(assembly: Assembly, fitted: Mapping[str, Any]) -> str | None:
+    """Why the profile speaks of other pictures than those asked for."""
+    wish, family = assembly.plan.wish, assembly.engine.family
+    size = None if wish.size is None else list(wish.size)
+    if size == fitted.get("pixels"):  # asked for what the pipeline draws by itself
+        size = fitted.get("size")
+    guidance = family.default_guidance if wish.guidance is None else wish.guidance
+    for what, measured, asked in (
+        ("guidance", fitted.get("guidance"), guidance),
+        ("negative prompt", fitted.get("negative"), wish.negative),
+        ("size", fitted.get("size"), size),
+        ("scheduler", fitted.get("scheduler"), family.scheduler),
+    ):
+        if measured != asked:
+            return (
+                f"the profile was measured with {_setting(what, measured)}, not {_setting(what, asked)}; drawing plain"
+            )
+    return None
+
+
+def _setting(what: str, value: Any) -> str:
+    if what == "size":
+        return "the pipeline's own size" if value is None else f"size {value[0]}x{value[1]}"
+    if what == "guidance":
+        return f"guidance {value:g}" if isinstance(value, int | float) else f"guidance {value}"
+    if what == "negative prompt":
+        return "no negative prompt" if value is None else f"the negative prompt {value!r}"
+    return f"{what} {value}"

@@ -1,0 +1,200 @@
+"""Pictures drawn at every number of steps of a ladder: how alike each is to the plain run, what it costs, what colours it has."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.diffusion.predictor import look_features, text_features
+from dynx.diffusion.profile_data import LOOK, Ladder
+from dynx.diffusion.schedule_search import draw, likeness, singles
+from dynx.runtime.certify import Costs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dynx.diffusion.engine import Engine
+    from dynx.diffusion.sampler import Look, Tail
+    from dynx.diffusion.types import Request
+
+    Array = NDArray[np.float64]
+
+PATCHES = 4000
+"""Pairs of a latent and its colour that are kept: a map of a dozen numbers needs no more."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """n pictures on a ladder of L levels."""
+
+    looks: Array  # (n, 6)
+    texts: Array  # (n, D)
+    likeness: Array  # (n, L+1) SSIM to the plain run; the last on the whole fine grid
+    latents: Array  # (m, C) clean ones; C is 0 where there is no decoder
+    colours: Array  # (m, 3) that the decoder made of them
+
+    def __len__(self) -> int:
+        return len(self.likeness)
+
+    def __add__(self, other: Climb) -> Climb:
+        rows = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
+        return Climb(**(rows | {name: rows[name][:PATCHES] for name in ("latents", "colours")}))
+
+
+def climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
+    """The pictures of one request. Raises UnsupportedModelError where they aren't made of numbers."""
+    requests = singles(request) if ladder.alone or engine.kernels is not None else [request]
+    parts = [_climb(engine, one, ladder) for one in requests]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole += part
+    return whole
+
+
+def _climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
+    plain = draw(engine.reference, request).pixels
+    clean: list[Any] = []
+
+    def keep(look: Look) -> None:
+        clean.append(look.clean)
+
+    whole = draw(engine, request, ladder.longest, keep)
+    columns = [likeness(draw(engine, request, ladder.schedule(k)).pixels, plain) for k in ladder.levels]
+    columns.append(likeness(whole.pixels, plain))
+    latents, colours = _colours(clean[-1], plain) if engine.family.latent else (np.zeros((0, 0)), np.zeros((0, 3)))
+    return Climb(
+        look_features(clean[:LOOK]),
+        text_features(engine.course(request).embedding, len(request)),
+        np.stack(columns, axis=1),
+        latents,
+        colours,
+    )
+
+
+def _colours(clean: Any, pixels: Sequence[NDArray[np.float32]]) -> tuple[Array, Array]:
+    """Latents (m, C) and the mean colours (m, 3) of the patches that the decoder made of them."""
+    latents = clean.detach().float().cpu().numpy()
+    none = np.zeros((0, latents.shape[1])), np.zeros((0, 3))
+    if latents.ndim != 4:
+        return none
+    _, channels, high, wide = latents.shape
+    patches = []
+    for picture in pixels:
+        h, w = picture.shape[0] // high, picture.shape[1] // wide
+        if h < 1 or w < 1:
+            return none
+        cut = picture[: h * high, : w * wide].reshape(high, h, wide, w, 3)
+        patches.append(cut.mean(axis=(1, 3)).reshape(-1, 3))
+    flat = latents.transpose(0, 2, 3, 1).reshape(-1, channels)
+    return flat.astype(np.float64), np.concatenate(patches).astype(np.float64)
+
+
+def colour_map(latents: Array, colours: Array) -> Array | None:
+    """(C + 1, 3) by least squares; None without pairs."""
+    if not len(latents) or latents.shape[1] == 0:
+        return None
+    x = np.concatenate([latents, np.ones((len(latents), 1))], axis=1)
+    found: Array = np.linalg.lstsq(x, colours, rcond=None)[0]
+    return found
+
+
+def clocked(
+    engine: Engine, requests: Sequence[Request], ladder: Ladder, clock: Callable[[], float]
+) -> tuple[Costs, float]:
+    """Seconds of one picture as it will be drawn, alone and with a pilot: at every level and on the whole grid; and plain.
+
+    A line through the medians by the rows that the network really ran for, since few measurements on a busy machine differ by
+    more than two neighbouring numbers of steps do. Plain stands by itself where it runs on other kernels.
+    """
+    ways: list[int | None] = [None, *ladder.levels, len(ladder.longest.grid)]
+    rows, seconds = np.zeros((len(ways), len(requests))), np.zeros((len(ways), len(requests)))
+    for r, request in enumerate(requests):
+        for w, steps in enumerate(ways):
+            began = clock()
+            if steps is None:
+                drawn = draw(engine.reference, request)
+            else:
+                engine.course(request)  # as a pilot asks for the text
+                drawn = draw(engine, request, ladder.longest, _settled(ladder, steps))
+            rows[w, r], seconds[w, r] = drawn.rows, clock() - began
+    x, y = rows.mean(axis=1), np.median(seconds, axis=1)
+    line = _line(x, y) if engine.kernels is None else [float(y[0]), *_line(x[1:], y[1:])]
+    return Costs(tuple(line[1:-1]), line[-1], (0.0,) * len(ladder.levels)), line[0]
+
+
+def _settled(ladder: Ladder, steps: int) -> Callable[[Look], Tail | None]:
+    """A pilot that always chooses this number."""
+    return lambda look: ladder.tail(steps) if look.index == LOOK - 1 else None
+
+
+def _line(x: Array, y: Array) -> list[float]:
+    """y by x on the best line that rises from no less than 0; in proportion where there's none such."""
+    slope, ground = np.polyfit(x, y, 1)
+    if slope <= 0 or ground < 0:
+        slope, ground = max(float(y.sum() / x.sum()), 1e-9), 0.0
+    return [float(slope * each + ground) for each in x]
+
+
+class Partial:
+    """A calibration that isn't finished, in one file: what it was asked, the ladder, the pictures so far.
+
+    The file is replaced whole after every batch. One that was asked something else, or can't be read, counts as none, and a
+    folder that can't be written only means that nothing is kept.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+
+    def load(self) -> tuple[dict[str, Any], Climb | None] | None:
+        """What was saved, or None."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "np") as file:
+                kept = json.loads(file.metadata()["dynx"])
+                arrays = {name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in file.keys()}  # noqa: SIM118
+            if kept["settings"] != self.settings:
+                return None
+            ladder = Ladder.from_json(kept["state"]["ladder"])
+            made = Climb(**arrays) if arrays else None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        if made is None:
+            return kept["state"], None
+        n = len(made)
+        fits = made.likeness.ndim == 2 and made.likeness.shape[1] == len(ladder.levels) + 1
+        return (kept["state"], made) if fits and len(made.looks) == len(made.texts) == n else None
+
+    def save(self, state: Mapping[str, Any], made: Climb | None) -> None:
+        """Write it whole, or leave what is there."""
+        from safetensors.numpy import save
+
+        arrays = {} if made is None else {f.name: np.array(getattr(made, f.name), order="C") for f in fields(made)}
+        blob = save(arrays, metadata={"dynx": json.dumps({"settings": self.settings, "state": state})})
+        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(blob)
+            fresh.replace(self.path)
+        except OSError:
+            return
+        finally:
+            _remove(fresh)
+
+    def remove(self) -> None:
+        """When it is finished."""
+        _remove(self.path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return

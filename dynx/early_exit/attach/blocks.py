@@ -1,0 +1,238 @@
+"""The blocks of a classifier: which modules they are, in which order they run, and how to hand them fewer rows.
+
+Nothing is assumed about a model. Probes with two batch sizes find which arguments of a block grow with the batch (a position
+table of T rows isn't a batch of T); an argument that no probe saw makes that one call run whole, which is slower and
+right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dynx.early_exit.attach.arguments import hidden_path, leaves, mapped, tensors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from dynx.early_exit.attach.arguments import Path
+
+PROBE_ROWS = (3, 2)
+"""The two batch sizes that tell what grows with the batch."""
+
+GAPS = 8
+"""Most places between blocks where something else runs: more means that these aren't the blocks of the network."""
+
+CANDIDATES = 6
+"""Most classes of blocks that are tried on one model."""
+
+
+class Refusal(Exception):  # noqa: N818 - a verdict, not a mistake
+    """Why a class of blocks won't do; never leaves `attach`."""
+
+
+Role = int | Literal["one", "fixed"]
+"""The first dimension of an argument: this many times the batch, one for all, or something that isn't the batch."""
+
+
+@dataclass
+class Call:
+    """One call of a candidate block, as a probe saw it."""
+
+    module: nn.Module
+    outer: tuple[int, ...]
+    arguments: dict[Path, Tensor]
+    output: Any = None
+    opaque: str | None = None
+
+    @property
+    def into(self) -> Tensor | None:
+        """The hidden states that it took."""
+        path = hidden_path(self.arguments)
+        return None if path is None else self.arguments[path]
+
+    @property
+    def returned(self) -> Tensor | None:
+        """And those that it gave."""
+        return next(iter(tensors_of(self.output).values()), None)
+
+
+@dataclass
+class Block:
+    """One block call of the plan: how to hand rows to it and how to answer in its place."""
+
+    module: nn.Module
+    hidden: Path
+    roles: dict[Path, set[Role]]
+    shell: Any
+    """Its output with None for all leaves: what else than hidden states it returns, the model must be able to do without."""
+    answer: Path
+    """Where in the output the hidden states are."""
+    shapes: dict[tuple[int, ...], tuple[int, ...]]
+    """Of one row: what comes out for what goes in, where that changes."""
+    keeps_shape: bool
+    direct: bool = True
+    """Whether the next block takes this one's output itself."""
+
+    def returning(self, hidden: Tensor) -> Any:
+        """The output that the block would wrap these hidden states in."""
+        return mapped(self.shell, lambda path, _: hidden if path == self.answer else None)
+
+    def copies(self, path: Path, value: Tensor, rows: int) -> int | None:
+        """How often each row of a batch of `rows` (two at least) is in this argument, 0 if not at all; None: can't tell."""
+        if value.dim() == 0:
+            return 0
+        size, seen = value.shape[0], self.roles.get(path, set[Role]())
+        several = {role for role in seen if isinstance(role, int) and size == role * rows}
+        if several:
+            return None if len(several) > 1 or "fixed" in seen else next(iter(several))
+        return 0 if "fixed" in seen or (seen and size == 1) else None
+
+
+def record_calls(model: nn.Module, kinds: Collection[type], inputs: Mapping[str, Any]) -> tuple[list[Call], Any]:
+    """The calls of modules of these classes in one forward, in order of starting, and what the model returned."""
+    calls: list[Call] = []
+    stack: list[int] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        opaque = None
+        for _, leaf in leaves((args, kwargs)):
+            if hasattr(leaf, "get_seq_length"):
+                opaque = "its blocks write to a key-value cache"
+        calls.append(Call(module, tuple(stack), tensors_of((args, kwargs)), opaque=opaque))
+        stack.append(len(calls) - 1)
+
+    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        calls[stack.pop()].output = output
+
+    handles = []
+    try:
+        for module in model.modules():
+            if type(module) in kinds:
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+        return calls, model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def source_of(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> nn.Module | None:
+    """The module that returns the very tensor which the first block takes; the outermost, and only one that's called once."""
+    made: list[tuple[nn.Module, Any]] = []
+    found: list[nn.Module] = []
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        made.append((module, output))
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = tensors_of((args, kwargs))
+        path = hidden_path(tensors)
+        found.extend(module for module, output in made if path is not None and output is tensors[path])
+
+    handles = [module.register_forward_hook(after) for module in model.modules()]
+    handles.append(first.register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    calls = Counter(id(module) for module, _ in made)
+    return found[-1] if found and calls[id(found[-1])] == 1 else None
+
+
+def candidate_classes(model: nn.Module) -> list[list[type]]:
+    """Classes that may be the blocks, the likeliest first."""
+    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("hidden_states")
+    named = [getattr(kind, "target_class", kind) for kind in (recorded if isinstance(recorded, list) else [recorded])]
+    present = Counter(type(module) for module in model.modules())
+    found = [[kind for kind in present if any(isinstance(n, type) and issubclass(kind, n) for n in named)]]
+    found += [[kind] for kind, _ in present.most_common() if issubclass(kind, GradientCheckpointingLayer)]
+    listed: Counter[type] = Counter()
+    for module in model.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(item) for item in module}) == 1:
+            listed[type(next(iter(module)))] += len(module)
+    found += [[kind] for kind, _ in listed.most_common() if not kind.__module__.startswith("torch.")]
+    return [kinds for index, kinds in enumerate(found) if kinds and kinds not in found[:index]]
+
+
+def finer_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[list[type]]:
+    """Before each class the classes of its insides that are called more often: blocks before their stages."""
+    at = {tuple(kinds): [i for i, call in enumerate(calls) if type(call.module) in kinds] for kinds in candidates}
+
+    def is_inside(inner: list[type], outer: list[type]) -> bool:
+        around, called = set(at[tuple(outer)]), at[tuple(inner)]
+        return len(called) > len(around) and all(around & set(calls[i].outer) for i in called)
+
+    order: list[list[type]] = []
+    for kinds in candidates:
+        insides = [inner for inner in candidates if inner != kinds and is_inside(inner, kinds)]
+        for chosen in (*insides, kinds):
+            if chosen not in order and at[tuple(chosen)]:
+                order.append(chosen)
+    return order[:CANDIDATES]
+
+
+def _role(many: Tensor, few: Tensor) -> Role:
+    """What two batch sizes say about one argument."""
+    if many.shape == few.shape:
+        return "one" if many.dim() and many.shape[0] == 1 else "fixed"
+    ratio, rest = divmod(many.shape[0], PROBE_ROWS[0])
+    if rest or few.shape[0] != ratio * PROBE_ROWS[1] or many.shape[1:] != few.shape[1:]:
+        raise Refusal("an argument of its blocks mixes the batch with another dimension")
+    return ratio
+
+
+def plan_blocks(kinds: list[type], probes: Sequence[list[Call]]) -> list[Block]:
+    """The chain of block calls that the probes agree on; `probes` alternate between many and few rows."""
+    chains: list[list[Call]] = []
+    for probe in probes:
+        inside = [index for index, call in enumerate(probe) if type(call.module) in kinds]
+        if any(set(probe[index].outer) & set(inside) for index in inside):
+            raise Refusal("its blocks contain one another")
+        chains.append([probe[index] for index in inside])
+    first = chains[0]
+    if len(first) < 2:
+        raise Refusal("it has one block, and so no place to exit")
+    if any([id(call.module) for call in chain] != [id(call.module) for call in first] for chain in chains):
+        raise Refusal("the blocks that run depend on the input")
+    blocks = [_block([chain[index] for chain in chains]) for index in range(len(first))]
+    for index, block in enumerate(blocks[:-1]):
+        block.direct = all(chain[index + 1].into is chain[index].returned for chain in chains)
+    if sum(not block.direct for block in blocks[:-1]) > GAPS:
+        raise Refusal("its blocks don't follow one another")
+    return blocks
+
+
+def _block(seen: Sequence[Call]) -> Block:
+    """One block of the plan from its call in every probe."""
+    call = seen[0]
+    path = hidden_path(call.arguments)
+    opaque = next((one.opaque for one in seen if one.opaque), None)
+    if opaque:
+        raise Refusal(opaque)
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for index, one in enumerate(seen):
+        into, out, rows = one.into, one.returned, PROBE_ROWS[index % 2]
+        if into is None or out is None or hidden_path(one.arguments) != path:
+            raise Refusal("its blocks don't take and return hidden states")
+        if not into.dim() == out.dim() >= 3 or not out.is_floating_point() or not into.shape[0] == out.shape[0] == rows:
+            raise Refusal("its hidden states don't have the batch as first dimension")
+        shapes[tuple(into.shape[1:])] = tuple(out.shape[1:])
+    roles: dict[Path, set[Role]] = {}
+    for many, few in zip(seen[::2], seen[1::2], strict=True):
+        for name in many.arguments.keys() & few.arguments.keys():
+            roles.setdefault(name, set()).add(_role(many.arguments[name], few.arguments[name]))
+    return Block(
+        module=call.module,
+        hidden=path or (),
+        roles=roles,
+        shell=mapped(call.output, lambda _path, _leaf: None),
+        answer=next(iter(tensors_of(call.output))),
+        shapes=shapes,
+        keeps_shape=all(before == after for before, after in shapes.items()),
+    )

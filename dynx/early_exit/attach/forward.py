@@ -1,0 +1,160 @@
+"""One forward of a classifier with exits: its blocks compute the rows that are still wanted.
+
+A block takes the whole batch and returns the whole batch, and computes only those rows, so that embeddings, masks, whatever lies
+between two blocks, and norm, pooler and head after the last see the shapes that they always see. Where the next block takes over
+the very tensor that this one returned, the finished rows are never filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynx.early_exit.attach.arguments import item_at, mapped, tensors_of
+from dynx.early_exit.attach.hidden_state import State
+from dynx.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from dynx.early_exit.attach.arguments import Path
+    from dynx.early_exit.attach.blocks import Block
+    from dynx.early_exit.attach.hidden_state import Watch
+
+
+class Ended(Exception):  # noqa: N818 - not an error
+    """Leaves the model's forward early; never leaves `run`."""
+
+
+@dataclass
+class Pass:
+    """A forward in progress: which rows are active, and where they are."""
+
+    blocks: Sequence[Block]
+    batch: int
+    rows: Tensor
+    start: State | None
+    watch: Watch | None
+    exits: Collection[int]
+    stop: int | None
+    shape: tuple[int, ...]
+    """Of one row of the inputs."""
+    done: int = 0
+    state: State | None = None
+    active: Tensor | None = None
+    """Hidden states of the active rows, once they are fewer than the batch."""
+    handed: Tensor | None = None
+    """The tensor that the model was given in their place."""
+    hollow: bool = False
+    """Whether that tensor has only the shape."""
+    selected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Arguments by identity, cut down to the active rows."""
+
+    def call(self, module: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In place of `module`'s forward, `inner`."""
+        if self.done == len(self.blocks) or self.blocks[self.done].module is not module:
+            raise UnsupportedModelError("the blocks ran in another order than when exits were attached")
+        block = self.blocks[self.done]
+        self.done += 1
+        if self.start is not None and self.done <= self.start.depth:
+            return self._passed(block, self.start, inner, args, kwargs)
+        if self.active is None:
+            output = inner(*args, **kwargs)
+            hidden: Tensor = item_at(output, block.answer)
+        else:
+            output = None
+            hidden = self._computed(block, self.active, inner, args, kwargs)
+        kept = self._watched(hidden)
+        if kept is not None:
+            output = None
+            hidden = hidden.index_select(0, kept)
+            self.rows = self.rows[kept.to(self.rows.device)]
+            self.selected.clear()
+        if self.stop == self.done:
+            self.state = State(self.done, hidden)
+            raise Ended
+        if output is not None:
+            return output
+        self.active, self.hollow = hidden, self.done < len(self.blocks) and block.direct
+        self.handed = hidden.new_zeros(()).expand(self.batch, *hidden.shape[1:]) if self.hollow else self._whole(hidden)
+        return block.returning(self.handed)
+
+    def _watched(self, hidden: Tensor) -> Tensor | None:
+        """Positions that go on, where they aren't all."""
+        if self.watch is None or self.done not in self.exits:
+            return None
+        answer = self.watch(self.done, hidden, self.rows)
+        if answer is None:
+            return None
+        count = hidden.shape[0]
+        if answer.dim() != 1 or (answer.dtype == torch.bool and answer.shape[0] != count):
+            raise ValueError(f"an answer of shape {tuple(answer.shape)} for {count} active rows")
+        if answer.numel() == 0:
+            self.rows = self.rows[:0]
+            raise Ended
+        kept = answer.nonzero()[:, 0] if answer.dtype == torch.bool else torch.unique(answer)
+        if kept.numel() == 0:
+            self.rows = self.rows[:0]
+            raise Ended
+        if not 0 <= int(kept[0]) <= int(kept[-1]) < count:
+            raise ValueError(f"positions outside the {count} active rows")
+        return None if kept.numel() == count else kept.to(hidden.device)
+
+    def _whole(self, hidden: Tensor) -> Tensor:
+        """The active rows at their places in a batch whose other rows are zero."""
+        rows = self.rows.to(hidden.device)
+        return hidden.new_zeros(self.batch, *hidden.shape[1:]).index_copy_(0, rows, hidden)
+
+    def _computed(
+        self, block: Block, active: Tensor, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The block's hidden states for the active rows, from arguments made for the batch."""
+        copies = {
+            path: block.copies(path, value, self.batch)
+            for path, value in tensors_of((args, kwargs)).items()
+            if value is not self.handed
+        }
+        whole = None in copies.values()
+        given = self._whole(active) if whole and self.hollow else self.handed if whole else active
+
+        def cut(path: Path, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value is self.handed:
+                return given
+            return value if whole else self._cut(value, copies[path] or 0)
+
+        args, kwargs = mapped((args, kwargs), cut)
+        hidden: Tensor = item_at(inner(*args, **kwargs), block.answer)
+        return hidden.index_select(0, self.rows.to(hidden.device)) if whole else hidden
+
+    def _cut(self, value: Tensor, copies: int) -> Tensor:
+        """The active rows' part of an argument that has so many copies of each row."""
+        if copies == 0:
+            return value
+        if id(value) not in self.selected:
+            rows = self.rows.to(value.device)
+            if copies > 1:
+                rows = (rows[:, None] * copies + torch.arange(copies, device=rows.device)).flatten()
+            made = value.index_select(0, rows)
+            self.selected[id(value)] = (value, made)  # the original too: its identity must not be taken by another
+        return self.selected[id(value)][1]
+
+    def _passed(
+        self, block: Block, start: State, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """In place of a block that was computed earlier: something of the right shape, and the saved states from the last."""
+        into: Tensor = item_at((args, kwargs), block.hidden)
+        shape = tuple(into.shape[1:]) if block.keeps_shape else block.shapes.get(tuple(into.shape[1:]))
+        if self.done == start.depth:
+            if shape is not None and tuple(start.hidden.shape[1:]) != shape:
+                raise ValueError(
+                    f"a state of shape {tuple(start.hidden.shape)} for blocks that return {(self.batch, *shape)}"
+                )
+            return block.returning(start.hidden)
+        if shape is None:  # a size that no probe had: computing is the safe way to know what comes out
+            return inner(*args, **kwargs)
+        return block.returning(into if block.keeps_shape else into.new_zeros(self.batch, *shape))

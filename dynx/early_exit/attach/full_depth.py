@@ -1,0 +1,87 @@
+"""A model that exits can't be attached to, behind the same face: every run goes all the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dynx.early_exit.attach.hidden_state import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from dynx.early_exit.attach.hidden_state import State, Watch
+    from dynx.early_exit.attach.pooling import Kind
+
+
+CLOSE = 1e-4
+"""Of the largest logit: what padding may move one by, and still not count."""
+
+
+class Whole:
+    """A classifier as one piece of `depth` layers.
+
+    `example`, a batch of texts of several lengths, is tried with and without padding: where that changes the logits, only equal
+    lengths go together. A model that fails on it is taken to be of that kind.
+    """
+
+    def __init__(self, model: Any, kind: Kind, example: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self.merges_lengths = kind == "image" or self._takes_padding(example)
+        config = model.config
+        layers = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None)
+        self.depth = int(layers) if isinstance(layers, int) and layers > 0 else 1
+
+    def _takes_padding(self, example: Mapping[str, Tensor]) -> bool:
+        mask = example.get("attention_mask")
+        if mask is None or len(mask) < 2:
+            return False
+        try:
+            together = self.run(example).logits
+            for i, length in enumerate(mask.sum(1).tolist()):
+                alone = self.run({name: value[i : i + 1, :length] for name, value in example.items()}).logits
+                if alone is None or together is None:
+                    return False
+                far = float((alone[0] - together[i]).abs().max())
+                if not far <= CLOSE * max(1.0, float(together[i].abs().max())):
+                    return False
+        except Exception:  # noqa: BLE001 - any failure of a foreign model means: don't pad
+            return False
+        return True
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        start: State | None = None,
+        watch: Watch | None = None,
+        exits: Collection[int] = (),
+        stop: int | None = None,
+    ) -> Outcome:
+        """All rows, to the logits. ValueError where anything else is asked for."""
+        if start is not None or exits or stop is not None:
+            raise ValueError("this model can't be run in parts")
+        with torch.no_grad():
+            logits = self._logits(inputs)
+        return Outcome(torch.arange(len(logits), device=logits.device), logits, None)
+
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        rows = len(next(iter(inputs.values())))
+        try:
+            logits: Tensor = self.model(**inputs).logits
+        except ValueError:  # as BART's, of rows that hold different numbers of end tokens
+            if rows == 1:
+                raise
+            each = [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(rows)]
+            return torch.cat([self._logits(row) for row in each])
+        return logits
+
+    def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """ValueError: there are no hidden states."""
+        raise ValueError("this model can't be run in parts")
+
+    def detach(self) -> None:
+        """Nothing was changed."""

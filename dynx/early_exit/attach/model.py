@@ -1,0 +1,177 @@
+"""A classifier whose blocks answer to dynx, and give it back as it was."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynx.early_exit.attach.forward import Ended, Pass
+from dynx.early_exit.attach.hidden_state import Outcome, State
+from dynx.early_exit.attach.pooling import pool
+from dynx.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from dynx.early_exit.attach.blocks import Block
+    from dynx.early_exit.attach.hidden_state import Watch
+    from dynx.early_exit.attach.pooling import Kind, Style
+
+
+class Attachment:
+    """A classifier whose blocks answer to `run`. Made by `attach`; undone by `detach`, or at the end of a `with`.
+
+    Between runs, and for whoever calls the model itself, it computes what it always did. One run at a time.
+    """
+
+    def __init__(self, model: Any, kind: Kind, blocks: Sequence[Block], source: nn.Module | None = None) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self.style: Style
+        """How `pool` makes features of hidden states; set by the self-test."""
+        self.merges_lengths = True
+        """Whether padding leaves the model's answers alone, so that rows stopped at different lengths may go on together."""
+        self._blocks = blocks
+        self._run: Pass | None = None
+        self._own: list[tuple[nn.Module, Callable[..., Any], Any]] = []
+        self._detached = False
+        parameters = inspect.signature(model.forward).parameters
+        wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
+        self._options = {name: value for name, value in wanted.items() if name in parameters}
+        for module in {id(block.module): block.module for block in blocks}.values():
+            self._wrap(module)
+        if source is not None:
+            self._skip(source)
+
+    @property
+    def depth(self) -> int:
+        """Block calls in a forward, L."""
+        return len(self._blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The modules called, each once, in order."""
+        return list({id(block.module): block.module for block in self._blocks}.values())
+
+    def _wrap(self, module: nn.Module) -> None:
+        inner: Callable[..., Any] = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return inner(*args, **kwargs) if self._run is None else self._run.call(module, inner, args, kwargs)
+
+        self._replace(module, forward)
+
+    def _skip(self, source: nn.Module) -> None:
+        """Where rows go on from a state, the first block's input needn't be made: no block looks at it, only at its shape."""
+        inner: Callable[..., Any] = source.forward
+        known: dict[tuple[int, ...], tuple[torch.Size, torch.dtype]] = {}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = self._run
+            if run is None:
+                return inner(*args, **kwargs)
+            if run.start is not None and run.shape in known:
+                shape, dtype = known[run.shape]
+                return run.start.hidden.new_zeros((), dtype=dtype).expand(run.batch, *shape)
+            made = inner(*args, **kwargs)
+            known[run.shape] = made.shape[1:], made.dtype
+            return made
+
+        self._replace(source, forward)
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        forward.dynx_exits = True  # type: ignore[attr-defined]
+        self._own.append((module, forward, module.__dict__.get("forward")))
+        module.__dict__["forward"] = forward
+
+    def detach(self) -> None:
+        """The model as it was. A second time does nothing."""
+        for module, ours, before in self._own:
+            if module.__dict__.get("forward") is not ours:
+                continue  # somebody wrapped it since: ours stays inside, and only passes on
+            if before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
+        self._own.clear()
+        self._detached = True
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def _rows(self, inputs: Mapping[str, Tensor]) -> int:
+        """The batch size; ValueError where there isn't one."""
+        if any(not isinstance(value, Tensor) or value.dim() == 0 for value in inputs.values()):
+            raise ValueError("inputs must be tensors with a row for each of the batch")
+        if "labels" in inputs or self.model.main_input_name not in inputs:
+            raise ValueError(f"inputs must have {self.model.main_input_name} and no labels")
+        sizes = {int(value.shape[0]) for value in inputs.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"inputs of different batch sizes or none: {sorted(sizes)}")
+        return sizes.pop()
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        start: State | None = None,
+        watch: Watch | None = None,
+        exits: Collection[int] = (),
+        stop: int | None = None,
+    ) -> Outcome:
+        """One forward of the model over `inputs`, each (B, …), without gradients.
+
+        After every block call k in `exits` (1 … L), `watch(k, hidden, rows)` is given the hidden states (R, …) of the rows
+        still active and their indices (R,) in the batch. It returns the positions (r,) or a mask (R,) of those that go on,
+        or None for all. The rest is finished, and later blocks don't compute it; if none goes on, the forward ends there.
+
+        `stop` ends the forward after that block: the outcome has the state of the active rows and no logits. `start` goes on
+        from such a state, with `inputs` for exactly its rows: embeddings and masks are made anew, blocks up to `start.depth`
+        aren't computed, and rows stopped in different batches may be merged.
+
+        ValueError: inputs, state, exits or answer don't fit; RuntimeError: detached, in training mode, or inside a run.
+        """
+        if self._detached:
+            raise RuntimeError("the exits were detached from this model")
+        if self._run is not None:
+            raise RuntimeError("a run is in progress on this model")
+        if self.model.training:
+            raise RuntimeError("the model is in training mode")
+        batch = self._rows(inputs)
+        done = 0 if start is None else start.depth
+        if any(not 1 <= k <= self.depth for k in (*exits, *([] if start is None else [done]))):
+            raise ValueError(f"this model has blocks 1 to {self.depth}")
+        if stop is not None and not done < stop <= self.depth:
+            raise ValueError(f"can't stop after block {stop}: blocks {done + 1} to {self.depth} are left")
+        if start is not None and len(start) != batch:
+            raise ValueError(f"inputs of {batch} rows for a state of {len(start)}")
+        rows = torch.arange(batch, device=inputs[self.model.main_input_name].device)
+        if start is None and watch is None and stop is None:  # nothing to do but what the model does
+            with torch.no_grad():
+                return Outcome(rows, self.model(**inputs, **self._options).logits, None)
+        shape = tuple(inputs[self.model.main_input_name].shape[1:])
+        run = Pass(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
+        self._run = run
+        try:
+            with torch.no_grad():
+                logits: Tensor = self.model(**inputs, **self._options).logits
+        except Ended:
+            return Outcome(run.rows, None, run.state)
+        finally:
+            self._run = None
+        if run.done != self.depth:
+            raise UnsupportedModelError("the model ran fewer blocks than when exits were attached")
+        return Outcome(run.rows, logits if run.active is None else logits[run.rows.to(logits.device)], None)
+
+    def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
+        """Features (R, F) of hidden states (R, …): of all `inputs`, or of their `rows` (R,), as `watch` is given them."""
+        mask = inputs.get("attention_mask") if self.kind == "text" else None
+        if mask is not None and rows is not None:
+            mask = mask[rows.to(mask.device)]
+        return pool(hidden, mask, self.kind, self.style)

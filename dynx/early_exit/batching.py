@@ -1,0 +1,154 @@
+"""Rows that are computed together, and those that stopped after a block and wait for others to go on with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynx.early_exit.attach.hidden_state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.heads import AgreementScore, ExitHeads
+
+    Collate = Callable[[Sequence[int]], tuple[Mapping[str, Tensor], int]]
+
+CLOSE = 0.75
+"""Rows are put with longer ones only where these are at most a third longer: padding is computed too."""
+
+
+def batches(sizes: Mapping[int, int], most: int, merges_lengths: bool) -> Iterator[list[int]]:
+    """Rows, by number, in batches of like size, the longest first: memory runs out at once or never."""
+    ordered = sorted(sizes, key=lambda number: (-sizes[number], number))
+    at = 0
+    while at < len(ordered):
+        group = ordered[at : at + most]
+        if not merges_lengths:  # padding would change the answers: equal lengths only
+            group = [number for number in group if sizes[number] == sizes[group[0]]]
+        at += len(group)
+        yield group
+
+
+@dataclass(frozen=True)
+class Group:
+    """A batch: its rows' numbers in the window, and their inputs; `width` is the tokens of each, padding too, 1 for images."""
+
+    numbers: NDArray[np.int64]  # (R,)
+    sizes: NDArray[np.int64]  # (R,) what rows are sorted by
+    inputs: Mapping[str, Tensor]
+    width: int
+    state: State | None = None
+    """Where they stopped, if they did."""
+    logits: Tensor | None = None  # (R, C) of the exit that they stopped at
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def select(self, rows: NDArray[np.int64]) -> Group:
+        """These rows alone (r,)."""
+        at = torch.from_numpy(rows)
+
+        def cut(value: Tensor) -> Tensor:
+            return value.index_select(0, at.to(value.device))
+
+        return Group(
+            self.numbers[rows],
+            self.sizes[rows],
+            {key: cut(value) for key, value in self.inputs.items()},
+            self.width,
+            None if self.state is None else self.state.select(at),
+            None if self.logits is None else cut(self.logits),
+        )
+
+
+class Flight:
+    """A forward in progress: the rows still active, by their place in the group, and what the last exit's head said of them."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.rows = np.arange(len(group))
+        self.logits = group.logits
+        self.values = None if group.logits is None else group.logits.float().cpu().numpy()
+        mask = group.inputs.get("attention_mask")
+        self.seen = group.inputs if mask is None or not bool(mask.all()) else {}
+        """What pooling needs of the inputs: no mask where it hides nothing."""
+        self.at: Tensor | None = None
+        """`rows` for tensors, once they are fewer than the group."""
+
+    def look(
+        self, attachment: Attachment, heads: ExitHeads, score: AgreementScore, k: int, hidden: Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """What exit k's head says of the active rows (R, C), and how far that can be trusted (R,)."""
+        pooled = attachment.pool(hidden, self.seen, self.at)
+        self.logits = heads.logits(k, pooled, self.logits)
+        values: NDArray[np.float32] = self.logits.float().cpu().numpy()
+        scores = score(k, values, self.values)
+        self.values = values
+        return values, scores
+
+    def keep(self, stay: NDArray[np.int64]) -> Tensor:
+        """Only these of the active rows, by position (r,); for tensors."""
+        kept = torch.from_numpy(stay)
+        self.rows = self.rows[stay]
+        self.at = torch.from_numpy(self.rows)
+        if self.logits is not None and self.values is not None:
+            self.logits = self.logits.index_select(0, kept.to(self.logits.device))
+            self.values = self.values[stay]
+        return kept
+
+
+class Waiting:
+    """The rows that stopped at one exit, longest first if they came so."""
+
+    def __init__(self, merges_lengths: bool) -> None:
+        self._groups: list[Group] = []
+        self._merges = merges_lengths
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups))
+
+    def add(self, group: Group) -> None:
+        """Behind the others."""
+        self._groups.append(group)
+
+    def take(self, most: int, collate: Collate) -> Group:
+        """The first of them, up to so many, as a batch. `collate` makes the inputs of rows by number, and says how wide."""
+        head, taken, count = self._groups[0], list[Group](), 0
+        while self._groups and count < most and self._fits(self._groups[0], head):
+            group = self._groups.pop(0)
+            if count + len(group) > most:
+                here = np.arange(most - count)
+                self._groups.insert(0, group.select(np.arange(most - count, len(group))))
+                group = group.select(here)
+            taken.append(group)
+            count += len(group)
+        return taken[0] if len(taken) == 1 else _joined(taken, collate)
+
+    def _fits(self, group: Group, head: Group) -> bool:
+        if not self._merges:  # padding would change the answers: equal lengths only
+            return bool(group.sizes[0] == head.sizes[0]) and group.width == head.width
+        return CLOSE * head.width <= group.width <= head.width / CLOSE
+
+
+def _joined(groups: Sequence[Group], collate: Collate) -> Group:
+    numbers = np.concatenate([group.numbers for group in groups])
+    width = groups[0].width
+    states = [group.state for group in groups if group.state is not None]
+    logits = [group.logits for group in groups if group.logits is not None]
+    if all(group.width == width for group in groups):
+        inputs: Mapping[str, Tensor] = {
+            key: torch.cat([group.inputs[key] for group in groups]) for key in groups[0].inputs
+        }
+        state = State.merge(states)
+    else:
+        inputs, width = collate(numbers.tolist())
+        state = State.merge(states, length=width)
+    return Group(numbers, np.concatenate([group.sizes for group in groups]), inputs, width, state, torch.cat(logits))

@@ -1,0 +1,246 @@
+"""What exits cost and save on this device, in seconds per row, at one batch size.
+
+A row that leaves a batch saves less than its share of it: the rest still pays what a block costs whatever its batch. So the
+price of the blocks behind an exit is taken from batches whole and halved; or from joining those who stay to full batches again,
+where that is cheaper. Everything is measured in turn, many times, and medians count.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from dynx.early_exit.batching import Group, Waiting, batches
+from dynx.early_exit.engine import BATCH, Engine, Exits
+from dynx.runtime.certify import Costs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from dynx.early_exit.attach.hidden_state import State
+    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.heads import AgreementScore, ExitHeads
+
+    Job = Callable[[], Sequence[float]]
+
+__all__ = ["measure_costs"]
+
+Row = TypeVar("Row")
+
+GROUPS = 8
+"""Batches measured at most, of lengths spread over the rows'."""
+
+ENOUGH, FEWEST = 15, 3
+"""Rounds after which medians no longer move, and the fewest."""
+
+JOINS = 2.0
+"""How often rows that stay are joined, for each that leaves: once, and again at a later exit."""
+
+JOBS = 4
+"""What a round measures of a batch, in forwards."""
+
+
+def measure_costs(
+    attachment: Attachment,
+    collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
+    rows: Sequence[Row],
+    depths: Sequence[int],
+    *,
+    heads: ExitHeads,
+    score: AgreementScore,
+    length: Callable[[Row], int] = lambda _: 1,
+    batch: int = BATCH,
+    budget: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Costs:
+    """Seconds per row of running to each of `depths`, to the answer, and of what an exit adds, in the engine's own regime.
+
+    `rows` are like those to come, at least one; `collate` and `length` as the engine takes them. It takes about `budget` seconds,
+    more where three rounds do; `progress` hears the share done.
+    """
+    tick = _tick(attachment, clock)
+    sizes = {number: length(row) for number, row in enumerate(rows)}
+    groups = list(batches(sizes, batch, attachment.merges_lengths))
+    full = [group for group in groups if len(group) == len(groups[0])]
+    with torch.inference_mode():
+        middle = _Bench(attachment, collate, [rows[i] for i in full[len(full) // 2]], depths, heads, score, tick)
+        middle.whole()  # first calls allocate and choose kernels
+        count = int(budget / (FEWEST * JOBS * max(middle.whole()[-1], 1e-9)))
+        count = max(1, min(GROUPS, count, len(full)))
+        chosen = [full[len(full) * (2 * i + 1) // (2 * count)] for i in range(count)]
+        benches = [
+            _Bench(attachment, collate, [rows[i] for i in group], depths, heads, score, tick) for group in chosen
+        ]
+        medians = _medians([bench.jobs() for bench in benches], budget, clock, progress)
+    size = len(chosen[0])
+    return _costs(medians, count * size, count * ((size + 1) // 2) if size > 1 else 0)
+
+
+def _tick(attachment: Attachment, clock: Callable[[], float]) -> Callable[[], float]:
+    """The clock, once the device has done all it was told to."""
+    device = attachment.model.device
+    module = getattr(torch, device.type, None)
+    wait = getattr(module, "synchronize", None) if device.type != "cpu" else None
+
+    def tick() -> float:
+        if wait is not None:
+            wait()
+        return clock()
+
+    return tick
+
+
+def _medians(
+    jobs: Sequence[Mapping[str, Job]],
+    budget: float,
+    clock: Callable[[], float],
+    progress: Callable[[float], None],
+) -> dict[str, NDArray[np.float64]]:
+    """Of every job the medians over rounds, summed over batches; in each round all of them, in another order."""
+    cells = [(number, name) for number, several in enumerate(jobs) for name in several]
+    samples: dict[tuple[int, str], list[Sequence[float]]] = {cell: [] for cell in cells}
+    rng = random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    for number, name in cells:
+        jobs[number][name]()
+    began = clock()
+    for done in range(1, ENOUGH + 1):
+        rng.shuffle(cells)
+        for number, name in cells:
+            samples[number, name].append(jobs[number][name]())
+        spent = (clock() - began) / budget
+        progress(min(1.0, max(spent, done / ENOUGH)))
+        if done >= FEWEST and spent * (done + 1) / done > 1:
+            break
+    out: dict[str, NDArray[np.float64]] = {}
+    for (_, name), values in samples.items():
+        out[name] = out.get(name, 0.0) + np.median(np.asarray(values), axis=0)
+    return out
+
+
+class _Bench(Generic[Row]):
+    """One batch of R rows, and what the engine may do with it."""
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
+        rows: Sequence[Row],
+        depths: Sequence[int],
+        heads: ExitHeads,
+        score: AgreementScore,
+        tick: Callable[[], float],
+    ) -> None:
+        self._attachment, self._rows, self._depths, self._tick = attachment, rows, tuple(depths), tick
+        self._engine = Engine(attachment, collate, batch=len(rows))
+        script: Any = _Script(score, len(depths), alone=len(rows) == 1)
+        exits = Exits(self._depths, heads, script, np.ones(len(depths)))
+        self._leaving = Engine(attachment, collate, batch=len(rows), exits=exits)
+        inputs = collate(rows)
+        width = int(inputs[attachment.model.main_input_name].shape[1]) if attachment.kind == "text" else 1
+        self._group = Group(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), inputs, width)
+        self._half = self._group.select(np.arange(0, len(rows), 2))
+        self._middle = self._depths[len(self._depths) // 2]
+        self._stopped: State | None = None
+
+    def jobs(self) -> dict[str, Job]:
+        """What is measured of it."""
+        alone: dict[str, Job] = {"whole": self.whole, "looked": self.looked, "answered": self.answered}
+        return alone if len(self._rows) == 1 else {**alone, "half": self.half, "joined": self.joined}
+
+    def whole(self) -> list[float]:
+        """From the start to each depth, and to the end."""
+        return self._stamped(self._group)
+
+    def half(self) -> list[float]:
+        """The same with every second row."""
+        return self._stamped(self._half)
+
+    def _stamped(self, group: Group) -> list[float]:
+        stamps: list[float] = []
+
+        def watch(_depth: int, _hidden: Tensor, _rows: Tensor) -> None:
+            stamps.append(self._tick())
+
+        began = self._tick()
+        self._attachment.run(group.inputs, watch=watch, exits=self._depths)
+        return [stamp - began for stamp in (*stamps, self._tick())]
+
+    def answered(self) -> list[float]:
+        """From rows to answers, without exits."""
+        began = self._tick()
+        self._engine.window(self._rows)
+        return [self._tick() - began]
+
+    def looked(self) -> list[float]:
+        """The same with a look at each exit: every second row leaves at the first; a row by itself at the last."""
+        began = self._tick()
+        self._leaving.window(self._rows)
+        return [self._tick() - began]
+
+    def joined(self) -> list[float]:
+        """On from the middle exit, for rows that stopped there in two batches."""
+        if self._stopped is None:
+            self._stopped = self._attachment.run(self._group.inputs, stop=self._middle).state
+        rows = np.arange(len(self._rows))
+        began = self._tick()
+        waiting = Waiting(self._attachment.merges_lengths)
+        logits = torch.zeros(len(rows), 1)
+        whole = replace(self._group, state=self._stopped, logits=logits)
+        waiting.add(whole.select(rows[::2]))
+        waiting.add(whole.select(rows[1::2]))
+        group = waiting.take(len(rows), lambda _: (self._group.inputs, self._group.width))
+        self._attachment.run(group.inputs, start=group.state)
+        return [self._tick() - began]
+
+
+class _Script:
+    """A score that takes its time, and then says what is to be measured: 1 for leaving."""
+
+    def __init__(self, score: AgreementScore, exits: int, *, alone: bool) -> None:
+        self._score, self._exits, self._alone = score, exits, alone
+
+    def __len__(self) -> int:
+        return self._exits
+
+    def __call__(self, k: int, logits: Any, previous: Any = None) -> NDArray[np.float64]:
+        self._score(k, logits, previous)
+        said = np.zeros(len(logits))
+        if self._alone:
+            said[:] = k == self._exits - 1
+        elif k == 0:
+            said[1::2] = 1.0
+        return said
+
+
+def _costs(medians: Mapping[str, NDArray[np.float64]], rows: int, half: int) -> Costs:
+    """Per row, from sums over batches of so many rows, or half of them."""
+    *upto, end = medians["whole"]
+    reach, exits = np.asarray(upto), len(upto)
+    looked = float(medians["looked"][0])
+    around = max(0.0, float(medians["answered"][0]) - end)  # before and after the forward
+    full = (end + around) / rows
+    if not half:  # batches of one end where their row leaves
+        look = (looked - around - reach[-1]) / exits
+        return _ordered((reach + around) / rows, full, np.full(exits, look / rows))
+    *upto_half, end_half = medians["half"]
+    rest, rest_half = end - reach, end_half - np.asarray(upto_half)
+    joining = max(0.0, float(medians["joined"][0]) - float(rest[exits // 2]))
+    saved = np.maximum((rest - rest_half) / (rows - half), (rest - JOINS * joining) / rows)
+    look = (looked - around - reach[0] - rest_half[0]) / exits
+    arriving = np.where(np.arange(exits) == 0, rows, (rows + half) / 2)
+    return _ordered(full - saved, full, look / arriving)
+
+
+def _ordered(reach: NDArray[np.float64], full: float, check: NDArray[np.float64]) -> Costs:
+    """No deeper exit is cheaper to reach, whatever the clock says, and none is free or dearer than the answer."""
+    reach = np.maximum.accumulate(np.clip(reach, 0.0, full))
+    return Costs(tuple(reach.tolist()), full, tuple(np.maximum(check, 0.0).tolist()))

@@ -1,0 +1,129 @@
+"""Rows seen at every exit and by the full model: what heads, scores, rules and certificates are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynx.early_exit.heads import agrees
+from dynx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem
+    from dynx.early_exit.preprocessing import Row
+    from dynx.early_exit.setup import Assembly
+
+MOST_EXITS = 12
+"""Exits tried on one model; deeper ones get as many, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What to learn from: `items` as the reader takes them, `names` to tell them apart by, in the same order."""
+
+    items: Sequence[Any]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """n rows: pooled features (n, F) after each of `depths`, the logits (n, C), and those of the full float32 model."""
+
+    depths: tuple[int, ...]
+    pooled: Sequence[Tensor]
+    logits: Tensor
+    truth: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def rows(self, which: NDArray[np.int64]) -> Collected:
+        """These rows alone."""
+        index = torch.from_numpy(which)
+        return Collected(self.depths, [p[index] for p in self.pooled], self.logits[index], self.truth[index])
+
+    def at(self, depths: Sequence[int]) -> Collected:
+        """Only some of the exits."""
+        kept = [self.pooled[self.depths.index(depth)] for depth in depths]
+        return Collected(tuple(depths), kept, self.logits, self.truth)
+
+    def seen_by(
+        self, heads: ExitHeads, score: AgreementScore, tolerance: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Scores (n, K) and agreements with the truth (n, K+1), the last of the logits themselves."""
+        answers = heads.run(self.pooled)
+        scores = [score(k, z, answers[k - 1] if k else None) for k, z in enumerate(answers)]
+        same = [agrees(z, self.truth, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)]
+        return np.stack(scores, axis=1), np.stack(same, axis=1)
+
+
+def candidates(depth: int) -> tuple[int, ...]:
+    """Blocks after which an exit is tried: all but the last, or evenly spaced ones of a deep model."""
+    if depth - 1 <= MOST_EXITS:
+        return tuple(range(1, depth))
+    return tuple(sorted({round(depth * (k + 1) / (MOST_EXITS + 1)) for k in range(MOST_EXITS)}))
+
+
+def collect(
+    assembly: Assembly,
+    rows: Sequence[Row],
+    depths: Sequence[int],
+    truth: Tensor | None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Collected:
+    """Run rows through the whole model and look in at `depths`. `truth` (n, C): None where the model is the reference itself.
+
+    UnsupportedModelError: exits can't be attached to it.
+    """
+    from dynx.early_exit.attach.model import Attachment
+
+    attachment, batch = assembly.attachment, assembly.batch
+    if not rows:
+        raise UsageError("there are no inputs")
+    if not isinstance(attachment, Attachment):
+        from dynx.errors import UnsupportedModelError
+
+        raise UnsupportedModelError(assembly.decisions["exits"].reason)
+    order = sorted(range(len(rows)), key=lambda i: -rows[i].size)
+    pooled: list[list[Tensor]] = []
+    logits: list[Tensor] = []
+    taken: list[int] = []
+    at = 0
+    while at < len(order):
+        group = order[at : at + batch]
+        if not attachment.merges_lengths:
+            group = [i for i in group if rows[i].size == rows[group[0]].size]
+        inputs = assembly.reader.collate([rows[i] for i in group])
+        seen: list[Tensor] = []
+
+        def look(_k: int, hidden: Tensor, _rows: Tensor, seen: list[Tensor] = seen, inputs: object = inputs) -> None:
+            seen.append(attachment.pool(hidden, inputs).cpu())  # type: ignore[arg-type]
+
+        out = attachment.run(inputs, watch=look, exits=depths).logits
+        if out is None:
+            raise RuntimeError("a full run gave no logits")
+        pooled.append(seen)
+        logits.append(out.float().cpu())
+        taken += group
+        at += len(group)
+        progress(at / len(order))
+    back = torch.from_numpy(np.argsort(np.asarray(taken)))
+    whole = torch.cat(logits)[back]
+    features = [torch.cat([batch_[k] for batch_ in pooled])[back] for k in range(len(depths))]
+    return Collected(tuple(depths), features, whole, whole if truth is None else truth)
+
+
+def same_answers(
+    logits: NDArray[np.float32], full: NDArray[np.float32], problem: Problem, tolerance: float
+) -> list[bool]:
+    """Whether each answer is the full model's: both (n, C)."""
+    same: list[bool] = agrees(torch.from_numpy(logits), torch.from_numpy(full), problem, tolerance).tolist()
+    return same

@@ -1,0 +1,146 @@
+"""A certificate from the job itself: a random sample of its inputs decides how early the rest may leave.
+
+The sample is answered by the full model, so only the rest can differ, and nothing is assumed of where inputs come from: the
+chance is in the draw alone. Exits come from the profile; without one they are learned from inputs drawn before the sample.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dynx.early_exit.attach.model import Attachment
+from dynx.early_exit.audit import certify_job, sample_of
+from dynx.early_exit.calibrate import FEWEST, evidence_of, learn, require_tolerance
+from dynx.early_exit.engine import Answer
+from dynx.early_exit.features import Collected, candidates, collect
+from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.profile_data import PAYS
+from dynx.early_exit.reference import Reference, is_reference
+from dynx.early_exit.types import Guarantee
+from dynx.runtime.binomial import percent, smallest_sample
+from dynx.runtime.certify import leaves_at, simulate, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dynx.early_exit.classifier import Classifier
+    from dynx.early_exit.profile_data import Evidence, Fitted
+    from dynx.early_exit.setup import Assembly
+
+SEED = 0
+AMPLE, SCANT = 5, 2
+"""Times the smallest sample that could show anything: what is drawn of a job, and less than what isn't worth drawing."""
+
+SHARE = 0.02
+"""Of a large job, if that is more: a larger sample allows looser exits."""
+
+LEARN = 1500
+"""Inputs drawn to learn exits from where there is no profile."""
+
+WORTH = 4
+"""A job must have this many times as many inputs as are drawn of it, or full depth is cheaper than finding out."""
+
+BUDGET = 10.0
+"""Seconds for timing exits that are learned from the job."""
+
+
+def certify(classifier: Classifier, items: Sequence[Any]) -> str:
+    """Draw, look, and set the classifier's exits for exactly these `items`, all of the job; returns what was found, in words.
+
+    Works whatever the profile promises, and without one. UsageError: a regression without a tolerance.
+    """
+    assembly = classifier.assembly
+    if not isinstance(assembly.attachment, Attachment):
+        return f"full depth: {assembly.decisions['exits'].reason}"
+    require_tolerance(assembly)
+    eps, delta = assembly.plan.wish.max_disagreement, assembly.plan.wish.delta
+    known = assembly.knowledge
+    learning = 0 if known else LEARN
+    total, drawn = len(items), sample_size(len(items) - learning, eps, delta)
+    if not drawn or total < WORTH * (drawn + learning):
+        classifier.use(None, classifier.full_guarantee, {})
+        need = WORTH * (SCANT * smallest_sample(eps, delta) + learning)
+        return f"full depth: {total:,} inputs are too few; from {need:,} on, a sample of them can show {percent(eps)}"
+    order = _draw(total, learning + drawn)
+    answered: dict[int, Answer] = {}
+    fitted = known.fitted if known else _learn(assembly, items, order[:learning], drawn, answered)
+    if fitted is None:
+        classifier.use(None, classifier.full_guarantee, answered)
+        return f"full depth: no exit that can be learned from {learning:,} of them pays for looking"
+    sample = order[learning:]
+    seen, present = _run(assembly, items, sample, fitted.depths, answered)
+    evidence = evidence_of(fitted, seen, assembly)
+    found = certify_job(_differences(fitted, evidence, present, drawn), total - learning, drawn, eps, delta)
+    pays = found.rule is not None and _pays(fitted, evidence, found.rule, assembly.batch)
+    if found.rule is None or not pays:
+        classifier.use(None, classifier.full_guarantee, answered)
+        return found.words if pays else f"full depth: exits within {percent(eps)} would cost more than they save here"
+    guarantee = Guarantee(eps, delta, drawn, found.disagreements, "job")
+    classifier.use(fitted.exits(fitted.rules.thresholds[found.rule]), guarantee, answered)
+    return found.words
+
+
+def sample_size(total: int, eps: float, delta: float) -> int:
+    """How many of `total` inputs to draw; 0 where too few to show anything."""
+    least = smallest_sample(eps, delta)
+    drawn = min(max(AMPLE * least, int(SHARE * total)), total // WORTH)
+    return drawn if drawn >= SCANT * least else 0
+
+
+def _draw(total: int, many: int) -> list[int]:
+    """`many` of the job's inputs in random order."""
+    chosen = sample_of(total, many, SEED)
+    order: list[int] = np.random.default_rng(SEED).permutation(np.asarray(chosen)).tolist()
+    return order
+
+
+def _run(
+    assembly: Assembly, items: Sequence[Any], numbers: Sequence[int], depths: Sequence[int], answered: dict[int, Answer]
+) -> tuple[Collected, list[int]]:
+    """These inputs at every exit and by the full model, whose answers go into `answered`.
+
+    Also which of them could be read, as positions in `numbers`.
+    """
+    made = assembly.reader.rows([items[n] for n in numbers])
+    present = [i for i, row in enumerate(made) if isinstance(row, Row)]
+    rows = [row for row in made if isinstance(row, Row)]
+    truth = None
+    if not is_reference(assembly):
+        truth = torch.from_numpy(Reference(assembly).logits([items[numbers[i]] for i in present]))
+    seen = collect(assembly, rows, depths, truth)
+    for i, logits in zip(present, seen.truth.numpy(), strict=True):
+        answered[numbers[i]] = Answer(logits, None, assembly.attachment.depth, None)
+    return seen, present
+
+
+def _learn(
+    assembly: Assembly, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
+) -> Fitted | None:
+    """Exits from inputs of the job that won't be in the sample."""
+    seen, present = _run(assembly, items, numbers, candidates(assembly.attachment.depth), answered)
+    rows = [row for row in assembly.reader.rows([items[numbers[i]] for i in present]) if isinstance(row, Row)]
+    distinct = np.asarray(list({row.identity: i for i, row in enumerate(rows)}.values()), dtype=np.int64)
+    if len(distinct) < FEWEST:
+        return None
+    one, two = split(len(distinct), SEED, (0.6, 0.4))
+    learned = learn(assembly, seen, rows, (distinct[one], distinct[two]), drawn, budget=BUDGET, clock=time.perf_counter)
+    return learned[0] if learned else None
+
+
+def _differences(fitted: Fitted, evidence: Evidence, present: Sequence[int], drawn: int) -> Iterator[list[bool]]:
+    """Of each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does."""
+    every = np.arange(len(evidence))
+    for thresholds in fitted.rules.thresholds:
+        differs = np.zeros(drawn, dtype=np.bool_)
+        differs[np.asarray(present, dtype=np.int64)] = ~evidence.agree[every, leaves_at(thresholds, evidence.scores)]
+        yield differs.tolist()
+
+
+def _pays(fitted: Fitted, evidence: Evidence, rule: int, batch: int) -> bool:
+    """Whether the rule saves more than it costs, on the sample."""
+    found = simulate(fitted.rules.thresholds[rule], evidence.scores, evidence.agree, fitted.costs_at(batch))
+    return found.speedup >= PAYS

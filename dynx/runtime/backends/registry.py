@@ -1,0 +1,241 @@
+"""Which kernels compute a language model: PyTorch's own, eager, compiled or recorded, or OpenVINO's or IPEX's where installed.
+
+What a run uses is decided without loading anything (`choose`): the backend asked for, else the one that calibration measured to
+be fastest, else eager PyTorch. Only calibration compiles and converts unasked, since that takes seconds; it times them side
+by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import random
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+from dynx.runtime.backends.availability import available, can_compile, can_optimize, can_record
+from dynx.runtime.backends.interface import settle, settles
+from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from dynx.runtime.backends.eager import EagerBackend
+    from dynx.runtime.backends.interface import Backend
+
+Name = Literal["torch-eager", "torch-compiled", "torch-graphs", "openvino", "ipex"]
+Quantization = Literal["none", "int8", "int4"]
+
+TORCH: Name = "torch-eager"
+COMPILED: Name = "torch-compiled"
+GRAPHS: Name = "torch-graphs"
+OPENVINO: Name = "openvino"
+IPEX: Name = "ipex"
+
+TITLES: dict[str, str] = {
+    TORCH: "PyTorch",
+    COMPILED: "compiled PyTorch",
+    GRAPHS: "recorded PyTorch",
+    OPENVINO: "OpenVINO",
+    IPEX: "IPEX",
+}
+
+ALIASES: dict[str, Name] = {"torch": TORCH, "eager": TORCH, "compiled": COMPILED, "graphs": GRAPHS}
+
+UNMEASURED: tuple[Name, ...] = (OPENVINO, COMPILED, TORCH)
+"""What computes quantized weights before anything is measured, the best first. Measured on 287 M parameters and two cores, a
+pass of one token: OpenVINO 24 ms, compiled 24 ms, eager 44 ms, and eager bfloat16 54 ms."""
+
+WIDTHS = (1, 6)
+"""Tokens per pass in a race: plain decoding's, and about what a round of guesses submits."""
+
+IMPORTS: dict[str, tuple[str, ...]] = {
+    COMPILED: ("torch._inductor.standalone_compile",),
+    OPENVINO: ("openvino",),
+}
+"""Modules beyond PyTorch that a backend imports before its first pass."""
+
+TYPICAL = 256
+"""Passes of a run over which a later start is weighed against shorter passes: an answer of some hundred tokens."""
+
+CONTEXT, ROUNDS = 64, 9
+"""Of a race: tokens before each pass, and passes of each backend and width."""
+
+
+def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
+    """The backends, and whether each can be used on a device and with weights stored so, without importing any."""
+    there = available()
+    if there.value and device != "cpu":
+        there = Decision(False, f"OpenVINO is used on processors only, not on {device}")
+    eager, torch_compile, recorded = Decision(True, "PyTorch"), can_compile(device), can_record(device)
+    if quantize == "int4":
+        eager = torch_compile = Decision(False, "PyTorch has no fast kernels for int4 weights here")
+    elif quantize != "none" and device.partition(":")[0] != "cpu":
+        eager = torch_compile = Decision(
+            False, f"PyTorch's {quantize} kernels are used on processors only, not on {device}"
+        )
+    optimized = can_optimize(device)
+    if quantize != "none":
+        optimized = Decision(False, f"IPEX is used for weights as they are, not in {quantize}")
+        recorded = Decision(False, f"passes are recorded with weights as they are, not in {quantize}")
+    return {TORCH: eager, COMPILED: torch_compile, GRAPHS: recorded, OPENVINO: there, IPEX: optimized}
+
+
+def choose(asked: str, quantize: str, device: str, measured: str | None) -> Decision[str]:
+    """The backend of a run. `measured` is what a profile found to be fastest.
+
+    Raises UsageError for a name that isn't known, DeviceError for a backend that isn't there or lacks the kernels.
+    """
+    if asked not in ("auto", *get_args(Name), *ALIASES):
+        raise UsageError(f"--backend {asked}: one of auto, {', '.join(get_args(Name))}")
+    there = cast("dict[str, Decision[bool]]", usable(device, quantize))
+    name = ALIASES.get(asked, asked)
+    able = [each for each, found in there.items() if found.value]
+    if name != "auto":
+        if name not in able:
+            stored = f" --quantize {quantize}" if quantize != "none" else ""
+            raise DeviceError(f"--backend {asked}{stored}: {there[name].reason}")
+        return Decision(name, "asked for")
+    if not able:
+        raise DeviceError(f"--quantize {quantize}: {there[OPENVINO].reason}")
+    if measured is not None and measured in able:
+        return Decision(measured, "measured to be the fastest here")
+    if quantize != "none":
+        best = next(each for each in UNMEASURED if each in able)
+        others = "; calibrating times the others" if len(able) > 1 else ""
+        return Decision(best, f"it has {quantize} kernels{others}")
+    if measured is not None and measured in there:
+        return Decision(TORCH, there[measured].reason)
+    others = " and ".join(TITLES[each] for each in able if each != TORCH)
+    return Decision(
+        TORCH, f"nothing is measured yet; calibrating times {others} too" if others else "the only one here"
+    )
+
+
+@dataclass(frozen=True)
+class Race:
+    """Backends timed side by side: milliseconds of a pass by name and width, and seconds until the first pass."""
+
+    passes: Mapping[str, Mapping[int, float]]
+    starts: Mapping[str, float] = field(default_factory=dict)
+
+    def run(self, name: str) -> float:
+        """Seconds of a typical run, from the start."""
+        by_width = self.passes[name].values()
+        return self.starts.get(name, 0.0) + TYPICAL * sum(by_width) / len(by_width) / 1e3
+
+    @property
+    def winner(self) -> str:
+        """The one with the shortest run: kernels that are a little faster and start seconds later lose."""
+        return min(self.passes, key=self.run)
+
+    def __str__(self) -> str:
+        timed = "; ".join(f"{name} {', '.join(f'{ms:.2f}' for ms in by.values())}" for name, by in self.passes.items())
+        said = f"{timed} ms a pass of {' and '.join(map(str, WIDTHS))} tokens"
+        if any(self.starts.values()):
+            starts = ", ".join(f"{name} {self.run(name):.1f} s" for name in self.passes)
+            said += f"; with the start, a run of {TYPICAL} passes takes {starts}"
+        return said
+
+
+def race(
+    backends: Mapping[str, Backend],
+    clock: Callable[[], float],
+    widths: Sequence[int] = WIDTHS,
+    starts: Mapping[str, float] | None = None,
+) -> Race:
+    """Time them in turns, each on a sequence of its own; medians. `clock` and `starts` in seconds."""
+    jobs = {(name, width): _pass(backend, width) for name, backend in backends.items() for width in widths}
+    for _, job in jobs.values():
+        job()  # the first allocates and chooses kernels
+    seen: dict[tuple[str, int], list[float]] = {cell: [] for cell in jobs}
+    order, rng = list(jobs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    for _ in range(ROUNDS):
+        rng.shuffle(order)
+        for cell in order:
+            ready, job = jobs[cell]
+            ready()
+            began = clock()
+            job()
+            seen[cell].append(clock() - began)
+    passes = {name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in backends}
+    return Race(passes, starts or {})
+
+
+def bring_in(name: str) -> None:
+    """Import what a backend needs beyond PyTorch, which is a part of each process's start."""
+    if name == IPEX:
+        from dynx.runtime.backends import ipex
+
+        with contextlib.suppress(UnsupportedModelError):
+            ipex.extension()
+    for module in IMPORTS.get(name, ()):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
+def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What makes ready for a pass, and the pass."""
+    context = CONTEXT if backend.context is None else max(1, min(CONTEXT, backend.context - width))
+    session = backend.open()
+    session.forward([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
+
+    def job() -> None:
+        session.forward([(3 + i) % backend.vocab for i in range(width)]).argmax(-1).tolist()
+        session.rollback(context)
+
+    def ready() -> None:
+        if settles(session):
+            settle(session, width)
+            job()
+
+    return ready, job
+
+
+def quantized(backend: EagerBackend, precision: str) -> EagerBackend:
+    """`backend` with its weights stored in int8, in place. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends import packed_linear
+
+    packed_linear.quantize(backend.model)
+    backend.precision = precision
+    return backend
+
+
+def compile_model(eager: EagerBackend, *, cache: Path, trusted: bool) -> Backend:
+    """`eager`'s model compiled, in place; compiled code is kept in `cache`. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends import torch_compile
+
+    backend = torch_compile.load(eager.model, cache=cache, trusted=trusted)
+    backend.precision = eager.precision
+    return backend
+
+
+def record_model(eager: EagerBackend, *, trusted: bool) -> Backend:
+    """`eager`'s model with its passes recorded. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends import cuda_graphs
+
+    return cuda_graphs.load(eager.model, trusted=trusted)
+
+
+def optimize_model(eager: EagerBackend, *, trusted: bool) -> Backend:
+    """`eager`'s model with IPEX's layers, in place. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends import ipex
+
+    return ipex.load(eager.model, trusted=trusted)
+
+
+def convert(model: Any, *, precision: Any, threads: int, cache: Path) -> Backend:
+    """`model` on OpenVINO, kept in `cache`. Raises UnsupportedModelError with the reason."""
+    from dynx.runtime.backends.openvino import decoder as openvino
+
+    return openvino.load(model, precision=precision, threads=threads, cache=cache)
+
+
+def converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:
+    """What `convert` kept, without the torch model; None where there's nothing usable."""
+    from dynx.runtime.backends.openvino import decoder as openvino
+
+    return openvino.reload(precision=precision, threads=threads, cache=cache)

@@ -1,0 +1,99 @@
+"""Which profile a run goes by: the one asked for, the one stored for this model here, or the one that came with the model.
+
+A bundled profile was measured elsewhere: its promise is about the same weights in the same precision, its costs are a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import NoProfileError, UsageError
+from dynx.runtime.decision import Decision
+from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
+from dynx.runtime.profile_store import ProfileStore, profiles_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A profile with its arrays, or none."""
+
+    profile: Profile | None = None
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    bundled: bool = False
+    """Whether it came with the model."""
+    wanted: bool = True
+
+    @property
+    def decision(self) -> Decision[str]:
+        """In words."""
+        if self.profile is not None:
+            where = "came with the model" if self.bundled else f"measured {self.profile.created}"
+            return Decision(self.profile.key.id, where)
+        return Decision("none", "none stored for this model, device and precision" if self.wanted else "not wanted")
+
+
+def fitting(
+    key: ProfileKey,
+    bundled: Path,
+    *,
+    wanted: str | None,
+    plain: bool,
+    required: bool,
+    remedy: str,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Fitting:
+    """The profile for `key`; `wanted` is an id, "none", or None for whichever fits; `bundled` the file beside the model.
+
+    Raises NoProfileError, with the command that is the `remedy`, where one is `required` and missing; UsageError where what is
+    asked for contradicts itself or is for another model or precision. What can't be read is warned of and passed over.
+    """
+    if plain or wanted == "none":
+        if required:
+            unwanted = "--plain" if plain else "--profile none"
+            raise UsageError(f"--require-profile and {unwanted} contradict each other")
+        return Fitting(wanted=False)
+    store = ProfileStore(profiles_folder(), warn)
+    profile = store.get(wanted) if wanted is not None else store.find(key)
+    if profile is not None:
+        if other := _elsewhere(profile, key):
+            raise UsageError(
+                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
+            )
+        try:
+            return Fitting(profile, store.arrays(profile))
+        except ProfileError as e:
+            warn(f"profile {profile.key.id} ignored: {e}")
+    found = _beside(key, bundled, warn)
+    if found.profile is None and required:
+        raise NoProfileError("no profile fits the model here", hint=f"{remedy} measures one")
+    return found
+
+
+def _beside(key: ProfileKey, path: Path, warn: Callable[[str], None]) -> Fitting:
+    """The profile that came with the model, if it is for these very weights in this precision."""
+    if not path.is_file():
+        return Fitting()
+    try:
+        profile, blob = unpack(path.read_bytes())
+        arrays = read_arrays(blob) if blob is not None else {}
+    except (ProfileError, OSError) as e:
+        warn(f"{path} ignored: {e}")
+        return Fitting()
+    other = _elsewhere(profile, key)
+    if other == ["dtype"]:
+        warn(
+            f"the profile that came with the model isn't used: it was measured in {profile.key.dtype}, not {key.dtype}"
+        )
+    return Fitting() if other else Fitting(profile, arrays, bundled=True)
+
+
+def _elsewhere(profile: Profile, key: ProfileKey) -> list[str]:
+    """In what else than the device two keys differ."""
+    return [d for d in profile.key.differences(key) if d != "device"]

@@ -1,0 +1,174 @@
+"""A plan's target and drafter on the kernels that it names, or on the fastest of those that run the model.
+
+What a backend is and which are there is known elsewhere; here models are loaded for them, and a backend that turns out not to run
+a model is replaced, with the reason in the plan's decisions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from dynx.errors import UnsupportedModelError
+from dynx.runtime import loading
+from dynx.runtime.backends.registry import (
+    COMPILED,
+    GRAPHS,
+    IPEX,
+    OPENVINO,
+    TITLES,
+    TORCH,
+    Quantization,
+    bring_in,
+    compile_model,
+    convert,
+    converted,
+    optimize_model,
+    quantized,
+    race,
+    record_model,
+    usable,
+)
+from dynx.runtime.decision import Decision
+from dynx.runtime.profile_store import cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dynx.runtime.backends.eager import EagerBackend
+    from dynx.runtime.backends.interface import Backend
+    from dynx.runtime.backends.registry import Name
+    from dynx.runtime.loading import Source
+    from dynx.speculation.setup import Plan
+
+
+QUANTIZED = frozenset(get_args(Quantization)) - {"none"}
+
+
+class Kernels:
+    """Target and drafter on the plan's backend, the torch models loaded only where they are needed."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stages: Callable[[str], None],
+        warn: Callable[[str], None],
+        clock: Callable[[], float] | None,
+    ) -> None:
+        self._plan, self._stages, self._warn, self._clock = plan, stages, warn, clock
+
+    def target(self) -> Backend:
+        """The model. What was chosen may turn out not to run it; then the decision says so."""
+        plan = self._plan
+        if self._clock is not None and plan.wish.backend == "auto":
+            return self._fastest(self._clock)
+        name: Name = plan.decisions["backend"].value
+        try:
+            return self._open(name, plan.source, plan.key.model)
+        except UnsupportedModelError as e:
+            able = usable(plan.device, plan.wish.quantize)[TORCH].value
+            if plan.wish.backend != "auto" or name == TORCH or not able:
+                raise
+            why = f"{TITLES[name]} can't run it: {e}"
+        plan.decisions["backend"] = Decision(TORCH, why)
+        if plan.profile is not None:
+            self._warn(f"profile {plan.profile.key.id} isn't used: {why}")
+            plan.profile = None
+        return self._open(TORCH, plan.source, plan.key.model)
+
+    def drafter(self, source: Source) -> Backend:
+        """The smaller model, on the backend that the target is on where that can run it as far as the target goes."""
+        plan = self._plan
+        chosen: Name = plan.decisions["backend"].value
+        name = plan.key.companion or source.name
+        try:
+            other = self._open(chosen, source, name, precision=plan.drafter_dtype)
+        except UnsupportedModelError:
+            return torch_backend(plan, source, dtype=plan.drafter_dtype)
+        if chosen != OPENVINO or other.context is None:
+            return other
+        config = source.config()
+        limit = config.get("max_position_embeddings") or config.get("n_positions")
+        return other if limit and other.context >= limit else torch_backend(plan, source, dtype=plan.drafter_dtype)
+
+    def _fastest(self, clock: Callable[[], float]) -> Backend:
+        """The backend with the shortest runs, of those that can run the model and draft as was asked."""
+        plan = self._plan
+        running: dict[str, Backend] = {}
+        starts: dict[str, float] = {}
+        notes: list[str] = []
+        refused: UnsupportedModelError | None = None
+        for name, able in usable(plan.device, plan.wish.quantize).items():
+            if not able.value:
+                continue
+            began = clock()
+            bring_in(name)
+            imported = clock()
+            try:
+                backend = self._open(name, plan.source, plan.key.model)
+            except UnsupportedModelError as e:
+                notes.append(f"{TITLES[name]} can't run it: {e}")
+                refused = refused or e
+                continue
+            if "self" in plan.kinds and not plan.auto and not backend.can_exit.value:
+                notes.append(f"{TITLES[name]} is left out: {backend.can_exit.reason}")
+                continue
+            if name == COMPILED and (count := getattr(backend, "compiled", 0)):
+                notes.append(f"compiling took {clock() - imported:.1f} s, once ({count} graphs)")
+            del backend  # the next is a process's usual start, from what was kept
+            again = clock()
+            running[name] = self._open(name, plan.source, plan.key.model, trusted=True)
+            starts[name] = imported - began + clock() - again
+        if not running and refused is not None:
+            raise refused
+        if len(running) < 2 and running:
+            if notes:
+                plan.decisions["backend"] = Decision(next(iter(running)), "; ".join(notes))
+            return next(iter(running.values()))
+        self._stages(f"timing {' and '.join(TITLES[name] for name in TITLES if name in running)}")
+        timed = race(running, clock, starts=starts)
+        plan.decisions["backend"] = Decision(timed.winner, "; ".join([str(timed), *notes]))
+        return running[timed.winner]
+
+    def _open(
+        self, name: Name, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
+    ) -> Backend:
+        """A model on a backend, by default in the precision that was asked for; `folder` is where among those kept its own is.
+
+        Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile.
+        """
+        plan, cache = self._plan, cache_folder()
+        trusted = trusted or plan.profile is not None
+        precision = precision or (plan.dtype if plan.wish.quantize == "none" else plan.wish.quantize)
+        dtype = plan.dtype if precision in QUANTIZED else precision
+        if name == OPENVINO:
+            threads = plan.decisions["threads"].value
+            place = cache / "openvino" / folder
+            if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
+                return kept
+            self._stages("converting for OpenVINO")
+            model = torch_backend(plan, source, dtype=dtype).model
+            return convert(model, precision=precision, threads=threads, cache=place)
+        eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
+        if precision in QUANTIZED:
+            self._stages(f"quantizing to {precision}")
+            eager = quantized(eager, precision)
+        if name == TORCH:
+            return eager
+        if name == IPEX:
+            self._stages("optimizing with IPEX")
+            return optimize_model(eager, trusted=trusted)
+        if name == GRAPHS:
+            self._stages("recording passes")
+            return record_model(eager, trusted=trusted)
+        self._stages("compiling")
+        return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
+
+
+def torch_backend(plan: Plan, source: Source, *, dtype: str | None = None, trusted: bool = False) -> EagerBackend:
+    """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
+    from dynx.runtime.backends.eager import EagerBackend
+
+    model = loading.load_causal_lm(
+        source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=plan.wish.allow_pickle
+    )
+    return EagerBackend(model, trusted=trusted or plan.profile is not None)

@@ -1,0 +1,46 @@
+"""How a drafter with a distribution picks its guess, in step with how the target will be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynx.speculation.sampling import PositionNoise, Warp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.speculation.types import Sampling
+
+
+class Chooser:
+    """Picks a token from a drafter's logits (V,): most likely, by position noise, or drawn.
+
+    Temperature, filters and penalty are the target's, or acceptance would compare two different games.
+    """
+
+    def __init__(self, sampling: Sampling, noise: PositionNoise | None, generator: torch.Generator) -> None:
+        self._greedy = sampling.greedy
+        self._warp = Warp(sampling)
+        self._noise = noise
+        self._generator = generator
+
+    def __call__(self, row: Tensor, context: Sequence[int], guesses: Sequence[int]) -> tuple[int, float, Tensor | None]:
+        """The token, the probability it was given, and the distribution if the acceptance rule will need it."""
+        if self._greedy and self._warp.idle:
+            probabilities = row.float().softmax(-1)
+        else:
+            probabilities = self._warp.probabilities(row[None], [*context, *guesses])[0]
+        if self._greedy:
+            best = probabilities.argmax(-1, keepdim=True)
+            # One wait for the device: a token's number has fewer bits than single precision holds.
+            token, probability = torch.cat((best.float(), probabilities.gather(-1, best))).tolist()
+            return int(token), probability, None
+        probabilities = probabilities.cpu()  # so that every device draws the same
+        if self._noise is not None:
+            token = self._noise.pick(probabilities, len(context) + len(guesses))
+            return token, float(probabilities[token]), None
+        token = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        return token, float(probabilities[token]), probabilities

@@ -1,0 +1,302 @@
+"""Score a policy without a model: walk a recording of what every drafter would have said at every position.
+
+A text is decoded once and, at each of its positions, each drafter guesses to full depth; kept are the signals of the guesses and
+how many of them the target would have kept. After that any policy can be walked over the recording with any costs, and so can two
+yardsticks:
+
+- the *clairvoyant* optimum, which knows what will be kept: no policy is faster;
+- the *informed* optimum, which knows only what a policy may know, but all of it: costs, acceptance calibrated on the very
+  recording, the rate it will reach. What a policy loses against it is the price of learning under way.
+
+A recording is JSON lines; files can be concatenated. For each text, one line that describes it and one line for each position:
+
+    {"schema": "dynx.replay/1", "prompt": 12, "tokens": 2, "drafters": ["draft", "lookup"]}
+    {"draft": [[3.1, 0.2], 1], "lookup": [[], 0]}
+    {"draft": [[1.7], 1], "lookup": [[2.0, 2.3], 0]}
+
+Times are seconds. Nothing here loads a tensor library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from dynx.errors import DynxError
+from dynx.speculation.acceptance_model import Reliability
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round, Static
+from dynx.speculation.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+SCHEMA = "dynx.replay/1"
+
+DRAFTERS: tuple[Origin, ...] = tuple(origin for origin in get_args(Origin) if origin != "target")
+
+FIXED_POINT_STEPS = 6
+"""Dinkelbach's iteration converges superlinearly; the third step already moves the rate by less than 0.1 %."""
+
+STATIC_LENGTHS = 10
+"""Static draft lengths from 1 that the informed optimum is compared with, the ones that people set by hand."""
+
+OPTIMISM = 1.0
+"""Tokens by which the informed optimum overrates a drafter's first rounds, to learn what choosing by sight is worth."""
+
+
+class ReplayError(DynxError):
+    """A recording can't be read as it is."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one drafter says at one position, to full depth, and how many of its drafts the target keeps."""
+
+    signals: tuple[float, ...] = ()
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One decoded text. `guesses[drafter][t]` is made when `prompt` + t tokens are written.
+
+    `prompt` counts the token that the prompt's own pass gives; `t` runs over the tokens after it.
+    """
+
+    prompt: int
+    guesses: Mapping[Origin, Sequence[Guess]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text after the prompt's pass, which is where drafting begins."""
+        return min((len(g) for g in self.guesses.values()), default=0)
+
+    def judged(self, origin: Origin) -> Iterator[tuple[float, int, float]]:
+        """(signal, position, accepted) of every draft that was judged with all before it kept: what calibration fits."""
+        for guess in self.guesses[origin]:
+            for i, signal in enumerate(guess.signals[: guess.kept + 1]):
+                yield signal, i + 1, 1.0 if i < guess.kept else 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a walk yielded and took."""
+
+    tokens: int
+    seconds: float
+    rounds: tuple[Round, ...]
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What an oracle reaches."""
+
+    tokens: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+def simulate(
+    recording: Recording, policy: Policy, costs: Costs, *, pace: Callable[[int], float] = lambda _: 1.0
+) -> Outcome:
+    """Walk `recording` as the engine would, asking `policy` and charging `costs`.
+
+    `costs` is what things truly take and isn't changed; a policy that learns has its own. `pace(t)` multiplies each measured
+    piece of the round at position t: noise, or a machine that slows down.
+    """
+    at, rounds = 0, []
+    held = dict.fromkeys(recording.guesses, 0)  # tokens of the text that a drafter has read
+    while at < recording.tokens:
+        written = recording.prompt + at
+        lags = {o: written - held[o] if o == "draft" else 1 for o in recording.guesses}
+        done = _round(recording, at, policy, costs, lags, pace)
+        policy.learn(done)
+        if done.origin is not None and done.signals:
+            # Its own last draft is the one token that a drafter hasn't read.
+            held[done.origin] = written + min(done.kept, len(done.signals) - 1)
+        rounds.append(done)
+        at += done.tokens
+    return Outcome(at, sum(r.seconds for r in rounds), tuple(rounds))
+
+
+def _round(
+    recording: Recording,
+    at: int,
+    policy: Policy,
+    costs: Costs,
+    lags: Mapping[Origin, int],
+    pace: Callable[[int], float],
+) -> Round:
+    room, context = recording.tokens - at - 1, recording.prompt + at - 1
+    prospects = [
+        Prospect(o, lags[o], g[at].signals[0] if o == "lookup" and g[at].signals else None)
+        for o, g in recording.guesses.items()
+    ]
+    origin = policy.choose(prospects, context, room) if room and prospects else None
+    if origin is None:
+        spent = costs.target(1, context) * pace(at)
+        return Round(context, None, verify_seconds=spent, seconds=spent)
+    guess = recording.guesses[origin][at]
+    signals: list[float] = []
+    while len(signals) < room and policy.another(signals) and len(signals) < len(guess.signals):
+        signals.append(guess.signals[len(signals)])
+    submitted = policy.submit(signals)
+    drafting = costs.drafts(origin, len(signals), lags[origin], context) * pace(at)
+    judging = costs.verify(origin, submitted, context, drafted=len(signals)) * pace(at)
+    seconds = drafting + judging + costs.overhead.get(origin, 0.0) * pace(at)
+    kept = min(guess.kept, submitted)
+    return Round(context, origin, lags[origin], signals, submitted, kept, drafting, judging, seconds)
+
+
+def speedup(recording: Recording, policy: Policy, costs: Costs) -> float:
+    """How many times faster than plain decoding `policy` walks `recording`."""
+    return simulate(recording, Plain(), costs).seconds / simulate(recording, policy, costs).seconds
+
+
+def oracle(recording: Recording, costs: Costs, *, informed: bool) -> Bound:
+    """The best possible: with hindsight, or (`informed`) with all that can be known beforehand."""
+    return _informed(recording, costs) if informed else _clairvoyant(recording, costs)
+
+
+def _clairvoyant(recording: Recording, costs: Costs) -> Bound:
+    """The quickest way through the positions, by dynamic programming from the end.
+
+    Drafters are taken to have read everything, so it is a bound that policies with a lagging drafter can't quite reach.
+    """
+    total = recording.tokens
+    left = [0.0] * (total + 1)  # seconds from a position to the end
+    for t in range(total - 1, -1, -1):
+        context, room = recording.prompt + t - 1, total - t - 1
+        best = costs.target(1, context) + left[t + 1]
+        for origin, guesses in recording.guesses.items():
+            guess, overhead = guesses[t], costs.overhead.get(origin, 0.0)
+            # More than will be kept is worth submitting only where a wider pass is a cheaper one: then too.
+            for n in range(min(len(guess.signals), room) + 1):
+                spent = costs.drafts(origin, n, 1, context) + costs.verify(origin, n, context, drafted=n) + overhead
+                best = min(best, spent + left[t + min(n, guess.kept) + 1])
+        left[t] = best
+    return Bound(total, left[0])
+
+
+class _Informed(Dynamic):
+    """The dynamic policy with calibration, costs and rate known, and no account to respect.
+
+    With `follow` it keeps track of how the text is going, as far as verdicts show; without, only signals say.
+    """
+
+    def __init__(self, costs: Costs, reliability: Mapping[Origin, Reliability], rate: float, *, follow: bool) -> None:
+        super().__init__(costs, deepcopy(reliability), rate=rate, grant=math.inf)
+        self._fixed, self._follow = rate, follow
+        self._surplus = dict.fromkeys(reliability, (OPTIMISM, 0.0))  # so that each is tried before it is judged
+
+    @property
+    def rate(self) -> float:
+        return self._fixed
+
+    def learn(self, done: Round) -> None:
+        if self._follow and done.origin is not None:
+            for i in range(min(done.kept + 1, done.submitted)):
+                self.reliability[done.origin].expect(1.0 if i < done.kept else 0.0)
+
+
+def _informed(recording: Recording, costs: Costs) -> Bound:
+    """The dynamic policy at the fixed point of its rate, or plain or a static length where that is faster."""
+    reliability = {origin: Reliability() for origin in recording.guesses}
+    for origin, fitted in reliability.items():
+        fitted.fit(recording.judged(origin))
+    fixed: list[Policy] = [Plain()]
+    fixed += [Static(origin, length) for origin in recording.guesses for length in range(1, STATIC_LENGTHS + 1)]
+    best = max((simulate(recording, policy, costs) for policy in fixed), key=lambda outcome: outcome.rate)
+    for follow in (False, True):
+        rate = best.rate
+        for _ in range(FIXED_POINT_STEPS):
+            tried = simulate(recording, _Informed(costs, reliability, rate, follow=follow), costs)
+            best = max(best, tried, key=lambda outcome: outcome.rate)
+            if tried.rate <= rate:
+                break
+            rate = tried.rate
+    return Bound(best.tokens, best.seconds)
+
+
+def dump(recordings: Iterable[Recording]) -> Iterator[str]:
+    """The lines of a file, without line ends."""
+    for recording in recordings:
+        head = {"prompt": recording.prompt, "tokens": recording.tokens, "drafters": list(recording.guesses)}
+        yield json.dumps({"schema": SCHEMA, **head})
+        for t in range(recording.tokens):
+            yield json.dumps({o: [g[t].signals, g[t].kept] for o, g in recording.guesses.items()}, allow_nan=False)
+
+
+def load(lines: Iterable[str]) -> list[Recording]:
+    """The recordings that `dump` wrote. Raises ReplayError, naming the line, on anything else."""
+    out: list[Recording] = []
+    numbered = ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
+    for at, line in numbered:
+        prompt, tokens, drafters = _head(at, _object(at, line))
+        guesses: dict[Origin, list[Guess]] = {o: [] for o in drafters}
+        for _ in range(tokens):
+            at, line = next(numbered, (0, ""))
+            if not line:
+                raise ReplayError(f"the recording ends after {len(guesses[drafters[0]])} of {tokens} positions")
+            row = _object(at, line)
+            if row.keys() != guesses.keys():
+                _refuse(at, f"has {', '.join(row) or 'nothing'} where {', '.join(drafters)} were announced")
+            for origin in drafters:
+                guesses[origin].append(_guess(at, origin, row[origin]))
+        out.append(Recording(prompt, guesses))
+    if not out:
+        raise ReplayError("the recording is empty")
+    return out
+
+
+def _object(at: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        _refuse(at, "is not JSON")
+    if not isinstance(value, dict):
+        _refuse(at, "is not an object")
+    return value
+
+
+def _head(at: int, head: dict[str, Any]) -> tuple[int, int, list[Origin]]:
+    if head.get("schema") != SCHEMA:
+        _refuse(at, f"should begin a recording of schema {SCHEMA}, and says {head.get('schema')!r}")
+    prompt, tokens, names = head.get("prompt"), head.get("tokens"), head.get("drafters")
+    if not (_count(prompt, 1) and _count(tokens, 1) and isinstance(prompt, int) and isinstance(tokens, int)):
+        _refuse(at, "needs a prompt and tokens, both counts from 1")
+    if not isinstance(names, list) or not names or any(n not in DRAFTERS for n in names) or len({*names}) < len(names):
+        _refuse(at, f"needs drafters, out of {', '.join(DRAFTERS)}, each once")
+    return prompt, tokens, names
+
+
+def _guess(at: int, origin: Origin, value: object) -> Guess:  # noqa: RET503 - never returns
+    match value:
+        case [list(signals), int(kept)] if _count(kept, 0) and kept <= len(signals) and all(map(_finite, signals)):
+            return Guess(tuple(float(s) for s in signals), kept)
+        case _:
+            _refuse(at, f"needs for {origin} a list of finite signals and how many of these drafts were kept")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _refuse(at: int, why: str) -> NoReturn:
+    raise ReplayError(f"line {at} {why}")

@@ -1,0 +1,281 @@
+"""How long the passes of a target and its drafters take on this machine, by width and context, and how they round.
+
+Cells are visited in shuffled rounds, one sample each, so that a slow minute hits all of them; the medians go into
+`CostCurve`s. Sessions are warmed before the first round. Times are seconds; the clock is passed in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from dynx.runtime.backends.interface import run_instead, settle, settles
+from dynx.runtime.backends.padding import cheapest
+from dynx.runtime.costs import CostCurve
+from dynx.speculation.policy import Costs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from dynx.runtime.backends.interface import Backend, Session
+
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25)
+"""Tokens per target pass; between them costs are interpolated."""
+
+LAGS = (1, 2, 4, 16)
+"""Tokens that a draft model reads before its first guess."""
+
+SHORT, LONG = 32, 512
+"""Contexts at which passes are measured, the longer cut to what the model allows."""
+
+ENOUGH = 15
+"""Samples per cell after which medians no longer move; fewer if the budget ends first, at least 3."""
+
+WALKS = ((2, 5, 3, 8), (9, 4, 13, 6, 7))
+"""Widths of the passes that walk through a text, over and over, when rounding is measured."""
+
+LEADERS = 8
+"""Likeliest tokens whose logits are compared: those between which rounding could decide."""
+
+TRIAL = 40
+"""Tokens that a target writes plainly where there is no text to measure rounding on."""
+
+Cell = tuple[str, int, int]
+"""What runs, its width, its context."""
+
+
+@dataclass
+class Samples:
+    """Seconds by cell."""
+
+    cells: dict[Cell, list[float]] = field(default_factory=dict)
+
+    def curve(self, what: str) -> CostCurve:
+        """The curve through the medians of one kind of pass, with its own drift."""
+        return CostCurve.fit((n, c, s) for (w, n, c), v in self.cells.items() if w == what for s in v)
+
+    def run_instead(self, widths: Mapping[int, int]) -> None:
+        """Take passes of the target for what they cost where they are run as wide as `widths` says."""
+        for what, n, context in list(self.cells):
+            wider = self.cells.get(("target", widths.get(n, n), context))
+            if what == "target" and wider is not None:
+                self.cells[what, n, context] = wider
+
+    def spread(self, what: str) -> float:
+        """The median over cells of (third quartile - first quartile) / median: how noisy the machine was."""
+        shares = []
+        for (w, _, _), values in self.cells.items():
+            ordered = sorted(values)
+            if w == what and len(ordered) > 3:
+                q1, q2, q3 = (ordered[len(ordered) * i // 4] for i in (1, 2, 3))
+                shares.append((q3 - q1) / q2)
+        return sorted(shares)[len(shares) // 2] if shares else 0.0
+
+
+def contexts_of(backend: Backend, extra: int = max(WIDTHS)) -> tuple[int, ...]:
+    """The contexts to measure at."""
+    limit = (backend.context or 1 << 30) - extra
+    longest = max(1, min(LONG, limit))
+    return (SHORT, longest) if longest >= 4 * SHORT else (min(SHORT, longest),)
+
+
+def measure(
+    target: Backend,
+    small: Backend | None,
+    exits: tuple[int, ...],
+    *,
+    budget: float,
+    clock: Callable[[], float],
+    progress: Callable[[float], None] = lambda _: None,
+    rng: random.Random | None = None,
+) -> Samples:
+    """Sample every cell of target ("target"), draft model ("draft") and exits ("exit E") within `budget` seconds.
+
+    `progress` hears the share of the budget spent.
+    """
+    rng = rng or random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    jobs: dict[Cell, Callable[[], None]] = {}
+    # A round's first guess waits for weights that the target's pass drove out of the caches, its others don't: they are what a
+    # guess costs, and the first one's extra is part of what a round costs beside its passes.
+    before: dict[Cell, Callable[[], None]] = {}
+    for context in contexts_of(target):
+        session = _filled(target, context)
+        widths = [n for n in WIDTHS if target.context is None or context + n <= target.context]
+        for n in widths:
+            jobs["target", n, context] = _pass(session, context, n)
+            if settles(session):
+                before["target", n, context] = _pass(session, context, n, settled=True)
+        for layers in exits:
+            jobs[f"exit {layers}", 1, context] = _early(session, context, layers)
+    if small is not None:
+        for context in contexts_of(small, max(LAGS)):
+            session = _filled(small, context)
+            for n in LAGS:
+                jobs["draft", n, context] = _pass(session, context, n)
+                before["draft", n, context] = _pass(session, context, n if settles(session) else LAGS[0], settled=True)
+    samples = Samples({cell: [] for cell in jobs})
+    for job in jobs.values():
+        job()  # first calls allocate and choose kernels
+    began = clock()
+    for number in range(ENOUGH):
+        cells = list(jobs)
+        rng.shuffle(cells)
+        for cell in cells:
+            if cell in before:
+                before[cell]()
+            start = clock()
+            jobs[cell]()
+            samples.cells[cell].append(clock() - start)
+        spent = (clock() - began) / budget
+        progress(min(1.0, max(spent, (number + 1) / ENOUGH)))
+        if number >= 2 and spent * (number + 2) / (number + 1) > 1:
+            break
+    return samples
+
+
+def measure_and_widen(
+    target: Backend,
+    small: Backend | None,
+    exits: tuple[int, ...],
+    *,
+    budget: float,
+    clock: Callable[[], float],
+    progress: Callable[[float], None] = lambda _: None,
+) -> tuple[Samples, dict[int, int]]:
+    """`measure`, and have the target run passes wider that cost no more so: the samples as run, and run widths by asked ones."""
+    run_instead(target, {})
+    samples = measure(target, small, exits, budget=budget, clock=clock, progress=progress)
+    wider = cheapest({n: seconds for n, (seconds, _) in samples.curve("target").table.items()})
+    if not run_instead(target, wider):
+        return samples, {}
+    samples.run_instead(wider)
+    return samples, wider
+
+
+def _filled(backend: Backend, context: int) -> Session:
+    session = backend.open()
+    session.forward([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
+    return session
+
+
+def _pass(session: Session, context: int, n: int, *, settled: bool = False) -> Callable[[], None]:
+    tokens = [3 + i for i in range(n)]
+
+    def job() -> None:
+        if settled:
+            settle(session, n)
+        rows = session.forward(tokens)
+        rows.argmax(-1).tolist()  # what the engine does with it, and a wait for the device
+        session.rollback(context)
+
+    return job
+
+
+def _early(session: Session, context: int, layers: int) -> Callable[[], None]:
+    def job() -> None:
+        rows = session.forward_early([3], layers)
+        if rows is not None:
+            rows.float().softmax(-1).max().item()
+        session.rollback(context)
+
+    return job
+
+
+def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
+    """The policy's costs from the samples.
+
+    What remains after an exit is not timed by itself: its cost is the whole pass less the layers that ran already, each at the
+    marginal price of a layer that two exits (or an exit and the whole model) show.
+    """
+    costs = Costs()
+    costs.target = _adopt(samples.curve("target"), costs)
+    kinds = {what for what, _, _ in samples.cells}
+    if "draft" in kinds:
+        costs.draft["draft"] = _adopt(samples.curve("draft"), costs)
+    if exit_layers is not None:
+        costs.draft["self"] = _adopt(samples.curve(f"exit {exit_layers}"), costs)
+        each = layer_seconds(samples, layers)
+        whole = costs.target
+        rest = {n: (max(v - each * exit_layers, 0.05 * v), w) for n, (v, w) in whole.table.items()}
+        costs.complete = CostCurve(costs.drift, rest, whole.per_context * (1 - exit_layers / layers), whole.reference)
+    return costs
+
+
+def layer_seconds(samples: Samples, layers: int) -> float:
+    """The price of one more layer in a pass of one token: the slope between the shallowest exit and the whole model."""
+    exits = sorted(int(w.split()[1]) for w, _, _ in samples.cells if w.startswith("exit "))
+    whole = samples.curve("target")(1)
+    if not exits:
+        return whole / layers
+    shallow = samples.curve(f"exit {exits[0]}")(1)
+    return max(0.0, (whole - shallow) / (layers - exits[0]))
+
+
+def _adopt(curve: CostCurve, costs: Costs) -> CostCurve:
+    curve.drift = costs.drift
+    return curve
+
+
+def measure_noise(
+    target: Backend, texts: Sequence[tuple[Sequence[int], int]] = (), *, exit_layers: int | None = None
+) -> dict[int, float]:
+    """By how much passes of several tokens move the distance between two leading logits, by width; 0: not a bit.
+
+    `texts` are token ids and how many of them are a prompt. Each is read once one token a pass, as plain decoding does, and
+    again in passes of mixed widths, so that what counts is the whole difference: of the pass, and of all the keys and values
+    that passes before it wrote. Width 1 is a single token after those. With `exit_layers` the first layers also run ahead by
+    themselves, as drafting with them does.
+    """
+    noise = dict.fromkeys(sorted({1, *(n for walk in WALKS for n in walk)}), 0.0)
+    for tokens, prompt in texts or [_trial(target)]:
+        plain, ids = target.open(), list(tokens)
+        settle(plain, 1)
+        plain.forward(ids[:prompt], keep=1)
+        settle(plain, 1)
+        want = torch.cat([plain.forward([token]) for token in ids[prompt:]])  # (N, V)
+        for widths, early in ((WALKS[0], None), (WALKS[1], exit_layers)):
+            session, at = target.open(), prompt
+            session.forward(ids[:prompt], keep=1)
+            for n in itertools.cycle(widths):
+                part = ids[at : at + n]
+                if len(part) < n:
+                    break
+                settle(session, 1)
+                one = session.forward(part[:1])
+                session.rollback(at)
+                if early is None:
+                    rows = session.forward(part)
+                else:
+                    for token in part:
+                        session.forward_early([token], early, logits=False)
+                    rows = session.complete()
+                noise[1] = max(noise[1], _moved(one, want[at - prompt : at - prompt + 1]))
+                noise[n] = max(noise[n], _moved(rows, want[at - prompt : at - prompt + n]))
+                at += n
+    return noise
+
+
+def _trial(target: Backend) -> tuple[list[int], int]:
+    """A beginning of no meaning and what the target makes of it."""
+    ids = [(7 * i + 1) % target.vocab for i in range(8)]
+    count = TRIAL if target.context is None else min(TRIAL, target.context - len(ids))
+    session, feed = target.open(), list(ids)
+    for _ in range(count):
+        feed = [int(session.forward(feed, keep=1)[0].argmax())]
+        ids += feed
+    return ids, 8
+
+
+def _moved(rows: Tensor, want: Tensor) -> float:
+    """The largest change of a distance between leading logits in (T, V); of any logit, where none of those moved."""
+    rows, want = rows.cpu(), want.cpu()  # not every device has double precision
+    change = rows.double() - want.double()
+    leading = change.gather(-1, want.float().topk(min(LEADERS, want.shape[-1]), -1).indices)
+    moved = float((leading.amax(-1) - leading.amin(-1)).max())
+    return moved or float(change.abs().max())

@@ -1,0 +1,468 @@
+"""OpenVINO as a backend: whatever is run and rolled back, the logits are torch's, or the model is refused with a reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, reference, tiny
+
+from dynx.errors import UnsupportedModelError
+from dynx.runtime.backends.eager import EagerBackend
+from dynx.runtime.backends.openvino import decoder as openvino
+from dynx.runtime.device import probe
+from dynx.speculation.engine import Drafters, Engine
+from dynx.speculation.exactness import alike, noise_if_exact, prepare
+from dynx.speculation.policy import Plain, Static
+from dynx.speculation.timing import measure_noise
+from dynx.speculation.types import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dynx.runtime.backends.openvino.decoder import OpenVINOBackend
+
+if importlib.util.find_spec("openvino") is None:
+    pytest.skip("OpenVINO isn't installed", allow_module_level=True)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of OpenVINO's and torch's own tracing
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 3e-4}
+TEXT = [(11 * i * i + 5 * i + 3) % VOCAB for i in range(120)]
+
+RUNNING = ["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma", "gemma3_text", "mistral", "phi", "opt"]
+"""Architectures that are known to run; `REFUSED` names the rest."""
+
+REFUSED = {
+    "gemma2": "caps its attention scores",
+    "bloom": "computes its attention in a way",
+    "falcon": "can't be traced",
+    "mixtral": "can't be traced",
+}
+
+
+@pytest.fixture(scope="module", params=RUNNING)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every architecture that runs."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def backend(kind: str) -> OpenVINOBackend:
+    """One backend for all tests of an architecture: sessions must not leave traces."""
+    return openvino.load(tiny(kind), precision="float32", threads=1, cache=None)
+
+
+@torch.inference_mode()
+def truth(kind: str, tokens: list[int]) -> Tensor:
+    """Logits (T, V) of the unmodified model from scratch."""
+    logits: Tensor = reference(kind)(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+@pytest.mark.parametrize("lengths", [[40], [1] * 12, [3, 1, 9, 4, 16, 1, 6], [33, 1, 1, 5]])
+def test_any_split_is_one_forward(kind: str, backend: OpenVINOBackend, lengths: list[int]) -> None:
+    """A text fed in any pieces gives the logits of a single pass, beyond the sliding window and across blocks too."""
+    session, rows, at = backend.open(), [], 0
+    for n in lengths:
+        rows.append(session.forward(TEXT[at : at + n]))
+        at += n
+
+    torch.testing.assert_close(torch.cat(rows), truth(kind, TEXT[:at]), **CLOSE)
+    assert (session.length, session.pending) == (at, 0)
+    assert at > WINDOW or lengths == [1] * 12
+
+
+def test_a_rollback_leaves_no_trace(kind: str, backend: OpenVINOBackend) -> None:
+    """Tokens taken back, within a block and across its border, are as if they had never been."""
+    session, held = backend.open(), TEXT[:30]
+    session.forward(held)
+    for wrong, back in ((5, 30), (8, 27), (1, 26), (12, 31)):
+        session.forward([7] * wrong)
+        session.rollback(min(back, len(held)))
+        held = held[:back]
+        added = TEXT[60 : 60 + back - len(held) + 3]
+        got = session.forward(added)
+        held = held + added
+        torch.testing.assert_close(got, truth(kind, held)[-len(added) :], **CLOSE)
+    with pytest.raises(ValueError, match="roll forward"):
+        session.rollback(99)
+
+
+def test_caches_grow(kind: str, backend: OpenVINOBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that starts at one block and grows while it is rolled back loses nothing."""
+    monkeypatch.setattr(openvino, "BLOCKS", 1)
+    session = backend.open()
+    session.forward(TEXT[:3])
+    for end in range(8, 112, 8):
+        session.forward([1, 2, 3])
+        session.rollback(session.length - 3)
+        got = session.forward(TEXT[session.length : end])
+    torch.testing.assert_close(got, truth(kind, TEXT[: session.length])[-len(got) :], **CLOSE)
+    assert session.length > 3 * backend.block
+
+
+@pytest.mark.parametrize("keep", [None, 1, 2, 5, 7, 20])
+def test_long_prompts_are_chunked(
+    kind: str, backend: OpenVINOBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt longer than a chunk gives the same rows, however many are kept, and so does what follows it."""
+    monkeypatch.setattr(openvino, "PREFILL_CHUNK", 6)
+    session = backend.open()
+    rows, after = session.forward(TEXT[:20], keep=keep), session.forward(TEXT[20:28])
+
+    whole = truth(kind, TEXT[:28])
+    torch.testing.assert_close(rows, whole[20 - (keep or 20) : 20], **CLOSE)
+    torch.testing.assert_close(after, whole[20:], **CLOSE)
+
+
+def test_rows_stay(backend: OpenVINOBackend) -> None:
+    """Logits that a caller holds don't change when the session goes on."""
+    session = backend.open()
+    rows = session.forward(TEXT[:4])
+    copy = rows.clone()
+    session.forward(TEXT[4:8])
+
+    assert torch.equal(rows, copy)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma"])
+def test_the_engine_writes_the_same_text(kind: str) -> None:
+    """Speculation on OpenVINO, target and drafter, writes what transformers' greedy decoding writes, token for token."""
+    target = openvino.load(tiny(kind), precision="float32", threads=1, cache=None)
+    drafter = openvino.load(perturbed(tiny(kind), 0.3), precision="float32", threads=1, cache=None)
+    run = Engine(target, Drafters(model=drafter)).start(Request(TEXT[:10], 60), Static("draft", 4))
+    eager = Engine(EagerBackend(tiny(kind)), Drafters()).start(Request(TEXT[:10], 60), Static("draft", 4))
+
+    out = [token.id for token in run]
+    assert out == generated(kind, tuple(TEXT[:10]), 60)
+    assert out == [token.id for token in eager]
+    assert 0 < (run.tallies["draft"].acceptance or 0) < 1
+
+
+def test_sessions_are_apart(backend: OpenVINOBackend, kind: str) -> None:
+    """Two sequences in one backend don't see each other."""
+    one, two = backend.open(), backend.open()
+    one.forward(TEXT[:9])
+    two.forward(TEXT[40:55])
+
+    torch.testing.assert_close(one.forward(TEXT[9:12]), truth(kind, TEXT[:12])[9:], **CLOSE)
+    torch.testing.assert_close(two.forward(TEXT[55:57]), truth(kind, TEXT[40:57])[15:], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_conversion_leaves_the_model_alone(dtype: torch.dtype) -> None:
+    """The torch model answers as before, bit for bit, its weights of the same type, an early exit's gate in place."""
+    model = tiny("llama").to(dtype)
+    eager = EagerBackend(model)
+    assert eager.can_exit.value
+    ids, kinds = torch.tensor([TEXT[:30]]), {name: p.dtype for name, p in model.named_parameters()}
+    with torch.inference_mode():
+        before = model(input_ids=ids, use_cache=False).logits
+        openvino.load(model, precision="bfloat16", threads=1, cache=None)
+        after = model(input_ids=ids, use_cache=False).logits
+
+    assert torch.equal(before, after)
+    assert kinds == {name: p.dtype for name, p in model.named_parameters()}
+    assert model.config._attn_implementation == tiny("llama").config._attn_implementation
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
+def test_positions_stay_exact_at_low_precision(precision: Any) -> None:
+    """Far from the beginning too, logits differ from float32's by rounding only: angles aren't rounded with the rest."""
+    model = tiny("llama", max_position_embeddings=2048)
+    text = [TEXT[i % 120] for i in range(900)]
+    session = openvino.load(model, precision=precision, threads=1, cache=None).open()
+    with torch.inference_mode():
+        want = model(input_ids=torch.tensor([text]), use_cache=False).logits[0]
+    gap = (session.forward(text) - want).square().mean(-1).sqrt()
+
+    assert gap[800:].mean() < 1.5 * gap[:100].mean()
+    assert gap.mean() < 0.1 * want.square().mean().sqrt()
+
+
+def test_four_bits_are_the_rounded_model() -> None:
+    """With 4-bit weights the logits are those of the torch model with its weights rounded the same way."""
+    from dynx.runtime.backends.openvino import weights
+
+    model = tiny("llama", hidden_size=64, intermediate_size=128)
+    got = openvino.load(model, precision="int4", threads=1, cache=None).open().forward(TEXT[:30])
+    with torch.inference_mode():
+        plain = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
+                groups = module.weight.view(len(module.weight), -1, weights.GROUP)
+                low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
+                scale = (high - low) / 15
+                offset = (-low / scale).round()
+                module.weight.copy_((((groups / scale + offset).round().clamp(0, 15)) - offset).mul(scale).flatten(1))
+        want = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
+
+    assert (got - want).square().mean() < 0.1 * (got - plain).square().mean()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+def test_a_kept_model_is_read_back(precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `load` kept gives the same logits in another load, which converts nothing, and in `reload` without torch's model."""
+    model = tiny("llama")
+    first = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
+    monkeypatch.setattr(openvino.openvino_convert, "convert", None)
+    second = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
+    alone = openvino.reload(precision=precision, threads=1, cache=tmp_path / "kept")
+
+    assert torch.equal(first, second)
+    assert alone is not None
+    assert torch.equal(first, alone.open().forward(TEXT[:20]))
+    assert (alone.layers, alone.vocab, alone.context) == (3, VOCAB, model.config.max_position_embeddings)
+    assert [p.name for p in (tmp_path / "kept").iterdir() if p.name.startswith(".")] == []
+
+
+def test_torn_and_foreign_files_are_made_again(tmp_path: Path) -> None:
+    """A kept model that can't be read, or is another model's, is replaced; the answer is right all the same."""
+    model = tiny("llama")
+    openvino.load(tiny("llama", seed=5), precision="float32", threads=1, cache=tmp_path)
+    foreign = openvino.load(model, precision="float32", threads=1, cache=tmp_path).open().forward(TEXT[:9])
+    (kept,) = tmp_path.iterdir()
+    (kept / "model.xml").write_text("<net")
+    assert openvino.reload(precision="float32", threads=1, cache=tmp_path) is None
+    torn = openvino.load(model, precision="float32", threads=1, cache=tmp_path).open().forward(TEXT[:9])
+
+    for got in (foreign, torn):
+        torch.testing.assert_close(got, truth("llama", TEXT[:9]), **CLOSE)
+    assert openvino.reload(precision="float32", threads=1, cache=tmp_path) is not None
+
+
+def test_an_unwritable_folder_is_no_obstacle(tmp_path: Path) -> None:
+    """Where nothing can be kept, the model runs from memory."""
+    (tmp_path / "file").write_text("")
+    backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path / "file")
+
+    torch.testing.assert_close(backend.open().forward(TEXT[:9]), truth("llama", TEXT[:9]), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", [*REFUSED, "mamba"])
+def test_what_cant_run_is_refused_with_a_reason(kind: str) -> None:
+    """A model that OpenVINO's attention can't express is an error that names the model and the obstacle."""
+    words = REFUSED.get(kind, "recurrent state")
+    with pytest.raises(UnsupportedModelError, match=f"{kind} .*{words}"):
+        openvino.load(tiny(kind), precision="float32", threads=1, cache=None)
+
+
+def test_growing_rotations_are_refused() -> None:
+    """Rotary frequencies that depend on the length can't be tabulated, and that is the reason given."""
+    changed = tiny("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    with pytest.raises(UnsupportedModelError, match="rotary frequencies with the length"):
+        openvino.load(changed, precision="float32", threads=1, cache=None)
+
+
+def test_other_logits_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A conversion that computes something else is found out, refused with the size of the difference, and not kept."""
+    honest = openvino.openvino_convert.convert
+    monkeypatch.setattr(openvino.openvino_convert, "convert", lambda model: honest(tiny("llama", seed=9)))
+    with pytest.raises(UnsupportedModelError, match="llama gives other logits on OpenVINO"):
+        openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_early_exits_are_declined(backend: OpenVINOBackend) -> None:
+    """There is no early exit, and the reason says so instead of a crash."""
+    session = backend.open()
+    assert backend.can_rollback.value
+    assert not backend.can_exit.value
+    with pytest.raises(UnsupportedModelError, match="as a whole"):
+        session.forward_early([1], 1)
+    with pytest.raises(UnsupportedModelError, match="as a whole"):
+        session.complete()
+
+
+def test_too_long_a_text_is_an_error() -> None:
+    """Positions beyond the model's own limit are refused before anything is computed."""
+    session = openvino.load(
+        tiny("llama", max_position_embeddings=64), precision="float32", threads=1, cache=None
+    ).open()
+    session.forward(TEXT[:60])
+    with pytest.raises(UnsupportedModelError, match="64"):
+        session.forward([1] * 40)
+    assert session.length == 60
+
+
+def test_availability_is_told_without_importing() -> None:
+    """Asking whether OpenVINO is there doesn't load it."""
+    code = (
+        "import sys; from dynx.runtime.backends import openvino as o; d = o.available(); "
+        "assert d.value, d.reason; assert 'openvino' not in sys.modules; print(d.reason)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("OpenVINO 20")
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [(None, "isn't installed (pip install 'dynx[openvino]')"), ("2025.2.0", "older than 2026.4")]
+)
+def test_absence_is_explained(version: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a usable OpenVINO the decision is no, with what to do, and `load` raises just that."""
+
+    def told(name: str) -> str:
+        if version is None:
+            raise openvino.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(openvino.metadata, "version", told)
+    decision = openvino.available()
+    assert not decision.value
+    assert words in decision.reason
+    with pytest.raises(UnsupportedModelError) as caught:
+        openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    assert str(caught.value) == decision.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ImportError("no libtbb"), "can't be loaded (no libtbb)"),
+        (OSError("wrong ELF class"), "can't be loaded (wrong ELF class)"),
+    ],
+)
+def test_a_broken_installation_is_a_reason(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OpenVINO that is installed and doesn't load refuses the model in words instead of crashing."""
+
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(openvino, "_core", broken)
+    with pytest.raises(UnsupportedModelError) as caught:
+        openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    assert words in str(caught.value)
+
+
+def test_what_doesnt_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that the plugin rejects is an error with the plugin's first line."""
+
+    def rejected(*args: Any) -> None:
+        raise RuntimeError("Unsupported operation of type: Zeta\nand more")
+
+    monkeypatch.setattr(openvino.openvino_convert, "assemble", rejected)
+    with pytest.raises(UnsupportedModelError, match=r"llama can't be compiled by OpenVINO \(Unsupported .*: Zeta\)"):
+        openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+
+
+def test_every_architecture_is_accounted_for() -> None:
+    """A kind of model that the eager backend runs either runs here or is refused on purpose."""
+    of_two_minds = {"gptj"}  # its attention can be replaced from transformers 5.24 on
+    assert set(ROLLING) == set(RUNNING) | set(REFUSED) | of_two_minds
+
+
+@pytest.mark.parametrize(("threads", "inner", "fused"), [(1, 256, 0), (2, 256, 3), (2, 96, 0), (3, 256, 0)])
+def test_feed_forward_is_fused_only_where_that_is_safe(threads: int, inner: int, fused: int) -> None:
+    """OpenVINO's fused operation, which kills the process with one thread, is used with pairs of threads that all have work."""
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if "amx_bf16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8") or able < threads:
+        pytest.skip("needs a processor with AMX and as many processors as threads")
+    model = tiny("llama", hidden_size=128, intermediate_size=inner).to(torch.bfloat16)
+    backend = openvino.load(model, precision="bfloat16", threads=threads, cache=None)
+
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in backend.compiled.get_runtime_model().get_ops()]
+    assert kinds.count("LLMMLP") == fused
+
+
+def test_padding_may_pass_the_end_of_the_context() -> None:
+    """Passes run wider than asked give the logits of their own tokens, up to the last position that there is."""
+    model, limit = tiny("llama", max_position_embeddings=64), 64
+    backend = openvino.load(model, precision="float32", threads=1, cache=None)
+    assert backend.context == limit
+    backend.run_instead({1: 4, 2: 4})
+    session, rows = backend.open(), []
+    session.forward(TEXT[: limit - 20], keep=1)
+    session.settle(1)
+    for start, count in (
+        (limit - 20, 8),
+        (limit - 12, 5),
+        (limit - 7, 1),
+        (limit - 6, 4),
+        (limit - 2, 1),
+        (limit - 1, 1),
+    ):
+        rows.append(session.forward(TEXT[start : start + count]))
+        assert (len(rows[-1]), session.length) == (count, start + count)
+    assert backend.width.now == 5
+
+    with torch.inference_mode():
+        want = model(input_ids=torch.tensor([TEXT[:limit]]), use_cache=False).logits[0, -20:]
+    torch.testing.assert_close(torch.cat(rows), want, **CLOSE)
+
+
+@pytest.mark.parametrize(("instead", "widths"), [({}, [9, 5, 1, 1, 1]), ({1: 4}, [9, 5, 4, 4, 4])])
+def test_plain_decoding_is_as_wide_as_it_is_told(
+    instead: dict[int, int], widths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However wide the graph stands from another text, so a text is one text."""
+    from dynx.runtime.backends.padding import Width
+
+    backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    backend.run_instead(instead)
+    seen: list[int] = []
+    real = Width.__call__
+
+    def noted(self: Width, count: int) -> int:
+        seen.append(real(self, count))
+        return seen[-1]
+
+    monkeypatch.setattr(Width, "__call__", noted)
+    backend.open().forward(TEXT[:9])
+    run = Engine(backend, Drafters(lookup=False)).start(Request(TEXT[:5], 4))
+    assert len(list(run)) >= 4
+    assert seen == widths
+
+
+@pytest.mark.skipif(
+    "amx_tile" in probe().isa, reason="tiles may compute rows otherwise; calibration measures whether they do"
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "mistral"])
+def test_passes_of_two_or_more_tokens_give_the_same_bits(kind: str, precision: Any) -> None:
+    """So no text depends on how it was guessed once plain passes are that wide, and before that it may."""
+    backend = openvino.load(tiny(kind), precision=precision, threads=2, cache=None)
+    narrow = measure_noise(backend)
+    backend.run_instead({1: 2})
+    wide = measure_noise(backend, [(TEXT, 7), (TEXT[::-1], 70)])
+    noise = noise_if_exact(backend, [(TEXT, 9)], None, {1: 2})
+
+    assert max(narrow.values()) > 0
+    assert set(wide.values()) == {0.0}
+    assert alike(noise, {1: 2})
+    assert not alike(noise, {})
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_exactness_is_two_rows_instead_of_one(precision: Any) -> None:
+    """Asked to be exact, plain decoding and guessing write one text, whatever they wrote before."""
+    backend = openvino.load(tiny("llama"), precision=precision, threads=2, cache=None)
+    drafters = Drafters(model=openvino.load(perturbed(tiny("llama"), 0.3), precision="float32", threads=1, cache=None))
+    exact, decision = prepare(backend)
+    texts = []
+    for policy in (Plain(), Static("draft", 4), None):
+        run = Engine(backend, drafters, exact=exact).start(Request(TEXT[:10], 60), policy)
+        texts.append([token.id for token in run])
+        assert run.receipt().guarantee == "identical to plain decoding"
+
+    assert texts[0] == texts[1] == texts[2]
+    assert backend.width.instead == {1: 2}
+    assert "run wider" in decision.reason
+
+
+def test_in_single_precision_no_pass_is_widened_for_exactness() -> None:
+    """There it would be paid for nothing: decisions that close don't occur."""
+    backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    exact, decision = prepare(backend)
+    assert backend.width.instead == {}
+    assert decision.value == ("near-ties read again" if exact.bound else "by every pass")

@@ -1,0 +1,1 @@
+"""Models, folders, commands and fixtures that several tests share."""

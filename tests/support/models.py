@@ -1,0 +1,304 @@
+"""Tiny random models of many architectures, for tests that need the real thing and no checkpoint.
+
+Weights as initialised make nearly flat logits, on which every drafter is always wrong and every difference goes unseen. These are
+drawn so that each block matters, the head is sharp, and a noisy copy or an early exit is right some of the time.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from dynx.runtime.backends.eager import EagerBackend, decoder_blocks
+from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers.cache_utils import Cache
+
+    from dynx.speculation.policy import Prospect, Round
+    from dynx.speculation.types import Origin
+
+torch.set_num_threads(1)  # a second thread costs more than these models do
+logging.set_verbosity_error()  # missing fast kernels of recurrent models, on every construction
+
+VOCAB = 64
+LAYERS = 3
+WINDOW = 16
+
+_GPT: dict[str, Any] = {"n_embd": 32, "n_layer": LAYERS, "n_head": 4}
+_PLAIN: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+_GROUPED: dict[str, Any] = {**_PLAIN, "num_key_value_heads": 2}
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+
+ROLLING: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": {**_GROUPED, "head_dim": 8},
+    "gpt2": {**_GPT, "n_positions": 256},
+    "gpt_neox": _PLAIN,
+    "gemma": {**_GROUPED, "head_dim": 8},
+    "gemma2": {**_GROUPED, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8, "layer_types": _MIXED},
+    "gemma3_text": {
+        **_GROUPED,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 8,
+        "layer_types": _MIXED,
+    },
+    "mistral": {**_GROUPED, "sliding_window": WINDOW},
+    "phi": _PLAIN,
+    "opt": {**_PLAIN, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"hidden_size": 32, "n_layer": LAYERS, "n_head": 4},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4},
+    "gptj": {**_GPT, "n_positions": 256, "rotary_dim": 8},
+    "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+"""Architectures whose cache can be rolled back, and what makes them tiny."""
+
+STATEFUL: dict[str, dict[str, Any]] = {
+    "mamba": {"hidden_size": 32, "num_hidden_layers": LAYERS, "state_size": 8},
+    "jamba": {
+        **_GROUPED,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+    },
+}
+"""Architectures with a recurrent state."""
+
+
+def tiny(kind: str, *, seed: int = 0, vocab: int = VOCAB, **changes: Any) -> Any:
+    """A model of `kind` whose weights are the same for the same arguments."""
+    settings = {**ROLLING, **STATEFUL}[kind] | changes
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=vocab,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        **settings,
+    )
+    with torch.random.fork_rng():  # vectors keep their initial values, and Mamba's are drawn
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    _sharpen(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+@torch.no_grad()
+def _sharpen(model: Any, generator: torch.Generator) -> None:
+    """Weights that keep signals at their size through a block, a head that makes up its mind, later blocks that say less."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if weight.dim() >= 2:
+                scale = 1.0 if isinstance(module, nn.Embedding) else weight.shape[-1] ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    head.weight.mul_(4.0)
+    table.weight.div_(
+        getattr(model.config, "hidden_size", 1) ** 0.5 if model.config.model_type.startswith("gemma") else 1.0
+    )
+    for index, block in enumerate(decoder_blocks(model) or []):
+        for weight in block.parameters():
+            if weight.dim() >= 2:
+                weight.mul_(1.0 if index == 0 else 0.6)
+
+
+@torch.no_grad()
+def perturbed(model: Any, amount: float = 0.1, *, seed: int = 1) -> Any:
+    """`model` with noise on its matrices, in place: a drafter that is right now and then."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.dim() >= 2:
+            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * amount)
+    return model
+
+
+@cache
+def reference(kind: str) -> Any:
+    """A model that dynx never touches, for what transformers makes of it."""
+    return tiny(kind)
+
+
+@cache
+def generated(kind: str, prompt: tuple[int, ...], count: int, penalty: float = 1.0) -> list[int]:
+    """What transformers' greedy `generate` appends to `prompt`."""
+    ids = torch.tensor([prompt])
+    out = reference(kind).generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        repetition_penalty=penalty,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Now."""
+        return self.now
+
+
+class TimedBackend(EagerBackend):
+    """A backend whose passes take a fixed time on `clock`: `layer` seconds for each layer run, 5 % more per further token."""
+
+    def __init__(self, model: Any, clock: Clock, layer: float = 1.0) -> None:
+        super().__init__(model)
+        self.clock, self.layer = clock, layer
+
+    def price(self, count: int, layers: int | None = None) -> float:
+        """Seconds of a pass of `count` tokens."""
+        return self.layer * (self.layers if layers is None else layers) * (1 + 0.05 * (count - 1))
+
+    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
+        """The pass, and its time."""
+        gate = self.__dict__.get("gate")
+        self.clock.now += self.price(len(tokens), gate.last - gate.first if gate else None)
+        return super().run(tokens, cache, keep)
+
+
+class Whim:
+    """A policy of arbitrary legal choices: whatever a real one may come to, and much that none would.
+
+    `prefixes` off keeps all drafts, as acceptance of freely sampled ones demands.
+    """
+
+    def __init__(self, seed: int, *, prefixes: bool = True) -> None:
+        self._random = np.random.default_rng(seed)
+        self._prefixes = prefixes
+        self._room = 0
+        self.seen: set[str] = set()
+        """States that occurred, for a test to check that they all did."""
+
+    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+        """Any drafter, also one with nothing to say, or none."""
+        self._room = min(room, int(self._random.integers(0, 10)))
+        at = int(self._random.integers(0, len(prospects) + 1))
+        return prospects[at].origin if at < len(prospects) else None
+
+    def another(self, signals: Sequence[float]) -> bool:
+        """Most of the time."""
+        return len(signals) < self._room and bool(self._random.random() < 0.8)
+
+    def submit(self, signals: Sequence[float]) -> int:
+        """Any prefix, half of the time all."""
+        if not self._prefixes or self._random.random() < 0.5:
+            return len(signals)
+        return int(self._random.integers(0, len(signals) + 1))
+
+    def learn(self, done: Round) -> None:
+        """Only what kind of round it was."""
+        drafted = len(done.signals)
+        if done.origin is None or not drafted:
+            self.seen.add("plain" if done.origin is None else f"{done.origin}: silent")
+            return
+        sent = "nothing" if not done.submitted else "all" if done.submitted == drafted else "some"
+        stayed = "none" if not done.kept else "all" if done.kept == done.submitted else "some"
+        self.seen.add(f"{done.origin}: {sent} submitted, {stayed} stayed")
+
+
+class Stub:
+    """A backend with no network: `row` maps a prefix to the logits (V,) of what follows, `early` likewise for the exit.
+
+    Two layers, the exit after the first.
+    """
+
+    name = "stub"
+    precision = "float32"
+    layers = 2
+    can_rollback = Decision(True, "a list of tokens")
+    can_exit = Decision(True, "a list of tokens")
+
+    def __init__(
+        self,
+        vocab: int,
+        row: Callable[[Sequence[int]], Tensor],
+        early: Callable[[Sequence[int]], Tensor] | None = None,
+        *,
+        context: int | None = None,
+    ) -> None:
+        self.vocab, self.row, self.early, self.context = vocab, row, early or row, context
+
+    def open(self) -> StubSession:
+        """A fresh sequence."""
+        return StubSession(self)
+
+
+class StubSession:
+    """A sequence in a `Stub`."""
+
+    def __init__(self, backend: Stub) -> None:
+        self._backend = backend
+        self._tokens: list[int] = []
+        self._waiting: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """See `Session`."""
+        return len(self._tokens)
+
+    @property
+    def pending(self) -> int:
+        """See `Session`."""
+        return len(self._waiting)
+
+    def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
+        """See `Session`."""
+        start = len(self._tokens) + (0 if keep is None else len(tokens) - keep)
+        self._tokens.extend(tokens)
+        return torch.stack([self._backend.row(self._tokens[: i + 1]) for i in range(start, len(self._tokens))])
+
+    def rollback(self, length: int) -> None:
+        """See `Session`."""
+        del self._tokens[length:]
+        self._waiting.clear()
+
+    def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
+        """See `Session`."""
+        rows = []
+        for token in tokens:
+            self._waiting.append(token)
+            rows.append(self._backend.early([*self._tokens, *self._waiting]))
+        return torch.stack(rows) if logits else None
+
+    def complete(self, count: int | None = None) -> Tensor:
+        """See `Session`."""
+        tokens = self._waiting if count is None else self._waiting[:count]
+        self._waiting = []
+        return self.forward(tokens)
+
+
+def scripted(vocab: int, script: Sequence[int], wrong: Sequence[int] = ()) -> Callable[[Sequence[int]], Tensor]:
+    """Rows that spell out `script`, prompt included, but for the positions in `wrong`; past its end, token 0."""
+
+    def row(prefix: Sequence[int]) -> Tensor:
+        at = len(prefix)
+        token = script[at] if at < len(script) else 0
+        return torch.nn.functional.one_hot(torch.tensor((token + (at in wrong)) % vocab), vocab) * 9.0
+
+    return row
