@@ -181,10 +181,8 @@ def test_the_wheel_installs_every_file() -> None:
         "completions/dynx.fish": "share/fish/vendor_completions.d/dynx.fish",
     }
     for name in FILES:
-        if name.startswith("man/"):
-            assert shared["man"] == "share/man/man1"
-        else:
-            assert shared[name] == places[name]
+        page = name.startswith("man/")
+        assert shared[name] == (f"share/man/man1/{name.removeprefix('man/')}" if page else places[name])
 
 
 def test_help_does_not_load_the_generator() -> None:
