@@ -302,7 +302,6 @@ complete -c dynx -n '__dynx_at dynx bench' -l plot -r -F -d 'Draw speed, and spe
 complete -c dynx -n '__dynx_at dynx bench' -l record -r -F -d 'Measure nothing'
 complete -c dynx -n '__dynx_at dynx bench' -l replay -r -F -d 'Score policies on such a recording, and how far each is from the best possible'
 complete -c dynx -n '__dynx_at dynx bench' -l policy -x -a 'plain dynamic cold' -d 'For --replay'
-complete -c dynx -n '__dynx_at dynx bench' -l self-test -d 'Check that this installation keeps what it says about streams and exit codes'
 complete -c dynx -n '__dynx_at dynx bench' -l workflow -d 'Print a GitHub Actions workflow that gates a repository'
 complete -c dynx -n '__dynx_at dynx bench' -l json -d 'Print one JSON document instead of text'
 complete -c dynx -n '__dynx_at dynx bench' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'

@@ -389,7 +389,6 @@ def test_pictures_are_recorded_and_replayed(cli: Cli, tmp_path: Path, monkeypatc
         (["--record", "x"], "a recording is of one model"),
         (["-m", "story", "--record", "x", "--temperature", "1"], "records greedy decoding"),
         (["-m", "story", "--record", "x", "--draft", "none"], "there is nothing to draft with"),
-        (["--self-test", "--workflow"], "exclude each other"),
     ],
 )
 def test_what_does_not_go_together(

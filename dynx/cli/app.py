@@ -721,12 +721,6 @@ def bench(
             "or FILE.py:NAME of your own. Repeatable.",
         ),
     ] = None,
-    self_test: Annotated[
-        bool,
-        typer.Option(
-            "--self-test", help="Check that this installation keeps what it says about streams and exit codes."
-        ),
-    ] = False,
     workflow: Annotated[
         bool, typer.Option("--workflow", help="Print a GitHub Actions workflow that gates a repository.")
     ] = False,

@@ -29,7 +29,6 @@ REST = (
     "loading",
     "device",
     "cli_generate",
-    "self_test",
 )
 """Files of tests, by the words after `test_`: of the extension, and of what it shares its torch with."""
 

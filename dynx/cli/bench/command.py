@@ -77,7 +77,6 @@ class Options:
     record: str | None
     replay: str | None
     policy: list[str] | None
-    self_test: bool
     workflow: bool
     json: bool
     device: str
@@ -172,7 +171,7 @@ def aside(options: Options) -> bool:
     """Do what `dynx bench` does without measuring, where that was asked for; whether it was. Raises UsageError."""
     from dynx.cli import bench_replay
 
-    wanted = {"--self-test": options.self_test, "--workflow": options.workflow}
+    wanted = {"--workflow": options.workflow}
     wanted |= {"--record": options.record is not None, "--replay": options.replay is not None}
     asked = [name for name, given in wanted.items() if given]
     if len(asked) > 1:
@@ -186,10 +185,6 @@ def aside(options: Options) -> bool:
         from dynx.bench import workflow
 
         terminal.write(workflow())
-    elif options.self_test:
-        from dynx.cli import self_test
-
-        self_test.run(terminal, json=options.json)
     else:
         bench_replay.check(options)
         (bench_replay.replay if options.replay is not None else bench_replay.record)(options, terminal)
