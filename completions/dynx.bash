@@ -45,9 +45,8 @@ _dynx_list() {
             --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
             --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
             --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
-            --budget= --export=+ --plot= --record= --replay= --policy=+ --workflow --json --device= --dtype=
-            --threads= --backend= --quantize= --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+
-            --color= -h,--help'
+            --budget= --export=+ --plot= --workflow --json --device= --dtype= --threads= --backend= --quantize=
+            --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -146,9 +145,7 @@ _dynx_value() {
     'dynx bench --data' | \
     'dynx bench --labels' | \
     'dynx bench --baseline' | \
-    'dynx bench --plot' | \
-    'dynx bench --record' | \
-    'dynx bench --replay')
+    'dynx bench --plot')
         _dynx_files ;;
     'dynx bench --draft')
         _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
@@ -158,8 +155,6 @@ _dynx_value() {
         _dynx_words transformers ;;
     'dynx bench --export')
         _dynx_prefixes 'json: md: csv: junit: github-action-benchmark: benchstat: html: svg:' ;;
-    'dynx bench --policy')
-        _dynx_words 'plain dynamic cold' ;;
     'dynx bench --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')

@@ -696,31 +696,6 @@ def bench(
         str | None,
         typer.Option("--plot", metavar="PATH", help="Draw speed, and speed against quality, to an SVG or PNG file."),
     ] = None,
-    record: Annotated[
-        str | None,
-        typer.Option(
-            "--record",
-            metavar="FILE",
-            help="Measure nothing: write what every drafter, exit or number of steps would have said, for --replay.",
-        ),
-    ] = None,
-    replay: Annotated[
-        str | None,
-        typer.Option(
-            "--replay",
-            metavar="FILE",
-            help="Score policies on such a recording, and how far each is from the best possible.",
-        ),
-    ] = None,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--policy",
-            metavar="POLICY",
-            help="For --replay: plain, dynamic, cold (dynamic without a profile), DRAFTER=K, at=LAYER or at=STEPS, threshold=T, "
-            "or FILE.py:NAME of your own. Repeatable.",
-        ),
-    ] = None,
     workflow: Annotated[
         bool, typer.Option("--workflow", help="Print a GitHub Actions workflow that gates a repository.")
     ] = False,

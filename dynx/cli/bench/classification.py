@@ -14,7 +14,7 @@ from dynx.cli.classify.command import open_assembly, wish_of
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.classification import Quality
     from dynx.bench.gates import Gate
@@ -88,12 +88,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
 
     process = process_of(options, own) if assembly.labels.problem == "single" and assembly.plan.kind == "text" else None
 
-    def record(progress: Callable[[float], None]) -> Iterator[str]:
-        from dynx.bench import recording
-
-        return recording.labels(assembly, items, facts, progress)
-
-    return Prepared(TASK, arms, cases, facts, own.runs, conclude, process, record=record)
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude, process)
 
 
 def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Assembly, Inputs]:

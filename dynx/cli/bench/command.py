@@ -13,7 +13,7 @@ from dynx.errors import DynxError, GateFailed, Undecided, UsageError
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
@@ -74,9 +74,6 @@ class Options:
     budget: float | None
     export: list[str] | None
     plot: str | None
-    record: str | None
-    replay: str | None
-    policy: list[str] | None
     workflow: bool
     json: bool
     device: str
@@ -117,8 +114,6 @@ class Prepared:
     """What a round left behind besides samples, to be sent from a fresh process, …"""
     recall: Callable[[Any], None] = lambda _: None
     """… and taken in by this one."""
-    record: Callable[[Callable[[float], None]], Iterator[str]] = lambda _: iter(())
-    """The lines of a recording of it; hears of progress."""
 
 
 def run(options: Options) -> None:
@@ -138,7 +133,10 @@ def run(options: Options) -> None:
 
 
 def _run(options: Options) -> None:
-    if aside(options):
+    if options.workflow:
+        from dynx.bench import workflow
+
+        Terminal(quiet=options.quiet, color=options.color).write(workflow())
         return
     chosen = choose(options)
     check(options)
@@ -165,30 +163,6 @@ def _run(options: Options) -> None:
         if result.stopped == "interrupt":
             break
     finish(results, errors, options, terminal)
-
-
-def aside(options: Options) -> bool:
-    """Do what `dynx bench` does without measuring, where that was asked for; whether it was. Raises UsageError."""
-    from dynx.cli import bench_replay
-
-    wanted = {"--workflow": options.workflow}
-    wanted |= {"--record": options.record is not None, "--replay": options.replay is not None}
-    asked = [name for name, given in wanted.items() if given]
-    if len(asked) > 1:
-        raise UsageError(f"{' and '.join(asked)} exclude each other")
-    if options.policy and not options.replay:
-        raise UsageError("--policy says what --replay scores; there is no --replay")
-    if not asked:
-        return False
-    terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
-    if options.workflow:
-        from dynx.bench import workflow
-
-        terminal.write(workflow())
-    else:
-        bench_replay.check(options)
-        (bench_replay.replay if options.replay is not None else bench_replay.record)(options, terminal)
-    return True
 
 
 def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:

@@ -16,7 +16,7 @@ from dynx.cli.draw.requests import parse_size
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.drawing import Gallery, Pair, Quality
     from dynx.bench.gates import Gate
@@ -83,12 +83,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
         )
         return result.judged(gates(result, quality, options))
 
-    def record(progress: Callable[[float], None]) -> Iterator[str]:
-        from dynx.bench import recording
-
-        return recording.pictures(Artist(assembly), cases, own.quality, facts, progress)
-
-    return Prepared(TASK, arms, cases, facts, own.runs, conclude, None, gallery.memory, gallery.recall, record=record)
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude, None, gallery.memory, gallery.recall)
 
 
 def further_arms(options: Options, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:

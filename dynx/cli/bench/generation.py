@@ -12,7 +12,7 @@ from dynx.cli.generate.command import open_assembly
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from dynx.bench.arms.generation import Task
     from dynx.bench.gates import Gate
@@ -73,13 +73,8 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
         return judged(measured, confidence, options, header, assembly, cases)
 
-    def record(progress: Callable[[float], None]) -> Iterator[str]:
-        from dynx.bench import recording
-
-        return recording.texts(assembly, cases, task, header, progress)
-
     process = process_of(options, own, assembly, cases, texts)
-    return Prepared(TASK, arms, cases, header, own.runs, conclude, process, record=record)
+    return Prepared(TASK, arms, cases, header, own.runs, conclude, process)
 
 
 def opened(options: Options, terminal: Terminal) -> Assembly:

@@ -59,7 +59,6 @@ BY_METAVAR: Mapping[str, Completion] = {
         prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:", "benchstat:", "html:", "svg:")
     ),
     "TASK": Completion(words=("generate", "classify", "draw", "all")),
-    "POLICY": Completion(words=("plain", "dynamic", "cold")),
     "LENGTHS": Completion(words=("none",)),
     "PEER": Completion(words=("transformers",)),
 }
