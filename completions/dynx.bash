@@ -154,7 +154,7 @@ _dynx_value() {
     'dynx bench --against')
         _dynx_words transformers ;;
     'dynx bench --export')
-        _dynx_prefixes 'json: md: csv: junit: github-action-benchmark: benchstat: html: svg:' ;;
+        _dynx_prefixes 'json: md: csv: junit: github-action-benchmark:' ;;
     'dynx bench --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')

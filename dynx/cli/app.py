@@ -437,7 +437,9 @@ def calibrate(
     plot: Annotated[
         str | None,
         typer.Option(
-            "--plot", metavar="PATH", help="For a pipeline that draws: quality against steps as an SVG or PNG file."
+            "--plot",
+            metavar="PATH",
+            help="For a pipeline that draws: quality against steps, SVG or PNG; needs dynx[plot].",
         ),
     ] = None,
     budget: Annotated[
@@ -689,12 +691,16 @@ def bench(
         typer.Option(
             "--export",
             metavar="FORMAT:PATH",
-            help="Also write the result as json, md, csv, junit, github-action-benchmark, benchstat, html or svg. Repeatable.",
+            help="Also write the result as json, md, csv, junit or github-action-benchmark. Repeatable.",
         ),
     ] = None,
     plot: Annotated[
         str | None,
-        typer.Option("--plot", metavar="PATH", help="Draw speed, and speed against quality, to an SVG or PNG file."),
+        typer.Option(
+            "--plot",
+            metavar="PATH",
+            help="Draw speed, and speed against quality, as SVG or PNG; needs dynx[plot].",
+        ),
     ] = None,
     workflow: Annotated[
         bool, typer.Option("--workflow", help="Print a GitHub Actions workflow that gates a repository.")

@@ -187,7 +187,9 @@ def finish(results: list[BenchResult], errors: list[DynxError], options: Options
     for spec in (options.export or []) if results else ():
         terminal.detail(f"wrote {exports.write(results, spec)}")
     if options.plot and results:
-        terminal.detail(f"wrote {exports.plot(results, exports.parse_plot(options.plot))}")
+        from dynx.bench import plot
+
+        terminal.detail(f"wrote {plot.bench(results, plot.parse_plot(options.plot))}")
     if any(result.stopped == "interrupt" for result in results):
         raise KeyboardInterrupt
     if errors:
@@ -232,12 +234,13 @@ def check(options: Options) -> None:
     from dynx.bench import PEERS, exports
     from dynx.bench.baseline import parse_tolerance
     from dynx.bench.gates import min_quality, min_speedup
+    from dynx.bench.plot import parse_plot
     from dynx.cli.bench import arm_options
 
     for spec in options.export or []:
         exports.parse_export(spec)
     if options.plot is not None:
-        exports.parse_plot(options.plot)
+        parse_plot(options.plot)
     if options.min_speedup is not None:
         min_speedup(None, options.min_speedup)
     if options.min_quality is not None:
