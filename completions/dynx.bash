@@ -45,8 +45,8 @@ _dynx_list() {
             --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
             --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
             --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
-            --budget= --export=+ --plot= --workflow --json --device= --dtype= --threads= --backend= --quantize=
-            --profile= --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --budget= --export=+ --plot= --json --device= --dtype= --threads= --backend= --quantize= --profile=
+            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }

@@ -299,7 +299,6 @@ complete -c dynx -n '__dynx_at dynx bench' -l bisect -d 'Exit with 125 where not
 complete -c dynx -n '__dynx_at dynx bench' -l budget -x -d 'Stop after a whole round when time runs out'
 complete -c dynx -n '__dynx_at dynx bench' -l export -x -a '(__dynx_files_after json: md: csv: junit: github-action-benchmark:)' -d 'Also write the result as json, md, csv, junit or github-action-benchmark'
 complete -c dynx -n '__dynx_at dynx bench' -l plot -r -F -d 'Draw speed, and speed against quality, as SVG or PNG'
-complete -c dynx -n '__dynx_at dynx bench' -l workflow -d 'Print a GitHub Actions workflow that gates a repository'
 complete -c dynx -n '__dynx_at dynx bench' -l json -d 'Print one JSON document instead of text'
 complete -c dynx -n '__dynx_at dynx bench' -l device -x -a 'auto cpu cuda xpu mps' -d 'auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx bench' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Precision to compute in'

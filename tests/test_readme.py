@@ -218,7 +218,7 @@ def shape(line: str) -> str:
 def test_there_are_commands() -> None:
     """What is read from the page is what a reader sees: commands with and without output, the first being the first."""
     assert COMMANDS[0].text == 'pip install . && dynx generate "Once upon a time"'
-    assert len(COMMANDS) >= 22
+    assert len(COMMANDS) >= 20
     assert sum(bool(command.shown) for command in COMMANDS) >= 7
     written = set(re.findall(r"^(?:    )?\$ (.*)$", README, re.MULTILINE))
     assert written <= {command.text for command in COMMANDS}

@@ -702,9 +702,6 @@ def bench(
             help="Draw speed, and speed against quality, as SVG or PNG; needs dynx[plot].",
         ),
     ] = None,
-    workflow: Annotated[
-        bool, typer.Option("--workflow", help="Print a GitHub Actions workflow that gates a repository.")
-    ] = False,
     json: o.Json = False,
     device: o.Device = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,

@@ -161,11 +161,17 @@ def test_specifications_are_put_right(spec: str, hint: str) -> None:
     assert caught.value.hint == hint
 
 
-def test_the_workflow_is_yaml_that_gates() -> None:
-    """The file that --workflow prints runs dynx bench with gates, and exports that exist."""
-    from dynx.bench import workflow
+def test_the_workflow_of_the_guide_gates() -> None:
+    """It runs dynx bench with options that there are, a gate among them, and exports that exist."""
+    from typer.main import get_command
 
-    text = workflow()
+    from dynx.cli.app import app
+
+    guide = (Path(__file__).parents[1] / "man" / "guides" / "benchmarking.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
     assert "\t" not in text
-    for spec in re.findall(r"--export (\S+)", text):
-        assert exports.parse_export(spec)[1] == Path(spec.partition(":")[2])
+    (line,) = re.findall(r"run: >\s+dynx bench (.*?)\n      - ", text, re.DOTALL)
+    commands: Any = get_command(app)
+    given = commands.commands["bench"].make_context("bench", line.split()).params
+    assert (given["models"], given["min_speedup"], given["require_identical"]) == (["story"], 1.0, True)
+    assert [exports.parse_export(spec)[1].name for spec in given["export"]] == ["bench.md", "bench.json", "bench.xml"]

@@ -74,7 +74,6 @@ class Options:
     budget: float | None
     export: list[str] | None
     plot: str | None
-    workflow: bool
     json: bool
     device: str
     dtype: Dtype
@@ -133,11 +132,6 @@ def run(options: Options) -> None:
 
 
 def _run(options: Options) -> None:
-    if options.workflow:
-        from dynx.bench import workflow
-
-        Terminal(quiet=options.quiet, color=options.color).write(workflow())
-        return
     chosen = choose(options)
     check(options)
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
