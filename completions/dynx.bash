@@ -43,10 +43,10 @@ _dynx_list() {
         commands=''
         options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
             --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
-            --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
-            --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
-            --budget= --export=+ --plot= --json --device= --dtype= --threads= --backend= --quantize= --profile=
-            --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --within= --arm=+ --timeout= --against= --min-speedup= --require-identical --max-disagreement=
+            --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect --budget= --export=+
+            --plot= --json --device= --dtype= --threads= --backend= --quantize= --profile= --allow-pickle
+            --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }

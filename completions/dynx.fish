@@ -284,7 +284,6 @@ complete -c dynx -n '__dynx_at dynx bench' -l confidence -x -d 'How sure a class
 complete -c dynx -n '__dynx_at dynx bench' -l within -x -d 'For models that give numbers: how far one may be off and still agree'
 complete -c dynx -n '__dynx_at dynx bench' -l arm -x -d 'Also measure this with other options (-m, --dtype, --profile, --static K, …), the peer transformers, or a program'
 complete -c dynx -n '__dynx_at dynx bench' -l timeout -x -d 'An arm of which one run takes longer has failed'
-complete -c dynx -n '__dynx_at dynx bench' -l fresh -d 'Run every round in a process of its own'
 complete -c dynx -n '__dynx_at dynx bench' -l against -x -a 'transformers' -d 'Also measure a peer on the same inputs: transformers'
 complete -c dynx -n '__dynx_at dynx bench' -l min-speedup -x -d 'Gate'
 complete -c dynx -n '__dynx_at dynx bench' -l require-identical -d 'Gate'

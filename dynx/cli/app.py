@@ -614,7 +614,6 @@ def bench(
             help="An arm of which one run takes longer has failed; 600 for programs by default.",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run every round in a process of its own.")] = False,
     against: Annotated[
         str | None,
         typer.Option("--against", metavar="PEER", help="Also measure a peer on the same inputs: transformers."),

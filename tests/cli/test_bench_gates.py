@@ -128,7 +128,6 @@ def test_a_baseline_that_is_none_is_told_before_measuring(
         (["--arm", "mine=!no-such-program-here"], "there is no program"),
         (["--arm", "mine=--draft none", "--arm", "mine=--draft self"], "--arm mine is given twice"),
         (["--arm", "mine=--batch-size 3"], "--batch-size means nothing"),
-        (["--fresh", "--arm", "mine=!cat"], "--fresh is for dynx's own arms"),
     ],
     ids=str,
 )
@@ -187,15 +186,6 @@ def test_several_models_are_a_suite(cli: Cli, tiny_folder: Path, tmp_path: Path)
     assert good.document["schema"] == "dynx.bench.suite/1"
     assert [result["task"] for result in good.document["results"]] == ["generate", "classify"]
     assert (bad.code, "tiny: min-speedup" in bad.err) == (3, True)
-
-
-def test_rounds_in_fresh_processes(cli: Cli, tiny_folder: Path) -> None:
-    """With --fresh outputs still compare, and that processes were fresh is part of the conditions."""
-    document = cli("bench", "-m", tiny_folder, "--runs", 2, "-n", 4, "--prompts", 1, "--static", "none", "--fresh",
-                   "--require-identical", "--json").document  # fmt: skip
-
-    assert document["header"]["harness"]["fresh_processes"] is True
-    assert (document["rounds"], document["gates"][0]["verdict"]) == (2, "pass")
 
 
 def test_bisection_asks_for_a_verdict(cli: Cli, tiny_folder: Path) -> None:

@@ -60,7 +60,6 @@ class Options:
     against: str | None
     arms: list[str] | None
     timeout: float | None
-    fresh: bool
     min_speedup: float | None
     require_identical: bool
     max_disagreement: float | None
@@ -109,10 +108,6 @@ class Prepared:
     """From complete rounds and the confidence of intervals; with the task's own gates judged."""
     process: Process | None = None
     """How whole processes do the task; None where they can't be compared."""
-    remember: Callable[[], Any] = lambda: None
-    """What a round left behind besides samples, to be sent from a fresh process, …"""
-    recall: Callable[[Any], None] = lambda _: None
-    """… and taken in by this one."""
 
 
 def run(options: Options) -> None:

@@ -83,7 +83,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
         )
         return result.judged(gates(result, quality, options))
 
-    return Prepared(TASK, arms, cases, facts, own.runs, conclude, None, gallery.memory, gallery.recall)
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
 def further_arms(options: Options, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.interim import Looks
     from dynx.bench.report import ArmResult, BenchResult, Comparison
-    from dynx.bench.runner import JSON, Arm, Measurements, Play, Progress
+    from dynx.bench.runner import JSON, Arm, Measurements, Progress
     from dynx.cli.bench.command import Options, Prepared
     from dynx.cli.console import Terminal
     from dynx.runtime.decision import Decision
@@ -55,7 +55,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
 
     meter = energy.find(str(prepared.header["device"]))
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
-    how: dict[str, JSON] = {"harness": {"fresh_processes": options.fresh}}
+    how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
         terminal.warn(f"--baseline {options.baseline} can only advise, as it differs: {'; '.join(differing)}")
@@ -76,11 +76,6 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
         return dynamic if any(name.startswith("baseline") for name in undecided) else ()
 
     arms = equipped(prepared, options, meter.value)
-    play: Play | None = None
-    if options.fresh:
-        from dynx.cli.bench_fresh import player
-
-        play = player(options, prepared)
     with terminal.progress("measuring") as move:
 
         def progress(p: Progress) -> None:
@@ -98,9 +93,8 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             looks=looks.rounds,
             judge=judge if len(looks.rounds) > 1 else None,
             hurry_s=HURRY * budget if budget is not None else None,
-            play=play,
         )
-    return annotated(conclude(found), found, looks, meter, fresh=options.fresh)
+    return annotated(conclude(found), found, looks, meter)
 
 
 def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
@@ -128,8 +122,6 @@ def equipped(prepared: Prepared, options: Options, meter: Meter | None) -> list[
     if any(one.kind == "command" for one in variations):
         if prepared.process is None:
             raise UsageError(f"--arm with a program isn't there for the task {prepared.task}")
-        if options.fresh:
-            raise UsageError("--fresh is for dynx's own arms; programs are fresh processes anyway")
         arms += arm_options.process_arms(prepared.process, variations, options.timeout)
     if setting := os.environ.get(SLOW):
         name, share = parse_slow(setting)
@@ -160,9 +152,7 @@ def against(
     ]
 
 
-def annotated(
-    result: BenchResult, measured: Measurements, looks: Looks, meter: Decision[Meter | None], *, fresh: bool
-) -> BenchResult:
+def annotated(result: BenchResult, measured: Measurements, looks: Looks, meter: Decision[Meter | None]) -> BenchResult:
     """The result with how it was measured: looks, overhead, energy, and programs against whole processes."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
@@ -174,7 +164,6 @@ def annotated(
         "looks": measured.looks or 1,
         "looks_at_most": len(looks.rounds),
         "interval_confidence": round(confidence(looks, measured), 6),
-        "fresh_processes": fresh,
     }
     source = meter.value.source if meter.value is not None else None
     header = {**result.header, "harness": runner, "energy": {"source": source, "reason": meter.reason}}
