@@ -1,4 +1,4 @@
-"""What is wrapped around an arm: an end to waiting, joules, threads, and the slow-down that the gates are tested with.
+"""What is wrapped around an arm: an end to waiting, threads, and the slow-down that the gates are tested with.
 
 Nothing here knows what an arm does.
 """
@@ -16,7 +16,6 @@ from dynx.errors import DynxError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dynx.bench.energy import Meter
     from dynx.bench.runner import Arm, Case, Outcome
 
 
@@ -56,17 +55,6 @@ def limited(arm: Arm[Case], seconds: float) -> Arm[Case]:
     def run(case: Case) -> Outcome:
         with at_most(seconds):
             return arm.run(case)
-
-    return replace(arm, run=run)
-
-
-def metered(arm: Arm[Case], meter: Meter) -> Arm[Case]:
-    """The arm, with the energy that was used meanwhile among its facts."""
-
-    def run(case: Case) -> Outcome:
-        before = meter.joules()
-        outcome = arm.run(case)
-        return replace(outcome, facts={**outcome.facts, "joules": meter.joules() - before})
 
     return replace(arm, run=run)
 

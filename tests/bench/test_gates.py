@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynx.bench import baseline, energy, external, fingerprint, limits
+from dynx.bench import baseline, external, fingerprint, limits
 from dynx.bench.gates import Verdict
 from dynx.bench.interim import Looks
 from dynx.bench.runner import Arm, Measurements, Outcome, measure
@@ -349,54 +349,3 @@ def test_command_lines_that_are_none(line: str, words: str) -> None:
     """Told before measuring."""
     with pytest.raises(UsageError, match=words):
         external.parse("mine", line)
-
-
-def rapl(folder: Path, *microjoules: int) -> None:
-    """The kernel's files of as many packages, and of a part that is counted in its package already."""
-    for i, value in enumerate(microjoules):
-        for name in (f"intel-rapl:{i}", f"intel-rapl:{i}:0"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name / "energy_uj").write_text(f"{value}\n", encoding="ascii")
-            (folder / name / "max_energy_range_uj").write_text("1000000\n", encoding="ascii")
-
-
-def test_joules_of_all_packages_past_the_end_of_the_counter(tmp_path: Path) -> None:
-    """Packages add up, parts of them aren't counted twice, and a counter that starts again loses nothing."""
-    rapl(tmp_path, 900_000, 0)
-    meter = energy.find("cpu", tmp_path).value
-    assert meter is not None
-    rapl(tmp_path, 100_000, 50_000)
-
-    assert meter.joules() == pytest.approx(0.25)
-    assert meter.source == "RAPL, 2 processor packages"
-
-
-def test_without_a_counter_the_reason_is_said(tmp_path: Path) -> None:
-    """No files, damaged files and devices without a counter give None and why."""
-    assert energy.find("cpu", tmp_path).value is None
-    assert "no intel-rapl" in energy.find("cpu", tmp_path).reason
-    rapl(tmp_path, 1)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("many", encoding="ascii")
-    assert "can't be read" in energy.find("cpu", tmp_path).reason
-    assert energy.find("mps").reason == "mps has no counter that dynx knows"
-
-
-def test_the_energy_of_a_run_is_among_its_facts() -> None:
-    """What the counter moved by meanwhile."""
-
-    class Counter:
-        source = "a test"
-
-        def __init__(self) -> None:
-            self.total = 7.0
-
-        def joules(self) -> float:
-            return self.total
-
-    counter = Counter()
-
-    def run(_: int) -> Outcome:
-        counter.total += 2.5
-        return Outcome(1, None, "x", {"kept": 1})
-
-    assert limits.metered(Arm("dynamic", run, "dynamic"), counter).run(0).facts == {"kept": 1, "joules": 2.5}

@@ -129,7 +129,6 @@ def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
         "steps_run": 8,
         "steps_skipped": 0,
         "steps_unguided": 0,
-        "joules_per_unit": None,
         "mean_calls": 8.0,
         "mean_rows": 16.0,
         "ssim": 0,

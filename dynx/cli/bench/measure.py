@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.baseline import Baseline
-    from dynx.bench.energy import Meter
     from dynx.bench.gates import Gate
     from dynx.bench.interim import Looks
-    from dynx.bench.report import ArmResult, BenchResult, Comparison
+    from dynx.bench.report import BenchResult, Comparison
     from dynx.bench.runner import JSON, Arm, Measurements, Progress
     from dynx.cli.bench.command import Options, Prepared
     from dynx.cli.console import Terminal
-    from dynx.runtime.decision import Decision
 
 SLOW = "DYNX_BENCH_SLOW"
 """For testing gates: an arm and how much slower it is to be, like dynamic=15%."""
@@ -51,9 +49,8 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
 
 def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
-    from dynx.bench import baseline, energy, runner
+    from dynx.bench import baseline, runner
 
-    meter = energy.find(str(prepared.header["device"]))
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
     how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
@@ -75,7 +72,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             return dynamic | {name for item in result.comparisons for name in (item.arm, item.baseline)}
         return dynamic if any(name.startswith("baseline") for name in undecided) else ()
 
-    arms = equipped(prepared, options, meter.value)
+    arms = equipped(prepared, options)
     with terminal.progress("measuring") as move:
 
         def progress(p: Progress) -> None:
@@ -94,7 +91,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             judge=judge if len(looks.rounds) > 1 else None,
             hurry_s=HURRY * budget if budget is not None else None,
         )
-    return annotated(conclude(found), found, looks, meter)
+    return annotated(conclude(found), found, looks)
 
 
 def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
@@ -113,9 +110,9 @@ def confidence(looks: Looks, measured: Measurements) -> float:
     return looks.sure([*measured.looked, max(measured.rounds, 1)], last=True)
 
 
-def equipped(prepared: Prepared, options: Options, meter: Meter | None) -> list[Arm[Any]]:
+def equipped(prepared: Prepared, options: Options) -> list[Arm[Any]]:
     """The arms with all that is wrapped around them. Raises UsageError for a slow-down of no arm's."""
-    from dynx.bench.limits import limited, metered, parse_slow, slowed
+    from dynx.bench.limits import limited, parse_slow, slowed
 
     arms = list(prepared.arms)
     variations = arm_options.parse_all(options.arms or [])
@@ -128,7 +125,7 @@ def equipped(prepared: Prepared, options: Options, meter: Meter | None) -> list[
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
     if options.timeout is not None:
         arms = [limited(arm, options.timeout) for arm in arms]
-    return [metered(arm, meter) for arm in arms] if meter is not None else arms
+    return arms
 
 
 def against(
@@ -152,8 +149,8 @@ def against(
     ]
 
 
-def annotated(result: BenchResult, measured: Measurements, looks: Looks, meter: Decision[Meter | None]) -> BenchResult:
-    """The result with how it was measured: looks, overhead, energy, and programs against whole processes."""
+def annotated(result: BenchResult, measured: Measurements, looks: Looks) -> BenchResult:
+    """The result with how it was measured: looks, overhead, and programs against whole processes."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
         notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
@@ -165,26 +162,15 @@ def annotated(result: BenchResult, measured: Measurements, looks: Looks, meter: 
         "looks_at_most": len(looks.rounds),
         "interval_confidence": round(confidence(looks, measured), 6),
     }
-    source = meter.value.source if meter.value is not None else None
-    header = {**result.header, "harness": runner, "energy": {"source": source, "reason": meter.reason}}
-    arms = tuple(_with_energy(arm) for arm in result.arms)
+    header = {**result.header, "harness": runner}
     processes = _processes(measured)
     notes += [f"{item.arm} {item.ratio.ratio:.2f}x of {item.basis} {item.ratio.interval}" for item in processes]
-    return replace(result, header=header, arms=arms, notes=tuple(notes), comparisons=(*result.comparisons, *processes))
+    return replace(result, header=header, notes=tuple(notes), comparisons=(*result.comparisons, *processes))
 
 
 def _looked(measured: Measurements) -> str:
     times = "once" if measured.looks == 1 else f"{measured.looks} times"
     return f"it took {times}" if measured.stopped == "decided" else f"{times} so far"
-
-
-def _with_energy(arm: ArmResult) -> ArmResult:
-    """Joules of a unit, null where nothing counts them."""
-    joules = [(float(str(s.facts["joules"])), s.units) for s in arm.samples if "joules" in s.facts]
-    units = sum(count for _, count in joules)
-    each = sum(used for used, _ in joules) / units if units else None
-    facts = {name: value for name, value in arm.facts.items() if name != "joules"}
-    return replace(arm, facts={**facts, "joules_per_unit": each})
 
 
 def _processes(measured: Measurements) -> list[Comparison]:
