@@ -282,7 +282,7 @@ complete -c dynx -n '__dynx_at dynx bench' -l batch-size -x -d 'A classifier\'s 
 complete -c dynx -n '__dynx_at dynx bench' -l max-length -x -d 'Cut texts to N tokens'
 complete -c dynx -n '__dynx_at dynx bench' -l confidence -x -d 'How sure a classifier\'s promise is'
 complete -c dynx -n '__dynx_at dynx bench' -l within -x -d 'For models that give numbers: how far one may be off and still agree'
-complete -c dynx -n '__dynx_at dynx bench' -l arm -x -d 'Also measure this with other options (-m, --dtype, --profile, --static K, …), the peer transformers, or a program'
+complete -c dynx -n '__dynx_at dynx bench' -l arm -x -d 'Also measure this with other options (-m, --dtype, --profile, --static K, …), or the peer transformers'
 complete -c dynx -n '__dynx_at dynx bench' -l timeout -x -d 'An arm of which one run takes longer has failed'
 complete -c dynx -n '__dynx_at dynx bench' -l against -x -a 'transformers' -d 'Also measure a peer on the same inputs: transformers'
 complete -c dynx -n '__dynx_at dynx bench' -l min-speedup -x -d 'Gate'

@@ -601,8 +601,8 @@ def bench(
         typer.Option(
             "--arm",
             metavar="NAME=OPTIONS",
-            help="Also measure this with other options (-m, --dtype, --profile, --static K, …), the peer transformers, or a "
-            "program: NAME=!COMMAND, the input on its stdin or in place of {input}. Repeatable.",
+            help="Also measure this with other options (-m, --dtype, --profile, --static K, …), or the peer transformers: "
+            "NAME=transformers. Repeatable.",
         ),
     ] = None,
     timeout: Annotated[
@@ -611,7 +611,7 @@ def bench(
             "--timeout",
             metavar="SECONDS",
             min=0.1,
-            help="An arm of which one run takes longer has failed; 600 for programs by default.",
+            help="An arm of which one run takes longer has failed.",
         ),
     ] = None,
     against: Annotated[
@@ -720,7 +720,7 @@ def bench(
     Examples:
       dynx bench
       dynx bench generate --baseline main.json --tolerance 5%
-      dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm 'other=!my-program {input}'
+      dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm hf=transformers
       dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
       dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
       dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dynx.bench import baseline, external, fingerprint, limits
+from dynx.bench import baseline, fingerprint, limits
 from dynx.bench.gates import Verdict
 from dynx.bench.interim import Looks
 from dynx.bench.runner import Arm, Measurements, Outcome, measure
 from dynx.bench.statistics import RatioEstimate
-from dynx.errors import DynxError, UsageError
+from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -313,39 +312,3 @@ def test_what_hangs_is_ended() -> None:
         limits.limited(Arm("hung", forever, "dynamic"), 0.05).run(0)
     quick = limits.limited(Arm("quick", lambda _: Outcome(1, None, "x"), "dynamic"), 5)
     assert quick.run(0).output == "x"
-
-
-PYTHON = (sys.executable, "-c")
-
-
-def test_a_program_gets_its_input() -> None:
-    """On stdin, or where {input} stands in its arguments, in which a shell has no say."""
-    echo = external.Command((*PYTHON, "import sys; print(sys.stdin.read().upper())"), 20)
-    assert echo("the fox") == "THE FOX\n"
-    inline = external.Command((*PYTHON, "import sys; print(sys.argv[1])", "<{input}>"), 20)
-    assert inline("$(ls); 'x'") == "<$(ls); 'x'>\n"
-
-
-def test_a_program_that_fails_says_why() -> None:
-    """Its exit code or signal, and the last that it wrote on stderr; one that hangs is killed with what it started."""
-    for code, words in (
-        ("import sys; sys.exit('no such luck')", "ended with exit code 1: no such luck"),
-        ("import os; os.abort()", "ended with signal 6"),
-    ):
-        with pytest.raises(DynxError, match=words):
-            external.Command((*PYTHON, code), 20)("")
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    with pytest.raises(limits.HungError):
-        external.Command((*PYTHON, child), 0.5)("")
-    with pytest.raises(DynxError, match="can't be started"):
-        external.Command(("/nowhere/program",), 1)("")
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [("", "is empty"), ("'open", "No closing quotation"), ("no-such-program-here", "there is no program")],
-)
-def test_command_lines_that_are_none(line: str, words: str) -> None:
-    """Told before measuring."""
-    with pytest.raises(UsageError, match=words):
-        external.parse("mine", line)

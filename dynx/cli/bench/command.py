@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import JSON, Arm, Measurements
-    from dynx.cli.bench.arm_options import Process
     from dynx.cli.options import Backend, Color, Dtype, Quantize
 
 Own = TypeVar("Own")
@@ -106,8 +105,6 @@ class Prepared:
     """Unless a gate wants more."""
     conclude: Callable[[Measurements, float], BenchResult]
     """From complete rounds and the confidence of intervals; with the task's own gates judged."""
-    process: Process | None = None
-    """How whole processes do the task; None where they can't be compared."""
 
 
 def run(options: Options) -> None:

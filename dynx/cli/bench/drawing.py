@@ -95,8 +95,6 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
     for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
             raise UsageError(f"--arm {one.name}: it has no pipelines that draw; plain is diffusers' own run")
-        if one.kind == "command":
-            raise UsageError(f"--arm {one.name}: programs are measured on texts and labels, not on pictures")
         arm_options.check_takes(one, Settings, "draws")
         theirs = one.applied(options)
         own = settings(theirs, Settings)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.bench import arm_options
 from dynx.cli.bench.command import GATED_BUDGET, HURRY
 from dynx.errors import UsageError
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from dynx.bench.baseline import Baseline
     from dynx.bench.gates import Gate
     from dynx.bench.interim import Looks
-    from dynx.bench.report import BenchResult, Comparison
+    from dynx.bench.report import BenchResult
     from dynx.bench.runner import JSON, Arm, Measurements, Progress
     from dynx.cli.bench.command import Options, Prepared
     from dynx.cli.console import Terminal
@@ -115,11 +114,6 @@ def equipped(prepared: Prepared, options: Options) -> list[Arm[Any]]:
     from dynx.bench.limits import limited, parse_slow, slowed
 
     arms = list(prepared.arms)
-    variations = arm_options.parse_all(options.arms or [])
-    if any(one.kind == "command" for one in variations):
-        if prepared.process is None:
-            raise UsageError(f"--arm with a program isn't there for the task {prepared.task}")
-        arms += arm_options.process_arms(prepared.process, variations, options.timeout)
     if setting := os.environ.get(SLOW):
         name, share = parse_slow(setting)
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
@@ -150,7 +144,7 @@ def against(
 
 
 def annotated(result: BenchResult, measured: Measurements, looks: Looks) -> BenchResult:
-    """The result with how it was measured: looks, overhead, and programs against whole processes."""
+    """The result with how it was measured: looks and overhead."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
         notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
@@ -163,29 +157,9 @@ def annotated(result: BenchResult, measured: Measurements, looks: Looks) -> Benc
         "interval_confidence": round(confidence(looks, measured), 6),
     }
     header = {**result.header, "harness": runner}
-    processes = _processes(measured)
-    notes += [f"{item.arm} {item.ratio.ratio:.2f}x of {item.basis} {item.ratio.interval}" for item in processes]
-    return replace(result, header=header, notes=tuple(notes), comparisons=(*result.comparisons, *processes))
+    return replace(result, header=header, notes=tuple(notes))
 
 
 def _looked(measured: Measurements) -> str:
     times = "once" if measured.looks == 1 else f"{measured.looks} times"
     return f"it took {times}" if measured.stopped == "decided" else f"{times} so far"
-
-
-def _processes(measured: Measurements) -> list[Comparison]:
-    """Programs against dynx as a whole process."""
-    from dynx.bench.report import Comparison
-    from dynx.bench.statistics import ratio_of_speeds
-
-    plain = arm_options.PLAIN
-    if not measured.samples.get(plain):
-        return []
-    others = [n for n, g in measured.groups.items() if g == "external" and n != plain and measured.samples.get(n)]
-    found = []
-    for name in others:
-        pair = measured.paired(name, plain)
-        if name in measured.groups and all(speed > 0 for series in pair for speed in series.speeds()):
-            ratio = ratio_of_speeds(*pair, rng=random.Random(0))  # noqa: S311
-            found.append(Comparison(name, plain, ratio, "dynx as a plain process"))
-    return found
