@@ -41,12 +41,10 @@ _dynx_list() {
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
-            --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
-            --within= --arm=+ --timeout= --against= --min-speedup= --require-identical --max-disagreement=
-            --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect --budget= --export=+
-            --plot= --json --device= --dtype= --threads= --backend= --quantize= --profile= --allow-pickle
-            --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static= --labels=
+            --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality= --baseline=
+            --tolerance= --bisect --budget= --export=+ --plot= --json --device= --dtype= --threads= --backend=
+            --quantize= -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -151,8 +149,6 @@ _dynx_value() {
         _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx bench --static')
         _dynx_words none ;;
-    'dynx bench --against')
-        _dynx_words transformers ;;
     'dynx bench --export')
         _dynx_prefixes 'json: md: csv: junit: github-action-benchmark:' ;;
     'dynx bench --device')
@@ -163,8 +159,6 @@ _dynx_value() {
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx bench --quantize')
         _dynx_words 'none int8 int4' ;;
-    'dynx bench --profile')
-        _dynx_words none; _dynx_profiles any ;;
     'dynx bench --color')
         _dynx_words 'auto always never' ;;
     'dynx bench')

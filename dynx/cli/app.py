@@ -570,12 +570,13 @@ def bench(
             min=0.0,
             max=100.0,
             callback=_cold,
+            hidden=True,
             help="0, the default, is greedy; with more, the seed is fixed.",
         ),
     ] = None,
-    tsv: o.Tsv = False,
-    column: o.Column = None,
-    field: o.Field = None,
+    tsv: o.UnlistedTsv = False,
+    column: o.UnlistedColumn = None,
+    field: o.UnlistedField = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -587,15 +588,22 @@ def bench(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", metavar="N", min=1, max=4096, help="A classifier's inputs computed together; 32 by default."
+            "--batch-size",
+            metavar="N",
+            min=1,
+            max=4096,
+            hidden=True,
+            help="A classifier's inputs computed together; 32 by default.",
         ),
     ] = None,
-    max_length: o.MaxLength = None,
+    max_length: o.UnlistedMaxLength = None,
     confidence: Annotated[
         float | None,
-        typer.Option("--confidence", metavar="P", help="How sure a classifier's promise is; 0.95 by default."),
+        typer.Option(
+            "--confidence", metavar="P", hidden=True, help="How sure a classifier's promise is; 0.95 by default."
+        ),
     ] = None,
-    within: o.Within = None,
+    within: o.UnlistedWithin = None,
     arms: Annotated[
         list[str] | None,
         typer.Option(
@@ -604,19 +612,6 @@ def bench(
             help="Also measure this with other options (-m, --dtype, --profile, --static K, …), or the peer transformers: "
             "NAME=transformers. Repeatable.",
         ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            min=0.1,
-            help="An arm of which one run takes longer has failed.",
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="PEER", help="Also measure a peer on the same inputs: transformers."),
     ] = None,
     min_speedup: Annotated[
         float | None,
@@ -644,9 +639,9 @@ def bench(
             "differ from the full model's.",
         ),
     ] = None,
-    quality: o.Quality = None,
-    guidance: o.Guidance = None,
-    size: o.Size = None,
+    quality: o.UnlistedQuality = None,
+    guidance: o.UnlistedGuidance = None,
+    size: o.UnlistedSize = None,
     min_quality: Annotated[
         float | None,
         typer.Option(
@@ -707,14 +702,17 @@ def bench(
     threads: o.Threads = None,
     backend: o.BackendWish = None,
     quantize: o.QuantizeWish = None,
-    profile: o.ProfileOption = None,
-    allow_pickle: o.AllowPickle = False,
-    offline: o.Offline = False,
+    profile: o.UnlistedProfile = None,
+    allow_pickle: o.UnlistedAllowPickle = False,
+    offline: o.UnlistedOffline = False,
     quiet: o.Quiet = 0,
     verbose: o.Verbose = 0,
     color: o.ColorOption = o.Color.auto,
 ) -> None:
     """Measure plain against static against dynamic, interleaved, and gate on the result.
+
+    Further options of the model's own command work here too: --temperature; --tsv, --column, --field, --batch-size, --max-length,
+    --confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --offline.
 
     \b
     Examples:

@@ -5,10 +5,18 @@ Help texts and metavars here are what `--help`, the man pages and the completion
 
 from __future__ import annotations
 
+from copy import copy
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def unlisted(option: Any) -> Any:
+    """The same option, left out of lists of options: help, manual page and completions."""
+    same = copy(option)
+    same.hidden = True
+    return same
 
 
 class Dtype(StrEnum):
@@ -103,15 +111,15 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, max=1024, help="Processor threads; the cores available by default."),
 ]
-ProfileOption = Annotated[
-    str | None,
-    typer.Option("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none."),
-]
+_profile = typer.Option("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none.")
+ProfileOption = Annotated[str | None, _profile]
+UnlistedProfile = Annotated[str | None, unlisted(_profile)]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, max=4096, help="Inputs computed together.")]
-MaxLength = Annotated[
-    int | None,
-    typer.Option("--max-length", metavar="N", min=8, help="Cut texts to N tokens; by default to what the model takes."),
-]
+_max_length = typer.Option(
+    "--max-length", metavar="N", min=8, help="Cut texts to N tokens; by default to what the model takes."
+)
+MaxLength = Annotated[int | None, _max_length]
+UnlistedMaxLength = Annotated[int | None, unlisted(_max_length)]
 MaxDisagreement = Annotated[
     float,
     typer.Option(
@@ -121,47 +129,46 @@ MaxDisagreement = Annotated[
     ),
 ]
 Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="How sure the promise is.")]
-Within = Annotated[
-    float | None,
-    typer.Option(
-        "--within",
-        metavar="T",
-        min=1e-9,
-        help="For models that give numbers: how far one may be off and still agree.",
-    ),
-]
-Column = Annotated[
-    str | None,
-    typer.Option(
-        "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
-    ),
-]
-Field = Annotated[
-    str | None, typer.Option("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
-]
-Tsv = Annotated[bool, typer.Option("--tsv", help="Read a tab-separated table; needs --column.")]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
-    ),
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never contact the hub; use what is on disk.")]
-Quality = Annotated[
-    float | None,
-    typer.Option(
-        "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1; 0.95."
-    ),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
-    ),
-]
-Size = Annotated[
-    str | None, typer.Option("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
-]
+_within = typer.Option(
+    "--within",
+    metavar="T",
+    min=1e-9,
+    help="For models that give numbers: how far one may be off and still agree.",
+)
+Within = Annotated[float | None, _within]
+UnlistedWithin = Annotated[float | None, unlisted(_within)]
+_column = typer.Option(
+    "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
+)
+Column = Annotated[str | None, _column]
+UnlistedColumn = Annotated[str | None, unlisted(_column)]
+_field = typer.Option("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
+Field = Annotated[str | None, _field]
+UnlistedField = Annotated[str | None, unlisted(_field)]
+_tsv = typer.Option("--tsv", help="Read a tab-separated table; needs --column.")
+Tsv = Annotated[bool, _tsv]
+UnlistedTsv = Annotated[bool, unlisted(_tsv)]
+_allow_pickle = typer.Option(
+    "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
+)
+AllowPickle = Annotated[bool, _allow_pickle]
+UnlistedAllowPickle = Annotated[bool, unlisted(_allow_pickle)]
+_offline = typer.Option("--offline", help="Never contact the hub; use what is on disk.")
+Offline = Annotated[bool, _offline]
+UnlistedOffline = Annotated[bool, unlisted(_offline)]
+_quality = typer.Option(
+    "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1; 0.95."
+)
+Quality = Annotated[float | None, _quality]
+UnlistedQuality = Annotated[float | None, unlisted(_quality)]
+_guidance = typer.Option(
+    "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
+)
+Guidance = Annotated[float | None, _guidance]
+UnlistedGuidance = Annotated[float | None, unlisted(_guidance)]
+_size = typer.Option("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
+Size = Annotated[str | None, _size]
+UnlistedSize = Annotated[str | None, unlisted(_size)]
 ShowOption = Annotated[Show, typer.Option("--show", help="Show the picture in the terminal.")]
 Json = Annotated[
     bool,

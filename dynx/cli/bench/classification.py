@@ -64,8 +64,6 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     cases = classification.cut(items, assembly.batch)
     default = classification.as_by_default(assembly)
     arms = classification.own_arms(assembly, default)
-    if options.against:
-        arms += classification.peer_arms(default, cutting=cut > 0)
     arms += further_arms(options, assembly, default, cutting=cut > 0, terminal=terminal)
     full = classification.full_answers(assembly, items)
     facts = header(assembly, items, cut)

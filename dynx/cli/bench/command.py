@@ -56,9 +56,7 @@ class Options:
     max_length: int | None
     confidence: float | None
     within: float | None
-    against: str | None
     arms: list[str] | None
-    timeout: float | None
     min_speedup: float | None
     require_identical: bool
     max_disagreement: float | None
@@ -217,7 +215,7 @@ def choose(options: Options) -> list[Options]:
 
 def check(options: Options) -> None:
     """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
-    from dynx.bench import PEERS, exports
+    from dynx.bench import exports
     from dynx.bench.baseline import parse_tolerance
     from dynx.bench.gates import min_quality, min_speedup
     from dynx.bench.plot import parse_plot
@@ -231,8 +229,6 @@ def check(options: Options) -> None:
         min_speedup(None, options.min_speedup)
     if options.min_quality is not None:
         min_quality(0, 0, options.min_quality)
-    if options.against not in (None, *PEERS):
-        raise UsageError(f"--against {options.against}: known peers are {', '.join(PEERS)}")
     if options.tolerance is not None:
         parse_tolerance(options.tolerance)
         if not options.gates_speed:

@@ -94,7 +94,7 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
-            raise UsageError(f"--arm {one.name}: it has no pipelines that draw; plain is diffusers' own run")
+            raise UsageError(f"--arm {one.name}: transformers has no pipelines that draw; plain is diffusers' own run")
         arm_options.check_takes(one, Settings, "draws")
         theirs = one.applied(options)
         own = settings(theirs, Settings)
@@ -116,8 +116,6 @@ def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
     """Decide without loading anything. Raises DynxError."""
     from dynx.diffusion import setup
 
-    if options.against is not None:
-        raise UsageError(f"--against {options.against}: it has no pipelines that draw; plain is diffusers' own run")
     if own.guidance is not None and not math.isfinite(own.guidance):
         raise UsageError(f"--guidance {own.guidance} is no number")
     wish = setup.Wish(

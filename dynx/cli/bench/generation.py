@@ -41,7 +41,7 @@ class Settings:
 
 def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms and the prompts they are run on, and how a result is made of what they did."""
-    from dynx.bench.arms.generation import Task, own_arms, parse_lengths, peer_arms
+    from dynx.bench.arms.generation import Task, own_arms, parse_lengths
     from dynx.runtime.hashing import text_hash
     from dynx.speculation.types import Sampling
 
@@ -55,8 +55,6 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     task = Task(own.max_new_tokens, sampling, assembly.end_tokens)
     cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
-    if options.against:
-        arms += peer_arms(assembly, task, lengths)
     arms += further_arms(options, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
     header = conditions(
         plan,

@@ -71,7 +71,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             return dynamic | {name for item in result.comparisons for name in (item.arm, item.baseline)}
         return dynamic if any(name.startswith("baseline") for name in undecided) else ()
 
-    arms = equipped(prepared, options)
+    arms = equipped(prepared)
     with terminal.progress("measuring") as move:
 
         def progress(p: Progress) -> None:
@@ -109,16 +109,14 @@ def confidence(looks: Looks, measured: Measurements) -> float:
     return looks.sure([*measured.looked, max(measured.rounds, 1)], last=True)
 
 
-def equipped(prepared: Prepared, options: Options) -> list[Arm[Any]]:
+def equipped(prepared: Prepared) -> list[Arm[Any]]:
     """The arms with all that is wrapped around them. Raises UsageError for a slow-down of no arm's."""
-    from dynx.bench.limits import limited, parse_slow, slowed
+    from dynx.bench.limits import parse_slow, slowed
 
     arms = list(prepared.arms)
     if setting := os.environ.get(SLOW):
         name, share = parse_slow(setting)
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
-    if options.timeout is not None:
-        arms = [limited(arm, options.timeout) for arm in arms]
     return arms
 
 

@@ -58,7 +58,6 @@ BY_METAVAR: Mapping[str, Completion] = {
     "FORMAT:PATH": Completion(prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:")),
     "TASK": Completion(words=("generate", "classify", "draw", "all")),
     "LENGTHS": Completion(words=("none",)),
-    "PEER": Completion(words=("transformers",)),
 }
 
 # Where an option takes more than its metavar says.
