@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import dynx
 
 ROOT = Path(__file__).resolve().parent.parent
-WHEEL: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
-    "wheel"
-]
+SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+WHEEL: dict[str, Any] = SETTINGS["tool"]["hatch"]["build"]["targets"]["wheel"]
 TOOLS = ("dynx/cli/reference", "dynx/shipped/recipes")
 
 
@@ -47,3 +51,24 @@ def test_each_manual_page_is_installed_and_no_guide_is_one() -> None:
     pages = {name: to for name, to in WHEEL["shared-data"].items() if name.split("/")[0] == "man"}
     assert pages == {f"man/{f.name}": f"share/man/man1/{f.name}" for f in (ROOT / "man").glob("*.1")}
     assert all((ROOT / name).is_file() for name in WHEEL["shared-data"])
+
+
+BOUNDED = ("typer", "torch", "transformers", "diffusers", "torchmetrics", "tokenizers", "huggingface-hub")
+"""What breaks dynx when it changes, as parts of it are subclassed or called from within."""
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_releases_that_are_not_known_yet_are_not_installed(name: str) -> None:
+    """There is an upper bound, and what is installed here is within."""
+    known = {one.name: one.specifier for one in map(Requirement, SETTINGS["project"]["dependencies"])}
+
+    assert "<" in {part.operator for part in known[name]}
+    assert known[name].contains(metadata.version(name), prereleases=True)
+
+
+def test_the_version_and_its_classifier_agree() -> None:
+    """A development release before 1.0 is an alpha version."""
+    (status,) = [c for c in SETTINGS["project"]["classifiers"] if c.startswith("Development Status")]
+    version = Version(dynx.__version__)
+
+    assert (version.is_devrelease and version.major == 0) == status.endswith("3 - Alpha")
