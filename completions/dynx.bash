@@ -34,20 +34,17 @@ _dynx_list() {
     'dynx calibrate')
         commands=''
         options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
-            --batch-size= --max-length= --quality= --guidance= --negative= --size= --plot= --budget= --dry-run
-            --check --device-info --list --show= --export= -o,--output= --import= --remove= --backend=
-            --quantize= --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+ -v,--verbose+
-            --color= -h,--help'
+            --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --dry-run --check
+            --device-info --list --show= --export= -o,--output= --import= --remove= --backend= --quantize=
+            --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+ -v,--verbose+ --color=
+            -h,--help'
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static=
-            --temperature= --tsv --column= --field= --labels= --batch-size= --max-length= --confidence=
-            --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
-            --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
-            --budget= --export=+ --plot= --record= --replay= --policy=+ --self-test --workflow --backend=
-            --quantize= --profile= --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static= --labels=
+            --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality= --baseline=
+            --tolerance= --bisect --budget= --export=+ --plot= --backend= --quantize= --device= --dtype=
+            --threads= --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -121,7 +118,6 @@ _dynx_value() {
     'dynx calibrate --draft')
         _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx calibrate --data' | \
-    'dynx calibrate --plot' | \
     'dynx calibrate -o' | \
     'dynx calibrate --output' | \
     'dynx calibrate --import')
@@ -146,26 +142,18 @@ _dynx_value() {
     'dynx bench --data' | \
     'dynx bench --labels' | \
     'dynx bench --baseline' | \
-    'dynx bench --plot' | \
-    'dynx bench --record' | \
-    'dynx bench --replay')
+    'dynx bench --plot')
         _dynx_files ;;
     'dynx bench --draft')
         _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx bench --static')
         _dynx_words none ;;
-    'dynx bench --against')
-        _dynx_words transformers ;;
     'dynx bench --export')
-        _dynx_prefixes 'json: md: csv: junit: github-action-benchmark: benchstat: html: svg:' ;;
-    'dynx bench --policy')
-        _dynx_words 'plain dynamic cold' ;;
+        _dynx_prefixes 'json: md: csv: junit: github-action-benchmark:' ;;
     'dynx bench --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx bench --quantize')
         _dynx_words 'none int8 int4' ;;
-    'dynx bench --profile')
-        _dynx_words none; _dynx_profiles any ;;
     'dynx bench --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')

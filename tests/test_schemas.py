@@ -104,7 +104,6 @@ def test_schemas_are_schemas(name: str) -> None:
         *((f"dynx.{name}/1 decision", "dynx.bench/1 decision") for name in ("calibrate", "device", "draw", "generate")),
         *((f"dynx.picture/1 {part}", f"dynx.draw/1 {part}") for part in ("grid", "schedule", "steps")),
         ("dynx.profile/1 grid", "dynx.draw/1 grid"),
-        ("dynx.recording/1 curve", "dynx.profile/1 curve"),
     ],
 )
 def test_what_several_schemas_define_is_one(one: str, other: str) -> None:
@@ -251,7 +250,7 @@ def test_calibrate_classification(cli: Cli, steady: None, easy: Path, tmp_path: 
 
 
 def test_calibrate_drawing(cli: Cli, pipeline: Path) -> None:
-    """The plan of a pipeline that draws; its profile is tried where it is made (see the tests of replay)."""
+    """The plan of a pipeline that draws."""
     check(cli("calibrate", "-m", pipeline, "--dry-run", "--json"), "dynx.calibrate/1")
 
 

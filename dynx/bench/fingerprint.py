@@ -39,6 +39,7 @@ def facts(header: Mapping[str, JSON]) -> dict[str, JSON]:
         if name == "versions" and isinstance(value, Mapping):
             found |= {library: version for library, version in value.items() if library != "dynx"}
         elif name == "harness" and isinstance(value, Mapping):
+            # an older result may come of rounds in processes of their own
             found["fresh processes"] = value.get("fresh_processes", False)
         elif name not in DESCRIPTIVE:
             found[name] = value

@@ -1,74 +1,19 @@
-"""What is wrapped around an arm: an end to waiting, joules, threads, and the slow-down that the gates are tested with.
+"""What is wrapped around an arm: threads, and the slow-down that the gates are tested with.
 
 Nothing here knows what an arm does.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dynx.errors import DynxError, UsageError
+from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from dynx.bench.energy import Meter
     from dynx.bench.runner import Arm, Case, Outcome
-
-
-class HungError(DynxError):
-    """Something didn't end in the time it was given."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"no end after {seconds:g} s")
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raise HungError in the block once it has taken so long.
-
-    By the alarm signal, so it reaches whatever runs Python code now and then, on the main thread of systems that have it;
-    elsewhere nothing is interrupted. What hangs inside a library takes a fresh process to be ended.
-    """
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def alarm(_number: int, _frame: object) -> None:
-        raise HungError(seconds)
-
-    before = signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def limited(arm: Arm[Case], seconds: float) -> Arm[Case]:
-    """The arm, failing where one run takes longer."""
-
-    def run(case: Case) -> Outcome:
-        with at_most(seconds):
-            return arm.run(case)
-
-    return replace(arm, run=run)
-
-
-def metered(arm: Arm[Case], meter: Meter) -> Arm[Case]:
-    """The arm, with the energy that was used meanwhile among its facts."""
-
-    def run(case: Case) -> Outcome:
-        before = meter.joules()
-        outcome = arm.run(case)
-        return replace(outcome, facts={**outcome.facts, "joules": meter.joules() - before})
-
-    return replace(arm, run=run)
 
 
 def threaded(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:

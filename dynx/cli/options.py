@@ -105,9 +105,10 @@ class Declared:
     def __init__(self, *names: str, once: bool = False, **about: Any) -> None:
         self._names, self._once, self._about = names, once, about
 
-    def __call__(self, default: Any) -> Any:
-        """Make the field, with a command's own default."""
-        return option(default, *self._names, once=self._once, **self._about)
+    def __call__(self, default: Any, *, hidden: bool = False) -> Any:
+        """Make the field, with a command's own default; a hidden one is left out of lists of options."""
+        about = {**self._about, "hidden": True} if hidden else self._about
+        return option(default, *self._names, once=self._once, **about)
 
 
 def cold(temperature: float | None) -> float | None:

@@ -8,34 +8,23 @@ yardsticks:
 - the *informed* optimum, which knows only what a policy may know, but all of it: costs, acceptance calibrated on the very
   recording, the rate it will reach. What a policy loses against it is the price of learning under way.
 
-A recording is JSON lines; files can be concatenated. For each text, one line that describes it and one line for each position:
-
-    {"schema": "dynx.replay/1", "prompt": 12, "tokens": 2, "drafters": ["draft", "lookup"]}
-    {"draft": [[3.1, 0.2], 1], "lookup": [[], 0]}
-    {"draft": [[1.7], 1], "lookup": [[2.0, 2.3], 0]}
-
 Times are seconds. Nothing here loads a tensor library.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING
 
-from dynx.errors import DynxError
 from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round, Static
-from dynx.speculation.types import Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-SCHEMA = "dynx.replay/1"
-
-DRAFTERS: tuple[Origin, ...] = tuple(origin for origin in get_args(Origin) if origin != "target")
+    from dynx.speculation.types import Origin
 
 FIXED_POINT_STEPS = 6
 """Dinkelbach's iteration converges superlinearly; the third step already moves the rate by less than 0.1 %."""
@@ -45,10 +34,6 @@ STATIC_LENGTHS = 10
 
 OPTIMISM = 1.0
 """Tokens by which the informed optimum overrates a drafter's first rounds, to learn what choosing by sight is worth."""
-
-
-class ReplayError(DynxError):
-    """A recording can't be read as it is."""
 
 
 @dataclass(frozen=True)
@@ -228,75 +213,3 @@ def _informed(recording: Recording, costs: Costs) -> Bound:
                 break
             rate = tried.rate
     return Bound(best.tokens, best.seconds)
-
-
-def dump(recordings: Iterable[Recording]) -> Iterator[str]:
-    """The lines of a file, without line ends."""
-    for recording in recordings:
-        head = {"prompt": recording.prompt, "tokens": recording.tokens, "drafters": list(recording.guesses)}
-        yield json.dumps({"schema": SCHEMA, **head})
-        for t in range(recording.tokens):
-            yield json.dumps({o: [g[t].signals, g[t].kept] for o, g in recording.guesses.items()}, allow_nan=False)
-
-
-def load(lines: Iterable[str]) -> list[Recording]:
-    """The recordings that `dump` wrote. Raises ReplayError, naming the line, on anything else."""
-    out: list[Recording] = []
-    numbered = ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
-    for at, line in numbered:
-        prompt, tokens, drafters = _head(at, _object(at, line))
-        guesses: dict[Origin, list[Guess]] = {o: [] for o in drafters}
-        for _ in range(tokens):
-            at, line = next(numbered, (0, ""))
-            if not line:
-                raise ReplayError(f"the recording ends after {len(guesses[drafters[0]])} of {tokens} positions")
-            row = _object(at, line)
-            if row.keys() != guesses.keys():
-                _refuse(at, f"has {', '.join(row) or 'nothing'} where {', '.join(drafters)} were announced")
-            for origin in drafters:
-                guesses[origin].append(_guess(at, origin, row[origin]))
-        out.append(Recording(prompt, guesses))
-    if not out:
-        raise ReplayError("the recording is empty")
-    return out
-
-
-def _object(at: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        _refuse(at, "is not JSON")
-    if not isinstance(value, dict):
-        _refuse(at, "is not an object")
-    return value
-
-
-def _head(at: int, head: dict[str, Any]) -> tuple[int, int, list[Origin]]:
-    if head.get("schema") != SCHEMA:
-        _refuse(at, f"should begin a recording of schema {SCHEMA}, and says {head.get('schema')!r}")
-    prompt, tokens, names = head.get("prompt"), head.get("tokens"), head.get("drafters")
-    if not (_count(prompt, 1) and _count(tokens, 1) and isinstance(prompt, int) and isinstance(tokens, int)):
-        _refuse(at, "needs a prompt and tokens, both counts from 1")
-    if not isinstance(names, list) or not names or any(n not in DRAFTERS for n in names) or len({*names}) < len(names):
-        _refuse(at, f"needs drafters, out of {', '.join(DRAFTERS)}, each once")
-    return prompt, tokens, names
-
-
-def _guess(at: int, origin: Origin, value: object) -> Guess:  # noqa: RET503 - never returns
-    match value:
-        case [list(signals), int(kept)] if _count(kept, 0) and kept <= len(signals) and all(map(_finite, signals)):
-            return Guess(tuple(float(s) for s in signals), kept)
-        case _:
-            _refuse(at, f"needs for {origin} a list of finite signals and how many of these drafts were kept")
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _refuse(at: int, why: str) -> NoReturn:
-    raise ReplayError(f"line {at} {why}")

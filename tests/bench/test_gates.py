@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dynx.bench import baseline, energy, external, fingerprint, limits
+from dynx.bench import baseline, fingerprint, limits
 from dynx.bench.gates import Verdict
 from dynx.bench.interim import Looks
 from dynx.bench.runner import Arm, Measurements, Outcome, measure
 from dynx.bench.statistics import RatioEstimate
-from dynx.errors import DynxError, UsageError
+from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -300,103 +299,3 @@ def test_tolerances_that_are_none(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         baseline.parse_tolerance(text)
     assert caught.value.hint == "--tolerance 5%"
-
-
-def test_what_hangs_is_ended() -> None:
-    """A loop that doesn't end fails its arm after the time it has, and one that ends is left alone."""
-
-    def forever(_: int) -> Outcome:
-        while True:
-            pass
-
-    with pytest.raises(limits.HungError, match=r"no end after 0\.05 s"):
-        limits.limited(Arm("hung", forever, "dynamic"), 0.05).run(0)
-    quick = limits.limited(Arm("quick", lambda _: Outcome(1, None, "x"), "dynamic"), 5)
-    assert quick.run(0).output == "x"
-
-
-PYTHON = (sys.executable, "-c")
-
-
-def test_a_program_gets_its_input() -> None:
-    """On stdin, or where {input} stands in its arguments, in which a shell has no say."""
-    echo = external.Command((*PYTHON, "import sys; print(sys.stdin.read().upper())"), 20)
-    assert echo("the fox") == "THE FOX\n"
-    inline = external.Command((*PYTHON, "import sys; print(sys.argv[1])", "<{input}>"), 20)
-    assert inline("$(ls); 'x'") == "<$(ls); 'x'>\n"
-
-
-def test_a_program_that_fails_says_why() -> None:
-    """Its exit code or signal, and the last that it wrote on stderr; one that hangs is killed with what it started."""
-    for code, words in (
-        ("import sys; sys.exit('no such luck')", "ended with exit code 1: no such luck"),
-        ("import os; os.abort()", "ended with signal 6"),
-    ):
-        with pytest.raises(DynxError, match=words):
-            external.Command((*PYTHON, code), 20)("")
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    with pytest.raises(limits.HungError):
-        external.Command((*PYTHON, child), 0.5)("")
-    with pytest.raises(DynxError, match="can't be started"):
-        external.Command(("/nowhere/program",), 1)("")
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [("", "is empty"), ("'open", "No closing quotation"), ("no-such-program-here", "there is no program")],
-)
-def test_command_lines_that_are_none(line: str, words: str) -> None:
-    """Told before measuring."""
-    with pytest.raises(UsageError, match=words):
-        external.parse("mine", line)
-
-
-def rapl(folder: Path, *microjoules: int) -> None:
-    """The kernel's files of as many packages, and of a part that is counted in its package already."""
-    for i, value in enumerate(microjoules):
-        for name in (f"intel-rapl:{i}", f"intel-rapl:{i}:0"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name / "energy_uj").write_text(f"{value}\n", encoding="ascii")
-            (folder / name / "max_energy_range_uj").write_text("1000000\n", encoding="ascii")
-
-
-def test_joules_of_all_packages_past_the_end_of_the_counter(tmp_path: Path) -> None:
-    """Packages add up, parts of them aren't counted twice, and a counter that starts again loses nothing."""
-    rapl(tmp_path, 900_000, 0)
-    meter = energy.find("cpu", tmp_path).value
-    assert meter is not None
-    rapl(tmp_path, 100_000, 50_000)
-
-    assert meter.joules() == pytest.approx(0.25)
-    assert meter.source == "RAPL, 2 processor packages"
-
-
-def test_without_a_counter_the_reason_is_said(tmp_path: Path) -> None:
-    """No files, damaged files and devices without a counter give None and why."""
-    assert energy.find("cpu", tmp_path).value is None
-    assert "no intel-rapl" in energy.find("cpu", tmp_path).reason
-    rapl(tmp_path, 1)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("many", encoding="ascii")
-    assert "can't be read" in energy.find("cpu", tmp_path).reason
-    assert energy.find("mps").reason == "mps has no counter that dynx knows"
-
-
-def test_the_energy_of_a_run_is_among_its_facts() -> None:
-    """What the counter moved by meanwhile."""
-
-    class Counter:
-        source = "a test"
-
-        def __init__(self) -> None:
-            self.total = 7.0
-
-        def joules(self) -> float:
-            return self.total
-
-    counter = Counter()
-
-    def run(_: int) -> Outcome:
-        counter.total += 2.5
-        return Outcome(1, None, "x", {"kept": 1})
-
-    assert limits.metered(Arm("dynamic", run, "dynamic"), counter).run(0).facts == {"kept": 1, "joules": 2.5}

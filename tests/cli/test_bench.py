@@ -75,8 +75,8 @@ def test_a_gate_that_fails_is_exit_code_3(cli: Cli, tiny_folder: Path) -> None:
 
 
 def test_transformers_is_a_peer(cli: Cli, tiny_folder: Path) -> None:
-    """--against transformers measures its generate, plain, with lookup and assisted, and all write the same."""
-    result = cli("bench", "-m", tiny_folder, *SHORT, "--against", "transformers", "--json")
+    """--arm NAME=transformers measures its generate, plain, with lookup and assisted, and all write the same."""
+    result = cli("bench", "-m", tiny_folder, *SHORT, "--arm", "hf=transformers", "--json")
     by_name = {arm["name"]: arm for arm in result.document["arms"]}
 
     assert (result.code, result.err) == (0, "")
@@ -115,8 +115,8 @@ def test_prompts_of_a_file(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
         (["--min-speedup", "0"], "must be a positive number"),
         (["--min-speedup", "inf"], "must be a positive number"),
         (["--min-speedup", "nan"], "--min-speedup"),
-        (["--against", "magic"], "--against magic: known peers are transformers"),
-        (["--against", "transformers", "--temperature", "1"], "--against compares greedy decoding"),
+        (["--arm", "hf=magic"], "--arm hf=magic: magic is neither an option nor a peer"),
+        (["--arm", "hf=transformers", "--temperature", "1"], "transformers is compared in greedy decoding"),
         (["--runs", "0"], "--runs"),
         (["-n", "1"], "-n"),
     ],

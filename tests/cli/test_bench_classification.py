@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
+from support.commands import helps
 
 from dynx import schemas
-from dynx.cli.app import app
 from dynx.cli.bench import classification as bench_classification
 from dynx.cli.bench import generation as bench_generation
-from dynx.cli.reference.tree import read_tree
 from dynx.early_exit.features import Inputs
 from dynx.runtime.decision import Decision
 from dynx.runtime.hashing import text_hash
@@ -127,9 +126,9 @@ def test_true_labels_go_with_the_inputs_drawn(cli: Cli, folder: Path, tmp_path: 
 
 
 def test_transformers_is_a_peer(cli: Cli, folder: Path, texts: Path) -> None:
-    """--against transformers measures its pipeline at its defaults and with batches."""
+    """--arm NAME=transformers measures its pipeline at its defaults and with batches."""
     result = cli(
-        "bench", "-m", folder, "--runs", 1, "--batch-size", 2, "--data", texts, "--against", "transformers", "--json"
+        "bench", "-m", folder, "--runs", 1, "--batch-size", 2, "--data", texts, "--arm", "hf=transformers", "--json"
     )
 
     assert (result.code, result.err) == (0, "")
@@ -161,10 +160,9 @@ def test_a_folder_of_images(cli: Cli, tmp_path: Path) -> None:
         (["--static", "2"], "--static is for language models"),
         (["-n", "8"], "--max-new-tokens is for language models"),
         (["--temperature", "0"], "--temperature is for language models"),
-        (["--against", "magic"], "--against magic: known peers are transformers"),
         (["--max-disagreement", "1"], "--max-disagreement 1 must lie between 0 and 1"),
-        (["--confidence", "2"], "--confidence 2 must lie between 0 and 1"),
         (["--column", "text"], "--column wants --tsv"),
+        (["--confidence", "2"], "--confidence 2 must lie between 0 and 1"),
         (["--data", "/nowhere.txt"], "--data /nowhere.txt can't be read"),
         (["--labels", "/nowhere.txt"], "can't read /nowhere.txt"),
         (["--max-length", "4"], "--max-length"),
@@ -255,7 +253,7 @@ def test_a_model_that_gives_numbers_needs_a_tolerance(cli: Cli, tmp_path: Path, 
 @pytest.mark.parametrize("kind", [bench_generation.Settings, bench_classification.Settings])
 def test_help_tells_each_task_s_defaults(kind: Any) -> None:
     """What an option defaults to depends on the task, so that help says it in words, which must be true."""
-    options = {option.long: option.help for option in read_tree(app).commands[-1].options}
+    options = helps("bench")
     for name, default in vars(kind()).items():
         if default not in (None, False, "auto", "none", 0.0):
             assert str(default) in options[f"--{name.replace('_', '-')}"], name

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import pipelines
+from support.commands import helps
 
 from dynx import schemas
-from dynx.cli.app import app
 from dynx.cli.bench import drawing as bench_drawing
-from dynx.cli.reference.tree import read_tree
 from dynx.diffusion.profile_data import Guarantee
 from dynx.diffusion.schedule import Schedule
 from dynx.runtime.hashing import text_hash
@@ -129,7 +128,6 @@ def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
         "steps_run": 8,
         "steps_skipped": 0,
         "steps_unguided": 0,
-        "joules_per_unit": None,
         "mean_calls": 8.0,
         "mean_rows": 16.0,
         "ssim": 0,
@@ -228,7 +226,7 @@ def test_prompts_that_the_steps_were_learned_from_are_told(learned: list[str], w
         (["--batch-size", "8"], "--batch-size is for classifiers"),
         (["--tsv"], "--tsv is for classifiers"),
         (["--labels", "x"], "--labels is for classifiers"),
-        (["--against", "transformers"], "--against transformers: it has no pipelines that draw"),
+        (["--arm", "hf=transformers"], "--arm hf: transformers has no pipelines that draw"),
         (["--static", "0-5"], "--static 0-5: steps are numbers from 1 to 1000"),
         (["--quality", "1.5"], "--quality 1.5 must lie between 0 and 1"),
         (["--guidance", "inf"], "--guidance inf is no number"),
@@ -275,7 +273,7 @@ def test_a_pipeline_without_prompts(bench: Cli, tmp_path: Path) -> None:
 
 def test_help_tells_the_task_s_defaults() -> None:
     """What an option defaults to depends on the task, so that help says it in words, which must be true."""
-    options = {option.long: option.help for option in read_tree(app).commands[-1].options}
+    options = helps("bench")
     for name, default in vars(bench_drawing.Settings()).items():
         if default is not None:
             assert str(default) in options[f"--{name.replace('_', '-')}"], name

@@ -63,7 +63,7 @@ def test_from_measuring_to_drawing(cli: Cli, folders: Path, tmp_path: Path) -> N
     assert [row[0] for row in rows[1:5]] == ["6", "12", "plain, 50", "chosen"]
     assert re.match(r"62 of 104 pictures certify: ", made.out.splitlines()[5])
     assert re.search(r"^tiny: dpm\+\+2m in .* SSIM at least 0\.1 in \d+ of 62 pictures", made.out, re.MULTILINE)
-    assert plot.read_text(encoding="utf-8").startswith("<svg")
+    assert "<svg" in plot.read_text(encoding="utf-8")
     cache = Path(os.environ["DYNX_CACHE_DIR"])
     assert list((cache / "partial").iterdir()) == []
 
@@ -123,7 +123,7 @@ def test_what_is_drawn_plain_is_said_in_a_line(cli: Cli, folders: Path, name: st
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--plot", "curve.pdf"], "--plot curve.pdf: the curve is an SVG or PNG file"),
+        (["--plot", "curve.pdf"], "--plot curve.pdf: a plot is an SVG or a PNG file"),
         (["--plot", "/nowhere/curve.svg"], "there is no folder /nowhere"),
         (["--draft", "self"], "--draft is for language models"),
         (["--max-length", "16"], "--max-length means nothing"),

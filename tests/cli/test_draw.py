@@ -503,11 +503,14 @@ def test_pictures_are_shown_where_a_person_looks(draw: Cli, monkeypatch: pytest.
     assert terminal.getvalue().count("▀") == 16 * 8
 
 
-def test_always_is_always(draw: Cli) -> None:
-    """Into a pipe without colour as letters, on stderr."""
-    result = draw("a cat", "--show", "always")
-    assert result.out == "a-cat.png\n"
-    assert [len(line) for line in result.err.splitlines()] == [16] * 8
+def test_always_is_always_where_there_is_colour(draw: Cli) -> None:
+    """Into a pipe too, on stderr; without colour the reason is said once, and nothing is shown."""
+    coloured = draw("a cat", "--show", "always", "--color", "always")
+    plain = draw("a cat", "-c", 2, "-o", "x{n}.png", "--show", "always")
+
+    assert coloured.out == "a-cat.png\n"
+    assert coloured.err.count("▀") == 16 * 8
+    assert plain.err == "dynx: no picture is shown: it takes colour, which the output doesn't have\n"
 
 
 def test_the_preview_is_drawn_in_place(draw: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

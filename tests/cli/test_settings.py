@@ -293,17 +293,18 @@ def test_very_verbose_says_where_values_are_from(
     assert cli("generate", "-m", tiny_folder, PROMPT, "-v").err.count("command line") == 0
 
 
-def test_the_registry_knows_what_help_knows() -> None:
-    """Each option of each command is a setting, but for those that are asked for once."""
+def test_every_option_is_a_setting() -> None:
+    """Each option of each command can be set but for those that ask for one action; help lists all but the hidden ones."""
     from dynx.cli.app import app
-    from dynx.cli.reference.tree import read_tree
+    from dynx.cli.reference import read_tree
 
     for command in read_tree(app).commands:
         name = command.path[-1]
-        options = {option.long[2:] for option in command.options} - {"help"}
+        declared = {d.key: d for _, d in COMMANDS[name].declared() if d.key is not None}
+        listed = {option.long[2:] for option in command.options} - {"help"}
         known = by_command()[name]
-        once = {d.key for _, d in COMMANDS[name].declared() if d.once}
-        assert set(known) == options - once
+        assert listed == {key for key, d in declared.items() if not d.about.get("hidden")}
+        assert set(known) == {key for key, d in declared.items() if not d.once}
         assert all(v.startswith("DYNX_") for setting in known.values() for v in setting.variables)
     assert {"device", "offline", "color"} <= set(shared())
     assert not {"model", "json"} & set(shared())

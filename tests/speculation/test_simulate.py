@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.policy import Costs, Dynamic, Plain, Static
-from dynx.speculation.simulate import Guess, Recording, ReplayError, dump, load, oracle, simulate, speedup
+from dynx.speculation.simulate import Guess, Recording, oracle, simulate, speedup
 
 
 def costs_of(draft: float = 0.1, slope: float = 0.05) -> Costs:
@@ -126,42 +126,3 @@ def test_dynamic_comes_near_the_best_that_can_be_known(seed: int) -> None:
     policy = Dynamic(deepcopy(costs), {"draft": taught}, rate=best.rate, grant=0.5)
 
     assert simulate(recording, policy, costs).rate >= 0.9 * best.rate
-
-
-SIGNALS = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5)
-GUESSES = SIGNALS.flatmap(lambda s: st.builds(Guess, st.just(tuple(s)), st.integers(0, len(s))))
-ROWS = st.lists(st.tuples(GUESSES, GUESSES), min_size=1, max_size=8)
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), ROWS), min_size=1, max_size=3))
-def test_round_trip(texts: list[tuple[int, list[tuple[Guess, Guess]]]]) -> None:
-    """Recordings written as lines come back equal, several in one file and blank lines between them too."""
-    recordings = [Recording(p, {"draft": [a for a, _ in r], "lookup": [b for _, b in r]}) for p, r in texts]
-    lines = list(dump(recordings))
-
-    assert load(lines) == recordings
-    assert load(["", *lines, "\n"]) == recordings
-    assert lines[0].startswith('{"schema": "dynx.replay/1", ')
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "nonsense",
-        "[1]",
-        '{"schema": "dynx.replay/2", "prompt": 1, "tokens": 1, "drafters": ["draft"]}',
-        '{"schema": "dynx.replay/1", "prompt": 0, "tokens": 1, "drafters": ["draft"]}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": true, "drafters": ["draft"]}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": []}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["somebody"]}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}\n{"lookup": [[], 0]}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}\n{"draft": [[1.0], 2]}',
-        '{"schema": "dynx.replay/1", "prompt": 1, "tokens": 1, "drafters": ["draft"]}\n{"draft": [[null], 0]}',
-    ],
-)
-def test_what_is_no_recording_is_refused(line: str) -> None:
-    """Another schema, a count that is none, a position missing or of another shape: one error each, saying where."""
-    with pytest.raises(ReplayError, match=r"^(line \d|the recording (ends|is empty))"):
-        load(line.splitlines())

@@ -128,3 +128,14 @@ def finish(process: subprocess.Popen[bytes], stdin: bytes | None = None) -> Resu
     """Wait for a process; its exit code is negative if a signal ended it."""
     out, err = process.communicate(stdin, timeout=120)
     return checked(Result(process.returncode, out.decode(), err.decode()))
+
+
+def helps(name: str) -> dict[str, str]:
+    """What each option of a command is said to do, by its long name, also those that help doesn't list."""
+    from typer.main import get_command
+
+    from dynx.cli.app import app
+
+    commands: Any = get_command(app)
+    parameters = [p for p in commands.commands[name].params if p.param_type_name == "option"]
+    return {next(o for o in p.opts if o.startswith("--")): p.help for p in parameters}

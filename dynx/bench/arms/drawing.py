@@ -11,7 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from dynx.bench.runner import Arm, Outcome
 from dynx.bench.settings import parse_numbers
@@ -47,10 +47,6 @@ ENOUGH = 20
 
 NEAR = 1.25
 """Two arms cost about the same up to this factor."""
-
-
-Memory: TypeAlias = "tuple[dict[Pair, float], dict[tuple[str, str], float], dict[tuple[str, str], float]]"
-"""Of a gallery: repeats, SSIM, CLIP similarity."""
 
 
 class Pair(NamedTuple):
@@ -180,18 +176,6 @@ class Gallery:
             for other in self._block.values() if arm == self.reference else [self._block[arm]]:
                 self._compare(other, self._block[self.reference])
         return print_
-
-    def memory(self) -> Memory:
-        """What `recall` takes in, in another process."""
-        return self.repeats, self._known, self._meaning
-
-    def recall(self, memory: Memory) -> None:
-        """What a gallery in another process saw."""
-        repeats, known, meaning = memory
-        self._meaning |= meaning
-        for pair, worst in repeats.items():
-            self.repeats[pair] = min(worst, self.repeats.get(pair, 1.0))
-        self._known |= known
 
     def ssim(self, ours: str, reference: str) -> float:
         """Of two fingerprints from the same case and round."""

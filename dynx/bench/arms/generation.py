@@ -121,7 +121,7 @@ def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Ar
     Raises UsageError with sampling, whose random streams don't compare.
     """
     if not task.sampling.greedy:
-        raise UsageError("--against compares greedy decoding; leave out --temperature")
+        raise UsageError("transformers is compared in greedy decoding; leave out --temperature")
     target, small = _torch(assembly)
     arms = [
         Arm("hf plain", _generate(target, task, {}), "external"),

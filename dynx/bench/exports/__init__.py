@@ -1,4 +1,4 @@
-"""What a result can be written as: `FORMAT:PATH` for files that people and tools read, and plots by their ending.
+"""What a result can be written as: `FORMAT:PATH` for files that people and tools read.
 
 Each format takes a list of results, for a bench of one model or of several. Specifications are checked before anything is
 measured. Nothing here measures, judges or prints.
@@ -16,7 +16,6 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.bench.exports.scene import Scene
     from dynx.bench.report import BenchResult
 
 FORMATS: dict[str, str] = {
@@ -25,13 +24,8 @@ FORMATS: dict[str, str] = {
     "csv": "csv",
     "junit": "xml",
     "github-action-benchmark": "json",
-    "benchstat": "txt",
-    "html": "html",
-    "svg": "svg",
 }
 """The formats, with the usual ending of a file."""
-
-PLOTS = ("svg", "png")
 
 
 def parse_export(spec: str) -> tuple[str, Path]:
@@ -57,14 +51,6 @@ def _guess(spec: str) -> str:
     suffix = Path(spec).suffix.lstrip(".")
     form = next((form for form, ending in FORMATS.items() if suffix in (form, ending)), "json")
     return f"{form}:{spec}"
-
-
-def parse_plot(name: str) -> Path:
-    """The path of --plot, checked in the same way. Raises UsageError, also for an ending that no plot has."""
-    path = Path(name)
-    if path.suffix.lower().lstrip(".") not in PLOTS:
-        raise UsageError(f"--plot {name}: a plot is an SVG or a PNG file", hint=f"--plot {path.with_suffix('.svg')}")
-    return writable(path, "", path.suffix.lstrip("."))
 
 
 def writable(path: Path, prefix: str, ending: str) -> Path:
@@ -97,7 +83,7 @@ def write(results: Sequence[BenchResult], spec: str, environment: Mapping[str, s
 
 def content(form: str, results: Sequence[BenchResult]) -> str:
     """The text of one format."""
-    from dynx.bench.exports import page, tables
+    from dynx.bench.exports import tables
     from dynx.bench.report import to_json, to_markdown
 
     makers = {
@@ -106,39 +92,8 @@ def content(form: str, results: Sequence[BenchResult]) -> str:
         "csv": tables.to_csv,
         "junit": tables.to_junit,
         "github-action-benchmark": tables.to_action_benchmark,
-        "benchstat": tables.to_benchstat,
-        "html": page.page,
-        "svg": drawing,
     }
     return makers[form](results)
-
-
-def plot(results: Sequence[BenchResult], path: Path) -> Path:
-    """Draw speed, and speed against quality, to a file whose ending says how. Raises UsageError as `write` does."""
-    from dynx.bench.exports.scene import to_png, to_svg
-
-    scene = _stacked(results)
-    png = path.suffix.lower() == ".png"
-    _write(path, to_png(scene) if png else to_svg(scene, standalone=True).encode())
-    return path
-
-
-def drawing(results: Sequence[BenchResult]) -> str:
-    """The same as an SVG document."""
-    from dynx.bench.exports.scene import to_svg
-
-    return to_svg(_stacked(results), standalone=True)
-
-
-def _stacked(results: Sequence[BenchResult]) -> Scene:
-    """Of each result the ratios, and speed against quality where that tells arms apart, one below the other."""
-    from dynx.bench.exports import charts
-
-    scenes = []
-    for result in results:
-        name = str(result.header.get("model", result.task))
-        scenes += [(name, charts.intervals(result)), (f"{name}: speed and quality", charts.quality(result))]
-    return charts.stacked(scenes)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,15 +1,14 @@
-"""The result for other tools: CSV, JUnit XML, github-action-benchmark's JSON, and Go's benchmark format for benchstat."""
+"""The result for other tools: CSV, JUnit XML, and github-action-benchmark's JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from dynx.bench.exports.figures import QUALITIES, quality_of
+from dynx.bench.exports.quality import QUALITIES, quality_of
 from dynx.bench.table import in_words
 
 if TYPE_CHECKING:
@@ -83,21 +82,21 @@ def to_junit(results: Sequence[BenchResult]) -> str:
     root = ET.Element("testsuites", {"name": "dynx bench", **_counts(every)})
     for result in results:
         name = f"dynx bench {_model(result)} ({result.task})"
-        own = {"name": _clean(name), "time": f"{result.elapsed:.3f}"}
+        own = {"name": printable(name), "time": f"{result.elapsed:.3f}"}
         suite = ET.SubElement(root, "testsuite", own | _counts(result.gates))
         properties = ET.SubElement(suite, "properties")
         for key, value in result.header.items():
-            ET.SubElement(properties, "property", name=_clean(key), value=_clean(in_words(value)))
+            ET.SubElement(properties, "property", name=printable(key), value=printable(in_words(value)))
         for gate in result.gates:
-            label = _clean(f"{gate.name} {gate.bar:g}")
-            classname = f"dynx.bench.{_clean(_model(result))}"
+            label = printable(f"{gate.name} {gate.bar:g}")
+            classname = f"dynx.bench.{printable(_model(result))}"
             case = ET.SubElement(suite, "testcase", classname=classname, name=label, time="0")
             said = "advisory" if gate.advisory else gate.verdict
             if said == "fail":
-                ET.SubElement(case, "failure", message=_clean(gate.reason), type=_clean(gate.name))
+                ET.SubElement(case, "failure", message=printable(gate.reason), type=printable(gate.name))
             elif said != "pass":
-                ET.SubElement(case, "skipped", message=_clean(gate.reason))
-        ET.SubElement(suite, "system-out").text = _clean("\n".join(result.reading()))
+                ET.SubElement(case, "skipped", message=printable(gate.reason))
+        ET.SubElement(suite, "system-out").text = printable("\n".join(result.reading()))
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -108,7 +107,8 @@ def _counts(gates: Sequence[Gate]) -> dict[str, str]:
     return {"tests": str(len(gates)), "failures": str(failed), "errors": "0", "skipped": str(unsure)}
 
 
-def _clean(text: str) -> str:
+def printable(text: str) -> str:
+    """The text without control characters and unpaired surrogates, which XML can't hold."""
     return text.translate(NO_CONTROL).encode("utf-8", "replace").decode()
 
 
@@ -137,42 +137,6 @@ def to_action_benchmark(results: Sequence[BenchResult]) -> str:
                 unit, value = ("%", 100 * quality.value) if quality.share else ("SSIM", quality.value)
                 entries.append({"name": name, "unit": unit, "value": round(value, 4)})
     return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def to_benchstat(results: Sequence[BenchResult]) -> str:
-    """Go's benchmark format, a line for each round of each arm: `benchstat -col /arm FILE`, or `benchstat OLD NEW`."""
-    lines = []
-    for result in results:
-        header = {name: value for name, value in result.header.items() if value is not None}
-        lines += [f"{_key(name)}: {_clean(in_words(value)).replace(chr(10), ' ')}" for name, value in header.items()]
-        lines += [f"Unit {result.unit}/s better=higher", ""]
-        for arm in result.arms:
-            lines += _rounds(result, arm)
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _rounds(result: BenchResult, arm: ArmResult) -> list[str]:
-    threads = result.header.get("threads")
-    suffix = f"-{threads}" if isinstance(threads, int) else "-1"
-    name = f"Benchmark{result.task.capitalize()}/model={_word(_model(result))}/arm={_word(arm.name)}{suffix}"
-    out = []
-    for start in range(0, len(arm.samples), max(result.cases, 1)):
-        some = arm.samples[start : start + result.cases]
-        units, seconds = sum(s.units for s in some), sum(s.seconds for s in some)
-        if units:
-            out.append(f"{name} {units} {1e9 * seconds / units:.1f} ns/op {units / seconds:.4f} {result.unit}/s")
-    return out
-
-
-def _key(name: str) -> str:
-    """Keys begin with a small letter and hold no space."""
-    key = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-")
-    return key if key[:1].isalpha() else f"x-{key}"
-
-
-def _word(text: str) -> str:
-    return re.sub(r"[\s/]+", "_", _clean(text)) or "_"
 
 
 def _model(result: BenchResult) -> str:

@@ -1,9 +1,8 @@
-"""Further arms of a bench, as they are typed: `--arm NAME=OPTIONS`, a peer, or a program of somebody else's."""
+"""Further arms of a bench, as they are typed: `--arm NAME=OPTIONS`, or a peer."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -11,12 +10,12 @@ from dynx.bench import PEERS
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from dynx.bench.runner import Arm, Outcome
+    from dynx.bench.runner import Arm
     from dynx.cli.bench.options import Options
 
-Kind: TypeAlias = Literal["options", "peer", "command"]
+Kind: TypeAlias = Literal["options", "peer"]
 
 ALIKE = frozenset(
     {"draft", "backend", "quantize", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length"}
@@ -27,35 +26,23 @@ ALIKE = frozenset(
 TASKS_OWN = ALIKE - {"models", "device", "dtype", "threads", "profile"}
 """Of these, the options that only some tasks have."""
 
-TIMEOUT = 600.0
-"""Seconds for one run of a program, unless asked otherwise."""
 
-PLAIN, DYNAMIC = "process plain", "process dynamic"
+WANTED = f"an arm is NAME=OPTIONS or NAME={PEERS[0]}"
 
 
 @dataclass(frozen=True)
 class Variation:
-    """One `--arm`: what differs (by parameter), or a peer's name, or a program and its arguments."""
+    """One `--arm`: what differs, by parameter; of a peer nothing does."""
 
     name: str
     kind: Kind
     differs: dict[str, Any]
-    words: tuple[str, ...] = ()
 
     def applied(self, options: Options) -> Options:
         """The command line that this arm has."""
         differs = {name: value for name, value in self.differs.items() if name != "models"}
         model = self.differs.get("models")
         return replace(options, **differs, **({"model": model[0]} if model else {}))
-
-
-@dataclass(frozen=True)
-class Process:
-    """How whole processes do a task: dynx's own command, a case as text, and what a program's stdout is worth."""
-
-    command: tuple[str, ...]
-    text_of: Callable[[Any], str]
-    outcome_of: Callable[[Any, str], Outcome]
 
 
 def parse_all(texts: Sequence[str]) -> list[Variation]:
@@ -69,19 +56,16 @@ def parse_all(texts: Sequence[str]) -> list[Variation]:
 
 
 def parse(text: str) -> Variation:
-    """One `NAME=OPTIONS`, `NAME=transformers` or `NAME=!COMMAND`. Raises UsageError."""
+    """One `NAME=OPTIONS` or `NAME=transformers`. Raises UsageError."""
     name, equals, rest = (part.strip() for part in text.partition("="))
     if not name or not equals or not rest:
-        example = "--arm 'bf16=--dtype bfloat16'"
-        raise UsageError(f"--arm {text}: an arm is NAME=OPTIONS, NAME={PEERS[0]} or NAME=!COMMAND", hint=example)
+        raise UsageError(f"--arm {text}: {WANTED}", hint="--arm 'bf16=--dtype bfloat16'")
     if name.startswith("-"):
         raise UsageError(f"--arm {text}: a name comes first", hint=f"--arm 'mine={text}'")
-    if rest.startswith("!"):
-        from dynx.bench.external import parse as words_of
-
-        return Variation(name, "command", {}, words_of(name, rest[1:]))
     if rest in PEERS:
-        return Variation(name, "peer", {}, (rest,))
+        return Variation(name, "peer", {})
+    if not rest.startswith("-"):
+        raise UsageError(f"--arm {text}: {rest.split()[0]} is neither an option nor a peer", hint=WANTED)
     return Variation(name, "options", options_of(name, rest))
 
 
@@ -96,8 +80,7 @@ def options_of(name: str, line: str) -> dict[str, Any]:
     except Exception as e:
         if not hasattr(e, "format_message"):
             raise
-        hint = f"--arm '{name}=!{line}' runs a program" if not line.startswith("-") else None
-        raise UsageError(f"--arm {name}: {e.format_message()}", hint=hint) from None
+        raise UsageError(f"--arm {name}: {e.format_message()}") from None
     given = {
         parameter: value
         for parameter, value in context.params.items()
@@ -129,29 +112,3 @@ def side_by_side(arm: Arm[Any], own: Any, main: Any) -> Arm[Any]:
     threads = main.decisions["threads"].value
     torch.set_num_threads(threads)  # loading the other one has set its own
     return threaded(arm, own.decisions["threads"].value, threads)
-
-
-def common_words(options: Options) -> list[str]:
-    """What every command takes, as this one was given it."""
-    words = ["--device", options.device, "--dtype", str(options.dtype), "-qq"]
-    for name, value in (("--threads", options.threads), ("--profile", options.profile)):
-        words += [name, str(value)] if value is not None else []
-    return words + ["--allow-pickle"] * options.allow_pickle + ["--offline"] * options.offline
-
-
-def process_arms(process: Process, variations: Sequence[Variation], timeout: float | None) -> list[Arm[Any]]:
-    """The programs among the arms, with dynx's own two as whole processes to be compared with; none without programs."""
-    from dynx.bench.external import Command
-    from dynx.bench.runner import Arm
-
-    programs = [(one.name, one.words) for one in variations if one.kind == "command"]
-    if not programs:
-        return []
-    own = (sys.executable, "-m", "dynx", *process.command)
-    lines = [(PLAIN, (*own, "--plain")), (DYNAMIC, own), *programs]
-
-    def arm(name: str, words: tuple[str, ...]) -> Arm[Any]:
-        command = Command(words, timeout or TIMEOUT)
-        return Arm(name, lambda case: process.outcome_of(case, command(process.text_of(case))), "external")
-
-    return [arm(name, words) for name, words in lines]

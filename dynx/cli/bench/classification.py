@@ -11,10 +11,10 @@ from dynx.cli.bench import arm_options
 from dynx.cli.bench.command import Prepared, conditions, settings, tolerance_of
 from dynx.cli.calibration_data import read_inputs
 from dynx.cli.classify.command import open_assembly, wish_of
-from dynx.errors import DynxError, UsageError
+from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.classification import Quality
     from dynx.bench.gates import Gate
@@ -64,8 +64,6 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     cases = classification.cut(items, assembly.batch)
     default = classification.as_by_default(assembly)
     arms = classification.own_arms(assembly, default)
-    if options.against:
-        arms += classification.peer_arms(default, cutting=cut > 0)
     arms += further_arms(options, assembly, default, cutting=cut > 0, terminal=terminal)
     full = classification.full_answers(assembly, items)
     facts = header(assembly, items, cut)
@@ -86,14 +84,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
         )
         return result.judged(gates(result, quality, options))
 
-    process = process_of(options, own) if assembly.labels.problem == "single" and assembly.plan.kind == "text" else None
-
-    def record(progress: Callable[[float], None]) -> Iterator[str]:
-        from dynx.bench import recording
-
-        return recording.labels(assembly, items, facts, progress)
-
-    return Prepared(TASK, arms, cases, facts, own.runs, conclude, process, record=record)
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
 def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Assembly, Inputs]:
@@ -127,7 +118,7 @@ def wished(options: Options, own: Settings) -> Options:
 def further_arms(
     options: Options, assembly: Assembly, default: Assembly, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
-    """What --arm asks for, of those that run in this process; `default` is the model as the peers run it."""
+    """What --arm asks for; `default` is the model as the peers run it."""
     from dynx.bench.arms.classification import own_arms, peer_arms
     from dynx.early_exit.setup import make_plan
 
@@ -136,7 +127,6 @@ def further_arms(
         if one.kind == "peer":
             peers = peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
-        if one.kind != "options":
             continue
         arm_options.check_takes(one, Settings, "is a classifier's")
         theirs = one.applied(options)
@@ -146,25 +136,6 @@ def further_arms(
         arm = replace(own_arms(other)[-1], name=one.name, group=group)
         arms.append(arm_options.side_by_side(arm, other, assembly))
     return arms
-
-
-def process_of(options: Options, own: Settings) -> arm_options.Process:
-    """How `dynx classify` does the same in a process of its own."""
-    from dynx.bench.runner import Outcome
-
-    words = ["classify", "-m", options.model, "--batch-size", own.batch_size, "--confidence", own.confidence]
-    words += ["--max-disagreement", own.max_disagreement]
-    words += ["--backend", own.backend, "--quantize", own.quantize]
-    words += [] if own.max_length is None else ["--max-length", own.max_length]
-    words += arm_options.common_words(options)
-
-    def outcome_of(case: Sequence[Any], said: str) -> Outcome:
-        lines = said.splitlines()
-        if len(lines) != len(case):
-            raise DynxError(f"{len(lines):,} lines came for {len(case):,} inputs; one label a line is wanted")
-        return Outcome(len(case), None, tuple(line.split("\t")[0] for line in lines))
-
-    return arm_options.Process(tuple(map(str, words)), lambda case: "".join(f"{item}\n" for item in case), outcome_of)
 
 
 def read_truth(path: str | None, assembly: Assembly, count: int) -> list[str | None] | None:

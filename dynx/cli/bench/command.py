@@ -13,12 +13,11 @@ from dynx.errors import DynxError, GateFailed, Undecided, UsageError
 from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from dynx.bench.gates import Gate
     from dynx.bench.report import BenchResult
     from dynx.bench.runner import JSON, Arm, Measurements
-    from dynx.cli.bench.arm_options import Process
     from dynx.cli.bench.options import Options
 
 Own = TypeVar("Own")
@@ -48,14 +47,6 @@ class Prepared:
     """Unless a gate wants more."""
     conclude: Callable[[Measurements, float], BenchResult]
     """From complete rounds and the confidence of intervals; with the task's own gates judged."""
-    process: Process | None = None
-    """How whole processes do the task; None where they can't be compared."""
-    remember: Callable[[], Any] = lambda: None
-    """What a round left behind besides samples, to be sent from a fresh process, …"""
-    recall: Callable[[Any], None] = lambda _: None
-    """… and taken in by this one."""
-    record: Callable[[Callable[[float], None]], Iterator[str]] = lambda _: iter(())
-    """The lines of a recording of it; hears of progress."""
 
 
 def run(options: Options) -> None:
@@ -75,8 +66,6 @@ def run(options: Options) -> None:
 
 
 def _run(options: Options) -> None:
-    if aside(options):
-        return
     chosen = choose(options)
     check(options)
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
@@ -104,34 +93,6 @@ def _run(options: Options) -> None:
     finish(results, errors, options, terminal)
 
 
-def aside(options: Options) -> bool:
-    """Do what `dynx bench` does without measuring, where that was asked for; whether it was. Raises UsageError."""
-    from dynx.cli import bench_replay
-
-    wanted = {"--self-test": options.self_test, "--workflow": options.workflow}
-    wanted |= {"--record": options.record is not None, "--replay": options.replay is not None}
-    asked = [name for name, given in wanted.items() if given]
-    if len(asked) > 1:
-        raise UsageError(f"{' and '.join(asked)} exclude each other")
-    if options.policy and not options.replay:
-        raise UsageError("--policy says what --replay scores; there is no --replay")
-    if not asked:
-        return False
-    terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
-    if options.workflow:
-        from dynx.bench import workflow
-
-        terminal.write(workflow())
-    elif options.self_test:
-        from dynx.cli import self_test
-
-        self_test.run(terminal, json=options.json)
-    else:
-        bench_replay.check(options)
-        (bench_replay.replay if options.replay is not None else bench_replay.record)(options, terminal)
-    return True
-
-
 def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
     """The table and what it says."""
     console = terminal.rich(sys.stdout)
@@ -154,7 +115,9 @@ def finish(results: list[BenchResult], errors: list[DynxError], options: Options
     for spec in (options.export or []) if results else ():
         terminal.detail(f"wrote {exports.write(results, spec)}")
     if options.plot and results:
-        terminal.detail(f"wrote {exports.plot(results, exports.parse_plot(options.plot))}")
+        from dynx.bench import plot
+
+        terminal.detail(f"wrote {plot.bench(results, plot.parse_plot(options.plot))}")
     if any(result.stopped == "interrupt" for result in results):
         raise KeyboardInterrupt
     if errors:
@@ -196,21 +159,20 @@ def choose(options: Options) -> list[Options]:
 
 def check(options: Options) -> None:
     """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
-    from dynx.bench import PEERS, exports
+    from dynx.bench import exports
     from dynx.bench.baseline import parse_tolerance
     from dynx.bench.gates import min_quality, min_speedup
+    from dynx.bench.plot import parse_plot
     from dynx.cli.bench import arm_options
 
     for spec in options.export or []:
         exports.parse_export(spec)
     if options.plot is not None:
-        exports.parse_plot(options.plot)
+        parse_plot(options.plot)
     if options.min_speedup is not None:
         min_speedup(None, options.min_speedup)
     if options.min_quality is not None:
         min_quality(0, 0, options.min_quality)
-    if options.against not in (None, *PEERS):
-        raise UsageError(f"--against {options.against}: known peers are {', '.join(PEERS)}")
     if options.tolerance is not None:
         parse_tolerance(options.tolerance)
         if not options.gates_speed:

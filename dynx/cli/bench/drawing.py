@@ -16,7 +16,7 @@ from dynx.cli.draw.requests import parse_size
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.drawing import Gallery, Pair, Quality
     from dynx.bench.gates import Gate
@@ -83,12 +83,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
         )
         return result.judged(gates(result, quality, options))
 
-    def record(progress: Callable[[float], None]) -> Iterator[str]:
-        from dynx.bench import recording
-
-        return recording.pictures(Artist(assembly), cases, own.quality, facts, progress)
-
-    return Prepared(TASK, arms, cases, facts, own.runs, conclude, None, gallery.memory, gallery.recall, record=record)
+    return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
 def further_arms(options: Options, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:
@@ -99,9 +94,7 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
-            raise UsageError(f"--arm {one.name}: it has no pipelines that draw; plain is diffusers' own run")
-        if one.kind == "command":
-            raise UsageError(f"--arm {one.name}: programs are measured on texts and labels, not on pictures")
+            raise UsageError(f"--arm {one.name}: transformers has no pipelines that draw; plain is diffusers' own run")
         arm_options.check_takes(one, Settings, "draws")
         theirs = one.applied(options)
         own = settings(theirs, Settings)
@@ -123,8 +116,6 @@ def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
     """Decide without loading anything. Raises DynxError."""
     from dynx.diffusion import setup
 
-    if options.against is not None:
-        raise UsageError(f"--against {options.against}: it has no pipelines that draw; plain is diffusers' own run")
     if own.guidance is not None and not math.isfinite(own.guidance):
         raise UsageError(f"--guidance {own.guidance} is no number")
     wish = setup.Wish(

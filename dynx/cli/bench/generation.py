@@ -12,7 +12,7 @@ from dynx.cli.generate.model import open_assembly
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from dynx.bench.arms.generation import Task
     from dynx.bench.gates import Gate
@@ -41,7 +41,7 @@ class Settings:
 
 def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms and the prompts they are run on, and how a result is made of what they did."""
-    from dynx.bench.arms.generation import Task, own_arms, parse_lengths, peer_arms
+    from dynx.bench.arms.generation import Task, own_arms, parse_lengths
     from dynx.runtime.hashing import text_hash
     from dynx.speculation.types import Sampling
 
@@ -55,8 +55,6 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     task = Task(own.max_new_tokens, sampling, assembly.end_tokens)
     cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
-    if options.against:
-        arms += peer_arms(assembly, task, lengths)
     arms += further_arms(options, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
     header = conditions(
         plan,
@@ -73,13 +71,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
         return judged(measured, confidence, options, header, assembly, cases)
 
-    def record(progress: Callable[[float], None]) -> Iterator[str]:
-        from dynx.bench import recording
-
-        return recording.texts(assembly, cases, task, header, progress)
-
-    process = process_of(options, own, assembly, cases, texts)
-    return Prepared(TASK, arms, cases, header, own.runs, conclude, process, record=record)
+    return Prepared(TASK, arms, cases, header, own.runs, conclude)
 
 
 def opened(options: Options, terminal: Terminal) -> Assembly:
@@ -109,10 +101,7 @@ def judged(
 
     facts: dict[str, dict[str, Any]] = by_position(measured)
     notes, identical = [], {}
-    for name, samples in measured.samples.items():
-        if samples and isinstance(samples[0].output, str):
-            identical[name] = same_texts(measured, name, assembly)
-            continue
+    for name in measured.samples:
         identical[name] = measured.identical_rate(name)
         found = first_mismatch(measured, name, cases, assembly)
         facts.setdefault(name, {})["first_mismatch"] = found.json() if found else None
@@ -140,7 +129,7 @@ def further_arms(
     texts: dict[tuple[int, ...], str],
     terminal: Terminal,
 ) -> list[Arm[list[int]]]:
-    """What --arm asks for, of those that run in this process."""
+    """What --arm asks for."""
     from dynx.bench.arms.generation import own_arms, parse_lengths, peer_arms
 
     arms: list[Arm[list[int]]] = []
@@ -148,7 +137,6 @@ def further_arms(
         if one.kind == "peer":
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
-        if one.kind != "options":
             continue
         arm_options.check_takes(one, Settings, "writes text")
         theirs = one.applied(options)
@@ -178,35 +166,6 @@ def retokenized(arm: Arm[list[int]], assembly: Assembly, texts: dict[tuple[int, 
         return arm.run(list(assembly.tokenizer(texts[tuple(case)])["input_ids"]))
 
     return replace(arm, run=run)
-
-
-def process_of(
-    options: Options, own: Settings, assembly: Assembly, cases: Sequence[list[int]], texts: Sequence[str]
-) -> arm_options.Process:
-    """How `dynx generate` does the same in a process of its own."""
-    from dynx.bench.runner import Outcome
-
-    words = ["generate", "-m", options.model, "--draft", own.draft, "-n", own.max_new_tokens]
-    words += ["--temperature", own.temperature, *(("--seed", 0) if own.temperature else ())]
-    words += arm_options.common_words(options)
-    by_case = dict(zip(map(tuple, cases), texts, strict=True))
-
-    def outcome_of(case: list[int], said: str) -> Outcome:
-        answer = said.removeprefix(by_case[tuple(case)]).strip()
-        return Outcome(len(assembly.tokenizer(answer, add_special_tokens=False)["input_ids"]), None, answer)
-
-    return arm_options.Process(tuple(map(str, words)), lambda case: by_case[tuple(case)], outcome_of)
-
-
-def same_texts(measured: Measurements, arm: str, assembly: Assembly) -> float | None:
-    """Share of a program's answers that are plain's, white space at the ends aside."""
-    pairs = list(zip(measured.samples[arm], measured.samples[measured.reference], strict=False))
-    same = 0
-    for ours, theirs in pairs:
-        tokens: Any = theirs.output
-        plain = assembly.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        same += str(ours.output).strip() == plain.strip()
-    return same / len(pairs) if pairs else None
 
 
 def gates(result: BenchResult, options: Options) -> list[Gate]:

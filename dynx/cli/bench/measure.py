@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.bench import arm_options
 from dynx.cli.bench.command import GATED_BUDGET, HURRY
 from dynx.errors import UsageError
 
@@ -17,15 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.baseline import Baseline
-    from dynx.bench.energy import Meter
     from dynx.bench.gates import Gate
     from dynx.bench.interim import Looks
-    from dynx.bench.report import ArmResult, BenchResult, Comparison
-    from dynx.bench.runner import JSON, Arm, Measurements, Play, Progress
+    from dynx.bench.report import BenchResult
+    from dynx.bench.runner import JSON, Arm, Measurements, Progress
     from dynx.cli.bench.command import Prepared
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
-    from dynx.runtime.decision import Decision
 
 SLOW = "DYNX_BENCH_SLOW"
 """For testing gates: an arm and how much slower it is to be, like dynamic=15%."""
@@ -52,11 +49,10 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
 
 def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
-    from dynx.bench import baseline, energy, runner
+    from dynx.bench import baseline, runner
 
-    meter = energy.find(str(prepared.header["device"]))
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
-    how: dict[str, JSON] = {"harness": {"fresh_processes": options.fresh}}
+    how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
         terminal.warn(f"--baseline {options.baseline} can only advise, as it differs: {'; '.join(differing)}")
@@ -76,12 +72,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             return dynamic | {name for item in result.comparisons for name in (item.arm, item.baseline)}
         return dynamic if any(name.startswith("baseline") for name in undecided) else ()
 
-    arms = equipped(prepared, options, meter.value)
-    play: Play | None = None
-    if options.fresh:
-        from dynx.cli.bench_fresh import player
-
-        play = player(options, prepared)
+    arms = equipped(prepared)
     with terminal.progress("measuring") as move:
 
         def progress(p: Progress) -> None:
@@ -99,9 +90,8 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             looks=looks.rounds,
             judge=judge if len(looks.rounds) > 1 else None,
             hurry_s=HURRY * budget if budget is not None else None,
-            play=play,
         )
-    return annotated(conclude(found), found, looks, meter, fresh=options.fresh)
+    return annotated(conclude(found), found, looks)
 
 
 def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
@@ -120,24 +110,15 @@ def confidence(looks: Looks, measured: Measurements) -> float:
     return looks.sure([*measured.looked, max(measured.rounds, 1)], last=True)
 
 
-def equipped(prepared: Prepared, options: Options, meter: Meter | None) -> list[Arm[Any]]:
+def equipped(prepared: Prepared) -> list[Arm[Any]]:
     """The arms with all that is wrapped around them. Raises UsageError for a slow-down of no arm's."""
-    from dynx.bench.limits import limited, metered, parse_slow, slowed
+    from dynx.bench.limits import parse_slow, slowed
 
     arms = list(prepared.arms)
-    variations = arm_options.parse_all(options.arms or [])
-    if any(one.kind == "command" for one in variations):
-        if prepared.process is None:
-            raise UsageError(f"--arm with a program isn't there for the task {prepared.task}")
-        if options.fresh:
-            raise UsageError("--fresh is for dynx's own arms; programs are fresh processes anyway")
-        arms += arm_options.process_arms(prepared.process, variations, options.timeout)
     if setting := os.environ.get(SLOW):
         name, share = parse_slow(setting)
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
-    if options.timeout is not None:
-        arms = [limited(arm, options.timeout) for arm in arms]
-    return [metered(arm, meter) for arm in arms] if meter is not None else arms
+    return arms
 
 
 def against(
@@ -161,10 +142,8 @@ def against(
     ]
 
 
-def annotated(
-    result: BenchResult, measured: Measurements, looks: Looks, meter: Decision[Meter | None], *, fresh: bool
-) -> BenchResult:
-    """The result with how it was measured: looks, overhead, energy, and programs against whole processes."""
+def annotated(result: BenchResult, measured: Measurements, looks: Looks) -> BenchResult:
+    """The result with how it was measured: looks and overhead."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
         notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
@@ -175,43 +154,11 @@ def annotated(
         "looks": measured.looks or 1,
         "looks_at_most": len(looks.rounds),
         "interval_confidence": round(confidence(looks, measured), 6),
-        "fresh_processes": fresh,
     }
-    source = meter.value.source if meter.value is not None else None
-    header = {**result.header, "harness": runner, "energy": {"source": source, "reason": meter.reason}}
-    arms = tuple(_with_energy(arm) for arm in result.arms)
-    processes = _processes(measured)
-    notes += [f"{item.arm} {item.ratio.ratio:.2f}x of {item.basis} {item.ratio.interval}" for item in processes]
-    return replace(result, header=header, arms=arms, notes=tuple(notes), comparisons=(*result.comparisons, *processes))
+    header = {**result.header, "harness": runner}
+    return replace(result, header=header, notes=tuple(notes))
 
 
 def _looked(measured: Measurements) -> str:
     times = "once" if measured.looks == 1 else f"{measured.looks} times"
     return f"it took {times}" if measured.stopped == "decided" else f"{times} so far"
-
-
-def _with_energy(arm: ArmResult) -> ArmResult:
-    """Joules of a unit, null where nothing counts them."""
-    joules = [(float(str(s.facts["joules"])), s.units) for s in arm.samples if "joules" in s.facts]
-    units = sum(count for _, count in joules)
-    each = sum(used for used, _ in joules) / units if units else None
-    facts = {name: value for name, value in arm.facts.items() if name != "joules"}
-    return replace(arm, facts={**facts, "joules_per_unit": each})
-
-
-def _processes(measured: Measurements) -> list[Comparison]:
-    """Programs against dynx as a whole process."""
-    from dynx.bench.report import Comparison
-    from dynx.bench.statistics import ratio_of_speeds
-
-    plain = arm_options.PLAIN
-    if not measured.samples.get(plain):
-        return []
-    others = [n for n, g in measured.groups.items() if g == "external" and n != plain and measured.samples.get(n)]
-    found = []
-    for name in others:
-        pair = measured.paired(name, plain)
-        if name in measured.groups and all(speed > 0 for series in pair for speed in series.speeds()):
-            ratio = ratio_of_speeds(*pair, rng=random.Random(0))  # noqa: S311
-            found.append(Comparison(name, plain, ratio, "dynx as a plain process"))
-    return found

@@ -8,11 +8,14 @@ from dynx.cli import options as o
 
 HELP = """Measure plain against static against dynamic, interleaved, and gate on the result.
 
+Further options of the model's own command work here too: --temperature; --tsv, --column, --field, --batch-size, --max-length,
+--confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --offline.
+
 \b
 Examples:
   dynx bench
   dynx bench generate --baseline main.json --tolerance 5%
-  dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm 'other=!my-program {input}'
+  dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm hf=transformers
   dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
   dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
   dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
@@ -69,15 +72,16 @@ class Options(o.OutputOptions, o.DeviceOptions):
     temperature: float | None = o.option(
         None,
         "--temperature",
+        hidden=True,
         metavar="T",
         min=0.0,
         max=100.0,
         callback=o.cold,
         help="0, the default, is greedy; with more, the seed is fixed.",
     )
-    tsv: bool = o.TSV(False)
-    column: str | None = o.COLUMN(None)
-    field: str | None = o.FIELD(None)
+    tsv: bool = o.TSV(False, hidden=True)
+    column: str | None = o.COLUMN(None, hidden=True)
+    field: str | None = o.FIELD(None, hidden=True)
     labels: str | None = o.option(
         None,
         "--labels",
@@ -87,33 +91,23 @@ class Options(o.OutputOptions, o.DeviceOptions):
     batch_size: int | None = o.option(
         None,
         "--batch-size",
+        hidden=True,
         metavar="N",
         min=1,
         max=4096,
         help="A classifier's inputs computed together; 32 by default.",
     )
-    max_length: int | None = o.MAX_LENGTH(None)
+    max_length: int | None = o.MAX_LENGTH(None, hidden=True)
     confidence: float | None = o.option(
-        None, "--confidence", metavar="P", help="How sure a classifier's promise is; 0.95 by default."
+        None, "--confidence", hidden=True, metavar="P", help="How sure a classifier's promise is; 0.95 by default."
     )
-    within: float | None = o.WITHIN(None)
+    within: float | None = o.WITHIN(None, hidden=True)
     arms: list[str] | None = o.option(
         None,
         "--arm",
         metavar="NAME=OPTIONS",
-        help="Also measure this with other options (-m, --dtype, --profile, --static K, …), the peer transformers, or a"
-        " program: NAME=!COMMAND, the input on its stdin or in place of {input}. Repeatable.",
-    )
-    timeout: float | None = o.option(
-        None,
-        "--timeout",
-        metavar="SECONDS",
-        min=0.1,
-        help="An arm of which one run takes longer has failed; 600 for programs by default.",
-    )
-    fresh: bool = o.option(False, "--fresh", help="Run every round in a process of its own.")
-    against: str | None = o.option(
-        None, "--against", metavar="PEER", help="Also measure a peer on the same inputs: transformers."
+        help="Also measure this with other options (-m, --dtype, --profile, --static K, …), or the peer transformers: "
+        "NAME=transformers. Repeatable.",
     )
     min_speedup: float | None = o.option(
         None,
@@ -136,9 +130,9 @@ class Options(o.OutputOptions, o.DeviceOptions):
         help="A classifier's promise (0.02 by default) and, where given, a gate: at most this share of answers may "
         "differ from the full model's.",
     )
-    quality: float | None = o.QUALITY(None)
-    guidance: float | None = o.GUIDANCE(None)
-    size: str | None = o.SIZE(None)
+    quality: float | None = o.QUALITY(None, hidden=True)
+    guidance: float | None = o.GUIDANCE(None, hidden=True)
+    size: str | None = o.SIZE(None, hidden=True)
     min_quality: float | None = o.option(
         None,
         "--min-quality",
@@ -171,38 +165,16 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None,
         "--export",
         metavar="FORMAT:PATH",
-        help="Also write the result as json, md, csv, junit, github-action-benchmark, benchstat, html or svg. "
-        "Repeatable.",
+        help="Also write the result as json, md, csv, junit or github-action-benchmark. Repeatable.",
     )
     plot: str | None = o.option(
-        None, "--plot", metavar="PATH", help="Draw speed, and speed against quality, to an SVG or PNG file."
+        None, "--plot", metavar="PATH", help="Draw speed, and speed against quality, as SVG or PNG; needs dynx[plot]."
     )
-    record: str | None = o.option(
-        None,
-        "--record",
-        metavar="FILE",
-        help="Measure nothing: write what every drafter, exit or number of steps would have said, for --replay.",
-    )
-    replay: str | None = o.option(
-        None,
-        "--replay",
-        metavar="FILE",
-        help="Score policies on such a recording, and how far each is from the best possible.",
-    )
-    policy: list[str] | None = o.option(
-        None,
-        "--policy",
-        metavar="POLICY",
-        help="For --replay: plain, dynamic, cold (dynamic without a profile), DRAFTER=K, at=LAYER or at=STEPS, "
-        "threshold=T, or FILE.py:NAME of your own. Repeatable.",
-    )
-    self_test: bool = o.option(
-        False, "--self-test", help="Check that this installation keeps what it says about streams and exit codes."
-    )
-    workflow: bool = o.option(False, "--workflow", help="Print a GitHub Actions workflow that gates a repository.")
     backend: o.Backend | None = o.BACKEND(None)
     quantize: o.Quantize | None = o.QUANTIZE(None)
-    profile: str | None = o.PROFILE(None)
+    profile: str | None = o.PROFILE(None, hidden=True)
+    allow_pickle: bool = o.ALLOW_PICKLE(False, hidden=True)
+    offline: bool = o.OFFLINE(False, hidden=True)
     model: str = ""
     """The one of the models that this run is about; not an option."""
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynx.cli.bench.command import read_prompts
@@ -29,6 +27,7 @@ BUDGET = 600.0
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Learn grids and steps, certify, store, and say what was found."""
+    from dynx.bench import plot
     from dynx.diffusion.setup import QUALITY, Wish, assemble, make_plan
 
     if options.draft != "auto":
@@ -55,7 +54,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.dry_run:
         dry_run(plan, texts, budget, options, terminal)
         return
-    check_plot(options.plot)
+    plot_path = plot.parse_plot(options.plot) if options.plot else None
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
     terminal.clear_status()
     from dynx.diffusion import calibrate as learning
@@ -82,27 +81,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     report(found, assembly, terminal, options)
     store(found.profile, terminal, found.arrays)
     partial.remove()
-    if options.plot:
-        from dynx.cli.plot import curve
-
-        curve(found, Path(options.plot))
-
-
-def check_plot(path: str | None) -> None:
-    """Raises UsageError where --plot can't be written, before anything is computed."""
-    if path is None:
-        return
-    from dynx.cli.plot import KINDS
-
-    if Path(path).suffix.lower() not in KINDS:
-        raise UsageError(
-            f"--plot {path}: the curve is an SVG or PNG file", hint=f"--plot {Path(path).with_suffix('.svg')}"
-        )
-    file = Path(path).expanduser()
-    if not file.parent.is_dir():
-        raise UsageError(f"can't write {path}: there is no folder {file.parent}")
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UsageError(f"can't write {path}")
+    if plot_path is not None:
+        plot.curve(found, plot_path)
 
 
 def dry_run(plan: Plan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:

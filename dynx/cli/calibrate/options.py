@@ -47,7 +47,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
     )
     size: str | None = o.SIZE(None)
     plot: str | None = o.option(
-        None, "--plot", metavar="PATH", help="For a pipeline that draws: quality against steps as an SVG or PNG file."
+        None,
+        "--plot",
+        metavar="PATH",
+        help="For a pipeline that draws: quality against steps, SVG or PNG; needs dynx[plot].",
+        hidden=True,
     )
     budget: float | None = o.option(
         None,

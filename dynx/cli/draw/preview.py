@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -27,9 +26,6 @@ ROOM = (80, 24)
 
 SPARE = 3
 """Lines below a picture: its path, and the prompt that the shell writes."""
-
-SETTLE = 0.05
-"""Seconds that tmux has to put the outer terminal's cursor where a picture is to go."""
 
 PREVIEW = 64
 """Pixels across to which a small preview is enlarged."""
@@ -54,32 +50,32 @@ class Screen:
         self._stream = sys.stdout if sys.stdout.isatty() and not (json or png) else sys.stderr
         able = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self.shows = show == "always" or (show == "auto" and able and not terminal.quiet and not json)
-        self.previews = preview and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        plain = os.environ.get("TERM") == "dumb" or not (self._colour(sys.stderr) and _unicode(sys.stderr))
+        self.previews = preview and sys.stderr.isatty() and not plain
+        self._asked, self._said = show == "always", False
 
     def show(self, picture: Image) -> None:
         """The finished picture."""
         if self.shows:
             self._terminal.clear_status()
-            drawn = self._drawn(picture, self._stream)
-            if drawn.startswith(
-                "\n"
-            ):  # lines made free, for what goes past tmux to the cursor that the outer terminal has
-                free, _, drawn = drawn.partition("\x1bP")
-                self._stream.write(free)
-                self._stream.flush()
-                time.sleep(SETTLE)
-                drawn = f"\x1bP{drawn}"
-            self._stream.write(drawn)
+            protocol = choose(os.environ, color=self._colour(self._stream), unicode=_unicode(self._stream))
+            if protocol is None:
+                self._say_why_not()
+                return
+            self._stream.write(self._drawn(picture, self._stream, protocol))
             self._stream.flush()
 
-    def _drawn(self, picture: Image, stream: TextIO, *, moving: bool = False) -> str:
-        terminal = self._terminal
-        colour = terminal.out_color if stream is sys.stdout else terminal.err_color
-        unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
-        if moving:  # graphics would pile up in the terminal's memory
-            protocol: Protocol = "blocks" if colour and unicode else "ascii"
-        else:
-            protocol = choose(os.environ, color=colour, unicode=unicode)
+    def _say_why_not(self) -> None:
+        """Where a picture was asked for in so many words, and can't be shown."""
+        if self._asked and not self._said:
+            why = "UTF-8" if self._colour(self._stream) else "colour"
+            self._terminal.warn(f"no picture is shown: it takes {why}, which the output doesn't have")
+            self._said = True
+
+    def _colour(self, stream: TextIO) -> bool:
+        return self._terminal.out_color if stream is sys.stdout else self._terminal.err_color
+
+    def _drawn(self, picture: Image, stream: TextIO, protocol: Protocol) -> str:
         columns, lines = room(stream)
         return render(picture, protocol, columns, lines, true_color=true_color(os.environ))
 
@@ -93,7 +89,8 @@ class Screen:
         region = _Region(sys.stderr)
 
         def move(done: int, of: int, words: str, picture: Image | None) -> None:
-            drawn = "" if picture is None else self._drawn(_enlarged(picture), sys.stderr, moving=True)
+            # half blocks: graphics would pile up in the terminal's memory
+            drawn = "" if picture is None else self._drawn(_enlarged(picture), sys.stderr, "blocks")
             region.redraw(f"{drawn}{self._terminal.dim(f'step {done} of {of}: {words}')}\n")
 
         self._terminal.clear_status()
@@ -123,6 +120,10 @@ class _Region:
 
     def _home(self) -> str:
         return f"\x1b[{self._height}A\r\x1b[J" if self._height else ""
+
+
+def _unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def _enlarged(picture: Image) -> Image:

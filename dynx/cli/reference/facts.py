@@ -55,13 +55,9 @@ BY_METAVAR: Mapping[str, Completion] = {
     "DRAFT": Completion(words=("auto", "none", "self", "lookup"), models=True, folders=True),
     "DEVICE": Completion(words=("auto", "cpu", "cuda", "xpu", "mps")),
     "ID": Completion(profiles=True),
-    "FORMAT:PATH": Completion(
-        prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:", "benchstat:", "html:", "svg:")
-    ),
+    "FORMAT:PATH": Completion(prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:")),
     "TASK": Completion(words=("generate", "classify", "draw", "all")),
-    "POLICY": Completion(words=("plain", "dynamic", "cold")),
     "LENGTHS": Completion(words=("none",)),
-    "PEER": Completion(words=("transformers",)),
 }
 
 # Where an option takes more than its metavar says.

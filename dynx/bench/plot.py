@@ -1,0 +1,175 @@
+"""Plots, drawn by matplotlib (the extra `dynx[plot]`): speed, speed against quality, and SSIM against steps.
+
+The ending of the file's name picks the format. Nothing here measures or judges.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynx.bench.exports import writable
+from dynx.bench.exports.quality import QUALITIES, quality_of
+from dynx.bench.exports.tables import printable
+from dynx.errors import DynxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dynx.bench.exports.quality import Quality
+    from dynx.bench.report import ArmResult, BenchResult
+    from dynx.bench.runner import Group
+    from dynx.diffusion.calibrate import Findings
+
+FORMATS = ("svg", "png")
+WIDTH = 7.5
+"""Inches, as all lengths here."""
+ROW, FRAME, SQUARE = 0.28, 1.3, 4.2
+"""Height of an arm's row, of a panel's title and axis, and of a panel of speed against quality."""
+DPI = 150
+WIDEST = 1.5
+"""Times the largest ratio up to which intervals are drawn: one that says nothing must not squash all others."""
+
+COLORS: dict[Group, str] = {"plain": "#5f6368", "static": "#b35c00", "dynamic": "#00704f", "external": "#5b4bb5"}
+MARKERS: dict[Group, str] = {"plain": "|", "static": "s", "dynamic": "o", "external": "D"}
+
+STYLE = {
+    "text.parse_math": False,  # a name may hold dollar signs
+    "text.usetex": False,
+    "svg.fonttype": "none",  # letters stay letters
+    "svg.hashsalt": "dynx",  # the same numbers give the same file
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+}
+
+
+def parse_plot(name: str) -> Path:
+    """The path of --plot, checked so that a bad one is told before anything is measured.
+
+    Raises UsageError for an ending that no plot has, a path that can't be written, and where matplotlib isn't installed.
+    """
+    path = Path(name)
+    if path.suffix.lower().lstrip(".") not in FORMATS:
+        raise UsageError(f"--plot {name}: a plot is an SVG or a PNG file", hint=f"--plot {path.with_suffix('.svg')}")
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib, which isn't installed", hint="pip install 'dynx[plot]'")
+    return writable(path, "", path.suffix.lstrip("."))
+
+
+def bench(results: Sequence[BenchResult], path: Path) -> Path:
+    """Draw the ratios of each result and, where quality tells arms apart, speed against quality.
+
+    Raises DynxError where the file can't be written.
+    """
+    panels: list[tuple[float, Any, BenchResult]] = []
+    for result in results:
+        rows = sum(not arm.reference for arm in result.arms)
+        panels.append((FRAME + ROW * max(rows, 1), _ratios, result))
+        if _told_apart(result):
+            panels.append((SQUARE, _quality, result))
+    with _drawing(sum(height for height, *_ in panels), path) as figure:
+        axes = figure.subplots(len(panels), squeeze=False, height_ratios=[height for height, *_ in panels])
+        for (_, draw, result), ax in zip(panels, axes[:, 0], strict=True):
+            draw(ax, result)
+    return path
+
+
+def curve(found: Findings, path: Path) -> Path:
+    """Draw SSIM to the plain run, median and 5th percentile, by number of steps. Raises DynxError as `bench` does."""
+    steps = sorted(found.likeness)
+    with _drawing(SQUARE, path) as figure:
+        ax = figure.subplots()
+        median, p5 = ([getattr(found.likeness[k], name) for k in steps] for name in ("median", "p5"))
+        ax.plot(steps, median, "s-", color=COLORS["static"], label="median")
+        ax.plot(steps, p5, "o-", color=COLORS["dynamic"], label="p5")
+        ax.set_xticks(steps)
+        ax.set(xlabel=f"steps (plain: {found.full_steps})", ylabel="SSIM to the plain run")
+        ax.grid(axis="y", alpha=0.3)
+        ax.legend(frameon=False, loc="lower right")
+    return path
+
+
+@contextmanager
+def _drawing(height: float, path: Path) -> Iterator[Any]:
+    """A figure of this height, written to the path at the end. Raises DynxError where it can't be."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name that the font lacks letters for is drawn without them
+        figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=DPI)
+        yield figure
+        form, data = path.suffix.lower().lstrip("."), io.BytesIO()
+        figure.savefig(data, format=form, metadata={"Date": None} if form == "svg" else None)
+    try:
+        path.write_bytes(data.getvalue())
+    except OSError as error:
+        raise DynxError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _ratios(ax: Any, result: BenchResult) -> None:
+    """How many times as fast as the reference each arm is, the fastest on top, with intervals where they are bounded."""
+    rows = sorted((a for a in result.arms if a.ratio is not None and not a.reference), key=_ratio)
+    broken = [arm for arm in result.arms if arm.failure is not None]
+    reference = printable(result.reference.name)
+    ax.set_title(printable(f"{result.header.get('model', result.task)}: {result.task}"), loc="left")
+    if not rows:
+        ax.set_axis_off()
+        ax.text(0, 0.5, "nothing was measured", transform=ax.transAxes)
+        return
+    most = WIDEST * max(1.0, *map(_ratio, rows))
+    for y, arm in enumerate(rows, start=len(broken)):
+        color, ratio, bold = COLORS[arm.group], arm.ratio, "bold" if arm.group == "dynamic" else "normal"
+        said = f"{_ratio(arm):.2f}x"
+        if ratio is not None and ratio.bounded:
+            ax.plot([ratio.low, min(ratio.high, most)], [y, y], color=color, linewidth=2.5)
+            said += f" {ratio.interval}"
+        ax.plot(_ratio(arm), y, MARKERS[arm.group], color=color)
+        ax.text(1.02, y, said, transform=ax.get_yaxis_transform(), va="center", fontweight=bold, fontsize="small")
+    for y, _ in enumerate(broken):
+        ax.text(1.02, y, "failed", transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+    ax.axvline(1, color=COLORS["plain"], linewidth=1)
+    names = [printable(arm.name) for arm in (*broken, *rows)]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    confidence = next(arm.ratio.confidence for arm in rows if arm.ratio)
+    ax.set_xlabel(f"times as fast as {reference}, with {100 * confidence:g} % interval")
+    ax.grid(axis="x", alpha=0.3)
+
+
+def _quality(ax: Any, result: BenchResult) -> None:
+    """Speed to the right and quality up, each arm named beside its mark."""
+    for arm, quality in _known(result):
+        scale = 100 if quality.share else 1
+        color, bold = COLORS[arm.group], "bold" if arm.group == "dynamic" else "normal"
+        # Of an arm that is the full model there is no doubt to draw.
+        if quality.low is not None and quality.high is not None and quality.value < 1:
+            ax.plot([_ratio(arm)] * 2, [scale * quality.low, scale * quality.high], color=color, linewidth=1.5)
+        ax.plot(_ratio(arm), scale * quality.value, MARKERS[arm.group], color=color)
+        at = (_ratio(arm), scale * quality.value)
+        ax.annotate(
+            printable(arm.name), at, (6, 4), textcoords="offset points", fontweight=bold, fontsize="small", color=color
+        )
+    share = any(quality.share for _, quality in _known(result))
+    ax.set_ylabel(QUALITIES[result.task] + (", %" if share else ""))
+    ax.set_xlabel(f"times as fast as {printable(result.reference.name)}")
+    ax.margins(0.12)
+    ax.grid(alpha=0.3)
+
+
+def _known(result: BenchResult) -> list[tuple[ArmResult, Quality]]:
+    return [(a, q) for a in result.arms if a.ratio is not None and (q := quality_of(result, a)) is not None]
+
+
+def _told_apart(result: BenchResult) -> bool:
+    """Whether not all arms are equally good."""
+    return len({round(quality.value, 6) for _, quality in _known(result)}) > 1
+
+
+def _ratio(arm: ArmResult) -> float:
+    return arm.ratio.ratio if arm.ratio is not None else float("nan")
