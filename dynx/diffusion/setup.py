@@ -16,7 +16,7 @@ from dynx.runtime.backends.registry import TITLES, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import fitting
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         task=TASK,
         model=model_hash(source.folder),
         companion=None,
-        device=f"{machine.fingerprint}-{device}-{decisions['threads'].value}t",
+        device=device_key(machine.fingerprint, device, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
     )
     found = fitting(
