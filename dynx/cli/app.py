@@ -278,11 +278,15 @@ def classify(
 @app.command(
     cls=Configured,
     short_help="Draw pictures from prompts.",
-    epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw",
+    epilog="Exit code 1 means that some picture failed; the others are drawn. Manual: man dynx-draw",
 )
 def draw(
     prompt: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to draw, a picture for each PROMPT: quote one of several words. - reads it from stdin.",
+        ),
     ] = None,
     model: o.Model = "emoji",
     output: Annotated[
@@ -292,7 +296,7 @@ def draw(
             "--output",
             metavar="PATH",
             help="A file, a folder, or a pattern of {n}, {slug} (the prompt) and {seed}; - writes the PNG to stdout. By "
-            "default {slug}.png here.",
+            "default {slug}.png here, {n}-{slug}.png of several.",
         ),
     ] = None,
     count: Annotated[
@@ -389,6 +393,7 @@ def draw(
     \b
     Examples:
       dynx draw "a red apple"
+      dynx draw "a red apple" "a blue moon" -o pictures/
       dynx draw "cat and moon" --count 9 --draft -o drafts/
       dynx draw --finish drafts/3-cat-and-moon.png
       dynx draw -m ./my-pipeline "a lighthouse" --size 512x768 --seed 7 --stats
