@@ -202,7 +202,7 @@ def needs(call: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def pictures(call: Mapping[str, inspect.Parameter]) -> list[str]:
     """The pictures that a pipeline's call takes to start from; whether it must be given them shows only when it's called."""
-    return [n for n in call if (n == "image" or n.endswith("_image")) and not n.startswith("ip_adapter")]
+    return [n for n in call if (n == "image" or n.endswith("_image")) and "ip_adapter" not in n and n[:4] != "num_"]
 
 
 def _obstacle(family: Family, call: Any) -> str | None:
@@ -215,7 +215,7 @@ def _obstacle(family: Family, call: Any) -> str | None:
         return "it can't be told a number of steps"
     if needed := needs(call):
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
-    if pictures(call):
+    if "image" in call:
         return "it can start from an image, and dynx knows loops that start from noise"
     if family.prediction is None:
         return "its network predicts something that dynx doesn't know"
