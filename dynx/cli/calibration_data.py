@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
 from dynx.errors import UsageError
+from dynx.runtime.folders import walk
 
 if TYPE_CHECKING:
     from dynx.early_exit.features import Inputs
@@ -25,7 +26,11 @@ def read_inputs(
     from dynx.early_exit.features import Inputs
 
     if kind == "image" and path != "-" and Path(path).is_dir():
-        files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        try:
+            found = [Path(path) / inside / name for inside, names in walk(Path(path)) for name in names]
+        except OSError as e:
+            raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
+        files = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
             raise UsageError(f"--data {path} has no pictures", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dynx.diffusion import backends
 from dynx.errors import ModelError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
+from dynx.runtime.adapters import said, unapplied
 from dynx.runtime.backends.registry import TITLES, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import fitting
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
     loading.check_pipeline(source, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    if loose := unapplied(source.folder):
+        decisions["adapters"] = Decision("none", said(loose))
+        warn(f"{source.name}: {said(loose)}")
     if wish.guidance is None and (preferred := preferred_guidance(source)) is not None:
         wish = replace(wish, guidance=preferred)
         decisions["guidance"] = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
@@ -142,7 +146,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         task=TASK,
         model=model_hash(source.folder),
         companion=None,
-        device=f"{machine.fingerprint}-{device}-{decisions['threads'].value}t",
+        device=device_key(machine.fingerprint, device, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
     )
     found = fitting(
@@ -245,6 +249,7 @@ def assemble(
     engine = Engine(pipe)
     if wish.size is not None:
         check_size(wish.size, engine)
+    engine.check(sample_of(wish, engine))
     assembly = Assembly(plan, engine, None, racing)
     if not engine.family.adaptive.value:
         plan.decisions["steps"] = Decision("plain", engine.family.adaptive.reason)

@@ -15,7 +15,7 @@ from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import Fitting, fitting
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         task=TASK,
         model=model_hash(source.folder),
         companion=None,
-        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
         quantization=backends.check_quantization(wish),
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynx.errors import ModelError
+from dynx.runtime.folders import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 HEX = 16  # 64 bits: a collision among a million models has odds of 3 in 100 million
 SAMPLES = 64
@@ -31,9 +32,9 @@ CONFIGS = frozenset({"config.json", "model_index.json", "scheduler_config.json"}
 def model_hash(folder: Path, exclude: Iterable[str] = ()) -> str:
     """Identify a model's weights and configuration by 16 hex digits, reading a few MiB of each weight file.
 
-    `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, hidden ones don't, nor what lies
-    under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names, the whole of
-    `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.bin` where a
+    `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones
+    don't, nor what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names,
+    the whole of `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.bin` where a
     folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of
     64 KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from
     the middle of each larger one.
@@ -84,19 +85,16 @@ def _feed(digest: hashlib._Hash, data: bytes) -> None:
     digest.update(data)
 
 
-def _raise(error: OSError) -> None:
-    raise error  # os.walk swallows what it can't list, and a hash of half a model would look like any other
-
-
 def _model_files(folder: Path, exclude: frozenset[str]) -> Iterator[tuple[str, Path]]:
     """Yield (relative name, path) of each file that counts, in an order that doesn't depend on the file system."""
+
+    def counts(path: Path) -> bool:
+        return path.name[0] != "." and path.as_posix() not in exclude
+
     found = []
-    for root, folders, names in os.walk(folder, onerror=_raise):
-        prefix = Path(root).relative_to(folder)
-        folders[:] = [name for name in folders if name[0] != "." and (prefix / name).as_posix() not in exclude]
-        kept = [name for name in names if name[0] != "." and (prefix / name).as_posix() not in exclude]
-        suffix = ".safetensors" if any(name.endswith(".safetensors") for name in kept) else ".bin"
-        found += [(prefix / name).as_posix() for name in kept if name in CONFIGS or name.endswith(suffix)]
+    for inside, names in walk(folder, counts):
+        suffix = ".safetensors" if any(name.endswith(".safetensors") for name in names) else ".bin"
+        found += [(inside / name).as_posix() for name in names if name in CONFIGS or name.endswith(suffix)]
     for name in sorted(found):
         yield name, folder / name
 

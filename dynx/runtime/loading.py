@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
+from dynx.runtime.adapters import refuse, refuse_alone
 from dynx.runtime.lazy_imports import uncollected, unfilled
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Source:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            refuse_alone(self.name, self.folder)
             hint = "a Hugging Face model folder holds config.json, tokenizer.json and model.safetensors"
             raise ModelError(f"{self.folder} has no config.json", hint=hint) from None
         except (OSError, ValueError) as e:
@@ -144,7 +146,11 @@ def _from_hub(name: str, *, offline: bool, allow_pickle: bool, task: str) -> Sou
 
 
 def check(source: Source, *, allow_pickle: bool = False) -> None:
-    """Look at the weights' files: whole safetensors, or pickles that were asked for. Raises ModelError."""
+    """Look at the weights' files: whole safetensors, or pickles that were asked for. Raises ModelError.
+
+    UnsupportedModelError for an adapter that transformers might apply.
+    """
+    refuse(source.name, source.folder)
     weights = sorted(source.folder.glob("*.safetensors"))
     for index in sorted(source.folder.glob("*.safetensors.index.json")):
         try:
@@ -342,6 +348,7 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
     index = source.folder / PIPELINE
     if not index.is_file():
         if not (source.folder / "config.json").is_file():
+            refuse_alone(source.name, source.folder)
             raise ModelError(f"{source.folder} has no {PIPELINE}", hint=PIPELINES)
         task = task_of(source)
         words = "is a classifier; dynx classify runs it" if task == "classify" else "writes text; dynx generate runs it"

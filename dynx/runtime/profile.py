@@ -84,6 +84,54 @@ class ProfileKey:
         """Name the fields in which two keys differ."""
         return tuple(item.name for item in fields(self) if getattr(self, item.name) != getattr(other, item.name))
 
+    def told_apart(self, other: ProfileKey, device: str = "") -> str:
+        """Say how what was measured under this key differs from what `other` asks for, to follow "was measured".
+
+        "with 2 threads, not 1", "on another device (NAME) and in bfloat16, not float32"; `device` is the name of the
+        machine that was measured. Empty for equal keys.
+        """
+        said: dict[str, str] = {
+            "task": f"for dynx {self.task}, not dynx {other.task}",
+            "model": "with other weights",
+            "companion": _companion_apart(self.companion, other.companion),
+            "device": _device_apart(self.device, other.device, device),
+            "dtype": f"in {self.dtype}, not {other.dtype}",
+            "quantization": f"with {_weights(self.quantization)}, not with {_weights(other.quantization)}",
+        }
+        return " and ".join(said[name] for name in self.differences(other))
+
+
+DEVICE_KEY = re.compile(r"(?P<machine>.+)-(?P<place>[^-]+)-(?P<threads>\d+)t")
+"""Fingerprint, where on it, and threads."""
+
+
+def device_key(fingerprint: str, place: str, threads: int) -> str:
+    """What `ProfileKey.device` holds: the machine, where on it a model runs ("cpu", "cuda:0"), and with how many threads."""
+    return f"{fingerprint}-{place}-{threads}t"
+
+
+def _device_apart(measured: str, wanted: str, name: str) -> str:
+    """What differs between two `device_key`s."""
+    one, two = DEVICE_KEY.fullmatch(measured), DEVICE_KEY.fullmatch(wanted)
+    if one is None or two is None or one["machine"] != two["machine"]:
+        return f"on another device{f' ({name})' if name else ''}"
+    said = [] if one["place"] == two["place"] else [f"on {one['place']}, not {two['place']}"]
+    if one["threads"] != two["threads"]:
+        many = "thread" if one["threads"] == "1" else "threads"
+        said.append(f"with {one['threads']} {many}, not {two['threads']}")
+    return " and ".join(said)
+
+
+def _companion_apart(measured: str | None, wanted: str | None) -> str:
+    """What differs between two draft models."""
+    if measured is None:
+        return "without a draft model"
+    return "with a draft model" if wanted is None else "with another draft model"
+
+
+def _weights(quantization: str) -> str:
+    return "weights as they are" if quantization == "none" else f"{quantization} weights"
+
 
 @dataclass(frozen=True)
 class ArraysFile:

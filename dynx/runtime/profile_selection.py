@@ -5,7 +5,7 @@ A bundled profile was measured elsewhere: its promise is about the same weights 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import NoProfileError, UsageError
@@ -63,9 +63,7 @@ def fitting(
     profile = store.get(wanted) if wanted is not None else store.find(key)
     if profile is not None:
         if other := _elsewhere(profile, key):
-            raise UsageError(
-                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
-            )
+            raise UsageError(f"profile {profile.key.id} of {profile.model_name} doesn't fit: it was measured {other}")
         try:
             return Fitting(profile, store.arrays(profile))
         except ProfileError as e:
@@ -87,13 +85,11 @@ def _beside(key: ProfileKey, path: Path, warn: Callable[[str], None]) -> Fitting
         warn(f"{path} ignored: {e}")
         return Fitting()
     other = _elsewhere(profile, key)
-    if other == ["dtype"]:
-        warn(
-            f"the profile that came with the model isn't used: it was measured in {profile.key.dtype}, not {key.dtype}"
-        )
+    if other and {"task", "model"}.isdisjoint(profile.key.differences(key)):
+        warn(f"the profile that came with the model isn't used: it was measured {other}")
     return Fitting() if other else Fitting(profile, arrays, bundled=True)
 
 
-def _elsewhere(profile: Profile, key: ProfileKey) -> list[str]:
-    """In what else than the device two keys differ."""
-    return [d for d in profile.key.differences(key) if d != "device"]
+def _elsewhere(profile: Profile, key: ProfileKey) -> str:
+    """How else than by the device two keys differ, in words; empty where they don't."""
+    return profile.key.told_apart(replace(key, device=profile.key.device))

@@ -5,7 +5,7 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import ModelError, NoProfileError, UsageError
@@ -16,8 +16,8 @@ from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.profile_store import ProfileStore, profiles_folder
+from dynx.runtime.profile import Profile, ProfileKey, device_key
+from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 from dynx.runtime.utf8 import decode
 from dynx.speculation.backends import Kernels
 
@@ -138,7 +138,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         task=TASK,
         model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER]),
         companion=model_hash(drafter.folder) if drafter else None,
-        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
         quantization=_quantization(wish),
     )
@@ -240,9 +240,8 @@ def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profil
         if "model" in other or "task" in other:
             raise ModelError(f"profile {wish.profile} belongs to {profile.model_name}, not to {wish.model}")
         if other:
-            warn(
-                f"profile {profile.key.id} was measured with another {' and '.join(other)}; its costs are a guess here"
-            )
+            said = profile.key.told_apart(replace(key, companion=profile.key.companion), device_name(profile))
+            warn(f"profile {profile.key.id} was measured {said}; its costs are a guess here")
         return profile
     fitting = store.find(key)
     if fitting is None and wish.require_profile:

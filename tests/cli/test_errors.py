@@ -416,7 +416,7 @@ def test_a_profile_asked_for_by_name_must_belong_here(cli: Cli, tiny_folder: Pat
     foreign = stored(tiny_folder, key=replace(key, device="elsewhere-cpu-1t")).stem[-12:]
     result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 8, "--profile", foreign, "--json")
     assert result.document["receipt"]["profile"] == foreign
-    assert "measured with another device" in result.err
+    assert "measured on another device" in result.err
     assert len(result.err.splitlines()) == 1
 
     other = changed("other")

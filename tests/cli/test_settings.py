@@ -296,7 +296,7 @@ def test_very_verbose_says_where_values_are_from(
 def test_every_option_is_a_setting() -> None:
     """Each option of each command can be set but for those that ask for one action; help lists all but the hidden ones."""
     from dynx.cli.app import app
-    from dynx.cli.reference import read_tree
+    from dynx.cli.reference.tree import read_tree
 
     for command in read_tree(app).commands:
         name = command.path[-1]
