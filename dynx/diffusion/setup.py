@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
@@ -18,6 +19,7 @@ from dynx.runtime.device import Device, choose_device, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.runtime.profile_selection import fitting
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +85,11 @@ class Plan:
     bundled: bool
     """Whether the profile came with the model, and so was measured elsewhere."""
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder)
 
     @property
     def device(self) -> str:
@@ -152,6 +159,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         plain=wish.plain,
         required=wish.require_profile,
         remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder),
         warn=warn,
     )
     measured = None if found.profile is None else measured_way(found.profile)
@@ -232,6 +240,8 @@ def assemble(
     `racing` leaves the choice of kernels to a calibration.
     """
     wish = plan.wish
+    if racing:
+        _ = plan.weights  # before they are read
     stages("importing torch and diffusers")
     with loading.importing():
         import torch
