@@ -172,6 +172,7 @@ def settings(assembly: Assembly, prompts: Sequence[str]) -> dict[str, Any]:
     return {
         "format": 1,
         "profile": assembly.plan.key.id,
+        "weights": assembly.plan.weights,
         "prompts": text_hash(prompts),
         "quality": wish.quality,
         "guidance": family.default_guidance if wish.guidance is None else wish.guidance,

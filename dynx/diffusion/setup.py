@@ -240,8 +240,7 @@ def assemble(
     `racing` leaves the choice of kernels to a calibration.
     """
     wish = plan.wish
-    if racing:
-        _ = plan.weights  # before they are read
+    _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
     stages("importing torch and diffusers")
     with loading.importing():
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from dynx.runtime.device import Device
 from dynx.runtime.loading import Source
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,12 +50,15 @@ def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, Decision[bool]]:
     return found
 
 
+FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
+
+
 def assembly_of(pipe: Any, **wish: Any) -> Assembly:
     """As if it had been loaded from a folder to be calibrated."""
     key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
     decisions = {name: Decision(value, "") for name, value in (("device", "cpu"), ("dtype", "float32"), ("threads", 1))}
     decisions["backend"] = Decision("torch-eager", "")
-    source = Source("tiny", Path("tiny"), "folder")
+    source = Source("tiny", Path(FOLDER.name), "folder")
     plan = Plan(Wish(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions)
     return Assembly(plan, Engine(pipe), None, racing=True)
 
@@ -251,6 +256,7 @@ def test_a_profile_of_other_kernels_is_passed_over(folder: Path) -> None:
     stored = Profile(
         key, "tiny", "2026-01-01T00:00:00+00:00", versions, fitted=fitted, decision={"summary": ""}, **blank
     )
+    stored = replace(stored, weights=weights_hash(folder))
     assert measured_way(stored) == ("openvino", "bfloat16")
     ProfileStore(profiles_folder(), lambda _: None).save(stored, {"x": np.zeros(1)})
     assert make_plan(wish).way == ("openvino", "bfloat16")

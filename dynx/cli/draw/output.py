@@ -101,7 +101,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         "guidance": drawn.guidance,
         "asked": drawn.asked.json(),
         "model": plan.source.name,
-        "weights": plan.key.model,
+        "weights": plan.weights,
         "dtype": plan.dtype,
         "backend": plan.way[0],
         **receipt,
