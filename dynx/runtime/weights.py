@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +198,8 @@ def content_hash(path: Path) -> str:
     if len(starts) < 2:
         pieces = [piece(start) for start in starts]
     else:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
             pieces = list(pool.map(piece, starts))
     whole = hashlib.sha256(size.to_bytes(8, "little"))
