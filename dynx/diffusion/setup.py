@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
@@ -19,6 +20,7 @@ from dynx.runtime.device import Device, choose_device, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import fitting
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +86,11 @@ class Plan:
     bundled: bool
     """Whether the profile came with the model, and so was measured elsewhere."""
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder)
 
     @property
     def device(self) -> str:
@@ -156,6 +163,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         plain=wish.plain,
         required=wish.require_profile,
         remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder),
         warn=warn,
     )
     measured = None if found.profile is None else measured_way(found.profile)
@@ -236,6 +244,7 @@ def assemble(
     `racing` leaves the choice of kernels to a calibration.
     """
     wish = plan.wish
+    _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
     stages("importing torch and diffusers")
     with loading.importing():
         import torch

@@ -6,17 +6,19 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.early_exit import backends
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import OPENVINO, TORCH
+from dynx.runtime.backends.registry import OPENVINO, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import Fitting, fitting
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +85,11 @@ class Plan:
     bundled: bool
     """Whether the profile came with the model, and so was measured elsewhere."""
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder)
 
     @property
     def device(self) -> str:
@@ -173,6 +180,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         plain=wish.plain,
         required=wish.require_profile,
         remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder),
         warn=warn,
     )
     decisions["backend"] = backends.choose(wish, decisions["device"].value, found.profile)
@@ -233,6 +241,8 @@ def assemble(
             "OpenVINO multiplies in int8 only where calibration has seen how large numbers get",
             hint=f"{calibrate_command(plan.wish)} measures it",
         )
+    if calibrating:
+        _ = plan.weights  # before they are read
     stages("importing torch and transformers")
     with loading.importing():
         import torch
@@ -273,7 +283,8 @@ def _running(
     stages(f"trying {plan.source.name}")
     attachment = attach_exits(model, reader, plan.decisions)
     try:
-        attachment = backends.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
+        with attempt(backend, plan.source.name):
+            attachment = backends.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
     except UnsupportedModelError as e:
         if plan.wish.backend != "auto" or backend == TORCH:
             raise

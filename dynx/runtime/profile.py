@@ -164,6 +164,7 @@ class Profile:
     evidence: dict[str, Any]  # n, the data's hash, predictions, the promise
     decision: dict[str, Any]  # "summary": the decision in words
     arrays: ArraysFile | None = None  # set by the store
+    weights: str | None = None  # hash of every byte of the weights measured; the key's is of samples
     extra: dict[str, Any] = field(default_factory=dict)  # top-level fields of a later minor version
 
     def to_json(self, embed: bytes | None = None) -> str:
@@ -307,6 +308,7 @@ def _from_document(document: dict[str, Any]) -> Profile:
         evidence=_take(document, "evidence", dict),
         decision=decision,
         arrays=_take_arrays(document),
+        weights=None if document.get("weights") is None else _take(document, "weights", str),
         extra={name: value for name, value in document.items() if name not in known},
     )
 

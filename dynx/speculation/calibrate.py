@@ -22,7 +22,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
 from dynx.runtime.hashing import text_hash
+from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
+from dynx.runtime.weights import still
 from dynx.speculation.batch_size import for_profile
 from dynx.speculation.engine import Drafters, Engine, Knowledge
 from dynx.speculation.exactness import noise_if_exact
@@ -226,6 +228,7 @@ def calibrate(
             "measured_speedup": verdict.check.speedup if verdict.check else None,
             "predicted_speedup_of_checked": verdict.said,
         },
+        weights=still(plan.weights, plan.source.folder, [DRAFTER_FOLDER]),
         decision={"summary": summary},
     )
     return Findings(

@@ -6,6 +6,7 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import ModelError, NoProfileError, UsageError
@@ -19,12 +20,14 @@ from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 from dynx.runtime.utf8 import decode
-from dynx.speculation.backends import Kernels
+from dynx.runtime.weights import weights_hash, why_others
+from dynx.speculation.backends import Kernels, verifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.loading import Source
     from dynx.speculation.engine import Engine, Knowledge
 
@@ -69,6 +72,11 @@ class Plan:
     profile: Profile | None
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
 
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder, [loading.DRAFTER_FOLDER])
+
     @property
     def device(self) -> str:
         """Where to run."""
@@ -107,6 +115,11 @@ class Assembly:
         """Knob → value and reason."""
         return self.plan.decisions
 
+    @cached_property
+    def verifier(self) -> Backend:
+        """What answers are verified by: the weights that lie in the model's folder."""
+        return verifier(self.plan, self.engine.target)
+
     @property
     def end_tokens(self) -> frozenset[int]:
         """The ids that end an answer: the generation config's, else the tokenizer's."""
@@ -142,7 +155,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         dtype=str(decisions["dtype"].value),
         quantization=_quantization(wish),
     )
-    profile = _profile(wish, key, warn)
+    profile, missing = _profile(wish, key, lambda: weights_hash(source.folder, [loading.DRAFTER_FOLDER]), warn)
     decisions["backend"] = choose(
         wish.backend, wish.quantize, decisions["device"].value, None if profile is None else measured_backend(profile)
     )
@@ -152,18 +165,11 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
                 f"profile {profile.key.id} was measured with {measured_backend(profile)}, not {decisions['backend'].value}"
             )
         warn(f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}")
-        profile = None
+        profile, missing = None, "it was measured with another backend"
     if wish.quantize != "none":
         decisions["quantize"] = Decision(wish.quantize, _said_of(profile, wish.quantize))
     decisions["profile"] = (
-        Decision(profile.key.id, f"measured {profile.created}")
-        if profile
-        else Decision(
-            "none",
-            "not wanted"
-            if wish.plain or wish.profile == "none"
-            else "none stored for this model, device and precision",
-        )
+        Decision(profile.key.id, f"measured {profile.created}") if profile else Decision("none", missing)
     )
     return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
 
@@ -227,12 +233,15 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
 
-def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profile | None:
+def _profile(
+    wish: Wish, key: ProfileKey, weights: Callable[[], str], warn: Callable[[str], None]
+) -> tuple[Profile | None, str]:
+    """The profile of a run, and why there is none."""
     if wish.plain or wish.profile == "none":
         if wish.require_profile:
             unwanted = "--plain" if wish.plain else "--profile none"
             raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return None
+        return None, "not wanted"
     store = ProfileStore(profiles_folder(), warn)
     if wish.profile is not None:
         profile: Profile = store.get(wish.profile)
@@ -242,11 +251,20 @@ def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profil
         if other:
             said = profile.key.told_apart(replace(key, companion=profile.key.companion), device_name(profile))
             warn(f"profile {profile.key.id} was measured {said}; its costs are a guess here")
-        return profile
+        if refused := why_others(profile.weights, weights):
+            raise ModelError(
+                f"profile {profile.key.id} can't be used: {refused}", hint=f"{calibrate_command(wish)} measures one"
+            )
+        return profile, ""
     fitting = store.find(key)
+    refused = None if fitting is None else why_others(fitting.weights, weights)
+    if fitting is not None and refused is not None:
+        warn(f"profile {fitting.key.id} isn't used: {refused}")
+        fitting = None
     if fitting is None and wish.require_profile:
-        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
-    return fitting
+        why = f": {refused}" if refused else ""
+        raise NoProfileError(f"no profile fits {wish.model} here{why}", hint=f"{calibrate_command(wish)} measures one")
+    return fitting, refused or "none stored for this model, device and precision"
 
 
 def calibrate_command(wish: Wish) -> str:
@@ -281,6 +299,8 @@ def assemble(
     against each other and the fastest is kept.
     """
     wish, decisions = plan.wish, plan.decisions
+    if clock is not None:
+        _ = plan.weights  # before they are read
     library_text = _library(wish)
     stages("importing torch and transformers")
     with loading.importing():

@@ -20,6 +20,7 @@ from dynx.runtime.backends import eager
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.profile import Profile
 from dynx.runtime.profile_store import ProfileStore
+from dynx.runtime.weights import weights_hash
 from dynx.speculation.setup import Wish, assemble, make_plan
 
 if TYPE_CHECKING:
@@ -359,6 +360,7 @@ def stored(folder: Path, **changes: Any) -> Path:
         fitted={"reliability": {}, "exit_layers": 1, "tokens_per_second": 900.0},
         evidence={},
         decision={"summary": "made up"},
+        weights=weights_hash(folder, ["drafter"]),
     )
     return ProfileStore(Path(os.environ["DYNX_CACHE_DIR"]) / "profiles", pytest.fail).save(replace(profile, **changes))
 

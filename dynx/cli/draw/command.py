@@ -125,7 +125,7 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> Plan:
 
     plan = make_plan(wish_of(options, batch.asked), warn=terminal.warn)
     for draft in batch.drafts:
-        draft.check(plan.source.name, plan.key.model)
+        draft.check(plan.source.name, plan.weights)
     prompted = options.lines or bool(options.prompt)
     if prompted and not options.finish and not takes_prompt(plan.source):
         raise UsageError(f"{plan.source.name} draws without a prompt", hint="leave it out")

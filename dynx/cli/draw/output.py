@@ -149,7 +149,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         "guidance": guidance_of(drawn.artist),
         "asked": drawn.asked.json(),
         "model": plan.source.name,
-        "weights": plan.key.model,
+        "weights": plan.weights,
         "dtype": plan.dtype,
         "backend": plan.way[0],
         **receipt,

@@ -19,7 +19,7 @@ def verify_answer(run: Run, assembly: Assembly) -> Verification:
     from dynx.speculation.equivalence import verify
 
     with quietly():
-        return verify(assembly.engine.target, run.request, run.tokens)
+        return verify(assembly.verifier, run.request, run.tokens)
 
 
 def words(found: Verification, assembly: Assembly) -> str:

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend, EagerSession, enough_memory
 from dynx.runtime.backends.logit_check import farthest
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,6 +142,8 @@ def load(model: Any, *, trusted: bool = False, record: Callable[[Pass], Pass] | 
     except (DeviceError, UnsupportedModelError):
         raise
     except Exception as e:  # a foreign model's code, and a driver's, may raise anything
+        if is_out_of_memory(e):
+            raise
         raise UnsupportedModelError(f"{kind} can't be recorded ({type(e).__name__})") from e
     if found is not None:
         raise UnsupportedModelError(f"{kind} gives other logits when it is replayed (by {found:.2g})")

@@ -22,6 +22,7 @@ import torch
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.availability import can_optimize
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +85,8 @@ def load(model: Any, *, trusted: bool = False) -> IpexBackend:
     except (DeviceError, UnsupportedModelError):
         raise
     except Exception as e:
+        if is_out_of_memory(e):
+            raise
         raise UnsupportedModelError(f"{backend.config.model_type} doesn't run on IPEX ({_brief(e)})") from e
     return backend
 
