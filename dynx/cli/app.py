@@ -32,11 +32,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _cold(temperature: float | None) -> float | None:
-    """A temperature that float32 can't divide by means what 0 means: the likeliest token."""
-    return 0.0 if temperature is not None and temperature < 1e-6 else temperature
-
-
 @app.callback()
 def dynx(
     version: Annotated[
@@ -68,7 +63,6 @@ def generate(
             metavar="T",
             min=0.0,
             max=100.0,
-            callback=_cold,
             help="0 takes the likeliest token; more is bolder.",
         ),
     ] = 0.0,
@@ -155,6 +149,7 @@ def generate(
         bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
     ] = False,
     allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     offline: o.Offline = False,
     quiet: o.Quiet = 0,
     verbose: o.Verbose = 0,
@@ -256,6 +251,7 @@ def classify(
         bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
     ] = False,
     allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     offline: o.Offline = False,
     quiet: o.Quiet = 0,
     verbose: o.Verbose = 0,
@@ -379,6 +375,7 @@ def draw(
         bool, typer.Option("--require-profile", help="Fail (exit 4) unless a profile fits.")
     ] = False,
     allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     offline: o.Offline = False,
     quiet: o.Quiet = 0,
     verbose: o.Verbose = 0,
@@ -480,6 +477,7 @@ def calibrate(
     backend: o.BackendWish = None,
     quantize: o.QuantizeWish = None,
     allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     offline: o.Offline = False,
     quiet: o.Quiet = 0,
     verbose: o.Verbose = 0,
@@ -567,7 +565,6 @@ def bench(
             metavar="T",
             min=0.0,
             max=100.0,
-            callback=_cold,
             help="0, the default, is greedy; with more, the seed is fixed.",
         ),
     ] = None,
@@ -738,6 +735,7 @@ def bench(
     quantize: o.QuantizeWish = None,
     profile: o.ProfileOption = None,
     allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
     offline: o.Offline = False,
     quiet: o.Quiet = 0,
     verbose: o.Verbose = 0,

@@ -17,7 +17,7 @@ import stat
 from typing import TYPE_CHECKING, BinaryIO
 
 from dynx.errors import UsageError
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import blank, decode, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -69,9 +69,9 @@ def read_prompt(
     if not piped(stdin.fileno()):
         return prompt
     data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
-    if not data.strip():
+    if blank(data):
         return prompt
-    text = decode(data, "stdin").removesuffix("\n")
+    text = read(data, "stdin").removesuffix("\n")
     return f"{text}\n{prompt}"
 
 
@@ -82,7 +82,7 @@ def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator
     after = " ".join(arguments)
     offset, seen = 0, False
     while line := stdin.readline():
-        text = decode(line, "stdin", offset=offset).rstrip("\r\n")
+        text = read(line, "stdin", offset=offset).rstrip("\r\n")
         offset += len(line)
         if text.strip():
             seen = True
@@ -92,10 +92,10 @@ def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator
 
 
 def _text(data: bytes, example: str, *, also: str = "") -> str:
-    if not data.strip():
+    if blank(data):
         what = f"{also} is empty, and so is stdin" if also else "stdin is empty"
         raise UsageError(what, hint=f"give a prompt: {example}")
-    return decode(data, "stdin").removesuffix("\n")
+    return read(data, "stdin").removesuffix("\n")
 
 
 def _read_optional(stdin: BinaryIO, say: Callable[[str], None], notice: float, give_up: float) -> bytes:

@@ -146,6 +146,13 @@ AllowPickle = Annotated[
         "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that a model's folder brings along. It can do anything: only if you trust its author.",
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never contact the hub; use what is on disk.")]
 Quality = Annotated[
     float | None,

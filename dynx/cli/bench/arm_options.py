@@ -140,7 +140,8 @@ def common_words(options: Options) -> list[str]:
     words = ["--device", options.device, "--dtype", str(options.dtype), "-qq"]
     for name, value in (("--threads", options.threads), ("--profile", options.profile)):
         words += [name, str(value)] if value is not None else []
-    return words + ["--allow-pickle"] * options.allow_pickle + ["--offline"] * options.offline
+    words += ["--allow-pickle"] * options.allow_pickle + ["--trust-remote-code"] * options.trust_remote_code
+    return words + ["--offline"] * options.offline
 
 
 def process_arms(process: Process, variations: Sequence[Variation], timeout: float | None) -> list[Arm[Any]]:

@@ -68,6 +68,7 @@ def as_bench(options: Options) -> bench.Options:
         "backend",
         "quantize",
         "allow_pickle",
+        "trust_remote_code",
         "offline",
         "quiet",
         "verbose",

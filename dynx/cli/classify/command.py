@@ -70,6 +70,7 @@ class Options:
     profile: str | None
     require_profile: bool
     allow_pickle: bool
+    trust_remote_code: bool
     offline: bool
     quiet: int
     verbose: int
@@ -140,6 +141,7 @@ def wish_of(options: Any, *, profile: str | None = None) -> Wish:
         profile=profile or getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=getattr(options, "plain", False),
     )

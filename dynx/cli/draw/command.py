@@ -69,6 +69,7 @@ class Options:
     profile: str | None
     require_profile: bool
     allow_pickle: bool
+    trust_remote_code: bool
     offline: bool
     quiet: int
     verbose: int
@@ -156,6 +157,7 @@ def wish_of(options: Options, asked: Asked) -> Wish:
         profile=options.profile,
         require_profile=options.require_profile,
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=options.plain,
     )

@@ -13,6 +13,7 @@ from dynx.cli.inputs import read_lines, read_prompt, typed
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.cli.verify import check, verification_json, verify_answer, words
 from dynx.errors import UsageError
+from dynx.speculation.types import COLD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,6 +63,7 @@ class Options:
     profile: str | None
     require_profile: bool
     allow_pickle: bool
+    trust_remote_code: bool
     offline: bool
     quiet: int
     verbose: int
@@ -72,7 +74,7 @@ def run(options: Options) -> None:
     """Read prompts, open the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
-    if options.exact and options.temperature > 0:
+    if options.exact and options.temperature >= COLD:
         raise UsageError(
             "--exact is for greedy decoding: there rounding can decide a token",
             hint="a sampled text has plain decoding's distribution as it is; leave out --exact or --temperature",
@@ -190,6 +192,7 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
         profile=getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=getattr(options, "plain", False) if plain is None else plain,
         exact=getattr(options, "exact", False),
@@ -221,7 +224,8 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
     tokenizer = assembly.tokenizer
     stop = tuple(typed(text, "--stop") for text in options.stop or ())
     system = None if options.system is None else typed(options.system, "--system")
-    if options.chat or system is not None:
+    chat = options.chat or system is not None
+    if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
         messages = [] if system is None else [{"role": "system", "content": system}]
@@ -241,6 +245,7 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
         sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
         eos=assembly.end_tokens,
         stop=stop,
+        continues=not chat,
     )
 
 
