@@ -13,31 +13,32 @@ _dynx_list() {
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --json --jsonl
             --stats --explain --plain --verify --exact --dry-run --device= --dtype= --threads= --backend=
-            --quantize= --profile= --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color=
-            -h,--help'
+            --quantize= --profile= --require-profile --allow-pickle --trust-remote-code --offline -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
             --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
             --resume= --json --jsonl --stats --explain --plain --verify --dry-run --device= --dtype= --threads=
-            --backend= --quantize= --profile= --require-profile --allow-pickle --offline -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --backend= --quantize= --profile= --require-profile --allow-pickle --trust-remote-code --offline
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
         options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
             --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --json --jsonl --stats --explain
             --plain --force --verify --dry-run --device= --dtype= --backend= --threads= --profile=
-            --require-profile --allow-pickle --offline -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --require-profile --allow-pickle --trust-remote-code --offline -q,--quiet+ -v,--verbose+ --color=
+            -h,--help'
         ;;
     'dynx calibrate')
         commands=''
         options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
             --batch-size= --max-length= --quality= --guidance= --negative= --size= --plot= --budget= --dry-run
             --check --device-info --list --show= --export= -o,--output= --import= --remove= --json --device=
-            --dtype= --threads= --backend= --quantize= --allow-pickle --offline -q,--quiet+ -v,--verbose+
-            --color= -h,--help'
+            --dtype= --threads= --backend= --quantize= --allow-pickle --trust-remote-code --offline -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
@@ -46,8 +47,8 @@ _dynx_list() {
             --within= --arm=+ --timeout= --fresh --against= --min-speedup= --require-identical
             --max-disagreement= --quality= --guidance= --size= --min-quality= --baseline= --tolerance= --bisect
             --budget= --export=+ --plot= --record= --replay= --policy=+ --self-test --workflow --json --device=
-            --dtype= --threads= --backend= --quantize= --profile= --allow-pickle --offline -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --dtype= --threads= --backend= --quantize= --profile= --allow-pickle --trust-remote-code --offline
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }

@@ -391,7 +391,7 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
         raise ModelError(f"{index} names no pipeline")
     for name, part in sorted(parts.items()):
         folder = source.folder / name
-        if not isinstance(part, list) or not part or part[0] is None:
+        if name.startswith("_") or not isinstance(part, list) or not part or part[0] is None:
             continue
         if not folder.is_dir():
             raise ModelError(f"{source.folder} lacks the folder {name}", hint="download or copy it again")

@@ -88,7 +88,8 @@ def in_pipeline(folder: Path, index: Mapping[str, Any]) -> str | None:
     whole = index.get("_class_name")
     own = [f"{whole[0]}.py"] if isinstance(whole, list) and whole else []
     own.append("None.py")  # diffusers looks for the file of a custom pipeline that nobody named, too
-    own += [f"{name}/{part[0]}.py" for name, part in index.items() if isinstance(part, list) and part and part[0]]
+    parts = {name: part for name, part in index.items() if not name.startswith("_") and isinstance(part, list)}
+    own += [f"{name}/{part[0]}.py" for name, part in parts.items() if part and part[0]]
     return next((name for name in own if (folder / name).is_file()), None)
 
 

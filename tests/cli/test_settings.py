@@ -174,6 +174,11 @@ WRONG = [
     ("dtype = 'float8'\n", "dtype must be one of auto, float32, bfloat16, float16", None),
     ("[bench]\nruns = 'x'\n", "[bench] runs must be a whole number", None),
     ("allow-pickle = true\n", "allow-pickle can't be set by a project's file", "type --allow-pickle"),
+    (
+        "trust-remote-code = true\n",
+        "trust-remote-code can't be set by a project's file",
+        "type --trust-remote-code",
+    ),
     ("[generate]\nplain = yes\n", "is not TOML: ", "a setting looks like"),
 ]
 
