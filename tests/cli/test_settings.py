@@ -183,6 +183,14 @@ WRONG = [
 ]
 
 
+def test_a_byte_order_mark_is_no_setting(desk: Path, seen: dict[str, Any]) -> None:
+    """A file that an editor marked as UTF-8 reads like any other."""
+    (desk / "dynx.toml").write_bytes(b"\xef\xbb\xbf[generate]\ntop-k = 7\n")
+
+    assert run(["generate", "x"]) == 0
+    assert seen["top_k"] == 7
+
+
 @pytest.mark.parametrize(("text", "words", "hint"), WRONG, ids=[words for _, words, _ in WRONG])
 def test_a_wrong_file_is_one_line(
     desk: Path, seen: dict[str, Any], capsys: pytest.CaptureFixture[str], text: str, words: str, hint: str | None
