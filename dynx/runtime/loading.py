@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
-from dynx.runtime import own_code
+from dynx.runtime import hub, own_code
 from dynx.runtime.lazy_imports import uncollected, unfilled
 
 if TYPE_CHECKING:
@@ -27,15 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
-"""The same weights in other layouts, which some repositories carry besides."""
-
 PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
-PIPELINE = "model_index.json"
+PIPELINE = own_code.PIPELINE
 CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …) or images (ViT, ResNet, …)"
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
@@ -118,48 +114,10 @@ def _shipped_in_words(task: str) -> str | None:
 def _from_hub(name: str, *, offline: bool, allow_pickle: bool, trusted: bool, task: str) -> Source:
     close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else _shipped_in_words(task)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = [*HUB_FILES, *(PICKLES if allow_pickle else ()), *((own_code.CODE,) if trusted else ())]
-    cached: Source | None = None
-    try:
-        cached = Source(name, Path(snapshot_download(name, local_files_only=True)), "hub", trusted)
-    except LocalEntryNotFoundError:
-        pass
-    except ValueError as e:  # a name that no repository can have
-        raise ModelError(f"no model {name}: {_first_line(e)}", hint=hint) from None
-    weights = ("*.safetensors", *(PICKLES if allow_pickle else ()))
-    if cached:
-        within = "*/" if (cached.folder / PIPELINE).is_file() else ""  # a pipeline's weights are in its parts' folders
-        if any(file for pattern in weights for file in cached.folder.glob(within + pattern)) and not (
-            trusted and own_code.lacks(cached.folder) and not offline
-        ):
-            return cached
-    if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        where = "without weights in the hub's local cache" if cached else "not in the hub's local cache"
-        raise ModelError(f"no model {name}: not shipped, no such folder, {where}", hint=hint)
-    if close and "/" not in name:
-        raise ModelError(f"no model {name}", hint=hint)
-    try:
-        folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=HUB_SPARE)
-        return Source(name, Path(folder), "hub", trusted)
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated: its owner decides who may load it", hint="ask on its page, then run: hf auth login"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(f"no model {name}: not shipped, no such folder, not on the hub", hint=hint) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(
-            f"no model {name}: not shipped, no such folder, and the hub can't be reached ({reason})", hint=hint
-        ) from None
+    patterns = ("*.safetensors", *(PICKLES if allow_pickle else ()))
+    known = bool(close) and "/" not in name
+    folder = hub.fetch(name, patterns, offline=offline, code=trusted, local=known, hint=hint)
+    return Source(name, folder, "hub", trusted)
 
 
 def check(source: Source, *, allow_pickle: bool = False) -> None:

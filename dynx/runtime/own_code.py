@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CODE = "*.py"
+PIPELINE = "model_index.json"
 HINT = "code can do anything; --trust-remote-code runs it, if you trust its author"
 
 DECLARING = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -68,6 +69,11 @@ def files(folder: Path) -> list[str]:
 def lacks(folder: Path) -> bool:
     """Whether a folder's files name code of its own that isn't there."""
     own = [name.partition(".")[0] for name in declared(folder) if "--" not in name]
+    try:
+        whole = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = None
+    own += [str(whole[0])] if isinstance(whole, list) and whole else []
     return any(not (folder / f"{module}.py").is_file() for module in own)
 
 
