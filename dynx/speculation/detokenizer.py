@@ -43,6 +43,11 @@ def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> s
     return "".join([*map(decoder.push, ids), decoder.flush()])
 
 
+def token_text(tokenizer: Any, before: Sequence[int], token: int) -> str:
+    """What a token is shown as where one is spoken of: its text after `before`, else its name."""
+    return continuation(tokenizer, before, [token]) or special(tokenizer, token) or str(tokenizer.decode([token]))
+
+
 class StreamDecoder:
     """Decodes ids one at a time; the pieces joined are what decoding all at once gives.
 

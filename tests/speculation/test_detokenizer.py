@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dynx.speculation.detokenizer import CONTEXT, StopScanner, StreamDecoder, continuation, special
+from dynx.speculation.detokenizer import CONTEXT, StopScanner, StreamDecoder, continuation, special, token_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,6 +203,15 @@ def test_words_stay_apart(pieces: Any) -> None:
     assert continuation(pieces, [start, the, *[start] * 99], [cat]) == " cat"
     assert continuation(pieces, [], [cat, cat]) == "cat cat"
     assert continuation(pieces, [start], [cat]) == "cat"
+
+
+def test_a_token_is_spoken_of_by_its_text_or_name(pieces: Any) -> None:
+    """With the space that it has where it stands; one that isn't shown by its name."""
+    the, cat, end = pieces.convert_tokens_to_ids(["▁the", "▁cat", "<s>"])
+
+    assert token_text(pieces, [the], cat) == " cat"
+    assert token_text(pieces, [], cat) == "cat"
+    assert token_text(pieces, [the], end) == "<s>"
 
 
 def test_special_tokens_have_names(pieces: Any, bytelevel: Any) -> None:
