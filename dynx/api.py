@@ -181,7 +181,9 @@ class Wrapped:
     def generate(
         self,
         input_ids: Tensor,
+        attention_mask: Tensor | None = None,
         *,
+        token_type_ids: Tensor | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -189,7 +191,22 @@ class Wrapped:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """What the model's own `generate` returns for one sequence: ids (1, prompt + new). Raises UsageError for a batch."""
+        """What the model's own `generate` returns for one sequence: ids (1, prompt + new).
+
+        Takes what a tokenizer returns, as `generate(**tokenizer(text, return_tensors="pt"))`. Raises UsageError for a batch, for
+        padding (an attention mask with zeros) and for token types, which the decode loop doesn't pass on.
+        """
+        if token_type_ids is not None:
+            raise UsageError(
+                "token_type_ids aren't passed on to the model",
+                hint="leave them out: tokenizer(text, return_token_type_ids=False)",
+            )
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                shapes = f"{tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}"
+                raise UsageError(f"the attention mask has shape {shapes}")
+            if not bool((attention_mask == 1).all()):
+                raise UsageError("the attention mask hides tokens", hint="one sequence needs no padding; leave it out")
         if input_ids.ndim != 2 or input_ids.shape[0] != 1:
             raise UsageError(f"input_ids have shape {tuple(input_ids.shape)}; one sequence, (1, T), is needed")
         prompt = input_ids[0].tolist()

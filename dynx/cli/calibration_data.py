@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
 from dynx.errors import UsageError
 from dynx.runtime.folders import walk
+from dynx.runtime.utf8 import blank
 
 if TYPE_CHECKING:
     from dynx.early_exit.features import Inputs
@@ -40,7 +41,7 @@ def read_inputs(
     except OSError as e:
         raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
     name = "stdin" if path == "-" else path
-    if not data.strip():
+    if blank(data):
         raise UsageError(f"--data {path} is empty", hint="one input per line")
     records = [record for record in Records(["-"], io.BytesIO(data), shape, name=name) if record.error is None]
     if kind == "image":

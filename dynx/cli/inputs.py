@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from dynx.errors import UsageError
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import blank, decode, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,9 +75,9 @@ def read_prompt(
     if not piped(stdin.fileno()):
         return prompt
     data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
-    if not data.strip():
+    if blank(data):
         return prompt
-    text = decode(data, "stdin").removesuffix("\n")
+    text = read(data, "stdin").removesuffix("\n")
     return f"{text}\n{prompt}"
 
 
@@ -96,7 +96,7 @@ def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
     while line := stdin.readline():
         text: str | BadLine
         try:
-            text = decode(line, "stdin", offset=offset).rstrip("\r\n")
+            text = read(line, "stdin", offset=offset).rstrip("\r\n")
         except UsageError as e:
             text = BadLine(line.decode("utf-8", "replace").rstrip("\r\n"), e)
         offset += len(line)
@@ -124,10 +124,10 @@ def refuse_dash(arguments: Sequence[str]) -> None:
 
 
 def _text(data: bytes, example: str, *, also: str = "") -> str:
-    if not data.strip():
+    if blank(data):
         what = f"{also} is empty, and so is stdin" if also else "stdin is empty"
         raise UsageError(what, hint=f"give a prompt: {example}")
-    return decode(data, "stdin").removesuffix("\n")
+    return read(data, "stdin").removesuffix("\n")
 
 
 def _read_optional(stdin: BinaryIO, say: Callable[[str], None], notice: float, give_up: float) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.errors import ModelError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime import loading
+from dynx.runtime import loading, own_code
 from dynx.runtime.adapters import said, unapplied
 from dynx.runtime.backends.registry import TITLES, TORCH
 from dynx.runtime.decision import Decision
@@ -69,6 +69,7 @@ class Wish:
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     offline: bool = False
     plain: bool = False
 
@@ -136,12 +137,19 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     if not 0 < wish.quality <= 1:
         raise UsageError(f"--quality {wish.quality:g} must lie between 0 and 1")
     machine = machine or probe()
-    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
+    source = loading.find(
+        wish.model,
+        offline=wish.offline,
+        allow_pickle=wish.allow_pickle,
+        trust_remote_code=wish.trust_remote_code,
+        task=TASK,
+    )
     loading.check_pipeline(source, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
     if loose := unapplied(source.folder):
         decisions["adapters"] = Decision("none", said(loose))
         warn(f"{source.name}: {said(loose)}")
+    decisions |= own_code.decision(source.folder, trusted=source.trusted)
     if wish.guidance is None and (preferred := preferred_guidance(source)) is not None:
         wish = replace(wish, guidance=preferred)
         decisions["guidance"] = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
@@ -151,7 +159,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
-        model=model_hash(source.folder),
+        model=model_hash(source.folder, code=source.trusted),
         companion=None,
         device=device_key(machine.fingerprint, device, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
@@ -229,6 +237,7 @@ def calibrate_command(wish: Wish) -> str:
     ):
         if value != usual:
             parts += [name, quote(str(value))]
+    parts += loading.given(wish)
     return " ".join(parts)
 
 

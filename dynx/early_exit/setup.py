@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.early_exit import backends
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime import loading
+from dynx.runtime import loading, own_code
 from dynx.runtime.backends.registry import OPENVINO, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
@@ -62,6 +62,7 @@ class Wish:
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     offline: bool = False
     plain: bool = False
 
@@ -159,15 +160,22 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     if not 0 < wish.confidence < 1:
         raise UsageError(f"--confidence {wish.confidence:g} must lie between 0 and 1")
     machine = machine or probe()
-    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
+    source = loading.find(
+        wish.model,
+        offline=wish.offline,
+        allow_pickle=wish.allow_pickle,
+        trust_remote_code=wish.trust_remote_code,
+        task=TASK,
+    )
     kind = loading.check_classifier(source, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions |= own_code.decision(source.folder, trusted=source.trusted)
     decisions["device"] = choose_device(wish.device, machine)
     decisions["dtype"] = _dtype(wish, decisions["device"].value, machine)
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
-        model=model_hash(source.folder),
+        model=model_hash(source.folder, code=source.trusted),
         companion=None,
         device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
@@ -221,6 +229,7 @@ def calibrate_command(wish: Wish) -> str:
     ):
         if value != usual:
             parts += [name, quote(str(value))]
+    parts += loading.given(wish)
     return " ".join(parts)
 
 

@@ -268,7 +268,7 @@ def _finite(text: str) -> float:
 
 def _parse(data: str | bytes) -> dict[str, Any]:
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
         document = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise ProfileError(ProfileFault.NOT_UTF8, f"not UTF-8 at byte {error.start}") from error

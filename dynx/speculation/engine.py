@@ -26,7 +26,7 @@ from dynx.errors import UsageError
 from dynx.runtime.backends.interface import settle
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
-from dynx.speculation.detokenizer import StopScanner, StreamDecoder
+from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
 from dynx.speculation.drafters.draft_sampler import Chooser
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
@@ -182,7 +182,8 @@ class Run:
         self._session: Session = engine.target.open()
         self._tokens: list[int] = list(request.prompt)
         self._target_choice = TargetChoice(request, engine.target.vocab, engine.entropy())
-        self._decoder = StreamDecoder(engine.tokenizer) if engine.tokenizer is not None else None
+        before = request.prompt if request.continues else ()
+        self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
         self.tallies: dict[Origin, DrafterTally] = {}
         self.rounds: list[Round] = []
@@ -336,7 +337,7 @@ class Run:
             self._tokens.append(token)
             source: Origin = "target" if origin is None or i == len(kept) - 1 else origin
             ended = token in request.eos
-            text = "" if ended or self._decoder is None else self._scanner.push(self._decoder.push(token))
+            text = "" if ended else self._text(token)
             if ended:
                 self.finish_reason = "eos"
             elif self._scanner.stopped:
@@ -348,6 +349,17 @@ class Run:
             if self.finish_reason != "interrupted":
                 yield from self._flush()
                 return
+
+    def _text(self, token: int) -> str:
+        """What can be shown with `token`."""
+        if self._decoder is None:
+            return ""
+        text = self._scanner.push(piece := self._decoder.push(token))
+        if not piece and self._scanner.looking and (name := special(self._engine.tokenizer, token)):
+            text += self._scanner.push(name, hidden=True)
+            if self._scanner.stopped:
+                text += self._decoder.flush()  # an unfinished character before it
+        return text
 
     def _flush(self) -> Iterator[Token]:
         """Text held back for a character or a stop string that didn't come, as a token-less last piece."""

@@ -28,12 +28,12 @@ class Warp:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        penalty = sampling.repetition_penalty
+        penalty = float(sampling.repetition_penalty)  # transformers' processors refuse an int
         self._penalty: Any = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
         self._warpers: list[Any] = []
         if not sampling.greedy:
             if sampling.temperature != 1:
-                self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+                self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k:
                 self._warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import ModelError, NoProfileError, UsageError
-from dynx.runtime import loading
+from dynx.runtime import loading, own_code
 from dynx.runtime.backends.interface import run_instead
 from dynx.runtime.backends.padding import WIDEST
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
@@ -19,7 +19,7 @@ from dynx.runtime.device import Device, choose_device, choose_dtype, choose_thre
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import read
 from dynx.runtime.weights import weights_hash, why_others
 from dynx.speculation.backends import Kernels, verifier
 
@@ -53,6 +53,7 @@ class Wish:
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     offline: bool = False
     plain: bool = False
     exact: bool = False
@@ -137,20 +138,21 @@ class Assembly:
 def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
     """Decide all that can be decided without loading anything. Raises DynxError."""
     machine = machine or probe()
-    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle)
+    source = _find(wish.model, wish)
     config = source.config()
     kinds, drafter, auto = _parse_draft(wish, source)
     for each in (source, drafter):
         if each is not None:
             loading.check_causal_lm(each, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions |= own_code.decision(source.folder, trusted=source.trusted)
     decisions["device"] = choose_device(wish.device, machine)
     decisions["dtype"] = _dtype(wish, source, config, decisions["device"].value, machine)
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
-        model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER]),
-        companion=model_hash(drafter.folder) if drafter else None,
+        model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER], code=source.trusted),
+        companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
         device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
         quantization=_quantization(wish),
@@ -172,6 +174,12 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         Decision(profile.key.id, f"measured {profile.created}") if profile else Decision("none", missing)
     )
     return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
+
+
+def _find(model: str, wish: Wish) -> Source:
+    return loading.find(
+        model, offline=wish.offline, allow_pickle=wish.allow_pickle, trust_remote_code=wish.trust_remote_code
+    )
 
 
 def measured_backend(profile: Profile) -> str:
@@ -213,7 +221,7 @@ def _parse_draft(wish: Wish, source: Source) -> tuple[frozenset[str], Source | N
     kinds = {w for w in words if w in KINDS}
     if wish.lookup is not None:
         kinds.add("lookup")
-    found = loading.find(models[0], offline=wish.offline, allow_pickle=wish.allow_pickle) if models else None
+    found = _find(models[0], wish) if models else None
     return frozenset(kinds | ({"draft"} if found else set())), found, False
 
 
@@ -283,6 +291,7 @@ def calibrate_command(wish: Wish) -> str:
             parts += [name, quote(value)]
     if wish.threads:
         parts += ["--threads", str(wish.threads)]
+    parts += loading.given(wish)
     return " ".join(parts)
 
 
@@ -370,7 +379,7 @@ def _library(wish: Wish) -> str:
     if wish.lookup is None:
         return ""
     try:
-        return decode(wish.lookup.read_bytes(), str(wish.lookup))
+        return read(wish.lookup.read_bytes(), str(wish.lookup))
     except OSError as e:
         raise UsageError(f"--lookup {wish.lookup} can't be read: {e.strerror}") from None
 

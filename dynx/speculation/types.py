@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from dynx.errors import UsageError
@@ -13,12 +14,18 @@ if TYPE_CHECKING:
 Origin = Literal["target", "draft", "self", "lookup"]
 """Who proposed a token first. A token the target chose by itself, in a plain pass or after a rejection, is "target"."""
 
+LEAST_PENALTY = 1e-6
+"""The repetition penalty that dividing and multiplying logits by can't overflow, nor by its inverse."""
+
+COLD = 1e-6
+"""A temperature below which a softmax in float32 gives the likeliest token all the probability, or overflows."""
+
 FinishReason = Literal["length", "eos", "stop", "context", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the logits; temperature 0 takes the most likely one.
+    """How the next token is chosen from the logits; temperature 0, or one below `COLD`, takes the most likely one.
 
     `seed` makes sampling reproducible: the same seed gives the text that plain decoding gives with it, whatever was
     drafted. Without a seed a rule that accepts more is used; its text has the same distribution.
@@ -32,14 +39,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what no distribution can be made of, NaN included."""
-        sane = self.temperature >= 0 and self.top_k >= 0 and 0 <= self.top_p <= 1 and self.repetition_penalty > 0
+        sane = 0 <= self.temperature < inf and self.top_k >= 0 and 0 <= self.top_p <= 1
+        sane = sane and LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY
         if not sane or (self.seed is not None and self.seed < 0):
             raise UsageError(f"can't sample with {self}")
 
     @property
     def greedy(self) -> bool:
         """Whether no chance is involved."""
-        return self.temperature == 0
+        return self.temperature < COLD
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     eos: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
+    continues: bool = (
+        True  # whether the answer goes on with the prompt's text, rather than being one of its own, as in a chat
+    )
 
 
 @dataclass(frozen=True)

@@ -169,12 +169,13 @@ def _pipeline(assembly: Assembly, cutting: bool, options: dict[str, Any]) -> Cal
         from transformers import pipeline
 
         make: Any = pipeline
+        common = {"device": model.device, "trust_remote_code": plan.source.trusted}
         if plan.kind == "image":
             processor = loading.load_image_processor(plan.source)
-            pipe = make("image-classification", model=model, image_processor=processor, device=model.device)
+            pipe = make("image-classification", model=model, image_processor=processor, **common)
         else:
             tokenizer = loading.load_tokenizer(plan.source)
-            pipe = make("text-classification", model=model, tokenizer=tokenizer, device=model.device)
+            pipe = make("text-classification", model=model, tokenizer=tokenizer, **common)
             if cutting:
                 settings |= {"truncation": True, "max_length": getattr(assembly.reader, "limit", None)}
 

@@ -173,6 +173,7 @@ def _generate(
                 do_sample=False,
                 eos_token_id=sorted(task.eos) or None,
                 pad_token_id=min(task.eos, default=0),
+                trust_remote_code=False,
                 **penalty,
                 **options,
             )

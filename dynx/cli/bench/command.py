@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynx.cli.console import Terminal
 from dynx.errors import DynxError, GateFailed, Undecided, UsageError
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,7 +191,12 @@ def task_of(options: Options) -> Any:
     from dynx.runtime import loading
 
     tasks = {"generate": bench_generation, "classify": bench_classification, "draw": bench_drawing}
-    source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
+    source = loading.find(
+        options.model,
+        offline=options.offline,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+    )
     task = loading.task_of(source)
     if options.task not in (None, ALL, task):
         raise UsageError(f"{source.name} {tasks[task].IS_ONE}, and the task asked for is {options.task}")
@@ -263,7 +268,8 @@ def read_prompts(path: str | None) -> list[str]:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:
         raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
-    lines = [line for line in decode(data, path).splitlines() if line.strip()]
+    # Cut where `generate --lines` cuts: a form feed or a Unicode line separator doesn't end a prompt.
+    lines = [line.rstrip("\r") for line in read(data, path).split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"--data {path} is empty", hint="one prompt per line")
     return lines

@@ -9,7 +9,7 @@ from dynx.cli import options as o
 HELP = """Measure plain against static against dynamic, interleaved, and gate on the result.
 
 Further options of the model's own command work here too: --temperature; --tsv, --column, --field, --batch-size, --max-length,
---confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --offline.
+--confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --trust-remote-code, --offline.
 
 \b
 Examples:
@@ -76,7 +76,6 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="T",
         min=0.0,
         max=100.0,
-        callback=o.cold,
         help="0, the default, is greedy; with more, the seed is fixed.",
     )
     tsv: bool = o.TSV(False, hidden=True)
@@ -174,6 +173,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     quantize: o.Quantize | None = o.QUANTIZE(None)
     profile: str | None = o.PROFILE(None, hidden=True)
     allow_pickle: bool = o.ALLOW_PICKLE(False, hidden=True)
+    trust_remote_code: bool = o.TRUST_REMOTE_CODE(False, hidden=True)
     offline: bool = o.OFFLINE(False, hidden=True)
     model: str = ""
     """The one of the models that this run is about; not an option."""

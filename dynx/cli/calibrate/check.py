@@ -69,6 +69,7 @@ def as_bench(options: Options) -> BenchOptions:
         "backend",
         "quantize",
         "allow_pickle",
+        "trust_remote_code",
         "offline",
         "quiet",
         "verbose",

@@ -96,6 +96,7 @@ def wish_of(options: Any, *, profile: str | None = None) -> Wish:
         profile=profile or getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=getattr(options, "plain", False),
     )

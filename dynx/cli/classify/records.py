@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynx.cli.inputs import typed
 from dynx.errors import UsageError
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import read
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -40,8 +40,6 @@ ROOM = 8 << 20
 
 LINGER = 0.005
 """Seconds a window waits for company after its first record: unnoticed by a reader, long enough for a file to fill it."""
-
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -271,9 +269,8 @@ def lines(stream: BinaryIO, what: str, end: bytes = b"\n") -> Iterator[tuple[str
     Raises UsageError with the offset of the first byte that isn't UTF-8.
     """
     for offset, piece in pieces(stream, what, end):
-        start = len(_BOM) if offset == 0 and piece.startswith(_BOM) else 0
         data = piece.removesuffix(b"\r") if end == b"\n" else piece
-        yield decode(data[start:], what, offset=offset + start), len(piece)
+        yield read(data, what, offset=offset), len(piece)
 
 
 def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LONGEST) -> Iterator[tuple[int, bytes]]:

@@ -114,6 +114,7 @@ def wish_of(options: Options, asked: Asked) -> Wish:
         profile=options.profile,
         require_profile=options.require_profile,
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=options.plain,
     )

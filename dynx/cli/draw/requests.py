@@ -163,7 +163,13 @@ def find(options: Options) -> Source:
     """Where the pipeline is. Raises ModelError."""
     from dynx.runtime import loading
 
-    return loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle, task="draw")
+    return loading.find(
+        options.model,
+        offline=options.offline,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+        task="draw",
+    )
 
 
 def takes_prompt(source: Source) -> bool:

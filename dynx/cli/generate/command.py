@@ -13,6 +13,7 @@ from dynx.cli.generate.verify import check
 from dynx.cli.inputs import NoInputError, read_lines, read_prompt, typed
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.errors import UsageError
+from dynx.speculation.types import COLD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ def run(options: Options) -> None:
     """Read prompts, open the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
-    if options.exact and options.temperature > 0:
+    if options.exact and options.temperature >= COLD:
         raise UsageError(
             "--exact is for greedy decoding: there rounding can decide a token",
             hint="a sampled text has plain decoding's distribution as it is; leave out --exact or --temperature",

@@ -31,6 +31,7 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
         profile=getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=getattr(options, "plain", False) if plain is None else plain,
         exact=getattr(options, "exact", False),
@@ -62,7 +63,8 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
     tokenizer = assembly.tokenizer
     stop = tuple(typed(text, "--stop") for text in options.stop or ())
     system = None if options.system is None else typed(options.system, "--system")
-    if options.chat or system is not None:
+    chat = options.chat or system is not None
+    if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
         messages = [] if system is None else [{"role": "system", "content": system}]
@@ -82,4 +84,5 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
         sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
         eos=assembly.end_tokens,
         stop=stop,
+        continues=not chat,
     )

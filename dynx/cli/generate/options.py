@@ -34,7 +34,6 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="T",
         min=0.0,
         max=100.0,
-        callback=o.cold,
         help="0 takes the likeliest token; more is bolder.",
     )
     top_k: int = o.option(0, "--top-k", metavar="K", min=0, help="Sample among the K likeliest tokens; 0 means all.")

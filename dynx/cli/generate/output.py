@@ -45,7 +45,7 @@ class Printer:
         if not self._options.verify:
             return {}
         done = run.receipt().finish_reason != "interrupted"
-        return {"verification": verification_json(self.verified[-1], assembly) if done else None}
+        return {"verification": verification_json(self.verified[-1], assembly, run) if done else None}
 
     def aside(self, run: Run, assembly: Assembly) -> None:
         """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
@@ -61,7 +61,7 @@ class Printer:
         elif terminal.interactive and sys.stdout.isatty():
             terminal.notice(receipt_line(receipt))
         if self._options.verify and receipt.finish_reason != "interrupted":
-            terminal.notice(words(self.verified[-1], assembly))
+            terminal.notice(words(self.verified[-1], assembly, run))
 
     def close(self) -> None:
         """No more answers."""
