@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from dynx.errors import DeviceError
-from dynx.runtime.backends.eager import PREFILL_CHUNK, CounterCache, EagerBackend, cache_argument, enough_memory
+from dynx.runtime.backends.eager import PREFILL_CHUNK, CounterCache, EagerBackend, cache_argument
+from dynx.runtime.backends.memory import enough_memory
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:

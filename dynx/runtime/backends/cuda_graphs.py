@@ -22,13 +22,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.eager import EagerBackend, EagerSession, enough_memory
+from dynx.runtime.backends.eager import EagerBackend, EagerSession
 from dynx.runtime.backends.logit_check import farthest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.runtime.backends.eager import StockSession
+    from dynx.runtime.backends.stock import StockSession
 
     Pass = Callable[[], Tensor]
     """What is recorded: it reads tensors that it holds and returns one."""
@@ -234,7 +234,7 @@ class GraphBackend(EagerBackend):
         ids = torch.zeros(1, width, dtype=torch.long, device=self.device)
 
         def run() -> Tensor:
-            out = self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True, return_dict=True)
+            out = self.model(input_ids=ids, **{self.cache_name: cache}, use_cache=True, return_dict=True)
             logits: Tensor = out.logits[0]
             return logits
 
