@@ -10,6 +10,7 @@ The model's helpers prepare each step, with the cache that `generate` would make
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,29 +55,35 @@ class StockSession:
         self._kwargs: dict[str, Any] = {"use_cache": self._cached}
         if self._cached and takes_default_cache(backend.model):
             self._kwargs[backend.cache_name] = DynamicCache(config=backend.config)
+        parameters = inspect.signature(backend.model.forward).parameters
+        self._takes_keep, self._placed = "logits_to_keep" in parameters, "position_ids" in parameters
         self._held = dict(stock.fresh)
         self.length = 0
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; the keyword arguments of each step come from transformers' own helpers."""
         first = len(tokens) if not self.length else 1
-        rows = [self._step(tokens[:first]), *(self._step([token]) for token in tokens[first:])]
+        rows = [self._step(tokens[:first], keep), *(self._step([token], 1) for token in tokens[first:])]
         out = rows[0] if len(rows) == 1 else torch.cat(rows)
         return out if keep is None else out[-keep:]
 
-    def _step(self, tokens: Sequence[int]) -> Tensor:
-        """One pass; logits (T, V)."""
+    def _step(self, tokens: Sequence[int], keep: int | None) -> Tensor:
+        """One pass; logits (T, V), or the last `keep` rows where the model can leave out the others."""
         backend, model, held = self._backend, self._backend.model, self._held
         self._tokens.extend(tokens)
         ids = torch.tensor([self._tokens], device=backend.device)
         self._kwargs["attention_mask"] = torch.ones_like(ids)
         first = self.length == 0
+        if first and (positions := getattr(model, "_prepare_position_ids_for_generation", None)) and self._placed:
+            self._kwargs["position_ids"] = positions(ids, self._kwargs)
         inputs = model.prepare_inputs_for_generation(
             ids,
             is_first_iteration=first,
             next_sequence_length=None if first or not self._cached else len(tokens),
             **self._kwargs,
         )
+        if self._takes_keep:
+            inputs["logits_to_keep"] = keep or 0  # some models' helpers ask for the last row alone
         for (module, name), value in held.items():
             setattr(module, name, value)
         if backend.rotation is not None:
