@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.loading import Source
     from dynx.speculation.engine import Engine, Knowledge
 
@@ -301,6 +302,8 @@ def assemble(
     run_instead(target, widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
+    if (state := _state(target)) is not None:
+        decisions["state"] = state
     if plan.kinds and not target.can_rollback.value:
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
@@ -330,6 +333,34 @@ def assemble(
 
         engine.alike |= alike(plan.profile.measured.get("noise"), widened)
     return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
+
+
+def _state(target: Backend) -> Decision[str] | None:
+    """How a target decodes whose state isn't a key-value cache that can be rolled back, or not for texts of every length.
+
+    Raises UnsupportedModelError for one that can't be decoded.
+    """
+    if not target.can_rollback.value:
+        stock = getattr(target, "stock", None)  # found out here: a model is refused before the first token
+        return (
+            None
+            if stock is None
+            else Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
+        )
+    from dynx.runtime.backends.rotation import DYNAMIC
+
+    rotation = getattr(target, "rotation", None)
+    if rotation is None:
+        return None
+    after = (
+        "no drafts"
+        if rotation.kind == DYNAMIC
+        else "the text is read again"
+        if rotation.rereads
+        else "other frequencies"
+    )
+    said = f"{rotation}: beyond {rotation.limit} tokens {after}, as transformers has it; never in batches"
+    return Decision("key-value cache", f"{said} ({target.can_rollback.reason})")
 
 
 def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:

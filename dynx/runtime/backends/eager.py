@@ -371,7 +371,7 @@ class EagerBackend:
             return Decision(False, f"{kind} keeps a recurrent state that can't be rolled back")
         if fault := self._rotation[1]:
             return Decision(False, fault)
-        if self._trusted:
+        if self._trusted and self.rotation is None:
             return Decision(True, "tested when it was calibrated")
         return self._verified()
 

@@ -181,8 +181,8 @@ def _depends_on_length(module: nn.Module, layers: list[str]) -> bool:
     device = next(iter(module.buffers())).device
     near = torch.tensor([[3]], device=device)
     both = torch.tensor([[3, FAR]], device=device)
-    for layer in layers or [None]:
-        more = {} if layer is None else {"layer_type": layer}
+    for layer in layers or [""]:
+        more = {"layer_type": layer} if layer else {}
         try:
             alone, beside, again = (
                 module(torch.zeros(1, 1, 1, device=device), at, **more) for at in (near, both, near)
