@@ -76,14 +76,14 @@ def test_growing_rotations_are_tried_on_load(growing: tuple[str, Engine]) -> Non
     target: Any = engine.target
 
     assert target.can_rollback.value
-    assert "across a change of the rotary frequencies" in target.can_rollback.reason
+    assert "across the length from which they depend on it" in target.can_rollback.reason
     assert isinstance(target.open(), GrowingSession)
-    assert target.rotation.limit == ORIGINAL
+    assert target.growth.limit == ORIGINAL
     assert not target.can_exit.value
-    assert "depend on the length of the whole text" in target.can_exit.reason
+    assert "depends on the length of the whole text" in target.can_exit.reason
     assert not can_batch(target).value
-    assert "depend on the length of the whole text" in can_batch(target).reason
-    with pytest.raises(UnsupportedModelError, match="length of the text"):
+    assert "depends on the length of the whole text" in can_batch(target).reason
+    with pytest.raises(UnsupportedModelError, match="depends on the length of the text"):
         convert.convert(target.model)
 
 
@@ -138,11 +138,11 @@ def test_a_session_goes_back_across_the_change(growing: tuple[str, Engine]) -> N
 def test_a_change_that_is_misjudged_is_found_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model wrongly thought to keep its cache across the change, or to drop it, is decoded by its own steps."""
     backend = EagerBackend(tiny(kind))
-    assert backend.rotation is not None
-    backend.rotation.rereads = not backend.rotation.rereads
+    assert backend.growth is not None
+    backend.growth.rereads = not backend.growth.rereads
 
     assert not backend.can_rollback.value
-    assert "where its rotary frequencies change" in backend.can_rollback.reason
+    assert "gives other logits where rotation (longrope) depends on" in backend.can_rollback.reason
     assert written(Engine(backend), 20) == generated(kind, 20)
 
 

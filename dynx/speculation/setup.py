@@ -336,31 +336,20 @@ def assemble(
 
 
 def _state(target: Backend) -> Decision[str] | None:
-    """How a target decodes whose state isn't a key-value cache that can be rolled back, or not for texts of every length.
+    """What a target keeps between passes, where that isn't a cache that can be rolled back, or not in texts of every length.
 
-    Raises UnsupportedModelError for one that can't be decoded.
+    Raises UnsupportedModelError for a model that can't be decoded.
     """
-    if not target.can_rollback.value:
-        stock = getattr(target, "stock", None)  # found out here: a model is refused before the first token
-        return (
-            None
-            if stock is None
-            else Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
-        )
-    from dynx.runtime.backends.rotation import DYNAMIC
-
-    rotation = getattr(target, "rotation", None)
-    if rotation is None:
+    if target.can_rollback.value:
+        growth = getattr(target, "growth", None)
+        if growth is None:
+            return None
+        said = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
+        return Decision("key-value cache", f"{said}; {target.can_rollback.reason}")
+    stock = getattr(target, "stock", None)
+    if stock is None:
         return None
-    after = (
-        "no drafts"
-        if rotation.kind == DYNAMIC
-        else "the text is read again"
-        if rotation.rereads
-        else "other frequencies"
-    )
-    said = f"{rotation}: beyond {rotation.limit} tokens {after}, as transformers has it; never in batches"
-    return Decision("key-value cache", f"{said} ({target.can_rollback.reason})")
+    return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
 
 
 def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:

@@ -289,8 +289,9 @@ GROWING: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"sliding_attention": _USUAL, "full_attention": _DYNAMIC},
         },
     ),
+    "doge-sparse": ("doge", {**_GROUPED, "keep_window_size": ORIGINAL}),
 }
-"""Models whose rotary frequencies change where a text becomes longer than ORIGINAL: their type, and what makes them tiny."""
+"""Models whose logits depend on the length of a text longer than ORIGINAL: their type, and what makes them tiny."""
 
 
 def tiny(kind: str, *, seed: int = 0, vocab: int = VOCAB, **changes: Any) -> Any:

@@ -211,8 +211,8 @@ def _tried(backend: EagerBackend) -> Decision[bool]:
     kind = backend.config.model_type
     if not backend.can_rollback.value:
         return backend.can_rollback
-    if backend.rotation is not None:
-        return Decision(False, f"{kind} in batches: {backend.rotation}, and a batch would go by its longest")
+    if backend.growth is not None:
+        return Decision(False, f"in {kind}, {backend.growth}, and a batch would go by its longest")
     window = _window(backend)
     if window is not None:
         return Decision(False, f"{kind} attends to the latest {window} columns, which aren't tokens in a batch")

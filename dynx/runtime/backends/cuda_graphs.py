@@ -136,8 +136,8 @@ def load(model: Any, *, trusted: bool = False, record: Callable[[Pass], Pass] | 
     backend = GraphBackend(model, record or recorder(model.device), trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
-    if backend.rotation is not None:
-        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.rotation}")
+    if backend.growth is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
     kind = backend.config.model_type
     try:
         found = None if trusted else backend.difference()

@@ -9,8 +9,8 @@ Two small pieces of machinery make stock modules fit the `Session` interface wit
   passes everything else through, so that masks, positions and rotary tables still come from the model itself.
 
 Both are checked against the unmodified model before they are trusted (`_verified`); a model that disagrees is decoded by
-`transformers`' own helpers in `StockSession`, plainly, with the reason. Where rotary frequencies depend on the length of the
-text, passes are cut where transformers' `generate` would cut them (`rotation`).
+`transformers`' own helpers in `StockSession`, plainly, with the reason. Where logits depend on the length of the whole text,
+passes are cut where transformers' `generate` would cut them (`growth`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
+from dynx.runtime.backends.growth import CUT, DYNAMIC, LONGROPE, find, growing
 from dynx.runtime.backends.memory import enough_memory
-from dynx.runtime.backends.rotation import CUT, DYNAMIC, find, growing
 from dynx.runtime.backends.stock import Stock, StockSession
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.runtime.backends.rotation import Rotation
+    from dynx.runtime.backends.growth import Growth
 
 PREFILL_CHUNK = 1024
 """Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
@@ -221,28 +221,28 @@ class EagerSession:
 
 
 class GrowingSession(EagerSession):
-    """A sequence whose rotary frequencies depend on its length, cut into passes as `generate` cuts it.
+    """A sequence whose logits depend on its length, cut into passes as `generate` cuts it.
 
     The first call is the prompt, in one pass.
     """
 
-    def __init__(self, backend: EagerBackend, rotation: Rotation) -> None:
+    def __init__(self, backend: EagerBackend, growth: Growth) -> None:
         super().__init__(backend)
-        self._rotation = rotation
+        self._growth = growth
         self._tokens: list[int] = []
         self._read = 0  # tokens of the latest pass that began at position 0: the prompt, or the text read again
         self._stale = False  # whether tokens are held as a longer prompt had them
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`."""
-        rows, rotation, at = [], self._rotation, 0
+        rows, growth, at = [], self._growth, 0
         while at < len(tokens):
             start = self._length
-            if start and not rotation.rereads and self._stale:
+            if start and not growth.rereads and self._stale:
                 self._pass(0, self._tokens, 1)
-            part = tokens[at : at + (rotation.reach(start) or len(tokens))] if start else tokens
+            part = tokens[at : at + (growth.reach(start) or len(tokens))] if start else tokens
             self._tokens.extend(part)
-            again = rotation.rereads and (start >= rotation.limit) != (self._read > rotation.limit)
+            again = growth.rereads and (start >= growth.limit) != (self._read > growth.limit)
             if again:
                 rows.append(self._pass(0, self._tokens, len(part)))
             else:
@@ -254,7 +254,7 @@ class GrowingSession(EagerSession):
     def _pass(self, start: int, tokens: Sequence[int], keep: int) -> Tensor:
         """One pass from position `start` on; logits (keep, V)."""
         self._cache.position = start
-        self._rotation.reset()
+        self._growth.reset()
         rows = self._backend.run(tokens, self._cache, keep)
         self._length = start + len(tokens)
         if start == 0:
@@ -265,9 +265,9 @@ class GrowingSession(EagerSession):
         """See `Session.rollback`."""
         super().rollback(length)
         del self._tokens[length:]
-        rotation = self._rotation
-        if length < self._read and self._read > rotation.limit:
-            self._stale |= rotation.kind == DYNAMIC or length <= rotation.limit
+        growth = self._growth
+        if length < self._read and self._read > growth.limit:
+            self._stale |= growth.kind != LONGROPE or length <= growth.limit
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
         """Not here: pending tokens may lie on both sides of a change."""
@@ -316,7 +316,7 @@ class EagerBackend:
         """A fresh sequence: with rollback where the model allows it. Raises UnsupportedModelError where it can't be decoded."""
         if not self.can_rollback.value:
             return StockSession(self)
-        return EagerSession(self) if self.rotation is None else GrowingSession(self, self.rotation)
+        return EagerSession(self) if self.growth is None else GrowingSession(self, self.growth)
 
     @cached_property
     def stock(self) -> Stock:
@@ -324,12 +324,12 @@ class EagerBackend:
         return Stock.of(self)
 
     @property
-    def rotation(self) -> Rotation | None:
-        """How rotary frequencies depend on the text's length; None where they don't, or where `can_rollback` says why not."""
-        return self._rotation[0]
+    def growth(self) -> Growth | None:
+        """How logits depend on the text's length; None where they don't, or where `can_rollback` says why not."""
+        return self._growth[0]
 
     @cached_property
-    def _rotation(self) -> tuple[Rotation | None, str]:
+    def _growth(self) -> tuple[Growth | None, str]:
         try:
             return find(self.model), ""
         except UnsupportedModelError as e:
@@ -338,12 +338,12 @@ class EagerBackend:
             kind = self.config.model_type
             return (
                 None,
-                f"{kind}'s rotary frequencies depend on the text's length in an unknown way ({type(e).__name__})",
+                f"{kind} depends on the text's length in an unknown way ({type(e).__name__})",
             )
 
     def reach(self, start: int) -> int | None:
         """See `interface.reach`."""
-        return None if self.rotation is None else self.rotation.reach(start)
+        return None if self.growth is None else self.growth.reach(start)
 
     def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
         """One call of the whole model; returns logits (T, V) or (keep, V)."""
@@ -369,9 +369,9 @@ class EagerBackend:
         kind = self.config.model_type
         if getattr(self.model, "_is_stateful", False):
             return Decision(False, f"{kind} keeps a recurrent state that can't be rolled back")
-        if fault := self._rotation[1]:
+        if fault := self._growth[1]:
             return Decision(False, fault)
-        if self._trusted and self.rotation is None:
+        if self._trusted and self.growth is None:
             return Decision(True, "tested when it was calibrated")
         return self._verified()
 
@@ -391,26 +391,26 @@ class EagerBackend:
         except Exception as e:  # noqa: BLE001 - any failure of a foreign model means: leave it alone
             return Decision(False, f"{kind} doesn't run on dynx's key-value cache ({type(e).__name__})")
         # A cache in the wrong place changes logits by their own scale; rounding doesn't.
+        if got.shape != want[4:].shape:
+            return Decision(False, f"{kind} gives other rows of logits than one for each token")
         gap = (got - want[4:]).abs().max().item()
         tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.08) * max(1.0, want.abs().max().item())
         if not gap <= tolerance:  # also catches NaN
             return Decision(False, f"{kind} gives other logits on dynx's key-value cache (by {gap:.2g})")
         return (
-            Decision(True, "tested on loading: same logits after a rollback")
-            if self.rotation is None
-            else self._turned()
+            Decision(True, "tested on loading: same logits after a rollback") if self.growth is None else self._turned()
         )
 
     def _turned(self) -> Decision[bool]:
-        """Whether passes across a change of the rotary frequencies give what transformers' own steps give."""
-        kind, rotation = self.config.model_type, self._rotation[0]
-        assert rotation is not None  # noqa: S101
+        """Whether passes across the length from which logits depend on it give what transformers' own steps give."""
+        kind, growth = self.config.model_type, self._growth[0]
+        assert growth is not None  # noqa: S101
         probe = [(11 * i + 5) % self.vocab for i in range(3 * CUT)]
         worst, scale = 0.0, 1.0
         try:
-            with rotation.lowered():
+            with growth.lowered():
                 for prompt in (CUT - 2, CUT + 3):
-                    stock, session = StockSession(self, cached=True), GrowingSession(self, rotation)
+                    stock, session = StockSession(self, cached=True), GrowingSession(self, growth)
                     want = torch.cat([stock.forward(probe[:prompt]), stock.forward(probe[prompt:])]).float()
                     rows = [session.forward(probe[:prompt])]
                     session.forward(probe[:4])  # to be forgotten, across the change
@@ -421,10 +421,10 @@ class EagerBackend:
         except DeviceError:
             raise
         except Exception as e:  # noqa: BLE001
-            return Decision(False, f"{kind}'s change of rotary frequencies can't be tried ({type(e).__name__})")
+            return Decision(False, f"{kind} can't be tried where {growth} ({type(e).__name__})")
         if worst > (1e-3 if self.model.dtype == torch.float32 else 0.08) * scale:
-            return Decision(False, f"{kind} gives other logits where its rotary frequencies change (by {worst:.2g})")
-        return Decision(True, "tested on loading: transformers' logits across a change of the rotary frequencies")
+            return Decision(False, f"{kind} gives other logits where {growth} (by {worst:.2g})")
+        return Decision(True, "tested on loading: transformers' logits across the length from which they depend on it")
 
     @cached_property
     def gate(self) -> DepthGate:
@@ -439,8 +439,8 @@ class EagerBackend:
         """Whether running the blocks in two parts gives the whole model's logits, tested once."""
         if not self.can_rollback.value:
             return self.can_rollback
-        if self.rotation is not None:
-            return Decision(False, f"{self.rotation}, so a pass can't be left early and completed later")
+        if self.growth is not None:
+            return Decision(False, f"{self.growth}, so a pass can't be left early and completed later")
         if self.layers < 2:
             return Decision(False, "a model of one layer has no early exit")
         probe = [(5 * i + 2) % self.vocab for i in range(5)]

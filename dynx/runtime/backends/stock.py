@@ -86,8 +86,8 @@ class StockSession:
             inputs["logits_to_keep"] = keep or 0  # some models' helpers ask for the last row alone
         for (module, name), value in held.items():
             setattr(module, name, value)
-        if backend.rotation is not None:
-            backend.rotation.reset()
+        if backend.growth is not None:
+            backend.growth.reset()
         with torch.inference_mode(), enough_memory(backend.device):
             out = model(**inputs, return_dict=True)
         for module, name in held:
@@ -135,7 +135,7 @@ def _tried(backend: EagerBackend) -> Stock:
     probe = [(7 * i + 3) % backend.vocab for i in range(PROBE)]
     ids = torch.tensor([probe], device=backend.device)
     stock, why = Stock(Decision(True, "tested on loading: the same logits with the model's own cache as without")), ""
-    if backend.rotation is not None and backend.rotation.limit < PROBE:
+    if backend.growth is not None and backend.growth.limit < PROBE:
         return stock  # a cache keeps what a shorter text rotated: `generate`'s logits, and not those of the whole text
     try:
         model(input_ids=ids, use_cache=False)  # leaves no state of an earlier text

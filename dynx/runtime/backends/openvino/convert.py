@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.rotation import growing
+from dynx.runtime.backends.growth import growing
 
 ATTENTION = "dynx_paged"
 """Name of the attention function among transformers' own."""
@@ -53,8 +53,8 @@ def convert(model: Any) -> Any:
     """
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
-    if growing(config):
-        raise UnsupportedModelError(f"{kind} changes its rotary frequencies with the length of the text")
+    if what := growing(config):
+        raise UnsupportedModelError(f"{kind} ({what}) depends on the length of the text")
     limit = min(int(getattr(config, "max_position_embeddings", None) or TABLE_LIMIT), TABLE_LIMIT)
     _register_attention()
     recorded: list[tuple[float, int, list[int]]] = []

@@ -1,4 +1,4 @@
-"""Rotary positions whose frequencies depend on the length of the whole text, and what that asks of passes and caches.
+"""What in a model depends on the length of the whole text, and what that asks of passes and caches.
 
 `rope_type: longrope` has two sets of frequencies, one for texts up to the original context and one for longer texts.
 `rope_type: dynamic` computes the frequencies anew for each length beyond it. transformers takes a pass's last position for the
@@ -6,9 +6,12 @@ length, so the logits depend on how a text was cut into passes. `generate`'s cut
 one token a pass. Its keys keep the frequencies of the pass that wrote them, except in models that drop the cache where the
 frequencies change (Phi-3, PhiMoE) and read the whole text again.
 
-    rotation = find(model)             # None for every other model
-    rotation.reach(start)              # tokens that one pass from this position may hold; None: as many as you like
-    rotation.reset()                   # before a pass: transformers keeps the latest length in the module
+Sparse attention (`keep_window_size`, `index_topk`) chooses among the positions of a text as soon as there are more than it keeps,
+and there too a token's choice depends on the pass that it is in.
+
+    growth = find(model)  # None for every other model
+    growth.reach(start)   # tokens that one pass from this position may hold; None: as many as you like
+    growth.reset()        # before a pass: transformers keeps the latest length in the module
 """
 
 from __future__ import annotations
@@ -27,35 +30,48 @@ if TYPE_CHECKING:
     from torch import nn
 
 LONGROPE, DYNAMIC = "longrope", "dynamic"
+SPARSE = ("keep_window_size", "index_topk")
+"""Settings of sparse attention: positions that a token attends to."""
 
 FAR = 1 << 20
 """A position beyond every original context."""
 
 CUT = 5
-"""Length at which the frequencies change during a trial: a few passes of a few tokens then see the change."""
+"""Length at which logits begin to depend on it during a trial: a few passes of a few tokens then see that."""
 
 
-class Rotation:
-    """How one model's frequencies depend on the length.
+class Growth:
+    """How one model's logits depend on the length: by frequencies of `kind` LONGROPE or DYNAMIC, or by a setting of SPARSE.
 
-    `rereads`: where the frequencies change, the model's own `generate` reads the whole text again.
+    `rereads`: where the text becomes longer than `limit`, the model's own `generate` reads the whole text again.
     """
 
     def __init__(self, model: Any, kind: str, limit: int, modules: list[tuple[Any, str]]) -> None:
         self.kind = kind
         self.limit = limit
-        """Tokens of the longest text that has the original frequencies."""
-        self._model, self._modules = model, modules  # rotary modules, and the prefix of their attributes
+        """Tokens of the longest text whose logits don't depend on its length."""
+        self._model, self._modules = (
+            model,
+            modules,
+        )  # rotary modules with the prefix of their attributes, or attention's
         for module, prefix in modules:
             if kind == DYNAMIC and not hasattr(module, f"{prefix}max_seq_len_cached"):
                 setattr(module, f"{prefix}max_seq_len_cached", module.max_seq_len_cached)
         self.rereads = self._rereads()
 
     def __str__(self) -> str:
-        return f"the rotary frequencies ({self.kind}) depend on the length of the whole text"
+        what = "attention" if self.kind in SPARSE else "rotation"
+        return f"{what} ({self.kind}) depends on the length of the whole text"
+
+    @property
+    def beyond(self) -> str:
+        """What is done about it in a text longer than `limit`."""
+        if self.rereads:
+            return "the text is read once more"
+        return "drafts go on" if self.kind == LONGROPE else "each token has a pass of its own"
 
     def reach(self, start: int) -> int | None:
-        """Tokens of one pass from position `start` on that have the frequencies that passes of one token would have."""
+        """Tokens of one pass from position `start` on that have the logits that passes of one token would give."""
         if start < self.limit:
             return self.limit - start
         return None if self.kind == LONGROPE else 1
@@ -69,16 +85,19 @@ class Rotation:
 
     @contextmanager
     def lowered(self) -> Iterator[None]:
-        """Have the frequencies change at `CUT` tokens, for a trial of what happens there."""
+        """Have logits depend on the length from `CUT` tokens on, for a trial of what happens there."""
         kept, undo = self.limit, []
-        configs = {id(c): c for c in [self._model.config, *(module.config for module, _ in self._modules)]}
+        rotary = [module.config for module, _ in self._modules if self.kind not in SPARSE]
+        configs = {id(config): config for config in (self._model.config, *rotary)}
         for config in configs.values():
             if self.kind == LONGROPE and hasattr(config, "original_max_position_embeddings"):
                 undo.append((config.__dict__, "original_max_position_embeddings"))
             if self.kind == DYNAMIC:
                 undo.append((config.__dict__, "max_position_embeddings"))
         for module, prefix in self._modules:
-            if self.kind == LONGROPE:
+            if self.kind in SPARSE:
+                undo.append((module.__dict__, self.kind))
+            elif self.kind == LONGROPE:
                 undo.append((_parameters(module, prefix), "original_max_position_embeddings"))
             else:
                 undo.extend(
@@ -97,7 +116,7 @@ class Rotation:
             self.reset()
 
     def _rereads(self) -> bool:
-        """Whether the model's own preparation of a step drops the cache where the frequencies change."""
+        """Whether the model's own preparation of a step drops the cache where the text becomes longer than the limit."""
         with self.lowered():
             ids = torch.zeros(1, CUT + 1, dtype=torch.long, device=self._model.device)
             cache = DynamicCache()
@@ -115,8 +134,9 @@ class Rotation:
 
 
 def growing(config: Any) -> str | None:
-    """The `rope_type` of a text config, of any kind of layer, that depends on the length; None where none does."""
-    return next((kind for kind, _ in _types(getattr(config, "rope_parameters", None) or {})), None)
+    """What a text config says depends on the length: a `rope_type` of any kind of layer or a setting of SPARSE; or None."""
+    sparse = next((name for name in SPARSE if isinstance(getattr(config, name, None), int)), None)
+    return next((kind for kind, _ in _types(getattr(config, "rope_parameters", None) or {})), sparse)
 
 
 def _types(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -137,14 +157,17 @@ def _growing(kind: Any) -> str | None:
     return DYNAMIC if DYNAMIC in kind else LONGROPE if kind == LONGROPE else None
 
 
-def find(model: Any) -> Rotation | None:
-    """What is known of a model's rotation; None where its frequencies are the same for texts of every length.
+def find(model: Any) -> Growth | None:
+    """What is known of how a model depends on the length; None where it doesn't.
 
     Raises UnsupportedModelError for one that depends on the length in a way that isn't known.
     """
     kind = model.config.model_type
     found: dict[tuple[str, int], list[tuple[Any, str]]] = {}
     for module in model.modules():
+        for name in SPARSE:
+            if isinstance(limit := vars(module).get(name), int):
+                found.setdefault((name, limit), []).append((module, ""))
         if not any(name.endswith("inv_freq") for name in module._buffers):
             continue
         types = getattr(module, "rope_type", None)
@@ -162,9 +185,9 @@ def find(model: Any) -> Rotation | None:
     if not found:
         return None
     if len(found) > 1:
-        raise UnsupportedModelError(f"{kind} has several rotations that change at different lengths")
+        raise UnsupportedModelError(f"{kind} depends on several lengths of the text")
     ((growth, limit), modules), *_ = found.items()
-    return Rotation(model, growth, limit, modules)
+    return Growth(model, growth, limit, modules)
 
 
 def _parameters(module: Any, prefix: str) -> dict[str, Any]:
