@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.growth import growing
+from dynx.runtime.backends.growth import SPARSE, growing
 
 ATTENTION = "dynx_paged"
 """Name of the attention function among transformers' own."""
@@ -54,7 +54,8 @@ def convert(model: Any) -> Any:
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
     if what := growing(config):
-        raise UnsupportedModelError(f"{kind} ({what}) depends on the length of the text")
+        part = "attention" if what in SPARSE else "rotary frequencies"
+        raise UnsupportedModelError(f"{kind} changes its {part} with the length of the text ({what})")
     limit = min(int(getattr(config, "max_position_embeddings", None) or TABLE_LIMIT), TABLE_LIMIT)
     _register_attention()
     recorded: list[tuple[float, int, list[int]]] = []
