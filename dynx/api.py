@@ -226,7 +226,8 @@ def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, l
     """dynx's engine around a transformers causal language model that you loaded.
 
     `assistant` is a smaller one with the same vocabulary, `exit_layers` lets the first layers draft. What is learned stays
-    with the wrapper. Raises UnsupportedModelError for encoder-decoder models and assistants that can't be rolled back.
+    with the wrapper. Raises UnsupportedModelError for encoder-decoder models, models whose logits depend on how the text is cut
+    into passes, and assistants that can't be rolled back.
     """
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.speculation.engine import Drafters, Engine
@@ -234,4 +235,7 @@ def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, l
     small = EagerBackend(assistant) if assistant is not None else None
     if small is not None and not small.can_rollback.value:
         raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
-    return Wrapped(Engine(EagerBackend(model), Drafters(small, exit_layers, lookup)))
+    target = EagerBackend(model)
+    if not target.can_rollback.value:
+        _ = target.stock  # refuses a model that can't be decoded
+    return Wrapped(Engine(target, Drafters(small, exit_layers, lookup)))

@@ -116,10 +116,11 @@ class Kernels:
                 continue
             if name == COMPILED and (count := getattr(backend, "compiled", 0)):
                 notes.append(f"compiling took {clock() - imported:.1f} s, once ({count} graphs)")
+            tested = backend.can_rollback.value
             del backend  # the next is a process's usual start, from what was kept
             again = clock()
             try:
-                running[name] = self._open(name, plan.source, plan.key.model, trusted=True)
+                running[name] = self._open(name, plan.source, plan.key.model, trusted=tested)
             except UnsupportedModelError as e:
                 notes.append(f"{TITLES[name]} can't run it: {e}")
                 refused = refused or e

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dynx.errors import UsageError
-from dynx.runtime.backends.interface import settle
+from dynx.runtime.backends.interface import reach, settle
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
@@ -235,6 +235,8 @@ class Run:
         """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
         start, policy, tokens = self._clock(), self._policy, self._tokens
         context = len(tokens) - 1
+        if (most := reach(self._engine.target, context)) is not None:
+            room = min(room, most - 1)
         origin = policy.choose(self._prospects(), context, room) if room and self._drafters else None
         if origin is None:
             rows = self._plainly(tokens[-1])

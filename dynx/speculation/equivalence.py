@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from dynx.runtime.backends.stock import StockSession
 from dynx.speculation.sampling import PositionNoise, Warp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.types import Request
 
@@ -133,6 +135,11 @@ def _deviation(log_p: Tensor, got: Tensor, rule: str) -> float | None:
 def plain_rows(target: Backend, tokens: Sequence[int], count: int) -> Tensor:
     """Logits (count, V) before each of the last `count` tokens: by the library's own forward where there is one."""
     model: Any = getattr(target, "model", None)
+    if getattr(target, "growth", None) is not None:  # a pass over the whole text has one length, and decoding many
+        session = StockSession(cast("EagerBackend", target), cached=True)
+        prompt = len(tokens) - count
+        rows = [session.forward(tokens[:prompt], keep=1), *(session.forward([each]) for each in tokens[prompt:-1])]
+        return torch.cat(rows)
     if not isinstance(model, torch.nn.Module):
         return target.open().forward(tokens[:-1], keep=count)
     ids = torch.tensor([list(tokens[:-1])], device=getattr(model, "device", None))

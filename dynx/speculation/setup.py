@@ -329,6 +329,8 @@ def assemble(
     run_instead(target, widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
+    if (state := _state(target)) is not None:
+        decisions["state"] = state
     if plan.kinds and not target.can_rollback.value:
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
@@ -358,6 +360,23 @@ def assemble(
 
         engine.alike |= alike(plan.profile.measured.get("noise"), widened)
     return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
+
+
+def _state(target: Backend) -> Decision[str] | None:
+    """What a target keeps between passes, where that isn't a cache that can be rolled back, or not in texts of every length.
+
+    Raises UnsupportedModelError for a model that can't be decoded.
+    """
+    if target.can_rollback.value:
+        growth = getattr(target, "growth", None)
+        if growth is None:
+            return None
+        said = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
+        return Decision("key-value cache", f"{said}; {target.can_rollback.reason}")
+    stock = getattr(target, "stock", None)
+    if stock is None:
+        return None
+    return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
 
 
 def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:

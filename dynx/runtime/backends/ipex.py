@@ -75,6 +75,8 @@ def load(model: Any, *, trusted: bool = False) -> IpexBackend:
     backend = IpexBackend(model, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
+    if backend.growth is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
     probe = [(7 * i + 3) % backend.vocab for i in range(START + max(CHECKED))]
     want = None if trusted else _logits(model, probe)
     backend.model = optimize(model, model.dtype)

@@ -62,6 +62,8 @@ def load(model: Any, *, cache: Path | None = None, trusted: bool = False) -> Com
     backend = CompiledBackend(model, cache=cache, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
+    if backend.growth is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
     try:
         backend.prepare()
     except (DeviceError, UnsupportedModelError):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
+from dynx.runtime.backends.growth import SPARSE, growing
 from dynx.runtime.loading import is_out_of_memory
 
 ATTENTION = "dynx_paged"
@@ -37,7 +38,6 @@ INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_beg
 FUSED_PER_THREAD = 64
 """Widths of a gated feed-forward block, inner and outer, from which each thread has work: twice what a thread takes at a time."""
 
-_GROWING_ROTATIONS = frozenset({"dynamic", "longrope"})
 _UNSUPPORTED = {
     "softcap": "caps its attention scores",
     "s_aux": "has attention sinks",
@@ -54,9 +54,9 @@ def convert(model: Any) -> Any:
     """
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
-    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotation in _GROWING_ROTATIONS:
-        raise UnsupportedModelError(f"{kind} changes its rotary frequencies with the length of the text")
+    if what := growing(config):
+        part = "attention" if what in SPARSE else "rotary frequencies"
+        raise UnsupportedModelError(f"{kind} changes its {part} with the length of the text ({what})")
     limit = min(int(getattr(config, "max_position_embeddings", None) or TABLE_LIMIT), TABLE_LIMIT)
     _register_attention()
     recorded: list[tuple[float, int, list[int]]] = []
