@@ -108,7 +108,7 @@ def _guesses(assembly: Writing, text: Any, origins: Sequence[Origin], task: Task
     if layers and "self" in origins:
         out["self"] = read_early(target, text, layers, task.sampling).traces(text)
     if "lookup" in origins:
-        out["lookup"] = lookup_traces(text, engine.drafters.library)
+        out["lookup"] = lookup_traces(text, engine.drafters.library, task.sampling.own.new_ngrams)
     return out
 
 

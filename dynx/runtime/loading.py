@@ -286,15 +286,21 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def generation_config(source: Source) -> Any:
-    """What the folder says of how it is best decoded; None where it doesn't, or where that can't be read."""
+    """What the folder says of how it is decoded, in a file of its own or, as older ones do, in its config.json.
+
+    None where it says nothing. Raises ModelError for a file that can't be read.
+    """
+    file = source.folder / "generation_config.json"
     with quietly():
         from transformers import GenerationConfig
 
-        for make in (GenerationConfig.from_pretrained, _from_model_config):
-            try:
-                return make(source.folder)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError):
-                continue
+        try:
+            if file.exists():
+                return GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+            return _from_model_config(source.folder)
+        except Exception as e:  # noqa: BLE001 - any library's, about a file that anybody wrote
+            if file.exists():
+                raise ModelError(f"{file} can't be read: {_first_line(e)}") from None
     return None
 
 
