@@ -297,17 +297,13 @@ def generation_config(source: Source) -> Any:
         try:
             if file.exists():
                 return GenerationConfig.from_pretrained(source.folder, local_files_only=True)
-            return _from_model_config(source.folder)
+            return GenerationConfig.from_pretrained(
+                source.folder, config_file_name="config.json", local_files_only=True, _from_model_config=True
+            )
         except Exception as e:  # noqa: BLE001 - any library's, about a file that anybody wrote
             if file.exists():
                 raise ModelError(f"{file} can't be read: {_first_line(e)}") from None
     return None
-
-
-def _from_model_config(folder: Path) -> Any:
-    from transformers import AutoConfig, GenerationConfig
-
-    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:

@@ -120,7 +120,7 @@ def _contrastive(value: Any, config: Any) -> bool:
 
 
 def _quantized(value: Any, _config: Any) -> bool:
-    return value == "quantized"
+    return bool(value == "quantized")
 
 
 REFUSED: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
