@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import UnsupportedModelError, UsageError
-from dynx.speculation.types import Receipt, Request, Sampling
+from dynx.speculation.types import Receipt, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -75,13 +75,12 @@ class Writer:
         stop: str | Sequence[str] = (),
     ) -> Request:
         assembly = self._assembly
-        penalty = assembly.repetition_penalty if repetition_penalty is None else repetition_penalty
         return Request(
             list(assembly.tokenizer(prompt)["input_ids"]),
             max_new_tokens,
-            Sampling(temperature, top_k, top_p, penalty, seed),
+            assembly.sampling(temperature, top_k, top_p, repetition_penalty, seed),
             assembly.end_tokens,
-            (stop,) if isinstance(stop, str) else tuple(stop),
+            (*((stop,) if isinstance(stop, str) else stop), *assembly.own.stop),
         )
 
 
@@ -194,7 +193,8 @@ class Wrapped:
         """What the model's own `generate` returns for one sequence: ids (1, prompt + new).
 
         Takes what a tokenizer returns, as `generate(**tokenizer(text, return_tensors="pt"))`. Raises UsageError for a batch, for
-        padding (an attention mask with zeros) and for token types, which the decode loop doesn't pass on.
+        padding (an attention mask with zeros) and for token types, which the decode loop doesn't pass on. The model's
+        generation config is kept to; raises ModelError for settings that can't be kept to.
         """
         if token_type_ids is not None:
             raise UsageError(
@@ -209,12 +209,20 @@ class Wrapped:
                 raise UsageError("the attention mask hides tokens", hint="one sequence needs no padding; leave it out")
         if input_ids.ndim != 2 or input_ids.shape[0] != 1:
             raise UsageError(f"input_ids have shape {tuple(input_ids.shape)}; one sequence, (1, T), is needed")
+        from dynx.speculation.model_settings import end_tokens, own_sampling, read_settings
+        from dynx.speculation.processors import check_processors
+
         prompt = input_ids[0].tolist()
         config = getattr(getattr(self.engine.target, "model", None), "generation_config", None)
-        eos = getattr(config, "eos_token_id", None)
-        ends = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-        penalty = getattr(config, "repetition_penalty", None) if repetition_penalty is None else repetition_penalty
-        sampling = Sampling(temperature, top_k, top_p, penalty or 1.0, seed)
+        ends = end_tokens(config)
+        own = read_settings(config, ends)
+        if own.stop:
+            raise UnsupportedModelError(
+                f"the model's generation config has stop_strings {list(own.stop)}, and a wrapped model has no tokenizer",
+                hint="dynx.load(folder) reads both",
+            )
+        check_processors(own, self.engine.target.vocab)
+        sampling = own_sampling(own, temperature, top_k, top_p, repetition_penalty, seed)
         run = self.engine.start(Request(prompt, max_new_tokens, sampling, ends))
         for _ in run:
             pass

@@ -283,24 +283,24 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def generation_config(source: Source) -> Any:
-    """What the folder says of how it is best decoded; None where it doesn't, or where that can't be read."""
+    """What the folder says of how it is decoded, in a file of its own or, as older ones do, in its config.json.
+
+    None where it says nothing. Raises ModelError for a file that can't be read.
+    """
+    file = source.folder / "generation_config.json"
     with _loading(source):
         from transformers import GenerationConfig
 
-        for make in (lambda s: GenerationConfig.from_pretrained(s.folder), _from_model_config):
-            try:
-                return make(source)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError):
-                continue
+        try:
+            if file.exists():
+                return GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+            return GenerationConfig.from_pretrained(
+                source.folder, config_file_name="config.json", local_files_only=True, _from_model_config=True
+            )
+        except Exception as e:  # noqa: BLE001 - any library's, about a file that anybody wrote
+            if file.exists():
+                raise ModelError(f"{file} can't be read: {_first_line(e)}") from None
     return None
-
-
-def _from_model_config(source: Source) -> Any:
-    from transformers import AutoConfig, GenerationConfig
-
-    return GenerationConfig.from_model_config(
-        AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=source.trusted)
-    )
 
 
 def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:

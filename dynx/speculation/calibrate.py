@@ -132,7 +132,7 @@ def calibrate(
     """
     engine, plan = assembly.engine, assembly.plan
     target, small = engine.target, engine.drafters.model
-    sampling = Sampling(repetition_penalty=assembly.repetition_penalty)
+    sampling = assembly.sampling()
     exits = exit_candidates(target) if "self" in plan.kinds else ()
 
     def time_passes(begin: float, share: float) -> tuple[Samples, dict[int, int]]:
@@ -153,7 +153,8 @@ def calibrate(
     if small is not None:
         readings["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
-    looked_up = [lookup_traces(t, engine.drafters.library) for t in texts] if "lookup" in plan.kinds else None
+    ngrams = sampling.own.new_ngrams
+    looked_up = [lookup_traces(t, engine.drafters.library, ngrams) for t in texts] if "lookup" in plan.kinds else None
     lesson = learn(texts, readings, looked_up, samples, exits, target.layers)
 
     def check(given: Lesson, predictions: dict[str, float], lookup: bool) -> tuple[Verdict, Drafters]:
@@ -318,7 +319,7 @@ def against_unquantized(
         return None
     from dynx.speculation.backends import torch_backend
 
-    reference, warp = torch_backend(plan, plan.source), Warp(sampling)
+    reference = torch_backend(plan, plan.source)
     alike = tokens = 0
     extra = 0.0
     for text in texts:
@@ -328,6 +329,7 @@ def against_unquantized(
             b.open().forward(ids[:-1], keep=count)[:, : assembly.engine.target.vocab].float()
             for b in (assembly.engine.target, reference)
         )
+        warp = Warp(sampling, ids[: text.prompt], count, assembly.engine.target.vocab)
         first = warp.scores(theirs, ids[: text.prompt], ids[text.prompt :]).argmax(-1).tolist()
         alike += sum(a == b for a, b in zip(first, ids[text.prompt :], strict=True))
         tokens += count

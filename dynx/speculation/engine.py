@@ -158,9 +158,8 @@ class Engine:
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
         if not self.target.can_rollback.value:
             return {}
-        sampling = request.sampling
         noise = noise_of(request, self.target.vocab)
-        chooser = Chooser(sampling, noise, torch.Generator().manual_seed(self.entropy()))
+        chooser = Chooser(Warp.of(request, self.target.vocab), noise, torch.Generator().manual_seed(self.entropy()))
         out: dict[Origin, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
         if model is not None and model.can_rollback.value:
@@ -168,7 +167,7 @@ class Engine:
         if layers and layers < self.target.layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(layers, chooser)
         if self.drafters.lookup:
-            out["lookup"] = LookupDrafter(self.drafters.library)
+            out["lookup"] = LookupDrafter(self.drafters.library, request.sampling.own.new_ngrams)
         return out
 
 
@@ -414,7 +413,7 @@ class TargetChoice:
 
     def __init__(self, request: Request, vocab: int, seed: int) -> None:
         self._sampling = request.sampling
-        self._warp = Warp(request.sampling)
+        self._warp = Warp.of(request, vocab)
         self._noise = noise_of(request, vocab)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -442,8 +441,7 @@ class TargetChoice:
     def first_tie(self, exact: Exact, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> int | None:
         """The first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
         scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, [d.token for d in drafts])
-        penalty = self._sampling.repetition_penalty
-        return exact.first_tie(scores, max(penalty, 1 / penalty))
+        return exact.first_tie(scores, self._warp.stretch(len(context) + len(drafts)))
 
     def guarantee(self, target: Backend, *, exact: bool = False) -> str:
         """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""

@@ -92,7 +92,8 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         return Verification(0, rule, 0, None, None, 0.0, None)
     rows = plain_rows(target, [*prompt, *tokens], len(tokens)).cpu()  # (N, V)
     largest = rows.float().abs().amax(-1)  # (N,)
-    scores = Warp(sampling).scores(rows, prompt, list(tokens))
+    warp = Warp(sampling, prompt, request.max_new_tokens, target.vocab)
+    scores = warp.scores(rows, prompt, list(tokens))
     written = torch.tensor(list(tokens), device=scores.device)
     log_p = scores.log_softmax(-1)  # (N, V)
     choice = scores
@@ -102,7 +103,9 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         choice = log_p.double() - torch.stack(at).to(scores.device).log()  # argmax p / e
     got = log_p.gather(-1, written[:, None])[:, 0]  # (N,)
     scale = 1.0 if sampling.greedy else 1 / sampling.temperature
-    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale
+    stretch = warp.stretch(len(prompt) + len(tokens))
+    stretch = stretch if math.isfinite(stretch) else 1.0
+    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale * stretch
     if rule == "chance":
         wrong = torch.isneginf(got)
         margins = torch.where(wrong, math.inf, 0.0)
@@ -111,7 +114,9 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         best = choice.topk(2, -1)
         margins = best.values[:, 0] - choice.gather(-1, written[:, None])[:, 0]
         wrong = choice.argmax(-1) != written  # of equals the first, as decoding does; topk takes any
-        smallest = float((best.values[:, 0] - best.values[:, 1]).min()) / scale
+        gaps = best.values[:, 0] - best.values[:, 1]
+        gaps = gaps[gaps.isfinite()]  # where only one token is allowed, nothing is close
+        smallest = float(gaps.min()) / scale if len(gaps) else None
     first = None
     if bool(wrong.any()):
         i = int(wrong.int().argmax())

@@ -22,6 +22,7 @@ from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folde
 from dynx.runtime.utf8 import read
 from dynx.runtime.weights import weights_hash, why_others
 from dynx.speculation.backends import Kernels, verifier
+from dynx.speculation.model_settings import end_tokens, in_words, own_sampling, read_settings, sampling_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.runtime.loading import Source
     from dynx.speculation.engine import Engine, Knowledge
+    from dynx.speculation.types import ModelSettings, Sampling
 
 SMALL = 96 << 20
 """Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
@@ -109,7 +111,7 @@ class Assembly:
     plan: Plan
     engine: Engine
     tokenizer: Any
-    generation_config: Any
+    own: ModelSettings
 
     @property
     def decisions(self) -> dict[str, Decision[Any]]:
@@ -124,15 +126,18 @@ class Assembly:
     @property
     def end_tokens(self) -> frozenset[int]:
         """The ids that end an answer: the generation config's, else the tokenizer's."""
-        ids = getattr(self.generation_config, "eos_token_id", None)
-        if ids is None:
-            ids = getattr(self.tokenizer, "eos_token_id", None)
-        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset(self.own.eos)
 
-    @property
-    def repetition_penalty(self) -> float:
-        """The model's own setting, 1 where it has none."""
-        return float(getattr(self.generation_config, "repetition_penalty", None) or 1.0)
+    def sampling(
+        self,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Sampling:
+        """How to choose tokens: as the caller says, under the model's own settings; without a penalty, the model's own."""
+        return own_sampling(self.own, temperature, top_k, top_p, repetition_penalty, seed)
 
 
 def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
@@ -317,15 +322,18 @@ def assemble(
 
         torch.set_num_threads(plan.decisions["threads"].value)
         from dynx.speculation.engine import Drafters, Engine
+        from dynx.speculation.processors import check_processors
 
     knowledge = _knowledge(plan, warn)
     stages("reading the tokenizer")
     tokenizer = loading.load_tokenizer(plan.source)
+    own = _own_settings(plan, tokenizer)
     stages(f"loading {plan.source.name}")
     fitted = plan.profile.fitted if plan.profile else {}
     kernels = Kernels(plan, stages, warn, clock)
     target = kernels.target()
     widened = widened_of(plan.profile) if plan.profile else {}
+    check_processors(own, target.vocab)
     run_instead(target, widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
@@ -359,7 +367,20 @@ def assemble(
         from dynx.speculation.exactness import alike
 
         engine.alike |= alike(plan.profile.measured.get("noise"), widened)
-    return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
+    return Assembly(plan, engine, tokenizer, own)
+
+
+def _own_settings(plan: Plan, tokenizer: Any) -> ModelSettings:
+    """The model's own decoding settings. Raises ModelError where they can't be read, UnsupportedModelError where not kept to."""
+    config = loading.generation_config(plan.source)
+    own = read_settings(config, end_tokens(config, tokenizer))
+    if words := in_words(own):
+        plan.decisions["decoding"] = Decision(words, "the model's own settings, which plain decoding has as well")
+    if asked := sampling_asked(config):
+        plan.decisions["sampling"] = Decision(
+            "as the caller says", f"greedy by default; the model's own settings aren't used: {asked}"
+        )
+    return own
 
 
 def _state(target: Backend) -> Decision[str] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.errors import UsageError
 
@@ -24,11 +25,28 @@ FinishReason = Literal["length", "eos", "stop", "context", "interrupted"]
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """A model's own decoding settings that change the text, by transformers' names; see `model_settings`."""
+
+    values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    repetition_penalty: float = 1.0  # unless the caller has another
+    eos: tuple[int, ...] = ()  # the ids that the settings about an answer's end mean
+    stop: tuple[str, ...] = ()  # texts that end an answer
+
+    @property
+    def new_ngrams(self) -> int | None:
+        """The number of tokens in a row that a text may not have twice; None where it may repeat itself."""
+        sizes = (self.values.get(name) for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"))
+        return min((size for size in sizes if size), default=None)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen from the logits; temperature 0, or one below `COLD`, takes the most likely one.
 
     `seed` makes sampling reproducible: the same seed gives the text that plain decoding gives with it, whatever was
-    drafted. Without a seed a rule that accepts more is used; its text has the same distribution.
+    drafted. Without a seed a rule that accepts more is used; its text has the same distribution. `own` are the model's
+    settings, which plain decoding keeps to as well, except for the repetition penalty, which is the caller's.
     """
 
     temperature: float = 0.0
@@ -36,6 +54,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    own: ModelSettings = field(default_factory=ModelSettings, repr=False)
 
     def __post_init__(self) -> None:
         """Raises UsageError for what no distribution can be made of, NaN included."""

@@ -58,7 +58,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
 
 def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
     """Token ids and settings for the engine. Raises UsageError for a chat without template."""
-    from dynx.speculation.types import Request, Sampling
+    from dynx.speculation.types import Request
 
     tokenizer = assembly.tokenizer
     stop = tuple(typed(text, "--stop") for text in options.stop or ())
@@ -77,12 +77,12 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])
-    penalty = assembly.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
+    given = (options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed)
     return Request(
         prompt=ids,
         max_new_tokens=options.max_new_tokens,
-        sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
+        sampling=assembly.sampling(*given),
         eos=assembly.end_tokens,
-        stop=stop,
+        stop=(*stop, *assembly.own.stop),
         continues=not chat,
     )
