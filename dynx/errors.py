@@ -2,7 +2,6 @@
 
     DynxError                     1   anything below, and failures that have no better name
     ├── UsageError                2   the command line or the input is wrong
-    │   └── InputError            2   one of the inputs is wrong; where there are many, the others are still answered
     ├── ModelError                1   a model can't be found, read or trusted
     │   └── UnsupportedModelError 1   it loads, and dynx has no way to run it
     ├── GateFailed                3   `dynx bench` or `calibrate --check`: the measured figure misses the bar
@@ -30,10 +29,6 @@ class UsageError(DynxError):
     """The command line or the input is wrong."""
 
     exit_code = 2
-
-
-class InputError(UsageError):
-    """One of the inputs is wrong: a command that takes many says so in its place and answers the others."""
 
 
 class ModelError(DynxError):

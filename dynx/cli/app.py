@@ -108,7 +108,11 @@ def generate(
         typer.Option("--system", metavar="TEXT", help="System message for the chat template; implies --chat."),
     ] = None,
     lines: Annotated[
-        bool, typer.Option("--lines", help="One prompt per line of stdin, one answer per line of stdout.")
+        bool,
+        typer.Option(
+            "--lines",
+            help="One prompt per line of stdin, one answer per line of stdout; empty, and exit code 1, if there is none.",
+        ),
     ] = False,
     batch: Annotated[
         str,

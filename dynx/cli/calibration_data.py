@@ -67,6 +67,6 @@ def read_inputs(
 def _mark(file: Path) -> str:
     """What tells a picture apart: its bytes; a file that can't be read is told apart by its name."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
     except OSError:
         return str(file)

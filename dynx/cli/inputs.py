@@ -14,8 +14,10 @@ from __future__ import annotations
 import os
 import select
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from dynx.cli.stdin import LONGEST, Beginning
 from dynx.errors import UsageError
 from dynx.runtime.utf8 import decode
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dynx.cli.stdin import Arrivals
+
+SHOWN = 200
+"""Bytes of a line that is too long which are kept to show it."""
 
 NOTICE = 2.0
 GIVE_UP = 10.0
@@ -75,20 +80,51 @@ def read_prompt(
     return f"{text}\n{prompt}"
 
 
-def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
-    """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
-    if any(a == "-" for a in arguments):
-        raise UsageError("--lines reads stdin by itself; leave out -")
-    after = " ".join(arguments)
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no prompt."""
+
+    text: str
+    """As far as it can be read."""
+    error: UsageError
+
+
+def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
+    """The non-empty lines of stdin, as they arrive, bad ones among them. Raises UsageError where there are none."""
     offset, seen = 0, False
     while line := stdin.readline():
-        text = decode(line, "stdin", offset=offset).rstrip("\r\n")
+        text: str | BadLine
+        if isinstance(line, Beginning):
+            error = UsageError(f"the line at offset {offset} is longer than {LONGEST >> 20} MiB")
+            yield BadLine(line[:SHOWN].decode("utf-8", "replace") + "…", error)
+            offset, seen = offset + line.size, True
+            continue
+        try:
+            text = decode(line, "stdin", offset=offset).rstrip("\r\n")
+        except UsageError as e:
+            text = BadLine(line.decode("utf-8", "replace").rstrip("\r\n"), e)
         offset += len(line)
-        if text.strip():
+        if isinstance(text, BadLine) or text.strip():
             seen = True
-            yield f"{text}\n{after}" if after else text
+            yield text
     if not seen:
         raise UsageError("stdin is empty", hint="--lines wants one prompt per line")
+
+
+def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
+    """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
+    refuse_dash(arguments)
+    after = " ".join(arguments)
+    for line in each_line(stdin):
+        if isinstance(line, BadLine):
+            raise line.error
+        yield f"{line}\n{after}" if after else line
+
+
+def refuse_dash(arguments: Sequence[str]) -> None:
+    """Raises UsageError for - beside --lines."""
+    if "-" in arguments:
+        raise UsageError("--lines reads stdin by itself; leave out -")
 
 
 def _text(data: bytes, example: str, *, also: str = "") -> str:

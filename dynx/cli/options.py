@@ -139,7 +139,9 @@ Column = Annotated[
 Field = Annotated[
     str | None, typer.Option("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
 ]
-Tsv = Annotated[bool, typer.Option("--tsv", help="Read a tab-separated table; needs --column.")]
+Tsv = Annotated[
+    bool, typer.Option("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; needs --column.")
+]
 AllowPickle = Annotated[
     bool,
     typer.Option(

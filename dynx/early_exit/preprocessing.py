@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynx.errors import InputError, ModelError, UsageError
+from dynx.errors import ModelError, UsageError
+from dynx.runtime.inputs import InputError
 from dynx.runtime.pictures import read_picture
 
 if TYPE_CHECKING:

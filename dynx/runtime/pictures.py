@@ -6,22 +6,21 @@ frame of an animation, then converted to RGB by Pillow.
 
 from __future__ import annotations
 
+import stat
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynx.errors import InputError
+from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from os import PathLike
 
     from PIL.Image import Image
 
-    Path = str | PathLike[str]
 
-
-def read_picture(path: Path) -> Image:
+def read_picture(path: str | Path) -> Image:
     """The pixels of a file in RGB, upright. Raises InputError with the reason, which doesn't name the file."""
     from PIL import ImageOps
 
@@ -31,11 +30,14 @@ def read_picture(path: Path) -> Image:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image]:
+def opened(path: str | Path) -> Iterator[Image]:
     """A file that Pillow can open, not read yet. Whatever fails inside, InputError says why this file can't be used."""
     from PIL import Image
 
     try:
+        mode = Path(path).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe may never be written to, and a device never end
+            raise InputError("no file: a pipe, a socket or a device")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as file:

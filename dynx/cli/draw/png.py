@@ -6,7 +6,8 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import InputError, UsageError
+from dynx.errors import UsageError
+from dynx.runtime.inputs import InputError
 from dynx.runtime.pictures import opened
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
 from dynx.cli.generate.stats import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
-from dynx.cli.inputs import read_lines, read_prompt, typed
+from dynx.cli.inputs import BadLine, each_line, read_prompt, refuse_dash, typed
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.cli.verify import check, verification_json, verify_answer, words
-from dynx.errors import UsageError
+from dynx.errors import DynxError, UsageError
+from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -87,6 +88,7 @@ def run(options: Options) -> None:
         print_plan("generate", make_plan(wish_of(options), warn=terminal.warn), options, terminal)
         return
     prompts, arrivals = read_prompts(options, terminal)
+    failed = 0
     assembly = open_assembly(options, terminal)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
@@ -94,25 +96,22 @@ def run(options: Options) -> None:
         if arrivals is not None:
             from dynx.cli.generate.batch_mode import Lines
 
-            Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
+            failed = Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
         else:
-            answer(0, next(prompts), options, assembly, printer)
+            answer(0, str(next(prompts)), options, assembly, printer)
     finally:
         printer.close()
     if options.explain:
         explain(assembly)
     if options.verify:
         check(printer.verified)
+    if failed:
+        raise DynxError(f"{failed} prompt{' has' if failed == 1 else 's have'} no answer")
 
 
 def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> Run:
-    """Continue one prompt."""
-    try:
-        run_ = assembly.engine.start(make_request(prompt, options, assembly))
-    except UsageError as e:
-        if not options.lines:
-            raise
-        raise UsageError(f"prompt {index + 1}: {e}", hint=e.hint) from None
+    """Continue one prompt. Raises InputError where it can't be."""
+    run_ = assembly.engine.start(make_request(prompt, options, assembly))
     show(index, prompt, run_, options, assembly, printer)
     return run_
 
@@ -132,7 +131,7 @@ def show(index: int, prompt: str, run_: Run, options: Options, assembly: Assembl
         printer.aside(run_, assembly)
 
 
-def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], Arrivals | None]:
+def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str | BadLine], Arrivals | None]:
     """The prompts to continue, and with --lines which are there. Raises UsageError before any model is loaded if none is."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
@@ -140,7 +139,8 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], A
             raise UsageError("--lines reads stdin and --no-stdin forbids it")
         rows_asked(options.batch)
         arrivals = Arrivals(sys.stdin.buffer)
-        return _ahead(read_lines(arguments, arrivals)), arrivals
+        refuse_dash(arguments)
+        return _ahead(_with(each_line(arrivals), " ".join(arguments))), arrivals
     if options.batch != "auto":
         raise UsageError("--batch goes with --lines")
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
@@ -150,10 +150,16 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], A
     return iter([prompt]), None
 
 
-def _ahead(prompts: Iterator[str]) -> Iterator[str]:
+def _with(lines: Iterator[str | BadLine], after: str) -> Iterator[str | BadLine]:
+    """Each line with the argument after it."""
+    for line in lines:
+        yield line if isinstance(line, BadLine) or not after else f"{line}\n{after}"
+
+
+def _ahead(prompts: Iterator[str | BadLine]) -> Iterator[str | BadLine]:
     first = next(prompts)
 
-    def all_of_them() -> Iterator[str]:
+    def all_of_them() -> Iterator[str | BadLine]:
         yield first
         yield from prompts
 
@@ -215,7 +221,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
 
 
 def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
-    """Token ids and settings for the engine. Raises UsageError for a chat without template."""
+    """Token ids and settings for the engine. Raises UsageError for a chat without template, InputError where it refuses."""
     from dynx.speculation.types import Request, Sampling
 
     tokenizer = assembly.tokenizer
@@ -230,7 +236,7 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise UsageError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
+            raise InputError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])
@@ -261,6 +267,9 @@ class Printer:
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """Answer `index` is complete, or cut short."""
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Prompt `index` of --lines has no answer."""
 
     def verification(self, run: Run, assembly: Assembly) -> dict[str, Any]:
         """What JSON says of the latest answer under --verify; null for one cut short."""
@@ -319,6 +328,11 @@ class Text(Printer):
             ]
             sys.stderr.write(f"written by: {', '.join(legend)}\n")
 
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """An empty line in its place, so that lines can be counted; the reason goes to stderr."""
+        self._terminal.write("\n")
+        self._terminal.warn(f"prompt {index + 1}: {error}")
+
 
 class Document(Printer):
     """One JSON document at the end: the result, or with --lines a list of them."""
@@ -331,6 +345,10 @@ class Document(Printer):
         """Keep it."""
         body = result_json(index, prompt, text, run, assembly)
         self._results.append(body | self.verification(run, assembly))
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Keep the reason."""
+        self._results.append(failure_json(index, prompt, error, assembly))
 
     def close(self) -> None:
         """Write what there is."""
@@ -355,6 +373,15 @@ class JsonLines(Printer):
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """The answer whole."""
         self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """The reason, in an event of its own."""
+        self._write("error", failure_json(index, prompt, error, assembly))
+
+
+def failure_json(index: int, prompt: str, error: DynxError, assembly: Assembly) -> dict[str, Any]:
+    """What stands in the place of an answer."""
+    return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": str(error)}
 
 
 def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:
