@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
         elif "\0" in text:
             error = "a path can't hold a NUL"
         else:
-            path = Path(text)
+            path = Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))  # its bytes, whatever the locale
         return Record(index, None, path, text, error, row.original, row.size)
     if row.bad is not None and text is not None:
         return Record(index, None, None, text, row.bad, row.original, row.size)
@@ -195,8 +196,8 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
 
 
 def _typed(argument: str) -> _Row:
-    data = argument.encode("utf-8", "surrogateescape")
-    return _Row(argument, len(data), bad=not_utf8(data))
+    data = argument.encode("utf-8", "surrogateescape")  # in a locale of ASCII alone any text comes escaped
+    return _Row(data.decode("utf-8", "surrogateescape"), len(data), bad=not_utf8(data))
 
 
 def _rows(stdin: BinaryIO, layout: Layout, name: str) -> Iterator[_Row]:
