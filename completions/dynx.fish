@@ -150,7 +150,7 @@ complete -c dynx -n '__dynx_at dynx generate' -s h -l help -d 'Show this message
 complete -c dynx -n '__dynx_at dynx classify' -F
 complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_hub classify) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx classify' -s 0 -l null -d 'Inputs on stdin end with NUL, not with a line end'
-complete -c dynx -n '__dynx_at dynx classify' -l tsv -d 'Read a tab-separated table'
+complete -c dynx -n '__dynx_at dynx classify' -l tsv -d 'Read a tab-separated table, quoted as Python\'s csv module does'
 complete -c dynx -n '__dynx_at dynx classify' -l column -x -d 'With --tsv: the column of the texts, by header or by number from 1'
 complete -c dynx -n '__dynx_at dynx classify' -l field -x -d 'Read JSON lines'
 complete -c dynx -n '__dynx_at dynx classify' -l skip-empty -d 'Leave out empty texts'
@@ -231,7 +231,7 @@ complete -c dynx -n '__dynx_at dynx draw' -s h -l help -d 'Show this message and
 complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Who guesses ahead'
 complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'What to learn from: prompts, one per line (by default the model\'s own)'
-complete -c dynx -n '__dynx_at dynx calibrate' -l tsv -d 'Read a tab-separated table'
+complete -c dynx -n '__dynx_at dynx calibrate' -l tsv -d 'Read a tab-separated table, quoted as Python\'s csv module does'
 complete -c dynx -n '__dynx_at dynx calibrate' -l column -x -d 'With --tsv: the column of the texts, by header or by number from 1'
 complete -c dynx -n '__dynx_at dynx calibrate' -l field -x -d 'Read JSON lines'
 complete -c dynx -n '__dynx_at dynx calibrate' -l max-disagreement -x -d 'At most this share of answers may differ from the full model\'s'

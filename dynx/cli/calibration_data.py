@@ -14,15 +14,24 @@ from dynx.runtime.folders import walk
 from dynx.runtime.utf8 import blank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dynx.cli.classify.records import Record
     from dynx.early_exit.features import Inputs
 
 
 def read_inputs(
-    path: str, kind: Literal["text", "image"], *, tsv: bool = False, column: str | None = None, field: str | None = None
+    path: str,
+    kind: Literal["text", "image"],
+    *,
+    tsv: bool = False,
+    column: str | None = None,
+    field: str | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
     """The inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
 
-    Raises UsageError where it can't be read or holds none. Rows that are no input are left out.
+    Rows that are no input are left out, and `warn` hears how many and why. Raises UsageError where nothing can be read.
     """
     from dynx.early_exit.features import Inputs
 
@@ -43,17 +52,27 @@ def read_inputs(
     name = "stdin" if path == "-" else path
     if blank(data):
         raise UsageError(f"--data {path} is empty", hint="one input per line")
-    records = [record for record in Records(["-"], io.BytesIO(data), shape, name=name) if record.error is None]
+    rows = Records(["-"], io.BytesIO(data), shape, name=name)
+    records: list[Record] = []
+    bad: list[Record] = []
+    for record in rows:
+        (records if record.error is None else bad).append(record)
+    if bad:
+        reason = f"row {bad[0].index + 1}: {bad[0].error}"
+        if not records:
+            raise UsageError(f"--data {path} has no row that can be read; {reason}")
+        warn(f"{len(bad):,} of {rows.rows:,} rows of --data can't be read and were left out ({reason})")
+    places = [record.index for record in records]
     if kind == "image":
         paths = [record.path for record in records if record.path is not None]
-        return Inputs(paths, [_mark(p) for p in paths])
+        return Inputs(paths, [_mark(p) for p in paths], places, rows.rows)
     texts = [record.text for record in records if record.text is not None]
-    return Inputs(texts, texts)
+    return Inputs(texts, texts, places, rows.rows)
 
 
 def _mark(file: Path) -> str:
     """What tells a picture apart: its bytes; a file that can't be read is told apart by its name."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
     except OSError:
         return str(file)

@@ -17,6 +17,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from dynx.cli.stdin import LONGEST, Beginning
 from dynx.errors import UsageError
 from dynx.runtime.utf8 import blank, decode, read
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dynx.cli.stdin import Arrivals
+
+SHOWN = 200
+"""Bytes of a line that is too long which are kept to show it."""
 
 
 class NoInputError(UsageError):
@@ -91,10 +95,15 @@ class BadLine:
 
 
 def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
-    """The non-empty lines of stdin, as they arrive, with those that aren't UTF-8. Raises UsageError where there are none."""
+    """The non-empty lines of stdin, as they arrive, bad ones among them. Raises UsageError where there are none."""
     offset, seen = 0, False
     while line := stdin.readline():
         text: str | BadLine
+        if isinstance(line, Beginning):
+            error = UsageError(f"the line at offset {offset} is longer than {LONGEST >> 20} MiB")
+            yield BadLine(line[:SHOWN].decode("utf-8", "replace") + "…", error)
+            offset, seen = offset + line.size, True
+            continue
         try:
             text = read(line, "stdin", offset=offset).rstrip("\r\n")
         except UsageError as e:

@@ -158,7 +158,7 @@ COLUMN = Declared(
     "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
 )
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
-TSV = Declared("--tsv", help="Read a tab-separated table; needs --column.")
+TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; needs --column.")
 ALLOW_PICKLE = Declared(
     "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
 )

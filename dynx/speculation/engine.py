@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 
 from dynx.errors import UsageError
 from dynx.runtime.backends.interface import reach, settle
+from dynx.runtime.inputs import InputError
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
@@ -121,7 +122,7 @@ class Engine:
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
 
-        Raises UsageError if the prompt doesn't fit the model's context.
+        Raises InputError if the prompt doesn't fit the model's context.
         """
         self.check(request)
         drafters = self._open_drafters(request)
@@ -130,16 +131,19 @@ class Engine:
         return Run(self, request, policy, drafters)
 
     def check(self, request: Request) -> None:
-        """Raises UsageError for what can't be continued: no prompt, one that doesn't fit, foreign tokens."""
+        """Raises InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
+
+        UsageError: the request can't be met whatever the prompt.
+        """
         limit = self.target.context
         if not request.prompt:
-            raise UsageError("the prompt has no tokens")
+            raise InputError("the prompt has no tokens")
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer to be recognised")
         if max(request.prompt) >= self.target.vocab:
-            raise UsageError(f"the prompt has token {max(request.prompt)}, the model {self.target.vocab} tokens")
+            raise InputError(f"the prompt has token {max(request.prompt)}, the model {self.target.vocab} tokens")
         if limit is not None and len(request.prompt) > limit:
-            raise UsageError(
+            raise InputError(
                 f"the prompt has {len(request.prompt)} tokens and the model's context is {limit}",
                 hint="shorten the prompt, or pick a model with a longer context",
             )

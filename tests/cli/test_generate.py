@@ -466,28 +466,6 @@ def test_a_batch_says_what_it_was(cli: Cli, tiny_folder: Path) -> None:
     assert re.search(r"^batch +4 \(asked for\)$", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_a_prompt_that_is_too_long_ends_it_in_its_turn(cli: Cli, tiny_folder: Path, batch: int) -> None:
-    """The answers before it are whole, nothing comes after, and the error names its line."""
-    stdin = "\n".join([PROMPT, "The fox", "king " * CONTEXT, "Once"]).encode()
-    before = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, stdin="\n".join([PROMPT, "The fox"]).encode()).out
-    result = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, "--batch", batch, stdin=stdin)
-
-    assert (result.code, result.out) == (2, before)
-    assert result.err.startswith("dynx: prompt 3: the prompt has ")
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-def test_a_line_that_is_no_text_ends_it_in_its_turn(cli: Cli, tiny_folder: Path, batch: int) -> None:
-    """The answers before a line that isn't UTF-8 are written before it is told."""
-    stdin = f"{PROMPT}\nThe fox\n".encode()
-    before = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, stdin=stdin).out
-    result = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, "--batch", batch, stdin=stdin + b"\xff\nOnce\n")
-
-    assert (result.code, result.out) == (2, before)
-    assert "stdin" in result.err
-
-
 def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With enough waiting, --batch auto times a batch and takes it where it wins; with --plain it never does."""
     monkeypatch.setattr("dynx.speculation.batch_size.CREDIT", 0.01)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import pytest
 
 from dynx.cli.bench.command import read_prompts
-from dynx.cli.inputs import piped, read_lines, read_prompt, typed
+from dynx.cli.inputs import BadLine, each_line, piped, read_lines, read_prompt, typed
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -292,6 +292,18 @@ def test_a_bad_byte_is_counted_from_the_beginning_of_stdin() -> None:
         assert [next(prompts), next(prompts)] == ["été", "zwei"]
         with pytest.raises(UsageError, match=rf"byte 0xff at offset {data.index(255)}"):
             next(prompts)
+
+
+def test_bad_lines_stand_among_the_others() -> None:
+    """Where each line is asked for, one that isn't UTF-8 comes in its place with its reason, and the next ones after it."""
+    data = "été\n".encode() + b"dr\xff\n\nvier\n\xfe"
+    with pipe(data) as stdin:
+        found = list(each_line(stdin))
+    assert [line for line in found if isinstance(line, str)] == ["été", "vier"]
+    bad = [line for line in found if isinstance(line, BadLine)]
+    assert [line.text for line in bad] == ["dr\ufffd", "\ufffd"]
+    offsets = [data.index(255), data.index(254)]
+    assert [str(line.error).rpartition(" ")[2] for line in bad] == list(map(str, offsets))
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \r\n\n"], ids=repr)

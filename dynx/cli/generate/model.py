@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.inputs import typed
 from dynx.errors import UsageError
+from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
@@ -57,7 +58,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
 
 
 def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
-    """Token ids and settings for the engine. Raises UsageError for a chat without template."""
+    """Token ids and settings for the engine. Raises UsageError for a chat without template, InputError where it refuses."""
     from dynx.speculation.types import Request
 
     tokenizer = assembly.tokenizer
@@ -73,7 +74,7 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise UsageError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
+            raise InputError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])

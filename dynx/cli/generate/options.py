@@ -63,7 +63,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
     system: str | None = o.option(
         None, "--system", metavar="TEXT", help="System message for the chat template; implies --chat."
     )
-    lines: bool = o.option(False, "--lines", help="One prompt per line of stdin, one answer per line of stdout.")
+    lines: bool = o.option(
+        False,
+        "--lines",
+        help="One prompt per line of stdin, one answer per line of stdout; empty, and exit code 1, if there is none.",
+    )
     batch: str = o.option(
         "auto",
         "--batch",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.cli.generate.options import Options
+    from dynx.errors import DynxError
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
     from dynx.speculation.setup import Assembly
@@ -39,6 +40,9 @@ class Printer:
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """Answer `index` is complete, or cut short."""
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Prompt `index` of --lines has no answer."""
 
     def verification(self, run: Run, assembly: Assembly) -> dict[str, Any]:
         """What JSON says of the latest answer under --verify; null for one cut short."""
@@ -97,6 +101,11 @@ class Text(Printer):
             ]
             sys.stderr.write(f"written by: {', '.join(legend)}\n")
 
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Write an empty line in its place, so that lines can be counted; the reason goes to stderr."""
+        self._terminal.write("\n")
+        self._terminal.warn(f"prompt {index + 1}: {error}")
+
 
 class Document(Printer):
     """One JSON document at the end: the result, or with --lines a list of them."""
@@ -109,6 +118,10 @@ class Document(Printer):
         """Keep it."""
         body = result_json(index, prompt, text, run, assembly)
         self._results.append(body | self.verification(run, assembly))
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Keep the reason."""
+        self._results.append(failure_json(index, prompt, error, assembly))
 
     def close(self) -> None:
         """Write what there is."""
@@ -133,6 +146,15 @@ class JsonLines(Printer):
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """The answer whole."""
         self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Write the reason, in an event of its own."""
+        self._write("error", failure_json(index, prompt, error, assembly))
+
+
+def failure_json(index: int, prompt: str, error: DynxError, assembly: Assembly) -> dict[str, Any]:
+    """Describe what stands in the place of an answer."""
+    return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": str(error)}
 
 
 def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:
