@@ -680,8 +680,9 @@ def bench(
             "--budget",
             metavar="SECONDS",
             min=1.0,
-            help="Stop after a whole round when time runs out. A gate on speed is measured until it is decided, by default for "
-            "120 seconds at most.",
+            help="Stop after a whole round when time runs out; where a gate waits, also within one, with what was measured. "
+            "A gate on speed is measured until it is decided, by default for 120 seconds at most; with --runs, and any other "
+            "gate, for 300. Loading has time of its own: 120 seconds, or the budget where that is more.",
         ),
     ] = None,
     export: Annotated[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from scipy import stats
 from dynx.bench import baseline, energy, external, fingerprint, limits
 from dynx.bench.gates import Verdict
 from dynx.bench.interim import Looks
-from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.bench.runner import Arm, Measurements, Outcome, OutOfTime, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import DynxError, UsageError
 
@@ -313,6 +315,34 @@ def test_what_hangs_is_ended() -> None:
         limits.limited(Arm("hung", forever, "dynamic"), 0.05).run(0)
     quick = limits.limited(Arm("quick", lambda _: Outcome(1, None, "x"), "dynamic"), 5)
     assert quick.run(0).output == "x"
+
+
+def test_a_deadline_goes_through_handlers_and_around_limits() -> None:
+    """No handler of ordinary errors swallows it, and a limit on one run inside it neither delays nor cancels it."""
+    before = signal.getitimer(signal.ITIMER_REAL)[0]  # the test runner's own
+
+    def stubborn() -> None:
+        while True:
+            with contextlib.suppress(Exception), limits.at_most(0.02):
+                while True:
+                    pass
+
+    with pytest.raises(OutOfTime), limits.deadline(0.1):
+        stubborn()
+    with pytest.raises(OutOfTime), limits.deadline(0.05), limits.at_most(30):
+        stubborn()
+    with limits.deadline(30):
+        with pytest.raises(limits.HungError), limits.at_most(0.02):
+            stubborn_once()
+        assert 25 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
+    left = signal.getitimer(signal.ITIMER_REAL)[0]
+    assert left == 0 if before == 0 else before - 30 < left <= before
+
+
+def stubborn_once() -> None:
+    """Never ends by itself."""
+    while True:
+        pass
 
 
 PYTHON = (sys.executable, "-c")

@@ -29,6 +29,12 @@ SEVERAL_BUDGET = 50.0
 GATED_BUDGET = 120.0
 """Seconds for a gate on speed to be decided in, unless asked otherwise: on a loaded machine it takes most of them."""
 
+RUNS_BUDGET = 300.0
+"""Seconds for any other gate, and for one on speed with --runs: what isn't measured by then is inconclusive."""
+
+LOADING_BUDGET = 120.0
+"""Seconds that a model may take to load before a gate gives up, or the budget where that is more."""
+
 HURRY = 0.1
 """Share of the budget after which arms that decide no gate stop, where they are so slow that the first look is still to come."""
 
@@ -98,6 +104,12 @@ class Options:
     def gates_speed(self) -> bool:
         """Whether a verdict depends on how fast something is."""
         return self.min_speedup is not None or self.baseline is not None
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a verdict to wait for at all."""
+        others = (self.max_disagreement, self.min_quality)
+        return self.gates_speed or self.require_identical or any(bar is not None for bar in others)
 
 
 @dataclass
