@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ from dynx.speculation.sampling import PositionNoise, Warp
 from dynx.speculation.types import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
@@ -51,8 +53,8 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
-UNKNOWN_GRANT = 1.0
-"""Plain passes that may be risked at the start of a text while nothing is known."""
+UNKNOWN_GRANT = 1.5
+"""Plain passes that may be risked at the start of a text while nothing is known, on drafters that were asked for."""
 
 
 def grant(promised: float) -> float:
@@ -82,6 +84,7 @@ class Knowledge:
     reliability: dict[tuple[Origin, bool], Reliability] = field(default_factory=dict)  # by drafter and greedy
     rate: float | None = None  # tokens per second that the profile expects
     from_profile: bool = False
+    stake: float = UNKNOWN_GRANT  # plain passes that may be risked at the start of a text without a profile
 
     def of(self, origin: Origin, *, greedy: bool) -> Reliability:
         """The drafter's reliability in a mode; what greedy decoding taught is where sampling starts."""
@@ -152,7 +155,7 @@ class Engine:
             {origin: known.of(origin, greedy=greedy) for origin in origins},
             submit_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else UNKNOWN_GRANT,
+            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else known.stake,
         )
 
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
@@ -234,13 +237,14 @@ class Run:
         """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
         start, policy, tokens = self._clock(), self._policy, self._tokens
         context = len(tokens) - 1
-        origin = policy.choose(self._prospects(), context, room) if room and self._drafters else None
+        origin = policy.choose(Prospects(self._drafters, tokens), context, room) if room and self._drafters else None
         if origin is None:
+            began = self._clock() if self._drafters else start
             rows = self._plainly(tokens[-1])
             kept = self._target_choice.keep([], rows, tokens)
             verified = self._clock()
             kept = self._settled(kept, None, rows)
-            done = Round(context, None, verify_seconds=verified - start, seconds=self._clock() - start)
+            done = Round(context, None, verify_seconds=verified - began, seconds=self._clock() - start)
         else:
             drafter = self._drafters[origin]
             lag = drafter.lag(len(tokens))
@@ -316,10 +320,6 @@ class Run:
             settle(self._session, 1)
         return self._session.forward([token])
 
-    def _prospects(self) -> list[Prospect]:
-        tokens = self._tokens
-        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
-
     def _verify(self, origin: Origin, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
         """The target's rows (len(submitted) + 1, V)."""
         if origin == "self" and drafts:
@@ -393,6 +393,30 @@ class Run:
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
             exact=self._recheck,
         )
+
+
+class Prospects(Sequence[Prospect]):
+    """The drafters' positions before a round, found out when first asked for: a policy that can't afford a draft doesn't ask."""
+
+    def __init__(self, drafters: Mapping[Origin, Drafter], tokens: Sequence[int]) -> None:
+        self._drafters, self._tokens = drafters, tokens
+
+    @cached_property
+    def _found(self) -> list[Prospect]:
+        tokens = self._tokens
+        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
+
+    @overload
+    def __getitem__(self, index: int) -> Prospect: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Prospect]: ...
+    def __getitem__(self, index: int | slice) -> Prospect | Sequence[Prospect]:
+        """A prospect, or some."""
+        return self._found[index]
+
+    def __len__(self) -> int:
+        """How many drafters there are."""
+        return len(self._drafters)
 
 
 class TargetChoice:
