@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,19 +27,21 @@ from dynx.runtime.backends.interface import settle
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder
+from dynx.speculation.drafters.base import Prospects
 from dynx.speculation.drafters.draft_sampler import Chooser
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
-from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
 from dynx.speculation.sampling import PositionNoise, Warp
 from dynx.speculation.types import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.exactness import Exact
 
 PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
@@ -74,6 +74,7 @@ class Drafters:
     exit_layers: int | None = None
     lookup: bool = True
     library: Sequence[int] = ()
+    late: LateDrafter | None = None  # a model for long work; there is none until it is due
 
 
 @dataclass
@@ -161,9 +162,8 @@ class Engine:
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
         if not self.target.can_rollback.value:
             return {}
-        sampling = request.sampling
-        noise = noise_of(request, self.target.vocab)
-        chooser = Chooser(sampling, noise, torch.Generator().manual_seed(self.entropy()))
+        self.load_late()
+        chooser = self._chooser(request)
         out: dict[Origin, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
         if model is not None and model.can_rollback.value:
@@ -173,6 +173,23 @@ class Engine:
         if self.drafters.lookup:
             out["lookup"] = LookupDrafter(self.drafters.library)
         return out
+
+    def _chooser(self, request: Request) -> Chooser:
+        noise = noise_of(request, self.target.vocab)
+        return Chooser(request.sampling, noise, torch.Generator().manual_seed(self.entropy()))
+
+    def model_drafter(self, request: Request, model: Backend) -> ModelDrafter:
+        """A drafter for one text."""
+        return ModelDrafter(model, self._chooser(request), self.target.vocab)
+
+    def load_late(self) -> Backend | None:
+        """The draft model that was put off, where it is due now: loaded, and one of the drafters from here on."""
+        late = self.drafters.late
+        if late is None or not late.due:
+            return None
+        model = late.load()
+        self.drafters = replace(self.drafters, model=model, late=None)
+        return model if model.can_rollback.value else None
 
 
 class Run:
@@ -224,8 +241,18 @@ class Run:
                 self.finish_reason = "context"
                 yield from self._flush()
                 return
+            self._join_late()
             kept, origin = self._round(room)
             yield from self._emit(kept, origin)
+
+    def _join_late(self) -> None:
+        """Draft with a model that was put off, from the round on in which it is due."""
+        if (
+            self._engine.drafters.late is not None
+            and self._drafters
+            and (model := self._engine.load_late()) is not None
+        ):
+            self._drafters = {"draft": self._engine.model_drafter(self.request, model), **self._drafters}
 
     def _room(self) -> int:
         """Drafts that could still be used; negative when not even a plain pass fits the context."""
@@ -393,30 +420,6 @@ class Run:
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
             exact=self._recheck,
         )
-
-
-class Prospects(Sequence[Prospect]):
-    """The drafters' positions before a round, found out when first asked for: a policy that can't afford a draft doesn't ask."""
-
-    def __init__(self, drafters: Mapping[Origin, Drafter], tokens: Sequence[int]) -> None:
-        self._drafters, self._tokens = drafters, tokens
-
-    @cached_property
-    def _found(self) -> list[Prospect]:
-        tokens = self._tokens
-        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
-
-    @overload
-    def __getitem__(self, index: int) -> Prospect: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Prospect]: ...
-    def __getitem__(self, index: int | slice) -> Prospect | Sequence[Prospect]:
-        """A prospect, or some."""
-        return self._found[index]
-
-    def __len__(self) -> int:
-        """How many drafters there are."""
-        return len(self._drafters)
 
 
 class TargetChoice:

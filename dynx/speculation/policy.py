@@ -191,12 +191,13 @@ class Costs:
 
     def feared(self, origin: Origin, n: int, context: int) -> float:
         """Seconds by which a round with `n` drafts may exceed what is expected of it, as part of it was never run here."""
-        plain, more = self.target(1, context), 0.0
-        if n + 1 > self._tried(origin):
-            more = max(0.0, FIRST_PASS * plain - self.target(n + 1, context))
-        if origin != "lookup" and not self.draft[origin].known:
-            more += (1 - UNMEASURED) * plain
-        return more
+        wider = n + 1 > self._tried(origin)
+        unmeasured = origin != "lookup" and not self.draft[origin].known
+        if not wider and not unmeasured:
+            return 0.0
+        plain = self.target(1, context)
+        more = max(0.0, FIRST_PASS * plain - self.target(n + 1, context)) if wider else 0.0
+        return more + (1 - UNMEASURED) * plain if unmeasured else more
 
     def cheapest_round(self, context: int) -> float:
         """Plain passes that the cheapest round with a draft may take: looked up, and judged by a pass of two tokens."""

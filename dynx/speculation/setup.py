@@ -5,6 +5,7 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,7 +18,7 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.profile_store import ProfileStore, profiles_folder
+from dynx.runtime.profile_selection import Fitting, fitting
 from dynx.runtime.utf8 import decode
 from dynx.speculation.backends import Kernels
 
@@ -32,6 +33,9 @@ SMALL = 96 << 20
 """Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
 
 TASK = "generate"
+BUNDLED = "drafts.json"
+"""A profile beside the weights that came with the model: what its drafters are worth, at costs that are another machine's."""
+
 KINDS = ("auto", "none", "self", "lookup")
 
 
@@ -66,8 +70,21 @@ class Plan:
     auto: bool  # whether dynx may drop or add drafters
     machine: Device
     key: ProfileKey
-    profile: Profile | None
+    profile: Profile | None  # measured here
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+    bundled: Profile | None = None  # came with the model, where nothing was measured here
+
+    @property
+    def profile_id(self) -> str | None:
+        """The profile that the run goes by."""
+        found = self.profile or self.bundled
+        return found.key.id if found else None
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What a profile learned of the drafters; empty without one."""
+        found = self.profile or self.bundled
+        return found.fitted if found else {}
 
     @property
     def device(self) -> str:
@@ -142,7 +159,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         dtype=str(decisions["dtype"].value),
         quantization=_quantization(wish),
     )
-    profile = _profile(wish, key, warn)
+    found = _fitting(wish, source, key, warn)
+    profile = None if found.bundled else found.profile
+    decisions["profile"] = found.decision
     decisions["backend"] = choose(
         wish.backend, wish.quantize, decisions["device"].value, None if profile is None else measured_backend(profile)
     )
@@ -151,21 +170,13 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
             raise NoProfileError(
                 f"profile {profile.key.id} was measured with {measured_backend(profile)}, not {decisions['backend'].value}"
             )
-        warn(f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}")
-        profile = None
+        why = f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}"
+        warn(why)
+        profile, decisions["profile"] = None, Decision("none", why)
     if wish.quantize != "none":
         decisions["quantize"] = Decision(wish.quantize, _said_of(profile, wish.quantize))
-    decisions["profile"] = (
-        Decision(profile.key.id, f"measured {profile.created}")
-        if profile
-        else Decision(
-            "none",
-            "not wanted"
-            if wish.plain or wish.profile == "none"
-            else "none stored for this model, device and precision",
-        )
-    )
-    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
+    bundled = found.profile if found.bundled else None
+    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions, bundled)
 
 
 def measured_backend(profile: Profile) -> str:
@@ -227,27 +238,19 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
 
-def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profile | None:
-    if wish.plain or wish.profile == "none":
-        if wish.require_profile:
-            unwanted = "--plain" if wish.plain else "--profile none"
-            raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return None
-    store = ProfileStore(profiles_folder(), warn)
-    if wish.profile is not None:
-        profile: Profile = store.get(wish.profile)
-        other = [d for d in profile.key.differences(key) if d != "companion"]
-        if "model" in other or "task" in other:
-            raise ModelError(f"profile {wish.profile} belongs to {profile.model_name}, not to {wish.model}")
-        if other:
-            warn(
-                f"profile {profile.key.id} was measured with another {' and '.join(other)}; its costs are a guess here"
-            )
-        return profile
-    fitting = store.find(key)
-    if fitting is None and wish.require_profile:
-        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
-    return fitting
+def _fitting(wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]) -> Fitting:
+    """The profile of a run. One that came with the model is passed over where the user says what to draft with."""
+    found = fitting(
+        key,
+        source.folder / BUNDLED,
+        wanted=wish.profile,
+        plain=wish.plain,
+        required=wish.require_profile,
+        remedy=calibrate_command(wish),
+        warn=warn,
+        measured_here=True,
+    )
+    return Fitting() if found.bundled and wish.draft != "auto" else found
 
 
 def calibrate_command(wish: Wish) -> str:
@@ -275,11 +278,13 @@ def assemble(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] | None = None,
+    put_off: bool = False,
 ) -> Assembly:
     """Load what the plan names and put the engine together. Raises DynxError.
 
     `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
-    against each other and the fastest is kept.
+    against each other and the fastest is kept. With `put_off` a draft model that nobody asked for, and no profile recommends, is
+    loaded when the work has become long enough to pay for it.
     """
     wish, decisions = plan.wish, plan.decisions
     library_text = _library(wish)
@@ -288,15 +293,18 @@ def assemble(
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
+        from dynx.speculation.drafters.late import LateDrafter
         from dynx.speculation.engine import Drafters, Engine
 
     knowledge = _knowledge(plan, warn)
     stages("reading the tokenizer")
     tokenizer = loading.load_tokenizer(plan.source)
     stages(f"loading {plan.source.name}")
-    fitted = plan.profile.fitted if plan.profile else {}
+    fitted = plan.fitted
     kernels = Kernels(plan, stages, warn, clock)
+    began = time.perf_counter()
     target = kernels.target()
+    loading_seconds = time.perf_counter() - began  # the draft model is smaller
     widened = widened_of(plan.profile) if plan.profile else {}
     run_instead(target, widened)
     stages(f"trying {plan.source.name}")
@@ -305,11 +313,12 @@ def assemble(
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
-        small = (
-            _load_drafter(plan, tokenizer, kernels, stages)
-            if plan.drafter and (worth is None or "draft" in worth)
-            else None
-        )
+        small = late = None
+        if plan.drafter and put_off and plan.auto and worth is None:
+            load = lambda: _load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
+            late = LateDrafter(load, loading_seconds, began, time.perf_counter)
+        elif plan.drafter and (worth is None or "draft" in worth):
+            small = _load_drafter(plan, tokenizer, kernels, stages)
         layers = _exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
@@ -317,7 +326,7 @@ def assemble(
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
-        drafters = Drafters(small, layers, looking, library)
+        drafters = Drafters(small, layers, looking, library, late)
         decisions["draft"] = _describe_drafters(plan, drafters)
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")
@@ -357,8 +366,21 @@ def _library(wish: Wish) -> str:
 
 
 def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
-    """What the plan's profile says; one that can't be used leaves the plan as if there were none."""
-    knowledge = knowledge_of(plan.profile, warn=warn)
+    """What the plan's profile says; one that can't be used leaves the plan as if there were none.
+
+    Without one that was measured here nothing is staked at first, unless drafters were asked for.
+    """
+    if plan.bundled is not None:
+        knowledge = knowledge_of(plan.bundled, warn=warn, foreign=True)
+        if not knowledge.costs.foreign:
+            plan.bundled, plan.decisions["profile"] = (
+                None,
+                Decision("none", "the one that came with the model can't be used"),
+            )
+    else:
+        knowledge = knowledge_of(plan.profile, warn=warn)
+    if plan.auto:
+        knowledge.stake = 0.0
     if plan.profile is not None and not knowledge.from_profile:
         if plan.wish.require_profile:
             raise NoProfileError(
@@ -372,7 +394,7 @@ def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
 def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
     source = plan.drafter
     if source is None:
-        return None
+        raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
     why = loading.same_vocabulary(tokenizer, loading.load_tokenizer(source))
     if why:
@@ -400,7 +422,8 @@ def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
 
 def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
     names = []
-    dropped = plan.profile is not None and (
+    known = plan.profile or plan.bundled
+    dropped = known is not None and (
         (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
     )
     if drafters.model is not None and plan.drafter is not None:
@@ -414,10 +437,12 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
         why = (
             "weighed each round by measured costs"
             if plan.profile
-            else "tried with small stakes: nothing is measured yet"
+            else "tried where that can't cost more than 1 %: nothing is measured here yet"
         )
-    if dropped and plan.profile is not None:
-        why = f"calibration: {plan.profile.decision['summary']}"
+    if dropped and known is not None:
+        why = f"{'calibration' if plan.profile else 'came with the model'}: {known.decision['summary']}"
+    elif drafters.late is not None and plan.drafter is not None:
+        why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"
     return Decision(", ".join(names) or "none", why)
 
 
@@ -430,9 +455,15 @@ def widened_of(profile: Profile) -> dict[int, int]:
     return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
 
 
-def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:
-    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none."""
-    from dynx.runtime.costs import CostCurve
+def knowledge_of(
+    profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None, foreign: bool = False
+) -> Knowledge:
+    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none.
+
+    Of a `foreign` one, measured on another machine, acceptance holds, costs are ratios that this machine may soon correct, and
+    nothing is promised.
+    """
+    from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
     from dynx.speculation.acceptance_model import Reliability
     from dynx.speculation.engine import Knowledge
     from dynx.speculation.policy import Costs
@@ -450,6 +481,11 @@ def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambd
         for origin, seconds in measured.get("overhead", {}).items():
             costs.overhead[origin] = float(seconds)
         reliability = {(o, True): Reliability.from_json(r) for o, r in fitted.get("reliability", {}).items()}
+        if foreign:
+            for curve in (costs.target, costs.complete, *costs.draft.values()):
+                curve.table = {n: (seconds, FOREIGN_WEIGHT) for n, (seconds, _) in curve.table.items()}
+            costs.foreign = True
+            return Knowledge(costs, reliability)
         rate = fitted.get("tokens_per_second")
         return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
     except (KeyError, TypeError, ValueError, AttributeError) as e:

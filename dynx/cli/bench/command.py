@@ -390,7 +390,7 @@ def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> d
     found: dict[str, JSON] = {
         "model": plan.source.name,
         "model_hash": plan.key.model,
-        "profile": plan.profile.key.id if plan.profile else None,
+        "profile": None if plan.decisions["profile"].value == "none" else plan.decisions["profile"].value,
         "device": plan.device,
         "processor": plan.machine.cpu,
         "threads": plan.decisions["threads"].value,

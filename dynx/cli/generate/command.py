@@ -87,7 +87,7 @@ def run(options: Options) -> None:
         print_plan("generate", make_plan(wish_of(options), warn=terminal.warn), options, terminal)
         return
     prompts, arrivals = read_prompts(options, terminal)
-    assembly = open_assembly(options, terminal)
+    assembly = open_assembly(options, terminal, put_off=True)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
@@ -196,18 +196,21 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
     )
 
 
-def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None) -> Assembly:
-    """Plan and load for any command that has the common model options; says the choices with -v and hints once."""
+def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None, put_off: bool = False) -> Assembly:
+    """Plan and load for any command that has the common model options; says the choices with -v and hints once.
+
+    `put_off`: see `assemble`.
+    """
     from dynx.speculation.setup import assemble, calibrate_command, make_plan
 
     wish = wish_of(options, plain=plain)
     plan = make_plan(wish, warn=terminal.warn)
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
     terminal.startup.mark("first pass")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    if plan.profile is None and plan.kinds and wish.profile != "none" and terminal.interactive:
+    if plan.profile_id is None and plan.kinds and wish.profile != "none" and terminal.interactive:
         terminal.notice(
             f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
         )
@@ -276,8 +279,7 @@ class Printer:
             limit = assembly.engine.target.context
             terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
         if self._options.stats:
-            profile = assembly.plan.profile
-            rows = receipt_rows(receipt, profile.key.id if profile else "none")
+            rows = receipt_rows(receipt, assembly.plan.profile_id or "none")
             width = max(len(label) for label, _ in rows)
             sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
         elif terminal.interactive and sys.stdout.isatty():
@@ -368,7 +370,7 @@ def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly
         "token_ids": run.tokens,
         "finish_reason": receipt.finish_reason,
         "seed": run.request.sampling.seed,
-        "receipt": receipt_json(receipt, plan.profile.key.id if plan.profile else None),
+        "receipt": receipt_json(receipt, plan.profile_id),
         "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
     }
 
