@@ -59,7 +59,7 @@ READING_ROUNDS = 64
 """At most so many rounds share what a drafter must read before its first guess."""
 
 FIRST_PASS = 2.0
-"""Plain passes that one wider than any so far on this machine may take: it allocates, and its slope isn't known."""
+"""What a pass wider than any so far on this machine may take, in passes of that width: it allocates, at an unknown slope."""
 
 UNMEASURED = 0.25
 """Cost of a model's draft against a target pass until it has been measured."""
@@ -190,13 +190,17 @@ class Costs:
         return self.widest_here if self.foreign else (self.complete if origin == "self" else self.target).widest
 
     def feared(self, origin: Origin, n: int, context: int) -> float:
-        """Seconds by which a round with `n` drafts may exceed what is expected of it, as part of it was never run here."""
+        """Seconds by which a round with `n` drafts may exceed what is expected of it, as part of it was never run here.
+
+        A pass at most twice as wide as any before takes at most twice as long, as its work is at most proportional.
+        """
         wider = n + 1 > self._tried(origin)
         unmeasured = origin != "lookup" and not self.draft[origin].known
         if not wider and not unmeasured:
             return 0.0
         plain = self.target(1, context)
-        more = max(0.0, FIRST_PASS * plain - self.target(n + 1, context)) if wider else 0.0
+        widest = self.target(max(1, self._tried(origin)), context)
+        more = max(0.0, FIRST_PASS * widest - self.target(n + 1, context)) if wider else 0.0
         return more + (1 - UNMEASURED) * plain if unmeasured else more
 
     def cheapest_round(self, context: int) -> float:
