@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.errors import NoProfileError, UsageError
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
-from dynx.runtime.profile_store import ProfileStore, profiles_folder
+from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 from dynx.runtime.weights import why_others
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ def fitting(
     remedy: str,
     weights: Callable[[], str],
     warn: Callable[[str], None] = lambda _: None,
+    measured_here: bool = False,
 ) -> Fitting:
     """The profile for `key`; `wanted` is an id, "none", or None for whichever fits; `bundled` the file beside the model.
 
-    `weights` gives the hash of the model's weights, and is asked only where there is a profile. Raises NoProfileError, with the
-    command that is the `remedy`, where one is `required` and missing; UsageError where what is asked for contradicts itself or
-    is for another model or precision. What can't be read or was measured on other weights is warned of and passed over.
+    `weights` gives the hash of the model's weights, and is asked only where there is a profile. A bundled profile meets the
+    requirement unless it must have been `measured_here`. Raises NoProfileError, with the command that is the `remedy`, where one
+    is `required` and missing; UsageError where what is asked for contradicts itself or was measured under other conditions.
+    What can't be read or was measured on other weights is warned of and passed over.
     """
     if plain or wanted == "none":
         if required:
@@ -71,8 +73,11 @@ def fitting(
     profile = store.get(wanted) if wanted is not None else store.find(key)
     refused: str | None = None
     if profile is not None:
-        if other := _elsewhere(profile, key):
-            raise UsageError(f"profile {profile.key.id} of {profile.model_name} doesn't fit: it was measured {other}")
+        if other := _conditions(profile, key):
+            raise UsageError(
+                f"profile {profile.key.id} of {profile.model_name} doesn't fit: it was measured {other}",
+                hint=f"without --profile dynx takes one that fits, and {remedy} measures one",
+            )
         refused = why_others(profile.weights, weights)
         if refused is not None and wanted is not None:
             raise UsageError(f"profile {profile.key.id} can't be used: {refused}", hint=f"{remedy} measures one")
@@ -83,7 +88,7 @@ def fitting(
         except ProfileError as e:
             warn(f"profile {profile.key.id} ignored: {e}")
     found = _beside(key, bundled, weights, warn)
-    if found.profile is None:
+    if found.profile is None or (required and measured_here):
         refused = found.refused or refused
         if required:
             why = f": {refused}" if refused else ""
@@ -116,3 +121,12 @@ def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Calla
 def _elsewhere(profile: Profile, key: ProfileKey) -> str:
     """How else than by the device two keys differ, in words; empty where they don't."""
     return profile.key.told_apart(replace(key, device=profile.key.device))
+
+
+def _conditions(profile: Profile, key: ProfileKey) -> str:
+    """How the conditions of a profile differ from those of a run, in words; empty where they don't.
+
+    A run without a draft model may use what was measured with one: the target's passes are the same.
+    """
+    run = key if key.companion is not None else replace(key, companion=profile.key.companion)
+    return profile.key.told_apart(run, device_name(profile))

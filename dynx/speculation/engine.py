@@ -28,11 +28,12 @@ from dynx.runtime.inputs import InputError
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
+from dynx.speculation.drafters.base import Prospects
 from dynx.speculation.drafters.draft_sampler import Chooser
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
-from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
 from dynx.speculation.sampling import PositionNoise, Warp
 from dynx.speculation.types import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.exactness import Exact
 
 PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
@@ -52,8 +54,8 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
-UNKNOWN_GRANT = 1.0
-"""Plain passes that may be risked at the start of a text while nothing is known."""
+UNKNOWN_GRANT = 1.5
+"""Plain passes that may be risked at the start of a text while nothing is known, on drafters that were asked for."""
 
 
 def grant(promised: float) -> float:
@@ -73,6 +75,7 @@ class Drafters:
     exit_layers: int | None = None
     lookup: bool = True
     library: Sequence[int] = ()
+    late: LateDrafter | None = None  # a model for long work; there is none until it is due
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Knowledge:
     reliability: dict[tuple[Origin, bool], Reliability] = field(default_factory=dict)  # by drafter and greedy
     rate: float | None = None  # tokens per second that the profile expects
     from_profile: bool = False
+    stake: float = UNKNOWN_GRANT  # plain passes that may be risked at the start of a text without a profile
 
     def of(self, origin: Origin, *, greedy: bool) -> Reliability:
         """The drafter's reliability in a mode; what greedy decoding taught is where sampling starts."""
@@ -156,14 +160,14 @@ class Engine:
             {origin: known.of(origin, greedy=greedy) for origin in origins},
             submit_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else UNKNOWN_GRANT,
+            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else known.stake,
         )
 
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
         if not self.target.can_rollback.value:
             return {}
-        noise = noise_of(request, self.target.vocab)
-        chooser = Chooser(Warp.of(request, self.target.vocab), noise, torch.Generator().manual_seed(self.entropy()))
+        self.load_late()
+        chooser = self._chooser(request)
         out: dict[Origin, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
         if model is not None and model.can_rollback.value:
@@ -173,6 +177,23 @@ class Engine:
         if self.drafters.lookup:
             out["lookup"] = LookupDrafter(self.drafters.library, request.sampling.own.new_ngrams)
         return out
+
+    def _chooser(self, request: Request) -> Chooser:
+        noise = noise_of(request, self.target.vocab)
+        return Chooser(Warp.of(request, self.target.vocab), noise, torch.Generator().manual_seed(self.entropy()))
+
+    def model_drafter(self, request: Request, model: Backend) -> ModelDrafter:
+        """A drafter for one text."""
+        return ModelDrafter(model, self._chooser(request), self.target.vocab)
+
+    def load_late(self) -> Backend | None:
+        """The draft model that was put off, where it is due now: loaded, and one of the drafters from here on."""
+        late = self.drafters.late
+        if late is None or not late.due:
+            return None
+        model = late.load()
+        self.drafters = replace(self.drafters, model=model, late=None)
+        return model if model.can_rollback.value else None
 
 
 class Run:
@@ -225,8 +246,18 @@ class Run:
                 self.finish_reason = "context"
                 yield from self._flush()
                 return
+            self._join_late()
             kept, origin = self._round(room)
             yield from self._emit(kept, origin)
+
+    def _join_late(self) -> None:
+        """Draft with a model that was put off, from the round on in which it is due."""
+        if (
+            self._engine.drafters.late is not None
+            and self._drafters
+            and (model := self._engine.load_late()) is not None
+        ):
+            self._drafters = {"draft": self._engine.model_drafter(self.request, model), **self._drafters}
 
     def _room(self) -> int:
         """Drafts that could still be used; negative when not even a plain pass fits the context."""
@@ -240,13 +271,14 @@ class Run:
         context = len(tokens) - 1
         if (most := reach(self._engine.target, context)) is not None:
             room = min(room, most - 1)
-        origin = policy.choose(self._prospects(), context, room) if room and self._drafters else None
+        origin = policy.choose(Prospects(self._drafters, tokens), context, room) if room and self._drafters else None
         if origin is None:
+            began = self._clock() if self._drafters else start
             rows = self._plainly(tokens[-1])
             kept = self._target_choice.keep([], rows, tokens)
             verified = self._clock()
             kept = self._settled(kept, None, rows)
-            done = Round(context, None, verify_seconds=verified - start, seconds=self._clock() - start)
+            done = Round(context, None, verify_seconds=verified - began, seconds=self._clock() - start)
         else:
             drafter = self._drafters[origin]
             lag = drafter.lag(len(tokens))
@@ -321,10 +353,6 @@ class Run:
         if self._exact is not None and self._exact.bound:
             settle(self._session, 1)
         return self._session.forward([token])
-
-    def _prospects(self) -> list[Prospect]:
-        tokens = self._tokens
-        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
 
     def _verify(self, origin: Origin, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
         """The target's rows (len(submitted) + 1, V)."""

@@ -5,7 +5,8 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,9 +19,9 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.profile import Profile, ProfileKey, device_key
-from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
+from dynx.runtime.profile_selection import Fitting, fitting
 from dynx.runtime.utf8 import read
-from dynx.runtime.weights import weights_hash, why_others
+from dynx.runtime.weights import weights_hash
 from dynx.speculation.backends import Kernels, verifier
 from dynx.speculation.model_settings import end_tokens, in_words, own_sampling, read_settings, sampling_asked
 
@@ -37,6 +38,9 @@ SMALL = 96 << 20
 """Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
 
 TASK = "generate"
+BUNDLED = "drafts.json"
+"""A profile beside the weights that came with the model: what its drafters are worth, at costs that are another machine's."""
+
 KINDS = ("auto", "none", "self", "lookup")
 
 
@@ -72,8 +76,21 @@ class Plan:
     auto: bool  # whether dynx may drop or add drafters
     machine: Device
     key: ProfileKey
-    profile: Profile | None
+    profile: Profile | None  # measured here
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+    bundled: Profile | None = None  # came with the model, where nothing was measured here
+
+    @property
+    def profile_id(self) -> str | None:
+        """The profile that the run goes by."""
+        found = self.profile or self.bundled
+        return found.key.id if found else None
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What a profile learned of the drafters; empty without one."""
+        found = self.profile or self.bundled
+        return found.fitted if found else {}
 
     @cached_property
     def weights(self) -> str:
@@ -162,7 +179,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         dtype=str(decisions["dtype"].value),
         quantization=_quantization(wish),
     )
-    profile, missing = _profile(wish, key, lambda: weights_hash(source.folder, [loading.DRAFTER_FOLDER]), warn)
+    found = _fitting(wish, source, key, warn)
+    profile = None if found.bundled else found.profile
+    decisions["profile"] = found.decision
     decisions["backend"] = choose(
         wish.backend, wish.quantize, decisions["device"].value, None if profile is None else measured_backend(profile)
     )
@@ -171,14 +190,13 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
             raise NoProfileError(
                 f"profile {profile.key.id} was measured with {measured_backend(profile)}, not {decisions['backend'].value}"
             )
-        warn(f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}")
-        profile, missing = None, "it was measured with another backend"
+        why = f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}"
+        warn(why)
+        profile, decisions["profile"] = None, Decision("none", why)
     if wish.quantize != "none":
         decisions["quantize"] = Decision(wish.quantize, _said_of(profile, wish.quantize))
-    decisions["profile"] = (
-        Decision(profile.key.id, f"measured {profile.created}") if profile else Decision("none", missing)
-    )
-    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
+    bundled = found.profile if found.bundled else None
+    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions, bundled)
 
 
 def _find(model: str, wish: Wish) -> Source:
@@ -246,38 +264,20 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
 
-def _profile(
-    wish: Wish, key: ProfileKey, weights: Callable[[], str], warn: Callable[[str], None]
-) -> tuple[Profile | None, str]:
-    """The profile of a run, and why there is none."""
-    if wish.plain or wish.profile == "none":
-        if wish.require_profile:
-            unwanted = "--plain" if wish.plain else "--profile none"
-            raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return None, "not wanted"
-    store = ProfileStore(profiles_folder(), warn)
-    if wish.profile is not None:
-        profile: Profile = store.get(wish.profile)
-        other = [d for d in profile.key.differences(key) if d != "companion"]
-        if "model" in other or "task" in other:
-            raise ModelError(f"profile {wish.profile} belongs to {profile.model_name}, not to {wish.model}")
-        if other:
-            said = profile.key.told_apart(replace(key, companion=profile.key.companion), device_name(profile))
-            warn(f"profile {profile.key.id} was measured {said}; its costs are a guess here")
-        if refused := why_others(profile.weights, weights):
-            raise ModelError(
-                f"profile {profile.key.id} can't be used: {refused}", hint=f"{calibrate_command(wish)} measures one"
-            )
-        return profile, ""
-    fitting = store.find(key)
-    refused = None if fitting is None else why_others(fitting.weights, weights)
-    if fitting is not None and refused is not None:
-        warn(f"profile {fitting.key.id} isn't used: {refused}")
-        fitting = None
-    if fitting is None and wish.require_profile:
-        why = f": {refused}" if refused else ""
-        raise NoProfileError(f"no profile fits {wish.model} here{why}", hint=f"{calibrate_command(wish)} measures one")
-    return fitting, refused or "none stored for this model, device and precision"
+def _fitting(wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]) -> Fitting:
+    """The profile of a run. One that came with the model is passed over where the user says what to draft with."""
+    found = fitting(
+        key,
+        source.folder / BUNDLED,
+        wanted=wish.profile,
+        plain=wish.plain,
+        required=wish.require_profile,
+        remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder, [loading.DRAFTER_FOLDER]),
+        warn=warn,
+        measured_here=True,
+    )
+    return Fitting() if found.bundled and wish.draft != "auto" else found
 
 
 def calibrate_command(wish: Wish) -> str:
@@ -306,11 +306,13 @@ def assemble(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] | None = None,
+    put_off: bool = False,
 ) -> Assembly:
     """Load what the plan names and put the engine together. Raises DynxError.
 
     `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
-    against each other and the fastest is kept.
+    against each other and the fastest is kept. With `put_off` a draft model that nobody asked for, and no profile recommends, is
+    loaded when the work has become long enough to pay for it.
     """
     wish, decisions = plan.wish, plan.decisions
     if clock is not None:
@@ -321,6 +323,7 @@ def assemble(
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
+        from dynx.speculation.drafters.late import LateDrafter
         from dynx.speculation.engine import Drafters, Engine
         from dynx.speculation.processors import check_processors
 
@@ -329,9 +332,11 @@ def assemble(
     tokenizer = loading.load_tokenizer(plan.source)
     own = _own_settings(plan, tokenizer)
     stages(f"loading {plan.source.name}")
-    fitted = plan.profile.fitted if plan.profile else {}
+    fitted = plan.fitted
     kernels = Kernels(plan, stages, warn, clock)
+    began = time.perf_counter()
     target = kernels.target()
+    loading_seconds = time.perf_counter() - began  # the draft model is smaller
     widened = widened_of(plan.profile) if plan.profile else {}
     check_processors(own, target.vocab)
     run_instead(target, widened)
@@ -343,11 +348,12 @@ def assemble(
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
-        small = (
-            _load_drafter(plan, tokenizer, kernels, stages)
-            if plan.drafter and (worth is None or "draft" in worth)
-            else None
-        )
+        small = late = None
+        if plan.drafter and put_off and plan.auto and worth is None:
+            load = lambda: _load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
+            late = LateDrafter(load, loading_seconds, began, time.perf_counter)
+        elif plan.drafter and (worth is None or "draft" in worth):
+            small = _load_drafter(plan, tokenizer, kernels, stages)
         layers = _exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
@@ -355,7 +361,7 @@ def assemble(
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
-        drafters = Drafters(small, layers, looking, library)
+        drafters = Drafters(small, layers, looking, library, late)
         decisions["draft"] = _describe_drafters(plan, drafters)
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")
@@ -425,8 +431,21 @@ def _library(wish: Wish) -> str:
 
 
 def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
-    """What the plan's profile says; one that can't be used leaves the plan as if there were none."""
-    knowledge = knowledge_of(plan.profile, warn=warn)
+    """What the plan's profile says; one that can't be used leaves the plan as if there were none.
+
+    Without one that was measured here nothing is staked at first, unless drafters were asked for.
+    """
+    if plan.bundled is not None:
+        knowledge = knowledge_of(plan.bundled, warn=warn, foreign=True)
+        if not knowledge.costs.foreign:
+            plan.bundled, plan.decisions["profile"] = (
+                None,
+                Decision("none", "the one that came with the model can't be used"),
+            )
+    else:
+        knowledge = knowledge_of(plan.profile, warn=warn)
+    if plan.auto:
+        knowledge.stake = 0.0
     if plan.profile is not None and not knowledge.from_profile:
         if plan.wish.require_profile:
             raise NoProfileError(
@@ -440,7 +459,7 @@ def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
 def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
     source = plan.drafter
     if source is None:
-        return None
+        raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
     why = loading.same_vocabulary(tokenizer, loading.load_tokenizer(source))
     if why:
@@ -468,7 +487,8 @@ def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
 
 def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
     names = []
-    dropped = plan.profile is not None and (
+    known = plan.profile or plan.bundled
+    dropped = known is not None and (
         (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
     )
     if drafters.model is not None and plan.drafter is not None:
@@ -482,10 +502,12 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
         why = (
             "weighed each round by measured costs"
             if plan.profile
-            else "tried with small stakes: nothing is measured yet"
+            else "tried where that can't cost more than 1 %: nothing is measured here yet"
         )
-    if dropped and plan.profile is not None:
-        why = f"calibration: {plan.profile.decision['summary']}"
+    if dropped and known is not None:
+        why = f"{'calibration' if plan.profile else 'came with the model'}: {known.decision['summary']}"
+    elif drafters.late is not None and plan.drafter is not None:
+        why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"
     return Decision(", ".join(names) or "none", why)
 
 
@@ -498,9 +520,15 @@ def widened_of(profile: Profile) -> dict[int, int]:
     return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
 
 
-def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:
-    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none."""
-    from dynx.runtime.costs import CostCurve
+def knowledge_of(
+    profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None, foreign: bool = False
+) -> Knowledge:
+    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none.
+
+    Of a `foreign` one, measured on another machine, acceptance holds, costs are ratios that this machine may soon correct, and
+    nothing is promised.
+    """
+    from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
     from dynx.speculation.acceptance_model import Reliability
     from dynx.speculation.engine import Knowledge
     from dynx.speculation.policy import Costs
@@ -518,6 +546,11 @@ def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambd
         for origin, seconds in measured.get("overhead", {}).items():
             costs.overhead[origin] = float(seconds)
         reliability = {(o, True): Reliability.from_json(r) for o, r in fitted.get("reliability", {}).items()}
+        if foreign:
+            for curve in (costs.target, costs.complete, *costs.draft.values()):
+                curve.table = {n: (seconds, FOREIGN_WEIGHT) for n, (seconds, _) in curve.table.items()}
+            costs.foreign = True
+            return Knowledge(costs, reliability)
         rate = fitted.get("tokens_per_second")
         return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
     except (KeyError, TypeError, ValueError, AttributeError) as e:

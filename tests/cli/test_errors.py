@@ -446,17 +446,23 @@ def test_a_profile_that_cannot_be_trusted_is_ignored(cli: Cli, tiny_folder: Path
 
 
 def test_a_profile_asked_for_by_name_must_belong_here(cli: Cli, tiny_folder: Path, changed: Copy) -> None:
-    """--profile with another model's profile is refused; with one of this model, from another device, it is warned of."""
+    """--profile with another model's profile is refused, and so is one of this model from elsewhere, with the difference."""
     key = make_plan(Wish(str(tiny_folder), profile="none")).key
     foreign = stored(tiny_folder, key=replace(key, device="elsewhere-cpu-1t")).stem[-12:]
-    result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 8, "--profile", foreign, "--json")
-    assert result.document["receipt"]["profile"] == foreign
-    assert "measured on another device" in result.err
-    assert len(result.err.splitlines()) == 1
+    result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 8, "--profile", foreign)
+    refused(
+        result,
+        2,
+        rf"profile {foreign} of .* doesn't fit: it was measured on another device \(a test\)",
+        "calibrate",
+    )
 
     other = changed("other")
     edit(other / "config.json", rope_theta=5000.0)
-    refused(cli("generate", "-m", other, PROMPT, "--profile", foreign), 1, rf"profile {foreign} belongs to tiny")
+    result = cli("generate", "-m", other, PROMPT, "--profile", foreign)
+    refused(
+        result, 2, rf"profile {foreign} doesn't fit this run: it was measured with another model \(tiny\)", "calibrate"
+    )
 
 
 def exhausted(monkeypatch: pytest.MonkeyPatch, module: type, passes: int, error: Exception) -> None:

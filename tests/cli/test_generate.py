@@ -413,13 +413,17 @@ def test_home_may_be_unset(cli: Cli, tiny_folder: Path, answer: str, monkeypatch
 
 @pytest.mark.skipif("story" not in shipped.names(), reason="the shipped model isn't there yet")
 def test_the_shipped_model_tells_a_story(cli: Cli) -> None:
-    """Without -m the shipped model answers, offline, drafted for and equal to plain."""
+    """Without -m the shipped model answers, offline and equal to plain; its own profile says what is worth drafting with."""
     dynamic = cli("generate", PROMPT, "-n", 40, "--offline", "--json").document
     plain = cli("generate", PROMPT, "-n", 40, "--offline", "--plain").out
 
     assert dynamic["model"] == "story"
     assert dynamic["text"] + "\n" == plain
-    assert "story/drafter" in dynamic["decisions"]["draft"]["value"]
+    assert dynamic["decisions"]["draft"]["value"] == "lookup"
+    assert dynamic["decisions"]["profile"]["reason"] == "came with the model"
+    unknown = cli("generate", PROMPT, "-n", 40, "--offline", "--profile", "none", "--json").document
+    assert unknown["text"] == dynamic["text"]
+    assert "story/drafter isn't loaded before" in unknown["decisions"]["draft"]["reason"]
 
 
 LINES = [

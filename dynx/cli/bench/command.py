@@ -28,6 +28,12 @@ SEVERAL_BUDGET = 50.0
 GATED_BUDGET = 120.0
 """Seconds for a gate on speed to be decided in, unless asked otherwise: on a loaded machine it takes most of them."""
 
+RUNS_BUDGET = 300.0
+"""Seconds for any other gate, and for one on speed with --runs: what isn't measured by then is inconclusive."""
+
+LOADING_BUDGET = 120.0
+"""Seconds that a model may take to load before a gate gives up, or the budget where that is more."""
+
 HURRY = 0.1
 """Share of the budget after which arms that decide no gate stop, where they are so slow that the first look is still to come."""
 
@@ -282,7 +288,7 @@ def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> d
     found: dict[str, JSON] = {
         "model": plan.source.name,
         "model_hash": plan.key.model,
-        "profile": plan.profile.key.id if plan.profile else None,
+        "profile": None if plan.decisions["profile"].value == "none" else plan.decisions["profile"].value,
         "device": plan.device,
         "processor": plan.machine.cpu,
         "threads": plan.decisions["threads"].value,

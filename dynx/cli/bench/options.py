@@ -157,8 +157,9 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--budget",
         metavar="SECONDS",
         min=1.0,
-        help="Stop after a whole round when time runs out. A gate on speed is measured until it is decided, by default "
-        "for 120 seconds at most.",
+        help="Stop after a whole round when time runs out; where a gate waits, also within one, with what was measured. "
+        "A gate on speed is measured until it is decided, by default for 120 seconds at most; with --runs, and any other "
+        "gate, for 300. Loading has time of its own: 120 seconds, or the budget where that is more.",
     )
     export: list[str] | None = o.option(
         None,
@@ -182,6 +183,12 @@ class Options(o.OutputOptions, o.DeviceOptions):
     def gates_speed(self) -> bool:
         """Whether a verdict depends on how fast something is."""
         return self.min_speedup is not None or self.baseline is not None
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a verdict to wait for at all."""
+        others = (self.max_disagreement, self.min_quality)
+        return self.gates_speed or self.require_identical or any(bar is not None for bar in others)
 
 
 COMMAND = o.Command(

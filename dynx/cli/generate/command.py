@@ -41,7 +41,7 @@ def run(options: Options) -> None:
         return
     prompts, arrivals = read_prompts(options, terminal)
     failed = 0
-    assembly = open_assembly(options, terminal)
+    assembly = open_assembly(options, terminal, put_off=True)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept

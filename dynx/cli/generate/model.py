@@ -39,18 +39,21 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
     )
 
 
-def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None) -> Assembly:
-    """Plan and load for any command that has the common model options; says the choices with -v and hints once."""
+def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None, put_off: bool = False) -> Assembly:
+    """Plan and load for any command that has the common model options; says the choices with -v and hints once.
+
+    `put_off`: see `assemble`.
+    """
     from dynx.speculation.setup import assemble, calibrate_command, make_plan
 
     wish = wish_of(options, plain=plain)
     plan = make_plan(wish, warn=terminal.warn)
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
     terminal.startup.mark("first pass")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    if plan.profile is None and plan.kinds and wish.profile != "none" and terminal.interactive:
+    if plan.profile_id is None and plan.kinds and wish.profile != "none" and terminal.interactive:
         terminal.notice(
             f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
         )

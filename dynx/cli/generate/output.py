@@ -58,8 +58,7 @@ class Printer:
             limit = assembly.engine.target.context
             terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
         if self._options.stats:
-            profile = assembly.plan.profile
-            rows = receipt_rows(receipt, profile.key.id if profile else "none")
+            rows = receipt_rows(receipt, assembly.plan.profile_id or "none")
             width = max(len(label) for label, _ in rows)
             sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
         elif terminal.interactive and sys.stdout.isatty():
@@ -168,7 +167,7 @@ def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly
         "token_ids": run.tokens,
         "finish_reason": receipt.finish_reason,
         "seed": run.request.sampling.seed,
-        "receipt": receipt_json(receipt, plan.profile.key.id if plan.profile else None),
+        "receipt": receipt_json(receipt, plan.profile_id),
         "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
     }
 
