@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.types import Picture
-    from dynx.early_exit.setup import Assembly as ClassifierAssembly
+    from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.plan import ClassifierDecisions
     from dynx.early_exit.types import Prediction
     from dynx.early_exit.types import Receipt as ClassifierReceipt
-    from dynx.runtime.decision import Decision
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Engine
-    from dynx.speculation.setup import Assembly
 
 WINDOW = 1024
 """Inputs that a classifier sorts by length and answers together."""
@@ -43,7 +43,7 @@ class Answer:
 class Writer:
     """A loaded model with its drafters; see `load`."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: LoadedGenerator) -> None:
         self._assembly = assembly
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
@@ -80,7 +80,7 @@ class Writer:
             max_new_tokens,
             assembly.sampling(temperature, top_k, top_p, repetition_penalty, seed),
             assembly.end_tokens,
-            (*((stop,) if isinstance(stop, str) else stop), *assembly.own.stop),
+            (*((stop,) if isinstance(stop, str) else stop), *assembly.settings.stop),
         )
 
 
@@ -92,11 +92,12 @@ def load(model: str = "story", **wish: Any) -> Writer:
     """
     from pathlib import Path
 
-    from dynx.speculation.setup import Wish, assemble, make_plan
+    from dynx.speculation import assemble, make_plan
+    from dynx.speculation.plan import GeneratorRequest
 
     if wish.get("lookup") is not None:
         wish["lookup"] = Path(wish["lookup"])
-    return Writer(assemble(make_plan(Wish(model=model, **wish))))
+    return Writer(assemble(make_plan(GeneratorRequest(model=model, **wish))))
 
 
 def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
@@ -107,7 +108,7 @@ def generate(prompt: str, *, model: str = "story", draft: str = "auto", **option
 class Labeller:
     """A loaded classifier with its exits; see `load_classifier`."""
 
-    def __init__(self, assembly: ClassifierAssembly, audit: float = 0.0) -> None:
+    def __init__(self, assembly: LoadedClassifier, audit: float = 0.0) -> None:
         from dynx.early_exit.classifier import Classifier
 
         self.warnings: list[str] = []
@@ -127,7 +128,7 @@ class Labeller:
         return self._classifier.receipt
 
     @property
-    def decisions(self) -> dict[str, Decision[Any]]:
+    def decisions(self) -> ClassifierDecisions:
         """Each setting with its value and the reason."""
         return self._assembly.decisions
 
@@ -139,10 +140,10 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> 
     `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises
     DynxError.
     """
-    from dynx.early_exit.setup import Wish as ClassifierWish
-    from dynx.early_exit.setup import assemble, make_plan
+    from dynx.early_exit import assemble, make_plan
+    from dynx.early_exit.plan import ClassifierRequest
 
-    return Labeller(assemble(make_plan(ClassifierWish(model=model, **wish))), audit)
+    return Labeller(assemble(make_plan(ClassifierRequest(model=model, **wish))), audit)
 
 
 def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
@@ -157,11 +158,11 @@ def load_artist(model: str = "emoji", **wish: Any) -> Artist:
     options are those of the command line: `quality`, `steps`, `guidance`, `negative`, `size` (width, height), `device`, `dtype`,
     `threads`, `profile`, `offline`, `plain`, … Raises DynxError.
     """
+    from dynx.diffusion import assemble, make_plan
     from dynx.diffusion.generator import Artist
-    from dynx.diffusion.setup import Wish as DrawingWish
-    from dynx.diffusion.setup import assemble, make_plan
+    from dynx.diffusion.plan import ImageGeneratorRequest
 
-    return Artist(assemble(make_plan(DrawingWish(model=model, **wish))))
+    return Artist(assemble(make_plan(ImageGeneratorRequest(model=model, **wish))))
 
 
 def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) -> Picture:
@@ -210,7 +211,7 @@ class Wrapped:
         if input_ids.ndim != 2 or input_ids.shape[0] != 1:
             raise UsageError(f"input_ids have shape {tuple(input_ids.shape)}; one sequence, (1, T), is needed")
         from dynx.speculation.model_settings import end_tokens, own_sampling, read_settings
-        from dynx.speculation.processors import check_processors
+        from dynx.speculation.sampling import check_processors
 
         prompt = input_ids[0].tolist()
         config = getattr(getattr(self.engine.target, "model", None), "generation_config", None)

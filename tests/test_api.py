@@ -211,7 +211,7 @@ def test_classify_gives_predictions_in_order() -> None:
     assert [p.label for p in predictions] == ["positive", "negative"]
     assert all(p.error is None and p.exit is None and p.layers == labeller.receipt.depth for p in predictions)
     assert labeller.receipt.inputs == 2
-    assert labeller.decisions["exits"].value == "none"
+    assert labeller.decisions.exits.value == "none"
     assert [p.label for p in dynx.classify(["great fun"], profile="none", threads=1)] == ["positive"]
 
 

@@ -10,10 +10,11 @@ from support.commands import finish, spawn
 from support.models import Clock, TimedBackend, perturbed, tiny
 
 from dynx.runtime.profile import Profile
-from dynx.speculation import setup
+from dynx.speculation import assemble, make_plan, setup
 from dynx.speculation.drafters.late import LOADING_SHARE, LateDrafter
 from dynx.speculation.engine import UNKNOWN_GRANT, Drafters, Engine, Knowledge
-from dynx.speculation.setup import Wish, assemble, knowledge_of, make_plan
+from dynx.speculation.plan import GeneratorRequest
+from dynx.speculation.setup import knowledge_of
 from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
@@ -48,13 +49,13 @@ def test_the_first_command_does_what_plain_does(alone: None) -> None:
 def test_storys_profile_comes_with_it(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fits these weights and this precision on any machine, keeps the draft model unloaded, and promises no speed."""
     monkeypatch.setattr(setup, "_load_drafter", lambda *_: pytest.fail("the draft model is loaded"))
-    assembly = assemble(make_plan(Wish(threads=1)), put_off=True)
+    assembly = assemble(make_plan(GeneratorRequest(threads=1)), put_off=True)
     plan, engine = assembly.plan, assembly.engine
 
     assert plan.profile is None
     assert plan.bundled is not None
-    assert assembly.decisions["profile"].reason == "came with the model"
-    assert "plain decoding, unless the text repeats itself" in assembly.decisions["draft"].reason
+    assert assembly.decisions.profile.reason == "came with the model"
+    assert "plain decoding, unless the text repeats itself" in assembly.decisions.draft.reason
     assert (engine.drafters.model, engine.drafters.late, engine.drafters.lookup) == (None, None, True)
     known = engine.knowledge
     assert known.costs.foreign
@@ -64,40 +65,40 @@ def test_storys_profile_comes_with_it(alone: None, monkeypatch: pytest.MonkeyPat
 
 def test_what_the_user_says_comes_before_a_bundled_profile(alone: None) -> None:
     """Drafters asked for by name are loaded and tried, --profile none and --plain know of none."""
-    assert make_plan(Wish(draft="lookup")).bundled is None
-    assert make_plan(Wish(profile="none")).bundled is None
-    assert make_plan(Wish(plain=True)).bundled is None
-    assert assemble(make_plan(Wish(draft="lookup", threads=1))).engine.knowledge.stake == UNKNOWN_GRANT
+    assert make_plan(GeneratorRequest(draft="lookup")).bundled is None
+    assert make_plan(GeneratorRequest(profile="none")).bundled is None
+    assert make_plan(GeneratorRequest(plain=True)).bundled is None
+    assert assemble(make_plan(GeneratorRequest(draft="lookup", threads=1))).engine.knowledge.stake == UNKNOWN_GRANT
 
 
 def test_a_bundled_profile_that_is_damaged_counts_as_none(alone: None, changed: Callable[..., Path]) -> None:
     """Its contents are tried as any other's: one warning, and the run goes on without."""
     folder = changed(drafter=True)
-    key = make_plan(Wish(str(folder), profile="none")).key
+    key = make_plan(GeneratorRequest(str(folder), profile="none")).key
     away = replace(key, device="elsewhere-cpu-64t")
     text = Profile(away, "tiny", "2026-01-01T00:00:00+00:00", {}, {}, {"target": 5}, {}, {}, {"summary": "x"}).to_json()
     (folder / setup.BUNDLED).write_text(text, encoding="utf-8")
     heard: list[str] = []
-    plan = make_plan(Wish(str(folder)), warn=heard.append)
+    plan = make_plan(GeneratorRequest(str(folder)), warn=heard.append)
     assert plan.bundled is not None
     assembly = assemble(plan, warn=heard.append)
     assert len(heard) == 1
     assert "can't be used" in heard[0]
     assert assembly.plan.bundled is None
-    assert assembly.decisions["profile"].value == "none"
+    assert assembly.decisions.profile.value == "none"
     assert not assembly.engine.knowledge.costs.foreign
 
 
 def test_an_unmeasured_draft_model_is_put_off(alone: None, tiny_folder: Path) -> None:
     """Where nobody asked for it; asked for, or for a command that measures it, it is loaded at once."""
-    late = assemble(make_plan(Wish(str(tiny_folder), threads=1)), put_off=True)
+    late = assemble(make_plan(GeneratorRequest(str(tiny_folder), threads=1)), put_off=True)
     assert late.engine.drafters.model is None
     assert late.engine.drafters.late is not None
-    assert "isn't loaded before the work is long enough" in late.decisions["draft"].reason
+    assert "isn't loaded before the work is long enough" in late.decisions.draft.reason
     assert late.engine.drafters.late.load().vocab == late.engine.target.vocab
 
-    assert assemble(make_plan(Wish(str(tiny_folder), threads=1))).engine.drafters.model is not None
-    asked = Wish(str(tiny_folder), draft=str(tiny_folder / "drafter"), threads=1)
+    assert assemble(make_plan(GeneratorRequest(str(tiny_folder), threads=1))).engine.drafters.model is not None
+    asked = GeneratorRequest(str(tiny_folder), draft=str(tiny_folder / "drafter"), threads=1)
     assert assemble(make_plan(asked), put_off=True).engine.drafters.model is not None
 
 
@@ -134,7 +135,7 @@ def test_it_is_loaded_when_the_work_is_long_enough(seconds: float) -> None:
 
 def test_another_machines_costs_are_ratios() -> None:
     """The first plain pass scales them all, and the first pass of a width takes its figure's place."""
-    profile = make_plan(Wish()).bundled or pytest.fail("story has none")
+    profile = make_plan(GeneratorRequest()).bundled or pytest.fail("story has none")
     costs = knowledge_of(profile, foreign=True).costs
     ratio = costs.target(2) / costs.target(1)
     costs.adopt(50.0, costs.target.reference)

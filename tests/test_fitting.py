@@ -10,12 +10,15 @@ import pytest
 
 from dynx.errors import NoProfileError, UsageError
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.profile_selection import Fitting, fitting
+from dynx.runtime.profile_selection import select_profile
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dynx.runtime.profile_selection import SelectedProfile
+
+WEIGHTS = "0" * 32
 KEY = ProfileKey("generate", "0123456789abcdef", "d" * 16, "fedcba987654-cpu-2t", "float32")
 
 
@@ -23,7 +26,16 @@ def profile(key: ProfileKey) -> Profile:
     """One with nothing in it."""
     versions = {"torch": torch_version()}
     return Profile(
-        key, "tiny", "2026-01-01T00:00:00+00:00", versions, {"name": "Some CPU"}, {}, {}, {}, {"summary": "none"}
+        key,
+        "tiny",
+        "2026-01-01T00:00:00+00:00",
+        versions,
+        {"name": "Some CPU"},
+        {},
+        {},
+        {},
+        {"summary": "none"},
+        weights=WEIGHTS,
     )
 
 
@@ -40,22 +52,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYNX_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def found(key: ProfileKey, wanted: str | None = None, **more: Any) -> Fitting:
+def found(key: ProfileKey, wanted: str | None = None, **more: Any) -> SelectedProfile:
     """What a run of `key` goes by."""
-    options: dict[str, Any] = {"plain": False, "required": False, "remedy": "dynx calibrate -m tiny"} | more
-    return fitting(key, options.pop("bundled", profiles_folder() / "none.json"), wanted=wanted, **options)
+    options: dict[str, Any] = {"plain": False, "required": False, "weights": lambda: WEIGHTS} | more
+    return select_profile(key, options.pop("bundled", profiles_folder() / "none.json"), wanted=wanted, **options)
 
 
 @pytest.mark.parametrize("task", ["generate", "classify", "draw"])
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"device": "0000ba987654-cpu-2t"}, "on another machine (Some CPU)"),
+        ({"device": "0000ba987654-cpu-2t"}, "on another device (Some CPU)"),
         ({"device": "fedcba987654-cuda-2t"}, "on cuda, not cpu"),
         ({"device": "fedcba987654-cpu-16t"}, "with 16 threads, not 2"),
         ({"dtype": "bfloat16"}, "in bfloat16, not float32"),
-        ({"quantization": "int8"}, "with quantization int8, not none"),
-        ({"model": "f" * 16}, "with another model (tiny)"),
+        ({"quantization": "int8"}, "with int8 weights, not with weights as they are"),
+        ({"model": "f" * 16}, "with other weights"),
         ({"companion": "e" * 16}, "with another draft model"),
         ({"companion": None}, "without a draft model"),
         ({"device": "fedcba987654-cpu-4t", "dtype": "float16"}, "with 4 threads, not 2 and in float16, not float32"),
@@ -66,17 +78,16 @@ def test_one_measured_under_other_conditions_is_refused(task: str, change: dict[
     key = replace(KEY, task=task)
     other = profile(replace(key, **change))
     ProfileStore(profiles_folder(), pytest.fail).save(other)
-    with pytest.raises(UsageError, match=re.escape(f"doesn't fit this run: it was measured {words}") + "$") as caught:
+    with pytest.raises(UsageError, match=re.escape(f"doesn't fit: it was measured {words}") + "$") as caught:
         found(key, other.key.id)
-    assert caught.value.hint is not None
-    assert "dynx calibrate -m tiny" in caught.value.hint
+    assert caught.value.hint == "without `profile` dynx takes one that fits"
 
 
 def test_one_of_another_task_is_refused() -> None:
     """By its id it could be asked for anywhere."""
     other = profile(replace(KEY, task="draw"))
     ProfileStore(profiles_folder(), pytest.fail).save(other)
-    with pytest.raises(UsageError, match=r"measured for dynx draw, not generate$"):
+    with pytest.raises(UsageError, match=r"measured for dynx draw, not dynx generate$"):
         found(KEY, other.key.id)
 
 

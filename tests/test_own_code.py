@@ -17,10 +17,12 @@ from support.classifier_folders import write_image_classifier, write_text_classi
 from support.commands import PROMPT, environment
 
 import dynx
+from dynx.cli.calibrate_command import calibrate_command
 from dynx.errors import ModelError
 from dynx.runtime import own_code
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.loading import find, given
+from dynx.runtime.loading import find
+from dynx.speculation.plan import GeneratorRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -362,6 +364,6 @@ def test_trust_goes_on_to_the_drafter_and_the_next_command(tiny_folder: Path) ->
         drafter = find(str(tiny_folder), trust_remote_code=trusted).bundled_drafter
         assert drafter is not None
         assert drafter.trusted == trusted
-    wish = SimpleNamespace(allow_pickle=True, trust_remote_code=True)
-    assert given(wish) == ["--allow-pickle", "--trust-remote-code"]
-    assert given(SimpleNamespace(allow_pickle=False, trust_remote_code=False)) == []
+    request = GeneratorRequest("tiny", allow_pickle=True, trust_remote_code=True)
+    assert calibrate_command(request) == "dynx calibrate -m tiny --allow-pickle --trust-remote-code"
+    assert calibrate_command(GeneratorRequest("tiny")) == "dynx calibrate -m tiny"

@@ -17,7 +17,9 @@ import torch
 from dynx import shipped
 from dynx.diffusion import backends as drawing
 from dynx.diffusion import setup as diffusion_setup
+from dynx.diffusion.plan import ImageGeneratorRequest
 from dynx.early_exit import setup as early_exit_setup
+from dynx.early_exit.plan import ClassifierRequest
 from dynx.errors import DynxError, ModelError, NoProfileError, UsageError
 from dynx.runtime import hashing
 from dynx.runtime.costs import CostCurve
@@ -26,6 +28,7 @@ from dynx.runtime.profile import Profile
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
 from dynx.runtime.weights import weights_hash
 from dynx.speculation import setup as speculation_setup
+from dynx.speculation.plan import GeneratorRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +46,7 @@ needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None
 PROMPT = "Once upon a time"
 COUNT = 12
 SETUPS: dict[str, Any] = {"story": speculation_setup, "mood": early_exit_setup, "emoji": diffusion_setup}
+REQUESTS: dict[str, Any] = {"story": GeneratorRequest, "mood": ClassifierRequest, "emoji": ImageGeneratorRequest}
 FILES = {"story": "model.safetensors", "mood": "model.safetensors", "emoji": "unet/diffusion_pytorch_model.safetensors"}
 
 
@@ -99,7 +103,7 @@ def answered(folder: Path) -> list[int]:
 
 def profiled(folder: Path, weights: str | None, draft: str = "none") -> str:
     """Store a profile that names OpenVINO, measured on such weights; returns its id."""
-    key = speculation_setup.make_plan(speculation_setup.Wish(str(folder), profile="none", draft=draft)).key
+    key = speculation_setup.make_plan(GeneratorRequest(str(folder), profile="none", draft=draft)).key
     curve = CostCurve.fit([(n, c, 0.001 * n) for n in (1, 2, 8) for c in (16, 64)]).to_json()
     profile = Profile(
         key=key,
@@ -160,7 +164,7 @@ def test_verifying_reads_the_folder(cli: Cli, tmp_path: Path, dtype: str) -> Non
         result = cli(*asked)
         assert result.code == 3
         assert "verify: differs at token 1 of" in result.err
-    plan = speculation_setup.make_plan(speculation_setup.Wish(str(folder), dtype=dtype, backend="openvino"))
+    plan = speculation_setup.make_plan(GeneratorRequest(str(folder), dtype=dtype, backend="openvino"))
     plan.profile = SimpleNamespace()  # type: ignore[assignment]  # trusts what is kept
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.speculation.backends import Kernels, verifier
@@ -181,7 +185,7 @@ def test_a_profile_of_other_weights_promises_nothing(alone: None, tmp_path: Path
 
     def planned(**wish: Any) -> Any:
         said.clear()
-        return module.make_plan(module.Wish(model=str(folder), **wish), warn=said.append)
+        return module.make_plan(REQUESTS[name](str(folder), **wish), warn=said.append)
 
     if name == "story":
         profiled(folder, weights_hash(folder, ["drafter"]), "auto")
@@ -198,7 +202,7 @@ def test_a_profile_of_other_weights_promises_nothing(alone: None, tmp_path: Path
     plan = planned()
     assert plan.profile is None
     assert [line for line in said if "the weights were changed since it was measured" in line]
-    assert plan.decisions["profile"].reason == "the weights were changed since it was measured"
+    assert plan.decisions.profile.reason == "the weights were changed since it was measured"
     with pytest.raises(NoProfileError, match="weights were changed"):
         planned(require_profile=True)
     with pytest.raises((ModelError, UsageError), match="can't be used: the weights were changed"):
@@ -209,7 +213,7 @@ def test_a_profile_that_names_no_weights(alone: None, tmp_path: Path) -> None:
     """Isn't used: nobody knows what it was measured on."""
     folder, said = copied("story", tmp_path), []
     identity = profiled(folder, None, "auto")
-    plan = speculation_setup.make_plan(speculation_setup.Wish(str(folder)), warn=said.append)
+    plan = speculation_setup.make_plan(GeneratorRequest(str(folder)), warn=said.append)
     assert plan.profile is None
     assert said == [f"profile {identity} isn't used: it doesn't say which weights it was measured on"]
 
@@ -230,7 +234,7 @@ def test_a_pipelines_kept_kernels_and_drafts(alone: None, tmp_path: Path) -> Non
     folder = copied("emoji", tmp_path)
 
     def facts() -> tuple[Any, ...]:
-        plan = diffusion_setup.make_plan(diffusion_setup.Wish(model=str(folder)))
+        plan = diffusion_setup.make_plan(ImageGeneratorRequest(model=str(folder)))
         family = SimpleNamespace(slot="unet", name="tiny", default_guidance=1.0, scheduler="ddim")
         engine: Any = SimpleNamespace(family=family, pipe=SimpleNamespace(unet=torch.nn.Linear(1, 1)))
         made = drawing.of(plan, engine, ("openvino", "float32"))

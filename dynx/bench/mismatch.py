@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.bench.runner import JSON, Measurements
-    from dynx.speculation.setup import Assembly
+    from dynx.speculation.assembly import LoadedGenerator
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Mismatch:
 
 
 def first_mismatch(
-    measured: Measurements, arm: str, prompts: Sequence[Sequence[int]], assembly: Assembly
+    measured: Measurements, arm: str, prompts: Sequence[Sequence[int]], assembly: LoadedGenerator
 ) -> Mismatch | None:
     """Of an arm that writes token ids; None where all answers are plain's. Runs plain once over the answer up to there."""
     for sample in measured.mismatches(arm):
@@ -72,7 +72,7 @@ def first_mismatch(
     return None
 
 
-def gap_after(assembly: Assembly, tokens: Sequence[int]) -> float:
+def gap_after(assembly: LoadedGenerator, tokens: Sequence[int]) -> float:
     """Between the two highest logits of what follows."""
     target = assembly.engine.target
     row = target.open().forward(list(tokens), keep=1)[-1, : target.vocab].float()

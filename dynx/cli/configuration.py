@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 
 from dynx.cli import origins
+from dynx.cli.flags import in_flags
 from dynx.cli.settings import NAMES_OR_PATHS, PATHS, PREFIX, RIVALS, TRUSTED, TYPES, by_command, shared
 from dynx.errors import UsageError
 
@@ -127,7 +128,7 @@ class ConfiguredCommand(TyperCommand):
         try:
             return super().invoke(ctx)
         except UsageError as e:
-            blamed = [v for p, v in found.items() if re.search(rf"--{p.replace('_', '-')}(?![\w-])", str(e))]
+            blamed = [v for p, v in found.items() if re.search(rf"--{p.replace('_', '-')}(?![\w-])", in_flags(str(e)))]
             if blamed:
                 e.hint = "; ".join([*([e.hint] if e.hint else []), *(f"set by {v.origin}" for v in blamed)])
             raise

@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dynx.cli.flags import in_flags
 from dynx.cli.startup import Startup, process_age
 from dynx.errors import DynxError
 
@@ -83,7 +84,7 @@ class Terminal:
 
     def _line(self, message: str) -> None:
         self.clear_status()
-        sys.stderr.write(self.dim(message) + "\n")
+        sys.stderr.write(self.dim(in_flags(message)) + "\n")
         sys.stderr.flush()
 
     def dim(self, text: str) -> str:

@@ -17,7 +17,7 @@ SCHEMA = "dynx.plan/1"
 
 def print_plan(command: str, plan: Any, options: Any, terminal: Terminal) -> None:
     """A line per knob on stdout, or one JSON document."""
-    decisions: dict[str, Decision[Any]] = {**plan.decisions, **dict(_dynamic(command, plan, options))}
+    decisions: dict[str, Decision[Any]] = {**dict(plan.decisions.items()), **dict(_dynamic(command, plan, options))}
     where = {knob: origin(knob) for knob in decisions}
     if options.json or options.jsonl:
         terminal.document(
@@ -25,7 +25,7 @@ def print_plan(command: str, plan: Any, options: Any, terminal: Terminal) -> Non
                 "schema": SCHEMA,
                 "command": command,
                 "model": plan.source.name,
-                "profile": None if plan.decisions["profile"].value == "none" else plan.decisions["profile"].value,
+                "profile": None if plan.decisions.profile.value == "none" else plan.decisions.profile.value,
                 "decisions": {
                     knob: {"value": d.value, "reason": d.reason, "origin": where[knob]} for knob, d in decisions.items()
                 },
@@ -55,7 +55,7 @@ def _dynamic(command: str, plan: Any, options: Any) -> Iterator[tuple[str, Decis
             yield "exact", Decision("yes", f"rounding is {how}")
         return
     knob = "exits" if command == "classify" else "steps"
-    if knob in plan.decisions:
+    if getattr(plan.decisions, knob) is not None:
         return
     if options.plain:
         yield knob, Decision("none" if knob == "exits" else "plain", "plain execution was asked for")

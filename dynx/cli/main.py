@@ -64,7 +64,7 @@ def leave(code: int) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run `dynx`; returns its exit code."""
-    from dynx.errors import DeviceError, DynxError
+    from dynx.errors import DeviceError, DynxError, InvalidInput
 
     debug = debugging()
     try:
@@ -74,8 +74,11 @@ def run(arguments: list[str]) -> int:
     except DynxError as e:
         if debug:
             raise
-        kind = next(c.__name__ for c in type(e).__mro__ if c.__module__ == DynxError.__module__)
-        return complain(arguments, str(e), e.hint, kind, e.exit_code)
+        from dynx.cli.flags import in_flags
+
+        known = (c for c in type(e).__mro__ if c.__module__ == DynxError.__module__ and c is not InvalidInput)
+        hint = None if e.hint is None else in_flags(e.hint)
+        return complain(arguments, in_flags(str(e)), hint, next(known).__name__, e.exit_code)
     except BrokenPipeError:
         discard_output()
         return 0

@@ -195,6 +195,17 @@ class DeviceOptions:
     trust_remote_code: bool = TRUST_REMOTE_CODE(False)
     offline: bool = OFFLINE(False)
 
+    def for_request(self) -> dict[str, Any]:
+        """Return the fields of a model's request that these options fill."""
+        return {
+            "device": self.device,
+            "dtype": str(self.dtype),
+            "threads": self.threads,
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+            "offline": self.offline,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:

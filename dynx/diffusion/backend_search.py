@@ -11,19 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
+from dynx.diffusion.assembly import sample_of
 from dynx.diffusion.schedule_search import Trials
-from dynx.diffusion.setup import sample_of
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.registry import TITLES, attempt
 from dynx.runtime.decision import Decision
+from dynx.runtime.plan import BackendSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.backends import Runner
     from dynx.diffusion.profile_data import Ladder
     from dynx.diffusion.schedule_search import Pixels
-    from dynx.diffusion.setup import Assembly
     from dynx.diffusion.types import Request
     from dynx.runtime.backends.network import ModuleKernels
 
@@ -33,7 +34,7 @@ PAYS = 0.9
 
 
 def settle(
-    assembly: Assembly,
+    assembly: LoadedImageGenerator,
     ladder: Ladder,
     tried: list[dict[str, Any]],
     trying: Sequence[Request],
@@ -46,15 +47,15 @@ def settle(
     `tried` is what was found out about the ladder in full precision, and gets what is found out here. Raises
     UnsupportedModelError where what was asked for can't run the network.
     """
-    plan, engine, wish = assembly.plan, assembly.engine, assembly.plan.wish
-    choices = backends.ways(wish.backend, wish.dtype, plan.device, plan.machine)
+    plan, engine, request = assembly.plan, assembly.engine, assembly.plan.request
+    choices = backends.ways(request.backend, request.dtype, plan.device, plan.machine)
     if engine.family.slot is None or choices in ([], [backends.AS_LOADED]):
         return ladder
-    runners, refused = backends.race(plan, engine, sample_of(wish, engine), choices, clock, progress)
+    runners, refused = backends.race(plan, engine, sample_of(request, engine), choices, clock, progress)
     if not runners:
         raise UnsupportedModelError("; ".join(refused.values()))
     bare = replace(ladder, cache=0.0)
-    steps = _fewest(ladder, tried, wish.quality)
+    steps = _fewest(ladder, tried, request.quality)
     notes = [f"{who} can't run it: {why}" for who, why in refused.items()]
 
     def cost(runner: Runner, calls: float) -> float:
@@ -86,35 +87,33 @@ def settle(
             if not runners:
                 raise
     said = "; ".join([*map(str, runners), *notes])
-    plan.decisions["backend"] = Decision(
+    plan.decisions.backend = Decision(
         best.way[0], f"a network call and the start, {backends.PICTURES} pictures a run: {said}"
     )
-    plan.decisions["dtype"] = Decision(best.way[1], "asked for" if wish.dtype != "auto" else "with the backend")
+    plan.decisions.dtype = Decision(best.way[1], "asked for" if request.dtype != "auto" else "with the backend")
     if best.way == backends.AS_LOADED or not ladder.cache:
         return ladder
-    plan.decisions["cache"] = Decision(
-        "off", f"features are cached by PyTorch only, and {TITLES[best.way[0]]} is faster"
-    )
+    plan.decisions.cache = Decision("off", f"features are cached by PyTorch only, and {TITLES[best.way[0]]} is faster")
     return bare
 
 
-def use(assembly: Assembly, made: ModuleKernels | None, ladder: Ladder) -> None:
+def use(assembly: LoadedImageGenerator, made: ModuleKernels | None, ladder: Ladder) -> None:
     """Give kernels to the engine, ready for every call that the ladder leads to."""
     engine = assembly.engine
     engine.kernels = None
     if made is not None:
-        sample = sample_of(assembly.plan.wish, engine)
+        sample = sample_of(assembly.plan.request, engine)
         backends.prepare(made, engine, sample, ladder.longest, cut=ladder.guided is not None)
     engine.kernels = made
 
 
-def take_up(assembly: Assembly, way: Sequence[str], why: Mapping[str, str], ladder: Ladder) -> None:
+def take_up(assembly: LoadedImageGenerator, way: Sequence[str], why: Mapping[str, str], ladder: Ladder) -> None:
     """What an earlier part of this calibration settled on. Raises UnsupportedModelError."""
     plan = assembly.plan
-    backend, precision = way
-    use(assembly, backends.of(plan, assembly.engine, (backend, precision)), ladder)
-    for knob, value in (("backend", backend), ("dtype", precision)):
-        plan.decisions[knob] = Decision(value, why[knob])
+    spec = BackendSpec(*way)
+    use(assembly, backends.of(plan, assembly.engine, spec), ladder)
+    plan.decisions.backend = Decision(spec.backend, why["backend"])
+    plan.decisions.dtype = Decision(spec.dtype, why["dtype"])
 
 
 def _alike(ladder: Ladder, entry: Mapping[str, Any], cache: float) -> bool:
@@ -145,7 +144,7 @@ def _cached(ladder: Ladder, tried: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _in_precision(
-    assembly: Assembly,
+    assembly: LoadedImageGenerator,
     ladder: Ladder,
     runner: Runner,
     trying: Sequence[Request],
@@ -155,6 +154,6 @@ def _in_precision(
     """Steps in which a runner reaches the quality on the trial pictures; None for none."""
     use(assembly, runner.kernels, ladder)
     trials = Trials(assembly.engine, trying, reference)
-    at = trials.fewest(ladder, assembly.plan.wish.quality)
+    at = trials.fewest(ladder, assembly.plan.request.quality)
     tried += [{**entry, "backend": runner.way[0], "precision": runner.way[1]} for entry in trials.log]
     return ladder.levels[at] if at < len(ladder.levels) else None

@@ -16,14 +16,15 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.registry import COMPILED, IPEX, OPENVINO, TITLES, TORCH, attempt, bring_in, choose, usable
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
+from dynx.runtime.plan import BackendSpec
 from dynx.runtime.profile_store import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dynx.diffusion.engine import Engine
+    from dynx.diffusion.plan import ImageGeneratorPlan
     from dynx.diffusion.schedule import Schedule
-    from dynx.diffusion.setup import Plan
     from dynx.diffusion.types import Request
     from dynx.runtime.backends.network import ModuleKernels
     from dynx.runtime.device import Device
@@ -34,28 +35,25 @@ ROUNDS = 7
 PICTURES = 4
 """Of a typical run: what a backend takes to start must be won back by these."""
 
-Way = tuple[str, str]
-"""A backend and a precision."""
-
-AS_LOADED: Way = (TORCH, "float32")
+AS_LOADED = BackendSpec(TORCH, "float32")
 
 
 def decide(
-    asked: str, dtype: str, device: str, machine: Device, measured: Way | None
+    asked: str, dtype: str, device: str, machine: Device, measured: BackendSpec | None
 ) -> tuple[Decision[str], Decision[str]]:
     """Backend and precision of a run, as they are asked for; `measured` is what a profile was measured with.
 
-    Raises UsageError for a name that isn't known, DeviceError for a backend that can't be had.
+    Raises InvalidInput for a name that isn't known, DeviceError for a backend that can't be had.
     """
     if asked == IPEX:
-        raise DeviceError("--backend ipex: pipelines that draw aren't run on it")
+        raise DeviceError("`backend` ipex: pipelines that draw aren't run on it")
     backend = choose(asked, "none", device, None if measured is None else measured[0])
     if asked == "auto" and measured is None:
         others = dict.fromkeys(TITLES[name] for name, _ in ways(asked, dtype, device, machine) if name != TORCH)
         tells = f"nothing is measured yet; calibrating times {' and '.join(others)} too"
         backend = Decision(TORCH, tells if others else "the only one here")
     if backend.value != TORCH and device != "cpu":
-        raise DeviceError(f"--backend {asked}: networks are prepared for the processor, and this runs on {device}")
+        raise DeviceError(f"`backend` {asked}: networks are prepared for the processor, and this runs on {device}")
     if dtype != "auto" or device != "cpu":
         return backend, choose_dtype(None if dtype == "auto" else dtype, device, machine)
     if measured is not None and measured[1] != "float32" and backend.value == measured[0]:
@@ -63,7 +61,7 @@ def decide(
     return backend, Decision("float32", "full precision unless asked otherwise")
 
 
-def ways(asked: str, dtype: str, device: str, machine: Device) -> list[Way]:
+def ways(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSpec]:
     """What a calibration may race: backends and precisions that can be had and aren't ruled out by what was asked for.
 
     A whole network takes PyTorch's compiler minutes, so unasked that is tried only where there is no OpenVINO.
@@ -79,10 +77,10 @@ def ways(asked: str, dtype: str, device: str, machine: Device) -> list[Way]:
     precisions = ["float32", "bfloat16"] if machine.bf16_instruction else ["float32"]
     if dtype != "auto":
         precisions = [choose_dtype(dtype, device, machine).value]
-    return [(backend, precision) for backend in backends for precision in precisions]
+    return [BackendSpec(backend, precision) for backend in backends for precision in precisions]
 
 
-def of(plan: Plan, engine: Engine, way: Way) -> ModuleKernels | None:
+def of(plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec) -> ModuleKernels | None:
     """Kernels that aren't ready for any call yet; None where the pipeline runs as it was loaded.
 
     Raises UnsupportedModelError for a pipeline of several networks.
@@ -96,7 +94,7 @@ def of(plan: Plan, engine: Engine, way: Way) -> ModuleKernels | None:
 
     backend, dtype = way
     cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights
-    threads = int(plan.decisions["threads"].value)
+    threads = plan.threads
     return ModuleKernels(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
 
 
@@ -120,7 +118,7 @@ def prepare(
 class Runner:
     """One of those in a race."""
 
-    way: Way
+    way: BackendSpec
     kernels: ModuleKernels | None
     call: float
     """Seconds of a network call."""
@@ -137,17 +135,17 @@ class Runner:
 
 
 def race(
-    plan: Plan,
+    plan: ImageGeneratorPlan,
     engine: Engine,
     request: Request,
-    ways: Sequence[Way],
+    ways: Sequence[BackendSpec],
     clock: Callable[[], float],
     stages: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Runner], dict[str, str]]:
     """Time a network call of `request` in each way; also what can't be used, and why."""
     args, kwargs = engine.first_call(request)
     network = getattr(engine.pipe, str(engine.family.slot))
-    able: dict[Way, tuple[ModuleKernels | None, float]] = {}
+    able: dict[BackendSpec, tuple[ModuleKernels | None, float]] = {}
     refused: dict[str, str] = {}
     imports: dict[str, float] = {}
     for way in ways:
@@ -168,7 +166,9 @@ def race(
     return [Runner(way, kernels, seen[way], start) for way, (kernels, start) in able.items() if way in seen], refused
 
 
-def _start(plan: Plan, engine: Engine, way: Way, call: tuple[Any, Any], clock: Callable[[], float]) -> float:
+def _start(
+    plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec, call: tuple[Any, Any], clock: Callable[[], float]
+) -> float:
     """Seconds that another process needs to take up what is kept."""
     again = None if way[0] == TORCH else of(plan, engine, way)
     if again is None:
@@ -180,17 +180,17 @@ def _start(plan: Plan, engine: Engine, way: Way, call: tuple[Any, Any], clock: C
 
 def _timed(
     network: Any,
-    ways: Mapping[Way, ModuleKernels | None],
+    ways: Mapping[BackendSpec, ModuleKernels | None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     clock: Callable[[], float],
     refused: dict[str, str],
-) -> dict[Way, float]:
+) -> dict[BackendSpec, float]:
     """Seconds of a call, medians; those that raise go into `refused`, except the network as it was loaded."""
     import torch
 
     order, rng = list(ways), random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    seconds: dict[Way, list[float]] = {way: [] for way in ways}
+    seconds: dict[BackendSpec, list[float]] = {way: [] for way in ways}
     with torch.no_grad():
         for number in range(ROUNDS + 1):  # the first warms up
             rng.shuffle(order)

@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynx.diffusion.apply_profile import why_plain
 from dynx.diffusion.backend_search import settle, take_up
+from dynx.diffusion.plan import DELTA, SHARE
 from dynx.diffusion.predictor import Predictor, crossed
-from dynx.diffusion.profile_data import Evidence, Fitted, Ladder, to_arrays, why_plain
+from dynx.diffusion.profile_data import Evidence, Fitted, Ladder, to_arrays
 from dynx.diffusion.schedule_search import choose_ladder, draw, singles
-from dynx.diffusion.setup import DELTA, SHARE
 from dynx.diffusion.similarity import tails
 from dynx.diffusion.step_sweep import climb, clocked, colour_map
 from dynx.diffusion.trajectory import record
 from dynx.diffusion.types import Request
-from dynx.errors import UnsupportedModelError, UsageError
+from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.binomial import most_failures, percent, supports
 from dynx.runtime.certify import Costs, leaves_at, split
 from dynx.runtime.hashing import text_hash
@@ -41,7 +42,7 @@ from dynx.runtime.weights import still
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynx.diffusion.setup import Assembly
+    from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.similarity import Tails
     from dynx.diffusion.step_sweep import Climb, Partial
     from dynx.runtime.certify import Certificate
@@ -96,7 +97,7 @@ class Findings:
 
 
 def calibrate(
-    assembly: Assembly,
+    assembly: LoadedImageGenerator,
     prompts: Sequence[str],
     *,
     budget: float,
@@ -108,7 +109,7 @@ def calibrate(
     """Learn within about `budget` seconds; `prompts` are cycled, each time with other seeds.
 
     What an earlier run left in `partial` is taken over, and said. UnsupportedModelError: the pipeline draws plain only.
-    UsageError: no prompts, or a budget for too few pictures.
+    InvalidInput: no prompts, or a budget for too few pictures.
     """
     engine, family = assembly.engine, assembly.engine.family
     began = clock()
@@ -166,20 +167,20 @@ def power(count: int) -> str:
     return f"{n} of {count} pictures certify: {said}"
 
 
-def settings(assembly: Assembly, prompts: Sequence[str]) -> dict[str, Any]:
+def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str, Any]:
     """What a calibration depends on, for knowing a partial one again."""
-    wish, family = assembly.plan.wish, assembly.engine.family
+    request, family = assembly.plan.request, assembly.engine.family
     return {
         "format": 1,
         "profile": assembly.plan.key.id,
         "weights": assembly.plan.weights,
         "prompts": text_hash(prompts),
-        "quality": wish.quality,
-        "guidance": family.default_guidance if wish.guidance is None else wish.guidance,
-        "negative": wish.negative,
-        "backend": wish.backend,
-        "dtype": wish.dtype,
-        "size": None if wish.size is None else list(wish.size),
+        "quality": request.quality,
+        "guidance": family.default_guidance if request.guidance is None else request.guidance,
+        "negative": request.negative,
+        "backend": request.backend,
+        "dtype": request.dtype,
+        "size": None if request.size is None else list(request.size),
         "scheduler": family.scheduler,
         "versions": _versions(),
     }
@@ -189,23 +190,27 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "diffusers")}
 
 
-def _requests(assembly: Assembly, prompts: Sequence[str]) -> list[Request]:
+def _requests(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list[Request]:
     """Batches of pictures, every one with a seed of its own."""
-    wish = assembly.plan.wish
+    request = assembly.plan.request
     total = TRYING + MOST + BATCH
     if assembly.engine.family.prompted and not prompts:
-        raise UsageError("there are no prompts")
+        raise InvalidInput("there are no prompts")
     order = np.random.default_rng(SEED).permutation(max(1, len(prompts)))
     made = []
     for start in range(0, total, BATCH):
         numbers = range(start, start + BATCH)
         texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.family.prompted else ()
-        made.append(Request(texts, tuple(1000 + i for i in numbers), wish.negative, wish.guidance, wish.size))
+        made.append(Request(texts, tuple(1000 + i for i in numbers), request.negative, request.guidance, request.size))
     return made
 
 
 def _choose(
-    assembly: Assembly, trying: Sequence[Request], budget: float, clock: Callable[[], float], progress: Progress
+    assembly: LoadedImageGenerator,
+    trying: Sequence[Request],
+    budget: float,
+    clock: Callable[[], float],
+    progress: Progress,
 ) -> dict[str, Any]:
     """The ladder, and what it costs: as JSON."""
     engine = assembly.engine
@@ -224,16 +229,16 @@ def _choose(
     progress(0.03, "recording their way")
     try:
         ways = [record(engine, request, fine)[1] for request in trying]
-    except UsageError as e:
+    except InvalidInput as e:
         raise UnsupportedModelError(f"{engine.family.name} is drawn plain: {e}", hint=e.hint) from None
     ladder, tried = choose_ladder(
-        engine, trying, ways, reference, assembly.plan.wish.quality, lambda x, what: progress(0.05 + 0.25 * x, what)
+        engine, trying, ways, reference, assembly.plan.request.quality, lambda x, what: progress(0.05 + 0.25 * x, what)
     )
     chosen: dict[str, Any] = {}
     if assembly.racing:
         ladder = settle(assembly, ladder, tried, trying, reference, clock, lambda what: progress(0.3, what))
-        knobs = {knob: assembly.decisions[knob] for knob in ("backend", "dtype")}
-        chosen = {"way": list(assembly.plan.way), "why": {knob: d.reason for knob, d in knobs.items()}}
+        why = {"backend": assembly.decisions.backend.reason, "dtype": assembly.decisions.dtype.reason}
+        chosen = {"way": list(assembly.plan.spec), "why": why}
     progress(0.32, "by the clock")
     costs, plain = clocked(engine, singles(trying[0])[:CLOCKED], ladder, clock)
     all_ways = each / len(fine) * (len(fine) + sum(ladder.steps))
@@ -256,14 +261,14 @@ def _choose(
 
 
 def _count(left: float, each: float, done: int, spent: float) -> int:
-    """Pictures that the time is enough for, those done included. Raises UsageError where that's too few."""
+    """Pictures that the time is enough for, those done included. Raises InvalidInput where that's too few."""
     missing = max(0, LEAST - done) * each
     if missing > PATIENCE * max(left, 0.0):
         need = 10 * math.ceil((spent + missing) * (1 + PATIENCE) / 2 / 10)
-        raise UsageError(
+        raise InvalidInput(
             f"{LEAST} pictures at every number of steps take at least {_duration(spent + missing)} here; the budget is "
             f"{_duration(spent + left)}",
-            hint=f"--budget {need}",
+            hint=f"`budget` {need}",
         )
     return int(min(MOST, max(LEAST, done, done + left / max(each, 1e-9))))
 
@@ -308,9 +313,9 @@ def rank_correlation(a: Array, b: Array) -> float | None:
 
 
 def _findings(
-    assembly: Assembly, prompts: Sequence[str], fitted: Fitted, state: dict[str, Any], colours: Array | None
+    assembly: LoadedImageGenerator, prompts: Sequence[str], fitted: Fitted, state: dict[str, Any], colours: Array | None
 ) -> Findings:
-    quality = assembly.plan.wish.quality
+    quality = assembly.plan.request.quality
     certificate = fitted.certify(quality, SHARE, DELTA)
     ladder, shown = fitted.ladder, fitted.certifying.likeness
     active = fitted.pays(certificate)
@@ -371,7 +376,7 @@ def _in_words(
 
 
 def _profile(
-    assembly: Assembly,
+    assembly: LoadedImageGenerator,
     prompts: Sequence[str],
     fitted: Fitted,
     certificate: Certificate,
@@ -389,7 +394,7 @@ def _profile(
         weights=still(plan.weights, plan.source.folder),
         device={
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
-            "threads": assembly.decisions["threads"].value,
+            "threads": assembly.plan.threads,
         },
         measured={
             "seconds": {name: state[name] for name in ("reach", "full", "check", "plain")},
@@ -401,8 +406,8 @@ def _profile(
             "ladder": fitted.ladder.to_json(),
             "full_steps": state["full_steps"],
             "pixels": state["pixels"],
-            "backend": plan.way[0],
-            "precision": plan.way[1],
+            "backend": plan.spec[0],
+            "precision": plan.spec[1],
             **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "quality")},
         },
         evidence={

@@ -23,7 +23,7 @@ from dynx.diffusion.pipelines import few_step, needs, pictures, recognise
 from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
 from dynx.diffusion.types import Picture, Receipt, Step
-from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.loading import PIPELINES, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Engine:
 
         `watch` hears of every step. `stop` is asked after each; once it says so the pictures are those that the run was heading
         for then. `pilot` may change the rest of the grid (see `sampler.Look`). What these raise passes through, and the
-        pipeline is whole again. Raises UsageError for what the pipeline refuses or can't be told, DeviceError when memory runs
+        pipeline is whole again. Raises InvalidInput for what the pipeline refuses or can't be told, DeviceError when memory runs
         out.
         """
         arguments = self._arguments(request, schedule)
@@ -141,7 +141,7 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raise UnsupportedModelError where a pipeline needs more than a prompt: a picture to start from, a mask, a label.
 
-        One that takes pictures is called, and left at the door of its network. Raises UsageError for what it can't be told.
+        One that takes pictures is called, and left at the door of its network. Raises InvalidInput for what it can't be told.
         """
         call = inspect.signature(self.pipe.__call__).parameters
         needed, taken = needs(call), pictures(call)
@@ -228,16 +228,16 @@ class Engine:
         return [np.asarray(image, dtype=np.float32) for image in images], [bool(f) for f in flagged]
 
     def _arguments(self, request: Request, schedule: Schedule | None) -> dict[str, Any]:
-        """For the pipeline's call; what it can't be told is a UsageError."""
+        """For the pipeline's call; what it can't be told is a InvalidInput."""
         known = inspect.signature(self.pipe.__call__).parameters
         count, one = len(request), len(request) == 1
         made: dict[str, Any] = dict(request.options)
         if self.family.prompted:
             if not request.prompts:
-                raise UsageError(f"{self.family.name} draws from a prompt")
+                raise InvalidInput(f"{self.family.name} draws from a prompt")
             made["prompt"] = request.prompts[0] if one else list(request.prompts)
         elif any(request.prompts):
-            raise UsageError(f"{self.family.name} takes no prompt")
+            raise InvalidInput(f"{self.family.name} takes no prompt")
         else:
             made["batch_size"] = count
         if request.negative is not None:
@@ -253,7 +253,7 @@ class Engine:
         made |= {"generator": generators[0] if one else generators, "output_type": "pt"}
         variable = any(p.kind is p.VAR_KEYWORD for p in known.values())
         if unknown := [name for name in made if name not in known and not (variable and name in request.options)]:
-            raise UsageError(f"{self.family.name} can't be told {', '.join(unknown)}")
+            raise InvalidInput(f"{self.family.name} can't be told {', '.join(unknown)}")
         return made
 
 
@@ -293,5 +293,5 @@ def _told() -> Iterator[None]:
         yield
     except Exception as e:
         if is_out_of_memory(e):
-            raise DeviceError("out of memory", hint="try a smaller --size, or one picture at a time") from e
+            raise DeviceError("out of memory", hint="try a smaller `size`, or one picture at a time") from e
         raise

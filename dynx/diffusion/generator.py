@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.profile_data import Guarantee
-    from dynx.diffusion.setup import Assembly
     from dynx.diffusion.types import Picture, Step
 
 DRAFT = 6
@@ -28,7 +28,7 @@ SOLVER = "dpm++2m"
 class Artist:
     """A pipeline at work, one picture at a time."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: LoadedImageGenerator) -> None:
         self.assembly = assembly
 
     @property
@@ -39,11 +39,11 @@ class Artist:
 
     def request(self, prompt: str, seed: int) -> Request:
         """As the pipeline is asked for one picture."""
-        wish = self.assembly.plan.wish
+        request = self.assembly.plan.request
         prompts = (prompt,) if self.assembly.engine.family.prompted else ()
         known = self.assembly.knowledge
-        plain_steps = wish.steps if known is None else None
-        return Request(prompts, (seed,), wish.negative, wish.guidance, wish.size, plain_steps)
+        plain_steps = request.steps if known is None else None
+        return Request(prompts, (seed,), request.negative, request.guidance, request.size, plain_steps)
 
     def draw(
         self,
@@ -57,7 +57,7 @@ class Artist:
         """One picture: by the profile's steps for this prompt and seed, plain without a profile, in few steps for a draft.
 
         `watch` hears of every step; once `stop` says so, the picture is the one that the run is heading for then. Raises
-        UsageError for what the pipeline refuses, DeviceError when memory runs out.
+        InvalidInput for what the pipeline refuses, DeviceError when memory runs out.
         """
         engine, known = self.assembly.engine, self.assembly.knowledge
         request = self.request(prompt, seed)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,17 +37,19 @@ def step_errors(alphas: Array, sigmas: Array, latents: NDArray[Any], clean: NDAr
 
     alphas, sigmas (N+1,), latents (N+1, D) at the nodes, clean (N, D) the pictures predicted there. Order 1 is Euler, 2 is
     DPM-Solver++(2M), whose step is Euler's with the picture extrapolated from that at h; a step to σ = 0 is Euler's always, and
-    with order 1 every one. Raises UsageError on shapes that don't fit and numbers that aren't finite.
+    with order 1 every one. Raises InvalidInput on shapes that don't fit and numbers that aren't finite.
     """
     x, c = np.asarray(latents, dtype=np.float64), np.asarray(clean, dtype=np.float64)
     a, s = np.asarray(alphas, dtype=np.float64), np.asarray(sigmas, dtype=np.float64)
     n = len(x) - 1
     if x.ndim != 2 or n < 1 or c.shape != (n, x.shape[1]) or a.shape != (n + 1,) or s.shape != (n + 1,):
-        raise UsageError(f"latents {x.shape}, pictures {c.shape} and levels {a.shape}, {s.shape} don't fit each other")
+        raise InvalidInput(
+            f"latents {x.shape}, pictures {c.shape} and levels {a.shape}, {s.shape} don't fit each other"
+        )
     if not all(np.isfinite(v).all() for v in (x, c, a, s)) or (s[:-1] <= 0).any():
-        raise UsageError("a trajectory has numbers that aren't finite, or ends before its end")
+        raise InvalidInput("a trajectory has numbers that aren't finite, or ends before its end")
     if order not in (1, 2):
-        raise UsageError(f"no errors are known of a solver of order {order}")
+        raise InvalidInput(f"no errors are known of a solver of order {order}")
     xx, xc, cc = x @ x.T, x @ c.T, c @ c.T
     # Euler's step is x_i·keep + c_i·take: (N, N+1) for i, j.
     keep = s[None, :] / s[:n, None]
@@ -80,13 +82,13 @@ def _extrapolation(alphas: Array, sigmas: Array, h: int) -> Array:
 
 
 def mean_errors(errors: Iterable[Array]) -> Array:
-    """Of several trajectories over the same grid. Raises UsageError where there are none."""
+    """Of several trajectories over the same grid. Raises InvalidInput where there are none."""
     total, count = None, 0
     for each in errors:
         total = each.copy() if total is None else total + each
         count += 1
     if total is None:
-        raise UsageError("no trajectories to plan from")
+        raise InvalidInput("no trajectories to plan from")
     return np.asarray(total / count)
 
 
@@ -102,9 +104,9 @@ class Plans:
         return len(self.nodes)
 
     def of(self, steps: int) -> tuple[int, ...]:
-        """The nodes of a grid of so many steps. Raises UsageError for more than were planned, or none."""
+        """The nodes of a grid of so many steps. Raises InvalidInput for more than were planned, or none."""
         if not 1 <= index(steps) <= len(self.nodes):
-            raise UsageError(f"{steps} steps aren't planned; 1 to {len(self.nodes)} are")
+            raise InvalidInput(f"{steps} steps aren't planned; 1 to {len(self.nodes)} are")
         return self.nodes[steps - 1]
 
     def to_json(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class Plans:
 def plan(errors: Array, gamma: float, most: int | None = None) -> Plans:
     """The best grids of 1 … `most` steps (N by default) by errors (N+1, N+1, N+1), inf for steps that don't exist.
 
-    Raises UsageError on an array of another shape, NaN, or γ ≤ 0.
+    Raises InvalidInput on an array of another shape, NaN, or γ ≤ 0.
     """
     n = np.asarray(errors).shape[0] - 1
     table = _table(errors, gamma, n if most is None else min(index(most), n))
@@ -141,7 +143,7 @@ def _table(errors: Array, gamma: float, steps: int) -> list[tuple[Array, NDArray
     errors = np.asarray(errors, dtype=np.float64)
     n = errors.shape[0] - 1
     if errors.shape != (n + 1,) * 3 or n < 1 or np.isnan(errors).any() or not gamma > 0:
-        raise UsageError(f"no grids can be planned from errors of shape {errors.shape} with γ = {gamma:g}")
+        raise InvalidInput(f"no grids can be planned from errors of shape {errors.shape} with γ = {gamma:g}")
     value = errors[:, :, n].copy()  # h, i
     table = [(value, np.full((n + 1, n + 1), n))]
     for _ in range(1, steps):
@@ -165,11 +167,11 @@ def continuations(errors: Array, gamma: float, path: Sequence[int], most: int) -
     """The best grids of so many steps in all that begin with the nodes of `path`: from its length to `most`.
 
     Where a run may still decide how many steps it takes, all its grids share their beginning. Errors as in `plan`; raises
-    UsageError on them, and on a path that doesn't rise from 0 or leaves no step.
+    InvalidInput on them, and on a path that doesn't rise from 0 or leaves no step.
     """
     n = np.asarray(errors).shape[0] - 1
     if not path or path[0] != 0 or list(path) != sorted(set(path)) or path[-1] >= n:
-        raise UsageError(f"no grid of {n} nodes goes on from {tuple(path)}")
+        raise InvalidInput(f"no grid of {n} nodes goes on from {tuple(path)}")
     before, here, done = (path[-2] if len(path) > 1 else 0), path[-1], len(path) - 1
     table = _table(errors, gamma, min(index(most) - done, n - here))
     return {

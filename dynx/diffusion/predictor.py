@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,10 +76,10 @@ class Predictor:
 
     @classmethod
     def fit(cls, looks: Array, texts: Array, likeness: Array) -> Predictor:
-        """From looks (n, 6), texts (n, D) and SSIM (n, L). Raises UsageError on shapes that don't fit."""
+        """From looks (n, 6), texts (n, D) and SSIM (n, L). Raises InvalidInput on shapes that don't fit."""
         n, levels = likeness.shape
         if len(looks) != n or len(texts) != n or n < 3:
-            raise UsageError(f"{len(looks)} looks, {len(texts)} texts and {n} pictures don't fit each other")
+            raise InvalidInput(f"{len(looks)} looks, {len(texts)} texts and {n} pictures don't fit each other")
         centre = texts.mean(axis=0)
         words = np.zeros((texts.shape[1], 0))
         if texts.shape[1] and n >= FEWEST:

@@ -16,20 +16,18 @@ import numpy as np
 from dynx.diffusion.predictor import Predictor, look_features, text_features
 from dynx.diffusion.sampler import Tail
 from dynx.diffusion.schedule import Grid, Schedule
-from dynx.errors import UsageError
-from dynx.runtime.binomial import most_failures, percent, smallest_sample
+from dynx.errors import InvalidInput
+from dynx.runtime.binomial import percent
 from dynx.runtime.certify import Certificate, Costs, certify, choose_rules, leaves_at
-from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.sampler import Look
-    from dynx.diffusion.setup import Assembly
     from dynx.diffusion.types import Request
 
     Array = NDArray[np.float64]
@@ -156,7 +154,7 @@ class Ladder:
         made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]), float(data.get("cache", 0.0)))
         try:
             made.longest  # noqa: B018 - a schedule says what can't be run
-        except UsageError as e:
+        except InvalidInput as e:
             raise ValueError(str(e)) from None
         return made
 
@@ -292,7 +290,7 @@ def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, 
 
 
 def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
-    """What calibration stored. Raises KeyError, TypeError, ValueError or UsageError on anything else."""
+    """What calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
     ladder = Ladder.from_json(fitted["ladder"])
     predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]
@@ -315,86 +313,3 @@ def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays:
     if not plain > 0:
         raise ValueError("a plain picture takes no time")
     return Fitted(ladder, predictor, costs, plain, evidence("choosing"), evidence("certifying"))
-
-
-def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge | None:
-    """What the profile allows under the quality asked for; None where it's nothing, and the decisions say why."""
-    from dynx.diffusion.setup import DELTA, SHARE
-
-    plan = assembly.plan
-    profile, wish = plan.profile, plan.wish
-    if profile is None:
-        return None
-    try:
-        fitted = from_profile(profile.fitted, profile.measured, plan.arrays)
-        colours = plan.arrays.get("colours")
-        full_steps = int(profile.fitted["full_steps"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UsageError) as e:
-        warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
-        plan.decisions["steps"] = Decision("plain", f"profile {profile.key.id} can't be used")
-        return None
-    if refusal := other_setting(assembly, profile.fitted):
-        warn(refusal)
-        plan.decisions["steps"] = Decision("plain", refusal)
-        return None
-    certificate = fitted.certify(wish.quality, SHARE, DELTA)
-    if not fitted.pays(certificate):
-        plan.decisions["steps"] = Decision("plain", why_plain(fitted, certificate, wish.quality))
-        return None
-    reached = fitted.reached(certificate, wish.quality)
-    p5 = float(np.quantile(reached, 0.05, method="lower"))
-    guarantee = Guarantee(
-        wish.quality, SHARE, DELTA, certificate.n, certificate.disagreements, p5, float(reached.min()), plan.bundled
-    )
-    steps = np.repeat(fitted.ladder.steps, certificate.exits)
-    plan.decisions["steps"] = Decision(
-        f"{steps.min()} to {steps.max()}, {steps.mean():.1f} on average",
-        f"{fitted.speedup(certificate):.2f}x of {full_steps} steps expected; {guarantee}: "
-        f"{certificate.disagreements} of {certificate.n} were below, p5 {p5:.3f}, worst {reached.min():.3f}",
-    )
-    return Knowledge(fitted, certificate, guarantee, full_steps, colours)
-
-
-def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
-    """Why a certificate lets no picture take fewer steps, in words."""
-    if certificate.active:
-        return f"fewer steps would be {fitted.speedup(certificate):.2f}x as fast, which isn't worth it"
-    eps, n = round(1 - certificate.eps, 12), certificate.n
-    most = most_failures(n, certificate.eps, certificate.delta)
-    if most is None:
-        least = smallest_sample(certificate.eps, certificate.delta)
-        return f"{n} pictures can't show SSIM {quality:g} in {percent(eps)} of them; {least} could, all of them good"
-    return (
-        f"no fewer steps were seen to reach SSIM {quality:g} in {percent(eps)} of pictures "
-        f"(of {n}, {most or 'none'} may fall below)"
-    )
-
-
-def other_setting(assembly: Assembly, fitted: Mapping[str, Any]) -> str | None:
-    """Why the profile speaks of other pictures than those asked for."""
-    wish, family = assembly.plan.wish, assembly.engine.family
-    size = None if wish.size is None else list(wish.size)
-    if size == fitted.get("pixels"):  # asked for what the pipeline draws by itself
-        size = fitted.get("size")
-    guidance = family.default_guidance if wish.guidance is None else wish.guidance
-    for what, measured, asked in (
-        ("guidance", fitted.get("guidance"), guidance),
-        ("negative prompt", fitted.get("negative"), wish.negative),
-        ("size", fitted.get("size"), size),
-        ("scheduler", fitted.get("scheduler"), family.scheduler),
-    ):
-        if measured != asked:
-            return (
-                f"the profile was measured with {_setting(what, measured)}, not {_setting(what, asked)}; drawing plain"
-            )
-    return None
-
-
-def _setting(what: str, value: Any) -> str:
-    if what == "size":
-        return "the pipeline's own size" if value is None else f"size {value[0]}x{value[1]}"
-    if what == "guidance":
-        return f"guidance {value:g}" if isinstance(value, int | float) else f"guidance {value}"
-    if what == "negative prompt":
-        return "no negative prompt" if value is None else f"the negative prompt {value!r}"
-    return f"{what} {value}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,14 +82,14 @@ class Grid:
     """Of the first noise: some schedulers start a hair below one."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError unless both fall strictly and fit each other."""
+        """Raises InvalidInput unless both fall strictly and fit each other."""
         numbers = (*self.timesteps, *self.sigmas, self.scale)
         falls = all(a > b for row in (self.timesteps, self.sigmas) for a, b in pairwise(row))
         fits = bool(self.timesteps) and len(self.sigmas) == len(self.timesteps) + 1 and self.sigmas[-1] >= 0
         if not (
             all(math.isfinite(n) for n in numbers) and falls and fits and self.scale > 0 and min(self.timesteps) >= 0
         ):
-            raise UsageError(f"not a grid of falling noise levels: timesteps {self.timesteps}, sigmas {self.sigmas}")
+            raise InvalidInput(f"not a grid of falling noise levels: timesteps {self.timesteps}, sigmas {self.sigmas}")
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -99,9 +99,9 @@ class Grid:
         return Grid(tuple(self.timesteps[i] for i in nodes[:-1]), tuple(self.sigmas[i] for i in nodes), self.scale)
 
     def thinned(self, steps: int) -> Grid:
-        """So many of its steps, evenly, from its first node to its last. Raises UsageError for more than it has."""
+        """So many of its steps, evenly, from its first node to its last. Raises InvalidInput for more than it has."""
         if not 1 <= steps <= len(self):
-            raise UsageError(f"{steps} steps can't be taken from {len(self)}")
+            raise InvalidInput(f"{steps} steps can't be taken from {len(self)}")
         return self.pick([round(i * len(self) / steps) for i in range(steps + 1)])
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Grid:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Grid:
-        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or UsageError on anything else."""
+        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
         return cls(tuple(map(float, data["timesteps"])), tuple(map(float, data["sigmas"])), float(data["scale"]))
 
 
@@ -132,16 +132,16 @@ class Schedule:
     """Steps after which the run lands on the clean picture it is heading for; None: it goes to the end."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for what can't be run."""
+        """Raises InvalidInput for what can't be run."""
         if self.solver not in SOLVERS:
-            raise UsageError(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVERS)}")
+            raise InvalidInput(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVERS)}")
         counts = (self.warmup >= 1, self.longest_skip >= 1, self.guided is None or self.guided >= 1)
         if not (
             self.skip >= 0 and self.cache >= 0 and all(counts) and (self.land_after is None or self.land_after >= 1)
         ):
-            raise UsageError(f"a schedule of {self}")
+            raise InvalidInput(f"a schedule of {self}")
         if self.grid.sigmas[-1] > NOISY:
-            raise UsageError(f"a grid that ends at sigma {self.grid.sigmas[-1]:.3g} leaves noise in the picture")
+            raise InvalidInput(f"a grid that ends at sigma {self.grid.sigmas[-1]:.3g} leaves noise in the picture")
 
     def to_json(self) -> dict[str, Any]:
         """For a profile; an infinite δ becomes null."""
@@ -158,7 +158,7 @@ class Schedule:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Schedule:
-        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or UsageError on anything else."""
+        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
         return cls(
             solver=str(data["solver"]),
             grid=Grid.from_json(data["grid"]),

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.diffusion.grid import continuations, mean_errors, plan
+from dynx.diffusion.plan import SHARE
 from dynx.diffusion.predictor import shortfall
 from dynx.diffusion.profile_data import LOOK, Ladder
 from dynx.diffusion.schedule import WARMUP
-from dynx.diffusion.setup import SHARE
 from dynx.diffusion.similarity import compare
 from dynx.errors import UnsupportedModelError
 
@@ -78,7 +78,7 @@ def draw(
     """All of a request's pictures. Raises UnsupportedModelError where one isn't made of numbers, or by its schedule."""
     pictures = engine.draw(request, schedule, pilot=pilot)
     if bad := next((p.error for p in pictures if p.pixels is None), None):
-        raise UnsupportedModelError(f"{engine.family.name} draws no picture: {bad}", hint="try --dtype float32")
+        raise UnsupportedModelError(f"{engine.family.name} draws no picture: {bad}", hint="try `dtype` float32")
     receipt = pictures[0].receipt
     if schedule is not None and receipt.plain:
         raise UnsupportedModelError(f"{engine.family.name} is drawn {'; '.join(receipt.notes)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,10 +43,10 @@ class Likeness:
 
 
 def compare(picture: NDArray[Any], reference: NDArray[Any]) -> Likeness:
-    """All measures. Raises UsageError for other shapes, pixels that aren't numbers, and pictures below 11 pixels."""
+    """All measures. Raises InvalidInput for other shapes, pixels that aren't numbers, and pictures below 11 pixels."""
     a, b = _batch(picture), _batch(reference)
     if a.shape != b.shape:
-        raise UsageError(f"pictures of {a.shape[-1]}×{a.shape[-2]} and {b.shape[-1]}×{b.shape[-2]} can't be compared")
+        raise InvalidInput(f"pictures of {a.shape[-1]}×{a.shape[-2]} and {b.shape[-1]}×{b.shape[-2]} can't be compared")
     from torchmetrics.functional.image import (
         multiscale_structural_similarity_index_measure,
         peak_signal_noise_ratio,
@@ -55,7 +55,7 @@ def compare(picture: NDArray[Any], reference: NDArray[Any]) -> Likeness:
 
     scales = scales_for(min(a.shape[-2:]))
     if not scales:
-        raise UsageError(
+        raise InvalidInput(
             f"pictures of {a.shape[-1]}×{a.shape[-2]} are too small for SSIM, whose window is {WINDOW} pixels"
         )
     equal = bool((a == b).all())
@@ -81,7 +81,7 @@ def scales_for(side: int) -> int:
 
 
 def check(picture: NDArray[Any]) -> None:
-    """Raise UsageError unless it is a picture: (H, W, 3) or (H, W, 1) of finite numbers, floats within 0 … 1."""
+    """Raise InvalidInput unless it is a picture: (H, W, 3) or (H, W, 1) of finite numbers, floats within 0 … 1."""
     _batch(picture)
 
 
@@ -91,13 +91,13 @@ def _batch(picture: NDArray[Any]) -> Tensor:
 
     array = np.asarray(picture)
     if array.ndim != 3 or array.shape[-1] not in (1, 3):
-        raise UsageError(f"not a picture: an array of shape {array.shape}")
+        raise InvalidInput(f"not a picture: an array of shape {array.shape}")
     whole = array.dtype == np.uint8
     values = array.astype(np.float32) / 255 if whole else array.astype(np.float32)
     if not np.isfinite(values).all():
-        raise UsageError("not a picture: some of its pixels are not numbers")
+        raise InvalidInput("not a picture: some of its pixels are not numbers")
     if values.min() < 0 or values.max() > 1:
-        raise UsageError("not a picture: floats must lie within 0 and 1")
+        raise InvalidInput("not a picture: floats must lie within 0 and 1")
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
@@ -118,9 +118,9 @@ class Tails:
 
 
 def tails(values: Sequence[float] | NDArray[np.float64]) -> Tails:
-    """Raises UsageError for none, or NaN."""
+    """Raises InvalidInput for none, or NaN."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array) or np.isnan(array).any():
-        raise UsageError("no values to summarise, or one that is not a number")
+        raise InvalidInput("no values to summarise, or one that is not a number")
     p5 = float(np.quantile(array, 0.05, method="lower"))
     return Tails(len(array), float(array.mean()), float(np.median(array)), p5, float(array.min()))

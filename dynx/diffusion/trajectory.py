@@ -10,7 +10,7 @@ import numpy as np
 from dynx.diffusion.grid import mean_errors, step_errors
 from dynx.diffusion.schedule import SOLVERS, Schedule
 from dynx.diffusion.similarity import compare, tails
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Trajectory:
     def errors(self, solver: str) -> NDArray[np.float64]:
         """(N+1, N+1, N+1) for `grid.plan`, the mean over the pictures. A third-order solver counts as a second-order one."""
         if solver not in SOLVERS:
-            raise UsageError(f"no solver {solver}", hint=f"solvers: {', '.join(SOLVERS)}")
+            raise InvalidInput(f"no solver {solver}", hint=f"solvers: {', '.join(SOLVERS)}")
         parts = np.asarray([self.noise.parts(sigma) for sigma in self.grid.sigmas])
         order = min(SOLVERS[solver], 2)
         return mean_errors(
@@ -47,10 +47,10 @@ class Trajectory:
 
 
 def record(engine: Engine, request: Request, grid: Grid, solver: str = "dpm++2m") -> tuple[list[Picture], Trajectory]:
-    """Draw on a fine grid and keep the way. Raises UsageError where the pipeline runs plain, or its latents aren't finite."""
+    """Draw on a fine grid and keep the way. Raises InvalidInput where the pipeline runs plain, or its latents aren't finite."""
     noise = engine.family.noise
     if noise is None or (reason := engine.plain_reason(request)):
-        raise UsageError(f"no trajectory: {engine.family.adaptive.reason if noise is None else reason}")
+        raise InvalidInput(f"no trajectory: {engine.family.adaptive.reason if noise is None else reason}")
     latents: list[NDArray[np.float32]] = []
     clean: list[NDArray[np.float32]] = []
 
@@ -61,29 +61,29 @@ def record(engine: Engine, request: Request, grid: Grid, solver: str = "dpm++2m"
     pictures = engine.draw(request, Schedule(solver, grid), pilot=keep)
     receipt = pictures[0].receipt
     if receipt.plain:
-        raise UsageError(f"no trajectory: {'; '.join(receipt.notes)}")
+        raise InvalidInput(f"no trajectory: {'; '.join(receipt.notes)}")
     (alpha, sigma), (alpha_end, sigma_end) = (noise.parts(level) for level in grid.sigmas[-2:])
     remains = sigma_end / sigma
     latents.append(remains * latents[-1] + (alpha_end - alpha * remains) * clean[-1])
     way = Trajectory(grid, noise, np.stack(latents).astype(np.float32), np.stack(clean))
     if not (np.isfinite(way.latents).all() and np.isfinite(way.clean).all()):
-        raise UsageError("its latents aren't finite numbers", hint="try --dtype float32")
+        raise InvalidInput("its latents aren't finite numbers", hint="try `dtype` float32")
     return pictures, way
 
 
 def noise_floor(engine: Engine, request: Request, schedule: Schedule | None = None) -> Tails:
     """SSIM of the same run with itself, drawn together and one by one: no other run can promise more.
 
-    The request must have two pictures at least, or there is nothing that could differ: UsageError.
+    The request must have two pictures at least, or there is nothing that could differ: InvalidInput.
     """
     if len(request) < 2:
-        raise UsageError("the noise floor takes two pictures at least")
+        raise InvalidInput("the noise floor takes two pictures at least")
     together = engine.draw(request, schedule)
     values = []
     for i, one in enumerate(together):
         prompts = request.prompts[i : i + 1]
         alone = engine.draw(replace(request, prompts=prompts, seeds=request.seeds[i : i + 1]), schedule)[0]
         if one.pixels is None or alone.pixels is None:
-            raise UsageError(f"no noise floor: {one.error or alone.error}")
+            raise InvalidInput(f"no noise floor: {one.error or alone.error}")
         values.append(compare(one.pixels, alone.pixels).ssim)
     return tails(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,11 +35,11 @@ class Request:
     """Further arguments of the pipeline's call."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a request of nothing, or prompts that don't match the seeds."""
+        """Raises InvalidInput for a request of nothing, or prompts that don't match the seeds."""
         if not self.seeds or (self.prompts and len(self.prompts) != len(self.seeds)):
-            raise UsageError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds don't go together")
+            raise InvalidInput(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds don't go together")
         if self.steps is not None and self.steps < 1:
-            raise UsageError(f"{self.steps} steps draw nothing")
+            raise InvalidInput(f"{self.steps} steps draw nothing")
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -130,8 +130,8 @@ class Picture:
     """None exactly where there are pixels."""
 
     def bytes8(self) -> NDArray[np.uint8]:
-        """(H, W, 3) of 0 … 255, rounded as diffusers rounds. Raises UsageError where there is no picture."""
+        """(H, W, 3) of 0 … 255, rounded as diffusers rounds. Raises InvalidInput where there is no picture."""
         if self.pixels is None:
-            raise UsageError(f"no picture: {self.error}")
+            raise InvalidInput(f"no picture: {self.error}")
         rounded: NDArray[np.float32] = (self.pixels * 255).round()
         return rounded.astype("uint8")

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 from dynx.runtime.binomial import most_failures_in_rest, most_failures_in_total, percent
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Audit:
 
     def __init__(self, eps: float, delta: float) -> None:
         if not 0 < eps < 1 or not 0 < delta < 1:
-            raise UsageError(f"eps {eps} and delta {delta} must lie between 0 and 1")
+            raise InvalidInput(f"eps {eps} and delta {delta} must lie between 0 and 1")
         self.eps, self.delta = eps, delta
         rates = sorted({min(eps * w, (1 + eps) / 2) for w in WORSE})
         self._good = [(1 - r) / (1 - eps) for r in rates]  # 1 + λ(0 - ε), with λ = (r - ε) / (ε(1 - ε))
@@ -83,17 +83,17 @@ def audited(row: int, share: float, seed: int) -> bool:
     """Whether row `row` of the job is one that is audited, a share of all on average.
 
     Decided by a hash of seed and row number, so it depends on neither batches nor what the rows say, and comes out the same
-    on every run. Raises UsageError unless 0 ≤ share ≤ 1.
+    on every run. Raises InvalidInput unless 0 ≤ share ≤ 1.
     """
     if not 0 <= share <= 1:
-        raise UsageError(f"{share} is not a share")
+        raise InvalidInput(f"{share} is not a share")
     return _draw(row, seed) < share * 2**64
 
 
 def sample_of(total: int, drawn: int, seed: int) -> list[int]:
     """`drawn` of the rows 0 … total-1, without replacement, sorted, the same for the same seed."""
     if not 0 <= drawn <= total:
-        raise UsageError(f"{drawn} can't be drawn from {total}")
+        raise InvalidInput(f"{drawn} can't be drawn from {total}")
     return sorted(sorted(range(total), key=lambda row: (_draw(row, seed), row))[:drawn])
 
 
@@ -126,18 +126,18 @@ def certify_job(differs: Iterable[Sequence[bool]], total: int, drawn: int, eps: 
     `differs` yields for each rule, strict to loose, the m disagreements in a random sample of `drawn` = m of the `total` = N
     rows (lists or arrays of m booleans); it is read up to the first rule that fails. The sample is answered at full depth,
     so only the rest can differ. Nothing is assumed of the rows: the chance is in the drawing of the sample alone, and the
-    rules must have been listed before it. Raises UsageError on counts that don't fit.
+    rules must have been listed before it. Raises InvalidInput on counts that don't fit.
 
     Tested is "more than ε(N-m) of *all* N rows would differ", a fixed number, by the exact hypergeometric bound. The number
     among the rest depends on the sample itself, and a walk over many rules could pick the one whose sample was lucky.
     """
     if not 0 < eps < 1 or not 0 < delta < 1 or not 0 <= drawn <= total:
-        raise UsageError(f"{drawn} of {total} rows at eps {eps}, delta {delta} make no sense")
+        raise InvalidInput(f"{drawn} of {total} rows at eps {eps}, delta {delta} make no sense")
     limit = _floor(eps, total - drawn)
     chosen, found = None, 0
     for i, column in enumerate(differs):
         if len(column) != drawn:
-            raise UsageError(f"rule {i} has {len(column)} answers for a sample of {drawn}")
+            raise InvalidInput(f"rule {i} has {len(column)} answers for a sample of {drawn}")
         k = int(sum(bool(d) for d in column))
         if most_failures_in_total(total, drawn, k, delta) > limit:
             break

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import inspect
 import random
-from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, cast
 
-from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+from dynx.early_exit.assembly import Blocks
+from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, usable
 from dynx.runtime.binomial import percent
 from dynx.runtime.decision import Decision
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.early_exit.assembly import LoadedClassifier, Ranges
     from dynx.early_exit.attach.full_depth import Whole
     from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
     from dynx.early_exit.preprocessing import Reader, Row
-    from dynx.early_exit.setup import Assembly, Plan, Wish
     from dynx.runtime.profile import Profile
 
-    Ranges = Mapping[str, NDArray[np.float32]]
 
 FORMS = ("none", "int8")
 
@@ -51,36 +51,15 @@ BATCHES, ROUNDS = 3, 7
 """Of a race: batches of lengths spread over the inputs' in a round, and rounds."""
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """The blocks that a model runs: whose kernels, in which precision, and the ranges that int8 was made with."""
-
-    backend: str = TORCH
-    precision: str = "float32"
-    ranges: Ranges = field(default_factory=dict)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether weights are integers."""
-        return self.precision == "int8"
-
-
-def check_quantization(wish: Wish) -> str:
-    """What the profile's key says of it. Raises UsageError."""
-    if wish.quantize not in FORMS:
-        raise UsageError(f"--quantize {wish.quantize}: classifiers have {' and '.join(FORMS)}")
-    return wish.quantize
-
-
-def choose(wish: Wish, device: str, profile: Profile | None) -> Decision[str]:
-    """Whose kernels a run uses. Raises UsageError or DeviceError where those asked for can't be had."""
-    asked = ALIASES.get(wish.backend, wish.backend)
+def choose(request: ClassifierRequest, device: str, profile: Profile | None) -> Decision[str]:
+    """Whose kernels a run uses. Raises InvalidInput or DeviceError where those asked for can't be had."""
+    asked = ALIASES.get(request.backend, request.backend)
     if asked not in ("auto", TORCH, OPENVINO):
-        raise UsageError(f"--backend {wish.backend}: classifiers run on torch or openvino")
-    there = cast("dict[str, Decision[bool]]", usable(device, wish.quantize))
+        raise InvalidInput(f"`backend` {request.backend}: classifiers run on torch or openvino")
+    there = cast("dict[str, Decision[bool]]", usable(device, request.quantize))
     if asked != "auto":
         if not there[asked].value:
-            raise DeviceError(f"--backend {wish.backend}: {there[asked].reason}")
+            raise DeviceError(f"`backend` {request.backend}: {there[asked].reason}")
         return Decision(asked, "asked for")
     if profile is not None:
         measured = measured_backend(profile)
@@ -88,7 +67,7 @@ def choose(wish: Wish, device: str, profile: Profile | None) -> Decision[str]:
             why = "measured to be the fastest here" if "backend" in profile.fitted else "what the profile is about"
             return Decision(measured, why)
     if not there[TORCH].value:
-        raise DeviceError(f"--quantize {wish.quantize}: {there[TORCH].reason}")
+        raise DeviceError(f"`quantize` {request.quantize}: {there[TORCH].reason}")
     others = "; calibrating times OpenVINO too" if there[OPENVINO].value else ""
     return Decision(TORCH, f"nothing is measured yet{others}")
 
@@ -98,18 +77,18 @@ def measured_backend(profile: Profile) -> str:
     return str(profile.fitted.get("backend", TORCH))
 
 
-def ranges_of(plan: Plan) -> dict[str, NDArray[np.float32]]:
+def ranges_of(plan: ClassifierPlan) -> dict[str, NDArray[np.float32]]:
     """What the plan's profile says of the sizes of numbers."""
     return {name.removeprefix(RANGES): array for name, array in plan.arrays.items() if name.startswith(RANGES)}
 
 
-def wanted(plan: Plan, backend: str, ranges: Ranges | None = None) -> Blocks:
+def wanted(plan: ClassifierPlan, backend: str, ranges: Ranges | None = None) -> Blocks:
     """The blocks that a plan asks for, on these kernels."""
-    precision = plan.wish.quantize if plan.wish.quantize != "none" else plan.dtype
+    precision = plan.request.quantize if plan.request.quantize != "none" else plan.dtype
     return Blocks(backend, precision, ranges or {})
 
 
-def loaded_in(plan: Plan, backend: str) -> str:
+def loaded_in(plan: ClassifierPlan, backend: str) -> str:
     """The precision that the model itself is loaded in: around OpenVINO's blocks everything stays exact."""
     return "float32" if backend == OPENVINO else plan.dtype
 
@@ -181,17 +160,20 @@ def _probes(example: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]
 
 
 def fastest(
-    assembly: Assembly, rows: Sequence[Row], clock: Callable[[], float], heard: Callable[[str], None] = lambda _: None
+    assembly: LoadedClassifier,
+    rows: Sequence[Row],
+    clock: Callable[[], float],
+    heard: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Give the assembly the fastest of the kernels that its plan allows, timed on `rows`, which also say how large numbers get.
 
     `heard` is told what is being done. Raises UnsupportedModelError where kernels that were asked for can't run the model.
     """
     plan = assembly.plan
-    asked = plan.decisions["backend"].value == OPENVINO
-    if assembly.blocks.backend == OPENVINO or (plan.wish.backend != "auto" and not asked):
+    asked = plan.decisions.backend.value == OPENVINO
+    if assembly.blocks.backend == OPENVINO or (plan.request.backend != "auto" and not asked):
         return
-    if not usable(plan.device, plan.wish.quantize)[OPENVINO].value:
+    if not usable(plan.device, plan.request.quantize)[OPENVINO].value:
         return
     heard("converting for OpenVINO")
     times: dict[str, float] = {}
@@ -204,29 +186,29 @@ def fastest(
     except UnsupportedModelError as e:
         if asked:
             raise
-        plan.decisions["backend"] = Decision(TORCH, f"OpenVINO can't run it: {e}")
+        plan.decisions.backend = Decision(TORCH, f"OpenVINO can't run it: {e}")
         return
     if not asked:
         winner = min(times, key=lambda name: times[name])
         said = ", ".join(f"{TITLES[name]} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
-        plan.decisions["backend"] = Decision(winner, f"{said} an input, in batches of {assembly.batch}")
+        plan.decisions.backend = Decision(winner, f"{said} an input, in batches of {assembly.batch}")
         if winner != OPENVINO:
             return
     assembly.attachment, assembly.reader, assembly.blocks = other, reader, blocks
 
 
-def _on_openvino(assembly: Assembly, rows: Sequence[Row]) -> tuple[Attachment | Whole, Reader, Blocks]:
+def _on_openvino(assembly: LoadedClassifier, rows: Sequence[Row]) -> tuple[Attachment | Whole, Reader, Blocks]:
     """The assembly's model once more, with OpenVINO's blocks."""
     import torch
 
+    from dynx.early_exit.assembly import attach_exits, load_model
     from dynx.early_exit.attach.model import Attachment
     from dynx.early_exit.heads import agrees
-    from dynx.early_exit.setup import attach_exits, load_model
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
     plan = assembly.plan
-    model, reader = load_model(plan, dtype=loaded_in(plan, OPENVINO), max_length=plan.wish.max_length)
-    attachment = attach_exits(model, reader, {})
+    model, reader = load_model(plan, dtype=loaded_in(plan, OPENVINO), max_length=plan.request.max_length)
+    attachment = attach_exits(model, reader).model
     blocks = wanted(plan, OPENVINO)
     if blocks.quantized and isinstance(attachment, Attachment):
         seen = sorted(rows[:OBSERVED], key=lambda row: row.size)
@@ -239,11 +221,11 @@ def _on_openvino(assembly: Assembly, rows: Sequence[Row]) -> tuple[Attachment | 
         blocks = wanted(plan, OPENVINO, openvino_blocks.observe(attachment.blocks, run))
     others = rows[OBSERVED:][:OBSERVED] or rows
     want = _answers(attachment, reader, assembly.batch, others)
-    made = put_in(attachment, reader, blocks, assembly.decisions["threads"].value)
+    made = put_in(attachment, reader, blocks, plan.threads)
     got = _answers(made, reader, assembly.batch, others)
     if blocks.quantized:
-        same = agrees(got, want, assembly.labels.problem, plan.wish.tolerance or 0.0)
-        differ, eps = int((~same).sum()), plan.wish.max_disagreement
+        same = agrees(got, want, assembly.labels.problem, plan.request.within or 0.0)
+        differ, eps = int((~same).sum()), plan.request.max_disagreement
         if differ > AMPLE * eps * len(others):
             raise UnsupportedModelError(
                 f"{differ:,} of {len(others):,} answers differ then, too many for {percent(eps)}"
@@ -255,20 +237,24 @@ def _answers(attachment: Attachment | Whole, reader: Reader, batch: int, rows: S
     """Logits at full depth (n, C)."""
     import torch
 
-    from dynx.early_exit.setup import engine_over
+    from dynx.early_exit.assembly import engine_over
 
     answers = engine_over(attachment, reader, batch).window(rows)
     return torch.stack([torch.from_numpy(answer.logits) for answer in answers])
 
 
 def _race(
-    assembly: Assembly, other: Attachment | Whole, reader: Reader, rows: Sequence[Row], clock: Callable[[], float]
+    assembly: LoadedClassifier,
+    other: Attachment | Whole,
+    reader: Reader,
+    rows: Sequence[Row],
+    clock: Callable[[], float],
 ) -> dict[str, float]:
     """Seconds for an input on both, full depth, batches in turns; medians.
 
     No two rounds have batches of the same shape, as a job with exits hardly has: OpenVINO makes its kernels ready for each.
     """
-    from dynx.early_exit.setup import engine_over
+    from dynx.early_exit.assembly import engine_over
 
     ordered = sorted(rows, key=lambda row: row.size)
     engines = {TORCH: assembly.engine(), OPENVINO: engine_over(other, reader, assembly.batch)}

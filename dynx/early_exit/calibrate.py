@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.attach.model import Attachment
 from dynx.early_exit.backends import RANGES, fastest
 from dynx.early_exit.costs import measure_costs
@@ -30,8 +31,7 @@ from dynx.early_exit.features import Collected, Inputs, candidates, collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads, agrees
 from dynx.early_exit.preprocessing import Row
 from dynx.early_exit.profile_data import Evidence, Fitted, to_arrays, to_json
-from dynx.early_exit.reference import Reference, is_reference
-from dynx.errors import UnsupportedModelError, UsageError
+from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.binomial import percent, smallest_sample, supports
 from dynx.runtime.certify import choose_rules, deduplicate, split
 from dynx.runtime.hashing import text_hash
@@ -41,7 +41,7 @@ from dynx.runtime.weights import still
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynx.early_exit.setup import Assembly
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.runtime.certify import Certificate
 
 Progress = Callable[[float, str], None]
@@ -84,7 +84,7 @@ def power(n: int, eps: float, delta: float) -> str:
 
 
 def calibrate(
-    assembly: Assembly,
+    assembly: LoadedClassifier,
     inputs: Inputs,
     *,
     budget: float,
@@ -93,19 +93,19 @@ def calibrate(
 ) -> Findings:
     """Learn the assembly's exits; timing takes about `budget` seconds, the rest what the inputs take.
 
-    UsageError: too few inputs, or a regression without a tolerance. UnsupportedModelError: the model can't have exits.
+    InvalidInput: too few inputs, or a regression without a tolerance. UnsupportedModelError: the model can't have exits.
     """
-    wish = assembly.plan.wish
+    request = assembly.plan.request
     if not isinstance(assembly.attachment, Attachment):
-        raise UnsupportedModelError(assembly.decisions["exits"].reason)
+        raise UnsupportedModelError(assembly.why_full_depth)
     require_tolerance(assembly)
     rows, items, unreadable = _distinct(assembly, inputs)
     parts = split(len(rows), SEED)
-    said = power(len(rows), wish.max_disagreement, wish.delta)
+    said = power(len(rows), request.max_disagreement, request.delta)
     if len(rows) < FEWEST:
         lost = f" ({unreadable:,} can't be read)" if unreadable else ""
-        raise UsageError(
-            f"{len(rows)} different inputs{lost}; at least {FEWEST} are needed", hint=f"better: {_wanted(wish)}"
+        raise InvalidInput(
+            f"{len(rows)} different inputs{lost}; at least {FEWEST} are needed", hint=f"better: {_wanted(request)}"
         )
     first = [rows[i] for i in parts[0]]
     fastest(assembly, first, clock, lambda what: progress(0.0, what))
@@ -130,7 +130,7 @@ def calibrate(
         return _nothing(assembly, inputs, rows, parts, unreadable, said, whole)
     fitted, agreement = learned
     evidence = evidence_of(fitted, seen.rows(parts[2]), assembly)
-    certificate = fitted.certify(evidence, assembly.batch, wish.max_disagreement, wish.delta)
+    certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta)
     progress(0.87, "checking on the clock")
     measured = None
     if certificate.active:
@@ -146,21 +146,21 @@ def calibrate(
     )
 
 
-def require_tolerance(assembly: Assembly) -> None:
-    """UsageError: a regression, and nobody said when two numbers agree."""
-    if assembly.labels.problem == "regression" and not assembly.plan.wish.tolerance:
-        raise UsageError(
+def require_tolerance(assembly: LoadedClassifier) -> None:
+    """InvalidInput: a regression, and nobody said when two numbers agree."""
+    if assembly.labels.problem == "regression" and not assembly.plan.request.within:
+        raise InvalidInput(
             "the model gives numbers, and numbers are hardly ever equal",
-            hint="--within T says how far an answer may be off",
+            hint="`within` T says how far an answer may be off",
         )
 
 
-def _wanted(wish: Any) -> str:
-    least = smallest_sample(wish.max_disagreement, wish.delta)
-    return f"{10 * least:,} or more, for {percent(wish.max_disagreement)} at {percent(wish.confidence)}"
+def _wanted(request: Any) -> str:
+    least = smallest_sample(request.max_disagreement, request.delta)
+    return f"{10 * least:,} or more, for {percent(request.max_disagreement)} at {percent(request.confidence)}"
 
 
-def _distinct(assembly: Assembly, inputs: Inputs) -> tuple[list[Row], list[Any], int]:
+def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Row], list[Any], int]:
     """Rows that differ from each other, and their items; at most `MOST`, drawn at random."""
     firsts, most = deduplicate(inputs.names), MOST[assembly.reader.kind]
     if len(firsts) > most:
@@ -177,7 +177,7 @@ def _distinct(assembly: Assembly, inputs: Inputs) -> tuple[list[Row], list[Any],
 
 
 def learn(
-    assembly: Assembly,
+    assembly: LoadedClassifier,
     seen: Collected,
     rows: Sequence[Row],
     parts: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -191,8 +191,8 @@ def learn(
 
     Also the agreement of every exit tried. None where no exit pays at the risk that the certificate can show.
     """
-    wish, problem = assembly.plan.wish, assembly.labels.problem
-    tolerance = wish.tolerance or 0.0
+    request, problem = assembly.plan.request, assembly.labels.problem
+    tolerance = request.within or 0.0
     one, two = seen.rows(parts[0]), seen.rows(parts[1])
 
     def fit(depths: Sequence[int]) -> tuple[ExitHeads, AgreementScore]:
@@ -223,7 +223,7 @@ def learn(
         for batch in sorted({1, assembly.batch})
     }
     main = costs[assembly.batch]
-    rules = choose_rules(scores, agree, main, wish.max_disagreement, wish.delta, certifying)
+    rules = choose_rules(scores, agree, main, request.max_disagreement, request.delta, certifying)
     if not np.isfinite(rules.thresholds).any():
         return None
     if len(rules.kept) < len(kept):
@@ -233,20 +233,20 @@ def learn(
         heads, score = fit(kept)
         scores, agree = two.at(kept).seen_by(heads, score, tolerance)
         rules = choose_rules(
-            scores, agree, costs[assembly.batch], wish.max_disagreement, wish.delta, certifying, prune=False
+            scores, agree, costs[assembly.batch], request.max_disagreement, request.delta, certifying, prune=False
         )
     return Fitted(tuple(kept), heads, score, rules, costs), agreement
 
 
-def evidence_of(fitted: Fitted, seen: Collected, assembly: Assembly) -> Evidence:
+def evidence_of(fitted: Fitted, seen: Collected, assembly: LoadedClassifier) -> Evidence:
     """What the rows of a certificate show."""
-    tolerance = assembly.plan.wish.tolerance or 0.0
+    tolerance = assembly.plan.request.within or 0.0
     scores, agree = seen.at(fitted.depths).seen_by(fitted.heads, fitted.score, tolerance)
     return Evidence(scores, agree, assembly.labels.ids(seen.truth.numpy()))
 
 
 def confirm(
-    assembly: Assembly,
+    assembly: LoadedClassifier,
     fitted: Fitted,
     certificate: Certificate,
     rows: Sequence[Row],
@@ -270,7 +270,7 @@ def confirm(
 
 
 def in_words(
-    fitted: Fitted, certificate: Certificate, measured: tuple[float, float, float] | None, assembly: Assembly
+    fitted: Fitted, certificate: Certificate, measured: tuple[float, float, float] | None, assembly: LoadedClassifier
 ) -> str:
     """The decision in a sentence."""
     if not certificate.active:
@@ -293,7 +293,7 @@ def mean_layers(fitted: Fitted, certificate: Certificate, depth: int) -> float:
 
 
 def _profile(
-    assembly: Assembly,
+    assembly: LoadedClassifier,
     inputs: Inputs,
     fitted: Fitted,
     evidence: Evidence,
@@ -305,7 +305,7 @@ def _profile(
     whole: dict[str, int],
 ) -> tuple[Profile, dict[str, NDArray[Any]]]:
     shape, seconds = to_json(fitted)
-    labels, wish = assembly.labels, assembly.plan.wish
+    labels, request = assembly.labels, assembly.plan.request
     by_class = [
         {"label": name, "inputs": rows, "disagreements": bad}
         for name, (rows, bad) in zip(labels.names, certificate.by_class, strict=False)
@@ -316,9 +316,9 @@ def _profile(
         "fitted": shape
         | {
             "problem": labels.problem,
-            "tolerance": wish.tolerance,
+            "tolerance": request.within,
             "max_length": assembly.cut,
-            "max_disagreement": wish.max_disagreement,
+            "max_disagreement": request.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.blocks.backend,
         },
@@ -334,18 +334,18 @@ def _profile(
     return Profile(**(body | fields)), to_arrays(fitted, evidence) | _ranges(assembly)
 
 
-def _ranges(assembly: Assembly) -> dict[str, NDArray[Any]]:
+def _ranges(assembly: LoadedClassifier) -> dict[str, NDArray[Any]]:
     """What int8 was made with."""
     return {RANGES + name: ends for name, ends in assembly.blocks.ranges.items()}
 
 
-def _at_full_depth(assembly: Assembly, seen: Collected) -> dict[str, int]:
+def _at_full_depth(assembly: LoadedClassifier, seen: Collected) -> dict[str, int]:
     """How many of these rows the model itself, before any exit, answers otherwise than the reference."""
-    same = agrees(seen.logits, seen.truth, assembly.labels.problem, assembly.plan.wish.tolerance or 0.0)
+    same = agrees(seen.logits, seen.truth, assembly.labels.problem, assembly.plan.request.within or 0.0)
     return {"n": len(seen), "disagreements": int((~same).sum())}
 
 
-def _envelope(assembly: Assembly, inputs: Inputs) -> dict[str, Any]:
+def _envelope(assembly: LoadedClassifier, inputs: Inputs) -> dict[str, Any]:
     plan = assembly.plan
     return {
         "key": plan.key,
@@ -355,14 +355,14 @@ def _envelope(assembly: Assembly, inputs: Inputs) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "device": {
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
-            "threads": assembly.decisions["threads"].value,
+            "threads": assembly.plan.threads,
         },
         "evidence": {"data": text_hash(inputs.names), "inputs": len(inputs.names)},
     }
 
 
 def _nothing(
-    assembly: Assembly,
+    assembly: LoadedClassifier,
     inputs: Inputs,
     rows: Sequence[Row],
     parts: Sequence[NDArray[np.int64]],
@@ -371,7 +371,7 @@ def _nothing(
     whole: dict[str, int],
 ) -> Findings:
     """Findings of a model whose exits don't pay: a profile that says so, so that nobody asks again."""
-    eps = assembly.plan.wish.max_disagreement
+    eps = assembly.plan.request.max_disagreement
     summary = f"full depth: no exit is right often enough to pay for looking, within {percent(eps)}"
     body = _envelope(assembly, inputs)
     body |= {

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.audit import Audit, audited
 from dynx.early_exit.features import same_answers
 from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.reference import Reference, is_reference
 from dynx.early_exit.types import EXACT, Guarantee, Prediction, Receipt
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.engine import Answer, Engine, Exits
-    from dynx.early_exit.setup import Assembly
 
 SEED = 0
 """Of the draws of audits: the same inputs are drawn on every run."""
@@ -33,13 +33,15 @@ SEED = 0
 class Classifier:
     """A model with its exits at work on one job. `say` hears of the audit's alarm, once."""
 
-    def __init__(self, assembly: Assembly, *, audit: float = 0.0, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, assembly: LoadedClassifier, *, audit: float = 0.0, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         if not 0 <= audit <= 1:
-            raise UsageError(f"--audit {audit:g} is not a share between 0 and 1")
-        wish = assembly.plan.wish
+            raise InvalidInput(f"`audit` {audit:g} is not a share between 0 and 1")
+        request = assembly.plan.request
         self.assembly = assembly
         self.labels = assembly.labels
-        self.audit = Audit(wish.max_disagreement, wish.delta) if audit else None
+        self.audit = Audit(request.max_disagreement, request.delta) if audit else None
         self.receipt = Receipt(assembly.attachment.depth)
         self._share, self._say = audit, say
         self._reference: Reference | None = None
@@ -124,7 +126,7 @@ class Classifier:
         full = self._reference.logits([items[numbers[k]] for k in drawn])
         self.receipt.audit_layers += self._reference.blocks - before
         exited = np.stack([answers[k].logits for k in drawn])
-        tolerance = self.assembly.plan.wish.tolerance or 0.0
+        tolerance = self.assembly.plan.request.within or 0.0
         for agree in same_answers(exited, full, self.labels.problem, tolerance):
             if self.audit.update(not agree):
                 self._use(None, None)

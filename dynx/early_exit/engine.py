@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynx.early_exit.attach.hidden_state import State
 from dynx.early_exit.batching import Flight, Group, Waiting, batches
-from dynx.errors import DeviceError, UsageError
+from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class Exits:
     thresholds: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """UsageError where the parts don't belong together."""
+        """InvalidInput where the parts don't belong together."""
         sizes = {len(self.depths), len(self.heads), len(self.score), len(self.thresholds)}
         if len(sizes) != 1 or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 1:
-            raise UsageError(f"exits after blocks {self.depths} don't fit their heads, scores and thresholds")
+            raise InvalidInput(f"exits after blocks {self.depths} don't fit their heads, scores and thresholds")
 
     @property
     def active(self) -> bool:
@@ -93,9 +93,9 @@ class Engine(Generic[Row]):
         batch: int = BATCH,
     ) -> None:
         if batch < 1:
-            raise UsageError(f"a batch of {batch} rows")
+            raise InvalidInput(f"a batch of {batch} rows")
         if exits is not None and exits.depths[-1] >= attachment.depth:
-            raise UsageError(f"an exit after block {exits.depths[-1]} of {attachment.depth} saves nothing")
+            raise InvalidInput(f"an exit after block {exits.depths[-1]} of {attachment.depth} saves nothing")
         self.attachment = attachment
         self.exits = exits if exits is not None and exits.active else None
         self.batch = batch
@@ -124,7 +124,7 @@ class Engine(Generic[Row]):
                 work.finish()
         except Exception as e:
             if is_out_of_memory(e):
-                raise DeviceError("out of memory", hint=f"try --batch-size {max(1, self.batch // 2)}") from e
+                raise DeviceError("out of memory", hint=f"try `batch_size` {max(1, self.batch // 2)}") from e
             raise
         finally:
             self.blocks += sum(answer.layers for answer in work.answers.values())

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.heads import agrees
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem
     from dynx.early_exit.preprocessing import Row
-    from dynx.early_exit.setup import Assembly
 
 MOST_EXITS = 12
 """Exits tried on one model; deeper ones get as many, evenly spaced."""
@@ -77,7 +77,7 @@ def candidates(depth: int) -> tuple[int, ...]:
 
 
 def collect(
-    assembly: Assembly,
+    assembly: LoadedClassifier,
     rows: Sequence[Row],
     depths: Sequence[int],
     truth: Tensor | None,
@@ -91,11 +91,11 @@ def collect(
 
     attachment, batch = assembly.attachment, assembly.batch
     if not rows:
-        raise UsageError("there are no inputs")
+        raise InvalidInput("there are no inputs")
     if not isinstance(attachment, Attachment):
         from dynx.errors import UnsupportedModelError
 
-        raise UnsupportedModelError(assembly.decisions["exits"].reason)
+        raise UnsupportedModelError(assembly.why_full_depth)
     order = sorted(range(len(rows)), key=lambda i: -rows[i].size)
     pooled: list[list[Tensor]] = []
     logits: list[Tensor] = []

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ class ExitHeads:
 
     def __init__(self, problem: Problem, heads: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
         if problem not in get_args(Problem) or not heads:
-            raise UsageError(f"{len(heads)} heads for a problem of kind {problem!r}")
+            raise InvalidInput(f"{len(heads)} heads for a problem of kind {problem!r}")
         self.problem: Problem = problem
         self._heads = list(heads)  # shift (F,), weight (F, C) with 1/std in it, mix (C,), bias (C,); float32
 
@@ -106,13 +106,13 @@ class ExitHeads:
         """Logits (R, C) of exit k from pooled features (R, F_k) and the logits (R, C) of exit k-1 for the same rows.
 
         `previous` is None at exit 0 only, so heads of exits that rows never leave at are run too; they cost F·C each.
-        Raises UsageError on shapes that don't fit.
+        Raises InvalidInput on shapes that don't fit.
         """
         shift, weight, mix, bias = self._heads[k]
         if pooled.ndim != 2 or pooled.shape[1] != len(shift):
-            raise UsageError(f"exit {k} has {len(shift)} features, not {tuple(pooled.shape[1:])}")
+            raise InvalidInput(f"exit {k} has {len(shift)} features, not {tuple(pooled.shape[1:])}")
         if (previous is None) != (k == 0) or (previous is not None and previous.shape != (len(pooled), len(bias))):
-            raise UsageError(f"exit {k} needs {'no logits' if k == 0 else 'the logits of the exit'} before it")
+            raise InvalidInput(f"exit {k} needs {'no logits' if k == 0 else 'the logits of the exit'} before it")
         out = torch.addmm(bias, pooled.float() - shift, weight)
         return out if previous is None else out + mix * previous
 
@@ -151,7 +151,7 @@ class ExitHeads:
 
         pooled: K float tensors (n, F_k), the same rows in each, in order of depth; full: (n, C), the full model's logits (for a
         regression its numbers). Deterministic for a seed on one machine. About 1.5 s per exit for 2,000 rows of 1,536
-        features. Raises UsageError on shapes that don't fit, fewer than 20 rows, or values that aren't finite.
+        features. Raises InvalidInput on shapes that don't fit, fewer than 20 rows, or values that aren't finite.
         """
         # The features may come from a pass without gradients.
         with _one_thread(), torch.inference_mode(False), torch.enable_grad():
@@ -331,13 +331,13 @@ class AgreementScore:
     def fit(cls, logits: Sequence[Tensor], full: Tensor, problem: Problem, *, tolerance: float = 0.0) -> AgreementScore:
         """Fit on rows that the heads were *not* fitted on.
 
-        logits: K tensors (n, C), the heads' answers; full: (n, C); tolerance: of a regression, above 0. Raises UsageError on
+        logits: K tensors (n, C), the heads' answers; full: (n, C); tolerance: of a regression, above 0. Raises InvalidInput on
         shapes that don't fit.
         """
         if not logits or any(z.shape != full.shape for z in logits) or full.ndim != 2 or not len(full):
-            raise UsageError("the exits' logits and the full model's differ in shape")
+            raise InvalidInput("the exits' logits and the full model's differ in shape")
         if problem == "regression" and not tolerance > 0:
-            raise UsageError("a regression agrees within a tolerance above 0")
+            raise InvalidInput("a regression agrees within a tolerance above 0")
         weights, scales = [], []
         for k, z in enumerate(logits):
             with np.errstate(all="ignore"):
@@ -480,13 +480,13 @@ def _one_thread() -> Iterator[None]:
 
 def _fits(pooled: Sequence[Tensor], full: Tensor) -> Tensor:
     if not pooled or full.ndim != 2 or any(x.ndim != 2 or len(x) != len(full) for x in pooled):
-        raise UsageError("the features of the exits and the full model's logits don't have the same rows")
+        raise InvalidInput("the features of the exits and the full model's logits don't have the same rows")
     if len(full) < FEWEST_ROWS:
-        raise UsageError(
+        raise InvalidInput(
             f"{len(full)} rows are too few to fit exits on", hint=f"{FEWEST_ROWS} are the fewest, 1,000 are good"
         )
     if not all(bool(x.isfinite().all()) for x in (*pooled, full)):
-        raise UsageError("a feature or a logit is not finite")
+        raise InvalidInput("a feature or a logit is not finite")
     return full.detach().cpu().double().clone()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynx.errors import ModelError, UsageError
+from dynx.errors import InvalidInput, ModelError
 from dynx.runtime.inputs import InputError
 from dynx.runtime.pictures import read_picture
 
@@ -65,7 +65,7 @@ class Texts:
 
     def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
         if max_length is not None and max_length < SHORTEST:
-            raise UsageError(f"--max-length {max_length}: at least {SHORTEST} tokens")
+            raise InvalidInput(f"`max_length` {max_length}: at least {SHORTEST} tokens")
         self.own_limit = token_limit(tokenizer, model)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
         self._tokenizer, self._device = tokenizer, model.device

@@ -7,26 +7,21 @@ confidence than the calibration's is certified on the spot, by the same test on 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from dynx.early_exit.engine import Exits
 from dynx.early_exit.heads import AgreementScore, ExitHeads
-from dynx.early_exit.reference import is_reference
 from dynx.early_exit.types import EXACT, Guarantee
-from dynx.runtime.binomial import most_failures, percent
 from dynx.runtime.certify import Certificate, Costs, Family, Rules, certify
-from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.setup import Assembly, Plan
-    from dynx.runtime.profile import Profile
 
 PAYS = 1.05
 """Expected speed-up from which exits are used: costs measured apart tend to promise a few percent too much."""
@@ -147,88 +142,3 @@ def from_profile(
         raise ValueError("its parts don't fit each other")
     rules = Rules(thresholds, family, tuple(int(i) for i in fitted["rules"]["kept"]), str(fitted["rules"]["words"]))
     return Fitted(depths, heads, score, rules, costs), Evidence(scores, agree, classes)
-
-
-def knowledge_of(assembly: Assembly, warn: Callable[[str], None]) -> Knowledge | None:
-    """The exits that the profile allows under the promise asked for; None where there are none, and the decisions say why."""
-    plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.attachment.depth, assembly.batch
-    profile, wish = plan.profile, plan.wish
-    if profile is None:
-        return None
-    try:
-        if not profile.fitted.get("depths"):
-            plan.decisions["exits"] = Decision("none", str(profile.decision["summary"]))
-            return None
-        fitted, evidence = from_profile(profile.fitted, profile.measured, plan.arrays)
-        outputs = plan.arrays[f"{HEADS}0.bias"].shape[0]
-        if fitted.depths[-1] >= depth or fitted.depths[0] < 1 or outputs != len(labels.names):
-            raise ValueError("it was fitted to another model")
-        fitted = replace(fitted, heads=fitted.heads.to(plan.device))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-        warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
-        plan.decisions["exits"] = Decision("none", f"profile {profile.key.id} can't be used")
-        return None
-    if refusal := _other_promise(assembly, profile, fitted):
-        plan.decisions["exits"] = Decision("none", refusal)
-        return None
-    if assembly.certified is None and not is_reference(assembly):
-        plan.decisions["exits"] = Decision("none", certify_whole(plan)[1])
-        return None
-    certificate = fitted.certify(evidence, batch, wish.max_disagreement, wish.delta)
-    if not certificate.active:
-        plan.decisions["exits"] = Decision("none", certificate.words)
-        return None
-    if certificate.speedup < PAYS:
-        why = f"at batches of {batch} they would make it {certificate.speedup:.2f}x as fast"
-        plan.decisions["exits"] = Decision("none", why)
-        return None
-    if (clock := _slower(profile, batch, wish.max_disagreement)) is not None:
-        why = f"they made it {clock:.2f}x as fast on the clock when it was calibrated"
-        plan.decisions["exits"] = Decision("none", why)
-        return None
-    used = [str(d) for d, t in zip(fitted.depths, certificate.thresholds, strict=True) if t != math.inf]
-    where = "elsewhere" if plan.bundled else "here"
-    plan.decisions["exits"] = Decision(
-        f"after layer {' and '.join(used)} of {depth}",
-        f"{certificate.speedup:.2f}x expected by costs measured {where}; {certificate.words}",
-    )
-    return Knowledge(fitted, evidence, certificate, "model" if plan.bundled else "profile")
-
-
-def certify_whole(plan: Plan) -> tuple[Guarantee | None, str]:
-    """What the profile shows of answers at full depth by a model that isn't the reference, and in words.
-
-    Tested before any exit rule, as the strictest of all: a rule is looked at only where this holds.
-    """
-    wish, profile = plan.wish, plan.profile
-    agree = plan.arrays.get("evidence.agree")
-    seen: Any = {} if profile is None else profile.evidence.get("full_depth", {})
-    if agree is not None and agree.ndim == 2:
-        seen = {"n": len(agree), "disagreements": int((~agree[:, -1].astype(np.bool_)).sum())}
-    n, differ = int(seen.get("n", 0)), int(seen.get("disagreements", 0))
-    if not n:
-        return None, "the profile has no evidence of its answers at full depth"
-    allowed = most_failures(n, wish.max_disagreement, wish.delta)
-    said = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
-    if allowed is None or differ > allowed:
-        return None, f"{said}, which doesn't show {percent(wish.max_disagreement)}"
-    basis = "model" if plan.bundled else "profile"
-    return Guarantee(wish.max_disagreement, wish.delta, n, differ, basis), said
-
-
-def _slower(profile: Profile, batch: int, eps: float) -> float | None:
-    """Dynamic over plain as measured at calibration, if that was slower; None where it doesn't speak of this ε and batch."""
-    clock, fitted = profile.measured.get("clock"), profile.fitted.get("max_disagreement")
-    if clock is None or fitted is None or profile.measured.get("batch") != batch or eps > fitted:
-        return None
-    return float(clock[0]) if clock[0] < 1 else None
-
-
-def _other_promise(assembly: Assembly, profile: Profile, fitted: Fitted) -> str | None:
-    """Why the profile's evidence doesn't speak of what is asked for."""
-    if profile.fitted.get("max_length") != assembly.cut:
-        cut = profile.fitted.get("max_length") or "the model's own number of"
-        return f"the profile is for texts cut to {cut} tokens"
-    if assembly.labels.problem == "regression" and assembly.plan.wish.tolerance != fitted.score.tolerance:
-        return f"the profile is for a tolerance of {fitted.score.tolerance:g}"
-    return None

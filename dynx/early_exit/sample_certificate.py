@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.attach.model import Attachment
 from dynx.early_exit.audit import certify_job, sample_of
 from dynx.early_exit.calibrate import FEWEST, evidence_of, learn, require_tolerance
@@ -19,7 +20,6 @@ from dynx.early_exit.engine import Answer
 from dynx.early_exit.features import Collected, candidates, collect
 from dynx.early_exit.preprocessing import Row
 from dynx.early_exit.profile_data import PAYS
-from dynx.early_exit.reference import Reference, is_reference
 from dynx.early_exit.types import Guarantee
 from dynx.runtime.binomial import percent, smallest_sample
 from dynx.runtime.certify import leaves_at, simulate, split
@@ -27,9 +27,9 @@ from dynx.runtime.certify import leaves_at, simulate, split
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
     from dynx.early_exit.profile_data import Evidence, Fitted
-    from dynx.early_exit.setup import Assembly
 
 SEED = 0
 AMPLE, SCANT = 5, 2
@@ -51,13 +51,13 @@ BUDGET = 10.0
 def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     """Draw, look, and set the classifier's exits for exactly these `items`, all of the job; returns what was found, in words.
 
-    Works whatever the profile promises, and without one. UsageError: a regression without a tolerance.
+    Works whatever the profile promises, and without one. InvalidInput: a regression without a tolerance.
     """
     assembly = classifier.assembly
     if not isinstance(assembly.attachment, Attachment):
-        return f"full depth: {assembly.decisions['exits'].reason}"
+        return f"full depth: {assembly.why_full_depth}"
     require_tolerance(assembly)
-    eps, delta = assembly.plan.wish.max_disagreement, assembly.plan.wish.delta
+    eps, delta = assembly.plan.request.max_disagreement, assembly.plan.request.delta
     known = assembly.knowledge
     learning = 0 if known else LEARN
     total, drawn = len(items), sample_size(len(items) - learning, eps, delta)
@@ -99,7 +99,11 @@ def _draw(total: int, many: int) -> list[int]:
 
 
 def _run(
-    assembly: Assembly, items: Sequence[Any], numbers: Sequence[int], depths: Sequence[int], answered: dict[int, Answer]
+    assembly: LoadedClassifier,
+    items: Sequence[Any],
+    numbers: Sequence[int],
+    depths: Sequence[int],
+    answered: dict[int, Answer],
 ) -> tuple[Collected, list[int]]:
     """These inputs at every exit and by the full model, whose answers go into `answered`.
 
@@ -118,7 +122,7 @@ def _run(
 
 
 def _learn(
-    assembly: Assembly, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
+    assembly: LoadedClassifier, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
 ) -> Fitted | None:
     """Exits from inputs of the job that won't be in the sample."""
     seen, present = _run(assembly, items, numbers, candidates(assembly.attachment.depth), answered)

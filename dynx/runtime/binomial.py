@@ -19,7 +19,7 @@ from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,13 +49,13 @@ STIRLING_FROM = 16
 def binomial_tail(n: int, k: int, p: float) -> float:
     """P(Bin(n, p) ≤ k), exact to about 1e-13 of itself; the p-value of "the rate is above p" when k of n failed.
 
-    `k` may be -1 (nothing is fewer than no failures: 0.0). Raises UsageError unless -1 ≤ k ≤ n and 0 ≤ p ≤ 1.
+    `k` may be -1 (nothing is fewer than no failures: 0.0). Raises InvalidInput unless -1 ≤ k ≤ n and 0 ≤ p ≤ 1.
     """
     n, k = _count(n, "n"), index(k)
     if not -1 <= k <= n:
-        raise UsageError(f"{k} failures of {n} make no sense")
+        raise InvalidInput(f"{k} failures of {n} make no sense")
     if not 0 <= p <= 1:
-        raise UsageError(f"{p} is not a probability")
+        raise InvalidInput(f"{p} is not a probability")
     if k == n:
         return 1.0
     if k < 0 or p == 1:
@@ -127,7 +127,7 @@ def _deviance(x: float, mean: float) -> float:
 def upper_bound(n: int, k: int, delta: float) -> float:
     """The highest rate that k failures in n leave possible at confidence 1-δ (Clopper and Pearson 1934, one-sided).
 
-    The rate p at which P(Bin(n, p) ≤ k) = δ; 1.0 when everything failed or nothing was tried. Raises UsageError on bad counts.
+    The rate p at which P(Bin(n, p) ≤ k) = δ; 1.0 when everything failed or nothing was tried. Raises InvalidInput on bad counts.
     """
     n, k = _counts(n, k)
     delta = _chance(delta, "delta")
@@ -159,7 +159,7 @@ def two_sided(n: int, k: int, delta: float) -> tuple[float, float]:
 def most_failures(n: int, eps: float, delta: float) -> int | None:
     """The most failures in n trials that still show a rate of at most ε at confidence 1-δ; None if not even 0 does.
 
-    The largest k with P(Bin(n, ε) ≤ k) ≤ δ. Raises UsageError unless 0 < ε < 1 and 0 < δ < 1.
+    The largest k with P(Bin(n, ε) ≤ k) ≤ δ. Raises InvalidInput unless 0 < ε < 1 and 0 < δ < 1.
     """
     n, eps, delta = _count(n, "n"), _chance(eps, "eps"), _chance(delta, "delta")
     low, high = -1, n  # P(≤ -1) = 0 passes, P(≤ n) = 1 doesn't
@@ -210,18 +210,18 @@ def fixed_sequence(p_values: Iterable[float], delta: float) -> int | None:
 def divide(delta: float, candidates: int) -> float:
     """δ for each of several candidates of which the best is kept by its own result: they share it (Bonferroni)."""
     if index(candidates) < 1:
-        raise UsageError(f"{candidates} candidates can't share anything")
+        raise InvalidInput(f"{candidates} candidates can't share anything")
     return _chance(delta, "delta") / candidates
 
 
 def hypergeometric_tail(total: int, bad: int, drawn: int, k: int) -> float:
     """P(at most k of the `bad` are among `drawn` taken without replacement from `total`), exact to about 1e-12 of itself.
 
-    Raises UsageError unless 0 ≤ bad ≤ total, 0 ≤ drawn ≤ total and k ≥ -1.
+    Raises InvalidInput unless 0 ≤ bad ≤ total, 0 ≤ drawn ≤ total and k ≥ -1.
     """
     total, bad, drawn, k = _count(total, "total"), _count(bad, "bad"), _count(drawn, "drawn"), index(k)
     if bad > total or drawn > total or k < -1:
-        raise UsageError(f"{k} of {bad} bad ones among {drawn} of {total} make no sense")
+        raise InvalidInput(f"{k} of {bad} bad ones among {drawn} of {total} make no sense")
     fewest, most = max(0, drawn + bad - total), min(bad, drawn)
     if k >= most:
         return 1.0
@@ -252,7 +252,7 @@ def most_failures_in_total(total: int, drawn: int, k: int, delta: float) -> int:
     """
     total, (drawn, k), delta = _count(total, "total"), _counts(drawn, k), _chance(delta, "delta")
     if drawn > total:
-        raise UsageError(f"{drawn} can't be drawn from {total}")
+        raise InvalidInput(f"{drawn} can't be drawn from {total}")
     low, high = k, total - (drawn - k)  # the others of the sample did not fail
     while low < high:
         middle = (low + high + 1) // 2
@@ -290,18 +290,18 @@ def percent(share: float) -> str:
 def _count(value: int, name: str) -> int:
     value = index(value)  # a float here would be a mean times n: TypeError
     if value < 0:
-        raise UsageError(f"{name} is {value}, below 0")
+        raise InvalidInput(f"{name} is {value}, below 0")
     return value
 
 
 def _counts(n: int, k: int) -> tuple[int, int]:
     n, k = _count(n, "n"), index(k)
     if not 0 <= k <= n:
-        raise UsageError(f"{k} failures of {n} make no sense")
+        raise InvalidInput(f"{k} failures of {n} make no sense")
     return n, k
 
 
 def _chance(value: float, name: str) -> float:
     if not 0 < value < 1:
-        raise UsageError(f"{name} is {value}, not between 0 and 1")
+        raise InvalidInput(f"{name} is {value}, not between 0 and 1")
     return float(value)

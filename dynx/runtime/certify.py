@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 from dynx.runtime.binomial import (
     binomial_tail,
     divide,
@@ -79,12 +79,12 @@ class Costs:
     check: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse costs that can't be: UsageError."""
+        """Refuse costs that can't be: InvalidInput."""
         values = (*self.reach, *self.check, self.full)
         if not self.reach or len(self.reach) != len(self.check):
-            raise UsageError(f"{len(self.reach)} exits have {len(self.check)} costs of checking them")
+            raise InvalidInput(f"{len(self.reach)} exits have {len(self.check)} costs of checking them")
         if not all(math.isfinite(v) and v >= 0 for v in values) or self.full <= 0:
-            raise UsageError("a cost is negative or not a number")
+            raise InvalidInput("a cost is negative or not a number")
 
     def at(self, kept: Sequence[int]) -> Costs:
         """Those of some of the exits."""
@@ -185,10 +185,10 @@ class Certificate:
 def split(n: int, seed: int, shares: Sequence[float] = SHARES) -> tuple[NDArray[np.int64], ...]:
     """Cut 0 … n-1 at random into disjoint sorted parts of these shares: heads, score and rules, certificate.
 
-    The same for the same seed. The last part takes what rounding leaves. Raises UsageError on bad shares.
+    The same for the same seed. The last part takes what rounding leaves. Raises InvalidInput on bad shares.
     """
     if n < 0 or not shares or min(shares) < 0 or not math.isclose(sum(shares), 1):
-        raise UsageError(f"{n} rows can't be split into shares of {tuple(shares)}")
+        raise InvalidInput(f"{n} rows can't be split into shares of {tuple(shares)}")
     order = np.random.default_rng(seed).permutation(n)
     cuts = [round(n * sum(shares[: i + 1])) for i in range(len(shares) - 1)]
     return tuple(np.sort(part) for part in np.split(order, cuts))
@@ -224,12 +224,12 @@ def simulate(
 
     thresholds (K,), scores s (n, K), agree (n, K): whether the answer at exit k is the full model's. A further column says it
     of the answer at full depth, where that is another computation than the one promised (in another precision, of texts
-    cut short); without it full depth can't differ. Raises UsageError on shapes that don't fit, no rows, NaN.
+    cut short); without it full depth can't differ. Raises InvalidInput on shapes that don't fit, no rows, NaN.
     """
     t = np.asarray(thresholds, dtype=np.float64)
     s, agree = _checked(s, agree, costs)
     if t.shape != (s.shape[1],) or np.isnan(t).any():
-        raise UsageError(f"thresholds of shape {t.shape} don't fit {s.shape[1]} exits")
+        raise InvalidInput(f"thresholds of shape {t.shape} don't fit {s.shape[1]} exits")
     t = np.maximum(t, LEAST)
     exits = leaves_at(t, s)
     differs = _differs(exits, agree)
@@ -309,7 +309,7 @@ def certify(
     share = divide(delta, candidates)
     never = np.full(exits_of, math.inf)
     if rules.thresholds.shape[1] != exits_of:
-        raise UsageError(f"rules for {rules.thresholds.shape[1]} exits don't fit {exits_of}")
+        raise InvalidInput(f"rules for {rules.thresholds.shape[1]} exits don't fit {exits_of}")
     if n < smallest_sample(eps, share):
         why = f"full depth: {supports(n, eps, share)}"
         return _certificate(never, s, agree, costs, eps, delta, classes, why)
@@ -350,7 +350,7 @@ def _certificate(
     if classes is not None:
         which = np.asarray(classes)
         if which.shape != (len(s),) or which.min() < 0:
-            raise UsageError(f"classes of shape {which.shape} don't fit {len(s)} rows")
+            raise InvalidInput(f"classes of shape {which.shape} don't fit {len(s)} rows")
         rows, bad = np.bincount(which), np.bincount(which, weights=found.differs)
         by_class = tuple((int(r), int(b)) for r, b in zip(rows, bad, strict=True))
     return Certificate(
@@ -431,11 +431,11 @@ def _checked(
     if s.ndim == agree.ndim == 2 and s.shape == agree.shape:  # at full depth it can't differ
         agree = np.concatenate([agree, np.ones((len(agree), 1), dtype=agree.dtype)], axis=1)
     if s.ndim != 2 or not len(s) or (len(s), s.shape[1] + 1) != agree.shape or s.shape[1] != len(costs.reach):
-        raise UsageError(
+        raise InvalidInput(
             f"scores {s.shape}, agreements {agree.shape} and {len(costs.reach)} exits don't fit each other"
         )
     if agree.dtype != np.bool_:
-        raise UsageError("agreements must be true or false")
+        raise InvalidInput("agreements must be true or false")
     if np.isnan(s).any():
-        raise UsageError("a score is not a number")
+        raise InvalidInput("a score is not a number")
     return s, agree

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, TypeAlias
 
-from dynx.errors import DeviceError, UsageError
+from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime import accelerators as gpus
 from dynx.runtime.accelerators import Accelerator
 from dynx.runtime.backends.availability import for_another_torch
@@ -292,7 +292,7 @@ def probe(
 def choose_device(requested: str | None, device: Device) -> Decision[str]:
     """Choose the torch device to run on: "auto" or None takes the best kind that is here.
 
-    Raises UsageError for what can't be a device's name, DeviceError for a device that isn't here.
+    Raises InvalidInput for what can't be a device's name, DeviceError for a device that isn't here.
     """
     name = (requested or "auto").strip().lower()
     if name == "auto":
@@ -301,7 +301,7 @@ def choose_device(requested: str | None, device: Device) -> Decision[str]:
                 return Decision(kind, f"{best.name} is here")
         return Decision("cpu", "no CUDA, XPU or MPS device here")
     if not re.fullmatch(r"[a-z]+(:\d+)?", name):
-        raise UsageError(f"{requested!r} is not a device", hint=f'Use "auto" or one of: {", ".join(device.names)}.')
+        raise InvalidInput(f"{requested!r} is not a device", hint=f'Use "auto" or one of: {", ".join(device.names)}.')
     if name in ("cpu", "cpu:0"):
         return Decision("cpu", "asked for")
     if not device.accelerator(name):
@@ -314,7 +314,7 @@ def choose_dtype(
 ) -> Decision[str]:
     """Choose the precision, as torch names it; "auto" or None takes the fastest that the device computes in well.
 
-    `checkpoint_dtype` is the precision that the weights are stored in, None when unknown. Raises UsageError for a name
+    `checkpoint_dtype` is the precision that the weights are stored in, None when unknown. Raises InvalidInput for a name
     that dynx doesn't know.
     """
     kind = device_name.partition(":")[0]
@@ -323,7 +323,7 @@ def choose_dtype(
     if name in DTYPES.values():
         return Decision(name, "asked for" + _slow_in_words(name, kind, device))
     if name != "auto":
-        raise UsageError(
+        raise InvalidInput(
             f"{requested!r} is not a precision", hint=f'Use "auto" or one of: {", ".join(DTYPES.values())}.'
         )
     if kind == "cuda":
@@ -347,11 +347,11 @@ def choose_threads(requested: int | None, device: Device, *, environ: Mapping[st
     """Choose the threads for one operation: what was asked for, else OMP_NUM_THREADS, else the usable physical cores.
 
     Hyper-threading siblings share the units that matrix products need, so a second thread per core only adds waiting.
-    Raises UsageError below 1.
+    Raises InvalidInput below 1.
     """
     if requested is not None:
         if requested < 1:
-            raise UsageError(
+            raise InvalidInput(
                 f"{requested} threads: at least 1 is needed", hint="Leave the option out to let dynx choose."
             )
         beyond = f"; more than the {device.usable_cores} usable cores" if requested > device.usable_cores else ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 
-class InputError(UsageError):
+class InputError(InvalidInput):
     """One input can't be used: a command that takes many says so in its place and answers the others."""

@@ -103,12 +103,6 @@ def find(
     return _from_hub(name, offline=offline, allow_pickle=allow_pickle, trusted=trust_remote_code, task=task)
 
 
-def given(wish: Any) -> list[str]:
-    """What a wish has to say again in a command that loads the same model."""
-    options = {"--allow-pickle": wish.allow_pickle, "--trust-remote-code": wish.trust_remote_code}
-    return [name for name, value in options.items() if value]
-
-
 def _shipped_in_words(task: str) -> str | None:
     return f"shipped models: {', '.join(shipped.names(task))}" if shipped.names(task) else None
 
@@ -146,7 +140,7 @@ def check(source: Source, *, allow_pickle: bool = False) -> None:
         if not allow_pickle:
             raise ModelError(
                 f"{source.folder} has pickled weights only ({pickles[0].name})",
-                hint="a pickle can run any code; --allow-pickle loads it, if you trust its author",
+                hint="a pickle can run any code; `allow_pickle` loads it, if you trust its author",
             )
 
 
@@ -389,7 +383,7 @@ def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool
                 raise own_code.refusal(f"a part of {source.name}") from None
             if is_out_of_memory(e):
                 raise DeviceError(
-                    f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
+                    f"{source.name} doesn't fit into the memory of {device}", hint="try `dtype` bfloat16"
                 ) from None
             raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
 
@@ -456,7 +450,7 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
                 raise own_code.refusal(f"a part of {source.name}") from None
             if is_out_of_memory(e):
                 raise DeviceError(
-                    f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
+                    f"{source.name} doesn't fit into the memory of {device}", hint="try `dtype` bfloat16"
                 ) from None
             if "mismatched" in str(e):
                 raise ModelError(f"{source.name}'s weights have other shapes than its config.json says") from None

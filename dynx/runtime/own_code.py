@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CODE = "*.py"
 PIPELINE = "model_index.json"
-HINT = "code can do anything; --trust-remote-code runs it, if you trust its author"
+HINT = "code can do anything; `trust_remote_code` runs it, if you trust its author"
 
 DECLARING = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 """The files of a folder that may name code of its own, under `auto_map`."""
@@ -77,10 +77,10 @@ def lacks(folder: Path) -> bool:
     return any(not (folder / f"{module}.py").is_file() for module in own)
 
 
-def decision(folder: Path, *, trusted: bool) -> dict[str, Decision[str]]:
-    """What is said of a trusted folder that has code, by knob."""
+def decision(folder: Path, *, trusted: bool) -> Decision[str] | None:
+    """Describe the code that a trusted folder brings along; None where there is none."""
     found = files(folder) if trusted else []
-    return {"trust_remote_code": Decision("yes", f"code of its own may run: {', '.join(found)}")} if found else {}
+    return Decision("yes", f"code of its own may run: {', '.join(found)}") if found else None
 
 
 def of_model(config: Mapping[str, Any], loader: str) -> bool:

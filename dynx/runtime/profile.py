@@ -219,7 +219,7 @@ def unpack(data: str | bytes) -> tuple[Profile, bytes | None]:
         return profile, None
     if "base64" not in document["arrays"]:
         message = "it names arrays and doesn't hold them"
-        hint = "export it with `dynx calibrate --export`, which puts both into one file"
+        hint = "exporting puts both into one file"
         raise ProfileError(ProfileFault.ARRAYS_MISSING, message, hint=hint)
     try:
         blob = base64.b64decode(_take(document["arrays"], "base64", str, "arrays."), validate=True)

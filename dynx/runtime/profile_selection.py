@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import NoProfileError, UsageError
+from dynx.errors import InvalidInput, NoProfileError
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
 from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class SelectedProfile:
     """A profile with its arrays, or none."""
 
     profile: Profile | None = None
@@ -45,77 +45,77 @@ class Fitting:
         return Decision("none", "none stored for this model, device and precision" if self.wanted else "not wanted")
 
 
-def fitting(
+def select_profile(
     key: ProfileKey,
     bundled: Path,
     *,
     wanted: str | None,
     plain: bool,
     required: bool,
-    remedy: str,
     weights: Callable[[], str],
     warn: Callable[[str], None] = lambda _: None,
     measured_here: bool = False,
-) -> Fitting:
+    wants_bundled: bool = True,
+) -> SelectedProfile:
     """The profile for `key`; `wanted` is an id, "none", or None for whichever fits; `bundled` the file beside the model.
 
     `weights` gives the hash of the model's weights, and is asked only where there is a profile. A bundled profile meets the
-    requirement unless it must have been `measured_here`. Raises NoProfileError, with the command that is the `remedy`, where one
-    is `required` and missing; UsageError where what is asked for contradicts itself or was measured under other conditions.
+    requirement unless it must have been `measured_here`. Raises NoProfileError where one is
+    `required` and missing; InvalidInput where what is asked for contradicts itself or was measured under other conditions.
     What can't be read or was measured on other weights is warned of and passed over.
     """
     if plain or wanted == "none":
         if required:
-            unwanted = "--plain" if plain else "--profile none"
-            raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return Fitting(wanted=False)
+            unwanted = "`plain`" if plain else "`profile` none"
+            raise InvalidInput(f"`require_profile` and {unwanted} contradict each other")
+        return SelectedProfile(wanted=False)
     store = ProfileStore(profiles_folder(), warn)
     profile = store.get(wanted) if wanted is not None else store.find(key)
     refused: str | None = None
     if profile is not None:
         if other := _conditions(profile, key):
-            raise UsageError(
+            raise InvalidInput(
                 f"profile {profile.key.id} of {profile.model_name} doesn't fit: it was measured {other}",
-                hint=f"without --profile dynx takes one that fits, and {remedy} measures one",
+                hint="without `profile` dynx takes one that fits",
             )
         refused = why_others(profile.weights, weights)
         if refused is not None and wanted is not None:
-            raise UsageError(f"profile {profile.key.id} can't be used: {refused}", hint=f"{remedy} measures one")
+            raise InvalidInput(f"profile {profile.key.id} can't be used: {refused}")
         try:
             if refused is None:
-                return Fitting(profile, store.arrays(profile))
+                return SelectedProfile(profile, store.arrays(profile))
             warn(f"profile {profile.key.id} isn't used: {refused}")
         except ProfileError as e:
             warn(f"profile {profile.key.id} ignored: {e}")
-    found = _beside(key, bundled, weights, warn)
+    found = _beside(key, bundled, weights, warn) if wants_bundled else SelectedProfile()
     if found.profile is None or (required and measured_here):
         refused = found.refused or refused
         if required:
             why = f": {refused}" if refused else ""
-            raise NoProfileError(f"no profile fits the model here{why}", hint=f"{remedy} measures one")
-        return Fitting(refused=refused)
+            raise NoProfileError(f"no profile fits the model here{why}")
+        return SelectedProfile(refused=refused)
     return found
 
 
-def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Callable[[str], None]) -> Fitting:
+def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Callable[[str], None]) -> SelectedProfile:
     """The profile that came with the model, if it is for these very weights in this precision."""
     if not path.is_file():
-        return Fitting()
+        return SelectedProfile()
     try:
         profile, blob = unpack(path.read_bytes())
         arrays = read_arrays(blob) if blob is not None else {}
     except (ProfileError, OSError) as e:
         warn(f"{path} ignored: {e}")
-        return Fitting()
+        return SelectedProfile()
     other = _elsewhere(profile, key)
     if other:
         if {"task", "model"}.isdisjoint(profile.key.differences(key)):
             warn(f"the profile that came with the model isn't used: it was measured {other}")
-        return Fitting()
+        return SelectedProfile()
     if others := why_others(profile.weights, weights):
         warn(f"the profile that came with the model isn't used: {others}")
-        return Fitting(refused=others)
-    return Fitting(profile, arrays, bundled=True)
+        return SelectedProfile(refused=others)
+    return SelectedProfile(profile, arrays, bundled=True)
 
 
 def _elsewhere(profile: Profile, key: ProfileKey) -> str:

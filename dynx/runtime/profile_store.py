@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import DynxError, UsageError
+from dynx.errors import DynxError, InvalidInput
 from dynx.runtime.profile import ArraysFile, Profile, ProfileError, ProfileFault, read_arrays, unpack, write_arrays
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class ProfileStore:
     def get(self, reference: str) -> Profile:
         """Return the profile with this id, beginning of an id (4 digits or more), or model name.
 
-        Raises `UsageError` with the candidates when none or several match, `ProfileError` when it can't be trusted.
+        Raises `InvalidInput` with the candidates when none or several match, `ProfileError` when it can't be trusted.
         """
         entry = self._resolve(reference)
         if entry.profile is None:
@@ -150,7 +150,7 @@ class ProfileStore:
     def remove(self, reference: str) -> Path:
         """Delete the profile that `get` would return, with its arrays, and return the path it had.
 
-        A damaged file can be removed too, by its id or its name. Raises `UsageError` as `get`, and `StoreError`.
+        A damaged file can be removed too, by its id or its name. Raises `InvalidInput` as `get`, and `StoreError`.
         """
         entry = self._resolve(reference)
         with self._lock(entry.id or entry.path.stem):
@@ -235,7 +235,7 @@ class ProfileStore:
         try:
             profile = Profile.from_json(path.read_bytes())
             if profile.key.id != identity:
-                message, hint = f"it holds the profile {profile.key.id}", "add files with `dynx calibrate --import`"
+                message, hint = f"it holds the profile {profile.key.id}", "importing a file adds it"
                 raise ProfileError(ProfileFault.ID_MISMATCH, message, hint=hint)
             if profile.arrays and not (self.folder / profile.arrays.file).is_file():
                 raise ProfileError(ProfileFault.ARRAYS_MISSING, f"its arrays ({profile.arrays.file}) are missing")
@@ -263,14 +263,14 @@ class ProfileStore:
                 return found[0]
             if found:
                 hint = "one of " + "; ".join(_describe(entry) for entry in found)
-                raise UsageError(_one_line(f"{reference!r} fits {len(found)} profiles"), hint=_one_line(hint))
+                raise InvalidInput(_one_line(f"{reference!r} fits {len(found)} profiles"), hint=_one_line(hint))
         names = {
             name: entry for entry in entries for name in (entry.id, entry.profile and entry.profile.model_name) if name
         }
         close = difflib.get_close_matches(reference, names, n=1)
         hint = f"closest is {_describe(names[close[0]])}; " if close else ""
         hint += "there are " + "; ".join(_describe(entry) for entry in entries) if entries else "there are none yet"
-        raise UsageError(_one_line(f"no profile {reference!r}"), hint=_one_line(hint))
+        raise InvalidInput(_one_line(f"no profile {reference!r}"), hint=_one_line(hint))
 
     def _blob(self, profile: Profile) -> bytes | None:
         """Read the arrays file's bytes, checked; None when the profile has none. Raises `ProfileError`."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 BOM = b"\xef\xbb\xbf"
 """The mark that some editors put at the start of a UTF-8 file. It is no part of the text."""
 
 
 def decode(data: bytes, what: str, *, offset: int = 0) -> str:
-    """`data` as UTF-8, a mark in front kept. Raises UsageError naming the offset of the first bad byte, counted from `offset`."""
+    """Decode UTF-8, a mark in front kept. Raises InvalidInput with the offset of the first bad byte, counted from `offset`."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise UsageError(
+        raise InvalidInput(
             f"{what} is not UTF-8: byte {e.object[e.start]:#04x} at offset {offset + e.start}",
             hint="convert it first, for example with iconv",
         ) from None

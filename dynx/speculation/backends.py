@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Backend
-    from dynx.runtime.backends.registry import Name
     from dynx.runtime.loading import Source
-    from dynx.speculation.setup import Plan
+    from dynx.speculation.plan import GeneratorPlan
 
 
 QUANTIZED = frozenset(get_args(Quantization)) - {"none"}
@@ -51,7 +50,7 @@ class Kernels:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: GeneratorPlan,
         stages: Callable[[str], None],
         warn: Callable[[str], None],
         clock: Callable[[], float] | None,
@@ -61,26 +60,25 @@ class Kernels:
     def target(self) -> Backend:
         """The model. What was chosen may turn out not to run it; then the decision says so."""
         plan = self._plan
-        if self._clock is not None and plan.wish.backend == "auto":
+        if self._clock is not None and plan.request.backend == "auto":
             return self._fastest(self._clock)
-        name: Name = plan.decisions["backend"].value
+        name = plan.backend
         try:
             return self._open(name, plan.source, plan.key.model)
         except UnsupportedModelError as e:
-            able = usable(plan.device, plan.wish.quantize)[TORCH].value
-            if plan.wish.backend != "auto" or name == TORCH or not able:
+            able = usable(plan.device, plan.request.quantize)[TORCH].value
+            if plan.request.backend != "auto" or name == TORCH or not able:
                 raise
             why = f"{TITLES[name]} can't run it: {e}"
-        plan.decisions["backend"] = Decision(TORCH, why)
-        if plan.profile is not None:
-            self._warn(f"profile {plan.profile.key.id} isn't used: {why}")
-            plan.profile = None
+        plan.decisions.backend = Decision(TORCH, why)
+        if not plan.bundled:
+            plan.drop_profile(why, self._warn)
         return self._open(TORCH, plan.source, plan.key.model)
 
     def drafter(self, source: Source) -> Backend:
         """The smaller model, on the backend that the target is on where that can run it as far as the target goes."""
         plan = self._plan
-        chosen: Name = plan.decisions["backend"].value
+        chosen = plan.backend
         name = plan.key.companion or source.name
         try:
             other = self._open(chosen, source, name, precision=plan.drafter_dtype)
@@ -99,7 +97,7 @@ class Kernels:
         starts: dict[str, float] = {}
         notes: list[str] = []
         refused: UnsupportedModelError | None = None
-        for name, able in usable(plan.device, plan.wish.quantize).items():
+        for name, able in usable(plan.device, plan.request.quantize).items():
             if not able.value:
                 continue
             began = clock()
@@ -130,23 +128,23 @@ class Kernels:
             raise refused
         if len(running) < 2 and running:
             if notes:
-                plan.decisions["backend"] = Decision(next(iter(running)), "; ".join(notes))
+                plan.decisions.backend = Decision(next(iter(running)), "; ".join(notes))
             return next(iter(running.values()))
         self._stages(f"timing {' and '.join(TITLES[name] for name in TITLES if name in running)}")
         timed = race(running, clock, starts=starts, model=plan.source.name)
         notes += [f"{TITLES[name]} can't run it: {why}" for name, why in timed.failed.items()]
-        plan.decisions["backend"] = Decision(timed.winner, "; ".join([str(timed), *notes]))
+        plan.decisions.backend = Decision(timed.winner, "; ".join([str(timed), *notes]))
         return running[timed.winner]
 
     def _open(
-        self, name: Name, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
+        self, name: str, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
     ) -> Backend:
         """`_load`, with UnsupportedModelError for whatever the backend raises."""
         with attempt(name, source.name):
             return self._load(name, source, folder, precision=precision, trusted=trusted)
 
     def _load(
-        self, name: Name, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
+        self, name: str, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
     ) -> Backend:
         """A model on a backend, by default in the precision that was asked for; `folder` is where among those kept its own is.
 
@@ -154,11 +152,11 @@ class Kernels:
         it and is kept by the samples' hash; a converted model has, and is kept by the hash of every byte.
         """
         plan, cache = self._plan, cache_folder()
-        trusted = trusted or plan.profile is not None
-        precision = precision or (plan.dtype if plan.wish.quantize == "none" else plan.wish.quantize)
+        trusted = trusted or plan.own_profile is not None
+        precision = precision or (plan.dtype if plan.request.quantize == "none" else plan.request.quantize)
         dtype = plan.dtype if precision in QUANTIZED else precision
         if name == OPENVINO:
-            threads = plan.decisions["threads"].value
+            threads = plan.threads
             weights = weights_hash(source.folder, [loading.DRAFTER_FOLDER])
             place = cache / "openvino" / weights
             if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
@@ -183,7 +181,7 @@ class Kernels:
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
 
 
-def verifier(plan: Plan, target: Backend) -> Backend:
+def verifier(plan: GeneratorPlan, target: Backend) -> Backend:
     """What an answer of `target` is verified by: the weights that lie in the folder now, whatever else was kept of them.
 
     In float32 that is the library's own model. In fewer bits each set of kernels rounds in its own way, so what was converted is
@@ -194,16 +192,18 @@ def verifier(plan: Plan, target: Backend) -> Backend:
     eager = torch_backend(plan, plan.source)
     if target.precision == "float32":
         return eager
-    threads = plan.decisions["threads"].value
+    threads = plan.threads
     with attempt(OPENVINO, plan.source.name):
         return convert(eager.model, precision=target.precision, threads=threads, cache=None)
 
 
-def torch_backend(plan: Plan, source: Source, *, dtype: str | None = None, trusted: bool = False) -> EagerBackend:
+def torch_backend(
+    plan: GeneratorPlan, source: Source, *, dtype: str | None = None, trusted: bool = False
+) -> EagerBackend:
     """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
     from dynx.runtime.backends.eager import EagerBackend
 
     model = loading.load_causal_lm(
-        source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=plan.wish.allow_pickle
+        source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=plan.request.allow_pickle
     )
-    return EagerBackend(model, trusted=trusted or plan.profile is not None)
+    return EagerBackend(model, trusted=trusted or plan.own_profile is not None)

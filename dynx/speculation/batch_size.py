@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.registry import TITLES
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend
     from dynx.runtime.profile import Profile
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Engine
-    from dynx.speculation.setup import Assembly
 
 MOST = 16
 """Rows that are chosen unasked: beyond, an answer waits long for its neighbours, and processors have no more to gain."""
@@ -103,7 +103,7 @@ def measure_batches(
 
 
 def for_profile(
-    assembly: Assembly, *, drafting: bool, budget: float, clock: Callable[[], float]
+    assembly: LoadedGenerator, *, drafting: bool, budget: float, clock: Callable[[], float]
 ) -> dict[str, Any] | None:
     """What a profile should say of batches; None where there are none. `drafting`: whether the draft model is worth having."""
     engine = assembly.engine
@@ -209,8 +209,10 @@ def by_timing(engine: Engine, single: float | None, most: int, budget: float = 1
     return weigh(costs, single, said, 0.0, most)
 
 
-def choose(assembly: Assembly, *, asked: int | None, waiting: int, tokens: int, single: float | None = None) -> Choice:
-    """How to answer prompts of which `waiting` are there, each with up to so many `tokens`. Raises UsageError.
+def choose(
+    assembly: LoadedGenerator, *, asked: int | None, waiting: int, tokens: int, single: float | None = None
+) -> Choice:
+    """How to answer prompts of which `waiting` are there, each with up to so many `tokens`. Raises InvalidInput.
 
     `asked` is a number of rows that the user insists on; `single` the tokens per second that were made one at a time so far.
     """
@@ -218,11 +220,11 @@ def choose(assembly: Assembly, *, asked: int | None, waiting: int, tokens: int, 
     if asked == 1:
         return Choice(Decision(1, "asked for"))
     if engine.exact is not None:
-        return _alone(asked, "--exact is about the rounding of a single row")
-    if plan.wish.plain and asked is None:
+        return _alone(asked, "`exact` is about the rounding of a single row")
+    if plan.request.plain and asked is None:
         return Choice(Decision(1, "plain decoding was asked for"))
     profiled = from_profile(
-        plan.profile, asked or MOST, CLEARLY if isinstance(engine.target, EagerBackend) else ELSEWHERE
+        plan.own_profile, asked or MOST, CLEARLY if isinstance(engine.target, EagerBackend) else ELSEWHERE
     )
     if not isinstance(engine.target, EagerBackend):
         refused = _refused(assembly, asked, profiled)
@@ -250,7 +252,7 @@ def choose(assembly: Assembly, *, asked: int | None, waiting: int, tokens: int, 
     return replace(profiled, engine=engine)
 
 
-def _refused(assembly: Assembly, asked: int | None, profiled: Choice | None) -> Choice | None:
+def _refused(assembly: LoadedGenerator, asked: int | None, profiled: Choice | None) -> Choice | None:
     """Why batches aren't worth loading PyTorch's kernels for, where others run; None where they are."""
     plan, name = assembly.plan, assembly.engine.target.name
     why = f"{TITLES.get(name, name)} runs one sequence at a time"
@@ -265,11 +267,11 @@ def _refused(assembly: Assembly, asked: int | None, profiled: Choice | None) -> 
 def _alone(asked: int | None, reason: str) -> Choice:
     """One at a time, which is an error if more was asked for."""
     if asked is not None:
-        raise UsageError(f"--batch {asked}: {reason}")
+        raise InvalidInput(f"`batch` {asked}: {reason}")
     return Choice(Decision(1, reason))
 
 
-def _eager(assembly: Assembly) -> Engine:
+def _eager(assembly: LoadedGenerator) -> Engine:
     """The assembly's models on PyTorch, which has batches."""
     from dynx.speculation.backends import torch_backend
     from dynx.speculation.engine import Drafters, Engine

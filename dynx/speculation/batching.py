@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.costs import CostCurve, Drift
 from dynx.speculation.acceptance import keep_picked
@@ -201,7 +201,7 @@ class Batch:
     ) -> None:
         able = can_batch(engine.target)
         if not able.value:
-            raise UsageError(f"no batches: {able.reason}")
+            raise InvalidInput(f"no batches: {able.reason}")
         self._engine, self._most, self._more = engine, rows, more
         self.costs = costs or BatchCosts()
         self._pace = _Pace(self.costs)
@@ -217,7 +217,7 @@ class Batch:
         self._rows: list[Row] = []
 
     def row(self, request: Request) -> Row:
-        """An answer to be, not yet in the batch. Raises UsageError as `Engine.start` does."""
+        """An answer to be, not yet in the batch. Raises InvalidInput as `Engine.start` does."""
         self._engine.check(request)
         return Row(self, self._engine, request)
 

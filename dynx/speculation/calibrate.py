@@ -38,7 +38,7 @@ from dynx.speculation.types import Origin, Request, Sampling
 if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.acceptance_model import Reliability
-    from dynx.speculation.setup import Assembly
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.simulate import Guess
 
 MOST_TEXTS, LEAST_TEXTS = 12, 4
@@ -119,7 +119,7 @@ class Findings:
 
 
 def calibrate(
-    assembly: Assembly,
+    assembly: LoadedGenerator,
     *,
     budget: float,
     clock: Callable[[], float],
@@ -193,7 +193,7 @@ def calibrate(
         versions={n: metadata.version(n) for n in ("torch", "transformers")},
         device={
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
-            "threads": assembly.decisions["threads"].value,
+            "threads": assembly.decisions.threads.value,
         },
         measured={
             "target": costs.target.to_json(),
@@ -211,10 +211,10 @@ def calibrate(
             "reliability": {o: r.to_json() for o, r in lesson.reliability.items()},
             "tokens_per_second": predicted / each,
             "widened": {str(asked): run for asked, run in widened.items()},
-            "backend": str(assembly.decisions["backend"].value),
+            "backend": str(assembly.decisions.backend.value),
         },
         evidence={
-            "backend": assembly.decisions["backend"].reason,
+            "backend": assembly.decisions.backend.reason,
             "quantization": quantization,
             "texts": len(texts),
             "tokens": sum(len(t.tokens) - t.prompt for t in texts),
@@ -307,7 +307,7 @@ def judge(
 
 
 def against_unquantized(
-    assembly: Assembly, texts: Sequence[Text], sampling: Sampling
+    assembly: LoadedGenerator, texts: Sequence[Text], sampling: Sampling
 ) -> dict[str, float | int | str] | None:
     """How the quantized model's texts look to the one that it was made from; None where nothing is quantized.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 from dynx.runtime.backends.interface import reach, settle
 from dynx.runtime.inputs import InputError
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
@@ -76,6 +76,11 @@ class Drafters:
     lookup: bool = True
     library: Sequence[int] = ()
     late: LateDrafter | None = None  # a model for long work; there is none until it is due
+
+    @property
+    def present(self) -> bool:
+        """Whether anything drafts, now or once it is loaded."""
+        return self.model is not None or self.late is not None or bool(self.exit_layers) or self.lookup
 
 
 @dataclass
@@ -137,13 +142,13 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raises InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
 
-        UsageError: the request can't be met whatever the prompt.
+        InvalidInput: the request can't be met whatever the prompt.
         """
         limit = self.target.context
         if not request.prompt:
             raise InputError("the prompt has no tokens")
         if request.stop and self.tokenizer is None:
-            raise UsageError("stop strings need a tokenizer to be recognised")
+            raise InvalidInput("stop strings need a tokenizer to be recognised")
         if max(request.prompt) >= self.target.vocab:
             raise InputError(f"the prompt has token {max(request.prompt)}, the model {self.target.vocab} tokens")
         if limit is not None and len(request.prompt) > limit:

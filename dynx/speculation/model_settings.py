@@ -193,7 +193,7 @@ def own_sampling(
     repetition_penalty: float | None = None,
     seed: int | None = None,
 ) -> Sampling:
-    """The caller's choice under the model's own settings; without a penalty, the model's own. Raises UsageError."""
+    """The caller's choice under the model's own settings; without a penalty, the model's own. Raises InvalidInput."""
     penalty = own.repetition_penalty if repetition_penalty is None else repetition_penalty
     return Sampling(temperature, top_k, top_p, penalty, seed, own)
 

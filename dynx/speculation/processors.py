@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation import logits_process as hf
 
-from dynx.errors import ModelError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -98,21 +96,3 @@ AFTER: Mapping[str, Callable[[Any, _Begin], Any]] = {
     "renormalize_logits": lambda _value, _at: hf.LogitNormalization(),
 }
 """What comes after them."""
-
-
-def check_processors(settings: ModelSettings, vocab: int) -> None:
-    """Try the settings on a model of `vocab` tokens. Raises ModelError for values that they can't have."""
-    from dynx.speculation.sampling import Warp
-    from dynx.speculation.types import Sampling
-
-    if not settings.values:
-        return
-    sampling = Sampling(own=settings)
-    try:
-        for length in (1, 2):  # the first and the last position of an answer of two
-            Warp(sampling, [0], 2, vocab).scores(torch.zeros(1, vocab), [0] * length)
-    except Exception as e:  # noqa: BLE001 - whatever transformers makes of values that anybody wrote
-        reason = next(iter(str(e).splitlines()), "") or type(e).__name__
-        raise ModelError(
-            f"the model's generation config can't be applied: {reason}", hint="correct generation_config.json"
-        ) from None

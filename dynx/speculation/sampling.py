@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from dynx.errors import ModelError
 from dynx.speculation.processors import make_processors
+from dynx.speculation.types import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.speculation.processors import Process
-    from dynx.speculation.types import Request, Sampling
+    from dynx.speculation.types import ModelSettings, Request
 
 IMPOSSIBLE = -1e4
 """Logit of a token that only the target knows, in a draft model's row: far from likely, and finite, so that penalties stay so."""
@@ -148,3 +150,18 @@ class PositionNoise:
         """The token of a distribution (V,) at `position`."""
         noise = self.at(position)[: len(probabilities)].to(probabilities.device)
         return int((probabilities / noise).argmax())
+
+
+def check_processors(settings: ModelSettings, vocab: int) -> None:
+    """Try the settings on a model of `vocab` tokens. Raises ModelError for values that they can't have."""
+    if not settings.values:
+        return
+    sampling = Sampling(own=settings)
+    try:
+        for length in (1, 2):  # the first and the last position of an answer of two
+            Warp(sampling, [0], 2, vocab).scores(torch.zeros(1, vocab), [0] * length)
+    except Exception as e:  # noqa: BLE001 - whatever transformers makes of values that anybody wrote
+        reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+        raise ModelError(
+            f"the model's generation config can't be applied: {reason}", hint="correct generation_config.json"
+        ) from None

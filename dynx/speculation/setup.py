@@ -1,219 +1,102 @@
-"""From what a user asks for to an engine that runs: device, precision, models, drafters and what a profile knows of them.
+"""From what a caller asks for to an engine that writes: device, precision, models, drafters and what a profile knows of them.
 
-Every choice is kept as a `Decision` under the name of its knob, for `--explain` and the JSON.
+`make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
-from dynx.errors import ModelError, NoProfileError, UsageError
-from dynx.runtime import loading, own_code
+from dynx.errors import InvalidInput, ModelError
+from dynx.runtime import loading
 from dynx.runtime.backends.interface import run_instead
 from dynx.runtime.backends.padding import WIDEST
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
-from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
+from dynx.runtime.device import choose_dtype
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey, device_key
-from dynx.runtime.profile_selection import Fitting, fitting
+from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.utf8 import read
-from dynx.runtime.weights import weights_hash
+from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import Kernels, verifier
-from dynx.speculation.model_settings import end_tokens, in_words, own_sampling, read_settings, sampling_asked
+from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
+from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dynx.runtime.backends.interface import Backend
+    from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
+    from dynx.runtime.profile import Profile
     from dynx.speculation.engine import Engine, Knowledge
-    from dynx.speculation.types import ModelSettings, Sampling
+    from dynx.speculation.plan import GeneratorRequest
+    from dynx.speculation.types import ModelSettings
 
 SMALL = 96 << 20
 """Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
 
-TASK = "generate"
-BUNDLED = "drafts.json"
-"""A profile beside the weights that came with the model: what its drafters are worth, at costs that are another machine's."""
 
-KINDS = ("auto", "none", "self", "lookup")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user asked for; the defaults ask for the best that dynx can decide."""
-
-    model: str = "story"
-    draft: str = "auto"
-    lookup: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    backend: str = "auto"
-    quantize: str = "none"
-    profile: str | None = None  # an id, or "none"
-    require_profile: bool = False
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    offline: bool = False
-    plain: bool = False
-    exact: bool = False
-
-
-@dataclass
-class Plan:
-    """Everything decided before a weight is read; cheap to make."""
-
-    wish: Wish
-    source: Source
-    drafter: Source | None
-    kinds: frozenset[str]  # of drafters wanted: "draft", "self", "lookup"
-    auto: bool  # whether dynx may drop or add drafters
-    machine: Device
-    key: ProfileKey
-    profile: Profile | None  # measured here
-    decisions: dict[str, Decision[Any]] = field(default_factory=dict)
-    bundled: Profile | None = None  # came with the model, where nothing was measured here
-
-    @property
-    def profile_id(self) -> str | None:
-        """The profile that the run goes by."""
-        found = self.profile or self.bundled
-        return found.key.id if found else None
-
-    @property
-    def fitted(self) -> dict[str, Any]:
-        """What a profile learned of the drafters; empty without one."""
-        found = self.profile or self.bundled
-        return found.fitted if found else {}
-
-    @cached_property
-    def weights(self) -> str:
-        """Hash of every byte of the weights, as they were when it was first asked for."""
-        return weights_hash(self.source.folder, [loading.DRAFTER_FOLDER])
-
-    @property
-    def device(self) -> str:
-        """Where to run."""
-        return str(self.decisions["device"].value)
-
-    @property
-    def dtype(self) -> str:
-        """Precision by name."""
-        return str(self.decisions["dtype"].value)
-
-    @property
-    def drafter_dtype(self) -> str:
-        """The draft model's precision by name: it only guesses, so whatever is fastest.
-
-        Where the weights stay in cache anyway that's float32: on two cores a guess of 0.4 M parameters beside a bfloat16 target
-        took 0.4 ms with it, 1.5 ms in bfloat16.
-        """
-        if self.drafter is None:
-            return self.dtype
-        config = self.drafter.config()
-        small = _in_cache(self.drafter, config.get("dtype") or config.get("torch_dtype"), self.device)
-        return self.dtype if small is None else small.value
-
-
-@dataclass
-class Assembly:
-    """A plan carried out."""
-
-    plan: Plan
-    engine: Engine
-    tokenizer: Any
-    own: ModelSettings
-
-    @property
-    def decisions(self) -> dict[str, Decision[Any]]:
-        """Knob → value and reason."""
-        return self.plan.decisions
-
-    @cached_property
-    def verifier(self) -> Backend:
-        """What answers are verified by: the weights that lie in the model's folder."""
-        return verifier(self.plan, self.engine.target)
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """The ids that end an answer: the generation config's, else the tokenizer's."""
-        return frozenset(self.own.eos)
-
-    def sampling(
-        self,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-    ) -> Sampling:
-        """How to choose tokens: as the caller says, under the model's own settings; without a penalty, the model's own."""
-        return own_sampling(self.own, temperature, top_k, top_p, repetition_penalty, seed)
-
-
-def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
+def make_plan(
+    request: GeneratorRequest, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None
+) -> GeneratorPlan:
     """Decide all that can be decided without loading anything. Raises DynxError."""
-    machine = machine or probe()
-    source = _find(wish.model, wish)
-    config = source.config()
-    kinds, drafter, auto = _parse_draft(wish, source)
+    source = request.find(request.model, TASK)
+    kinds, drafter, auto = _parse_draft(request, source)
     for each in (source, drafter):
         if each is not None:
-            loading.check_causal_lm(each, allow_pickle=wish.allow_pickle)
-    decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
-    decisions |= own_code.decision(source.folder, trusted=source.trusted)
-    decisions["device"] = choose_device(wish.device, machine)
-    decisions["dtype"] = _dtype(wish, source, config, decisions["device"].value, machine)
-    decisions["threads"] = choose_threads(wish.threads, machine)
-    key = ProfileKey(
-        task=TASK,
-        model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER], code=source.trusted),
+            loading.check_causal_lm(each, allow_pickle=request.allow_pickle)
+    if request.quantize not in get_args(Quantization):
+        raise InvalidInput(f"`quantize` {request.quantize}: one of {', '.join(get_args(Quantization))}")
+    found = resolve(
+        request,
+        source,
+        RULES,
+        warn=warn,
+        machine=machine,
         companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
-        device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
-        dtype=str(decisions["dtype"].value),
-        quantization=_quantization(wish),
+        wants_bundled=request.draft == "auto",
     )
-    found = _fitting(wish, source, key, warn)
-    profile = None if found.bundled else found.profile
-    decisions["profile"] = found.decision
-    decisions["backend"] = choose(
-        wish.backend, wish.quantize, decisions["device"].value, None if profile is None else measured_backend(profile)
+    plan = GeneratorPlan(
+        request,
+        source,
+        found.machine,
+        found.key,
+        found.profile,
+        found.arrays,
+        found.bundled,
+        GeneratorDecisions(**found.common),
+        RULES.excluded,
+        drafter,
+        kinds,
+        auto,
+        _drafter_dtype(drafter, found.device.value, found.dtype.value),
     )
-    if profile is not None and measured_backend(profile) != decisions["backend"].value:
-        if wish.require_profile:
-            raise NoProfileError(
-                f"profile {profile.key.id} was measured with {measured_backend(profile)}, not {decisions['backend'].value}"
-            )
-        why = f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}"
-        warn(why)
-        profile, decisions["profile"] = None, Decision("none", why)
-    if wish.quantize != "none":
-        decisions["quantize"] = Decision(wish.quantize, _said_of(profile, wish.quantize))
-    bundled = found.profile if found.bundled else None
-    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions, bundled)
+    if found.mismatch is not None:
+        plan.drop_profile(found.mismatch, warn)
+    if request.quantize != "none":
+        plan.decisions.quantize = Decision(request.quantize, _said_of(plan.own_profile, request.quantize))
+    return plan
 
 
-def _find(model: str, wish: Wish) -> Source:
-    return loading.find(
-        model, offline=wish.offline, allow_pickle=wish.allow_pickle, trust_remote_code=wish.trust_remote_code
-    )
+def _execution(
+    request: GeneratorRequest, source: Source, device: str, machine: Device, profile: Profile | None
+) -> tuple[Decision[str], Decision[str]]:
+    """Choose backend and precision."""
+    measured = None if profile is None else measured_with(profile).backend
+    backend = choose(request.backend, request.quantize, device, measured)
+    return backend, _dtype(request, source, device, machine)
 
 
-def measured_backend(profile: Profile) -> str:
-    """The kernels that a profile's costs are of."""
-    return str(profile.fitted.get("backend", TORCH))
+def measured_with(profile: Profile) -> BackendSpec:
+    """Return what a profile's figures are of."""
+    return BackendSpec(str(profile.fitted.get("backend", TORCH)), profile.key.dtype)
 
 
-def _quantization(wish: Wish) -> str:
-    if wish.quantize not in get_args(Quantization):
-        raise UsageError(f"--quantize {wish.quantize}: one of {', '.join(get_args(Quantization))}")
-    return wish.quantize
+RULES: TaskRules[GeneratorRequest] = TaskRules(
+    TASK, BUNDLED, _execution, measured_with, excluded=(loading.DRAFTER_FOLDER,), needs_own_costs=True
+)
 
 
 def _said_of(profile: Profile | None, quantize: str) -> str:
@@ -227,36 +110,50 @@ def _said_of(profile: Profile | None, quantize: str) -> str:
     )
 
 
-def _parse_draft(wish: Wish, source: Source) -> tuple[frozenset[str], Source | None, bool]:
-    words = [w.strip() for w in wish.draft.split(",") if w.strip()]
+def _parse_draft(request: GeneratorRequest, source: Source) -> tuple[frozenset[str], Source | None, bool]:
+    words = [w.strip() for w in request.draft.split(",") if w.strip()]
     if not words:
-        raise UsageError("--draft is empty", hint=f"one of {', '.join(KINDS)}, or a model")
-    if wish.plain or words == ["none"]:
+        raise InvalidInput("`draft` is empty", hint=f"one of {', '.join(DRAFT_KINDS)}, or a model")
+    if request.plain or words == ["none"]:
         return frozenset(), None, False
     if "none" in words or ("auto" in words and len(words) > 1):
-        raise UsageError(f"--draft {wish.draft}: none and auto stand alone")
+        raise InvalidInput(f"`draft` {request.draft}: none and auto stand alone")
     if words == ["auto"]:
         drafter = source.bundled_drafter
         return frozenset({"self", "lookup"} | ({"draft"} if drafter else set())), drafter, True
-    models = [w for w in words if w not in KINDS]
+    models = [w for w in words if w not in DRAFT_KINDS]
     if len(models) > 1:
-        raise UsageError(f"--draft {wish.draft}: one draft model at a time")
-    kinds = {w for w in words if w in KINDS}
-    if wish.lookup is not None:
+        raise InvalidInput(f"`draft` {request.draft}: one draft model at a time")
+    kinds = {w for w in words if w in DRAFT_KINDS}
+    if request.lookup is not None:
         kinds.add("lookup")
-    found = _find(models[0], wish) if models else None
+    found = request.find(models[0], TASK) if models else None
     return frozenset(kinds | ({"draft"} if found else set())), found, False
 
 
-def _dtype(wish: Wish, source: Source, config: dict[str, Any], device: str, machine: Device) -> Decision[str]:
+def _dtype(request: GeneratorRequest, source: Source, device: str, machine: Device) -> Decision[str]:
+    config = source.config()
     stored = config.get("dtype") or config.get("torch_dtype")
-    if wish.dtype == "auto" and (small := _in_cache(source, stored, device)):
+    if request.dtype == "auto" and (small := _in_cache(source, stored, device)):
         return small
-    return choose_dtype(None if wish.dtype == "auto" else wish.dtype, device, machine, stored)
+    return choose_dtype(None if request.dtype == "auto" else request.dtype, device, machine, stored)
+
+
+def _drafter_dtype(drafter: Source | None, device: str, dtype: str) -> str:
+    """Choose the draft model's precision.
+
+    Where its weights stay in cache that is float32: on two cores a draft token of 0.4 M parameters beside a bfloat16 target took
+    0.4 ms with it, 1.5 ms in bfloat16.
+    """
+    if drafter is None:
+        return dtype
+    config = drafter.config()
+    small = _in_cache(drafter, config.get("dtype") or config.get("torch_dtype"), device)
+    return dtype if small is None else small.value
 
 
 def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] | None:
-    """float32 for weights so few that a processor's caches hold them."""
+    """Choose float32 for weights so few that a processor's caches hold them."""
     size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
     full = size * (2 if stored in ("bfloat16", "float16") else 1)
     if device != "cpu" or not 0 < full <= SMALL:
@@ -264,68 +161,32 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
 
-def _fitting(wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]) -> Fitting:
-    """The profile of a run. One that came with the model is passed over where the user says what to draft with."""
-    found = fitting(
-        key,
-        source.folder / BUNDLED,
-        wanted=wish.profile,
-        plain=wish.plain,
-        required=wish.require_profile,
-        remedy=calibrate_command(wish),
-        weights=lambda: weights_hash(source.folder, [loading.DRAFTER_FOLDER]),
-        warn=warn,
-        measured_here=True,
-    )
-    return Fitting() if found.bundled and wish.draft != "auto" else found
-
-
-def calibrate_command(wish: Wish) -> str:
-    """The command that makes the profile that this wish lacks."""
-    from shlex import quote
-
-    parts = ["dynx calibrate", "-m", quote(wish.model)]
-    for name, value, usual in (
-        ("--draft", wish.draft, "auto"),
-        ("--device", wish.device, "auto"),
-        ("--dtype", wish.dtype, "auto"),
-        ("--backend", wish.backend, "auto"),
-        ("--quantize", wish.quantize, "none"),
-    ):
-        if value != usual:
-            parts += [name, quote(value)]
-    if wish.threads:
-        parts += ["--threads", str(wish.threads)]
-    parts += loading.given(wish)
-    return " ".join(parts)
-
-
 def assemble(
-    plan: Plan,
+    plan: GeneratorPlan,
     *,
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] | None = None,
     put_off: bool = False,
-) -> Assembly:
+) -> LoadedGenerator:
     """Load what the plan names and put the engine together. Raises DynxError.
 
     `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
     against each other and the fastest is kept. With `put_off` a draft model that nobody asked for, and no profile recommends, is
     loaded when the work has become long enough to pay for it.
     """
-    wish, decisions = plan.wish, plan.decisions
+    request, decisions = plan.request, plan.decisions
     if clock is not None:
         _ = plan.weights  # before they are read
-    library_text = _library(wish)
+    library_text = _library(request)
     stages("importing torch and transformers")
     with loading.importing():
         import torch
 
-        torch.set_num_threads(plan.decisions["threads"].value)
+        torch.set_num_threads(plan.threads)
         from dynx.speculation.drafters.late import LateDrafter
         from dynx.speculation.engine import Drafters, Engine
-        from dynx.speculation.processors import check_processors
+        from dynx.speculation.sampling import check_processors
 
     knowledge = _knowledge(plan, warn)
     stages("reading the tokenizer")
@@ -337,15 +198,15 @@ def assemble(
     began = time.perf_counter()
     target = kernels.target()
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
-    widened = widened_of(plan.profile) if plan.profile else {}
+    widened = widened_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
     run_instead(target, widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if (state := _state(target)) is not None:
-        decisions["state"] = state
+        decisions.state = state
     if plan.kinds and not target.can_rollback.value:
-        decisions["draft"] = Decision("none", target.can_rollback.reason)
+        decisions.draft = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
         small = late = None
@@ -357,33 +218,33 @@ def assemble(
         layers = _exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
-                raise ModelError(f"--draft self: {target.can_exit.reason}")
+                raise ModelError(f"`draft` self: {target.can_exit.reason}")
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
         drafters = Drafters(small, layers, looking, library, late)
-        decisions["draft"] = _describe_drafters(plan, drafters)
+        decisions.draft = _describe_drafters(plan, drafters)
     else:
-        decisions["draft"] = Decision("none", "plain decoding was asked for")
+        decisions.draft = Decision("none", "plain decoding was asked for")
     engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
-    engine.alike = decisions["draft"].value == "none"  # one token at a time is plain decoding
-    if wish.exact:
+    engine.alike = not drafters.present  # one token at a time is plain decoding
+    if request.exact:
         _make_exact(plan, engine, stages, widened)
-    elif plan.profile is not None:
+    elif plan.own_profile is not None:
         from dynx.speculation.exactness import alike
 
-        engine.alike |= alike(plan.profile.measured.get("noise"), widened)
-    return Assembly(plan, engine, tokenizer, own)
+        engine.alike |= alike(plan.own_profile.measured.get("noise"), widened)
+    return LoadedGenerator(plan, engine, tokenizer, own, lambda: verifier(plan, engine.target))
 
 
-def _own_settings(plan: Plan, tokenizer: Any) -> ModelSettings:
+def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
     """The model's own decoding settings. Raises ModelError where they can't be read, UnsupportedModelError where not kept to."""
     config = loading.generation_config(plan.source)
     own = read_settings(config, end_tokens(config, tokenizer))
     if words := in_words(own):
-        plan.decisions["decoding"] = Decision(words, "the model's own settings, which plain decoding has as well")
+        plan.decisions.decoding = Decision(words, "the model's own settings, which plain decoding has as well")
     if asked := sampling_asked(config):
-        plan.decisions["sampling"] = Decision(
+        plan.decisions.sampling = Decision(
             "as the caller says", f"greedy by default; the model's own settings aren't used: {asked}"
         )
     return own
@@ -406,57 +267,44 @@ def _state(target: Backend) -> Decision[str] | None:
     return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
 
 
-def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
+def _make_exact(plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
     """Have the engine's greedy text be plain decoding's to the token."""
     from dynx.speculation.exactness import make_alike, prepare
 
-    if plan.decisions["draft"].value == "none":
+    if not engine.drafters.present:
         make_alike(engine.target, widened)
-        plan.decisions["exact"] = Decision("by every pass", "it is plain decoding")
+        plan.decisions.exact = Decision("by every pass", "it is plain decoding")
         return
 
     stages("measuring how passes round")
-    known = plan.profile.measured.get("noise") if plan.profile else None
-    engine.exact, plan.decisions["exact"] = prepare(engine.target, engine.drafters.exit_layers, known, widened)
+    known = plan.own_profile.measured.get("noise") if plan.own_profile else None
+    engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, widened)
 
 
-def _library(wish: Wish) -> str:
+def _library(request: GeneratorRequest) -> str:
     """The text of --lookup, read before anything slow."""
-    if wish.lookup is None:
+    if request.lookup is None:
         return ""
     try:
-        return read(wish.lookup.read_bytes(), str(wish.lookup))
+        return read(request.lookup.read_bytes(), str(request.lookup))
     except OSError as e:
-        raise UsageError(f"--lookup {wish.lookup} can't be read: {e.strerror}") from None
+        raise InvalidInput(f"`lookup` {request.lookup} can't be read: {e.strerror}") from None
 
 
-def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
+def _knowledge(plan: GeneratorPlan, warn: Callable[[str], None]) -> Knowledge:
     """What the plan's profile says; one that can't be used leaves the plan as if there were none.
 
     Without one that was measured here nothing is staked at first, unless drafters were asked for.
     """
-    if plan.bundled is not None:
-        knowledge = knowledge_of(plan.bundled, warn=warn, foreign=True)
-        if not knowledge.costs.foreign:
-            plan.bundled, plan.decisions["profile"] = (
-                None,
-                Decision("none", "the one that came with the model can't be used"),
-            )
-    else:
-        knowledge = knowledge_of(plan.profile, warn=warn)
+    knowledge = knowledge_of(plan.profile, warn=warn, foreign=plan.bundled)
+    if plan.profile is not None and not (knowledge.costs.foreign or knowledge.from_profile):
+        plan.drop_profile("its contents can't be used", lambda _: None)
     if plan.auto:
         knowledge.stake = 0.0
-    if plan.profile is not None and not knowledge.from_profile:
-        if plan.wish.require_profile:
-            raise NoProfileError(
-                f"profile {plan.profile.key.id} can't be used", hint=f"{calibrate_command(plan.wish)} measures it anew"
-            )
-        plan.profile = None
-        plan.decisions["profile"] = Decision("none", "the stored one can't be used")
     return knowledge
 
 
-def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
+def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
     source = plan.drafter
     if source is None:
         raise RuntimeError("there is no draft model to load")
@@ -465,7 +313,7 @@ def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels, stages: Callable
     if why:
         raise ModelError(
             f"{source.name} can't draft for {plan.source.name}: another vocabulary ({why})",
-            hint="a draft model needs the target's tokenizer; --draft self and --draft lookup need none",
+            hint="a draft model needs the target's tokenizer; `draft` self and `draft` lookup need none",
         )
     backend = kernels.drafter(source)
     if not backend.can_rollback.value:
@@ -473,7 +321,7 @@ def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels, stages: Callable
     return backend
 
 
-def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
+def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:
     """The exit that a profile picked; without one, a third of the depth, and only if asked for by name."""
     if "self" not in plan.kinds:
         return None
@@ -485,9 +333,9 @@ def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
     return None if plan.auto else max(1, layers // 3)
 
 
-def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
+def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
     names = []
-    known = plan.profile or plan.bundled
+    known = plan.profile
     dropped = known is not None and (
         (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
     )
@@ -501,11 +349,11 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
     if plan.auto:
         why = (
             "weighed each round by measured costs"
-            if plan.profile
+            if plan.own_profile
             else "tried where that can't cost more than 1 %: nothing is measured here yet"
         )
     if dropped and known is not None:
-        why = f"{'calibration' if plan.profile else 'came with the model'}: {known.decision['summary']}"
+        why = f"{'came with the model' if plan.bundled else 'calibration'}: {known.decision['summary']}"
     elif drafters.late is not None and plan.drafter is not None:
         why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"
     return Decision(", ".join(names) or "none", why)

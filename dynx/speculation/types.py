@@ -7,7 +7,7 @@ from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynx.errors import UsageError
+from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,11 +57,11 @@ class Sampling:
     own: ModelSettings = field(default_factory=ModelSettings, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises UsageError for what no distribution can be made of, NaN included."""
+        """Raises InvalidInput for what no distribution can be made of, NaN included."""
         sane = 0 <= self.temperature < inf and self.top_k >= 0 and 0 <= self.top_p <= 1
         sane = sane and LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY
         if not sane or (self.seed is not None and self.seed < 0):
-            raise UsageError(f"can't sample with {self}")
+            raise InvalidInput(f"can't sample with {self}")
 
     @property
     def greedy(self) -> bool:

@@ -25,11 +25,13 @@ from dynx.bench.arms.classification import (
 from dynx.bench.arms.classification import sentences as words_of
 from dynx.bench.gates import Verdict, max_disagreement
 from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.early_exit import assemble, make_plan
+from dynx.early_exit.assembly import LoadedClassifier
 from dynx.early_exit.engine import Exits
 from dynx.early_exit.features import collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.plan import ClassifierRequest
 from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.setup import Assembly, Wish, assemble, make_plan
 from dynx.errors import ModelError, UsageError
 from dynx.runtime.binomial import two_sided
 
@@ -40,9 +42,9 @@ if TYPE_CHECKING:
 DEPTHS = (1, 3)
 
 
-def open_(folder: Path, **wish: Any) -> Assembly:
+def open_(folder: Path, **wish: Any) -> LoadedClassifier:
     """A folder's classifier, without a profile."""
-    return assemble(make_plan(Wish(model=str(folder), device="cpu", threads=1, profile="none", **wish)))
+    return assemble(make_plan(ClassifierRequest(model=str(folder), device="cpu", threads=1, profile="none", **wish)))
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +54,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def assembly(folder: Path) -> Assembly:
+def assembly(folder: Path) -> LoadedClassifier:
     """It, loaded."""
     return open_(folder, batch_size=4)
 
 
-def with_exits(assembly: Assembly, share: float) -> Assembly:
+def with_exits(assembly: LoadedClassifier, share: float) -> LoadedClassifier:
     """The same model with exits after layers 1 and 3, each taken by this share of the texts that they were fitted on."""
     rows = [row for row in assembly.reader.rows(sentences(80, seed=1)) if isinstance(row, Row)]
     seen = collect(assembly, rows, DEPTHS, None)
@@ -67,7 +69,7 @@ def with_exits(assembly: Assembly, share: float) -> Assembly:
     thresholds = np.quantile(scores, 1 - share, axis=0) if share < 1 else np.zeros(2)
     exits = Exits(DEPTHS, heads, score, thresholds)
     knowledge: Any = SimpleNamespace(exits=lambda: exits, guarantee=None)
-    return Assembly(assembly.plan, assembly.attachment, assembly.reader, assembly.labels, knowledge)
+    return LoadedClassifier(assembly.plan, assembly.attachment, assembly.reader, assembly.labels, knowledge)
 
 
 def outputs(arms: Sequence[Arm[Any]], items: Sequence[Any]) -> dict[str, Outcome]:
@@ -96,7 +98,7 @@ def test_inputs_are_cut_into_cases_like_jobs(count: int, batch: int, cases: int)
     assert max(map(len, parts)) <= WINDOW
 
 
-def test_all_arms_give_the_full_model_s_labels(assembly: Assembly) -> None:
+def test_all_arms_give_the_full_model_s_labels(assembly: LoadedClassifier) -> None:
     """Without exits, plain, bucketed and dynamic compute all layers and agree, in the order of the inputs."""
     texts = sentences(11)
     found = outputs(own_arms(assembly), texts)
@@ -108,7 +110,7 @@ def test_all_arms_give_the_full_model_s_labels(assembly: Assembly) -> None:
     assert {outcome.units for outcome in found.values()} == {11}
 
 
-def test_repeated_inputs_are_computed_once_by_batches_and_labelled_each(assembly: Assembly) -> None:
+def test_repeated_inputs_are_computed_once_by_batches_and_labelled_each(assembly: LoadedClassifier) -> None:
     """As `dynx classify` does; plain computes them all, as the pipeline does."""
     found = outputs(own_arms(assembly), ["the fox", "the king", "the fox"])
 
@@ -121,7 +123,7 @@ def test_repeated_inputs_are_computed_once_by_batches_and_labelled_each(assembly
     assert found["plain"].output == found["dynamic"].output
 
 
-def test_dynamic_leaves_by_the_profile_s_exits_and_differences_are_counted(assembly: Assembly) -> None:
+def test_dynamic_leaves_by_the_profile_s_exits_and_differences_are_counted(assembly: LoadedClassifier) -> None:
     """With exits that everything takes, layers are few, and agreement is the share of equal labels, input by input."""
     leaving = with_exits(assembly, 1.0)
     texts = sentences(40)
@@ -137,7 +139,7 @@ def test_dynamic_leaves_by_the_profile_s_exits_and_differences_are_counted(assem
     assert quality["bucketed"].mean_layers == quality["plain"].mean_layers == 4
 
 
-def test_mean_layers_are_those_of_all_inputs_whatever_the_cases(assembly: Assembly) -> None:
+def test_mean_layers_are_those_of_all_inputs_whatever_the_cases(assembly: LoadedClassifier) -> None:
     """Cases of different sizes, with repeated inputs in one, give the mean over the inputs that were computed."""
     some = with_exits(assembly, 0.5)
     texts = sentences(30)
@@ -207,7 +209,9 @@ def test_what_two_answers_are_compared_by() -> None:
     assert answer_of("regression", "a", scores[:1]) == (0.7,)
 
 
-def test_the_full_model_answers_where_texts_are_cut_or_precision_is_lower(folder: Path, assembly: Assembly) -> None:
+def test_the_full_model_answers_where_texts_are_cut_or_precision_is_lower(
+    folder: Path, assembly: LoadedClassifier
+) -> None:
     """Plain is the full model in float32 at its own length, and is asked a second time only when it isn't."""
     texts = sentences(60)
 
@@ -231,7 +235,7 @@ def test_transformers_pipeline_is_a_peer(tmp_path: Path, problem: str) -> None:
     assert quality["hf pipeline"].mean_layers is None
 
 
-def test_the_pipeline_cuts_texts_where_it_must(folder: Path, assembly: Assembly) -> None:
+def test_the_pipeline_cuts_texts_where_it_must(folder: Path, assembly: LoadedClassifier) -> None:
     """A text longer than the model takes is cut by it as by dynx; at its defaults it would fail."""
     texts = ["the fox " * 60, "the king"]
 

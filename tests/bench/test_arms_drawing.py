@@ -29,8 +29,8 @@ from dynx.bench.gates import Verdict, min_quality
 from dynx.bench.runner import Arm, Measurements, Outcome, measure
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.generator import Artist
+from dynx.diffusion.plan import ImageGeneratorRequest
 from dynx.diffusion.schedule import Schedule
-from dynx.diffusion.setup import Wish
 from dynx.diffusion.similarity import ssim
 from dynx.diffusion.types import Picture, Receipt
 from dynx.errors import DynxError, ModelError, UsageError
@@ -53,7 +53,9 @@ def artist_of(name: str, *, steps: int = STEPS, knowledge: Any = None) -> Artist
         return own(replace(request, steps=request.steps or steps), *others, **named)
 
     engine.draw = draw  # type: ignore[method-assign]
-    return Artist(SimpleNamespace(engine=engine, plan=SimpleNamespace(wish=Wish()), knowledge=knowledge))  # type: ignore[arg-type]
+    return Artist(
+        SimpleNamespace(engine=engine, plan=SimpleNamespace(wish=ImageGeneratorRequest()), knowledge=knowledge)
+    )  # type: ignore[arg-type]
 
 
 def knowing(name: str, steps: int) -> Artist:

@@ -56,7 +56,7 @@ def test_a_table_of_plain_bucketed_and_dynamic(cli: Cli, folder: Path, texts: Pa
     assert (
         f"dynamic: 4.00 of 4 layers on average, 100.00 % [85.75, 100.00] of {COUNT} labels are the full" in result.out
     )
-    assert "dynamic has no exits and does what bucketed does: no profile; dynx calibrate -m" in result.out
+    assert "dynamic has no exits and does what bucketed does: no profile; calibrating learns exits" in result.out
     assert f"max-disagreement: pass, 0 of {COUNT} answers differ" in result.out
     assert "require-identical: pass" in result.out
     assert "from 1 round of 4 parts" in result.out
@@ -78,7 +78,7 @@ def test_json_keeps_to_its_schema(cli: Cli, folder: Path, texts: Path) -> None:
         "float32",
     )
     assert header["exits"]["value"] == "none"
-    assert header["exits"]["reason"].startswith("no profile; dynx calibrate")
+    assert header["exits"]["reason"].startswith("no profile; calibrating")
     assert header["profile"] is None
     assert {"model_hash", "device", "processor", "threads", "versions"} <= header.keys()
     assert dynamic["facts"]["agreement"]["hits"] == dynamic["facts"]["agreement"]["of"] == COUNT

@@ -21,7 +21,8 @@ from dynx.runtime.costs import CostCurve
 from dynx.runtime.profile import Profile
 from dynx.runtime.profile_store import ProfileStore
 from dynx.runtime.weights import weights_hash
-from dynx.speculation.setup import Wish, assemble, make_plan
+from dynx.speculation import assemble, make_plan
+from dynx.speculation.plan import GeneratorRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -381,7 +382,7 @@ def test_a_required_profile_that_is_not_there(cli: Cli, tiny_folder: Path) -> No
 
 def stored(folder: Path, **changes: Any) -> Path:
     """A profile of the tiny model in the cache, with `changes` to its fields; returns its file."""
-    key = make_plan(Wish(str(folder), profile="none")).key
+    key = make_plan(GeneratorRequest(str(folder), profile="none")).key
     curve = CostCurve.fit([(n, c, 0.001 * n) for n in (1, 2, 8) for c in (16, 64)]).to_json()
     profile = Profile(
         key=key,
@@ -412,7 +413,7 @@ def test_lookup_that_calibration_put_aside_is_used_when_asked_for(alone: None, t
     """A profile that says it loses leaves it out; `--draft lookup` and profiles that don't say have it."""
 
     def looks(**wish: Any) -> bool:
-        return assemble(make_plan(Wish(str(tiny_folder), **wish))).engine.drafters.lookup
+        return assemble(make_plan(GeneratorRequest(str(tiny_folder), **wish))).engine.drafters.lookup
 
     known = {"reliability": {}, "exit_layers": 1, "tokens_per_second": 900.0, "origins": ["self"]}
     stored(tiny_folder, fitted=known)
@@ -426,7 +427,7 @@ def test_lookup_that_calibration_put_aside_is_used_when_asked_for(alone: None, t
 def test_a_profile_that_cannot_be_trusted_is_ignored(cli: Cli, tiny_folder: Path, damage: str) -> None:
     """A torn, foreign or stale profile costs one warning; the answer is what it is without any."""
     plain = cli("generate", "-m", tiny_folder, PROMPT, "-n", 24, "--profile", "none")
-    key = make_plan(Wish(str(tiny_folder), profile="none")).key
+    key = make_plan(GeneratorRequest(str(tiny_folder), profile="none")).key
     changes: dict[str, dict[str, Any]] = {
         "contents": {"measured": {"target": {"seconds_by_width": "fast"}}},
         "older torch": {"versions": {"torch": "1.0.0"}},
@@ -447,33 +448,37 @@ def test_a_profile_that_cannot_be_trusted_is_ignored(cli: Cli, tiny_folder: Path
 
 def test_a_profile_asked_for_by_name_must_belong_here(cli: Cli, tiny_folder: Path, changed: Copy) -> None:
     """--profile with another model's profile is refused, and so is one of this model from elsewhere, with the difference."""
-    key = make_plan(Wish(str(tiny_folder), profile="none")).key
+    key = make_plan(GeneratorRequest(str(tiny_folder), profile="none")).key
     foreign = stored(tiny_folder, key=replace(key, device="elsewhere-cpu-1t")).stem[-12:]
     result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 8, "--profile", foreign)
     refused(
         result,
         2,
         rf"profile {foreign} of .* doesn't fit: it was measured on another device \(a test\)",
-        "calibrate",
+        "without --profile dynx takes one that fits",
     )
 
     other = changed("other")
     edit(other / "config.json", rope_theta=5000.0)
     result = cli("generate", "-m", other, PROMPT, "--profile", foreign)
     refused(
-        result, 2, rf"profile {foreign} doesn't fit this run: it was measured with another model \(tiny\)", "calibrate"
+        result,
+        2,
+        rf"profile {foreign} of tiny doesn't fit: it was measured with other weights",
+        "without --profile dynx takes one that fits",
     )
 
 
 def exhausted(monkeypatch: pytest.MonkeyPatch, module: type, passes: int, error: Exception) -> None:
-    """Let `module` run out of memory after some passes."""
-    forward, count = module.forward, iter(range(10**6))
+    """Let `module` run out of memory after some passes, counted anew at each call."""
+    forward, count = getattr(module.forward, "whole", module.forward), iter(range(10**6))
 
     def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
         if next(count) >= passes:
             raise error
         return forward(self, *args, **kwargs)
 
+    limited.whole = forward  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "forward", limited)
 
 
@@ -492,7 +497,7 @@ def test_out_of_memory_keeps_what_was_written(
     whole = cli("generate", "-m", tiny_folder, PROMPT, "-n", 40, "--plain").out
     exhausted(monkeypatch, LlamaForCausalLM, 20, error)
     text = cli("generate", "-m", tiny_folder, PROMPT, "-n", 40, "--plain")
-    exhausted(monkeypatch, LlamaForCausalLM, 0, error)
+    exhausted(monkeypatch, LlamaForCausalLM, 20, error)
     nothing = cli("generate", "-m", tiny_folder, PROMPT, "-n", 40, "--plain", "--json")
 
     assert text.code == 5
@@ -534,8 +539,9 @@ def test_a_model_that_does_not_fit(cli: Cli, tiny_folder: Path, monkeypatch: pyt
 
 def test_a_bug_is_a_line_too_unless_debugging(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody foresaw ends in one line that says how to see more; DYNX_DEBUG=1 shows the traceback."""
-    exhausted(monkeypatch, LlamaForCausalLM, 0, ZeroDivisionError("by zero"))
+    exhausted(monkeypatch, LlamaForCausalLM, 20, ZeroDivisionError("by zero"))  # past the check on loading
     result = cli("generate", "-m", tiny_folder, PROMPT, "--plain")
+    exhausted(monkeypatch, LlamaForCausalLM, 20, ZeroDivisionError("by zero"))
     monkeypatch.setenv("DYNX_DEBUG", "1")
 
     assert result.code == 1

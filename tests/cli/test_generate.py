@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dynx import shipped
 from dynx.cli import console
-from dynx.speculation.setup import Wish, _library
+from dynx.speculation.plan import GeneratorRequest
+from dynx.speculation.setup import _library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,7 +309,7 @@ def test_a_byte_order_mark_changes_no_answer(cli: Cli, tiny_folder: Path, tmp_pa
     assert cli(*model, "--lines", stdin=mark + lines).out == cli(*model, "--lines", stdin=lines).out
     library = tmp_path / "library.txt"
     library.write_bytes(mark + b"Once upon")
-    assert _library(Wish(lookup=library)) == "Once upon"
+    assert _library(GeneratorRequest(lookup=library)) == "Once upon"
 
 
 def test_chat_without_a_template_is_told(cli: Cli, tiny_folder: Path) -> None:

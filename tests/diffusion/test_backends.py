@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from support import pipelines
 
-from dynx.diffusion import backend_search, backends
+from dynx.cli.calibrate_command import calibrate_command
+from dynx.diffusion import backend_search, backends, make_plan
 from dynx.diffusion import calibrate as learning
+from dynx.diffusion.assembly import LoadedImageGenerator
 from dynx.diffusion.backends import AS_LOADED, Runner
 from dynx.diffusion.engine import Engine
+from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
 from dynx.diffusion.profile_data import Ladder
 from dynx.diffusion.schedule import Schedule
-from dynx.diffusion.setup import Assembly, Plan, Wish, calibrate_command, make_plan, measured_way
+from dynx.diffusion.setup import measured_with
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.network import ModuleKernels
 from dynx.runtime.decision import Decision
@@ -53,14 +56,22 @@ def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, Decision[bool]]:
 FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
 
 
-def assembly_of(pipe: Any, **wish: Any) -> Assembly:
+def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
     """As if it had been loaded from a folder to be calibrated."""
     key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
-    decisions = {name: Decision(value, "") for name, value in (("device", "cpu"), ("dtype", "float32"), ("threads", 1))}
-    decisions["backend"] = Decision("torch-eager", "")
+    decisions = ImageGeneratorDecisions(
+        model=Decision("tiny", ""),
+        device=Decision("cpu", ""),
+        dtype=Decision("float32", ""),
+        threads=Decision(1, ""),
+        profile=Decision("none", ""),
+        backend=Decision("torch-eager", ""),
+    )
     source = Source("tiny", Path(FOLDER.name), "folder")
-    plan = Plan(Wish(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions)
-    return Assembly(plan, Engine(pipe), None, racing=True)
+    plan = ImageGeneratorPlan(
+        ImageGeneratorRequest(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions
+    )
+    return LoadedImageGenerator(plan, Engine(pipe), None, racing=True)
 
 
 def lowered(pipe: Any, request: Any, schedule: Schedule | None = None, *, cut: bool = False) -> ModuleKernels:
@@ -90,7 +101,7 @@ def test_decisions_and_their_reasons() -> None:
 def test_what_cannot_be_had_is_one_sentence(there: dict[str, Decision[bool]]) -> None:
     """A missing backend, another device, IPEX and unknown names each say why."""
     there["openvino"] = Decision(False, "OpenVINO isn't installed")
-    with pytest.raises(DeviceError, match=r"^--backend openvino: OpenVINO isn't installed$"):
+    with pytest.raises(DeviceError, match=r"^`backend` openvino: OpenVINO isn't installed$"):
         backends.decide("openvino", "auto", "cpu", MACHINE, None)
     with pytest.raises(DeviceError, match="pipelines that draw aren't run on it"):
         backends.decide("ipex", "auto", "cpu", MACHINE, None)
@@ -187,9 +198,9 @@ def test_who_wins(
         assembly, ladder, [entry(4, 0.97), entry(6, 0.98)], [], [], lambda: 0.0, lambda _: None
     )
 
-    assert assembly.plan.way == chosen
+    assert assembly.plan.spec == chosen
     assert settled == ladder
-    assert "compiled PyTorch float32 can't run it: no compiler" in assembly.decisions["backend"].reason
+    assert "compiled PyTorch float32 can't run it: no compiler" in assembly.decisions.backend.reason
 
 
 @pytest.mark.usefixtures("there")
@@ -203,9 +214,9 @@ def test_the_cache_weighs_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backends, "race", lambda *_, made=made: (made, {}))
         settled = backend_search.settle(assembly, ladder, list(tried), [], [], lambda: 0.0, lambda _: None)
 
-        assert assembly.plan.way == way
+        assert assembly.plan.spec == way
         assert settled.cache == (0.1 if way == AS_LOADED else 0.0)
-    assert assembly.decisions["cache"].value == "off"
+    assert assembly.decisions.cache.value == "off"
 
 
 @pytest.mark.usefixtures("there")
@@ -248,7 +259,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("there")
 def test_a_profile_of_other_kernels_is_passed_over(folder: Path) -> None:
     """With a warning and the command that measures what was asked for; an error where a profile is required; else it decides."""
-    wish = Wish(model=str(folder))
+    wish = ImageGeneratorRequest(model=str(folder))
     key = make_plan(wish).key
     fitted = {"backend": "openvino", "precision": "bfloat16"}
     versions = {"torch": metadata.version("torch")}
@@ -257,12 +268,12 @@ def test_a_profile_of_other_kernels_is_passed_over(folder: Path) -> None:
         key, "tiny", "2026-01-01T00:00:00+00:00", versions, fitted=fitted, decision={"summary": ""}, **blank
     )
     stored = replace(stored, weights=weights_hash(folder))
-    assert measured_way(stored) == ("openvino", "bfloat16")
+    assert measured_with(stored) == ("openvino", "bfloat16")
     ProfileStore(profiles_folder(), lambda _: None).save(stored, {"x": np.zeros(1)})
-    assert make_plan(wish).way == ("openvino", "bfloat16")
+    assert make_plan(wish).spec == ("openvino", "bfloat16")
     heard: list[str] = []
     plan = make_plan(replace(wish, backend="torch"), warn=heard.append)
-    assert (plan.way, plan.profile) == (AS_LOADED, None)
+    assert (plan.spec, plan.profile) == (AS_LOADED, None)
     assert heard == [f"profile {key.id} isn't used: it was measured with OpenVINO in bfloat16, not PyTorch in float32"]
     with pytest.raises(NoProfileError):
         make_plan(replace(wish, backend="torch", require_profile=True))
@@ -316,7 +327,7 @@ def test_kernels_that_raise_are_left_out(monkeypatch: pytest.MonkeyPatch, error:
     found = learning.calibrate(assembly, [], budget=1e6, clock=lambda: next(ticks) / 100)
 
     assert (found.profile.fitted["backend"], found.profile.fitted["precision"]) == AS_LOADED
-    said = assembly.plan.decisions["backend"].reason
+    said = assembly.plan.decisions.backend.reason
     assert "PyTorch bfloat16 can't run it: " in said
     assert f"fails on PyTorch ({type(error).__name__}: {str(error) or 'no message'})" in said
 
@@ -324,7 +335,7 @@ def test_kernels_that_raise_are_left_out(monkeypatch: pytest.MonkeyPatch, error:
 def test_memory_that_ran_out_is_no_fault_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends a race as it ends a run, while they are prepared and while they are timed; so does Ctrl-C."""
     assembly = assembly_of(pipelines.stable_diffusion())
-    request = backend_search.sample_of(assembly.plan.wish, assembly.engine)
+    request = backend_search.sample_of(assembly.plan.request, assembly.engine)
     for method in ("_function", "__call__"):
         for error in (MemoryError(), RuntimeError("not enough memory"), KeyboardInterrupt()):
 

@@ -17,10 +17,12 @@ from support.pipelines import SCALED, Exact, ddpm, pipeline, stable_diffusion, t
 from dynx.diffusion import calibrate as learning
 from dynx.diffusion import schedule_search
 from dynx.diffusion import step_sweep as climbing
+from dynx.diffusion.apply_profile import knowledge_of
+from dynx.diffusion.assembly import LoadedImageGenerator
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.generator import Artist
-from dynx.diffusion.profile_data import Ladder, from_profile, knowledge_of
-from dynx.diffusion.setup import Assembly, Plan, Wish
+from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
+from dynx.diffusion.profile_data import Ladder, from_profile
 from dynx.diffusion.similarity import ssim
 from dynx.diffusion.step_sweep import Climb, Partial, climb, clocked, colour_map
 from dynx.diffusion.types import Request
@@ -44,13 +46,22 @@ def smooth(size: int = 16) -> Any:
     return pipe
 
 
-def assembly_of(pipe: Any, **wish: Any) -> Assembly:
+def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
     """As if it had been loaded from a folder."""
     key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
-    decisions = {name: Decision(value, "") for name, value in (("device", "cpu"), ("dtype", "float32"), ("threads", 1))}
+    decisions = ImageGeneratorDecisions(
+        model=Decision("tiny", ""),
+        device=Decision("cpu", ""),
+        dtype=Decision("float32", ""),
+        threads=Decision(1, ""),
+        profile=Decision("none", ""),
+        backend=Decision("torch-eager", ""),
+    )
     source = Source("tiny", Path(FOLDER.name), "folder")
-    plan = Plan(Wish(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions)
-    return Assembly(plan, Engine(pipe), None)
+    plan = ImageGeneratorPlan(
+        ImageGeneratorRequest(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions
+    )
+    return LoadedImageGenerator(plan, Engine(pipe), None)
 
 
 def ticking() -> Any:
@@ -67,7 +78,7 @@ def few() -> Any:
 
 
 @pytest.fixture(scope="module")
-def learned(few: None) -> tuple[Assembly, learning.Findings, list[tuple[float, str]]]:
+def learned(few: None) -> tuple[LoadedImageGenerator, learning.Findings, list[tuple[float, str]]]:
     """The perfect denoiser, calibrated once; without skipping, which would draw every picture alone."""
     before, schedule_search.SKIPS = schedule_search.SKIPS, ()
     assembly = assembly_of(smooth(), quality=0.9)
@@ -79,17 +90,19 @@ def learned(few: None) -> tuple[Assembly, learning.Findings, list[tuple[float, s
     return assembly, found, heard
 
 
-def with_profile(assembly: Assembly, found: learning.Findings, **wish: Any) -> tuple[Assembly, list[str]]:
+def with_profile(
+    assembly: LoadedImageGenerator, found: learning.Findings, **wish: Any
+) -> tuple[LoadedImageGenerator, list[str]]:
     """The pipeline as it is drawn with what was learned, and what was warned of."""
     profile = Profile.from_json(found.profile.to_json().encode())
     plan = replace(
         assembly.plan,
-        wish=replace(assembly.plan.wish, **wish),
+        wish=replace(assembly.plan.request, **wish),
         profile=profile,
         arrays=found.arrays,
         decisions=dict(assembly.decisions),
     )
-    made, warned = Assembly(plan, assembly.engine, None), list[str]()
+    made, warned = LoadedImageGenerator(plan, assembly.engine, None), list[str]()
     made.knowledge = knowledge_of(made, warned.append)
     return made, warned
 
@@ -161,10 +174,10 @@ def test_another_quality_is_certified_from_the_same_evidence(learned: Any) -> No
 
     assert low.knowledge is not None
     assert low.knowledge.certificate.cost < found.certificate.cost
-    assert "SSIM to the full run at least 0.7 for 95 % of pictures" in low.decisions["steps"].reason
+    assert "SSIM to the full run at least 0.7 for 95 % of pictures" in low.decisions.steps.reason
     assert high.knowledge is None
-    assert high.decisions["steps"].value == "plain"
-    assert "no fewer steps were seen to reach SSIM 1 in 95 % of pictures" in high.decisions["steps"].reason
+    assert high.decisions.steps.value == "plain"
+    assert "no fewer steps were seen to reach SSIM 1 in 95 % of pictures" in high.decisions.steps.reason
 
 
 @pytest.mark.parametrize(
@@ -184,7 +197,7 @@ def test_other_settings_are_drawn_plain(learned: Any, setting: dict[str, Any], w
     assert made.knowledge is None
     assert len(warned) == 1
     assert words in warned[0]
-    assert made.decisions["steps"].value == "plain"
+    assert made.decisions.steps.value == "plain"
 
 
 def test_its_own_size_asked_for_is_no_other(learned: Any) -> None:
@@ -195,7 +208,7 @@ def test_its_own_size_asked_for_is_no_other(learned: Any) -> None:
     assert warned == []
 
     family = replace(assembly.engine.family, scheduler="EulerDiscreteScheduler")
-    other = Assembly(assembly.plan, Engine(assembly.engine.pipe, family), None)
+    other = LoadedImageGenerator(assembly.plan, Engine(assembly.engine.pipe, family), None)
     made, warned = with_profile(other, found)
     assert made.knowledge is None
     assert "measured with scheduler DDIMScheduler, not scheduler EulerDiscreteScheduler" in warned[0]
@@ -243,7 +256,7 @@ def test_pictures_that_are_not_numbers_are_refused() -> None:
     pipe.unet.pictures.data[:] = np.nan
     with pytest.raises(UnsupportedModelError, match="not numbers") as error:
         learning.calibrate(assembly_of(pipe), [], budget=100, clock=ticking())
-    assert error.value.hint == "try --dtype float32"
+    assert error.value.hint == "try `dtype` float32"
 
 
 def test_no_prompts() -> None:
@@ -266,14 +279,14 @@ def test_a_budget_too_small_names_one_that_is_enough(tmp_path: Path, monkeypatch
         except UsageError as error:
             complaint, hint = str(error), error.hint or ""
         assert "120 pictures at every number of steps take at least" in complaint
-        budget = float(hint.removeprefix("--budget "))
+        budget = float(hint.removeprefix("`budget` "))
     else:
         pytest.fail("the number in the hint was never enough")
     assert refused >= 1
     assert said == ["going on after no pictures that an earlier calibration drew"] * (refused == 2)
 
 
-def clock_of(assembly: Assembly) -> Any:
+def clock_of(assembly: LoadedImageGenerator) -> Any:
     """A second for every row that the network ran for."""
     engine, spent = assembly.engine, [0.0]
     own = Engine.draw

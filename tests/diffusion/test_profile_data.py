@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from support.pipelines import ADAPTIVE, GUIDED, pipeline, pixels, request
 
+from dynx.diffusion.apply_profile import why_plain
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.predictor import Predictor, shortfall
-from dynx.diffusion.profile_data import LOOK, Evidence, Fitted, Ladder, from_profile, to_arrays, why_plain
+from dynx.diffusion.profile_data import LOOK, Evidence, Fitted, Ladder, from_profile, to_arrays
 from dynx.diffusion.schedule import Grid
 from dynx.errors import UsageError
 from dynx.runtime.certify import Costs

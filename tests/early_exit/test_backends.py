@@ -13,11 +13,13 @@ from support.classifier_folders import write_text_classifier
 from support.classifiers import IMAGE, batch, classifier
 from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
+from dynx.cli.calibrate_command import calibrate_command
+from dynx.early_exit import make_plan
+from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.attach.attach import attach
 from dynx.early_exit.backends import RANGES, TOLERANCE, Blocks, put_in
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.reference import is_reference
-from dynx.early_exit.setup import Wish, calibrate_command, make_plan
+from dynx.early_exit.plan import ClassifierRequest
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.packed_linear import available
 from dynx.runtime.backends.registry import OPENVINO, TORCH
@@ -123,7 +125,7 @@ def test_wrong_answers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_classifiers_do_not_have(easy: Path, wish: dict[str, Any], error: type[Exception], words: str) -> None:
     """The options of language models that mean nothing here are refused by name."""
     with pytest.raises(error, match=words):
-        make_plan(Wish(str(easy), **wish))
+        make_plan(ClassifierRequest(str(easy), **wish))
 
 
 def test_a_backend_that_is_not_there(easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,24 +135,23 @@ def test_a_backend_that_is_not_there(easy: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(registry, "available", lambda: Decision(False, "OpenVINO isn't installed (pip …)"))
     with pytest.raises(DeviceError, match="isn't installed"):
-        make_plan(Wish(str(easy), backend="openvino"))
+        make_plan(ClassifierRequest(str(easy), backend="openvino"))
 
 
 @converts
 def test_openvino_in_int8_needs_a_profile(easy: Path) -> None:
     """Nobody knows how large numbers get before calibration has looked."""
-    with pytest.raises(NoProfileError, match="calibration") as refusal:
+    with pytest.raises(NoProfileError, match="calibration"):
         assembled(easy, backend="openvino", quantize="int8")
-    assert "--backend openvino --quantize int8" in (refusal.value.hint or "")
 
 
 def test_the_profile_is_for_one_quantization(easy: Path, known: Findings) -> None:
     """A profile of the model as it is says nothing about int8, whose key is another; and the remedy names the option."""
-    plan = make_plan(Wish(str(easy), quantize="int8"))
+    plan = make_plan(ClassifierRequest(str(easy), quantize="int8"))
     assert plan.profile is None
     assert plan.key.quantization == "int8"
-    assert plan.decisions["quantize"].value == "int8"
-    assert "--quantize int8" in calibrate_command(plan.wish)
+    assert plan.decisions.quantize.value == "int8"
+    assert "--quantize int8" in calibrate_command(plan.request)
 
 
 def test_without_a_profile_nothing_is_promised(easy: Path) -> None:
@@ -196,8 +197,8 @@ def test_int8_that_is_too_far_off_gives_way(easy: Path, quantized: Findings) -> 
     assembly = assembled(easy, max_disagreement=EPS, quantize="int8")
 
     assert is_reference(assembly)
-    assert assembly.decisions["quantize"].value == "none"
-    assert "differ from the full float32 model's" in assembly.decisions["quantize"].reason
+    assert assembly.decisions.quantize.value == "none"
+    assert "differ from the full float32 model's" in assembly.decisions.quantize.reason
     assert Classifier(assembly).receipt.guarantee is not None
     with pytest.raises(NoProfileError, match="differ from"):
         assembled(easy, max_disagreement=EPS, quantize="int8", require_profile=True)
@@ -207,11 +208,11 @@ def test_a_profile_of_other_kernels_is_not_used(easy: Path, known: Findings) -> 
     """Its evidence is of other numbers: it's passed over with a word, or refused where a profile is required."""
     keep(replace(known, profile=replace(known.profile, fitted={**known.profile.fitted, "backend": OPENVINO})))
     said: list[str] = []
-    plan = make_plan(Wish(str(easy), backend="torch"), warn=said.append)
+    plan = make_plan(ClassifierRequest(str(easy), backend="torch"), warn=said.append)
     assert plan.profile is None
-    assert "was measured with openvino" in said[0]
-    with pytest.raises(NoProfileError, match="was measured with openvino"):
-        make_plan(Wish(str(easy), backend="torch", require_profile=True))
+    assert "was measured with OpenVINO" in said[0]
+    with pytest.raises(NoProfileError, match="was measured with OpenVINO"):
+        make_plan(ClassifierRequest(str(easy), backend="torch", require_profile=True))
 
 
 @converts
@@ -219,8 +220,8 @@ def test_calibration_keeps_what_openvino_needs(easy: Path, tmp_path: Path, monke
     """The sizes of numbers are in the profile, and a run from it has OpenVINO's blocks and the same promise."""
     fix_costs(monkeypatch)
     asked: dict[str, Any] = {"max_disagreement": EPS, "quantize": "int8", "backend": "openvino"}
-    plan = make_plan(Wish(str(easy), profile="none", **asked))
-    from dynx.early_exit.setup import assemble
+    plan = make_plan(ClassifierRequest(str(easy), profile="none", **asked))
+    from dynx.early_exit import assemble
 
     found = learned(assemble(plan, calibrating=True))
     keep(found)
@@ -229,7 +230,7 @@ def test_calibration_keeps_what_openvino_needs(easy: Path, tmp_path: Path, monke
     assert found.profile.fitted["backend"] == OPENVINO
     assert any(name.startswith(RANGES) for name in found.arrays)
     assert assembly.blocks.backend == OPENVINO
-    assert assembly.decisions["backend"].reason == "measured to be the fastest here"
+    assert assembly.decisions.backend.reason == "measured to be the fastest here"
     assert len(Classifier(assembly).window(LESSONS[:5])) == 5
 
 
@@ -247,7 +248,7 @@ def test_whatever_openvino_raises_leaves_it_out(
     easy: Path, known: Findings, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """In a calibration and on a run of a profile that names it, with the reason; asked for by name it's one line."""
-    from dynx.early_exit.setup import assemble
+    from dynx.early_exit import assemble
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
     def failing(*_: Any, **__: Any) -> None:
@@ -257,13 +258,13 @@ def test_whatever_openvino_raises_leaves_it_out(
     monkeypatch.setattr(openvino_blocks, "replace", failing)
     why = f"OpenVINO can't run it: {easy.name} fails on OpenVINO ({type(error).__name__}: {str(error) or 'no message'})"
 
-    assembly = assemble(make_plan(Wish(str(easy), profile="none", threads=1)), calibrating=True)
+    assembly = assemble(make_plan(ClassifierRequest(str(easy), profile="none", threads=1)), calibrating=True)
     learned(assembly)
-    assert assembly.decisions["backend"] == Decision(TORCH, why)
+    assert assembly.decisions.backend == Decision(TORCH, why)
 
     keep(replace(known, profile=replace(known.profile, fitted={**known.profile.fitted, "backend": OPENVINO})))
     run = assembled(easy)
-    assert run.decisions["backend"] == Decision(TORCH, why)
+    assert run.decisions.backend == Decision(TORCH, why)
     assert run.plan.profile is None
 
     with pytest.raises(UnsupportedModelError, match="fails on OpenVINO"):

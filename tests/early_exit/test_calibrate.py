@@ -10,9 +10,9 @@ from support.classifier_folders import sentences, write_image_classifier, write_
 from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
 from dynx.early_exit import calibrate as learning
+from dynx.early_exit.assembly import Reference
 from dynx.early_exit.features import Inputs, candidates, collect
 from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.reference import Reference
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.runtime.certify import split
 
@@ -103,7 +103,7 @@ def test_exits_that_never_pay(monkeypatch: pytest.MonkeyPatch, easy: Path) -> No
     assert found.fitted is None or not found.certificate.active  # type: ignore[union-attr]
     assert "full depth" in found.summary
     assert later.knowledge is None
-    assert later.decisions["exits"].reason == found.summary
+    assert later.decisions.exits.reason == found.summary
 
 
 def test_a_profile_of_nothing(monkeypatch: pytest.MonkeyPatch, easy: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_profile_of_nothing(monkeypatch: pytest.MonkeyPatch, easy: Path) -> No
     keep(found)
 
     assert found.arrays == {}
-    assert assembled(easy).decisions["exits"].reason == (
+    assert assembled(easy).decisions.exits.reason == (
         "full depth: no exit is right often enough to pay for looking, within 2 %"
     )
 
@@ -125,7 +125,7 @@ def test_slower_on_the_clock(monkeypatch: pytest.MonkeyPatch, easy: Path) -> Non
     keep(found)
 
     assert found.summary == "full depth: on the clock exits within 10 % make it 0.93x as fast"
-    assert "0.93x" in assembled(easy, max_disagreement=EPS).decisions["exits"].reason
+    assert "0.93x" in assembled(easy, max_disagreement=EPS).decisions.exits.reason
 
 
 def test_bfloat16_is_held_to_float32(steady: None, easy: Path) -> None:

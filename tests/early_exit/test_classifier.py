@@ -18,8 +18,8 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.calibrate import Findings
-    from dynx.early_exit.setup import Assembly
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_stays_in_its_place(tmp_path: Path) -> None:
     assert classifier.window([]) == []
 
 
-def broken(assembly: Assembly) -> Assembly:
+def broken(assembly: LoadedClassifier) -> LoadedClassifier:
     """With exits that everything takes at once, whatever is promised."""
     knowledge = assembly.knowledge
     assert knowledge is not None
@@ -116,7 +116,7 @@ def test_the_audit_of_a_promise_that_holds(known: Findings, easy: Path) -> None:
 def test_shares_of_an_audit(easy: Path) -> None:
     """Between 0 and 1."""
     for share in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match="--audit"):
+        with pytest.raises(UsageError, match="`audit`"):
             Classifier(assembled(easy), audit=share)
 
 

@@ -13,9 +13,11 @@ from support.classifiers import classifier
 from support.commands import train_tokenizer
 from support.exits import EPS, LAYERS, assembled, keep, write_easy
 
+from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
+from dynx.early_exit import make_plan
 from dynx.early_exit.attach.full_depth import Whole
+from dynx.early_exit.plan import ClassifierRequest
 from dynx.early_exit.profile_data import from_profile, to_arrays, to_json
-from dynx.early_exit.setup import Wish, calibrate_command, make_plan
 from dynx.early_exit.types import EXACT
 from dynx.errors import NoProfileError, UsageError
 from dynx.runtime.certify import certify
@@ -33,16 +35,16 @@ def why(folder: Path, **wish: Any) -> str:
     """The reason why no input may leave early."""
     assembly = assembled(folder, **wish)
     assert assembly.knowledge is None
-    assert assembly.decisions["exits"].value == "none"
-    return assembly.decisions["exits"].reason
+    assert assembly.decisions.exits.value == "none"
+    return assembly.decisions.exits.reason
 
 
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        ({"max_disagreement": 0.0}, "--max-disagreement 0"),
-        ({"max_disagreement": float("nan")}, "--max-disagreement nan"),
-        ({"confidence": 1.0}, "--confidence 1"),
+        ({"max_disagreement": 0.0}, "`max_disagreement` 0"),
+        ({"max_disagreement": float("nan")}, "`max_disagreement` nan"),
+        ({"confidence": 1.0}, "`confidence` 1"),
         ({"require_profile": True, "plain": True}, "contradict"),
         ({"require_profile": True, "profile": "none"}, "contradict"),
         ({"profile": "0f3a"}, "no profile"),
@@ -50,13 +52,13 @@ def why(folder: Path, **wish: Any) -> str:
 )
 def test_wishes_that_make_no_sense(easy: Path, wish: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        make_plan(Wish(str(easy), **wish))
+        make_plan(ClassifierRequest(str(easy), **wish))
 
 
 def test_confidence_keeps_no_noise() -> None:
     """1 - 0.95 is 0.05, and one more input isn't asked for because of the last bit."""
-    assert Wish().delta == 0.05
-    assert Wish(confidence=0.9).delta == 0.1
+    assert ClassifierRequest().delta == 0.05
+    assert ClassifierRequest(confidence=0.9).delta == 0.1
 
 
 def test_a_profile_is_used(known: Findings, easy: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_profile_is_used(known: Findings, easy: Path) -> None:
     assert assembly.knowledge.certificate == known.certificate
     assert assembly.knowledge.guarantee.basis == "profile"
     assert assembly.knowledge.guarantee.n == known.parts[2]
-    assert assembly.decisions["exits"].value.startswith("after layer 1")
+    assert assembly.decisions.exits.value.startswith("after layer 1")
 
 
 def test_another_promise_is_certified_from_the_stored_evidence(known: Findings, easy: Path) -> None:
@@ -137,7 +139,7 @@ def test_torn_arrays(known: Findings, easy: Path) -> None:
     assert assembly.knowledge is None
     assert len(heard) == 1
     assert "torn" in heard[0]
-    assert "no profile; dynx calibrate" in assembly.decisions["exits"].reason
+    assert "no profile; calibrating" in assembly.decisions.exits.reason
 
 
 def test_evidence_speaks_only_of_what_it_saw(known: Findings, easy: Path) -> None:
@@ -147,7 +149,7 @@ def test_evidence_speaks_only_of_what_it_saw(known: Findings, easy: Path) -> Non
     with pytest.raises(NoProfileError, match="cut to"):
         assembled(easy, max_length=16, require_profile=True)
     with pytest.raises(UsageError, match=r"doesn't fit: it was measured in float32, not bfloat16$"):
-        make_plan(Wish(str(easy), profile=known.profile.key.id, dtype="bfloat16", threads=1))
+        make_plan(ClassifierRequest(str(easy), profile=known.profile.key.id, dtype="bfloat16", threads=1))
 
 
 def test_reasons_to_run_plain(known: Findings, easy: Path) -> None:
@@ -191,30 +193,30 @@ def test_a_profile_that_came_with_the_model(findings: Findings, easy: Path, tmp_
     assembly = assembled(folder, max_disagreement=EPS)
     assert assembly.knowledge is not None
     assert assembly.knowledge.guarantee.basis == "model"
-    assert assembly.decisions["profile"].reason == "came with the model"
-    assert "measured elsewhere" in assembly.decisions["exits"].reason
-    assert make_plan(Wish(str(folder), dtype="bfloat16")).profile is None
+    assert assembly.decisions.profile.reason == "came with the model"
+    assert "measured elsewhere" in assembly.decisions.exits.reason
+    assert make_plan(ClassifierRequest(str(folder), dtype="bfloat16")).profile is None
 
     shutil.copy(folder / "exits.json", write_text_classifier(tmp_path / "other") / "exits.json")
-    assert make_plan(Wish(str(tmp_path / "other"))).profile is None
+    assert make_plan(ClassifierRequest(str(tmp_path / "other"))).profile is None
 
     (folder / "exits.json").write_text("{}")
     heard: list[str] = []
-    assert make_plan(Wish(str(folder)), warn=heard.append).profile is None
+    assert make_plan(ClassifierRequest(str(folder)), warn=heard.append).profile is None
     assert len(heard) == 1
     assert "exits.json ignored" in heard[0]
 
 
 def test_a_required_profile(easy: Path) -> None:
     """Its lack is an error that names the command, with what was asked for."""
-    wish = Wish(str(easy), require_profile=True, dtype="bfloat16", max_length=16, threads=2)
-    with pytest.raises(NoProfileError, match="no profile fits") as caught:
+    wish = ClassifierRequest(str(easy), require_profile=True, dtype="bfloat16", max_length=16, threads=2)
+    with pytest.raises(NoProfileError, match="no profile fits") as caught, telling_the_remedy(wish):
         make_plan(wish)
 
     assert caught.value.hint is not None
     assert calibrate_command(wish) in caught.value.hint
-    assert calibrate_command(wish) == (
-        f"dynx calibrate -m {easy} --data FILE --dtype bfloat16 --max-length 16 --threads 2"
+    assert sorted(calibrate_command(wish).split(" --")) == sorted(
+        f"dynx calibrate -m {easy} --data FILE --dtype bfloat16 --max-length 16 --threads 2".split(" --")
     )
 
 
@@ -231,7 +233,7 @@ def test_models_that_run_whole(tmp_path: Path) -> None:
     assembly = assembled(tmp_path / "gpt2")
     assert isinstance(assembly.attachment, Whole)
     assert assembly.batch == 1
-    assert assembly.decisions["batch"].value == 1
+    assert assembly.decisions.batch.value == 1
 
 
 def test_rows_that_a_whole_model_cannot_take_together(tmp_path: Path) -> None:
@@ -251,9 +253,9 @@ def test_rows_that_a_whole_model_cannot_take_together(tmp_path: Path) -> None:
 
 def test_options_of_other_models(easy: Path, tmp_path: Path) -> None:
     """A tolerance is for numbers, and a length for texts."""
-    with pytest.raises(UsageError, match="--within is for models that give numbers"):
-        assembled(easy, tolerance=0.1)
-    with pytest.raises(UsageError, match="--max-length is about texts"):
+    with pytest.raises(UsageError, match="`within` is for models that give numbers"):
+        assembled(easy, within=0.1)
+    with pytest.raises(UsageError, match="`max_length` is about texts"):
         assembled(write_image_classifier(tmp_path / "vit"), max_length=16)
 
 
@@ -276,8 +278,8 @@ def test_a_regression_and_its_tolerance(steady: None, tmp_path: Path, monkeypatc
     folder = write_easy(tmp_path / "number")
     with pytest.raises(UsageError, match="gives numbers"):
         learned(assembled(folder, max_disagreement=EPS, profile="none"))
-    keep(learned(assembled(folder, max_disagreement=EPS, tolerance=0.5, profile="none")))
+    keep(learned(assembled(folder, max_disagreement=EPS, within=0.5, profile="none")))
 
-    assert assembled(folder, max_disagreement=EPS, tolerance=0.5).knowledge is not None
-    assert "a tolerance of 0.5" in why(folder, max_disagreement=EPS, tolerance=0.2)
+    assert assembled(folder, max_disagreement=EPS, within=0.5).knowledge is not None
+    assert "a tolerance of 0.5" in why(folder, max_disagreement=EPS, within=0.2)
     assert "a tolerance of 0.5" in why(folder, max_disagreement=EPS)

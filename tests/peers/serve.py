@@ -136,11 +136,12 @@ def llama(
 
 def dynx(model: Path, count: int, temperature: float, quantize: str = "none") -> dict[str, Callable[[str], list[int]]]:
     """dynx as `dynx generate` would run it with the profile that is stored."""
+    from dynx.speculation import assemble, make_plan
+    from dynx.speculation.plan import GeneratorRequest
     from dynx.speculation.policy import Plain, Static
-    from dynx.speculation.setup import Wish, assemble, make_plan
     from dynx.speculation.types import Request
 
-    plan = make_plan(Wish(str(model), quantize=quantize, require_profile=True), warn=tell)
+    plan = make_plan(GeneratorRequest(str(model), quantize=quantize, require_profile=True), warn=tell)
     assembly = assemble(plan)
     for knob in ("backend", "draft"):
         tell(f"dynx: {knob}: {plan.decisions[knob].value} ({plan.decisions[knob].reason})")

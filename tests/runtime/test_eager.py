@@ -364,7 +364,7 @@ def test_out_of_memory_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
     for tokens in (TEXT[:3], TEXT[:10]):  # the model, and its body alone for a chunk of which no row is kept
         with pytest.raises(DeviceError, match="out of memory on cpu") as caught:
             session.forward(tokens, keep=1)
-        assert "--dtype" in str(caught.value.hint)
+        assert "`dtype`" in str(caught.value.hint)
 
 
 def test_perturbed_copies_differ() -> None:

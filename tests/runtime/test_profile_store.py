@@ -481,7 +481,7 @@ def test_wrong_file_isnt_imported(shelf: Shelf, tmp_path: Path) -> None:
     assert caught.value.kind is ProfileFault.ARRAYS_CHANGED
     with pytest.raises(ProfileError) as caught:  # a document out of the cache, without its arrays
         shelf.store.import_file(shelf.folder / f"generate-story-{KEY.id}.json")
-    assert "--export" in (caught.value.hint or "")
+    assert "export" in (caught.value.hint or "")
     assert shelf.names() == before
 
 

@@ -101,31 +101,31 @@ def test_what_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     """A backend asked for by name that isn't there or lacks the kernels is an error with the reason, never another one."""
     having(monkeypatch, openvino=False, compiler=False)
     for asked, quantize, device, said in (
-        ("openvino", "none", "cpu", "--backend openvino: OpenVINO isn't installed"),
-        ("compiled", "none", "cpu", "--backend compiled: there is no C"),
-        ("torch", "int4", "cpu", "--backend torch --quantize int4: PyTorch has no fast kernels"),
+        ("openvino", "none", "cpu", "`backend` openvino: OpenVINO isn't installed"),
+        ("compiled", "none", "cpu", "`backend` compiled: there is no C"),
+        ("torch", "int4", "cpu", "`backend` torch `quantize` int4: PyTorch has no fast kernels"),
         ("torch", "int8", "cuda:0", "processors only, not on cuda:0"),
-        ("auto", "int4", "cpu", "--quantize int4: OpenVINO isn't installed"),
-        ("ipex", "none", "cpu", "--backend ipex: IPEX isn't installed"),
+        ("auto", "int4", "cpu", "`quantize` int4: OpenVINO isn't installed"),
+        ("ipex", "none", "cpu", "`backend` ipex: IPEX isn't installed"),
         (
             "graphs",
             "none",
             "cpu",
-            "--backend graphs: passes are recorded on cuda and xpu devices, and this runs on cpu",
+            "`backend` graphs: passes are recorded on cuda and xpu devices, and this runs on cpu",
         ),
         (
             "graphs",
             "none",
             "mps",
-            "--backend graphs: passes are recorded on cuda and xpu devices, and this runs on mps",
+            "`backend` graphs: passes are recorded on cuda and xpu devices, and this runs on mps",
         ),
-        ("graphs", "int8", "cuda:0", "--backend graphs --quantize int8: passes are recorded with weights as they are"),
-        ("ipex", "int8", "cpu", "--backend ipex --quantize int8: IPEX is used for weights as they are, not in int8"),
+        ("graphs", "int8", "cuda:0", "`backend` graphs `quantize` int8: passes are recorded with weights as they are"),
+        ("ipex", "int8", "cpu", "`backend` ipex `quantize` int8: IPEX is used for weights as they are, not in int8"),
     ):
         with pytest.raises(DeviceError, match=said):
             choose(asked, quantize, device, None)
     with pytest.raises(
-        UsageError, match="--backend fast: one of auto, torch-eager, torch-compiled, torch-graphs, openvino, ipex"
+        UsageError, match="`backend` fast: one of auto, torch-eager, torch-compiled, torch-graphs, openvino, ipex"
     ):
         choose("fast", "none", "cpu", None)
 
@@ -202,16 +202,26 @@ def ready(
     monkeypatch.setattr(speculation_backends, "weights_hash", lambda *_: "w")
     said: list[str] = []
     plan = SimpleNamespace(
-        wish=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),
-        decisions={"backend": Decision(chosen, "so far"), "threads": Decision(1, "one")},
+        request=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),
+        decisions=SimpleNamespace(backend=Decision(chosen, "so far")),
         device="cpu",
         dtype="float32",
+        backend=chosen,
+        threads=1,
+        bundled=False,
+        own_profile=profile,
         source=SimpleNamespace(name="tiny", folder=None),
         key=SimpleNamespace(model="m", companion=None),
         kinds=frozenset({"self"}),
         auto=draft == "auto",
-        profile=profile,
     )
+
+    def drop_profile(why: str, warn: Any) -> None:
+        if plan.own_profile is not None:
+            warn(f"profile {plan.own_profile.key.id} isn't used: {why}")
+            plan.own_profile = None
+
+    plan.drop_profile = drop_profile
     return Kernels(plan, lambda _: None, said.append, clock), plan, said  # type: ignore[arg-type]
 
 
@@ -228,9 +238,9 @@ def test_calibration_keeps_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, plan, _ = ready(monkeypatch, three, clock=clock)
 
     assert kernel.target() is three[OPENVINO]
-    assert plan.decisions["backend"].value == OPENVINO
-    assert "torch-eager 9000.00" in plan.decisions["backend"].reason
-    assert "torch-compiled 6000.00" in plan.decisions["backend"].reason
+    assert plan.decisions.backend.value == OPENVINO
+    assert "torch-eager 9000.00" in plan.decisions.backend.reason
+    assert "torch-compiled 6000.00" in plan.decisions.backend.reason
 
 
 def test_calibration_races_ipex_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,12 +251,12 @@ def test_calibration_races_ipex_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     having(monkeypatch, ipex=True)
 
     assert kernel.target() is four[IPEX]
-    assert plan.decisions["backend"].value == IPEX
-    assert "ipex 1500.00" in plan.decisions["backend"].reason
+    assert plan.decisions.backend.value == IPEX
+    assert "ipex 1500.00" in plan.decisions.backend.reason
 
     four[IPEX] = UnsupportedModelError("no AVX-512 here")
     assert kernel.target() is four[OPENVINO]
-    assert "IPEX can't run it: no AVX-512 here" in plan.decisions["backend"].reason
+    assert "IPEX can't run it: no AVX-512 here" in plan.decisions.backend.reason
 
 
 def test_a_late_start_is_weighed_against_shorter_passes() -> None:
@@ -283,7 +293,7 @@ def test_calibration_times_the_start_from_what_is_kept(monkeypatch: pytest.Monke
 
     assert kernel.target() is three[COMPILED]
     assert opened[:2] == [(COMPILED, False), (COMPILED, True)]
-    assert "a run of 256 passes takes" in plan.decisions["backend"].reason
+    assert "a run of 256 passes takes" in plan.decisions.backend.reason
 
 
 def test_calibration_counts_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +304,8 @@ def test_calibration_counts_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, plan, _ = ready(monkeypatch, three, clock=clock)
 
     assert kernel.target() is three[COMPILED]
-    assert "compiling took 0.0 s, once (2 graphs)" in plan.decisions["backend"].reason
-    assert "OpenVINO can't run it: caps its scores" in plan.decisions["backend"].reason
+    assert "compiling took 0.0 s, once (2 graphs)" in plan.decisions.backend.reason
+    assert "OpenVINO can't run it: caps its scores" in plan.decisions.backend.reason
 
 
 def test_calibration_leaves_out_what_cannot_exit_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +316,7 @@ def test_calibration_leaves_out_what_cannot_exit_early(monkeypatch: pytest.Monke
     kernel, plan, _ = ready(monkeypatch, three, clock=clock, draft="self")
 
     assert kernel.target() is three[COMPILED]
-    assert "OpenVINO is left out: compiled as a whole" in plan.decisions["backend"].reason
+    assert "OpenVINO is left out: compiled as a whole" in plan.decisions.backend.reason
 
 
 @pytest.mark.parametrize("name", [COMPILED, GRAPHS, OPENVINO, IPEX])
@@ -317,9 +327,9 @@ def test_what_a_profile_names_may_not_run_any_more(name: str, monkeypatch: pytes
     kernel, plan, said = ready(monkeypatch, given, chosen=name, profile=profile)
 
     assert kernel.target() is given[TORCH]
-    assert plan.decisions["backend"].value == TORCH
-    assert plan.decisions["backend"].reason == f"{registry.TITLES[name]} can't run it: it has changed"
-    assert plan.profile is None
+    assert plan.decisions.backend.value == TORCH
+    assert plan.decisions.backend.reason == f"{registry.TITLES[name]} can't run it: it has changed"
+    assert plan.own_profile is None
     assert said == [f"profile abc isn't used: {registry.TITLES[name]} can't run it: it has changed"]
 
 
@@ -359,11 +369,11 @@ def test_whatever_a_trial_raises_leaves_that_backend_out(
 
     assert kernel.target() is given[COMPILED]
     said = f"OpenVINO can't run it: tiny fails on OpenVINO ({type(error).__name__}: {str(error) or 'no message'})"
-    assert said in plan.decisions["backend"].reason
+    assert said in plan.decisions.backend.reason
     if where == "loading":
         kernel, plan, _ = ready(monkeypatch, given, chosen=OPENVINO)
         assert kernel.target() is given[TORCH]
-        assert plan.decisions["backend"].reason == said
+        assert plan.decisions.backend.reason == said
 
 
 def test_a_backend_asked_for_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,7 +324,7 @@ def test_the_choice_says_why() -> None:
     windowed = choose(assembly(EagerBackend(tiny("gemma2"))), asked=None, **common)
     assert (windowed.rows, "latest 16" in windowed.decision.reason) == (1, True)
     for refused in (assembly(EagerBackend(tiny("gemma2"))), assembly(target, exact=object()), assembly(target, free=1)):
-        with pytest.raises(UsageError, match="--batch 6: "):
+        with pytest.raises(UsageError, match="`batch` 6: "):
             choose(refused, asked=6, **common)
 
 

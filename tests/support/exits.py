@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dynx.early_exit import assemble, make_plan
 from dynx.early_exit import calibrate as learning
-from dynx.early_exit.setup import Wish, assemble, make_plan
+from dynx.early_exit.plan import ClassifierRequest
 from dynx.runtime.certify import Costs
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
 from support.classifier_folders import VOCAB, sentences
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.calibrate import Findings
-    from dynx.early_exit.setup import Assembly
 
 LAYERS = 4
 EPS = 0.1
@@ -56,13 +57,13 @@ def fix_costs(monkeypatch: pytest.MonkeyPatch, *, check: float = 0.03, clock: fl
     monkeypatch.setattr(learning, "confirm", lambda *_: (clock, clock, clock))
 
 
-def assembled(folder: Path, *, warn: Callable[[str], None] = lambda _: None, **wish: Any) -> Assembly:
+def assembled(folder: Path, *, warn: Callable[[str], None] = lambda _: None, **wish: Any) -> LoadedClassifier:
     """Planned and loaded, on one thread."""
-    plan = make_plan(Wish(str(folder), threads=1, **wish), warn=warn)
+    plan = make_plan(ClassifierRequest(str(folder), threads=1, **wish), warn=warn)
     return assemble(plan, warn=warn)
 
 
-def learned(assembly: Assembly, texts: Sequence[str] = LESSONS) -> Findings:
+def learned(assembly: LoadedClassifier, texts: Sequence[str] = LESSONS) -> Findings:
     """Calibrated on texts."""
     clock = iter(range(10**6)).__next__
     return learning.calibrate(assembly, learning.Inputs(texts, texts), budget=1.0, clock=clock)

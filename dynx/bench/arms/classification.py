@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from dynx.bench.runner import Arm, Outcome
-from dynx.early_exit.backends import Blocks
+from dynx.early_exit.assembly import Blocks, Reference, attach_exits, is_reference, load_model
 from dynx.early_exit.classifier import Classifier
 from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.reference import Reference, is_reference
-from dynx.early_exit.setup import attach_exits, load_model
 from dynx.errors import ModelError
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import two_sided
@@ -30,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dynx.bench.runner import JSON, Measurements
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.heads import Problem
     from dynx.early_exit.profile_data import Knowledge
-    from dynx.early_exit.setup import Assembly
 
 Case: TypeAlias = "Sequence[Any]"
 """Inputs that are labelled together, as one job would."""
@@ -66,7 +64,7 @@ def cut(items: Sequence[Any], batch: int) -> list[Case]:
     return [items[low:high] for low, high in pairwise(bounds)]
 
 
-def own_arms(assembly: Assembly, default: Assembly | None = None) -> list[Arm[Case]]:
+def own_arms(assembly: LoadedClassifier, default: LoadedClassifier | None = None) -> list[Arm[Case]]:
     """Plain (the reference), bucketed, and dynamic, which is bucketed once more where there are no exits.
 
     With another model as `default` (`as_by_default`) that one is plain and bucketed, and bucketed comes once more as asked for.
@@ -83,18 +81,18 @@ def own_arms(assembly: Assembly, default: Assembly | None = None) -> list[Arm[Ca
     return [*arms, Arm("dynamic", _in_batches(assembly, assembly.knowledge), "dynamic")]
 
 
-def as_by_default(assembly: Assembly) -> Assembly:
+def as_by_default(assembly: LoadedClassifier) -> LoadedClassifier:
     """The model as it runs where nobody asks for a precision or for kernels; `assembly` itself where it is that."""
     plan, blocks = assembly.plan, assembly.blocks
     dtype = "float32" if plan.device == "cpu" else plan.dtype
     if blocks.backend == TORCH and not blocks.quantized and plan.dtype == dtype:
         return assembly
-    model, reader = load_model(plan, dtype=dtype, max_length=plan.wish.max_length)
-    attachment = attach_exits(model, reader, {})
+    model, reader = load_model(plan, dtype=dtype, max_length=plan.request.max_length)
+    attachment = attach_exits(model, reader).model
     return replace(assembly, attachment=attachment, reader=reader, knowledge=None, blocks=Blocks(TORCH, dtype))
 
 
-def _one_by_one(assembly: Assembly) -> Callable[[Case], Outcome]:
+def _one_by_one(assembly: LoadedClassifier) -> Callable[[Case], Outcome]:
     model, reader, labels = assembly.attachment.model, assembly.reader, assembly.labels
     uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
@@ -113,7 +111,7 @@ def _one_by_one(assembly: Assembly) -> Callable[[Case], Outcome]:
     return run
 
 
-def _in_batches(assembly: Assembly, knowledge: Knowledge | None) -> Callable[[Case], Outcome]:
+def _in_batches(assembly: LoadedClassifier, knowledge: Knowledge | None) -> Callable[[Case], Outcome]:
     """What `dynx classify` does, with these exits."""
     problem = assembly.labels.problem
     assembly = replace(assembly, knowledge=knowledge)
@@ -143,7 +141,7 @@ def answer_of(problem: Problem, label: str, scores: Sequence[tuple[str, float]])
     return tuple(score for _, score in scores)
 
 
-def peer_arms(assembly: Assembly, *, cutting: bool) -> list[Arm[Case]]:
+def peer_arms(assembly: LoadedClassifier, *, cutting: bool) -> list[Arm[Case]]:
     """transformers' pipeline over the same model: at its defaults, and with the same batch size as dynx.
 
     `cutting`: some text is too long, and the pipeline cuts none unless it is told to.
@@ -155,7 +153,7 @@ def peer_arms(assembly: Assembly, *, cutting: bool) -> list[Arm[Case]]:
     return arms
 
 
-def _pipeline(assembly: Assembly, cutting: bool, options: dict[str, Any]) -> Callable[[Case], Outcome]:
+def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]) -> Callable[[Case], Outcome]:
     from dynx.runtime import loading
 
     plan, names, problem = assembly.plan, assembly.labels.names, assembly.labels.problem
@@ -250,7 +248,7 @@ class Quality:
         }
 
 
-def full_answers(assembly: Assembly, items: Sequence[Any]) -> list[Answer] | None:
+def full_answers(assembly: LoadedClassifier, items: Sequence[Any]) -> list[Answer] | None:
     """The full float32 model's, where the plain arm isn't that model; None where it is."""
     if is_reference(assembly):
         return None
@@ -354,7 +352,7 @@ def sentences(quality: Mapping[str, Quality], depth: int) -> list[str]:
     return out
 
 
-def readable(assembly: Assembly, items: Sequence[Any]) -> tuple[list[int], int]:
+def readable(assembly: LoadedClassifier, items: Sequence[Any]) -> tuple[list[int], int]:
     """Which inputs can be read, by position, and how many of them the model's limit cuts."""
     good, cut_ = [], 0
     for start in range(0, len(items), WINDOW):

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.bench.runner import JSON, Group, Measurements
+    from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.generator import Artist
-    from dynx.diffusion.setup import Assembly
     from dynx.diffusion.similarity import Tails
     from dynx.diffusion.types import Picture
 
@@ -379,6 +379,6 @@ def floor(gallery: Gallery) -> str | None:
     return f"noise floor: plain drawn again has SSIM p5 {_figure(found.p5)}, worst {_figure(found.worst)} to itself"
 
 
-def why_plain(assembly: Assembly) -> str | None:
+def why_plain(assembly: LoadedImageGenerator) -> str | None:
     """Why dynamic is plain here; None where it isn't."""
-    return None if assembly.knowledge is not None else assembly.decisions["steps"].reason
+    return None if assembly.knowledge is not None else assembly.why_plain

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynx.bench.runner import JSON, Measurements
-    from dynx.speculation.setup import Assembly
+    from dynx.speculation.assembly import LoadedGenerator
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def parse_lengths(text: str) -> list[int]:
     return parse_numbers(text, 64, "lengths")
 
 
-def own_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
+def own_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
     """Plain (the reference), static at each length with each drafter there is, dynamic."""
     engine = assembly.engine
     arms = [Arm("plain", _run(engine, task, lambda: Plain()), "plain", reference=True)]
@@ -122,7 +122,7 @@ def by_position(measured: Measurements) -> dict[str, dict[str, JSON]]:
     return found
 
 
-def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
+def peer_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
     """transformers' `generate` on the same modules: plain, lookup, and with the draft model dynamic (its default) and static.
 
     Raises UsageError with sampling, whose random streams don't compare.
@@ -141,7 +141,7 @@ def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Ar
     return arms
 
 
-def _torch(assembly: Assembly) -> tuple[Any, Any]:
+def _torch(assembly: LoadedGenerator) -> tuple[Any, Any]:
     """Target and drafter as transformers has them, loaded anew where the assembly runs on other kernels or weights."""
     from dynx.runtime.backends.registry import TORCH
     from dynx.speculation.backends import torch_backend

@@ -109,6 +109,6 @@ def side_by_side(arm: Arm[Any], own: Any, main: Any) -> Arm[Any]:
 
     from dynx.bench.limits import threaded
 
-    threads = main.decisions["threads"].value
+    threads = main.decisions.threads.value
     torch.set_num_threads(threads)  # loading the other one has set its own
-    return threaded(arm, own.decisions["threads"].value, threads)
+    return threaded(arm, own.decisions.threads.value, threads)

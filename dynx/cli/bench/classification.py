@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.bench import arm_options
 from dynx.cli.bench.command import Prepared, conditions, settings, tolerance_of
 from dynx.cli.calibration_data import read_inputs
-from dynx.cli.classify.command import open_assembly, wish_of
+from dynx.cli.classify.command import open_assembly
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from dynx.bench.runner import Arm, Group, Measurements
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.features import Inputs
-    from dynx.early_exit.setup import Assembly
+    from dynx.early_exit.plan import ClassifierRequest
 
 TASK, ARE, IS_ONE = "classify", "classifiers", "is a classifier"
 
@@ -87,13 +88,13 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
-def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Assembly, Inputs]:
+def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[LoadedClassifier, Inputs]:
     """The model, and what --data has for it; a shipped model has inputs of its own. Raises UsageError without any."""
     from dynx.bench.sentences import sentences
+    from dynx.early_exit import make_plan
     from dynx.early_exit.features import Inputs
-    from dynx.early_exit.setup import make_plan
 
-    plan = make_plan(wish_of(wished(options, own)), warn=terminal.warn)
+    plan = make_plan(request_of(options, own), warn=terminal.warn)
     if options.data is not None:
         inputs = read_inputs(
             options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
@@ -107,22 +108,30 @@ def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[As
     return open_assembly(plan, terminal), inputs
 
 
-def wished(options: Options, own: Settings) -> Options:
-    """The command line with the task's defaults."""
-    return replace(
-        options,
+def request_of(options: Options, own: Settings) -> ClassifierRequest:
+    """Return what a classifier is asked for by a command line."""
+    from dynx.early_exit.plan import ClassifierRequest
+
+    return ClassifierRequest(
+        options.model,
+        backend=str(options.backend or "auto"),
+        quantize=str(options.quantize or "none"),
         batch_size=own.batch_size,
+        max_length=own.max_length,
         max_disagreement=own.max_disagreement,
         confidence=own.confidence,
+        within=own.within,
+        profile=options.profile,
+        **options.for_request(),
     )
 
 
 def further_arms(
-    options: Options, assembly: Assembly, default: Assembly, *, cutting: bool, terminal: Terminal
+    options: Options, assembly: LoadedClassifier, default: LoadedClassifier, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
     """What --arm asks for; `default` is the model as the peers run it."""
     from dynx.bench.arms.classification import own_arms, peer_arms
-    from dynx.early_exit.setup import make_plan
+    from dynx.early_exit import make_plan
 
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(options.arms or []):
@@ -132,7 +141,7 @@ def further_arms(
             continue
         arm_options.check_takes(one, Settings, "is a classifier's")
         theirs = one.applied(options)
-        plan = make_plan(wish_of(wished(theirs, settings(theirs, Settings))), warn=terminal.warn)
+        plan = make_plan(request_of(theirs, settings(theirs, Settings)), warn=terminal.warn)
         other = open_assembly(plan, terminal)
         group: Group = "dynamic" if plan.key.model == assembly.plan.key.model else "external"
         arm = replace(own_arms(other)[-1], name=one.name, group=group)
@@ -141,7 +150,7 @@ def further_arms(
 
 
 def read_truth(
-    path: str | None, assembly: Assembly, inputs: Inputs, *, quoted: bool = False
+    path: str | None, assembly: LoadedClassifier, inputs: Inputs, *, quoted: bool = False
 ) -> list[str | None] | None:
     """The true label of each input, None without --labels; the file has one for each of them, or for each row of the data.
 
@@ -169,7 +178,7 @@ def read_truth(
 
 
 def choose(
-    inputs: Inputs, gold: list[str | None] | None, assembly: Assembly, most: int, terminal: Terminal
+    inputs: Inputs, gold: list[str | None] | None, assembly: LoadedClassifier, most: int, terminal: Terminal
 ) -> tuple[list[Any], list[str | None] | None, int]:
     """At most so many inputs, drawn at random and left in order, with their true labels; and how many of them are cut.
 
@@ -189,11 +198,11 @@ def choose(
     return [inputs.items[i] for i in kept], None if gold is None else [gold[i] for i in kept], cut
 
 
-def header(assembly: Assembly, items: Sequence[Any], cut: int) -> dict[str, Any]:
+def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[str, Any]:
     """Where and on what this was measured."""
     from dynx.runtime.hashing import text_hash
 
-    exits, known = assembly.decisions.get("exits"), assembly.knowledge
+    exits, known = assembly.decisions.exits, assembly.knowledge
     texts: dict[str, Any] = {"max_length": getattr(assembly.reader, "limit", None), "truncated": cut}
     return conditions(
         assembly.plan,
@@ -206,7 +215,9 @@ def header(assembly: Assembly, items: Sequence[Any], cut: int) -> dict[str, Any]
     )
 
 
-def notes(assembly: Assembly, inputs: Inputs, quality: Mapping[str, Quality], *, made_up: bool = False) -> list[str]:
+def notes(
+    assembly: LoadedClassifier, inputs: Inputs, quality: Mapping[str, Quality], *, made_up: bool = False
+) -> list[str]:
     """What is to be said of the labels, and of what the comparison is worth."""
     from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
@@ -214,7 +225,7 @@ def notes(assembly: Assembly, inputs: Inputs, quality: Mapping[str, Quality], *,
     out = list(sentences(quality, assembly.attachment.depth))
     if made_up:
         out.append("the inputs are sentences made up for the bench: --data FILE measures on yours")
-    exits, profile = assembly.decisions.get("exits"), assembly.plan.profile
+    exits, profile = assembly.decisions.exits, assembly.plan.profile
     if assembly.knowledge is None and exits is not None:
         out.append(f"dynamic has no exits and does what bucketed does: {exits.reason}")
     elif profile is not None and profile.evidence.get("data") == text_hash(inputs.names):

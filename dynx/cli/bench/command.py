@@ -288,10 +288,10 @@ def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> d
     found: dict[str, JSON] = {
         "model": plan.source.name,
         "model_hash": plan.key.model,
-        "profile": None if plan.decisions["profile"].value == "none" else plan.decisions["profile"].value,
+        "profile": None if plan.decisions.profile.value == "none" else plan.decisions.profile.value,
         "device": plan.device,
         "processor": plan.machine.cpu,
-        "threads": plan.decisions["threads"].value,
+        "threads": plan.decisions.threads.value,
         "governor": governor(),
         "dtype": plan.dtype,
         **details,

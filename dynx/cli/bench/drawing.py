@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from dynx.bench.runner import Arm, Group, Measurements
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
-    from dynx.diffusion.setup import Assembly, Plan
+    from dynx.diffusion.assembly import LoadedImageGenerator
+    from dynx.diffusion.plan import ImageGeneratorPlan
 
 TASK, ARE, IS_ONE = "draw", "pipelines that draw", "draws"
 
@@ -56,7 +57,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     own = settings(options, Settings)
     steps = drawing.parse_steps(own.static)
     texts = None if options.data is None else read_prompts(options.data)
-    assembly = open_assembly(make_plan(options, own, terminal), terminal, draft=False)
+    assembly = open_assembly(plan_of(options, own, terminal), terminal, draft=False)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
     tower = tower_of(assembly.engine.pipe)
     gallery = drawing.Gallery(alike=tower.similarity if tower else None)
@@ -86,7 +87,9 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
-def further_arms(options: Options, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:
+def further_arms(
+    options: Options, assembly: LoadedImageGenerator, gallery: Gallery, terminal: Terminal
+) -> list[Arm[Any]]:
     """What --arm asks for."""
     from dynx.bench.arms import drawing
     from dynx.diffusion.generator import Artist
@@ -103,7 +106,7 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
             raise UsageError(f"--arm {one.name}: an arm has one number of steps, not {own.static}")
         other = assembly
         if set(one.differs) - {"static"}:
-            other = open_assembly(make_plan(theirs, own, terminal), terminal, draft=False)
+            other = open_assembly(plan_of(theirs, own, terminal), terminal, draft=False)
         group: Group = "static" if steps else "dynamic"
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"
@@ -112,30 +115,26 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
     return arms
 
 
-def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
+def plan_of(options: Options, own: Settings, terminal: Terminal) -> ImageGeneratorPlan:
     """Decide without loading anything. Raises DynxError."""
-    from dynx.diffusion import setup
+    from dynx.diffusion import make_plan
+    from dynx.diffusion.plan import ImageGeneratorRequest
 
     if own.guidance is not None and not math.isfinite(own.guidance):
         raise UsageError(f"--guidance {own.guidance} is no number")
-    wish = setup.Wish(
-        model=options.model,
-        device=options.device,
-        dtype=str(options.dtype),
-        threads=options.threads,
+    request = ImageGeneratorRequest(
+        options.model,
         backend=str(own.backend),
         quality=own.quality,
         guidance=own.guidance,
         size=parse_size(own.size),
         profile=options.profile,
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-        offline=options.offline,
+        **options.for_request(),
     )
-    return setup.make_plan(wish, warn=terminal.warn)
+    return make_plan(request, warn=terminal.warn)
 
 
-def prompts(assembly: Assembly, texts: Sequence[str] | None, count: int) -> list[str]:
+def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: int) -> list[str]:
     """What to draw: at most so many of the texts, drawn at random and left in order, else of the pipeline's own vocabulary.
 
     At random, because files are sorted more often than not. Raises UsageError for texts that a pipeline can't take.
@@ -151,7 +150,7 @@ def prompts(assembly: Assembly, texts: Sequence[str] | None, count: int) -> list
     return [texts[i] for i in some]
 
 
-def unseen(assembly: Assembly, count: int) -> list[str]:
+def unseen(assembly: LoadedImageGenerator, count: int) -> list[str]:
     """Prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
     from dynx.diffusion import prompts
     from dynx.diffusion.prompts import own_prompts
@@ -166,11 +165,11 @@ def unseen(assembly: Assembly, count: int) -> list[str]:
     return (new or made)[:count]
 
 
-def header(assembly: Assembly, own: Settings, cases: Sequence[Pair]) -> dict[str, Any]:
+def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair]) -> dict[str, Any]:
     """Where and on what this was measured."""
     from dynx.runtime.hashing import text_hash
 
-    family, known, steps = assembly.engine.family, assembly.knowledge, assembly.decisions["steps"]
+    family, known, steps = assembly.engine.family, assembly.knowledge, assembly.decisions.steps
     return conditions(
         assembly.plan,
         library="diffusers",
@@ -180,15 +179,15 @@ def header(assembly: Assembly, own: Settings, cases: Sequence[Pair]) -> dict[str
         pictures=len(cases),
         data_hash=text_hash(f"{pair.seed} {pair.prompt}" for pair in cases),
         quality=own.quality,
-        guidance=family.default_guidance if assembly.plan.wish.guidance is None else assembly.plan.wish.guidance,
+        guidance=family.default_guidance if assembly.plan.request.guidance is None else assembly.plan.request.guidance,
         size=own.size or "the pipeline's own",
-        steps={"value": steps.value, "reason": steps.reason},
-        backend=assembly.plan.way[0],
+        steps=None if steps is None else {"value": steps.value, "reason": steps.reason},
+        backend=assembly.plan.spec[0],
         guarantee=known.guarantee.json() if known else None,
     )
 
 
-def notes(assembly: Assembly, texts: Sequence[str] | None) -> list[str]:
+def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[str]:
     """What the comparison is worth."""
     from dynx.bench.arms.drawing import why_plain
     from dynx.runtime.hashing import text_hash

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import arm_options
 from dynx.cli.bench.command import Prepared, conditions, read_prompts, settings, tolerance_of
-from dynx.cli.generate.model import open_assembly
+from dynx.cli.generate.model import open_model
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dynx.bench.runner import Arm, Group, Measurements, Outcome
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
-    from dynx.speculation.setup import Assembly
+    from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.plan import GeneratorRequest
 
 TASK, ARE, IS_ONE = "generate", "language models", "writes text"
 
@@ -47,11 +48,11 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     own = settings(options, Settings)
     lengths = parse_lengths(own.static)
     texts = read_prompts(options.data)[: own.prompts]
-    assembly = opened(options, terminal)
+    assembly = open_model(request_of(options), terminal)
     plan = assembly.plan
     seed = 0 if own.temperature else None
     sampling = assembly.sampling(own.temperature, seed=seed)
-    task = Task(own.max_new_tokens, sampling, assembly.end_tokens, assembly.own.stop)
+    task = Task(own.max_new_tokens, sampling, assembly.end_tokens, assembly.settings.stop)
     cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
     arms += further_arms(options, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
@@ -59,8 +60,8 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
         plan,
         drafter=plan.drafter.name if plan.drafter else None,
         drafter_hash=plan.key.companion,
-        draft=assembly.decisions["draft"].value,
-        backend=assembly.decisions["backend"].value,
+        draft=assembly.drafts,
+        backend=assembly.decisions.backend.value,
         quantization=plan.key.quantization,
         data_hash=text_hash(texts),
         tokens_per_answer=own.max_new_tokens,
@@ -73,16 +74,19 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     return Prepared(TASK, arms, cases, header, own.runs, conclude)
 
 
-def opened(options: Options, terminal: Terminal) -> Assembly:
-    """The model on a command line."""
-    return open_assembly(defaulted(options), terminal)
+def request_of(options: Options) -> GeneratorRequest:
+    """Return what a language model is asked for by a command line."""
+    from dynx.speculation.plan import GeneratorRequest
 
-
-def defaulted(options: Options) -> Options:
-    """A command line with this task's defaults for what wasn't given."""
     own = settings(options, Settings)
-    given: dict[str, Any] = {"draft": own.draft, "backend": own.backend, "quantize": own.quantize}
-    return replace(options, **given)
+    return GeneratorRequest(
+        options.model,
+        draft=own.draft,
+        backend=str(own.backend),
+        quantize=str(own.quantize),
+        profile=options.profile,
+        **options.for_request(),
+    )
 
 
 def judged(
@@ -90,7 +94,7 @@ def judged(
     confidence: float,
     options: Options,
     header: dict[str, Any],
-    assembly: Assembly,
+    assembly: LoadedGenerator,
     cases: Sequence[list[int]],
 ) -> BenchResult:
     """What was measured, condensed, with where answers first differ, and judged."""
@@ -122,7 +126,7 @@ def judged(
 
 def further_arms(
     options: Options,
-    assembly: Assembly,
+    assembly: LoadedGenerator,
     task: Task,
     lengths: Sequence[int],
     texts: dict[tuple[int, ...], str],
@@ -144,9 +148,9 @@ def further_arms(
             raise UsageError(f"--arm {one.name}: an arm has one draft length, not {theirs.static}")
         other = assembly
         if set(one.differs) - {"static"}:
-            other = opened(theirs, terminal)
-        sampling = replace(task.sampling, own=other.own, repetition_penalty=other.own.repetition_penalty)
-        made = own_arms(other, replace(task, sampling=sampling, eos=other.end_tokens, stop=other.own.stop), fixed)
+            other = open_model(request_of(theirs), terminal)
+        sampling = replace(task.sampling, own=other.settings, repetition_penalty=other.settings.repetition_penalty)
+        made = own_arms(other, replace(task, sampling=sampling, eos=other.end_tokens, stop=other.settings.stop), fixed)
         chosen = next((arm for arm in made if arm.group == "static"), None) if fixed else made[-1]
         if chosen is None:
             raise UsageError(f"--arm {one.name}: there is nothing to draft with")
@@ -159,7 +163,7 @@ def further_arms(
     return arms
 
 
-def retokenized(arm: Arm[list[int]], assembly: Assembly, texts: dict[tuple[int, ...], str]) -> Arm[list[int]]:
+def retokenized(arm: Arm[list[int]], assembly: LoadedGenerator, texts: dict[tuple[int, ...], str]) -> Arm[list[int]]:
     """An arm of another model, given the same texts as its own tokens."""
 
     def run(case: list[int]) -> Outcome:

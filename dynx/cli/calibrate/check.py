@@ -88,11 +88,11 @@ def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
     if options.draft != "auto":
         bench_options["draft"] = options.draft  # so that it is refused
     if module is bench_classification:
-        from dynx.early_exit.setup import EPS
+        from dynx.early_exit.plan import MAX_DISAGREEMENT
 
         own = {name: getattr(options, name) for name in ("max_disagreement", "confidence", "batch_size")}
-        if options.max_disagreement == EPS:  # nothing else was asked for: what the profile was made for
-            own["max_disagreement"] = float(profile.fitted.get("max_disagreement", EPS))
+        if options.max_disagreement == MAX_DISAGREEMENT:  # nothing else was asked for: what the profile was made for
+            own["max_disagreement"] = float(profile.fitted.get("max_disagreement", MAX_DISAGREEMENT))
         return bench_options | own
     quality = bench_drawing.Settings.quality if options.quality is None else options.quality
     return bench_options | {"min_quality": quality, "static": "none", "prompts": PICTURES}
@@ -101,17 +101,15 @@ def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
 def plan_of(options: BenchOptions, module: Any, terminal: Terminal) -> Any:
     """What would be run with which profile, before anything is loaded."""
     if module is bench_classification:
-        from dynx.cli.classify.command import wish_of
-        from dynx.early_exit import setup as exits
+        from dynx.early_exit import make_plan as plan_classifier
 
         own = bench.settings(options, bench_classification.Settings)
-        return exits.make_plan(wish_of(bench_classification.wished(options, own)), warn=terminal.warn)
+        return plan_classifier(bench_classification.request_of(options, own), warn=terminal.warn)
     if module is bench_drawing:
-        return bench_drawing.make_plan(options, bench.settings(options, bench_drawing.Settings), terminal)
-    from dynx.cli.generate.model import wish_of as generation_wish
-    from dynx.speculation import setup as guesses
+        return bench_drawing.plan_of(options, bench.settings(options, bench_drawing.Settings), terminal)
+    from dynx.speculation import make_plan as plan_generator
 
-    return guesses.make_plan(generation_wish(bench_generation.defaulted(options)), warn=terminal.warn)
+    return plan_generator(bench_generation.request_of(options), warn=terminal.warn)
 
 
 def absent(plan: Any) -> str:

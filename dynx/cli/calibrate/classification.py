@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_inputs
-from dynx.cli.classify.command import wish_of
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
 
     from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.calibrate import Findings
     from dynx.early_exit.features import Inputs
-    from dynx.early_exit.setup import Assembly, Plan
+    from dynx.early_exit.plan import ClassifierPlan
 
 WORST = 3
 """Classes with the most disagreement that the report names."""
@@ -28,13 +28,26 @@ WORST = 3
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Learn exits, certify, store, and say what was found."""
-    from dynx.early_exit.setup import assemble, make_plan
+    from dynx.early_exit import assemble, make_plan
+    from dynx.early_exit.plan import ClassifierRequest
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} is a classifier")
     refuse(options, ("quality", "guidance", "negative", "size", "plot"), "is a classifier")
     budget = BUDGET if options.budget is None else options.budget
-    plan = make_plan(wish_of(options, profile="none"), warn=terminal.warn)
+    request = ClassifierRequest(
+        options.model,
+        backend=str(options.backend or "auto"),
+        quantize=str(options.quantize or "none"),
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        max_disagreement=options.max_disagreement,
+        confidence=options.confidence,
+        within=options.within,
+        profile="none",  # what is stored must not colour what is measured
+        **options.for_request(),
+    )
+    plan = make_plan(request, warn=terminal.warn)
     if options.data is None:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
         raise UsageError(
@@ -49,7 +62,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     from dynx.early_exit import calibrate as learning
     from dynx.runtime.certify import deduplicate
 
-    terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.wish.delta))
+    terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.request.delta))
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, calibrating=True)
     terminal.clear_status()
     with terminal.progress(f"calibrating {plan.source.name}") as move:
@@ -66,14 +79,14 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     store(found.profile, terminal, found.arrays or None)
 
 
-def dry_run(plan: Plan, inputs: Inputs, budget: float, options: Options, terminal: Terminal) -> None:
+def dry_run(plan: ClassifierPlan, inputs: Inputs, budget: float, options: Options, terminal: Terminal) -> None:
     """What would be learned and what the data can show, without loading a model."""
     from dynx.runtime.binomial import most_failures, supports
     from dynx.runtime.certify import deduplicate, split
 
     count = len(deduplicate(inputs.names))
     certify = len(split(count, 0)[2])
-    said = supports(certify, options.max_disagreement, plan.wish.delta)
+    said = supports(certify, options.max_disagreement, plan.request.delta)
     if options.json:
         terminal.document(
             {
@@ -83,10 +96,10 @@ def dry_run(plan: Plan, inputs: Inputs, budget: float, options: Options, termina
                 "inputs": len(inputs.items),
                 "distinct": count,
                 "certify": certify,
-                "may_differ": most_failures(certify, options.max_disagreement, plan.wish.delta),
+                "may_differ": most_failures(certify, options.max_disagreement, plan.request.delta),
                 "supports": said,
                 "budget_seconds": budget,
-                "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
+                "decisions": plan.decisions.to_json(),
             }
         )
         return
@@ -99,7 +112,7 @@ def dry_run(plan: Plan, inputs: Inputs, budget: float, options: Options, termina
     terminal.write("\n".join(lines) + "\n")
 
 
-def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
+def report(found: Findings, assembly: LoadedClassifier, terminal: Terminal, options: Options) -> None:
     """The findings: a table and the decision in words, or one JSON document."""
     if options.json:
         terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
@@ -113,7 +126,7 @@ def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Opt
         console.print(worst, soft_wrap=True, markup=False)
 
 
-def table_of(found: Findings, assembly: Assembly) -> Table:
+def table_of(found: Findings, assembly: LoadedClassifier) -> Table:
     """Each exit tried: how often it is right, what it costs, and how many inputs leave there."""
     from rich.table import Table
 
@@ -136,7 +149,7 @@ def table_of(found: Findings, assembly: Assembly) -> Table:
     return table
 
 
-def worst_classes(found: Findings, assembly: Assembly) -> str:
+def worst_classes(found: Findings, assembly: LoadedClassifier) -> str:
     """The classes that exits change most, of those where they change any."""
     if found.certificate is None or not found.certificate.active:
         return ""

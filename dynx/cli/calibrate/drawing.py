@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.calibrate import Findings
-    from dynx.diffusion.setup import Assembly, Plan
+    from dynx.diffusion.plan import ImageGeneratorPlan
 
 BUDGET = 600.0
 """Seconds, unless asked otherwise."""
@@ -28,29 +29,25 @@ BUDGET = 600.0
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Learn grids and steps, certify, store, and say what was found."""
     from dynx.bench import plot
-    from dynx.diffusion.setup import QUALITY, Wish, assemble, make_plan
+    from dynx.diffusion import assemble, make_plan
+    from dynx.diffusion.plan import QUALITY, ImageGeneratorRequest
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} draws")
     refuse(options, ("tsv", "column", "field", "within", "max_length", "quantize"), "draws")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
-    wish = Wish(
-        model=options.model,
-        device=options.device,
-        dtype=str(options.dtype),
-        threads=options.threads,
+    request = ImageGeneratorRequest(
+        options.model,
         backend=str(options.backend or "auto"),
         quality=QUALITY if options.quality is None else options.quality,
         guidance=options.guidance,
         negative=options.negative,
         size=size,
         profile="none",  # what is stored must not colour what is measured
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-        offline=options.offline,
+        **options.for_request(),
     )
-    plan = make_plan(wish, warn=terminal.warn)
+    plan = make_plan(request, warn=terminal.warn)
     budget = BUDGET if options.budget is None else options.budget
     if options.dry_run:
         dry_run(plan, texts, budget, options, terminal)
@@ -86,7 +83,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         plot.curve(found, plot_path)
 
 
-def dry_run(plan: Plan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
+def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
     """What would be learned, without loading a pipeline."""
     from dynx.diffusion.calibrate import LEAST, power
 
@@ -100,7 +97,7 @@ def dry_run(plan: Plan, texts: list[str], budget: float, options: Options, termi
                 "prompts": len(texts) or None,
                 "budget_seconds": budget,
                 "supports": said,
-                "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
+                "decisions": plan.decisions.to_json(),
             }
         )
         return
@@ -113,7 +110,7 @@ def dry_run(plan: Plan, texts: list[str], budget: float, options: Options, termi
     terminal.write("\n".join(lines) + "\n")
 
 
-def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
+def report(found: Findings, assembly: LoadedImageGenerator, terminal: Terminal, options: Options) -> None:
     """The findings: quality against calls and the decision in words, or one JSON document."""
     if options.json:
         terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.calibrate import Findings
-    from dynx.speculation.setup import Assembly, Plan
+    from dynx.speculation.plan import GeneratorPlan
 
 ROOM = 16
 """Tokens that a prompt must leave for an answer to learn from."""
@@ -29,23 +30,19 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     refuse(options, others, "writes text")
     budget = BUDGET if options.budget is None else options.budget
     from dynx.cli.bench.command import read_prompts
-    from dynx.speculation.setup import Wish, assemble, make_plan
+    from dynx.speculation import assemble, make_plan
+    from dynx.speculation.plan import GeneratorRequest
 
     texts = read_prompts(options.data) if options.data else []
-    wish = Wish(
-        model=options.model,
+    request = GeneratorRequest(
+        options.model,
         draft=options.draft,
-        device=options.device,
-        dtype=str(options.dtype),
-        threads=options.threads,
         backend=str(options.backend or "auto"),
         quantize=str(options.quantize or "none"),
         profile="none",  # what is stored must not colour what is measured
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-        offline=options.offline,
+        **options.for_request(),
     )
-    plan = make_plan(wish, warn=terminal.warn)
+    plan = make_plan(request, warn=terminal.warn)
     if options.dry_run:
         dry_run(plan, budget, options, terminal)
         return
@@ -66,7 +63,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     store(found.profile, terminal)
 
 
-def fitting(texts: list[str], assembly: Assembly) -> list[list[int]]:
+def fitting(texts: list[str], assembly: LoadedGenerator) -> list[list[int]]:
     """The token ids of those texts that leave room for an answer. Raises UsageError if none of them does."""
     limit = assembly.engine.target.context
     prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
@@ -76,7 +73,7 @@ def fitting(texts: list[str], assembly: Assembly) -> list[list[int]]:
     return short
 
 
-def dry_run(plan: Plan, budget: float, options: Options, terminal: Terminal) -> None:
+def dry_run(plan: GeneratorPlan, budget: float, options: Options, terminal: Terminal) -> None:
     """What would be measured, without loading anything."""
     document = {
         "schema": SCHEMA,
@@ -85,7 +82,7 @@ def dry_run(plan: Plan, budget: float, options: Options, terminal: Terminal) -> 
         "drafters": sorted(plan.kinds),
         "profile": plan.key.id,
         "budget_seconds": budget,
-        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in plan.decisions.items()},
+        "decisions": plan.decisions.to_json(),
     }
     if options.json:
         terminal.document(document)
@@ -99,19 +96,19 @@ def dry_run(plan: Plan, budget: float, options: Options, terminal: Terminal) -> 
     terminal.write("\n".join(lines) + "\n")
 
 
-def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Options) -> None:
+def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, options: Options) -> None:
     """The findings: a table and the decision in words, or one JSON document."""
     if options.json:
         terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
         return
     console = terminal.rich(sys.stdout)
     console.print(table_of(found, assembly))
-    kernels = assembly.decisions["backend"]
+    kernels = assembly.decisions.backend
     console.print(f"computed by {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
     console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
 
 
-def table_of(found: Findings, assembly: Assembly) -> Table:
+def table_of(found: Findings, assembly: LoadedGenerator) -> Table:
     """Costs and acceptance by drafter, then what each set of drafters promises."""
     from rich.table import Table
 

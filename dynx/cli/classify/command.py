@@ -6,8 +6,9 @@ import contextlib
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MOST, layout, read_records, windows
 from dynx.cli.console import Terminal
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from dynx.cli.classify.options import Options
     from dynx.cli.classify.output import Resumed
     from dynx.cli.classify.records import Record, Records
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
-    from dynx.early_exit.setup import Assembly, Plan, Wish
+    from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.types import Prediction, Receipt
 
 SHOWN = 5
@@ -34,13 +36,15 @@ BAR = 30
 
 def run(options: Options) -> None:
     """Read, label, write. Raises DynxError at the end where single inputs couldn't be read."""
-    from dynx.early_exit.setup import make_plan
+    from dynx.early_exit import make_plan
 
     check(options)
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
-    plan = make_plan(wish_of(options), warn=terminal.warn)
+    request = options.request()
+    with telling_the_remedy(request):
+        plan = make_plan(request, warn=terminal.warn)
     if options.dry_run:
         from dynx.cli.dry_run import print_plan
 
@@ -77,32 +81,6 @@ def check(options: Options) -> None:
         raise UsageError("--labels compares the whole input, and --resume runs only the rest of it")
 
 
-def wish_of(options: Any, *, profile: str | None = None) -> Wish:
-    """The command line as the model's side takes it; for any command with these options. `profile` overrules it."""
-    from dynx.diffusion.setup import DELTA
-    from dynx.early_exit.setup import BATCH, EPS, Wish
-
-    return Wish(
-        model=options.model,
-        device=options.device,
-        dtype=str(options.dtype),
-        backend=str(getattr(options, "backend", None) or "auto"),
-        quantize=str(getattr(options, "quantize", None) or "none"),
-        threads=options.threads,
-        batch_size=getattr(options, "batch_size", BATCH),
-        max_length=getattr(options, "max_length", None),
-        max_disagreement=getattr(options, "max_disagreement", EPS),
-        confidence=getattr(options, "confidence", 1 - DELTA),
-        tolerance=getattr(options, "within", None),
-        profile=profile or getattr(options, "profile", None),
-        require_profile=getattr(options, "require_profile", False),
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-        offline=options.offline,
-        plain=getattr(options, "plain", False),
-    )
-
-
 def open_records(options: Options, *, images: bool) -> Records:
     """The inputs. Raises UsageError if there are none."""
     shape = layout(
@@ -120,18 +98,20 @@ def open_records(options: Options, *, images: bool) -> Records:
     return records
 
 
-def open_assembly(plan: Plan, terminal: Terminal) -> Assembly:
+def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
     """Load the model; says the choices with -v, and on a terminal why no input may leave early."""
-    from dynx.early_exit.setup import assemble
+    from dynx.early_exit import assemble
 
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    with telling_the_remedy(plan.request):
+        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.startup.mark("first batch")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    unwanted = plan.wish.plain or plan.wish.profile == "none"
+    unwanted = plan.request.plain or plan.request.profile == "none"
     if assembly.knowledge is None and not unwanted and terminal.interactive:
-        terminal.notice(f"every layer runs: {assembly.decisions['exits'].reason}")
+        remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
+        terminal.notice(f"every layer runs: {assembly.why_full_depth}{remedy}")
     return assembly
 
 
@@ -146,7 +126,7 @@ def format_of(options: Options, terminal: Terminal, labels: int) -> Table | Json
     return Table(labels if options.scores else shown or 1)
 
 
-def open_tally(options: Options, assembly: Assembly) -> Tally | None:
+def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
     """The true labels to compare with. Raises UsageError."""
     if options.labels is None:
         return None
@@ -177,7 +157,12 @@ class Job:
     """One run over all records."""
 
     def __init__(
-        self, options: Options, terminal: Terminal, assembly: Assembly, form: Table | JsonLines, tally: Tally | None
+        self,
+        options: Options,
+        terminal: Terminal,
+        assembly: LoadedClassifier,
+        form: Table | JsonLines,
+        tally: Tally | None,
     ) -> None:
         from dynx.early_exit.classifier import Classifier
 
@@ -352,13 +337,13 @@ def receipt_line(receipt: Receipt) -> str:
     return " · ".join(parts)
 
 
-def _why_none(classifier: Classifier, assembly: Assembly) -> str:
+def _why_none(classifier: Classifier, assembly: LoadedClassifier) -> str:
     if classifier.audit is not None and classifier.audit.alarmed:
         return " any more (the audit ended them)"
-    return f" ({assembly.decisions['exits'].reason})" if assembly.knowledge is None else ""
+    return f" ({assembly.why_full_depth})" if assembly.knowledge is None else ""
 
 
-def receipt_rows(classifier: Classifier, assembly: Assembly) -> list[tuple[str, str]]:
+def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:
     """The whole receipt, for --stats."""
     receipt = classifier.receipt
     inputs = [f"{receipt.inputs:,}"]

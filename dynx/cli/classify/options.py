@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynx.cli import options as o
+
+if TYPE_CHECKING:
+    from dynx.early_exit.plan import ClassifierRequest
 
 HELP = """Label texts or images, stopping early where the answer is clear, within a promise about how often that differs.
 
@@ -73,6 +77,25 @@ class Options(o.OutputOptions, o.DeviceOptions):
     quantize: o.Quantize = o.QUANTIZE(o.Quantize.none)
     profile: str | None = o.PROFILE(None)
     require_profile: bool = o.option(False, "--require-profile", help="Fail (exit 4) unless a profile fits.")
+
+    def request(self) -> ClassifierRequest:
+        """Return what the classifier is asked for."""
+        from dynx.early_exit.plan import ClassifierRequest
+
+        return ClassifierRequest(
+            self.model,
+            backend=str(self.backend),
+            quantize=str(self.quantize),
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            max_disagreement=self.max_disagreement,
+            confidence=self.confidence,
+            within=self.within,
+            profile=self.profile,
+            require_profile=self.require_profile,
+            plain=self.plain,
+            **self.for_request(),
+        )
 
 
 COMMAND = o.Command(

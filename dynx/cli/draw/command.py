@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
 from dynx.cli.console import Terminal
 from dynx.cli.draw import output as report
 from dynx.cli.draw.drafts import print_facts, printable, table
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from dynx.cli.draw.options import Options
     from dynx.cli.draw.output import Drawn
     from dynx.cli.draw.requests import Batch, Item
+    from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.generator import Artist
-    from dynx.diffusion.setup import Assembly, Plan, Wish
+    from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
 
@@ -96,15 +98,12 @@ def check(options: Options) -> None:
     parse_size(options.size)
 
 
-def wish_of(options: Options, asked: Asked) -> Wish:
-    """The command line as the model's side takes it."""
-    from dynx.diffusion.setup import Wish
+def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
+    """Return what the pipeline is asked for."""
+    from dynx.diffusion.plan import ImageGeneratorRequest
 
-    return Wish(
-        model=options.model,
-        device=options.device,
-        dtype=str(options.dtype),
-        threads=options.threads,
+    return ImageGeneratorRequest(
+        options.model,
         backend=str(options.backend),
         quality=options.quality,
         steps=parse_steps(options.steps),
@@ -113,18 +112,18 @@ def wish_of(options: Options, asked: Asked) -> Wish:
         size=asked.size,
         profile=options.profile,
         require_profile=options.require_profile,
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-        offline=options.offline,
         plain=options.plain,
+        **options.for_request(),
     )
 
 
-def open_plan(options: Options, batch: Batch, terminal: Terminal) -> Plan:
+def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGeneratorPlan:
     """Decide, and refuse drafts that another model drew."""
-    from dynx.diffusion.setup import make_plan
+    from dynx.diffusion import make_plan
 
-    plan = make_plan(wish_of(options, batch.asked), warn=terminal.warn)
+    request = request_of(options, batch.asked)
+    with telling_the_remedy(request):
+        plan = make_plan(request, warn=terminal.warn)
     for draft in batch.drafts:
         draft.check(plan.source.name, plan.weights)
     prompted = options.lines or bool(options.prompt)
@@ -133,22 +132,26 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> Plan:
     return plan
 
 
-def open_assembly(plan: Plan, terminal: Terminal, *, draft: bool) -> Assembly:
+def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) -> LoadedImageGenerator:
     """Load the pipeline; says the choices with -v, and on a terminal why every step runs, unless that was asked for."""
-    from dynx.diffusion.setup import assemble
+    from dynx.diffusion import assemble
     from dynx.runtime.decision import Decision
 
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    with telling_the_remedy(plan.request):
+        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.startup.mark("drawing")
     terminal.clear_status()
     adaptive = assembly.engine.family.adaptive.value
     if draft and adaptive:
-        plan.decisions["steps"] = Decision("few", "a draft was asked for")
+        plan.decisions.steps = Decision("few", "a draft was asked for")
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    wanted = plan.wish.plain or plan.wish.profile == "none" or plan.wish.steps is not None or (draft and adaptive)
+    wanted = (
+        plan.request.plain or plan.request.profile == "none" or plan.request.steps is not None or (draft and adaptive)
+    )
     if assembly.knowledge is None and not wanted and terminal.interactive:
-        terminal.notice(f"every step runs: {assembly.decisions['steps'].reason}")
+        remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
+        terminal.notice(f"every step runs: {assembly.why_plain}{remedy}")
     return assembly
 
 
@@ -195,7 +198,7 @@ class Studio:
         self._read: str | None = None
         self._stop = Stop()
 
-    def work(self, batch: Batch, assembly: Assembly) -> None:
+    def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
         """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
         from dynx.diffusion.generator import Artist
 

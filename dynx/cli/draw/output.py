@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dynx.cli.flags import in_flags
 from dynx.errors import DynxError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Failure:
 
 def said(error: Exception) -> str:
     """An error and what to do about it, in one line."""
-    words = next(iter(str(error).splitlines()), "")
+    words = next(iter(in_flags(str(error)).splitlines()), "")
     if not isinstance(error, DynxError):
         return f"{type(error).__name__}: {words}" if words else type(error).__name__
     return f"{words} ({error.hint})" if error.hint else words
@@ -119,7 +120,7 @@ def failure_json(failure: Failure) -> dict[str, Any]:
 
 def guidance_of(artist: Artist) -> float | None:
     """That is used, where the pipeline says."""
-    asked = artist.assembly.plan.wish.guidance  # with what the model's folder asks for
+    asked = artist.assembly.plan.request.guidance  # with what the model's folder asks for
     return artist.assembly.engine.family.default_guidance if asked is None else asked
 
 
@@ -151,7 +152,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         "model": plan.source.name,
         "weights": plan.weights,
         "dtype": plan.dtype,
-        "backend": plan.way[0],
+        "backend": plan.spec[0],
         **receipt,
         "draft": drawn.draft,
         "flagged": picture.flagged,

@@ -10,18 +10,18 @@ from dynx.cli.generate.verify import verify_answer
 if TYPE_CHECKING:
     from dynx.cli.generate.options import Options
     from dynx.cli.generate.output import Printer
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
-    from dynx.speculation.setup import Assembly
 
 
-def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> Run:
+def answer(index: int, prompt: str, options: Options, assembly: LoadedGenerator, printer: Printer) -> Run:
     """Continue one prompt. Raises InputError where it can't be."""
     run_ = assembly.engine.start(make_request(prompt, options, assembly))
     show(index, prompt, run_, options, assembly, printer)
     return run_
 
 
-def show(index: int, prompt: str, run_: Run, options: Options, assembly: Assembly, printer: Printer) -> None:
+def show(index: int, prompt: str, run_: Run, options: Options, assembly: LoadedGenerator, printer: Printer) -> None:
     """Print an answer as it is written."""
     pieces: list[str] = []
     try:

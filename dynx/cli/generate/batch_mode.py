@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from dynx.cli.generate.options import Options
     from dynx.cli.generate.output import Printer
     from dynx.cli.stdin import Arrivals
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.batch_size import Choice
     from dynx.speculation.batching import Batch, Row
-    from dynx.speculation.setup import Assembly
 
 AHEAD = 64
 """Prompts read ahead at most, to see how many wait."""
@@ -51,7 +51,7 @@ class Lines:
         prompts: Iterator[str | BadLine],
         arrivals: Arrivals,
         options: Options,
-        assembly: Assembly,
+        assembly: LoadedGenerator,
         printer: Printer,
         terminal: Terminal,
     ) -> None:
@@ -110,7 +110,7 @@ class Lines:
                 tokens=self._options.max_new_tokens,
                 single=self._written / self._seconds if self._written > 1 and self._seconds > 0 else None,
             )
-            decision = self._assembly.decisions["batch"] = self._choice.decision
+            decision = self._assembly.decisions.batch = self._choice.decision
             self._terminal.detail(f"batch: {decision.value} ({decision.reason})")
         return self._choice
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from dynx.cli.calibrate_command import telling_the_remedy
 from dynx.cli.console import Terminal
 from dynx.cli.generate.answers import answer
-from dynx.cli.generate.model import open_assembly, wish_of
+from dynx.cli.generate.model import open_model
 from dynx.cli.generate.output import Document, JsonLines, Printer, Text, explain
 from dynx.cli.generate.verify import check
 from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
@@ -35,13 +36,16 @@ def run(options: Options) -> None:
     )
     if options.dry_run:
         from dynx.cli.dry_run import print_plan
-        from dynx.speculation.setup import make_plan
+        from dynx.speculation import make_plan
 
-        print_plan("generate", make_plan(wish_of(options), warn=terminal.warn), options, terminal)
+        request = options.request()
+        with telling_the_remedy(request):
+            plan = make_plan(request, warn=terminal.warn)
+        print_plan("generate", plan, options, terminal)
         return
     prompts, arrivals = read_prompts(options, terminal)
     failed = 0
-    assembly = open_assembly(options, terminal, put_off=True)
+    assembly = open_model(options.request(), terminal, put_off=True)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept

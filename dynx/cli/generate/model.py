@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.inputs import typed
@@ -11,56 +10,29 @@ from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
-    from dynx.speculation.setup import Assembly, Wish
+    from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.plan import GeneratorRequest
     from dynx.speculation.types import Request
 
 
-def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
-    """The command line as the model's side takes it; for any command that has the common model options."""
-    from dynx.speculation.setup import Wish
+def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
+    """Plan and load; shows the choices with -v. `put_off`: see `assemble`."""
+    from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
+    from dynx.speculation import assemble, make_plan
 
-    lookup = getattr(options, "lookup", None)
-    return Wish(
-        model=options.model,
-        draft=options.draft,
-        lookup=Path(lookup) if lookup else None,
-        device=options.device,
-        dtype=str(options.dtype),
-        threads=options.threads,
-        backend=str(options.backend),
-        quantize=str(options.quantize),
-        profile=getattr(options, "profile", None),
-        require_profile=getattr(options, "require_profile", False),
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
-        offline=options.offline,
-        plain=getattr(options, "plain", False) if plain is None else plain,
-        exact=getattr(options, "exact", False),
-    )
-
-
-def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None, put_off: bool = False) -> Assembly:
-    """Plan and load for any command that has the common model options; says the choices with -v and hints once.
-
-    `put_off`: see `assemble`.
-    """
-    from dynx.speculation.setup import assemble, calibrate_command, make_plan
-
-    wish = wish_of(options, plain=plain)
-    plan = make_plan(wish, warn=terminal.warn)
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
+    with telling_the_remedy(request):
+        plan = make_plan(request, warn=terminal.warn)
+        loaded = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
     terminal.startup.mark("first pass")
     terminal.clear_status()
-    for knob, decision in assembly.decisions.items():
-        terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    if plan.profile_id is None and plan.kinds and wish.profile != "none" and terminal.interactive:
-        terminal.notice(
-            f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
-        )
-    return assembly
+    for name, decision in loaded.decisions.items():
+        terminal.detail(f"{name}: {decision.value} ({decision.reason})")
+    if plan.profile is None and plan.kinds and request.profile != "none" and terminal.interactive:
+        terminal.notice(f"no profile yet, so little is drafted; measure one: {calibrate_command(request)}")
+    return loaded
 
 
-def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
+def make_request(prompt: str, options: Any, assembly: LoadedGenerator) -> Request:
     """Token ids and settings for the engine. Raises UsageError for a chat without template, InputError where it refuses."""
     from dynx.speculation.types import Request
 
@@ -87,6 +59,6 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
         max_new_tokens=options.max_new_tokens,
         sampling=assembly.sampling(*given),
         eos=assembly.end_tokens,
-        stop=(*stop, *assembly.own.stop),
+        stop=(*stop, *assembly.settings.stop),
         continues=not chat,
     )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dynx.cli import options as o
+
+if TYPE_CHECKING:
+    from dynx.speculation.plan import GeneratorRequest
 
 HELP = """Continue a text with a language model, faster than plain decoding and equal to it.
 
@@ -96,6 +101,23 @@ class Options(o.OutputOptions, o.DeviceOptions):
     quantize: o.Quantize = o.QUANTIZE(o.Quantize.none)
     profile: str | None = o.PROFILE(None)
     require_profile: bool = o.option(False, "--require-profile", help="Fail (exit 4) unless a profile fits.")
+
+    def request(self) -> GeneratorRequest:
+        """Return what the engine is asked for."""
+        from dynx.speculation.plan import GeneratorRequest
+
+        return GeneratorRequest(
+            self.model,
+            draft=self.draft,
+            lookup=Path(self.lookup) if self.lookup else None,
+            backend=str(self.backend),
+            quantize=str(self.quantize),
+            profile=self.profile,
+            require_profile=self.require_profile,
+            plain=self.plain,
+            exact=self.exact,
+            **self.for_request(),
+        )
 
 
 COMMAND = o.Command(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dynx.cli.flags import in_flags
 from dynx.cli.generate.stats import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
 from dynx.cli.generate.verify import verification_json, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from dynx.cli.console import Terminal
     from dynx.cli.generate.options import Options
     from dynx.errors import DynxError
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
-    from dynx.speculation.setup import Assembly
     from dynx.speculation.types import Origin, Token
 
 
@@ -38,20 +37,20 @@ class Printer:
     def token(self, index: int, token: Token) -> None:
         """A piece of answer `index`."""
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """Answer `index` is complete, or cut short."""
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
         """Prompt `index` of --lines has no answer."""
 
-    def verification(self, run: Run, assembly: Assembly) -> dict[str, Any]:
+    def verification(self, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
         """What JSON says of the latest answer under --verify; null for one cut short."""
         if not self._options.verify:
             return {}
         done = run.receipt().finish_reason != "interrupted"
         return {"verification": verification_json(self.verified[-1], assembly, run) if done else None}
 
-    def aside(self, run: Run, assembly: Assembly) -> None:
+    def aside(self, run: Run, assembly: LoadedGenerator) -> None:
         """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
         terminal, receipt = self._terminal, run.receipt()
         if receipt.finish_reason == "context":
@@ -88,7 +87,7 @@ class Text(Printer):
         self._last = text[-1]
         self._terminal.write(f"{SHADES[token.origin]}{text}\x1b[0m" if self._shade and SHADES[token.origin] else text)
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """End the line; say who wrote what."""
         if self._last != "\n":
             self._terminal.write("\n")
@@ -100,7 +99,7 @@ class Text(Printer):
             ]
             sys.stderr.write(f"written by: {', '.join(legend)}\n")
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
         """Write an empty line in its place, so that lines can be counted; the reason goes to stderr."""
         self._terminal.write("\n")
         self._terminal.warn(f"prompt {index + 1}: {error}")
@@ -113,12 +112,12 @@ class Document(Printer):
         super().__init__(terminal, options)
         self._results: list[dict[str, Any]] = []
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """Keep it."""
         body = result_json(index, prompt, text, run, assembly)
         self._results.append(body | self.verification(run, assembly))
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
         """Keep the reason."""
         self._results.append(failure_json(index, prompt, error, assembly))
 
@@ -142,21 +141,21 @@ class JsonLines(Printer):
             {"index": index, "id": token.id if token.id >= 0 else None, "text": token.text, "origin": token.origin},
         )
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
+    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """The answer whole."""
         self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
         """Write the reason, in an event of its own."""
         self._write("error", failure_json(index, prompt, error, assembly))
 
 
-def failure_json(index: int, prompt: str, error: DynxError, assembly: Assembly) -> dict[str, Any]:
+def failure_json(index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> dict[str, Any]:
     """Describe what stands in the place of an answer."""
-    return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": str(error)}
+    return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": in_flags(str(error))}
 
 
-def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:
+def result_json(index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
     """One answer with everything known about it."""
     receipt, plan = run.receipt(), assembly.plan
     return {
@@ -168,12 +167,12 @@ def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly
         "finish_reason": receipt.finish_reason,
         "seed": run.request.sampling.seed,
         "receipt": receipt_json(receipt, plan.profile_id),
-        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
+        "decisions": assembly.decisions.to_json(),
     }
 
 
-def explain(assembly: Assembly) -> None:
+def explain(assembly: LoadedGenerator) -> None:
     """Why each knob has its value."""
-    rows: Iterable[tuple[str, Any]] = assembly.decisions.items()
-    width = max(len(knob) for knob in assembly.decisions)
+    rows = list(assembly.decisions.items())
+    width = max(len(knob) for knob, _ in rows)
     sys.stderr.write("".join(f"{knob:<{width}}  {d.value} ({d.reason})\n" for knob, d in rows))

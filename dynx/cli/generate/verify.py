@@ -10,12 +10,12 @@ from dynx.errors import GateFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
-    from dynx.speculation.setup import Assembly
 
 
-def verify_answer(run: Run, assembly: Assembly) -> Verification:
+def verify_answer(run: Run, assembly: LoadedGenerator) -> Verification:
     """Score what a run wrote once more, plainly."""
     from dynx.runtime.loading import quietly
     from dynx.speculation.equivalence import verify
@@ -24,7 +24,7 @@ def verify_answer(run: Run, assembly: Assembly) -> Verification:
         return verify(assembly.verifier, run.request, run.tokens)
 
 
-def words(found: Verification, assembly: Assembly, run: Run) -> str:
+def words(found: Verification, assembly: LoadedGenerator, run: Run) -> str:
     """The verdict as a line for stderr."""
     n, first = found.tokens, found.first
     name = f"{assembly.plan.source.name} in {assembly.engine.target.precision}"
@@ -55,7 +55,7 @@ def words(found: Verification, assembly: Assembly, run: Run) -> str:
     )
 
 
-def verification_json(found: Verification, assembly: Assembly, run: Run) -> dict[str, Any]:
+def verification_json(found: Verification, assembly: LoadedGenerator, run: Run) -> dict[str, Any]:
     """The verdict with its numbers; null for what doesn't apply."""
     first = found.first
     shown = _reader(assembly, run, first.position if first else 0)
@@ -93,7 +93,7 @@ def _by(margin: float) -> str:
     return f"by {margin:.2g} logits" if math.isfinite(margin) else "as what was written has no probability"
 
 
-def _reader(assembly: Assembly, run: Run, position: int) -> Callable[[int], str]:
+def _reader(assembly: LoadedGenerator, run: Run, position: int) -> Callable[[int], str]:
     """The text that a token has at a position of the answer."""
     from dynx.speculation.detokenizer import token_text
 

@@ -22,5 +22,5 @@ def enough_memory(device: torch.device) -> Iterator[None]:
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-        hint = "try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
+        hint = "try a shorter prompt, `dtype` bfloat16, a smaller model or `device` cpu"
         raise DeviceError(f"out of memory on {device}", hint=hint) from e

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from dynx.errors import DeviceError, DynxError, UnsupportedModelError, UsageError
+from dynx.errors import DeviceError, DynxError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.availability import available, can_compile, can_optimize, can_record
 from dynx.runtime.backends.interface import settle, settles
 from dynx.runtime.decision import Decision
@@ -87,20 +87,20 @@ def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
 def choose(asked: str, quantize: str, device: str, measured: str | None) -> Decision[str]:
     """The backend of a run. `measured` is what a profile found to be fastest.
 
-    Raises UsageError for a name that isn't known, DeviceError for a backend that isn't there or lacks the kernels.
+    Raises InvalidInput for a name that isn't known, DeviceError for a backend that isn't there or lacks the kernels.
     """
     if asked not in ("auto", *get_args(Name), *ALIASES):
-        raise UsageError(f"--backend {asked}: one of auto, {', '.join(get_args(Name))}")
+        raise InvalidInput(f"`backend` {asked}: one of auto, {', '.join(get_args(Name))}")
     there = cast("dict[str, Decision[bool]]", usable(device, quantize))
     name = ALIASES.get(asked, asked)
     able = [each for each, found in there.items() if found.value]
     if name != "auto":
         if name not in able:
-            stored = f" --quantize {quantize}" if quantize != "none" else ""
-            raise DeviceError(f"--backend {asked}{stored}: {there[name].reason}")
+            stored = f" `quantize` {quantize}" if quantize != "none" else ""
+            raise DeviceError(f"`backend` {asked}{stored}: {there[name].reason}")
         return Decision(name, "asked for")
     if not able:
-        raise DeviceError(f"--quantize {quantize}: {there[OPENVINO].reason}")
+        raise DeviceError(f"`quantize` {quantize}: {there[OPENVINO].reason}")
     if measured is not None and measured in able:
         return Decision(measured, "measured to be the fastest here")
     if quantize != "none":

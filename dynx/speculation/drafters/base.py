@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dynx.speculation.drafters.draft_sampler import Chooser
     from dynx.speculation.types import Origin
 
 
@@ -87,3 +88,15 @@ class Prospects(Sequence[Prospect]):
     def __len__(self) -> int:
         """How many drafters there are."""
         return len(self._drafters)
+
+
+class BatchRow(Protocol):
+    """What a drafter of a whole batch reads of one of its sequences."""
+
+    choose: Chooser
+    simple: bool
+    """Whether its next token is the likeliest one, whatever came before."""
+
+    @property
+    def text(self) -> list[int]:
+        """Token ids of the prompt and the answer so far."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.batching import Row
+    from dynx.speculation.drafters.base import BatchRow
 
 
 class BatchDrafter:
@@ -23,7 +23,7 @@ class BatchDrafter:
         self._session = BatchSession(backend)
         self._held: list[list[int]] = []  # by row: the tokens behind its positions
 
-    def lag(self, rows: Sequence[Row]) -> int:
+    def lag(self, rows: Sequence[BatchRow]) -> int:
         """Tokens that the row furthest behind must read before its first guess."""
         held = [*map(len, self._held), *[0] * len(rows)]
         return max(1, *(len(row.text) - there for row, there in zip(rows, held, strict=False)))
@@ -34,17 +34,17 @@ class BatchDrafter:
             self._held[at] = []
 
     def removed(self, at: int) -> None:
-        """Row `at` is gone."""
+        """BatchRow `at` is gone."""
         if at < len(self._held):
             del self._held[at]
             self._session.remove(at)
 
-    def mute(self, row: Row) -> bool:
+    def mute(self, row: BatchRow) -> bool:
         """Whether it can't read this row: a token that only the target knows, or a text longer than its context."""
         limit = self._backend.context
         return max(row.text) >= self._backend.vocab or (limit is not None and len(row.text) >= limit)
 
-    def sync(self, rows: Sequence[Row]) -> None:
+    def sync(self, rows: Sequence[BatchRow]) -> None:
         """Hold a prefix of every row's text, reading whole what is new."""
         fresh = []
         for at, row in enumerate(rows):
@@ -69,7 +69,7 @@ class BatchDrafter:
         self._session.rollback([len(held) for held in self._held])
 
     def propose(
-        self, rows: Sequence[Row], guesses: Sequence[Sequence[Draft]], asked: Sequence[bool]
+        self, rows: Sequence[BatchRow], guesses: Sequence[Sequence[Draft]], asked: Sequence[bool]
     ) -> list[Draft | None]:
         """The next guess of each row that is `asked`, after its `guesses` of this round."""
         limit = self._backend.context

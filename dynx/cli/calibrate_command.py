@@ -1,0 +1,50 @@
+"""The `dynx calibrate` command that measures the profile a request lacks."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from dynx.cli.calibrate.options import COMMAND
+from dynx.errors import NoProfileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynx.runtime.plan import ModelRequest
+
+PROMISES = frozenset({"max_disagreement", "confidence", "quality", "batch_size"})
+"""Options of `dynx calibrate` that a profile doesn't depend on: it certifies another promise from the same evidence."""
+
+
+def calibrate_command(request: ModelRequest) -> str:
+    """Write the command that measures a profile for this request: its model, and whatever isn't at its default."""
+    usual = {each.name: each.default for each in fields(request)}
+    words = ["dynx", "calibrate", "-m", request.model]
+    if hasattr(request, "max_disagreement"):
+        words += ["--data", "FILE"]
+    for field, declaration in COMMAND.declared():
+        name = field.name
+        if name in {"model", "plain", *PROMISES} or name not in usual or declaration.key is None:
+            continue
+        value = getattr(request, name)
+        if value != usual[name]:
+            words += [f"--{declaration.key}", *([] if value is True else [_as_typed(value)])]
+    return shlex.join(words)
+
+
+def _as_typed(value: Any) -> str:
+    """Write a value as the command line takes it; a size is a pair."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@contextmanager
+def telling_the_remedy(request: ModelRequest) -> Iterator[None]:
+    """Add the command that measures a profile to the error for a missing one."""
+    try:
+        yield
+    except NoProfileError as e:
+        e.hint = e.hint or f"{calibrate_command(request)} measures one"
+        raise

@@ -1,0 +1,105 @@
+"""What a profile allows a loaded pipeline, under the quality asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.diffusion.profile_data import Fitted, Guarantee, Knowledge, from_profile
+from dynx.errors import InvalidInput
+from dynx.runtime.binomial import most_failures, percent, smallest_sample
+from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from dynx.diffusion.assembly import LoadedImageGenerator
+    from dynx.runtime.certify import Certificate
+
+    Array = NDArray[np.float64]
+
+
+def knowledge_of(assembly: LoadedImageGenerator, warn: Callable[[str], None]) -> Knowledge | None:
+    """What the profile allows under the quality asked for; None where it's nothing, and the decisions say why."""
+    from dynx.diffusion.plan import DELTA, SHARE
+
+    plan = assembly.plan
+    profile, request = plan.profile, plan.request
+    if profile is None:
+        return None
+    try:
+        fitted = from_profile(profile.fitted, profile.measured, plan.arrays)
+        colours = plan.arrays.get("colours")
+        full_steps = int(profile.fitted["full_steps"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, InvalidInput) as e:
+        warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
+        plan.decisions.steps = Decision("plain", f"profile {profile.key.id} can't be used")
+        return None
+    if refusal := other_setting(assembly, profile.fitted):
+        warn(refusal)
+        plan.decisions.steps = Decision("plain", refusal)
+        return None
+    certificate = fitted.certify(request.quality, SHARE, DELTA)
+    if not fitted.pays(certificate):
+        plan.decisions.steps = Decision("plain", why_plain(fitted, certificate, request.quality))
+        return None
+    reached = fitted.reached(certificate, request.quality)
+    p5 = float(np.quantile(reached, 0.05, method="lower"))
+    guarantee = Guarantee(
+        request.quality, SHARE, DELTA, certificate.n, certificate.disagreements, p5, float(reached.min()), plan.bundled
+    )
+    steps = np.repeat(fitted.ladder.steps, certificate.exits)
+    plan.decisions.steps = Decision(
+        f"{steps.min()} to {steps.max()}, {steps.mean():.1f} on average",
+        f"{fitted.speedup(certificate):.2f}x of {full_steps} steps expected; {guarantee}: "
+        f"{certificate.disagreements} of {certificate.n} were below, p5 {p5:.3f}, worst {reached.min():.3f}",
+    )
+    return Knowledge(fitted, certificate, guarantee, full_steps, colours)
+
+
+def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
+    """Why a certificate lets no picture take fewer steps, in words."""
+    if certificate.active:
+        return f"fewer steps would be {fitted.speedup(certificate):.2f}x as fast, which isn't worth it"
+    eps, n = round(1 - certificate.eps, 12), certificate.n
+    most = most_failures(n, certificate.eps, certificate.delta)
+    if most is None:
+        least = smallest_sample(certificate.eps, certificate.delta)
+        return f"{n} pictures can't show SSIM {quality:g} in {percent(eps)} of them; {least} could, all of them good"
+    return (
+        f"no fewer steps were seen to reach SSIM {quality:g} in {percent(eps)} of pictures "
+        f"(of {n}, {most or 'none'} may fall below)"
+    )
+
+
+def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> str | None:
+    """Why the profile speaks of other pictures than those asked for."""
+    request, family = assembly.plan.request, assembly.engine.family
+    size = None if request.size is None else list(request.size)
+    if size == fitted.get("pixels"):  # asked for what the pipeline draws by itself
+        size = fitted.get("size")
+    guidance = family.default_guidance if request.guidance is None else request.guidance
+    for what, measured, asked in (
+        ("guidance", fitted.get("guidance"), guidance),
+        ("negative prompt", fitted.get("negative"), request.negative),
+        ("size", fitted.get("size"), size),
+        ("scheduler", fitted.get("scheduler"), family.scheduler),
+    ):
+        if measured != asked:
+            return (
+                f"the profile was measured with {_setting(what, measured)}, not {_setting(what, asked)}; drawing plain"
+            )
+    return None
+
+
+def _setting(what: str, value: Any) -> str:
+    if what == "size":
+        return "the pipeline's own size" if value is None else f"size {value[0]}x{value[1]}"
+    if what == "guidance":
+        return f"guidance {value:g}" if isinstance(value, int | float) else f"guidance {value}"
+    if what == "negative prompt":
+        return "no negative prompt" if value is None else f"the negative prompt {value!r}"
+    return f"{what} {value}"

@@ -1,0 +1,107 @@
+"""What a profile allows a loaded classifier, under the promise asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.early_exit.assembly import is_reference
+from dynx.early_exit.profile_data import HEADS, PAYS, Fitted, Knowledge, from_profile
+from dynx.early_exit.types import Guarantee
+from dynx.runtime.binomial import most_failures, percent
+from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.plan import ClassifierPlan
+    from dynx.runtime.profile import Profile
+
+
+def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Knowledge | None:
+    """The exits that the profile allows under the promise asked for; None where there are none, and the decisions say why."""
+    plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.attachment.depth, assembly.batch
+    profile, request = plan.profile, plan.request
+    if profile is None:
+        return None
+    try:
+        if not profile.fitted.get("depths"):
+            plan.decisions.exits = Decision("none", str(profile.decision["summary"]))
+            return None
+        fitted, evidence = from_profile(profile.fitted, profile.measured, plan.arrays)
+        outputs = plan.arrays[f"{HEADS}0.bias"].shape[0]
+        if fitted.depths[-1] >= depth or fitted.depths[0] < 1 or outputs != len(labels.names):
+            raise ValueError("it was fitted to another model")
+        fitted = replace(fitted, heads=fitted.heads.to(plan.device))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
+        plan.decisions.exits = Decision("none", f"profile {profile.key.id} can't be used")
+        return None
+    if refusal := _other_promise(assembly, profile, fitted):
+        plan.decisions.exits = Decision("none", refusal)
+        return None
+    if assembly.certified is None and not is_reference(assembly):
+        plan.decisions.exits = Decision("none", certify_whole(plan)[1])
+        return None
+    certificate = fitted.certify(evidence, batch, request.max_disagreement, request.delta)
+    if not certificate.active:
+        plan.decisions.exits = Decision("none", certificate.words)
+        return None
+    if certificate.speedup < PAYS:
+        why = f"at batches of {batch} they would make it {certificate.speedup:.2f}x as fast"
+        plan.decisions.exits = Decision("none", why)
+        return None
+    if (clock := _slower(profile, batch, request.max_disagreement)) is not None:
+        why = f"they made it {clock:.2f}x as fast on the clock when it was calibrated"
+        plan.decisions.exits = Decision("none", why)
+        return None
+    used = [str(d) for d, t in zip(fitted.depths, certificate.thresholds, strict=True) if t != math.inf]
+    where = "elsewhere" if plan.bundled else "here"
+    plan.decisions.exits = Decision(
+        f"after layer {' and '.join(used)} of {depth}",
+        f"{certificate.speedup:.2f}x expected by costs measured {where}; {certificate.words}",
+    )
+    return Knowledge(fitted, evidence, certificate, "model" if plan.bundled else "profile")
+
+
+def certify_whole(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
+    """What the profile shows of answers at full depth by a model that isn't the reference, and in words.
+
+    Tested before any exit rule, as the strictest of all: a rule is looked at only where this holds.
+    """
+    request, profile = plan.request, plan.profile
+    agree = plan.arrays.get("evidence.agree")
+    seen: Any = {} if profile is None else profile.evidence.get("full_depth", {})
+    if agree is not None and agree.ndim == 2:
+        seen = {"n": len(agree), "disagreements": int((~agree[:, -1].astype(np.bool_)).sum())}
+    n, differ = int(seen.get("n", 0)), int(seen.get("disagreements", 0))
+    if not n:
+        return None, "the profile has no evidence of its answers at full depth"
+    allowed = most_failures(n, request.max_disagreement, request.delta)
+    said = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
+    if allowed is None or differ > allowed:
+        return None, f"{said}, which doesn't show {percent(request.max_disagreement)}"
+    basis = "model" if plan.bundled else "profile"
+    return Guarantee(request.max_disagreement, request.delta, n, differ, basis), said
+
+
+def _slower(profile: Profile, batch: int, eps: float) -> float | None:
+    """Dynamic over plain as measured at calibration, if that was slower; None where it doesn't speak of this ε and batch."""
+    clock, fitted = profile.measured.get("clock"), profile.fitted.get("max_disagreement")
+    if clock is None or fitted is None or profile.measured.get("batch") != batch or eps > fitted:
+        return None
+    return float(clock[0]) if clock[0] < 1 else None
+
+
+def _other_promise(assembly: LoadedClassifier, profile: Profile, fitted: Fitted) -> str | None:
+    """Why the profile's evidence doesn't speak of what is asked for."""
+    if profile.fitted.get("max_length") != assembly.cut:
+        cut = profile.fitted.get("max_length") or "the model's own number of"
+        return f"the profile is for texts cut to {cut} tokens"
+    if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:
+        return f"the profile is for a tolerance of {fitted.score.tolerance:g}"
+    return None

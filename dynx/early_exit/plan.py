@@ -1,0 +1,56 @@
+"""What a caller asks of a classifier and what is decided before its weights are read: data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from dynx.runtime.plan import Decisions, ModelRequest, Plan
+
+if TYPE_CHECKING:
+    from dynx.runtime.decision import Decision
+
+TASK = "classify"
+BUNDLED = "exits.json"
+"""The file of a model's folder that may hold a profile, as exporting one writes it."""
+
+BATCH_SIZE = 32
+MAX_DISAGREEMENT = 0.02
+"""Share of labels that may differ from the full model's, unless asked otherwise."""
+
+CONFIDENCE = 0.95
+"""How sure that promise is, unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class ClassifierRequest(ModelRequest):
+    """What a caller asks of a classifier."""
+
+    model: str = "mood"
+    batch_size: int = field(default=BATCH_SIZE, kw_only=True)
+    max_length: int | None = field(default=None, kw_only=True)
+    """Tokens that texts are cut to."""
+    max_disagreement: float = field(default=MAX_DISAGREEMENT, kw_only=True)
+    confidence: float = field(default=CONFIDENCE, kw_only=True)
+    within: float | None = field(default=None, kw_only=True)
+    """How far the numbers of a regression may be off and still agree."""
+
+    @property
+    def delta(self) -> float:
+        """1 - confidence, without the noise of the subtraction."""
+        return round(1 - self.confidence, 12)
+
+
+@dataclass(kw_only=True)
+class ClassifierDecisions(Decisions):
+    """The settings of a classifier, as decided."""
+
+    batch: Decision[int] | None = None
+    exits: Decision[str] | None = None
+
+
+@dataclass
+class ClassifierPlan(Plan[ClassifierRequest, ClassifierDecisions]):
+    """Everything that is decided before a classifier is loaded."""
+
+    kind: Literal["text", "image"] = "text"

@@ -1,0 +1,68 @@
+"""What a caller asks of a language model, and what is decided before its weights are read: data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dynx.runtime.plan import Decisions, ModelRequest, Plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dynx.runtime.decision import Decision
+    from dynx.runtime.loading import Source
+    from dynx.runtime.profile import Profile
+
+TASK = "generate"
+BUNDLED = "drafts.json"
+"""The file of a model's folder that may hold a profile: what its drafters are worth, at costs that are another machine's."""
+
+DRAFT_KINDS = ("auto", "none", "self", "lookup")
+"""What `draft` may say besides a model's name."""
+
+
+@dataclass(frozen=True)
+class GeneratorRequest(ModelRequest):
+    """What a caller asks of a language model."""
+
+    model: str = "story"
+    draft: str = field(default="auto", kw_only=True)
+    lookup: Path | None = field(default=None, kw_only=True)
+    exact: bool = field(default=False, kw_only=True)
+
+
+@dataclass(kw_only=True)
+class GeneratorDecisions(Decisions):
+    """The settings of a language model, as decided."""
+
+    state: Decision[str] | None = None
+    """What the model keeps between forward passes, where that isn't an ordinary key-value cache."""
+    decoding: Decision[str] | None = None
+    sampling: Decision[str] | None = None
+    draft: Decision[str] | None = None
+    exact: Decision[str] | None = None
+    batch: Decision[int] | None = None
+
+
+@dataclass
+class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
+    """Everything that is decided before a language model is loaded."""
+
+    drafter: Source | None = None
+    kinds: frozenset[str] = frozenset()
+    """The drafters wanted: "draft", "self", "lookup"."""
+    auto: bool = False
+    """Whether dynx may drop or add drafters."""
+    drafter_dtype: str = "float32"
+    """The draft model's precision: whatever is fastest, since it only drafts."""
+
+    @property
+    def own_profile(self) -> Profile | None:
+        """The profile that was measured on this device."""
+        return None if self.bundled else self.profile
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What a profile learned of the drafters; empty without one."""
+        return {} if self.profile is None else self.profile.fitted
