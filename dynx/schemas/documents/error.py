@@ -10,7 +10,7 @@ from dynx.schemas.documents.fields import NAME, Limit, NonEmpty
 class Error:
     """The last line on stderr of a command that failed under --json or --jsonl, where stderr is no terminal."""
 
-    schema: Annotated[Literal["dynx.error/1"], NAME]
+    schema: Annotated[Literal["dynx.error/1"], NAME] = "dynx.error/1"
     kind: Annotated[
         str,
         (

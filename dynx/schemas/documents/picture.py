@@ -20,7 +20,7 @@ class Asked:
 class PictureFile:
     """How a picture was drawn, as its PNG carries it in the text "dynx" and `dynx draw --info --json` prints it."""
 
-    schema: Annotated[Literal["dynx.picture/1"], NAME]
+    schema: Annotated[Literal["dynx.picture/1"], NAME] = "dynx.picture/1"
     path: Annotated[str, "The file; only where it is printed."] = ABSENT
     prompt: Annotated[str, "What was to be drawn."]
     negative: Annotated[str | None, "What it was not to be like; null for nothing."]

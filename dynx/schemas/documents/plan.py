@@ -18,7 +18,7 @@ class PlannedDecision(Decision):
 class Plan:
     """What --dry-run --json prints."""
 
-    schema: Annotated[Literal["dynx.plan/1"], NAME]
+    schema: Annotated[Literal["dynx.plan/1"], NAME] = "dynx.plan/1"
     command: Annotated[Task, "Which command it is of."]
     model: Annotated[str, "Name of the model."]
     profile: Annotated[str | None, "Id of the profile that would be used; null for none."]

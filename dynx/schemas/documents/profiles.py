@@ -23,5 +23,5 @@ class ListedProfile:
 class Profiles:
     """What `dynx calibrate --list --json` prints."""
 
-    schema: Annotated[Literal["dynx.profiles/1"], NAME]
+    schema: Annotated[Literal["dynx.profiles/1"], NAME] = "dynx.profiles/1"
     profiles: Annotated[list[ListedProfile], "Of this machine's cache."]
