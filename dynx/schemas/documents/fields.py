@@ -21,7 +21,7 @@ class _Missing(Enum):
 
 
 ABSENT: Any = _Missing.ABSENT
-"""Default of a key that a document need not have. Any other default is only for who builds the document."""
+"""Default of a key that a document need not have. A key with another default is required; that only helps who builds it."""
 
 
 def as_document(value: "DataclassInstance") -> dict[str, Any]:
