@@ -121,7 +121,7 @@ class Gate:
         Literal["pass", "fail", "inconclusive"],
         "Whether the bar is met; inconclusive where the measurement can't tell.",
     ]
-    measured: Annotated[float | None, "The figure that was judged; null where there is none."]
+    measured: Annotated[float | None, "The figure that the gate judges; null where there is none."]
     bar: Annotated[float, "What the figure is held against."]
     reason: Annotated[str, "The verdict in words, with its numbers."]
     advisory: Annotated[bool, "Said for information: the conditions differ, so it neither passes nor fails."] = ABSENT
@@ -158,7 +158,7 @@ class Header:
     )
     drafter: Annotated[str | None, "generate: name of the draft model; null for none."] = ABSENT
     drafter_hash: Annotated[str | None, "generate: hash of its weights."] = ABSENT
-    draft: Annotated[str, "generate: who guesses ahead, in words."] = ABSENT
+    draft: Annotated[str, "generate: which drafters propose tokens, in words."] = ABSENT
     quantization: Annotated[str, "generate: how weights are stored: none, int8 or int4."] = ABSENT
     tokens_per_answer: Annotated[Count, "generate: most tokens of an answer."] = ABSENT
     temperature: Annotated[NonNegative, "generate: of the sampling; 0 is greedy."] = ABSENT
@@ -188,7 +188,7 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An arm against another than the reference."""
+    """A dynamic arm against a static one."""
 
     arm: Annotated[str, "Name of the arm that is compared."]
     baseline: Annotated[str, "Name of the arm that it is compared with."]
@@ -214,7 +214,7 @@ class Bench:
     arms: Annotated[list[Arm], Limit(min_items=1), "What was measured side by side."]
     comparisons: Annotated[
         list[Comparison],
-        "Arms against other arms than the reference: dynamic against static, programs against dynx as a process.",
+        "Dynamic arms against static ones.",
     ]
     gates: Annotated[list[Gate], "What was asked of the figures, and whether they meet it."]
     verdict: Annotated[Literal["pass", "fail", "inconclusive"] | None, "The worst of the gates; null without gates."]

@@ -9,10 +9,10 @@ from dynx.schemas.documents.fields import ABSENT, Count, Drafter, Fraction, Key,
 
 @dataclass(frozen=True, kw_only=True)
 class PositionCounts:
-    """Guesses by their position in a draft."""
+    """Draft tokens by their position in a draft."""
 
-    submitted: Annotated[list[Count], "Guesses that the model judged."]
-    accepted: Annotated[list[Count], "Of those, guesses that stayed."]
+    submitted: Annotated[list[Count], "Draft tokens that the model verified."]
+    accepted: Annotated[list[Count], "Of those, draft tokens that were accepted."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Share:
     low: Annotated[Fraction, "Lower end of its exact interval (Clopper and Pearson)."]
     high: Annotated[Fraction, "Upper end of the same."]
     hits: Annotated[Count, "Answers that are right."]
-    of: Annotated[Count, "Answers that were judged."]
+    of: Annotated[Count, "Answers that were compared."]
     confidence: Annotated[Fraction, "Of the interval."]
 
 
@@ -47,15 +47,15 @@ class Facts:
     tokens_per_forward: Annotated[
         NonNegative | None, "generate: tokens for each pass of the model after the prompt's own; 1 is plain decoding."
     ] = ABSENT
-    draft_drafted: Annotated[NonNegative, Key("draft drafted"), "Tokens that the draft model guessed."] = ABSENT
-    draft_kept: Annotated[NonNegative, Key("draft kept"), "Tokens of the draft model that stayed."] = ABSENT
-    self_drafted: Annotated[NonNegative, Key("self drafted"), "Tokens that the model's own first layers guessed."] = (
-        ABSENT
-    )
-    self_kept: Annotated[NonNegative, Key("self kept"), "Tokens of the model's own first layers that stayed."] = ABSENT
-    lookup_drafted: Annotated[NonNegative, Key("lookup drafted"), "Tokens that lookup guessed."] = ABSENT
-    lookup_kept: Annotated[NonNegative, Key("lookup kept"), "Tokens of lookup that stayed."] = ABSENT
-    by_position: Annotated[dict[Drafter, PositionCounts], "generate: drafts judged and kept, by drafter."] = ABSENT
+    draft_drafted: Annotated[NonNegative, Key("draft drafted"), "Draft tokens of the draft model."] = ABSENT
+    draft_kept: Annotated[NonNegative, Key("draft kept"), "Of those, tokens that were accepted."] = ABSENT
+    self_drafted: Annotated[NonNegative, Key("self drafted"), "Draft tokens of the model's own first layers."] = ABSENT
+    self_kept: Annotated[NonNegative, Key("self kept"), "Of those, tokens that were accepted."] = ABSENT
+    lookup_drafted: Annotated[NonNegative, Key("lookup drafted"), "Draft tokens of prompt lookup."] = ABSENT
+    lookup_kept: Annotated[NonNegative, Key("lookup kept"), "Of those, tokens that were accepted."] = ABSENT
+    by_position: Annotated[
+        dict[Drafter, PositionCounts], "generate: draft tokens verified and accepted, by drafter."
+    ] = ABSENT
     first_mismatch: Annotated[
         FirstMismatch | None, "generate, of an arm: where an answer first differs from plain's; null where none does."
     ] = ABSENT

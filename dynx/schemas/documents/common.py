@@ -79,7 +79,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What became of the steps."""
+    """How many steps were planned, run, skipped and cached."""
 
     planned: Annotated[Count, "Steps of the grid."]
     run: Annotated[Count, "Steps at which the network ran."]
@@ -116,7 +116,7 @@ class Certificate:
     by_class: Annotated[
         list[Annotated[tuple[Count, Count], "Inputs, and answers that were wrong."]], "By the full model's label."
     ] = ABSENT
-    words: Annotated[str, "All that in words."] = ABSENT
+    words: Annotated[str, "The test in words."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dynx.schemas.documents.fields import ABSENT, NAME, Count, NonNegative
 
 @dataclass(frozen=True, kw_only=True)
 class Caches:
-    """Sizes of its caches."""
+    """Sizes of the processor's caches."""
 
     l1d: Annotated[Count | None, "First level, data, of one core."] = ABSENT
     l2: Annotated[Count | None, "Second level."] = ABSENT
@@ -35,7 +35,7 @@ class Processor:
 
 @dataclass(frozen=True, kw_only=True)
 class Bandwidth:
-    """How fast it can be read."""
+    """How fast memory can be read."""
 
     bytes_per_second: Annotated[Count, "Measured."] = ABSENT
     array_bytes: Annotated[Count, "Size of the array that was read."] = ABSENT
@@ -53,7 +53,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One of them."""
+    """A GPU that PyTorch can use."""
 
     kind: Annotated[str, "cuda, xpu or mps."]
     index: Annotated[Count, "Its number."]
@@ -64,7 +64,7 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """One of them."""
+    """An optional library."""
 
     version: Annotated[str | None, "The version that is installed."]
     usable: Annotated[bool, "Whether dynx can use it here."]

@@ -25,7 +25,7 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """With --verify: how like the pipeline's own run of this seed it is."""
+    """How similar a picture is to the pipeline's own run of its seed."""
 
     ssim: Annotated[float, "Structural similarity; 1 for equal pictures."]
     psnr: Annotated[float | None, "Peak signal-to-noise ratio in dB; null for equal pictures."]

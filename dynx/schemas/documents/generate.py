@@ -11,14 +11,14 @@ from dynx.schemas.documents.fields import ABSENT, EVENT, NAME, Count, Drafter, F
 class DrafterReceipt:
     """One drafter's part in an answer."""
 
-    rounds: Annotated[Count, "Times that it was asked."]
-    drafted: Annotated[Count, "Tokens that it guessed."]
-    submitted: Annotated[Count, "Of those, tokens that the model judged."]
-    accepted: Annotated[Count, "Of those, tokens that stayed."]
-    acceptance: Annotated[Fraction | None, "accepted over submitted; null where nothing was judged."]
+    rounds: Annotated[Count, "Rounds in which it drafted."]
+    drafted: Annotated[Count, "Draft tokens that it proposed."]
+    submitted: Annotated[Count, "Of those, tokens that the model verified."]
+    accepted: Annotated[Count, "Of those, tokens that were accepted."]
+    acceptance: Annotated[Fraction | None, "accepted over submitted; null where nothing was verified."]
     submitted_by_position: Annotated[list[Count], "submitted, by position in the draft."]
     accepted_by_position: Annotated[list[Count], "accepted, by position in the draft."]
-    seconds: Annotated[NonNegative, "Time spent on guessing."]
+    seconds: Annotated[NonNegative, "Time spent on drafting."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Receipt:
     ]
     drafters: Annotated[
         dict[Drafter, DrafterReceipt],
-        "By who guessed: the draft model, the model's own first layers (self), or repeated text (lookup).",
+        "By drafter: the draft model (draft), the model's own first layers (self), or prompt lookup (lookup).",
     ]
     guarantee: Annotated[str, "What is promised of the answer, in words."]
     plain_seconds: Annotated[NonNegative | None, "What plain decoding would have taken; null where that isn't known."]
@@ -94,7 +94,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """With --verify: what the plain model says of the answer."""
+    """What plain decoding says of an answer."""
 
     verdict: Annotated[
         Literal["identical", "rounding", "different", "plausible", "implausible"],
@@ -107,7 +107,7 @@ class Verification:
         Literal["greedy", "seed", "chance"],
         "What is compared: the likeliest tokens, the draws of the seed, or without a seed how likely the text is.",
     ]
-    tokens: Annotated[Count, "Tokens that were judged."]
+    tokens: Annotated[Count, "Tokens that were verified."]
     differences: Annotated[Count, "Tokens that the plain model wouldn't have taken."]
     first_difference: Annotated[Difference | None, "The first of them; null for none."]
     smallest_margin_logits: Annotated[float | None, "How close the closest decision was; null where none was made."]

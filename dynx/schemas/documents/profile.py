@@ -11,7 +11,7 @@ from dynx.schemas.documents.profile_generate import GenerateProfile
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileKey:
-    """What a profile is for: of anything else it doesn't speak."""
+    """What a profile is for; it is used for nothing else."""
 
     task: Annotated[Task, "What the model does."]
     model: Annotated[str, "Hash of its weights."]
@@ -23,7 +23,7 @@ class ProfileKey:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice:
-    """Where it was measured."""
+    """Where a profile was measured."""
 
     name: Annotated[str | None, "Of the processor, or of PyTorch's device."] = ABSENT
     threads: Annotated[Count, "Processor threads."] = ABSENT
@@ -31,7 +31,7 @@ class ProfileDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What was found."""
+    """What a calibration found."""
 
     summary: Annotated[str, "In words."]
 

@@ -53,7 +53,7 @@ class ClassifyFitted:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassEvidence:
-    """One label."""
+    """What exits change of one label."""
 
     label: Annotated[str, "The full model's."] = ABSENT
     inputs: Annotated[Count, "Inputs that have it."] = ABSENT
@@ -70,7 +70,7 @@ class FullDepthEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyEvidence:
-    """Inputs and tests behind it."""
+    """Inputs and tests behind a profile."""
 
     data: Annotated[str, "Hash of the inputs."] = ABSENT
     inputs: Annotated[Count, "How many."] = ABSENT
@@ -82,7 +82,7 @@ class ClassifyEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyProfile:
-    """Of a classifier."""
+    """What was measured and learned of a classifier."""
 
     measured: Annotated[ClassifyMeasured, "Seconds of inputs."]
     fitted: Annotated[ClassifyFitted, "Where inputs may leave."]

@@ -16,7 +16,7 @@ class PictureSeconds(Seconds):
 
 @dataclass(frozen=True, kw_only=True)
 class TriedSetting:
-    """One setting."""
+    """A setting that was compared."""
 
     solver: Annotated[str, "Name of the solver."] = ABSENT
     steps: Annotated[Count, "Steps of the grid."] = ABSENT
@@ -84,7 +84,7 @@ class DrawEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawProfile:
-    """Of a pipeline that draws."""
+    """What was measured and learned of a pipeline that draws."""
 
     measured: Annotated[DrawMeasured, "Seconds and likeness of pictures."]
     fitted: Annotated[DrawFitted, "In how many steps pictures may be drawn."]

@@ -30,7 +30,7 @@ class GenerateMeasured:
     target: Annotated[Curve, "Passes of the model."] = ABSENT
     complete: Annotated[Curve | None, "Passes that go on after an early exit; null where there is none."] = ABSENT
     draft: Annotated[dict[str, Curve], "Passes of each drafter."] = ABSENT
-    overhead: Annotated[dict[str, float], "Seconds around a guess, by drafter."] = ABSENT
+    overhead: Annotated[dict[str, float], "Seconds that a draft takes besides its passes, by drafter."] = ABSENT
     spread: Annotated[
         NonNegative, "How far the times of one pass were apart: the middle half of them, over their median."
     ] = ABSENT
@@ -44,25 +44,25 @@ class GenerateMeasured:
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """How often a drafter's guesses are right."""
+    """How often a drafter's tokens are accepted."""
 
     weights: Annotated[
         tuple[float, float, float],
         "Of a logistic regression: constant, the drafter's own confidence, logarithm of the position in the draft.",
     ]
-    typical: Annotated[float, "Share of its guesses that are right, whatever its confidence."]
-    n: Annotated[Count, "Guesses behind that."]
+    typical: Annotated[float, "Share of its tokens that are accepted, whatever its confidence."]
+    n: Annotated[Count, "Draft tokens behind that."]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateFitted:
-    """Who guesses, and how good at it."""
+    """Which drafters are used, and how often they are right."""
 
     origins: Annotated[list[Drafter], "Drafters that pay, together."] = ABSENT
     exit_layers: Annotated[
         Count | None, "Layers after which the model drafts for itself; null where that doesn't pay."
     ] = ABSENT
-    lookup: Annotated[bool, "Whether repeated text is guessed."] = ABSENT
+    lookup: Annotated[bool, "Whether prompt lookup drafts."] = ABSENT
     reliability: Annotated[dict[str, Reliability], "By drafter."] = ABSENT
     tokens_per_second: Annotated[NonNegative, "Speed of decoding that is expected."] = ABSENT
     widened: Annotated[
@@ -77,7 +77,7 @@ class QuantizationEvidence:
     """What the model as it was says of the quantized one's texts."""
 
     reference: Annotated[str, "Name and precision of the model as it was."]
-    tokens: Annotated[Count, "Tokens that were judged."]
+    tokens: Annotated[Count, "Tokens that were compared."]
     agreement: Annotated[Fraction, "Share of them that are its first choice too."]
     perplexity_ratio: Annotated[NonNegative, "Factor between the perplexities that the two find in the texts."]
 
@@ -95,9 +95,9 @@ class GenerateEvidence:
     tokens: Annotated[Count, "Tokens written in them."] = ABSENT
     data: Annotated[str, "Hash of the texts."] = ABSENT
     self_written: Annotated[bool, "Whether the model wrote them without prompts of the caller's."] = ABSENT
-    first_guess_acceptance: Annotated[dict[str, Fraction], "Share of first guesses that are right, by drafter."] = (
-        ABSENT
-    )
+    first_guess_acceptance: Annotated[
+        dict[str, Fraction], "Share of first draft tokens that are accepted, by drafter."
+    ] = ABSENT
     first_guess_acceptance_by_exit: Annotated[
         dict[str, Fraction], "The same of the model's own layers, by how many of them."
     ] = ABSENT
@@ -117,8 +117,8 @@ class GenerateEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateProfile:
-    """Of a language model."""
+    """What was measured and learned of a language model."""
 
     measured: Annotated[GenerateMeasured, "Seconds of passes."]
-    fitted: Annotated[GenerateFitted, "Who guesses, and how good at it."]
+    fitted: Annotated[GenerateFitted, "Which drafters are used, and how often they are right."]
     evidence: Annotated[GenerateEvidence, "Texts and tests behind it."]
