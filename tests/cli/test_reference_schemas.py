@@ -8,13 +8,19 @@ import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pytest
 
-from dynx.cli.reference.schemas import DOCUMENTS, Writer, name_of, schema_files
+from dynx.bench import gates, runner, statistics
+from dynx.cli.reference.schemas import DOCUMENTS, Writer, name_of, parts, schema_files
+from dynx.early_exit import heads
+from dynx.runtime import certify
 from dynx.schemas import documents
+from dynx.schemas.documents import bench, generate, profile_classify
 from dynx.schemas.documents.fields import ABSENT, Cases, Count, Form, Fraction, Key, Limit, as_document
+from dynx.speculation import equivalence
+from dynx.speculation import types as speculation
 
 MODULES = [import_module(f"{documents.__name__}.{module.name}") for module in pkgutil.iter_modules(documents.__path__)]
 
@@ -194,6 +200,27 @@ def test_every_class_is_in_a_document() -> None:
 
     assert {one.__qualname__ for one in own - found} == set()
     assert len({name_of(one) for one in DOCUMENTS}) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("document", "key", "code"),
+    [
+        (bench.Arm, "group", runner.Group),
+        (bench.Bench, "stopped", runner.Stop),
+        (bench.Ratio, "scope", statistics.Scope),
+        (bench.Ratio, "estimator", statistics.Estimator),
+        (bench.Gate, "verdict", gates.Verdict),
+        (generate.Token, "origin", speculation.Origin),
+        (generate.Answer, "finish_reason", speculation.FinishReason),
+        (generate.Verification, "verdict", equivalence.Verdict),
+        (profile_classify.ClassifyFitted, "problem", heads.Problem),
+        (profile_classify.ExitRules, "family", certify.Family),
+    ],
+    ids=lambda part: part if isinstance(part, str) else getattr(part, "__name__", ""),
+)
+def test_choices_are_those_of_the_code(document: type, key: str, code: Any) -> None:
+    """A value that the code knows of is one that the schema takes, and none besides."""
+    assert set(get_args(parts(document.__annotations__[key])[0])) == set(get_args(code) or code)  # or an Enum
 
 
 def test_documents_import_nobody() -> None:

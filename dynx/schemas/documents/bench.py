@@ -94,7 +94,7 @@ class Arm:
         Literal["plain", "static", "dynamic", "external"],
         (
             "plain: nothing dynamic; static: one setting for all inputs alike; dynamic: what dynx does; external: "
-            "another model, a peer or a program."
+            "another model, or a peer."
         ),
     ]
     reference: Annotated[bool, "Every ratio is taken to this arm."]
