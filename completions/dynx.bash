@@ -13,31 +13,31 @@ _dynx_list() {
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --jsonl --stats
             --explain --plain --verify --exact --dry-run --backend= --quantize= --profile= --require-profile
-            --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+ -v,--verbose+ --color=
-            -h,--help'
+            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
             --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
             --resume= --jsonl --stats --explain --plain --verify --dry-run --backend= --quantize= --profile=
-            --require-profile --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --require-profile --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
         options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
             --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --jsonl --stats --explain --plain
             --force --verify --dry-run --backend= --profile= --require-profile --device= --dtype= --threads=
-            --allow-pickle --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''
         options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
             --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --dry-run --check
             --device-info --list --show= --export= -o,--output= --import= --remove= --backend= --quantize=
-            --device= --dtype= --threads= --allow-pickle --offline --json -q,--quiet+ -v,--verbose+ --color=
-            -h,--help'
+            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''

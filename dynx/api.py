@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import UnsupportedModelError, UsageError
-from dynx.speculation.types import Receipt, Request, Sampling
+from dynx.speculation.types import Receipt, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -75,13 +75,12 @@ class Writer:
         stop: str | Sequence[str] = (),
     ) -> Request:
         assembly = self._assembly
-        penalty = assembly.repetition_penalty if repetition_penalty is None else repetition_penalty
         return Request(
             list(assembly.tokenizer(prompt)["input_ids"]),
             max_new_tokens,
-            Sampling(temperature, top_k, top_p, penalty, seed),
+            assembly.sampling(temperature, top_k, top_p, repetition_penalty, seed),
             assembly.end_tokens,
-            (stop,) if isinstance(stop, str) else tuple(stop),
+            (*((stop,) if isinstance(stop, str) else stop), *assembly.own.stop),
         )
 
 
@@ -181,7 +180,9 @@ class Wrapped:
     def generate(
         self,
         input_ids: Tensor,
+        attention_mask: Tensor | None = None,
         *,
+        token_type_ids: Tensor | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -189,15 +190,39 @@ class Wrapped:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """What the model's own `generate` returns for one sequence: ids (1, prompt + new). Raises UsageError for a batch."""
+        """What the model's own `generate` returns for one sequence: ids (1, prompt + new).
+
+        Takes what a tokenizer returns, as `generate(**tokenizer(text, return_tensors="pt"))`. Raises UsageError for a batch, for
+        padding (an attention mask with zeros) and for token types, which the decode loop doesn't pass on. The model's
+        generation config is kept to; raises ModelError for settings that can't be kept to.
+        """
+        if token_type_ids is not None:
+            raise UsageError(
+                "token_type_ids aren't passed on to the model",
+                hint="leave them out: tokenizer(text, return_token_type_ids=False)",
+            )
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                shapes = f"{tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}"
+                raise UsageError(f"the attention mask has shape {shapes}")
+            if not bool((attention_mask == 1).all()):
+                raise UsageError("the attention mask hides tokens", hint="one sequence needs no padding; leave it out")
         if input_ids.ndim != 2 or input_ids.shape[0] != 1:
             raise UsageError(f"input_ids have shape {tuple(input_ids.shape)}; one sequence, (1, T), is needed")
+        from dynx.speculation.model_settings import end_tokens, own_sampling, read_settings
+        from dynx.speculation.processors import check_processors
+
         prompt = input_ids[0].tolist()
         config = getattr(getattr(self.engine.target, "model", None), "generation_config", None)
-        eos = getattr(config, "eos_token_id", None)
-        ends = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-        penalty = getattr(config, "repetition_penalty", None) if repetition_penalty is None else repetition_penalty
-        sampling = Sampling(temperature, top_k, top_p, penalty or 1.0, seed)
+        ends = end_tokens(config)
+        own = read_settings(config, ends)
+        if own.stop:
+            raise UnsupportedModelError(
+                f"the model's generation config has stop_strings {list(own.stop)}, and a wrapped model has no tokenizer",
+                hint="dynx.load(folder) reads both",
+            )
+        check_processors(own, self.engine.target.vocab)
+        sampling = own_sampling(own, temperature, top_k, top_p, repetition_penalty, seed)
         run = self.engine.start(Request(prompt, max_new_tokens, sampling, ends))
         for _ in run:
             pass
@@ -209,7 +234,8 @@ def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, l
     """dynx's engine around a transformers causal language model that you loaded.
 
     `assistant` is a smaller one with the same vocabulary, `exit_layers` lets the first layers draft. What is learned stays
-    with the wrapper. Raises UnsupportedModelError for encoder-decoder models and assistants that can't be rolled back.
+    with the wrapper. Raises UnsupportedModelError for encoder-decoder models, models whose logits depend on how the text is cut
+    into passes, and assistants that can't be rolled back.
     """
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.speculation.engine import Drafters, Engine
@@ -217,4 +243,7 @@ def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, l
     small = EagerBackend(assistant) if assistant is not None else None
     if small is not None and not small.can_rollback.value:
         raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
-    return Wrapped(Engine(EagerBackend(model), Drafters(small, exit_layers, lookup)))
+    target = EagerBackend(model)
+    if not target.can_rollback.value:
+        _ = target.stock  # refuses a model that can't be decoded
+    return Wrapped(Engine(target, Drafters(small, exit_layers, lookup)))

@@ -130,6 +130,48 @@ def test_a_wrapped_model_keeps_its_own_settings() -> None:
     assert got.shape[1] <= 11
 
 
+def test_a_wrapped_model_takes_what_a_tokenizer_gives(tiny_folder: Path) -> None:
+    """`generate(**tokenizer(text, return_tensors="pt"))`, as everywhere in transformers."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder)
+    given = tokenizer(PROMPT, return_tensors="pt")
+    want = model.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=0)
+    wrapped = dynx.wrap(model)
+
+    assert "attention_mask" in given
+    assert wrapped.generate(**given, max_new_tokens=24).tolist() == want.tolist()
+    assert (
+        wrapped.generate(given["input_ids"], given["attention_mask"].bool(), max_new_tokens=24).tolist()
+        == want.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"attention_mask": torch.tensor([[0, 1, 1]])}, "the attention mask hides tokens"),
+        ({"attention_mask": torch.tensor([[1, 1]])}, r"has shape \(1, 2\) and input_ids \(1, 3\)"),
+        ({"token_type_ids": torch.tensor([[0, 0, 0]])}, "token_type_ids aren't passed on"),
+    ],
+    ids=["padding", "shape", "types"],
+)
+def test_what_would_change_the_text_is_refused(others: dict[str, Any], words: str) -> None:
+    """Padding and token types are refused rather than ignored: transformers' `generate` acts on them."""
+    with pytest.raises(UsageError, match=words):
+        dynx.wrap(tiny("gpt2")).generate(torch.tensor([[5, 9, 2]]), **others, max_new_tokens=4)
+
+
+def test_a_temperature_near_zero_is_greedy(tiny_folder: Path) -> None:
+    """Also where no command line has looked at it, with a seed and without; and it may be a whole number."""
+    writer, wrapped = dynx.load(str(tiny_folder)), dynx.wrap(tiny("llama"))
+    prompt = torch.tensor([[5, 9, 2]])
+    for seed in (None, 3):
+        cold = writer.generate(PROMPT, max_new_tokens=12, temperature=1e-38, seed=seed)
+        assert cold.text == writer.generate(PROMPT, max_new_tokens=12).text
+        ids = wrapped.generate(prompt, max_new_tokens=12, temperature=1e-38, seed=seed)
+        assert ids.tolist() == wrapped.generate(prompt, max_new_tokens=12).tolist()
+    assert writer.generate(PROMPT, max_new_tokens=4, temperature=2, repetition_penalty=2).receipt.tokens == 4
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (3,), (1, 1, 3)], ids=str)
 def test_batches_are_refused(shape: tuple[int, ...]) -> None:
     """One sequence at a time, and the shape that came instead is told."""

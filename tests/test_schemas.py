@@ -267,7 +267,7 @@ def test_calibrate_drawing(cli: Cli, pipeline: Path) -> None:
     check(cli("calibrate", "-m", pipeline, "--dry-run", "--json"), "dynx.calibrate/1")
 
 
-@pytest.mark.parametrize("file", ["mood/exits.json", "emoji/steps.json"])
+@pytest.mark.parametrize("file", ["mood/exits.json", "emoji/steps.json", "story/drafts.json"])
 def test_profiles_that_models_carry(file: str) -> None:
     """They are profiles as --export writes them."""
     document = parse_json(files(shipped).joinpath(file).read_text(encoding="utf-8"))

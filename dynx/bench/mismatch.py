@@ -7,10 +7,13 @@ between them at the first token that differs tells rounding (a few hundredths at
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dynx.speculation.detokenizer import token_text
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dynx.bench.runner import JSON, Measurements
     from dynx.speculation.setup import Assembly
@@ -56,14 +59,15 @@ def first_mismatch(
         plain = _tokens(measured.samples[measured.reference][sample.round * measured.cases + sample.case].output)
         ours = _tokens(sample.output)
         at = next((i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b), min(len(ours), len(plain)))
-        text: Callable[[int], str] = lambda token: str(assembly.tokenizer.decode([token]))  # noqa: E731
+        before = [*prompts[sample.case], *plain[:at]]
+        text = partial(token_text, assembly.tokenizer, before)
         return Mismatch(
             arm,
             sample.case,
             at,
             text(plain[at]) if at < len(plain) else None,
             text(ours[at]) if at < len(ours) else None,
-            gap_after(assembly, [*prompts[sample.case], *plain[:at]]),
+            gap_after(assembly, before),
         )
     return None
 

@@ -11,6 +11,7 @@ drift and the order of running touch all arms alike. The clock and the random ge
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
@@ -20,11 +21,19 @@ from dynx.errors import DynxError, UsageError
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 Case = TypeVar("Case")
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Group: TypeAlias = Literal["plain", "static", "dynamic", "external"]
 Stop: TypeAlias = Literal["rounds", "budget", "interrupt", "decided"]
+
+
+class OutOfTime(BaseException):
+    """The deadline of a measurement has passed.
+
+    Like KeyboardInterrupt it isn't an Exception, so that no handler inside an arm can take it for the arm's own failure.
+    """
 
 
 @dataclass(frozen=True)
@@ -83,17 +92,6 @@ class Progress:
     elapsed: float
 
 
-@dataclass(frozen=True)
-class Played:
-    """One round as some other executor ran it: samples under their arms' names, and the arms that failed in it."""
-
-    samples: Sequence[tuple[str, Sample]]
-    failures: Mapping[str, Failure]
-
-
-Play: TypeAlias = "Callable[[int, Sequence[str], int], Played]"
-"""Runs the round of this number on these arms, all cases, in the order that this seed gives; a fresh process, say."""
-
 Judge: TypeAlias = "Callable[[Measurements], Collection[str]]"
 """Looks at complete rounds and names the arms that must go on; none where everything is decided."""
 
@@ -102,7 +100,9 @@ Judge: TypeAlias = "Callable[[Measurements], Collection[str]]"
 class Measurements:
     """Complete rounds only: for each arm that never failed, its samples ordered by round, then case.
 
-    `rounds` is the reference's number of them; an arm that a judge no longer needed has fewer, the first ones.
+    `rounds` is the reference's number of them; an arm that a judge no longer needed has fewer, the first ones. Where a deadline
+    passed in the first round, that round counts with the `cases` that were run, fewer than `planned_cases`; an arm that didn't
+    run them all has no samples.
     """
 
     groups: Mapping[str, Group]
@@ -119,6 +119,13 @@ class Measurements:
     """After how many rounds a judge looked, each time that it did."""
     ended: bool = True
     """Whether this is all: False for what a judge sees, as more may follow."""
+    planned_cases: int | None = None
+    """Cases of a whole round; None where all of them were run."""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the deadline passed before every case was run once."""
+        return self.planned_cases is not None
 
     @property
     def looks(self) -> int:
@@ -177,7 +184,8 @@ def measure(
     looks: Collection[int] = (),
     judge: Judge | None = None,
     hurry_s: float | None = None,
-    play: Play | None = None,
+    deadline_s: float | None = None,
+    guard: Callable[[float], AbstractContextManager[object]] = nullcontext,
 ) -> Measurements:
     """Run every arm on every case, `rounds` times, interleaved.
 
@@ -188,119 +196,142 @@ def measure(
 
     After so many rounds as `looks` says `judge` sees what there is. Only the arms that it names go on, with the reference,
     and with none named the measurement is over ("decided"). Where the first look isn't reached in `hurry_s` seconds it is
-    brought forward, so that arms which decide nothing don't use up the time of those that do. `play`, where given, runs the
-    rounds in the place of this process, and warms up by itself.
+    brought forward, so that arms which decide nothing don't use up the time of those that do.
+
+    `deadline_s` seconds after the start the measurement ends in any case ("budget"), also within a round: complete rounds count,
+    and of an incomplete first one the cases that all arms ran. The clock is looked at before each run. `guard` is entered with
+    the seconds that are left and may raise OutOfTime after them, which ends a run in progress.
 
     Raises UsageError for arms, cases or counts that can't be measured; DynxError when the reference fails (its own
     error unchanged, if it is one of dynx's).
     """
     _check(arms, cases, rounds, warmup, budget_s)
-    contest = _Contest(arms, (warmup * (play is None) + rounds * len(cases)) * len(arms), clock, rng, progress)
-    complete: list[list[tuple[str, Sample]]] = []
-    lasted: list[float] = []
-    looked: list[int] = []
-    stopped: Stop = "rounds"
+    contest = _Contest(arms, len(cases), (warmup + rounds * len(cases)) * len(arms), clock, rng, progress, deadline_s)
 
-    def so_far(*, ended: bool) -> Measurements:
-        samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms if arm.name not in contest.failures}
-        for name, sample in (pair for one_round in complete for pair in one_round):
-            if name in samples:
-                samples[name].append(sample)
-        return Measurements(
-            groups={arm.name: arm.group for arm in arms},
-            reference=next(arm.name for arm in arms if arm.reference),
-            cases=len(cases),
-            rounds=len(complete),
-            samples=samples,
-            failures=contest.failures,
-            stopped=stopped,
-            elapsed=clock() - contest.started,
-            busy=contest.busy,
-            looked=tuple(looked),
-            ended=ended,
-        )
+    def due(number: int) -> bool:
+        """Whether a judge looks after this many rounds."""
+        behind = hurry_s is not None and not contest.looked and clock() - contest.started > hurry_s
+        return number in looks or behind
 
-    try:
-        for turn in range(warmup if play is None else 0):
+    def run_rounds() -> Stop:
+        for turn in range(warmup):
             contest.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
-            began = clock()
-            if budget_s is not None and complete and began - contest.started + median(lasted) > budget_s:
-                stopped = "budget"
-                break
-            if play is None:
-                played = [pair for index, case in enumerate(cases) for pair in contest.block(number, index, case)]
-            else:
-                played = contest.elsewhere(play, number, len(cases))
-            complete.append(played)
-            lasted.append(clock() - began)
-            late = hurry_s is not None and not looked and clock() - contest.started > hurry_s
-            if judge is not None and (number + 1 in looks or late):
-                looked.append(number + 1)
-                before, needed = len(contest.live), judge(so_far(ended=False))
+            if budget_s is not None and contest.would_end_after(budget_s):
+                return "budget"
+            contest.round(number, cases)
+            if judge is not None and due(number + 1):
+                contest.looked.append(number + 1)
+                needed = judge(contest.so_far("rounds", ended=False))
                 if not needed:
-                    stopped = "decided"
-                    break
+                    return "decided"
                 contest.narrow(needed)
-                lasted = [seconds * len(contest.live) / before for seconds in lasted]
+        return "rounds"
+
+    try:
+        with guard(deadline_s) if deadline_s is not None else nullcontext():
+            stopped = run_rounds()
+    except OutOfTime:
+        return contest.so_far("budget", ended=True, late=True)
     except KeyboardInterrupt:
         stopped = "interrupt"
-    return so_far(ended=True)
+    return contest.so_far(stopped, ended=True)
 
 
 class _Contest(Generic[Case]):
-    """The arms still running, and the failures of the others."""
+    """The arms still running, the failures of the others, and the rounds so far."""
 
     def __init__(
         self,
         arms: Sequence[Arm[Case]],
+        cases: int,
         total: int,
         clock: Callable[[], float],
         rng: random.Random,
         progress: Callable[[Progress], None] | None,
+        deadline_s: float | None,
     ) -> None:
         self.live = list(arms)
         self.failures: dict[str, Failure] = {}
+        self.looked: list[int] = []  # after how many rounds a judge looked
+        self._arms, self._cases = list(arms), cases
+        self._complete: list[list[tuple[str, Sample]]] = []
+        self._lasted: list[float] = []  # seconds of each round, as the arms that are left would take
         self.started = clock()
         self.busy = 0.0
         self._clock, self._rng, self._progress = clock, rng, progress
         self._done, self._total = 0, total
+        self._ends = math.inf if deadline_s is None else self.started + deadline_s
+        self._begun: list[tuple[str, Sample]] = []  # of the round in progress
 
-    def block(self, number: int | None, index: int, case: Case) -> list[tuple[str, Sample]]:
+    def would_end_after(self, budget_s: float) -> bool:
+        """Whether a further round, lasting as long as they typically do, would end so many seconds after the start."""
+        return bool(self._complete) and self._clock() - self.started + median(self._lasted) > budget_s
+
+    def round(self, number: int, cases: Sequence[Case]) -> None:
+        """Run every case on all live arms."""
+        began, self._begun = self._clock(), []
+        for index, case in enumerate(cases):
+            self.block(number, index, case)
+        self._complete.append(self._begun)
+        self._lasted.append(self._clock() - began)
+
+    def so_far(self, stopped: Stop, *, ended: bool, late: bool = False) -> Measurements:
+        """What was measured; `late` where the deadline ended it, so that part of a first round counts too."""
+        samples: dict[str, list[Sample]] = {arm.name: [] for arm in self._arms if arm.name not in self.failures}
+        for name, sample in (pair for one_round in self._complete for pair in one_round):
+            if name in samples:
+                samples[name].append(sample)
+        rounds, cases = len(self._complete), self._cases
+        if late and not rounds:
+            cases, samples = self._begun_round(samples)
+            rounds = min(1, cases)
+        return Measurements(
+            groups={arm.name: arm.group for arm in self._arms},
+            reference=next(arm.name for arm in self._arms if arm.reference),
+            cases=cases or self._cases,
+            rounds=rounds,
+            samples=samples,
+            failures=self.failures,
+            stopped=stopped,
+            elapsed=self._clock() - self.started,
+            busy=self.busy,
+            looked=tuple(self.looked),
+            ended=ended,
+            planned_cases=self._cases if cases < self._cases else None,
+        )
+
+    def _begun_round(self, arms: Collection[str]) -> tuple[int, dict[str, list[Sample]]]:
+        """How many cases of the round in progress count, and the samples of them of each of `arms`.
+
+        Those are the cases that all arms ran; where that is none, the first one, with the arms that ran it, if the reference
+        did. An arm that ran fewer has no samples.
+        """
+        found = {name: [s for arm, s in self._begun if arm == name] for name in arms}
+        reference = next(arm.name for arm in self.live if arm.reference)
+        count = min(len(found[arm.name]) for arm in self.live) or min(1, len(found[reference]))
+        return count, {name: own[:count] if len(own) >= count else [] for name, own in found.items()}
+
+    def block(self, number: int | None, index: int, case: Case) -> None:
         """Run one case on all live arms in a fresh random order; `number` is the round, None for warm-up."""
-        samples = []
         for position, arm in enumerate(self._rng.sample(self.live, len(self.live))):
+            if self._clock() >= self._ends:
+                raise OutOfTime
             try:
                 outcome, seconds = self._timed(arm, case)
             except Exception as error:  # noqa: BLE001 -- whatever one arm does wrong, the others still get measured
                 self._drop(arm, error, number, index)
             else:
-                sample = Sample(number or 0, index, position, outcome.units, seconds, outcome.output, outcome.facts)
-                samples.append((arm.name, sample))
+                if number is not None:
+                    sample = Sample(number, index, position, outcome.units, seconds, outcome.output, outcome.facts)
+                    self._begun.append((arm.name, sample))
             self._report(arm)
-        return samples
-
-    def elsewhere(self, play: Play, number: int, cases: int) -> list[tuple[str, Sample]]:
-        """Have a round run by `play`; an arm that failed there, or came back incomplete, is dropped."""
-        began = self._clock()
-        played = play(number, [arm.name for arm in self.live], self._rng.getrandbits(32))
-        self.busy += self._clock() - began
-        by_arm = {arm.name: [sample for name, sample in played.samples if name == arm.name] for arm in self.live}
-        for arm in list(self.live):
-            failure = played.failures.get(arm.name)
-            if failure is None and len(by_arm[arm.name]) != cases:
-                failure = Failure("the round ended without it", number, 0)
-            if failure is not None:
-                self._drop(arm, DynxError(failure.message), failure.round, failure.case)
-            else:
-                for _ in range(cases):
-                    self._report(arm)
-        return [(arm.name, sample) for arm in self.live for sample in by_arm[arm.name]]
 
     def narrow(self, needed: Collection[str]) -> None:
         """Go on with these arms and the reference alone."""
         before = len(self.live)
         self.live = [arm for arm in self.live if arm.reference or arm.name in needed]
+        self._lasted = [seconds * len(self.live) / before for seconds in self._lasted]
         self._total = self._done + (self._total - self._done) * len(self.live) // before
 
     def _timed(self, arm: Arm[Case], case: Case) -> tuple[Outcome, float]:

@@ -10,22 +10,37 @@ from typing import TYPE_CHECKING, Literal
 
 from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
 from dynx.errors import UsageError
+from dynx.runtime.folders import walk
+from dynx.runtime.utf8 import blank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dynx.cli.classify.records import Record
     from dynx.early_exit.features import Inputs
 
 
 def read_inputs(
-    path: str, kind: Literal["text", "image"], *, tsv: bool = False, column: str | None = None, field: str | None = None
+    path: str,
+    kind: Literal["text", "image"],
+    *,
+    tsv: bool = False,
+    column: str | None = None,
+    field: str | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
     """The inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
 
-    Raises UsageError where it can't be read or holds none. Rows that are no input are left out.
+    Rows that are no input are left out, and `warn` hears how many and why. Raises UsageError where nothing can be read.
     """
     from dynx.early_exit.features import Inputs
 
     if kind == "image" and path != "-" and Path(path).is_dir():
-        files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        try:
+            found = [Path(path) / inside / name for inside, names in walk(Path(path)) for name in names]
+        except OSError as e:
+            raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
+        files = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
             raise UsageError(f"--data {path} has no pictures", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])
@@ -35,19 +50,29 @@ def read_inputs(
     except OSError as e:
         raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
     name = "stdin" if path == "-" else path
-    if not data.strip():
+    if blank(data):
         raise UsageError(f"--data {path} is empty", hint="one input per line")
-    records = [record for record in Records(["-"], io.BytesIO(data), shape, name=name) if record.error is None]
+    rows = Records(["-"], io.BytesIO(data), shape, name=name)
+    records: list[Record] = []
+    bad: list[Record] = []
+    for record in rows:
+        (records if record.error is None else bad).append(record)
+    if bad:
+        reason = f"row {bad[0].index + 1}: {bad[0].error}"
+        if not records:
+            raise UsageError(f"--data {path} has no row that can be read; {reason}")
+        warn(f"{len(bad):,} of {rows.rows:,} rows of --data can't be read and were left out ({reason})")
+    places = [record.index for record in records]
     if kind == "image":
         paths = [record.path for record in records if record.path is not None]
-        return Inputs(paths, [_mark(p) for p in paths])
+        return Inputs(paths, [_mark(p) for p in paths], places, rows.rows)
     texts = [record.text for record in records if record.text is not None]
-    return Inputs(texts, texts)
+    return Inputs(texts, texts, places, rows.rows)
 
 
 def _mark(file: Path) -> str:
     """What tells a picture apart: its bytes; a file that can't be read is told apart by its name."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
     except OSError:
         return str(file)

@@ -275,7 +275,7 @@ def read(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8") from None
     except tomllib.TOMLDecodeError as e:

@@ -25,7 +25,7 @@ def print_plan(command: Task, plan: Any, options: Any, terminal: Terminal) -> No
         document = Plan(
             command=command,
             model=plan.source.name,
-            profile=plan.profile.key.id if plan.profile else None,
+            profile=None if plan.decisions["profile"].value == "none" else plan.decisions["profile"].value,
             decisions={
                 knob: PlannedDecision(value=d.value, reason=d.reason, origin=where[knob])
                 for knob, d in decisions.items()

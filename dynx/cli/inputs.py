@@ -14,15 +14,20 @@ from __future__ import annotations
 import os
 import select
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from dynx.cli.stdin import LONGEST, Beginning
 from dynx.errors import UsageError
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import blank, decode, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dynx.cli.stdin import Arrivals
+
+SHOWN = 200
+"""Bytes of a line that is too long which are kept to show it."""
 
 
 class NoInputError(UsageError):
@@ -74,33 +79,64 @@ def read_prompt(
     if not piped(stdin.fileno()):
         return prompt
     data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
-    if not data.strip():
+    if blank(data):
         return prompt
-    text = decode(data, "stdin").removesuffix("\n")
+    text = read(data, "stdin").removesuffix("\n")
     return f"{text}\n{prompt}"
 
 
-def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
-    """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
-    if any(a == "-" for a in arguments):
-        raise UsageError("--lines reads stdin by itself; leave out -")
-    after = " ".join(arguments)
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no prompt."""
+
+    text: str
+    """As far as it can be read."""
+    error: UsageError
+
+
+def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
+    """The non-empty lines of stdin, as they arrive, bad ones among them. Raises UsageError where there are none."""
     offset, seen = 0, False
     while line := stdin.readline():
-        text = decode(line, "stdin", offset=offset).rstrip("\r\n")
+        text: str | BadLine
+        if isinstance(line, Beginning):
+            error = UsageError(f"the line at offset {offset} is longer than {LONGEST >> 20} MiB")
+            yield BadLine(line[:SHOWN].decode("utf-8", "replace") + "…", error)
+            offset, seen = offset + line.size, True
+            continue
+        try:
+            text = read(line, "stdin", offset=offset).rstrip("\r\n")
+        except UsageError as e:
+            text = BadLine(line.decode("utf-8", "replace").rstrip("\r\n"), e)
         offset += len(line)
-        if text.strip():
+        if isinstance(text, BadLine) or text.strip():
             seen = True
-            yield f"{text}\n{after}" if after else text
+            yield text
     if not seen:
         raise UsageError("stdin is empty", hint="--lines wants one prompt per line")
 
 
+def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
+    """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
+    refuse_dash(arguments)
+    after = " ".join(arguments)
+    for line in each_line(stdin):
+        if isinstance(line, BadLine):
+            raise line.error
+        yield f"{line}\n{after}" if after else line
+
+
+def refuse_dash(arguments: Sequence[str]) -> None:
+    """Raises UsageError for - beside --lines."""
+    if "-" in arguments:
+        raise UsageError("--lines reads stdin by itself; leave out -")
+
+
 def _text(data: bytes, example: str, *, also: str = "") -> str:
-    if not data.strip():
+    if blank(data):
         what = f"{also} is empty, and so is stdin" if also else "stdin is empty"
         raise UsageError(what, hint=f"give a prompt: {example}")
-    return decode(data, "stdin").removesuffix("\n")
+    return read(data, "stdin").removesuffix("\n")
 
 
 def _read_optional(stdin: BinaryIO, say: Callable[[str], None], notice: float, give_up: float) -> bytes:

@@ -111,11 +111,6 @@ class Declared:
         return option(default, *self._names, once=self._once, **about)
 
 
-def cold(temperature: float | None) -> float | None:
-    """Return 0 for a temperature that float32 can't divide by: both mean the likeliest token."""
-    return 0.0 if temperature is not None and temperature < 1e-6 else temperature
-
-
 MODEL = Declared("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id.")
 MODELS = Declared(
     "-m",
@@ -163,9 +158,13 @@ COLUMN = Declared(
     "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
 )
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
-TSV = Declared("--tsv", help="Read a tab-separated table; needs --column.")
+TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; needs --column.")
 ALLOW_PICKLE = Declared(
     "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
+)
+TRUST_REMOTE_CODE = Declared(
+    "--trust-remote-code",
+    help="Run code that a model's folder brings along. It can do anything: only if you trust its author.",
 )
 OFFLINE = Declared("--offline", help="Never contact the hub; use what is on disk.")
 QUALITY = Declared(
@@ -193,6 +192,7 @@ class DeviceOptions:
     dtype: Dtype = DTYPE(Dtype.auto)
     threads: int | None = THREADS(None)
     allow_pickle: bool = ALLOW_PICKLE(False)
+    trust_remote_code: bool = TRUST_REMOTE_CODE(False)
     offline: bool = OFFLINE(False)
 
 

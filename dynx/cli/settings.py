@@ -34,8 +34,8 @@ TYPES: dict[Kind, str] = {
 APART = {"model", "json"}
 """Every command has them, and no value suits all."""
 
-TRUSTED = {"allow-pickle"}
-"""What a file that came with somebody's project may not set: a pickle can run any code."""
+TRUSTED = {"allow-pickle", "trust-remote-code"}
+"""What a file that came with somebody's project may not set: a pickle can run any code, and so can a model's own."""
 
 RIVALS = ({"json", "jsonl"},)
 """Options that exclude each other: one that is set nearer to the command line puts away the other."""

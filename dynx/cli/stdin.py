@@ -14,8 +14,21 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16
 
+LONGEST = 16 << 20
+"""Bytes of one line; a stream without line ends must not fill the memory."""
+
+ENDLESS = 1 << 30
+"""Bytes: what goes on so long without a line end has no lines at all."""
+
 LIMIT = 256
 """Rows of a batch that may be asked for."""
+
+
+class Beginning(bytes):
+    """The beginning of a line that is too long."""
+
+    size: int
+    """Bytes of the whole line."""
 
 
 class Arrivals:
@@ -24,13 +37,19 @@ class Arrivals:
     def __init__(self, stream: BinaryIO) -> None:
         self._fd = stream.fileno()
         self._lines: deque[bytes] = deque()
-        self._rest = b""
+        self._parts: list[bytes] = []  # of a line that hasn't ended
+        self._size = 0  # of that line; where it's too long, the parts are its beginning
         self._ended = False
 
     def readline(self) -> bytes:
-        """The next line, waited for; b"" at the end."""
+        """The next line, waited for; b"" at the end; a `Beginning` of one that is too long.
+
+        Raises UsageError where there are no line ends.
+        """
         while not self._lines and not self._ended:
             self._read()
+        if not self._lines and self._size > ENDLESS:
+            raise UsageError(f"stdin has more than {self._size >> 20} MiB without a line end")
         return self._lines.popleft() if self._lines else b""
 
     def ready(self) -> bool:
@@ -47,12 +66,30 @@ class Arrivals:
 
     def _read(self) -> None:
         data = os.read(self._fd, CHUNK)
-        self._ended = not data
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._lines.extend(line + b"\n" for line in lines)
-        if self._ended and self._rest:
-            self._lines.append(self._rest)
-            self._rest = b""
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            self._keep(part)
+            self._end(b"\n")
+        self._keep(rest)
+        if self._size > ENDLESS:
+            self._ended = True
+        elif not data:
+            self._ended = True
+            if self._size:
+                self._end(b"")
+
+    def _keep(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= LONGEST:
+            self._parts.append(part)
+
+    def _end(self, end: bytes) -> None:
+        line = b"".join([*self._parts, end])
+        if self._size > LONGEST:
+            line = Beginning(line)
+            line.size = self._size + len(end)
+        self._lines.append(line)
+        self._parts, self._size = [], 0
 
 
 def rows_asked(batch: str) -> int | None:

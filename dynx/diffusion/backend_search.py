@@ -14,7 +14,7 @@ from dynx.diffusion import backends
 from dynx.diffusion.schedule_search import Trials
 from dynx.diffusion.setup import sample_of
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.registry import TITLES
+from dynx.runtime.backends.registry import TITLES, attempt
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -60,20 +60,31 @@ def settle(
     def cost(runner: Runner, calls: float) -> float:
         return runner.picture(calls * (_cached(ladder, tried) if runner.way == backends.AS_LOADED else 1.0))
 
-    best = min(runners, key=lambda runner: cost(runner, steps))
-    full = [runner for runner in runners if runner.way[1] == "float32"]
-    if full and best.way[1] != "float32":
-        other = min(full, key=lambda runner: cost(runner, steps))
-        progress(f"trying {best.way[1]}")
-        found = _in_precision(assembly, bare, best, trying, reference, tried)
-        if found is None or cost(best, found) >= cost(other, steps):
-            why = f"takes {found} steps" if found else "doesn't reach the quality"
-            notes.append(f"{best.way[1]} {why} where float32 takes {steps}")
-            best = other
-    loaded = next((runner for runner in runners if runner.way == backends.AS_LOADED), best)
-    if cost(best, steps) > PAYS * cost(loaded, steps):
-        best = loaded
-    use(assembly, best.kernels, ladder)
+    best = runners[0]
+    while runners:
+        best = min(runners, key=lambda runner: cost(runner, steps))
+        full = [runner for runner in runners if runner.way[1] == "float32"]
+        try:
+            if full and best.way[1] != "float32":
+                other = min(full, key=lambda runner: cost(runner, steps))
+                progress(f"trying {best.way[1]}")
+                with attempt(best.way[0], plan.source.name):
+                    found = _in_precision(assembly, bare, best, trying, reference, tried)
+                if found is None or cost(best, found) >= cost(other, steps):
+                    why = f"takes {found} steps" if found else "doesn't reach the quality"
+                    notes.append(f"{best.way[1]} {why} where float32 takes {steps}")
+                    best = other
+            loaded = next((runner for runner in runners if runner.way == backends.AS_LOADED), best)
+            if cost(best, steps) > PAYS * cost(loaded, steps):
+                best = loaded
+            with attempt(best.way[0], plan.source.name):
+                use(assembly, best.kernels, ladder)
+            break
+        except UnsupportedModelError as e:
+            runners = [runner for runner in runners if runner is not best]
+            notes.append(f"{TITLES[best.way[0]]} {best.way[1]} can't run it: {e}")
+            if not runners:
+                raise
     said = "; ".join([*map(str, runners), *notes])
     plan.decisions["backend"] = Decision(
         best.way[0], f"a network call and the start, {backends.PICTURES} pictures a run: {said}"

@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.registry import COMPILED, IPEX, OPENVINO, TITLES, TORCH, bring_in, choose, usable
+from dynx.runtime.backends.registry import COMPILED, IPEX, OPENVINO, TITLES, TORCH, attempt, bring_in, choose, usable
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.profile_store import cache_folder
@@ -95,7 +95,7 @@ def of(plan: Plan, engine: Engine, way: Way) -> ModuleKernels | None:
     from dynx.runtime.backends.network import ModuleKernels
 
     backend, dtype = way
-    cache = None if backend == TORCH else cache_folder() / "networks" / plan.key.model
+    cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights
     threads = int(plan.decisions["threads"].value)
     return ModuleKernels(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
 
@@ -157,14 +157,15 @@ def race(
             bring_in(way[0])
             imports[way[0]] = clock() - began
         try:
-            kernels = of(plan, engine, way)
-            if kernels is not None:
-                kernels.prepare(args, kwargs)
-            able[way] = kernels, imports[way[0]] + _start(plan, engine, way, (args, kwargs), clock)
+            with attempt(way[0], plan.source.name):
+                kernels = of(plan, engine, way)
+                if kernels is not None:
+                    kernels.prepare(args, kwargs)
+                able[way] = kernels, imports[way[0]] + _start(plan, engine, way, (args, kwargs), clock)
         except UnsupportedModelError as e:
             refused[f"{TITLES[way[0]]} {way[1]}"] = str(e)
-    seen = _timed(network, {way: kernels for way, (kernels, _) in able.items()}, args, kwargs, clock)
-    return [Runner(way, kernels, seen[way], start) for way, (kernels, start) in able.items()], refused
+    seen = _timed(network, {way: kernels for way, (kernels, _) in able.items()}, args, kwargs, clock, refused)
+    return [Runner(way, kernels, seen[way], start) for way, (kernels, start) in able.items() if way in seen], refused
 
 
 def _start(plan: Plan, engine: Engine, way: Way, call: tuple[Any, Any], clock: Callable[[], float]) -> float:
@@ -183,7 +184,9 @@ def _timed(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     clock: Callable[[], float],
+    refused: dict[str, str],
 ) -> dict[Way, float]:
+    """Seconds of a call, medians; those that raise go into `refused`, except the network as it was loaded."""
     import torch
 
     order, rng = list(ways), random.Random(0)  # noqa: S311 - the order of measurements is no secret
@@ -191,10 +194,19 @@ def _timed(
     with torch.no_grad():
         for number in range(ROUNDS + 1):  # the first warms up
             rng.shuffle(order)
-            for way in order:
+            for way in [way for way in order if way in seconds]:
                 kernels = ways[way]
                 began = clock()
-                network(*args, **kwargs) if kernels is None else kernels(network, args, kwargs)
+                if kernels is None:
+                    network(*args, **kwargs)
+                else:
+                    try:
+                        with attempt(way[0], type(network).__name__):
+                            kernels(network, args, kwargs)
+                    except UnsupportedModelError as e:
+                        refused[f"{TITLES[way[0]]} {way[1]}"] = str(e)
+                        del seconds[way]
+                        continue
                 if number:
                     seconds[way].append(clock() - began)
     return {way: median(seen) for way, seen in seconds.items()}

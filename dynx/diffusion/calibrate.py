@@ -36,6 +36,7 @@ from dynx.runtime.binomial import most_failures, percent, supports
 from dynx.runtime.certify import Costs, leaves_at, split
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
+from dynx.runtime.weights import still
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -171,6 +172,7 @@ def settings(assembly: Assembly, prompts: Sequence[str]) -> dict[str, Any]:
     return {
         "format": 1,
         "profile": assembly.plan.key.id,
+        "weights": assembly.plan.weights,
         "prompts": text_hash(prompts),
         "quality": wish.quality,
         "guidance": family.default_guidance if wish.guidance is None else wish.guidance,
@@ -384,6 +386,7 @@ def _profile(
         model_name=plan.source.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         versions=_versions(),
+        weights=still(plan.weights, plan.source.folder),
         device={
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
             "threads": assembly.decisions["threads"].value,

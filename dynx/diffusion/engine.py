@@ -19,12 +19,12 @@ from torch import Tensor
 
 from dynx.diffusion.caching import why_not
 from dynx.diffusion.denoiser import noisy_input
-from dynx.diffusion.pipelines import few_step, recognise
+from dynx.diffusion.pipelines import few_step, needs, pictures, recognise
 from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
 from dynx.diffusion.types import Picture, Receipt, Step
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.loading import PIPELINES, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,6 +137,37 @@ class Engine:
         )
         prompts = request.prompts or ("",) * len(request)
         return [_picture(*each, receipt) for each in zip(prompts, request.seeds, images, flagged, strict=True)]
+
+    def check(self, request: Request) -> None:
+        """Raise UnsupportedModelError where a pipeline needs more than a prompt: a picture to start from, a mask, a label.
+
+        One that takes pictures is called, and left at the door of its network. Raises UsageError for what it can't be told.
+        """
+        call = inspect.signature(self.pipe.__call__).parameters
+        needed, taken = needs(call), pictures(call)
+        if needed:
+            raise self._lacking(needed)
+        arguments = self._arguments(request, None)
+        sampler = Sampler(self.pipe, self.family)
+        if not taken or not sampler.denoisers:
+            return
+
+        def look(*_: object) -> None:
+            raise _Enough
+
+        for denoiser in sampler.denoisers:
+            denoiser.seen = look
+        try:
+            with sampler, _told(), suppress(_Enough):
+                self.pipe(**arguments)
+        except DeviceError:
+            raise
+        except Exception as e:
+            raise self._lacking(taken, next(iter(str(e).splitlines()), type(e).__name__)) from e
+
+    def _lacking(self, names: list[str], told: str = "") -> UnsupportedModelError:
+        words = f"{self.family.name} needs {' and '.join(names)}, and dynx draws from prompts alone"
+        return UnsupportedModelError(f"{words} ({told})" if told else words, hint=PIPELINES)
 
     @property
     def cacheable(self) -> bool:

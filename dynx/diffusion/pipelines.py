@@ -9,12 +9,15 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from dynx.diffusion.schedule import Noise
 from dynx.runtime.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
@@ -191,19 +194,29 @@ def few_step(pipe: Any, *, steps: int | None = None, guidance: float | None = No
     return None
 
 
+def needs(call: Mapping[str, inspect.Parameter]) -> list[str]:
+    """What a pipeline's call must be given besides a prompt."""
+    given = [n for n, p in call.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [name for name in given if name != "prompt"]
+
+
+def pictures(call: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The pictures that a pipeline's call takes to start from; whether it must be given them shows only when it's called."""
+    return [n for n in call if (n == "image" or n.endswith("_image")) and "ip_adapter" not in n and n[:4] != "num_"]
+
+
 def _obstacle(family: Family, call: Any) -> str | None:
     """Why no other schedule than the author's can be tried, or None."""
-    needed = [
-        n for n, p in call.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and n != "prompt"
-    ]
     if family.slot is None:
         return "it has no network that dynx knows, or more than one"
     if family.noise is None:
         return f"{family.scheduler} is not a scheduler that dynx knows"
     if "num_inference_steps" not in call:
         return "it can't be told a number of steps"
-    if needed or "image" in call:
-        return f"it needs {needed[0] if needed else 'an image'}, and dynx draws from prompts"
+    if needed := needs(call):
+        return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
+    if "image" in call:
+        return "it can start from an image, and dynx knows loops that start from noise"
     if family.prediction is None:
         return "its network predicts something that dynx doesn't know"
     return None

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.errors import ModelError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime import loading
+from dynx.runtime import loading, own_code
+from dynx.runtime.adapters import said, unapplied
 from dynx.runtime.backends.registry import TITLES, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import fitting
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,6 +69,7 @@ class Wish:
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     offline: bool = False
     plain: bool = False
 
@@ -83,6 +87,11 @@ class Plan:
     bundled: bool
     """Whether the profile came with the model, and so was measured elsewhere."""
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder)
 
     @property
     def device(self) -> str:
@@ -128,9 +137,19 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     if not 0 < wish.quality <= 1:
         raise UsageError(f"--quality {wish.quality:g} must lie between 0 and 1")
     machine = machine or probe()
-    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
+    source = loading.find(
+        wish.model,
+        offline=wish.offline,
+        allow_pickle=wish.allow_pickle,
+        trust_remote_code=wish.trust_remote_code,
+        task=TASK,
+    )
     loading.check_pipeline(source, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    if loose := unapplied(source.folder):
+        decisions["adapters"] = Decision("none", said(loose))
+        warn(f"{source.name}: {said(loose)}")
+    decisions |= own_code.decision(source.folder, trusted=source.trusted)
     if wish.guidance is None and (preferred := preferred_guidance(source)) is not None:
         wish = replace(wish, guidance=preferred)
         decisions["guidance"] = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
@@ -140,9 +159,9 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
-        model=model_hash(source.folder),
+        model=model_hash(source.folder, code=source.trusted),
         companion=None,
-        device=f"{machine.fingerprint}-{device}-{decisions['threads'].value}t",
+        device=device_key(machine.fingerprint, device, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
     )
     found = fitting(
@@ -152,6 +171,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         plain=wish.plain,
         required=wish.require_profile,
         remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder),
         warn=warn,
     )
     measured = None if found.profile is None else measured_way(found.profile)
@@ -217,6 +237,7 @@ def calibrate_command(wish: Wish) -> str:
     ):
         if value != usual:
             parts += [name, quote(str(value))]
+    parts += loading.given(wish)
     return " ".join(parts)
 
 
@@ -232,6 +253,7 @@ def assemble(
     `racing` leaves the choice of kernels to a calibration.
     """
     wish = plan.wish
+    _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
     stages("importing torch and diffusers")
     with loading.importing():
         import torch
@@ -245,6 +267,7 @@ def assemble(
     engine = Engine(pipe)
     if wish.size is not None:
         check_size(wish.size, engine)
+    engine.check(sample_of(wish, engine))
     assembly = Assembly(plan, engine, None, racing)
     if not engine.family.adaptive.value:
         plan.decisions["steps"] = Decision("plain", engine.family.adaptive.reason)

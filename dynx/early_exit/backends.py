@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, cast
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
-from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, usable
+from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, usable
 from dynx.runtime.binomial import percent
 from dynx.runtime.decision import Decision
 
@@ -194,16 +194,19 @@ def fastest(
     if not usable(plan.device, plan.wish.quantize)[OPENVINO].value:
         return
     heard("converting for OpenVINO")
+    times: dict[str, float] = {}
     try:
-        other, reader, blocks = _on_openvino(assembly, rows)
+        with attempt(OPENVINO, plan.source.name):
+            other, reader, blocks = _on_openvino(assembly, rows)
+            if not asked:
+                heard("timing PyTorch and OpenVINO")
+                times = _race(assembly, other, reader, rows, clock)
     except UnsupportedModelError as e:
         if asked:
             raise
         plan.decisions["backend"] = Decision(TORCH, f"OpenVINO can't run it: {e}")
         return
     if not asked:
-        heard("timing PyTorch and OpenVINO")
-        times = _race(assembly, other, reader, rows, clock)
         winner = min(times, key=lambda name: times[name])
         said = ", ".join(f"{TITLES[name]} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
         plan.decisions["backend"] = Decision(winner, f"{said} an input, in batches of {assembly.batch}")

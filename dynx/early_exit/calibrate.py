@@ -36,6 +36,7 @@ from dynx.runtime.binomial import percent, smallest_sample, supports
 from dynx.runtime.certify import choose_rules, deduplicate, split
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
+from dynx.runtime.weights import still
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -349,6 +350,7 @@ def _envelope(assembly: Assembly, inputs: Inputs) -> dict[str, Any]:
     return {
         "key": plan.key,
         "model_name": plan.source.name,
+        "weights": still(plan.weights, plan.source.folder),
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "device": {

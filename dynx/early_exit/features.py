@@ -31,6 +31,10 @@ class Inputs:
 
     items: Sequence[Any]
     names: Sequence[str]
+    places: Sequence[int] | None = None
+    """The row of the data that each was in, from 0; None: each row is one."""
+    rows: int | None = None
+    """Rows of the data, those among them that are no input."""
 
 
 @dataclass(frozen=True)

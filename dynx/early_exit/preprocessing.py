@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import ModelError, UsageError
+from dynx.runtime.inputs import InputError
+from dynx.runtime.pictures import read_picture
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -178,26 +179,26 @@ class Images:
         return [self._row(path) for path in items]
 
     def _row(self, path: Path) -> Row | str:
-        from PIL import Image
-
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(path) as file:
-                    picture = file.convert("RGB")
-        except FileNotFoundError:
-            return "no such file"
-        except IsADirectoryError:
-            return "a folder, not an image"
-        except OSError as e:
-            return f"can't be read as an image: {e.strerror}" if e.strerror else "not an image that can be read"
-        except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-            return f"not an image that can be read: {e}"
+            picture = read_picture(path)
+        except InputError as e:
+            return str(e)
         return self.row(picture)
 
     def row(self, picture: Any) -> Row | str:
         """Pixels of a PIL image."""
-        values: Tensor = torch.as_tensor(self._processor(images=picture, return_tensors="pt")["pixel_values"][0])
+        try:
+            values: Tensor = torch.as_tensor(self._processor(images=picture, return_tensors="pt")["pixel_values"][0])
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            ArithmeticError,
+            MemoryError,
+            RuntimeError,
+        ) as e:  # a shape it can't take
+            said = next(iter(str(e).splitlines()), "") or type(e).__name__
+            return f"the model's image processor can't take its {picture.width} × {picture.height} pixels: {said}"
         self._shape = self._shape or tuple(values.shape)
         if tuple(values.shape) != self._shape:
             return f"comes out of the processor as {tuple(values.shape)}, others as {self._shape}"

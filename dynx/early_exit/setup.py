@@ -6,17 +6,19 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.early_exit import backends
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime import loading
-from dynx.runtime.backends.registry import OPENVINO, TORCH
+from dynx.runtime import loading, own_code
+from dynx.runtime.backends.registry import OPENVINO, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
+from dynx.runtime.profile import Profile, ProfileKey, device_key
 from dynx.runtime.profile_selection import Fitting, fitting
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,6 +62,7 @@ class Wish:
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     offline: bool = False
     plain: bool = False
 
@@ -83,6 +86,11 @@ class Plan:
     bundled: bool
     """Whether the profile came with the model, and so was measured elsewhere."""
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder)
 
     @property
     def device(self) -> str:
@@ -152,17 +160,24 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
     if not 0 < wish.confidence < 1:
         raise UsageError(f"--confidence {wish.confidence:g} must lie between 0 and 1")
     machine = machine or probe()
-    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle, task=TASK)
+    source = loading.find(
+        wish.model,
+        offline=wish.offline,
+        allow_pickle=wish.allow_pickle,
+        trust_remote_code=wish.trust_remote_code,
+        task=TASK,
+    )
     kind = loading.check_classifier(source, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions |= own_code.decision(source.folder, trusted=source.trusted)
     decisions["device"] = choose_device(wish.device, machine)
     decisions["dtype"] = _dtype(wish, decisions["device"].value, machine)
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
-        model=model_hash(source.folder),
+        model=model_hash(source.folder, code=source.trusted),
         companion=None,
-        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
         quantization=backends.check_quantization(wish),
     )
@@ -173,6 +188,7 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
         plain=wish.plain,
         required=wish.require_profile,
         remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder),
         warn=warn,
     )
     decisions["backend"] = backends.choose(wish, decisions["device"].value, found.profile)
@@ -213,6 +229,7 @@ def calibrate_command(wish: Wish) -> str:
     ):
         if value != usual:
             parts += [name, quote(str(value))]
+    parts += loading.given(wish)
     return " ".join(parts)
 
 
@@ -233,6 +250,8 @@ def assemble(
             "OpenVINO multiplies in int8 only where calibration has seen how large numbers get",
             hint=f"{calibrate_command(plan.wish)} measures it",
         )
+    if calibrating:
+        _ = plan.weights  # before they are read
     stages("importing torch and transformers")
     with loading.importing():
         import torch
@@ -273,7 +292,8 @@ def _running(
     stages(f"trying {plan.source.name}")
     attachment = attach_exits(model, reader, plan.decisions)
     try:
-        attachment = backends.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
+        with attempt(backend, plan.source.name):
+            attachment = backends.put_in(attachment, reader, blocks, plan.decisions["threads"].value)
     except UnsupportedModelError as e:
         if plan.wish.backend != "auto" or backend == TORCH:
             raise

@@ -27,6 +27,9 @@ so that a tenth of a change of pace, at most, is mistaken for a change of the wi
 CALIBRATED = 100.0
 """Measurements that a calibrated figure counts for: as settled as a width gets."""
 
+FOREIGN_WEIGHT = 0.0
+"""Measurements that a figure of another machine counts for: the first pass of a width here takes its place."""
+
 CLIP = 2.0
 """A pass that took more than this many times its expectation (a page fault, a scheduler pause) counts as this."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynx.errors import ModelError
+from dynx.runtime.folders import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 HEX = 16  # 64 bits: a collision among a million models has odds of 3 in 100 million
 SAMPLES = 64
@@ -26,17 +27,20 @@ TENSOR_SAMPLE = 4 * 1024
 HEADER_LIMIT = 100_000_000  # safetensors refuses longer headers itself
 
 CONFIGS = frozenset({"config.json", "model_index.json", "scheduler_config.json"})
+CODE = ".py"
 
 
-def model_hash(folder: Path, exclude: Iterable[str] = ()) -> str:
+def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False) -> str:
     """Identify a model's weights and configuration by 16 hex digits, reading a few MiB of each weight file.
 
-    `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, hidden ones don't, nor what lies
-    under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names, the whole of
-    `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.bin` where a
+    `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones
+    don't, nor what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names,
+    the whole of `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.bin` where a
     folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of
     64 KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from
     the middle of each larger one.
+
+    With `code` the folder's Python files count too, for a model that is run by them. They are read whole.
 
     So retraining, another precision, one changed layer or a new head are seen; a few values edited by hand inside a
     large tensor are not, and neither are the tokenizer and preprocessor. Raises `ModelError` when there are no weights
@@ -45,8 +49,8 @@ def model_hash(folder: Path, exclude: Iterable[str] = ()) -> str:
     digest = hashlib.sha256()
     weights = 0
     try:
-        for name, path in _model_files(folder, frozenset(item.strip("/") for item in exclude)):
-            weights += path.name not in CONFIGS
+        for name, path in _model_files(folder, frozenset(item.strip("/") for item in exclude), code=code):
+            weights += path.name not in CONFIGS and path.suffix != CODE
             _feed(digest, os.fsencode(name))
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -84,26 +88,24 @@ def _feed(digest: hashlib._Hash, data: bytes) -> None:
     digest.update(data)
 
 
-def _raise(error: OSError) -> None:
-    raise error  # os.walk swallows what it can't list, and a hash of half a model would look like any other
-
-
-def _model_files(folder: Path, exclude: frozenset[str]) -> Iterator[tuple[str, Path]]:
+def _model_files(folder: Path, exclude: frozenset[str], *, code: bool = False) -> Iterator[tuple[str, Path]]:
     """Yield (relative name, path) of each file that counts, in an order that doesn't depend on the file system."""
+
+    def counts(path: Path) -> bool:
+        return path.name[0] != "." and path.as_posix() not in exclude
+
     found = []
-    for root, folders, names in os.walk(folder, onerror=_raise):
-        prefix = Path(root).relative_to(folder)
-        folders[:] = [name for name in folders if name[0] != "." and (prefix / name).as_posix() not in exclude]
-        kept = [name for name in names if name[0] != "." and (prefix / name).as_posix() not in exclude]
-        suffix = ".safetensors" if any(name.endswith(".safetensors") for name in kept) else ".bin"
-        found += [(prefix / name).as_posix() for name in kept if name in CONFIGS or name.endswith(suffix)]
+    for inside, names in walk(folder, counts):
+        suffix = ".safetensors" if any(name.endswith(".safetensors") for name in names) else ".bin"
+        ends = (suffix, CODE) if code else (suffix,)
+        found += [(inside / name).as_posix() for name in names if name in CONFIGS or name.endswith(ends)]
     for name in sorted(found):
         yield name, folder / name
 
 
 def _spans(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, int]]:
     """Yield the byte ranges of a file that stand for it."""
-    if size <= WHOLE_BYTES or name in CONFIGS:
+    if size <= WHOLE_BYTES or name in CONFIGS or name.endswith(CODE):
         yield 0, size
         return
     for index in range(SAMPLES):

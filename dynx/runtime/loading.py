@@ -1,4 +1,4 @@
-"""From a name to a model: shipped, a folder, or a hub id; safetensors only, unless told otherwise.
+"""From a name to a model: shipped, a folder, or a hub id; safetensors and no code, unless told otherwise.
 
 `find` turns a name into a folder on disk and says where it came from; `check` looks at that folder before anything heavy is
 imported, so that a wrong one is refused in a line; `load_causal_lm` loads it. Shipped models take the same path as
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
+from dynx.runtime import hub, own_code
+from dynx.runtime.adapters import refuse, refuse_alone
 from dynx.runtime.lazy_imports import uncollected, unfilled
 
 if TYPE_CHECKING:
@@ -26,15 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-HUB_SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
-"""The same weights in other layouts, which some repositories carry besides."""
-
 PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
-PIPELINE = "model_index.json"
+PIPELINE = own_code.PIPELINE
 CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …) or images (ViT, ResNet, …)"
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
@@ -42,17 +40,19 @@ DRAFTER_FOLDER = "drafter"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: `name` as the user knows it."""
+    """Where a model is: `name` as the user knows it, and whether code in its folder may run."""
 
     name: str
     folder: Path
     kind: Literal["shipped", "folder", "hub"]
+    trusted: bool = False
 
     @property
     def bundled_drafter(self) -> Source | None:
         """The drafter that came with it."""
         inner = self.folder / DRAFTER_FOLDER
-        return Source(f"{self.name}/{DRAFTER_FOLDER}", inner, self.kind) if (inner / "config.json").is_file() else None
+        there = (inner / "config.json").is_file()
+        return Source(f"{self.name}/{DRAFTER_FOLDER}", inner, self.kind, self.trusted) if there else None
 
     def config(self) -> dict[str, Any]:
         """config.json. Raises ModelError if it is missing or isn't a JSON object."""
@@ -60,6 +60,7 @@ class Source:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            refuse_alone(self.name, self.folder)
             hint = "a Hugging Face model folder holds config.json, tokenizer.json and model.safetensors"
             raise ModelError(f"{self.folder} has no config.json", hint=hint) from None
         except (OSError, ValueError) as e:
@@ -69,7 +70,14 @@ class Source:
         return data
 
 
-def find(name: str, *, offline: bool = False, allow_pickle: bool = False, task: str = "generate") -> Source:
+def find(
+    name: str,
+    *,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    task: str = "generate",
+) -> Source:
     """The model called `name`: a shipped one, else a folder, else one of the hub's. `task` is for the hints alone.
 
     Raises ModelError with the closest shipped name where there is no such thing.
@@ -87,64 +95,39 @@ def find(name: str, *, offline: bool = False, allow_pickle: bool = False, task: 
     except (OSError, RuntimeError) as e:  # ~somebody, or a name no file system takes
         raise ModelError(f"there is no folder {name} ({getattr(e, 'strerror', None) or e})") from None
     if folder is not None:
-        return Source(folder.name or name, path, "folder")
+        return Source(folder.name or name, path, "folder", trust_remote_code)
     if path.is_file():
         raise ModelError(f"{name} is a file; a model is a folder", hint=f"try -m {path.parent}")
     if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise ModelError(f"there is no folder {name}")
-    return _from_hub(name, offline=offline, allow_pickle=allow_pickle, task=task)
+    return _from_hub(name, offline=offline, allow_pickle=allow_pickle, trusted=trust_remote_code, task=task)
+
+
+def given(wish: Any) -> list[str]:
+    """What a wish has to say again in a command that loads the same model."""
+    options = {"--allow-pickle": wish.allow_pickle, "--trust-remote-code": wish.trust_remote_code}
+    return [name for name, value in options.items() if value]
 
 
 def _shipped_in_words(task: str) -> str | None:
     return f"shipped models: {', '.join(shipped.names(task))}" if shipped.names(task) else None
 
 
-def _from_hub(name: str, *, offline: bool, allow_pickle: bool, task: str) -> Source:
+def _from_hub(name: str, *, offline: bool, allow_pickle: bool, trusted: bool, task: str) -> Source:
     close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else _shipped_in_words(task)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = [*HUB_FILES, *(PICKLES if allow_pickle else ())]
-    cached: Source | None = None
-    try:
-        cached = Source(name, Path(snapshot_download(name, local_files_only=True)), "hub")
-    except LocalEntryNotFoundError:
-        pass
-    except ValueError as e:  # a name that no repository can have
-        raise ModelError(f"no model {name}: {_first_line(e)}", hint=hint) from None
-    weights = ("*.safetensors", *(PICKLES if allow_pickle else ()))
-    if cached:
-        within = "*/" if (cached.folder / PIPELINE).is_file() else ""  # a pipeline's weights are in its parts' folders
-        if any(file for pattern in weights for file in cached.folder.glob(within + pattern)):
-            return cached
-    if offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        where = "without weights in the hub's local cache" if cached else "not in the hub's local cache"
-        raise ModelError(f"no model {name}: not shipped, no such folder, {where}", hint=hint)
-    if close and "/" not in name:
-        raise ModelError(f"no model {name}", hint=hint)
-    try:
-        return Source(name, Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=HUB_SPARE)), "hub")
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated: its owner decides who may load it", hint="ask on its page, then run: hf auth login"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(f"no model {name}: not shipped, no such folder, not on the hub", hint=hint) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(
-            f"no model {name}: not shipped, no such folder, and the hub can't be reached ({reason})", hint=hint
-        ) from None
+    patterns = ("*.safetensors", *(PICKLES if allow_pickle else ()))
+    known = bool(close) and "/" not in name
+    folder = hub.fetch(name, patterns, offline=offline, code=trusted, local=known, hint=hint)
+    return Source(name, folder, "hub", trusted)
 
 
 def check(source: Source, *, allow_pickle: bool = False) -> None:
-    """Look at the weights' files: whole safetensors, or pickles that were asked for. Raises ModelError."""
+    """Look at the weights' files: whole safetensors, or pickles that were asked for. Raises ModelError.
+
+    UnsupportedModelError for an adapter that transformers might apply.
+    """
+    refuse(source.name, source.folder)
     weights = sorted(source.folder.glob("*.safetensors"))
     for index in sorted(source.folder.glob("*.safetensors.index.json")):
         try:
@@ -201,6 +184,7 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
         raise UnsupportedModelError(
             f"{source.name} ({architectures[0]}) is a classifier and writes no text", hint=SUPPORTED
         )
+    _check_code(source, config, "CausalLM")
     check(source, allow_pickle=allow_pickle)
 
 
@@ -223,8 +207,10 @@ def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["
     first = architectures[0]
     if "ForImageClassification" in first:
         kind: Literal["text", "image"] = "image"
+        _check_code(source, config, "ImageClassification")
     elif first.endswith("ForSequenceClassification"):
         kind = "text"
+        _check_code(source, config, "SequenceClassification")
     else:
         words, hint = _other_task(first)
         raise UnsupportedModelError(f"{source.name} ({first}) {words}", hint=hint)
@@ -265,6 +251,13 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """`quietly`, for loading what is in a folder: nothing is asked, and no code in it runs but a trusted one's."""
+    with quietly(), own_code.answering(source.folder, trusted=source.trusted):
+        yield
+
+
+@contextmanager
 def importing() -> Iterator[None]:
     """`quietly`, for importing the libraries: as fast as that goes."""
     with uncollected(), quietly():
@@ -275,10 +268,14 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The folder's tokenizer. Raises ModelError."""
     with importing():
         from transformers import AutoTokenizer
-    with quietly():
+    with _loading(source):
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=source.trusted
+            )
         except Exception as e:  # noqa: BLE001 - tokenizers raise bare Exceptions
+            if own_code.refused(e):
+                raise own_code.refusal(f"{source.folder}'s tokenizer") from None
             if any((source.folder / file).is_file() for file in TOKENIZERS):
                 raise ModelError(f"{source.folder}'s tokenizer doesn't load: {_first_line(e)}") from None
             raise ModelError(f"{source.folder} has no tokenizer", hint="tokenizer.json belongs in it") from None
@@ -286,22 +283,24 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def generation_config(source: Source) -> Any:
-    """What the folder says of how it is best decoded; None where it doesn't, or where that can't be read."""
-    with quietly():
+    """What the folder says of how it is decoded, in a file of its own or, as older ones do, in its config.json.
+
+    None where it says nothing. Raises ModelError for a file that can't be read.
+    """
+    file = source.folder / "generation_config.json"
+    with _loading(source):
         from transformers import GenerationConfig
 
-        for make in (GenerationConfig.from_pretrained, _from_model_config):
-            try:
-                return make(source.folder)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError):
-                continue
+        try:
+            if file.exists():
+                return GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+            return GenerationConfig.from_pretrained(
+                source.folder, config_file_name="config.json", local_files_only=True, _from_model_config=True
+            )
+        except Exception as e:  # noqa: BLE001 - any library's, about a file that anybody wrote
+            if file.exists():
+                raise ModelError(f"{file} can't be read: {_first_line(e)}") from None
     return None
-
-
-def _from_model_config(folder: Path) -> Any:
-    from transformers import AutoConfig, GenerationConfig
-
-    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:
@@ -314,7 +313,7 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-        _check_type(source, KNOWN, "causal language model", SUPPORTED)
+        _check_type(source, KNOWN, AutoModelForCausalLM, "causal language model", SUPPORTED)
     return _load(AutoModelForCausalLM, source, device, dtype, allow_pickle)
 
 
@@ -333,7 +332,7 @@ def load_classifier(
         else:
             known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
             loader = transformers.AutoModelForSequenceClassification
-        _check_type(source, known, f"{kind} classifier", CLASSIFIERS)
+        _check_type(source, known, loader, f"{kind} classifier", CLASSIFIERS)
     return _load(loader, source, device, dtype, allow_pickle)
 
 
@@ -342,6 +341,7 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
     index = source.folder / PIPELINE
     if not index.is_file():
         if not (source.folder / "config.json").is_file():
+            refuse_alone(source.name, source.folder)
             raise ModelError(f"{source.folder} has no {PIPELINE}", hint=PIPELINES)
         task = task_of(source)
         words = "is a classifier; dynx classify runs it" if task == "classify" else "writes text; dynx generate runs it"
@@ -350,11 +350,13 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
         parts = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ModelError(f"{index} can't be read: {e}") from None
-    if not isinstance(parts, dict) or not isinstance(parts.get("_class_name"), str):
+    if isinstance(parts, dict) and not source.trusted and (code := own_code.in_pipeline(source.folder, parts)):
+        raise own_code.refusal(f"{source.name} ({code})")
+    if not isinstance(parts, dict) or not isinstance(parts.get("_class_name"), (str, list)):
         raise ModelError(f"{index} names no pipeline")
     for name, part in sorted(parts.items()):
         folder = source.folder / name
-        if not isinstance(part, list) or not part or part[0] is None:
+        if name.startswith("_") or not isinstance(part, list) or not part or part[0] is None:
             continue
         if not folder.is_dir():
             raise ModelError(f"{source.folder} lacks the folder {name}", hint="download or copy it again")
@@ -365,7 +367,7 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
 def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> Any:
     """A diffusers pipeline on `device` in `dtype`. Raises ModelError, UnsupportedModelError or DeviceError."""
     check_pipeline(source, allow_pickle=allow_pickle)
-    with quietly():
+    with _loading(source):
         import torch
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging as chatter
@@ -379,9 +381,12 @@ def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool
                 torch_dtype=getattr(torch, dtype),
                 use_safetensors=None if allow_pickle else True,
                 local_files_only=True,
+                trust_remote_code=source.trusted,
             )
             return pipe.to(device)
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if own_code.refused(e):
+                raise own_code.refusal(f"a part of {source.name}") from None
             if is_out_of_memory(e):
                 raise DeviceError(
                     f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"
@@ -391,12 +396,16 @@ def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool
 
 def load_image_processor(source: Source) -> Any:
     """What turns a picture into the model's pixels. Raises ModelError."""
-    with quietly():
+    with _loading(source):
         from transformers import AutoImageProcessor
 
         try:
-            return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
+            return AutoImageProcessor.from_pretrained(
+                source.folder, local_files_only=True, trust_remote_code=source.trusted
+            )
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if own_code.refused(e):
+                raise own_code.refusal(f"{source.folder}'s image processor") from None
             if not (source.folder / "preprocessor_config.json").is_file():
                 raise ModelError(
                     f"{source.folder} has no image processor", hint="preprocessor_config.json belongs in it"
@@ -404,9 +413,22 @@ def load_image_processor(source: Source) -> Any:
             raise ModelError(f"{source.folder}'s image processor doesn't load: {_first_line(e)}") from None
 
 
-def _check_type(source: Source, known: Any, what: str, hint: str) -> None:
-    kind = source.config().get("model_type")
-    if kind not in known:
+def _check_code(source: Source, config: dict[str, Any], task: str) -> None:
+    """Raises ModelError for a model that transformers only has by the folder's own code, where that isn't trusted."""
+    if source.trusted or not own_code.of_model(config, f"AutoModelFor{task}"):
+        return
+    with importing():
+        from transformers.models.auto import modeling_auto
+    title = re.sub("(?<=[a-z])(?=[A-Z])", "_", task.replace("LM", "Lm")).upper()
+    kind = config.get("model_type")
+    if kind not in getattr(modeling_auto, f"MODEL_FOR_{title}_MAPPING_NAMES"):
+        raise own_code.refusal(f"{source.name}, a model of type {kind or '(none named)'},")
+
+
+def _check_type(source: Source, known: Any, loader: Any, what: str, hint: str) -> None:
+    config = source.config()
+    kind = config.get("model_type")
+    if kind not in known and not (source.trusted and own_code.of_model(config, loader.__name__)):
         raise UnsupportedModelError(
             f"{source.name}: transformers has no {what} of type {kind or '(none named)'}", hint=hint
         )
@@ -416,7 +438,7 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
     with importing():
         import torch
         import transformers.modeling_utils  # noqa: F401 - most of what any model's own module imports
-    with quietly():
+    with _loading(source):
         safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
         try:
             model, seen = _from_pretrained(
@@ -426,9 +448,12 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
                 use_safetensors=safe,
                 local_files_only=True,
                 output_loading_info=True,
+                trust_remote_code=source.trusted,
             )
             model = model.to(device)
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if own_code.refused(e):
+                raise own_code.refusal(f"a part of {source.name}") from None
             if is_out_of_memory(e):
                 raise DeviceError(
                     f"{source.name} doesn't fit into the memory of {device}", hint="try --dtype bfloat16"

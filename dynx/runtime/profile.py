@@ -84,6 +84,54 @@ class ProfileKey:
         """Name the fields in which two keys differ."""
         return tuple(item.name for item in fields(self) if getattr(self, item.name) != getattr(other, item.name))
 
+    def told_apart(self, other: ProfileKey, device: str = "") -> str:
+        """Say how what was measured under this key differs from what `other` asks for, to follow "was measured".
+
+        "with 2 threads, not 1", "on another device (NAME) and in bfloat16, not float32"; `device` is the name of the
+        machine that was measured. Empty for equal keys.
+        """
+        said: dict[str, str] = {
+            "task": f"for dynx {self.task}, not dynx {other.task}",
+            "model": "with other weights",
+            "companion": _companion_apart(self.companion, other.companion),
+            "device": _device_apart(self.device, other.device, device),
+            "dtype": f"in {self.dtype}, not {other.dtype}",
+            "quantization": f"with {_weights(self.quantization)}, not with {_weights(other.quantization)}",
+        }
+        return " and ".join(said[name] for name in self.differences(other))
+
+
+DEVICE_KEY = re.compile(r"(?P<machine>.+)-(?P<place>[^-]+)-(?P<threads>\d+)t")
+"""Fingerprint, where on it, and threads."""
+
+
+def device_key(fingerprint: str, place: str, threads: int) -> str:
+    """What `ProfileKey.device` holds: the machine, where on it a model runs ("cpu", "cuda:0"), and with how many threads."""
+    return f"{fingerprint}-{place}-{threads}t"
+
+
+def _device_apart(measured: str, wanted: str, name: str) -> str:
+    """What differs between two `device_key`s."""
+    one, two = DEVICE_KEY.fullmatch(measured), DEVICE_KEY.fullmatch(wanted)
+    if one is None or two is None or one["machine"] != two["machine"]:
+        return f"on another device{f' ({name})' if name else ''}"
+    said = [] if one["place"] == two["place"] else [f"on {one['place']}, not {two['place']}"]
+    if one["threads"] != two["threads"]:
+        many = "thread" if one["threads"] == "1" else "threads"
+        said.append(f"with {one['threads']} {many}, not {two['threads']}")
+    return " and ".join(said)
+
+
+def _companion_apart(measured: str | None, wanted: str | None) -> str:
+    """What differs between two draft models."""
+    if measured is None:
+        return "without a draft model"
+    return "with a draft model" if wanted is None else "with another draft model"
+
+
+def _weights(quantization: str) -> str:
+    return "weights as they are" if quantization == "none" else f"{quantization} weights"
+
 
 @dataclass(frozen=True)
 class ArraysFile:
@@ -116,6 +164,7 @@ class Profile:
     evidence: dict[str, Any]  # n, the data's hash, predictions, the promise
     decision: dict[str, Any]  # "summary": the decision in words
     arrays: ArraysFile | None = None  # set by the store
+    weights: str | None = None  # hash of every byte of the weights measured; the key's is of samples
     extra: dict[str, Any] = field(default_factory=dict)  # top-level fields of a later minor version
 
     def to_json(self, embed: bytes | None = None) -> str:
@@ -219,7 +268,7 @@ def _finite(text: str) -> float:
 
 def _parse(data: str | bytes) -> dict[str, Any]:
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
         document = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise ProfileError(ProfileFault.NOT_UTF8, f"not UTF-8 at byte {error.start}") from error
@@ -259,6 +308,7 @@ def _from_document(document: dict[str, Any]) -> Profile:
         evidence=_take(document, "evidence", dict),
         decision=decision,
         arrays=_take_arrays(document),
+        weights=None if document.get("weights") is None else _take(document, "weights", str),
         extra={name: value for name, value in document.items() if name not in known},
     )
 

@@ -1,17 +1,19 @@
 """Which profile a run goes by: the one asked for, the one stored for this model here, or the one that came with the model.
 
 A bundled profile was measured elsewhere: its promise is about the same weights in the same precision, its costs are a guess.
+No profile is used for weights that may differ from those it was measured on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import NoProfileError, UsageError
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
-from dynx.runtime.profile_store import ProfileStore, profiles_folder
+from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
+from dynx.runtime.weights import why_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +31,8 @@ class Fitting:
     bundled: bool = False
     """Whether it came with the model."""
     wanted: bool = True
+    refused: str | None = None
+    """Why one that was found isn't used."""
 
     @property
     def decision(self) -> Decision[str]:
@@ -36,6 +40,8 @@ class Fitting:
         if self.profile is not None:
             where = "came with the model" if self.bundled else f"measured {self.profile.created}"
             return Decision(self.profile.key.id, where)
+        if self.refused is not None:
+            return Decision("none", self.refused)
         return Decision("none", "none stored for this model, device and precision" if self.wanted else "not wanted")
 
 
@@ -47,12 +53,16 @@ def fitting(
     plain: bool,
     required: bool,
     remedy: str,
+    weights: Callable[[], str],
     warn: Callable[[str], None] = lambda _: None,
+    measured_here: bool = False,
 ) -> Fitting:
     """The profile for `key`; `wanted` is an id, "none", or None for whichever fits; `bundled` the file beside the model.
 
-    Raises NoProfileError, with the command that is the `remedy`, where one is `required` and missing; UsageError where what is
-    asked for contradicts itself or is for another model or precision. What can't be read is warned of and passed over.
+    `weights` gives the hash of the model's weights, and is asked only where there is a profile. A bundled profile meets the
+    requirement unless it must have been `measured_here`. Raises NoProfileError, with the command that is the `remedy`, where one
+    is `required` and missing; UsageError where what is asked for contradicts itself or was measured under other conditions.
+    What can't be read or was measured on other weights is warned of and passed over.
     """
     if plain or wanted == "none":
         if required:
@@ -61,22 +71,33 @@ def fitting(
         return Fitting(wanted=False)
     store = ProfileStore(profiles_folder(), warn)
     profile = store.get(wanted) if wanted is not None else store.find(key)
+    refused: str | None = None
     if profile is not None:
-        if other := _elsewhere(profile, key):
+        if other := _conditions(profile, key):
             raise UsageError(
-                f"profile {profile.key.id} is for another {' and '.join(other)} ({profile.model_name}, {profile.key.dtype})"
+                f"profile {profile.key.id} of {profile.model_name} doesn't fit: it was measured {other}",
+                hint=f"without --profile dynx takes one that fits, and {remedy} measures one",
             )
+        refused = why_others(profile.weights, weights)
+        if refused is not None and wanted is not None:
+            raise UsageError(f"profile {profile.key.id} can't be used: {refused}", hint=f"{remedy} measures one")
         try:
-            return Fitting(profile, store.arrays(profile))
+            if refused is None:
+                return Fitting(profile, store.arrays(profile))
+            warn(f"profile {profile.key.id} isn't used: {refused}")
         except ProfileError as e:
             warn(f"profile {profile.key.id} ignored: {e}")
-    found = _beside(key, bundled, warn)
-    if found.profile is None and required:
-        raise NoProfileError("no profile fits the model here", hint=f"{remedy} measures one")
+    found = _beside(key, bundled, weights, warn)
+    if found.profile is None or (required and measured_here):
+        refused = found.refused or refused
+        if required:
+            why = f": {refused}" if refused else ""
+            raise NoProfileError(f"no profile fits the model here{why}", hint=f"{remedy} measures one")
+        return Fitting(refused=refused)
     return found
 
 
-def _beside(key: ProfileKey, path: Path, warn: Callable[[str], None]) -> Fitting:
+def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Callable[[str], None]) -> Fitting:
     """The profile that came with the model, if it is for these very weights in this precision."""
     if not path.is_file():
         return Fitting()
@@ -87,13 +108,25 @@ def _beside(key: ProfileKey, path: Path, warn: Callable[[str], None]) -> Fitting
         warn(f"{path} ignored: {e}")
         return Fitting()
     other = _elsewhere(profile, key)
-    if other == ["dtype"]:
-        warn(
-            f"the profile that came with the model isn't used: it was measured in {profile.key.dtype}, not {key.dtype}"
-        )
-    return Fitting() if other else Fitting(profile, arrays, bundled=True)
+    if other:
+        if {"task", "model"}.isdisjoint(profile.key.differences(key)):
+            warn(f"the profile that came with the model isn't used: it was measured {other}")
+        return Fitting()
+    if others := why_others(profile.weights, weights):
+        warn(f"the profile that came with the model isn't used: {others}")
+        return Fitting(refused=others)
+    return Fitting(profile, arrays, bundled=True)
 
 
-def _elsewhere(profile: Profile, key: ProfileKey) -> list[str]:
-    """In what else than the device two keys differ."""
-    return [d for d in profile.key.differences(key) if d != "device"]
+def _elsewhere(profile: Profile, key: ProfileKey) -> str:
+    """How else than by the device two keys differ, in words; empty where they don't."""
+    return profile.key.told_apart(replace(key, device=profile.key.device))
+
+
+def _conditions(profile: Profile, key: ProfileKey) -> str:
+    """How the conditions of a profile differ from those of a run, in words; empty where they don't.
+
+    A run without a draft model may use what was measured with one: the target's passes are the same.
+    """
+    run = key if key.companion is not None else replace(key, companion=profile.key.companion)
+    return profile.key.told_apart(run, device_name(profile))

@@ -81,7 +81,8 @@ class ProfileStore:
         """Return the profile measured for exactly this key, or None after at most one warning that says why.
 
         Warned of are a file that can't be trusted, one measured under another torch (major.minor), and, where there is
-        no file, a profile that would fit had it not been measured on another device. A cache without any is silent.
+        no file, a profile that would fit had it not been measured on another device or with other threads. A cache
+        without any is silent.
         """
         for entry in self._entries(f"*-{key.id}.json"):
             if entry.profile is None or entry.profile.key != key:
@@ -98,10 +99,8 @@ class ProfileStore:
             return entry.profile
         foreign = [profile for profile, differences in self.near(key) if differences == ("device",)]
         if foreign:
-            names = ", ".join(sorted({_device_name(profile) for profile in foreign}))
-            self._say(
-                f"the profile for {foreign[0].model_name} was measured on another device ({names}) and isn't used"
-            )
+            said = " or ".join(sorted({profile.key.told_apart(key, device_name(profile)) for profile in foreign}))
+            self._say(f"the profile for {foreign[0].model_name} was measured {said}, and isn't used")
         return None
 
     def near(self, key: ProfileKey) -> Sequence[tuple[Profile, tuple[str, ...]]]:
@@ -196,7 +195,8 @@ class ProfileStore:
         replaced = self._newest(profile.key.id)
         self._store(profile, blob)
         if device is not None and profile.key.device != device:
-            self._say(f"profile {profile.key.id} was measured on another device ({_device_name(profile)}), unused here")
+            said = profile.key.told_apart(replace(profile.key, device=device), device_name(profile))
+            self._say(f"profile {profile.key.id} was measured {said}, unused here")
         if reason := self.stale(profile):
             self._say(f"profile {profile.key.id} won't be used: {reason}")
         if replaced:
@@ -375,14 +375,15 @@ def _age(entry: _Entry) -> str:
     return entry.profile.created if entry.profile else ""
 
 
-def _device_name(profile: Profile) -> str:
+def device_name(profile: Profile) -> str:
+    """What people call the machine that a profile was measured on."""
     return str(profile.device.get("name") or profile.key.device)
 
 
 def _describe(entry: _Entry) -> str:
     if entry.profile is None:
         return f"{entry.path.name} (damaged)"
-    return f"{entry.id} ({entry.profile.key.task}, {entry.profile.model_name}, {_device_name(entry.profile)})"
+    return f"{entry.id} ({entry.profile.key.task}, {entry.profile.model_name}, {device_name(entry.profile)})"
 
 
 def _one_line(text: str) -> str:

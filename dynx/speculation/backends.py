@@ -18,6 +18,7 @@ from dynx.runtime.backends.registry import (
     TITLES,
     TORCH,
     Quantization,
+    attempt,
     bring_in,
     compile_model,
     convert,
@@ -30,6 +31,7 @@ from dynx.runtime.backends.registry import (
 )
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile_store import cache_folder
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,9 +116,15 @@ class Kernels:
                 continue
             if name == COMPILED and (count := getattr(backend, "compiled", 0)):
                 notes.append(f"compiling took {clock() - imported:.1f} s, once ({count} graphs)")
+            tested = backend.can_rollback.value
             del backend  # the next is a process's usual start, from what was kept
             again = clock()
-            running[name] = self._open(name, plan.source, plan.key.model, trusted=True)
+            try:
+                running[name] = self._open(name, plan.source, plan.key.model, trusted=tested)
+            except UnsupportedModelError as e:
+                notes.append(f"{TITLES[name]} can't run it: {e}")
+                refused = refused or e
+                continue
             starts[name] = imported - began + clock() - again
         if not running and refused is not None:
             raise refused
@@ -125,16 +133,25 @@ class Kernels:
                 plan.decisions["backend"] = Decision(next(iter(running)), "; ".join(notes))
             return next(iter(running.values()))
         self._stages(f"timing {' and '.join(TITLES[name] for name in TITLES if name in running)}")
-        timed = race(running, clock, starts=starts)
+        timed = race(running, clock, starts=starts, model=plan.source.name)
+        notes += [f"{TITLES[name]} can't run it: {why}" for name, why in timed.failed.items()]
         plan.decisions["backend"] = Decision(timed.winner, "; ".join([str(timed), *notes]))
         return running[timed.winner]
 
     def _open(
         self, name: Name, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
     ) -> Backend:
+        """`_load`, with UnsupportedModelError for whatever the backend raises."""
+        with attempt(name, source.name):
+            return self._load(name, source, folder, precision=precision, trusted=trusted)
+
+    def _load(
+        self, name: Name, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
+    ) -> Backend:
         """A model on a backend, by default in the precision that was asked for; `folder` is where among those kept its own is.
 
-        Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile.
+        Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile. Code has no weights in
+        it and is kept by the samples' hash; a converted model has, and is kept by the hash of every byte.
         """
         plan, cache = self._plan, cache_folder()
         trusted = trusted or plan.profile is not None
@@ -142,12 +159,14 @@ class Kernels:
         dtype = plan.dtype if precision in QUANTIZED else precision
         if name == OPENVINO:
             threads = plan.decisions["threads"].value
-            place = cache / "openvino" / folder
+            weights = weights_hash(source.folder, [loading.DRAFTER_FOLDER])
+            place = cache / "openvino" / weights
             if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
-            return convert(model, precision=precision, threads=threads, cache=place)
+            same = weights_hash(source.folder, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
+            return convert(model, precision=precision, threads=threads, cache=place if same else None)
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED:
             self._stages(f"quantizing to {precision}")
@@ -162,6 +181,22 @@ class Kernels:
             return record_model(eager, trusted=trusted)
         self._stages("compiling")
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
+
+
+def verifier(plan: Plan, target: Backend) -> Backend:
+    """What an answer of `target` is verified by: the weights that lie in the folder now, whatever else was kept of them.
+
+    In float32 that is the library's own model. In fewer bits each set of kernels rounds in its own way, so what was converted is
+    converted anew. Other backends read the folder when they were loaded. Raises UnsupportedModelError.
+    """
+    if target.name != OPENVINO:
+        return target
+    eager = torch_backend(plan, plan.source)
+    if target.precision == "float32":
+        return eager
+    threads = plan.decisions["threads"].value
+    with attempt(OPENVINO, plan.source.name):
+        return convert(eager.model, precision=target.precision, threads=threads, cache=None)
 
 
 def torch_backend(plan: Plan, source: Source, *, dtype: str | None = None, trusted: bool = False) -> EagerBackend:

@@ -73,10 +73,14 @@ class Row(Run):
         super().__init__(engine, request, Plain(), {})
         self._batch = batch
         self._ready: deque[Token] = deque()
-        self.lookup = LookupDrafter(engine.drafters.library) if engine.drafters.lookup else None
+        self.lookup = (
+            LookupDrafter(engine.drafters.library, request.sampling.own.new_ngrams) if engine.drafters.lookup else None
+        )
         generator = torch.Generator().manual_seed(engine.entropy())
-        self.choose = Chooser(request.sampling, noise_of(request, engine.target.vocab), generator)
-        self.simple = request.sampling.greedy and Warp(request.sampling).idle
+        vocab = engine.target.vocab
+        warp = Warp.of(request, vocab)
+        self.choose = Chooser(warp, noise_of(request, vocab), generator)
+        self.simple = request.sampling.greedy and warp.idle
         self.company: list[int] = []  # rows of each pass that this one was in
 
     @property

@@ -22,7 +22,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
 from dynx.runtime.hashing import text_hash
+from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
+from dynx.runtime.weights import still
 from dynx.speculation.batch_size import for_profile
 from dynx.speculation.engine import Drafters, Engine, Knowledge
 from dynx.speculation.exactness import noise_if_exact
@@ -130,7 +132,7 @@ def calibrate(
     """
     engine, plan = assembly.engine, assembly.plan
     target, small = engine.target, engine.drafters.model
-    sampling = Sampling(repetition_penalty=assembly.repetition_penalty)
+    sampling = assembly.sampling()
     exits = exit_candidates(target) if "self" in plan.kinds else ()
 
     def time_passes(begin: float, share: float) -> tuple[Samples, dict[int, int]]:
@@ -151,7 +153,8 @@ def calibrate(
     if small is not None:
         readings["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
-    looked_up = [lookup_traces(t, engine.drafters.library) for t in texts] if "lookup" in plan.kinds else None
+    ngrams = sampling.own.new_ngrams
+    looked_up = [lookup_traces(t, engine.drafters.library, ngrams) for t in texts] if "lookup" in plan.kinds else None
     lesson = learn(texts, readings, looked_up, samples, exits, target.layers)
 
     def check(given: Lesson, predictions: dict[str, float], lookup: bool) -> tuple[Verdict, Drafters]:
@@ -226,6 +229,7 @@ def calibrate(
             "measured_speedup": verdict.check.speedup if verdict.check else None,
             "predicted_speedup_of_checked": verdict.said,
         },
+        weights=still(plan.weights, plan.source.folder, [DRAFTER_FOLDER]),
         decision={"summary": summary},
     )
     return Findings(
@@ -315,7 +319,7 @@ def against_unquantized(
         return None
     from dynx.speculation.backends import torch_backend
 
-    reference, warp = torch_backend(plan, plan.source), Warp(sampling)
+    reference = torch_backend(plan, plan.source)
     alike = tokens = 0
     extra = 0.0
     for text in texts:
@@ -325,6 +329,7 @@ def against_unquantized(
             b.open().forward(ids[:-1], keep=count)[:, : assembly.engine.target.vocab].float()
             for b in (assembly.engine.target, reference)
         )
+        warp = Warp(sampling, ids[: text.prompt], count, assembly.engine.target.vocab)
         first = warp.scores(theirs, ids[: text.prompt], ids[text.prompt :]).argmax(-1).tolist()
         alike += sum(a == b for a, b in zip(first, ids[text.prompt :], strict=True))
         tokens += count

@@ -23,15 +23,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dynx.errors import UsageError
-from dynx.runtime.backends.interface import settle
+from dynx.runtime.backends.interface import reach, settle
+from dynx.runtime.inputs import InputError
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
-from dynx.speculation.detokenizer import StopScanner, StreamDecoder
+from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
+from dynx.speculation.drafters.base import Prospects
 from dynx.speculation.drafters.draft_sampler import Chooser
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
-from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
 from dynx.speculation.sampling import PositionNoise, Warp
 from dynx.speculation.types import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.exactness import Exact
 
 PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
@@ -51,8 +54,8 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
-UNKNOWN_GRANT = 1.0
-"""Plain passes that may be risked at the start of a text while nothing is known."""
+UNKNOWN_GRANT = 1.5
+"""Plain passes that may be risked at the start of a text while nothing is known, on drafters that were asked for."""
 
 
 def grant(promised: float) -> float:
@@ -72,6 +75,7 @@ class Drafters:
     exit_layers: int | None = None
     lookup: bool = True
     library: Sequence[int] = ()
+    late: LateDrafter | None = None  # a model for long work; there is none until it is due
 
 
 @dataclass
@@ -82,6 +86,7 @@ class Knowledge:
     reliability: dict[tuple[Origin, bool], Reliability] = field(default_factory=dict)  # by drafter and greedy
     rate: float | None = None  # tokens per second that the profile expects
     from_profile: bool = False
+    stake: float = UNKNOWN_GRANT  # plain passes that may be risked at the start of a text without a profile
 
     def of(self, origin: Origin, *, greedy: bool) -> Reliability:
         """The drafter's reliability in a mode; what greedy decoding taught is where sampling starts."""
@@ -121,7 +126,7 @@ class Engine:
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
 
-        Raises UsageError if the prompt doesn't fit the model's context.
+        Raises InputError if the prompt doesn't fit the model's context.
         """
         self.check(request)
         drafters = self._open_drafters(request)
@@ -130,16 +135,19 @@ class Engine:
         return Run(self, request, policy, drafters)
 
     def check(self, request: Request) -> None:
-        """Raises UsageError for what can't be continued: no prompt, one that doesn't fit, foreign tokens."""
+        """Raises InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
+
+        UsageError: the request can't be met whatever the prompt.
+        """
         limit = self.target.context
         if not request.prompt:
-            raise UsageError("the prompt has no tokens")
+            raise InputError("the prompt has no tokens")
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer to be recognised")
         if max(request.prompt) >= self.target.vocab:
-            raise UsageError(f"the prompt has token {max(request.prompt)}, the model {self.target.vocab} tokens")
+            raise InputError(f"the prompt has token {max(request.prompt)}, the model {self.target.vocab} tokens")
         if limit is not None and len(request.prompt) > limit:
-            raise UsageError(
+            raise InputError(
                 f"the prompt has {len(request.prompt)} tokens and the model's context is {limit}",
                 hint="shorten the prompt, or pick a model with a longer context",
             )
@@ -152,15 +160,14 @@ class Engine:
             {origin: known.of(origin, greedy=greedy) for origin in origins},
             submit_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else UNKNOWN_GRANT,
+            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else known.stake,
         )
 
     def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
         if not self.target.can_rollback.value:
             return {}
-        sampling = request.sampling
-        noise = noise_of(request, self.target.vocab)
-        chooser = Chooser(sampling, noise, torch.Generator().manual_seed(self.entropy()))
+        self.load_late()
+        chooser = self._chooser(request)
         out: dict[Origin, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
         if model is not None and model.can_rollback.value:
@@ -168,8 +175,25 @@ class Engine:
         if layers and layers < self.target.layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(layers, chooser)
         if self.drafters.lookup:
-            out["lookup"] = LookupDrafter(self.drafters.library)
+            out["lookup"] = LookupDrafter(self.drafters.library, request.sampling.own.new_ngrams)
         return out
+
+    def _chooser(self, request: Request) -> Chooser:
+        noise = noise_of(request, self.target.vocab)
+        return Chooser(Warp.of(request, self.target.vocab), noise, torch.Generator().manual_seed(self.entropy()))
+
+    def model_drafter(self, request: Request, model: Backend) -> ModelDrafter:
+        """A drafter for one text."""
+        return ModelDrafter(model, self._chooser(request), self.target.vocab)
+
+    def load_late(self) -> Backend | None:
+        """The draft model that was put off, where it is due now: loaded, and one of the drafters from here on."""
+        late = self.drafters.late
+        if late is None or not late.due:
+            return None
+        model = late.load()
+        self.drafters = replace(self.drafters, model=model, late=None)
+        return model if model.can_rollback.value else None
 
 
 class Run:
@@ -182,7 +206,8 @@ class Run:
         self._session: Session = engine.target.open()
         self._tokens: list[int] = list(request.prompt)
         self._target_choice = TargetChoice(request, engine.target.vocab, engine.entropy())
-        self._decoder = StreamDecoder(engine.tokenizer) if engine.tokenizer is not None else None
+        before = request.prompt if request.continues else ()
+        self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
         self.tallies: dict[Origin, DrafterTally] = {}
         self.rounds: list[Round] = []
@@ -221,8 +246,18 @@ class Run:
                 self.finish_reason = "context"
                 yield from self._flush()
                 return
+            self._join_late()
             kept, origin = self._round(room)
             yield from self._emit(kept, origin)
+
+    def _join_late(self) -> None:
+        """Draft with a model that was put off, from the round on in which it is due."""
+        if (
+            self._engine.drafters.late is not None
+            and self._drafters
+            and (model := self._engine.load_late()) is not None
+        ):
+            self._drafters = {"draft": self._engine.model_drafter(self.request, model), **self._drafters}
 
     def _room(self) -> int:
         """Drafts that could still be used; negative when not even a plain pass fits the context."""
@@ -234,13 +269,16 @@ class Run:
         """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
         start, policy, tokens = self._clock(), self._policy, self._tokens
         context = len(tokens) - 1
-        origin = policy.choose(self._prospects(), context, room) if room and self._drafters else None
+        if (most := reach(self._engine.target, context)) is not None:
+            room = min(room, most - 1)
+        origin = policy.choose(Prospects(self._drafters, tokens), context, room) if room and self._drafters else None
         if origin is None:
+            began = self._clock() if self._drafters else start
             rows = self._plainly(tokens[-1])
             kept = self._target_choice.keep([], rows, tokens)
             verified = self._clock()
             kept = self._settled(kept, None, rows)
-            done = Round(context, None, verify_seconds=verified - start, seconds=self._clock() - start)
+            done = Round(context, None, verify_seconds=verified - began, seconds=self._clock() - start)
         else:
             drafter = self._drafters[origin]
             lag = drafter.lag(len(tokens))
@@ -316,10 +354,6 @@ class Run:
             settle(self._session, 1)
         return self._session.forward([token])
 
-    def _prospects(self) -> list[Prospect]:
-        tokens = self._tokens
-        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
-
     def _verify(self, origin: Origin, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
         """The target's rows (len(submitted) + 1, V)."""
         if origin == "self" and drafts:
@@ -336,7 +370,7 @@ class Run:
             self._tokens.append(token)
             source: Origin = "target" if origin is None or i == len(kept) - 1 else origin
             ended = token in request.eos
-            text = "" if ended or self._decoder is None else self._scanner.push(self._decoder.push(token))
+            text = "" if ended else self._text(token)
             if ended:
                 self.finish_reason = "eos"
             elif self._scanner.stopped:
@@ -348,6 +382,17 @@ class Run:
             if self.finish_reason != "interrupted":
                 yield from self._flush()
                 return
+
+    def _text(self, token: int) -> str:
+        """What can be shown with `token`."""
+        if self._decoder is None:
+            return ""
+        text = self._scanner.push(piece := self._decoder.push(token))
+        if not piece and self._scanner.looking and (name := special(self._engine.tokenizer, token)):
+            text += self._scanner.push(name, hidden=True)
+            if self._scanner.stopped:
+                text += self._decoder.flush()  # an unfinished character before it
+        return text
 
     def _flush(self) -> Iterator[Token]:
         """Text held back for a character or a stop string that didn't come, as a token-less last piece."""
@@ -400,7 +445,7 @@ class TargetChoice:
 
     def __init__(self, request: Request, vocab: int, seed: int) -> None:
         self._sampling = request.sampling
-        self._warp = Warp(request.sampling)
+        self._warp = Warp.of(request, vocab)
         self._noise = noise_of(request, vocab)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -428,8 +473,7 @@ class TargetChoice:
     def first_tie(self, exact: Exact, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> int | None:
         """The first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
         scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, [d.token for d in drafts])
-        penalty = self._sampling.repetition_penalty
-        return exact.first_tie(scores, max(penalty, 1 / penalty))
+        return exact.first_tie(scores, self._warp.stretch(len(context) + len(drafts)))
 
     def guarantee(self, target: Backend, *, exact: bool = False) -> str:
         """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""

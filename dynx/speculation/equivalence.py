@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from dynx.runtime.backends.stock import StockSession
 from dynx.speculation.sampling import PositionNoise, Warp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.types import Request
 
@@ -90,7 +92,8 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         return Verification(0, rule, 0, None, None, 0.0, None)
     rows = plain_rows(target, [*prompt, *tokens], len(tokens)).cpu()  # (N, V)
     largest = rows.float().abs().amax(-1)  # (N,)
-    scores = Warp(sampling).scores(rows, prompt, list(tokens))
+    warp = Warp(sampling, prompt, request.max_new_tokens, target.vocab)
+    scores = warp.scores(rows, prompt, list(tokens))
     written = torch.tensor(list(tokens), device=scores.device)
     log_p = scores.log_softmax(-1)  # (N, V)
     choice = scores
@@ -100,7 +103,9 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         choice = log_p.double() - torch.stack(at).to(scores.device).log()  # argmax p / e
     got = log_p.gather(-1, written[:, None])[:, 0]  # (N,)
     scale = 1.0 if sampling.greedy else 1 / sampling.temperature
-    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale
+    stretch = warp.stretch(len(prompt) + len(tokens))
+    stretch = stretch if math.isfinite(stretch) else 1.0
+    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale * stretch
     if rule == "chance":
         wrong = torch.isneginf(got)
         margins = torch.where(wrong, math.inf, 0.0)
@@ -109,7 +114,9 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         best = choice.topk(2, -1)
         margins = best.values[:, 0] - choice.gather(-1, written[:, None])[:, 0]
         wrong = choice.argmax(-1) != written  # of equals the first, as decoding does; topk takes any
-        smallest = float((best.values[:, 0] - best.values[:, 1]).min()) / scale
+        gaps = best.values[:, 0] - best.values[:, 1]
+        gaps = gaps[gaps.isfinite()]  # where only one token is allowed, nothing is close
+        smallest = float(gaps.min()) / scale if len(gaps) else None
     first = None
     if bool(wrong.any()):
         i = int(wrong.int().argmax())
@@ -133,6 +140,11 @@ def _deviation(log_p: Tensor, got: Tensor, rule: str) -> float | None:
 def plain_rows(target: Backend, tokens: Sequence[int], count: int) -> Tensor:
     """Logits (count, V) before each of the last `count` tokens: by the library's own forward where there is one."""
     model: Any = getattr(target, "model", None)
+    if getattr(target, "growth", None) is not None:  # a pass over the whole text has one length, and decoding many
+        session = StockSession(cast("EagerBackend", target), cached=True)
+        prompt = len(tokens) - count
+        rows = [session.forward(tokens[:prompt], keep=1), *(session.forward([each]) for each in tokens[prompt:-1])]
+        return torch.cat(rows)
     if not isinstance(model, torch.nn.Module):
         return target.open().forward(tokens[:-1], keep=count)
     ids = torch.tensor([list(tokens[:-1])], device=getattr(model, "device", None))

@@ -11,7 +11,8 @@ overhead, all measured:
 
 "Never slower" is kept by an account in plain passes: a round faster than plain pays in, a slower one draws out, and no round is
 begun that could lose more than is there. It starts with a grant and earns `REGRET` of all time, so that is the most that can
-be lost however wrong the beliefs are. A second, smaller account pays for trying what is believed to be second best.
+be lost however wrong the beliefs are. What was never run on this machine is feared to cost more than it is expected to, and
+deciding itself is charged too. A second, smaller account pays for trying what is believed to be second best.
 
 The policy sees numbers only, no tensors and no text. Times are seconds.
 """
@@ -56,6 +57,9 @@ SPENT = 0.02
 
 READING_ROUNDS = 64
 """At most so many rounds share what a drafter must read before its first guess."""
+
+FIRST_PASS = 2.0
+"""What a pass wider than any so far on this machine may take, in passes of that width: it allocates, at an unknown slope."""
 
 UNMEASURED = 0.25
 """Cost of a model's draft against a target pass until it has been measured."""
@@ -152,6 +156,8 @@ class Costs:
     complete: CostCurve = field(init=False)  # the layers behind the exit, for n positions
     draft: dict[Origin, CostCurve] = field(init=False)
     overhead: dict[Origin, float] = field(default_factory=dict)  # of a round, beyond its passes
+    foreign: bool = False  # whether the tables were measured on another machine: then only their ratios mean something
+    widest_here: int = 0  # tokens of the widest target pass seen on this machine, where the tables are foreign
 
     def __post_init__(self) -> None:
         self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
@@ -177,7 +183,37 @@ class Costs:
         """Drafts whose cost is known well enough to risk: one at first, then what passes twice as wide as any so far carry."""
         if origin != "lookup" and not self.draft[origin].known:
             return 1
-        return max(1, 2 * (self.complete if origin == "self" else self.target).widest - 1)
+        return max(1, 2 * self._tried(origin) - 1)
+
+    def _tried(self, origin: Origin) -> int:
+        """Tokens of the widest pass that judged drafts on this machine, or in its profile."""
+        return self.widest_here if self.foreign else (self.complete if origin == "self" else self.target).widest
+
+    def feared(self, origin: Origin, n: int, context: int) -> float:
+        """Seconds by which a round with `n` drafts may exceed what is expected of it, as part of it was never run here.
+
+        A pass at most twice as wide as any before takes at most twice as long, as its work is at most proportional.
+        """
+        wider = n + 1 > self._tried(origin)
+        unmeasured = origin != "lookup" and not self.draft[origin].known
+        if not wider and not unmeasured:
+            return 0.0
+        plain = self.target(1, context)
+        widest = self.target(max(1, self._tried(origin)), context)
+        more = max(0.0, FIRST_PASS * widest - self.target(n + 1, context)) if wider else 0.0
+        return more + (1 - UNMEASURED) * plain if unmeasured else more
+
+    def cheapest_round(self, context: int) -> float:
+        """Plain passes that the cheapest round with a draft may take: looked up, and judged by a pass of two tokens."""
+        plain = self.target(1, context)
+        return (self.target(2, context) + self.feared("lookup", 1, context)) / plain if plain > 0 else FIRST_PASS
+
+    def adopt(self, seconds: float, context: int) -> None:
+        """Take a foreign table's ratios to this machine, on which a plain pass took so long."""
+        expected = self.target(1, context)
+        if expected > 0:
+            self.drift.factor *= seconds / expected
+        self.widest_here = 1
 
     def reading(self, origin: Origin, n: int, context: int) -> float:
         """Seconds of a drafter's pass over `n` tokens, which ends in one draft."""
@@ -201,6 +237,7 @@ class _Plan:
     reading: float  # more for the first, which must read what the drafter missed
     again: float  # more if everything drafted is submitted
     judging: list[float]  # by drafts submitted
+    feared: list[float]  # that the round may take besides, by drafts submitted
     overhead: float
     most: float  # that the round may take
     spared: float  # of `reading`: later rounds' share
@@ -260,8 +297,10 @@ class Dynamic:
     def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
         """Decision 3, and now and then a trial of what was decided against."""
         self._context, self._plan, self._trying, self._survival = context, None, False, []
-        if room < 1 or not self.costs.target.known:
+        if room < 1 or not self.costs.target.known or (self.costs.foreign and not self.costs.widest_here):
             return None  # measure a plain pass first
+        if not self._forgiven and self._account + 1 < self.costs.cheapest_round(context):
+            return None  # so that nothing is looked up that can't be used
         if self._plain_left > 0:
             self._plain_left -= 1
             if not any(p.signal is not None and p.signal >= self._lookup_bar for p in prospects):
@@ -301,6 +340,7 @@ class Dynamic:
             reading,
             again=each if origin == "self" else 0.0,
             judging=costs.judging(origin, drafts, context),
+            feared=[costs.feared(origin, k, context) for k in range(drafts + 1)],
             overhead=costs.overhead.get(origin, 0.0) * costs.drift.factor,
             most=(self._account + 1) * costs.target(1, context) + (reading if origin in self._forgiven else 0.0),
             spared=reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4))),
@@ -309,7 +349,7 @@ class Dynamic:
         best, at, tokens, survival, ahead = plan.foreseen, 0, 1.0, 1.0, 0.0
         for k in range(1, drafts + 1):
             seconds = fixed + k * each + judging[k]
-            if seconds > plan.most or k - at > PATIENCE or survival < SPENT:
+            if seconds + plan.feared[k] > plan.most or k - at > PATIENCE or survival < SPENT:
                 break
             if k & (k - 1) == 0:  # it changes slowly: between powers of two it is taken as it was
                 ahead = self._ahead(plan, k)
@@ -335,7 +375,7 @@ class Dynamic:
             return False
         if k == 0:
             return True
-        if plan.seconds(k + 1) > plan.most:
+        if plan.seconds(k + 1) + plan.feared[k + 1] > plan.most:
             return False
         self._judge(plan, signals)
         gain, ahead, here = 0.0, self._survival[-1], plan.judging[k]
@@ -378,6 +418,9 @@ class Dynamic:
     def learn(self, done: Round) -> None:
         """Costs, acceptance, λ and the accounts, from a finished round."""
         costs, origin, context = self.costs, done.origin, done.context
+        if costs.foreign and not costs.widest_here:
+            costs.adopt(done.verify_seconds, context)
+        costs.widest_here = max(costs.widest_here, done.submitted + 1)
         if origin is None:
             costs.target.observe(1, context, done.verify_seconds)
             expected = plain = costs.target(1, context)
@@ -401,7 +444,10 @@ class Dynamic:
         """Book a round that took as long as so many plain passes."""
         change = REGRET * passes
         self._trials = min(self._trials + change, TRIAL_DEPOSIT)
-        if done.origin is not None:
+        if done.origin is None:
+            deciding = done.seconds - done.verify_seconds
+            change -= passes * min(max(deciding / done.seconds, 0.0), 1.0) if done.seconds > 0 else 0.0
+        else:
             change += done.tokens - passes
             if done.origin in self._forgiven and done.signals:
                 self._forgiven.remove(done.origin)

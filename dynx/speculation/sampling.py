@@ -6,59 +6,114 @@ means here what it means there. They work on float32. Letters: T rows, V vocabul
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from torch.nn.functional import pad
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from dynx.speculation.processors import make_processors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.types import Sampling
+    from dynx.speculation.processors import Process
+    from dynx.speculation.types import Request, Sampling
+
+IMPOSSIBLE = -1e4
+"""Logit of a token that only the target knows, in a draft model's row: far from likely, and finite, so that penalties stay so."""
 
 
 class Warp:
-    """The processors of one `Sampling`, applied to rows of logits."""
+    """The processors of one `Sampling`, applied to rows of logits.
 
-    def __init__(self, sampling: Sampling) -> None:
+    The model's own settings may depend on where the answer starts and ends: `prompt` and `max_new_tokens`. `vocab` is the
+    target's; narrower rows, a draft model's, are widened to it where that matters.
+    """
+
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int] = (), max_new_tokens: int = 0, vocab: int | None = None
+    ) -> None:
         self.sampling = sampling
-        penalty = sampling.repetition_penalty
-        self._penalty: Any = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
+        self._prompt, self._max_new_tokens, self._vocab = prompt, max_new_tokens, vocab
+        self._made: tuple[list[Process], list[Process]] | None = None
         self._warpers: list[Any] = []
         if not sampling.greedy:
             if sampling.temperature != 1:
-                self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+                self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k:
                 self._warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
+    @classmethod
+    def of(cls, request: Request, vocab: int) -> Warp:
+        """A request's, for a target of `vocab` tokens."""
+        return cls(request.sampling, request.prompt, request.max_new_tokens, vocab)
+
+    @property
+    def _by_position(self) -> bool:
+        """Whether a row's scores depend on the tokens before it."""
+        return self.sampling.repetition_penalty != 1 or bool(self.sampling.own.values)
+
     @property
     def idle(self) -> bool:
         """Whether logits come back as they went in (besides their precision)."""
-        return self._penalty is None and not self._warpers
+        return not self._by_position and not self._warpers
 
     def scores(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Tensor:
         """Processed logits (T, V) in float32; row i follows `context` and the first i drafts."""
         rows = rows.to(dtype=torch.float32, copy=True)
-        if self._penalty is not None:
-            seen = [*context, *drafts]
-            for i in range(rows.shape[0]):
-                ids = torch.tensor([seen[: len(context) + i]], device=rows.device)
-                rows[i] = self._penalty(ids, rows[i : i + 1])[0]
+        before: Sequence[Process] = ()
+        after: Sequence[Process] = ()
+        seen = torch.empty(0)
+        if self._by_position:
+            if self.sampling.own.values and self._vocab is not None and rows.shape[-1] < self._vocab:
+                rows = pad(rows, (0, self._vocab - rows.shape[-1]), value=IMPOSSIBLE)
+            if self._made is None:
+                vocab = self._vocab or rows.shape[-1]
+                sampling = self.sampling
+                self._made = make_processors(
+                    sampling.own, sampling.repetition_penalty, self._prompt, self._max_new_tokens, vocab, rows.device
+                )
+            before, after = self._made
+            seen = torch.tensor([[*context, *drafts]], device=rows.device)
+        rows = self._each(before, rows, seen, len(context))
         for warper in self._warpers:
             rows = warper(None, rows)
+        return self._each(after, rows, seen, len(context))
+
+    @staticmethod
+    def _each(processors: Sequence[Process], rows: Tensor, seen: Tensor, start: int) -> Tensor:
+        """`processors` on each of `rows` (T, V), the first of which follows `start` tokens of `seen` (1, N)."""
+        if processors:
+            for i in range(rows.shape[0]):
+                row = rows[i : i + 1]
+                for process in processors:
+                    row = process(seen[:, : start + i], row)
+                rows[i] = row[0]
         return rows
 
     def probabilities(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Tensor:
         """The distribution that is sampled from, (T, V)."""
         return self.scores(rows, context, drafts).softmax(-1)
+
+    def stretch(self, length: int) -> float:
+        """By how much processing can multiply the distance of two logits in a text of up to `length` tokens; inf: by anything."""
+        own, factor = self.sampling.own.values, 1.0
+        for penalty in (self.sampling.repetition_penalty, own.get("encoder_repetition_penalty", 1.0)):
+            factor *= max(penalty, 1 / penalty)
+        if "exponential_decay_length_penalty" in own:
+            begin, base = own["exponential_decay_length_penalty"]
+            try:
+                factor *= 1 + abs(base ** max(0, length - len(self._prompt) - begin) - 1)
+            except OverflowError:
+                return math.inf
+        mark = own.get("watermarking_config")
+        # That scheme favours tokens by the order of the scores themselves, so the least change can make a large one.
+        return math.inf if getattr(mark, "seeding_scheme", None) == "selfhash" else factor
 
 
 class PositionNoise:

@@ -5,33 +5,42 @@ Every choice is kept as a `Decision` under the name of its knob, for `--explain`
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import ModelError, NoProfileError, UsageError
-from dynx.runtime import loading
+from dynx.runtime import loading, own_code
 from dynx.runtime.backends.interface import run_instead
 from dynx.runtime.backends.padding import WIDEST
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import Profile, ProfileKey
-from dynx.runtime.profile_store import ProfileStore, profiles_folder
-from dynx.runtime.utf8 import decode
-from dynx.speculation.backends import Kernels
+from dynx.runtime.profile import Profile, ProfileKey, device_key
+from dynx.runtime.profile_selection import Fitting, fitting
+from dynx.runtime.utf8 import read
+from dynx.runtime.weights import weights_hash
+from dynx.speculation.backends import Kernels, verifier
+from dynx.speculation.model_settings import end_tokens, in_words, own_sampling, read_settings, sampling_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.loading import Source
     from dynx.speculation.engine import Engine, Knowledge
+    from dynx.speculation.types import ModelSettings, Sampling
 
 SMALL = 96 << 20
 """Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
 
 TASK = "generate"
+BUNDLED = "drafts.json"
+"""A profile beside the weights that came with the model: what its drafters are worth, at costs that are another machine's."""
+
 KINDS = ("auto", "none", "self", "lookup")
 
 
@@ -50,6 +59,7 @@ class Wish:
     profile: str | None = None  # an id, or "none"
     require_profile: bool = False
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     offline: bool = False
     plain: bool = False
     exact: bool = False
@@ -66,8 +76,26 @@ class Plan:
     auto: bool  # whether dynx may drop or add drafters
     machine: Device
     key: ProfileKey
-    profile: Profile | None
+    profile: Profile | None  # measured here
     decisions: dict[str, Decision[Any]] = field(default_factory=dict)
+    bundled: Profile | None = None  # came with the model, where nothing was measured here
+
+    @property
+    def profile_id(self) -> str | None:
+        """The profile that the run goes by."""
+        found = self.profile or self.bundled
+        return found.key.id if found else None
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What a profile learned of the drafters; empty without one."""
+        found = self.profile or self.bundled
+        return found.fitted if found else {}
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of every byte of the weights, as they were when it was first asked for."""
+        return weights_hash(self.source.folder, [loading.DRAFTER_FOLDER])
 
     @property
     def device(self) -> str:
@@ -100,49 +128,60 @@ class Assembly:
     plan: Plan
     engine: Engine
     tokenizer: Any
-    generation_config: Any
+    own: ModelSettings
 
     @property
     def decisions(self) -> dict[str, Decision[Any]]:
         """Knob → value and reason."""
         return self.plan.decisions
 
+    @cached_property
+    def verifier(self) -> Backend:
+        """What answers are verified by: the weights that lie in the model's folder."""
+        return verifier(self.plan, self.engine.target)
+
     @property
     def end_tokens(self) -> frozenset[int]:
         """The ids that end an answer: the generation config's, else the tokenizer's."""
-        ids = getattr(self.generation_config, "eos_token_id", None)
-        if ids is None:
-            ids = getattr(self.tokenizer, "eos_token_id", None)
-        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset(self.own.eos)
 
-    @property
-    def repetition_penalty(self) -> float:
-        """The model's own setting, 1 where it has none."""
-        return float(getattr(self.generation_config, "repetition_penalty", None) or 1.0)
+    def sampling(
+        self,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Sampling:
+        """How to choose tokens: as the caller says, under the model's own settings; without a penalty, the model's own."""
+        return own_sampling(self.own, temperature, top_k, top_p, repetition_penalty, seed)
 
 
 def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machine: Device | None = None) -> Plan:
     """Decide all that can be decided without loading anything. Raises DynxError."""
     machine = machine or probe()
-    source = loading.find(wish.model, offline=wish.offline, allow_pickle=wish.allow_pickle)
+    source = _find(wish.model, wish)
     config = source.config()
     kinds, drafter, auto = _parse_draft(wish, source)
     for each in (source, drafter):
         if each is not None:
             loading.check_causal_lm(each, allow_pickle=wish.allow_pickle)
     decisions: dict[str, Decision[Any]] = {"model": Decision(source.name, f"{source.kind}: {source.folder}")}
+    decisions |= own_code.decision(source.folder, trusted=source.trusted)
     decisions["device"] = choose_device(wish.device, machine)
     decisions["dtype"] = _dtype(wish, source, config, decisions["device"].value, machine)
     decisions["threads"] = choose_threads(wish.threads, machine)
     key = ProfileKey(
         task=TASK,
-        model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER]),
-        companion=model_hash(drafter.folder) if drafter else None,
-        device=f"{machine.fingerprint}-{decisions['device'].value}-{decisions['threads'].value}t",
+        model=model_hash(source.folder, exclude=[loading.DRAFTER_FOLDER], code=source.trusted),
+        companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
+        device=device_key(machine.fingerprint, decisions["device"].value, decisions["threads"].value),
         dtype=str(decisions["dtype"].value),
         quantization=_quantization(wish),
     )
-    profile = _profile(wish, key, warn)
+    found = _fitting(wish, source, key, warn)
+    profile = None if found.bundled else found.profile
+    decisions["profile"] = found.decision
     decisions["backend"] = choose(
         wish.backend, wish.quantize, decisions["device"].value, None if profile is None else measured_backend(profile)
     )
@@ -151,21 +190,19 @@ def make_plan(wish: Wish, *, warn: Callable[[str], None] = lambda _: None, machi
             raise NoProfileError(
                 f"profile {profile.key.id} was measured with {measured_backend(profile)}, not {decisions['backend'].value}"
             )
-        warn(f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}")
-        profile = None
+        why = f"profile {profile.key.id} isn't used: its costs are those of {measured_backend(profile)}"
+        warn(why)
+        profile, decisions["profile"] = None, Decision("none", why)
     if wish.quantize != "none":
         decisions["quantize"] = Decision(wish.quantize, _said_of(profile, wish.quantize))
-    decisions["profile"] = (
-        Decision(profile.key.id, f"measured {profile.created}")
-        if profile
-        else Decision(
-            "none",
-            "not wanted"
-            if wish.plain or wish.profile == "none"
-            else "none stored for this model, device and precision",
-        )
+    bundled = found.profile if found.bundled else None
+    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions, bundled)
+
+
+def _find(model: str, wish: Wish) -> Source:
+    return loading.find(
+        model, offline=wish.offline, allow_pickle=wish.allow_pickle, trust_remote_code=wish.trust_remote_code
     )
-    return Plan(wish, source, drafter, kinds, auto, machine, key, profile, decisions)
 
 
 def measured_backend(profile: Profile) -> str:
@@ -207,7 +244,7 @@ def _parse_draft(wish: Wish, source: Source) -> tuple[frozenset[str], Source | N
     kinds = {w for w in words if w in KINDS}
     if wish.lookup is not None:
         kinds.add("lookup")
-    found = loading.find(models[0], offline=wish.offline, allow_pickle=wish.allow_pickle) if models else None
+    found = _find(models[0], wish) if models else None
     return frozenset(kinds | ({"draft"} if found else set())), found, False
 
 
@@ -227,27 +264,20 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
 
-def _profile(wish: Wish, key: ProfileKey, warn: Callable[[str], None]) -> Profile | None:
-    if wish.plain or wish.profile == "none":
-        if wish.require_profile:
-            unwanted = "--plain" if wish.plain else "--profile none"
-            raise UsageError(f"--require-profile and {unwanted} contradict each other")
-        return None
-    store = ProfileStore(profiles_folder(), warn)
-    if wish.profile is not None:
-        profile: Profile = store.get(wish.profile)
-        other = [d for d in profile.key.differences(key) if d != "companion"]
-        if "model" in other or "task" in other:
-            raise ModelError(f"profile {wish.profile} belongs to {profile.model_name}, not to {wish.model}")
-        if other:
-            warn(
-                f"profile {profile.key.id} was measured with another {' and '.join(other)}; its costs are a guess here"
-            )
-        return profile
-    fitting = store.find(key)
-    if fitting is None and wish.require_profile:
-        raise NoProfileError(f"no profile fits {wish.model} here", hint=f"{calibrate_command(wish)} measures one")
-    return fitting
+def _fitting(wish: Wish, source: Source, key: ProfileKey, warn: Callable[[str], None]) -> Fitting:
+    """The profile of a run. One that came with the model is passed over where the user says what to draft with."""
+    found = fitting(
+        key,
+        source.folder / BUNDLED,
+        wanted=wish.profile,
+        plain=wish.plain,
+        required=wish.require_profile,
+        remedy=calibrate_command(wish),
+        weights=lambda: weights_hash(source.folder, [loading.DRAFTER_FOLDER]),
+        warn=warn,
+        measured_here=True,
+    )
+    return Fitting() if found.bundled and wish.draft != "auto" else found
 
 
 def calibrate_command(wish: Wish) -> str:
@@ -266,6 +296,7 @@ def calibrate_command(wish: Wish) -> str:
             parts += [name, quote(value)]
     if wish.threads:
         parts += ["--threads", str(wish.threads)]
+    parts += loading.given(wish)
     return " ".join(parts)
 
 
@@ -275,41 +306,54 @@ def assemble(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] | None = None,
+    put_off: bool = False,
 ) -> Assembly:
     """Load what the plan names and put the engine together. Raises DynxError.
 
     `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
-    against each other and the fastest is kept.
+    against each other and the fastest is kept. With `put_off` a draft model that nobody asked for, and no profile recommends, is
+    loaded when the work has become long enough to pay for it.
     """
     wish, decisions = plan.wish, plan.decisions
+    if clock is not None:
+        _ = plan.weights  # before they are read
     library_text = _library(wish)
     stages("importing torch and transformers")
     with loading.importing():
         import torch
 
         torch.set_num_threads(plan.decisions["threads"].value)
+        from dynx.speculation.drafters.late import LateDrafter
         from dynx.speculation.engine import Drafters, Engine
+        from dynx.speculation.processors import check_processors
 
     knowledge = _knowledge(plan, warn)
     stages("reading the tokenizer")
     tokenizer = loading.load_tokenizer(plan.source)
+    own = _own_settings(plan, tokenizer)
     stages(f"loading {plan.source.name}")
-    fitted = plan.profile.fitted if plan.profile else {}
+    fitted = plan.fitted
     kernels = Kernels(plan, stages, warn, clock)
+    began = time.perf_counter()
     target = kernels.target()
+    loading_seconds = time.perf_counter() - began  # the draft model is smaller
     widened = widened_of(plan.profile) if plan.profile else {}
+    check_processors(own, target.vocab)
     run_instead(target, widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
+    if (state := _state(target)) is not None:
+        decisions["state"] = state
     if plan.kinds and not target.can_rollback.value:
         decisions["draft"] = Decision("none", target.can_rollback.reason)
     elif plan.kinds:
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
-        small = (
-            _load_drafter(plan, tokenizer, kernels, stages)
-            if plan.drafter and (worth is None or "draft" in worth)
-            else None
-        )
+        small = late = None
+        if plan.drafter and put_off and plan.auto and worth is None:
+            load = lambda: _load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
+            late = LateDrafter(load, loading_seconds, began, time.perf_counter)
+        elif plan.drafter and (worth is None or "draft" in worth):
+            small = _load_drafter(plan, tokenizer, kernels, stages)
         layers = _exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
@@ -317,7 +361,7 @@ def assemble(
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
-        drafters = Drafters(small, layers, looking, library)
+        drafters = Drafters(small, layers, looking, library, late)
         decisions["draft"] = _describe_drafters(plan, drafters)
     else:
         decisions["draft"] = Decision("none", "plain decoding was asked for")
@@ -329,7 +373,37 @@ def assemble(
         from dynx.speculation.exactness import alike
 
         engine.alike |= alike(plan.profile.measured.get("noise"), widened)
-    return Assembly(plan, engine, tokenizer, loading.generation_config(plan.source))
+    return Assembly(plan, engine, tokenizer, own)
+
+
+def _own_settings(plan: Plan, tokenizer: Any) -> ModelSettings:
+    """The model's own decoding settings. Raises ModelError where they can't be read, UnsupportedModelError where not kept to."""
+    config = loading.generation_config(plan.source)
+    own = read_settings(config, end_tokens(config, tokenizer))
+    if words := in_words(own):
+        plan.decisions["decoding"] = Decision(words, "the model's own settings, which plain decoding has as well")
+    if asked := sampling_asked(config):
+        plan.decisions["sampling"] = Decision(
+            "as the caller says", f"greedy by default; the model's own settings aren't used: {asked}"
+        )
+    return own
+
+
+def _state(target: Backend) -> Decision[str] | None:
+    """What a target keeps between passes, where that isn't a cache that can be rolled back, or not in texts of every length.
+
+    Raises UnsupportedModelError for a model that can't be decoded.
+    """
+    if target.can_rollback.value:
+        growth = getattr(target, "growth", None)
+        if growth is None:
+            return None
+        said = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
+        return Decision("key-value cache", f"{said}; {target.can_rollback.reason}")
+    stock = getattr(target, "stock", None)
+    if stock is None:
+        return None
+    return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
 
 
 def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
@@ -351,14 +425,27 @@ def _library(wish: Wish) -> str:
     if wish.lookup is None:
         return ""
     try:
-        return decode(wish.lookup.read_bytes(), str(wish.lookup))
+        return read(wish.lookup.read_bytes(), str(wish.lookup))
     except OSError as e:
         raise UsageError(f"--lookup {wish.lookup} can't be read: {e.strerror}") from None
 
 
 def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
-    """What the plan's profile says; one that can't be used leaves the plan as if there were none."""
-    knowledge = knowledge_of(plan.profile, warn=warn)
+    """What the plan's profile says; one that can't be used leaves the plan as if there were none.
+
+    Without one that was measured here nothing is staked at first, unless drafters were asked for.
+    """
+    if plan.bundled is not None:
+        knowledge = knowledge_of(plan.bundled, warn=warn, foreign=True)
+        if not knowledge.costs.foreign:
+            plan.bundled, plan.decisions["profile"] = (
+                None,
+                Decision("none", "the one that came with the model can't be used"),
+            )
+    else:
+        knowledge = knowledge_of(plan.profile, warn=warn)
+    if plan.auto:
+        knowledge.stake = 0.0
     if plan.profile is not None and not knowledge.from_profile:
         if plan.wish.require_profile:
             raise NoProfileError(
@@ -372,7 +459,7 @@ def _knowledge(plan: Plan, warn: Callable[[str], None]) -> Knowledge:
 def _load_drafter(plan: Plan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
     source = plan.drafter
     if source is None:
-        return None
+        raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
     why = loading.same_vocabulary(tokenizer, loading.load_tokenizer(source))
     if why:
@@ -400,7 +487,8 @@ def _exit_layers(plan: Plan, fitted: dict[str, Any], layers: int) -> int | None:
 
 def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
     names = []
-    dropped = plan.profile is not None and (
+    known = plan.profile or plan.bundled
+    dropped = known is not None and (
         (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
     )
     if drafters.model is not None and plan.drafter is not None:
@@ -414,10 +502,12 @@ def _describe_drafters(plan: Plan, drafters: Any) -> Decision[str]:
         why = (
             "weighed each round by measured costs"
             if plan.profile
-            else "tried with small stakes: nothing is measured yet"
+            else "tried where that can't cost more than 1 %: nothing is measured here yet"
         )
-    if dropped and plan.profile is not None:
-        why = f"calibration: {plan.profile.decision['summary']}"
+    if dropped and known is not None:
+        why = f"{'calibration' if plan.profile else 'came with the model'}: {known.decision['summary']}"
+    elif drafters.late is not None and plan.drafter is not None:
+        why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"
     return Decision(", ".join(names) or "none", why)
 
 
@@ -430,9 +520,15 @@ def widened_of(profile: Profile) -> dict[int, int]:
     return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
 
 
-def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None) -> Knowledge:
-    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none."""
-    from dynx.runtime.costs import CostCurve
+def knowledge_of(
+    profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None, foreign: bool = False
+) -> Knowledge:
+    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none.
+
+    Of a `foreign` one, measured on another machine, acceptance holds, costs are ratios that this machine may soon correct, and
+    nothing is promised.
+    """
+    from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
     from dynx.speculation.acceptance_model import Reliability
     from dynx.speculation.engine import Knowledge
     from dynx.speculation.policy import Costs
@@ -450,6 +546,11 @@ def knowledge_of(profile: Profile | None, *, warn: Callable[[str], None] = lambd
         for origin, seconds in measured.get("overhead", {}).items():
             costs.overhead[origin] = float(seconds)
         reliability = {(o, True): Reliability.from_json(r) for o, r in fitted.get("reliability", {}).items()}
+        if foreign:
+            for curve in (costs.target, costs.complete, *costs.draft.values()):
+                curve.table = {n: (seconds, FOREIGN_WEIGHT) for n, (seconds, _) in curve.table.items()}
+            costs.foreign = True
+            return Knowledge(costs, reliability)
         rate = fitted.get("tokens_per_second")
         return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
     except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -99,7 +99,7 @@ def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> Re
     limit = small.context or len(text.tokens)
     tokens = list(text.tokens[:limit])
     rows = small.open().forward(tokens[:-1])[:, :vocab]
-    return _reading(rows, tokens, sampling)
+    return _reading(rows, tokens, text, sampling, vocab)
 
 
 def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> Reading:
@@ -107,20 +107,21 @@ def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> 
     rows = target.open().forward_early(list(text.tokens[:-1]), layers)
     if rows is None:
         raise RuntimeError("an early pass with a head gave no logits")
-    return _reading(rows, list(text.tokens), sampling)
+    return _reading(rows, list(text.tokens), text, sampling, target.vocab)
 
 
-def _reading(rows: Tensor, tokens: list[int], sampling: Sampling) -> Reading:
-    probabilities = Warp(sampling).probabilities(rows, tokens[:1], tokens[1:])
+def _reading(rows: Tensor, tokens: list[int], text: Text, sampling: Sampling, vocab: int) -> Reading:
+    warp = Warp(sampling, text.tokens[: text.prompt], len(text.tokens) - text.prompt, vocab)
+    probabilities = warp.probabilities(rows, tokens[:1], tokens[1:])
     best, guesses = probabilities.max(-1)
     return Reading(
         [log_odds(p) for p in best.tolist()], [g == t for g, t in zip(guesses.tolist(), tokens[1:], strict=True)]
     )
 
 
-def lookup_traces(text: Text, library: Sequence[int]) -> list[Guess]:
+def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = None) -> list[Guess]:
     """What lookup would have offered at each position of the answer from its second token on."""
-    drafter, out = LookupDrafter(library), []
+    drafter, out = LookupDrafter(library, new_ngrams), []
     for at in range(text.prompt + 1, len(text.tokens)):
         drafter.sync(text.tokens[:at])
         signals: list[float] = []

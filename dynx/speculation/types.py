@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from math import inf
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.errors import UsageError
 
@@ -13,15 +15,38 @@ if TYPE_CHECKING:
 Origin = Literal["target", "draft", "self", "lookup"]
 """Who proposed a token first. A token the target chose by itself, in a plain pass or after a rejection, is "target"."""
 
+LEAST_PENALTY = 1e-6
+"""The repetition penalty that dividing and multiplying logits by can't overflow, nor by its inverse."""
+
+COLD = 1e-6
+"""A temperature below which a softmax in float32 gives the likeliest token all the probability, or overflows."""
+
 FinishReason = Literal["length", "eos", "stop", "context", "interrupted"]
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """A model's own decoding settings that change the text, by transformers' names; see `model_settings`."""
+
+    values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    repetition_penalty: float = 1.0  # unless the caller has another
+    eos: tuple[int, ...] = ()  # the ids that the settings about an answer's end mean
+    stop: tuple[str, ...] = ()  # texts that end an answer
+
+    @property
+    def new_ngrams(self) -> int | None:
+        """The number of tokens in a row that a text may not have twice; None where it may repeat itself."""
+        sizes = (self.values.get(name) for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"))
+        return min((size for size in sizes if size), default=None)
+
+
+@dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the logits; temperature 0 takes the most likely one.
+    """How the next token is chosen from the logits; temperature 0, or one below `COLD`, takes the most likely one.
 
     `seed` makes sampling reproducible: the same seed gives the text that plain decoding gives with it, whatever was
-    drafted. Without a seed a rule that accepts more is used; its text has the same distribution.
+    drafted. Without a seed a rule that accepts more is used; its text has the same distribution. `own` are the model's
+    settings, which plain decoding keeps to as well, except for the repetition penalty, which is the caller's.
     """
 
     temperature: float = 0.0
@@ -29,17 +54,19 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    own: ModelSettings = field(default_factory=ModelSettings, repr=False)
 
     def __post_init__(self) -> None:
         """Raises UsageError for what no distribution can be made of, NaN included."""
-        sane = self.temperature >= 0 and self.top_k >= 0 and 0 <= self.top_p <= 1 and self.repetition_penalty > 0
+        sane = 0 <= self.temperature < inf and self.top_k >= 0 and 0 <= self.top_p <= 1
+        sane = sane and LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY
         if not sane or (self.seed is not None and self.seed < 0):
             raise UsageError(f"can't sample with {self}")
 
     @property
     def greedy(self) -> bool:
         """Whether no chance is involved."""
-        return self.temperature == 0
+        return self.temperature < COLD
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,9 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     eos: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
+    continues: bool = (
+        True  # whether the answer goes on with the prompt's text, rather than being one of its own, as in a chat
+    )
 
 
 @dataclass(frozen=True)

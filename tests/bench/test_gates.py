@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy import stats
 from dynx.bench import baseline, fingerprint, limits
 from dynx.bench.gates import Verdict
 from dynx.bench.interim import Looks
-from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.bench.runner import Arm, Measurements, Outcome, OutOfTime, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import UsageError
 
@@ -299,3 +301,25 @@ def test_tolerances_that_are_none(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         baseline.parse_tolerance(text)
     assert caught.value.hint == "--tolerance 5%"
+
+
+def test_a_deadline_goes_through_handlers_and_around_others() -> None:
+    """No handler of ordinary errors swallows it, and a deadline inside it neither delays nor cancels it."""
+    before = signal.getitimer(signal.ITIMER_REAL)[0]  # the test runner's own
+
+    def stubborn() -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                while True:
+                    pass
+
+    with pytest.raises(OutOfTime), limits.deadline(0.1):
+        stubborn()
+    with pytest.raises(OutOfTime), limits.deadline(0.05), limits.deadline(30):
+        stubborn()
+    with limits.deadline(30):
+        with pytest.raises(OutOfTime), limits.deadline(0.02):
+            stubborn()
+        assert 25 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
+    left = signal.getitimer(signal.ITIMER_REAL)[0]
+    assert left == 0 if before == 0 else before - 30 < left <= before

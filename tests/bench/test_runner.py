@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from dynx.bench.runner import Arm, Failure, Measurements, Outcome, Progress, measure
+from dynx.bench.runner import Arm, Failure, Measurements, Outcome, OutOfTime, Progress, measure
 from dynx.errors import DeviceError, DynxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class FakeClock:
@@ -232,6 +233,64 @@ def test_arms_that_decide_nothing_stop_early_where_time_is_short() -> None:
     assert seen == [(2, (2,), False), (4, (2, 4), False), (8, (2, 4, 8), False)]
     assert {name: result.rounds_of(name) for name in result.samples} == {"plain": 8, "dynamic": 8, "idle": 2}
     assert (result.looks, result.ended) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "rounds", "cases"),
+    [(0.0, 0, 2), (2.0, 1, 1), (3.0, 1, 1), (4.0, 1, 2), (7.0, 1, 2), (8.0, 2, 2), (99.0, 5, 2)],
+)
+def test_a_deadline_ends_a_round_between_two_runs(deadline: float, rounds: int, cases: int) -> None:
+    """Runs of 1 s, four a round: what was complete counts, and of an incomplete first round the cases that all arms ran."""
+    clock = FakeClock()
+    arms = [clock.arm("plain", 1.0, reference=True), clock.arm("fast", 1.0)]
+    result = measured(clock, arms, rounds=5, deadline_s=deadline)
+    assert (result.rounds, result.cases) == (rounds, cases)
+    assert result.stopped == ("rounds" if rounds == 5 else "budget")
+    assert result.elapsed <= min(deadline + 1.0, 20.0)
+    assert result.cut_short == (deadline < 4.0)
+    assert [len(result.samples[name]) for name in ("plain", "fast")] == [rounds * cases] * 2
+
+
+def test_a_deadline_counts_the_warm_up() -> None:
+    """A warm-up that takes all the time there is leaves nothing measured, and nothing runs after it."""
+    clock = FakeClock()
+    arms = [clock.arm("plain", 5.0, reference=True), clock.arm("other", 5.0)]
+    result = measured(clock, arms, warmup=9, deadline_s=12.0)
+    assert (result.rounds, result.stopped, result.cut_short) == (0, "budget", True)
+    assert len(clock.log) == 3
+    assert result.identical_rate("plain") is None
+
+
+def test_a_deadline_ends_a_run_in_progress() -> None:
+    """What the guard raises is no failure of the arm that happened to run, whose earlier rounds count."""
+    clock = FakeClock()
+    heard: list[float] = []
+
+    @contextmanager
+    def guard(seconds: float) -> Iterator[None]:
+        heard.append(seconds)
+        yield
+
+    plain = clock.arm("plain", [1.0, 1.0, 1.0, OutOfTime()], reference=True)
+    result = measured(clock, [plain], rounds=5, deadline_s=100.0, guard=guard)
+    assert heard == [100.0]
+    assert (result.rounds, result.stopped, result.failures, result.cut_short) == (1, "budget", {}, False)
+    assert len(result.samples["plain"]) == 2
+
+
+def test_a_deadline_within_the_first_case_keeps_the_arms_that_ran_it() -> None:
+    """An arm that wasn't reached has no samples and hasn't failed."""
+    clock = FakeClock()
+    arms = [clock.arm(name, 1.0, reference=name == "plain") for name in ("plain", "a", "b", "c")]
+    result = measured(clock, arms, rounds=5, deadline_s=3.0)
+    ran = {name for name, _ in clock.log}
+    assert len(ran) == 3
+    assert result.failures == {}
+    if "plain" in ran:
+        assert (result.rounds, result.cases) == (1, 1)
+        assert {name for name, samples in result.samples.items() if samples} == ran
+    else:
+        assert result.rounds == 0
 
 
 def test_progress_counts_every_run_up_to_the_total() -> None:

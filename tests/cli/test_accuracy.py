@@ -51,6 +51,15 @@ def test_digits_that_are_names_are_names_unless_they_are_ids_throughout(tmp_path
     assert gold(tmp_path, b"1\n2\n", stars) == [0, 1]
 
 
+def test_a_quoted_table_has_a_label_for_each_row(tmp_path: Path) -> None:
+    """Read as --tsv reads the input: line ends inside quotes end no row, and a row whose text can't be read has its label."""
+    path = tmp_path / "gold.tsv"
+    path.write_bytes(b'text\tlabel\n"two\nlines"\t"positive"\n"open\tnegative\nbad \xff\tpositive\n')
+
+    assert list(read_gold(path, MOOD, quoted=True).rows) == [1, 0, 1]
+    assert gold(tmp_path, b'"open\tnegative\nbad \xff\tpositive\nclosed"\tnegative\n') == [0, 1, 0]
+
+
 def test_unknown_labels_are_named(tmp_path: Path) -> None:
     """The complaint lists some of them, and what the model knows."""
     with pytest.raises(UsageError, match=r"that the model hasn't: neutral, mixed$") as caught:

@@ -113,6 +113,24 @@ def test_true_labels_give_accuracy(cli: Cli, folder: Path, tmp_path: Path) -> No
     assert any(line.startswith("accuracy: plain ") for line in result.document["reading"])
 
 
+def test_true_labels_stay_with_their_rows(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """Rows that are no input, and texts of several lines, shift no label: the model's own labels are all right."""
+    texts = [f"{text}\nand more" if i % 5 == 0 else text for i, text in enumerate(sentences(COUNT))]
+    said = cli("classify", "-m", folder, *texts).out.splitlines()
+    quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+    written = [f"{text}\t{line.split(chr(9))[0]}\n".encode() for text, line in zip(quoted, said, strict=True)]
+    written[3:3] = [b"caf\xe9\tLABEL_0\n", b"\tLABEL_1\n"]
+    table = tmp_path / "table.tsv"
+    table.write_bytes(b"text\tlabel\n" + b"".join(written))
+    result = cli(
+        "bench", "-m", folder, *SHORT, "--data", table, "--tsv", "--column", "text", "--labels", table, "--json"
+    )
+    accuracy = result.document["arms"][0]["facts"]["accuracy"]
+
+    assert (result.code, accuracy["hits"], accuracy["of"]) == (0, COUNT, COUNT)
+    assert f"1 of {COUNT + 2} rows of --data can't be read and were left out (row 4: not UTF-8" in result.err
+
+
 def test_true_labels_go_with_the_inputs_drawn(cli: Cli, folder: Path, tmp_path: Path, texts: Path) -> None:
     """--inputs draws at random, each text with its own label: what plain said of all of them is what it says of some."""
     said = cli("classify", "-m", folder, stdin=texts.read_bytes()).out

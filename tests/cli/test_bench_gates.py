@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,10 @@ import pytest
 from support.classifier_folders import sentences, write_text_classifier
 
 from dynx import schemas
+from dynx.bench import runner
+from dynx.cli.bench import command as bench
+from dynx.cli.bench import generation as bench_generation
+from dynx.cli.bench import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +94,71 @@ def test_a_gate_goes_on_until_it_is_decided(cli: Cli, tiny_folder: Path) -> None
     sure = 1 - 0.05 * document["rounds"] / 160
     assert document["header"]["harness"]["interval_confidence"] == pytest.approx(sure, abs=1e-6)
     assert any("looked at up to 6 times" in sentence for sentence in document["reading"])
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        (("--runs", 3, "--min-speedup", 0.5), bench.RUNS_BUDGET),
+        (("--min-speedup", 0.5), bench.GATED_BUDGET),
+        (("--require-identical",), bench.RUNS_BUDGET),
+        (("--runs", 3, "--min-speedup", 0.5, "--budget", 7), 7.0),
+        (("--runs", 1), None),
+    ],
+)
+def test_every_gate_has_a_deadline(
+    cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...], seconds: float | None
+) -> None:
+    """Whatever else is asked for; what is no gate has none."""
+    heard: list[float | None] = []
+    real = runner.measure
+
+    def listening(*args: Any, **kwargs: Any) -> runner.Measurements:
+        heard.append(kwargs["deadline_s"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "measure", listening)
+    cli("bench", "-m", tiny_folder, *TINY, *options)
+    assert heard == [seconds]
+
+
+@pytest.mark.parametrize("runs", [1, 6, 11, 17, 40])
+def test_a_budget_that_ends_early_is_inconclusive(
+    cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    """After any number of clock readings no gate passes on inputs that weren't run, and the exit code is any open gate's."""
+    real = runner.measure
+
+    def hasty(*args: Any, **kwargs: Any) -> runner.Measurements:
+        ticks = itertools.count()
+        return real(*args, **{**kwargs, "clock": lambda: float(next(ticks)), "deadline_s": float(runs)})
+
+    monkeypatch.setattr(runner, "measure", hasty)
+    gates = ("--runs", 3, "--min-speedup", 1e-9, "--require-identical", "--json")
+    result = cli("bench", "-m", tiny_folder, *TINY, *gates)
+    document = result.document
+    assert (result.code, document["stopped"]) == (0, "budget")
+    assert schemas.complaint(document) is None
+    speed, identical = (gate["verdict"] for gate in document["gates"])
+    assert speed == "inconclusive"
+    whole = document["rounds"] >= 1 and document["cases"] == 2
+    assert identical == ("pass" if whole else "inconclusive")
+    assert whole or any("in the first round" in sentence for sentence in document["reading"])
+    assert cli("bench", "-m", tiny_folder, *TINY, *gates, "--bisect").code == 125
+
+
+def test_loading_has_a_deadline_of_its_own(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that doesn't get ready ends a gate with one line that says so."""
+
+    def forever(*_: Any) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(bench_generation, "prepare", forever)
+    monkeypatch.setattr(measure, "LOADING_BUDGET", 0.2)
+    result = cli("bench", "-m", tiny_folder, "--min-speedup", 1.0)
+    assert result.code == 1
+    assert re.search(r"^dynx: nothing was measured: .* wasn't ready after 0\.2 s$", result.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

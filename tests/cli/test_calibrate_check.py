@@ -49,7 +49,7 @@ def test_without_a_profile_for_this_device(cli: Cli, easy: Path, known: Findings
     other = cli("calibrate", "-m", easy, "--data", fresh, "--check")
 
     assert (nothing.code, "no profile of easy is stored" in nothing.err) == (4, True)
-    assert (other.code, "was measured with another device" in other.err) == (4, True)
+    assert (other.code, "was measured on another device" in other.err) == (4, True)
 
 
 def test_inputs_learned_from_prove_nothing(cli: Cli, easy: Path, known: Findings, tmp_path: Path) -> None:
@@ -76,4 +76,4 @@ def test_a_promise_of_speed(cli: Cli, tiny_folder: Path) -> None:
 
     assert (broken.code, "is below 720.00x as a whole" in broken.err) == (3, True)
     assert broken.out.splitlines()[-1].endswith(f"the promise of profile {made.key.id} is broken")
-    assert (other.code, "was measured with another device" in other.err) == (4, True)
+    assert (other.code, "was measured on another device" in other.err) == (4, True)

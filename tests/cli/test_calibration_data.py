@@ -35,6 +35,16 @@ def test_texts(tmp_path: Path, content: str, options: dict[str, str]) -> None:
     assert inputs.items == inputs.names == ["one", "two words"]
 
 
+def test_rows_left_out_are_told(tmp_path: Path) -> None:
+    """How many, and why the first of them; the others keep their places in the data."""
+    path, said = tmp_path / "data", list[str]()
+    path.write_bytes(b'{"t": "one"}\n\n{"t": "\xff"}\n{"t": "two"}\n{"t": "a", "text_pair": "b"}\n')
+    inputs = read_inputs(str(path), "text", field="t", warn=said.append)
+
+    assert (inputs.items, inputs.places, inputs.rows) == (["one", "two"], [0, 3], 5)
+    assert said == ["2 of 5 rows of --data can't be read and were left out (row 3: not UTF-8: byte 0xff at offset 21)"]
+
+
 def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     """`-` reads it."""
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"one\n")))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import signal
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -130,13 +132,87 @@ def test_wrong_command_lines(cli: Cli, easy: Path, arguments: list[str], stdin: 
     assert result.err.startswith('{"schema": "dynx.error/1", ' if "--json" in arguments else "dynx: ")
 
 
-def test_bytes_that_are_no_text(cli: Cli, easy: Path) -> None:
-    """What came before is answered, then the offset is told."""
-    result = cli("classify", "-m", easy, stdin=b"a fox\n\xff\n")
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "echo", "error"),
+    [
+        ([], b"a fox\n\xff\nthe key\n", "\\xff", "not UTF-8: byte 0xff at offset 6"),
+        (["a fox", "\udcff", "the key"], None, "\\xff", "not UTF-8: byte 0xff at offset 0"),
+        (["-0"], b"a fox\0\xff\0the key\0", "\\xff", "not UTF-8: byte 0xff at offset 6"),
+        (
+            ["--tsv", "--column", "t"],
+            b't\tn\n"a fox"\t1\n"the\t2\nthe key\t3\n',
+            '"the\\t2',
+            "a quote that opens a cell and is never closed",
+        ),
+        (
+            ["--field", "text"],
+            b'{"text": "a fox"}\n{"text": "one", "text_pair": "two"}\n{"text": "the key"}\n',
+            '{"text": "one", "text_pair": "two"}',
+            'half of a pair: the row has a "text_pair" too, and dynx classifies single texts only',
+        ),
+    ],
+    ids=["line", "argument", "NUL", "quote", "pair"],
+)
+def test_a_bad_row_is_an_error_in_its_place(
+    cli: Cli, easy: Path, arguments: list[str], stdin: bytes | None, echo: str, error: str
+) -> None:
+    """The rows around it have the labels that they have alone, and the exit code says that one has none."""
+    good = cli("classify", "-m", easy, "a fox", "the key").out.splitlines()
+    result = cli("classify", "-m", easy, *arguments, stdin=stdin)
+    documents = cli("classify", "-m", easy, "--jsonl", *arguments, stdin=stdin).documents
 
-    assert result.code == 2
-    assert result.out.endswith("\ta fox\n")
-    assert "0xff at offset 6" in result.err
+    assert result.code == 1
+    assert result.out.splitlines() == [good[0], f"\terror: {error}\t{echo}", good[1]]
+    assert result.err == "dynx: 1 of 3 inputs have no label; the reason stands in their place\n"
+    assert [d["error"] for d in documents] == [None, error, None]
+
+
+def test_a_quoted_table_is_read_whole(cli: Cli, easy: Path) -> None:
+    """What Python's csv module writes has the labels of the texts themselves: tabs, quotes and line ends inside."""
+    texts = ['a "golden"\tkey', "the fox\nand the wood", '"quoted" fox', "plain"]
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, "excel-tab")
+    writer.writerows([["id", "text", "label"], *([i, text, "x"] for i, text in enumerate(texts))])
+    expected = cli("classify", "-m", easy, *texts).out
+    result = cli("classify", "-m", easy, "--tsv", "--column", "text", stdin=written.getvalue().encode())
+
+    assert (result.code, result.out) == (0, expected)
+
+
+def test_pictures_are_turned_as_they_say(cli: Cli, tmp_path: Path) -> None:
+    """All eight orientations, and formats of every kind, get the scores of transformers' pipeline; names are any bytes."""
+    from PIL import Image
+    from transformers import pipeline
+
+    vit = write_image_classifier(tmp_path / "vit")
+    paths = []
+    rng = np.random.default_rng(3)
+    picture = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        paths.append(tmp_path / os.fsdecode(b"turned \xff %d.png" % orientation))
+        picture.save(paths[-1], exif=exif)
+    palette = picture.quantize(8)
+    palette.save(tmp_path / "palette.png", transparency=2)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.convert("LA").save(tmp_path / "la.png")
+    Image.fromarray(rng.integers(0, 1 << 16, (24, 40), dtype=np.uint16)).save(tmp_path / "deep.png")
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=[picture.rotate(180)])
+    paths += [tmp_path / name for name in ("palette.png", "cmyk.jpg", "la.png", "deep.png", "moving.gif")]
+    pipe: Any = pipeline("image-classification", model=str(vit), device="cpu", dtype="float32")
+    expected = []
+    for path in paths:
+        with Image.open(path) as file:
+            expected.append({one["label"]: one["score"] for one in pipe(file, top_k=10)})
+    result = cli("classify", "-m", vit, "--jsonl", *paths)
+
+    assert result.code == 0
+    found = [document["scores"] for document in result.documents]
+    assert [one.keys() for one in found] == [one.keys() for one in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-6)
+    assert len({tuple(one.values()) for one in found[:8]}) == 8
 
 
 def test_models_of_other_tasks(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:

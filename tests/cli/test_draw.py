@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -108,7 +109,7 @@ def ctrl_c() -> None:
 
 def test_a_picture_and_its_path(draw: Cli, here: Path) -> None:
     """The path on stdout and nothing on stderr; the pixels are the pipeline's own."""
-    result = draw("a", "red cat", "--seed", 1)
+    result = draw("a red cat", "--seed", 1)
     own = pipelines.stable_diffusion()(
         "a red cat",
         num_inference_steps=STEPS,
@@ -168,6 +169,159 @@ def test_prompts_from_stdin(draw: Cli, here: Path) -> None:
     assert result.out.splitlines() == [f"out/{n}.png" for n in ("1-a-cat", "2-a-cat", "3-blue-moon", "4-blue-moon")]
     assert [png.read(here / line)["seed"] for line in result.out.splitlines()] == [1, 2, 1, 2]
     assert whole.out == "the-apple.png\n"
+
+
+def own_pixels(prompt: str, seed: int) -> np.ndarray:
+    """What diffusers draws by itself."""
+    made = pipelines.stable_diffusion()(
+        prompt, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(seed), output_type="np"
+    )
+    return np.asarray((made.images[0] * 255).round().astype("uint8"))
+
+
+def test_every_argument_is_a_picture(draw: Cli, here: Path) -> None:
+    """Each the pipeline's own of that prompt; - is what stdin holds, and what is piped in stands before each."""
+    result = draw("a red cat", "blue moon", "--seed", 1)
+    with_dash = draw("the", "-", "--seed", 1, "-o", "dash/", stdin=b"apple\n")
+    piped = draw("cat", "moon", "--seed", 1, "-o", "piped/", "--json", stdin=b"blue\n").document
+
+    assert result == Result(0, "1-a-red-cat.png\n2-blue-moon.png\n", "")
+    for path, prompt in (("1-a-red-cat.png", "a red cat"), ("2-blue-moon.png", "blue moon")):
+        np.testing.assert_array_equal(pixels(here / path), own_pixels(prompt, 1))
+    assert with_dash.out == "dash/1-the.png\ndash/2-apple.png\n"
+    assert [r["prompt"] for r in piped["results"]] == ["blue\ncat", "blue\nmoon"]
+
+
+def test_lines_with_several_arguments(draw: Cli, here: Path) -> None:
+    """Each line with each of them."""
+    result = draw("--lines", "cat", "moon", "-o", "out/", "--json", stdin=b"a\nthe\n").document
+
+    assert [r["prompt"] for r in result["results"]] == ["a\ncat", "a\nmoon", "the\ncat", "the\nmoon"]
+
+
+def test_lines_of_one_name(draw: Cli, here: Path) -> None:
+    """The second is numbered; where the name is fixed it is an error in its place, and the rest is drawn."""
+    named = draw("--lines", "--seed", 1, "-o", "{slug}.png", stdin="A cat\n🍎\na cat!\n🍏\n".encode())
+    fixed = draw("--lines", "-c", 2, "--seed", 1, "-o", "{seed}.png", "--json", stdin=b"a cat\nblue moon\n")
+
+    assert named == Result(0, "a-cat.png\nred-apple.png\na-cat-2.png\ngreen-apple.png\n", "")
+    assert png.read(here / "a-cat-2.png")["prompt"] == "a cat!"
+    assert fixed.code == 1
+    assert [(r["path"], r["index"]) for r in fixed.document["results"]] == [
+        ("1.png", 0),
+        ("2.png", 1),
+        (None, 2),
+        (None, 3),
+    ]
+    assert fixed.document["results"][2]["error"].startswith("1.png would be written twice ({n} in --output")
+    assert png.read(here / "1.png")["prompt"] == "a cat"
+
+
+@pytest.mark.parametrize("mode", ["--json", "--jsonl"])
+def test_a_bad_line_is_an_error_in_its_place(draw: Cli, here: Path, mode: str) -> None:
+    """Of bytes that aren't UTF-8, or with a file in its way; all others are drawn, and the exit code tells."""
+    Path("3-blue-moon.png").write_bytes(b"mine")
+    data = b"a cat\nred \xff\nblue moon\nthe apple\n"
+    result = draw("--lines", "--seed", 1, mode, stdin=data)
+    found = result.document["results"] if mode == "--json" else [d for d in result.documents if d["event"] == "result"]
+
+    assert result.code == 1
+    assert [(r["index"], r["path"]) for r in found] == [
+        (0, "1-a-cat.png"),
+        (1, None),
+        (2, None),
+        (3, "4-the-apple.png"),
+    ]
+    assert [(r["prompt"], r["receipt"] is None) for r in found[1:3]] == [("red \ufffd", True), ("blue moon", True)]
+    assert found[1]["error"].startswith(f"stdin is not UTF-8: byte 0xff at offset {data.index(255)}")
+    assert found[2]["error"] == "3-blue-moon.png exists (--force overwrites it)"
+    assert (found[0]["error"], found[3]["error"]) == (None, None)
+    np.testing.assert_array_equal(pixels(here / "4-the-apple.png"), own_pixels("the apple", 1))
+    assert Path("3-blue-moon.png").read_bytes() == b"mine"
+
+
+def test_a_line_that_cannot_be_read_first(draw: Cli, here: Path) -> None:
+    """Ends nothing either; a run of bad lines alone fails, and no line is an error as ever."""
+    result = draw("--lines", stdin=b"\xff\na cat\n")
+    bad = draw("--lines", stdin=b"\xff\n")
+    none = draw("--lines", stdin=b"\n")
+
+    assert (result.code, result.out, bad.code, none.code) == (1, "2-a-cat.png\n", 1, 2)
+    assert result.err.splitlines()[1] == "dynx: 1 of 2 pictures failed, as said above"
+
+
+@pytest.mark.parametrize("lines", [True, False], ids=["lines", "arguments"])
+def test_what_fails_while_it_is_drawn(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, lines: bool) -> None:
+    """A prompt that the pipeline chokes on, and a file that can't be written: in their places, the rest is drawn."""
+    real, link = Artist.draw, Path.hardlink_to
+
+    def picky(self: Artist, prompt: str, seed: int, **others: Any) -> Any:
+        if prompt == "blue moon":
+            raise ValueError("index out of range\nin self")
+        return real(self, prompt, seed, **others)
+
+    def full(self: Path, target: Path) -> None:
+        if "red" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(self, target)
+
+    monkeypatch.setattr(Artist, "draw", picky)
+    monkeypatch.setattr(Path, "hardlink_to", full)
+    monkeypatch.setattr(Path, "replace", full)
+    prompts = ["a cat", "blue moon", "a red cat", "the apple"]
+    given = ["--lines"] if lines else prompts
+    result = draw(*given, "--seed", 1, stdin="\n".join(prompts).encode() if lines else None)
+
+    assert (result.code, result.out) == (1, "1-a-cat.png\n4-the-apple.png\n")
+    assert result.err.splitlines() == [
+        "dynx: no picture of 'blue moon' with seed 1: ValueError: index out of range",
+        "dynx: no picture of 'a red cat' with seed 1: can't write 3-a-red-cat.png: No space left on device",
+        "dynx: 2 of 4 pictures failed, as said above",
+    ]
+    assert names(here) == ["1-a-cat.png", "4-the-apple.png"]
+
+
+def test_ctrl_c_beside_a_failure(draw: Cli, here: Path, died: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is told, and no further picture begins."""
+
+    def fail() -> None:
+        ctrl_c()
+        raise ValueError("no")
+
+    at_step(monkeypatch, 2, fail)
+    result = draw("a cat", "blue moon")
+
+    assert (died, names(here)) == ([signal.SIGINT], [])
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_pipeline_of_linked_parts(cli: Cli, folders: Path, here: Path, tmp_path: Path) -> None:
+    """Is drawn as diffusers draws it."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for part in (folders / "tiny").iterdir():
+        (linked / part.name).symlink_to(part)
+    result = cli("draw", "-m", linked, "a red cat", "--seed", 1, "--steps", STEPS)
+
+    assert result == Result(0, "a-red-cat.png\n", "")
+    np.testing.assert_array_equal(pixels(here / "a-red-cat.png"), own_pixels("a red cat", 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("StableDiffusionImg2ImgPipeline", "image"), ("StableDiffusionInpaintPipeline", "image and mask_image")],
+)
+def test_a_pipeline_that_starts_from_a_picture(cli: Cli, here: Path, tmp_path: Path, kind: str, missing: str) -> None:
+    """Is refused in one line with what is missing, by every command that loads it."""
+    folder = tmp_path / "edits"
+    parts = pipelines.stable_diffusion().components
+    getattr(diffusers, kind)(**parts, requires_safety_checker=False).save_pretrained(folder)
+    for command in (("draw", "a cat", "a dog"), ("calibrate",), ("bench", "draw")):
+        result = cli(*command, "-m", folder)
+        assert (result.code, result.out) == (1, "")
+        assert result.err.startswith(f"dynx: {kind} needs {missing}, and dynx draws from prompts alone (")
+        assert len(result.err.splitlines()) == 2
+    assert names(here) == []
 
 
 def test_the_png_on_stdout(draw: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +413,10 @@ def test_a_pipeline_without_prompts(draw: Cli, here: Path) -> None:
         (["-o", "missing/x.png"], "missing is no folder"),
         (["-o", "x.jpg"], "PNG"),
         (["-o", "{seed}/x.png"], "is no folder"),
-        (["-o", "{slug}.png", "-c", "2"], "written twice"),
+        (["-o", "seeds-{seed}.png", "a dog"], "written twice"),
+        (["-o", "-", "a dog"], "stdout takes one picture, not 2"),
+        (["-", "-"], "stand for stdin once"),
+        ([" "], "PROMPT 2 of 2 is empty"),
         (["--size", "large"], "--size large"),
         (["--size", "15"], "multiples of"),
         (["--steps", "many"], "--steps many"),

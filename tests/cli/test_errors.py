@@ -20,6 +20,7 @@ from dynx.runtime.backends import eager
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.profile import Profile
 from dynx.runtime.profile_store import ProfileStore
+from dynx.runtime.weights import weights_hash
 from dynx.speculation.setup import Wish, assemble, make_plan
 
 if TYPE_CHECKING:
@@ -229,18 +230,51 @@ def test_a_prompt_longer_than_the_context(cli: Cli, tiny_folder: Path) -> None:
     refused(result, 2, rf"the prompt has \d+ tokens and the model's context is {CONTEXT}", "shorten the prompt")
 
 
-def test_bad_lines_keep_the_answers_before(cli: Cli, tiny_folder: Path) -> None:
-    """A prompt too long, or not UTF-8, in the middle of --lines is told by number or offset, and nothing before is lost."""
-    good = b"Once upon\nThe fox\n"
-    want = cli("generate", "-m", tiny_folder, "--lines", "-n", 6, stdin=good)
-    for bad, words in ((b"the fox " * CONTEXT, "prompt 3: the prompt has"), (b"caf\xe9", "byte 0xe9 at offset 21")):
-        text = cli("generate", "-m", tiny_folder, "--lines", "-n", 6, stdin=good + bad + b"\nmore\n")
-        document = cli("generate", "-m", tiny_folder, "--lines", "-n", 6, "--json", stdin=good + bad + b"\nmore\n")
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (b"the fox " * CONTEXT, "the prompt has"),
+        (b"caf\xe9", "stdin is not UTF-8: byte 0xe9 at offset 13"),
+        (b"x" * (17 << 20), "the line at offset 10 is longer than 16 MiB"),
+    ],
+    ids=["too long for the model", "not UTF-8", "too long for a line"],
+)
+def test_a_bad_line_has_its_error_in_its_place(cli: Cli, tiny_folder: Path, batch: int, bad: bytes, words: str) -> None:
+    """The lines around it have the answers that they have alone; exit code and, in text, an empty line say that it has none."""
+    command = ["generate", "-m", tiny_folder, "--lines", "-n", 6, "--batch", batch]
+    want = cli(*command, stdin=b"Once upon\nThe fox\nmore\n").out.splitlines()
+    stdin = b"Once upon\n" + bad + b"\nThe fox\n\n" + bad + b"\nmore\n"
+    text = cli(*command, stdin=stdin)
+    document = cli(*command, "--json", stdin=stdin)
+    events = cli(*command, "--jsonl", stdin=stdin).documents
 
-        assert (text.code, text.out) == (2, want.out)
-        assert [r["text"] for r in document.document["results"]] == want.out.splitlines()
-        assert text.err == f"dynx: {document.error['message']}\n  {document.error['hint']}\n"
-        assert words in text.err
+    assert (text.code, text.out.splitlines()) == (1, [want[0], "", want[1], "", want[2]])
+    said = text.err.splitlines()
+    assert [line.split(":")[1].strip() for line in said[:2]] == ["prompt 2", "prompt 4"]
+    assert words in said[0]
+    assert said[2:] == ["dynx: 2 prompts have no answer"]
+    assert (document.code, document.error["message"]) == (1, "2 prompts have no answer")
+    results = document.document["results"]
+    assert [r.get("text") for r in results] == [want[0], None, want[1], None, want[2]]
+    assert [list(results[i]) for i in (1, 3)] == [["index", "model", "prompt", "error"]] * 2
+    assert [r["index"] for r in results] == list(range(5))
+    assert words in results[1]["error"]
+    assert all(len(r["prompt"]) < 8 * CONTEXT + 1 for r in results)
+    assert [(e["event"], e["index"]) for e in events if e["event"] != "token"] == [
+        ("result", 0),
+        ("error", 1),
+        ("result", 2),
+        ("error", 3),
+        ("result", 4),
+    ]
+
+
+def test_what_is_wrong_for_every_line_ends_it(cli: Cli, tiny_folder: Path) -> None:
+    """A model without chat template is told once."""
+    result = cli("generate", "-m", tiny_folder, "--lines", "--chat", stdin=b"one\ntwo\n")
+
+    refused(result, 2, "has no chat template", "leave out --chat")
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n"], ids=repr)
@@ -359,6 +393,7 @@ def stored(folder: Path, **changes: Any) -> Path:
         fitted={"reliability": {}, "exit_layers": 1, "tokens_per_second": 900.0},
         evidence={},
         decision={"summary": "made up"},
+        weights=weights_hash(folder, ["drafter"]),
     )
     return ProfileStore(Path(os.environ["DYNX_CACHE_DIR"]) / "profiles", pytest.fail).save(replace(profile, **changes))
 
@@ -411,17 +446,23 @@ def test_a_profile_that_cannot_be_trusted_is_ignored(cli: Cli, tiny_folder: Path
 
 
 def test_a_profile_asked_for_by_name_must_belong_here(cli: Cli, tiny_folder: Path, changed: Copy) -> None:
-    """--profile with another model's profile is refused; with one of this model, from another device, it is warned of."""
+    """--profile with another model's profile is refused, and so is one of this model from elsewhere, with the difference."""
     key = make_plan(Wish(str(tiny_folder), profile="none")).key
     foreign = stored(tiny_folder, key=replace(key, device="elsewhere-cpu-1t")).stem[-12:]
-    result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 8, "--profile", foreign, "--json")
-    assert result.document["receipt"]["profile"] == foreign
-    assert "measured with another device" in result.err
-    assert len(result.err.splitlines()) == 1
+    result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 8, "--profile", foreign)
+    refused(
+        result,
+        2,
+        rf"profile {foreign} of .* doesn't fit: it was measured on another device \(a test\)",
+        "calibrate",
+    )
 
     other = changed("other")
     edit(other / "config.json", rope_theta=5000.0)
-    refused(cli("generate", "-m", other, PROMPT, "--profile", foreign), 1, rf"profile {foreign} belongs to tiny")
+    result = cli("generate", "-m", other, PROMPT, "--profile", foreign)
+    refused(
+        result, 2, rf"profile {foreign} doesn't fit this run: it was measured with another model \(tiny\)", "calibrate"
+    )
 
 
 def exhausted(monkeypatch: pytest.MonkeyPatch, module: type, passes: int, error: Exception) -> None:

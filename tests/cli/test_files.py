@@ -19,12 +19,24 @@ from dynx.errors import DynxError, UsageError
         ("../../etc/passwd", "etc-passwd"),
         ("größe_und Übermut", "größe-und-übermut"),
         ("…", "untitled"),
+        ("🍎", "red-apple"),
+        ("🍏 🍎!", "green-apple-red-apple"),
+        ("❤️", "heavy-black-heart"),
+        ("👩\u200d🚀", "woman-rocket"),
+        ("👍🏽", "thumbs-up-sign-type-4"),
+        ("🇩🇪", "de"),
+        ("😀" * 50, "grinning-face-grinning-face-grinning"),
+        ("\U0010ffff", "u10ffff"),
+        ("a cat 🐱", "a-cat"),
+        ("\u0301", "untitled"),
+        ("हिन्दी में", "हिन्दी-में"),
+        ("ภาษาไทย", "ภาษาไทย"),
         ("a very long prompt about a cat that sat on a mat", "a-very-long-prompt-about-a-cat-that-sat"),
         ("x" * 60, "x" * 40),
     ],
 )
 def test_prompts_become_names(prompt: str, name: str) -> None:
-    """Letters of any language stay; nothing else gets out of the folder."""
+    """Letters of any language stay with their marks, symbols alone have names; nothing else gets out of the folder."""
     assert slug(prompt) == name
 
 
@@ -50,6 +62,18 @@ def test_a_pattern_is_filled_in(tmp_path: Path) -> None:
     )
     assert Outputs.parse(f"{tmp_path}/out.png", 2, force=False).path(2, "cat", 9) == tmp_path / "out-2.png"
     assert Outputs.parse(f"{tmp_path}/out.PNG", 1, force=False).path(1, "cat", 9) == tmp_path / "out.PNG"
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    """One that comes from the prompt is numbered, past names that are taken; a fixed one is refused."""
+    outputs = Outputs.parse(f"{tmp_path}/{{slug}}.png", 2, force=False)
+    named = [outputs.path(n, prompt, 0) for n, prompt in enumerate(("cat", "cat 2", "Cat!", "cat", "dog"), 1)]
+    assert named == [tmp_path / f"{name}.png" for name in ("cat", "cat-2", "cat-3", "cat-4", "dog")]
+
+    fixed = Outputs.parse(f"{tmp_path}/{{seed}}.png", 2, force=True)
+    fixed.path(1, "cat", 0)
+    with pytest.raises(UsageError, match=r"0\.png would be written twice"):
+        fixed.path(2, "dog", 0)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.commands import CHAT, CONTEXT, PROMPT
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dynx import shipped
 from dynx.cli import console
+from dynx.speculation.setup import Wish, _library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,6 +247,70 @@ def test_a_template_may_refuse(cli: Cli, changed: Callable[..., Path]) -> None:
     assert result.err == "dynx: chatty's chat template refuses this: no such role\n"
 
 
+@pytest.fixture
+def spaced(changed: Callable[..., Path]) -> Path:
+    """The tiny model with a tokenizer of words that carry their space, whose decoder drops the first one's, as Llama 2's."""
+    folder = changed("spaced")
+    raw = Tokenizer(models.WordLevel({f"▁{i}" if i % 3 else f"<{i}>": i for i in range(400)}, unk_token="<0>"))  # noqa: S106
+    raw.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<{i}>" for i in range(0, 400, 3)]})
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("mode", [[], ["--temperature", 5, "--seed", 4]], ids=["greedy", "sampled"])
+def test_an_answer_continues_its_prompt(cli: Cli, spaced: Path, mode: list[object]) -> None:
+    """The text is what decoding prompt and answer adds to the prompt's; with --chat it is decoded by itself."""
+    tokenizer = AutoTokenizer.from_pretrained(spaced)
+    prompt = "7 11"
+    first = tokenizer(prompt)["input_ids"]
+    start = len(tokenizer.decode(first, skip_special_tokens=True))
+    wanted = ["generate", "-m", spaced, prompt, "-n", 24, *mode]
+
+    going_on = cli(*wanted, "--json").document
+    both = [*first, *going_on["token_ids"]]
+    assert going_on["text"] == tokenizer.decode(both, skip_special_tokens=True)[start:]
+    assert going_on["text"].startswith(" ")
+    events = cli(*wanted, "--jsonl").documents
+    assert "".join(e["text"] for e in events if e["event"] == "token") == going_on["text"] == events[-1]["text"]
+    lines = cli("generate", "-m", spaced, "--lines", "-n", 24, *mode, stdin=f"{prompt}\n{prompt}\n".encode())
+    assert lines.out == f"{going_on['text']}\n" * 2
+    chat = cli(*wanted, "--json", "--chat").document
+    assert chat["token_ids"] == going_on["token_ids"]
+    assert chat["text"] == tokenizer.decode(chat["token_ids"], skip_special_tokens=True) == going_on["text"][1:]
+
+
+def test_a_special_token_stops(cli: Cli, spaced: Path) -> None:
+    """--stop takes the name of a token that isn't shown, and ends the answer before it."""
+    tokenizer = AutoTokenizer.from_pretrained(spaced)
+    wanted = ["generate", "-m", spaced, "7 11", "-n", 60, "--temperature", 5, "--seed", 4]
+    ids = cli(*wanted, "--json").document["token_ids"]
+    at = next(i for i, token in enumerate(ids) if i > 3 and token in tokenizer.all_special_ids)
+    name = tokenizer.convert_ids_to_tokens(ids[at])
+    stopped = cli(*wanted, "--json", "--stop", name).document
+    first = ids.index(ids[at])
+
+    assert stopped["finish_reason"] == "stop"
+    assert stopped["token_ids"] == ids[: first + 1]
+    whole = tokenizer.decode([*tokenizer("7 11")["input_ids"], *ids[:first]], skip_special_tokens=True)
+    assert f"7 11{stopped['text']}" == whole
+
+
+def test_a_byte_order_mark_changes_no_answer(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    """On stdin, with --lines and in the file of --lookup."""
+    mark = b"\xef\xbb\xbf"
+    model = ["generate", "-m", tiny_folder, "-n", 12]
+    assert cli(*model, stdin=mark + PROMPT.encode()).out == cli(*model, PROMPT).out
+    lines = f"{PROMPT}\n{PROMPT}\n".encode()
+    assert cli(*model, "--lines", stdin=mark + lines).out == cli(*model, "--lines", stdin=lines).out
+    library = tmp_path / "library.txt"
+    library.write_bytes(mark + b"Once upon")
+    assert _library(Wish(lookup=library)) == "Once upon"
+
+
 def test_chat_without_a_template_is_told(cli: Cli, tiny_folder: Path) -> None:
     """A base model has no roles to speak in."""
     result = cli("generate", "-m", tiny_folder, PROMPT, "--chat")
@@ -346,13 +413,17 @@ def test_home_may_be_unset(cli: Cli, tiny_folder: Path, answer: str, monkeypatch
 
 @pytest.mark.skipif("story" not in shipped.names(), reason="the shipped model isn't there yet")
 def test_the_shipped_model_tells_a_story(cli: Cli) -> None:
-    """Without -m the shipped model answers, offline, drafted for and equal to plain."""
+    """Without -m the shipped model answers, offline and equal to plain; its own profile says what is worth drafting with."""
     dynamic = cli("generate", PROMPT, "-n", 40, "--offline", "--json").document
     plain = cli("generate", PROMPT, "-n", 40, "--offline", "--plain").out
 
     assert dynamic["model"] == "story"
     assert dynamic["text"] + "\n" == plain
-    assert "story/drafter" in dynamic["decisions"]["draft"]["value"]
+    assert dynamic["decisions"]["draft"]["value"] == "lookup"
+    assert dynamic["decisions"]["profile"]["reason"] == "came with the model"
+    unknown = cli("generate", PROMPT, "-n", 40, "--offline", "--profile", "none", "--json").document
+    assert unknown["text"] == dynamic["text"]
+    assert "story/drafter isn't loaded before" in unknown["decisions"]["draft"]["reason"]
 
 
 LINES = [
@@ -397,28 +468,6 @@ def test_a_batch_says_what_it_was(cli: Cli, tiny_folder: Path) -> None:
     assert 3 < first["receipt"]["rows"] <= 4
     assert re.search(r"^batch +\d\.\d answers shared each pass", said, re.MULTILINE)
     assert re.search(r"^batch +4 \(asked for\)$", said, re.MULTILINE)
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-def test_a_prompt_that_is_too_long_ends_it_in_its_turn(cli: Cli, tiny_folder: Path, batch: int) -> None:
-    """The answers before it are whole, nothing comes after, and the error names its line."""
-    stdin = "\n".join([PROMPT, "The fox", "king " * CONTEXT, "Once"]).encode()
-    before = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, stdin="\n".join([PROMPT, "The fox"]).encode()).out
-    result = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, "--batch", batch, stdin=stdin)
-
-    assert (result.code, result.out) == (2, before)
-    assert result.err.startswith("dynx: prompt 3: the prompt has ")
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-def test_a_line_that_is_no_text_ends_it_in_its_turn(cli: Cli, tiny_folder: Path, batch: int) -> None:
-    """The answers before a line that isn't UTF-8 are written before it is told."""
-    stdin = f"{PROMPT}\nThe fox\n".encode()
-    before = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, stdin=stdin).out
-    result = cli("generate", "-m", tiny_folder, "--lines", "-n", 12, "--batch", batch, stdin=stdin + b"\xff\nOnce\n")
-
-    assert (result.code, result.out) == (2, before)
-    assert "stdin" in result.err
 
 
 def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
-from dynx.cli.inputs import piped, read_lines, read_prompt, typed
+from dynx.cli.bench.command import read_prompts
+from dynx.cli.inputs import BadLine, each_line, piped, read_lines, read_prompt, typed
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -215,6 +216,49 @@ def test_lines_are_prompts_in_order() -> None:
         assert list(read_lines([], stdin)) == ["one", "two", "thrée"]
 
 
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    """What Windows' editors put at the start is left out, of all of stdin and of its first line; elsewhere it is a character."""
+    with pipe(MARK + b"one\n") as stdin:
+        assert read_prompt([], stdin) == "one"
+    with pipe(MARK + b"one\n") as stdin:
+        assert read_prompt(["two"], stdin) == "one\ntwo"
+    with pipe(MARK + b"one\n") as stdin:
+        assert read_prompt(["-", "two"], stdin) == "one two"
+    with pipe(MARK + b"one\n" + MARK + b"two\n") as stdin:
+        assert list(read_lines([], stdin)) == ["one", "\ufefftwo"]
+    assert typed("\ufeffone", "PROMPT") == "\ufeffone"
+
+
+def test_a_byte_order_mark_alone_is_nothing() -> None:
+    """A file that an editor saved empty is as empty as one of no bytes."""
+    with pipe(MARK) as stdin, pytest.raises(UsageError, match="stdin is empty"):
+        read_prompt([], stdin)
+    with pipe(MARK + b"\n") as stdin, pytest.raises(UsageError, match="stdin is empty"):
+        list(read_lines([], stdin))
+    with pipe(MARK) as stdin:
+        assert read_prompt(["two"], stdin) == "two"
+
+
+def test_a_bad_byte_after_a_byte_order_mark_is_counted_with_it() -> None:
+    """Offsets are those of the file."""
+    with pipe(MARK + b"dr\xff\n") as stdin, pytest.raises(UsageError, match="byte 0xff at offset 5"):
+        next(read_lines([], stdin))
+
+
+def test_a_file_of_prompts_is_cut_as_stdin_is(tmp_path: Path) -> None:
+    """Prompts of --data: no byte order mark, Windows' line ends, and no line ends that only Unicode knows."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(MARK + "one\r\n\ntwo\u2028still two\fand still\n".encode())
+
+    assert read_prompts(str(path)) == ["one", "two\u2028still two\fand still"]
+    path.write_bytes(MARK)
+    with pytest.raises(UsageError, match="is empty"):
+        read_prompts(str(path))
+
+
 def test_lines_keep_leading_and_trailing_blanks() -> None:
     """Blanks may matter to a model, so only the line's end is cut off."""
     with pipe(b"  one \n") as stdin:
@@ -248,6 +292,18 @@ def test_a_bad_byte_is_counted_from_the_beginning_of_stdin() -> None:
         assert [next(prompts), next(prompts)] == ["été", "zwei"]
         with pytest.raises(UsageError, match=rf"byte 0xff at offset {data.index(255)}"):
             next(prompts)
+
+
+def test_bad_lines_stand_among_the_others() -> None:
+    """Where each line is asked for, one that isn't UTF-8 comes in its place with its reason, and the next ones after it."""
+    data = "été\n".encode() + b"dr\xff\n\nvier\n\xfe"
+    with pipe(data) as stdin:
+        found = list(each_line(stdin))
+    assert [line for line in found if isinstance(line, str)] == ["été", "vier"]
+    bad = [line for line in found if isinstance(line, BadLine)]
+    assert [line.text for line in bad] == ["dr\ufffd", "\ufffd"]
+    offsets = [data.index(255), data.index(254)]
+    assert [str(line.error).rpartition(" ")[2] for line in bad] == list(map(str, offsets))
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \r\n\n"], ids=repr)

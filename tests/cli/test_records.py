@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynx.cli.classify.output import SCHEMA, Document, Format, JsonLines, Table, escape, resume, unescape
-from dynx.cli.classify.records import LONGEST, ROOM, Layout, Record, Records, layout, pieces, read_records, windows
+from dynx.cli.classify.records import ROOM, Layout, Record, Records, layout, read_records, windows
+from dynx.cli.pieces import CHUNK, LONGEST, pieces
 from dynx.early_exit.types import Prediction
 from dynx.errors import UsageError
 
@@ -99,35 +100,112 @@ def test_nul_separates_texts_of_several_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "options", "offset"),
+    ("data", "options", "expected", "error"),
     [
-        (b"good\nb\xffd\n", {}, 6),
-        (b"\xef\xbb\xbfb\xffd\n", {}, 4),
-        (b"good\0b\xffd", {"nul": True}, 6),
-        (b"text\tn\nx\t\xff\n", {"tsv": True, "column": "text"}, 9),
-        (b'{"text": "\xff"}\n', {"field": "text"}, 10),
-        (b"\xff\xfea\0", {}, 0),
+        (b"good\nb\xffd\nmore\n", {}, ["good", None, "more"], "not UTF-8: byte 0xff at offset 6"),
+        (b"\xef\xbb\xbfb\xffd\nmore\n", {}, [None, "more"], "not UTF-8: byte 0xff at offset 4"),
+        (b"good\0b\xffd\0more", {"nul": True}, ["good", None, "more"], "not UTF-8: byte 0xff at offset 6"),
+        (
+            b"n\ttext\n1\tx\n2\tb\xff\n\xff\tmore\n",
+            {"tsv": True, "column": "text"},
+            ["x", None, "more"],
+            "not UTF-8: byte 0xff in the row at offset 11",
+        ),
+        (
+            b'{"text": "\xff"}\n{"text": "more"}\n',
+            {"field": "text"},
+            [None, "more"],
+            "not UTF-8: byte 0xff at offset 10",
+        ),
     ],
+    ids=["lines", "BOM", "NUL", "table", "JSON lines"],
 )
-def test_bytes_that_are_not_utf8_are_located(data: bytes, options: dict[str, Any], offset: int) -> None:
-    """The offset counts from the start of stdin, whatever the layout."""
-    with pytest.raises(UsageError, match=rf"stdin is not UTF-8: byte 0xf[ef]+ at offset {offset}\b"):
-        records(data, **options)
+def test_bytes_that_are_not_utf8_are_an_error_in_their_row(
+    data: bytes, options: dict[str, Any], expected: list[str | None], error: str
+) -> None:
+    """The rows around it are read; the offset counts from the start of stdin, whatever the layout."""
+    found = records(data, **options)
+
+    assert [r.text for r in found] == expected
+    assert [r.error for r in found if r.error] == [error]
 
 
-def test_records_before_bad_bytes_are_still_read() -> None:
-    """What came before the error is there to be answered."""
-    found = iter(Records(["-"], io.BytesIO(b"one\n\xff\n"), Layout()))
+def test_an_argument_that_is_not_utf8_is_an_error_in_its_row() -> None:
+    """The shell passes any bytes; the other arguments are read."""
+    found = records(b"", "a\udcff", "b")
 
-    assert next(found).text == "one"
-    with pytest.raises(UsageError, match="offset 4"):
-        next(found)
+    assert [(r.text, r.error) for r in found] == [(None, "not UTF-8: byte 0xff at offset 1"), ("b", None)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+def test_another_encoding_is_no_matter_of_rows(encoding: str) -> None:
+    """After the byte order mark of UTF-16 or UTF-32 any line may look like text and be none: the whole input is refused."""
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+
+    with pytest.raises(UsageError, match=r"stdin is not UTF-8: byte 0xf[ef] at offset 0"):
+        records(f"{mark}one\ntwo\n".encode(encoding))
+
+
+def test_names_of_files_are_any_bytes(tmp_path: Path) -> None:
+    """On Linux a name needn't be UTF-8: as an argument, a line, with -0 and in a table it leads to its file."""
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_text("found")
+    table = b"id\tpath\n1\t" + name + b"\n"
+
+    found = [
+        records(b"", os.fsdecode(name), images=True),
+        records(name + b"\n", images=True),
+        records(name + b"\0", images=True, nul=True),
+        records(table, images=True, tsv=True, column="path"),
+    ]
+    for (record,) in found:
+        assert record.path is not None
+        assert (record.error, record.path.read_text()) == (None, "found")
+        assert JsonLines().render([(record, SURE)]).encode().count("caf\ufffd.png".encode()) == 1
+        row = Table().render([(record, SURE)]).removesuffix("\n")
+        assert row.endswith("caf\\xe9.png")
+        assert os.fsencode(unescape(row.split("\t")[2])) == name
+
+
+def test_a_line_that_is_too_long_is_an_error_in_its_row() -> None:
+    """It isn't kept whole, and the lines around it are read, whatever their layout."""
+    long = b"x" * (LONGEST + 10)
+    for options, good, expected in (
+        ({}, b"good", "good"),
+        ({"tsv": True, "column": "1"}, b"good\t1", "good"),
+        ({"field": "t"}, b'{"t": "good"}', "good"),
+    ):
+        found = records(good + b"\n" + long + b"\n" + good + b"\n" + long, **options)  # type: ignore[arg-type]
+        assert [r.text for r in found] == [expected, None, expected, None]
+        assert [r.error for r in found if r.error] == ["longer than the 16 MiB that a line may have"] * 2
+        assert all(len(r.raw) < 300 for r in found)
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 12, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+def test_a_piece_that_is_too_long_leaves_the_others_where_they_are(size: int) -> None:
+    """Offsets after it count all of its bytes, and so much comes of it that it is known to be too long."""
+    found = list(pieces(io.BytesIO(b"one\n" + b"x" * size + b"\ntwo\nlast"), "stdin", longest=10))
+
+    assert [(offset, piece) for offset, piece in found if b"x" not in piece and piece] == [
+        (0, b"one"),
+        (5 + size, b"two"),
+        (9 + size, b"last"),
+    ]
+    assert len(found) == 4
+    assert found[1][0] == 4
+    assert (len(found[1][1]) > 10) == (size > 10)
 
 
 def test_a_stream_without_line_ends_is_refused_before_it_fills_the_memory() -> None:
-    """/dev/zero as input ends in an error."""
-    with Path("/dev/zero").open("rb") as zeros, pytest.raises(UsageError, match="16 MiB without a line end"):
-        list(pieces(zeros, "stdin"))
+    """/dev/zero as input is an error in its row at once, and ends in one: it has no rows."""
+    tracemalloc.start()
+    with Path("/dev/zero").open("rb") as zeros:
+        found = pieces(zeros, "stdin")
+        assert len(next(found)[1]) > LONGEST
+        with pytest.raises(UsageError, match="1024 MiB without a line end"):
+            list(found)
+    assert tracemalloc.get_traced_memory()[1] < 4 * LONGEST
+    tracemalloc.stop()
     assert LONGEST == 16 << 20
 
 
@@ -146,11 +224,43 @@ def test_a_directory_on_stdin_is_refused() -> None:
 
 def test_a_column_by_name() -> None:
     """The header names the columns; a row that is too short is an error in its place, an empty line an empty text."""
-    found = records(b"\xef\xbb\xbfid\ttext\r\n1\tone\r\n2\r\n\r\n3\tthree\tmore\r\n", tsv=True, column="text")
+    found = records(b"\xef\xbb\xbfid\ttext\r\n1\tone\r\n2\r\n\r\n3\tthree\t\r\n", tsv=True, column="text")
 
     assert [r.text for r in found] == ["one", None, "", "three"]
     assert [r.error for r in found] == [None, "1 columns, and text is number 2", None, None]
     assert [r.raw for r in found] == ["one", "2", "", "three"]
+
+
+def test_a_row_with_more_columns_than_the_header_is_an_error() -> None:
+    """A tab inside a text that isn't quoted cuts it: half of it would be labelled as if it were all."""
+    found = records(b"id\ttext\n1\thalf\tand half\n2\twhole\n", tsv=True, column="text")
+
+    assert [(r.text, r.error) for r in found] == [(None, "3 columns, and the header has 2"), ("whole", None)]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "expected"),
+    [
+        (b'{"text": "a", "text_pair": "b"}\n{"text": "c", "text_pair": null}\n', {"field": "text"}, [None, "c"]),
+        (b'{"text": "a", "text_pair": "b"}\n{"text_pair": "d"}\n', {"field": "text_pair"}, [None, "d"]),
+        (b'{"text": "a", "text_pair": ""}\n{"text": "c", "pair": "d"}\n', {"field": "text"}, [None, "c"]),
+        (b"text\ttext_pair\na\tb\nc\t\n", {"tsv": True, "column": "text"}, [None, "c"]),
+    ],
+)
+def test_a_pair_is_not_half_read(data: bytes, options: dict[str, Any], expected: list[str | None]) -> None:
+    """What transformers' pipeline reads as a pair says that pairs aren't classified; other keys beside the text mean nothing."""
+    found = records(data, **options)
+
+    assert [r.text for r in found] == expected
+    assert [bool(r.error and r.error.startswith("half of a pair")) for r in found] == [True, False]
+
+
+def test_a_key_that_occurs_twice_is_an_error() -> None:
+    """Python's json would take the last value in silence."""
+    found = records(b'{"text": "a", "text": "b"}\n{"text": "c"}\n', field="text")
+
+    assert [r.text for r in found] == [None, "c"]
+    assert found[0].error == 'not JSON: the key "text" occurs twice'
 
 
 def test_a_column_by_number_has_no_header() -> None:
@@ -274,7 +384,6 @@ def test_a_dash_stands_for_the_records_of_stdin() -> None:
         (["-"], {}, True, "--no-stdin forbids it"),
         (["file.tsv"], {"tsv": True, "column": "a"}, False, "--tsv reads stdin"),
         (["a"], {"nul": True}, False, "-0 reads stdin"),
-        (["a\udcff"], {}, False, "argument is not UTF-8: byte 0xff at offset 1"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: list[str], options: dict[str, Any], never: bool, message: str) -> None:
@@ -360,10 +469,15 @@ def test_windows_read_ahead_within_bounds(size: int, window: int, ahead: int) ->
 def test_windows_raise_an_error_after_the_records_before_it() -> None:
     """What was read before an error is handed over first."""
     seen: list[str | None] = []
-    with pytest.raises(UsageError, match="offset 4"):  # noqa: PT012
-        for window in windows(Records(["-"], io.BytesIO(b"a\nb\n\xff\n"), Layout()), most=1):
+
+    def failing() -> Iterator[Record]:
+        yield from numbered(2)
+        raise UsageError("can't read stdin")
+
+    with pytest.raises(UsageError, match="can't read stdin"):  # noqa: PT012
+        for window in windows(failing(), most=1):
             seen += [r.text for r in window]
-    assert seen == ["a", "b"]
+    assert seen == ["0", "1"]
 
 
 def test_windows_closed_early_let_the_reader_end() -> None:

@@ -68,7 +68,7 @@ def test_a_whole_document() -> None:
         "required": ["schema", "x"],
         "properties": {
             "schema": {"const": "dynx.one.two/1"},
-            "x": {"anyOf": [{"$ref": "#/$defs/two_words"}, {"type": "null"}], "description": "Said of the key."},
+            "x": {"oneOf": [{"$ref": "#/$defs/two_words"}, {"type": "null"}], "description": "Said of the key."},
         },
         "$defs": {
             "two_words": {

@@ -176,8 +176,21 @@ WRONG = [
     ("dtype = 'float8'\n", "dtype must be one of auto, float32, bfloat16, float16", None),
     ("[bench]\nruns = 'x'\n", "[bench] runs must be a whole number", None),
     ("allow-pickle = true\n", "allow-pickle can't be set by a project's file", "type --allow-pickle"),
+    (
+        "trust-remote-code = true\n",
+        "trust-remote-code can't be set by a project's file",
+        "type --trust-remote-code",
+    ),
     ("[generate]\nplain = yes\n", "is not TOML: ", "a setting looks like"),
 ]
+
+
+def test_a_byte_order_mark_is_no_setting(desk: Path, seen: dict[str, Any]) -> None:
+    """A file that an editor marked as UTF-8 reads like any other."""
+    (desk / "dynx.toml").write_bytes(b"\xef\xbb\xbf[generate]\ntop-k = 7\n")
+
+    assert run(["generate", "x"]) == 0
+    assert seen["top_k"] == 7
 
 
 @pytest.mark.parametrize(("text", "words", "hint"), WRONG, ids=[words for _, words, _ in WRONG])
@@ -296,7 +309,7 @@ def test_very_verbose_says_where_values_are_from(
 def test_every_option_is_a_setting() -> None:
     """Each option of each command can be set but for those that ask for one action; help lists all but the hidden ones."""
     from dynx.cli.app import app
-    from dynx.cli.reference import read_tree
+    from dynx.cli.reference.tree import read_tree
 
     for command in read_tree(app).commands:
         name = command.path[-1]

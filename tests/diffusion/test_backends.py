@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from dynx.runtime.device import Device
 from dynx.runtime.loading import Source
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
+from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,12 +50,15 @@ def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, Decision[bool]]:
     return found
 
 
+FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
+
+
 def assembly_of(pipe: Any, **wish: Any) -> Assembly:
     """As if it had been loaded from a folder to be calibrated."""
     key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
     decisions = {name: Decision(value, "") for name, value in (("device", "cpu"), ("dtype", "float32"), ("threads", 1))}
     decisions["backend"] = Decision("torch-eager", "")
-    source = Source("tiny", Path("tiny"), "folder")
+    source = Source("tiny", Path(FOLDER.name), "folder")
     plan = Plan(Wish(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions)
     return Assembly(plan, Engine(pipe), None, racing=True)
 
@@ -251,6 +256,7 @@ def test_a_profile_of_other_kernels_is_passed_over(folder: Path) -> None:
     stored = Profile(
         key, "tiny", "2026-01-01T00:00:00+00:00", versions, fitted=fitted, decision={"summary": ""}, **blank
     )
+    stored = replace(stored, weights=weights_hash(folder))
     assert measured_way(stored) == ("openvino", "bfloat16")
     ProfileStore(profiles_folder(), lambda _: None).save(stored, {"x": np.zeros(1)})
     assert make_plan(wish).way == ("openvino", "bfloat16")
@@ -286,3 +292,47 @@ def test_one_promise_for_steps_and_precision(monkeypatch: pytest.MonkeyPatch) ->
     assert (False, False) in drawn
     assert found.likeness[12].worst < 1
     assert "on PyTorch, bfloat16" in found.summary or found.summary.startswith("plain")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("same dtype"), KeyError("weight"), AssertionError()])
+@pytest.mark.parametrize("calls", [0, 3, backends.ROUNDS + 3])
+def test_kernels_that_raise_are_left_out(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
+    """At once, while they are timed or on a trial picture: calibration goes on with the pipeline as it was loaded."""
+    pipelines.hurry(monkeypatch)
+    monkeypatch.setattr(backends, "ways", lambda *_: [LOW, AS_LOADED])
+    own, made = ModuleKernels.__call__, [0]
+
+    def failing(self: ModuleKernels, *args: Any) -> Any:
+        made[0] += 1
+        if made[0] > calls:
+            raise error
+        return own(self, *args)
+
+    monkeypatch.setattr(ModuleKernels, "__call__", failing)
+    scheduler = diffusers.DDIMScheduler(**pipelines.SCALED, clip_sample=False, timestep_spacing="trailing")
+    pipe = diffusers.DDIMPipeline(unet=pipelines.Exact(sample_size=16), scheduler=scheduler)
+    assembly = assembly_of(pipe, quality=0.1)
+    ticks = iter(range(10**6))
+    found = learning.calibrate(assembly, [], budget=1e6, clock=lambda: next(ticks) / 100)
+
+    assert (found.profile.fitted["backend"], found.profile.fitted["precision"]) == AS_LOADED
+    said = assembly.plan.decisions["backend"].reason
+    assert "PyTorch bfloat16 can't run it: " in said
+    assert f"fails on PyTorch ({type(error).__name__}: {str(error) or 'no message'})" in said
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends a race as it ends a run, while they are prepared and while they are timed; so does Ctrl-C."""
+    assembly = assembly_of(pipelines.stable_diffusion())
+    request = backend_search.sample_of(assembly.plan.wish, assembly.engine)
+    for method in ("_function", "__call__"):
+        for error in (MemoryError(), RuntimeError("not enough memory"), KeyboardInterrupt()):
+
+            def failing(*_: Any, error: BaseException = error) -> Any:
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr(ModuleKernels, method, failing)
+                with pytest.raises(type(error)) as caught:
+                    backends.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], lambda: 0.0)
+                assert caught.value is error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from dynx.runtime.profile import Profile, ProfileKey
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 
 MACHINE = probe()
+FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
 
 
 def smooth(size: int = 16) -> Any:
@@ -46,7 +48,7 @@ def assembly_of(pipe: Any, **wish: Any) -> Assembly:
     """As if it had been loaded from a folder."""
     key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
     decisions = {name: Decision(value, "") for name, value in (("device", "cpu"), ("dtype", "float32"), ("threads", 1))}
-    source = Source("tiny", Path("tiny"), "folder")
+    source = Source("tiny", Path(FOLDER.name), "folder")
     plan = Plan(Wish(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions)
     return Assembly(plan, Engine(pipe), None)
 

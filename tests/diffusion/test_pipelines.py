@@ -130,7 +130,7 @@ def test_pipelines_of_other_kinds_stay_plain() -> None:
     """Those that start from a picture, or run two networks."""
     pipe = pipeline("stable-diffusion")
     other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    assert recognise(other).adaptive.reason == "it needs an image, and dynx draws from prompts"
+    assert recognise(other).adaptive.reason == "it can start from an image, and dynx knows loops that start from noise"
 
     two = stable_diffusion()
     two.transformer = two.unet

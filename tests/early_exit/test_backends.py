@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from support.classifier_folders import write_text_classifier
 from support.classifiers import IMAGE, batch, classifier
 from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
@@ -20,6 +21,7 @@ from dynx.early_exit.setup import Wish, calibrate_command, make_plan
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.packed_linear import available
 from dynx.runtime.backends.registry import OPENVINO, TORCH
+from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -237,3 +239,69 @@ def test_a_causal_classifier_quantizes_from_a_folder(tmp_path: Path) -> None:
     assembly = assembled(folder, quantize="int8")
     assert assembly.blocks.quantized
     assert Classifier(assembly).window(["one", "two words"])[1].label
+
+
+@converts
+@pytest.mark.parametrize("error", [RuntimeError("same dtype"), KeyError("weight"), AssertionError()])
+def test_whatever_openvino_raises_leaves_it_out(
+    easy: Path, known: Findings, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """In a calibration and on a run of a profile that names it, with the reason; asked for by name it's one line."""
+    from dynx.early_exit.setup import assemble
+    from dynx.runtime.backends.openvino import blocks as openvino_blocks
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    fix_costs(monkeypatch)
+    monkeypatch.setattr(openvino_blocks, "replace", failing)
+    why = f"OpenVINO can't run it: {easy.name} fails on OpenVINO ({type(error).__name__}: {str(error) or 'no message'})"
+
+    assembly = assemble(make_plan(Wish(str(easy), profile="none", threads=1)), calibrating=True)
+    learned(assembly)
+    assert assembly.decisions["backend"] == Decision(TORCH, why)
+
+    keep(replace(known, profile=replace(known.profile, fitted={**known.profile.fitted, "backend": OPENVINO})))
+    run = assembled(easy)
+    assert run.decisions["backend"] == Decision(TORCH, why)
+    assert run.plan.profile is None
+
+    with pytest.raises(UnsupportedModelError, match="fails on OpenVINO"):
+        assembled(easy, backend="openvino", profile="none")
+
+
+@converts
+def test_memory_that_ran_out_is_no_fault_of_openvinos(easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the command as it does elsewhere, and so does Ctrl-C."""
+    from dynx.runtime.backends.openvino import blocks as openvino_blocks
+
+    for error in (MemoryError(), RuntimeError("not enough memory: you tried to allocate"), KeyboardInterrupt()):
+
+        def failing(*_: Any, error: BaseException = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(openvino_blocks, "_converted", failing)
+        with pytest.raises(type(error)) as caught:
+            assembled(easy, backend="openvino", profile="none")
+        assert caught.value is error
+
+
+@converts
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])
+def test_converting_blocks_leaves_their_weights(kind: str, precision: str) -> None:
+    """Parameters and buffers are the same objects with the same bits: the rest of the model goes on with them."""
+    from dynx.runtime.backends.openvino import blocks as openvino_blocks
+
+    model, reader = classifier(kind), Reader(kind)
+    attachment = attach(model, reader.probe())
+    seen = openvino_blocks.observe(attachment.blocks, lambda: attachment.run(batch(kind, 6, seed=1)))
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {name: (tensor, tensor.clone(), tensor.dtype) for name, tensor in named.items()}
+    put_in(attachment, reader, Blocks(OPENVINO, precision, seen if precision == "int8" else {}), 1)  # type: ignore[arg-type]
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        same_object, bits, dtype = before[name]
+        assert tensor is same_object
+        assert (tensor.dtype, torch.equal(tensor, bits)) == (dtype, True)

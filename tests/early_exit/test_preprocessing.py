@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,7 @@ from support.commands import train_tokenizer
 
 from dynx.early_exit.preprocessing import Images, Row, Texts, token_limit
 from dynx.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from dynx.runtime.pictures import read_picture
 
 LONG = "a fox in the wood and a key of gold " * 20
 
@@ -135,6 +135,50 @@ def test_pictures_and_what_is_none(tmp_path: Path) -> None:
     assert reasons[3:] == ["no such file", "a folder, not an image"]
     assert all("image" in str(reason) for reason in reasons[:3])
     assert reader.probe()["pixel_values"].shape == (4, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+def test_pictures_are_read_as_the_pipeline_reads_them(tmp_path: Path, orientation: int | None) -> None:
+    """Turned as their EXIF says, in every format that carries it; transformers' own reader gives the same pixels."""
+    from PIL import Image
+    from transformers.image_utils import load_image
+
+    noise = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    for suffix in ("png", "jpg", "webp", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(noise).save(path, exif=exif)
+        found, expected = read_picture(path), load_image(str(path))
+        assert (found.mode, found.size, found.tobytes()) == ("RGB", expected.size, expected.tobytes())
+        assert found.size == ((24, 40) if orientation in (5, 6, 7, 8) else (40, 24))
+
+
+def test_files_that_would_never_end(tmp_path: Path) -> None:
+    """A pipe that nobody writes to and a device without end are errors in their rows."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = Images(processor(), classifier("vit"))
+
+    assert set(reader.rows([tmp_path / "pipe", Path("/dev/zero")])) == {"no file: a pipe, a socket or a device"}
+
+
+def test_a_picture_that_the_processor_refuses(tmp_path: Path) -> None:
+    """Its row says so; the others are read."""
+    from PIL import Image
+
+    class Picky:
+        def __call__(self, images: Any, return_tensors: str) -> Any:
+            if images.width < 3:
+                raise ValueError("too thin\nfor words")
+            return processor()(images=images, return_tensors=return_tensors)
+
+    Image.new("RGB", (2, 9)).save(tmp_path / "thin.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    thin, good = Images(Picky(), classifier("vit")).rows([tmp_path / "thin.png", tmp_path / "good.png"])
+
+    assert thin == "the model's image processor can't take its 2 × 9 pixels: too thin"
+    assert isinstance(good, Row)
 
 
 def test_pictures_of_another_shape() -> None:

@@ -146,7 +146,7 @@ def test_evidence_speaks_only_of_what_it_saw(known: Findings, easy: Path) -> Non
     assert "no profile" in why(easy, max_disagreement=EPS, dtype="bfloat16")
     with pytest.raises(NoProfileError, match="cut to"):
         assembled(easy, max_length=16, require_profile=True)
-    with pytest.raises(UsageError, match="is for another dtype"):
+    with pytest.raises(UsageError, match=r"doesn't fit: it was measured in float32, not bfloat16$"):
         make_plan(Wish(str(easy), profile=known.profile.key.id, dtype="bfloat16", threads=1))
 
 

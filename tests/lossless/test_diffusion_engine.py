@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -28,7 +28,10 @@ from support.pipelines import (
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.types import Request, Step
-from dynx.errors import DeviceError, UsageError
+from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 """Of diffusers' schedulers, under NumPy 2."""
@@ -380,3 +383,63 @@ def test_a_receipt_is_a_document() -> None:
     assert found["calls"] == 4
     assert found["steps"] == {"planned": 4, "run": 4, "skipped": 0, "cached": 0, "unguided": 0}
     assert Schedule.from_json(found["schedule"]) == schedule
+
+
+def kin(kind: type, **others: Any) -> Any:
+    """Another pipeline of the parts of Stable Diffusion."""
+    made = kind(**stable_diffusion().components, requires_safety_checker=False, **others)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def labelled() -> Any:
+    """A pipeline that draws from the numbers of classes."""
+    torch.manual_seed(9)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8
+    )
+    made = diffusers.DiTPipeline(transformer, stable_diffusion().vae, diffusers.DDIMScheduler())
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: kin(diffusers.StableDiffusionImg2ImgPipeline), "StableDiffusionImg2ImgPipeline needs image, and"),
+        (lambda: kin(diffusers.StableDiffusionInpaintPipeline), "needs image and mask_image, and"),
+        (lambda: kin(diffusers.StableDiffusionInstructPix2PixPipeline), "needs image, and"),
+        (labelled, "DiTPipeline needs class_labels, and"),
+    ],
+    ids=["img2img", "inpainting", "pix2pix", "labels"],
+)
+def test_what_needs_more_than_a_prompt_is_refused(make: Callable[[], Any], words: str) -> None:
+    """With what is missing, and before its network runs; the pipeline is whole afterwards."""
+    pipe = make()
+    engine, before = Engine(pipe), own_state(pipe)
+    asked = Request(("a cat",) if engine.family.prompted else (), (1,))
+
+    with pytest.raises(UnsupportedModelError, match=f"{words} dynx draws from prompts alone"):
+        engine.check(asked)
+    assert own_state(pipe) == before
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_needs_no_more_than_a_prompt_passes(name: str) -> None:
+    """Every family that is drawn."""
+    Engine(pipeline(name)).check(request(name))
+
+
+def test_an_image_that_may_be_left_out_is() -> None:
+    """A pipeline that edits pictures and draws without one: plain, with the reason, pixel for pixel its own."""
+    pipe = diffusers.FluxKontextPipeline(**pipeline("flux").components)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.default_sample_size = 8
+    asked = request("flux", (3,), size=(16, 16), options={"max_area": 256, "_auto_resize": False})
+    engine = Engine(pipe)
+
+    engine.check(asked)
+    drawn = engine.draw(asked, Schedule("euler", grid(Engine(pipeline("flux")), "flux", 6)))
+
+    assert np.array_equal(pixels(drawn), directly("flux", asked, pipe, width=16, height=16))
+    assert drawn[0].receipt.notes == ("plain: it can start from an image, and dynx knows loops that start from noise",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -376,6 +377,61 @@ def test_stop_strings(tokenizer: Any, how: Any, stop: tuple[str, ...], want: str
 
     assert text(out) == want
     assert run.finish_reason == ("stop" if want != SAMPLE else "eos")
+
+
+@pytest.mark.parametrize("how", ["draft", "plain"])
+@pytest.mark.parametrize(
+    ("stop", "want", "why"),
+    [
+        (("<turn>",), "Once", "stop"),
+        (("upon",), "Once ", "stop"),  # what isn't shown is no gap
+        (("<turn> up",), "Once", "stop"),
+        (("ce<turn> u",), "On", "stop"),
+        (("<turn> and",), "Once upon", "eos"),  # held back in vain
+        (("turn",), "Once", "stop"),
+        (("never",), "Once upon", "eos"),
+    ],
+)
+def test_stop_strings_hold_special_tokens(tokenizer: Any, how: Any, stop: tuple[str, ...], want: str, why: str) -> None:
+    """A stop string is looked for in what was written; special tokens are part of that, and aren't shown."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    engine, script, at = writer(tokenizer, "Once<turn> upon")
+    run = engine.start(request_for(tokenizer, script, at, *stop), Plain() if how == "plain" else Static("draft", 6))
+
+    assert text(list(run)) == want
+    assert run.finish_reason == why
+
+
+def test_an_unfinished_character_before_a_special_stop(tokenizer: Any) -> None:
+    """Half a character is shown as one that is none, where the answer ends after it."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    _, script, at = writer(tokenizer, "Once 🙂<turn>")
+    del script[script.index(tokenizer.convert_tokens_to_ids("<turn>")) - 1]  # the last byte
+    engine = Engine(Stub(len(tokenizer), scripted(len(tokenizer), script)), Drafters(lookup=False), tokenizer=tokenizer)
+    run = engine.start(request_for(tokenizer, script, at, "<turn>"), Plain())
+
+    assert text(list(run)) == tokenizer.decode(script[at:], skip_special_tokens=True) == "Once \ufffd"
+    assert run.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("how", ["draft", "plain"])
+def test_an_answer_continues_its_prompt(how: Any) -> None:
+    """The text is what decoding prompt and answer adds to the prompt's; in a chat it is the answer's own."""
+    raw = Tokenizer(models.WordLevel({"<end>": 0, "▁hello": 1, "▁o": 2, "b": 3, "▁hey": 4, "x": 5}, unk_token="<end>"))  # noqa: S106
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")  # noqa: S106
+    script = [1, 2, 3, 4, 0]
+    target = Stub(6, scripted(6, script))
+    engine = Engine(target, Drafters(Stub(6, scripted(6, script))), tokenizer=tokenizer)
+    policy = Plain() if how == "plain" else Static(how, 3)
+    asked = Request(script[:1], eos=frozenset({0}))
+
+    assert tokenizer.decode(script[:-1]) == "hello ob hey"
+    assert text(list(engine.start(asked, policy))) == " ob hey"
+    assert text(list(engine.start(replace(asked, continues=False), policy))) == "ob hey"
+    assert text(list(engine.start(replace(asked, stop=(" o",)), policy))) == ""
 
 
 def test_end_of_text_has_no_text(tokenizer: Any) -> None:

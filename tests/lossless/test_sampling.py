@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from support.models import Stub, Whim, perturbed, reference, tiny
 
+from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import engine as engine_module
 from dynx.speculation.acceptance import excess, keep_block
@@ -379,6 +380,40 @@ def test_seeded_positions_have_the_distribution() -> None:
         pairs[pair] = pairs.get(pair, 0) + 1
 
     assert chi_square(pairs, {(i, j): float(row[i] * row[j]) for i in range(5) for j in range(5)}, 0.09) > ALPHA
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-38, 9e-7, 0, 0.0])
+def test_a_temperature_near_zero_is_greedy(temperature: float, seed: int | None) -> None:
+    """Below what float32 can divide by, the text is the likeliest token's at each position, which is its limit."""
+    target = EagerBackend(tiny("llama"))
+    engine = Engine(target, Drafters(EagerBackend(perturbed(tiny("llama")))))
+    sampling = Sampling(temperature, top_k=5, top_p=0.9, seed=seed)
+
+    assert sampling.greedy
+    for policy in (Plain(), Static("draft", 3)):
+        assert ids(engine.start(Request(PROMPT, 24, sampling), policy)) == ids(engine.start(Request(PROMPT, 24)))
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-5, 2, 1e30])
+def test_any_other_temperature_samples(temperature: float) -> None:
+    """The coldest and the hottest give numbers that can be drawn from; whole numbers are taken for what they are."""
+    rows = torch.tensor([[60.0, 59.0, -80.0], [-3e4, 3e4, 0.0]])
+    p = Warp(Sampling(temperature, repetition_penalty=2)).probabilities(rows, [0], [1])
+
+    assert bool(p.isfinite().all())
+    assert torch.allclose(p.sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": float("inf")}, {"repetition_penalty": 1e-38}, {"repetition_penalty": float("inf")}],
+    ids=str,
+)
+def test_what_overflows_is_refused(wrong: dict[str, float]) -> None:
+    """Settings that leave no numbers are an error of their own, not one from inside."""
+    with pytest.raises(UsageError, match="can't sample with"):
+        Sampling(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_whole_engine_with_seeds_has_the_distribution() -> None:

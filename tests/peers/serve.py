@@ -138,7 +138,7 @@ def dynx(model: Path, count: int, temperature: float, quantize: str = "none") ->
     """dynx as `dynx generate` would run it with the profile that is stored."""
     from dynx.speculation.policy import Plain, Static
     from dynx.speculation.setup import Wish, assemble, make_plan
-    from dynx.speculation.types import Request, Sampling
+    from dynx.speculation.types import Request
 
     plan = make_plan(Wish(str(model), quantize=quantize, require_profile=True), warn=tell)
     assembly = assemble(plan)
@@ -148,7 +148,7 @@ def dynx(model: Path, count: int, temperature: float, quantize: str = "none") ->
     def arm(policy: Callable[[], Any]) -> Callable[[str], list[int]]:
         def answer(prompt: str) -> list[int]:
             ids = assembly.tokenizer(prompt)["input_ids"]
-            run = assembly.engine.start(Request(ids, count, Sampling(temperature=temperature)), policy())
+            run = assembly.engine.start(Request(ids, count, assembly.sampling(temperature)), policy())
             return [token.id for token in run if token.id >= 0]
 
         return answer

@@ -18,7 +18,8 @@ from support.tape import Recorder, Tape
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import cuda_graphs
-from dynx.runtime.backends.eager import EagerBackend, EagerSession, StockSession
+from dynx.runtime.backends.eager import EagerBackend, EagerSession
+from dynx.runtime.backends.stock import StockSession
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.policy import Plain, Static
 from dynx.speculation.types import Request, Sampling

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends import eager
-from dynx.runtime.backends.eager import CounterLayer, EagerBackend, EagerSession, StockSession
+from dynx.runtime.backends.eager import CounterLayer, EagerBackend, EagerSession
+from dynx.runtime.backends.stock import StockSession
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.policy import Static
 from dynx.speculation.types import Request

@@ -215,6 +215,27 @@ for name in sys.argv[1:]:
 """
 
 
+FIND_CODE = """
+from dynx.runtime.loading import find
+for trusted in (False, True, True):
+    source = find("some-one/tiny", trust_remote_code=trusted)
+    print(source.trusted, (source.folder / "own.py").is_file())
+"""
+
+
+def test_code_comes_from_the_hub_where_it_is_trusted(changed: Callable[..., Path], tmp_path: Path) -> None:
+    """Python files are downloaded with the option alone, also where the rest of the model is in the cache already."""
+    folder = changed("source")
+    (folder / "own.py").write_text("", encoding="utf-8")
+    rewrite(folder, auto_map={"AutoConfig": "own.Config"})
+    with mirror(folder) as (address, asked):
+        settings = environment(HF_ENDPOINT=address, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE=None)
+        result = finish(spawn(code=FIND_CODE, env={**settings, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}))
+
+    assert result.out.splitlines() == ["False False", "True True", "True True"]
+    assert asked.count("own.py") <= 2  # the client asks for a file's head before the file
+
+
 def test_a_hub_on_this_machine(changed: Callable[..., Path], tmp_path: Path) -> None:
     """A hub id is downloaded once, from the mirror that HF_ENDPOINT names: weights and texts, no pickles and no doubles."""
     folder = changed("source", drafter=True)

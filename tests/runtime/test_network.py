@@ -117,6 +117,26 @@ def test_the_next_process_makes_nothing(backend: str, tmp_path: Path) -> None:
 
 
 @KEPT
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_preparing_leaves_the_module(backend: str, dtype: str, tmp_path: Path) -> None:
+    """Its tensors are the same objects with the same bits, its hooks are its own, and it answers as before to the last bit."""
+    network = Network()
+    network.conv.register_forward_hook(lambda *_: None)
+    args, kwargs = call()
+    want = network(*args, **kwargs).sample
+    before = {name: (tensor, tensor.clone(), tensor.dtype) for name, tensor in network.named_parameters()}
+    inner = {name: sorted(vars(module)) for name, module in network.named_modules()}
+    prepared(backend, tmp_path, network, dtype)
+    for name, tensor in network.named_parameters():
+        same, bits, kind = before[name]
+        assert tensor is same
+        assert tensor.dtype is kind
+        assert torch.equal(tensor, bits)
+    assert {name: sorted(vars(module)) for name, module in network.named_modules()} == inner
+    assert torch.equal(network(*args, **kwargs).sample, want)
+
+
+@KEPT
 def test_nowhere_to_keep_it(backend: str, tmp_path: Path) -> None:
     """A folder that can't be made costs the keeping only."""
     (tmp_path / "file").touch()

@@ -466,3 +466,83 @@ def test_in_single_precision_no_pass_is_widened_for_exactness() -> None:
     exact, decision = prepare(backend)
     assert backend.width.instead == {}
     assert decision.value == ("near-ties read again" if exact.bound else "by every pass")
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """All that a conversion could leave changed in a model: tensors by object and content, settings, hooks, replaced methods."""
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    return {
+        "tensors": {name: (id(t), t.dtype, t.data_ptr(), t.requires_grad, tuple(t.shape)) for name, t in named.items()},
+        "config": model.config.to_dict(),
+        "attention": model.config._attn_implementation,
+        "modules": {
+            name: (
+                type(m),
+                m.training,
+                sorted(vars(m)),
+                len(m._forward_hooks),
+                len(m._forward_pre_hooks),
+                "forward" in vars(m),
+            )
+            for name, m in model.named_modules()
+        },
+        "torch": (torch.bmm, torch.nn.functional.linear),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", [*RUNNING, *REFUSED])
+def test_converting_changes_nothing_in_the_model(architecture: str, dtype: torch.dtype) -> None:
+    """Weights, types, buffers, settings and hooks stay as they were, and so does every bit of its logits, refused or not.
+
+    Embeddings that scale what they look up, as Gemma 3's do, were left in float32 by a conversion from bfloat16.
+    """
+    model = tiny(architecture).to(dtype)
+    model.get_input_embeddings().register_forward_hook(lambda *_: None)
+    text = torch.tensor([TEXT[:9]])
+    with torch.inference_mode():
+        logits = model(input_ids=text, use_cache=False).logits
+    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = state_of(model)
+    try:
+        openvino.load(model, precision="float32" if dtype == torch.float32 else "bfloat16", threads=1, cache=None)
+    except UnsupportedModelError:
+        assert architecture in REFUSED or dtype == torch.float16
+    assert state_of(model) == before
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, values[name]), name
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=text, use_cache=False).logits, logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tied_weights_stay_tied(dtype: torch.dtype) -> None:
+    """Where the head is the embedding, both are one parameter before and after, and what is converted gives its logits."""
+    model = tiny("gemma3_text").to(dtype)
+    model.lm_head.weight = model.get_input_embeddings().weight
+    before = state_of(model)
+    precision = "float32" if dtype == torch.float32 else "bfloat16"
+    backend = openvino.load(model, precision=precision, threads=1, cache=None)
+    assert state_of(model) == before
+    with torch.inference_mode():
+        want = model(input_ids=torch.tensor([TEXT[:9]]), use_cache=False).logits[0].float()
+    found = backend.open().forward(TEXT[:9])
+    assert (found - want).abs().max() <= openvino.TOLERANCE[precision] * want.abs().max()
+
+
+def test_a_preparation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's preparation replaces a function of torch's; one that ends half-way must not leave it so."""
+    from openvino.frontend.pytorch import patch_model
+
+    def failing(*_: Any) -> None:
+        patch_model._patch_torch_functions()
+        raise RuntimeError("half-way")
+
+    before = torch.bmm
+    monkeypatch.setattr(patch_model, "__make_16bit_traceable", failing)
+    with pytest.raises(RuntimeError, match="half-way"):
+        openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
+    assert torch.bmm is before

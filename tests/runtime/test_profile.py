@@ -20,6 +20,7 @@ from dynx.runtime.profile import (
     ProfileError,
     ProfileFault,
     ProfileKey,
+    device_key,
     read_arrays,
     unpack,
     write_arrays,
@@ -152,6 +153,40 @@ def test_id_is_part_of_the_format() -> None:
         "quantization",
     ]
     assert KEY.differences(KEY) == ()
+
+
+def on(fingerprint: str = "0a1b2c3d4e5f", place: str = "cpu", threads: int = 2) -> ProfileKey:
+    return replace(KEY, device=device_key(fingerprint, place, threads))
+
+
+@pytest.mark.parametrize(
+    ("measured", "wanted", "words"),
+    [
+        (on(), on(), ""),
+        (on(threads=1), on(), "with 1 thread, not 2"),
+        (on(threads=8), on(threads=1), "with 8 threads, not 1"),
+        (on(place="cuda:0"), on(), "on cuda:0, not cpu"),
+        (on(place="cuda:0", threads=4), on(), "on cuda:0, not cpu and with 4 threads, not 2"),
+        (on("f" * 12), on(), "on another device (AMD EPYC)"),
+        (on("f" * 12, threads=4), on(), "on another device (AMD EPYC)"),
+        (replace(KEY, device="laptop"), on(), "on another device (AMD EPYC)"),
+        (replace(KEY, dtype="bfloat16"), replace(KEY, dtype="float32"), "in bfloat16, not float32"),
+        (replace(KEY, quantization="int8"), KEY, "with int8 weights, not with weights as they are"),
+        (replace(KEY, companion=None), replace(KEY, companion="a"), "without a draft model"),
+        (replace(KEY, companion="b"), replace(KEY, companion="a"), "with another draft model"),
+        (replace(KEY, companion="b"), replace(KEY, companion=None), "with a draft model"),
+        (replace(KEY, model="0"), KEY, "with other weights"),
+        (replace(KEY, task="draw"), replace(KEY, task="classify"), "for dynx draw, not dynx classify"),
+        (
+            replace(on(threads=1), dtype="float64"),
+            on(),
+            f"with 1 thread, not 2 and in float64, not {KEY.dtype}",
+        ),
+    ],
+)
+def test_how_keys_differ_in_words(measured: ProfileKey, wanted: ProfileKey, words: str) -> None:
+    """The very thing that differs: another machine is said only of another machine."""
+    assert measured.told_apart(wanted, "AMD EPYC") == words
 
 
 def test_later_minor_fields_are_kept() -> None:

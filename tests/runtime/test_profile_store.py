@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from dynx.errors import UsageError
 from dynx.runtime import profile_store as store_module
-from dynx.runtime.profile import Profile, ProfileError, ProfileFault, ProfileKey
+from dynx.runtime.profile import Profile, ProfileError, ProfileFault, ProfileKey, device_key
 from dynx.runtime.profile_store import ProfileStore, StoreError, cache_folder, profiles_folder
 
 if TYPE_CHECKING:
@@ -173,6 +173,13 @@ def test_other_device_is_said(shelf: Shelf) -> None:
     shelf.store.save(profile(replace(KEY, device="phone", dtype="bfloat16")))
     assert shelf.store.find(KEY) is None
     assert "another device (machine laptop)" in shelf.only_warning()
+
+
+def test_other_threads_are_no_other_device(shelf: Shelf) -> None:
+    """On the machine that it was measured on, only the threads are what differs."""
+    shelf.store.save(profile(replace(KEY, device=device_key("0a1b2c3d4e5f", "cpu", 4))))
+    assert shelf.store.find(replace(KEY, device=device_key("0a1b2c3d4e5f", "cpu", 2))) is None
+    assert shelf.only_warning() == "the profile for story was measured with 4 threads, not 2, and isn't used"
 
 
 def test_other_precision_is_silent_and_near(shelf: Shelf) -> None:

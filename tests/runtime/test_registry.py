@@ -199,13 +199,14 @@ def ready(
     monkeypatch.setattr(speculation_backends, "record_model", lambda *_, **__: loaded(GRAPHS))
     monkeypatch.setattr(speculation_backends, "torch_backend", lambda *_, **__: loaded(TORCH))
     monkeypatch.setattr(speculation_backends, "bring_in", lambda _: None)
+    monkeypatch.setattr(speculation_backends, "weights_hash", lambda *_: "w")
     said: list[str] = []
     plan = SimpleNamespace(
         wish=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),
         decisions={"backend": Decision(chosen, "so far"), "threads": Decision(1, "one")},
         device="cpu",
         dtype="float32",
-        source=None,
+        source=SimpleNamespace(name="tiny", folder=None),
         key=SimpleNamespace(model="m", companion=None),
         kinds=frozenset({"self"}),
         auto=draft == "auto",
@@ -329,3 +330,94 @@ def test_what_was_asked_for_is_not_replaced(backend: str, quantize: str, monkeyp
     kernel, _, _ = ready(monkeypatch, given, backend=backend, quantize=quantize, chosen=OPENVINO)
     with pytest.raises(UnsupportedModelError, match="caps its scores"):
         kernel.target()
+
+
+WORDS = "expected m1 and m2 to have the same dtype"
+
+
+def broken(error: BaseException) -> Any:
+    """A backend that loads, and raises in its first pass."""
+
+    class Broken(TimedBackend):
+        def open(self) -> Any:
+            raise error
+
+    return Broken(tiny("llama"), Clock(), layer=0.5)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(WORDS), KeyError("weight"), OSError("no such library"), AssertionError()]
+)
+@pytest.mark.parametrize("where", ["loading", "passes"])
+def test_whatever_a_trial_raises_leaves_that_backend_out(
+    error: Exception, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration goes on with the others and says why; the same on a plain run of a backend that a profile names."""
+    clock = Clock()
+    given = backends(clock) | {OPENVINO: error if where == "loading" else broken(error)}
+    kernel, plan, _ = ready(monkeypatch, given, clock=clock)
+
+    assert kernel.target() is given[COMPILED]
+    said = f"OpenVINO can't run it: tiny fails on OpenVINO ({type(error).__name__}: {str(error) or 'no message'})"
+    assert said in plan.decisions["backend"].reason
+    if where == "loading":
+        kernel, plan, _ = ready(monkeypatch, given, chosen=OPENVINO)
+        assert kernel.target() is given[TORCH]
+        assert plan.decisions["backend"].reason == said
+
+
+def test_a_backend_asked_for_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an error of dynx's own, whatever the library raised."""
+    given = backends(Clock()) | {OPENVINO: RuntimeError(f"{WORDS}\nand a traceback")}
+    kernel, _, _ = ready(monkeypatch, given, backend="openvino", chosen=OPENVINO)
+    with pytest.raises(UnsupportedModelError) as caught:
+        kernel.target()
+    assert str(caught.value) == f"tiny fails on OpenVINO (RuntimeError: {WORDS})"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), SystemExit(3), MemoryError(), RuntimeError("not enough memory"), DeviceError("out of")],
+)
+@pytest.mark.parametrize("where", ["loading", "passes"])
+def test_what_is_no_failure_of_a_backend(error: BaseException, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, exits and memory that ran out end the command as ever."""
+    clock = Clock()
+    given = backends(clock) | {OPENVINO: broken(error)}
+    kernel, _, _ = ready(monkeypatch, given, clock=clock)
+    if where == "loading":
+
+        def convert(*_: Any, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(speculation_backends, "convert", convert)
+    with pytest.raises(type(error)) as caught:
+        kernel.target()
+    assert caught.value is error
+
+
+def test_a_backend_that_fails_while_it_is_timed() -> None:
+    """Passes that went well before don't count, and where all fail the first reason is the error."""
+    clock, passes = Clock(), 0
+
+    class Late(TimedBackend):
+        def open(self) -> Any:
+            session = super().open()
+            forward = session.forward
+
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                nonlocal passes
+                passes += 1
+                if passes > 8:
+                    raise RuntimeError("worn out")
+                return forward(*args, **kwargs)
+
+            session.forward = counted
+            return session
+
+    late = Late(tiny("llama"), clock, layer=0.1)
+    timed = race({OPENVINO: late, TORCH: TimedBackend(tiny("llama"), clock, layer=3.0)}, clock)
+    assert timed.winner == TORCH
+    assert str(timed.failed[OPENVINO]) == "the model fails on OpenVINO (RuntimeError: worn out)"
+    with pytest.raises(UnsupportedModelError, match="worn out"):
+        race({OPENVINO: late}, clock)

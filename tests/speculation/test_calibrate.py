@@ -50,7 +50,7 @@ def assembly_of(engine: Engine, kinds: set[str]) -> Any:
         device="cpu",
     )
     decisions = {"threads": Decision(1, "the tests'"), "backend": Decision("torch-eager", "the tests'")}
-    return SimpleNamespace(engine=engine, plan=plan, decisions=decisions, repetition_penalty=1.0)
+    return SimpleNamespace(engine=engine, plan=plan, decisions=decisions, sampling=Sampling)
 
 
 def written(engine: Engine, count: int = 3, tokens: int = 48) -> list[Text]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dynx.speculation.detokenizer import StopScanner, StreamDecoder
+from dynx.speculation.detokenizer import CONTEXT, StopScanner, StreamDecoder, continuation, special, token_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,6 +136,93 @@ def test_garbage_is_not_held_forever(bytelevel: Any) -> None:
     assert sum(map(len, shown)) >= 30
 
 
+def wordy(decoder: Any, words: Sequence[str]) -> Any:
+    """A tokenizer of given words and a special token, with one of the decoders that sentences are put together by."""
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "<s>", *words])}, unk_token="<unk>"))  # noqa: S106
+    raw.decoder = decoder
+    raw.add_special_tokens([AddedToken("<s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
+MARKED = ["▁", "▁the", "▁cat", "s", "▁▁", ".", "é", *(f"<0x{b:02X}>" for b in "🙂é".encode())]
+STRIPPING = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+SCHEMES = {
+    "llama 2": wordy(decoders.Sequence(STRIPPING), MARKED),
+    "gemma": wordy(decoders.Sequence(STRIPPING[:-1]), MARKED),
+    "metaspace always": wordy(decoders.Metaspace("▁", "always"), MARKED[:7]),
+    "metaspace first": wordy(decoders.Metaspace("▁", "first"), MARKED[:7]),
+    "metaspace never": wordy(decoders.Metaspace("▁", "never"), MARKED[:7]),
+    "wordpiece": wordy(decoders.WordPiece("##", cleanup=True), ["the", "cat", "##s", "##▁", "##é", ".", "n't"]),
+    "wordpiece unclean": wordy(decoders.WordPiece("##", cleanup=False), ["the", "cat", "##s", "##é", ".", "n't"]),
+    "bpe": wordy(decoders.BPEDecoder("</w>"), ["the</w>", "cat", "s</w>", ".</w>", "é"]),
+    "ctc-less": wordy(decoders.Fuse(), ["the", " cat", "s", " ", "."]),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_continuation_is_what_it_adds(scheme: str, data: st.DataObject) -> None:
+    """After a prompt the pieces join to what decoding prompt and answer together has beyond the prompt."""
+    tokenizer = SCHEMES[scheme]
+    ids = st.integers(1, len(tokenizer) - 1)
+    prompt = data.draw(
+        st.lists(ids, max_size=3 * CONTEXT) | st.lists(st.sampled_from([1, 2, 3]), max_size=12 * CONTEXT)
+    )
+    answer = data.draw(st.lists(ids, max_size=12))
+    before, both = whole(tokenizer, prompt), whole(tokenizer, [*prompt, *answer])
+    if not both.startswith(before) or "\ufffd" in both:  # an answer that changes what a prompt's bytes mean
+        return
+
+    decoder = StreamDecoder(tokenizer, prompt)
+    pieces = [*(decoder.push(i) for i in answer), decoder.flush()]
+
+    assert "".join(pieces) == both[len(before) :] == continuation(tokenizer, prompt, answer)
+    assert "".join(streamed(tokenizer, answer)) == whole(tokenizer, answer)  # and without one what it is alone
+
+
+@given(text=st.text(max_size=60), cut=st.integers(0, 200))
+@settings(max_examples=150, deadline=None)
+def test_a_continuation_of_bytes_is_what_it_adds(bytelevel: Any, text: str, cut: int) -> None:
+    """Bytes stand for themselves after a prompt as well, also after one whose end is far from its last whole character."""
+    ids = bytelevel.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False)
+    prompt, answer = ids[:cut], ids[cut:]
+    before = whole(bytelevel, prompt)
+    if before.endswith("\ufffd"):
+        return
+
+    assert continuation(bytelevel, prompt, answer) == whole(bytelevel, ids)[len(before) :]
+
+
+def test_words_stay_apart(pieces: Any) -> None:
+    """The first word of an answer keeps its space after a prompt, and has none at the start of a text."""
+    the, cat = pieces.convert_tokens_to_ids(["▁the", "▁cat"])
+    start = pieces.convert_tokens_to_ids("<s>")
+
+    assert continuation(pieces, [the], [cat, cat]) == " cat cat"
+    assert continuation(pieces, [start, the, *[start] * 99], [cat]) == " cat"
+    assert continuation(pieces, [], [cat, cat]) == "cat cat"
+    assert continuation(pieces, [start], [cat]) == "cat"
+
+
+def test_a_token_is_spoken_of_by_its_text_or_name(pieces: Any) -> None:
+    """With the space that it has where it stands; one that isn't shown by its name."""
+    the, cat, end = pieces.convert_tokens_to_ids(["▁the", "▁cat", "<s>"])
+
+    assert token_text(pieces, [the], cat) == " cat"
+    assert token_text(pieces, [], cat) == "cat"
+    assert token_text(pieces, [the], end) == "<s>"
+
+
+def test_special_tokens_have_names(pieces: Any, bytelevel: Any) -> None:
+    """What decoding leaves out is known by the name it has; nothing else is, neither a lone space nor half a character."""
+    assert special(pieces, pieces.convert_tokens_to_ids("<s>")) == "<s>"
+    for token in ("▁", "▁the", "<0xC3>"):
+        assert special(pieces, pieces.convert_tokens_to_ids(token)) == ""
+    assert special(bytelevel, bytelevel.convert_tokens_to_ids("<s>")) == "<s>"
+    assert special(bytelevel, bytes_ids(bytelevel, b"\xc3")[0]) == ""
+
+
 ABC = st.text("abc", max_size=12)
 STOP_LISTS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
 
@@ -188,6 +275,18 @@ def test_stops_dont_depend_on_tokens(stops: list[str], chunks: list[str]) -> Non
 
     assert "".join(scanned(stops, chunks)[0]) == want
     assert "".join(scanned(stops, list(text))[0]) == want
+
+
+@given(stops=STOP_LISTS, chunks=st.lists(st.tuples(ABC, st.booleans()), max_size=8))
+@settings(max_examples=400, deadline=None)
+def test_hidden_text_stops_and_isnt_shown(stops: list[str], chunks: list[tuple[str, bool]]) -> None:
+    """Stop strings are looked for in all of the text; what is passed on is the part before them that isn't hidden."""
+    scanner = StopScanner(stops)
+    out = "".join([*(scanner.push(c, hidden=hidden) for c, hidden in chunks), scanner.flush()])
+    ends = len("".join(scanned(stops, ["".join(c for c, _ in chunks)])[0]))
+    seen = [(char, hidden) for chunk, hidden in chunks for char in chunk][:ends]
+
+    assert out == "".join(char for char, hidden in seen if not hidden)
 
 
 def test_stopped_scanners_stay_silent() -> None:

@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speculation.test_simulate import costs_of, invented
 
-from dynx.runtime.costs import CostCurve
+from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
 from dynx.speculation.acceptance_model import Reliability
+from dynx.speculation.engine import PRIORS
 from dynx.speculation.policy import LONGEST_DRAFT, REGRET, Costs, Dynamic, Plain, Prospect, Round, Static
 from dynx.speculation.simulate import Guess, Outcome, Recording, simulate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from dynx.speculation.types import Origin
 
 
@@ -155,6 +158,79 @@ def test_the_account_is_never_overdrawn(
     walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": deepcopy(OPTIMIST)}, grant=grant), costs)
 
     assert walked.seconds * (1 - REGRET) <= walked.tokens + grant + 1e-6
+
+
+def cold(origins: Sequence[Origin], costs: Costs | None = None) -> Dynamic:
+    """The policy of a first run: nothing measured here, nothing staked."""
+    reliability = {o: Reliability(PRIORS[o][0], typical=PRIORS[o][1]) for o in origins}
+    return Dynamic(costs or Costs(), reliability, grant=0.0)
+
+
+def never_slower(rounds: Sequence[Round], share: float) -> None:
+    """Up to any round, at most this share of the time went beyond plain passes of a second each."""
+    seconds = tokens = 0.0
+    for r in rounds:
+        seconds, tokens = seconds + r.seconds, tokens + r.tokens
+        assert seconds <= tokens / (1 - share) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("slope", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("draft", [0.0, 0.1, 0.25])
+def test_a_cold_start_is_never_slower_than_its_regret(seed: int, acceptance: float, slope: float, draft: float) -> None:
+    """At no point of the first 400 tokens, also where each further token of a pass costs as much as the first."""
+    rows = {o: constant(acceptance, 400, seed + i, o).guesses[o] for i, o in enumerate(("draft", "lookup"))}
+    costs = costs_of(draft, slope)
+    costs.draft["lookup"] = CostCurve(costs.drift, {1: (1e-9, 16.0)})
+
+    walked = simulate(Recording(8, rows), cold(("draft", "lookup")), costs)
+
+    never_slower(walked.rounds, REGRET)
+    assert walked.rounds[0].origin is None
+    if acceptance == 1.0 and slope == 0.0:
+        assert walked.rate > 1.5
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("acceptance", [0.0, 0.9])
+@pytest.mark.parametrize("slope", [0.05, 1.0])
+def test_costs_of_another_machine_promise_nothing(scale: float, acceptance: float, slope: float) -> None:
+    """A table from a machine of any speed where wide passes are free loses no more than none; where it is right it gains."""
+    told = costs_of(0.0, 0.0)
+    for curve in (told.target, told.draft["draft"], told.draft["lookup"]):
+        curve.table = {n: (scale * seconds, FOREIGN_WEIGHT) for n, (seconds, _) in curve.table.items()}
+    told.foreign = True
+    recording, costs = constant(acceptance, 400, origin="lookup"), costs_of(0.0, slope)
+    costs.draft["lookup"] = CostCurve(costs.drift, {1: (1e-9, 16.0)})
+
+    walked = simulate(recording, cold(("lookup",), told), costs)
+
+    never_slower(walked.rounds, REGRET)
+    if acceptance and slope < 1:
+        assert walked.rate > 1.5
+
+
+def test_nothing_is_looked_up_before_a_draft_can_be_afforded() -> None:
+    """The first 60 passes of a cold start ask no drafter anything, and what deciding takes is charged."""
+
+    class Untouched(list[Prospect]):
+        def __iter__(self) -> Iterator[Prospect]:
+            raise AssertionError("a drafter was asked")
+
+    policy = cold(("lookup",))
+    for context in range(8, 68):
+        assert policy.choose(Untouched(), context, 64) is None
+        policy.learn(Round(context, None, verify_seconds=1.0, seconds=1.0))
+
+    slow, quick = cold(("lookup",)), cold(("lookup",))
+    chosen = {}
+    for name, each, deciding in (("slow", slow, 0.02), ("quick", quick, 0.0)):
+        for context in range(8, 208):
+            chosen.setdefault(name, []).append(each.choose([Prospect("lookup", 1, 5.0)], context, 64))
+            each.learn(Round(context, None, verify_seconds=1.0, seconds=1.0 + deciding))
+    assert set(chosen["slow"]) == {None}
+    assert "lookup" in chosen["quick"]
 
 
 def test_a_hiccup_does_not_end_drafting() -> None:

@@ -6,6 +6,7 @@ drawn so that each block matters, the head is sharp, and a noisy copy or an earl
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,218 @@ STATEFUL: dict[str, dict[str, Any]] = {
 """Architectures with a recurrent state."""
 
 
+_LINEAR: dict[str, Any] = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_SSM: dict[str, Any] = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_chunk_size": 8}
+_EXPERTS: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_ONE_IN_THREE = ["linear_attention", "full_attention", "linear_attention"]
+HYBRID: dict[str, dict[str, Any]] = {
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "state_size": 8,
+        "num_heads": 4,
+        "head_dim": 16,
+        "n_groups": 2,
+        "chunk_size": 8,
+    },
+    "falcon_mamba": {"hidden_size": 32, "num_hidden_layers": LAYERS, "state_size": 8},
+    "bamba": {**_GROUPED, **_SSM, "attn_layer_indices": [1]},
+    "recurrent_gemma": {**_GROUPED, "block_types": ("recurrent", "attention"), "attention_window_size": 16},
+    "zamba": {
+        **_GROUPED,
+        "num_key_value_heads": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "n_mamba_heads": 2,
+        "attention_head_dim": 16,
+    },
+    "zamba2": {
+        **_GROUPED,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": LAYERS,
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "mamba_d_state": 8,
+        "n_mamba_heads": 4,
+        "chunk_size": 8,
+        "adapter_rank": 4,
+    },
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": LAYERS, "intermediate_size": 64, "context_length": 256},
+    "xlstm": {
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_heads": 2,
+        "chunk_size": 8,
+        "qk_dim_factor": 1.0,
+        "ffn_round_up_to_multiple_of": 8,
+    },
+    "falcon_h1": {**_GROUPED, **_SSM, "mamba_d_ssm": 64},
+    "granitemoehybrid": {
+        **_GROUPED,
+        **_SSM,
+        "layer_types": _ONE_IN_THREE,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "shared_intermediate_size": 32,
+    },
+    "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {**_GROUPED, **_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]},
+    "lfm3": {**_GROUPED, "head_dim": 8, "layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_next": {
+        **_GROUPED,
+        **_LINEAR,
+        **_EXPERTS,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 32,
+        "layer_types": _ONE_IN_THREE,
+    },
+    "qwen3_5_text": {**_GROUPED, **_LINEAR, "head_dim": 8, "layer_types": _ONE_IN_THREE},
+    "qwen3_5_moe_text": {
+        **_GROUPED,
+        **_LINEAR,
+        **_EXPERTS,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 32,
+        "layer_types": _ONE_IN_THREE,
+    },
+    "minimax": {
+        **_GROUPED,
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "block_size": 8,
+        "layer_types": _ONE_IN_THREE,
+    },
+    "nemotron_h": {
+        **_GROUPED,
+        "head_dim": 8,
+        "layers_block_type": ["mamba", "attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 8,
+    },
+    "olmo_hybrid": {
+        **_GROUPED,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": _ONE_IN_THREE,
+    },
+    "kimi_linear": {
+        **_PLAIN,
+        **_LATENT,
+        "num_key_value_heads": 4,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 32,
+        "layer_types": _ONE_IN_THREE,
+    },
+    "bailing_hybrid": {
+        **_PLAIN,
+        **_LATENT,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "layer_group_size": 2,
+        "num_mtp_layers": 0,
+    },
+    "zaya": {**_GROUPED, "head_dim": 8, "num_experts": 2, "moe_intermediate_size": 32, "router_hidden_size": 8},
+    "lara_mini": {
+        **_GROUPED,
+        **_LINEAR,
+        **_EXPERTS,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 32,
+        "sliding_window": 16,
+    },
+    "deepseek_v4": {
+        **_PLAIN,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "q_lora_rank": 16,
+        "n_routed_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 32,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_topk": 8,
+        "num_nextn_predict_layers": 0,
+        "sliding_window": 16,
+        "hc_mult": 2,
+    },
+}
+"""Further architectures with a recurrent state or a convolution in some layers, of all that transformers 5.24 has."""
+
+_SHORT, _LONG = [1.0] * 4, [1.0, 4.0, 16.0, 32.0]
+ORIGINAL = 48
+_LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": _SHORT,
+    "long_factor": _LONG,
+    "original_max_position_embeddings": ORIGINAL,
+}
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+_USUAL = {"rope_type": "default", "rope_theta": 1e4}
+_EXTENDED = {"max_position_embeddings": 4 * ORIGINAL, "original_max_position_embeddings": ORIGINAL}
+
+GROWING: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3-longrope": ("phi3", {**_GROUPED, **_EXTENDED, "rope_parameters": _LONGROPE}),
+    "phimoe-longrope": (
+        "phimoe",
+        {
+            **_GROUPED,
+            **_EXTENDED,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "rope_parameters": _LONGROPE | {"short_mscale": 1.0, "long_mscale": 1.5},
+        },
+    ),
+    "llama-longrope": (
+        "llama",
+        {**_GROUPED, "max_position_embeddings": 4 * ORIGINAL, "rope_parameters": _LONGROPE},
+    ),
+    "llama-dynamic": ("llama", {**_GROUPED, "max_position_embeddings": ORIGINAL, "rope_parameters": _DYNAMIC}),
+    "gemma3-dynamic": (
+        "gemma3_text",
+        {
+            **ROLLING["gemma3_text"],
+            "max_position_embeddings": ORIGINAL,
+            "rope_parameters": {"sliding_attention": _USUAL, "full_attention": _DYNAMIC},
+        },
+    ),
+    "doge-sparse": ("doge", {**_GROUPED, "keep_window_size": ORIGINAL}),
+}
+"""Models whose logits depend on the length of a text longer than ORIGINAL: their type, and what makes them tiny."""
+
+
 def tiny(kind: str, *, seed: int = 0, vocab: int = VOCAB, **changes: Any) -> Any:
     """A model of `kind` whose weights are the same for the same arguments."""
-    settings = {**ROLLING, **STATEFUL}[kind] | changes
+    kind, settings = GROWING.get(kind) or (kind, {**ROLLING, **STATEFUL, **HYBRID}[kind])
     config = AutoConfig.for_model(
         kind,
         vocab_size=vocab,
@@ -94,7 +304,7 @@ def tiny(kind: str, *, seed: int = 0, vocab: int = VOCAB, **changes: Any) -> Any
         eos_token_id=None,
         pad_token_id=None,
         tie_word_embeddings=False,
-        **settings,
+        **deepcopy(settings | changes),
     )
     with torch.random.fork_rng():  # vectors keep their initial values, and Mamba's are drawn
         torch.manual_seed(seed)

@@ -169,12 +169,13 @@ def _pipeline(assembly: Assembly, cutting: bool, options: dict[str, Any]) -> Cal
         from transformers import pipeline
 
         make: Any = pipeline
+        common = {"device": model.device, "trust_remote_code": plan.source.trusted}
         if plan.kind == "image":
             processor = loading.load_image_processor(plan.source)
-            pipe = make("image-classification", model=model, image_processor=processor, device=model.device)
+            pipe = make("image-classification", model=model, image_processor=processor, **common)
         else:
             tokenizer = loading.load_tokenizer(plan.source)
-            pipe = make("text-classification", model=model, tokenizer=tokenizer, device=model.device)
+            pipe = make("text-classification", model=model, tokenizer=tokenizer, **common)
             if cutting:
                 settings |= {"truncation": True, "max_length": getattr(assembly.reader, "limit", None)}
 
@@ -273,14 +274,17 @@ def judge_answers(
     if not measured.rounds:
         return {}
     plain = _rounds(measured, measured.reference)
-    truth = [full] * measured.rounds if full is not None else plain
+    count = len(plain[0])  # fewer than there are inputs, where time ran out in the first round
+    truth = [full[:count]] * measured.rounds if full is not None else plain
     found = {}
-    for arm in measured.samples:
+    for arm, samples in measured.samples.items():
+        if not samples:
+            continue
         rounds = _rounds(measured, arm)
         own = len(rounds)  # an arm may have fewer rounds than the reference
         accuracy = None
         if gold is not None:
-            known = [i for i, label in enumerate(gold) if label is not None]
+            known = [i for i, label in enumerate(gold[:count]) if label is not None]
             accuracy = Count(sum(all(r[i] == gold[i] for r in rounds) for i in known), len(known)) if known else None
         found[arm] = Quality(
             _equal(rounds, truth[:own], tolerance),

@@ -227,6 +227,8 @@ def judge(measured: Measurements, gallery: Gallery) -> dict[str, Quality]:
     reference = measured.samples[measured.reference]
     found = {}
     for arm, samples in measured.samples.items():
+        if not samples:
+            continue
         worst, meaning = [1.0] * measured.cases, [1.0] * measured.cases
         seen = False
         for ours, theirs in zip(samples, reference, strict=False):  # an arm may have fewer rounds

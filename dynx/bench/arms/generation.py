@@ -31,10 +31,11 @@ class Task:
     max_new_tokens: int
     sampling: Sampling
     eos: frozenset[int]
+    stop: tuple[str, ...] = ()  # the model's own; needs the engine's tokenizer
 
     def request(self, prompt: Sequence[int]) -> Request:
         """The engine's request for one case."""
-        return Request(prompt, self.max_new_tokens, self.sampling, self.eos)
+        return Request(prompt, self.max_new_tokens, self.sampling, self.eos, self.stop)
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -74,7 +75,13 @@ def _run_dynamic(engine: Engine, task: Task) -> Callable[[list[int]], Outcome]:
     known = engine.knowledge
 
     def run(prompt: list[int]) -> Outcome:
-        fresh = Engine(engine.target, engine.drafters, knowledge=copy.deepcopy(known), clock=engine.clock)
+        fresh = Engine(
+            engine.target,
+            engine.drafters,
+            tokenizer=engine.tokenizer if task.stop else None,
+            knowledge=copy.deepcopy(known),
+            clock=engine.clock,
+        )
         began = engine.clock()  # a process reads its profile once and not for each text
         outcome = _outcome(fresh, task, prompt, None)
         return replace(outcome, seconds=engine.clock() - began)
@@ -123,13 +130,14 @@ def peer_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Ar
     if not task.sampling.greedy:
         raise UsageError("transformers is compared in greedy decoding; leave out --temperature")
     target, small = _torch(assembly)
+    tokenizer = assembly.tokenizer
     arms = [
-        Arm("hf plain", _generate(target, task, {}), "external"),
-        Arm("hf lookup", _generate(target, task, {"prompt_lookup_num_tokens": 10}), "external"),
+        Arm("hf plain", _generate(target, tokenizer, task, {}), "external"),
+        Arm("hf lookup", _generate(target, tokenizer, task, {"prompt_lookup_num_tokens": 10}), "external"),
     ]
     if small is not None:
-        arms.append(Arm("hf dynamic", _generate(target, task, {}, small.model, None), "external"))
-        arms += [Arm(f"hf k={k}", _generate(target, task, {}, small.model, k), "external") for k in lengths]
+        arms.append(Arm("hf dynamic", _generate(target, tokenizer, task, {}, small.model, None), "external"))
+        arms += [Arm(f"hf k={k}", _generate(target, tokenizer, task, {}, small.model, k), "external") for k in lengths]
     return arms
 
 
@@ -149,7 +157,7 @@ def _torch(assembly: Assembly) -> tuple[Any, Any]:
 
 
 def _generate(
-    target: Any, task: Task, options: dict[str, Any], assistant: Any = None, length: int | None = None
+    target: Any, tokenizer: Any, task: Task, options: dict[str, Any], assistant: Any = None, length: int | None = None
 ) -> Callable[[list[int]], Outcome]:
     import torch
 
@@ -173,6 +181,8 @@ def _generate(
                 do_sample=False,
                 eos_token_id=sorted(task.eos) or None,
                 pad_token_id=min(task.eos, default=0),
+                trust_remote_code=False,
+                tokenizer=tokenizer if task.stop else None,
                 **penalty,
                 **options,
             )

@@ -59,7 +59,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
             "the model gives numbers, and numbers are hardly ever equal",
             hint="--within T says how far an answer may be off",
         )
-    gold = read_truth(own.labels, assembly, len(inputs.items))
+    gold = read_truth(own.labels, assembly, inputs, quoted=own.tsv)
     items, gold, cut = choose(inputs, gold, assembly, own.prompts, terminal)
     cases = classification.cut(items, assembly.batch)
     default = classification.as_by_default(assembly)
@@ -95,7 +95,9 @@ def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[As
 
     plan = make_plan(wish_of(wished(options, own)), warn=terminal.warn)
     if options.data is not None:
-        inputs = read_inputs(options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field)
+        inputs = read_inputs(
+            options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
+        )
     elif plan.kind == "text" and plan.source.kind == "shipped":
         made = sentences(own.prompts)
         inputs = Inputs(made, made)
@@ -138,21 +140,30 @@ def further_arms(
     return arms
 
 
-def read_truth(path: str | None, assembly: Assembly, count: int) -> list[str | None] | None:
-    """The true label of each input, None without --labels. Raises UsageError where there are more or fewer of them."""
+def read_truth(
+    path: str | None, assembly: Assembly, inputs: Inputs, *, quoted: bool = False
+) -> list[str | None] | None:
+    """The true label of each input, None without --labels; the file has one for each of them, or for each row of the data.
+
+    Raises UsageError where there are more or fewer. `quoted`: it's a table as `--tsv` reads them.
+    """
     if path is None:
         return None
     from dynx.cli.classify.accuracy import read_gold
 
     if assembly.labels.problem != "single":
         raise UsageError("--labels compares single labels, and this model gives several or numbers")
-    rows = list(read_gold(Path(path), assembly.labels.names).rows)
+    rows, count = list(read_gold(Path(path), assembly.labels.names, quoted=quoted).rows), len(inputs.items)
+    while len(rows) > max(count, inputs.rows or 0) and rows[-1] is None:
+        rows.pop()
+    if inputs.places is not None and len(rows) == inputs.rows:
+        rows = [rows[place] for place in inputs.places]
     while len(rows) > count and rows[-1] is None:
         rows.pop()
     if len(rows) != count:
         raise UsageError(
             f"{path} has {len(rows):,} labels, and there are {count:,} inputs",
-            hint="--labels wants one for each input, in the same order; empty inputs are left out",
+            hint="--labels wants one for each input, in the same order, or one for each row of --data",
         )
     return [None if id_ is None else assembly.labels.names[id_] for id_ in rows]
 

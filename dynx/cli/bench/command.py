@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynx.cli.console import Terminal
 from dynx.errors import DynxError, GateFailed, Undecided, UsageError
-from dynx.runtime.utf8 import decode
+from dynx.runtime.utf8 import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +27,12 @@ SEVERAL_BUDGET = 50.0
 
 GATED_BUDGET = 120.0
 """Seconds for a gate on speed to be decided in, unless asked otherwise: on a loaded machine it takes most of them."""
+
+RUNS_BUDGET = 300.0
+"""Seconds for any other gate, and for one on speed with --runs: what isn't measured by then is inconclusive."""
+
+LOADING_BUDGET = 120.0
+"""Seconds that a model may take to load before a gate gives up, or the budget where that is more."""
 
 HURRY = 0.1
 """Share of the budget after which arms that decide no gate stop, where they are so slow that the first look is still to come."""
@@ -191,7 +197,12 @@ def task_of(options: Options) -> Any:
     from dynx.runtime import loading
 
     tasks = {"generate": bench_generation, "classify": bench_classification, "draw": bench_drawing}
-    source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
+    source = loading.find(
+        options.model,
+        offline=options.offline,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+    )
     task = loading.task_of(source)
     if options.task not in (None, ALL, task):
         raise UsageError(f"{source.name} {tasks[task].IS_ONE}, and the task asked for is {options.task}")
@@ -263,7 +274,8 @@ def read_prompts(path: str | None) -> list[str]:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:
         raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
-    lines = [line for line in decode(data, path).splitlines() if line.strip()]
+    # Cut where `generate --lines` cuts: a form feed or a Unicode line separator doesn't end a prompt.
+    lines = [line.rstrip("\r") for line in read(data, path).split("\n") if line.strip()]
     if not lines:
         raise UsageError(f"--data {path} is empty", hint="one prompt per line")
     return lines
@@ -276,7 +288,7 @@ def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> d
     found: dict[str, JSON] = {
         "model": plan.source.name,
         "model_hash": plan.key.model,
-        "profile": plan.profile.key.id if plan.profile else None,
+        "profile": None if plan.decisions["profile"].value == "none" else plan.decisions["profile"].value,
         "device": plan.device,
         "processor": plan.machine.cpu,
         "threads": plan.decisions["threads"].value,

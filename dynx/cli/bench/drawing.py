@@ -129,6 +129,7 @@ def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
         size=parse_size(own.size),
         profile=options.profile,
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
     )
     return setup.make_plan(wish, warn=terminal.warn)

@@ -43,7 +43,6 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms and the prompts they are run on, and how a result is made of what they did."""
     from dynx.bench.arms.generation import Task, own_arms, parse_lengths
     from dynx.runtime.hashing import text_hash
-    from dynx.speculation.types import Sampling
 
     own = settings(options, Settings)
     lengths = parse_lengths(own.static)
@@ -51,8 +50,8 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     assembly = opened(options, terminal)
     plan = assembly.plan
     seed = 0 if own.temperature else None
-    sampling = Sampling(own.temperature, repetition_penalty=assembly.repetition_penalty, seed=seed)
-    task = Task(own.max_new_tokens, sampling, assembly.end_tokens)
+    sampling = assembly.sampling(own.temperature, seed=seed)
+    task = Task(own.max_new_tokens, sampling, assembly.end_tokens, assembly.own.stop)
     cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
     arms += further_arms(options, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
@@ -146,7 +145,8 @@ def further_arms(
         other = assembly
         if set(one.differs) - {"static"}:
             other = opened(theirs, terminal)
-        made = own_arms(other, replace(task, eos=other.end_tokens), fixed)
+        sampling = replace(task.sampling, own=other.own, repetition_penalty=other.own.repetition_penalty)
+        made = own_arms(other, replace(task, sampling=sampling, eos=other.end_tokens, stop=other.own.stop), fixed)
         chosen = next((arm for arm in made if arm.group == "static"), None) if fixed else made[-1]
         if chosen is None:
             raise UsageError(f"--arm {one.name}: there is nothing to draft with")

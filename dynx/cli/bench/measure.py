@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.bench.command import GATED_BUDGET, HURRY
-from dynx.errors import UsageError
+from dynx.cli.bench.command import GATED_BUDGET, HURRY, LOADING_BUDGET, RUNS_BUDGET
+from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -44,12 +45,30 @@ def read_baseline(options: Options, models: Sequence[tuple[Options, Any]]) -> li
 
 def measure(options: Options, module: Any, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """The whole of it for one model."""
-    return measured(module.prepare(options, terminal), options, known, terminal)
+    return measured(prepare(options, module, terminal), options, known, terminal)
+
+
+def prepare(options: Options, module: Any, terminal: Terminal) -> Prepared:
+    """The task made ready. Raises DynxError where a gate waits and loading takes too long, since nothing can be said then."""
+    from dynx.bench.limits import deadline
+    from dynx.bench.runner import OutOfTime
+
+    seconds = max(options.budget or 0.0, LOADING_BUDGET)
+    try:
+        with deadline(seconds) if options.gated else nullcontext():
+            prepared: Prepared = module.prepare(options, terminal)
+    except OutOfTime:
+        raise DynxError(
+            f"nothing was measured: {options.model} wasn't ready after {seconds:g} s",
+            hint="--budget SECONDS gives loading more time too, where it is more than that",
+        ) from None
+    return prepared
 
 
 def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
     from dynx.bench import baseline, runner
+    from dynx.bench.limits import deadline
 
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
     how: dict[str, JSON] = {"harness": {}}
@@ -61,6 +80,8 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
     def conclude(measured: Measurements) -> BenchResult:
         sure = confidence(looks, measured)
         result = prepared.conclude(measured, sure)
+        if measured.cut_short:
+            return cut_short(result, measured, budget)
         more = against(stored, measured, options, sure, differing) if stored else []
         return result.judged([*result.gates, *more])
 
@@ -90,17 +111,39 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
             looks=looks.rounds,
             judge=judge if len(looks.rounds) > 1 else None,
             hurry_s=HURRY * budget if budget is not None else None,
+            deadline_s=budget if options.gated else None,
+            guard=deadline,
         )
     return annotated(conclude(found), found, looks)
 
 
 def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
-    """When to look, and the seconds there are: with a gate on speed and nothing said, until it is decided."""
+    """When to look, and the seconds there are: with a gate on speed and nothing said, until it is decided.
+
+    A gate always has a budget, so that no machine can keep a build waiting; without one only --budget sets it.
+    """
     from dynx.bench.interim import Looks
 
     if not options.gates_speed or options.runs is not None:
-        return Looks.once(prepared.rounds), options.budget
+        usual = RUNS_BUDGET if options.gated else None
+        return Looks.once(prepared.rounds), usual if options.budget is None else options.budget
     return Looks.doubling(prepared.rounds), GATED_BUDGET if options.budget is None else options.budget
+
+
+def cut_short(result: BenchResult, measured: Measurements, budget: float | None) -> BenchResult:
+    """The result of a budget that ended before every input was run once: nothing has passed, as the rest wasn't seen."""
+    from dynx.bench.gates import Verdict
+
+    of = measured.planned_cases or measured.cases
+    done = measured.cases if measured.rounds else 0
+    why = f"the budget of {budget:g} s ended after {done} of {of} {result.case}s" if budget else "it was cut short"
+    gates = [
+        replace(gate, verdict=Verdict.INCONCLUSIVE, reason=f"{gate.reason}; {why}")
+        if gate.verdict is Verdict.PASS
+        else gate
+        for gate in result.gates
+    ]
+    return replace(result, gates=tuple(gates), notes=(*result.notes, f"{why}, in the first round"))
 
 
 def confidence(looks: Looks, measured: Measurements) -> float:

@@ -9,7 +9,7 @@ from dynx.cli import options as o
 HELP = """Measure plain against static against dynamic, interleaved, and gate on the result.
 
 Further options of the model's own command work here too: --temperature; --tsv, --column, --field, --batch-size, --max-length,
---confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --offline.
+--confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --trust-remote-code, --offline.
 
 \b
 Examples:
@@ -76,7 +76,6 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="T",
         min=0.0,
         max=100.0,
-        callback=o.cold,
         help="0, the default, is greedy; with more, the seed is fixed.",
     )
     tsv: bool = o.TSV(False, hidden=True)
@@ -158,8 +157,9 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--budget",
         metavar="SECONDS",
         min=1.0,
-        help="Stop after a whole round when time runs out. A gate on speed is measured until it is decided, by default "
-        "for 120 seconds at most.",
+        help="Stop after a whole round when time runs out; where a gate waits, also within one, with what was measured. "
+        "A gate on speed is measured until it is decided, by default for 120 seconds at most; with --runs, and any other "
+        "gate, for 300. Loading has time of its own: 120 seconds, or the budget where that is more.",
     )
     export: list[str] | None = o.option(
         None,
@@ -174,6 +174,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     quantize: o.Quantize | None = o.QUANTIZE(None)
     profile: str | None = o.PROFILE(None, hidden=True)
     allow_pickle: bool = o.ALLOW_PICKLE(False, hidden=True)
+    trust_remote_code: bool = o.TRUST_REMOTE_CODE(False, hidden=True)
     offline: bool = o.OFFLINE(False, hidden=True)
     model: str = ""
     """The one of the models that this run is about; not an option."""
@@ -182,6 +183,12 @@ class Options(o.OutputOptions, o.DeviceOptions):
     def gates_speed(self) -> bool:
         """Whether a verdict depends on how fast something is."""
         return self.min_speedup is not None or self.baseline is not None
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a verdict to wait for at all."""
+        others = (self.max_disagreement, self.min_quality)
+        return self.gates_speed or self.require_identical or any(bar is not None for bar in others)
 
 
 COMMAND = o.Command(

@@ -69,6 +69,7 @@ def as_bench(options: Options) -> BenchOptions:
         "backend",
         "quantize",
         "allow_pickle",
+        "trust_remote_code",
         "offline",
         "quiet",
         "verbose",
@@ -115,13 +116,14 @@ def plan_of(options: BenchOptions, module: Any, terminal: Terminal) -> Any:
 
 def absent(plan: Any) -> str:
     """Why there is nothing to test: no profile at all, or one of other circumstances."""
-    from dynx.runtime.profile_store import ProfileStore, profiles_folder
+    from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 
     store = ProfileStore(profiles_folder(), lambda _: None)
     near = store.near(plan.key)
     if near:
-        profile, differing = near[0]
-        return f"profile {profile.key.id} of {profile.model_name} was measured with another {' and '.join(differing)}"
+        profile, _ = near[0]
+        said = profile.key.told_apart(plan.key, device_name(profile))
+        return f"profile {profile.key.id} of {profile.model_name} was measured {said}"
     stale = [reason for p in store.list() if p.key == plan.key and (reason := store.stale(p))]
     if stale:
         return f"the profile of {plan.source.name} can't be used: {stale[0]}"

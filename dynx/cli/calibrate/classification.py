@@ -40,7 +40,9 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         raise UsageError(
             "--data is needed: exits are learned from inputs like those to come, without labels", hint=f"--data {what}"
         )
-    inputs = read_inputs(options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field)
+    inputs = read_inputs(
+        options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field, warn=terminal.warn
+    )
     if options.dry_run:
         dry_run(plan, inputs, budget, options, terminal)
         return

@@ -45,7 +45,12 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     """Find out what kind of model it is, and learn what its task asks for."""
     from dynx.runtime import loading
 
-    source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
+    source = loading.find(
+        options.model,
+        offline=options.offline,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+    )
     task = loading.task_of(source)
     if task == "draw":
         from dynx.cli.calibrate.drawing import calibrate as learn

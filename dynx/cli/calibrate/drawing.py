@@ -47,6 +47,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         size=size,
         profile="none",  # what is stored must not colour what is measured
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
     )
     plan = make_plan(wish, warn=terminal.warn)

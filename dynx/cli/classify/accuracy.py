@@ -10,13 +10,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dynx.cli.classify.records import lines
+from dynx.cli.pieces import lines, undecoded
+from dynx.cli.tables import table
 from dynx.errors import UsageError
 from dynx.runtime.binomial import two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from dynx.cli.pieces import Line
+    from dynx.cli.tables import Cells
 
 Interval: TypeAlias = "Callable[[int, int, float], tuple[float, float]]"
 """(trials, hits, 1 - confidence) to (low, high)."""
@@ -35,17 +39,23 @@ class Gold:
     rows: Sequence[int | None]
 
 
-def read_gold(path: Path, labels: Sequence[str]) -> Gold:
+def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gold:
     """Read the truth; `labels` are the model's names by id, and the file uses either throughout, names if both fit.
 
-    A first row with an unknown label above known ones is a header. Raises UsageError naming the labels that aren't known,
-    and where the file can't be read.
+    `quoted`: it is a table as Python's csv module writes them, like the input; else each line is a row, whatever it quotes.
+    Of a row whose text can't be read the label still counts. A first row with an unknown label above known ones is a header.
+    Raises UsageError naming the labels that aren't known, and where the file can't be read.
     """
     try:
         with path.open("rb") as file:
-            cells = [line.rpartition("\t")[2].strip() for line, _ in lines(file, str(path))]
+            source = lines(file, str(path), keep=quoted)
+            read = [_label(row) for row in table(source)] if quoted else [_plain_label(line) for line in source]
     except OSError as e:
         raise UsageError(f"can't read {path}: {e.strerror or e}") from None
+    bad = next((error for _, error in read if error is not None), None)
+    if bad is not None:
+        raise UsageError(f"{path} has a label that is {bad}")
+    cells = [cell for cell, _ in read]
     names = {name: id_ for id_, name in reversed(list(enumerate(labels)))}
     ids = {str(id_): id_ for id_ in range(len(labels))}
     found = Counter(cell for cell in cells if cell)
@@ -63,6 +73,17 @@ def read_gold(path: Path, labels: Sequence[str]) -> Gold:
             hint=f"it knows {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}, or 0 to {len(labels) - 1}",
         )
     return Gold(str(path), labels, [known[cell] if cell else None for cell in cells])
+
+
+def _label(row: Cells) -> tuple[str, str | None]:
+    """The last cell, and why it is no text; of a row that isn't one, what follows the last tab."""
+    cell = (row.line.rpartition("\t")[2] if row.error is not None else row.cells[-1]).strip()
+    return cell, undecoded(cell, row.offset)
+
+
+def _plain_label(line: Line) -> tuple[str, str | None]:
+    cell = line.text.rpartition("\t")[2].strip()
+    return cell, line.error if line.cut or undecoded(cell, line.offset) else None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MOST, layout, read_records, windows
 from dynx.cli.console import Terminal
+from dynx.cli.pieces import shown
 from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def wish_of(options: Any, *, profile: str | None = None) -> Wish:
         profile=profile or getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=getattr(options, "plain", False),
     )
@@ -152,7 +154,8 @@ def open_tally(options: Options, assembly: Assembly) -> Tally | None:
 
     if assembly.labels.problem != "single":
         raise UsageError("--labels compares single labels, and this model gives several or numbers")
-    return Tally(read_gold(Path(options.labels), assembly.labels.names), confidence=options.confidence)
+    truth = read_gold(Path(options.labels), assembly.labels.names, quoted=options.tsv)
+    return Tally(truth, confidence=options.confidence)
 
 
 @contextlib.contextmanager
@@ -311,7 +314,7 @@ class Job:
             rows.append((where, f"{bar} {count:,} ({count / receipt.left.total():.0%})"))
         _rows(rows)
         for prediction, record in self._deep:
-            text = record.raw if len(record.raw) <= 60 else record.raw[:59] + "…"
+            text = shown(record.raw if len(record.raw) <= 60 else record.raw[:59] + "…")
             sys.stderr.write(f"went deep: {prediction.label} {prediction.score:.2f}  {text}\n")
 
 

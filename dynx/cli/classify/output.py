@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dynx.cli.classify.records import LONGEST, pieces
+from dynx.cli.pieces import LONGEST, pieces, shown
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,17 +28,26 @@ SCHEMA = "dynx.classify/1"
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _ESCAPED = str.maketrans(_ESCAPES)
+_BYTE = re.compile("[\udc80-\udcff]")
 _PLAIN = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 
 def escape(text: str) -> str:
-    """`text` on one line and in one column: backslash, tab and line ends written as \\\\, \\t, \\n and \\r."""
-    return text.translate(_ESCAPED)
+    """`text` on one line and in one column: backslash, tab and line ends written as \\\\, \\t, \\n and \\r.
+
+    A byte that isn't UTF-8, which a file's name may have, is written as \\x and two digits.
+    """
+    text = text.translate(_ESCAPED)
+    return text if text.isascii() else _BYTE.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
 
 
 def unescape(text: str) -> str:
     """What `escape` made it from."""
-    return re.sub(r"\\[\\tnr]", lambda match: _PLAIN[match[0]], text)
+    return re.sub(
+        r"\\(?:x([89a-f][0-9a-f])|[\\tnr])",
+        lambda match: chr(0xDC00 + int(match[1], 16)) if match[1] else _PLAIN[match[0]],
+        text,
+    )
 
 
 class Format(Protocol):
@@ -132,7 +141,7 @@ class JsonLines:
         failed = answer.error is not None
         body: dict[str, Any] = {
             "index": record.index,
-            "input": record.raw,
+            "input": shown(record.raw),
             "label": answer.label,
             "score": _rounded(answer.score),
             "scores": None if failed else {k: _rounded(v) for k, v in answer.ranked()[: self._top_k]},
@@ -213,7 +222,7 @@ class Resumed:
             record = next(source, None)
             if record is None:
                 raise UsageError(f"{self.path} has {self.done} results and the input only {count} records")
-            if count == self.done - 1 and record.raw != self.last:
+            if count == self.done - 1 and shown(record.raw) != self.last:
                 raise UsageError(
                     f"{self.path} is about another input: its result {self.done} isn't of record {self.done}"
                 )
@@ -240,10 +249,10 @@ def resume(path: Path, form: Format) -> Resumed:
                 if offset + len(line) >= size:
                     tail = line
                     break
-                if not form.fits(line):
+                if len(line) > 8 * LONGEST or not form.fits(line):
                     raise _foreign(path, done, form)
                 done, kept, last = done + 1, offset + len(line) + 1, line
-        echo = form.echo(last) if done else None
+        echo = shown(form.echo(last)) if done else None
         if tail:
             if not done and not form.fits(tail):  # it may be somebody's notes
                 raise _foreign(path, done, form)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import select
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -21,18 +21,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dynx.cli.inputs import typed
+from dynx.cli.pieces import lines, not_utf8, shown, undecoded
+from dynx.cli.tables import table
 from dynx.errors import UsageError
-from dynx.runtime.utf8 import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+
+    from dynx.cli.pieces import Line
+    from dynx.cli.tables import Cells
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-CHUNK = 1 << 16
-LONGEST = 16 << 20
-"""Bytes of one record; a stream without line ends must not fill the memory."""
 
 MOST = 1024
 ROOM = 8 << 20
@@ -41,7 +40,8 @@ ROOM = 8 << 20
 LINGER = 0.005
 """Seconds a window waits for company after its first record: unnoticed by a reader, long enough for a file to fill it."""
 
-_BOM = b"\xef\xbb\xbf"
+PARTNER = "text_pair"
+"""The key of a pair's second text, in the objects that transformers' pipeline takes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Record:
     text: str | None
     path: Path | None
     raw: str
-    """What the output echoes."""
+    """What the output echoes; bytes that aren't UTF-8 as `surrogateescape` keeps them."""
     error: str | None = None
     original: dict[str, Any] | None = None
     """The whole object it came from, for JSON lines."""
@@ -105,7 +105,7 @@ def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, n
     """What to classify, or None if there is nothing and a terminal in front.
 
     Arguments are a record each and stdin is left alone, unless one of them is `-`: its records come in that place. Nothing
-    may have been read from `stdin` before. Raises UsageError on arguments that don't fit together or aren't UTF-8.
+    may have been read from `stdin` before. Raises UsageError on arguments that don't fit together.
     """
     shaped = (
         "-0" if layout.nul else "--tsv" if layout.column is not None else "--field" if layout.field is not None else ""
@@ -119,14 +119,15 @@ def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, n
         raise UsageError(f"{shaped} reads stdin, and the arguments leave none to read", hint="a file: < FILE")
     elif not arguments and (never or stdin.closed or stdin.isatty()):
         return None
-    return Records([a if a == "-" else typed(a, "argument") for a in arguments] or ["-"], stdin, layout)
+    return Records(list(arguments) or ["-"], stdin, layout)
 
 
 class Records:
     """The records of one run, once over.
 
-    Iterating raises UsageError for bytes that aren't UTF-8 (with their offset), a column that isn't there, a record longer
-    than `LONGEST`, and input without any record. A row that is merely bad becomes a record with an error.
+    A row that is bad becomes a record with an error, whatever is wrong with it: bytes that aren't UTF-8 where a text is wanted
+    (a path may be any bytes), a length beyond measure, quotes that don't match, half of a pair. Iterating raises UsageError for
+    what is wrong with the whole input: a column that isn't there, no record at all, a stream that can't be read.
     """
 
     def __init__(self, arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, name: str = "stdin") -> None:
@@ -151,7 +152,7 @@ class Records:
 
     def _read(self) -> Iterator[Record]:
         for argument in self._arguments:
-            rows = _rows(self._stdin, self._layout, self._name) if argument == "-" else [_Row(argument, len(argument))]
+            rows = _rows(self._stdin, self._layout, self._name) if argument == "-" else [_typed(argument)]
             for row in rows:
                 index, self.rows = self.rows, self.rows + 1
                 if self._layout.skip_empty and not (row.text or "").strip() and (row.error is None or row.blank):
@@ -171,6 +172,8 @@ class _Row:
     error: str | None = None
     line: str = ""
     original: dict[str, Any] | None = None
+    bad: str | None = None
+    """Why `text`, which would do as a path, is no text."""
 
     @property
     def blank(self) -> bool:
@@ -185,56 +188,94 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
         elif "\0" in text:
             error = "a path can't hold a NUL"
         else:
-            path = Path(text)
+            path = Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))  # its bytes, whatever the locale
         return Record(index, None, path, text, error, row.original, row.size)
+    if row.bad is not None and text is not None:
+        return Record(index, None, None, text, row.bad, row.original, row.size)
     return Record(index, text, None, row.line if text is None else text, error, row.original, row.size)
+
+
+def _typed(argument: str) -> _Row:
+    data = argument.encode("utf-8", "surrogateescape")  # in a locale of ASCII alone any text comes escaped
+    return _Row(data.decode("utf-8", "surrogateescape"), len(data), bad=not_utf8(data))
 
 
 def _rows(stdin: BinaryIO, layout: Layout, name: str) -> Iterator[_Row]:
     if layout.column is not None:
-        return _table_rows(lines(stdin, name), layout.column, name)
+        return _table_rows(table(lines(stdin, name, keep=True)), layout.column, name)
+    found = lines(stdin, name, b"\0" if layout.nul else b"\n")
     if layout.field is not None:
-        return (_json_row(line, size, layout.field) for line, size in lines(stdin, name))
-    return (_Row(line, size) for line, size in lines(stdin, name, b"\0" if layout.nul else b"\n"))
+        return (_json_row(line, layout.field) for line in found)
+    return (_line_row(line) for line in found)
 
 
-def _table_rows(rows: Iterator[tuple[str, int]], column: str, name: str) -> Iterator[_Row]:
+def _line_row(line: Line) -> _Row:
+    text, size, error, _, cut = line
+    return _Row(None, size, error, text) if cut else _Row(text, size, bad=error)
+
+
+def _table_rows(rows: Iterator[Cells], column: str, name: str) -> Iterator[_Row]:
     number = _number(column)
     first = next(rows, None)
     if first is None:
         return
-    cells = first[0].split("\t")
+    header: Sequence[str] = ()
     if number is None:
-        if column not in cells:
+        header = first.cells
+        if first.error is not None:
+            raise UsageError(f"the header of {name} can't be read: {first.error}")
+        if column not in header:
             raise UsageError(
-                f'no column "{column}" on {name}; there is {", ".join(cells)}',
-                hint="columns are separated by tabs" if len(cells) == 1 else None,
+                f'no column "{column}" on {name}; there is {shown(", ".join(header))}',
+                hint="columns are separated by tabs" if len(header) == 1 else None,
             )
-        at = cells.index(column)
+        at = header.index(column)
     else:
         at = number - 1
-        if at >= len(cells):
-            raise UsageError(f"no column {number} on {name}; its first line has {len(cells)}: {', '.join(cells)}")
+        if first.error is None and at >= len(first.cells):
+            there = shown(", ".join(first.cells))
+            raise UsageError(f"no column {number} on {name}; its first line has {len(first.cells)}: {there}")
         rows = chain([first], rows)
     empty = True
-    for line, size in rows:
+    for row in rows:
         empty = False
-        cells = line.split("\t")
-        if at < len(cells):
-            yield _Row(cells[at], size)
-        elif not line.strip():
-            yield _Row("", size)
-        else:
-            yield _Row(None, size, f"{len(cells)} columns, and {column} is number {at + 1}", line)
+        yield _table_row(row, at, column, header)
     if empty:
         raise UsageError(f"{name} has a header and no rows")
 
 
-def _json_row(line: str, size: int, key: str) -> _Row:
+def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
+    """The cell that is asked for, or why there is none; a row with more cells than the header may be a text cut by a tab."""
+    cells, error = row.cells, row.error
+    if error is None and at < len(cells):
+        if header and any(cells[len(header) :]):
+            error = f"{len(cells)} columns, and the header has {len(header)}"
+        elif PARTNER in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
+            error = PAIR
+    elif error is None and row.line.strip():
+        error = f"{len(cells)} columns, and {column} is number {at + 1}"
+    if error is not None:
+        return _Row(None, row.size, error, row.line)
+    text = cells[at] if at < len(cells) else ""
+    return _Row(text, row.size, bad=undecoded(text, row.offset))
+
+
+PAIR = f'half of a pair: the row has a "{PARTNER}" too, and dynx classifies single texts only'
+
+
+def _is_pair(row: Mapping[str, Any], key: str) -> bool:
+    """Whether a row with the text under `key` is one of the pairs that transformers' pipeline takes."""
+    return row.get(PARTNER) is not None and (key != PARTNER or row.get("text") is not None)
+
+
+def _json_row(found: Line, key: str) -> _Row:
+    line, size, bad, _, _ = found
+    if bad is not None:
+        return _Row(None, size, bad, line)
     if not line.strip():
         return _Row(None, size, "an empty line, not JSON", line)
     try:
-        value = json.loads(line, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(line, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
         if "\\ud" in line or "\\uD" in line:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as e:
@@ -249,9 +290,20 @@ def _json_row(line: str, size: int, key: str) -> _Row:
         return _Row(None, size, "not a JSON object", line)
     text = value.get(key)
     if isinstance(text, str):
+        if _is_pair(value, key):
+            return _Row(None, size, PAIR, line, value)
         return _Row(text, size, original=value)
     reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
     return _Row(None, size, reason, line, value)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; each of two values under one key would be half of what was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'the key "{next(key for key in keys if keys.count(key) > 1)[:40]}" occurs twice')
+    return found
 
 
 def _no_constant(name: str) -> float:
@@ -263,57 +315,6 @@ def _finite(digits: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{digits[:20]} is too large")
     return value
-
-
-def lines(stream: BinaryIO, what: str, end: bytes = b"\n") -> Iterator[tuple[str, int]]:
-    """Each line as text with its size in bytes; a carriage return before `\\n` and a byte order mark at the start go.
-
-    Raises UsageError with the offset of the first byte that isn't UTF-8.
-    """
-    for offset, piece in pieces(stream, what, end):
-        start = len(_BOM) if offset == 0 and piece.startswith(_BOM) else 0
-        data = piece.removesuffix(b"\r") if end == b"\n" else piece
-        yield decode(data[start:], what, offset=offset + start), len(piece)
-
-
-def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LONGEST) -> Iterator[tuple[int, bytes]]:
-    """Each piece of `stream` as soon as its `end` is there, with its offset; after the last end only if not empty.
-
-    Raises UsageError for one longer than about `longest` bytes, and where `stream` can't be read.
-    """
-    offset, held = 0, 0
-    parts: list[bytes] = []
-    for chunk in _chunks(stream, what):
-        *whole, rest = chunk.split(end)
-        for last in whole:
-            piece = b"".join([*parts, last]) if parts else last
-            parts, held = [], 0
-            yield offset, piece
-            offset += len(piece) + len(end)
-        if rest:
-            parts.append(rest)
-            held += len(rest)
-        if held > longest:
-            raise UsageError(f"{what} has more than {longest >> 20} MiB without a line end, from offset {offset}")
-    if parts:
-        yield offset, b"".join(parts)
-
-
-def _chunks(stream: BinaryIO, what: str) -> Iterator[bytes]:
-    # Below the buffer: a daemon thread that waits inside it holds its lock, on which the interpreter's exit would abort.
-    source: Any = getattr(stream, "raw", stream)
-    read = getattr(source, "read1", source.read)
-    while True:
-        try:
-            chunk = read(CHUNK)
-        except OSError as e:
-            raise UsageError(f"can't read {what}: {e.strerror or e}") from None
-        if chunk is None:  # non-blocking, as a program that shares the terminal may have left it
-            select.select([source], [], [])
-        elif chunk:
-            yield chunk
-        else:
-            return
 
 
 def windows(

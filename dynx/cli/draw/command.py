@@ -16,7 +16,7 @@ from dynx.cli.draw.png import encode
 from dynx.cli.draw.preview import Screen, image
 from dynx.cli.draw.requests import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.inputs import typed
-from dynx.errors import DynxError, GateFailed, UsageError
+from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -114,6 +114,7 @@ def wish_of(options: Options, asked: Asked) -> Wish:
         profile=options.profile,
         require_profile=options.require_profile,
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=options.plain,
     )
@@ -125,7 +126,7 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> Plan:
 
     plan = make_plan(wish_of(options, batch.asked), warn=terminal.warn)
     for draft in batch.drafts:
-        draft.check(plan.source.name, plan.key.model)
+        draft.check(plan.source.name, plan.weights)
     prompted = options.lines or bool(options.prompt)
     if prompted and not options.finish and not takes_prompt(plan.source):
         raise UsageError(f"{plan.source.name} draws without a prompt", hint="leave it out")
@@ -185,12 +186,14 @@ class Studio:
         json, png = options.json or options.jsonl, options.output == "-"
         self._screen = Screen(terminal, options.show, preview=options.preview, json=json, png=png)
         mode = report.JsonLines if options.jsonl else report.Document if options.json else report.Paths
-        drafts = len(options.finish) + len(options.prompt or []) if options.finish else 0
-        self.printer: report.Printer = mode(terminal, several=options.lines or options.count > 1 or drafts > 1)
+        asked = len(options.finish or []) + len(options.prompt or [])
+        self._several = options.lines or options.count > 1 or asked > 1
+        self.printer: report.Printer = mode(terminal, several=self._several)
         self.seen = self.failed = self.unlike = 0
         self._said: set[str] = set()
         self._prompts = 0
         self._read: str | None = None
+        self._stop = Stop()
 
     def work(self, batch: Batch, assembly: Assembly) -> None:
         """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
@@ -203,14 +206,48 @@ class Studio:
         if self._screen.previews and not self._sighted:
             self._terminal.notice("no preview: the map from latents to colours comes with a profile")
         for item in batch.items:
-            if item.prompt != self._read:
-                self._read, self._prompts = item.prompt, self._prompts + 1
-                several = self._options.lines or self._options.finish
-                self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
-            self._draw(item, artist, batch.asked)
+            if item.error is not None:
+                self._fail(item, item.error, artist, batch.asked)
+                continue
+            try:
+                self._begin(item, artist)
+                self._draw(item, artist, batch.asked)
+            except (ModelError, DeviceError, BrokenPipeError):  # these aren't about one picture
+                raise
+            except Exception as e:
+                if not self._several:
+                    raise
+                self._fail(item, e, artist, batch.asked)
+                if self._stop.pressed:
+                    raise KeyboardInterrupt from None
         if self._options.explain:
             pairs = [(knob, f"{d.value} ({d.reason})") for knob, d in assembly.decisions.items()]
             sys.stderr.write(table(pairs))
+
+    def _begin(self, item: Item, artist: Artist) -> None:
+        """Say once of a prompt how much of it isn't read."""
+        if item.prompt != self._read:
+            self._read, self._prompts = item.prompt, self._prompts + 1
+            asked = self._options
+            several = asked.lines or asked.finish or len(asked.prompt or []) > 1
+            self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
+
+    def _fail(self, item: Item, error: Exception, artist: Artist, asked: Asked) -> None:
+        """Tell of a picture that there is none of, in its place."""
+        from dynx.cli.main import debugging
+
+        if not isinstance(error, DynxError) and debugging():
+            raise error
+        self._terminal.clear_status()
+        self.seen += 1
+        self.failed += 1
+        failure = report.Failure(item, report.said(error), artist, asked, self._options.draft)
+        self._no_picture(item.prompt, item.seed, failure.error)
+        self.printer.failure(failure)
+
+    def _no_picture(self, prompt: str, seed: int, error: str) -> None:
+        about = f"of {printable(prompt)!r} " if prompt else ""
+        self._terminal.warn(f"no picture {about}with seed {seed}: {error}")
 
     def _overlong(self, artist: Artist, text: str | None, what: str) -> None:
         from dynx.cli.classify.truncation import unread
@@ -222,7 +259,8 @@ class Studio:
     def _draw(self, item: Item, artist: Artist, asked: Asked) -> None:
         strip: list[str] = []
         label = printable(item.prompt)[:LABEL] or artist.assembly.plan.source.name
-        with Stop() as stop:
+        with Stop() as self._stop:
+            stop = self._stop
             with self._screen.live(label, sighted=self._sighted) as move:
 
                 def watch(step: Step) -> None:
@@ -255,12 +293,11 @@ class Studio:
 
     def _keep(self, drawn: Drawn, item: Item) -> None:
         """Save it, show it, print where it is."""
-        self.seen += 1
         picture = drawn.picture
         if picture.error is not None:
+            self.seen += 1
             self.failed += 1
-            about = f"of {printable(picture.prompt)!r} " if picture.prompt else ""
-            self._terminal.warn(f"no picture {about}with seed {picture.seed}: {picture.error}")
+            self._no_picture(picture.prompt, picture.seed, picture.error)
             self.printer.result(drawn)
             return
         shown = image(picture.bytes8())
@@ -269,6 +306,7 @@ class Studio:
             write_bytes(data)
         else:
             write(item.path, data, force=self._options.force)
+        self.seen += 1
         drawn.path = item.path
         self._screen.show(shown)
         if item.path is not None:

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynx.errors import DynxError, UsageError
@@ -20,13 +20,47 @@ SEVERAL = "{n}-{slug}.png"
 _FIELDS = re.compile(r"\{(\w*)\}")
 
 
+FLAG = "REGIONAL INDICATOR SYMBOL LETTER "
+"""Flags are the two letters of a country."""
+
+TONE = "EMOJI MODIFIER FITZPATRICK "
+"""Skin tones are types, in Unicode."""
+
+SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x20E3, *range(0xE0100, 0xE01F0))))
+"""Marks that only say how the letter or symbol before them is shown."""
+
+
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name: letters and digits, the rest hyphens, cut at a word."""
+    """A prompt as part of a file name: letters and digits, the rest hyphens, cut at a word.
+
+    A prompt without any is called by its symbols' names in Unicode.
+    """
     plain = unicodedata.normalize("NFKC", prompt).lower()
-    name = re.sub(r"[^\w]+|_+", "-", plain).strip("-")
+    spelt = any(c.isalnum() for c in plain)
+    name = _words("".join(c if _spells(c) else " " for c in plain) if spelt else "".join(map(_called, prompt)))
     if len(name) > SLUG:
         name = name[: SLUG + 1].rpartition("-")[0] or name[:SLUG]
     return name or "untitled"
+
+
+def _words(text: str) -> str:
+    return "-".join(text.split())
+
+
+def _spells(letter: str) -> bool:
+    """Whether it is part of a word: accents and vowel signs stand beside the letters that they belong to."""
+    return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and letter not in SELECTORS)
+
+
+def _called(symbol: str) -> str:
+    """A symbol's name in lower case, letters and digits only; its number where this Python's Unicode doesn't know it yet."""
+    category, name = unicodedata.category(symbol), unicodedata.name(symbol, "")
+    if category in ("Cn", "Co"):
+        return f" u{ord(symbol):x} "
+    if name.startswith(FLAG):
+        return name.removeprefix(FLAG).lower()
+    words = re.sub(r"[^a-z0-9]+", " ", name.removeprefix(TONE).lower())
+    return f" {words} " if category[0] == "S" else " "
 
 
 @dataclass(frozen=True)
@@ -35,6 +69,8 @@ class Outputs:
 
     pattern: str | None
     force: bool
+    _taken: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
+    """The names given so far, each with the last number that was put behind it."""
 
     @classmethod
     def parse(cls, text: str | None, count: int, *, force: bool) -> Outputs:
@@ -72,11 +108,24 @@ class Outputs:
         return cls(pattern, force)
 
     def path(self, n: int, prompt: str, seed: int) -> Path | None:
-        """The file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be, or is already."""
+        """The file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be, or is already.
+
+        Where an earlier picture of this run has that name and it comes from the prompt, it is numbered: `a-cat-2.png`.
+        """
         if self.pattern is None:
             return None
         values = {"n": str(n), "slug": slug(prompt), "seed": str(seed)}
-        return vacant(Path(_FIELDS.sub(lambda field: values[field[1]], self.pattern)), force=self.force)
+        path = first = Path(_FIELDS.sub(lambda field: values[field[1]], self.pattern))
+        number = self._taken.get(first, 1)
+        if first in self._taken and "slug" not in _FIELDS.findall(self.pattern):
+            raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+        while path in self._taken:
+            number += 1
+            path = first.with_name(f"{first.stem}-{number}{first.suffix}")
+        vacant(path, force=self.force)
+        self._taken[path] = 1
+        self._taken[first] = number
+        return path
 
 
 def vacant(path: Path, *, force: bool) -> Path:

@@ -11,6 +11,7 @@ HELP = """Draw pictures from prompts, in as few steps as each picture needs, wit
 \b
 Examples:
   dynx draw "a red apple"
+  dynx draw "a red apple" "a blue moon" -o pictures/
   dynx draw "cat and moon" --count 9 --draft -o drafts/
   dynx draw --finish drafts/3-cat-and-moon.png
   dynx draw -m ./my-pipeline "a lighthouse" --size 512x768 --seed 7 --stats
@@ -23,7 +24,10 @@ Examples:
 class Options(o.OutputOptions, o.DeviceOptions):
     """The command line of `dynx draw`, by parameter name."""
 
-    prompt: list[str] | None = o.argument(metavar="PROMPT", help="What to draw; - reads it from stdin.")
+    prompt: list[str] | None = o.argument(
+        metavar="PROMPT",
+        help="What to draw, a picture for each PROMPT: quote one of several words. - reads it from stdin.",
+    )
     model: str = o.MODEL("emoji")
     output: str | None = o.option(
         None,
@@ -31,7 +35,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--output",
         metavar="PATH",
         help="A file, a folder, or a pattern of {n}, {slug} (the prompt) and {seed}; - writes the PNG to stdout. By "
-        "default {slug}.png here.",
+        "default {slug}.png here, {n}-{slug}.png of several.",
     )
     count: int = o.option(
         1, "-c", "--count", metavar="N", min=1, help="Pictures of each prompt, with seeds that follow."
@@ -97,5 +101,5 @@ COMMAND = o.Command(
     Options,
     HELP,
     short_help="Draw pictures from prompts.",
-    epilog="Exit code 1 means that some picture failed. Manual: man dynx-draw",
+    epilog="Exit code 1 means that some picture failed; the others are drawn. Manual: man dynx-draw",
 )

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dynx.errors import DynxError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dynx.cli.console import Terminal
     from dynx.cli.draw.drafts import Asked
+    from dynx.cli.draw.requests import Item
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
@@ -67,16 +70,61 @@ class Drawn:
         return None if pixels is None else (pixels.shape[1], pixels.shape[0])
 
     @property
-    def guidance(self) -> float | None:
-        """That was used, where the pipeline says."""
-        asked = self.artist.assembly.plan.wish.guidance  # with what the model's folder asks for
-        return self.artist.assembly.engine.family.default_guidance if asked is None else asked
-
-    @property
     def profile(self) -> str | None:
         """Its id."""
         profile = self.artist.assembly.plan.profile
         return profile.key.id if profile else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that was never drawn, or not to its end."""
+
+    item: Item
+    error: str
+    artist: Artist
+    asked: Asked
+    draft: bool
+
+
+def said(error: Exception) -> str:
+    """An error and what to do about it, in one line."""
+    words = next(iter(str(error).splitlines()), "")
+    if not isinstance(error, DynxError):
+        return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return f"{words} ({error.hint})" if error.hint else words
+
+
+def failure_json(failure: Failure) -> dict[str, Any]:
+    """As `result_json`, as far as there is anything to say."""
+    item, assembly = failure.item, failure.artist.assembly
+    return {
+        "index": item.index,
+        "path": None,
+        "prompt": item.prompt,
+        "negative": failure.asked.negative,
+        "seed": item.seed,
+        "model": assembly.plan.source.name,
+        "size": None,
+        "guidance": guidance_of(failure.artist),
+        "draft": failure.draft,
+        "source": str(item.source) if item.source else None,
+        "flagged": False,
+        "error": failure.error,
+        "receipt": None,
+        "guarantee": None,
+        "decisions": _decisions(failure.artist),
+    }
+
+
+def guidance_of(artist: Artist) -> float | None:
+    """That is used, where the pipeline says."""
+    asked = artist.assembly.plan.wish.guidance  # with what the model's folder asks for
+    return artist.assembly.engine.family.default_guidance if asked is None else asked
+
+
+def _decisions(artist: Artist) -> dict[str, Any]:
+    return {k: {"value": d.value, "reason": d.reason} for k, d in artist.assembly.decisions.items()}
 
 
 def mark(step: Step) -> str:
@@ -100,10 +148,10 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         negative=drawn.asked.negative,
         seed=picture.seed,
         size=drawn.size,
-        guidance=drawn.guidance,
+        guidance=guidance_of(drawn.artist),
         asked=drawn.asked.document(),
         model=plan.source.name,
-        weights=plan.key.model,
+        weights=plan.weights,
         dtype=plan.dtype,
         backend=plan.way[0],
         **receipt,
@@ -138,14 +186,14 @@ def result_json(drawn: Drawn) -> dict[str, Any]:
         "seed": picture.seed,
         "model": assembly.plan.source.name,
         "size": drawn.size,
-        "guidance": drawn.guidance,
+        "guidance": guidance_of(drawn.artist),
         "draft": drawn.draft,
         "source": str(drawn.source) if drawn.source else None,
         "flagged": picture.flagged,
         "error": picture.error,
         "receipt": {**picture.receipt.json(), "profile": drawn.profile},
         "guarantee": drawn.promise.json() if drawn.promise else None,
-        "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
+        "decisions": _decisions(drawn.artist),
     }
 
 
@@ -204,7 +252,10 @@ class Printer:
         """A step of picture `index` is done."""
 
     def result(self, drawn: Drawn) -> None:
-        """A picture is there, or failed."""
+        """A picture is there, or isn't one of numbers."""
+
+    def failure(self, failure: Failure) -> None:
+        """There is no picture."""
 
     def close(self) -> None:
         """No more pictures."""
@@ -230,6 +281,10 @@ class Document(Printer):
         """Keep it."""
         self._results.append(result_json(drawn))
 
+    def failure(self, failure: Failure) -> None:
+        """Keep its error in its place."""
+        self._results.append(failure_json(failure))
+
     def close(self) -> None:
         """Write what there is."""
         if self._results:
@@ -251,3 +306,7 @@ class JsonLines(Printer):
     def result(self, drawn: Drawn) -> None:
         """The picture with all that is known of it."""
         self._write("result", result_json(drawn))
+
+    def failure(self, failure: Failure) -> None:
+        """Its error in its place."""
+        self._write("result", failure_json(failure))

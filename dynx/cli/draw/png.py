@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import UsageError
+from dynx.runtime.inputs import InputError
+from dynx.runtime.pictures import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +38,14 @@ def encode(picture: Image, facts: dict[str, Any]) -> bytes:
 
 def read(path: Path) -> dict[str, Any]:
     """The facts of a file that `encode` made. Raises UsageError for any other."""
-    from PIL import Image
-
+    if not path.exists():
+        raise UsageError(f"there is no file {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as file:
-                file.load()
-                text = file.info.get(KEYWORD)
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} can't be read as a picture: {str(e).splitlines()[0] if str(e) else e}") from None
+        with opened(path) as file:
+            file.load()
+            text = file.info.get(KEYWORD)
+    except InputError as e:
+        raise UsageError(f"{path} is no picture that can be used: {e}") from None
     if not isinstance(text, str):
         raise UsageError(f"{path} doesn't say how it was made: dynx didn't draw it, or a program took that out")
     try:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.draw.drafts import Asked, read_draft
 from dynx.cli.draw.files import Outputs, vacant
-from dynx.cli.inputs import NoInputError, read_lines, read_prompt, typed
-from dynx.errors import UsageError
+from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
+from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,6 +42,8 @@ class Item:
     """None: stdout."""
     source: Path | None = None
     """The draft that it finishes."""
+    error: DynxError | None = None
+    """Why it can't be drawn."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def ordered(options: Options, terminal: Terminal) -> Batch:
     """What the command line asks for; all that can be known before a model is loaded is checked. Raises UsageError."""
     if options.lines and options.output == "-":
         raise UsageError("stdout takes one picture, and --lines may bring several prompts", hint="-o FOLDER/")
-    outputs = Outputs.parse(options.output, 2 if options.lines else options.count, force=options.force)
+    several = 2 if options.lines else options.count * max(1, len(options.prompt or []))
+    outputs = Outputs.parse(options.output, several, force=options.force)
     negative = None if options.negative is None else typed(options.negative, "--negative")
     asked = Asked(parse_size(options.size), options.guidance, negative)
     seed = secrets.randbelow(LOT - options.count) if options.seed is None else options.seed
@@ -91,34 +94,58 @@ def anything(options: Options) -> Batch:
     return Batch(Asked(parse_size(options.size), options.guidance, negative), [])
 
 
-def itemise(prompts: Iterator[str], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
-    """The pictures of each prompt. Raises UsageError where one has no place."""
+def itemise(prompts: Iterator[str | BadLine], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
+    """The pictures of each prompt. One that can't be has its error in its place under --lines, and else is a UsageError."""
     index = 0
-    taken: set[Path] = set()
     for prompt in prompts:
+        if isinstance(prompt, BadLine):
+            yield Item(index, prompt.text, seed, None, error=prompt.error)
+            index += 1
+            continue
         for s in range(seed, seed + options.count):
-            path = outputs.path(index + 1, prompt or Path(options.model).name, s)
-            if path is not None and path in taken:
-                raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
-            if path is not None:
-                taken.add(path)
-            yield Item(index, prompt, s, path)
+            path = error = None
+            try:
+                path = outputs.path(index + 1, prompt or Path(options.model).name, s)
+            except UsageError as e:
+                if not options.lines:
+                    raise
+                error = e
+            yield Item(index, prompt, s, path, error=error)
             index += 1
 
 
-def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
-    """The prompts; an empty one for a pipeline that takes none. Raises UsageError."""
+def read_prompts(options: Options, terminal: Terminal) -> Iterator[str | BadLine]:
+    """The prompts, one for each argument; an empty one for a pipeline that takes none. Raises UsageError."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
             raise UsageError("--lines reads stdin and --no-stdin forbids it")
-        prompts = read_lines(arguments, sys.stdin.buffer)
+        refuse_dash(arguments)
+        prompts = each_line(sys.stdin.buffer)
         first = next(prompts)
-        return (prompt for some in ([first], prompts) for prompt in some)
+        return (prompt for some in ([first], prompts) for line in some for prompt in followed(line, arguments))
     if not arguments and not takes_prompt(find(options)):
         return iter([""])
+    return iter(given(arguments, options, terminal))
+
+
+def followed(line: str | BadLine, arguments: list[str]) -> list[str | BadLine]:
+    """A line with each of the arguments behind it; itself where there are none."""
+    if isinstance(line, BadLine) or not arguments:
+        return [line]
+    return [f"{line}\n{argument}" for argument in arguments]
+
+
+def given(arguments: list[str], options: Options, terminal: Terminal) -> list[str]:
+    """The prompts that arguments and stdin make: - is what stdin holds; else what is piped in stands before each."""
+    if len(arguments) > 1 and not all(text.strip() for text in arguments):
+        empty = next(i for i, text in enumerate(arguments, 1) if not text.strip())
+        raise UsageError(f"PROMPT {empty} of {len(arguments)} is empty")
+    if arguments.count("-") > 1:
+        raise UsageError("- can stand for stdin once only")
+    asked = "-" if "-" in arguments else arguments[0] if arguments else None
     prompt = read_prompt(
-        arguments,
+        [] if asked is None else [asked],
         sys.stdin.buffer,
         never=options.no_stdin,
         say=terminal.notice,
@@ -126,14 +153,23 @@ def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
     )
     if prompt is None or not prompt.strip():
         raise NoInputError("no prompt", hint="for example: dynx draw 'a red apple'")
-    return iter([prompt])
+    if asked == "-":
+        return [prompt if text == "-" else text for text in arguments]
+    piped = prompt.removesuffix(asked or "")
+    return [prompt, *(piped + text for text in arguments[1:])]
 
 
 def find(options: Options) -> Source:
     """Where the pipeline is. Raises ModelError."""
     from dynx.runtime import loading
 
-    return loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle, task="draw")
+    return loading.find(
+        options.model,
+        offline=options.offline,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+        task="draw",
+    )
 
 
 def takes_prompt(source: Source) -> bool:
@@ -157,17 +193,16 @@ def finishing(options: Options) -> list[Batch]:
     if options.output is not None:
         places = Outputs.parse(options.output, len(drafts), force=options.force)
     batches: dict[Asked, Batch] = {}
-    taken: set[Path] = set()
+    beside: set[Path] = set()
     for index, draft in enumerate(drafts):
+        path: Path | None
         if places is None:
-            beside = draft.path.with_name(f"{draft.path.stem}{FINISHED}.png")
-            path: Path | None = vacant(beside, force=options.force)
+            path = vacant(draft.path.with_name(f"{draft.path.stem}{FINISHED}.png"), force=options.force)
+            if path in beside:
+                raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+            beside.add(path)
         else:
             path = places.path(index + 1, draft.prompt, draft.seed)
-        if path is not None and path in taken:
-            raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
-        if path is not None:
-            taken.add(path)
         batch = batches.setdefault(draft.asked, Batch(draft.asked, []))
         batch.drafts.append(draft)
         if isinstance(batch.items, list):

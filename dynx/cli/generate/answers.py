@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.generate.model import make_request
 from dynx.cli.generate.verify import verify_answer
-from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from dynx.cli.generate.options import Options
@@ -16,13 +15,8 @@ if TYPE_CHECKING:
 
 
 def answer(index: int, prompt: str, options: Options, assembly: Assembly, printer: Printer) -> Run:
-    """Continue one prompt."""
-    try:
-        run_ = assembly.engine.start(make_request(prompt, options, assembly))
-    except UsageError as e:
-        if not options.lines:
-            raise
-        raise UsageError(f"prompt {index + 1}: {e}", hint=e.hint) from None
+    """Continue one prompt. Raises InputError where it can't be."""
+    run_ = assembly.engine.start(make_request(prompt, options, assembly))
     show(index, prompt, run_, options, assembly, printer)
     return run_
 

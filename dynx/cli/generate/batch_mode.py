@@ -1,7 +1,8 @@
 """`dynx generate --lines`: many prompts, answered in the order they came, together where that is faster.
 
 Lines are read as they arrive and no further ahead than there is room for: a prompt that is there now may join a batch, and one
-that isn't is never waited for while another could be written. What goes wrong with a prompt is told when its turn comes.
+that isn't is never waited for while another could be written. What is wrong with a prompt is told when its turn comes, and the
+others are answered.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.generate.answers import answer, show
 from dynx.cli.generate.model import make_request
+from dynx.cli.inputs import BadLine
 from dynx.cli.stdin import rows_asked
-from dynx.errors import DynxError, UsageError
+from dynx.errors import DynxError
+from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +48,7 @@ class Lines:
 
     def __init__(
         self,
-        prompts: Iterator[str],
+        prompts: Iterator[str | BadLine],
         arrivals: Arrivals,
         options: Options,
         assembly: Assembly,
@@ -54,8 +57,8 @@ class Lines:
     ) -> None:
         self._prompts, self._arrivals, self._terminal = prompts, arrivals, terminal
         self._options, self._assembly, self._printer = options, assembly, printer
-        self._begun = 0  # answers
-        self._waiting: deque[str] = deque()  # read, not begun
+        self._begun = self._failed = 0  # answers
+        self._waiting: deque[str | BadLine] = deque()  # read, not begun
         self._turns: deque[_Turn] = deque()  # begun in the batch, not shown
         self._broken: DynxError | None = None  # what ended the reading
         self._ended = False
@@ -63,8 +66,8 @@ class Lines:
         self._batch: Batch | None = None
         self._written = self._seconds = 0.0  # tokens, and seconds for them, one at a time
 
-    def answer_all(self) -> None:
-        """Write every answer. Raises what a prompt is refused for, after the answers before it."""
+    def answer_all(self) -> int:
+        """Write every answer; returns how many prompts have none. Raises what ends the reading, after the answers before it."""
         while True:
             if not self._waiting:
                 self._read()
@@ -78,6 +81,7 @@ class Lines:
                 self._alone()
         if self._broken is not None:
             raise self._broken
+        return self._failed
 
     def _read(self) -> None:
         """Wait for a prompt, unless there are no more."""
@@ -112,10 +116,27 @@ class Lines:
 
     def _alone(self) -> None:
         """Answer the next prompt by itself."""
+        turn = self._next_turn()
+        if turn.error is None:
+            try:
+                receipt = answer(turn.index, turn.prompt, self._options, self._assembly, self._printer).receipt()
+            except InputError as e:
+                turn.error = e
+            else:
+                self._written += receipt.tokens
+                self._seconds += receipt.seconds
+        self._tell(turn)
+
+    def _next_turn(self) -> _Turn:
+        line = self._waiting.popleft()
         index, self._begun = self._begun, self._begun + 1
-        receipt = answer(index, self._waiting.popleft(), self._options, self._assembly, self._printer).receipt()
-        self._written += receipt.tokens
-        self._seconds += receipt.seconds
+        return _Turn(index, line.text, error=line.error) if isinstance(line, BadLine) else _Turn(index, line)
+
+    def _tell(self, turn: _Turn) -> None:
+        """What is wrong with a prompt, in its place."""
+        if turn.error is not None:
+            self._failed += 1
+            self._printer.failure(turn.index, turn.prompt, turn.error, self._assembly)
 
     def _together(self, choice: Choice) -> None:
         """Answer what waits and what joins it, until nothing does."""
@@ -129,25 +150,26 @@ class Lines:
         self._batch.step()
         while self._turns:
             turn = self._turns.popleft()
-            if turn.error is not None:
-                raise turn.error
+            self._tell(turn)
             if turn.row is not None:
                 show(turn.index, turn.prompt, turn.row, self._options, self._assembly, self._printer)
             if not self._turns:
                 self._batch.step()
 
     def _next_row(self) -> Row | None:
-        """The next prompt, if it has arrived and none before it failed."""
-        if self._turns and self._turns[-1].error is not None:
-            return None
-        self._look_ahead(1)
-        if not self._waiting or self._batch is None:
-            return None
-        turn = _Turn(self._begun, self._waiting.popleft())
-        self._begun += 1
-        self._turns.append(turn)
-        try:
-            turn.row = self._batch.row(make_request(turn.prompt, self._options, self._assembly))
-        except UsageError as e:
-            turn.error = UsageError(f"prompt {turn.index + 1}: {e}", hint=e.hint)
-        return turn.row
+        """The next prompt that can be continued, if one has arrived."""
+        while self._batch is not None:
+            self._look_ahead(1)
+            if not self._waiting:
+                break
+            turn = self._next_turn()
+            self._turns.append(turn)
+            if turn.error is not None:
+                continue
+            try:
+                turn.row = self._batch.row(make_request(turn.prompt, self._options, self._assembly))
+            except InputError as e:
+                turn.error = e
+                continue
+            return turn.row
+        return None

@@ -10,9 +10,10 @@ from dynx.cli.generate.answers import answer
 from dynx.cli.generate.model import open_assembly, wish_of
 from dynx.cli.generate.output import Document, JsonLines, Printer, Text, explain
 from dynx.cli.generate.verify import check
-from dynx.cli.inputs import NoInputError, read_lines, read_prompt, typed
+from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
 from dynx.cli.stdin import Arrivals, rows_asked
-from dynx.errors import UsageError
+from dynx.errors import DynxError, UsageError
+from dynx.speculation.types import COLD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ def run(options: Options) -> None:
     """Read prompts, open the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
-    if options.exact and options.temperature > 0:
+    if options.exact and options.temperature >= COLD:
         raise UsageError(
             "--exact is for greedy decoding: there rounding can decide a token",
             hint="a sampled text has plain decoding's distribution as it is; leave out --exact or --temperature",
@@ -39,25 +40,28 @@ def run(options: Options) -> None:
         print_plan("generate", make_plan(wish_of(options), warn=terminal.warn), options, terminal)
         return
     prompts, arrivals = read_prompts(options, terminal)
-    assembly = open_assembly(options, terminal)
+    failed = 0
+    assembly = open_assembly(options, terminal, put_off=True)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
         if arrivals is not None:
             from dynx.cli.generate.batch_mode import Lines
 
-            Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
+            failed = Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
         else:
-            answer(0, next(prompts), options, assembly, printer)
+            answer(0, str(next(prompts)), options, assembly, printer)
     finally:
         printer.close()
     if options.explain:
         explain(assembly)
     if options.verify:
         check(printer.verified)
+    if failed:
+        raise DynxError(f"{failed} prompt{' has' if failed == 1 else 's have'} no answer")
 
 
-def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], Arrivals | None]:
+def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str | BadLine], Arrivals | None]:
     """The prompts to continue, and with --lines which are there. Raises UsageError before any model is loaded if none is."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
@@ -65,7 +69,8 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], A
             raise UsageError("--lines reads stdin and --no-stdin forbids it")
         rows_asked(options.batch)
         arrivals = Arrivals(sys.stdin.buffer)
-        return _ahead(read_lines(arguments, arrivals)), arrivals
+        refuse_dash(arguments)
+        return _ahead(_with(each_line(arrivals), " ".join(arguments))), arrivals
     if options.batch != "auto":
         raise UsageError("--batch goes with --lines")
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
@@ -74,10 +79,16 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], A
     return iter([prompt]), None
 
 
-def _ahead(prompts: Iterator[str]) -> Iterator[str]:
+def _with(lines: Iterator[str | BadLine], after: str) -> Iterator[str | BadLine]:
+    """Each line with the argument after it."""
+    for line in lines:
+        yield line if isinstance(line, BadLine) or not after else f"{line}\n{after}"
+
+
+def _ahead(prompts: Iterator[str | BadLine]) -> Iterator[str | BadLine]:
     first = next(prompts)
 
-    def all_of_them() -> Iterator[str]:
+    def all_of_them() -> Iterator[str | BadLine]:
         yield first
         yield from prompts
 

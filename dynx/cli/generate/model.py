@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.inputs import typed
 from dynx.errors import UsageError
+from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
@@ -31,24 +32,28 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
         profile=getattr(options, "profile", None),
         require_profile=getattr(options, "require_profile", False),
         allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
         offline=options.offline,
         plain=getattr(options, "plain", False) if plain is None else plain,
         exact=getattr(options, "exact", False),
     )
 
 
-def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None) -> Assembly:
-    """Plan and load for any command that has the common model options; says the choices with -v and hints once."""
+def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None, put_off: bool = False) -> Assembly:
+    """Plan and load for any command that has the common model options; says the choices with -v and hints once.
+
+    `put_off`: see `assemble`.
+    """
     from dynx.speculation.setup import assemble, calibrate_command, make_plan
 
     wish = wish_of(options, plain=plain)
     plan = make_plan(wish, warn=terminal.warn)
-    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+    assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
     terminal.startup.mark("first pass")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    if plan.profile is None and plan.kinds and wish.profile != "none" and terminal.interactive:
+    if plan.profile_id is None and plan.kinds and wish.profile != "none" and terminal.interactive:
         terminal.notice(
             f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
         )
@@ -56,13 +61,14 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
 
 
 def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
-    """Token ids and settings for the engine. Raises UsageError for a chat without template."""
-    from dynx.speculation.types import Request, Sampling
+    """Token ids and settings for the engine. Raises UsageError for a chat without template, InputError where it refuses."""
+    from dynx.speculation.types import Request
 
     tokenizer = assembly.tokenizer
     stop = tuple(typed(text, "--stop") for text in options.stop or ())
     system = None if options.system is None else typed(options.system, "--system")
-    if options.chat or system is not None:
+    chat = options.chat or system is not None
+    if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
         messages = [] if system is None else [{"role": "system", "content": system}]
@@ -71,15 +77,16 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise UsageError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
+            raise InputError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])
-    penalty = assembly.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
+    given = (options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed)
     return Request(
         prompt=ids,
         max_new_tokens=options.max_new_tokens,
-        sampling=Sampling(options.temperature, options.top_k, options.top_p, penalty, options.seed),
+        sampling=assembly.sampling(*given),
         eos=assembly.end_tokens,
-        stop=stop,
+        stop=(*stop, *assembly.own.stop),
+        continues=not chat,
     )

@@ -34,7 +34,6 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="T",
         min=0.0,
         max=100.0,
-        callback=o.cold,
         help="0 takes the likeliest token; more is bolder.",
     )
     top_k: int = o.option(0, "--top-k", metavar="K", min=0, help="Sample among the K likeliest tokens; 0 means all.")
@@ -64,7 +63,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
     system: str | None = o.option(
         None, "--system", metavar="TEXT", help="System message for the chat template; implies --chat."
     )
-    lines: bool = o.option(False, "--lines", help="One prompt per line of stdin, one answer per line of stdout.")
+    lines: bool = o.option(
+        False,
+        "--lines",
+        help="One prompt per line of stdin, one answer per line of stdout; empty, and exit code 1, if there is none.",
+    )
     batch: str = o.option(
         "auto",
         "--batch",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.cli.generate.options import Options
+    from dynx.errors import DynxError
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
     from dynx.speculation.setup import Assembly
@@ -40,12 +41,15 @@ class Printer:
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> None:
         """Answer `index` is complete, or cut short."""
 
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Prompt `index` of --lines has no answer."""
+
     def verification(self, run: Run, assembly: Assembly) -> dict[str, Any]:
         """What JSON says of the latest answer under --verify; null for one cut short."""
         if not self._options.verify:
             return {}
         done = run.receipt().finish_reason != "interrupted"
-        return {"verification": verification_json(self.verified[-1], assembly) if done else None}
+        return {"verification": verification_json(self.verified[-1], assembly, run) if done else None}
 
     def aside(self, run: Run, assembly: Assembly) -> None:
         """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
@@ -54,14 +58,13 @@ class Printer:
             limit = assembly.engine.target.context
             terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
         if self._options.stats:
-            profile = assembly.plan.profile
-            rows = receipt_rows(receipt, profile.key.id if profile else "none")
+            rows = receipt_rows(receipt, assembly.plan.profile_id or "none")
             width = max(len(label) for label, _ in rows)
             sys.stderr.write("".join(f"{label:<{width}}  {value}\n" for label, value in rows))
         elif terminal.interactive and sys.stdout.isatty():
             terminal.notice(receipt_line(receipt))
         if self._options.verify and receipt.finish_reason != "interrupted":
-            terminal.notice(words(self.verified[-1], assembly))
+            terminal.notice(words(self.verified[-1], assembly, run))
 
     def close(self) -> None:
         """No more answers."""
@@ -97,6 +100,11 @@ class Text(Printer):
             ]
             sys.stderr.write(f"written by: {', '.join(legend)}\n")
 
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Write an empty line in its place, so that lines can be counted; the reason goes to stderr."""
+        self._terminal.write("\n")
+        self._terminal.warn(f"prompt {index + 1}: {error}")
+
 
 class Document(Printer):
     """One JSON document at the end: the result, or with --lines a list of them."""
@@ -109,6 +117,10 @@ class Document(Printer):
         """Keep it."""
         body = result_json(index, prompt, text, run, assembly)
         self._results.append(body | self.verification(run, assembly))
+
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Keep the reason."""
+        self._results.append(failure_json(index, prompt, error, assembly))
 
     def close(self) -> None:
         """Write what there is."""
@@ -134,6 +146,15 @@ class JsonLines(Printer):
         """The answer whole."""
         self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
 
+    def failure(self, index: int, prompt: str, error: DynxError, assembly: Assembly) -> None:
+        """Write the reason, in an event of its own."""
+        self._write("error", failure_json(index, prompt, error, assembly))
+
+
+def failure_json(index: int, prompt: str, error: DynxError, assembly: Assembly) -> dict[str, Any]:
+    """Describe what stands in the place of an answer."""
+    return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": str(error)}
+
 
 def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly) -> dict[str, Any]:
     """One answer with everything known about it."""
@@ -146,7 +167,7 @@ def result_json(index: int, prompt: str, text: str, run: Run, assembly: Assembly
         "token_ids": run.tokens,
         "finish_reason": receipt.finish_reason,
         "seed": run.request.sampling.seed,
-        "receipt": receipt_json(receipt, plan.profile.key.id if plan.profile else None),
+        "receipt": receipt_json(receipt, plan.profile_id),
         "decisions": {k: {"value": d.value, "reason": d.reason} for k, d in assembly.decisions.items()},
     }
 

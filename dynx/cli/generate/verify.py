@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dynx.errors import GateFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
     from dynx.speculation.setup import Assembly
@@ -19,12 +21,12 @@ def verify_answer(run: Run, assembly: Assembly) -> Verification:
     from dynx.speculation.equivalence import verify
 
     with quietly():
-        return verify(assembly.engine.target, run.request, run.tokens)
+        return verify(assembly.verifier, run.request, run.tokens)
 
 
-def words(found: Verification, assembly: Assembly) -> str:
+def words(found: Verification, assembly: Assembly, run: Run) -> str:
     """The verdict as a line for stderr."""
-    n, first, tokenizer = found.tokens, found.first, assembly.tokenizer
+    n, first = found.tokens, found.first
     name = f"{assembly.plan.source.name} in {assembly.engine.target.precision}"
     if not n:
         return "verified: there is no token to verify"
@@ -44,17 +46,19 @@ def words(found: Verification, assembly: Assembly) -> str:
             f"; its closest decision by {found.smallest_margin:.2g} logits" if found.smallest_margin is not None else ""
         )
         return f"verified: identical, plain {name} {how} each of the {n} tokens itself{close}"
+    shown = _reader(assembly, run, first.position)
     others = f", and {found.differences - 1} of those after it" if found.differences > 1 else ""
     return (
-        f"verify: differs at token {first.position + 1} of {n}{others}: {_shown(tokenizer, first.written)} was written, "
-        f"and plain {name} {how} {_shown(tokenizer, first.preferred)} {_by(first.margin)}"
+        f"verify: differs at token {first.position + 1} of {n}{others}: {shown(first.written)!r} was written, "
+        f"and plain {name} {how} {shown(first.preferred)!r} {_by(first.margin)}"
         + (" (a tie: rounding alone moves a logit as far)" if first.tie else "")
     )
 
 
-def verification_json(found: Verification, assembly: Assembly) -> dict[str, Any]:
+def verification_json(found: Verification, assembly: Assembly, run: Run) -> dict[str, Any]:
     """The verdict with its numbers; null for what doesn't apply."""
     first = found.first
+    shown = _reader(assembly, run, first.position if first else 0)
     return {
         "verdict": found.verdict,
         "rule": found.rule,
@@ -66,8 +70,8 @@ def verification_json(found: Verification, assembly: Assembly) -> dict[str, Any]
             "position": first.position,
             "token_id": first.written,
             "plain_token_id": first.preferred,
-            "token": assembly.tokenizer.decode([first.written]),
-            "plain_token": assembly.tokenizer.decode([first.preferred]),
+            "token": shown(first.written),
+            "plain_token": shown(first.preferred),
             "margin_logits": first.margin if math.isfinite(first.margin) else None,
             "within_rounding": first.tie,
         },
@@ -89,5 +93,9 @@ def _by(margin: float) -> str:
     return f"by {margin:.2g} logits" if math.isfinite(margin) else "as what was written has no probability"
 
 
-def _shown(tokenizer: Any, token: int) -> str:
-    return repr(tokenizer.decode([token]))
+def _reader(assembly: Assembly, run: Run, position: int) -> Callable[[int], str]:
+    """The text that a token has at a position of the answer."""
+    from dynx.speculation.detokenizer import token_text
+
+    before = [*run.request.prompt, *run.tokens[:position]]
+    return lambda token: token_text(assembly.tokenizer, before, token)

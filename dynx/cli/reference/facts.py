@@ -168,5 +168,5 @@ stop = ["THE END"]
 RULES = (
     "Keys are the long options without their dashes; switches are true or false, repeatable options take a list. A key that "
     "doesn't exist is an error, wherever it stands. What a command does once, such as --list, can't be set, and a project's "
-    "file can't set --allow-pickle."
+    "file can't set --allow-pickle or --trust-remote-code."
 )

@@ -210,4 +210,4 @@ class Writer:
                 name for one in members for name in (one["type"] if isinstance(one["type"], list) else [one["type"]])
             ]
             return {key: value for one in members for key, value in one.items()} | {"type": list(dict.fromkeys(flat))}
-        return {"anyOf": members}
+        return {"oneOf": members}

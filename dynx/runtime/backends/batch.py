@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from dynx.errors import DeviceError
-from dynx.runtime.backends.eager import PREFILL_CHUNK, CounterCache, EagerBackend, cache_argument, enough_memory
+from dynx.runtime.backends.eager import PREFILL_CHUNK, CounterCache, EagerBackend, cache_argument
+from dynx.runtime.backends.memory import enough_memory
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ def _tried(backend: EagerBackend) -> Decision[bool]:
     kind = backend.config.model_type
     if not backend.can_rollback.value:
         return backend.can_rollback
+    if backend.growth is not None:
+        return Decision(False, f"in {kind}, {backend.growth}, and a batch would go by its longest")
     window = _window(backend)
     if window is not None:
         return Decision(False, f"{kind} attends to the latest {window} columns, which aren't tokens in a batch")

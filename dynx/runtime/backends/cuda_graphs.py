@@ -22,13 +22,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.eager import EagerBackend, EagerSession, enough_memory
+from dynx.runtime.backends.eager import EagerBackend, EagerSession
 from dynx.runtime.backends.logit_check import farthest
+from dynx.runtime.backends.memory import enough_memory
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.runtime.backends.eager import StockSession
+    from dynx.runtime.backends.stock import StockSession
 
     Pass = Callable[[], Tensor]
     """What is recorded: it reads tensors that it holds and returns one."""
@@ -135,12 +137,16 @@ def load(model: Any, *, trusted: bool = False, record: Callable[[Pass], Pass] | 
     backend = GraphBackend(model, record or recorder(model.device), trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
+    if backend.growth is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
     kind = backend.config.model_type
     try:
         found = None if trusted else backend.difference()
     except (DeviceError, UnsupportedModelError):
         raise
     except Exception as e:  # a foreign model's code, and a driver's, may raise anything
+        if is_out_of_memory(e):
+            raise
         raise UnsupportedModelError(f"{kind} can't be recorded ({type(e).__name__})") from e
     if found is not None:
         raise UnsupportedModelError(f"{kind} gives other logits when it is replayed (by {found:.2g})")
@@ -234,7 +240,7 @@ class GraphBackend(EagerBackend):
         ids = torch.zeros(1, width, dtype=torch.long, device=self.device)
 
         def run() -> Tensor:
-            out = self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True, return_dict=True)
+            out = self.model(input_ids=ids, **{self.cache_name: cache}, use_cache=True, return_dict=True)
             logits: Tensor = out.logits[0]
             return logits
 

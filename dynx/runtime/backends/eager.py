@@ -9,13 +9,13 @@ Two small pieces of machinery make stock modules fit the `Session` interface wit
   passes everything else through, so that masks, positions and rotary tables still come from the model itself.
 
 Both are checked against the unmodified model before they are trusted (`_verified`); a model that disagrees is decoded by
-`transformers`' own helpers in `StockSession`, plainly, with the reason.
+`transformers`' own helpers in `StockSession`, plainly, with the reason. Where logits depend on the length of the whole text,
+passes are cut where transformers' `generate` would cut them (`growth`).
 """
 
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
+from dynx.runtime.backends.growth import CUT, DYNAMIC, LONGROPE, find, growing
+from dynx.runtime.backends.memory import enough_memory
+from dynx.runtime.backends.stock import Stock, StockSession
 from dynx.runtime.decision import Decision
-from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+
+    from dynx.runtime.backends.growth import Growth
 
 PREFILL_CHUNK = 1024
 """Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
@@ -216,49 +220,62 @@ class EagerSession:
         return rows
 
 
-class StockSession:
-    """A sequence decoded with the state that the model makes for itself; it can't go back.
+class GrowingSession(EagerSession):
+    """A sequence whose logits depend on its length, cut into passes as `generate` cuts it.
 
-    For recurrent and hybrid models. `forward` must be fed every token once, in order.
+    The first call is the prompt, in one pass.
     """
 
-    pending = 0
-
-    def __init__(self, backend: EagerBackend) -> None:
-        self._backend = backend
+    def __init__(self, backend: EagerBackend, growth: Growth) -> None:
+        super().__init__(backend)
+        self._growth = growth
         self._tokens: list[int] = []
-        self._kwargs: dict[str, Any] = {"use_cache": True}
-        self.length = 0
+        self._read = 0  # tokens of the latest pass that began at position 0: the prompt, or the text read again
+        self._stale = False  # whether tokens are held as a longer prompt had them
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
-        """See `Session.forward`; the keyword arguments of each step come from transformers' own helpers."""
-        model, device = self._backend.model, self._backend.device
-        self._tokens.extend(tokens)
-        ids = torch.tensor([self._tokens], device=device)
-        self._kwargs["attention_mask"] = torch.ones_like(ids)
-        first = self.length == 0
-        inputs = model.prepare_inputs_for_generation(
-            ids, is_first_iteration=first, next_sequence_length=None if first else len(tokens), **self._kwargs
-        )
-        with torch.inference_mode(), enough_memory(device):
-            out = model(**inputs, return_dict=True)
-        self._kwargs = model._update_model_kwargs_for_generation(out, self._kwargs)
-        self.length += len(tokens)
-        rows: Tensor = out.logits[0]
-        return rows[-len(tokens) :] if keep is None else rows[-keep:]
+        """See `Session.forward`."""
+        rows, growth, at = [], self._growth, 0
+        while at < len(tokens):
+            start = self._length
+            if start and not growth.rereads and self._stale:
+                self._pass(0, self._tokens, 1)
+            part = tokens[at : at + (growth.reach(start) or len(tokens))] if start else tokens
+            self._tokens.extend(part)
+            again = growth.rereads and (start >= growth.limit) != (self._read > growth.limit)
+            if again:
+                rows.append(self._pass(0, self._tokens, len(part)))
+            else:
+                rows.append(self._pass(start, part, len(part) if keep is None else min(keep, len(part))))
+            at += len(part)
+        out = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return out if keep is None else out[-keep:]
+
+    def _pass(self, start: int, tokens: Sequence[int], keep: int) -> Tensor:
+        """One pass from position `start` on; logits (keep, V)."""
+        self._cache.position = start
+        self._growth.reset()
+        rows = self._backend.run(tokens, self._cache, keep)
+        self._length = start + len(tokens)
+        if start == 0:
+            self._read, self._stale = len(tokens), False
+        return rows[-keep:]
 
     def rollback(self, length: int) -> None:
-        """Only to where it is."""
-        if length != self.length:
-            raise UnsupportedModelError("this model's state can't be rolled back")
+        """See `Session.rollback`."""
+        super().rollback(length)
+        del self._tokens[length:]
+        growth = self._growth
+        if length < self._read and self._read > growth.limit:
+            self._stale |= growth.kind != LONGROPE or length <= growth.limit
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
-        """Not for stateful models."""
-        raise UnsupportedModelError("this model has no early exit")
+        """Not here: pending tokens may lie on both sides of a change."""
+        raise UnsupportedModelError(self._backend.can_exit.reason)
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Not for stateful models."""
-        raise UnsupportedModelError("this model has no early exit")
+        """Not here."""
+        raise UnsupportedModelError(self._backend.can_exit.reason)
 
 
 def cache_argument(model: Any) -> str:
@@ -288,22 +305,52 @@ class EagerBackend:
         self.vocab = int(config.vocab_size)
         self.layers = int(config.num_hidden_layers)
         limit = getattr(config, "max_position_embeddings", None)
-        self.context = int(limit) if limit else None
+        # Frequencies computed for the length at hand have no longest text: transformers goes on beyond the original one.
+        self.context = int(limit) if limit and growing(config) != DYNAMIC else None
         self._trusted = trusted
         self._takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._cache_name = cache_argument(model)
+        self.cache_name = cache_argument(model)
         self._body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
 
     def open(self) -> EagerSession | StockSession:
-        """A fresh sequence: with rollback where the model allows it."""
-        return EagerSession(self) if self.can_rollback.value else StockSession(self)
+        """A fresh sequence: with rollback where the model allows it. Raises UnsupportedModelError where it can't be decoded."""
+        if not self.can_rollback.value:
+            return StockSession(self)
+        return EagerSession(self) if self.growth is None else GrowingSession(self, self.growth)
+
+    @cached_property
+    def stock(self) -> Stock:
+        """How the model decodes without dynx's cache. Raises UnsupportedModelError where it does so in no consistent way."""
+        return Stock.of(self)
+
+    @property
+    def growth(self) -> Growth | None:
+        """How logits depend on the text's length; None where they don't, or where `can_rollback` says why not."""
+        return self._growth[0]
+
+    @cached_property
+    def _growth(self) -> tuple[Growth | None, str]:
+        try:
+            return find(self.model), ""
+        except UnsupportedModelError as e:
+            return None, str(e)
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            kind = self.config.model_type
+            return (
+                None,
+                f"{kind} depends on the text's length in an unknown way ({type(e).__name__})",
+            )
+
+    def reach(self, start: int) -> int | None:
+        """See `interface.reach`."""
+        return None if self.growth is None else self.growth.reach(start)
 
     def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
         """One call of the whole model; returns logits (T, V) or (keep, V)."""
         kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
         ids = torch.tensor([tokens], device=self.device)
         with torch.inference_mode(), enough_memory(self.device):
-            out = self.model(input_ids=ids, **{self._cache_name: cache}, use_cache=True, return_dict=True, **kwargs)
+            out = self.model(input_ids=ids, **{self.cache_name: cache}, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = out.logits[0]
         return logits
 
@@ -322,7 +369,9 @@ class EagerBackend:
         kind = self.config.model_type
         if getattr(self.model, "_is_stateful", False):
             return Decision(False, f"{kind} keeps a recurrent state that can't be rolled back")
-        if self._trusted:
+        if fault := self._growth[1]:
+            return Decision(False, fault)
+        if self._trusted and self.growth is None:
             return Decision(True, "tested when it was calibrated")
         return self._verified()
 
@@ -342,11 +391,40 @@ class EagerBackend:
         except Exception as e:  # noqa: BLE001 - any failure of a foreign model means: leave it alone
             return Decision(False, f"{kind} doesn't run on dynx's key-value cache ({type(e).__name__})")
         # A cache in the wrong place changes logits by their own scale; rounding doesn't.
+        if got.shape != want[4:].shape:
+            return Decision(False, f"{kind} gives other rows of logits than one for each token")
         gap = (got - want[4:]).abs().max().item()
         tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.08) * max(1.0, want.abs().max().item())
         if not gap <= tolerance:  # also catches NaN
             return Decision(False, f"{kind} gives other logits on dynx's key-value cache (by {gap:.2g})")
-        return Decision(True, "tested on loading: same logits after a rollback")
+        return (
+            Decision(True, "tested on loading: same logits after a rollback") if self.growth is None else self._turned()
+        )
+
+    def _turned(self) -> Decision[bool]:
+        """Whether passes across the length from which logits depend on it give what transformers' own steps give."""
+        kind, growth = self.config.model_type, self._growth[0]
+        assert growth is not None  # noqa: S101
+        probe = [(11 * i + 5) % self.vocab for i in range(3 * CUT)]
+        worst, scale = 0.0, 1.0
+        try:
+            with growth.lowered():
+                for prompt in (CUT - 2, CUT + 3):
+                    stock, session = StockSession(self, cached=True), GrowingSession(self, growth)
+                    want = torch.cat([stock.forward(probe[:prompt]), stock.forward(probe[prompt:])]).float()
+                    rows = [session.forward(probe[:prompt])]
+                    session.forward(probe[:4])  # to be forgotten, across the change
+                    session.rollback(prompt)
+                    rows += [session.forward(probe[prompt : prompt + 5]), session.forward(probe[prompt + 5 :])]
+                    worst = max(worst, (torch.cat(rows).float() - want).abs().nan_to_num(torch.inf).max().item())
+                    scale = max(scale, want.abs().max().item())
+        except DeviceError:
+            raise
+        except Exception as e:  # noqa: BLE001
+            return Decision(False, f"{kind} can't be tried where {growth} ({type(e).__name__})")
+        if worst > (1e-3 if self.model.dtype == torch.float32 else 0.08) * scale:
+            return Decision(False, f"{kind} gives other logits where {growth} (by {worst:.2g})")
+        return Decision(True, "tested on loading: transformers' logits across the length from which they depend on it")
 
     @cached_property
     def gate(self) -> DepthGate:
@@ -361,6 +439,8 @@ class EagerBackend:
         """Whether running the blocks in two parts gives the whole model's logits, tested once."""
         if not self.can_rollback.value:
             return self.can_rollback
+        if self.growth is not None:
+            return Decision(False, f"{self.growth}, so a pass can't be left early and completed later")
         if self.layers < 2:
             return Decision(False, "a model of one layer has no early exit")
         probe = [(5 * i + 2) % self.vocab for i in range(5)]
@@ -395,15 +475,3 @@ def decoder_blocks(model: Any) -> list[nn.Module] | None:
             return found
     lists = [list[nn.Module](m) for m in model.modules() if isinstance(m, nn.ModuleList)]
     return max((blocks for blocks in lists if len({type(b) for b in blocks}) == 1), key=len, default=None)
-
-
-@contextmanager
-def enough_memory(device: torch.device) -> Iterator[None]:
-    """Turns an allocator's failure into the error that a caller is told."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as e:
-        if not is_out_of_memory(e):
-            raise
-        hint = "try a shorter prompt, --dtype bfloat16, a smaller model or --device cpu"
-        raise DeviceError(f"out of memory on {device}", hint=hint) from e

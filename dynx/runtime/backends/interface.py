@@ -86,6 +86,16 @@ def run_instead(backend: Backend, widths: Mapping[int, int]) -> bool:
     return able
 
 
+def reach(backend: Backend, start: int) -> int | None:
+    """Tokens of one pass from position `start` on that have the logits of passes of one token; None where any number has.
+
+    A session cuts wider passes itself, so more drafts than that are right and save nothing.
+    """
+    able = getattr(backend, "reach", None)
+    found: int | None = None if able is None else able(start)
+    return found
+
+
 def settles(session: Session) -> bool:
     """Whether it may run a pass wider than asked, since a change of width takes time."""
     return hasattr(session, "settle")

@@ -32,6 +32,7 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import compile_cache
 from dynx.runtime.backends.compile_graph import unlogged
 from dynx.runtime.backends.registry import COMPILED, OPENVINO, TITLES, TORCH
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,6 +162,8 @@ class ModuleKernels:
         except UnsupportedModelError as e:
             raise UnsupportedModelError(f"{kind} isn't computed by {TITLES[self.backend]}: {e}") from e
         except Exception as e:
+            if is_out_of_memory(e):
+                raise
             said = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
             raise UnsupportedModelError(f"{kind} can't be prepared for {TITLES[self.backend]} ({said})") from e
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from dynx.errors import DeviceError, UnsupportedModelError, UsageError
+from dynx.errors import DeviceError, DynxError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.availability import available, can_compile, can_optimize, can_record
 from dynx.runtime.backends.interface import settle, settles
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dynx.runtime.backends.eager import EagerBackend
@@ -115,12 +115,33 @@ def choose(asked: str, quantize: str, device: str, measured: str | None) -> Deci
     )
 
 
+@contextlib.contextmanager
+def attempt(name: str, model: str) -> Iterator[None]:
+    """Turn whatever a backend raises on `model` into UnsupportedModelError, so that another backend can take its place.
+
+    Running out of memory stays what it is, as do errors of dynx's own, Ctrl-C and exits.
+    """
+    from dynx.runtime.loading import is_out_of_memory
+
+    try:
+        yield
+    except DynxError:
+        raise
+    except Exception as e:
+        if is_out_of_memory(e):
+            raise
+        said = (str(e).strip() or "no message").splitlines()[0][:160]
+        raise UnsupportedModelError(f"{model} fails on {TITLES.get(name, name)} ({type(e).__name__}: {said})") from e
+
+
 @dataclass(frozen=True)
 class Race:
     """Backends timed side by side: milliseconds of a pass by name and width, and seconds until the first pass."""
 
     passes: Mapping[str, Mapping[int, float]]
     starts: Mapping[str, float] = field(default_factory=dict)
+    failed: Mapping[str, UnsupportedModelError] = field(default_factory=dict)
+    """Backends that were left out, and why."""
 
     def run(self, name: str) -> float:
         """Seconds of a typical run, from the start."""
@@ -146,23 +167,45 @@ def race(
     clock: Callable[[], float],
     widths: Sequence[int] = WIDTHS,
     starts: Mapping[str, float] | None = None,
+    model: str = "the model",
 ) -> Race:
-    """Time them in turns, each on a sequence of its own; medians. `clock` and `starts` in seconds."""
-    jobs = {(name, width): _pass(backend, width) for name, backend in backends.items() for width in widths}
-    for _, job in jobs.values():
-        job()  # the first allocates and chooses kernels
+    """Time them in turns, each on a sequence of its own; medians. `clock` and `starts` in seconds.
+
+    A backend that raises is left out. Raises UnsupportedModelError, the first backend's, where none is left.
+    """
+    jobs: dict[tuple[str, int], tuple[Callable[[], None], Callable[[], None]]] = {}
+    failed: dict[str, UnsupportedModelError] = {}
+    for name, backend in backends.items():
+        try:
+            with attempt(name, model):
+                made = {(name, width): _pass(backend, width) for width in widths}
+                for _, job in made.values():
+                    job()  # the first allocates and chooses kernels
+        except UnsupportedModelError as e:
+            failed[name] = e
+        else:
+            jobs |= made
     seen: dict[tuple[str, int], list[float]] = {cell: [] for cell in jobs}
     order, rng = list(jobs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
     for _ in range(ROUNDS):
         rng.shuffle(order)
         for cell in order:
             ready, job = jobs[cell]
-            ready()
-            began = clock()
-            job()
-            seen[cell].append(clock() - began)
-    passes = {name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in backends}
-    return Race(passes, starts or {})
+            if cell[0] in failed:
+                continue
+            try:
+                with attempt(cell[0], model):
+                    ready()
+                    began = clock()
+                    job()
+                    seen[cell].append(clock() - began)
+            except UnsupportedModelError as e:
+                failed[cell[0]] = e
+    left = [name for name in backends if name not in failed]
+    if not left:
+        raise next(iter(failed.values()))
+    passes = {name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in left}
+    return Race(passes, starts or {}, failed)
 
 
 def bring_in(name: str) -> None:
@@ -170,10 +213,10 @@ def bring_in(name: str) -> None:
     if name == IPEX:
         from dynx.runtime.backends import ipex
 
-        with contextlib.suppress(UnsupportedModelError):
+        with contextlib.suppress(Exception):  # said again, with the reason, when the backend is loaded
             ipex.extension()
     for module in IMPORTS.get(name, ()):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(module)
 
 
@@ -227,8 +270,8 @@ def optimize_model(eager: EagerBackend, *, trusted: bool) -> Backend:
     return ipex.load(eager.model, trusted=trusted)
 
 
-def convert(model: Any, *, precision: Any, threads: int, cache: Path) -> Backend:
-    """`model` on OpenVINO, kept in `cache`. Raises UnsupportedModelError with the reason."""
+def convert(model: Any, *, precision: Any, threads: int, cache: Path | None) -> Backend:
+    """`model` on OpenVINO, kept in `cache` where there is one. Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends.openvino import decoder as openvino
 
     return openvino.load(model, precision=precision, threads=threads, cache=cache)

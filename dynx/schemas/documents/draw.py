@@ -49,7 +49,7 @@ class Picture:
     source: Annotated[str | None, "The draft that it finishes; null where it finishes none."]
     flagged: Annotated[bool, "Whether the pipeline's safety checker blackened it."]
     error: Annotated[str | None, "Why there is no picture; null where there is one."]
-    receipt: Receipt
+    receipt: Annotated[Receipt | None, "What the picture cost; null where it was not drawn."]
     guarantee: Annotated[PicturesGuarantee | None, "What is promised of pictures; null where nothing is."]
     decisions: Annotated[dict[str, Decision], "By setting: its value and why it has that."]
     verification: Annotated[Verification, "With --verify: how like the pipeline's own run of this seed it is."] = ABSENT

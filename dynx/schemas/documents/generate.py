@@ -159,10 +159,22 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A prompt of --lines that can't be continued."""
+
+    index: Annotated[Count, "Place of the prompt, from 0."]
+    model: Annotated[str, "Name of the model."]
+    prompt: Annotated[
+        str, "The line, with U+FFFD in place of what isn't UTF-8; of one that is too long, its beginning."
+    ]
+    error: Annotated[str, "Why it has no answer."]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """Several answers."""
 
-    results: Annotated[list[Answer], "The answers, in the order of the prompts."]
+    results: Annotated[list[Answer | Failure], "An answer for each prompt, in their order, or why there is none."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +192,16 @@ class ResultEvent(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ErrorEvent(Failure):
+    """A prompt has no answer."""
+
+    event: Annotated[Literal["error"], EVENT]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """What `dynx generate --json` and `--jsonl` print: an answer, a list of them with --lines, or a line for each
-    token and answer.
+    token and answer; a prompt of --lines without an answer says why.
     """
 
     schema: Annotated[Literal["dynx.generate/1"], NAME]
@@ -191,4 +210,5 @@ class Generation:
         Form("several results", Answers),
         Form("event: token", TokenEvent),
         Form("event: result", ResultEvent),
+        Form("event: error", ErrorEvent),
     )

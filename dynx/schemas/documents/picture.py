@@ -29,7 +29,7 @@ class PictureFile:
     guidance: Annotated[float | None, "Weight of classifier-free guidance; null where the pipeline has none."]
     asked: Annotated[Asked, "What was asked for, which a draft is finished with; null: the pipeline's own."]
     model: Annotated[str, "Name of the pipeline."]
-    weights: Annotated[str, "Hash of its weights."]
+    weights: Annotated[str, "Hash of every byte of its weights."]
     dtype: Annotated[str, "Precision of the computation."]
     backend: Annotated[str, "Whose kernels computed: torch-eager, torch-compiled or openvino."]
     calls: Annotated[Count, "Times that the network ran."]

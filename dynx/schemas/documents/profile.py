@@ -57,6 +57,10 @@ class Profile:
     versions: Annotated[dict[str, str], "Versions of the libraries that computed."]
     device: Annotated[ProfileDevice, "Where it was measured."]
     decision: Annotated[Summary, "What was found."]
+    weights: Annotated[
+        Annotated[str, Limit(pattern="^[0-9a-f]{32}$")] | None,
+        "Hash of every byte of the weights that it was measured on; a profile without it isn't used.",
+    ] = ABSENT
     arrays: Annotated[ArraysFile | None, "The file of fitted arrays beside the profile; null for none."]
     cases: ClassVar = Cases(
         ("key", "task"),

@@ -355,6 +355,9 @@ token that the last layer names:
 
 The drafter's first choice is the target's on {figures["drafter_agreement"]:.1%} of held-out tokens.
 
+`drafts.json`, where it lies beside the weights, is what `dynx calibrate -m story` learned of the drafters on another machine:
+which of them are worth having, and what their passes cost in proportion. dynx corrects those figures on the first passes it runs.
+
 **Limits.** Old-fashioned English only; the tales carry the attitudes of their time; plots wander after a paragraph.
 """
 

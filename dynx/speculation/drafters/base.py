@@ -13,11 +13,15 @@ A drafter knows nothing of costs or policy; it only says, with each token, how s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, overload
+
+from dynx.speculation.policy import Prospect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -59,3 +63,27 @@ class Drafter(Protocol):
 
     def reset(self) -> None:
         """Forget the text: another one begins."""
+
+
+class Prospects(Sequence[Prospect]):
+    """The drafters' positions before a round, found out when first asked for: a policy that can't afford a draft doesn't ask."""
+
+    def __init__(self, drafters: Mapping[Origin, Drafter], tokens: Sequence[int]) -> None:
+        self._drafters, self._tokens = drafters, tokens
+
+    @cached_property
+    def _found(self) -> list[Prospect]:
+        tokens = self._tokens
+        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
+
+    @overload
+    def __getitem__(self, index: int) -> Prospect: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Prospect]: ...
+    def __getitem__(self, index: int | slice) -> Prospect | Sequence[Prospect]:
+        """A prospect, or some."""
+        return self._found[index]
+
+    def __len__(self) -> int:
+        """How many drafters there are."""
+        return len(self._drafters)

@@ -7,23 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynx.speculation.sampling import PositionNoise, Warp
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.types import Sampling
+    from dynx.speculation.sampling import PositionNoise, Warp
 
 
 class Chooser:
     """Picks a token from a drafter's logits (V,): most likely, by position noise, or drawn.
 
-    Temperature, filters and penalty are the target's, or acceptance would compare two different games.
+    Temperature, filters, penalty and the model's own settings are the target's, or acceptance would compare two different games.
     """
 
-    def __init__(self, sampling: Sampling, noise: PositionNoise | None, generator: torch.Generator) -> None:
-        self._greedy = sampling.greedy
-        self._warp = Warp(sampling)
+    def __init__(self, warp: Warp, noise: PositionNoise | None, generator: torch.Generator) -> None:
+        self._greedy = warp.sampling.greedy
+        self._warp = warp
         self._noise = noise
         self._generator = generator
 

@@ -90,12 +90,16 @@ class SuffixAutomaton:
 
 
 class LookupDrafter:
-    """Guesses by copying. `library` is text (token ids) to look in besides the text at hand."""
+    """Guesses by copying. `library` is text (token ids) to look in besides the text at hand.
+
+    `new_ngrams`, if given, is how many tokens in a row the answer may not repeat: copying stops before that many.
+    """
 
     origin: Origin = "lookup"
 
-    def __init__(self, library: Sequence[int] = ()) -> None:
+    def __init__(self, library: Sequence[int] = (), new_ngrams: int | None = None) -> None:
         self._library = list(library)
+        self._new_ngrams = new_ngrams
         self._index = SuffixAutomaton()
         self._seen = 0  # tokens of the text at hand in the index
         self._length = 0
@@ -126,7 +130,7 @@ class LookupDrafter:
     def outlook(self, tokens: Sequence[int]) -> float | None:
         """The signal that `propose` would give, or None where nothing matches."""
         self._read(tokens)
-        return self._signal(0) if self._length else None
+        return self._signal(0) if self._length and not self._repeats(0) else None
 
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
@@ -135,7 +139,7 @@ class LookupDrafter:
 
     def propose(self) -> Draft | None:
         """See `Drafter.propose`. Past the end of the record it goes on with its own guesses, as a loop would."""
-        if not self._length:
+        if not self._length or self._repeats(len(self._guesses)):
             return None
         at = self._at + len(self._guesses)
         text = self._index.text
@@ -143,6 +147,12 @@ class LookupDrafter:
         signal = self._signal(len(self._guesses))
         self._guesses.append(token)
         return Draft(token, signal)
+
+    def _repeats(self, guesses: int) -> bool:
+        """Whether one more token after `guesses` would repeat a sequence of the text that may not come again."""
+        size = self._new_ngrams
+        copied = self._length + guesses + 1
+        return size is not None and copied >= size and self._at + guesses + 1 - size >= len(self._library)
 
     def _signal(self, guesses: int) -> float:
         return math.log2(self._length + guesses + 1)

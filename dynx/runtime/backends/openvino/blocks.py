@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.openvino.convert import keep_apart
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ def replace(
             block.__dict__.pop("forward", None)
             if forward is not None:
                 block.__dict__["forward"] = forward
-        if isinstance(e, UnsupportedModelError):
+        if isinstance(e, UnsupportedModelError) or is_out_of_memory(e):
             raise
         raise UnsupportedModelError(f"OpenVINO can't run its blocks ({_line(e)})") from e
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
+from dynx.runtime.backends.growth import SPARSE, growing
+from dynx.runtime.loading import is_out_of_memory
 
 ATTENTION = "dynx_paged"
 """Name of the attention function among transformers' own."""
@@ -36,7 +38,6 @@ INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_beg
 FUSED_PER_THREAD = 64
 """Widths of a gated feed-forward block, inner and outer, from which each thread has work: twice what a thread takes at a time."""
 
-_GROWING_ROTATIONS = frozenset({"dynamic", "longrope"})
 _UNSUPPORTED = {
     "softcap": "caps its attention scores",
     "s_aux": "has attention sinks",
@@ -53,9 +54,9 @@ def convert(model: Any) -> Any:
     """
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
-    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotation in _GROWING_ROTATIONS:
-        raise UnsupportedModelError(f"{kind} changes its rotary frequencies with the length of the text")
+    if what := growing(config):
+        part = "attention" if what in SPARSE else "rotary frequencies"
+        raise UnsupportedModelError(f"{kind} changes its {part} with the length of the text ({what})")
     limit = min(int(getattr(config, "max_position_embeddings", None) or TABLE_LIMIT), TABLE_LIMIT)
     _register_attention()
     recorded: list[tuple[float, int, list[int]]] = []
@@ -65,6 +66,8 @@ def convert(model: Any) -> Any:
             try:
                 graph = _traced(_Wrapped(twin), recorded)
             except Exception as e:
+                if is_out_of_memory(e):
+                    raise
                 raise UnsupportedModelError(f"{kind} {_told(e)}") from e
     if len(recorded) != config.num_hidden_layers:
         raise UnsupportedModelError(f"{kind} computes its attention in a way that dynx can't replace")
@@ -128,9 +131,11 @@ class _Wrapped(nn.Module):
 
 
 class _Twin:
-    """A second tree of modules over the same large weights, prepared for tracing in float32.
+    """A second tree of modules over the memory of the same large weights, prepared for tracing in float32.
 
-    OpenVINO's preparation of 16-bit models replaces forwards and casts what is small; it must not do so to ours.
+    OpenVINO's preparation of 16-bit models replaces forwards, and gives float32 data to the parameters of every module that isn't
+    exactly a `Linear`, an `Embedding` or a `Conv1D` (a subclass of one, such as an embedding that scales, isn't). It must not do
+    so to ours: parameters are objects of the twin's own, of which only the memory is shared.
     """
 
     def __init__(self, model: Any) -> None:
@@ -139,7 +144,10 @@ class _Twin:
 
         self._patches = patch_model
         large = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
-        self._model = copy.deepcopy(model, {id(p): p for m in large for p in m.parameters(recurse=False)})
+        own = {id(p): p for m in large for p in m.parameters(recurse=False)}
+        self._model = copy.deepcopy(
+            model, {key: nn.Parameter(p.detach(), requires_grad=False) for key, p in own.items()}
+        )
         for module in self._model.modules():
             module.__dict__.pop("forward", None)  # an early exit's gate would call the model we came from
             if hasattr(type(module), "loss_function"):
@@ -148,7 +156,11 @@ class _Twin:
 
     def __enter__(self) -> Any:
         prepare = getattr(self._patches, "__make_16bit_traceable")  # in a class, Python would mangle the name
-        prepare(self._model)
+        try:
+            prepare(self._model)
+        except BaseException:  # functions of torch's own are replaced by then
+            self.__exit__()
+            raise
         return self._model
 
     def __exit__(self, *exc: object) -> None:

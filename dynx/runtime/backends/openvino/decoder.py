@@ -27,6 +27,7 @@ from dynx.runtime.backends.openvino import convert
 from dynx.runtime.backends.openvino.weights import GROUP, store_weights
 from dynx.runtime.backends.padding import Width
 from dynx.runtime.decision import Decision
+from dynx.runtime.loading import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,6 +92,8 @@ def _converted(model: Any, precision: Precision, threads: int | None, cache: Pat
             return OpenVINOBackend(graph, precision=precision, threads=threads, weights=model)
         return OpenVINOBackend(kept, precision=precision, threads=threads)
     except RuntimeError as e:
+        if is_out_of_memory(e):
+            raise
         kind = model.config.model_type
         raise UnsupportedModelError(f"{kind} can't be compiled by OpenVINO ({_first_line(e)})") from e
 
@@ -108,8 +111,10 @@ def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> 
         return None
     try:
         return OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
-    except (RuntimeError, ValueError):  # torn or foreign: made again
-        return None
+    except Exception as e:
+        if is_out_of_memory(e):
+            raise
+        return None  # torn or foreign: made again
 
 
 def _folder(cache: Path, precision: str) -> Path:
@@ -344,6 +349,8 @@ def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | N
         session.rollback(4)
         parts += [session.forward(probe[4:9]), *[session.forward([token], keep=1) for token in probe[9:]]]
     except RuntimeError as e:
+        if is_out_of_memory(e):
+            raise
         return f"doesn't run on OpenVINO ({type(e).__name__})"
     gap, scale = (torch.cat(parts) - want).abs(), max(1.0, want.abs().max().item())
     if precision == "int4":

@@ -1,0 +1,139 @@
+"""A stream of bytes, cut into lines as they arrive; a line that is no text says so itself, and those after it go on.
+
+Bytes that aren't UTF-8 stay in a line's text as Python's `surrogateescape` keeps them, so that it can still name a file, which on
+Linux any bytes do. `shown` and `escape` (in `answers`) write such a text as UTF-8 again.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from dynx.errors import UsageError
+from dynx.runtime.utf8 import BOM, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHUNK = 1 << 16
+LONGEST = 16 << 20
+"""Bytes of one line; a stream without line ends must not fill the memory."""
+
+ENDLESS = 1 << 30
+"""Bytes: what goes on so long without a line end has no lines at all."""
+
+HEAD = 200
+"""Bytes that are kept of a line that is too long, to show which it was."""
+
+_FOREIGN = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+"""Byte order marks of UTF-16 and UTF-32: the whole stream is in another encoding, where zeros and line ends would mislead."""
+
+
+class Line(NamedTuple):
+    """One line without its end."""
+
+    text: str
+    size: int
+    """Bytes that it takes in memory."""
+    error: str | None = None
+    """Why it is no text: bytes that aren't UTF-8, or too many of them."""
+    offset: int = 0
+    """Of its first byte in the stream."""
+    cut: bool = False
+    """Whether it was too long, and `text` is only its beginning."""
+
+
+def shown(text: str) -> str:
+    """`text` as UTF-8 can write it, with U+FFFD in place of what isn't UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def not_utf8(data: bytes, offset: int = 0) -> str | None:
+    """Which byte isn't UTF-8, counted from `offset`; None where all are."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        return f"not UTF-8: byte {data[e.start]:#04x} at offset {offset + e.start}"
+    return None
+
+
+def undecoded(text: str, offset: int) -> str | None:
+    """As `not_utf8`, for a cell of the row that begins at `offset`."""
+    if text.isascii():
+        return None
+    bad = next((c for c in text if "\udc80" <= c <= "\udcff"), None)
+    return None if bad is None else f"not UTF-8: byte {ord(bad) - 0xDC00:#04x} in the row at offset {offset}"
+
+
+def lines(stream: BinaryIO, what: str, end: bytes = b"\n", *, keep: bool = False) -> Iterator[Line]:
+    """Each line; a carriage return before `\\n` (unless `keep`) and a byte order mark at the start go.
+
+    Raises UsageError where `stream` can't be read, has no line ends, or begins as UTF-16 or UTF-32 does.
+    """
+    for offset, piece in pieces(stream, what, end):
+        data, start = piece, offset
+        if offset == 0:
+            if piece.startswith(_FOREIGN):
+                decode(piece.lstrip(b"\0"), what)
+            if piece.startswith(BOM):
+                data, start = piece[len(BOM) :], len(BOM)
+        if end == b"\n" and not keep:
+            data = data.removesuffix(b"\r")
+        yield line_of(data, len(piece), start)
+
+
+def line_of(data: bytes, size: int, offset: int, longest: int = LONGEST) -> Line:
+    """`data` as a line, with the reason if it is no text."""
+    if size > longest:
+        head = data[:HEAD].decode("utf-8", "surrogateescape") + "…"
+        return Line(head, HEAD, f"longer than the {longest >> 20} MiB that a line may have", offset, cut=True)
+    try:
+        return Line(data.decode("utf-8"), size, None, offset)
+    except UnicodeDecodeError:
+        return Line(data.decode("utf-8", "surrogateescape"), size, not_utf8(data, offset), offset)
+
+
+def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LONGEST) -> Iterator[tuple[int, bytes]]:
+    """Each piece of `stream` as soon as its `end` is there, with its offset; after the last end only if not empty.
+
+    Of one longer than `longest` bytes the beginning comes at once, itself longer than `longest`, and the rest is passed over.
+    Raises UsageError where there are no ends at all, and where `stream` can't be read.
+    """
+    offset, held = 0, 0  # of the piece that is being read
+    parts: list[bytes] = []
+    for chunk in _chunks(stream, what):
+        *whole, rest = chunk.split(end)
+        for last in whole:
+            if held <= longest:
+                yield offset, b"".join([*parts, last]) if parts else last
+            offset += held + len(last) + len(end)
+            parts, held = [], 0
+        if not rest:
+            continue
+        if held <= longest:
+            parts.append(rest)
+            if held + len(rest) > longest:
+                yield offset, b"".join(parts)
+                parts = []
+        held += len(rest)
+        if held > max(ENDLESS, longest):
+            raise UsageError(f"{what} has more than {held >> 20} MiB without a line end, from offset {offset}")
+    if parts:
+        yield offset, b"".join(parts)
+
+
+def _chunks(stream: BinaryIO, what: str) -> Iterator[bytes]:
+    # Below the buffer: a daemon thread that waits inside it holds its lock, on which the interpreter's exit would abort.
+    source: Any = getattr(stream, "raw", stream)
+    read = getattr(source, "read1", source.read)
+    while True:
+        try:
+            chunk = read(CHUNK)
+        except OSError as e:
+            raise UsageError(f"can't read {what}: {e.strerror or e}") from None
+        if chunk is None:  # non-blocking, as a program that shares the terminal may have left it
+            select.select([source], [], [])
+        elif chunk:
+            yield chunk
+        else:
+            return

@@ -1,0 +1,103 @@
+"""Adapters (LoRA and its kin) that lie in a model's folder. dynx applies none, so each is named rather than passed over.
+
+diffusers loads an adapter only when told to. transformers applies the one that an `adapter_config.json` describes where peft
+is installed, and passes over it where it isn't: the same folder would be two models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+CONFIG = "adapter_config.json"
+PIPELINE = "model_index.json"
+
+NAMED = re.compile(r"(adapter_model|pytorch_lora_weights)\b.*\.(safetensors|bin)")
+"""What peft and diffusers call them."""
+
+OWN = re.compile(r"(model|diffusion_pytorch_model)\b.*\.safetensors")
+"""What loaders take for the model itself; some models hold adapters of their own beside their other weights."""
+
+TENSOR = re.compile(r"(^|[._])(lora|hada|lokr|ia3)([._]|$)")
+"""Names of tensors of low-rank adapters, in the styles of peft, diffusers, kohya and LyCORIS."""
+
+HEADER_LIMIT = 100_000_000  # safetensors refuses longer headers itself
+
+HINT = (
+    "merge it into the weights first (merge_and_unload in peft, fuse_lora in diffusers), or take it out of the folder"
+)
+
+
+def adapters(folder: Path) -> list[str]:
+    """Names of the files right in `folder` that hold an adapter, by name or by their tensors' names."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    files = [n for n in names if NAMED.fullmatch(n) or (n.endswith(".safetensors") and _holds_one(folder / n))]
+    return files or [n for n in names if n == CONFIG]
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that the folder's adapter was made for, where it says so."""
+    base = _json(folder / CONFIG).get("base_model_name_or_path")
+    return base if isinstance(base, str) and base.isprintable() and base else None
+
+
+def unapplied(folder: Path) -> list[str]:
+    """The adapters in a pipeline's folder and in those of its parts, by relative path."""
+    parts = [name for name, part in _json(folder / PIPELINE).items() if isinstance(part, list)]
+    return [*adapters(folder), *(f"{name}/{file}" for name in sorted(parts) for file in adapters(folder / name))]
+
+
+def refuse(name: str, folder: Path) -> None:
+    """Raise UnsupportedModelError where a folder that transformers loads holds an adapter. diffusers' configs name a class."""
+    if "_class_name" not in _json(folder / "config.json") and (found := adapters(folder)):
+        raise UnsupportedModelError(f"{name} has a LoRA adapter ({found[0]}), which dynx can't apply", hint=HINT)
+
+
+def refuse_alone(name: str, folder: Path) -> None:
+    """Raise UnsupportedModelError where a folder without a model's own config holds an adapter instead."""
+    if found := adapters(folder):
+        base = base_of(folder)
+        words = f" for {base}" if base else ""
+        raise UnsupportedModelError(
+            f"{name} is a LoRA adapter{words} ({found[0]}) and no model", hint="merge it into its model first"
+        )
+
+
+def said(files: Sequence[str]) -> str:
+    """What a pipeline is drawn without, for a warning."""
+    one = len(files) == 1
+    words = f"{files[0]} is a LoRA adapter and isn't" if one else f"{', '.join(files)} are LoRA adapters and aren't"
+    return f"{words} applied: the pictures are the pipeline's own without {'it' if one else 'them'}"
+
+
+def _holds_one(file: Path) -> bool:
+    """Whether most tensors of a safetensors file are an adapter's. What is wrong with the file is told when it's loaded."""
+    if OWN.fullmatch(file.name):
+        return False
+    try:
+        with file.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            header: Any = json.loads(f.read(length)) if length < HEADER_LIMIT else None
+    except (OSError, ValueError):
+        return False
+    names = [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
+    return 2 * sum(TENSOR.search(name) is not None for name in names) > len(names)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object, empty where there is none; what is wrong with the file is told by who needs it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
