@@ -52,50 +52,50 @@ EVERYTHING = ["string", "number", "boolean", "array", "object", "null"]
 
 
 def schema_files() -> dict[str, str]:
-    """Every schema by its path in the repository."""
+    """Return every schema by its path in the repository."""
     return {f"dynx/schemas/{stem(name_of(one))}.json": text(Writer(one).schema()) for one in DOCUMENTS}
 
 
 def text(schema: Schema) -> str:
-    """A schema as its file holds it."""
+    """Return a schema as its file holds it."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def stem(name: str) -> str:
-    """Of the file of a schema: dynx.bench/1 is in bench.1.json."""
+    """Name the file of a schema: dynx.bench/1 is in bench.1.json."""
     return name.removeprefix("dynx.").replace("/", ".")
 
 
 def name_of(document: type) -> str:
-    """What a document says that its schema is."""
+    """Return what a document says that its schema is."""
     return str(get_args(parts(document.__annotations__["schema"])[0])[0])
 
 
 def urn(document: type) -> str:
-    """Identity of a document's schema."""
+    """Return the identity of a document's schema."""
     return f"urn:dynx:{stem(name_of(document))[::-1].replace('.', ':', 1)[::-1]}"
 
 
 def parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation's type, and what else it says."""
+    """Return an annotation's type, and what else it says."""
     if get_origin(annotation) is Annotated:
         return annotation.__origin__, annotation.__metadata__
     return annotation, ()
 
 
 def definition(cls: type) -> str:
-    """Name of a class in $defs: LabelsGuarantee is labels_guarantee."""
+    """Name a class in $defs: LabelsGuarantee is labels_guarantee."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
 def camel(name: str) -> str:
-    """A keyword of JSON Schema: min_items is minItems."""
+    """Spell a keyword as JSON Schema does: min_items is minItems."""
     head, *tail = name.split("_")
     return head + "".join(word.title() for word in tail)
 
 
 def described(cls: type) -> str:
-    """The docstring, on one line."""
+    """Return the docstring, on one line."""
     return " ".join(inspect.cleandoc(cls.__doc__ or "").split())
 
 
@@ -108,7 +108,7 @@ class Writer:
         self._classes: dict[str, type] = {}
 
     def schema(self) -> Schema:
-        """The whole."""
+        """Return the whole schema."""
         body = self._object(self._document)
         head = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -150,7 +150,7 @@ class Writer:
         return found
 
     def _reference(self, cls: type) -> Schema:
-        """Where a class is described: in the schema of a document that it is or is the base of, or among the definitions."""
+        """Refer to a class: to the schema of a document that it is or is the base of, or to a definition."""
         name = definition(cls)
         for other in DOCUMENTS:
             if other is cls:
@@ -198,11 +198,11 @@ class Writer:
         raise TypeError(f"{kind} has no schema")
 
     def _item(self, kind: Any) -> Any:
-        """What is in an array or a map; for Any whatever there is."""
+        """Return the schema of what is in an array or a map; for Any whatever there is."""
         return True if kind is Any else self._type(kind)
 
     def _union(self, members: list[Schema]) -> Schema:
-        """One of several: their types together where each has its own, else a list of alternatives."""
+        """Return one of several: their types together where each has its own, else a list of alternatives."""
         if all("enum" in one or one == {"type": "null"} for one in members):
             return {"enum": [item for one in members for item in one.get("enum", [None])]}
         if all("type" in one for one in members):

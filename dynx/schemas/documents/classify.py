@@ -62,8 +62,9 @@ class Labels:
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """What `dynx classify --json` and `--jsonl` print: a label for an input, or a list of them; with --jsonl each
-    line is one label.
+    """What `dynx classify --json` and `--jsonl` print.
+
+    A label for an input, or a list of them; with --jsonl each line is one label.
     """
 
     schema: Annotated[Literal["dynx.classify/1"], NAME]

@@ -104,8 +104,10 @@ class ResultEvent(Picture):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What `dynx draw --json` and `--jsonl` print: a picture, a list of them where several were asked for, or a line
-    for each step and picture; with --info of several files what they say.
+    """What `dynx draw --json` and `--jsonl` print.
+
+    A picture, a list of them where several were asked for, or a line for each step and picture; with --info of several
+    files what they say.
     """
 
     schema: Annotated[Literal["dynx.draw/1"], NAME]

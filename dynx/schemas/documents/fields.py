@@ -25,7 +25,7 @@ ABSENT: Any = _Missing.ABSENT
 
 
 def as_document(value: "DataclassInstance") -> dict[str, Any]:
-    """A document as dicts and lists, without the keys that are absent."""
+    """Return a document as dicts and lists, without the keys that are absent."""
     return asdict(value, dict_factory=lambda items: {key: item for key, item in items if item is not ABSENT})
 
 

@@ -200,8 +200,10 @@ class ErrorEvent(Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What `dynx generate --json` and `--jsonl` print: an answer, a list of them with --lines, or a line for each
-    token and answer; a prompt of --lines without an answer says why.
+    """What `dynx generate --json` and `--jsonl` print.
+
+    An answer, a list of them with --lines, or a line for each token and answer; a prompt of --lines without an answer
+    says why.
     """
 
     schema: Annotated[Literal["dynx.generate/1"], NAME]
