@@ -225,6 +225,19 @@ def test_draw(cli: Cli, pipeline: Path, tmp_path: Path, mode: list[str]) -> None
     assert [d.get("event") for d in found] == (["step"] * 5 + ["result"] if mode == ["--jsonl"] else [None])
 
 
+def test_plans(cli: Cli, tiny_folder: Path, bert: Path, pipeline: Path) -> None:
+    """What each command would do, and a plan that lacks anything is noticed."""
+    for command, model in (("generate", tiny_folder), ("classify", bert), ("draw", pipeline)):
+        (plan,) = check(cli(command, "-m", model, "a red cat", "--dry-run", "--json"), "dynx.plan/1")
+
+        assert plan["command"] == command
+        for key in plan:
+            assert schemas.complaint({k: v for k, v in plan.items() if k != key}) is not None, key
+        (setting, one), *_ = plan["decisions"].items()
+        assert schemas.complaint({**plan, "decisions": {setting: {**one, "origin": None}}}) is not None
+        assert schemas.complaint({**plan, "decisions": {setting: {**one, "reason": None}}}) is not None
+
+
 def test_calibrate_generation(cli: Cli, tiny_folder: Path) -> None:
     """The plan, the profile as printed, shown and listed, and the device."""
     (plan,) = check(cli("calibrate", "-m", tiny_folder, "--dry-run", "--json"), "dynx.calibrate/1")

@@ -11,26 +11,27 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.runtime.decision import Decision
+    from dynx.schemas.documents.fields import Task
 
-SCHEMA = "dynx.plan/1"
 
-
-def print_plan(command: str, plan: Any, options: Any, terminal: Terminal) -> None:
+def print_plan(command: Task, plan: Any, options: Any, terminal: Terminal) -> None:
     """A line per knob on stdout, or one JSON document."""
     decisions: dict[str, Decision[Any]] = {**dict(plan.decisions.items()), **dict(_dynamic(command, plan, options))}
     where = {knob: origin(knob) for knob in decisions}
     if options.json or options.jsonl:
-        terminal.document(
-            {
-                "schema": SCHEMA,
-                "command": command,
-                "model": plan.source.name,
-                "profile": None if plan.decisions.profile.value == "none" else plan.decisions.profile.value,
-                "decisions": {
-                    knob: {"value": d.value, "reason": d.reason, "origin": where[knob]} for knob, d in decisions.items()
-                },
-            }
+        from dynx.schemas.documents.fields import as_document
+        from dynx.schemas.documents.plan import Plan, PlannedDecision
+
+        document = Plan(
+            command=command,
+            model=plan.source.name,
+            profile=plan.profile_id,
+            decisions={
+                knob: PlannedDecision(value=d.value, reason=d.reason, origin=where[knob])
+                for knob, d in decisions.items()
+            },
         )
+        terminal.document(as_document(document))
         return
     label = max(len(knob) for knob in decisions)
     rows = []

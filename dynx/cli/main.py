@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from types import FrameType
 
-SCHEMA = "dynx.error/1"
-
 
 def main() -> NoReturn:
     """Run `dynx` with the arguments of this process."""
@@ -142,7 +140,10 @@ def complain(arguments: list[str], message: str, hint: str | None, kind: str, co
     if told_to_a_program(arguments):
         import json
 
-        body = {"schema": SCHEMA, "kind": kind, "message": message, "hint": hint or None, "exit_code": code}
+        from dynx.schemas.documents.error import Error
+        from dynx.schemas.documents.fields import as_document
+
+        body = as_document(Error(kind=kind, message=message, hint=hint or None, exit_code=code))
         unicode = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
         lines = [json.dumps(body, ensure_ascii=not unicode)]
     else:

@@ -44,19 +44,22 @@ def list_profiles(options: Options, terminal: Terminal) -> None:
     store = _store(terminal)
     profiles: list[Profile] = list(store.list())
     if options.json:
+        from dynx.schemas.documents.fields import as_document
+        from dynx.schemas.documents.profiles import ListedProfile, Profiles
+
         rows = [
-            {
-                "id": p.key.id,
-                "task": p.key.task,
-                "model": p.model_name,
-                "dtype": p.key.dtype,
-                "created": p.created,
-                "stale": store.stale(p),
-                "summary": p.decision["summary"],
-            }
+            ListedProfile(
+                id=p.key.id,
+                task=p.key.task,
+                model=p.model_name,
+                dtype=p.key.dtype,
+                created=p.created,
+                stale=store.stale(p),
+                summary=p.decision["summary"],
+            )
             for p in profiles
         ]
-        terminal.document({"schema": "dynx.profiles/1", "profiles": rows})
+        terminal.document(as_document(Profiles(profiles=rows)))
         return
     if not profiles:
         terminal.notice(f"no profiles in {store.folder}; dynx calibrate makes one")

@@ -1,7 +1,8 @@
 """JSON Schemas (draft 2020-12) of every document and event line that dynx prints or writes, by the name in its "schema".
 
 Within a major version documents only gain keys, so the schemas allow keys that they don't know; what they require is always
-there. Validating takes the package `jsonschema`, which dynx itself doesn't need.
+there. They are generated from the dataclasses in `dynx.schemas.documents`. Validating takes the package `jsonschema`, which
+dynx itself doesn't need.
 
     schemas.load("dynx.generate/1")
     schemas.complaint(document)      # what is wrong with it, None for nothing
@@ -17,13 +18,13 @@ PREFIX = "dynx."
 
 
 def names() -> list[str]:
-    """Of all schemas: "dynx.bench/1" and so on."""
+    """List the names of all schemas: "dynx.bench/1" and so on."""
     stems = [item.name.removesuffix(".json") for item in files(__package__).iterdir() if item.name.endswith(".json")]
     return sorted(f"{PREFIX}{stem[::-1].replace('.', '/', 1)[::-1]}" for stem in stems)
 
 
 def load(name: str) -> dict[str, Any]:
-    """The schema of that name. Raises KeyError for one that there isn't."""
+    """Return the schema of that name. Raises KeyError for one that there isn't."""
     file = files(__package__).joinpath(f"{name.removeprefix(PREFIX).replace('/', '.')}.json")
     if not name.startswith(PREFIX) or not file.is_file():
         raise KeyError(name)
@@ -32,7 +33,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def validator(name: str) -> Any:
-    """A `jsonschema` validator for that schema, which knows the others too. Raises ImportError without that package."""
+    """Return a `jsonschema` validator for that schema, which knows the others too. Raises ImportError without that package."""
     from jsonschema import Draft202012Validator
     from referencing import Registry, Resource
 
@@ -42,7 +43,7 @@ def validator(name: str) -> Any:
 
 
 def complaint(document: object) -> str | None:
-    """What is wrong with a document or line by the schema that it names, or None. Raises ImportError as `validator` does."""
+    """Say what is wrong with a document or line by the schema that it names, or None. Raises ImportError as `validator` does."""
     name = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(name, str):
         return "it names no schema"

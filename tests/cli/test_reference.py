@@ -139,11 +139,15 @@ def test_check_is_quiet_about_what_fits(checkout: Path, capsys: pytest.CaptureFi
 
 
 def test_check_names_what_differs_and_the_repair(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--check exits 1 on a changed, a missing and a left-over file, names each, and says which command repairs."""
+    """--check exits 1 on changed, missing and left-over files, names each, and says which command repairs."""
     with (checkout / "man/dynx.1").open("a") as file:
         file.write("by hand\n")
     (checkout / "completions/_dynx").unlink()
     (checkout / "man/dynx-gone.1").touch()
+    with (checkout / "dynx/schemas/plan.1.json").open("a") as file:
+        file.write("\n")
+    (checkout / "dynx/schemas/error.1.json").unlink()
+    (checkout / "dynx/schemas/gone.1.json").touch()
     capsys.readouterr()
     assert main(["--check", "--root", str(checkout)]) == 1
     out, err = capsys.readouterr()
@@ -151,6 +155,9 @@ def test_check_names_what_differs_and_the_repair(checkout: Path, capsys: pytest.
     assert err.splitlines() == [
         "completions/_dynx differs from the command tree",
         "man/dynx.1 differs from the command tree",
+        "dynx/schemas/error.1.json differs from dynx.schemas.documents",
+        "dynx/schemas/plan.1.json differs from dynx.schemas.documents",
+        "dynx/schemas/gone.1.json is the schema of no document",
         "man/dynx-gone.1 is the page of no command",
         "repair with: python -m dynx.cli.reference",
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.draw import png
 from dynx.errors import UsageError
+from dynx.schemas.documents import picture as documents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +25,9 @@ class Asked:
     guidance: float | None = None
     negative: str | None = None
 
-    def json(self) -> dict[str, Any]:
-        """For a picture's facts."""
-        return {"size": list(self.size) if self.size else None, "guidance": self.guidance, "negative": self.negative}
+    def document(self) -> documents.Asked:
+        """For a picture's file."""
+        return documents.Asked(size=self.size, guidance=self.guidance, negative=self.negative)
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,10 @@ class Drawn:
         return str(self.artist.guarantee or "none")
 
     @property
-    def size(self) -> list[int] | None:
+    def size(self) -> tuple[int, int] | None:
         """Width and height."""
         pixels = self.picture.pixels
-        return None if pixels is None else [pixels.shape[1], pixels.shape[0]]
+        return None if pixels is None else (pixels.shape[1], pixels.shape[0])
 
     @property
     def profile(self) -> str | None:
@@ -138,28 +138,31 @@ def mark(step: Step) -> str:
 def facts(drawn: Drawn) -> dict[str, Any]:
     """For the picture's file; nothing that differs when the same picture is drawn again."""
     from dynx import __version__
+    from dynx.schemas.documents.fields import as_document
+    from dynx.schemas.documents.picture import PictureFile
 
     plan, picture = drawn.artist.assembly.plan, drawn.picture
     receipt = picture.receipt.json()
     del receipt["seconds"]
-    return {
-        "prompt": picture.prompt,
-        "negative": drawn.asked.negative,
-        "seed": picture.seed,
-        "size": drawn.size,
-        "guidance": guidance_of(drawn.artist),
-        "asked": drawn.asked.json(),
-        "model": plan.source.name,
-        "weights": plan.weights,
-        "dtype": plan.dtype,
-        "backend": plan.spec[0],
+    document = PictureFile(
+        prompt=picture.prompt,
+        negative=drawn.asked.negative,
+        seed=picture.seed,
+        size=drawn.size,
+        guidance=guidance_of(drawn.artist),
+        asked=drawn.asked.document(),
+        model=plan.source.name,
+        weights=plan.weights,
+        dtype=plan.dtype,
+        backend=plan.backend,
         **receipt,
-        "draft": drawn.draft,
-        "flagged": picture.flagged,
-        "guarantee": drawn.promised,
-        "profile": drawn.profile,
-        "dynx": __version__,
-    }
+        draft=drawn.draft,
+        flagged=picture.flagged,
+        guarantee=drawn.promised,
+        profile=drawn.profile,
+        dynx=__version__,
+    )
+    return as_document(document)
 
 
 def verified(drawn: Drawn) -> str:

@@ -1,10 +1,10 @@
-"""Completions for bash, zsh and fish, and manual pages, all written from the command tree.
+"""Completions for bash, zsh and fish and manual pages, written from the command tree, and JSON Schemas, from dataclasses.
 
-    python -m dynx.cli.reference            write completions/, man/ and the marked parts of README.md
-    python -m dynx.cli.reference --check    say which of them differ from the tree
+    python -m dynx.cli.reference            write completions/, man/, dynx/schemas/*.json and the marked parts of README.md
+    python -m dynx.cli.reference --check    say which of them differ from their sources
 
 `tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish`, `man` and `readme` each write one
-format. What can be set by variables and files comes from `dynx.cli.settings`.
+format. What can be set by variables and files comes from `dynx.cli.settings`. `schemas` reads `dynx.schemas.documents`.
 The files are committed and installed as they are. `dynx` itself never imports this package.
 """
 

@@ -1,4 +1,4 @@
-"""Write the completions and manual pages, or check that they are what the command tree makes."""
+"""Write the completions, manual pages and JSON Schemas, or check that they are what their sources make."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dynx import shipped
 from dynx.cli.app import app
 from dynx.cli.reference import reference_files
 from dynx.cli.reference.readme import readme
+from dynx.cli.reference.schemas import schema_files
 from dynx.cli.reference.tree import read_tree
 from dynx.cli.settings import by_command
 
@@ -35,19 +36,23 @@ def main(arguments: list[str] | None = None) -> int:
     page = root / "README.md"
     if page.is_file():
         files["README.md"] = readme(page.read_text(encoding="utf-8"), settings)
+    schemas = schema_files()
+    files |= schemas
     differing = [name for name, text in files.items() if not _holds(root / name, text)]
-    stale = [str(path.relative_to(root)) for path in sorted((root / "man").glob(f"{tree.path[0]}*.1"))]
-    stale = [name for name in stale if name not in files]
+    written = [*(root / "man").glob(f"{tree.path[0]}*.1"), *(root / "dynx" / "schemas").glob("*.json")]
+    stale = [name for name in sorted(str(path.relative_to(root)) for path in written) if name not in files]
     if options.check:
         for name in differing:
-            sys.stderr.write(f"{name} differs from the command tree\n")
+            source = "dynx.schemas.documents" if name in schemas else "the command tree"
+            sys.stderr.write(f"{name} differs from {source}\n")
         for name in stale:
-            sys.stderr.write(f"{name} is the page of no command\n")
+            what = "schema of no document" if name.endswith(".json") else "page of no command"
+            sys.stderr.write(f"{name} is the {what}\n")
         if differing or stale:
             sys.stderr.write(f"repair with: {REPAIR}\n")
         return 1 if differing or stale else 0
     for name in differing:
-        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(files[name].encode())
     for name in stale:
         (root / name).unlink()

@@ -1,0 +1,89 @@
+"""What a profile holds of a classifier."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from dynx.schemas.documents.common import Certificate, Seconds
+from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyMeasured:
+    """Seconds of inputs."""
+
+    seconds_by_batch: Annotated[dict[str, Seconds], "By inputs computed together."] = ABSENT
+    clock: Annotated[
+        tuple[float, float, float] | None,
+        (
+            "Plain's time over that with exits, on the clock in turns: median, least and most of the rounds; null "
+            "where it wasn't timed."
+        ),
+    ] = ABSENT
+    batch: Annotated[Count, "Inputs computed together while calibrating."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitRules:
+    """The list that a promise is certified from, strictest first."""
+
+    family: Annotated[
+        Literal["common", "cost"], "common: one threshold for all layers; cost: thresholds by what leaving there saves."
+    ] = ABSENT
+    kept: Annotated[list[Count], "Which of the depths are used."] = ABSENT
+    words: Annotated[str, "That in words."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyFitted:
+    """Where inputs may leave."""
+
+    depths: Annotated[list[Count], "Layers after which they may; none where that doesn't pay."] = ABSENT
+    rules: Annotated[ExitRules, "The list that a promise is certified from, strictest first."] = ABSENT
+    problem: Annotated[
+        Literal["single", "multi", "regression"], "What the model answers: one label, several, or numbers."
+    ] = ABSENT
+    tolerance: Annotated[NonNegative | None, "How far two numbers may be apart and still agree; null for labels."] = (
+        ABSENT
+    )
+    max_length: Annotated[Count | None, "Tokens to which texts were cut; null for as many as the model takes."] = ABSENT
+    max_disagreement: Annotated[Fraction, "Share of answers that may differ."] = ABSENT
+    agreement: Annotated[dict[str, Fraction], "Share of answers that are the full model's, by layer."] = ABSENT
+    backend: Annotated[str, "Whose kernels compute the layers."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEvidence:
+    """What exits change of one label."""
+
+    label: Annotated[str, "The full model's."] = ABSENT
+    inputs: Annotated[Count, "Inputs that have it."] = ABSENT
+    disagreements: Annotated[Count, "Of those, inputs that left with another."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullDepthEvidence:
+    """The model before any exit against the full float32 model."""
+
+    n: Annotated[Count, "Inputs that were compared."] = ABSENT
+    disagreements: Annotated[Count, "Of those, answers that differ."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyEvidence:
+    """Inputs and tests behind a profile."""
+
+    data: Annotated[str, "Hash of the inputs."] = ABSENT
+    inputs: Annotated[Count, "How many."] = ABSENT
+    parts: Annotated[list[Count], "How many made heads, rules, and the certificate."] = ABSENT
+    certificate: Certificate = ABSENT
+    by_class: Annotated[list[ClassEvidence], "Where exits change answers."] = ABSENT
+    full_depth: Annotated[FullDepthEvidence, "The model before any exit against the full float32 model."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyProfile:
+    """What was measured and learned of a classifier."""
+
+    measured: Annotated[ClassifyMeasured, "Seconds of inputs."]
+    fitted: Annotated[ClassifyFitted, "Where inputs may leave."]
+    evidence: Annotated[ClassifyEvidence, "Inputs and tests behind it."]

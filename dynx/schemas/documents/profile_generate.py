@@ -1,0 +1,124 @@
+"""What a profile holds of a language model."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from dynx.schemas.documents.fields import ABSENT, Count, Drafter, Fraction, Limit, NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Seconds of a pass, by its width."""
+
+    reference_context: Annotated[Count, "Tokens before the pass when it was timed."]
+    seconds_per_context_token: Annotated[float, "What each further token before the pass adds."]
+    seconds_by_width: Annotated[dict[str, float], "By number of tokens in the pass."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCurves:
+    """Passes over several answers at once."""
+
+    target: Annotated[Curve, "Passes of the model, by answers in them."] = ABSENT
+    draft: Annotated[Curve | None, "Passes of the draft model, by answers in them; null for none."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateMeasured:
+    """Seconds of passes."""
+
+    target: Annotated[Curve, "Passes of the model."] = ABSENT
+    complete: Annotated[Curve | None, "Passes that go on after an early exit; null where there is none."] = ABSENT
+    draft: Annotated[dict[str, Curve], "Passes of each drafter."] = ABSENT
+    overhead: Annotated[dict[str, float], "Seconds that a draft takes besides its passes, by drafter."] = ABSENT
+    spread: Annotated[
+        NonNegative, "How far the times of one pass were apart: the middle half of them, over their median."
+    ] = ABSENT
+    batch: Annotated[BatchCurves | None, "Passes over several answers at once; null where the model can't do that."] = (
+        ABSENT
+    )
+    noise: Annotated[
+        dict[str, NonNegative], "Logits by which rounding moves, by tokens in the pass; what --exact needs."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """How often a drafter's tokens are accepted."""
+
+    weights: Annotated[
+        tuple[float, float, float],
+        "Of a logistic regression: constant, the drafter's own confidence, logarithm of the position in the draft.",
+    ]
+    typical: Annotated[float, "Share of its tokens that are accepted, whatever its confidence."]
+    n: Annotated[Count, "Draft tokens behind that."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFitted:
+    """Which drafters are used, and how often they are right."""
+
+    origins: Annotated[list[Drafter], "Drafters that pay, together."] = ABSENT
+    exit_layers: Annotated[
+        Count | None, "Layers after which the model drafts for itself; null where that doesn't pay."
+    ] = ABSENT
+    lookup: Annotated[bool, "Whether prompt lookup drafts."] = ABSENT
+    reliability: Annotated[dict[str, Reliability], "By drafter."] = ABSENT
+    tokens_per_second: Annotated[NonNegative, "Speed of decoding that is expected."] = ABSENT
+    widened: Annotated[
+        dict[str, Annotated[int, Limit(minimum=2)]],
+        "Tokens of passes that are run wider, because that costs no more, and the tokens they are run with.",
+    ] = ABSENT
+    backend: Annotated[str, "Whose kernels were fastest."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationEvidence:
+    """What the model as it was says of the quantized one's texts."""
+
+    reference: Annotated[str, "Name and precision of the model as it was."]
+    tokens: Annotated[Count, "Tokens that were compared."]
+    agreement: Annotated[Fraction, "Share of them that are its first choice too."]
+    perplexity_ratio: Annotated[NonNegative, "Factor between the perplexities that the two find in the texts."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateEvidence:
+    """Texts and tests behind it."""
+
+    backend: Annotated[str, "Why those kernels, with their times."] = ABSENT
+    quantization: Annotated[
+        QuantizationEvidence | None,
+        "What the model as it was says of the quantized one's texts; null where nothing is quantized.",
+    ] = ABSENT
+    texts: Annotated[Count, "Texts that it was learned from."] = ABSENT
+    tokens: Annotated[Count, "Tokens written in them."] = ABSENT
+    data: Annotated[str, "Hash of the texts."] = ABSENT
+    self_written: Annotated[bool, "Whether the model wrote them without prompts of the caller's."] = ABSENT
+    first_guess_acceptance: Annotated[
+        dict[str, Fraction], "Share of first draft tokens that are accepted, by drafter."
+    ] = ABSENT
+    first_guess_acceptance_by_exit: Annotated[
+        dict[str, Fraction], "The same of the model's own layers, by how many of them."
+    ] = ABSENT
+    predicted_speedup: Annotated[NonNegative, "Over plain decoding, by replaying the texts."] = ABSENT
+    predicted_speedup_by_drafters: Annotated[dict[str, NonNegative], "The same for each set of drafters."] = ABSENT
+    put_aside: Annotated[list[str], "Sets of drafters that were slower on the clock than in the replay, in words."] = (
+        ABSENT
+    )
+    checked_texts: Annotated[
+        Count, "Answers that were timed against plain decoding; 0 where there was nothing to check."
+    ] = ABSENT
+    measured_speedup: Annotated[NonNegative | None, "Over plain decoding on those; null where there are none."] = ABSENT
+    predicted_speedup_of_checked: Annotated[
+        NonNegative | None, "What the replay says of those; null where there are none."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateProfile:
+    """What was measured and learned of a language model."""
+
+    measured: Annotated[GenerateMeasured, "Seconds of passes."]
+    fitted: Annotated[GenerateFitted, "Which drafters are used, and how often they are right."]
+    evidence: Annotated[GenerateEvidence, "Texts and tests behind it."]
