@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.bench.fingerprint import differences
-from dynx.bench.gates import Gate, Verdict
+from dynx.bench.result import Gate, Verdict
 from dynx.bench.statistics import RatioEstimate, Series, ratio_of_speeds
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
 
 SCHEMA, SUITE = "dynx.bench/1", "dynx.bench.suite/1"
 TOLERANCE = 0.05

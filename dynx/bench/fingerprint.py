@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dynx.bench.runner import JSON
+    from dynx.bench.measurements import JSON
 
 DESCRIPTIVE = frozenset(
     {"model", "drafter", "profile", "draft", "exits", "steps", "guarantee", "truncated", "energy", "looks", "commands"}

@@ -15,7 +15,7 @@ from dynx.speculation.detokenizer import token_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
     from dynx.speculation.setup import Assembly
 
 

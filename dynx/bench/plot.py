@@ -8,21 +8,19 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.bench.exports import writable
-from dynx.bench.exports.quality import QUALITIES, quality_of
-from dynx.bench.exports.tables import printable
-from dynx.errors import DynxError, UsageError
+from dynx.bench.formats import printable
+from dynx.bench.quality import QUALITIES, quality_of
+from dynx.errors import DynxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from dynx.bench.exports.quality import Quality
-    from dynx.bench.report import ArmResult, BenchResult
-    from dynx.bench.runner import Group
+    from dynx.bench.measurements import Group
+    from dynx.bench.quality import Quality
+    from dynx.bench.result import ArmResult, BenchResult
     from dynx.diffusion.calibrate import Findings
 
 FORMATS = ("svg", "png")
@@ -46,19 +44,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
 }
-
-
-def parse_plot(name: str) -> Path:
-    """The path of --plot, checked so that a bad one is told before anything is measured.
-
-    Raises UsageError for an ending that no plot has, a path that can't be written, and where matplotlib isn't installed.
-    """
-    path = Path(name)
-    if path.suffix.lower().lstrip(".") not in FORMATS:
-        raise UsageError(f"--plot {name}: a plot is an SVG or a PNG file", hint=f"--plot {path.with_suffix('.svg')}")
-    if find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which isn't installed", hint="pip install 'dynx[plot]'")
-    return writable(path, "", path.suffix.lstrip("."))
 
 
 def bench(results: Sequence[BenchResult], path: Path) -> Path:

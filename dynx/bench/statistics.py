@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, mean, median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from dynx.bench.robust import MAD_TO_SIGMA, Location, locate, middle, reach, student_quantile
+from dynx.bench.huber import MAD_TO_SIGMA, Location, locate, middle, reach, student_quantile
 
 if TYPE_CHECKING:
     import random

@@ -6,17 +6,18 @@ end, so that two bars whose shades overlap are not told apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dynx.bench.gates import percent
+from dynx.bench.report import sentences
+from dynx.bench.wording import count, in_words, percent, three_digits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.table import Table
 
-    from dynx.bench.report import ArmResult, BenchResult
-    from dynx.bench.runner import JSON
+    from dynx.bench.result import ArmResult, BenchResult
 
 GAP = 2  # columns between two cells
 SHORTEST_BAR, LONGEST_BAR = 6, 30
@@ -36,7 +37,7 @@ class _Layout:
     shown: tuple[str, ...]
 
 
-def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table:
+def render(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table:
     """Return a rich table at most `width` columns wide.
 
     Arm, speed and ratio are always there; bar, interval and identical rate join in that order, each where it still
@@ -86,10 +87,15 @@ def _layout(width: int, longest_name: int, needs: Mapping[str, int], further: Se
     return _Layout(name + longer, min(bar + left - longer, LONGEST_BAR) if bar else 0, tuple(shown))
 
 
+def to_markdown(results: Sequence[BenchResult]) -> str:
+    """Return one Markdown page for one result or several, without the samples: step summaries may have 1 MiB at most."""
+    return "\n".join(markdown(result) for result in results)
+
+
 def markdown(result: BenchResult) -> str:
     """Return the result as a Markdown page: verdict, sentences, table, gates, conditions."""
     title = f"## dynx bench: {result.task}" + (f" – {result.verdict}" if result.verdict else "")
-    lines = [title, "", *(f"- {_escaped(sentence)}" for sentence in result.reading()), ""]
+    lines = [title, "", *(f"- {_escaped(sentence)}" for sentence in sentences(result)), ""]
     further = "".join(f" {_escaped(title)} |" for title in result.columns)
     lines += [
         f"| arm | {result.unit}/s | ratio to {_escaped(result.reference.name)} | interval |{further} identical | outliers |"
@@ -118,19 +124,6 @@ def markdown(result: BenchResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_words(value: JSON) -> str:
-    """Return a header fact on one line: `torch 2.8.0, transformers 5.2.0`."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {in_words(item)}" for name, item in value.items())
-    if isinstance(value, Sequence):
-        return ", ".join(in_words(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "unknown" if value is None else str(value)
-
-
 def cells_of(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: str = NOTHING) -> dict[str, str]:
     """What tables say of an arm, by column; `columns` are the task's own."""
     ratio = arm.ratio
@@ -140,18 +133,6 @@ def cells_of(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: 
         "interval": nothing if ratio is None or arm.reference or not ratio.bounded else ratio.interval,
         "same": nothing if arm.identical is None or arm.reference else percent(arm.identical),
     }
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 round` or `3 rounds`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def three_digits(number: float) -> str:
-    """Return at least three significant digits without an exponent: 0.00123, 1.23, 123, 12345."""
-    if number >= 100:
-        return f"{number:.0f}"
-    return f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number >= 1 else f"{number:.3g}"
 
 
 def _fitted(name: str, width: int, ascii_only: bool) -> str:

@@ -23,8 +23,10 @@ from dynx.bench.arms.classification import (
     readable,
 )
 from dynx.bench.arms.classification import sentences as words_of
-from dynx.bench.gates import Verdict, max_disagreement
-from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.bench.gates import max_disagreement
+from dynx.bench.measurements import Measurements, Outcome
+from dynx.bench.result import Verdict
+from dynx.bench.runner import Arm, measure
 from dynx.early_exit.engine import Exits
 from dynx.early_exit.features import collect
 from dynx.early_exit.heads import AgreementScore, ExitHeads

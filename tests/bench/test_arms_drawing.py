@@ -25,8 +25,10 @@ from dynx.bench.arms.drawing import (
     pairs,
     parse_steps,
 )
-from dynx.bench.gates import Verdict, min_quality
-from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.bench.gates import min_quality
+from dynx.bench.measurements import Measurements, Outcome
+from dynx.bench.result import Verdict
+from dynx.bench.runner import Arm, measure
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.generator import Artist
 from dynx.diffusion.schedule import Schedule

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynx.bench import baseline, fingerprint, limits
-from dynx.bench.gates import Verdict
+from dynx.bench import baseline, fingerprint, wrappers
 from dynx.bench.interim import Looks
-from dynx.bench.runner import Arm, Measurements, Outcome, OutOfTime, measure
+from dynx.bench.measurements import Measurements, Outcome
+from dynx.bench.result import Verdict
+from dynx.bench.runner import Arm, OutOfTime, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.errors import UsageError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from dynx.bench.gates import Gate
+    from dynx.bench.result import Gate
 
 SPEEDUP, TOLERANCE = 2.0, 0.05
 STORED_ROUNDS = 40
@@ -62,7 +63,7 @@ class Machine:
         """Plain and dynamic, the latter slowed down by the hook that real gates are tested with."""
         dynamic = self.arm("dynamic", 1 / SPEEDUP)
         if slow:
-            dynamic = limits.slowed(dynamic, slow, self.clock, self.sleep)
+            dynamic = wrappers.slowed(dynamic, slow, self.clock, self.sleep)
         return [self.arm("plain", 1.0), dynamic]
 
     def measured(self, slow: float = 0.0, **options: Any) -> Measurements:
@@ -202,12 +203,12 @@ def test_the_hook_slows_down_by_as_much_as_it_says() -> None:
     """15 % more time, slept and counted, whether the clock or the arm itself times the run."""
     machine = Machine(5)
     own = Arm("own", lambda _: Outcome(1, 2.0, "x"), "dynamic")
-    assert limits.slowed(own, 0.15, machine.clock, machine.sleep).run(0).seconds == pytest.approx(2.3)
+    assert wrappers.slowed(own, 0.15, machine.clock, machine.sleep).run(0).seconds == pytest.approx(2.3)
     assert machine.slept == pytest.approx(0.3)
-    assert limits.parse_slow("dynamic=15%") == ("dynamic", 0.15)
+    assert wrappers.parse_slow("dynamic=15%") == ("dynamic", 0.15)
     for text in ("dynamic", "=15%", "dynamic=-1%", "dynamic=much"):
         with pytest.raises(UsageError, match="DYNX_BENCH_SLOW"):
-            limits.parse_slow(text)
+            wrappers.parse_slow(text)
 
 
 def test_two_intervals_combine_in_squares() -> None:
@@ -313,12 +314,12 @@ def test_a_deadline_goes_through_handlers_and_around_others() -> None:
                 while True:
                     pass
 
-    with pytest.raises(OutOfTime), limits.deadline(0.1):
+    with pytest.raises(OutOfTime), wrappers.deadline(0.1):
         stubborn()
-    with pytest.raises(OutOfTime), limits.deadline(0.05), limits.deadline(30):
+    with pytest.raises(OutOfTime), wrappers.deadline(0.05), wrappers.deadline(30):
         stubborn()
-    with limits.deadline(30):
-        with pytest.raises(OutOfTime), limits.deadline(0.02):
+    with wrappers.deadline(30):
+        with pytest.raises(OutOfTime), wrappers.deadline(0.02):
             stubborn()
         assert 25 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
     left = signal.getitimer(signal.ITIMER_REAL)[0]

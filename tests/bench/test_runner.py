@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dynx.bench.runner import Arm, Failure, Measurements, Outcome, OutOfTime, Progress, measure
+from dynx.bench.measurements import Failure, Measurements, Outcome
+from dynx.bench.runner import Arm, OutOfTime, Progress, measure
 from dynx.errors import DeviceError, DynxError, UsageError
 
 if TYPE_CHECKING:

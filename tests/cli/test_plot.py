@@ -13,15 +13,16 @@ from bench.test_exports import CLASSIFIED, result_of
 from PIL import Image
 
 from dynx.bench import plot
-from dynx.bench.exports.quality import QUALITIES
+from dynx.bench.quality import QUALITIES
 from dynx.bench.statistics import RatioEstimate
+from dynx.cli.output_files import parse_plot
 from dynx.diffusion.similarity import tails
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dynx.bench.report import BenchResult
+    from dynx.bench.result import BenchResult
 
 pytest.importorskip("matplotlib")
 
@@ -131,9 +132,9 @@ def test_odd_curves_can_be_drawn(values: dict[int, list[float]], tmp_path: Path)
 def test_what_cannot_be_drawn_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     """Another ending, a folder that isn't there; and at the end, a file that can't be written any more."""
     with pytest.raises(UsageError, match="an SVG or a PNG file"):
-        plot.parse_plot("plot.pdf")
+        parse_plot("plot.pdf")
     with pytest.raises(UsageError, match="there is no folder"):
-        plot.parse_plot(str(tmp_path / "nowhere" / "plot.svg"))
+        parse_plot(str(tmp_path / "nowhere" / "plot.svg"))
     with pytest.raises(DynxError, match="can't write"):
         plot.bench([result_of()], tmp_path / "nowhere" / "plot.svg")
 
@@ -143,7 +144,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(plot, "find_spec", lambda name: None if name == "matplotlib" else object())
 
     with pytest.raises(UsageError, match="needs matplotlib") as caught:
-        plot.parse_plot("plot.svg")
+        parse_plot("plot.svg")
     assert caught.value.hint == "pip install 'dynx[plot]'"
 
 
@@ -151,5 +152,5 @@ def test_checking_a_plot_does_not_load_matplotlib() -> None:
     """It takes a second, which an error needn't wait for."""
     import subprocess
 
-    code = "import sys; from dynx.bench import plot; plot.parse_plot('x.svg'); sys.exit('matplotlib' in sys.modules)"
+    code = "import sys; from dynx.cli.output_files import parse_plot; parse_plot('x.svg'); sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

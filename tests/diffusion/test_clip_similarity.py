@@ -12,7 +12,7 @@ from support.pipelines import stable_diffusion
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dynx.bench.arms.drawing import Gallery, judge
-from dynx.bench.runner import Measurements, Sample
+from dynx.bench.measurements import Measurements, Sample
 from dynx.diffusion.clip_similarity import tower_of
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from dynx.bench.runner import Arm, Outcome
+from dynx.bench.measurements import Outcome
+from dynx.bench.runner import Arm
 from dynx.early_exit.backends import Blocks
 from dynx.early_exit.classifier import Classifier
 from dynx.early_exit.preprocessing import Row
@@ -29,7 +30,7 @@ from dynx.runtime.binomial import two_sided
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
     from dynx.early_exit.heads import Problem
     from dynx.early_exit.profile_data import Knowledge
     from dynx.early_exit.setup import Assembly

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from dynx.bench.runner import Arm, Outcome
+from dynx.bench.measurements import Outcome
+from dynx.bench.runner import Arm
 from dynx.bench.settings import parse_numbers
 from dynx.bench.statistics import median
 from dynx.diffusion.generator import SOLVER
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynx.bench.runner import JSON, Group, Measurements
+    from dynx.bench.measurements import JSON, Group, Measurements
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.setup import Assembly
     from dynx.diffusion.similarity import Tails

@@ -10,7 +10,8 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.bench.runner import Arm, Outcome
+from dynx.bench.measurements import Outcome
+from dynx.bench.runner import Arm
 from dynx.bench.settings import parse_numbers
 from dynx.errors import UsageError
 from dynx.speculation.engine import Engine
@@ -20,7 +21,7 @@ from dynx.speculation.types import Origin, Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
     from dynx.speculation.setup import Assembly
 
 

@@ -107,7 +107,7 @@ def side_by_side(arm: Arm[Any], own: Any, main: Any) -> Arm[Any]:
     """An arm of another assembly than the `main` one, which may want another number of threads."""
     import torch
 
-    from dynx.bench.limits import threaded
+    from dynx.bench.wrappers import threaded
 
     threads = main.decisions["threads"].value
     torch.set_num_threads(threads)  # loading the other one has set its own

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.classification import Quality
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import Arm, Group, Measurements
+    from dynx.bench.measurements import Group, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
     from dynx.early_exit.features import Inputs
@@ -89,7 +89,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
 
 def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Assembly, Inputs]:
     """The model, and what --data has for it; a shipped model has inputs of its own. Raises UsageError without any."""
-    from dynx.bench.sentences import sentences
+    from dynx.bench import builtin_inputs
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.setup import make_plan
 
@@ -99,7 +99,7 @@ def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[As
             options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
         )
     elif plan.kind == "text" and plan.source.kind == "shipped":
-        made = sentences(own.prompts)
+        made = builtin_inputs.texts(own.prompts)
         inputs = Inputs(made, made)
     else:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"

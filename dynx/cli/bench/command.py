@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynx.cli.console import Terminal
+from dynx.cli.output_files import parse_export, parse_plot
 from dynx.errors import DynxError, GateFailed, Undecided, UsageError
 from dynx.runtime.utf8 import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import JSON, Arm, Measurements
+    from dynx.bench.measurements import JSON, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
     from dynx.cli.bench.options import Options
 
 Own = TypeVar("Own")
@@ -100,12 +101,15 @@ def _run(options: Options) -> None:
 
 
 def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
-    """The table and what it says."""
+    """Print the table and what it says."""
+    from dynx.bench.report import sentences
+    from dynx.bench.table import render
+
     console = terminal.rich(sys.stdout)
     if titled:
         console.print(f"{result.header['model']}: {result.task}", style="bold", markup=False)
-    console.print(result.to_table(console.width, ascii_only=not terminal.unicode))
-    for sentence in result.reading():
+    console.print(render(result, console.width, ascii_only=not terminal.unicode))
+    for sentence in sentences(result):
         console.print(sentence, soft_wrap=True, markup=False)
     if titled:
         console.print()
@@ -113,17 +117,17 @@ def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
 
 def finish(results: list[BenchResult], errors: list[DynxError], options: Options, terminal: Terminal) -> None:
     """Write what was asked for, and end as the worst of the results asks. Raises GateFailed, Undecided, or the first error."""
-    from dynx.bench import exports, report
-    from dynx.bench.gates import Verdict, overall
+    from dynx.bench import document, export
+    from dynx.bench.result import Verdict, overall
 
     if options.json and results:
-        terminal.write(report.to_json(results))
+        terminal.write(document.to_json(results))
     for spec in (options.export or []) if results else ():
-        terminal.detail(f"wrote {exports.write(results, spec)}")
+        terminal.detail(f"wrote {export.write(results, *parse_export(spec))}")
     if options.plot and results:
         from dynx.bench import plot
 
-        terminal.detail(f"wrote {plot.bench(results, plot.parse_plot(options.plot))}")
+        terminal.detail(f"wrote {plot.bench(results, parse_plot(options.plot))}")
     if any(result.stopped == "interrupt" for result in results):
         raise KeyboardInterrupt
     if errors:
@@ -165,14 +169,13 @@ def choose(options: Options) -> list[Options]:
 
 def check(options: Options) -> None:
     """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
-    from dynx.bench import exports
     from dynx.bench.baseline import parse_tolerance
     from dynx.bench.gates import min_quality, min_speedup
-    from dynx.bench.plot import parse_plot
     from dynx.cli.bench import arm_options
+    from dynx.cli.output_files import parse_plot
 
     for spec in options.export or []:
-        exports.parse_export(spec)
+        parse_export(spec)
     if options.plot is not None:
         parse_plot(options.plot)
     if options.min_speedup is not None:
@@ -266,10 +269,10 @@ def tolerance_of(options: Options) -> float:
 
 def read_prompts(path: str | None) -> list[str]:
     """The prompts of a file, one per line (- is stdin), or the built-in ones. Raises UsageError."""
-    from dynx.bench.prompts import OPENINGS
+    from dynx.bench.builtin_inputs import PROMPTS
 
     if path is None:
-        return list(OPENINGS)
+        return list(PROMPTS)
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:

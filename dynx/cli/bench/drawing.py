@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.drawing import Gallery, Pair, Quality
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import Arm, Group, Measurements
+    from dynx.bench.measurements import Group, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
     from dynx.diffusion.setup import Assembly, Plan

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.bench.arms.generation import Task
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import Arm, Group, Measurements, Outcome
+    from dynx.bench.measurements import Group, Measurements, Outcome
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
     from dynx.speculation.setup import Assembly

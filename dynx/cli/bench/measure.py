@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.baseline import Baseline
-    from dynx.bench.gates import Gate
     from dynx.bench.interim import Looks
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import JSON, Arm, Measurements, Progress
+    from dynx.bench.measurements import JSON, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm, Progress
     from dynx.cli.bench.command import Prepared
     from dynx.cli.bench.options import Options
     from dynx.cli.console import Terminal
@@ -50,8 +50,8 @@ def measure(options: Options, module: Any, known: list[Baseline], terminal: Term
 
 def prepare(options: Options, module: Any, terminal: Terminal) -> Prepared:
     """The task made ready. Raises DynxError where a gate waits and loading takes too long, since nothing can be said then."""
-    from dynx.bench.limits import deadline
     from dynx.bench.runner import OutOfTime
+    from dynx.bench.wrappers import deadline
 
     seconds = max(options.budget or 0.0, LOADING_BUDGET)
     try:
@@ -68,7 +68,7 @@ def prepare(options: Options, module: Any, terminal: Terminal) -> Prepared:
 def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
     from dynx.bench import baseline, runner
-    from dynx.bench.limits import deadline
+    from dynx.bench.wrappers import deadline
 
     stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
     how: dict[str, JSON] = {"harness": {}}
@@ -132,7 +132,7 @@ def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
 
 def cut_short(result: BenchResult, measured: Measurements, budget: float | None) -> BenchResult:
     """The result of a budget that ended before every input was run once: nothing has passed, as the rest wasn't seen."""
-    from dynx.bench.gates import Verdict
+    from dynx.bench.result import Verdict
 
     of = measured.planned_cases or measured.cases
     done = measured.cases if measured.rounds else 0
@@ -155,7 +155,7 @@ def confidence(looks: Looks, measured: Measurements) -> float:
 
 def equipped(prepared: Prepared) -> list[Arm[Any]]:
     """The arms with all that is wrapped around them. Raises UsageError for a slow-down of no arm's."""
-    from dynx.bench.limits import parse_slow, slowed
+    from dynx.bench.wrappers import parse_slow, slowed
 
     arms = list(prepared.arms)
     if setting := os.environ.get(SLOW):

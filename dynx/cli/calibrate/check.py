@@ -19,7 +19,7 @@ from dynx.cli.console import Terminal
 from dynx.errors import NoProfileError, UsageError
 
 if TYPE_CHECKING:
-    from dynx.bench.report import BenchResult
+    from dynx.bench.result import BenchResult
     from dynx.cli.calibrate.options import Options
     from dynx.runtime.profile import Profile
 
@@ -147,7 +147,7 @@ def refuse_learned(options: BenchOptions, module: Any, plan: Any, profile: Profi
 
 def verdict(result: BenchResult, profile: Profile) -> str:
     """In a line."""
-    from dynx.bench.gates import Verdict, overall
+    from dynx.bench.result import Verdict, overall
 
     said = {
         Verdict.PASS: "holds on these inputs",

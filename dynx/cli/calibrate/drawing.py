@@ -28,6 +28,7 @@ BUDGET = 600.0
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Learn grids and steps, certify, store, and say what was found."""
     from dynx.bench import plot
+    from dynx.cli.output_files import parse_plot
     from dynx.diffusion.setup import QUALITY, Wish, assemble, make_plan
 
     if options.draft != "auto":
@@ -55,7 +56,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.dry_run:
         dry_run(plan, texts, budget, options, terminal)
         return
-    plot_path = plot.parse_plot(options.plot) if options.plot else None
+    plot_path = parse_plot(options.plot) if options.plot else None
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
     terminal.clear_status()
     from dynx.diffusion import calibrate as learning

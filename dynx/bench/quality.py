@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.bench.report import ArmResult, BenchResult
+    from dynx.bench.result import ArmResult, BenchResult
 
 QUALITIES = {
     "generate": "answers equal to plain's",

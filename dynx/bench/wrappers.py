@@ -18,7 +18,8 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dynx.bench.runner import Arm, Case, Outcome
+    from dynx.bench.measurements import Outcome
+    from dynx.bench.runner import Arm, Case
 
 
 @contextmanager

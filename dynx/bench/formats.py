@@ -8,14 +8,14 @@ import json
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from dynx.bench.exports.quality import QUALITIES, quality_of
-from dynx.bench.table import in_words
+from dynx.bench.quality import QUALITIES, quality_of
+from dynx.bench.report import sentences
+from dynx.bench.wording import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import ArmResult, BenchResult
+    from dynx.bench.result import ArmResult, BenchResult, Gate
 
 COLUMNS = (
     "model",
@@ -96,7 +96,7 @@ def to_junit(results: Sequence[BenchResult]) -> str:
                 ET.SubElement(case, "failure", message=printable(gate.reason), type=printable(gate.name))
             elif said != "pass":
                 ET.SubElement(case, "skipped", message=printable(gate.reason))
-        ET.SubElement(suite, "system-out").text = printable("\n".join(result.reading()))
+        ET.SubElement(suite, "system-out").text = printable("\n".join(sentences(result)))
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
