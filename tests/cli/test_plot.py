@@ -15,6 +15,7 @@ from PIL import Image
 from dynx.bench import plot
 from dynx.bench.quality import QUALITIES
 from dynx.bench.statistics import RatioEstimate
+from dynx.cli import output_files
 from dynx.cli.output_files import parse_plot
 from dynx.diffusion.similarity import tails
 from dynx.errors import DynxError, UsageError
@@ -141,7 +142,7 @@ def test_what_cannot_be_drawn_is_told_before_anything_is_measured(tmp_path: Path
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where it was never installed."""
-    monkeypatch.setattr(plot, "find_spec", lambda name: None if name == "matplotlib" else object())
+    monkeypatch.setattr(output_files, "find_spec", lambda name: None if name == "matplotlib" else object())
 
     with pytest.raises(UsageError, match="needs matplotlib") as caught:
         parse_plot("plot.svg")
