@@ -277,6 +277,7 @@ complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup
 complete -c dynx -n '__dynx_at dynx bench' -s n -l max-new-tokens -x -d 'Tokens per answer'
 complete -c dynx -n '__dynx_at dynx bench' -l static -x -a 'none' -d 'Static draft lengths to measure, e.g. 2,4'
 complete -c dynx -n '__dynx_at dynx bench' -l labels -r -F -d 'A file with the true label of each of a classifier\'s inputs, alone or as last column'
+complete -c dynx -n '__dynx_at dynx bench' -l with -x -d 'Options of the model\'s own command for every arm, in one argument'
 complete -c dynx -n '__dynx_at dynx bench' -l arm -x -d 'Also measure this with other options (-m, --dtype, --profile, --static K, …), or the peer transformers'
 complete -c dynx -n '__dynx_at dynx bench' -l min-speedup -x -d 'Gate'
 complete -c dynx -n '__dynx_at dynx bench' -l require-identical -d 'Gate'

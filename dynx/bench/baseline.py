@@ -184,17 +184,3 @@ def _change(found: RatioEstimate) -> str:
         return f"{100 * (found.ratio - 1):+.1f} % [unknown]"
     low, high = (100 * (end - 1) for end in (found.low, found.high))
     return f"{100 * (found.ratio - 1):+.1f} % [{low:+.1f}, {high:+.1f}]"
-
-
-def parse_tolerance(text: str) -> float:
-    """A share from "5%" or "0.05". Raises UsageError."""
-    words = text.strip()
-    percent = words.endswith("%")
-    try:
-        value = float(words.removesuffix("%").strip()) / (100 if percent else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        hint = f"--tolerance {text.strip()}%" if not percent and 1 <= value <= 99 else "--tolerance 5%"
-        raise UsageError(f"--tolerance {text}: how much slower still passes, from 0 % to 100 %", hint=hint)
-    return value

@@ -70,8 +70,8 @@ class Measurements:
     elapsed: float
     busy: float = 0.0
     """Seconds of `elapsed` inside arms; the rest is the harness's own and its judge's."""
-    looked: tuple[int, ...] = ()
-    """After how many rounds a judge looked, each time that it did."""
+    analyzed: tuple[int, ...] = ()
+    """Numbers of rounds after which an interim analysis was made."""
     ended: bool = True
     """Whether this is all: False for what a judge sees, as more may follow."""
     planned_cases: int | None = None
@@ -83,9 +83,9 @@ class Measurements:
         return self.planned_cases is not None
 
     @property
-    def looks(self) -> int:
-        """How often a judge looked."""
-        return len(self.looked)
+    def analyses(self) -> int:
+        """Number of interim analyses."""
+        return len(self.analyzed)
 
     @property
     def interrupted(self) -> bool:

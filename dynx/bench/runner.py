@@ -36,7 +36,7 @@ class OutOfTime(BaseException):
 
 @dataclass(frozen=True)
 class Arm(Generic[Case]):
-    """One contestant; the reference is the denominator of every ratio."""
+    """One measuringant; the reference is the denominator of every ratio."""
 
     name: str
     run: Callable[[Case], Outcome]
@@ -68,9 +68,9 @@ def measure(
     rng: random.Random,
     budget_s: float | None = None,
     progress: Callable[[Progress], None] | None = None,
-    looks: Collection[int] = (),
+    analyses: Collection[int] = (),
     judge: Judge | None = None,
-    hurry_s: float | None = None,
+    early_analysis_s: float | None = None,
     deadline_s: float | None = None,
     guard: Callable[[float], AbstractContextManager[object]] = nullcontext,
 ) -> Measurements:
@@ -93,39 +93,43 @@ def measure(
     error unchanged, if it is one of dynx's).
     """
     _check(arms, cases, rounds, warmup, budget_s)
-    contest = _Contest(arms, len(cases), (warmup + rounds * len(cases)) * len(arms), clock, rng, progress, deadline_s)
+    measuring = _Measuring(
+        arms, len(cases), (warmup + rounds * len(cases)) * len(arms), clock, rng, progress, deadline_s
+    )
 
     def due(number: int) -> bool:
         """Whether a judge looks after this many rounds."""
-        behind = hurry_s is not None and not contest.looked and clock() - contest.started > hurry_s
-        return number in looks or behind
+        behind = (
+            early_analysis_s is not None and not measuring.analyzed and clock() - measuring.started > early_analysis_s
+        )
+        return number in analyses or behind
 
     def run_rounds() -> Stop:
         for turn in range(warmup):
-            contest.block(None, turn % len(cases), cases[turn % len(cases)])
+            measuring.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
-            if budget_s is not None and contest.would_end_after(budget_s):
+            if budget_s is not None and measuring.would_end_after(budget_s):
                 return "budget"
-            contest.round(number, cases)
+            measuring.round(number, cases)
             if judge is not None and due(number + 1):
-                contest.looked.append(number + 1)
-                needed = judge(contest.so_far("rounds", ended=False))
+                measuring.analyzed.append(number + 1)
+                needed = judge(measuring.so_far("rounds", ended=False))
                 if not needed:
                     return "decided"
-                contest.narrow(needed)
+                measuring.narrow(needed)
         return "rounds"
 
     try:
         with guard(deadline_s) if deadline_s is not None else nullcontext():
             stopped = run_rounds()
     except OutOfTime:
-        return contest.so_far("budget", ended=True, late=True)
+        return measuring.so_far("budget", ended=True, late=True)
     except KeyboardInterrupt:
         stopped = "interrupt"
-    return contest.so_far(stopped, ended=True)
+    return measuring.so_far(stopped, ended=True)
 
 
-class _Contest(Generic[Case]):
+class _Measuring(Generic[Case]):
     """The arms still running, the failures of the others, and the rounds so far."""
 
     def __init__(
@@ -140,7 +144,7 @@ class _Contest(Generic[Case]):
     ) -> None:
         self.live = list(arms)
         self.failures: dict[str, Failure] = {}
-        self.looked: list[int] = []  # after how many rounds a judge looked
+        self.analyzed: list[int] = []  # numbers of rounds after which an interim analysis was made
         self._arms, self._cases = list(arms), cases
         self._complete: list[list[tuple[str, Sample]]] = []
         self._lasted: list[float] = []  # seconds of each round, as the arms that are left would take
@@ -183,7 +187,7 @@ class _Contest(Generic[Case]):
             stopped=stopped,
             elapsed=self._clock() - self.started,
             busy=self.busy,
-            looked=tuple(self.looked),
+            analyzed=tuple(self.analyzed),
             ended=ended,
             planned_cases=self._cases if cases < self._cases else None,
         )

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dynx.bench.runner import OutOfTime
-from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,15 +89,3 @@ def slowed(arm: Arm[Case], share: float, clock: Callable[[], float], sleep: Call
         return replace(outcome, seconds=seconds + clock() - ended)
 
     return replace(arm, run=run)
-
-
-def parse_slow(text: str) -> tuple[str, float]:
-    """An arm and a share from "dynamic=15%". Raises UsageError."""
-    name, _, share = text.partition("=")
-    try:
-        value = float(share.strip().removesuffix("%")) / (100 if share.strip().endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not name or not 0 < value < 100:
-        raise UsageError(f"DYNX_BENCH_SLOW={text}: an arm and how much slower it is, like dynamic=15%")
-    return name, value

@@ -23,12 +23,12 @@ from dynx.bench.arms.drawing import (
     judge,
     own_arms,
     pairs,
-    parse_steps,
 )
 from dynx.bench.gates import min_quality
 from dynx.bench.measurements import Measurements, Outcome
 from dynx.bench.result import Verdict
 from dynx.bench.runner import Arm, measure
+from dynx.cli.bench.values import parse_steps
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.generator import Artist
 from dynx.diffusion.schedule import Schedule

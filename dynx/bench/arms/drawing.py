@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
-from dynx.bench.settings import parse_numbers
 from dynx.bench.statistics import median
 from dynx.diffusion.generator import SOLVER
 from dynx.diffusion.schedule import Schedule
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 FIRST_SEED = 1 << 20
 """Of the pairs; calibration draws with seeds far below, so these are new to what it learned."""
 
-MOST = 1000
-"""Steps of a static arm."""
-
 ENOUGH = 20
 """Pictures from which the lowest 5 % is another one than the worst."""
 
@@ -62,11 +58,6 @@ def pairs(prompts: Sequence[str], count: int) -> list[Pair]:
     if not prompts:
         raise UsageError("there are no prompts")
     return [Pair(prompts[i % len(prompts)], FIRST_SEED + i) for i in range(count)]
-
-
-def parse_steps(text: str) -> list[int]:
-    """Step counts of static arms from "6,8", "5-10" or "none". Raises UsageError."""
-    return parse_numbers(text, MOST, "steps")
 
 
 def own_arms(artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Callable[[], float]) -> list[Arm[Pair]]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
-from dynx.bench.settings import parse_numbers
 from dynx.errors import UsageError
 from dynx.speculation.engine import Engine
 from dynx.speculation.policy import Plain, Policy, Static
@@ -37,11 +36,6 @@ class Task:
     def request(self, prompt: Sequence[int]) -> Request:
         """The engine's request for one case."""
         return Request(prompt, self.max_new_tokens, self.sampling, self.eos, self.stop)
-
-
-def parse_lengths(text: str) -> list[int]:
-    """Static draft lengths from "1-10", "2,4" or "none". Raises UsageError."""
-    return parse_numbers(text, 64, "lengths")
 
 
 def own_arms(assembly: Assembly, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:

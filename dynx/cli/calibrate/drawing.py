@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.bench.command import read_prompts
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
+from dynx.cli.calibration_data import read_prompts
 from dynx.cli.draw.requests import parse_size
 from dynx.diffusion.prompts import own_prompts
 from dynx.errors import UsageError

@@ -28,7 +28,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "writes text")
     budget = BUDGET if options.budget is None else options.budget
-    from dynx.cli.bench.command import read_prompts
+    from dynx.cli.calibration_data import read_prompts
     from dynx.speculation.setup import Wish, assemble, make_plan
 
     texts = read_prompts(options.data) if options.data else []

@@ -11,7 +11,7 @@ from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
-    from dynx.speculation.setup import Assembly, Wish
+    from dynx.speculation.setup import Assembly, Plan, Wish
     from dynx.speculation.types import Request
 
 
@@ -40,22 +40,30 @@ def wish_of(options: Any, *, plain: bool | None = None) -> Wish:
 
 
 def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None, put_off: bool = False) -> Assembly:
-    """Plan and load for any command that has the common model options; says the choices with -v and hints once.
+    """Plan and load for any command that has the common model options.
 
     `put_off`: see `assemble`.
     """
-    from dynx.speculation.setup import assemble, calibrate_command, make_plan
+    from dynx.speculation.setup import make_plan
 
-    wish = wish_of(options, plain=plain)
-    plan = make_plan(wish, warn=terminal.warn)
+    return open_plan(make_plan(wish_of(options, plain=plain), warn=terminal.warn), terminal, put_off=put_off)
+
+
+def open_plan(plan: Plan, terminal: Terminal, *, put_off: bool = False) -> Assembly:
+    """Load the model; says the choices with -v and hints once at calibration.
+
+    `put_off`: see `assemble`.
+    """
+    from dynx.speculation.setup import assemble, calibrate_command
+
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
     terminal.startup.mark("first pass")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
-    if plan.profile_id is None and plan.kinds and wish.profile != "none" and terminal.interactive:
+    if plan.profile_id is None and plan.kinds and plan.wish.profile != "none" and terminal.interactive:
         terminal.notice(
-            f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
+            f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(plan.wish)}"
         )
     return assembly
 
