@@ -1,7 +1,7 @@
 """Turns figures into verdicts: pass, fail, or not enough evidence for either.
 
-It knows estimates, rates and bars. An interval that straddles the bar is inconclusive and ends with exit code 0: noise
-must not fail a build. Under `git bisect run` it is 125, "skip this commit".
+An interval that straddles the bar is inconclusive and ends with exit code 0: noise must not fail a build. Under `git bisect run`
+the exit code is 125, "skip this commit".
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dynx.bench.measurements import Group
     from dynx.bench.statistics import RatioEstimate
 
-BISECT_SKIP = 125  # `git bisect run` skips such a commit
+BISECT_SKIP_CODE = 125
+"""Exit code of a commit that `git bisect run` skips."""
 
 
 class _Estimated(Protocol):
@@ -168,4 +169,4 @@ def exit_code(gates: Iterable[Gate], *, bisect: bool = False) -> int:
     verdict = overall(gates)
     if verdict is Verdict.FAIL:
         return GateFailed.exit_code
-    return BISECT_SKIP if verdict is Verdict.INCONCLUSIVE and bisect else 0
+    return BISECT_SKIP_CODE if verdict is Verdict.INCONCLUSIVE and bisect else 0

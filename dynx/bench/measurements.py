@@ -17,7 +17,7 @@ Stop: TypeAlias = Literal["rounds", "budget", "interrupt", "decided"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of an arm produced.
+    """Output of one run of an arm.
 
     `units` are the tokens, images or labels. `seconds` is the arm's own measurement of the part that counts, or None to
     have the whole call timed. `output` is compared with the reference's for identity. `facts` are further counters.
@@ -31,7 +31,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed run: which round and case, its place in the order of that block, and what came of it."""
+    """One timed run: which round and case, its place in the order of that block, and its outcome."""
 
     round: int
     case: int
@@ -55,9 +55,9 @@ class Failure:
 class Measurements:
     """Complete rounds only: for each arm that never failed, its samples ordered by round, then case.
 
-    `rounds` is the reference's number of them; an arm that a judge no longer needed has fewer, the first ones. Where a deadline
-    passed in the first round, that round counts with the `cases` that were run, fewer than `planned_cases`; an arm that didn't
-    run them all has no samples.
+    `rounds` is the reference's number of them; an arm that an interim analysis dropped has fewer, the first ones. Where a
+    deadline passed in the first round, that round counts with the `cases` that were run, fewer than `planned_cases`; an arm that
+    didn't run them all has no samples.
     """
 
     groups: Mapping[str, Group]
@@ -69,11 +69,11 @@ class Measurements:
     stopped: Stop
     elapsed: float
     busy: float = 0.0
-    """Seconds of `elapsed` inside arms; the rest is the harness's own and its judge's."""
+    """Seconds of `elapsed` inside arms; the rest is the runner's and its judge's."""
     analyzed: tuple[int, ...] = ()
     """Numbers of rounds after which an interim analysis was made."""
     ended: bool = True
-    """Whether this is all: False for what a judge sees, as more may follow."""
+    """Whether the measurement is over; False at an interim analysis."""
     planned_cases: int | None = None
     """Cases of a whole round; None where all of them were run."""
 
@@ -98,7 +98,7 @@ class Measurements:
         return 1 - self.busy / self.elapsed if self.busy > 0 and self.elapsed > 0 else None
 
     def rounds_of(self, arm: str) -> int:
-        """How many rounds the arm took part in."""
+        """Return the number of rounds that the arm took part in."""
         return len(self.samples[arm]) // self.cases
 
     def paired(self, arm: str, reference: str) -> tuple[Series, Series]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynx.bench.gates import best_static
-from dynx.bench.result import BEST, ArmResult, BenchResult, Comparison
+from dynx.bench.result import BEST_STATIC, ArmResult, BenchResult, Comparison
 from dynx.bench.statistics import OUTLIER_SCORE, RESAMPLES, detectable_effect, median, outliers, ratio_of_speeds
 from dynx.bench.wording import count
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from dynx.bench.statistics import RatioEstimate, Scope
 
 CONFIDENCE = 0.95
-"""Of the intervals in tables; a gate's may have to be surer."""
+"""Confidence of the intervals in tables; a gate's may have to be higher."""
 
-FEW_RESAMPLES = 500
-"""While a judge looks, as it doesn't judge by those intervals."""
+INTERIM_RESAMPLES = 500
+"""Bootstrap resamples at an interim analysis, whose gates don't depend on those intervals."""
 
 ESTIMATORS = {
     "huber": (
@@ -33,7 +33,7 @@ ESTIMATORS = {
     ),
     "totals": "one round has no robust estimate: ratios are of total times, in which a disturbed run counts in full",
 }
-"""How the ratios were made, in words."""
+"""Sentences on how the ratios were estimated."""
 
 
 def summarize(
@@ -49,7 +49,7 @@ def summarize(
     identical: Mapping[str, float | None] | None = None,
     notes: Sequence[str] = (),
     case: str = "input",
-    rivals: Mapping[str, str] | None = None,
+    baselines: Mapping[str, str] | None = None,
     columns: Mapping[str, Mapping[str, str]] | None = None,
 ) -> BenchResult:
     """Condense measurements into a result without gates.
@@ -57,7 +57,7 @@ def summarize(
     `unit` is the plural of what is counted ("tokens"), `case` what one case is called if that isn't a single input. An
     arm's facts are merged over its samples (numbers by their median, anything else where all samples agree); `facts` adds
     or overrides per arm, and so does `identical` where an output holds several answers that are compared one by one.
-    `rivals` are the static arms that dynamic ones are compared with, under the words for why; by default the fastest. Each
+    `baselines` are the static arms that dynamic ones are compared with, under the words for why; by default the fastest. Each
     ratio gets a random generator of its own drawn from `rng`, so the same seed gives the same intervals. `confidence` is how
     sure a gate has to be; intervals in tables have 95 %. See `ratio_of_speeds` for `scope`.
     """
@@ -67,7 +67,7 @@ def summarize(
         # A model may end every text at once; no units, no ratio.
         if not all(speed > 0 for series in pair for speed in series.speeds()):
             return None
-        resamples = RESAMPLES if measurements.ended else FEW_RESAMPLES
+        resamples = RESAMPLES if measurements.ended else INTERIM_RESAMPLES
         return ratio_of_speeds(
             *pair, rng=rng, confidence=CONFIDENCE, judged=confidence, scope=scope, resamples=resamples
         )
@@ -91,11 +91,13 @@ def summarize(
                 failure=measurements.failures.get(name),
             )
         )
-    if rivals is None:
+    if baselines is None:
         best = best_static(results)
-        rivals = {BEST: best.name} if best else {}
+        baselines = {BEST_STATIC: best.name} if best else {}
     dynamic = [arm.name for arm in results if arm.group == "dynamic" and arm.ratio is not None]
-    against = [(name, rival, ratio(name, rival), basis) for name in dynamic for basis, rival in rivals.items()]
+    against = [
+        (name, baseline, ratio(name, baseline), basis) for name in dynamic for basis, baseline in baselines.items()
+    ]
     return BenchResult(
         task=task,
         unit=unit,
@@ -105,7 +107,7 @@ def summarize(
         elapsed=measurements.elapsed,
         stopped=measurements.stopped,
         arms=tuple(results),
-        comparisons=tuple(Comparison(arm, rival, found, basis) for arm, rival, found, basis in against if found),
+        comparisons=tuple(Comparison(arm, baseline, found, basis) for arm, baseline, found, basis in against if found),
         notes=tuple(notes),
         case=case,
         columns=columns or {},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SCHEMA, SUITE = "dynx.bench/1", "dynx.bench.suite/1"
 """Names of the JSON documents: one result, and several."""
 
-BEST = "the best static"
+BEST_STATIC = "the best static"
 """Words for the static arm that dynamic ones are compared with by default."""
 
 
@@ -37,13 +37,13 @@ class Gate:
     bar: float
     reason: str
     advisory: bool = False
-    """Said for information: it neither passes nor fails a build."""
+    """Whether it only informs, and neither passes nor fails a build."""
 
 
 def overall(gates: Iterable[Gate]) -> Verdict | None:
     """Return the worst verdict: fail, then inconclusive, then pass; None when nothing was judged.
 
-    A gate that is only advisory counts as inconclusive: it has an opinion and no say.
+    A gate that is only advisory counts as inconclusive: it neither passes nor fails a build.
     """
     verdicts = {Verdict.INCONCLUSIVE if gate.advisory else gate.verdict for gate in gates}
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
@@ -80,13 +80,13 @@ class Comparison:
     arm: str
     baseline: str
     ratio: RatioEstimate
-    basis: str = BEST
+    basis: str = BEST_STATIC
     """Which of the static arms the baseline is, in words."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything one bench found out; `header` says where (device, threads, dtype, versions, model hashes)."""
+    """Everything that one benchmark found; `header` holds device, threads, dtype, versions and model hashes."""
 
     task: str
     unit: str
@@ -99,11 +99,11 @@ class BenchResult:
     comparisons: Sequence[Comparison]
     gates: Sequence[Gate] = ()
     notes: Sequence[str] = ()
-    """What else the task has to say, in sentences."""
+    """Further sentences of the task."""
     case: str = "input"
-    """What a case is called: an input, or a part of them."""
+    """Name of a case: an input, or a part of the inputs."""
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What tables show besides, by title: a cell for each arm by its name."""
+    """Further columns of tables, by title: a cell for each arm by its name."""
 
     @property
     def verdict(self) -> Verdict | None:

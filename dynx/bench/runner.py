@@ -1,8 +1,8 @@
-"""Runs arms side by side and keeps what each did: the interleaving, the clock, the failures, the budget.
+"""Runs arms interleaved and records their outcomes, times and failures within a budget.
 
-An arm is a name and a function from a case to an outcome; the harness knows nothing of models, and cases are whatever
-the arms take. Within each round every case is run by all arms one after another, in an order drawn anew, so that slow
-drift and the order of running touch all arms alike. The clock and the random generator are passed in.
+An arm is a name and a function from a case to an outcome; cases are whatever the arms take. Within each round every case is run
+by all arms one after another, in a new random order, so that slow drift and the order of running affect all arms alike. The clock
+and the random generator are passed in.
 
     measurements = measure(arms, prompts, rounds=5, warmup=1, clock=time.perf_counter, rng=random.Random(0))
     measurements.series("dynamic").speeds()      # units per second, round by round
@@ -36,7 +36,7 @@ class OutOfTime(BaseException):
 
 @dataclass(frozen=True)
 class Arm(Generic[Case]):
-    """One measuringant; the reference is the denominator of every ratio."""
+    """One way of computing the cases; the reference is the denominator of every ratio."""
 
     name: str
     run: Callable[[Case], Outcome]
@@ -55,7 +55,7 @@ class Progress:
 
 
 Judge: TypeAlias = "Callable[[Measurements], Collection[str]]"
-"""Looks at complete rounds and names the arms that must go on; none where everything is decided."""
+"""Interim analysis of complete rounds: returns the arms that must go on, none where everything is decided."""
 
 
 def measure(
@@ -79,58 +79,60 @@ def measure(
     `warmup` is how often each arm runs before timing, on the first case, the second, and so on. An arm that raises is
     dropped with its message and the others go on. After a complete round no further one starts that would, lasting as
     long as they typically do, end past `budget_s` seconds after the start; the first round always runs. Ctrl-C
-    keeps the complete rounds and is told by `interrupted`.
+    keeps the complete rounds and sets `interrupted`.
 
-    After so many rounds as `looks` says `judge` sees what there is. Only the arms that it names go on, with the reference,
-    and with none named the measurement is over ("decided"). Where the first look isn't reached in `hurry_s` seconds it is
-    brought forward, so that arms which decide nothing don't use up the time of those that do.
+    After each number of rounds in `analyses`, `judge` gets the measurements so far. Only the arms that it returns go on, with the
+    reference; with none returned the measurement is over ("decided"). Where the first analysis isn't reached in
+    `early_analysis_s` seconds it is brought forward, so that arms which decide nothing don't use up the time of those that do.
 
     `deadline_s` seconds after the start the measurement ends in any case ("budget"), also within a round: complete rounds count,
-    and of an incomplete first one the cases that all arms ran. The clock is looked at before each run. `guard` is entered with
+    and of an incomplete first one the cases that all arms ran. The clock is read before each run. `guard` is entered with
     the seconds that are left and may raise OutOfTime after them, which ends a run in progress.
 
     Raises UsageError for arms, cases or counts that can't be measured; DynxError when the reference fails (its own
     error unchanged, if it is one of dynx's).
     """
     _check(arms, cases, rounds, warmup, budget_s)
-    measuring = _Measuring(
+    measurement = _Measurement(
         arms, len(cases), (warmup + rounds * len(cases)) * len(arms), clock, rng, progress, deadline_s
     )
 
     def due(number: int) -> bool:
-        """Whether a judge looks after this many rounds."""
+        """Whether an interim analysis follows this many rounds."""
         behind = (
-            early_analysis_s is not None and not measuring.analyzed and clock() - measuring.started > early_analysis_s
+            early_analysis_s is not None
+            and not measurement.analyzed
+            and clock() - measurement.started > early_analysis_s
         )
         return number in analyses or behind
 
     def run_rounds() -> Stop:
         for turn in range(warmup):
-            measuring.block(None, turn % len(cases), cases[turn % len(cases)])
+            measurement.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
-            if budget_s is not None and measuring.would_end_after(budget_s):
+            if budget_s is not None and measurement.would_end_after(budget_s):
                 return "budget"
-            measuring.round(number, cases)
+            measurement.round(number, cases)
             if judge is not None and due(number + 1):
-                measuring.analyzed.append(number + 1)
-                needed = judge(measuring.so_far("rounds", ended=False))
+                measurement.analyzed.append(number + 1)
+                needed = judge(measurement.so_far("rounds", ended=False))
                 if not needed:
                     return "decided"
-                measuring.narrow(needed)
+                measurement.narrow(needed)
         return "rounds"
 
     try:
         with guard(deadline_s) if deadline_s is not None else nullcontext():
             stopped = run_rounds()
     except OutOfTime:
-        return measuring.so_far("budget", ended=True, late=True)
+        return measurement.so_far("budget", ended=True, late=True)
     except KeyboardInterrupt:
         stopped = "interrupt"
-    return measuring.so_far(stopped, ended=True)
+    return measurement.so_far(stopped, ended=True)
 
 
-class _Measuring(Generic[Case]):
-    """The arms still running, the failures of the others, and the rounds so far."""
+class _Measurement(Generic[Case]):
+    """Arms still running, the failures of the others, and the rounds so far."""
 
     def __init__(
         self,
@@ -168,7 +170,7 @@ class _Measuring(Generic[Case]):
         self._lasted.append(self._clock() - began)
 
     def so_far(self, stopped: Stop, *, ended: bool, late: bool = False) -> Measurements:
-        """What was measured; `late` where the deadline ended it, so that part of a first round counts too."""
+        """Return what was measured; `late` where the deadline ended it, so that part of a first round counts too."""
         samples: dict[str, list[Sample]] = {arm.name: [] for arm in self._arms if arm.name not in self.failures}
         for name, sample in (pair for one_round in self._complete for pair in one_round):
             if name in samples:
@@ -193,7 +195,7 @@ class _Measuring(Generic[Case]):
         )
 
     def _begun_round(self, arms: Collection[str]) -> tuple[int, dict[str, list[Sample]]]:
-        """How many cases of the round in progress count, and the samples of them of each of `arms`.
+        """Return how many cases of the round in progress count, and the samples of them of each of `arms`.
 
         Those are the cases that all arms ran; where that is none, the first one, with the arms that ran it, if the reference
         did. An arm that ran fewer has no samples.
@@ -219,7 +221,7 @@ class _Measuring(Generic[Case]):
             self._report(arm)
 
     def narrow(self, needed: Collection[str]) -> None:
-        """Go on with these arms and the reference alone."""
+        """Go on with only these arms and the reference."""
         before = len(self.live)
         self.live = [arm for arm in self.live if arm.reference or arm.name in needed]
         self._lasted = [seconds * len(self.live) / before for seconds in self._lasted]

@@ -1,4 +1,4 @@
-"""Numbers and facts as words: counts, percentages, three significant digits."""
+"""Formats numbers and facts as text: counts, percentages, three significant digits."""
 
 from __future__ import annotations
 

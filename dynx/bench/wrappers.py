@@ -1,7 +1,4 @@
-"""What is wrapped around an arm: threads, and the slow-down that the gates are tested with.
-
-Nothing here knows what an arm does.
-"""
+"""Wrappers around an arm: another number of threads, and the slow-down that gates are tested with."""
 
 from __future__ import annotations
 
@@ -61,7 +58,7 @@ def _alarm(seconds: float, error: Callable[[], BaseException], repeat: float = 0
 
 
 def threaded(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:
-    """The arm, computing with so many threads where the others have another number."""
+    """Return the arm computing with `threads` threads, where the others have the `usual` number."""
     if threads == usual:
         return arm
 
@@ -78,7 +75,7 @@ def threaded(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:
 
 
 def slowed(arm: Arm[Case], share: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> Arm[Case]:
-    """The arm, sleeping for this share of each run's time: what a gate must notice."""
+    """Return the arm sleeping for this share of each run's time, which a gate must detect."""
 
     def run(case: Case) -> Outcome:
         began = clock()

@@ -42,9 +42,9 @@ def read_inputs(
     field: str | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
-    """The inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
+    """Return the inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
 
-    Rows that are no input are left out, and `warn` hears how many and why. Raises UsageError where nothing can be read.
+    Rows that are no input are left out, and `warn` is called with how many and why. Raises UsageError where nothing can be read.
     """
     from dynx.early_exit.features import Inputs
 
@@ -84,7 +84,7 @@ def read_inputs(
 
 
 def _mark(file: Path) -> str:
-    """What tells a picture apart: its bytes; a file that can't be read is told apart by its name."""
+    """Identify a picture by its bytes, or by its name where the file can't be read."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
     except OSError:

@@ -13,7 +13,7 @@ from dynx.errors import UsageError
 
 
 def parse_export(spec: str) -> tuple[str, Path]:
-    """Return format and path of `FORMAT:PATH`, checked so that a bad one is told before anything is measured.
+    """Return format and path of `FORMAT:PATH`, checked before anything is measured.
 
     Raises UsageError for an unknown format, a missing path, a folder that isn't there, or one that can't be written.
     """
@@ -38,7 +38,7 @@ def _guess(spec: str) -> str:
 
 
 def parse_plot(name: str) -> Path:
-    """The path of --plot, checked so that a bad one is told before anything is measured.
+    """Return the path of --plot, checked before anything is measured.
 
     Raises UsageError for an ending that no plot has, a path that can't be written, and where matplotlib isn't installed.
     """
@@ -51,7 +51,7 @@ def parse_plot(name: str) -> Path:
 
 
 def writable(path: Path, prefix: str, ending: str) -> Path:
-    """The path with ~ filled in, where a file may be written there. Raises UsageError; its hint begins with `prefix`."""
+    """Return the path with ~ filled in, where a file may be written. Raises UsageError; its hint begins with `prefix`."""
     path = path.expanduser()
     if path.is_dir():
         hint = f"name a file in it: {prefix}{path / 'bench'}.{ending}"

@@ -11,7 +11,7 @@ import pytest
 from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
 
 from dynx.bench.arms.classification import (
-    WINDOW,
+    MAX_CASE_INPUTS,
     Count,
     Quality,
     answer_of,
@@ -95,7 +95,7 @@ def test_inputs_are_cut_into_cases_like_jobs(count: int, batch: int, cases: int)
     assert [item for part in parts for item in part] == items
     assert len(parts) == cases
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert max(map(len, parts)) <= WINDOW
+    assert max(map(len, parts)) <= MAX_CASE_INPUTS
 
 
 def test_all_arms_give_the_full_model_s_labels(assembly: Assembly) -> None:

@@ -373,7 +373,7 @@ def steady() -> Measurements:
 
 def further() -> BenchResult:
     """With a column of its own, and dynamic compared with a static arm that isn't the fastest."""
-    return result_of(steady(), rivals={"the best of them": "k = 2"}, columns={"calls": {"plain": "50.0"}})
+    return result_of(steady(), baselines={"the best of them": "k = 2"}, columns={"calls": {"plain": "50.0"}})
 
 
 def test_a_task_may_choose_the_rival(validator: Draft202012Validator) -> None:
@@ -384,7 +384,7 @@ def test_a_task_may_choose_the_rival(validator: Draft202012Validator) -> None:
 
     assert sentences(result)[0].endswith("; 1.36x of the best of them (k = 2) [1.36, 1.36]")
     assert [(c["baseline"], c["basis"]) for c in document["comparisons"]] == [("k = 2", "the best of them")]
-    assert result_of(steady(), rivals={}).comparisons == ()
+    assert result_of(steady(), baselines={}).comparisons == ()
 
 
 def test_a_task_may_show_a_column_of_its_own() -> None:

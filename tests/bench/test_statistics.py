@@ -221,7 +221,7 @@ def test_the_m_estimate_solves_hubers_equation(rows: list[list[float]], wild: fl
     columns = [[*column, wild] for column in zip(*rows, strict=True)]
     scale = huber.spread_of(columns)
     for column, found in zip(columns, huber.locate(columns), strict=True):
-        bent = [max(-huber.BEND, min(huber.BEND, (v - found.value) / scale)) if scale else 0.0 for v in column]
+        bent = [max(-huber.HUBER_K, min(huber.HUBER_K, (v - found.value) / scale)) if scale else 0.0 for v in column]
         assert sum(bent) == pytest.approx(0, abs=1e-5 * len(column))
 
 

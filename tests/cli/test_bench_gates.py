@@ -180,7 +180,9 @@ def test_a_baseline_that_is_none_is_told_before_measuring(
     result, bisected = cli("bench", *options), cli("bench", *options, "--bisect")
 
     assert (result.code, result.out) == (2, "")
+    assert f"--baseline {own} " in result.err
     assert words in result.err
+    assert ("--export json:FILE writes one" in result.err) == ("schema" in words or "damaged" in words)
     assert bisected.code == 125
 
 

@@ -13,7 +13,7 @@ from bench.test_exports import CLASSIFIED, result_of
 from PIL import Image
 
 from dynx.bench import plot
-from dynx.bench.quality import QUALITIES
+from dynx.bench.quality import QUALITY_NAMES
 from dynx.bench.statistics import RatioEstimate
 from dynx.cli import output_files
 from dynx.cli.output_files import parse_plot
@@ -70,7 +70,7 @@ def test_each_arm_has_its_ratio_and_interval(tmp_path: Path) -> None:
 
 def test_quality_is_drawn_where_it_tells_arms_apart(tmp_path: Path) -> None:
     """A plot of arms that are equally good has speed alone."""
-    axis = f"{QUALITIES['classify']}, %"
+    axis = f"{QUALITY_NAMES['classify']}, %"
 
     assert axis in words(tmp_path, result_of("classify", facts=CLASSIFIED))
     assert axis not in words(tmp_path, result_of("classify", facts=dict.fromkeys(CLASSIFIED, CLASSIFIED["plain"])))
@@ -84,7 +84,7 @@ def test_one_wide_interval_leaves_the_others_room(tmp_path: Path, monkeypatch: p
     said = words(tmp_path, replace(result, arms=[result.reference, wild, result.arm("dynamic")]))
 
     ends = [x for x, _ in drawn if isinstance(x, list)]
-    assert [0.001, pytest.approx(plot.WIDEST * 1.5)] in ends
+    assert [0.001, pytest.approx(plot.MAX_INTERVAL_FACTOR * 1.5)] in ends
     assert "1.20x [0.00, 900.00]" in said
 
 
@@ -126,7 +126,7 @@ def test_odd_curves_can_be_drawn(values: dict[int, list[float]], tmp_path: Path)
     """One number of steps, nothing but ones, SSIM below 0."""
     with Image.open(plot.curve(findings(values), tmp_path / "x.PNG")) as picture:
         assert picture.format == "PNG"
-        assert picture.size == (plot.WIDTH * plot.DPI, plot.SQUARE * plot.DPI)
+        assert picture.size == (plot.WIDTH_INCHES * plot.DPI, plot.PANEL_INCHES * plot.DPI)
         assert len(picture.getcolors(1 << 20) or []) > 20
 
 

@@ -105,7 +105,7 @@ def finish(results: list[BenchResult], errors: list[DynxError], options: Options
 
 
 def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> str:
-    """What such gates say, with the models' names where there are several."""
+    """Join the reasons of the chosen gates, with the models' names where there are several."""
     return "; ".join(
         (f"{result.header['model']}: " if len(results) > 1 else "") + f"{gate.name}: {gate.reason}"
         for result in results

@@ -20,7 +20,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.bench.arms.drawing import Gallery, Pair, Quality
+    from dynx.bench.arms.drawing import Pair, PictureComparison, Quality
     from dynx.bench.measurements import Group, Measurements
     from dynx.bench.result import BenchResult, Gate
     from dynx.bench.runner import Arm
@@ -61,15 +61,15 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     assembly = open_assembly(make_plan(request, terminal), terminal, draft=False)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
     tower = tower_of(assembly.engine.pipe)
-    gallery = drawing.Gallery(alike=tower.similarity if tower else None)
-    arms = drawing.own_arms(Artist(assembly), steps, gallery, time.perf_counter)
-    arms += further_arms(request, assembly, gallery, terminal)
+    comparison = drawing.PictureComparison(alike=tower.similarity if tower else None)
+    arms = drawing.own_arms(Artist(assembly), steps, comparison, time.perf_counter)
+    arms += further_arms(request, assembly, comparison, terminal)
     facts = header(assembly, own, cases)
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
-        quality = drawing.judge(measured, gallery)
-        standing = drawing.Standing.of(measured, quality, own.quality)
-        floor = drawing.floor(gallery)
+        quality = drawing.judge(measured, comparison)
+        standing = drawing.StaticComparison.of(measured, quality, own.quality)
+        floor = drawing.floor(comparison)
         result = report.summarize(
             measured,
             task=TASK,
@@ -80,7 +80,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
             facts={name: q.json() for name, q in quality.items()},
             notes=[*standing.sentences(), *notes(assembly, texts), *([floor] if floor else [])],
             case="picture",
-            rivals=standing.rivals(),
+            baselines=standing.baselines(),
             columns=drawing.columns(quality),
         )
         return result.judged(gates(result, quality, request))
@@ -88,7 +88,9 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
-def further_arms(request: Request, assembly: Assembly, gallery: Gallery, terminal: Terminal) -> list[Arm[Any]]:
+def further_arms(
+    request: Request, assembly: Assembly, comparison: PictureComparison, terminal: Terminal
+) -> list[Arm[Any]]:
     """Build the arms that --arm asks for."""
     from dynx.bench.arms import drawing
     from dynx.diffusion.generator import Artist
@@ -109,7 +111,7 @@ def further_arms(request: Request, assembly: Assembly, gallery: Gallery, termina
         group: Group = "static" if steps else "dynamic"
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"
-        arm = drawing.further_arm(one.name, group, Artist(other), steps, gallery, time.perf_counter)
+        arm = drawing.further_arm(one.name, group, Artist(other), steps, comparison, time.perf_counter)
         arms.append(
             arm_options.side_by_side(arm, other.decisions["threads"].value, assembly.decisions["threads"].value)
         )

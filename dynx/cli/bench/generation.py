@@ -152,6 +152,8 @@ def further_arms(
     arms: list[Arm[list[int]]] = []
     for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
+            if not task.sampling.greedy:
+                raise UsageError("transformers is compared in greedy decoding; leave out --temperature")
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from dynx.cli.bench.values import parse_slow, tolerance_or
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from dynx.bench.baseline import Baseline
     from dynx.bench.interim import InterimPlan
@@ -41,12 +41,24 @@ def read_baseline(options: Options, models: Sequence[tuple[Request, TaskModule]]
         return []
     from dynx.bench import baseline
 
-    found = baseline.read(Path(options.baseline))
+    with naming_baseline(hint="dynx bench --export json:FILE writes one"):
+        found = baseline.read(Path(options.baseline))
     for one, module in models:
         name = Path(one.model).name
-        if "dynamic" not in baseline.pick(found, module.TASK, name).series:
+        with naming_baseline():
+            stored = baseline.pick(found, module.TASK, name)
+        if "dynamic" not in stored.series:
             raise UsageError(f"--baseline {options.baseline} has no figures of the dynamic arm of {name}")
     return found
+
+
+@contextmanager
+def naming_baseline(hint: str | None = None) -> Iterator[None]:
+    """Put the option's name before what is wrong with its file."""
+    try:
+        yield
+    except UsageError as e:
+        raise UsageError(f"--baseline {e}", hint=hint) from None
 
 
 def measure(request: Request, module: TaskModule, known: list[Baseline], terminal: Terminal) -> BenchResult:
@@ -76,7 +88,8 @@ def measured(prepared: Prepared, request: Request, known: list[Baseline], termin
     from dynx.bench import baseline, runner
     from dynx.bench.wrappers import deadline
 
-    stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
+    with naming_baseline():
+        stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
     how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
@@ -176,9 +189,9 @@ def against(
     stored: Baseline, measured: Measurements, request: Request, confidence: float, differing: tuple[str, ...]
 ) -> list[Gate]:
     """Judge each dynamic arm that the stored result has too."""
-    from dynx.bench.baseline import TOLERANCE, no_slower
+    from dynx.bench.baseline import DEFAULT_TOLERANCE, no_slower
 
-    tolerance = tolerance_or(request.tolerance, TOLERANCE)
+    tolerance = tolerance_or(request.tolerance, DEFAULT_TOLERANCE)
     arms = [name for name, group in measured.groups.items() if group == "dynamic" and name in stored.series]
     return [
         no_slower(

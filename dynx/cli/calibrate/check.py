@@ -1,4 +1,4 @@
-"""`dynx calibrate --check`: does what a stored profile promises hold on inputs that it wasn't learned from?
+"""`dynx calibrate --check`: tests what a stored profile promises on inputs that it wasn't learned from.
 
 The measuring is that of `dynx bench`. A language model's profile promises the same tokens and a speed; a classifier's that few
 labels differ; a pipeline's that most pictures look like the full run's. A promise is broken when the measurement rules it out.
