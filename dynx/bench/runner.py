@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+from dynx.bench.deadline import OutOfTime
 from dynx.bench.measurements import Failure, Group, Measurements, Outcome, Sample, Stop
 from dynx.bench.statistics import median
 from dynx.errors import DynxError, UsageError
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 Case = TypeVar("Case")
-
-
-class OutOfTime(BaseException):
-    """The deadline of a measurement has passed.
-
-    Like KeyboardInterrupt it isn't an Exception, so that no handler inside an arm can take it for the arm's own failure.
-    """
 
 
 @dataclass(frozen=True)

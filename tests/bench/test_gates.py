@@ -13,10 +13,11 @@ import pytest
 from scipy import stats
 
 from dynx.bench import baseline, fingerprint, wrappers
+from dynx.bench.deadline import OutOfTime, deadline
 from dynx.bench.interim import InterimPlan
 from dynx.bench.measurements import Measurements, Outcome
 from dynx.bench.result import Verdict
-from dynx.bench.runner import Arm, OutOfTime, measure
+from dynx.bench.runner import Arm, measure
 from dynx.bench.statistics import RatioEstimate
 from dynx.cli.bench.values import parse_slow, parse_tolerance
 from dynx.errors import UsageError
@@ -325,12 +326,12 @@ def test_a_deadline_goes_through_handlers_and_around_others() -> None:
                 while True:
                     pass
 
-    with pytest.raises(OutOfTime), wrappers.deadline(0.1):
+    with pytest.raises(OutOfTime), deadline(0.1):
         stubborn()
-    with pytest.raises(OutOfTime), wrappers.deadline(0.05), wrappers.deadline(30):
+    with pytest.raises(OutOfTime), deadline(0.05), deadline(30):
         stubborn()
-    with wrappers.deadline(30):
-        with pytest.raises(OutOfTime), wrappers.deadline(0.02):
+    with deadline(30):
+        with pytest.raises(OutOfTime), deadline(0.02):
             stubborn()
         assert 25 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
     left = signal.getitimer(signal.ITIMER_REAL)[0]

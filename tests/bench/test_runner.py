@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dynx.bench.deadline import OutOfTime
 from dynx.bench.measurements import Failure, Measurements, Outcome
-from dynx.bench.runner import Arm, OutOfTime, Progress, measure
+from dynx.bench.runner import Arm, Progress, measure
 from dynx.errors import DeviceError, DynxError, UsageError
 
 if TYPE_CHECKING:

@@ -68,8 +68,7 @@ def measure(request: Request, module: TaskModule, known: list[Baseline], termina
 
 def prepare(request: Request, module: TaskModule, terminal: Terminal) -> Prepared:
     """Make the task ready. Raises DynxError where a gate waits and loading takes too long."""
-    from dynx.bench.runner import OutOfTime
-    from dynx.bench.wrappers import deadline
+    from dynx.bench.deadline import OutOfTime, deadline
 
     seconds = max(request.budget or 0.0, LOADING_TIMEOUT_SECONDS)
     try:
@@ -86,7 +85,7 @@ def prepare(request: Request, module: TaskModule, terminal: Terminal) -> Prepare
 def measured(prepared: Prepared, request: Request, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
     from dynx.bench import baseline, runner
-    from dynx.bench.wrappers import deadline
+    from dynx.bench.deadline import deadline
 
     with naming_baseline():
         stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None

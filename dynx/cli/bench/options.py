@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dynx.cli import options as o
 
-HELP = """Measure plain against static against dynamic, interleaved, and gate on the result.
+HELP = """Measure plain, static and dynamic execution in turns, and gate on the result.
 
 --with takes options of the model's own command: --temperature; --tsv, --column, --field, --batch-size, --max-length,
 --confidence, --within; --quality, --guidance, --size; --profile. --allow-pickle, --trust-remote-code and --offline work here too.
@@ -26,7 +26,7 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(o.OutputOptions, o.DeviceOptions):
-    """The command line of `dynx bench`, by parameter name. None stands for the default of the model's task."""
+    """The command line of `dynx bench`, by parameter name; None stands for the default of the model's task."""
 
     task: str | None = o.argument(
         metavar="TASK", help="generate, classify, draw or all: the shipped models of this task."
@@ -45,7 +45,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="N",
         min=1,
         max=1000,
-        help="Rounds; each runs every arm on every input. 5 by default, 2 of a pipeline that draws; with a gate on "
+        help="Rounds; each runs every arm on every input. 5 by default, 2 for a pipeline that draws; with a gate on "
         "speed as many as it takes.",
     )
     prompts: int | None = o.option(
@@ -54,11 +54,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--inputs",
         metavar="N",
         min=1,
-        help="At most this many inputs: the first 4 prompts by default; of a classifier's, 1024 drawn at random; for a "
-        "pipeline that draws 16 pictures, each of another seed.",
+        help="At most this many inputs: the first 4 prompts by default; for a classifier 1024 drawn at random; for a "
+        "pipeline that draws 16 pictures, each with another seed.",
     )
     draft: str | None = o.option(
-        None, "--draft", metavar="DRAFT", help="Who guesses ahead, as in dynx generate: auto, a model, …"
+        None, "--draft", metavar="DRAFT", help="What makes draft tokens, as in dynx generate: auto, a model, …"
     )
     max_new_tokens: int | None = o.option(
         None, "-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer; 64 by default."
@@ -67,14 +67,14 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None,
         "--static",
         metavar="LENGTHS",
-        help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm. Of a pipeline that "
+        help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm. For a pipeline that "
         "draws the numbers of steps; 6,8,10,15,20,25 by default.",
     )
     labels: str | None = o.option(
         None,
         "--labels",
         metavar="GOLD",
-        help="A file with the true label of each of a classifier's inputs, alone or as last column: accuracy.",
+        help="A file with the true label of each of a classifier's inputs, alone or as last column, to measure accuracy.",
     )
     with_: list[str] | None = o.option(
         None,
@@ -95,8 +95,8 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--min-speedup",
         metavar="X",
         min=0.0,
-        help="Gate: dynamic must be at least X times plain, which for a pipeline that draws is its author's run; of a "
-        "classifier, X times the faster of plain and length-bucketed batches.",
+        help="Gate: dynamic must be at least X times as fast as plain, which for a pipeline that draws is its author's run; "
+        "for a classifier, as the faster of plain and length-bucketed batches.",
     )
     require_identical: bool = o.option(
         False,
@@ -115,14 +115,14 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None,
         "--min-quality",
         metavar="SSIM",
-        help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be so like plain's.",
+        help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be that similar to plain's.",
     )
     baseline: str | None = o.option(
         None,
         "--baseline",
         metavar="FILE",
-        help="Gate: dynamic must be as many times plain as in this JSON result of before. Where device, versions, model"
-        " or inputs differ, it only advises.",
+        help="Gate: dynamic must be as many times as fast as plain as in this earlier JSON result. Where device, versions, "
+        "model or inputs differ, it is only advisory.",
     )
     tolerance: str | None = o.option(
         None,
