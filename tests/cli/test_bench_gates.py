@@ -227,6 +227,7 @@ def test_several_models_are_a_suite(cli: Cli, tiny_folder: Path, tmp_path: Path)
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(sentences(8)), encoding="utf-8")
     options = ("-m", tiny_folder, "-m", other, "--data", texts, *SHORT, "--max-disagreement", 0.1, "--json")
+    options = (*options, "--with", "--batch-size 3")
     good = cli("bench", *options)
     bad = cli("bench", *options, "--runs", 3, "--min-speedup", 900)
 
@@ -234,6 +235,7 @@ def test_several_models_are_a_suite(cli: Cli, tiny_folder: Path, tmp_path: Path)
     assert schemas.complaint(good.document) is None
     assert good.document["schema"] == "dynx.bench.suite/1"
     assert [result["task"] for result in good.document["results"]] == ["generate", "classify"]
+    assert [result["header"].get("batch_size") for result in good.document["results"]] == [None, 3]
     assert (bad.code, "tiny: min-speedup" in bad.err) == (3, True)
 
 
