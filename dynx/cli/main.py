@@ -28,9 +28,9 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     try:
-        from dynx.runtime.lazy_imports import lean
+        from dynx.runtime import lazy_imports
 
-        lean()
+        lazy_imports.install()
         if not debugging():
             logging.disable(logging.WARNING)  # what libraries say of each other while they are imported
         open_missing_streams()

@@ -20,7 +20,7 @@ from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
 from dynx.runtime import hub, own_code
 from dynx.runtime.adapters import refuse, refuse_alone
-from dynx.runtime.lazy_imports import uncollected, unfilled
+from dynx.runtime.lazy_imports import paused_gc, skipped_meta_fills
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,7 +260,7 @@ def _loading(source: Source) -> Iterator[None]:
 @contextmanager
 def importing() -> Iterator[None]:
     """`quietly`, for importing the libraries: as fast as that goes."""
-    with uncollected(), quietly():
+    with paused_gc(), quietly():
         yield
 
 
@@ -470,7 +470,7 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
 def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     """`loader.from_pretrained`, without work on tensors that have no values yet, where the model can be built so."""
     try:
-        with unfilled():
+        with skipped_meta_fills():
             return loader.from_pretrained(folder, **options)
     except (RuntimeError, NotImplementedError, TypeError) as e:
         if "meta" not in str(e):  # else its code mixes what has values with what has none
