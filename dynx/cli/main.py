@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
             return explain_usage(arguments, e)
         if debug:
             raise
-        from dynx.runtime.loading import is_out_of_memory
+        from dynx.runtime.memory import is_out_of_memory
 
         if is_out_of_memory(e):
             hint = "try a shorter prompt, --dtype bfloat16 or a smaller model"

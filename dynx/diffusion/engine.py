@@ -24,7 +24,8 @@ from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
 from dynx.diffusion.types import Picture, Receipt, Step
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
-from dynx.runtime.loading import PIPELINES, is_out_of_memory
+from dynx.runtime.loading import PIPELINES
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,7 +5,7 @@ than torch itself; running a model calls none of them. After `install()` the cod
 is first used. Nothing is left out: functions that they would decorate are recorded, and decorated when the module loads.
 
 This replaces internals of torch and transformers, so it is limited in three ways. It is for processes that are dynx's own: a
-program that imports dynx isn't touched. It turns itself off outside `TESTED_VERSIONS`. `DYNX_LAZY_IMPORTS=0` turns it off by hand.
+program that imports dynx isn't touched. It turns itself off outside `TESTED_VERSIONS`. `DYNX_LAZY_IMPORTS=0` turns it off.
 Without it everything works, and starts later: the first token took 3.1 s instead of 1.3 s on two cores of an EPYC.
 """
 
@@ -323,9 +323,9 @@ def paused_gc() -> Iterator[None]:
 def skipped_meta_fills() -> Any:
     """Return a context that skips filling tensors on the meta device, for building models before their weights are read.
 
-    torch computes the result of fills, ranges and copies there with its compiler's code, most of what `install` defers. Fills have
-    nothing to fill; ranges are small enough to have their values; copies to another device need a shape. Where lazy imports are
-    turned off the context does nothing.
+    torch computes the result of fills, ranges and copies there with its compiler's code, most of what `install` defers. Fills
+    have nothing to fill; ranges are small enough to have their values; copies to another device need a shape. The
+    context does nothing where lazy imports are turned off.
     """
     if not enabled():
         return contextlib.nullcontext()

@@ -21,6 +21,7 @@ from dynx.errors import DeviceError, ModelError, UnsupportedModelError
 from dynx.runtime import hub, own_code
 from dynx.runtime.adapters import refuse, refuse_alone
 from dynx.runtime.lazy_imports import paused_gc, skipped_meta_fills
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -476,15 +477,6 @@ def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
         if "meta" not in str(e):  # else its code mixes what has values with what has none
             raise
     return loader.from_pretrained(folder, **options)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's error, torch's, or on processors a RuntimeError that has no type of its own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -114,7 +114,7 @@ class Kernels:
             if "self" in plan.kinds and not plan.auto and not backend.can_exit.value:
                 notes.append(f"{TITLES[name]} is left out: {backend.can_exit.reason}")
                 continue
-            if name == COMPILED and (count := getattr(backend, "compiled", 0)):
+            if name == COMPILED and (count := backend.compiled):
                 notes.append(f"compiling took {clock() - imported:.1f} s, once ({count} graphs)")
             tested = backend.can_rollback.value
             del backend  # the next is a process's usual start, from what was kept

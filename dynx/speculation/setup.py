@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import ModelError, NoProfileError, UsageError
 from dynx.runtime import loading, own_code
-from dynx.runtime.backends.interface import run_instead
-from dynx.runtime.backends.padding import WIDEST
+from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device, choose_device, choose_dtype, choose_threads, probe
@@ -339,10 +338,10 @@ def assemble(
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
     widened = widened_of(plan.profile) if plan.profile else {}
     check_processors(own, target.vocab)
-    run_instead(target, widened)
+    target.set_padded_lengths(widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
-    if (state := _state(target)) is not None:
+    if (state := target.state) is not None:
         decisions["state"] = state
     if plan.kinds and not target.can_rollback.value:
         decisions["draft"] = Decision("none", target.can_rollback.reason)
@@ -387,23 +386,6 @@ def _own_settings(plan: Plan, tokenizer: Any) -> ModelSettings:
             "as the caller says", f"greedy by default; the model's own settings aren't used: {asked}"
         )
     return own
-
-
-def _state(target: Backend) -> Decision[str] | None:
-    """What a target keeps between passes, where that isn't a cache that can be rolled back, or not in texts of every length.
-
-    Raises UnsupportedModelError for a model that can't be decoded.
-    """
-    if target.can_rollback.value:
-        growth = getattr(target, "growth", None)
-        if growth is None:
-            return None
-        said = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
-        return Decision("key-value cache", f"{said}; {target.can_rollback.reason}")
-    stock = getattr(target, "stock", None)
-    if stock is None:
-        return None
-    return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
 
 
 def _make_exact(plan: Plan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
@@ -517,7 +499,7 @@ def widened_of(profile: Profile) -> dict[int, int]:
         found = {int(asked): int(run) for asked, run in profile.fitted.get("widened", {}).items()}
     except (AttributeError, TypeError, ValueError):
         return {}
-    return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
+    return {asked: run for asked, run in found.items() if 0 < asked < run <= MAX_PADDED_TOKENS}
 
 
 def knowledge_of(

@@ -371,7 +371,9 @@ def test_feed_forward_is_fused_only_where_that_is_safe(threads: int, inner: int,
     model = tiny("llama", hidden_size=128, intermediate_size=inner).to(torch.bfloat16)
     backend = openvino.load(model, precision="bfloat16", threads=threads, cache=None)
 
-    kinds = [node.get_rt_info()["layerType"].astype(str) for node in backend.compiled.get_runtime_model().get_ops()]
+    kinds = [
+        node.get_rt_info()["layerType"].astype(str) for node in backend.compiled_model.get_runtime_model().get_ops()
+    ]
     assert kinds.count("LLMMLP") == fused
 
 
@@ -380,10 +382,10 @@ def test_padding_may_pass_the_end_of_the_context() -> None:
     model, limit = tiny("llama", max_position_embeddings=64), 64
     backend = openvino.load(model, precision="float32", threads=1, cache=None)
     assert backend.context == limit
-    backend.run_instead({1: 4, 2: 4})
+    backend.set_padded_lengths({1: 4, 2: 4})
     session, rows = backend.open(), []
     session.forward(TEXT[: limit - 20], keep=1)
-    session.settle(1)
+    session.set_padded_length(1)
     for start, count in (
         (limit - 20, 8),
         (limit - 12, 5),
@@ -406,18 +408,18 @@ def test_plain_decoding_is_as_wide_as_it_is_told(
     instead: dict[int, int], widths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However wide the graph stands from another text, so a text is one text."""
-    from dynx.runtime.backends.padding import Width
+    from dynx.runtime.backends.padding import PaddedLength
 
     backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
-    backend.run_instead(instead)
+    backend.set_padded_lengths(instead)
     seen: list[int] = []
-    real = Width.__call__
+    real = PaddedLength.__call__
 
-    def noted(self: Width, count: int) -> int:
+    def noted(self: PaddedLength, count: int) -> int:
         seen.append(real(self, count))
         return seen[-1]
 
-    monkeypatch.setattr(Width, "__call__", noted)
+    monkeypatch.setattr(PaddedLength, "__call__", noted)
     backend.open().forward(TEXT[:9])
     run = Engine(backend, Drafters(lookup=False)).start(Request(TEXT[:5], 4))
     assert len(list(run)) >= 4
@@ -433,7 +435,7 @@ def test_passes_of_two_or_more_tokens_give_the_same_bits(kind: str, precision: A
     """So no text depends on how it was guessed once plain passes are that wide, and before that it may."""
     backend = openvino.load(tiny(kind), precision=precision, threads=2, cache=None)
     narrow = measure_noise(backend)
-    backend.run_instead({1: 2})
+    backend.set_padded_lengths({1: 2})
     wide = measure_noise(backend, [(TEXT, 7), (TEXT[::-1], 70)])
     noise = noise_if_exact(backend, [(TEXT, 9)], None, {1: 2})
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from dynx.errors import DeviceError
 from dynx.runtime.backends.eager import PREFILL_CHUNK, CounterCache, EagerBackend, cache_argument
-from dynx.runtime.backends.memory import enough_memory
 from dynx.runtime.decision import Decision
+from dynx.runtime.memory import enough_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -211,8 +211,8 @@ def _tried(backend: EagerBackend) -> Decision[bool]:
     kind = backend.config.model_type
     if not backend.can_rollback.value:
         return backend.can_rollback
-    if backend.growth is not None:
-        return Decision(False, f"in {kind}, {backend.growth}, and a batch would go by its longest")
+    if backend.length_dependence is not None:
+        return Decision(False, f"in {kind}, {backend.length_dependence}, and a batch would go by its longest")
     window = _window(backend)
     if window is not None:
         return Decision(False, f"{kind} attends to the latest {window} columns, which aren't tokens in a batch")

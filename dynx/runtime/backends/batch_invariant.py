@@ -57,9 +57,9 @@ def attend_by_rows(
     return torch.cat(parts, 1), None
 
 
-def steady(backend: Backend, *, on: bool = True) -> Decision[bool]:
+def set_batch_invariant(backend: Backend, *, on: bool = True) -> Decision[bool]:
     """Switch a backend to passes by row, or back; false where its attention can't be told to."""
-    model: Any = getattr(backend, "model", None)
+    model = backend.model
     if str(getattr(model, "device", "cpu")) != "cpu":
         return Decision(False, "matrix kernels off the processor depend on how many rows there are")
     if backend.name != "torch-eager" or model is None:

@@ -24,8 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend, EagerSession
 from dynx.runtime.backends.logit_check import farthest
-from dynx.runtime.backends.memory import enough_memory
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import enough_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,8 +136,8 @@ def load(model: Any, *, trusted: bool = False, record: Callable[[Pass], Pass] | 
     backend = GraphBackend(model, record or recorder(model.device), trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
-    if backend.growth is not None:
-        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
+    if backend.length_dependence is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     kind = backend.config.model_type
     try:
         found = None if trusted else backend.difference()

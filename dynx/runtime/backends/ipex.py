@@ -22,7 +22,7 @@ import torch
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.availability import can_optimize
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +75,8 @@ def load(model: Any, *, trusted: bool = False) -> IpexBackend:
     backend = IpexBackend(model, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
-    if backend.growth is not None:
-        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
+    if backend.length_dependence is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     probe = [(7 * i + 3) % backend.vocab for i in range(START + max(CHECKED))]
     want = None if trusted else _logits(model, probe)
     backend.model = optimize(model, model.dtype)

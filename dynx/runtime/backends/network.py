@@ -32,7 +32,7 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import compile_cache
 from dynx.runtime.backends.compile_graph import unlogged
 from dynx.runtime.backends.registry import COMPILED, OPENVINO, TITLES, TORCH
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from dynx.errors import DeviceError, DynxError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.availability import available, can_compile, can_optimize, can_record
-from dynx.runtime.backends.interface import settle, settles
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def attempt(name: str, model: str) -> Iterator[None]:
 
     Running out of memory stays what it is, as do errors of dynx's own, Ctrl-C and exits.
     """
-    from dynx.runtime.loading import is_out_of_memory
+    from dynx.runtime.memory import is_out_of_memory
 
     try:
         yield
@@ -231,8 +230,8 @@ def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[]
         session.rollback(context)
 
     def ready() -> None:
-        if settles(session):
-            settle(session, width)
+        if session.pads:
+            session.set_padded_length(width)
             job()
 
     return ready, job

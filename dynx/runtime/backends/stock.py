@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.memory import enough_memory
+from dynx.runtime.backends.interface import Session
 from dynx.runtime.decision import Decision
+from dynx.runtime.memory import enough_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
-    from dynx.runtime.backends.eager import EagerBackend
+    from dynx.runtime.backends.length_dependence import LengthDependence
 
 PROBE = 14
 """Tokens of the trial: longer than the convolutions of recurrent models, which see four."""
@@ -35,15 +36,34 @@ PROBE = 14
 Place = tuple["nn.Module", str]
 
 
-class StockSession:
+class StockBackend(Protocol):
+    """What a `StockSession` uses of the backend that opens it."""
+
+    model: Any
+    config: Any
+    device: torch.device
+    vocab: int
+    cache_name: str
+
+    @property
+    def stock(self) -> Stock:
+        """How the model decodes without dynx's cache."""
+
+    @property
+    def length_dependence(self) -> LengthDependence | None:
+        """How logits depend on the sequence's length; None where they don't."""
+
+
+class StockSession(Session):
     """A sequence decoded with the state that the model makes for itself; it can't go back.
 
     The first call is the prompt, in one pass; after it each token has a pass of its own.
     """
 
     pending = 0
+    length = 0
 
-    def __init__(self, backend: EagerBackend, *, cached: bool | None = None, stock: Stock | None = None) -> None:
+    def __init__(self, backend: StockBackend, *, cached: bool | None = None, stock: Stock | None = None) -> None:
         """`cached`: with a cache, or each token from the whole text; by default as the trial on load decided.
 
         `stock` is what is known of the model so far, by default what that trial found.
@@ -58,7 +78,6 @@ class StockSession:
         parameters = inspect.signature(backend.model.forward).parameters
         self._takes_keep, self._placed = "logits_to_keep" in parameters, "position_ids" in parameters
         self._held = dict(stock.fresh)
-        self.length = 0
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; the keyword arguments of each step come from transformers' own helpers."""
@@ -86,8 +105,8 @@ class StockSession:
             inputs["logits_to_keep"] = keep or 0  # some models' helpers ask for the last row alone
         for (module, name), value in held.items():
             setattr(module, name, value)
-        if backend.growth is not None:
-            backend.growth.reset()
+        if backend.length_dependence is not None:
+            backend.length_dependence.reset()
         with torch.inference_mode(), enough_memory(backend.device):
             out = model(**inputs, return_dict=True)
         for module, name in held:
@@ -124,18 +143,18 @@ class Stock:
     """What modules keep between passes, and its value before the first."""
 
     @classmethod
-    def of(cls, backend: EagerBackend) -> Stock:
+    def of(cls, backend: StockBackend) -> Stock:
         """Find it out on a few tokens. Raises UnsupportedModelError with the reason where no way is consistent."""
         with torch.inference_mode():
             return _tried(backend)
 
 
-def _tried(backend: EagerBackend) -> Stock:
+def _tried(backend: StockBackend) -> Stock:
     kind, model = backend.config.model_type, backend.model
     probe = [(7 * i + 3) % backend.vocab for i in range(PROBE)]
     ids = torch.tensor([probe], device=backend.device)
     stock, why = Stock(Decision(True, "tested on loading: the same logits with the model's own cache as without")), ""
-    if backend.growth is not None and backend.growth.limit < PROBE:
+    if backend.length_dependence is not None and backend.length_dependence.limit < PROBE:
         return stock  # a cache keeps what a shorter text rotated: `generate`'s logits, and not those of the whole text
     try:
         model(input_ids=ids, use_cache=False)  # leaves no state of an earlier text
@@ -167,7 +186,7 @@ def _tried(backend: EagerBackend) -> Stock:
     return Stock(Decision(False, f"{why}, so each token is computed from the whole text"), stock.fresh)
 
 
-def _gap(backend: EagerBackend, got: Tensor, want: Tensor) -> tuple[float, float]:
+def _gap(backend: StockBackend, got: Tensor, want: Tensor) -> tuple[float, float]:
     """The largest difference of logits, and the largest that rounding explains."""
     tolerance = 1e-3 if backend.model.dtype == torch.float32 else 0.08
     return float((got - want).abs().max()), tolerance * max(1.0, float(want.abs().max()))

@@ -27,7 +27,7 @@ from dynx.runtime.backends.availability import can_compile
 from dynx.runtime.backends.compile_graph import compile_block, digest
 from dynx.runtime.backends.eager import CounterCache, EagerBackend, decoder_blocks
 from dynx.runtime.backends.logit_check import farthest
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +62,8 @@ def load(model: Any, *, cache: Path | None = None, trusted: bool = False) -> Com
     backend = CompiledBackend(model, cache=cache, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
-    if backend.growth is not None:
-        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
+    if backend.length_dependence is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     try:
         backend.prepare()
     except (DeviceError, UnsupportedModelError):

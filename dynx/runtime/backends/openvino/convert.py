@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.growth import SPARSE, growing
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.backends.length_dependence import SPARSE, growing
+from dynx.runtime.memory import is_out_of_memory
 
 ATTENTION = "dynx_paged"
 """Name of the attention function among transformers' own."""

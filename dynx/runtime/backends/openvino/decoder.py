@@ -23,11 +23,12 @@ import torch
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.availability import available
+from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.openvino import convert
 from dynx.runtime.backends.openvino.weights import GROUP, store_weights
-from dynx.runtime.backends.padding import Width
+from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,7 +152,7 @@ def _core() -> Any:
     return ov.Core()
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     """A converted model, compiled.
 
     `weights` is whatever owns the memory of weights that the graph only refers to.
@@ -184,14 +185,14 @@ class OpenVINOBackend:
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = QUANTIZED_TOGETHER[precision]
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self.compiled = core.compile_model(graph, "CPU", settings)
-        shapes = {port.get_any_name(): port for port in self.compiled.inputs if "_cache." in port.get_any_name()}
+        self.compiled_model = core.compile_model(graph, "CPU", settings)
+        shapes = {port.get_any_name(): port for port in self.compiled_model.inputs if "_cache." in port.get_any_name()}
         self.caches = {
             name: (port.get_element_type(), [d.get_length() for d in list(port.get_partial_shape())[1:]])
             for name, port in shapes.items()
         }
         self.block = next(iter(self.caches.values()))[1][1]
-        self.width = Width()  # of the one stream that all sessions take turns in
+        self.padded_length = PaddedLength()  # of the one stream that all sessions share
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:
@@ -203,23 +204,25 @@ class OpenVINOBackend:
         """Not here."""
         return Decision(False, "OpenVINO compiles the model as a whole, so it can't be left early")
 
-    def run_instead(self, widths: Mapping[int, int]) -> None:
-        """Run passes of so many tokens wider, as `widths.cheapest` found."""
-        self.width.instead = widths
+    def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
+        """See `Backend.set_padded_lengths`."""
+        self.padded_length.lengths = lengths
+        return True
 
     def open(self) -> OpenVINOSession:
         """A fresh sequence."""
         return OpenVINOSession(self)
 
 
-class OpenVINOSession:
+class OpenVINOSession(Session):
     """A sequence in an `OpenVINOBackend`."""
 
+    pads = True
     pending = 0
 
     def __init__(self, backend: OpenVINOBackend) -> None:
         self._backend = backend
-        self._request = backend.compiled.create_infer_request()
+        self._request = backend.compiled_model.create_infer_request()
         self._caches: dict[str, Any] = {}
         self._blocks = 0
         self._length = 0
@@ -246,15 +249,15 @@ class OpenVINOSession:
                 rows.append(out)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def settle(self, width: int) -> None:
-        """Run passes of so many tokens as wide as they are, whatever came before."""
-        self._backend.width.settle(width)
+    def set_padded_length(self, length: int) -> None:
+        """See `Session.set_padded_length`."""
+        self._backend.padded_length.set(length)
 
     def _run(self, tokens: Sequence[int], rows: range) -> Tensor:
-        """Logits at `rows` of a pass over `tokens`, which may be run wider: what stands behind them is written over later."""
+        """Logits at `rows` of a pass over `tokens`, which may be padded; positions of the padding are overwritten later."""
         backend, told = self._backend, self._told
         past, asked = self._length, len(tokens)
-        count = backend.width(asked)
+        count = backend.padded_length(asked)
         end = past + count
         self._reserve(end)
         if len(rows) == asked:

@@ -9,9 +9,9 @@ frequencies change (Phi-3, PhiMoE) and read the whole text again.
 Sparse attention (`keep_window_size`, `index_topk`) chooses among the positions of a text as soon as there are more than it keeps,
 and there too a token's choice depends on the pass that it is in.
 
-    growth = find(model)  # None for every other model
-    growth.reach(start)   # tokens that one pass from this position may hold; None: as many as you like
-    growth.reset()        # before a pass: transformers keeps the latest length in the module
+    dependence = find(model)            # None for every other model
+    dependence.max_pass_length(start)   # tokens that one pass from this position may hold; None without a limit
+    dependence.reset()                  # before a pass: transformers keeps the latest length in the module
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CUT = 5
 """Length at which logits begin to depend on it during a trial: a few passes of a few tokens then see that."""
 
 
-class Growth:
+class LengthDependence:
     """How one model's logits depend on the length: by frequencies of `kind` LONGROPE or DYNAMIC, or by a setting of SPARSE.
 
     `rereads`: where the text becomes longer than `limit`, the model's own `generate` reads the whole text again.
@@ -71,7 +71,7 @@ class Growth:
             return "the text is read once more"
         return "drafts go on" if self.kind == LONGROPE else "each token has a pass of its own"
 
-    def reach(self, start: int) -> int | None:
+    def max_pass_length(self, start: int) -> int | None:
         """Tokens of one pass from position `start` on that have the logits that passes of one token would give."""
         if start < self.limit:
             return self.limit - start
@@ -158,7 +158,7 @@ def _growing(kind: Any) -> str | None:
     return DYNAMIC if DYNAMIC in kind else LONGROPE if kind == LONGROPE else None
 
 
-def find(model: Any) -> Growth | None:
+def find(model: Any) -> LengthDependence | None:
     """What is known of how a model depends on the length; None where it doesn't.
 
     Raises UnsupportedModelError for one that depends on the length in a way that isn't known.
@@ -188,7 +188,7 @@ def find(model: Any) -> Growth | None:
     if len(found) > 1:
         raise UnsupportedModelError(f"{kind} depends on several lengths of the text")
     ((growth, limit), modules), *_ = found.items()
-    return Growth(model, growth, limit, modules)
+    return LengthDependence(model, growth, limit, modules)
 
 
 def _parameters(module: Any, prefix: str) -> dict[str, Any]:
