@@ -102,7 +102,7 @@ def test_growing_rotations_draft_no_further_than_it_pays(growing: tuple[str, Eng
 def test_growing_prompts_are_read_in_one_pass(growing: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt longer than a chunk and than the original context has the frequencies of its whole length."""
     kind, engine = growing
-    monkeypatch.setattr(eager, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(eager, "PREFILL_CHUNK_TOKENS", 16)
 
     assert written(engine, ORIGINAL + 12) == generated(kind, ORIGINAL + 12)
 

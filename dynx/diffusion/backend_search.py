@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.schedule_search import Pixels
     from dynx.diffusion.setup import Assembly
     from dynx.diffusion.types import Request
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
 
 
 PAYS = 0.9
@@ -98,7 +98,7 @@ def settle(
     return bare
 
 
-def use(assembly: Assembly, made: ModuleKernels | None, ladder: Ladder) -> None:
+def use(assembly: Assembly, made: NetworkBackend | None, ladder: Ladder) -> None:
     """Give kernels to the engine, ready for every call that the ladder leads to."""
     engine = assembly.engine
     engine.kernels = None

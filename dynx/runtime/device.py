@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dynx.errors import DeviceError, UsageError
 from dynx.runtime import accelerators as gpus
 from dynx.runtime.accelerators import Accelerator
-from dynx.runtime.backends.availability import for_another_torch
+from dynx.runtime.backends.availability import ipex_torch_conflict
 from dynx.runtime.bandwidth import Bandwidth, measure_bandwidth
 from dynx.runtime.decision import Decision
 from dynx.runtime.hardware import Caches, Host, read_cpu, read_limits, read_memory, usable_cores
@@ -384,7 +384,7 @@ def _minor(version: str | None) -> str | None:
 
 
 def _unusable(name: str, version: str, torch: str | None) -> str | None:
-    return for_another_torch(version, torch) if name == "intel-extension-for-pytorch" else None
+    return ipex_torch_conflict(version, torch) if name == "intel-extension-for-pytorch" else None
 
 
 def _what_is_here(name: str, device: Device) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def enough_memory(device: torch.device) -> Iterator[None]:
+def device_memory_errors(device: torch.device) -> Iterator[None]:
     """Convert an allocation failure on `device` to a DeviceError with advice."""
     try:
         yield

@@ -19,14 +19,14 @@ from dynx.runtime.backends.registry import (
     TORCH,
     Quantization,
     attempt,
-    bring_in,
+    capture_model,
     compile_model,
-    convert,
-    converted,
-    optimize_model,
-    quantized,
+    convert_to_openvino,
+    import_backend,
+    load_converted,
+    load_ipex,
+    quantize_model,
     race,
-    record_model,
     usable,
 )
 from dynx.runtime.decision import Decision
@@ -103,7 +103,7 @@ class Kernels:
             if not able.value:
                 continue
             began = clock()
-            bring_in(name)
+            import_backend(name)
             imported = clock()
             try:
                 backend = self._open(name, plan.source, plan.key.model)
@@ -161,24 +161,24 @@ class Kernels:
             threads = plan.decisions["threads"].value
             weights = weights_hash(source.folder, [loading.DRAFTER_FOLDER])
             place = cache / "openvino" / weights
-            if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
+            if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
             same = weights_hash(source.folder, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
-            return convert(model, precision=precision, threads=threads, cache=place if same else None)
+            return convert_to_openvino(model, precision=precision, threads=threads, cache=place if same else None)
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED:
             self._stages(f"quantizing to {precision}")
-            eager = quantized(eager, precision)
+            eager = quantize_model(eager, precision)
         if name == TORCH:
             return eager
         if name == IPEX:
             self._stages("optimizing with IPEX")
-            return optimize_model(eager, trusted=trusted)
+            return load_ipex(eager, trusted=trusted)
         if name == GRAPHS:
-            self._stages("recording passes")
-            return record_model(eager, trusted=trusted)
+            self._stages("capturing CUDA graphs")
+            return capture_model(eager, trusted=trusted)
         self._stages("compiling")
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
 
@@ -196,7 +196,7 @@ def verifier(plan: Plan, target: Backend) -> Backend:
         return eager
     threads = plan.decisions["threads"].value
     with attempt(OPENVINO, plan.source.name):
-        return convert(eager.model, precision=target.precision, threads=threads, cache=None)
+        return convert_to_openvino(eager.model, precision=target.precision, threads=threads, cache=None)
 
 
 def torch_backend(plan: Plan, source: Source, *, dtype: str | None = None, trusted: bool = False) -> EagerBackend:

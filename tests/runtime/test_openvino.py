@@ -99,7 +99,7 @@ def test_a_rollback_leaves_no_trace(kind: str, backend: OpenVINOBackend) -> None
 
 def test_caches_grow(kind: str, backend: OpenVINOBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that starts at one block and grows while it is rolled back loses nothing."""
-    monkeypatch.setattr(openvino, "BLOCKS", 1)
+    monkeypatch.setattr(openvino, "INITIAL_CACHE_BLOCKS", 1)
     session = backend.open()
     session.forward(TEXT[:3])
     for end in range(8, 112, 8):
@@ -115,7 +115,7 @@ def test_long_prompts_are_chunked(
     kind: str, backend: OpenVINOBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt longer than a chunk gives the same rows, however many are kept, and so does what follows it."""
-    monkeypatch.setattr(openvino, "PREFILL_CHUNK", 6)
+    monkeypatch.setattr(openvino, "PREFILL_CHUNK_TOKENS", 6)
     session = backend.open()
     rows, after = session.forward(TEXT[:20], keep=keep), session.forward(TEXT[20:28])
 
@@ -199,7 +199,7 @@ def test_four_bits_are_the_rounded_model() -> None:
         plain = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
-                groups = module.weight.view(len(module.weight), -1, weights.GROUP)
+                groups = module.weight.view(len(module.weight), -1, weights.WEIGHT_GROUP_SIZE)
                 low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
                 scale = (high - low) / 15
                 offset = (-low / scale).round()
@@ -532,7 +532,7 @@ def test_tied_weights_stay_tied(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:9]]), use_cache=False).logits[0].float()
     found = backend.open().forward(TEXT[:9])
-    assert (found - want).abs().max() <= openvino.TOLERANCE[precision] * want.abs().max()
+    assert (found - want).abs().max() <= openvino.MAX_LOGIT_ERROR[precision] * want.abs().max()
 
 
 def test_a_preparation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.models import Clock, Stub, Whim, perturbed, tiny
 
-from dynx.runtime.backends.batch_invariant import attend_by_rows, set_batch_invariant
+from dynx.runtime.backends.batch_invariant import rowwise_attention, set_batch_invariant
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Session
 from dynx.runtime.decision import Decision
@@ -257,12 +257,12 @@ def test_each_row_is_the_pass_of_one(dtype: torch.dtype, window: int | None) -> 
         mask &= torch.arange(seen) > at - window
     module: Any = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 2, True
-    got = attend_by_rows(module, query, key, value, mask[None, None], scaling=0.3)[0]
+    got = rowwise_attention(module, query, key, value, mask[None, None], scaling=0.3)[0]
     for i in range(count):
         end = seen - count + i + 1
         alone = None if window is None else mask[None, None, i : i + 1, :end]
         one = query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end]
-        assert torch.equal(got[:, i : i + 1], attend_by_rows(module, *one, alone, scaling=0.3)[0])
+        assert torch.equal(got[:, i : i + 1], rowwise_attention(module, *one, alone, scaling=0.3)[0])
 
 
 def test_other_attention_is_left_alone() -> None:

@@ -25,20 +25,20 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.interface import Backend, Session
-from dynx.runtime.backends.length_dependence import CUT, DYNAMIC, LONGROPE, find, growing
+from dynx.runtime.backends.length_dependence import DYNAMIC, LONGROPE, TRIAL_LIMIT_TOKENS, find, growing
 from dynx.runtime.backends.stock import Stock, StockSession
 from dynx.runtime.decision import Decision
-from dynx.runtime.memory import enough_memory
+from dynx.runtime.memory import device_memory_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynx.runtime.backends.length_dependence import LengthDependence
 
-PREFILL_CHUNK = 1024
+PREFILL_CHUNK_TOKENS = 1024
 """Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
 
-HEADROOM = 256
+CACHE_HEADROOM_TOKENS = 256
 """Positions a cache buffer grows by at least; growth doubles, so copying stays linear in the final length."""
 
 
@@ -56,13 +56,13 @@ class CounterLayer(CacheLayerMixin):  # type: ignore[misc]
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: `update` allocates for the shape that it is given."""
+        """Do nothing: `update` allocates."""
 
     def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
         if old is not None and old.shape[-2] >= end:
             return old
         start = self.owner.position
-        capacity = max(end + HEADROOM, 2 * (0 if old is None else old.shape[-2]))
+        capacity = max(end + CACHE_HEADROOM_TOKENS, 2 * (0 if old is None else old.shape[-2]))
         grown = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
         if old is not None:
             grown[..., :start, :] = old[..., :start, :]
@@ -88,12 +88,12 @@ class CounterLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.owner.position
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """Return -1: no limit."""
         return -1
 
 
 class CounterCache(Cache):  # type: ignore[misc]
-    """A key-value cache whose length is a number somebody else may lower."""
+    """A key-value cache whose length is one number that its session sets."""
 
     def __init__(self, layers: int) -> None:
         self.position = 0
@@ -135,7 +135,7 @@ class DepthGate:
         return forward
 
     def open(self) -> None:
-        """Back to the whole model."""
+        """Run the whole model again."""
         self.first, self.last, self.resume, self.captured = 0, self.depth, None, None
 
 
@@ -163,8 +163,8 @@ class EagerSession(Session):
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`."""
         rows = []
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = tokens[start : start + PREFILL_CHUNK]
+        for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
+            chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
             self._cache.position = self._length
             if keep is not None and len(tokens) - (start + len(chunk)) >= keep:
                 self._backend.run_body(chunk, self._cache)
@@ -271,16 +271,16 @@ class LengthDependentSession(EagerSession):
             self._stale |= dependence.kind != LONGROPE or length <= dependence.limit
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
-        """Not here: pending tokens may lie on both sides of a change."""
+        """Refuse: pending tokens may lie on both sides of a change."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Not here."""
+        """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
 
 def cache_argument(model: Any) -> str:
-    """What a model's forward calls its key-value cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    """Return the argument of a model's forward for its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
@@ -314,7 +314,7 @@ class EagerBackend(Backend):
         self._body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
 
     def open(self) -> EagerSession | StockSession:
-        """A fresh sequence: with rollback where the model allows it. Raises UnsupportedModelError where it can't be decoded."""
+        """Start an empty sequence, with rollback where the model allows it. Raises UnsupportedModelError where decoding fails."""
         if not self.can_rollback.value:
             return StockSession(self)
         return (
@@ -365,7 +365,7 @@ class EagerBackend(Backend):
         """One call of the whole model; returns logits (T, V) or (keep, V)."""
         kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
         ids = torch.tensor([tokens], device=self.device)
-        with torch.inference_mode(), enough_memory(self.device):
+        with torch.inference_mode(), device_memory_errors(self.device):
             out = self.model(input_ids=ids, **{self.cache_name: cache}, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = out.logits[0]
         return logits
@@ -376,7 +376,7 @@ class EagerBackend(Backend):
             self.run(tokens, cache, 1)
             return
         ids = torch.tensor([tokens], device=self.device)
-        with torch.inference_mode(), enough_memory(self.device):
+        with torch.inference_mode(), device_memory_errors(self.device):
             self._body(input_ids=ids, **{cache_argument(self._body): cache}, use_cache=True, return_dict=True)
 
     @cached_property
@@ -423,11 +423,11 @@ class EagerBackend(Backend):
         """Whether passes across the length from which logits depend on it give what transformers' own steps give."""
         kind, dependence = self.config.model_type, self._length_dependence[0]
         assert dependence is not None  # noqa: S101
-        probe = [(11 * i + 5) % self.vocab for i in range(3 * CUT)]
+        probe = [(11 * i + 5) % self.vocab for i in range(3 * TRIAL_LIMIT_TOKENS)]
         worst, scale = 0.0, 1.0
         try:
             with dependence.lowered():
-                for prompt in (CUT - 2, CUT + 3):
+                for prompt in (TRIAL_LIMIT_TOKENS - 2, TRIAL_LIMIT_TOKENS + 3):
                     stock, session = StockSession(self, cached=True), LengthDependentSession(self, dependence)
                     want = torch.cat([stock.forward(probe[:prompt]), stock.forward(probe[prompt:])]).float()
                     rows = [session.forward(probe[:prompt])]
@@ -463,7 +463,7 @@ class EagerBackend(Backend):
             return Decision(False, "a model of one layer has no early exit")
         probe = [(5 * i + 2) % self.vocab for i in range(5)]
         try:
-            _ = self.gate  # in place before the whole model runs: it learns there what the blocks return
+            _ = self.gate  # installed before the whole model runs, which shows what the blocks return
             want = self.open().forward(probe).float()
             session = EagerSession(self)
             session.forward(probe[:2])
@@ -481,7 +481,7 @@ class EagerBackend(Backend):
 
 
 def decoder_blocks(model: Any) -> list[nn.Module] | None:
-    """The decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
+    """List the decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
     recorded = getattr(model, "_can_record_outputs", None) or {}
     kind = recorded.get("hidden_states")
     kind = getattr(kind, "target_class", kind)

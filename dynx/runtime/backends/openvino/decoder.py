@@ -1,7 +1,7 @@
 """A transformers decoder on OpenVINO's kernels.
 
 A session owns its key-value cache: one pair of tensors per layer, in blocks of `BLOCK` positions, handed to the compiled
-model with every call. The attention of `openvino_convert` writes at the position that it is told, so rolling back is an
+model with every call. The attention of `openvino.convert` writes at the position given to it, so a rollback is an
 assignment here as well.
 
 A converted model is compared with the torch model that it came from, rollback included, before it is used. It is kept in
@@ -25,7 +25,7 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.openvino import convert
-from dynx.runtime.backends.openvino.weights import GROUP, store_weights
+from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
 from dynx.runtime.memory import is_out_of_memory
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 
-FORMAT = 1
+FORMAT_VERSION = 1
 """Of the converted models kept: raised when the conversion changes."""
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
 
-BLOCKS = 8
+INITIAL_CACHE_BLOCKS = 8
 """Blocks of a new cache; growth doubles, so copying stays linear in the final length."""
 
-QUANTIZED_TOGETHER = {"int8": 128, "int4": GROUP}
+ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE}
 """Activations that share a scale where weights are integers; no more than weights do, or they aren't quantized at all."""
 
-TOLERANCE: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0}
+MAX_LOGIT_ERROR: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0}
 """Largest difference of a logit from the torch model's, relative to the largest logit. A cache in the wrong place changes
 logits by their own scale; 4-bit weights may too, so there the root mean square is judged instead."""
 
@@ -104,7 +104,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend | None:
-    """What an earlier `load` kept in `cache`, without the torch model; None where there is nothing usable."""
+    """Load the converted model in `cache`, without the torch model; None where there is nothing usable."""
     if cache is None or not available().value:
         return None
     path = _folder(cache, precision) / "model.xml"
@@ -120,7 +120,7 @@ def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> 
 
 def _folder(cache: Path, precision: str) -> Path:
     version = ".".join(re.findall(r"\d+", metadata.version("openvino"))[:3])
-    return cache / f"openvino-{FORMAT}-{version}-{precision}"
+    return cache / f"openvino-{FORMAT_VERSION}-{version}-{precision}"
 
 
 def _kept(graph: Any, folder: Path) -> Any:
@@ -179,10 +179,10 @@ class OpenVINOBackend(Backend):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if precision in QUANTIZED_TOGETHER:
+        if precision in ACTIVATION_GROUP_SIZE:
             # With float32 around them, products with integer weights run on integers. In bfloat16 they don't, and took
             # 1.4 times as long.
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = QUANTIZED_TOGETHER[precision]
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ACTIVATION_GROUP_SIZE[precision]
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         self.compiled_model = core.compile_model(graph, "CPU", settings)
@@ -196,12 +196,12 @@ class OpenVINOBackend(Backend):
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:
-        """Always: models that couldn't were refused."""
+        """Always True: other models were refused on loading."""
         return Decision(True, "tested on loading: torch's logits after a rollback")
 
     @cached_property
     def can_exit(self) -> Decision[bool]:
-        """Not here."""
+        """Refuse."""
         return Decision(False, "OpenVINO compiles the model as a whole, so it can't be left early")
 
     def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
@@ -210,7 +210,7 @@ class OpenVINOBackend(Backend):
         return True
 
     def open(self) -> OpenVINOSession:
-        """A fresh sequence."""
+        """Start an empty sequence."""
         return OpenVINOSession(self)
 
 
@@ -241,8 +241,8 @@ class OpenVINOSession(Session):
         self._fit(self._length + len(tokens))
         first = 0 if keep is None else max(0, len(tokens) - keep)  # row of the first token asked for
         rows = []
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = tokens[start : start + PREFILL_CHUNK]
+        for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
+            chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
             wanted = range(max(0, first - start), len(chunk))
             out = self._run(chunk, wanted or range(len(chunk) - 1, len(chunk)))
             if wanted:
@@ -291,19 +291,19 @@ class OpenVINOSession(Session):
         self._request.set_tensor(name, _shared(value))
 
     def _fit(self, length: int) -> None:
-        """Raises UnsupportedModelError where `length` tokens are too many for the model."""
+        """Check that `length` tokens fit the model. Raises UnsupportedModelError."""
         limit = self._backend.last + 1
         if length > limit:
             raise UnsupportedModelError(f"{length} tokens are more than {self._backend.kind}'s {limit} on OpenVINO")
 
     def _reserve(self, length: int) -> None:
-        """Caches for `length` positions."""
+        """Allocate caches for `length` positions."""
         need = -(-length // self._backend.block)
         if need <= self._blocks:
             return
         import openvino as ov
 
-        blocks = max(need, 2 * self._blocks, BLOCKS)
+        blocks = max(need, 2 * self._blocks, INITIAL_CACHE_BLOCKS)
         used = -(-self._length // self._backend.block)
         try:
             for name, (kind, shape) in self._backend.caches.items():
@@ -326,11 +326,11 @@ class OpenVINOSession(Session):
         self._length = length
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
-        """Not here."""
+        """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Not here."""
+        """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
 
@@ -342,7 +342,7 @@ def _shared(array: NDArray[Any]) -> Any:
 
 @torch.inference_mode()
 def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | None:
-    """What sets `backend` apart from `model` beyond rounding, in words; None where nothing does."""
+    """Describe how `backend`'s logits differ from `model`'s beyond rounding; None where they don't."""
     probe = [(7 * i + 3) % backend.vocab for i in range(12)]
     want = model(input_ids=torch.tensor([probe], device=model.device), use_cache=False).logits[0].float().cpu()
     try:
@@ -359,6 +359,6 @@ def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | N
     if precision == "int4":
         gap, scale = gap.square().mean().sqrt(), want.square().mean().sqrt().item()
     worst = gap.max().item() / scale
-    if worst <= max(TOLERANCE[precision], TOLERANCE[str(model.dtype).removeprefix("torch.")]):
+    if worst <= max(MAX_LOGIT_ERROR[precision], MAX_LOGIT_ERROR[str(model.dtype).removeprefix("torch.")]):
         return None
     return f"gives other logits on OpenVINO (by {worst:.0%} of the largest)"  # also for NaN
