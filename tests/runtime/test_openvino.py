@@ -214,7 +214,7 @@ def test_a_kept_model_is_read_back(precision: Any, tmp_path: Path, monkeypatch: 
     """What `load` kept gives the same logits in another load, which converts nothing, and in `reload` without torch's model."""
     model = tiny("llama")
     first = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
-    monkeypatch.setattr(openvino.openvino_convert, "convert", None)
+    monkeypatch.setattr(openvino.convert, "convert", None)
     second = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
     alone = openvino.reload(precision=precision, threads=1, cache=tmp_path / "kept")
 
@@ -265,8 +265,8 @@ def test_growing_rotations_are_refused() -> None:
 
 def test_other_logits_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A conversion that computes something else is found out, refused with the size of the difference, and not kept."""
-    honest = openvino.openvino_convert.convert
-    monkeypatch.setattr(openvino.openvino_convert, "convert", lambda model: honest(tiny("llama", seed=9)))
+    honest = openvino.convert.convert
+    monkeypatch.setattr(openvino.convert, "convert", lambda model: honest(tiny("llama", seed=9)))
     with pytest.raises(UnsupportedModelError, match="llama gives other logits on OpenVINO"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -297,7 +297,7 @@ def test_too_long_a_text_is_an_error() -> None:
 def test_availability_is_told_without_importing() -> None:
     """Asking whether OpenVINO is there doesn't load it."""
     code = (
-        "import sys; from dynx.runtime.backends import openvino as o; d = o.available(); "
+        "import sys; from dynx.runtime.backends import availability as o; d = o.available(); "
         "assert d.value, d.reason; assert 'openvino' not in sys.modules; print(d.reason)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -351,7 +351,7 @@ def test_what_doesnt_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     def rejected(*args: Any) -> None:
         raise RuntimeError("Unsupported operation of type: Zeta\nand more")
 
-    monkeypatch.setattr(openvino.openvino_convert, "assemble", rejected)
+    monkeypatch.setattr(openvino.convert, "assemble", rejected)
     with pytest.raises(UnsupportedModelError, match=r"llama can't be compiled by OpenVINO \(Unsupported .*: Zeta\)"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
 
@@ -396,7 +396,7 @@ def test_padding_may_pass_the_end_of_the_context() -> None:
     ):
         rows.append(session.forward(TEXT[start : start + count]))
         assert (len(rows[-1]), session.length) == (count, start + count)
-    assert backend.width.now == 5
+    assert backend.padded_length.current == 5
 
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:limit]]), use_cache=False).logits[0, -20:]
@@ -458,7 +458,7 @@ def test_exactness_is_two_rows_instead_of_one(precision: Any) -> None:
         assert run.receipt().guarantee == "identical to plain decoding"
 
     assert texts[0] == texts[1] == texts[2]
-    assert backend.width.instead == {1: 2}
+    assert backend.padded_length.lengths == {1: 2}
     assert "run wider" in decision.reason
 
 
@@ -466,7 +466,7 @@ def test_in_single_precision_no_pass_is_widened_for_exactness() -> None:
     """There it would be paid for nothing: decisions that close don't occur."""
     backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
     exact, decision = prepare(backend)
-    assert backend.width.instead == {}
+    assert backend.padded_length.lengths == {}
     assert decision.value == ("near-ties read again" if exact.bound else "by every pass")
 
 

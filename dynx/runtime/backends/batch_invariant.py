@@ -1,9 +1,9 @@
-"""Batch-invariant passes on a CPU: each row of logits has the bits that a pass over its token alone gives.
+"""Makes passes of stock transformers models on a CPU batch-invariant: each row has the bits of a pass over its token alone.
 
-The matrix kernels for half precision and int8 already compute each row of a pass by itself, in an order that doesn't depend on
-how many there are. PyTorch's attention doesn't: over several queries it rounds otherwise than over one, and every later layer
-and every stored key carries that on. So attention is given one query at a time, with the keys that this one would have
-seen. Whether that is enough on this processor is for the caller to measure (`speculation.measure.measure_noise`).
+The matrix kernels for half precision and int8 already compute each row of a pass in an order that doesn't depend on how many
+there are. PyTorch's attention doesn't: over several queries it rounds otherwise than over one, and every later layer and every
+stored key carries that on. So attention is computed one query at a time, over the keys up to that one. Whether that is enough on
+this CPU is measured by the caller (`speculation.timing.measure_noise`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,23 @@
 """Linear layers with weights prepacked for the CPU's matrix kernels, in bfloat16 or int8.
 
 A stock `nn.Linear` has its weights rearranged on every call. Here that is done once, and layers that read the same input
-(query, key and value; gate and up) are multiplied in one go. `pack` replaces a model's layers in place.
+(query, key and value; gate and up) are one multiplication. `pack` replaces a model's layers in place. GPT-2's `Conv1D` counts as
+a linear layer.
 
-int8 is symmetric: one scale for each output of a layer, one for each token's input, found on the fly; products are summed
-in integers. Kernels for processors with AMX take the input as it is; those with VNNI alone multiply unsigned by signed, so there
-it is moved up by 128, which the kernel takes off again. Nothing here chooses a precision or knows what a model is for. GPT-2's
-`Conv1D` counts as a linear layer.
+int8 is symmetric: one scale for each output of a layer, one for each token's input, computed on the fly; products are summed in
+integers. Kernels for CPUs with AMX take signed inputs; those for VNNI alone multiply unsigned by signed, so there the input is
+shifted by 128, which the kernel takes off again.
+
+The alternative is torchao's int8 dynamic quantization (same error, 0.9 % of the norm). Its CPU time in times of this one's, for
+576x1536 and 1024x4096 layers, one thread of an EPYC with AVX-512 VNNI, torch 2.13, torchao 0.18, medians of 61 interleaved
+rounds, in which 90 % of the ratios lay within 50 % of the median:
+
+    tokens               1          6          32
+    eager           3.3-17    3.3-14    2.3-4.8
+    torch.compile  1.9-2.9   2.2-3.4    1.6-1.9
+
+Only with the compiler's freezing, which compiles the weights into each layer's code, is torchao faster at one token (0.5); dynx
+shares one compiled block between all layers and stores it without weights, so that doesn't apply here.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ MAX_EXACTNESS_COST = 0.03
 
 
 def padded_lengths(seconds: Mapping[int, float]) -> dict[int, int]:
-    """Map each number of tokens that is better padded to the one to run, given the `seconds` of passes by number of tokens."""
+    """Map each number of tokens that is better padded to the number to run, given the `seconds` of passes by number of tokens."""
     found = {}
     for asked in seconds:
         longer = [length for length in seconds if asked < length <= MAX_PADDED_TOKENS]

@@ -1,13 +1,18 @@
-"""A transformers decoder whose blocks run compiled, with weights packed for the processor's matrix kernels.
+"""Runs a transformers decoder with compiled blocks and weights packed for the CPU's matrix kernels.
 
-What is compiled is one block, once for a single token and once for any larger number, and all blocks of a kind share the
-result: seconds of compiling instead of minutes, a file of some 100 KiB that the next process loads. Masks, positions and
-the order of things still come from the model's own forward, which calls the blocks as ever. The number of tokens and of
-positions before them are symbols in the compiled code, and a rollback moves the session's counter, so no token, context
-or draft length ever compiles anew.
+One block is compiled, once for a single token and once for any larger number, and all blocks of a kind share the result: seconds
+of compiling instead of minutes, and a file of some 100 KiB that the next process loads. Masks, positions and the order of
+operations still come from the model's own forward, which calls the blocks as ever. The number of tokens and of positions before
+them are symbols in the compiled code, and a rollback moves the session's counter, so no token, context or draft length compiles
+anew.
 
-Long passes (a prompt), the first one, and calls of a kind that loading hasn't seen run the blocks as they are. Compiled code
-is compared with the model before it is used; a model that disagrees, or can't be traced, is refused with the reason.
+Prefill, the first pass, and calls of a kind that loading hasn't seen run the blocks uncompiled. Compiled code is compared with
+the model before it is used; a model that disagrees, or can't be traced, is refused with the reason.
+
+The alternative is `torch.compile` of the same block with `torch.compiler.load_cache_artifacts`. From a loaded `story` to its first
+compiled pass in a fresh process that took 4.1 s of CPU time (3.8 to 4.9), this 1.15 s (1.12 to 1.28); 25 s and 13 s where
+torch's own cache folder was empty too. Passes of one token took 5.0 to 8.4 ms and 4.5 to 4.9 ms (one thread of an EPYC, torch
+2.13, medians of five interleaved processes, three for the empty folder).
 """
 
 from __future__ import annotations
