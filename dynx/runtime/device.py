@@ -120,7 +120,7 @@ class Device:
         return next(filter(self.has, BF16_ISA), None)
 
     def with_bandwidth(self, *, clock: Callable[[], float] = time.perf_counter) -> Device:
-        """Measure the memory bandwidth (about 0.3 s) and return a device that knows it; itself when it does already."""
+        """Measure the memory bandwidth (about 0.3 s) and return a device with it; itself where it was measured already."""
         if self.bandwidth:
             return self
         threads = choose_threads(None, self, environ={}).value
@@ -210,7 +210,7 @@ class Device:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """List (label, value) pairs for a table, in the order that a reader wants them."""
+        """List (label, value) pairs for a table, most important first."""
         caches = {"L1d": self.caches.l1d, "L2": self.caches.l2, "L3": self.caches.l3}
         rows = [
             ("processor", self.cpu or "unknown"),

@@ -47,7 +47,7 @@ def declared(folder: Path) -> list[str]:
         try:
             parts = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # what is wrong with it is told by whoever needs it
+            continue  # its loader reports what is wrong with it
         found.update(_named(parts.get("auto_map") if isinstance(parts, dict) else None))
     return sorted(found)
 

@@ -172,9 +172,9 @@ from torch._inductor.cpu_vec_isa import VecISA
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 trials = []
 VecISA.check_build = lambda self, code: trials.append(self) or True
-from dynx.runtime.backends import artifacts
+from dynx.runtime.backends import compile_cache
 folder = Path(sys.argv[1])
-with artifacts.reuse_trials(folder):
+with compile_cache.reuse_trials(folder):
     for path in folder.glob("*.bin"):
         AOTCompiledArtifact.load(path=str(path))
 print(len(trials))

@@ -5,7 +5,7 @@ padding, or was rolled back, is a *hole*: a column that the attention mask hides
 and count a row's own tokens, so holes move nothing. Where holes become a burden the rows are moved together (`_compact`).
 
     batch = BatchSession(backend)
-    batch.admit(first)                           # a `BatchSession` that has read its prompt
+    batch.admit(first)                           # a `BatchSession` after `prefill`
     rows = batch.forward([[5, 17], [3]])         # (2, 2, V); the second row's second entry means nothing
     batch.rollback([7, 9])                       # tokens that each row keeps
 
@@ -65,8 +65,8 @@ class BatchSession:
         limit = self._backend.context
         return None if limit is None else limit - max(self.lengths, default=0)
 
-    def read(self, tokens: Sequence[int]) -> Tensor:
-        """Begin the only row with its prompt, in pieces; logits (V,) of what follows it."""
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        """Run the prompt of the only sequence, in chunks; return the logits (V,) after it."""
         self._columns, self._seen = [[]], self._seen.new_zeros(1, 0)
         for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             out = self._pass([tokens[start : start + PREFILL_CHUNK_TOKENS]], keep=1)
@@ -253,7 +253,7 @@ def _gap(backend: EagerBackend) -> tuple[float, float]:
     firsts = []
     for text, prompt in zip(texts, (6, 3, 7), strict=True):
         firsts.append(BatchSession(backend))
-        firsts[-1].read(text[:prompt])
+        firsts[-1].prefill(text[:prompt])
     batch = BatchSession(backend)
     batch.admit(firsts[:2])
     gaps: list[float] = []

@@ -1,4 +1,4 @@
-"""Intel's extension for PyTorch (IPEX): linear layers and convolutions whose weights lie as oneDNN's kernels want them.
+"""Intel's extension for PyTorch (IPEX): linear layers and convolutions with weights prepacked for oneDNN.
 
 `optimize` takes any module and knows no task; `load` makes a decoder's backend of one. Whether the extension is
 installed and matches this torch is read from its metadata first, since under another torch it prints and breaks. What it prints

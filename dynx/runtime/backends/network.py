@@ -2,7 +2,7 @@
 
 A call is known by its form: the shapes and types of its tensors, and the values of all else. Forms that nobody has prepared
 are left to the module as it is. What is made is compared with the module before it is kept or used, on the arguments that it
-was made from; a file's name says all that it depends on, so one that is found is taken at its word. It knows nothing of what
+was made from; a file's name contains all that it depends on, so a file that is found is used unchecked. It knows nothing of what
 a module computes; outputs come back as the module arranges them.
 """
 

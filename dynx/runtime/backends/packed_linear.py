@@ -87,7 +87,7 @@ _library.impl("linear_int8", lambda x, _, n: x.new_empty(x.shape[0], n, dtype=to
 
 @cache
 def unsigned() -> bool:
-    """Whether int8 kernels here want their inputs unsigned."""
+    """Whether int8 kernels on this CPU take unsigned inputs."""
     processor: Any = torch.cpu
     return bool(processor._is_vnni_supported() and not processor._is_amx_tile_supported())
 

@@ -9,10 +9,10 @@ anew.
 Prefill, the first pass, and calls of a kind that loading hasn't seen run the blocks uncompiled. Compiled code is compared with
 the model before it is used; a model that disagrees, or can't be traced, is refused with the reason.
 
-The alternative is `torch.compile` of the same block with `torch.compiler.load_cache_artifacts`. From a loaded `story` to the first
-compiled pass in a fresh process that took 4.1 s of CPU time (3.8 to 4.9), this 1.15 s (1.12 to 1.28); 25 s and 13 s where torch's
-own cache folder was empty too. Passes of one token took 5.0 to 8.4 ms and 4.5 to 4.9 ms (one thread of an EPYC, torch 2.13,
-medians of five interleaved processes, three for the empty folder).
+The alternative is `torch.compile` of the same block with `torch.compiler.load_cache_artifacts`. From a loaded `story` to its
+first compiled pass in a fresh process that took 4.1 s of CPU time (3.8 to 4.9), this 1.15 s (1.12 to 1.28); where torch's own
+cache folder was empty too, 25 s and 13 s. Passes of one token took 5.0 to 8.4 ms and 4.5 to 4.9 ms (one thread of an EPYC, torch
+2.13, medians of five interleaved processes, three for the empty folder).
 """
 
 from __future__ import annotations

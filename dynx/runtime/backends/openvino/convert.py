@@ -1,11 +1,10 @@
-"""From a transformers decoder to an OpenVINO model whose key-value cache is an input that the caller owns.
+"""Converts a transformers decoder to an OpenVINO model whose key-value cache is an input that the caller owns.
 
-The model is traced without any cache, with an attention function of our own in the place of its own. In the graph that
-function is one node per layer, OpenVINO's paged attention: it writes the new keys and values into blocks that it is
-given, at positions that it is told, so that rolling back means to tell it a smaller number.
+The model is traced without a cache, with another attention function in the place of its own. In the graph that function is one
+node per layer, OpenVINO's paged attention. It writes new keys and values into the blocks and at the positions that its inputs
+name, so a rollback is a smaller position.
 
-This module knows graphs. It doesn't know how weights are stored (`openvino_weights.py`), nor sessions, files, or whether
-the result is right: `openvino.py` compares logits before anything is trusted.
+Weights are stored by `weights`; sessions, files and the comparison with the original logits are in `decoder`.
 
 Letters in shapes: T tokens of one call, H heads, G heads of keys and values, W head width, N rows asked for.
 """
@@ -33,7 +32,7 @@ MAX_TABLE_POSITIONS = 32768
 """Positions for which rotary tables are stored: 32 MiB of float32 at a head width of 128."""
 
 PAGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
-"""What paged attention is told about a batch of sequences, besides the caches."""
+"""Inputs of paged attention that describe a batch of sequences, besides the caches."""
 
 FUSED_PER_THREAD = 64
 """Widths of a gated feed-forward block, inner and outer, from which each thread has work: twice what a thread takes at a time."""
