@@ -158,9 +158,10 @@ class Padding(TimedBackend):
 
     instead: Mapping[int, int] = MappingProxyType({})
 
-    def run_instead(self, widths: Mapping[int, int]) -> None:
+    def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
         """As OpenVINO's."""
-        self.instead = widths
+        self.instead = lengths
+        return True
 
     def price(self, count: int, layers: int | None = None) -> float:
         """Of the width that is run."""
