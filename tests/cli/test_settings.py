@@ -13,7 +13,7 @@ from dynx.cli import app as program
 from dynx.cli import configuration
 from dynx.cli.commands import COMMANDS
 from dynx.cli.main import run
-from dynx.cli.reference.readme import readme, settings_table
+from dynx.cli.reference.settings_table import settings_table, with_table
 from dynx.cli.settings import by_command, shared
 
 if TYPE_CHECKING:
@@ -310,13 +310,13 @@ def test_every_option_is_a_setting() -> None:
     assert not {"model", "json"} & set(shared())
 
 
-def test_the_readmes_table_is_made_between_its_marks() -> None:
-    """The README lists what can be set, and nothing outside its marks is touched."""
+def test_the_table_of_settings_is_written_between_its_marks() -> None:
+    """The configuration guide lists every setting, and nothing outside its marks is touched."""
     known = by_command()
     text = "before\n<!-- settings, old -->\nold\n<!-- end of settings -->\nafter\n"
     table = settings_table(known)
-    assert readme(text, known) == f"before\n<!-- settings, old -->\n{table}<!-- end of settings -->\nafter\n"
-    assert readme("no marks\n", known) == "no marks\n"
+    assert with_table(text, known) == f"before\n<!-- settings, old -->\n{table}<!-- end of settings -->\nafter\n"
+    assert with_table("no marks\n", known) == "no marks\n"
     assert all(key in table for settings in known.values() for key in settings)
 
 

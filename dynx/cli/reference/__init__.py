@@ -1,10 +1,10 @@
-"""Completions for bash, zsh and fish, and manual pages, all written from the command tree.
+"""Writes completions for bash, zsh and fish, man pages and the table of settings from the command tree.
 
-    python -m dynx.cli.reference            write completions/, man/ and the marked parts of README.md
+    python -m dynx.cli.reference            write completions/, man/ and the table of settings in man/guides/
     python -m dynx.cli.reference --check    say which of them differ from the tree
 
-`tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish`, `man` and `readme` each write one
-format. What can be set by variables and files comes from `dynx.cli.settings`.
+`tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish`, `man` and `settings_table` each write
+one format. What can be set by variables and files comes from `dynx.cli.settings`.
 The files are committed and installed as they are. `dynx` itself never imports this package.
 """
 

@@ -1,4 +1,4 @@
-"""Write the completions and manual pages, or check that they are what the command tree makes."""
+"""Write the completions, the man pages and the table of settings, or check that they match the command tree."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from dynx import shipped
 from dynx.cli.app import app
 from dynx.cli.reference import reference_files
-from dynx.cli.reference.readme import readme
+from dynx.cli.reference.settings_table import with_table
 from dynx.cli.reference.tree import read_tree
 from dynx.cli.settings import by_command
 
 REPAIR = "python -m dynx.cli.reference"
 CHECKOUT = Path(__file__).resolve().parents[3]
+SETTINGS_PAGE = "man/guides/configuration.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,9 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     tree = read_tree(app)
     settings = by_command()
     files = reference_files(tree, shipped.by_task(), settings)
-    page = root / "README.md"
+    page = root / SETTINGS_PAGE
     if page.is_file():
-        files["README.md"] = readme(page.read_text(encoding="utf-8"), settings)
+        files[SETTINGS_PAGE] = with_table(page.read_text(encoding="utf-8"), settings)
     differing = [name for name, text in files.items() if not _holds(root / name, text)]
     stale = [str(path.relative_to(root)) for path in sorted((root / "man").glob(f"{tree.path[0]}*.1"))]
     stale = [name for name in stale if name not in files]
