@@ -27,7 +27,7 @@ def read_inputs(
     if kind == "image" and path != "-" and Path(path).is_dir():
         files = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
-            raise UsageError(f"--data {path} has no pictures", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise UsageError(f"--data {path} has no images", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])
     shape = layout(tsv=tsv, column=column, field=field, images=kind == "image", skip_empty=True)
     try:

@@ -94,7 +94,7 @@ def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.Mon
     options = ("calibrate", "-m", folders / "tiny", "--quality", 0.1, "--budget", 600, "--json")
     stopped = cli(*options)
     assert (stopped.code, stopped.out) == (130, "")
-    assert stopped.err.splitlines()[0] == "stopped; the same command goes on from here"
+    assert stopped.err.splitlines()[0] == "stopped; run the same command to continue from here"
     assert cli("calibrate", "--list", "--json").document["profiles"] == []
     cache = Path(os.environ["DYNX_CACHE_DIR"])
     assert [p.suffix for p in (cache / "partial").iterdir()] == [".safetensors"]

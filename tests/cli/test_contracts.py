@@ -227,7 +227,7 @@ def test_a_silent_pipe_is_not_waited_for(
     assert name == "bench" or steady(result.out) == steady(expected.out)
     assert {re.sub(r" in \d.*", "", line) for line in result.err.splitlines()} <= {
         "waiting for stdin; --no-stdin skips it",
-        "nothing came on stdin",
+        "no input on stdin",
     }
 
 

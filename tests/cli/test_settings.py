@@ -160,13 +160,13 @@ def test_what_is_typed_puts_away_its_rival(desk: Path, seen: dict[str, Any], mon
 
 
 WRONG = [
-    ("[generate]\ntemprature = 1\n", "[generate] temprature is no setting", "did you mean temperature?"),
-    ("[generate]\nmax_new_tokens = 1\n", "[generate] max_new_tokens is no setting", "did you mean max-new-tokens?"),
-    ("[genrate]\ntop-k = 1\n", "genrate is no setting", r"did you mean \[generate\]?"),
-    ("temperature = 1\n", "temperature is no setting", r"it stands in a table: \[generate\], \[bench\]"),
-    ('model = "story"\n', "model is no setting", "it stands in a table"),
-    ("[calibrate]\nremove = 'x'\n", "[calibrate] remove is no setting", None),
-    ("generate = 1\n", "generate is a command; its settings stand in a table, [generate]", None),
+    ("[generate]\ntemprature = 1\n", "[generate] temprature is not a setting", "did you mean temperature?"),
+    ("[generate]\nmax_new_tokens = 1\n", "[generate] max_new_tokens is not a setting", "did you mean max-new-tokens?"),
+    ("[genrate]\ntop-k = 1\n", "genrate is not a setting", r"did you mean \[generate\]?"),
+    ("temperature = 1\n", "temperature is not a setting", r"it belongs in a table: \[generate\], \[bench\]"),
+    ('model = "story"\n', "model is not a setting", "it belongs in a table"),
+    ("[calibrate]\nremove = 'x'\n", "[calibrate] remove is not a setting", None),
+    ("generate = 1\n", "generate is a command; its settings belong in the table [generate]", None),
     ("[generate]\nplain = 1\n", "[generate] plain must be true or false, not 1", None),
     ("[generate]\ntop-k = true\n", "[generate] top-k must be a whole number, not true", None),
     ("[generate]\ntop-k = 1.5\n", "[generate] top-k must be a whole number, not 1.5", None),
@@ -175,7 +175,7 @@ WRONG = [
     ("[generate]\nmodel = ['a']\n", "[generate] model must be a text, not ['a']", None),
     ("dtype = 'float8'\n", "dtype must be one of auto, float32, bfloat16, float16", None),
     ("[bench]\nruns = 'x'\n", "[bench] runs must be a whole number", None),
-    ("allow-pickle = true\n", "allow-pickle can't be set by a project's file", "type --allow-pickle"),
+    ("allow-pickle = true\n", "allow-pickle can't be set by a project's file", "use --allow-pickle"),
     ("[generate]\nplain = yes\n", "is not TOML: ", "a setting looks like"),
 ]
 
@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_read(
         ({"DYNX_GENERATE_TEMPERATURE": "hot"}, "DYNX_GENERATE_TEMPERATURE: "),
         ({"DYNX_GENERATE_TOP_P": "2"}, "DYNX_GENERATE_TOP_P: "),
         ({"DYNX_DTYPE": "float8"}, "DYNX_DTYPE: "),
-        ({"DYNX_GENERATE_PLAIN": "maybe"}, "DYNX_GENERATE_PLAIN=maybe: 1 or 0 is needed"),
+        ({"DYNX_GENERATE_PLAIN": "maybe"}, "DYNX_GENERATE_PLAIN=maybe: must be 1 or 0"),
     ],
     ids=str,
 )
@@ -257,7 +257,7 @@ def test_a_variable_that_is_nearly_one_is_warned_of(
     monkeypatch.setenv("DYNX_GENERATE_TEMPRATURE", "1")
     assert run(["generate", "x"]) == 0
     assert capsys.readouterr().err == (
-        "dynx: DYNX_GENERATE_TEMPRATURE sets nothing; did you mean DYNX_GENERATE_TEMPERATURE?\n"
+        "dynx: DYNX_GENERATE_TEMPRATURE is not a setting; did you mean DYNX_GENERATE_TEMPERATURE?\n"
     )
     run(["generate", "x", "-qq"])
     assert capsys.readouterr().err == ""

@@ -61,7 +61,7 @@ def parse(text: str) -> Variation:
     if not name or not equals or not rest:
         raise UsageError(f"--arm {text}: {WANTED}", hint="--arm 'bf16=--dtype bfloat16'")
     if name.startswith("-"):
-        raise UsageError(f"--arm {text}: a name comes first", hint=f"--arm 'mine={text}'")
+        raise UsageError(f"--arm {text} needs a name", hint=f"--arm 'mine={text}'")
     if rest in PEERS:
         return Variation(name, "peer", {})
     if not rest.startswith("-"):
@@ -90,7 +90,9 @@ def options_of(name: str, line: str) -> dict[str, Any]:
         if parameter not in ALIKE:
             shown = "a task" if parameter == "task" else "--" + parameter.replace("_", "-")
             allowed = ", ".join("--" + ("model" if p == "models" else p.replace("_", "-")) for p in sorted(ALIKE))
-            raise UsageError(f"--arm {name}: {shown} is the same for all arms", hint=f"an arm may differ by {allowed}")
+            raise UsageError(
+                f"--arm {name}: {shown} cannot differ between arms", hint=f"an arm may differ by {allowed}"
+            )
     if len(given.get("models") or ()) > 1:
         raise UsageError(f"--arm {name}: an arm has one model")
     return given
@@ -100,7 +102,7 @@ def check_takes(one: Variation, settings: type[Any], whose: str) -> None:
     """Raises UsageError for an option that the task has no use for; `whose` the arm would be."""
     for name in one.differs:
         if name in TASKS_OWN and name not in {f.name for f in fields(settings)}:
-            raise UsageError(f"--arm {one.name}: --{name.replace('_', '-')} means nothing where the arm {whose}")
+            raise UsageError(f"--arm {one.name}: --{name.replace('_', '-')} does not apply, since the arm {whose}")
 
 
 def side_by_side(arm: Arm[Any], own: Any, main: Any) -> Arm[Any]:

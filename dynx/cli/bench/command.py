@@ -127,7 +127,7 @@ def finish(results: list[BenchResult], errors: list[DynxError], options: Options
         raise GateFailed(failed)
     if options.bisect and overall(gate for result in results for gate in result.gates) is not Verdict.PASS:
         open_ = reasons(results, lambda gate: gate.verdict is not Verdict.PASS or gate.advisory)
-        raise Undecided(open_ or "there is no gate to judge by")
+        raise Undecided(open_ or "no gate is given")
 
 
 def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> str:
@@ -146,7 +146,7 @@ def choose(options: Options) -> list[Options]:
 
     if options.task not in (None, ALL, *TASKS):
         hint = f"-m {options.task}" if options.task else None
-        raise UsageError(f"there is no task {options.task!r}: one of {', '.join(TASKS)}, or {ALL}", hint=hint)
+        raise UsageError(f"unknown task {options.task!r}: use one of {', '.join(TASKS)}, or {ALL}", hint=hint)
     task = None if options.task == ALL else options.task
     if options.models:
         twice = sorted({m for m in options.models if options.models.count(m) > 1})
@@ -177,8 +177,8 @@ def check(options: Options) -> None:
         parse_tolerance(options.tolerance)
         if not options.gates_speed:
             raise UsageError(
-                "--tolerance says how much slower still passes --baseline or --min-speedup, and neither is given",
-                hint="for models that give numbers, how far one may be off is --within",
+                "--tolerance requires --baseline or --min-speedup",
+                hint="for the tolerance of a regression model's outputs, use --within",
             )
     arm_options.parse_all(options.arms or [])
 
@@ -194,7 +194,7 @@ def task_of(options: Options) -> Any:
     source = loading.find(options.model, offline=options.offline, allow_pickle=options.allow_pickle)
     task = loading.task_of(source)
     if options.task not in (None, ALL, task):
-        raise UsageError(f"{source.name} {tasks[task].IS_ONE}, and the task asked for is {options.task}")
+        raise UsageError(f"{source.name} {tasks[task].IS_ONE}; the task given is {options.task}")
     return tasks[task]
 
 
@@ -212,8 +212,8 @@ def check_tasks(options: Options, models: Sequence[tuple[Options, Any]]) -> None
         if given and takers and not any(module in takers for module in here):
             shown = name.replace("_", "-")
             words = " and ".join(module.ARE for module in takers)
-            who = f"{Path(models[0][0].model).name} {here[0].IS_ONE}" if len(models) == 1 else "none of these is one"
-            raise UsageError(f"--{shown} is for {words}, and {who}")
+            who = f"{Path(models[0][0].model).name} {here[0].IS_ONE}" if len(models) == 1 else "none of the models is one"
+            raise UsageError(f"--{shown} is for {words}; {who}")
 
 
 def applying(options: Options, module: Any) -> Options:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.diffusion.setup import Assembly, Plan
 
-TASK, ARE, IS_ONE = "draw", "pipelines that draw", "draws"
+TASK, ARE, IS_ONE = "draw", "text-to-image pipelines", "is a text-to-image pipeline"
 
 SEED = 1
 """Of prompts from the vocabulary; calibration's are made with 0."""
@@ -94,7 +94,9 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(options.arms or []):
         if one.kind == "peer":
-            raise UsageError(f"--arm {one.name}: transformers has no pipelines that draw; plain is diffusers' own run")
+            raise UsageError(
+                f"--arm {one.name}: transformers has no text-to-image pipelines; plain is diffusers' own run"
+            )
         arm_options.check_takes(one, Settings, "draws")
         theirs = one.applied(options)
         own = settings(theirs, Settings)
@@ -117,7 +119,7 @@ def make_plan(options: Options, own: Settings, terminal: Terminal) -> Plan:
     from dynx.diffusion import setup
 
     if own.guidance is not None and not math.isfinite(own.guidance):
-        raise UsageError(f"--guidance {own.guidance} is no number")
+        raise UsageError(f"--guidance must be a finite number, not {own.guidance}")
     wish = setup.Wish(
         model=options.model,
         device=options.device,
@@ -141,7 +143,7 @@ def prompts(assembly: Assembly, texts: Sequence[str] | None, count: int) -> list
     """
     if not assembly.engine.family.prompted:
         if texts is not None:
-            raise UsageError(f"{assembly.plan.source.name} draws without a prompt", hint="leave out --data")
+            raise UsageError(f"{assembly.plan.source.name} takes no prompt", hint="leave out --data")
         return [""]
     if texts is None:
         return unseen(assembly, count)
@@ -158,7 +160,7 @@ def unseen(assembly: Assembly, count: int) -> list[str]:
     pipe = assembly.engine.pipe
     tokenizer = next((t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None), None)
     if tokenizer is None:
-        raise UsageError("the pipeline has no vocabulary to make prompts of", hint="--data FILE")
+        raise UsageError("no prompts can be generated, since the pipeline has no vocabulary", hint="--data FILE")
     learned = set(own_prompts(assembly.engine))
     made = prompts.prompts(tokenizer, 4 * count + len(learned), SEED)
     new = [text for text in dict.fromkeys(made) if text not in learned]
@@ -195,15 +197,15 @@ def notes(assembly: Assembly, texts: Sequence[str] | None) -> list[str]:
     out = []
     family, profile, reason = assembly.engine.family, assembly.plan.profile, why_plain(assembly)
     if reason is not None:
-        out.append(f"dynamic does what plain does: {reason}")
+        out.append(f"dynamic equals plain: {reason}")
     elif profile is not None and texts is not None and profile.evidence.get("data") == text_hash(texts):
-        out.append("the steps were learned from these prompts: others would show what they are worth")
+        out.append("the steps were calibrated on these prompts; measure on others")
     if assembly.engine.kernels is not None:
         out.append(
             f"plain is the pipeline as it was loaded; the other arms run its network on {assembly.engine.kernels}"
         )
     if family.random:
-        out.append(f"{family.scheduler} draws noise at every step, so that fewer steps draw another picture")
+        out.append(f"{family.scheduler} adds noise at every step, so fewer steps give another picture")
     return out
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.speculation.setup import Assembly
 
-TASK, ARE, IS_ONE = "generate", "language models", "writes text"
+TASK, ARE, IS_ONE = "generate", "language models", "is a language model"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def further_arms(
         made = own_arms(other, replace(task, eos=other.end_tokens), fixed)
         chosen = next((arm for arm in made if arm.group == "static"), None) if fixed else made[-1]
         if chosen is None:
-            raise UsageError(f"--arm {one.name}: there is nothing to draft with")
+            raise UsageError(f"--arm {one.name}: no drafter is available")
         group: Group = (
             "external" if other.plan.key.model != assembly.plan.key.model else "static" if fixed else "dynamic"
         )

@@ -38,7 +38,7 @@ def read_baseline(options: Options, models: Sequence[tuple[Options, Any]]) -> li
     for one, module in models:
         name = Path(one.model).name
         if "dynamic" not in baseline.pick(found, module.TASK, name).series:
-            raise UsageError(f"--baseline {options.baseline} has no figures of the dynamic arm of {name}")
+            raise UsageError(f"--baseline {options.baseline} has no results of the dynamic arm of {name}")
     return found
 
 
@@ -55,7 +55,7 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
     how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
-        terminal.warn(f"--baseline {options.baseline} can only advise, as it differs: {'; '.join(differing)}")
+        terminal.warn(f"--baseline {options.baseline} is advisory, because conditions differ: {'; '.join(differing)}")
     looks, budget = plan(options, prepared)
 
     def conclude(measured: Measurements) -> BenchResult:
@@ -146,7 +146,7 @@ def annotated(result: BenchResult, measured: Measurements, looks: Looks) -> Benc
     """The result with how it was measured: looks and overhead."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
-        notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
+        notes.append(f"{SLOW}={setting} slows an arm down on purpose, so these results are not dynx's speed")
     if len(looks.rounds) > 1:
         notes.append(f"{looks}; {_looked(measured)}")
     runner: dict[str, JSON] = {

@@ -34,7 +34,7 @@ def check(options: Options, terminal: Terminal) -> None:
     """Measure, print, and judge. Raises GateFailed for a broken promise, NoProfileError where there is none to test."""
     for name in ("dry_run", "plot", "negative"):
         if getattr(options, name):
-            raise UsageError(f"--check tests what is stored, and has no use for --{name.replace('_', '-')}")
+            raise UsageError(f"--check tests a stored profile and doesn't take --{name.replace('_', '-')}")
     asked = as_bench(options)
     module = bench.task_of(asked)
     plan = plan_of(asked, module, Terminal(quiet=2))
@@ -48,7 +48,7 @@ def check(options: Options, terminal: Terminal) -> None:
     header = prepared.header
     if "guarantee" in header and header["guarantee"] is None:
         reason = (header.get("exits") or header.get("steps") or {}).get("reason", "nothing is promised")
-        raise NoProfileError(f"profile {profile.key.id} promises nothing here: {reason}")
+        raise NoProfileError(f"profile {profile.key.id} makes no promise here: {reason}")
     result = measure.measured(prepared, asked, [], terminal)
     result = replace(result, notes=(*result.notes, f"profile {profile.key.id} was measured {profile.created}"))
     if not options.json:
@@ -140,7 +140,7 @@ def refuse_learned(options: BenchOptions, module: Any, plan: Any, profile: Profi
     else:
         rows = bench.read_prompts(options.data)
     if profile.evidence.get("data") == text_hash(rows):
-        raise UsageError(f"--data {options.data} is what the profile was learned from: a check takes fresh inputs")
+        raise UsageError(f"--data {options.data} was used for calibration; a check needs fresh inputs")
 
 
 def verdict(result: BenchResult, profile: Profile) -> str:

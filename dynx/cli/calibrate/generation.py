@@ -106,7 +106,7 @@ def report(found: Findings, assembly: Assembly, terminal: Terminal, options: Opt
     console = terminal.rich(sys.stdout)
     console.print(table_of(found, assembly))
     kernels = assembly.decisions["backend"]
-    console.print(f"computed by {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
+    console.print(f"backend {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
     console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
 
 
@@ -115,7 +115,7 @@ def table_of(found: Findings, assembly: Assembly) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "cost of a guess", "first guess right", "expected alone"):
+    for heading in ("", "cost per draft token", "first accepted", "expected alone"):
         table.add_column(heading, justify="left" if not heading else "right")
     whole = found.costs.target(1)
     for origin, rate in found.acceptance.items():
@@ -129,6 +129,6 @@ def table_of(found: Findings, assembly: Assembly) -> Table:
     table.add_section()
     table.add_row("plain decoding", f"{whole * 1e3:.2f} ms a token", "", "1.00x")
     table.add_row("together", "", "", f"{max(found.predictions.values()):.2f}x")
-    table.caption = f"shares are of a pass; passes of n tokens, in ms: {passes}"
+    table.caption = f"percentages are of a forward pass; milliseconds of passes over n tokens: {passes}"
     table.caption_justify = "left"
     return table

@@ -60,7 +60,9 @@ class Outputs:
                 pattern = pattern[: -len(SUFFIX)] + "-{n}" + SUFFIX
         unknown = [name for name in _FIELDS.findall(pattern) if name not in ("n", "slug", "seed")]
         if unknown:
-            raise UsageError(f"--output knows {{n}}, {{slug}} and {{seed}}, not {{{unknown[0]}}}")
+            raise UsageError(
+                f"--output has an unknown field {{{unknown[0]}}}; the fields are {{n}}, {{slug}} and {{seed}}"
+            )
         folder = Path(pattern).parent
         if text is not None and text.endswith("/") and not folder.exists():
             try:
@@ -91,8 +93,8 @@ def vacant(path: Path, *, force: bool) -> Path:
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        what = "no folder" if not folder.exists() else "a file and no folder"
-        raise UsageError(f"{folder} is {what}", hint=f"mkdir -p {folder}")
+        what = "doesn't exist" if not folder.exists() else "is a file, not a folder"
+        raise UsageError(f"{folder} {what}", hint=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"can't write in {folder}: permission denied")
 

@@ -46,15 +46,15 @@ def read(path: Path) -> dict[str, Any]:
                 file.load()
                 text = file.info.get(KEYWORD)
     except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
+        raise UsageError(f"no such file: {path}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise UsageError(f"{path} can't be read as a picture: {str(e).splitlines()[0] if str(e) else e}") from None
     if not isinstance(text, str):
-        raise UsageError(f"{path} doesn't say how it was made: dynx didn't draw it, or a program took that out")
+        raise UsageError(f"{path} has no dynx metadata: it wasn't drawn by dynx, or the metadata was removed")
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
-        raise UsageError(f"{path} says how it was made in a form that this dynx doesn't know")
+        raise UsageError(f"{path} has dynx metadata of an unknown version")
     return facts

@@ -59,7 +59,7 @@ def parse_steps(text: str) -> int | None:
     if text == "auto":
         return None
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) < 1:
-        raise UsageError(f"--steps {text}: a number from 1, or auto")
+        raise UsageError(f"--steps {text}: must be a number from 1, or auto")
     return int(text)
 
 
@@ -69,14 +69,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"([0-9]{1,5})(?:[x×X*]([0-9]{1,5}))?", text.strip())
     if found is None:
-        raise UsageError(f"--size {text}: width and height in pixels, as in 512x768, or one number for both")
+        raise UsageError(f"--size {text}: must be width and height in pixels, such as 512x768, or one number for both")
     return int(found[1]), int(found[2] or found[1])
 
 
 def ordered(options: Options, terminal: Terminal) -> Batch:
     """What the command line asks for; all that can be known before a model is loaded is checked. Raises UsageError."""
     if options.lines and options.output == "-":
-        raise UsageError("stdout takes one picture, and --lines may bring several prompts", hint="-o FOLDER/")
+        raise UsageError("stdout takes one picture, and --lines may give several", hint="-o FOLDER/")
     outputs = Outputs.parse(options.output, 2 if options.lines else options.count, force=options.force)
     negative = None if options.negative is None else typed(options.negative, "--negative")
     asked = Asked(parse_size(options.size), options.guidance, negative)
@@ -99,7 +99,7 @@ def itemise(prompts: Iterator[str], options: Options, outputs: Outputs, seed: in
         for s in range(seed, seed + options.count):
             path = outputs.path(index + 1, prompt or Path(options.model).name, s)
             if path is not None and path in taken:
-                raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+                raise UsageError(f"{path} would be written twice", hint="use {n} in --output to tell pictures apart")
             if path is not None:
                 taken.add(path)
             yield Item(index, prompt, s, path)
@@ -111,7 +111,7 @@ def read_prompts(options: Options, terminal: Terminal) -> Iterator[str]:
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
-            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+            raise UsageError("--lines reads stdin, which --no-stdin forbids")
         prompts = read_lines(arguments, sys.stdin.buffer)
         first = next(prompts)
         return (prompt for some in ([first], prompts) for prompt in some)
@@ -165,7 +165,7 @@ def finishing(options: Options) -> list[Batch]:
         else:
             path = places.path(index + 1, draft.prompt, draft.seed)
         if path is not None and path in taken:
-            raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+            raise UsageError(f"{path} would be written twice", hint="use {n} in --output to tell pictures apart")
         if path is not None:
             taken.add(path)
         batch = batches.setdefault(draft.asked, Batch(draft.asked, []))

@@ -26,8 +26,8 @@ def run(options: Options) -> None:
         raise UsageError("--json and --jsonl exclude each other")
     if options.exact and options.temperature > 0:
         raise UsageError(
-            "--exact is for greedy decoding: there rounding can decide a token",
-            hint="a sampled text has plain decoding's distribution as it is; leave out --exact or --temperature",
+            "--exact is for greedy decoding only",
+            hint="sampling already has the distribution of plain decoding; leave out --exact or --temperature",
         )
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
@@ -62,12 +62,12 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str], A
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
-            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+            raise UsageError("--lines reads stdin, which --no-stdin forbids")
         rows_asked(options.batch)
         arrivals = Arrivals(sys.stdin.buffer)
         return _ahead(read_lines(arguments, arrivals)), arrivals
     if options.batch != "auto":
-        raise UsageError("--batch goes with --lines")
+        raise UsageError("--batch requires --lines")
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
     if prompt is None:
         raise NoInputError("no prompt", hint='for example: dynx generate "Once upon a time"')

@@ -50,7 +50,7 @@ def open_assembly(options: Any, terminal: Terminal, *, plain: bool | None = None
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
     if plan.profile is None and plan.kinds and wish.profile != "none" and terminal.interactive:
         terminal.notice(
-            f"no profile yet, so guesses are tried with small stakes; measure one: {calibrate_command(wish)}"
+            f"no profile for this model, so drafting is conservative; measure one: {calibrate_command(wish)}"
         )
     return assembly
 
@@ -71,7 +71,7 @@ def make_request(prompt: str, options: Any, assembly: Assembly) -> Request:
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise UsageError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
+            raise UsageError(f"{assembly.plan.source.name}'s chat template rejects this prompt: {reason}") from None
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])

@@ -52,7 +52,7 @@ class Printer:
         terminal, receipt = self._terminal, run.receipt()
         if receipt.finish_reason == "context":
             limit = assembly.engine.target.context
-            terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
+            terminal.warn(f"the model's context of {limit} tokens is full; the text ends there")
         if self._options.stats:
             profile = assembly.plan.profile
             rows = receipt_rows(receipt, profile.key.id if profile else "none")
@@ -95,7 +95,7 @@ class Text(Printer):
             legend = [
                 f"{SHADES[o]}{NAMES[o]}\x1b[0m" if SHADES[o] and self._terminal.err_color else NAMES[o] for o in seen
             ]
-            sys.stderr.write(f"written by: {', '.join(legend)}\n")
+            sys.stderr.write(f"draft source: {', '.join(legend)}\n")
 
 
 class Document(Printer):

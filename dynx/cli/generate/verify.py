@@ -27,7 +27,7 @@ def words(found: Verification, assembly: Assembly) -> str:
     n, first, tokenizer = found.tokens, found.first, assembly.tokenizer
     name = f"{assembly.plan.source.name} in {assembly.engine.target.precision}"
     if not n:
-        return "verified: there is no token to verify"
+        return "verified: no token to verify"
     if found.rule == "chance":
         if first is not None:
             return f"verify: token {first.position + 1} has no probability under plain {name}"
@@ -44,7 +44,7 @@ def words(found: Verification, assembly: Assembly) -> str:
             f"; its closest decision by {found.smallest_margin:.2g} logits" if found.smallest_margin is not None else ""
         )
         return f"verified: identical, plain {name} {how} each of the {n} tokens itself{close}"
-    others = f", and {found.differences - 1} of those after it" if found.differences > 1 else ""
+    others = f", and {found.differences - 1} later tokens" if found.differences > 1 else ""
     return (
         f"verify: differs at token {first.position + 1} of {n}{others}: {_shown(tokenizer, first.written)} was written, "
         f"and plain {name} {how} {_shown(tokenizer, first.preferred)} {_by(first.margin)}"
@@ -86,7 +86,7 @@ def check(found: list[Verification]) -> None:
 
 
 def _by(margin: float) -> str:
-    return f"by {margin:.2g} logits" if math.isfinite(margin) else "as what was written has no probability"
+    return f"by {margin:.2g} logits" if math.isfinite(margin) else "(the generated token has no probability)"
 
 
 def _shown(tokenizer: Any, token: int) -> str:
