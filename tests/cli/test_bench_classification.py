@@ -209,7 +209,7 @@ def test_inputs_are_needed(cli: Cli, folder: Path) -> None:
     result = cli("bench", "-m", folder)
 
     assert (result.code, result.out) == (2, "")
-    assert "--data is needed" in result.err
+    assert "classifiers need --data" in result.err
     assert "a file of texts, one per line" in result.err
 
 

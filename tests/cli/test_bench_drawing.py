@@ -222,7 +222,7 @@ def test_prompts_that_the_steps_were_learned_from_are_told(learned: list[str], w
         (["--draft", "none"], "--draft is for language models; tiny is a text-to-image pipeline"),
         (["-n", "8"], "--max-new-tokens is for language models; tiny is a text-to-image pipeline"),
         (["--temperature", "0"], "--temperature is for language models"),
-        (["--max-disagreement", "0.1"], "--max-disagreement is for classifiers, and tiny draws"),
+        (["--max-disagreement", "0.1"], "--max-disagreement is for classifiers; tiny is a text-to-image pipeline"),
         (["--batch-size", "8"], "--batch-size is for classifiers"),
         (["--tsv"], "--tsv is for classifiers"),
         (["--labels", "x"], "--labels is for classifiers"),

@@ -124,7 +124,7 @@ def test_a_baseline_that_is_none_is_told_before_measuring(
         (["--arm", "mine=--no-such-option"], "--arm mine: No such option"),
         (["--arm", "mine=!program"], "!program is neither an option nor a peer"),
         (["--arm", "mine=--draft none", "--arm", "mine=--draft self"], "--arm mine is given twice"),
-        (["--arm", "mine=--batch-size 3"], "--batch-size means nothing"),
+        (["--arm", "mine=--batch-size 3"], "--batch-size does not apply to language models"),
     ],
     ids=str,
 )

@@ -73,7 +73,7 @@ def test_what_it_refuses(cli: Cli, easy: Path, lessons: Path, tiny_folder: Path,
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     for code, words, arguments in (
-        (2, "--data is needed", ["-m", easy]),
+        (2, "classifiers need --data", ["-m", easy]),
         (2, "can't be read: No such file", ["-m", easy, "--data", tmp_path / "nowhere"]),
         (2, "--draft is for language models", ["-m", easy, "--data", lessons, "--draft", "self"]),
         (2, "2 different inputs; at least 60", ["-m", easy, "--data", few]),

@@ -126,7 +126,7 @@ def test_what_is_drawn_plain_is_said_in_a_line(cli: Cli, folders: Path, name: st
         (["--plot", "curve.pdf"], "--plot curve.pdf: a plot is an SVG or a PNG file"),
         (["--plot", "/nowhere/curve.svg"], "there is no folder /nowhere"),
         (["--draft", "self"], "--draft is for language models"),
-        (["--max-length", "16"], "--max-length means nothing"),
+        (["--max-length", "16"], "--max-length does not apply: "),
         (["--size", "17"], "multiples of"),
         (["--quality", "0"], "--quality 0 must lie between 0 and 1"),
         (["--budget", "5"], "120 pictures at every number of steps take at least"),

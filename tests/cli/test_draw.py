@@ -219,7 +219,11 @@ def test_what_cannot_be_finished(draw: Cli, here: Path, folders: Path) -> None:
     facts = {"prompt": "x", "seed": "soon", "asked": {}}
     Path("odd.png").write_bytes(png.encode(Image.new("RGB", (4, 4)), facts))
 
-    for name, words in (("bare", "drawn by the model bare"), ("foreign", "wasn't drawn by dynx"), ("odd", "lacks some settings")):
+    for name, words in (
+        ("bare", "drawn by the model bare"),
+        ("foreign", "wasn't drawn by dynx"),
+        ("odd", "lacks some settings"),
+    ):
         result = draw("--finish", f"{name}.png")
         assert (result.code, result.out) == (2, "")
         assert words in result.err

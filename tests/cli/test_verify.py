@@ -80,6 +80,4 @@ def test_a_picture_unlike_its_own_run(draw: Cli, tmp_path: Path, monkeypatch: py
 
     assert result.code == 3
     assert (tmp_path / result.out.strip()).read_bytes().startswith(b"\x89PNG")
-    assert result.err.splitlines()[-1] == (
-        "dynx: --verify: 1 of 1 pictures have an SSIM below 0.9 to the full run"
-    )
+    assert result.err.splitlines()[-1] == ("dynx: --verify: 1 of 1 pictures have an SSIM below 0.9 to the full run")

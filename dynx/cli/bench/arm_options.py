@@ -98,11 +98,11 @@ def options_of(name: str, line: str) -> dict[str, Any]:
     return given
 
 
-def check_takes(one: Variation, settings: type[Any], whose: str) -> None:
-    """Raises UsageError for an option that the task has no use for; `whose` the arm would be."""
+def check_takes(one: Variation, settings: type[Any], what: str) -> None:
+    """Raise UsageError for an option that does not apply to `what`, the kind of model that the arm runs."""
     for name in one.differs:
         if name in TASKS_OWN and name not in {f.name for f in fields(settings)}:
-            raise UsageError(f"--arm {one.name}: --{name.replace('_', '-')} does not apply, since the arm {whose}")
+            raise UsageError(f"--arm {one.name}: --{name.replace('_', '-')} does not apply to {what}")
 
 
 def side_by_side(arm: Arm[Any], own: Any, main: Any) -> Arm[Any]:

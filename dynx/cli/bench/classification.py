@@ -128,7 +128,7 @@ def further_arms(
             peers = peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
-        arm_options.check_takes(one, Settings, "is a classifier's")
+        arm_options.check_takes(one, Settings, "classifiers")
         theirs = one.applied(options)
         plan = make_plan(wish_of(wished(theirs, settings(theirs, Settings))), warn=terminal.warn)
         other = open_assembly(plan, terminal)

@@ -212,7 +212,9 @@ def check_tasks(options: Options, models: Sequence[tuple[Options, Any]]) -> None
         if given and takers and not any(module in takers for module in here):
             shown = name.replace("_", "-")
             words = " and ".join(module.ARE for module in takers)
-            who = f"{Path(models[0][0].model).name} {here[0].IS_ONE}" if len(models) == 1 else "none of the models is one"
+            who = (
+                f"{Path(models[0][0].model).name} {here[0].IS_ONE}" if len(models) == 1 else "none of the models is one"
+            )
             raise UsageError(f"--{shown} is for {words}; {who}")
 
 

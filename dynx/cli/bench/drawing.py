@@ -97,7 +97,7 @@ def further_arms(options: Options, assembly: Assembly, gallery: Gallery, termina
             raise UsageError(
                 f"--arm {one.name}: transformers has no text-to-image pipelines; plain is diffusers' own run"
             )
-        arm_options.check_takes(one, Settings, "draws")
+        arm_options.check_takes(one, Settings, "text-to-image pipelines")
         theirs = one.applied(options)
         own = settings(theirs, Settings)
         steps = drawing.parse_steps(own.static) if "static" in one.differs else []

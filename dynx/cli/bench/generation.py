@@ -138,7 +138,7 @@ def further_arms(
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
-        arm_options.check_takes(one, Settings, "writes text")
+        arm_options.check_takes(one, Settings, "language models")
         theirs = one.applied(options)
         fixed = parse_lengths(theirs.static) if "static" in one.differs and theirs.static is not None else []
         if len(fixed) > 1:

@@ -26,7 +26,7 @@ ROOM = 16
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure, store, and say what was found."""
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
-    refuse(options, others, "writes text")
+    refuse(options, others, "is a language model")
     budget = BUDGET if options.budget is None else options.budget
     from dynx.cli.bench.command import read_prompts
     from dynx.speculation.setup import Wish, assemble, make_plan
