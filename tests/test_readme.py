@@ -1,4 +1,4 @@
-"""README.md is a program: each of its commands runs as written, and what it shows is what comes out.
+"""README.md and the guides are programs: each of their commands runs as written, and the output has the shape that they show.
 
 Commands run in bash, in an empty folder with stand-ins for the reader's own models and data; `dynx` is the fork server's (see
 `forkserver.py`). What runs for minutes is kept short by environment variables, which leaves the command as it is.
@@ -38,7 +38,13 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
 ]
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "man" / "guides").glob("*.md")))
+}
+README = PAGES["README.md"]
+LONGEST_README = 1200
+"""Words, so that it stays a front door; the guides have the rest."""
 HERE = Path(__file__).parent
 SHIPPED = ROOT / "dynx" / "shipped"
 
@@ -68,7 +74,7 @@ BUDGETS = (
 NEEDED = ("git", "jq")
 """Programs that some lines take; where one isn't installed, they are left."""
 
-GATE = re.compile(r"--(min-speedup|max-disagreement|require-identical|min-quality)")
+GATE = re.compile(r"--(min-speedup|max-disagreement|require-identical|min-quality|baseline)")
 """With one of these a command may end with 3: stand-ins are as fast as they are."""
 
 DEPENDS = re.compile(
@@ -80,21 +86,22 @@ DEPENDS = re.compile(
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the README, and the lines it shows after it."""
+    """A command of a page, and the output that the page shows for it."""
 
+    page: str
     number: int
-    """Of its line in the file."""
+    """Of its line in the page."""
 
     block: int
     text: str
     shown: tuple[str, ...]
 
 
-def read_commands(page: str) -> Iterator[Command]:
+def read_commands(page: str, text: str) -> Iterator[Command]:
     """All commands of shell blocks: every line of an `sh` block, and what follows `$` elsewhere."""
     kind, block, last = "", 0, ""
     pending: tuple[int, str, list[str]] | None = None
-    for number, line in enumerate(page.splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         fence = re.match(r"```(\w*)$", line)
         indented = not kind and line.startswith("    ") and (not last.strip() or last.startswith("    "))
         body = line[4:] if indented else line
@@ -104,7 +111,7 @@ def read_commands(page: str) -> Iterator[Command]:
             or (indented and re.match(r"(mkdir .* && )?dynx ", body))
         )
         if pending and (starts or fence or not body.strip() or not (kind or indented)):
-            yield Command(pending[0], block, pending[1], tuple(pending[2]))
+            yield Command(page, pending[0], block, pending[1], tuple(pending[2]))
             pending = None
         if fence:
             kind = "" if kind else fence[1] or "text"
@@ -117,7 +124,8 @@ def read_commands(page: str) -> Iterator[Command]:
         last = line
 
 
-COMMANDS = list(read_commands(README))
+COMMANDS = [command for page, text in PAGES.items() for command in read_commands(page, text)]
+LEAD = COMMANDS[0]
 
 
 def runnable(command: Command) -> str:
@@ -182,8 +190,8 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lay_out(folder: Path, stock: Path, block: str) -> None:
-    """Put everything into `folder` that a block of the README names."""
-    folder.mkdir()
+    """Put everything into `folder` that a block of a page names."""
+    folder.mkdir(parents=True)
     texts = sentences(1000)
     films = [
         f"a {a} , {b} film" for a in ("warm", "dull", "funny", "bad") for b in ("engaging", "empty", "brave", "long")
@@ -216,19 +224,39 @@ def shape(line: str) -> str:
 
 
 def test_there_are_commands() -> None:
-    """What is read from the page is what a reader sees: commands with and without output, the first being the first."""
-    assert COMMANDS[0].text == 'pip install . && dynx generate "Once upon a time"'
-    assert len(COMMANDS) >= 20
-    assert sum(bool(command.shown) for command in COMMANDS) >= 7
-    written = set(re.findall(r"^(?:    )?\$ (.*)$", README, re.MULTILINE))
-    assert written <= {command.text for command in COMMANDS}
+    """The commands found are those a reader sees, with and without output, and the first one is the README's first."""
+    assert (LEAD.page, LEAD.text) == ("README.md", 'pip install . && dynx draw "red apple" --seed 3 --stats')
+    assert len(COMMANDS) >= 30
+    assert sum(bool(command.shown) for command in COMMANDS) >= 6
+    for page, text in PAGES.items():
+        written = set(re.findall(r"^(?:    )?\$ (.*)$", text, re.MULTILINE))
+        assert written <= {command.text for command in COMMANDS if command.page == page}
 
 
-def test_every_command_runs(dynx: dict[str, str], stock: Path, tmp_path: Path) -> None:
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it in a few minutes; details are in the guides, each of which it links to."""
+    assert len(README.split()) <= LONGEST_README
+    assert all(f"({page})" in README for page in PAGES if page != "README.md")
+
+
+def test_the_lead_command_shows_a_saving(dynx: dict[str, str], tmp_path: Path) -> None:
+    """The first command of the README draws in a tenth of the network calls, as the README shows."""
+    done = run(runnable(LEAD), tmp_path, dynx)
+    again = next(command for command in COMMANDS if command is not LEAD and command.text == runnable(LEAD))
+    (calls,) = [line for line in again.shown if line.startswith("calls ")]
+
+    assert done.returncode == 0
+    assert calls in done.stderr.splitlines()
+    assert "5 network calls instead of 50" in calls
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_runs(page: str, dynx: dict[str, str], stock: Path, tmp_path: Path) -> None:
     """As written, in order, block by block: exit codes are as promised, and shown output has the shape of what comes out."""
     ran, planned, left, problems = 0, 0, [], []
-    for block in dict.fromkeys(command.block for command in COMMANDS):
-        commands = [command for command in COMMANDS if command.block == block]
+    found = [command for command in COMMANDS if command.page == page]
+    for block in dict.fromkeys(command.block for command in found):
+        commands = [command for command in found if command.block == block]
         folder = tmp_path / str(block)
         lay_out(folder, stock, "\n".join(command.text for command in commands))
         for command in commands:
@@ -245,11 +273,12 @@ def test_every_command_runs(dynx: dict[str, str], stock: Path, tmp_path: Path) -
             )
             wrong += ["a traceback"] if "Traceback" in done.stderr else []
             wrong += list(differences(command, done.stdout + done.stderr))
-            problems += [f"README.md:{command.number}: {line}\n  {what}\n{done.stderr}" for what in wrong]
-    sys.stdout.write(f"{ran} of {len(COMMANDS)} commands ran, {planned} of them with --dry-run; not here: {left}\n")
+            problems += [f"{page}:{command.number}: {line}\n  {what}\n{done.stderr}" for what in wrong]
+    sys.stdout.write(f"{ran} of {len(found)} commands ran, {planned} of them with --dry-run; not here: {left}\n")
 
     assert problems == [], "\n".join(problems)
-    assert (ran, planned, left) == (len(COMMANDS) - 1, 1, ["pip install '.[test]' && python tests/all.py"])
+    assert planned == sum(any(re.match(p, command.text) for p in PLANNED) for command in found)
+    assert left == (["pip install '.[test]' && python tests/all.py"] if page == "README.md" else [])
 
 
 def run(line: str, folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -269,7 +298,7 @@ def run(line: str, folder: Path, variables: dict[str, str]) -> subprocess.Comple
 
 def differences(command: Command, output: str) -> Iterator[str]:
     """Say which shown lines have no counterpart in the output."""
-    if "generate" in command.text and command.shown:  # one text, wrapped for the page
+    if "generate" in command.text and command.shown and "--stats" not in command.text:  # one text, wrapped for the page
         if " ".join(" ".join(command.shown).split()) != " ".join(output.split()):
             yield f"the text is another: {output}"
         return
@@ -280,10 +309,17 @@ def differences(command: Command, output: str) -> Iterator[str]:
 
 
 def test_commands_in_the_text_are_commands() -> None:
-    """What stands between backticks, and begins like a command line, has options that exist with values that they take."""
+    """Command lines in backticks, in workflows and in text blocks have options that exist with values that they take."""
     group: Any = typer.main.get_command(app)
-    found = re.findall(r"`dynx (\w+ [^`]*|\w+)`", README)
-    assert len(found) > 5
+    everything = "\n".join(PAGES.values())
+    found = re.findall(r"`dynx (\w+ [^`]*|\w+)`", everything)
+    found += re.findall(r"^(?: +run:|git bisect run) dynx (.*)$", everything, re.MULTILINE)
+    found += [
+        " ".join(text.split())
+        for text in re.findall(r"^ +run: >\n +dynx ((?:.*\n)+?)(?= +- )", everything, re.MULTILINE)
+    ]
+    assert sum("--bisect" in text or "junit" in text for text in found) == 3
+    assert len(found) > 20
     for text in found:
         name, *words = shlex.split(text.replace("ID", "0f3a9c1b22d4"))
         words += ["x"] if words[-1:] in (["--show"], ["--export"], ["--import"], ["--remove"]) else []
@@ -293,7 +329,7 @@ def test_commands_in_the_text_are_commands() -> None:
 
 def test_the_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of a dynx.toml is one: every key is known and has a value that it takes."""
-    (text,) = re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (text,) = blocks("toml").values()
     file = tmp_path / "dynx.toml"
     file.write_text(text, encoding="utf-8")
 
@@ -302,8 +338,8 @@ def test_the_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The example in Python runs on models of the reader's own, and prints what its comments say."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """The examples in Python run on models of the reader's own, and print what they say."""
+    codes = blocks("python")
     for name, value in {"HF_HUB_OFFLINE": "1", "DYNX_CACHE_DIR": str(tmp_path), "DYNX_CONFIG": "none"}.items():
         monkeypatch.setenv(name, value)
     names: dict[str, Any] = {
@@ -311,10 +347,36 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         "small_model": tiny("llama", seed=4, vocab=400),
         "input_ids": torch.tensor([[5, 6, 7, 8]]),
     }
-    exec(code, names)  # noqa: S102 - our own page
+    exec(codes.pop("README.md"), names)  # noqa: S102 - our own page
     text = capsys.readouterr().out
     labels = [line.split()[0] for line in text.splitlines()[-2:]]
 
     assert labels == ["positive", "negative"]
     assert len(text) > 100
     assert names["ids"].shape == (1, 104)
+    for code in codes.values():
+        exec(code, {})  # noqa: S102 - our own page
+        assert capsys.readouterr().out.strip()
+
+
+def blocks(language: str) -> dict[str, str]:
+    """The code block of a language by page; a page has one at most."""
+    pattern = rf"^```{language}\n(.*?)^```$"
+    found = {page: re.findall(pattern, text, re.MULTILINE | re.DOTALL) for page, text in PAGES.items()}
+    assert all(len(codes) <= 1 for codes in found.values())
+    return {page: codes[0] for page, codes in found.items() if codes}
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of a page names a file of the repository, and its anchor a heading there."""
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            path = (ROOT / page).parent / name if name else ROOT / page
+            assert path.is_file(), (page, target)
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, (
+                target
+            )

@@ -13,6 +13,8 @@ from dynx.cli.configuration import ConfiguredCommand
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SUMMARY = "Faster local AI inference by dynamic execution, with the saving in numbers."
+
 app = typer.Typer(
     name="dynx",
     rich_markup_mode=None,
@@ -20,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Local AI inference that spends less on easy inputs, and says what it saved.",
-    epilog="Try: dynx generate 'Once upon a time'. Each command's --help starts with examples.",
+    help=SUMMARY,
+    epilog="Try: dynx draw 'red apple' --stats. The --help of each command starts with examples.",
 )
 
 
@@ -39,7 +41,7 @@ def dynx(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Local AI inference that spends less on easy inputs, and says what it saved."""
+    """Faster local AI inference by dynamic execution."""
 
 
 def run(name: str, options: Any) -> None:

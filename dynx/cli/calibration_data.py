@@ -55,7 +55,7 @@ def read_inputs(
             raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
         files = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
-            raise UsageError(f"--data {path} has no pictures", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise UsageError(f"--data {path} has no images", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])
     shape = layout(tsv=tsv, column=column, field=field, images=kind == "image", skip_empty=True)
     try:

@@ -176,7 +176,7 @@ def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
         return
     if chosen:
         if not Path(chosen).is_file():
-            raise UsageError(f"{VARIABLE}={chosen}: there is no such file")
+            raise UsageError(f"{VARIABLE}={chosen}: no such file")
         yield from layers_of(Path(chosen), command, trusted=True)
         return
     user, project = user_file(), project_file(warnings)
@@ -203,13 +203,13 @@ def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> It
     right = {name for setting in known[command].values() for name in setting.variables}
     for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHERS):
         near = get_close_matches(name, right, n=1)
-        warnings.append(f"{name} sets nothing" + (f"; did you mean {near[0]}?" if near else ""))
+        warnings.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _from_text(setting: Setting, text: str, name: str) -> Any:
     if setting.kind == "switch":
         if text.lower() not in WORDS:
-            raise UsageError(f"{name}={text}: 1 or 0 is needed")
+            raise UsageError(f"{name}={text}: must be 1 or 0")
         return WORDS[text.lower()]
     return text.splitlines() if setting.kind == "texts" else text
 
@@ -258,7 +258,7 @@ def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, 
         if name not in known:
             _check(path, None, name, table, heads, trusted=trusted)
         elif not isinstance(table, dict):
-            raise UsageError(f"{path}: {name} is a command; its settings stand in a table, [{name}]")
+            raise UsageError(f"{path}: {name} is a command; its settings belong in the table [{name}]")
         else:
             for key, value in table.items():
                 _check(path, name, key, value, known[name], trusted=trusted)
@@ -293,9 +293,9 @@ def _check(
     where = f"{path}: [{command}] {key}" if command else f"{path}: {key}"
     setting = known.get(key)
     if setting is None:
-        raise UsageError(f"{where} is no setting", hint=_near(command, key, known))
+        raise UsageError(f"{where} is not a setting", hint=_near(command, key, known))
     if key in TRUSTED and value and not trusted:
-        raise UsageError(f"{where} can't be set by a project's file", hint=f"type --{key}, or set it in {user_file()}")
+        raise UsageError(f"{where} can't be set by a project's file", hint=f"use --{key}, or set it in {user_file()}")
     if not _fits(setting, value):
         what = f"one of {', '.join(setting.choices)}" if setting.choices else TYPES[setting.kind]
         raise UsageError(f"{where} must be {what}, not {_toml(value)}")
@@ -309,7 +309,7 @@ def _near(command: str | None, key: str, known: Mapping[str, Setting]) -> str | 
     if command is None and (near := get_close_matches(key, commands, n=1, cutoff=0.75)):
         return f"did you mean [{near[0]}]?"
     owners = [name for name, others in commands.items() if key in others]
-    return f"it stands in a table: {', '.join(f'[{name}]' for name in owners)}" if owners else None
+    return f"it belongs in a table: {', '.join(f'[{name}]' for name in owners)}" if owners else None
 
 
 def _fits(setting: Setting, value: Any) -> bool:

@@ -66,9 +66,9 @@ def read_prompt(
     """The prompt, or None if there is nothing to read and a terminal in front. Raises UsageError on empty or bad input."""
     if "-" in arguments:
         if never:
-            raise UsageError("- asks for stdin and --no-stdin forbids it")
+            raise UsageError("- reads stdin, which --no-stdin forbids")
         if arguments.count("-") > 1:
-            raise UsageError("- can stand for stdin once only")
+            raise UsageError("- can be given only once")
         text = _text(stdin.read(), example)
         return " ".join(text if a == "-" else a for a in arguments)
     prompt = " ".join(arguments)
@@ -113,7 +113,7 @@ def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
             seen = True
             yield text
     if not seen:
-        raise UsageError("stdin is empty", hint="--lines wants one prompt per line")
+        raise UsageError("stdin is empty", hint="--lines takes one prompt per line")
 
 
 def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
@@ -129,7 +129,7 @@ def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator
 def refuse_dash(arguments: Sequence[str]) -> None:
     """Raises UsageError for - beside --lines."""
     if "-" in arguments:
-        raise UsageError("--lines reads stdin by itself; leave out -")
+        raise UsageError("--lines already reads stdin; leave out -")
 
 
 def _text(data: bytes, example: str, *, also: str = "") -> str:
@@ -147,6 +147,6 @@ def _read_optional(stdin: BinaryIO, say: Callable[[str], None], notice: float, g
     if not select.select([fd], [], [], notice)[0]:
         say("waiting for stdin; --no-stdin skips it")
         if not select.select([fd], [], [], give_up - notice)[0]:
-            say(f"nothing came on stdin in {give_up:.0f} s; going on without it (- waits for ever)")
+            say(f"no input on stdin for {give_up:.0f} s; continuing without it (- waits without limit)")
             return b""
     return stdin.read()

@@ -34,7 +34,7 @@ class Dtype(StrEnum):
 
 
 class Backend(StrEnum):
-    """Kernels to compute with."""
+    """Execution backends."""
 
     auto = "auto"
     torch = "torch"
@@ -121,67 +121,73 @@ MODELS = Declared(
 DRAFT = Declared(
     "--draft",
     metavar="DRAFT",
-    help="Who guesses ahead: auto, none, self (the model's own first layers), lookup (repeated text), or a smaller "
-    "model of the same vocabulary by name or folder. Several with commas.",
+    help="Draft source: auto, none, self (early-exit layers of the model), lookup (prompt lookup), or a draft model with "
+    "the same tokenizer, by name or folder. Separate several with commas.",
 )
-LOOKUP = Declared(
-    "--lookup", metavar="FILE", help="A text file whose passages may be repeated; lookup guesses from it."
-)
-DEVICE = Declared("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, xpu or mps.")
-DTYPE = Declared("--dtype", help="Precision to compute in.")
+LOOKUP = Declared("--lookup", metavar="FILE", help="Prompt lookup also drafts from this text file.")
+DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
+DTYPE = Declared("--dtype", help="Compute precision.")
 BACKEND = Declared(
     "--backend",
-    help="Whose kernels compute the model: auto is what calibration measured to be fastest, torch without a "
-    "profile. graphs replays recorded passes, on CUDA or XPU. Classifiers run on torch or openvino, pictures "
-    "on those or compiled.",
+    help="Execution backend; auto uses the fastest one that calibration measured, and torch without a profile. graphs uses "
+    "CUDA graphs (CUDA or XPU). Classifiers run on torch or openvino, pipelines also on compiled.",
 )
 QUANTIZE = Declared(
     "--quantize",
-    help="Store weights in 8 or 4 bits: faster, and another model. A language model's guessing stays lossless "
-    "relative to it; a classifier (8 bits) stays within --max-disagreement of the model as it was, or isn't "
-    "quantized.",
+    help="Quantize weights to 8 or 4 bits. Speculative decoding is lossless relative to the quantized model. A classifier "
+    "(int8 only) is quantized only if it stays within --max-disagreement of the original model.",
 )
-THREADS = Declared("--threads", metavar="N", min=1, max=1024, help="Processor threads; the cores available by default.")
-PROFILE = Declared("--profile", metavar="ID", help="Use this stored profile (see dynx calibrate --list), or none.")
-BATCH_SIZE = Declared("--batch-size", metavar="N", min=1, max=4096, help="Inputs computed together.")
+THREADS = Declared("--threads", metavar="N", min=1, max=1024, help="CPU threads; by default all available cores.")
+PROFILE = Declared(
+    "--profile", metavar="ID", help="Use this stored profile, or none; dynx calibrate --list shows them."
+)
+BATCH_SIZE = Declared("--batch-size", metavar="N", min=1, max=4096, help="Inputs per batch.")
 MAX_LENGTH = Declared(
-    "--max-length", metavar="N", min=8, help="Cut texts to N tokens; by default to what the model takes."
+    "--max-length", metavar="N", min=8, help="Truncate texts to N tokens; by default to the model's limit."
 )
 MAX_DISAGREEMENT = Declared(
-    "--max-disagreement", metavar="SHARE", help="At most this share of answers may differ from the full model's."
+    "--max-disagreement", metavar="SHARE", help="Largest share of answers that may differ from the full model's."
 )
-CONFIDENCE = Declared("--confidence", metavar="P", help="How sure the promise is.")
+CONFIDENCE = Declared("--confidence", metavar="P", help="Confidence level of the bound.")
 WITHIN = Declared(
-    "--within", metavar="T", min=1e-9, help="For models that give numbers: how far one may be off and still agree."
+    "--within", metavar="T", min=1e-9, help="Regression models: outputs that differ by at most T count as equal."
 )
 COLUMN = Declared(
-    "--column", metavar="NAME", help="With --tsv: the column of the texts, by header or by number from 1."
+    "--column", metavar="NAME", help="With --tsv: the column that holds the texts, by header or number from 1."
 )
-FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; the texts are under this key.")
-TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; needs --column.")
+FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; this key holds the text.")
+TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column.")
 ALLOW_PICKLE = Declared(
-    "--allow-pickle", help="Load pickled weights too. A pickle can run any code: only if you trust its author."
+    "--allow-pickle", help="Also load pickled weights. A pickle can run any code; use it only for authors you trust."
 )
 TRUST_REMOTE_CODE = Declared(
     "--trust-remote-code",
-    help="Run code that a model's folder brings along. It can do anything: only if you trust its author.",
+    help="Run Python code from the model's folder. It can do anything: use it only if you trust its author.",
 )
-OFFLINE = Declared("--offline", help="Never contact the hub; use what is on disk.")
+OFFLINE = Declared("--offline", help="Never contact the hub; use only local files.")
 QUALITY = Declared(
-    "--quality", metavar="SSIM", help="Likeness to the full run of the same seed that is kept, from 0 to 1; 0.95."
+    "--quality", metavar="SSIM", help="Target SSIM to the full run of the same seed, from 0 to 1; 0.95 by default."
 )
-GUIDANCE = Declared(
-    "--guidance", metavar="G", min=0.0, help="How much the prompt is enforced; the pipeline's own by default."
-)
+GUIDANCE = Declared("--guidance", metavar="G", min=0.0, help="Guidance scale; the pipeline's own by default.")
 SIZE = Declared("--size", metavar="WxH", help="Width and height in pixels, or one number for both.")
 SHOW = Declared("--show", help="Show the picture in the terminal.")
 JSON = Declared(
-    "--json", help="Print one JSON document instead of text. An error is a JSON line on stderr, if that is no terminal."
+    "--json", help="Print one JSON document instead of text. Errors are JSON on stderr unless it is a terminal."
 )
-DRY_RUN = Declared("--dry-run", once=True, help="Say what would be done and why, without loading the model, and stop.")
-QUIET = Declared("-q", "--quiet", count=True, show_default=False, help="Fewer words on stderr; -qq: errors only.")
-VERBOSE = Declared("-v", "--verbose", count=True, show_default=False, help="Say what was decided and why; -vv: more.")
-COLOR = Declared("--color", help="Colour on the terminal.")
+DRY_RUN = Declared(
+    "--dry-run", once=True, help="Print what would be done and why, without loading the model, and exit."
+)
+QUIET = Declared(
+    "-q", "--quiet", count=True, show_default=False, help="Suppress notices on stderr; -qq suppresses warnings too."
+)
+VERBOSE = Declared(
+    "-v",
+    "--verbose",
+    count=True,
+    show_default=False,
+    help="Print decisions and their reasons on stderr; -vv prints more.",
+)
+COLOR = Declared("--color", help="When to use colour.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def writable(path: Path, prefix: str, ending: str) -> Path:
         hint = f"name a file in it: {prefix}{path / 'bench'}.{ending}"
         raise UsageError(f"can't write {path}: it is a folder", hint=hint)
     if not path.parent.is_dir():
-        raise UsageError(f"can't write {path}: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
+        raise UsageError(f"can't write {path}: the folder {path.parent} doesn't exist", hint=f"mkdir -p {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"can't write {path}: permission denied", hint="choose a file in a folder of your own")
     return path

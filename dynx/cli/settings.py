@@ -28,7 +28,7 @@ TYPES: dict[Kind, str] = {
     "float": "a number",
     "text": "a text",
     "texts": "a list of texts",
-    "choice": "one of its words",
+    "choice": "one of its values",
 }
 
 APART = {"model", "json"}

@@ -97,5 +97,5 @@ def rows_asked(batch: str) -> int | None:
     if batch == "auto":
         return None
     if not (batch.isascii() and batch.isdigit() and 1 <= int(batch) <= LIMIT):
-        raise UsageError(f"--batch {batch}: auto, or a number from 1 to {LIMIT}")
+        raise UsageError(f"--batch {batch}: must be auto or a number from 1 to {LIMIT}")
     return int(batch)

@@ -62,10 +62,10 @@ def test_a_quoted_table_has_a_label_for_each_row(tmp_path: Path) -> None:
 
 def test_unknown_labels_are_named(tmp_path: Path) -> None:
     """The complaint lists some of them, and what the model knows."""
-    with pytest.raises(UsageError, match=r"that the model hasn't: neutral, mixed$") as caught:
+    with pytest.raises(UsageError, match=r"that are unknown to the model: neutral, mixed$") as caught:
         gold(tmp_path, b"positive\nneutral\nmixed\nneutral\n")
-    assert caught.value.hint == "it knows negative, positive, or 0 to 1"
-    with pytest.raises(UsageError, match=r"hasn't: a0, a1, a2, a3, a4 and 5 more$"):
+    assert caught.value.hint == "its labels are negative, positive, or 0 to 1"
+    with pytest.raises(UsageError, match=r"unknown to the model: a0, a1, a2, a3, a4 and 5 more$"):
         gold(tmp_path, "".join(f"a{i}\n" for i in range(10)).encode())
 
 

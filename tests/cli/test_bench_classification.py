@@ -61,7 +61,7 @@ def test_a_table_of_plain_bucketed_and_dynamic(cli: Cli, folder: Path, texts: Pa
     assert (
         f"dynamic: 4.00 of 4 layers on average, 100.00 % [85.75, 100.00] of {COUNT} labels are the full" in result.out
     )
-    assert "dynamic has no exits and does what bucketed does: no profile; calibrating learns exits" in result.out
+    assert "dynamic has no exits, so it equals bucketed: no profile; calibrating learns exits" in result.out
     assert f"max-disagreement: pass, 0 of {COUNT} answers differ" in result.out
     assert "require-identical: pass" in result.out
     assert "from 1 round of 4 parts" in result.out
@@ -185,19 +185,19 @@ def test_a_folder_of_images(cli: Cli, tmp_path: Path) -> None:
     result = cli("bench", "-m", model, *SHORT, "--data", tmp_path / "pictures", "--json")
 
     assert result.code == 0
-    assert result.err == "dynx: 1 of 6 inputs can't be read and were left out\n"
+    assert result.err == "dynx: 1 of 6 inputs can't be read and were skipped\n"
     assert result.document["header"]["inputs"] == 5
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--draft", "none"], "--draft is for language models, and tiny-bert is a classifier"),
+        (["--draft", "none"], "--draft is for language models; tiny-bert is a classifier"),
         (["--static", "2"], "--static is for language models"),
         (["-n", "8"], "--max-new-tokens is for language models"),
         (["--with", "--temperature 0"], "--temperature is for language models"),
         (["--max-disagreement", "1"], "--max-disagreement 1 must lie between 0 and 1"),
-        (["--with", "--column text"], "--column wants --tsv"),
+        (["--with", "--column text"], "--column requires --tsv"),
         (["--with", "--confidence 2"], "--confidence 2 must lie between 0 and 1"),
         (["--data", "/nowhere.txt"], "--data /nowhere.txt can't be read"),
         (["--labels", "/nowhere.txt"], "can't read /nowhere.txt"),
@@ -238,7 +238,7 @@ def test_a_language_model_has_none_of_a_classifier_s_options(cli: Cli, tiny_fold
 
     assert (result.code, result.out) == (2, "")
     name = options[options[0] == "--with"].split()[0]
-    assert result.err.startswith(f"dynx: {name} is for classifiers, and tiny writes text\n")
+    assert result.err.startswith(f"dynx: {name} is for classifiers; tiny is a language model\n")
 
 
 def test_inputs_are_needed(cli: Cli, folder: Path) -> None:
@@ -246,7 +246,7 @@ def test_inputs_are_needed(cli: Cli, folder: Path) -> None:
     result = cli("bench", "-m", folder)
 
     assert (result.code, result.out) == (2, "")
-    assert "--data is needed" in result.err
+    assert "classifiers need --data" in result.err
     assert "a file of texts, one per line" in result.err
 
 
@@ -262,7 +262,7 @@ def test_inputs_that_the_exits_were_learned_from_are_told(data: list[str], warne
     )
     said = bench_classification.notes(assembly, Inputs(data, data), {})
 
-    assert any("exits were learned from" in sentence for sentence in said) == warned
+    assert any("exits were calibrated on" in sentence for sentence in said) == warned
     assert not any("no exits" in sentence for sentence in said)
 
 
@@ -273,7 +273,7 @@ def test_labels_for_other_inputs_are_refused(cli: Cli, folder: Path, texts: Path
     result = cli("bench", "-m", folder, "--data", texts, "--labels", gold)
 
     assert (result.code, result.out) == (2, "")
-    assert f"has 2 labels, and there are {COUNT} inputs" in result.err
+    assert f"has 2 labels for {COUNT} inputs" in result.err
 
 
 def test_a_model_that_gives_numbers_needs_a_tolerance(cli: Cli, tmp_path: Path, texts: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_model_that_gives_numbers_needs_a_tolerance(cli: Cli, tmp_path: Path, 
     result = cli("bench", "-m", model, *SHORT, "--data", texts, "--with", "--within 0.01", "--json")
 
     assert refused.code == 2
-    assert "--within T says how far" in refused.err
+    assert "--within T: outputs that differ" in refused.err
     assert result.document["arms"][2]["facts"]["agreement"]["hits"] == COUNT
 
 

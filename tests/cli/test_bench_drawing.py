@@ -103,7 +103,7 @@ def test_a_table_of_plain_static_and_dynamic(bench: Cli) -> None:
     assert [line[3] for line in lines[1:7]] == ["12.0", "6.0", "9.0", "6.0", "9.0", "12.0"]
     assert (lines[1][4], lines[6][4]) == ("1", "1")
     assert "dynamic: 12.0 network calls a picture to plain's 12.0" in result.out
-    assert "dynamic does what plain does: no profile; calibrating" in result.out
+    assert "dynamic equals plain: no profile; calibrating" in result.out
     assert "noise floor: plain draws the same picture to the bit each time" in result.out
     assert "require-identical: pass" in result.out
     assert "min-quality: pass, 4 of 4 pictures reach SSIM 0.9, 100.00 % [39.76, 100.00], at least 95 %" in result.out
@@ -221,18 +221,18 @@ def test_prompts_that_the_steps_were_learned_from_are_told(learned: list[str], w
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--draft", "none"], "--draft is for language models, and tiny draws"),
-        (["-n", "8"], "--max-new-tokens is for language models, and tiny draws"),
+        (["--draft", "none"], "--draft is for language models; tiny is a text-to-image pipeline"),
+        (["-n", "8"], "--max-new-tokens is for language models; tiny is a text-to-image pipeline"),
         (["--with", "--temperature 0"], "--temperature is for language models"),
-        (["--max-disagreement", "0.1"], "--max-disagreement is for classifiers, and tiny draws"),
+        (["--max-disagreement", "0.1"], "--max-disagreement is for classifiers; tiny is a text-to-image pipeline"),
         (["--with", "--batch-size 8"], "--batch-size is for classifiers"),
         (["--with", "--tsv"], "--tsv is for classifiers"),
         (["--labels", "x"], "--labels is for classifiers"),
-        (["--arm", "hf=transformers"], "--arm hf: transformers has no pipelines that draw"),
+        (["--arm", "hf=transformers"], "--arm hf: transformers has no text-to-image pipelines"),
         (["--static", "0-5"], "--static 0-5: steps are numbers from 1 to 1000"),
         (["--with", "--quality 1.5"], "--quality 1.5 must lie between 0 and 1"),
-        (["--with", "--guidance inf"], "--guidance inf is no number"),
-        (["--with", "--size big"], "--size big: width and height in pixels"),
+        (["--with", "--guidance inf"], "--guidance must be a finite number, not inf"),
+        (["--with", "--size big"], "--size big: must be width and height in pixels"),
         (["--with", "--size 15"], "15x15: width and height must be multiples of"),
         (["--min-quality", "2"], "must be an SSIM above 0 and up to 1"),
         (["--data", "/nowhere.txt"], "--data /nowhere.txt can't be read"),
@@ -261,7 +261,7 @@ def test_a_language_model_has_none_of_a_pipeline_s_options(cli: Cli, tiny_folder
 
     assert (result.code, result.out) == (2, "")
     name = options[options[0] == "--with"].split()[0]
-    assert result.err == f"dynx: {name} is for pipelines that draw, and tiny writes text\n"
+    assert result.err == f"dynx: {name} is for text-to-image pipelines; tiny is a language model\n"
 
 
 def test_a_pipeline_without_prompts(bench: Cli, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_pipeline_without_prompts(bench: Cli, tmp_path: Path) -> None:
     refused = bench("--data", data, model="bare")
     small = bench(model="bare")
 
-    assert (refused.code, refused.err.splitlines()[0]) == (2, "dynx: bare draws without a prompt")
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "dynx: bare takes no prompt")
     assert (small.code, small.err) == (2, "dynx: pictures of 8×8 are too small to be compared by SSIM\n")
 
 

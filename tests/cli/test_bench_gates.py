@@ -78,7 +78,7 @@ def test_a_baseline_of_other_conditions_advises(cli: Cli, tiny_folder: Path, own
     result, bisected = cli("bench", *options), cli("bench", *options, "--bisect")
 
     assert result.code == 0
-    assert "own.json can only advise, as it differs: threads 1, not 64; data hash" in result.err
+    assert "own.json is advisory, because conditions differ: threads 1, not 64; data hash" in result.err
     assert re.search(r"^baseline: fail, .* advisory only", result.out, re.MULTILINE)
     assert bisected.code == 125
 
@@ -167,7 +167,7 @@ def test_loading_has_a_deadline_of_its_own(cli: Cli, tiny_folder: Path, monkeypa
         (lambda d: d.update(schema="dynx.bench/9"), "is of schema 'dynx.bench/9', not 'dynx.bench/1'"),
         (lambda d: d.update(task="draw"), "measured draw, and tiny is for generate"),
         (lambda d: d.pop("arms"), "is damaged"),
-        (lambda d: d["arms"].pop(), "has no figures of the dynamic arm of tiny"),
+        (lambda d: d["arms"].pop(), "has no results of the dynamic arm of tiny"),
     ],
     ids=["schema", "task", "damaged", "arm"],
 )
@@ -189,14 +189,14 @@ def test_a_baseline_that_is_none_is_told_before_measuring(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--tolerance", "5%"], "neither is given"),
+        (["--tolerance", "5%"], "--tolerance requires --baseline or --min-speedup"),
         (["--min-speedup", 1, "--tolerance", "5"], "--tolerance 5: how much slower"),
         (["--arm", "dtype"], "an arm is NAME=OPTIONS"),
-        (["--arm", "mine=--prompts 3"], "--prompts is the same for all arms"),
+        (["--arm", "mine=--prompts 3"], "--prompts cannot differ between arms"),
         (["--arm", "mine=--no-such-option"], "--arm mine: No such option"),
         (["--arm", "mine=!program"], "!program is neither an option nor a peer"),
         (["--arm", "mine=--draft none", "--arm", "mine=--draft self"], "--arm mine is given twice"),
-        (["--arm", "mine=--batch-size 3"], "--batch-size means nothing"),
+        (["--arm", "mine=--batch-size 3"], "--batch-size does not apply to language models"),
     ],
     ids=str,
 )

@@ -72,7 +72,7 @@ def test_from_measuring_to_use_and_removal(cli: Cli, tiny_folder: Path, tmp_path
 
     assert made.code == 0
     assert re.fullmatch(rf"profile {planned} stored in .*generate-tiny-{planned}\.json\n", made.err)
-    assert rows[0] == ["cost of a guess", "first guess right", "expected alone"]
+    assert rows[0] == ["cost per draft token", "first accepted", "expected alone"]
     assert [re.sub(r"\d", "N", row[0]) for row in rows[1:6]] == [
         "draft model",
         "early exit, layer N of N",
@@ -81,7 +81,7 @@ def test_from_measuring_to_use_and_removal(cli: Cli, tiny_folder: Path, tmp_path
         "together",
     ]
     *table, kernels, summary = made.out.splitlines()
-    assert kernels.startswith("computed by ")
+    assert kernels.startswith("backend ")
     assert summary.startswith("tiny: ")
     assert max(map(len, table)) <= 80
 
@@ -140,7 +140,7 @@ def test_findings_are_printed_even_if_they_cannot_be_kept(
         (["--list", "--show", "x"], "--list and --show exclude each other"),
         (["--device-info", "--remove", "x"], "--device-info and --remove exclude each other"),
         (["--export", "x", "--import", "y"], "--export and --import exclude each other"),
-        (["--output", "x"], "there is no --export"),
+        (["--output", "x"], "--output requires --export"),
         (["--show", "x"], "no profile 'x'"),
         (["--remove", "x"], "no profile 'x'"),
         (["--data", "/nowhere"], "--data /nowhere can't be read: No such file"),

@@ -59,7 +59,7 @@ def test_inputs_learned_from_prove_nothing(cli: Cli, easy: Path, known: Findings
     learned = cli("calibrate", "-m", easy, "--data", path, "--check", "--max-disagreement", EPS)
     dry = cli("calibrate", "-m", easy, "--data", path, "--check", "--dry-run")
 
-    assert (learned.code, "a check takes fresh inputs" in learned.err) == (2, True)
+    assert (learned.code, "a check needs fresh inputs" in learned.err) == (2, True)
     assert (dry.code, "--dry-run" in dry.err) == (2, True)
 
 

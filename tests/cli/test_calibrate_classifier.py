@@ -73,12 +73,12 @@ def test_what_it_refuses(cli: Cli, easy: Path, lessons: Path, tiny_folder: Path,
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     for code, words, arguments in (
-        (2, "--data is needed", ["-m", easy]),
+        (2, "classifiers need --data", ["-m", easy]),
         (2, "can't be read: No such file", ["-m", easy, "--data", tmp_path / "nowhere"]),
         (2, "--draft is for language models", ["-m", easy, "--data", lessons, "--draft", "self"]),
         (2, "2 different inputs; at least 60", ["-m", easy, "--data", few]),
         (2, "--max-disagreement 2", ["-m", easy, "--data", lessons, "--max-disagreement", 2]),
-        (2, "--column means nothing for", ["-m", tiny_folder, "--column", "x"]),
+        (2, "--column does not apply: ", ["-m", tiny_folder, "--column", "x"]),
         (1, "names no pipeline", ["-m", tmp_path / "pipeline", "--data", lessons]),
     ):
         result = cli("calibrate", *arguments)
@@ -97,6 +97,6 @@ def test_pictures(cli: Cli, steady: None, tmp_path: Path) -> None:
 
     assert result.code == 0
     assert "35 of 71 inputs certify" in result.err
-    assert "1 inputs can't be read and were left out" in result.err
+    assert "1 inputs can't be read and were skipped" in result.err
     assert "vit: " in result.out
     assert cli("calibrate", "--list").out.count("\n") == 1

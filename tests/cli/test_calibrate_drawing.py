@@ -94,7 +94,7 @@ def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.Mon
     options = ("calibrate", "-m", folders / "tiny", "--quality", 0.1, "--budget", 600, "--json")
     stopped = cli(*options)
     assert (stopped.code, stopped.out) == (130, "")
-    assert stopped.err.splitlines()[0] == "stopped; the same command goes on from here"
+    assert stopped.err.splitlines()[0] == "stopped; run the same command to continue from here"
     assert cli("calibrate", "--list", "--json").document["profiles"] == []
     cache = Path(os.environ["DYNX_CACHE_DIR"])
     assert [p.suffix for p in (cache / "partial").iterdir()] == [".safetensors"]
@@ -124,9 +124,9 @@ def test_what_is_drawn_plain_is_said_in_a_line(cli: Cli, folders: Path, name: st
     ("options", "words"),
     [
         (["--plot", "curve.pdf"], "--plot curve.pdf: a plot is an SVG or a PNG file"),
-        (["--plot", "/nowhere/curve.svg"], "there is no folder /nowhere"),
+        (["--plot", "/nowhere/curve.svg"], "the folder /nowhere doesn't exist"),
         (["--draft", "self"], "--draft is for language models"),
-        (["--max-length", "16"], "--max-length means nothing"),
+        (["--max-length", "16"], "--max-length does not apply: "),
         (["--size", "17"], "multiples of"),
         (["--quality", "0"], "--quality 0 must lie between 0 and 1"),
         (["--budget", "5"], "120 pictures at every number of steps take at least"),

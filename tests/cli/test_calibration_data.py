@@ -78,9 +78,9 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "nowhere", "text", {}, "No such file"),
         (empty, "text", {}, "is empty"),
         (folder, "text", {}, "can't be read"),
-        (folder, "image", {}, "has no pictures"),
+        (folder, "image", {}, "has no images"),
         (bad, "text", {}, "0xff at offset 0"),
-        (empty, "text", {"column": "x"}, "--column wants --tsv"),
+        (empty, "text", {"column": "x"}, "--column requires --tsv"),
     ):
         with pytest.raises(UsageError, match=words):
             read_inputs(str(path), kind, **options)  # type: ignore[arg-type]

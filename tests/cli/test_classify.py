@@ -115,9 +115,9 @@ def test_other_inputs(cli: Cli, easy: Path) -> None:
         (["--tsv", "--column", "text"], b"id\tbody\n1\tx\n", 'no column "text"'),
         (["--json", "--jsonl"], b"x\n", "exclude"),
         (["--scores", "--top-k", "2"], b"x\n", "exclude"),
-        (["--certify", "--plain"], b"x\n", "--plain has none"),
-        (["--json", "--resume", "out"], b"x\n", "can't be continued"),
-        (["--labels", "g", "--resume", "out"], b"x\n", "only the rest"),
+        (["--certify", "--plain"], b"x\n", "plain execution has no exits"),
+        (["--json", "--resume", "out"], b"x\n", "can't be resumed"),
+        (["--labels", "g", "--resume", "out"], b"x\n", "needs the whole input"),
         ([], b"", "stdin is empty"),
         (["--within", "0.1"], b"x\n", "models that give numbers"),
         (["--max-disagreement", "2"], b"x\n", "between 0 and 1"),
@@ -244,7 +244,7 @@ def test_pictures(cli: Cli, tmp_path: Path) -> None:
     assert [rows[0], rows[4]] == good.out.splitlines()
     assert rows[1] == "\terror: no such file\tnowhere.png"
     assert all(row.startswith("\terror: ") for row in rows[1:4])
-    assert "3 of 5 inputs have no label" in mixed.err
+    assert "3 of 5 inputs could not be labelled" in mixed.err
     assert (documents[0]["error"], documents[0]["label"], documents[0]["guarantee"]) == ("no such file", None, None)
     assert documents[1]["error"] is None
 
@@ -256,8 +256,8 @@ def test_long_texts(cli: Cli, easy: Path) -> None:
 
     assert result.code == 0
     assert result.err.splitlines() == [
-        "dynx: texts longer than 64 tokens are cut there; the count comes at the end",
-        "dynx: 1,100 of 1,101 texts were cut",
+        "dynx: texts longer than 64 tokens are truncated; the count follows at the end",
+        "dynx: 1,100 of 1,101 texts were truncated",
     ]
     assert len({line.split("\t")[1] for line in result.out.splitlines()[1:]}) == 1
 
@@ -278,7 +278,7 @@ def test_the_truth(cli: Cli, easy: Path, tmp_path: Path) -> None:
     assert "macro-F1   1.0000" in right.err
     assert (short.code, unknown.code, unknown.out) == (2, 2, "")
     assert "20 labels and the input 19 rows" in short.err
-    assert "labels that the model hasn't: yes, no" in unknown.err
+    assert "labels that are unknown to the model: yes, no" in unknown.err
 
 
 def test_a_stricter_promise_changes_fewer_answers(cli: Cli, easy: Path, known: Findings) -> None:
@@ -361,7 +361,7 @@ def test_resuming(cli: Cli, easy: Path, tmp_path: Path) -> None:
         out.write_text(whole[: len(whole) // 2])
         result = cli("classify", "-m", easy, *arguments, "--resume", out, stdin=lines(*texts))
         assert (result.code, result.out) == (0, "")
-        assert "going on after them" in result.err
+        assert "continuing after them" in result.err
         assert [line.split("\t")[0][:60] for line in out.read_text().splitlines()] == [
             line.split("\t")[0][:60] for line in whole.splitlines()
         ]
@@ -380,7 +380,7 @@ def test_explain(cli: Cli, easy: Path, known: Findings) -> None:
     assert result.code == 0
     assert "layer 1     " in result.err
     assert "all layers  " in result.err
-    assert "went deep: LABEL_" in result.err
+    assert "all layers: LABEL_" in result.err
     assert "the promise is about float32 answers" in result.err
 
 

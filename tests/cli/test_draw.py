@@ -213,7 +213,7 @@ def test_lines_of_one_name(draw: Cli, here: Path) -> None:
         (None, 2),
         (None, 3),
     ]
-    assert fixed.document["results"][2]["error"].startswith("1.png would be written twice ({n} in --output")
+    assert fixed.document["results"][2]["error"].startswith("1.png would be written twice (use {n} in --output")
     assert png.read(here / "1.png")["prompt"] == "a cat"
 
 
@@ -247,7 +247,7 @@ def test_a_line_that_cannot_be_read_first(draw: Cli, here: Path) -> None:
     none = draw("--lines", stdin=b"\n")
 
     assert (result.code, result.out, bad.code, none.code) == (1, "2-a-cat.png\n", 1, 2)
-    assert result.err.splitlines()[1] == "dynx: 1 of 2 pictures failed, as said above"
+    assert result.err.splitlines()[1] == "dynx: 1 of 2 pictures failed; the reasons are above"
 
 
 @pytest.mark.parametrize("lines", [True, False], ids=["lines", "arguments"])
@@ -276,7 +276,7 @@ def test_what_fails_while_it_is_drawn(draw: Cli, here: Path, monkeypatch: pytest
     assert result.err.splitlines() == [
         "dynx: no picture of 'blue moon' with seed 1: ValueError: index out of range",
         "dynx: no picture of 'a red cat' with seed 1: can't write 3-a-red-cat.png: No space left on device",
-        "dynx: 2 of 4 pictures failed, as said above",
+        "dynx: 2 of 4 pictures failed; the reasons are above",
     ]
     assert names(here) == ["1-a-cat.png", "4-the-apple.png"]
 
@@ -373,7 +373,11 @@ def test_what_cannot_be_finished(draw: Cli, here: Path, folders: Path) -> None:
     facts = {"prompt": "x", "seed": "soon", "asked": {}}
     Path("odd.png").write_bytes(png.encode(Image.new("RGB", (4, 4)), facts))
 
-    for name, words in (("bare", "drawn by the model bare"), ("foreign", "didn't draw it"), ("odd", "doesn't say all")):
+    for name, words in (
+        ("bare", "drawn by the model bare"),
+        ("foreign", "wasn't drawn by dynx"),
+        ("odd", "lacks some settings"),
+    ):
         result = draw("--finish", f"{name}.png")
         assert (result.code, result.out) == (2, "")
         assert words in result.err
@@ -395,7 +399,7 @@ def test_a_pipeline_without_prompts(draw: Cli, here: Path) -> None:
     refused = draw("a cat", model="bare")
 
     assert result == Result(0, "1-bare.png\n2-bare.png\n", "")
-    assert (refused.code, refused.err) == (2, "dynx: bare draws without a prompt\n  leave it out\n")
+    assert (refused.code, refused.err) == (2, "dynx: bare takes no prompt\n  leave it out\n")
 
 
 @pytest.mark.parametrize(
@@ -406,13 +410,13 @@ def test_a_pipeline_without_prompts(draw: Cli, here: Path) -> None:
         (["--draft", "--plain", "--steps", "auto"], "exclude"),
         (["--finish", "x.png", "--seed", "1"], "leave out --seed"),
         (["--finish", "x.png", "--lines"], "leave out --lines"),
-        (["--info", "x.png"], "no file x.png"),
+        (["--info", "x.png"], "no such file: x.png"),
         (["-o", "-", "--json"], "both"),
         (["-o", "-", "-c", "2"], "stdout takes one picture, not 2"),
         (["-o", "-", "--lines"], "stdout takes one picture"),
-        (["-o", "missing/x.png"], "missing is no folder"),
+        (["-o", "missing/x.png"], "missing doesn't exist"),
         (["-o", "x.jpg"], "PNG"),
-        (["-o", "{seed}/x.png"], "is no folder"),
+        (["-o", "{seed}/x.png"], "doesn't exist"),
         (["-o", "seeds-{seed}.png", "a dog"], "written twice"),
         (["-o", "-", "a dog"], "stdout takes one picture, not 2"),
         (["-", "-"], "stand for stdin once"),
@@ -421,8 +425,8 @@ def test_a_pipeline_without_prompts(draw: Cli, here: Path) -> None:
         (["--size", "15"], "multiples of"),
         (["--steps", "many"], "--steps many"),
         (["--steps", "0"], "--steps 0"),
-        (["--guidance", "inf"], "is no number"),
-        (["--seed", str(2**63)], "seeds end at"),
+        (["--guidance", "inf"], "must be a finite number, not inf"),
+        (["--seed", str(2**63)], "--seed must be at most"),
         (["--quality", "2"], "--quality 2"),
         (["--no-stdin", "--lines"], "--no-stdin forbids"),
     ],
@@ -521,7 +525,7 @@ def test_pictures_that_are_no_numbers(draw: Cli, here: Path, monkeypatch: pytest
     assert result.out == "1-a-cat.png\n3-a-cat.png\n"
     assert result.err.splitlines() == [
         "dynx: no picture of 'a cat' with seed 2: all of its pixels are not numbers",
-        "dynx: 1 of 3 pictures failed, as said above",
+        "dynx: 1 of 3 pictures failed; the reasons are above",
     ]
     assert (result.code, document.code) == (1, 1)
     assert (document.document["path"], document.document["error"]) == (None, "all of its pixels are not numbers")
@@ -556,7 +560,7 @@ def test_ctrl_c_lands(draw: Cli, here: Path, died: list[int], monkeypatch: pytes
     assert second["calls"] == second["steps"]["run"] == 5
     assert [r["receipt"]["landed"] for r in results] == [False, True]
     assert result.err == (
-        f"dynx: stopped after 5 of {STEPS} steps, on the picture it was heading for; --finish draws it to the end\n"
+        f"dynx: stopped after 5 of {STEPS} steps, at the estimate of the clean image; --finish draws it in full\n"
     )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -667,7 +671,7 @@ def test_always_is_always_where_there_is_colour(draw: Cli) -> None:
 
     assert coloured.out == "a-cat.png\n"
     assert coloured.err.count("▀") == 16 * 8
-    assert plain.err == "dynx: no picture is shown: it takes colour, which the output doesn't have\n"
+    assert plain.err == "dynx: the picture can't be shown: the output lacks colour\n"
 
 
 def test_the_preview_is_drawn_in_place(draw: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -722,7 +726,7 @@ def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.Monke
     result = draw("a cat", "--json", "--stats", steps=None)
 
     assert drafted["guarantee"] is None
-    assert png.read(here / "draft.png")["guarantee"] == "a draft, so nothing is promised"
+    assert png.read(here / "draft.png")["guarantee"] == "none: a draft"
     assert result.document["guarantee"] == Promise().json()
     assert png.read(here / "a-cat.png")["guarantee"] == "SSIM at least 0.95"
     assert re.search(r"^guarantee +SSIM at least 0.95$", result.err, re.MULTILINE)

@@ -97,7 +97,7 @@ def test_settings_ask_for_json(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     told(cli(*words), errors.ModelError, "./nowhere")
     file.write_text("[generate]\nmodle = 1\n", encoding="utf-8")
     assert cli(*words).err.startswith("dynx: ")
-    told(cli(*words, "--json"), errors.UsageError, "modle is no setting")
+    told(cli(*words, "--json"), errors.UsageError, "modle is not a setting")
 
 
 def test_a_gate_that_fails(cli: Cli, tiny_folder: Path) -> None:

@@ -80,10 +80,10 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
     ("output", "count", "complaint"),
     [
         ("-", 2, "stdout takes one picture, not 2"),
-        ("{tmp}/missing/x.png", 1, "no folder"),
+        ("{tmp}/missing/x.png", 1, "doesn't exist"),
         ("{tmp}/x.jpg", 1, "PNG"),
-        ("{tmp}/{{what}}.png", 1, "not {what}"),
-        ("{tmp}/file/x.png", 1, "a file and no folder"),
+        ("{tmp}/{{what}}.png", 1, "unknown field {what}"),
+        ("{tmp}/file/x.png", 1, "is a file, not a folder"),
     ],
 )
 def test_wrong_outputs_are_refused_at_once(output: str, count: int, complaint: str, tmp_path: Path) -> None:

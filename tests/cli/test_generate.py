@@ -123,7 +123,7 @@ def test_plain_decoding_saves_nothing(cli: Cli, tiny_folder: Path) -> None:
     """Nor does it lose anything: how it differs from what a profile or an earlier pass took is the machine's mood."""
     said = cli("generate", "-m", tiny_folder, PROMPT, "-n", 12, "--stats", "--draft", "none").err
 
-    assert re.search(r"^saved +nothing: no guess was made", said, re.M)
+    assert re.search(r"^saved +nothing: no token was drafted", said, re.M)
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
@@ -176,7 +176,7 @@ def test_a_full_context_ends_the_answer_with_a_word(cli: Cli, tiny_folder: Path)
 
     assert (result.code, result.document["finish_reason"]) == (0, "context")
     assert len(result.document["token_ids"]) > CONTEXT // 2
-    assert result.err == f"dynx: the model's context of {CONTEXT} tokens is full; the text is complete up to there\n"
+    assert result.err == f"dynx: the model's context of {CONTEXT} tokens is full; the text ends there\n"
 
 
 def test_piped_text_precedes_the_prompt(cli: Cli, tiny_folder: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_template_may_refuse(cli: Cli, changed: Callable[..., Path]) -> None:
     result = cli("generate", "-m", folder, PROMPT, "--system", "forbidden")
 
     assert (result.code, result.out) == (2, "")
-    assert result.err == "dynx: chatty's chat template refuses this: no such role\n"
+    assert result.err == "dynx: chatty's chat template rejects this prompt: no such role\n"
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_colour_is_asked_for_or_absent(
     result = cli("generate", "-m", tiny_folder, PROMPT, "-n", 24, "--explain", "--draft", "lookup", *options)
 
     assert re.sub(r"\x1b\[[\d;]*m", "", result.out) == answer + "\n"
-    assert ("written by: the model itself" in result.err) == colored
+    assert ("draft source: target model" in result.err) == colored
     if not colored:
         assert "\x1b" not in result.out + result.err
 
@@ -467,7 +467,7 @@ def test_a_batch_says_what_it_was(cli: Cli, tiny_folder: Path) -> None:
 
     assert first["decisions"]["batch"] == {"value": 4, "reason": "asked for"}
     assert 3 < first["receipt"]["rows"] <= 4
-    assert re.search(r"^batch +\d\.\d answers shared each pass", said, re.MULTILINE)
+    assert re.search(r"^batch +\d\.\d sequences per forward pass", said, re.MULTILINE)
     assert re.search(r"^batch +4 \(asked for\)$", said, re.MULTILINE)
 
 
@@ -487,8 +487,8 @@ def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--lines", "--batch", "0"], "--batch 0: auto, or a number from 1 to 256"),
-        (["--batch", "4"], "--batch goes with --lines"),
+        (["--lines", "--batch", "0"], "--batch 0: must be auto or a number from 1 to 256"),
+        (["--batch", "4"], "--batch requires --lines"),
         (["--lines", "--batch", "4", "--exact", "--dtype", "float32"], "--batch 4: --exact"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

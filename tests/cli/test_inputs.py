@@ -138,7 +138,7 @@ def test_a_silent_inherited_pipe_is_given_up_with_a_word() -> None:
     with pipe(None) as stdin:
         assert read_prompt(["Once"], stdin, say=said.append, notice=0.01, give_up=0.02) == "Once"
 
-    assert ["--no-stdin" in said[0], "going on without" in said[1]] == [True, True]
+    assert ["--no-stdin" in said[0], "continuing without" in said[1]] == [True, True]
     assert len(said) == 2
 
 
@@ -166,7 +166,7 @@ def test_a_dash_stands_for_stdin() -> None:
 
 def test_a_second_dash_is_refused() -> None:
     """Stdin can be read once only."""
-    with pipe(b"x") as stdin, pytest.raises(UsageError, match="once only"):
+    with pipe(b"x") as stdin, pytest.raises(UsageError, match="only once"):
         read_prompt(["-", "-"], stdin)
 
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_drawn_is_told_before_anything_is_measured(tmp_path: Path
     """Another ending, a folder that isn't there; and at the end, a file that can't be written any more."""
     with pytest.raises(UsageError, match="an SVG or a PNG file"):
         parse_plot("plot.pdf")
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(UsageError, match="doesn't exist"):
         parse_plot(str(tmp_path / "nowhere" / "plot.svg"))
     with pytest.raises(DynxError, match="can't write"):
         plot.bench([result_of()], tmp_path / "nowhere" / "plot.svg")

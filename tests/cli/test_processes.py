@@ -57,7 +57,7 @@ def test_ctrl_c_keeps_the_text_and_says_what_it_cost(cli: Callable[..., Result],
     assert result.out.endswith("\n")
     assert len(result.out) > 20
     assert whole.startswith(result.out[:-1])
-    assert re.match(r"tokens .*; ended by interrupted\n", result.err)
+    assert re.match(r"tokens .*; finish reason: interrupted\n", result.err)
     assert "Traceback" not in result.err
 
 
@@ -252,9 +252,9 @@ def test_a_terminal_gets_a_status_a_hint_and_a_receipt(cli: Callable[..., Result
 
     assert "loading tiny…" in statuses
     assert all(status.endswith("…") and "\n" not in status for status in statuses)
-    assert re.match(r"no profile yet, .*dynx calibrate -m ", hint)
+    assert re.match(r"no profile for this model, .*dynx calibrate -m ", hint)
     assert answer + "\n" == plain
-    assert legend == "written by: the model itself, lookup"
+    assert legend == "draft source: target model, lookup"
     assert re.match(r"40 tokens at \d+/s · .* · identical to plain decoding", receipt)
     assert any(line.startswith("threads ") for line in decisions)
     assert "\x1b[38;5;142m" in seen

@@ -84,8 +84,8 @@ def test_empty_lines_are_skipped_when_asked() -> None:
     [
         (b"", {}, "stdin is empty"),
         (b"", {"tsv": True, "column": "text"}, "stdin is empty"),
-        (b"text\n", {"tsv": True, "column": "text"}, "a header and no rows"),
-        (b"\n\n", {"skip_empty": True}, "only empty texts"),
+        (b"text\n", {"tsv": True, "column": "text"}, "a header but no rows"),
+        (b"\n\n", {"skip_empty": True}, "all texts are empty"),
     ],
 )
 def test_nothing_to_classify_is_an_error(data: bytes, options: dict[str, Any], message: str) -> None:
@@ -292,9 +292,9 @@ def test_a_table_of_commas_gets_a_hint() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tsv": True}, "--tsv wants --column"),
-        ({"column": "text"}, "--column wants --tsv"),
-        ({"tsv": True, "column": "0"}, "counts from 1"),
+        ({"tsv": True}, "--tsv requires --column"),
+        ({"column": "text"}, "--column requires --tsv"),
+        ({"tsv": True, "column": "0"}, "numbers start at 1"),
         ({"nul": True, "field": "text"}, "-0 and --field exclude each other"),
         ({"tsv": True, "column": "a", "field": "b"}, "--tsv and --field exclude each other"),
     ],
@@ -320,10 +320,10 @@ def test_json_lines_keep_the_object() -> None:
         (b'["text"]', "not a JSON object"),
         (b'{"body": "x"}', 'no field "text"'),
         (b'{"text": null}', 'field "text" is not text'),
-        (b'{"text": "x", "n": NaN}', "NaN is no JSON number"),
+        (b'{"text": "x", "n": NaN}', "NaN is not a JSON number"),
         (b'{"text": "x", "n": 1e999}', "1e999 is too large"),
         (b'{"text": "\\ud800"}', "half of a surrogate pair"),
-        (b"[" * 100_000, "nested too deep"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
         (b"", "an empty line"),
     ],
@@ -380,8 +380,8 @@ def test_a_dash_stands_for_the_records_of_stdin() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "never", "message"),
     [
-        (["-", "-"], {}, False, "once only"),
-        (["-"], {}, True, "--no-stdin forbids it"),
+        (["-", "-"], {}, False, "only once"),
+        (["-"], {}, True, "--no-stdin forbids"),
         (["file.tsv"], {"tsv": True, "column": "a"}, False, "--tsv reads stdin"),
         (["a"], {"nul": True}, False, "-0 reads stdin"),
     ],
@@ -705,9 +705,9 @@ def test_a_file_of_another_format_is_left_alone(tmp_path: Path, content: bytes, 
 
 def test_what_can_not_be_resumed(tmp_path: Path) -> None:
     """One document has no complete lines, and a folder is no file."""
-    with pytest.raises(UsageError, match="can't be continued"):
+    with pytest.raises(UsageError, match="can't be resumed"):
         resume(tmp_path / "out", Document())
-    with pytest.raises(UsageError, match="wants a file"):
+    with pytest.raises(UsageError, match="needs a regular file"):
         resume(tmp_path, Table())
 
 
@@ -716,7 +716,7 @@ def test_resuming_with_another_input_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text(Table().render((record, SURE) for record in numbered(3)))
 
-    with pytest.raises(UsageError, match="its result 3 isn't of record 3"):
+    with pytest.raises(UsageError, match="its result 3 doesn't match record 3"):
         list(resume(path, Table()).skip(Record(i, "x", None, "x") for i in range(5)))
-    with pytest.raises(UsageError, match="has 3 results and the input only 2 records"):
+    with pytest.raises(UsageError, match="has 3 results but the input has only 2 records"):
         list(resume(path, Table()).skip(numbered(2)))

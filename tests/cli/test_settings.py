@@ -13,7 +13,7 @@ from dynx.cli import app as program
 from dynx.cli import configuration
 from dynx.cli.commands import COMMANDS
 from dynx.cli.main import run
-from dynx.cli.reference.readme import readme, settings_table
+from dynx.cli.reference.settings_table import settings_table, with_table
 from dynx.cli.settings import by_command, shared
 
 if TYPE_CHECKING:
@@ -160,13 +160,13 @@ def test_what_is_typed_puts_away_its_rival(desk: Path, seen: dict[str, Any], mon
 
 
 WRONG = [
-    ("[generate]\ntemprature = 1\n", "[generate] temprature is no setting", "did you mean temperature?"),
-    ("[generate]\nmax_new_tokens = 1\n", "[generate] max_new_tokens is no setting", "did you mean max-new-tokens?"),
-    ("[genrate]\ntop-k = 1\n", "genrate is no setting", r"did you mean \[generate\]?"),
-    ("max-new-tokens = 1\n", "max-new-tokens is no setting", r"it stands in a table: \[generate\], \[bench\]"),
-    ('model = "story"\n', "model is no setting", "it stands in a table"),
-    ("[calibrate]\nremove = 'x'\n", "[calibrate] remove is no setting", None),
-    ("generate = 1\n", "generate is a command; its settings stand in a table, [generate]", None),
+    ("[generate]\ntemprature = 1\n", "[generate] temprature is not a setting", "did you mean temperature?"),
+    ("[generate]\nmax_new_tokens = 1\n", "[generate] max_new_tokens is not a setting", "did you mean max-new-tokens?"),
+    ("[genrate]\ntop-k = 1\n", "genrate is not a setting", r"did you mean \[generate\]?"),
+    ("max-new-tokens = 1\n", "max-new-tokens is not a setting", r"it belongs in a table: \[generate\], \[bench\]"),
+    ('model = "story"\n', "model is not a setting", "it belongs in a table"),
+    ("[calibrate]\nremove = 'x'\n", "[calibrate] remove is not a setting", None),
+    ("generate = 1\n", "generate is a command; its settings belong in the table [generate]", None),
     ("[generate]\nplain = 1\n", "[generate] plain must be true or false, not 1", None),
     ("[generate]\ntop-k = true\n", "[generate] top-k must be a whole number, not true", None),
     ("[generate]\ntop-k = 1.5\n", "[generate] top-k must be a whole number, not 1.5", None),
@@ -175,11 +175,11 @@ WRONG = [
     ("[generate]\nmodel = ['a']\n", "[generate] model must be a text, not ['a']", None),
     ("dtype = 'float8'\n", "dtype must be one of auto, float32, bfloat16, float16", None),
     ("[bench]\nruns = 'x'\n", "[bench] runs must be a whole number", None),
-    ("allow-pickle = true\n", "allow-pickle can't be set by a project's file", "type --allow-pickle"),
+    ("allow-pickle = true\n", "allow-pickle can't be set by a project's file", "use --allow-pickle"),
     (
         "trust-remote-code = true\n",
         "trust-remote-code can't be set by a project's file",
-        "type --trust-remote-code",
+        "use --trust-remote-code",
     ),
     ("[generate]\nplain = yes\n", "is not TOML: ", "a setting looks like"),
 ]
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_read(
         ({"DYNX_GENERATE_TEMPERATURE": "hot"}, "DYNX_GENERATE_TEMPERATURE: "),
         ({"DYNX_GENERATE_TOP_P": "2"}, "DYNX_GENERATE_TOP_P: "),
         ({"DYNX_DTYPE": "float8"}, "DYNX_DTYPE: "),
-        ({"DYNX_GENERATE_PLAIN": "maybe"}, "DYNX_GENERATE_PLAIN=maybe: 1 or 0 is needed"),
+        ({"DYNX_GENERATE_PLAIN": "maybe"}, "DYNX_GENERATE_PLAIN=maybe: must be 1 or 0"),
     ],
     ids=str,
 )
@@ -270,7 +270,7 @@ def test_a_variable_that_is_nearly_one_is_warned_of(
     monkeypatch.setenv("DYNX_GENERATE_TEMPRATURE", "1")
     assert run(["generate", "x"]) == 0
     assert capsys.readouterr().err == (
-        "dynx: DYNX_GENERATE_TEMPRATURE sets nothing; did you mean DYNX_GENERATE_TEMPERATURE?\n"
+        "dynx: DYNX_GENERATE_TEMPRATURE is not a setting; did you mean DYNX_GENERATE_TEMPERATURE?\n"
     )
     run(["generate", "x", "-qq"])
     assert capsys.readouterr().err == ""
@@ -323,13 +323,13 @@ def test_every_option_is_a_setting() -> None:
     assert not {"model", "json"} & set(shared())
 
 
-def test_the_readmes_table_is_made_between_its_marks() -> None:
-    """The README lists what can be set, and nothing outside its marks is touched."""
+def test_the_table_of_settings_is_written_between_its_marks() -> None:
+    """The configuration guide lists every setting, and nothing outside its marks is touched."""
     known = by_command()
     text = "before\n<!-- settings, old -->\nold\n<!-- end of settings -->\nafter\n"
     table = settings_table(known)
-    assert readme(text, known) == f"before\n<!-- settings, old -->\n{table}<!-- end of settings -->\nafter\n"
-    assert readme("no marks\n", known) == "no marks\n"
+    assert with_table(text, known) == f"before\n<!-- settings, old -->\n{table}<!-- end of settings -->\nafter\n"
+    assert with_table("no marks\n", known) == "no marks\n"
     assert all(key in table for settings in known.values() for key in settings)
 
 

@@ -377,5 +377,5 @@ def test_arrivals_are_seen_without_waiting() -> None:
 def test_a_number_of_rows_is_a_number(text: str) -> None:
     """auto, or 1 to 256."""
     assert (rows_asked("auto"), rows_asked("1"), rows_asked("256")) == (None, 1, 256)
-    with pytest.raises(UsageError, match="auto, or a number from 1 to 256"):
+    with pytest.raises(UsageError, match="auto or a number from 1 to 256"):
         rows_asked(text)

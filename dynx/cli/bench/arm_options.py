@@ -82,7 +82,7 @@ def parse(text: str) -> Variation:
     if not name or not equals or not rest:
         raise UsageError(f"--arm {text}: {WANTED}", hint="--arm 'bf16=--dtype bfloat16'")
     if name.startswith("-"):
-        raise UsageError(f"--arm {text}: a name comes first", hint=f"--arm 'mine={text}'")
+        raise UsageError(f"--arm {text} needs a name", hint=f"--arm 'mine={text}'")
     if rest in PEERS:
         return Variation(name, "peer", {})
     if not rest.startswith("-"):
@@ -91,7 +91,7 @@ def parse(text: str) -> Variation:
     for parameter in given:
         if parameter not in ARM_OPTIONS:
             hint = f"an arm may differ by {shown_all(ARM_OPTIONS)}"
-            raise UsageError(f"--arm {name}: {shown(parameter)} is the same for all arms", hint=hint)
+            raise UsageError(f"--arm {name}: {shown(parameter)} cannot differ between arms", hint=hint)
     if len(given.get("models") or ()) > 1:
         raise UsageError(f"--arm {name}: an arm has one model")
     return Variation(name, "options", given)
@@ -125,11 +125,11 @@ def shown_all(names: Collection[str]) -> str:
     return ", ".join(shown(name) for name in sorted(names))
 
 
-def check_takes(one: Variation, settings: type[Any], whose: str) -> None:
-    """Raise UsageError for an option that the task of the arm doesn't have; `whose` completes "where the arm ..."."""
+def check_takes(one: Variation, settings: type[Any], what: str) -> None:
+    """Raise UsageError for an option that does not apply to `what`, the kind of model that the arm runs."""
     for name in one.differs:
         if name in TASK_OPTIONS and name not in {f.name for f in fields(settings)}:
-            raise UsageError(f"--arm {one.name}: {shown(name)} means nothing where the arm {whose}")
+            raise UsageError(f"--arm {one.name}: {shown(name)} does not apply to {what}")
 
 
 def side_by_side(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:

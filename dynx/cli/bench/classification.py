@@ -58,8 +58,8 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     assembly, inputs = open_inputs(request, own, terminal)
     if assembly.labels.problem == "regression" and own.within is None:
         raise UsageError(
-            "the model gives numbers, and numbers are hardly ever equal",
-            hint="--within T says how far an answer may be off",
+            "a regression model needs a tolerance, since its outputs are rarely equal",
+            hint="--within T: outputs that differ by at most T count as equal",
         )
     gold = read_truth(own.labels, assembly, inputs, quoted=own.tsv)
     items, gold, cut = choose(inputs, gold, assembly, own.prompts, terminal)
@@ -104,7 +104,7 @@ def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[Lo
         inputs = Inputs(made, made)
     else:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
-        raise UsageError("--data is needed: a classifier is measured on inputs like yours", hint=f"--data {what}")
+        raise UsageError("classifiers need --data: inputs like yours", hint=f"--data {what}")
     return open_assembly(plan, terminal), inputs
 
 
@@ -146,7 +146,7 @@ def further_arms(
             peers = peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
-        arm_options.check_takes(one, Settings, "is a classifier's")
+        arm_options.check_takes(one, Settings, "classifiers")
         other = open_assembly(make_plan(one.applied(request), terminal), terminal)
         group: Group = "dynamic" if other.plan.key.model == assembly.plan.key.model else "external"
         arm = replace(own_arms(other)[-1], name=one.name, group=group)
@@ -168,7 +168,9 @@ def read_truth(
     from dynx.cli.classify.accuracy import read_gold
 
     if assembly.labels.problem != "single":
-        raise UsageError("--labels compares single labels, and this model gives several or numbers")
+        raise UsageError(
+            "--labels needs a model with one label per input; this one is multi-label or a regression model"
+        )
     rows, count = list(read_gold(Path(path), assembly.labels.names, quoted=quoted).rows), len(inputs.items)
     while len(rows) > max(count, inputs.rows or 0) and rows[-1] is None:
         rows.pop()
@@ -178,8 +180,8 @@ def read_truth(
         rows.pop()
     if len(rows) != count:
         raise UsageError(
-            f"{path} has {len(rows):,} labels, and there are {count:,} inputs",
-            hint="--labels wants one for each input, in the same order, or one for each row of --data",
+            f"{path} has {len(rows):,} labels for {count:,} inputs",
+            hint="--labels needs one label per input, in the same order, or one per row of --data",
         )
     return [None if id_ is None else assembly.labels.names[id_] for id_ in rows]
 
@@ -198,7 +200,7 @@ def choose(
         chosen = sorted(random.Random(0).sample(chosen, most))  # noqa: S311 - the same ones each time
     good, cut = readable(assembly, [inputs.items[i] for i in chosen])
     if len(good) < len(chosen):
-        terminal.warn(f"{len(chosen) - len(good):,} of {len(chosen):,} inputs can't be read and were left out")
+        terminal.warn(f"{len(chosen) - len(good):,} of {len(chosen):,} inputs can't be read and were skipped")
     if not good:
         raise UsageError("none of the inputs can be read")
     kept = [chosen[i] for i in good]
@@ -231,12 +233,12 @@ def notes(
 
     out = list(sentences(quality, assembly.attachment.depth))
     if made_up:
-        out.append("the inputs are sentences made up for the bench: --data FILE measures on yours")
+        out.append("the inputs are generated sentences; use --data FILE to measure on your own")
     exits, profile = assembly.decisions.exits, assembly.plan.profile
     if assembly.knowledge is None and exits is not None:
-        out.append(f"dynamic has no exits and does what bucketed does: {exits.reason}")
+        out.append(f"dynamic has no exits, so it equals bucketed: {exits.reason}")
     elif profile is not None and profile.evidence.get("data") == text_hash(inputs.names):
-        out.append("these are the inputs that the exits were learned from: others would show what they are worth")
+        out.append("the exits were calibrated on these inputs; measure on others")
     return out
 
 

@@ -101,7 +101,7 @@ def finish(results: list[BenchResult], errors: list[DynxError], options: Options
         raise GateFailed(failed)
     if options.bisect and overall(gate for result in results for gate in result.gates) is not Verdict.PASS:
         open_ = reasons(results, lambda gate: gate.verdict is not Verdict.PASS or gate.advisory)
-        raise Undecided(open_ or "there is no gate to judge by")
+        raise Undecided(open_ or "no gate is given")
 
 
 def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> str:
@@ -121,7 +121,7 @@ def choose(options: Options) -> list[Request]:
 
     if options.task not in (None, ALL, *TASKS):
         hint = f"-m {options.task}" if options.task else None
-        raise UsageError(f"there is no task {options.task!r}: one of {', '.join(TASKS)}, or {ALL}", hint=hint)
+        raise UsageError(f"unknown task {options.task!r}: use one of {', '.join(TASKS)}, or {ALL}", hint=hint)
     task = None if options.task == ALL else options.task
     if options.models:
         twice = sorted({m for m in options.models if options.models.count(m) > 1})
@@ -151,8 +151,8 @@ def check(options: Options) -> None:
         parse_tolerance(options.tolerance)
         if not options.gates_speed:
             raise UsageError(
-                "--tolerance says how much slower still passes --baseline or --min-speedup, and neither is given",
-                hint="for models that give numbers, how far one may be off is --within",
+                "--tolerance requires --baseline or --min-speedup",
+                hint="for the tolerance of a regression model's outputs, use --within",
             )
     arm_options.parse_all(options.arms or [])
 
@@ -177,7 +177,7 @@ def task_of(request: Request) -> TaskModule:
     task = loading.task_of(source)
     module = modules()[task]
     if request.task not in (None, ALL, task):
-        raise UsageError(f"{source.name} {module.MODEL_DOES}, and the task asked for is {request.task}")
+        raise UsageError(f"{source.name} {module.MODEL_DOES}; the task given is {request.task}")
     return module
 
 
@@ -191,9 +191,11 @@ def check_tasks(request: Request, models: Sequence[tuple[Request, TaskModule]]) 
             shown = name.replace("_", "-")
             words = " and ".join(module.MODELS for module in takers)
             who = (
-                f"{Path(models[0][0].model).name} {here[0].MODEL_DOES}" if len(models) == 1 else "none of these is one"
+                f"{Path(models[0][0].model).name} {here[0].MODEL_DOES}"
+                if len(models) == 1
+                else "none of the models is one"
             )
-            raise UsageError(f"--{shown} is for {words}, and {who}")
+            raise UsageError(f"--{shown} is for {words}; {who}")
 
 
 def applying(request: Request, module: TaskModule) -> Request:

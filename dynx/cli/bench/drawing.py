@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
 
-TASK, MODELS, MODEL_DOES = "draw", "pipelines that draw", "draws"
+TASK, MODELS, MODEL_DOES = "draw", "text-to-image pipelines", "is a text-to-image pipeline"
 
 PROMPT_SEED = 1
 """Seed of prompts from the vocabulary; calibration makes its own with 0."""
@@ -99,8 +99,10 @@ def further_arms(
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
-            raise UsageError(f"--arm {one.name}: transformers has no pipelines that draw; plain is diffusers' own run")
-        arm_options.check_takes(one, Settings, "draws")
+            raise UsageError(
+                f"--arm {one.name}: transformers has no text-to-image pipelines; plain is diffusers' own run"
+            )
+        arm_options.check_takes(one, Settings, "text-to-image pipelines")
         theirs = one.applied(request)
         own = settings(theirs, Settings)
         steps = parse_steps(own.static) if "static" in one.differs else []
@@ -130,7 +132,7 @@ def request_of(request: Request) -> ImageGeneratorRequest:
 
     own = settings(request, Settings)
     if own.guidance is not None and not math.isfinite(own.guidance):
-        raise UsageError(f"--guidance {own.guidance} is no number")
+        raise UsageError(f"--guidance must be a finite number, not {own.guidance}")
     return ImageGeneratorRequest(
         model=request.model,
         backend=str(own.backend),
@@ -150,7 +152,7 @@ def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: 
     """
     if not assembly.engine.family.prompted:
         if texts is not None:
-            raise UsageError(f"{assembly.plan.source.name} draws without a prompt", hint="leave out --data")
+            raise UsageError(f"{assembly.plan.source.name} takes no prompt", hint="leave out --data")
         return [""]
     if texts is None:
         return unseen(assembly, count)
@@ -167,7 +169,7 @@ def unseen(assembly: LoadedImageGenerator, count: int) -> list[str]:
     pipe = assembly.engine.pipe
     tokenizer = next((t for name in TOKENIZERS if (t := getattr(pipe, name, None)) is not None), None)
     if tokenizer is None:
-        raise UsageError("the pipeline has no vocabulary to make prompts of", hint="--data FILE")
+        raise UsageError("no prompts can be generated, since the pipeline has no vocabulary", hint="--data FILE")
     learned = set(own_prompts(assembly.engine))
     made = prompts.prompts(tokenizer, 4 * count + len(learned), PROMPT_SEED)
     new = [text for text in dict.fromkeys(made) if text not in learned]
@@ -204,15 +206,15 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
     out = []
     family, profile, reason = assembly.engine.family, assembly.plan.profile, why_plain(assembly)
     if reason is not None:
-        out.append(f"dynamic does what plain does: {reason}")
+        out.append(f"dynamic equals plain: {reason}")
     elif profile is not None and texts is not None and profile.evidence.get("data") == text_hash(texts):
-        out.append("the steps were learned from these prompts: others would show what they are worth")
+        out.append("the steps were calibrated on these prompts; measure on others")
     if assembly.engine.kernels is not None:
         out.append(
             f"plain is the pipeline as it was loaded; the other arms run its network on {assembly.engine.kernels}"
         )
     if family.random:
-        out.append(f"{family.scheduler} draws noise at every step, so that fewer steps draw another picture")
+        out.append(f"{family.scheduler} adds noise at every step, so fewer steps give another picture")
     return out
 
 

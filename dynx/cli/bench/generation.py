@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
 
-TASK, MODELS, MODEL_DOES = "generate", "language models", "writes text"
+TASK, MODELS, MODEL_DOES = "generate", "language models", "is a language model"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def further_arms(
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
-        arm_options.check_takes(one, Settings, "writes text")
+        arm_options.check_takes(one, Settings, "language models")
         theirs = one.applied(request)
         fixed = parse_lengths(theirs.static) if "static" in one.differs and theirs.static is not None else []
         if len(fixed) > 1:
@@ -165,7 +165,7 @@ def further_arms(
         made = own_arms(other, replace(task, sampling=sampling, eos=other.end_tokens, stop=other.settings.stop), fixed)
         chosen = next((arm for arm in made if arm.group == "static"), None) if fixed else made[-1]
         if chosen is None:
-            raise UsageError(f"--arm {one.name}: there is nothing to draft with")
+            raise UsageError(f"--arm {one.name}: no drafter is available")
         group: Group = (
             "external" if other.plan.key.model != assembly.plan.key.model else "static" if fixed else "dynamic"
         )

@@ -48,7 +48,7 @@ def read_baseline(options: Options, models: Sequence[tuple[Request, TaskModule]]
         with naming_baseline():
             stored = baseline.pick(found, module.TASK, name)
         if "dynamic" not in stored.series:
-            raise UsageError(f"--baseline {options.baseline} has no figures of the dynamic arm of {name}")
+            raise UsageError(f"--baseline {options.baseline} has no results of the dynamic arm of {name}")
     return found
 
 
@@ -92,7 +92,7 @@ def measured(prepared: Prepared, request: Request, known: list[Baseline], termin
     how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
-        terminal.warn(f"--baseline {request.baseline} can only advise, as it differs: {'; '.join(differing)}")
+        terminal.warn(f"--baseline {request.baseline} is advisory, because conditions differ: {'; '.join(differing)}")
     interim, budget = plan(request, prepared)
 
     def conclude(measured: Measurements) -> BenchResult:
@@ -209,7 +209,7 @@ def annotated(result: BenchResult, measured: Measurements, interim: InterimPlan)
     """Add to the result how it was measured: interim analyses and overhead."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
-        notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
+        notes.append(f"{SLOW}={setting} slows an arm down on purpose, so these results are not dynx's speed")
     if len(interim.rounds) > 1:
         notes.append(f"{interim}; {_times(measured)}")
     runner: dict[str, JSON] = {

@@ -37,7 +37,7 @@ def check(options: Options, terminal: Terminal) -> None:
     unused = {"--dry-run": options.dry_run, "--plot": options.plot, "--negative": options.negative}
     for name, value in unused.items():
         if value:
-            raise UsageError(f"--check tests what is stored, and has no use for {name}")
+            raise UsageError(f"--check tests a stored profile and doesn't take {name}")
     asked = request_of(options)
     module = bench.task_of(asked)
     plan = module.make_plan(asked, Terminal(quiet=2))
@@ -51,7 +51,7 @@ def check(options: Options, terminal: Terminal) -> None:
     header = prepared.header
     if "guarantee" in header and header["guarantee"] is None:
         reason = (header.get("exits") or header.get("steps") or {}).get("reason", "nothing is promised")
-        raise NoProfileError(f"profile {profile.key.id} promises nothing here: {reason}")
+        raise NoProfileError(f"profile {profile.key.id} makes no promise here: {reason}")
     result = measure.measured(prepared, asked, [], terminal)
     result = replace(result, notes=(*result.notes, f"profile {profile.key.id} was measured {profile.created}"))
     if not options.json:
@@ -140,7 +140,7 @@ def refuse_learned(request: Request, module: TaskModule, plan: PlannedRun, profi
     else:
         rows = read_prompts(request.data)
     if profile.evidence.get("data") == text_hash(rows):
-        raise UsageError(f"--data {request.data} is what the profile was learned from: a check takes fresh inputs")
+        raise UsageError(f"--data {request.data} was used for calibration; a check needs fresh inputs")
 
 
 def verdict(result: BenchResult, profile: Profile) -> str:

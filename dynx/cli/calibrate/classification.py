@@ -32,7 +32,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     from dynx.early_exit.plan import ClassifierRequest
 
     if options.draft != "auto":
-        raise UsageError(f"--draft is for language models, and {options.model} is a classifier")
+        raise UsageError(f"--draft is for language models; {options.model} is a classifier")
     refuse(options, ("quality", "guidance", "negative", "size", "plot"), "is a classifier")
     budget = BUDGET if options.budget is None else options.budget
     request = ClassifierRequest(
@@ -50,9 +50,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     plan = make_plan(request, warn=terminal.warn)
     if options.data is None:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
-        raise UsageError(
-            "--data is needed: exits are learned from inputs like those to come, without labels", hint=f"--data {what}"
-        )
+        raise UsageError("classifiers need --data: unlabelled inputs like those to come", hint=f"--data {what}")
     inputs = read_inputs(
         options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field, warn=terminal.warn
     )
@@ -74,7 +72,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             progress=lambda share, what: move(share, 1.0, what),
         )
     if found.unreadable:
-        terminal.warn(f"{found.unreadable:,} inputs can't be read and were left out")
+        terminal.warn(f"{found.unreadable:,} inputs can't be read and were skipped")
     report(found, assembly, terminal, options)
     store(found.profile, terminal, found.arrays or None)
 

@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     if len(wanted) > 1:
         raise UsageError(f"{' and '.join(name for name, _ in wanted)} exclude each other")
     if options.output is not None and options.export is None:
-        raise UsageError("--output says where --export writes; there is no --export")
+        raise UsageError("--output requires --export")
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
     (wanted[0][1] if wanted else calibrate)(options, terminal)
 

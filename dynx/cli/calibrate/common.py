@@ -26,7 +26,7 @@ def refuse(options: Options, names: Sequence[str], what: str) -> None:
     for name in names:
         if getattr(options, name):
             shown = "--" + name.replace("_", "-")
-            raise UsageError(f"{shown} means nothing for {options.model}, which {what}")
+            raise UsageError(f"{shown} does not apply: {options.model} {what}")
 
 
 def store(profile: Profile, terminal: Terminal, arrays: Mapping[str, Any] | None = None) -> None:
@@ -37,4 +37,4 @@ def store(profile: Profile, terminal: Terminal, arrays: Mapping[str, Any] | None
         path = ProfileStore(profiles_folder(), terminal.warn).save(profile, arrays)
         terminal.notice(f"profile {profile.key.id} stored in {path}")
     except StoreError as e:
-        terminal.warn(f"the profile can't be stored ({e}); set DYNX_CACHE_DIR to a folder that can be written")
+        terminal.warn(f"the profile can't be stored ({e}); set DYNX_CACHE_DIR to a writable folder")

@@ -34,8 +34,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     from dynx.diffusion.plan import QUALITY, ImageGeneratorRequest
 
     if options.draft != "auto":
-        raise UsageError(f"--draft is for language models, and {options.model} draws")
-    refuse(options, ("tsv", "column", "field", "within", "max_length", "quantize"), "draws")
+        raise UsageError(f"--draft is for language models; {options.model} is a text-to-image pipeline")
+    refuse(options, ("tsv", "column", "field", "within", "max_length", "quantize"), "is a text-to-image pipeline")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
     request = ImageGeneratorRequest(
@@ -75,7 +75,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             )
     except KeyboardInterrupt:
         if partial.load() is not None:
-            terminal.notice("stopped; the same command goes on from here")
+            terminal.notice("stopped; run the same command to continue from here")
         raise
     report(found, assembly, terminal, options)
     store(found.profile, terminal, found.arrays)
@@ -121,7 +121,7 @@ def report(found: Findings, assembly: LoadedImageGenerator, terminal: Terminal, 
     console.print(found.power, soft_wrap=True, markup=False)
     console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
     if found.correlation is not None:
-        console.print(f"steps taken against steps needed: rank correlation {found.correlation:.2f}", markup=False)
+        console.print(f"steps used and steps needed: rank correlation {found.correlation:.2f}", markup=False)
 
 
 def table_of(found: Findings) -> Table:

@@ -27,7 +27,7 @@ ROOM = 16
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure, store, and say what was found."""
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
-    refuse(options, others, "writes text")
+    refuse(options, others, "is a language model")
     budget = BUDGET if options.budget is None else options.budget
     from dynx.cli.calibration_data import read_prompts
     from dynx.speculation import assemble, make_plan
@@ -104,7 +104,7 @@ def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, optio
     console = terminal.rich(sys.stdout)
     console.print(table_of(found, assembly))
     kernels = assembly.decisions.backend
-    console.print(f"computed by {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
+    console.print(f"backend {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
     console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
 
 
@@ -113,7 +113,7 @@ def table_of(found: Findings, assembly: LoadedGenerator) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "cost of a guess", "first guess right", "expected alone"):
+    for heading in ("", "cost per draft token", "first accepted", "expected alone"):
         table.add_column(heading, justify="left" if not heading else "right")
     whole = found.costs.target(1)
     for origin, rate in found.acceptance.items():
@@ -127,6 +127,6 @@ def table_of(found: Findings, assembly: LoadedGenerator) -> Table:
     table.add_section()
     table.add_row("plain decoding", f"{whole * 1e3:.2f} ms a token", "", "1.00x")
     table.add_row("together", "", "", f"{max(found.predictions.values()):.2f}x")
-    table.caption = f"shares are of a pass; passes of n tokens, in ms: {passes}"
+    table.caption = f"percentages are of a forward pass; milliseconds of passes over n tokens: {passes}"
     table.caption_justify = "left"
     return table

@@ -69,8 +69,8 @@ def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gol
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         shown = ", ".join(cell[:40] for cell in unknown[:NAMED])
         raise UsageError(
-            f"{path} has labels that the model hasn't: {shown}{more}",
-            hint=f"it knows {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}, or 0 to {len(labels) - 1}",
+            f"{path} has labels that are unknown to the model: {shown}{more}",
+            hint=f"its labels are {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}, or 0 to {len(labels) - 1}",
         )
     return Gold(str(path), labels, [known[cell] if cell else None for cell in cells])
 
@@ -177,7 +177,7 @@ class Tally:
         if truths != rows:
             raise UsageError(
                 f"{self._gold.name} has {_count(truths, 'label')} and the input {_count(rows, 'row')}",
-                hint="--labels wants one for each row of the input, in the same order",
+                hint="--labels needs one label per input row, in the same order",
             )
         scored = self._pairs.total()
         hits = sum(count for (truth, answer), count in self._pairs.items() if truth == answer)

@@ -62,7 +62,7 @@ def run(options: Options) -> None:
     if options.verify:
         verified(job.classifier, options)
     if job.errors:
-        raise DynxError(f"{job.errors} of {job.seen} inputs have no label; the reason stands in their place")
+        raise DynxError(f"{job.errors} of {job.seen} inputs could not be labelled; the output has the reason")
 
 
 def check(options: Options) -> None:
@@ -70,15 +70,15 @@ def check(options: Options) -> None:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.scores and options.top_k is not None:
-        raise UsageError("--scores shows all labels and --top-k some of them; they exclude each other")
+        raise UsageError("--scores and --top-k exclude each other")
     if options.certify and options.plain:
-        raise UsageError("--certify certifies exits, and --plain has none")
+        raise UsageError("--certify and --plain exclude each other: plain execution has no exits to certify")
     if options.verify and options.audit:
-        raise UsageError("--verify checks every answer and --audit some of them; they exclude each other")
+        raise UsageError("--verify and --audit exclude each other: --verify checks every answer")
     if options.resume and options.json:
-        raise UsageError("one JSON document can't be continued", hint="JSON lines can: --jsonl --resume OUT")
+        raise UsageError("a JSON document can't be resumed", hint="use JSON lines: --jsonl --resume OUT")
     if options.resume and options.labels:
-        raise UsageError("--labels compares the whole input, and --resume runs only the rest of it")
+        raise UsageError("--labels needs the whole input, so it can't be used with --resume")
 
 
 def open_records(options: Options, *, images: bool) -> Records:
@@ -133,7 +133,9 @@ def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
     from dynx.cli.classify.accuracy import Tally, read_gold
 
     if assembly.labels.problem != "single":
-        raise UsageError("--labels compares single labels, and this model gives several or numbers")
+        raise UsageError(
+            "--labels needs a model with one label per input; this one is multi-label or a regression model"
+        )
     truth = read_gold(Path(options.labels), assembly.labels.names, quoted=options.tsv)
     return Tally(truth, confidence=options.confidence)
 
@@ -187,7 +189,7 @@ class Job:
         if resumed is not None:
             todo = resumed.skip(records)
             if resumed.done:
-                self._terminal.notice(f"{resumed.path} has {resumed.done} results; going on after them")
+                self._terminal.notice(f"{resumed.path} has {resumed.done} results; continuing after them")
         if self._options.certify:
             todo = self._certify(todo)
         ahead = 8 * self._assembly.batch
@@ -243,7 +245,7 @@ class Job:
         if self.receipt.truncated and not self._warned:
             self._warned = True
             limit = getattr(self._assembly.reader, "limit", None)
-            self._terminal.warn(f"texts longer than {limit} tokens are cut there; the count comes at the end")
+            self._terminal.warn(f"texts longer than {limit} tokens are truncated; the count follows at the end")
         for record, prediction in zip(window, predictions, strict=True):
             self.seen += 1
             self.errors += prediction.error is not None
@@ -267,7 +269,7 @@ class Job:
         """On stderr, when all is written: how good, what it cost, and what was left out."""
         terminal, receipt = self._terminal, self.receipt
         if receipt.truncated:
-            terminal.warn(f"{receipt.truncated:,} of {receipt.inputs:,} texts were cut")
+            terminal.warn(f"{receipt.truncated:,} of {receipt.inputs:,} texts were truncated")
         if records.skipped:
             terminal.notice(f"{records.skipped:,} empty texts skipped")
         if self._tally is not None:
@@ -285,7 +287,7 @@ class Job:
         if self.classifier.audit is not None and self.classifier.audit.n:
             terminal.notice(str(self.classifier.audit))
         elif self._options.verify and not self.classifier.exiting:
-            terminal.notice("verified: no input left early, so every answer is the full model's")
+            terminal.notice("verified: no input exited early, so every answer is the full model's")
 
     def _histogram(self) -> None:
         receipt = self.receipt
@@ -300,7 +302,7 @@ class Job:
         _rows(rows)
         for prediction, record in self._deep:
             text = shown(record.raw if len(record.raw) <= 60 else record.raw[:59] + "…")
-            sys.stderr.write(f"went deep: {prediction.label} {prediction.score:.2f}  {text}\n")
+            sys.stderr.write(f"all layers: {prediction.label} {prediction.score:.2f}  {text}\n")
 
 
 def verified(classifier: Classifier, options: Options) -> None:
@@ -333,7 +335,7 @@ def receipt_line(receipt: Receipt) -> str:
         parts[0] += f" at {receipt.per_second:,.0f}/s"
     if receipt.mean_layers is not None:
         parts.append(f"{receipt.mean_layers:.2f} of {receipt.depth} layers")
-    parts.append(str(receipt.guarantee) if receipt.guarantee else "nothing is promised of these answers")
+    parts.append(str(receipt.guarantee) if receipt.guarantee else "no bound holds for these answers")
     return " · ".join(parts)
 
 

@@ -10,7 +10,7 @@ from dynx.cli import options as o
 if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierRequest
 
-HELP = """Label texts or images, stopping early where the answer is clear, within a promise about how often that differs.
+HELP = """Label texts or images with early exit, and bound how many labels differ from the full model's.
 
 \b
 Examples:
@@ -26,57 +26,59 @@ class Options(o.OutputOptions, o.DeviceOptions):
     """The command line of `dynx classify`, by parameter name."""
 
     inputs: list[str] | None = o.argument(
-        metavar="INPUT", help="A text, or an image's path; - stands for stdin, one input per line."
+        metavar="INPUT", help="A text or the path of an image; - reads stdin, one input per line."
     )
     model: str = o.MODEL("mood")
-    nul: bool = o.option(False, "-0", "--null", help="Inputs on stdin end with NUL, not with a line end.")
+    nul: bool = o.option(False, "-0", "--null", help="Inputs on stdin end with NUL instead of a newline.")
     tsv: bool = o.TSV(False)
     column: str | None = o.COLUMN(None)
     field: str | None = o.FIELD(None)
-    skip_empty: bool = o.option(False, "--skip-empty", help="Leave out empty texts.")
+    skip_empty: bool = o.option(False, "--skip-empty", help="Skip empty texts.")
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
     max_disagreement: float = o.MAX_DISAGREEMENT(0.02)
     confidence: float = o.CONFIDENCE(0.95)
     within: float | None = o.WITHIN(None)
-    certify: bool = o.option(
-        False, "--certify", help="Let a random sample of this very input decide how early the rest may leave."
-    )
+    certify: bool = o.option(False, "--certify", help="Certify the exit rule on a random sample of this input.")
     audit: float = o.option(
         0.0,
         "--audit",
         metavar="SHARE",
         min=0.0,
         max=1.0,
-        help="Check this share of the answers with the full model, and end the exits if the promise is broken.",
+        help="Check this share of the answers with the full model; disable exits if the bound is violated.",
     )
     batch_size: int = o.BATCH_SIZE(32)
     max_length: int | None = o.MAX_LENGTH(None)
-    top_k: int | None = o.option(None, "--top-k", metavar="K", min=1, help="Show the K best labels of each input.")
-    scores: bool = o.option(False, "--scores", help="Show all labels of each input.")
+    top_k: int | None = o.option(None, "--top-k", metavar="K", min=1, help="Print the K best labels of each input.")
+    scores: bool = o.option(False, "--scores", help="Print the scores of all labels.")
     labels: str | None = o.option(
         None,
         "--labels",
         metavar="GOLD",
-        help="A file with the true label of each input, alone or as last column: accuracy and macro-F1 on stderr; with "
-        "--audit also agreement with the full model.",
+        help="File of true labels, one per input or in the last column: print accuracy and macro-F1 on stderr, and with "
+        "--audit agreement with the full model.",
     )
     resume: str | None = o.option(
-        None, "--resume", once=True, metavar="OUT", help="Write to this file, and go on where it ends."
+        None,
+        "--resume",
+        once=True,
+        metavar="OUT",
+        help="Write to this file, continuing after its last complete result.",
     )
-    jsonl: bool = o.option(False, "--jsonl", help="Print a JSON line for each input.")
-    stats: bool = o.option(False, "--stats", help="Say on stderr what the answers cost and what was saved.")
+    jsonl: bool = o.option(False, "--jsonl", help="Print one JSON line per input.")
+    stats: bool = o.option(False, "--stats", help="Print the cost and the saving on stderr.")
     explain: bool = o.option(
-        False, "--explain", help="Show where inputs left, which went deep, and why each setting has its value."
+        False, "--explain", help="Show exit layers, inputs that ran all layers, and the reason for each setting."
     )
-    plain: bool = o.option(False, "--plain", help="The full model for every input: nothing dynamic.")
+    plain: bool = o.option(False, "--plain", help="Run the full model on every input, without early exit.")
     verify: bool = o.option(
-        False, "--verify", help="Run the full model on every input too; exit 3 if more labels differ than was promised."
+        False, "--verify", help="Also run the full model on every input; exit with 3 if the bound is violated."
     )
     dry_run: bool = o.DRY_RUN(False)
     backend: o.Backend = o.BACKEND(o.Backend.auto)
     quantize: o.Quantize = o.QUANTIZE(o.Quantize.none)
     profile: str | None = o.PROFILE(None)
-    require_profile: bool = o.option(False, "--require-profile", help="Fail (exit 4) unless a profile fits.")
+    require_profile: bool = o.option(False, "--require-profile", help="Exit with 4 unless a stored profile fits.")
 
     def request(self) -> ClassifierRequest:
         """Return what the classifier is asked for."""
@@ -103,5 +105,5 @@ COMMAND = o.Command(
     Options,
     HELP,
     short_help="Label texts or images.",
-    epilog="Exit code 1 means that some input has no label. Manual: man dynx-classify",
+    epilog="Exit code 1 means that some inputs could not be labelled. Manual: man dynx-classify",
 )

@@ -221,10 +221,10 @@ class Resumed:
         for count in range(self.done):
             record = next(source, None)
             if record is None:
-                raise UsageError(f"{self.path} has {self.done} results and the input only {count} records")
+                raise UsageError(f"{self.path} has {self.done} results but the input has only {count} records")
             if count == self.done - 1 and shown(record.raw) != self.last:
                 raise UsageError(
-                    f"{self.path} is about another input: its result {self.done} isn't of record {self.done}"
+                    f"{self.path} belongs to another input: its result {self.done} doesn't match record {self.done}"
                 )
         yield from source
 
@@ -235,13 +235,13 @@ def resume(path: Path, form: Format) -> Resumed:
     Raises UsageError, and leaves the file as it is, if anything in it is of another format.
     """
     if not form.wants:
-        raise UsageError("one JSON document can't be continued", hint="JSON lines can: --jsonl")
+        raise UsageError("a JSON document can't be resumed", hint="use JSON lines: --jsonl")
     done, kept, tail, last = 0, 0, b"", b""
     try:
         if not path.exists():
             return Resumed(path)
         if not path.is_file():
-            raise UsageError(f"--resume wants a file, and {path} is none")
+            raise UsageError(f"--resume needs a regular file; {path} isn't one")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             # escaped, a record is longer than it was

@@ -86,11 +86,11 @@ def layout(
 ) -> Layout:
     """The layout that options ask for. Raises UsageError where they exclude or lack each other."""
     if tsv and column is None:
-        raise UsageError("--tsv wants --column", hint="a name of the header line, or 1, 2, … if there is none")
+        raise UsageError("--tsv requires --column", hint="a name from the header line, or 1, 2, … without a header")
     if column is not None and not tsv:
-        raise UsageError("--column wants --tsv")
+        raise UsageError("--column requires --tsv")
     if _number(column) == 0:
-        raise UsageError("--column counts from 1")
+        raise UsageError("--column numbers start at 1")
     asked = [name for name, given in (("-0", nul), ("--tsv", tsv), ("--field", field is not None)) if given]
     if len(asked) > 1:
         raise UsageError(f"{asked[0]} and {asked[1]} exclude each other")
@@ -112,11 +112,11 @@ def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, n
     )
     if "-" in arguments:
         if never:
-            raise UsageError("- asks for stdin and --no-stdin forbids it")
+            raise UsageError("- reads stdin, which --no-stdin forbids")
         if arguments.count("-") > 1:
-            raise UsageError("- can stand for stdin once only")
+            raise UsageError("- can be given only once")
     elif arguments and shaped:
-        raise UsageError(f"{shaped} reads stdin, and the arguments leave none to read", hint="a file: < FILE")
+        raise UsageError(f"{shaped} reads stdin, but the inputs are given as arguments", hint="a file: < FILE")
     elif not arguments and (never or stdin.closed or stdin.isatty()):
         return None
     return Records(list(arguments) or ["-"], stdin, layout)
@@ -162,7 +162,7 @@ class Records:
         if self.rows == 0:
             raise UsageError(f"{self._name} is empty", hint="give a text: dynx classify 'What a fine day'")
         if self.rows == self.skipped:
-            raise UsageError("there are only empty texts, and --skip-empty leaves them out")
+            raise UsageError("all texts are empty, and --skip-empty skips them")
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _table_rows(rows: Iterator[Cells], column: str, name: str) -> Iterator[_Row]
         empty = False
         yield _table_row(row, at, column, header)
     if empty:
-        raise UsageError(f"{name} has a header and no rows")
+        raise UsageError(f"{name} has a header but no rows")
 
 
 def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
@@ -281,9 +281,9 @@ def _json_row(found: Line, key: str) -> _Row:
     except json.JSONDecodeError as e:
         return _Row(None, size, f"not JSON: {e.msg} at character {e.pos + 1}", line)
     except UnicodeEncodeError:
-        return _Row(None, size, "half of a surrogate pair, which is no text", line)
+        return _Row(None, size, "not text: half of a surrogate pair", line)
     except RecursionError:
-        return _Row(None, size, "not JSON that can be read: nested too deep", line)
+        return _Row(None, size, "JSON is nested too deeply", line)
     except ValueError as e:
         return _Row(None, size, f"not JSON: {e}", line)
     if not isinstance(value, dict):
@@ -307,7 +307,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:

@@ -63,10 +63,10 @@ def run(options: Options) -> None:
         studio.printer.close()
     if studio.unlike:
         raise GateFailed(
-            f"--verify: {studio.unlike} of {studio.seen} pictures are less than {options.quality:g} like the full run's (SSIM)"
+            f"--verify: {studio.unlike} of {studio.seen} pictures have an SSIM below {options.quality:g} to the full run"
         )
     if studio.failed:
-        raise DynxError(f"{studio.failed} of {studio.seen} pictures failed, as said above")
+        raise DynxError(f"{studio.failed} of {studio.seen} pictures failed; the reasons are above")
 
 
 def check(options: Options) -> None:
@@ -74,16 +74,16 @@ def check(options: Options) -> None:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.info and options.finish:
-        raise UsageError("--info says how pictures were drawn and --finish draws them; they exclude each other")
+        raise UsageError("--info and --finish exclude each other")
     if options.draft and (options.plain or options.finish or options.steps != "auto"):
         other = "--plain" if options.plain else "--finish" if options.finish else "--steps"
-        raise UsageError(f"--draft draws in few steps; it and {other} exclude each other")
+        raise UsageError(f"--draft and {other} exclude each other")
     if options.draft and options.verify:
-        raise UsageError("--verify compares with the full run, and --draft promises nothing; they exclude each other")
+        raise UsageError("--verify and --draft exclude each other: a draft has no promise to verify")
     if options.output == "-" and (options.json or options.jsonl):
         raise UsageError("stdout can't take both the PNG and the JSON", hint="-o FILE")
     if options.output == "-" and sys.stdout.isatty() and not options.info:
-        raise UsageError("stdout is a terminal, which a PNG would garble", hint="-o FILE, or a pipe: -o - | COMMAND")
+        raise UsageError("a PNG can't be written to a terminal", hint="-o FILE, or a pipe: -o - | COMMAND")
     if options.finish:
         for name in ("seed", "size", "guidance", "negative"):
             if getattr(options, name) is not None:
@@ -91,9 +91,9 @@ def check(options: Options) -> None:
         if options.lines or options.count > 1:
             raise UsageError(f"--finish draws each draft once; leave out {'--lines' if options.lines else '--count'}")
     if options.guidance is not None and not math.isfinite(options.guidance):
-        raise UsageError(f"--guidance {options.guidance} is no number")
+        raise UsageError(f"--guidance must be a finite number, not {options.guidance}")
     if options.seed is not None and options.seed + options.count > SEEDS:
-        raise UsageError(f"seeds end at {SEEDS - 1}")
+        raise UsageError(f"--seed must be at most {SEEDS - 1}")
     parse_steps(options.steps)
     parse_size(options.size)
 
@@ -128,7 +128,7 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGenera
         draft.check(plan.source.name, plan.weights)
     prompted = options.lines or bool(options.prompt)
     if prompted and not options.finish and not takes_prompt(plan.source):
-        raise UsageError(f"{plan.source.name} draws without a prompt", hint="leave it out")
+        raise UsageError(f"{plan.source.name} takes no prompt", hint="leave it out")
     return plan
 
 
@@ -143,7 +143,7 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
     terminal.clear_status()
     adaptive = assembly.engine.family.adaptive.value
     if draft and adaptive:
-        plan.decisions.steps = Decision("few", "a draft was asked for")
+        plan.decisions.steps = Decision("few", "--draft is given")
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
     wanted = (
@@ -207,7 +207,7 @@ class Studio:
         known = assembly.knowledge
         self._sighted = not assembly.engine.family.latent or (known is not None and known.colours is not None)
         if self._screen.previews and not self._sighted:
-            self._terminal.notice("no preview: the map from latents to colours comes with a profile")
+            self._terminal.notice("no preview: it needs a profile, which holds the map from latents to colours")
         for item in batch.items:
             if item.error is not None:
                 self._fail(item, item.error, artist, batch.asked)
@@ -278,7 +278,7 @@ class Studio:
             draft = self._options.draft and not picture.receipt.plain
             drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
             if self._options.verify and picture.error is None and not picture.receipt.landed:
-                self._terminal.status("drawing it plainly, to compare")
+                self._terminal.status("drawing with the unmodified pipeline, to compare")
                 drawn.likeness = likeness(artist, picture)
                 self._terminal.clear_status()
                 self.unlike += drawn.likeness.ssim < self._options.quality
@@ -321,8 +321,8 @@ class Studio:
         if receipt.landed:
             done = receipt.run + receipt.skipped + receipt.cached
             terminal.warn(
-                f"stopped after {done} of {receipt.planned} steps, on the picture it was heading for; "
-                "--finish draws it to the end"
+                f"stopped after {done} of {receipt.planned} steps, at the estimate of the clean image; "
+                "--finish draws it in full"
             )
         if drawn.likeness is not None:
             terminal.notice(report.verified(drawn))
@@ -352,7 +352,7 @@ class Studio:
             return "; ".join(drawn.picture.receipt.notes)
         artist = drawn.artist
         request = artist.request(drawn.picture.prompt, drawn.picture.seed)
-        return artist.assembly.engine.plain_reason(request) or "its pipeline allows nothing else"
+        return artist.assembly.engine.plain_reason(request) or "the pipeline allows nothing else"
 
 
 def likeness(artist: Artist, picture: Picture) -> Likeness:

@@ -45,7 +45,7 @@ class Draft:
         """Raises UsageError unless this model drew it."""
         if self.weights != weights:
             by = f"the model {self.model}, not by {model}" if model != self.model else f"other weights of {model}"
-            raise UsageError(f"{self.path} was drawn by {by}", hint="-m MODEL says which model drew it")
+            raise UsageError(f"{self.path} was drawn by {by}", hint="give that model with -m MODEL")
 
 
 def read_draft(path: Path) -> Draft:
@@ -69,7 +69,7 @@ def read_draft(path: Path) -> Draft:
         if not 0 <= found.seed < 1 << 63:
             raise ValueError
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-        raise UsageError(f"{path} doesn't say all that it takes to draw it again") from None
+        raise UsageError(f"{path} lacks some settings that are needed to draw it again") from None
     return found
 
 
@@ -123,7 +123,7 @@ def rows(path: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 STATES = {
     "draft": "a draft",
-    "landed": "stopped early, on what it was heading for",
+    "landed": "stopped early, at the estimate of the clean image",
     "flagged": "blackened by the pipeline's safety checker",
 }
 

@@ -96,7 +96,9 @@ class Outputs:
                 pattern = pattern[: -len(SUFFIX)] + "-{n}" + SUFFIX
         unknown = [name for name in _FIELDS.findall(pattern) if name not in ("n", "slug", "seed")]
         if unknown:
-            raise UsageError(f"--output knows {{n}}, {{slug}} and {{seed}}, not {{{unknown[0]}}}")
+            raise UsageError(
+                f"--output has an unknown field {{{unknown[0]}}}; the fields are {{n}}, {{slug}} and {{seed}}"
+            )
         folder = Path(pattern).parent
         if text is not None and text.endswith("/") and not folder.exists():
             try:
@@ -118,7 +120,7 @@ class Outputs:
         path = first = Path(_FIELDS.sub(lambda field: values[field[1]], self.pattern))
         number = self._taken.get(first, 1)
         if first in self._taken and "slug" not in _FIELDS.findall(self.pattern):
-            raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+            raise UsageError(f"{path} would be written twice", hint="use {n} in --output to tell pictures apart")
         while path in self._taken:
             number += 1
             path = first.with_name(f"{first.stem}-{number}{first.suffix}")
@@ -140,8 +142,8 @@ def vacant(path: Path, *, force: bool) -> Path:
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        what = "no folder" if not folder.exists() else "a file and no folder"
-        raise UsageError(f"{folder} is {what}", hint=f"mkdir -p {folder}")
+        what = "doesn't exist" if not folder.exists() else "is a file, not a folder"
+        raise UsageError(f"{folder} {what}", hint=f"mkdir -p {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"can't write in {folder}: permission denied")
 

@@ -56,9 +56,9 @@ class Drawn:
         """That in words."""
         receipt = self.picture.receipt
         if receipt.landed:
-            return "stopped early, so nothing is promised"
+            return "none: stopped early"
         if self.draft:
-            return "a draft, so nothing is promised"
+            return "none: a draft"
         if receipt.plain:
             kernels = self.artist.assembly.engine.kernels
             return f"the pipeline's own run of {receipt.planned} steps{f' on {kernels}' if kernels else ''}"
@@ -230,7 +230,7 @@ def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
         ("profile", drawn.profile or "none"),
     ]
     if receipt.unguided:
-        rows.insert(3, ("guidance", f"left out in {receipt.unguided} of the steps run"))
+        rows.insert(3, ("guidance", f"skipped in {receipt.unguided} of the steps run"))
     return [*rows, *(("note", note) for note in receipt.notes)]
 
 

@@ -39,19 +39,19 @@ def encode(picture: Image, facts: dict[str, Any]) -> bytes:
 def read(path: Path) -> dict[str, Any]:
     """The facts of a file that `encode` made. Raises UsageError for any other."""
     if not path.exists():
-        raise UsageError(f"there is no file {path}")
+        raise UsageError(f"no such file: {path}")
     try:
         with opened(path) as file:
             file.load()
             text = file.info.get(KEYWORD)
     except InputError as e:
-        raise UsageError(f"{path} is no picture that can be used: {e}") from None
+        raise UsageError(f"{path} can't be used as a picture: {e}") from None
     if not isinstance(text, str):
-        raise UsageError(f"{path} doesn't say how it was made: dynx didn't draw it, or a program took that out")
+        raise UsageError(f"{path} has no dynx metadata: it wasn't drawn by dynx, or the metadata was removed")
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
-        raise UsageError(f"{path} says how it was made in a form that this dynx doesn't know")
+        raise UsageError(f"{path} has dynx metadata of an unknown version")
     return facts

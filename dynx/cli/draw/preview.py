@@ -69,7 +69,7 @@ class Screen:
         """Where a picture was asked for in so many words, and can't be shown."""
         if self._asked and not self._said:
             why = "UTF-8" if self._colour(self._stream) else "colour"
-            self._terminal.warn(f"no picture is shown: it takes {why}, which the output doesn't have")
+            self._terminal.warn(f"the picture can't be shown: the output lacks {why}")
             self._said = True
 
     def _colour(self, stream: TextIO) -> bool:

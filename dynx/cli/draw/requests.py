@@ -61,7 +61,7 @@ def parse_steps(text: str) -> int | None:
     if text == "auto":
         return None
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) < 1:
-        raise UsageError(f"--steps {text}: a number from 1, or auto")
+        raise UsageError(f"--steps {text}: must be a number from 1, or auto")
     return int(text)
 
 
@@ -71,14 +71,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"([0-9]{1,5})(?:[x×X*]([0-9]{1,5}))?", text.strip())
     if found is None:
-        raise UsageError(f"--size {text}: width and height in pixels, as in 512x768, or one number for both")
+        raise UsageError(f"--size {text}: must be width and height in pixels, such as 512x768, or one number for both")
     return int(found[1]), int(found[2] or found[1])
 
 
 def ordered(options: Options, terminal: Terminal) -> Batch:
     """What the command line asks for; all that can be known before a model is loaded is checked. Raises UsageError."""
     if options.lines and options.output == "-":
-        raise UsageError("stdout takes one picture, and --lines may bring several prompts", hint="-o FOLDER/")
+        raise UsageError("stdout takes one picture, and --lines may give several", hint="-o FOLDER/")
     several = 2 if options.lines else options.count * max(1, len(options.prompt or []))
     outputs = Outputs.parse(options.output, several, force=options.force)
     negative = None if options.negative is None else typed(options.negative, "--negative")
@@ -119,7 +119,7 @@ def read_prompts(options: Options, terminal: Terminal) -> Iterator[str | BadLine
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
-            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+            raise UsageError("--lines reads stdin, which --no-stdin forbids")
         refuse_dash(arguments)
         prompts = each_line(sys.stdin.buffer)
         first = next(prompts)
@@ -199,7 +199,7 @@ def finishing(options: Options) -> list[Batch]:
         if places is None:
             path = vacant(draft.path.with_name(f"{draft.path.stem}{FINISHED}.png"), force=options.force)
             if path in beside:
-                raise UsageError(f"{path} would be written twice", hint="{n} in --output makes a difference")
+                raise UsageError(f"{path} would be written twice", hint="use {n} in --output to tell pictures apart")
             beside.add(path)
         else:
             path = places.path(index + 1, draft.prompt, draft.seed)

@@ -28,8 +28,8 @@ def run(options: Options) -> None:
         raise UsageError("--json and --jsonl exclude each other")
     if options.exact and options.temperature >= COLD:
         raise UsageError(
-            "--exact is for greedy decoding: there rounding can decide a token",
-            hint="a sampled text has plain decoding's distribution as it is; leave out --exact or --temperature",
+            "--exact is for greedy decoding only",
+            hint="sampling already has the distribution of plain decoding; leave out --exact or --temperature",
         )
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
@@ -70,13 +70,13 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str | B
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
-            raise UsageError("--lines reads stdin and --no-stdin forbids it")
+            raise UsageError("--lines reads stdin, which --no-stdin forbids")
         rows_asked(options.batch)
         arrivals = Arrivals(sys.stdin.buffer)
         refuse_dash(arguments)
         return _ahead(_with(each_line(arrivals), " ".join(arguments))), arrivals
     if options.batch != "auto":
-        raise UsageError("--batch goes with --lines")
+        raise UsageError("--batch requires --lines")
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
     if prompt is None:
         raise NoInputError("no prompt", hint='for example: dynx generate "Once upon a time"')

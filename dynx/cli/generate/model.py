@@ -37,7 +37,9 @@ def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False)
     for name, decision in loaded.decisions.items():
         terminal.detail(f"{name}: {decision.value} ({decision.reason})")
     if plan.profile is None and plan.kinds and request.profile != "none" and terminal.interactive:
-        terminal.notice(f"no profile yet, so little is drafted; measure one: {calibrate_command(request)}")
+        terminal.notice(
+            f"no profile for this model, so drafting is conservative; measure one: {calibrate_command(request)}"
+        )
     return loaded
 
 
@@ -58,7 +60,7 @@ def make_request(prompt: str, options: Any, assembly: LoadedGenerator) -> Reques
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
             reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise InputError(f"{assembly.plan.source.name}'s chat template refuses this: {reason}") from None
+            raise InputError(f"{assembly.plan.source.name}'s chat template rejects this prompt: {reason}") from None
         ids = list(encoded["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])

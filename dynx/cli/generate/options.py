@@ -11,7 +11,7 @@ from dynx.cli import options as o
 if TYPE_CHECKING:
     from dynx.speculation.plan import GeneratorRequest
 
-HELP = """Continue a text with a language model, faster than plain decoding and equal to it.
+HELP = """Continue a text with a language model, by speculative decoding with the text of plain decoding.
 
 \b
 Examples:
@@ -39,16 +39,16 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="T",
         min=0.0,
         max=100.0,
-        help="0 takes the likeliest token; more is bolder.",
+        help="Sampling temperature; 0 is greedy decoding.",
     )
-    top_k: int = o.option(0, "--top-k", metavar="K", min=0, help="Sample among the K likeliest tokens; 0 means all.")
+    top_k: int = o.option(0, "--top-k", metavar="K", min=0, help="Sample from the K most likely tokens; 0 means all.")
     top_p: float = o.option(
         1.0,
         "--top-p",
         metavar="P",
         min=0.0,
         max=1.0,
-        help="Sample among the likeliest tokens that make up this probability.",
+        help="Sample from the most likely tokens whose probabilities sum to P.",
     )
     repetition_penalty: float | None = o.option(
         None,
@@ -56,15 +56,13 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="R",
         min=0.01,
         max=100.0,
-        help="Above 1 makes repeating less likely; the model's own setting by default.",
+        help="Repetition penalty, above 1 for less repetition; the model's own by default.",
     )
     seed: int | None = o.option(
-        None, "--seed", metavar="SEED", min=0, help="Makes sampling reproducible, whatever is drafted."
+        None, "--seed", metavar="SEED", min=0, help="Random seed; the text does not depend on the drafter."
     )
-    stop: list[str] | None = o.option(
-        None, "--stop", metavar="STRING", help="End the answer before this text. Repeatable."
-    )
-    chat: bool = o.option(False, "--chat", help="Put the prompt into the model's chat template.")
+    stop: list[str] | None = o.option(None, "--stop", metavar="STRING", help="Stop before this text. Repeatable.")
+    chat: bool = o.option(False, "--chat", help="Apply the model's chat template to the prompt.")
     system: str | None = o.option(
         None, "--system", metavar="TEXT", help="System message for the chat template; implies --chat."
     )
@@ -77,30 +75,30 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "auto",
         "--batch",
         metavar="N",
-        help="With --lines, answer up to so many prompts at once; auto takes what is measured to be fastest.",
+        help="With --lines: the largest number of prompts per batch; auto uses the fastest measured.",
     )
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
-    jsonl: bool = o.option(False, "--jsonl", help="Print JSON lines: one for each token and each result.")
-    stats: bool = o.option(False, "--stats", help="Say on stderr what the answer cost and what was saved.")
+    jsonl: bool = o.option(False, "--jsonl", help="Print JSON lines: one per token and result.")
+    stats: bool = o.option(False, "--stats", help="Print the cost and the saving on stderr.")
     explain: bool = o.option(
-        False, "--explain", help="Shade each token by who guessed it, and say why each setting has its value."
+        False, "--explain", help="Colour each token by its draft source, and show the reason for each setting."
     )
-    plain: bool = o.option(False, "--plain", help="Plain decoding: nothing dynamic.")
+    plain: bool = o.option(False, "--plain", help="Plain decoding, without speculation.")
     verify: bool = o.option(
         False,
         "--verify",
-        help="Score the answer again on the plain model; exit 3 unless that would have written the same.",
+        help="Score the answer with plain decoding; exit with 3 if plain decoding would differ.",
     )
     exact: bool = o.option(
         False,
         "--exact",
-        help="The text of --plain --exact to the token, also where bfloat16 or int8 could round a tie.",
+        help="Guarantee the text of --plain --exact also in bfloat16 or int8, where rounding can decide near ties.",
     )
     dry_run: bool = o.DRY_RUN(False)
     backend: o.Backend = o.BACKEND(o.Backend.auto)
     quantize: o.Quantize = o.QUANTIZE(o.Quantize.none)
     profile: str | None = o.PROFILE(None)
-    require_profile: bool = o.option(False, "--require-profile", help="Fail (exit 4) unless a profile fits.")
+    require_profile: bool = o.option(False, "--require-profile", help="Exit with 4 unless a stored profile fits.")
 
     def request(self) -> GeneratorRequest:
         """Return what the engine is asked for."""
@@ -125,5 +123,5 @@ COMMAND = o.Command(
     Options,
     HELP,
     short_help="Continue a text with a language model.",
-    epilog="Text that is piped in comes before PROMPT. Manual: man dynx-generate",
+    epilog="Piped text is placed before PROMPT. Manual: man dynx-generate",
 )

@@ -55,7 +55,7 @@ class Printer:
         terminal, receipt = self._terminal, run.receipt()
         if receipt.finish_reason == "context":
             limit = assembly.engine.target.context
-            terminal.warn(f"the model's context of {limit} tokens is full; the text is complete up to there")
+            terminal.warn(f"the model's context of {limit} tokens is full; the text ends there")
         if self._options.stats:
             rows = receipt_rows(receipt, assembly.plan.profile_id or "none")
             width = max(len(label) for label, _ in rows)
@@ -97,7 +97,7 @@ class Text(Printer):
             legend = [
                 f"{SHADES[o]}{NAMES[o]}\x1b[0m" if SHADES[o] and self._terminal.err_color else NAMES[o] for o in seen
             ]
-            sys.stderr.write(f"written by: {', '.join(legend)}\n")
+            sys.stderr.write(f"draft source: {', '.join(legend)}\n")
 
     def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
         """Write an empty line in its place, so that lines can be counted; the reason goes to stderr."""

@@ -14,7 +14,7 @@ SHADES: dict[str, str] = {
     "lookup": "\x1b[38;5;142m",  # olive: copied
 }
 NAMES: dict[str, str] = {
-    "target": "the model itself",
+    "target": "target model",
     "draft": "draft model",
     "self": "early exit",
     "lookup": "lookup",
@@ -27,7 +27,7 @@ def receipt_line(receipt: Receipt) -> str:
     if receipt.tokens_per_second:
         parts[0] += f" at {receipt.tokens_per_second:.0f}/s"
     if receipt.tokens_per_forward and receipt.drafters:
-        parts.append(f"{receipt.tokens_per_forward:.2f} tokens per pass of the model")
+        parts.append(f"{receipt.tokens_per_forward:.2f} tokens per forward pass")
     if receipt.speedup and receipt.drafters and receipt.plain_measured:
         parts.append(f"{receipt.speedup:.2f}x of plain decoding")
     parts.append(receipt.guarantee)
@@ -41,23 +41,25 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     rows = [
         (
             "tokens",
-            f"{receipt.tokens} written after {receipt.prompt_tokens} of prompt; ended by {receipt.finish_reason}",
+            f"{receipt.tokens} generated after {receipt.prompt_tokens} of prompt; finish reason: {receipt.finish_reason}",
         ),
         ("speed", f"{speed} tokens/s, first token after {first} s"),
-        ("passes", f"{receipt.target_forwards} of the model, {each} tokens each"),
+        ("passes", f"{receipt.target_forwards} forward passes of the model, {each} tokens each"),
     ]
     for origin, t in receipt.drafters.items():
         share = _number(t.acceptance, ".0%")
-        counts = f"{t.drafted} drafted, {t.submitted} judged, {t.accepted} kept ({share}), {t.seconds:.3f} s"
+        counts = f"{t.drafted} drafted, {t.submitted} verified, {t.accepted} accepted ({share}), {t.seconds:.3f} s"
         rows.append((NAMES[origin], counts))
     if not receipt.drafters and receipt.rows <= 1:
-        rows.append(("saved", "nothing: no guess was made, so this is plain decoding"))
+        rows.append(("saved", "nothing: no token was drafted, so this is plain decoding"))
     elif receipt.plain_seconds is not None and receipt.plain_measured:
         saved = round(receipt.plain_seconds - (receipt.seconds - receipt.prefill_seconds), 2) + 0.0  # no -0.00
         against = f"plain decoding's {receipt.plain_seconds:.2f} s ({_number(receipt.speedup, '.2f')}x)"
         rows.append(("saved", f"{saved:+.2f} s against {against}, as measured by {receipt.plain_measured}"))
     if receipt.rows > 1:
-        rows.append(("batch", f"{receipt.rows:.1f} answers shared each pass; the seconds are this one's share"))
+        rows.append(
+            ("batch", f"{receipt.rows:.1f} sequences per forward pass on average; times are this sequence's share")
+        )
     if receipt.exact is not None:
         rows.append(("exact", _recheck(receipt.exact)))
     return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
@@ -65,9 +67,9 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
 
 def _recheck(found: Recheck) -> str:
     if not found.bound:
-        return "nothing to check: wide passes give narrow ones' bits"
+        return "nothing to check: passes over several tokens are bitwise equal"
     times = f"{found.reread} plain passes, {found.seconds:.3f} s"
-    return f"{found.near_ties} near-ties (closer than {found.bound:.2g} logits) decided again: {times}"
+    return f"{found.near_ties} near-ties (closer than {found.bound:.2g} logits) decoded again: {times}"
 
 
 def _recheck_json(found: Recheck) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def words(found: Verification, assembly: LoadedGenerator, run: Run) -> str:
     n, first = found.tokens, found.first
     name = f"{assembly.plan.source.name} in {assembly.engine.target.precision}"
     if not n:
-        return "verified: there is no token to verify"
+        return "verified: no token to verify"
     if found.rule == "chance":
         if first is not None:
             return f"verify: token {first.position + 1} has no probability under plain {name}"
@@ -47,7 +47,7 @@ def words(found: Verification, assembly: LoadedGenerator, run: Run) -> str:
         )
         return f"verified: identical, plain {name} {how} each of the {n} tokens itself{close}"
     shown = _reader(assembly, run, first.position)
-    others = f", and {found.differences - 1} of those after it" if found.differences > 1 else ""
+    others = f", and {found.differences - 1} later tokens" if found.differences > 1 else ""
     return (
         f"verify: differs at token {first.position + 1} of {n}{others}: {shown(first.written)!r} was written, "
         f"and plain {name} {how} {shown(first.preferred)!r} {_by(first.margin)}"
@@ -90,7 +90,7 @@ def check(found: list[Verification]) -> None:
 
 
 def _by(margin: float) -> str:
-    return f"by {margin:.2g} logits" if math.isfinite(margin) else "as what was written has no probability"
+    return f"by {margin:.2g} logits" if math.isfinite(margin) else "(the generated token has no probability)"
 
 
 def _reader(assembly: LoadedGenerator, run: Run, position: int) -> Callable[[int], str]:

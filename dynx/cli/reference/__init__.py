@@ -1,9 +1,9 @@
-"""Completions for bash, zsh and fish and manual pages, written from the command tree, and JSON Schemas, from dataclasses.
+"""Writes completions, man pages and the table of settings from the command tree, and JSON Schemas from dataclasses.
 
-    python -m dynx.cli.reference            write completions/, man/, dynx/schemas/*.json and the marked parts of README.md
+    python -m dynx.cli.reference            write completions/, man/, dynx/schemas/*.json and the table of settings in man/guides/
     python -m dynx.cli.reference --check    say which of them differ from their sources
 
-`tree` reads the tree; `facts` holds the little that it can't know; `bash`, `zsh`, `fish`, `man` and `readme` each write one
+`tree` reads the tree; `facts` holds what it can't know; `bash`, `zsh`, `fish`, `man` and `settings_table` each write one
 format. What can be set by variables and files comes from `dynx.cli.settings`. `schemas` reads `dynx.schemas.documents`.
 The files are committed and installed as they are. `dynx` itself never imports this package.
 """

@@ -1,4 +1,4 @@
-"""Write the completions, manual pages and JSON Schemas, or check that they are what their sources make."""
+"""Write the completions, man pages, table of settings and JSON Schemas, or check that they match their sources."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from dynx import shipped
 from dynx.cli.app import app
 from dynx.cli.reference import reference_files
-from dynx.cli.reference.readme import readme
 from dynx.cli.reference.schemas import schema_files
+from dynx.cli.reference.settings_table import with_table
 from dynx.cli.reference.tree import read_tree
 from dynx.cli.settings import by_command
 
 REPAIR = "python -m dynx.cli.reference"
 CHECKOUT = Path(__file__).resolve().parents[3]
+SETTINGS_PAGE = "man/guides/configuration.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,9 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     tree = read_tree(app)
     settings = by_command()
     files = reference_files(tree, shipped.by_task(), settings)
-    page = root / "README.md"
+    page = root / SETTINGS_PAGE
     if page.is_file():
-        files["README.md"] = readme(page.read_text(encoding="utf-8"), settings)
+        files[SETTINGS_PAGE] = with_table(page.read_text(encoding="utf-8"), settings)
     schemas = schema_files()
     files |= schemas
     differing = [name for name, text in files.items() if not _holds(root / name, text)]

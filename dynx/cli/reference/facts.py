@@ -1,4 +1,4 @@
-"""What the command tree can't know: what values complete to, and the man pages' lists of codes, variables and files.
+"""Facts that the command tree lacks: what values complete to, and the man pages' lists of codes, variables and files.
 
 This is the only part of the package to edit when a command gains an option whose value has a new metavar, or dynx a new
 exit code, environment variable or file.
@@ -114,38 +114,38 @@ class ExitCode:
 
 
 EXIT_CODES = (
-    ExitCode("0", "Success; also when the reader of a pipe has gone away."),
+    ExitCode("0", "Success; also when the reader of a pipe has closed it."),
     ExitCode(
         "1",
-        "Failure, told in one line on stderr; under --json that line is JSON, of the schema dynx.error/1, as stdout may hold a "
-        "result already.",
+        "Failure, reported in one line on stderr. With --json that line is JSON (schema dynx.error/1), unless stderr is a "
+        "terminal.",
     ),
     ExitCode("2", "The command line or the input is wrong."),
     ExitCode(
-        "3", "A gate failed: what was measured misses the bar set.", ("--min-speedup", "--require-identical", "--check")
+        "3", "A gate failed, or a check found a broken promise.", ("--min-speedup", "--require-identical", "--check")
     ),
-    ExitCode("125", "Under --bisect: no verdict, so git bisect skips the commit.", ("--bisect",)),
-    ExitCode("4", "No stored profile can be used where one is required.", ("--require-profile", "--check")),
-    ExitCode("5", "The device or backend asked for isn't there, or ran out of memory.", ("--device",)),
-    ExitCode("130, 143", "Ended by a signal: Ctrl-C, or a request to terminate."),
+    ExitCode("125", "With --bisect: no verdict, so that git bisect skips the commit.", ("--bisect",)),
+    ExitCode("4", "A profile is required, and no stored one fits.", ("--require-profile", "--check")),
+    ExitCode("5", "The device or backend isn't available, or ran out of memory.", ("--device",)),
+    ExitCode("130, 143", "Ended by a signal: SIGINT (Ctrl-C) or SIGTERM."),
 )
 
 ENVIRONMENT: Mapping[str, str] = {
-    "DYNX_CONFIG": "A file of settings to read instead of every dynx.toml, or none to read no file.",
-    "DYNX_CACHE_DIR": "The folder where profiles are kept; by default the platform's cache folder.",
-    "DYNX_BENCH_SLOW": "For testing gates of dynx bench: an arm that sleeps for a share of its time, like dynamic=15%.",
+    "DYNX_CONFIG": "A settings file to read instead of every dynx.toml; none reads no file.",
+    "DYNX_CACHE_DIR": "The folder for profiles and compiled artifacts; by default the platform's cache folder.",
+    "DYNX_BENCH_SLOW": "For testing gates of dynx bench: slows an arm down by a share of its time, such as dynamic=15%.",
     "DYNX_LAZY_IMPORTS": "Set to 0 to import PyTorch and transformers as a whole, which takes longer.",
-    "DYNX_DEBUG": "Set to 1 to see where an error came from, as a traceback.",
-    "NO_COLOR": "Set to anything for output without colour.",
-    "FORCE_COLOR": "Set to anything for colour even where the output isn't a terminal.",
-    "HF_HOME": "Where models fetched from the Hugging Face hub are kept.",
-    "HF_HUB_OFFLINE": "Set to 1 to never contact the hub, like --offline.",
+    "DYNX_DEBUG": "Set to 1 to show tracebacks of errors.",
+    "NO_COLOR": "Set to any value to turn colour off.",
+    "FORCE_COLOR": "Set to any value to use colour even if the output isn't a terminal.",
+    "HF_HOME": "The folder for models from the Hugging Face hub.",
+    "HF_HUB_OFFLINE": "Set to 1 to never contact the hub, as with --offline.",
     "OMP_NUM_THREADS": "Processor threads to use unless --threads is given.",
 }
 
 FILES: Mapping[str, str] = {
-    "dynx.toml": "A project's settings: the nearest such file from the working folder upwards. See CONFIGURATION in dynx(1).",
-    "${XDG_CONFIG_HOME:-~/.config}/dynx/dynx.toml": "The user's settings, which count less than a project's.",
+    "dynx.toml": "The project's settings: the nearest such file from the working folder upwards. See CONFIGURATION in dynx(1).",
+    "${XDG_CONFIG_HOME:-~/.config}/dynx/dynx.toml": "The user's settings; the project's take precedence.",
     "~/Library/Application Support/dynx/dynx.toml": "The user's settings on macOS, unless XDG_CONFIG_HOME is set.",
     "$DYNX_CACHE_DIR/profiles": "Stored profiles, where DYNX_CACHE_DIR is set.",
     "${XDG_CACHE_HOME:-~/.cache}/dynx/profiles": "Stored profiles otherwise.",
@@ -153,8 +153,8 @@ FILES: Mapping[str, str] = {
 }
 
 PRECEDENCE = (
-    "Any option can also be set by an environment variable or in a file. What is typed counts most, then the variable, then "
-    "the project's dynx.toml, then the user's, then the default; -vv shows which of them each value came from."
+    "Every option can also be set by an environment variable or in a file. The command line takes precedence, then the "
+    "variable, then the project's dynx.toml, then the user's, then the default; -vv shows the origin of each value."
 )
 
 CONFIGURATION = """\
@@ -167,7 +167,7 @@ stop = ["THE END"]
 """
 
 RULES = (
-    "Keys are the long options without their dashes; switches are true or false, repeatable options take a list. A key that "
-    "doesn't exist is an error, wherever it stands. What a command does once, such as --list, can't be set, and a project's "
-    "file can't set --allow-pickle or --trust-remote-code."
+    "Keys are the long options without their dashes; switches are true or false, repeatable options take a list. An unknown "
+    "key is an error in any table. Options for a single action, such as --list, can't be set, and a project's file can't set "
+    "--allow-pickle or --trust-remote-code."
 )

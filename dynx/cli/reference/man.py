@@ -193,14 +193,14 @@ def _environment(command: Command, settings: Settings) -> Iterator[tuple[str, li
     if known:
         own = [setting.variables[0] for setting in known.values()]
         start = own[0].rpartition("_")[0] + "_"
-        rule = "Set the option of that name unless it is typed; 1 or 0 for a switch, a line for each value of a repeatable one."
-        yield _bold(start) + _italic("OPTION"), [rule, f"They are {', '.join(own)}."]
+        rule = "Sets the option of that name. 1 or 0 for a switch, one line per value for a repeatable option."
+        yield _bold(start) + _italic("OPTION"), [rule, f"These are {', '.join(own)}."]
     common = [s for s in next(iter(settings.values()), {}).values() if s.shared]
     if common:
         names = ", ".join(setting.variables[1] for setting in common)
         yield (
             _bold(f"{common[0].variables[1].partition('_')[0]}_") + _italic("OPTION"),
-            [f"Set it for every command: {names}."],
+            [f"Sets the option for every command: {names}."],
         )
     yield from ((_bold(name), [text]) for name, text in facts.ENVIRONMENT.items())
 

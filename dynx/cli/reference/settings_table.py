@@ -1,4 +1,4 @@
-"""The parts of README.md between marks, which list what can be set."""
+"""Write the part between marks of a Markdown page that lists every setting."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ WIDTH = 140
 MARKS = re.compile(r"(<!-- settings[^>]*-->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 
-def readme(text: str, settings: Settings) -> str:
-    """The README with its marked part written anew; as it was, where it has none."""
+def with_table(text: str, settings: Settings) -> str:
+    """Return the page with its marked part rewritten, or unchanged where it has no marks."""
     table = settings_table(settings)
     return MARKS.sub(lambda found: f"{found[1]}{table}{found[2]}", text)
 
 
 def settings_table(settings: Settings) -> str:
-    """What can be set, by table of `dynx.toml`."""
+    """Return the precedence, an example file and the keys of each table of `dynx.toml`, as Markdown."""
     common = [setting for setting in next(iter(settings.values())).values() if setting.shared]
-    rows = [("(head)", "DYNX_…", [setting.key for setting in common])]
+    rows = [("(top)", "DYNX_…", [setting.key for setting in common])]
     rows += [
         (f"[{name}]", f"DYNX_{name.upper()}_…", [key for key, setting in known.items() if not setting.shared])
         for name, known in settings.items()
