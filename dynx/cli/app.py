@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dynx.cli.commands import COMMANDS
 from dynx.cli.configuration import ConfiguredCommand
+from dynx.cli.options.commands import COMMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from support.classifier_folders import write_text_classifier
 from support.classifiers import IMAGE, batch, classifier
 from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
-from dynx.cli.calibrate_command import calibrate_command
+from dynx.cli.remedy import calibrate_command
 from dynx.early_exit import make_plan
 from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.attach.attach import attach

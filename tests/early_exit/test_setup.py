@@ -13,7 +13,7 @@ from support.classifiers import classifier
 from support.commands import train_tokenizer
 from support.exits import EPS, LAYERS, assembled, keep, write_easy
 
-from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
+from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.early_exit import make_plan
 from dynx.early_exit.attach.full_depth import Whole
 from dynx.early_exit.plan import ClassifierRequest

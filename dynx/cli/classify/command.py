@@ -8,20 +8,20 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MOST, layout, read_records, windows
 from dynx.cli.console import Terminal
 from dynx.cli.pieces import shown
+from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from dynx.cli.classify.accuracy import Tally
-    from dynx.cli.classify.options import Options
     from dynx.cli.classify.output import Resumed
     from dynx.cli.classify.records import Record, Records
+    from dynx.cli.options.classify import Options
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
     from dynx.early_exit.plan import ClassifierPlan
@@ -46,9 +46,12 @@ def run(options: Options) -> None:
     with telling_the_remedy(request):
         plan = make_plan(request, warn=terminal.warn)
     if options.dry_run:
-        from dynx.cli.dry_run import print_plan
+        from dynx.cli.dry_run import chosen_from_profile, print_plan
 
-        print_plan("classify", plan, options, terminal)
+        exits = (
+            {} if plan.decisions.exits is not None else {"exits": chosen_from_profile("none", options, plan.profile)}
+        )
+        print_plan("classify", plan, options, terminal, exits)
         return
     records = open_records(options, images=plan.kind == "image")
     records.begin()

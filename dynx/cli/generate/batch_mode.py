@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynx.cli.console import Terminal
-    from dynx.cli.generate.options import Options
     from dynx.cli.generate.output import Printer
+    from dynx.cli.options.generate import Options
     from dynx.cli.stdin import Arrivals
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.batch_size import Choice

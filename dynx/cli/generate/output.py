@@ -11,7 +11,7 @@ from dynx.cli.generate.verify import verification_json, words
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
-    from dynx.cli.generate.options import Options
+    from dynx.cli.options.generate import Options
     from dynx.errors import DynxError
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
