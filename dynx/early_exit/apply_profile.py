@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.early_exit.assembly import is_reference
-from dynx.early_exit.profile_data import HEADS, PAYS, Fitted, Knowledge, from_profile
+from dynx.early_exit.profile_data import HEADS_PREFIX, MIN_EXPECTED_SPEEDUP, ExitProfile, FittedExits, from_profile
 from dynx.early_exit.types import Guarantee
 from dynx.runtime.binomial import most_failures, percent
 from dynx.runtime.decision import Decision
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dynx.runtime.profile import Profile
 
 
-def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Knowledge | None:
+def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> ExitProfile | None:
     """The exits that the profile allows under the promise asked for; None where there are none, and the decisions say why."""
-    plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.attachment.depth, assembly.batch
+    plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.exit_model.depth, assembly.batch
     profile, request = plan.profile, plan.request
     if profile is None:
         return None
@@ -33,7 +33,7 @@ def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Kno
             plan.decisions.exits = Decision("none", str(profile.decision["summary"]))
             return None
         fitted, evidence = from_profile(profile.fitted, profile.measured, plan.arrays)
-        outputs = plan.arrays[f"{HEADS}0.bias"].shape[0]
+        outputs = plan.arrays[f"{HEADS_PREFIX}0.bias"].shape[0]
         if fitted.depths[-1] >= depth or fitted.depths[0] < 1 or outputs != len(labels.names):
             raise ValueError("it was fitted to another model")
         fitted = replace(fitted, heads=fitted.heads.to(plan.device))
@@ -41,21 +41,21 @@ def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Kno
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions.exits = Decision("none", f"profile {profile.key.id} can't be used")
         return None
-    if refusal := _other_promise(assembly, profile, fitted):
+    if refusal := _promise_mismatch(assembly, profile, fitted):
         plan.decisions.exits = Decision("none", refusal)
         return None
     if assembly.certified is None and not is_reference(assembly):
-        plan.decisions.exits = Decision("none", certify_whole(plan)[1])
+        plan.decisions.exits = Decision("none", certify_full_depth(plan)[1])
         return None
     certificate = fitted.certify(evidence, batch, request.max_disagreement, request.delta)
     if not certificate.active:
         plan.decisions.exits = Decision("none", certificate.words)
         return None
-    if certificate.speedup < PAYS:
+    if certificate.speedup < MIN_EXPECTED_SPEEDUP:
         why = f"at batches of {batch} they would make it {certificate.speedup:.2f}x as fast"
         plan.decisions.exits = Decision("none", why)
         return None
-    if (clock := _slower(profile, batch, request.max_disagreement)) is not None:
+    if (clock := _measured_slowdown(profile, batch, request.max_disagreement)) is not None:
         why = f"they made it {clock:.2f}x as fast on the clock when it was calibrated"
         plan.decisions.exits = Decision("none", why)
         return None
@@ -65,10 +65,10 @@ def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Kno
         f"after layer {' and '.join(used)} of {depth}",
         f"{certificate.speedup:.2f}x expected by costs measured {where}; {certificate.words}",
     )
-    return Knowledge(fitted, evidence, certificate, "model" if plan.bundled else "profile")
+    return ExitProfile(fitted, evidence, certificate, "model" if plan.bundled else "profile")
 
 
-def certify_whole(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
+def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
     """What the profile shows of answers at full depth by a model that isn't the reference, and in words.
 
     Tested before any exit rule, as the strictest of all: a rule is looked at only where this holds.
@@ -89,7 +89,7 @@ def certify_whole(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
     return Guarantee(request.max_disagreement, request.delta, n, differ, basis), said
 
 
-def _slower(profile: Profile, batch: int, eps: float) -> float | None:
+def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None:
     """Dynamic over plain as measured at calibration, if that was slower; None where it doesn't speak of this ε and batch."""
     clock, fitted = profile.measured.get("clock"), profile.fitted.get("max_disagreement")
     if clock is None or fitted is None or profile.measured.get("batch") != batch or eps > fitted:
@@ -97,7 +97,7 @@ def _slower(profile: Profile, batch: int, eps: float) -> float | None:
     return float(clock[0]) if clock[0] < 1 else None
 
 
-def _other_promise(assembly: LoadedClassifier, profile: Profile, fitted: Fitted) -> str | None:
+def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: FittedExits) -> str | None:
     """Why the profile's evidence doesn't speak of what is asked for."""
     if profile.fitted.get("max_length") != assembly.cut:
         cut = profile.fitted.get("max_length") or "the model's own number of"

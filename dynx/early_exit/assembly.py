@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.preprocessing import Example
 from dynx.errors import DeviceError, InvalidInput, ModelError, UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.registry import TORCH
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.full_depth import Whole
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.full_depth import FullDepthModel
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.engine import Answer, Engine, Exits
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
-    from dynx.early_exit.preprocessing import Reader
-    from dynx.early_exit.profile_data import Knowledge
+    from dynx.early_exit.preprocessing import Preprocessor
+    from dynx.early_exit.profile_data import ExitProfile
     from dynx.early_exit.types import Guarantee
 
     Ranges = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockBackend:
     """The blocks that a model runs: whose kernels, in which precision, and the ranges that int8 was made with."""
 
     backend: str = TORCH
@@ -49,12 +49,12 @@ class LoadedClassifier:
     """A plan carried out."""
 
     plan: ClassifierPlan
-    attachment: Attachment | Whole
-    reader: Reader
+    exit_model: ExitModel | FullDepthModel
+    preprocessor: Preprocessor
     labels: Labels
-    knowledge: Knowledge | None
+    exit_profile: ExitProfile | None
     """What the profile says of this model's exits, where it has any that may be used."""
-    blocks: Blocks = field(default_factory=Blocks)
+    block_backend: BlockBackend = field(default_factory=BlockBackend)
     """What its blocks are computed by."""
     certified: Guarantee | None = None
     """What the profile shows of its answers at full depth, where it isn't the reference itself."""
@@ -72,26 +72,28 @@ class LoadedClassifier:
     @property
     def batch(self) -> int:
         """Rows computed together."""
-        return 1 if not getattr(self.reader, "pads_batches", True) else self.plan.request.batch_size
+        return 1 if not getattr(self.preprocessor, "pads_batches", True) else self.plan.request.batch_size
 
     @property
     def cut(self) -> int | None:
         """The tokens that texts are cut to, where that is fewer than the model takes."""
-        limit = getattr(self.reader, "limit", None)
-        return None if limit == getattr(self.reader, "own_limit", None) else limit
+        limit = getattr(self.preprocessor, "limit", None)
+        return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
 
-    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Row]:
+    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Example]:
         """A fresh engine over the model, with these exits or none."""
-        return engine_over(self.attachment, self.reader, batch or self.batch, exits)
+        return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits)
 
 
-def engine_over(attachment: Attachment | Whole, reader: Reader, batch: int, exits: Exits | None = None) -> Engine[Row]:
+def engine_over(
+    exit_model: ExitModel | FullDepthModel, preprocessor: Preprocessor, batch: int, exits: Exits | None = None
+) -> Engine[Example]:
     """An engine for a reader's rows."""
     from dynx.early_exit.engine import Engine
 
     return Engine(
-        attachment,  # type: ignore[arg-type]  # a Whole has no exits and is never asked for them
-        reader.collate,
+        exit_model,  # type: ignore[arg-type]  # a Whole has no exits and is never asked for them
+        preprocessor.collate,
         length=lambda row: row.size,
         identity=lambda row: row.identity,
         exits=exits,
@@ -99,9 +101,9 @@ def engine_over(attachment: Attachment | Whole, reader: Reader, batch: int, exit
     )
 
 
-def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Reader]:
+def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Preprocessor]:
     """The plan's model in some precision, and the reader of its inputs. Raises DynxError."""
-    from dynx.early_exit.preprocessing import Images, Texts
+    from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
 
     if plan.kind == "image" and max_length is not None:
         raise InvalidInput("`max_length` is about texts, and this model takes images")
@@ -109,42 +111,47 @@ def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> t
     model = loading.load_classifier(
         plan.source, plan.kind, device=plan.device, dtype=dtype, allow_pickle=plan.request.allow_pickle
     )
-    reader: Reader = Images(ready, model) if plan.kind == "image" else Texts(ready, model, max_length)
-    return model, reader
+    preprocessor: Preprocessor = (
+        ImagePreprocessor(ready, model) if plan.kind == "image" else TextPreprocessor(ready, model, max_length)
+    )
+    return model, preprocessor
 
 
-class Attached(NamedTuple):
+class AttachResult(NamedTuple):
     """A model with exits, or at full depth where it can't have any, and why."""
 
-    model: Attachment | Whole
+    model: ExitModel | FullDepthModel
     exits: Decision[str] | None = None
     """Why there are none."""
     batch: Decision[int] | None = None
     """Why inputs are computed one by one."""
 
 
-def attach_exits(model: Any, reader: Reader) -> Attached:
+def attach_exits(model: Any, preprocessor: Preprocessor) -> AttachResult:
     """Attach exits to a model; one that can't have any stays whole, with the reason."""
     from dynx.early_exit.attach.attach import attach
-    from dynx.early_exit.attach.full_depth import Whole
+    from dynx.early_exit.attach.full_depth import FullDepthModel
 
-    example = reader.probe()
-    if not getattr(reader, "pads_batches", True):
+    example = preprocessor.probe()
+    if not getattr(preprocessor, "pads_batches", True):
         why = "neither model nor tokenizer has a padding token"
-        return Attached(Whole(model, reader.kind, example), Decision("none", why), Decision(1, why))
+        return AttachResult(FullDepthModel(model, preprocessor.kind, example), Decision("none", why), Decision(1, why))
     try:
-        return Attached(attach(model, example))
+        return AttachResult(attach(model, example))
     except DeviceError:
         raise
     except UnsupportedModelError as e:
-        return Attached(Whole(model, reader.kind, example), Decision("none", str(e)))
+        return AttachResult(FullDepthModel(model, preprocessor.kind, example), Decision("none", str(e)))
 
 
 def is_reference(assembly: LoadedClassifier) -> bool:
     """Whether the assembly without exits is the reference itself."""
-    blocks = assembly.blocks
+    block_backend = assembly.block_backend
     return (
-        assembly.plan.dtype == "float32" and blocks.backend == TORCH and not blocks.quantized and assembly.cut is None
+        assembly.plan.dtype == "float32"
+        and block_backend.backend == TORCH
+        and not block_backend.quantized
+        and assembly.cut is None
     )
 
 
@@ -152,24 +159,26 @@ class Reference:
     """The full model: the assembly's own where that is the reference, else loaded once more."""
 
     def __init__(self, assembly: LoadedClassifier) -> None:
-        self._reader: Reader = assembly.reader
+        self._preprocessor: Preprocessor = assembly.preprocessor
         if is_reference(assembly):
-            self._engine: Engine[Row] = assembly.engine(exits=None)
+            self._engine: Engine[Example] = assembly.engine(exits=None)
         else:
-            model, self._reader = load_model(assembly.plan, dtype="float32", max_length=None)
-            self._engine = engine_over(attach_exits(model, self._reader).model, self._reader, assembly.batch)
+            model, self._preprocessor = load_model(assembly.plan, dtype="float32", max_length=None)
+            self._engine = engine_over(
+                attach_exits(model, self._preprocessor).model, self._preprocessor, assembly.batch
+            )
 
     @property
-    def blocks(self) -> int:
+    def block_calls(self) -> int:
         """Block calls so far, times rows."""
-        return self._engine.blocks
+        return self._engine.block_calls
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
         """Of texts or paths that were read before. ModelError: one of them can't be read any more."""
-        rows = self._reader.rows(items)
+        rows = self._preprocessor.rows(items)
         if bad := [row for row in rows if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
-        return self._engine.window([row for row in rows if isinstance(row, Row)])
+        return self._engine.window([row for row in rows if isinstance(row, Example)])
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(n, C)."""

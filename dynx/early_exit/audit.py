@@ -2,7 +2,7 @@
 
 A certificate speaks of inputs like those it was made from. Two remedies when the job's are not. `Audit` watches a stream: a
 random share of rows also runs to full depth, and a bet against "at most ε of answers differ" grows until it is past doubt.
-`certify_job` needs no earlier data: a random sample of the very job decides the rule for the rest of it.
+`certify_sample` needs no earlier data: a random sample of the very job decides the rule for the rest of it.
 
 Letters: ε (`eps`) the risk allowed, δ (`delta`) the chance of a false statement, N rows in the job, m of them sampled.
 """
@@ -20,12 +20,12 @@ from dynx.runtime.binomial import most_failures_in_rest, most_failures_in_total,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Audit", "JobCertificate", "audited", "certify_job", "sample_of"]
+__all__ = ["Audit", "SampleCertificate", "audited", "certify_sample", "draw_sample"]
 
-WORSE = (1.5, 2.0, 3.0, 5.0, 10.0)
+BET_RATE_MULTIPLES = (1.5, 2.0, 3.0, 5.0, 10.0)
 """Rates that the bets are made for, as multiples of ε: each bet is the one that grows fastest at its rate (Kelly)."""
 
-RICHEST = 1e200
+MAX_WEALTH = 1e200
 """Wealth is cut here: long past any alarm, and far from overflow."""
 
 
@@ -35,8 +35,8 @@ class Audit:
     A betting e-process (Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting): each bet
     multiplies its wealth by 1 + λ(x - ε), at most 1 in expectation while the rate is at most ε, so by Ville's
     inequality the mean over bets reaches 1/δ with probability at most δ. Bets are fixed beforehand, for the rates
-    `WORSE`, and half of the money joins little by little later (`_waiting`): after a long honest stretch there is still
-    some to notice a change with.
+    `BET_RATE_MULTIPLES`, and half of the money joins little by little later (`_waiting`): after a long honest stretch there is
+    still some to notice a change with.
 
     At ε = 2 %, δ = 5 % and a rate of 6 % from the start, half of the alarms come within about 120 audited rows; where
     the change to 6 % comes after 1000 rows at 1 %, about 400 rows after it.
@@ -46,7 +46,7 @@ class Audit:
         if not 0 < eps < 1 or not 0 < delta < 1:
             raise InvalidInput(f"eps {eps} and delta {delta} must lie between 0 and 1")
         self.eps, self.delta = eps, delta
-        rates = sorted({min(eps * w, (1 + eps) / 2) for w in WORSE})
+        rates = sorted({min(eps * w, (1 + eps) / 2) for w in BET_RATE_MULTIPLES})
         self._good = [(1 - r) / (1 - eps) for r in rates]  # 1 + λ(0 - ε), with λ = (r - ε) / (ε(1 - ε))
         self._bad = [r / eps for r in rates]
         self._early = [0.5 / len(rates)] * len(rates)  # staked at the start
@@ -67,8 +67,8 @@ class Audit:
         self.disagreements += bool(disagrees)
         joins = self._unit * (_waiting(self.n - 1) - _waiting(self.n))
         for i, factor in enumerate(self._bad if disagrees else self._good):
-            self._early[i] = min(RICHEST, self._early[i] * factor)
-            self._late[i] = min(RICHEST, (self._late[i] + joins) * factor)
+            self._early[i] = min(MAX_WEALTH, self._early[i] * factor)
+            self._late[i] = min(MAX_WEALTH, (self._late[i] + joins) * factor)
         self.alarmed = self.alarmed or self.wealth >= 1 / self.delta
         return self.alarmed
 
@@ -90,7 +90,7 @@ def audited(row: int, share: float, seed: int) -> bool:
     return _draw(row, seed) < share * 2**64
 
 
-def sample_of(total: int, drawn: int, seed: int) -> list[int]:
+def draw_sample(total: int, drawn: int, seed: int) -> list[int]:
     """`drawn` of the rows 0 … total-1, without replacement, sorted, the same for the same seed."""
     if not 0 <= drawn <= total:
         raise InvalidInput(f"{drawn} can't be drawn from {total}")
@@ -107,7 +107,7 @@ def _waiting(n: int) -> float:
 
 
 @dataclass(frozen=True)
-class JobCertificate:
+class SampleCertificate:
     """What a sample of a job says of the rest of it."""
 
     rule: int | None  # index along the strict to loose path; None is full depth
@@ -120,7 +120,9 @@ class JobCertificate:
     words: str
 
 
-def certify_job(differs: Iterable[Sequence[bool]], total: int, drawn: int, eps: float, delta: float) -> JobCertificate:
+def certify_sample(
+    differs: Iterable[Sequence[bool]], total: int, drawn: int, eps: float, delta: float
+) -> SampleCertificate:
     """The loosest rule that leaves at most ε of the job's other rows with a different answer, at confidence 1-δ.
 
     `differs` yields for each rule, strict to loose, the m disagreements in a random sample of `drawn` = m of the `total` = N
@@ -146,13 +148,13 @@ def certify_job(differs: Iterable[Sequence[bool]], total: int, drawn: int, eps: 
         words = (
             f"full depth: {drawn:,} of {total:,} rows don't show {percent(eps)} at {percent(1 - delta)} for any rule"
         )
-        return JobCertificate(None, total, drawn, 0, 0, eps, delta, words)
+        return SampleCertificate(None, total, drawn, 0, 0, eps, delta, words)
     bound = most_failures_in_rest(total, drawn, found, delta)
     words = (
         f"with {percent(1 - delta)} confidence at most {limit:,} of the other {total - drawn:,} answers differ from the full "
         f"model's ({percent(eps)}): {found:,} of a random {drawn:,} would have (exact hypergeometric bound)"
     )
-    return JobCertificate(chosen, total, drawn, found, bound, eps, delta, words)
+    return SampleCertificate(chosen, total, drawn, found, bound, eps, delta, words)
 
 
 def _floor(eps: float, rows: int) -> int:

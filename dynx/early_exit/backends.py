@@ -12,7 +12,7 @@ import random
 from statistics import median
 from typing import TYPE_CHECKING, cast
 
-from dynx.early_exit.assembly import Blocks
+from dynx.early_exit.assembly import BlockBackend
 from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, usable
 from dynx.runtime.binomial import percent
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.early_exit.assembly import LoadedClassifier, Ranges
-    from dynx.early_exit.attach.full_depth import Whole
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.full_depth import FullDepthModel
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
-    from dynx.early_exit.preprocessing import Reader, Row
+    from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.runtime.profile import Profile
 
 
-FORMS = ("none", "int8")
+QUANTIZATIONS = ("none", "int8")
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "float16": 0.08, "int8": 0.25}
+LOGIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "float16": 0.08, "int8": 0.25}
 """Largest change of a logit, relative to the largest: a wrong scale, mask or order changes logits by their own size."""
 
-RANGES = "quantization."
+RANGES_PREFIX = "quantization."
 """Arrays of a profile that say how large the inputs of each layer get."""
 
-OBSERVED = 512
+MAX_OBSERVED_INPUTS = 512
 """Inputs that this is seen on, at most."""
 
-AMPLE = 0.6
+MAX_SHARE_OF_PROMISE = 0.6
 """Of what may differ: kernels that use up more of it leave too little for a certificate, and for exits."""
 
-BATCHES, ROUNDS = 3, 7
+RACE_BATCHES_PER_ROUND, RACE_ROUNDS = 3, 7
 """Of a race: batches of lengths spread over the inputs' in a round, and rounds."""
 
 
@@ -79,34 +79,38 @@ def measured_backend(profile: Profile) -> str:
 
 def ranges_of(plan: ClassifierPlan) -> dict[str, NDArray[np.float32]]:
     """What the plan's profile says of the sizes of numbers."""
-    return {name.removeprefix(RANGES): array for name, array in plan.arrays.items() if name.startswith(RANGES)}
+    return {
+        name.removeprefix(RANGES_PREFIX): array for name, array in plan.arrays.items() if name.startswith(RANGES_PREFIX)
+    }
 
 
-def wanted(plan: ClassifierPlan, backend: str, ranges: Ranges | None = None) -> Blocks:
+def requested_blocks(plan: ClassifierPlan, backend: str, ranges: Ranges | None = None) -> BlockBackend:
     """The blocks that a plan asks for, on these kernels."""
     precision = plan.request.quantize if plan.request.quantize != "none" else plan.dtype
-    return Blocks(backend, precision, ranges or {})
+    return BlockBackend(backend, precision, ranges or {})
 
 
-def loaded_in(plan: ClassifierPlan, backend: str) -> str:
+def load_dtype(plan: ClassifierPlan, backend: str) -> str:
     """The precision that the model itself is loaded in: around OpenVINO's blocks everything stays exact."""
     return "float32" if backend == OPENVINO else plan.dtype
 
 
-def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threads: int) -> Attachment | Whole:
+def replace_blocks(
+    exit_model: ExitModel | FullDepthModel, preprocessor: Preprocessor, block_backend: BlockBackend, threads: int
+) -> ExitModel | FullDepthModel:
     """The model with such blocks, and exits attached anew. Raises UnsupportedModelError: it isn't fit for use then."""
     import torch
 
     from dynx.early_exit.attach.attach import attach
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.runtime.backends import packed_linear
 
-    if blocks.backend == TORCH and not blocks.quantized:
-        return attachment
-    if not isinstance(attachment, Attachment):
-        raise UnsupportedModelError(f"{type(attachment.model).__name__} has no blocks that could be replaced")
-    model, example, modules = attachment.model, reader.probe(), attachment.blocks
-    attachment.detach()
+    if block_backend.backend == TORCH and not block_backend.quantized:
+        return exit_model
+    if not isinstance(exit_model, ExitModel):
+        raise UnsupportedModelError(f"{type(exit_model.model).__name__} has no blocks that could be replaced")
+    model, example, modules = exit_model.model, preprocessor.probe(), exit_model.blocks
+    exit_model.detach()
 
     uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
@@ -115,21 +119,21 @@ def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threa
             out: Tensor = model(**inputs, **uncached).logits.float()
         return out
 
-    probes = _probes(example, attachment.kind)
+    probes = _probes(example, exit_model.kind)
     before = [logits(inputs) for inputs in probes]
-    if blocks.backend == OPENVINO:
+    if block_backend.backend == OPENVINO:
         from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
-        if blocks.quantized and not blocks.ranges:
+        if block_backend.quantized and not block_backend.ranges:
             raise UnsupportedModelError("OpenVINO multiplies in int8 once calibration has seen how large numbers get")
         openvino_blocks.always_mask(model)
         with torch.no_grad():
             openvino_blocks.replace(
                 modules,
                 [lambda inputs=inputs: logits(inputs) for inputs in probes],  # type: ignore[misc]
-                precision=blocks.precision,
+                precision=block_backend.precision,
                 threads=threads,
-                ranges=blocks.ranges,
+                ranges=block_backend.ranges,
             )
     else:
         able = packed_linear.available("int8")
@@ -141,12 +145,12 @@ def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threa
         model.eval()  # the new layers too
     for inputs, want in zip(probes, before, strict=True):
         gap = (logits(inputs) - want).abs().max().item() / max(1.0, want.abs().max().item())
-        if not gap <= TOLERANCE[blocks.precision]:  # also catches NaN
+        if not gap <= LOGIT_TOLERANCE[block_backend.precision]:  # also catches NaN
             raise UnsupportedModelError(
-                f"{type(model).__name__} gives other logits in {blocks.precision} on {TITLES[blocks.backend]} "
+                f"{type(model).__name__} gives other logits in {block_backend.precision} on {TITLES[block_backend.backend]} "
                 f"(by {gap:.0%} of the largest)"
             )
-    return attach(model, example, rounds=blocks.precision != "float32")
+    return attach(model, example, rounds=block_backend.precision != "float32")
 
 
 def _probes(example: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
@@ -159,30 +163,30 @@ def _probes(example: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]
     return [dict(example), few]
 
 
-def fastest(
+def use_fastest_backend(
     assembly: LoadedClassifier,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     clock: Callable[[], float],
-    heard: Callable[[str], None] = lambda _: None,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Give the assembly the fastest of the kernels that its plan allows, timed on `rows`, which also say how large numbers get.
 
-    `heard` is told what is being done. Raises UnsupportedModelError where kernels that were asked for can't run the model.
+    `on_stage` is told what is being done. Raises UnsupportedModelError where kernels that were asked for can't run the model.
     """
     plan = assembly.plan
     asked = plan.decisions.backend.value == OPENVINO
-    if assembly.blocks.backend == OPENVINO or (plan.request.backend != "auto" and not asked):
+    if assembly.block_backend.backend == OPENVINO or (plan.request.backend != "auto" and not asked):
         return
     if not usable(plan.device, plan.request.quantize)[OPENVINO].value:
         return
-    heard("converting for OpenVINO")
+    on_stage("converting for OpenVINO")
     times: dict[str, float] = {}
     try:
         with attempt(OPENVINO, plan.source.name):
-            other, reader, blocks = _on_openvino(assembly, rows)
+            other, preprocessor, block_backend = _on_openvino(assembly, rows)
             if not asked:
-                heard("timing PyTorch and OpenVINO")
-                times = _race(assembly, other, reader, rows, clock)
+                on_stage("timing PyTorch and OpenVINO")
+                times = _race(assembly, other, preprocessor, rows, clock)
     except UnsupportedModelError as e:
         if asked:
             raise
@@ -190,64 +194,68 @@ def fastest(
         return
     if not asked:
         winner = min(times, key=lambda name: times[name])
-        said = ", ".join(f"{TITLES[name]} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
-        plan.decisions.backend = Decision(winner, f"{said} an input, in batches of {assembly.batch}")
+        timings = ", ".join(f"{TITLES[name]} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
+        plan.decisions.backend = Decision(winner, f"{timings} an input, in batches of {assembly.batch}")
         if winner != OPENVINO:
             return
-    assembly.attachment, assembly.reader, assembly.blocks = other, reader, blocks
+    assembly.exit_model, assembly.preprocessor, assembly.block_backend = other, preprocessor, block_backend
 
 
-def _on_openvino(assembly: LoadedClassifier, rows: Sequence[Row]) -> tuple[Attachment | Whole, Reader, Blocks]:
+def _on_openvino(
+    assembly: LoadedClassifier, rows: Sequence[Example]
+) -> tuple[ExitModel | FullDepthModel, Preprocessor, BlockBackend]:
     """The assembly's model once more, with OpenVINO's blocks."""
     import torch
 
     from dynx.early_exit.assembly import attach_exits, load_model
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.heads import agrees
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
     plan = assembly.plan
-    model, reader = load_model(plan, dtype=loaded_in(plan, OPENVINO), max_length=plan.request.max_length)
-    attachment = attach_exits(model, reader).model
-    blocks = wanted(plan, OPENVINO)
-    if blocks.quantized and isinstance(attachment, Attachment):
-        seen = sorted(rows[:OBSERVED], key=lambda row: row.size)
+    model, preprocessor = load_model(plan, dtype=load_dtype(plan, OPENVINO), max_length=plan.request.max_length)
+    exit_model = attach_exits(model, preprocessor).model
+    block_backend = requested_blocks(plan, OPENVINO)
+    if block_backend.quantized and isinstance(exit_model, ExitModel):
+        seen = sorted(rows[:MAX_OBSERVED_INPUTS], key=lambda row: row.size)
 
         def run() -> None:
             with torch.inference_mode():
                 for at in range(0, len(seen), assembly.batch):
-                    model(**reader.collate(seen[at : at + assembly.batch]))
+                    model(**preprocessor.collate(seen[at : at + assembly.batch]))
 
-        blocks = wanted(plan, OPENVINO, openvino_blocks.observe(attachment.blocks, run))
-    others = rows[OBSERVED:][:OBSERVED] or rows
-    want = _answers(attachment, reader, assembly.batch, others)
-    made = put_in(attachment, reader, blocks, plan.threads)
-    got = _answers(made, reader, assembly.batch, others)
-    if blocks.quantized:
+        block_backend = requested_blocks(plan, OPENVINO, openvino_blocks.observe(exit_model.blocks, run))
+    others = rows[MAX_OBSERVED_INPUTS:][:MAX_OBSERVED_INPUTS] or rows
+    want = _answers(exit_model, preprocessor, assembly.batch, others)
+    made = replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
+    got = _answers(made, preprocessor, assembly.batch, others)
+    if block_backend.quantized:
         same = agrees(got, want, assembly.labels.problem, plan.request.within or 0.0)
         differ, eps = int((~same).sum()), plan.request.max_disagreement
-        if differ > AMPLE * eps * len(others):
+        if differ > MAX_SHARE_OF_PROMISE * eps * len(others):
             raise UnsupportedModelError(
                 f"{differ:,} of {len(others):,} answers differ then, too many for {percent(eps)}"
             )
-    return made, reader, blocks
+    return made, preprocessor, block_backend
 
 
-def _answers(attachment: Attachment | Whole, reader: Reader, batch: int, rows: Sequence[Row]) -> Tensor:
+def _answers(
+    exit_model: ExitModel | FullDepthModel, preprocessor: Preprocessor, batch: int, rows: Sequence[Example]
+) -> Tensor:
     """Logits at full depth (n, C)."""
     import torch
 
     from dynx.early_exit.assembly import engine_over
 
-    answers = engine_over(attachment, reader, batch).window(rows)
+    answers = engine_over(exit_model, preprocessor, batch).window(rows)
     return torch.stack([torch.from_numpy(answer.logits) for answer in answers])
 
 
 def _race(
     assembly: LoadedClassifier,
-    other: Attachment | Whole,
-    reader: Reader,
-    rows: Sequence[Row],
+    other: ExitModel | FullDepthModel,
+    preprocessor: Preprocessor,
+    rows: Sequence[Example],
     clock: Callable[[], float],
 ) -> dict[str, float]:
     """Seconds for an input on both, full depth, batches in turns; medians.
@@ -257,19 +265,21 @@ def _race(
     from dynx.early_exit.assembly import engine_over
 
     ordered = sorted(rows, key=lambda row: row.size)
-    engines = {TORCH: assembly.engine(), OPENVINO: engine_over(other, reader, assembly.batch)}
+    engines = {TORCH: assembly.engine(), OPENVINO: engine_over(other, preprocessor, assembly.batch)}
     for engine in engines.values():
         engine.window(ordered[-assembly.batch :])  # the first allocates
     rng = random.Random(0)  # noqa: S311 - the order of measurements is no secret
     seen: dict[str, list[float]] = {name: [] for name in engines}
-    for done in range(ROUNDS):
+    for done in range(RACE_ROUNDS):
         size = min(len(ordered), assembly.batch - done % max(1, assembly.batch // 2))
-        starts = [(len(ordered) - size) * (2 * i + 1) // (2 * BATCHES) for i in range(BATCHES)]
+        starts = [
+            (len(ordered) - size) * (2 * i + 1) // (2 * RACE_BATCHES_PER_ROUND) for i in range(RACE_BATCHES_PER_ROUND)
+        ]
         names = list(engines)
         rng.shuffle(names)
         for name in names:
             began = clock()
             for start in starts:
                 engines[name].window(ordered[start : start + size])
-            seen[name].append((clock() - began) / (BATCHES * size))
+            seen[name].append((clock() - began) / (RACE_BATCHES_PER_ROUND * size))
     return {name: median(times) for name, times in seen.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach.hidden_state import State
-from dynx.early_exit.batching import Flight, Group, Waiting, batches
+from dynx.early_exit.batching import Batch, InFlightBatch, ParkedRows, batches
 from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime.loading import is_out_of_memory
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.heads import AgreementScore, ExitHeads
 
-Row = TypeVar("Row")
+Input = TypeVar("Input")
 
-BATCH = 32
+DEFAULT_BATCH_SIZE = 32
 """Rows computed together unless the caller says otherwise."""
 
-RESUMING = 2.5
+RESUME_COST_IN_BLOCK_OVERHEADS = 2.5
 """What a stopped batch pays for going on (embeddings and masks made anew, states put together), in units of what a block costs
 whatever its batch, which is Python and small kernels for the most part."""
 
-NOBODY = torch.empty(0, dtype=torch.long)
+NO_ROWS = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Answer:
     repeated: bool = False  # the same as an earlier row, and not computed again
 
 
-class Engine(Generic[Row]):
+class Engine(Generic[Input]):
     """A classifier with exits attached, and how its rows become tensors.
 
     `collate` makes a batch, padded on the right, ready for the model; `length` is what rows are sorted by (tokens; the same
@@ -84,140 +84,142 @@ class Engine(Generic[Row]):
 
     def __init__(
         self,
-        attachment: Attachment,
-        collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
+        exit_model: ExitModel,
+        collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
         *,
-        length: Callable[[Row], int] = lambda _: 1,
-        identity: Callable[[Row], Hashable] | None = None,
+        length: Callable[[Input], int] = lambda _: 1,
+        identity: Callable[[Input], Hashable] | None = None,
         exits: Exits | None = None,
-        batch: int = BATCH,
+        batch: int = DEFAULT_BATCH_SIZE,
     ) -> None:
         if batch < 1:
             raise InvalidInput(f"a batch of {batch} rows")
-        if exits is not None and exits.depths[-1] >= attachment.depth:
-            raise InvalidInput(f"an exit after block {exits.depths[-1]} of {attachment.depth} saves nothing")
-        self.attachment = attachment
+        if exits is not None and exits.depths[-1] >= exit_model.depth:
+            raise InvalidInput(f"an exit after block {exits.depths[-1]} of {exit_model.depth} saves nothing")
+        self.exit_model = exit_model
         self.exits = exits if exits is not None and exits.active else None
         self.batch = batch
-        self.blocks = 0
+        self.block_calls = 0
         """Block calls times rows so far: what was really computed."""
         self._collate, self._length, self._identity = collate, length, identity
 
-    def window(self, rows: Sequence[Row]) -> list[Answer]:
+    def window(self, rows: Sequence[Input]) -> list[Answer]:
         """The answers to `rows`, in order. DeviceError: out of memory."""
         first: dict[Hashable, int] = {}
-        fresh, twins = [], []
+        fresh, duplicates = [], []
         for number, row in enumerate(rows):
             known = number if self._identity is None else first.setdefault(self._identity(row), number)
             if known == number:
                 fresh.append(number)
             else:
-                twins.append((number, known))
-        work = _Work(self.attachment, self.exits, self.batch, lambda which: self._collate([rows[i] for i in which]))
+                duplicates.append((number, known))
+        forward = _WindowForward(
+            self.exit_model, self.exits, self.batch, lambda which: self._collate([rows[i] for i in which])
+        )
         try:
             with torch.inference_mode():
-                to_come = len(fresh)
+                remaining = len(fresh)
                 sizes = {number: self._length(rows[number]) for number in fresh}
-                for numbers in batches(sizes, self.batch, self.attachment.merges_lengths):
-                    to_come -= len(numbers)
-                    work.add(numbers, [sizes[number] for number in numbers], to_come)
-                work.finish()
+                for numbers in batches(sizes, self.batch, self.exit_model.merges_lengths):
+                    remaining -= len(numbers)
+                    forward.add(numbers, [sizes[number] for number in numbers], remaining)
+                forward.finish()
         except Exception as e:
             if is_out_of_memory(e):
                 raise DeviceError("out of memory", hint=f"try `batch_size` {max(1, self.batch // 2)}") from e
             raise
         finally:
-            self.blocks += sum(answer.layers for answer in work.answers.values())
-        for number, known in twins:
-            answer = work.answers[known]
-            work.answers[number] = Answer(answer.logits, answer.exit, 0, answer.score, repeated=True)
-        return [work.answers[number] for number in range(len(rows))]
+            self.block_calls += sum(answer.layers for answer in forward.answers.values())
+        for number, known in duplicates:
+            answer = forward.answers[known]
+            forward.answers[number] = Answer(answer.logits, answer.exit, 0, answer.score, repeated=True)
+        return [forward.answers[number] for number in range(len(rows))]
 
 
-class _Work:
+class _WindowForward:
     """A window on its way through the model."""
 
     def __init__(
         self,
-        attachment: Attachment,
+        exit_model: ExitModel,
         exits: Exits | None,
         batch: int,
         collate: Callable[[Sequence[int]], Mapping[str, Tensor]],
     ) -> None:
         self.answers: dict[int, Answer] = {}
-        self._attachment, self._exits, self._batch, self._inputs = attachment, exits, batch, collate
+        self._attachment, self._exits, self._batch, self._inputs = exit_model, exits, batch, collate
         self._depths = () if exits is None else exits.depths
-        self._waiting = [Waiting(attachment.merges_lengths) for _ in self._depths]
-        self._to_come = 0
+        self._parked = [ParkedRows(exit_model.merges_lengths) for _ in self._depths]
+        self._remaining = 0
         """Rows that no forward has seen yet."""
 
-    def add(self, numbers: Sequence[int], sizes: Sequence[int], to_come: int) -> None:
-        """Work on a batch of rows, by number, and on those of before that now fill batches; `to_come` others will follow."""
-        self._to_come = to_come
-        self._run(Group(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
+    def add(self, numbers: Sequence[int], sizes: Sequence[int], remaining: int) -> None:
+        """Work on a batch of rows, by number, and on those of before that now fill batches; `remaining` others will follow."""
+        self._remaining = remaining
+        self._run(Batch(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
         for k in reversed(range(len(self._depths))):
-            while len(self._waiting[k]) >= self._batch:
-                self._go_on(k)
+            while len(self._parked[k]) >= self._batch:
+                self._resume(k)
 
     def finish(self) -> None:
         """Work on whatever waits."""
-        for k, waiting in enumerate(self._waiting):
-            while len(waiting):
-                self._go_on(k)
+        for k, parked in enumerate(self._parked):
+            while len(parked):
+                self._resume(k)
 
-    def _go_on(self, k: int) -> None:
+    def _resume(self, k: int) -> None:
         """With a batch of the rows that stopped at exit k."""
-        self._run(self._waiting[k].take(self._batch, self._collate), k + 1)
+        self._run(self._parked[k].take(self._batch, self._collate), k + 1)
 
     def _collate(self, numbers: Sequence[int]) -> tuple[Mapping[str, Tensor], int]:
         inputs = self._inputs(numbers)
         text = self._attachment.kind == "text"
         return inputs, int(inputs[self._attachment.model.main_input_name].shape[1]) if text else 1
 
-    def _run(self, group: Group, first: int = 0) -> None:
+    def _run(self, group: Batch, first: int = 0) -> None:
         """One forward, from where these rows stopped, with a look at the exits from number `first`."""
-        attachment, depths = self._attachment, self._depths[first:]
-        watch = partial(self._look, Flight(group)) if depths else None
-        run = attachment.run(group.inputs, start=group.state, watch=watch, exits=depths)
+        exit_model, depths = self._attachment, self._depths[first:]
+        watch = partial(self._leave_exit, InFlightBatch(group)) if depths else None
+        run = exit_model.run(group.inputs, start=group.state, watch=watch, exits=depths)
         if run.logits is not None:
             numbers = group.numbers[run.rows.cpu().numpy()].tolist()
             for number, logits in zip(numbers, run.logits.float().cpu().numpy(), strict=True):
-                self.answers[number] = Answer(logits, None, attachment.depth, None)
+                self.answers[number] = Answer(logits, None, exit_model.depth, None)
 
-    def _look(self, flight: Flight, depth: int, hidden: Tensor, _rows: Tensor) -> Tensor | None:
+    def _leave_exit(self, in_flight: InFlightBatch, depth: int, hidden: Tensor, _rows: Tensor) -> Tensor | None:
         """Answer the rows that leave at this depth, stop those that had better wait: who goes on, None for all."""
-        exits, group, rows, k = self._exits, flight.group, flight.rows, self._depths.index(depth)
+        exits, group, rows, k = self._exits, in_flight.group, in_flight.rows, self._depths.index(depth)
         if exits is None:
             raise RuntimeError("a look without exits")
-        values, scores = flight.look(self._attachment, exits.heads, exits.score, k, hidden)
-        leaves = scores >= exits.thresholds[k]
-        going = leaves.nonzero()[0].tolist()
-        if not going:
+        values, scores = in_flight.score_exit(self._attachment, exits.heads, exits.score, k, hidden)
+        exits_here = scores >= exits.thresholds[k]
+        exiting = exits_here.nonzero()[0].tolist()
+        if not exiting:
             return None
         numbers = group.numbers[rows].tolist()
-        for i in going:
+        for i in exiting:
             self.answers[numbers[i]] = Answer(values[i], k, depth, float(scores[i]))
-        if len(going) == len(rows):
-            return NOBODY
-        stay = (~leaves).nonzero()[0]
-        kept = flight.keep(stay)
-        if self._should_wait(k, len(stay)) and self._can_wait(group, hidden):
+        if len(exiting) == len(rows):
+            return NO_ROWS
+        active = (~exits_here).nonzero()[0]
+        kept = in_flight.keep(active)
+        if self._should_park(k, len(active)) and self._can_park(group, hidden):
             state = State(depth, hidden.index_select(0, kept.to(hidden.device)))
-            self._waiting[k].add(replace(group.select(flight.rows), state=state, logits=flight.logits))
-            return NOBODY
+            self._parked[k].add(replace(group.select(in_flight.rows), state=state, logits=in_flight.logits))
+            return NO_ROWS
         return kept
 
-    def _should_wait(self, k: int, count: int) -> bool:
+    def _should_park(self, k: int, count: int) -> bool:
         """Whether so many rows, still there after exit k, had better wait for others than go on by themselves.
 
         With a for a block and b for a row in it, m blocks cost m·(a + b·r) for r rows by themselves, and r/R of
-        m·(a + b·R) + RESUMING·a in a batch of R: the same where r/R = m/(m + RESUMING).
+        m·(a + b·R) + RESUME·a in a batch of R: the same where r/R = m/(m + RESUME).
         """
         m = self._attachment.depth - self._depths[k]
-        if count >= self._batch * m / (m + RESUMING):
+        if count >= self._batch * m / (m + RESUME_COST_IN_BLOCK_OVERHEADS):
             return False
-        return self._to_come > 0 or any(map(len, self._waiting[: k + 1]))
+        return self._remaining > 0 or any(map(len, self._parked[: k + 1]))
 
-    def _can_wait(self, group: Group, hidden: Tensor) -> bool:
+    def _can_park(self, group: Batch, hidden: Tensor) -> bool:
         """Models that pad texts by themselves do so to lengths that differ between batches."""
         return self._attachment.kind != "text" or hidden.shape[1] == group.width

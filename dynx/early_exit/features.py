@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem
-    from dynx.early_exit.preprocessing import Row
+    from dynx.early_exit.preprocessing import Example
 
-MOST_EXITS = 12
+MAX_CANDIDATE_EXITS = 12
 """Exits tried on one model; deeper ones get as many, evenly spaced."""
 
 
@@ -38,61 +38,65 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedFeatures:
     """n rows: pooled features (n, F) after each of `depths`, the logits (n, C), and those of the full float32 model."""
 
     depths: tuple[int, ...]
     pooled: Sequence[Tensor]
     logits: Tensor
-    truth: Tensor
+    reference_logits: Tensor
 
     def __len__(self) -> int:
         return len(self.logits)
 
-    def rows(self, which: NDArray[np.int64]) -> Collected:
+    def rows(self, which: NDArray[np.int64]) -> CollectedFeatures:
         """These rows alone."""
         index = torch.from_numpy(which)
-        return Collected(self.depths, [p[index] for p in self.pooled], self.logits[index], self.truth[index])
+        return CollectedFeatures(
+            self.depths, [p[index] for p in self.pooled], self.logits[index], self.reference_logits[index]
+        )
 
-    def at(self, depths: Sequence[int]) -> Collected:
+    def at(self, depths: Sequence[int]) -> CollectedFeatures:
         """Only some of the exits."""
         kept = [self.pooled[self.depths.index(depth)] for depth in depths]
-        return Collected(tuple(depths), kept, self.logits, self.truth)
+        return CollectedFeatures(tuple(depths), kept, self.logits, self.reference_logits)
 
-    def seen_by(
+    def evaluate(
         self, heads: ExitHeads, score: AgreementScore, tolerance: float
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Scores (n, K) and agreements with the truth (n, K+1), the last of the logits themselves."""
         answers = heads.run(self.pooled)
         scores = [score(k, z, answers[k - 1] if k else None) for k, z in enumerate(answers)]
-        same = [agrees(z, self.truth, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)]
+        same = [
+            agrees(z, self.reference_logits, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)
+        ]
         return np.stack(scores, axis=1), np.stack(same, axis=1)
 
 
 def candidates(depth: int) -> tuple[int, ...]:
     """Blocks after which an exit is tried: all but the last, or evenly spaced ones of a deep model."""
-    if depth - 1 <= MOST_EXITS:
+    if depth - 1 <= MAX_CANDIDATE_EXITS:
         return tuple(range(1, depth))
-    return tuple(sorted({round(depth * (k + 1) / (MOST_EXITS + 1)) for k in range(MOST_EXITS)}))
+    return tuple(sorted({round(depth * (k + 1) / (MAX_CANDIDATE_EXITS + 1)) for k in range(MAX_CANDIDATE_EXITS)}))
 
 
 def collect(
     assembly: LoadedClassifier,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     depths: Sequence[int],
-    truth: Tensor | None,
+    reference_logits: Tensor | None,
     progress: Callable[[float], None] = lambda _: None,
-) -> Collected:
-    """Run rows through the whole model and look in at `depths`. `truth` (n, C): None where the model is the reference itself.
+) -> CollectedFeatures:
+    """Run rows through the whole model and look in at `depths`. `reference_logits` (n, C): None where the model is the reference itself.
 
     UnsupportedModelError: exits can't be attached to it.
     """
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
 
-    attachment, batch = assembly.attachment, assembly.batch
+    exit_model, batch = assembly.exit_model, assembly.batch
     if not rows:
         raise InvalidInput("there are no inputs")
-    if not isinstance(attachment, Attachment):
+    if not isinstance(exit_model, ExitModel):
         from dynx.errors import UnsupportedModelError
 
         raise UnsupportedModelError(assembly.why_full_depth)
@@ -103,15 +107,17 @@ def collect(
     at = 0
     while at < len(order):
         group = order[at : at + batch]
-        if not attachment.merges_lengths:
+        if not exit_model.merges_lengths:
             group = [i for i in group if rows[i].size == rows[group[0]].size]
-        inputs = assembly.reader.collate([rows[i] for i in group])
+        inputs = assembly.preprocessor.collate([rows[i] for i in group])
         seen: list[Tensor] = []
 
-        def look(_k: int, hidden: Tensor, _rows: Tensor, seen: list[Tensor] = seen, inputs: object = inputs) -> None:
-            seen.append(attachment.pool(hidden, inputs).cpu())  # type: ignore[arg-type]
+        def pool_hidden(
+            _k: int, hidden: Tensor, _rows: Tensor, seen: list[Tensor] = seen, inputs: object = inputs
+        ) -> None:
+            seen.append(exit_model.pool(hidden, inputs).cpu())  # type: ignore[arg-type]
 
-        out = attachment.run(inputs, watch=look, exits=depths).logits
+        out = exit_model.run(inputs, watch=pool_hidden, exits=depths).logits
         if out is None:
             raise RuntimeError("a full run gave no logits")
         pooled.append(seen)
@@ -122,7 +128,7 @@ def collect(
     back = torch.from_numpy(np.argsort(np.asarray(taken)))
     whole = torch.cat(logits)[back]
     features = [torch.cat([batch_[k] for batch_ in pooled])[back] for k in range(len(depths))]
-    return Collected(tuple(depths), features, whole, whole if truth is None else truth)
+    return CollectedFeatures(tuple(depths), features, whole, whole if reference_logits is None else reference_logits)
 
 
 def same_answers(

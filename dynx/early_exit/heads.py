@@ -38,37 +38,37 @@ __all__ = ["AgreementScore", "ExitHeads", "Problem", "agrees"]
 Problem: TypeAlias = Literal["single", "multi", "regression"]
 """One label of C (softmax), any of C (sigmoid, at 0.5), or C numbers."""
 
-PENALTIES = tuple(10.0**e for e in range(-3, 5))
+RIDGE_PENALTIES = tuple(10.0**e for e in range(-3, 5))
 """Ridge penalties tried, in units of the mean eigenvalue of the normalised features' covariance."""
 
-COMPONENTS = 64
+MAX_COMPONENTS = 64
 """Directions of the features that distillation may bend the head in; also at most one for ten rows."""
 
-TEMPERATURE = 2.0
+DISTILLATION_TEMPERATURE = 2.0
 """Of the distillation (Hinton et al. 2015): softened, the wrong classes' ranking is heard too."""
 
-HARD = 0.3
+HARD_LABEL_WEIGHT = 0.3
 """Weight of the cross-entropy with the full model's own label, beside the softened divergence."""
 
-HELD_BACK = 0.2
+HELD_OUT_SHARE = 0.2
 """Share of rows that stop the distillation."""
 
-STEPS, PATIENCE, RATE = 150, 15, 0.02
-"""Of Adam on all rows at once; it ends when the rows held back haven't improved for `PATIENCE` steps."""
+MAX_STEPS, PATIENCE_STEPS, LEARNING_RATE = 150, 15, 0.02
+"""Of Adam on all rows at once; it ends when the rows held back haven't improved for `PATIENCE_STEPS` steps."""
 
-FEWEST_ROWS = 20
+MIN_FIT_ROWS = 20
 """Less fits nothing."""
 
-FEWEST_CASES = 10
+MIN_CASES = 10
 """Disagreements, and agreements, that a regression with five weights needs; below that the margin must do."""
 
-LEAST = 1e-300
+LOG_FLOOR = 1e-300
 """Added to what is put into a logarithm: a class may have no rival at all."""
 
-FEW = 16
+MAX_SCALAR_LOGITS = 16
 """Logits that are scored row by row."""
 
-NEAR_TIE = 1e-3
+NEAR_TIE_LOGITS = 1e-3
 """Logits closer than this may change places with the batch's padding or the kernel: such a row never leaves early."""
 
 
@@ -155,7 +155,7 @@ class ExitHeads:
         """
         # The features may come from a pass without gradients.
         with _one_thread(), torch.inference_mode(False), torch.enable_grad():
-            return cls(problem, _fit(pooled, _fits(pooled, full), problem, seed))
+            return cls(problem, _fit(pooled, _checked_target(pooled, full), problem, seed))
 
 
 def _fit(
@@ -163,7 +163,7 @@ def _fit(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     n = len(target)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    back, rest = order[: max(1, round(n * HELD_BACK))], order[max(1, round(n * HELD_BACK)) :]
+    held_out, rest = order[: max(1, round(n * HELD_OUT_SHARE))], order[max(1, round(n * HELD_OUT_SHARE)) :]
     heads: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     previous: Tensor | None = None
     for x in pooled:
@@ -171,8 +171,8 @@ def _fit(
         mean, std = x64.mean(0), x64.std(0, correction=0)
         z = (x64 - mean) / (std + 1e-6 * (1 + mean.abs()))
         ridge = _Ridge(z, target)
-        bend, scale, mix, bias, out = _distil(ridge, previous, target, problem, rest, back)
-        weight = ridge.weight * scale + ridge.basis @ bend
+        correction, scale, mix, bias, out = _distil(ridge, previous, target, problem, rest, held_out)
+        weight = ridge.weight * scale + ridge.basis @ correction
         weight = weight / (std + 1e-6 * (1 + mean.abs()))[:, None]
         bias = ridge.bias * scale + bias
         heads.append((mean.float(), weight.float(), mix.float(), bias.float()))
@@ -190,7 +190,7 @@ class _Ridge:
         left, values, right, unit = _svd(z)
         self.bias = target.mean(0)
         inner, leverage, best = left.T @ (target - self.bias), left.square(), math.inf
-        for penalty in PENALTIES:
+        for penalty in RIDGE_PENALTIES:
             shrunk = values**2 / (values**2 + penalty * unit)
             fitted = left @ (shrunk[:, None] * inner)
             hat = (leverage @ shrunk + 1 / len(z)).clamp(max=0.999)
@@ -198,9 +198,9 @@ class _Ridge:
             error = float(off.square().mean())
             if error < best:
                 best = error
-                self.honest = target - off  # (n, C)
+                self.left_out = target - off  # (n, C)
                 self.weight = right @ ((shrunk / values)[:, None] * inner)  # (F, C)
-        r = max(1, min(COMPONENTS, len(z) // 10, len(values)))
+        r = max(1, min(MAX_COMPONENTS, len(z) // 10, len(values)))
         self.basis = right[:, :r] * (math.sqrt(len(z)) / values[:r])  # (F, r): components of variance 1
         self.components = z @ self.basis
 
@@ -222,7 +222,7 @@ def _svd(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _distil(
-    ridge: _Ridge, previous: Tensor | None, target: Tensor, problem: Problem, rest: Tensor, back: Tensor
+    ridge: _Ridge, previous: Tensor | None, target: Tensor, problem: Problem, rest: Tensor, held_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A correction of the ridge's honest answers: bend (r, C), scale, mix, bias (C,), and the answers (n, C) that result."""
     c = target.shape[1]
@@ -233,19 +233,19 @@ def _distil(
     spread = target.std(0, correction=0).clamp(min=1e-6)
 
     def answers() -> Tensor:
-        bend, scale, mix, bias = weights
-        out = ridge.honest * scale + x @ bend + bias
+        correction, scale, mix, bias = weights
+        out = ridge.left_out * scale + x @ correction + bias
         return out if previous is None else out + before * mix
 
-    optimiser = torch.optim.Adam(weights, lr=RATE)
+    optimiser = torch.optim.Adam(weights, lr=LEARNING_RATE)
     best, kept, since = math.inf, [w.detach().clone() for w in weights], 0
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         out = answers()
         with torch.no_grad():
-            held = float(_loss(out[back], target[back], problem, spread))
+            held = float(_loss(out[held_out], target[held_out], problem, spread))
         if held < best - 1e-6:
             best, kept, since = held, [w.detach().clone() for w in weights], 0
-        elif since >= PATIENCE:
+        elif since >= PATIENCE_STEPS:
             break
         else:
             since += 1
@@ -254,18 +254,18 @@ def _distil(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     weights = kept
-    bend, scale, mix, bias = kept
-    return bend, scale, mix, bias, answers().detach()
+    correction, scale, mix, bias = kept
+    return correction, scale, mix, bias, answers().detach()
 
 
 def _loss(out: Tensor, target: Tensor, problem: Problem, spread: Tensor) -> Tensor:
-    t = TEMPERATURE
+    t = DISTILLATION_TEMPERATURE
     if problem == "single":
         soft = F.kl_div((out / t).log_softmax(-1), (target / t).log_softmax(-1), log_target=True, reduction="batchmean")
-        return t * t * soft + HARD * F.cross_entropy(out, target.argmax(-1))
+        return t * t * soft + HARD_LABEL_WEIGHT * F.cross_entropy(out, target.argmax(-1))
     if problem == "multi":
         soft = F.binary_cross_entropy_with_logits(out / t, torch.sigmoid(target / t))
-        return t * t * soft + HARD * F.binary_cross_entropy_with_logits(out, (target > 0).to(out.dtype))
+        return t * t * soft + HARD_LABEL_WEIGHT * F.binary_cross_entropy_with_logits(out, (target > 0).to(out.dtype))
     return ((out - target) / spread).square().mean()
 
 
@@ -295,7 +295,9 @@ class AgreementScore:
     ) -> NDArray[np.float64]:
         """Scores (R,) in [0, 1) of exit k from its logits (R, C) and those of the exit before, None at exit 0."""
         z, before = _double(logits), None if previous is None else _double(previous)
-        if z.size <= FEW and self.problem == "single":  # a fifth of the time of two dozen operations on arrays
+        if (
+            z.size <= MAX_SCALAR_LOGITS and self.problem == "single"
+        ):  # a fifth of the time of two dozen operations on arrays
             others = [None] * len(z) if before is None else before.tolist()
             rows = (_features_of_row(row, other) for row, other in zip(z.tolist(), others, strict=True))
             return np.array([self._of_row(k, x) for x in rows])
@@ -343,7 +345,7 @@ class AgreementScore:
             with np.errstate(all="ignore"):
                 x = _features(_double(z), _double(logits[k - 1]) if k else None, problem, tolerance)
             same = agrees(z, full, problem, tolerance).cpu().numpy()
-            if min(same.sum(), (~same).sum()) < FEWEST_CASES:
+            if min(same.sum(), (~same).sum()) < MIN_CASES:
                 shift, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
                 w = np.zeros(1 + x.shape[1])
                 w[1] = 1.0  # log-odds as the head has them; of a regression the step
@@ -380,14 +382,14 @@ def _features(
         x[:, 2] = np.add.reduce(e[0] * away[0], axis=-1) / total[0] - np.log(total[0])
         others = e[0]
         others[np.arange(len(z)), tops[0]] = 0.0
-        x[:, 0] = -np.log(np.add.reduce(others, axis=-1) + LEAST)
-        x[:, 1] = -np.log(np.maximum.reduce(others, axis=-1) + LEAST)
+        x[:, 0] = -np.log(np.add.reduce(others, axis=-1) + LOG_FLOOR)
+        x[:, 1] = -np.log(np.maximum.reduce(others, axis=-1) + LOG_FLOOR)
     else:
         size = np.abs(z)
-        doubt = np.exp(-size)
-        x[:, 1] = lead = size.min(-1)
-        x[:, 0] = lead - np.log(np.exp(lead[:, None] - size).sum(-1))
-        x[:, 2] = -(np.log1p(doubt) + size * doubt / (1 + doubt)).sum(-1)
+        neg_entropy = np.exp(-size)
+        x[:, 1] = margin = size.min(-1)
+        x[:, 0] = margin - np.log(np.exp(margin[:, None] - size).sum(-1))
+        x[:, 2] = -(np.log1p(neg_entropy) + size * neg_entropy / (1 + neg_entropy)).sum(-1)
         if before is not None:
             x[:, 3] = ((before > 0) == (z > 0)).all(-1)
             x[:, 4] = -0.5 * np.abs(1 / (1 + np.exp(-z)) - 1 / (1 + np.exp(-before))).sum(-1)
@@ -398,16 +400,16 @@ def _features_of_row(z: list[float], before: list[float] | None) -> tuple[float,
     """The same of one row with one label; None for near-ties and what isn't finite."""
     if not all(map(math.isfinite, z if before is None else z + before)):
         return None
-    p, top, rest, second, doubt = _softmax(z)
-    lead = -math.log(second + LEAST)
-    if lead < NEAR_TIE:
+    p, top, rest, second, neg_entropy = _softmax(z)
+    margin = -math.log(second + LOG_FLOOR)
+    if margin < NEAR_TIE_LOGITS:
         return None
-    odds = -math.log(rest + LEAST)
+    odds = -math.log(rest + LOG_FLOOR)
     if before is None:
-        return odds, lead, doubt, 0.0, 0.0
+        return odds, margin, neg_entropy, 0.0, 0.0
     q, same, *_ = _softmax(before)
     apart = sum(abs(a - b) for a, b in zip(p, q, strict=True))
-    return odds, lead, doubt, float(same == top), -0.5 * apart
+    return odds, margin, neg_entropy, float(same == top), -0.5 * apart
 
 
 def _softmax(z: list[float]) -> tuple[list[float], int, float, float, float]:
@@ -416,16 +418,16 @@ def _softmax(z: list[float]) -> tuple[list[float], int, float, float, float]:
     top = z.index(most)
     e = [math.exp(v - most) for v in z]
     total = sum(e)
-    doubt = sum(x * (v - most) for x, v in zip(e, z, strict=True)) / total - math.log(total)
+    neg_entropy = sum(x * (v - most) for x, v in zip(e, z, strict=True)) / total - math.log(total)
     p = [x / total for x in e]
     e[top] = 0.0
-    return p, top, sum(e), max(e), doubt
+    return p, top, sum(e), max(e), neg_entropy
 
 
 def _is_clear(z: NDArray[np.float64], x: NDArray[np.float64], problem: Problem) -> NDArray[np.bool_]:
     """Whether logits (R, C) are finite, and not so close to another answer that rounding might turn them."""
     clear: NDArray[np.bool_] = np.isfinite(np.concatenate([z, x], axis=-1)).all(-1)
-    return clear if problem == "regression" else clear & (x[:, 1] >= NEAR_TIE)
+    return clear if problem == "regression" else clear & (x[:, 1] >= NEAR_TIE_LOGITS)
 
 
 def _double(values: Tensor | NDArray[Any]) -> NDArray[np.float64]:
@@ -440,11 +442,11 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_]) -> NDArray[np.float6
     penalty = np.r_[1e-6, np.full(x.shape[1], 1.0)]
     w = np.zeros(a.shape[1])
 
-    def surprise(v: NDArray[np.float64]) -> float:
+    def loss(v: NDArray[np.float64]) -> float:
         z = a @ v
         return float((np.logaddexp(0, z) - y * z).sum() + 0.5 * (penalty * v * v).sum())
 
-    here = surprise(w)
+    here = loss(w)
     for _ in range(60):
         p = 1 / (1 + np.exp(-np.clip(a @ w, -60, 60)))
         gradient = a.T @ (p - y) + penalty * w
@@ -457,7 +459,7 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.bool_]) -> NDArray[np.float6
         while share > 1e-6:
             moved = w - share * step
             moved[1:] = np.maximum(moved[1:], 0)
-            there = surprise(moved)
+            there = loss(moved)
             if there <= here:
                 break
             share /= 2
@@ -478,12 +480,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _fits(pooled: Sequence[Tensor], full: Tensor) -> Tensor:
+def _checked_target(pooled: Sequence[Tensor], full: Tensor) -> Tensor:
     if not pooled or full.ndim != 2 or any(x.ndim != 2 or len(x) != len(full) for x in pooled):
         raise InvalidInput("the features of the exits and the full model's logits don't have the same rows")
-    if len(full) < FEWEST_ROWS:
+    if len(full) < MIN_FIT_ROWS:
         raise InvalidInput(
-            f"{len(full)} rows are too few to fit exits on", hint=f"{FEWEST_ROWS} are the fewest, 1,000 are good"
+            f"{len(full)} rows are too few to fit exits on", hint=f"{MIN_FIT_ROWS} are the fewest, 1,000 are good"
         )
     if not all(bool(x.isfinite().all()) for x in (*pooled, full)):
         raise InvalidInput("a feature or a logit is not finite")

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
-NO_LIMIT = 1_000_000
+UNLIMITED_TOKENS = 1_000_000
 """Tokenizers without a limit name one far above this."""
 
-SHORTEST = 8
+MIN_TEXT_TOKENS = 8
 """Tokens; fewer would leave room for nothing beside the special ones."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """One input, ready: token ids by argument name, or pixels."""
 
     values: Mapping[str, Sequence[int]] | Tensor
@@ -43,29 +43,29 @@ class Row:
     """Whether the text was longer than the model takes."""
 
 
-class Reader(Protocol):
+class Preprocessor(Protocol):
     """How one model's inputs are made ready."""
 
     kind: Literal["text", "image"]
 
-    def rows(self, items: Sequence[Any]) -> list[Row | str]:
+    def rows(self, items: Sequence[Any]) -> list[Example | str]:
         """The rows of texts or paths, in order; a reason in place of what can't be read."""
 
-    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+    def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """A batch on the model's device."""
 
     def probe(self) -> Mapping[str, Tensor]:
         """A small batch to try a model with."""
 
 
-class Texts:
+class TextPreprocessor:
     """Texts for a sequence classifier, cut to `limit` tokens: the model's own, or `max_length` if that is less."""
 
     kind: Literal["text", "image"] = "text"
 
     def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
-        if max_length is not None and max_length < SHORTEST:
-            raise InvalidInput(f"`max_length` {max_length}: at least {SHORTEST} tokens")
+        if max_length is not None and max_length < MIN_TEXT_TOKENS:
+            raise InvalidInput(f"`max_length` {max_length}: at least {MIN_TEXT_TOKENS} tokens")
         self.own_limit = token_limit(tokenizer, model)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
         self._tokenizer, self._device = tokenizer, model.device
@@ -80,7 +80,7 @@ class Texts:
         }
         self._fills = {name: fill for name, fill in fills.items() if name in takes}
 
-    def rows(self, items: Sequence[str]) -> list[Row | str]:
+    def rows(self, items: Sequence[str]) -> list[Example | str]:
         """Token ids of each text."""
         if not items:
             return []
@@ -92,7 +92,7 @@ class Texts:
         out = self._tokenizer(texts, return_attention_mask=True, verbose=False, **cutting)
         return {name: out[name] for name in self._fills if name in out}
 
-    def _row(self, text: str, values: dict[str, list[int]]) -> Row | str:
+    def _row(self, text: str, values: dict[str, list[int]]) -> Example | str:
         cut = self.limit is not None and len(values["input_ids"]) > self.limit
         if cut:
             values = {name: ids[0] for name, ids in self._encode([text], self.limit).items()}
@@ -102,9 +102,9 @@ class Texts:
                 return "an empty text, and the tokenizer has no special token to stand for it"
             values = {"input_ids": [start], "attention_mask": [1], "token_type_ids": [0]}
             values = {name: ids for name, ids in values.items() if name in self._fills}
-        return Row(values, len(values["input_ids"]), tuple(values["input_ids"]), cut)
+        return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), cut)
 
-    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+    def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """(R, T) each, padded on the right to the longest."""
         width = max(row.size for row in rows)
         batch = {}
@@ -121,7 +121,7 @@ class Texts:
     def probe(self) -> Mapping[str, Tensor]:
         """Four texts of different lengths."""
         texts = ["one", "a little more of it", "and then something longer than that, of several words", "the end."]
-        rows = [row for row in self.rows(texts) if isinstance(row, Row)]
+        rows = [row for row in self.rows(texts) if isinstance(row, Example)]
         if not rows:
             raise ModelError("the tokenizer makes no tokens")
         return self.collate(rows if self.pads_batches else rows[:1])
@@ -135,13 +135,13 @@ def token_limit(tokenizer: Any, model: nn.Module) -> int | None:
     """
     limits = []
     said = getattr(tokenizer, "model_max_length", None)
-    if said is not None and said < NO_LIMIT:
+    if said is not None and said < UNLIMITED_TOKENS:
         limits.append(int(said))
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - offset)
-    if len(limits) == (said is not None and said < NO_LIMIT):  # no table: rotary or relative positions
+    if len(limits) == (said is not None and said < UNLIMITED_TOKENS):  # no table: rotary or relative positions
         config: Any = getattr(model, "config", None)
         if (most := getattr(config, "max_position_embeddings", None)) and most > 0:
             limits.append(int(most))
@@ -165,7 +165,7 @@ def _pad_id(tokenizer: Any, model: Any) -> int | None:
     return int(said)
 
 
-class Images:
+class ImagePreprocessor:
     """Picture files for an image classifier, through its own processor; all come out in one shape."""
 
     kind: Literal["text", "image"] = "image"
@@ -174,18 +174,18 @@ class Images:
         self._processor, self._device, self._dtype = processor, model.device, model.dtype
         self._shape: tuple[int, ...] | None = None
 
-    def rows(self, items: Sequence[Path]) -> list[Row | str]:
+    def rows(self, items: Sequence[Path]) -> list[Example | str]:
         """Pixels of each file."""
         return [self._row(path) for path in items]
 
-    def _row(self, path: Path) -> Row | str:
+    def _row(self, path: Path) -> Example | str:
         try:
             picture = read_picture(path)
         except InputError as e:
             return str(e)
         return self.row(picture)
 
-    def row(self, picture: Any) -> Row | str:
+    def row(self, picture: Any) -> Example | str:
         """Pixels of a PIL image."""
         try:
             values: Tensor = torch.as_tensor(self._processor(images=picture, return_tensors="pt")["pixel_values"][0])
@@ -203,9 +203,9 @@ class Images:
         if tuple(values.shape) != self._shape:
             return f"comes out of the processor as {tuple(values.shape)}, others as {self._shape}"
         mark = hashlib.blake2b(values.numpy().tobytes(), digest_size=16).digest()
-        return Row(values, 1, mark)
+        return Example(values, 1, mark)
 
-    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
+    def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """(R, C, H, W)."""
         pixels = torch.stack([row.values for row in rows if isinstance(row.values, Tensor)])
         return {"pixel_values": pixels.to(self._device, self._dtype)}
@@ -216,4 +216,4 @@ class Images:
 
         noise = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
         rows = [self.row(Image.fromarray(n)) for n in noise]
-        return self.collate([row for row in rows if isinstance(row, Row)])
+        return self.collate([row for row in rows if isinstance(row, Example)])

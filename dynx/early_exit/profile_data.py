@@ -14,7 +14,7 @@ import numpy as np
 
 from dynx.early_exit.engine import Exits
 from dynx.early_exit.heads import AgreementScore, ExitHeads
-from dynx.early_exit.types import EXACT, Guarantee
+from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee
 from dynx.runtime.certify import Certificate, Costs, Family, Rules, certify
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-PAYS = 1.05
+MIN_EXPECTED_SPEEDUP = 1.05
 """Expected speed-up from which exits are used: costs measured apart tend to promise a few percent too much."""
 
-HEADS = "heads."
+HEADS_PREFIX = "heads."
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedExits:
     """Exits ready for a promise: where they are, their heads and score, the rules to choose from, and costs by batch size."""
 
     depths: tuple[int, ...]
@@ -71,10 +71,10 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class ExitProfile:
     """Exits with the certificate they run under."""
 
-    fitted: Fitted
+    fitted: FittedExits
     evidence: Evidence
     certificate: Certificate
     basis: str
@@ -87,12 +87,12 @@ class Knowledge:
     def guarantee(self) -> Guarantee:
         """What may be said of the answers."""
         c = self.certificate
-        return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis) if c.active else EXACT
+        return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis) if c.active else EXACT_GUARANTEE
 
 
-def to_arrays(fitted: Fitted, evidence: Evidence) -> dict[str, NDArray[Any]]:
+def to_arrays(fitted: FittedExits, evidence: Evidence) -> dict[str, NDArray[Any]]:
     """For a profile's safetensors file; `from_profile` gives the same back."""
-    out: dict[str, NDArray[Any]] = {HEADS + name: array for name, array in fitted.heads.to_arrays().items()}
+    out: dict[str, NDArray[Any]] = {HEADS_PREFIX + name: array for name, array in fitted.heads.to_arrays().items()}
     out |= fitted.score.to_arrays()
     out["rules.thresholds"] = fitted.rules.thresholds
     out["evidence.scores"] = evidence.scores
@@ -102,7 +102,7 @@ def to_arrays(fitted: Fitted, evidence: Evidence) -> dict[str, NDArray[Any]]:
     return out
 
 
-def to_json(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Any]]:
+def to_json(fitted: FittedExits) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rest of it: what was fitted and what was measured, as JSON."""
     rules = {"family": fitted.rules.family, "kept": list(fitted.rules.kept), "words": fitted.rules.words}
     costs = {
@@ -113,10 +113,12 @@ def to_json(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def from_profile(
     fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
-) -> tuple[Fitted, Evidence]:
+) -> tuple[FittedExits, Evidence]:
     """What `to_json` and `to_arrays` wrote. Raises KeyError, TypeError or ValueError on anything else."""
     depths = tuple(int(d) for d in fitted["depths"])
-    heads = ExitHeads.from_arrays({n.removeprefix(HEADS): a for n, a in arrays.items() if n.startswith(HEADS)})
+    heads = ExitHeads.from_arrays(
+        {n.removeprefix(HEADS_PREFIX): a for n, a in arrays.items() if n.startswith(HEADS_PREFIX)}
+    )
     score = AgreementScore.from_arrays(arrays)
     family: Family = fitted["rules"]["family"]
     thresholds = np.asarray(arrays["rules.thresholds"], dtype=np.float64)
@@ -141,4 +143,4 @@ def from_profile(
     if not fits or np.isnan(thresholds).any() or list(depths) != sorted(set(depths)):
         raise ValueError("its parts don't fit each other")
     rules = Rules(thresholds, family, tuple(int(i) for i in fitted["rules"]["kept"]), str(fitted["rules"]["words"]))
-    return Fitted(depths, heads, score, rules, costs), Evidence(scores, agree, classes)
+    return FittedExits(depths, heads, score, rules, costs), Evidence(scores, agree, classes)

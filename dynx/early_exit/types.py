@@ -62,7 +62,7 @@ class Guarantee:
         }
 
 
-EXACT = Guarantee(0.0, 0.0)
+EXACT_GUARANTEE = Guarantee(0.0, 0.0)
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Receipt:
     seconds: float = 0.0
     left: Counter[int] = field(default_factory=Counter)
     """Answers by the layer they left after; full depth is `depth`."""
-    guarantee: Guarantee | None = EXACT
+    guarantee: Guarantee | None = EXACT_GUARANTEE
     """None once an audit has found it broken."""
 
     @property

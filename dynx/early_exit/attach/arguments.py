@@ -25,13 +25,13 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+def map_leaves(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
     """The same structure with every leaf changed."""
     if isinstance(value, (tuple, list)):
-        items = [mapped(item, change, (*path, index)) for index, item in enumerate(value)]
+        items = [map_leaves(item, change, (*path, index)) for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
-        made = {key: mapped(item, change, (*path, key)) for key, item in value.items()}
+        made = {key: map_leaves(item, change, (*path, key)) for key, item in value.items()}
         return made if type(value) is dict else type(value)(**made)
     return change(path, value)
 

@@ -23,8 +23,8 @@ from dynx.early_exit.attach.blocks import (
     record_calls,
     source_of,
 )
-from dynx.early_exit.attach.equivalence_check import Sample, verify
-from dynx.early_exit.attach.model import Attachment
+from dynx.early_exit.attach.equivalence_check import ProbeInputs, verify
+from dynx.early_exit.attach.model import ExitModel
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.loading import is_out_of_memory
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind
 
 
-def attach(model: Any, example: Mapping[str, Tensor], *, rounds: bool = False) -> Attachment:
+def attach(model: Any, example: Mapping[str, Tensor], *, rounds: bool = False) -> ExitModel:
     """Exits for a loaded classifier in evaluation mode, tested on rows made from `example`, a batch as it would be given.
 
     `rounds`: its blocks compute in less than the model's own precision, and the test has to allow for that.
@@ -82,31 +82,31 @@ def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
     return "image" if main == "pixel_values" else "text"
 
 
-def _attached(model: Any, kind: Kind, example: dict[str, Tensor], rounds: bool) -> Attachment:
+def _attached(model: Any, kind: Kind, example: dict[str, Tensor], rounds: bool) -> ExitModel:
     """The first class of blocks that passes the self-test."""
     if kind == "text" and "attention_mask" not in example:
         example = {**example, "attention_mask": torch.ones_like(example["input_ids"])}
-    sample = Sample(model, kind, example)
+    sample = ProbeInputs(model, kind, example)
     candidates = candidate_classes(model)
     kinds = {one for several in candidates for one in several}
     probes: list[list[Call]] = []
-    wanted: list[Tensor] = []
+    expected: list[Tensor] = []
     for inputs in sample.probes():
-        calls, output = record_calls(model, kinds, {**inputs, **_quiet(model)})
+        calls, output = record_calls(model, kinds, {**inputs, **_without_cache(model)})
         probes.append(calls)
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(next(iter(inputs.values()))):
             raise Refusal("it doesn't return logits (rows, classes)")
-        wanted.append(logits)
+        expected.append(logits)
     first: Refusal | None = None
     for chosen in finer_first(candidates, probes[0]):
         try:
             blocks = plan_blocks(chosen, probes)
-            source = source_of(model, blocks[0].module, {**sample.batch(range(PROBE_ROWS[0])), **_quiet(model)})
+            source = source_of(model, blocks[0].module, {**sample.batch(range(PROBE_ROWS[0])), **_without_cache(model)})
             if source is not None:
                 with suppress(Refusal, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-                    return _tested(Attachment(model, kind, blocks, source), sample, wanted[0], rounds)
-            return _tested(Attachment(model, kind, blocks), sample, wanted[0], rounds)
+                    return _tested(ExitModel(model, kind, blocks, source), sample, expected[0], rounds)
+            return _tested(ExitModel(model, kind, blocks), sample, expected[0], rounds)
         except Refusal as e:
             reason = e
         except Exception as e:  # of a foreign model
@@ -118,14 +118,14 @@ def _attached(model: Any, kind: Kind, example: dict[str, Tensor], rounds: bool) 
     raise first or Refusal("it has no list of equal blocks")
 
 
-def _tested(attachment: Attachment, sample: Sample, want: Tensor, rounds: bool) -> Attachment:
+def _tested(exit_model: ExitModel, sample: ProbeInputs, want: Tensor, rounds: bool) -> ExitModel:
     try:
-        verify(attachment, sample, want, rounds)
+        verify(exit_model, sample, want, rounds)
     except BaseException:
-        attachment.detach()
+        exit_model.detach()
         raise
-    return attachment
+    return exit_model
 
 
-def _quiet(model: Any) -> dict[str, bool]:
+def _without_cache(model: Any) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dynx.early_exit.attach.arguments import hidden_path, leaves, mapped, tensors_of
+from dynx.early_exit.attach.arguments import hidden_path, leaves, map_leaves, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 PROBE_ROWS = (3, 2)
 """The two batch sizes that tell what grows with the batch."""
 
-GAPS = 8
+MAX_GAPS = 8
 """Most places between blocks where something else runs: more means that these aren't the blocks of the network."""
 
-CANDIDATES = 6
+MAX_CANDIDATE_CLASSES = 6
 """Most classes of blocks that are tried on one model."""
 
 
@@ -47,16 +47,16 @@ class Call:
     outer: tuple[int, ...]
     arguments: dict[Path, Tensor]
     output: Any = None
-    opaque: str | None = None
+    unsupported: str | None = None
 
     @property
-    def into(self) -> Tensor | None:
+    def input_hidden(self) -> Tensor | None:
         """The hidden states that it took."""
         path = hidden_path(self.arguments)
         return None if path is None else self.arguments[path]
 
     @property
-    def returned(self) -> Tensor | None:
+    def output_hidden(self) -> Tensor | None:
         """And those that it gave."""
         return next(iter(tensors_of(self.output).values()), None)
 
@@ -68,9 +68,9 @@ class Block:
     module: nn.Module
     hidden: Path
     roles: dict[Path, set[Role]]
-    shell: Any
+    output_template: Any
     """Its output with None for all leaves: what else than hidden states it returns, the model must be able to do without."""
-    answer: Path
+    output_path: Path
     """Where in the output the hidden states are."""
     shapes: dict[tuple[int, ...], tuple[int, ...]]
     """Of one row: what comes out for what goes in, where that changes."""
@@ -78,9 +78,9 @@ class Block:
     direct: bool = True
     """Whether the next block takes this one's output itself."""
 
-    def returning(self, hidden: Tensor) -> Any:
+    def wrap_output(self, hidden: Tensor) -> Any:
         """The output that the block would wrap these hidden states in."""
-        return mapped(self.shell, lambda path, _: hidden if path == self.answer else None)
+        return map_leaves(self.output_template, lambda path, _: hidden if path == self.output_path else None)
 
     def copies(self, path: Path, value: Tensor, rows: int) -> int | None:
         """How often each row of a batch of `rows` (two at least) is in this argument, 0 if not at all; None: can't tell."""
@@ -99,11 +99,11 @@ def record_calls(model: nn.Module, kinds: Collection[type], inputs: Mapping[str,
     stack: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        opaque = None
+        unsupported = None
         for _, leaf in leaves((args, kwargs)):
             if hasattr(leaf, "get_seq_length"):
-                opaque = "its blocks write to a key-value cache"
-        calls.append(Call(module, tuple(stack), tensors_of((args, kwargs)), opaque=opaque))
+                unsupported = "its blocks write to a key-value cache"
+        calls.append(Call(module, tuple(stack), tensors_of((args, kwargs)), unsupported=unsupported))
         stack.append(len(calls) - 1)
 
     def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
@@ -174,7 +174,7 @@ def finer_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[lis
         for chosen in (*insides, kinds):
             if chosen not in order and at[tuple(chosen)]:
                 order.append(chosen)
-    return order[:CANDIDATES]
+    return order[:MAX_CANDIDATE_CLASSES]
 
 
 def _role(many: Tensor, few: Tensor) -> Role:
@@ -202,8 +202,8 @@ def plan_blocks(kinds: list[type], probes: Sequence[list[Call]]) -> list[Block]:
         raise Refusal("the blocks that run depend on the input")
     blocks = [_block([chain[index] for chain in chains]) for index in range(len(first))]
     for index, block in enumerate(blocks[:-1]):
-        block.direct = all(chain[index + 1].into is chain[index].returned for chain in chains)
-    if sum(not block.direct for block in blocks[:-1]) > GAPS:
+        block.direct = all(chain[index + 1].input_hidden is chain[index].output_hidden for chain in chains)
+    if sum(not block.direct for block in blocks[:-1]) > MAX_GAPS:
         raise Refusal("its blocks don't follow one another")
     return blocks
 
@@ -212,17 +212,21 @@ def _block(seen: Sequence[Call]) -> Block:
     """One block of the plan from its call in every probe."""
     call = seen[0]
     path = hidden_path(call.arguments)
-    opaque = next((one.opaque for one in seen if one.opaque), None)
-    if opaque:
-        raise Refusal(opaque)
+    unsupported = next((one.unsupported for one in seen if one.unsupported), None)
+    if unsupported:
+        raise Refusal(unsupported)
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     for index, one in enumerate(seen):
-        into, out, rows = one.into, one.returned, PROBE_ROWS[index % 2]
-        if into is None or out is None or hidden_path(one.arguments) != path:
+        input_hidden, out, rows = one.input_hidden, one.output_hidden, PROBE_ROWS[index % 2]
+        if input_hidden is None or out is None or hidden_path(one.arguments) != path:
             raise Refusal("its blocks don't take and return hidden states")
-        if not into.dim() == out.dim() >= 3 or not out.is_floating_point() or not into.shape[0] == out.shape[0] == rows:
+        if (
+            not input_hidden.dim() == out.dim() >= 3
+            or not out.is_floating_point()
+            or not input_hidden.shape[0] == out.shape[0] == rows
+        ):
             raise Refusal("its hidden states don't have the batch as first dimension")
-        shapes[tuple(into.shape[1:])] = tuple(out.shape[1:])
+        shapes[tuple(input_hidden.shape[1:])] = tuple(out.shape[1:])
     roles: dict[Path, set[Role]] = {}
     for many, few in zip(seen[::2], seen[1::2], strict=True):
         for name in many.arguments.keys() & few.arguments.keys():
@@ -231,8 +235,8 @@ def _block(seen: Sequence[Call]) -> Block:
         module=call.module,
         hidden=path or (),
         roles=roles,
-        shell=mapped(call.output, lambda _path, _leaf: None),
-        answer=next(iter(tensors_of(call.output))),
+        output_template=map_leaves(call.output, lambda _path, _leaf: None),
+        output_path=next(iter(tensors_of(call.output))),
         shapes=shapes,
         keeps_shape=all(before == after for before, after in shapes.items()),
     )

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dynx.early_exit.attach.blocks import Block
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.attach.pooling import Kind
 
-PROBE_WIDTH = 7
+PROBE_TOKENS = 7
 """Tokens per row of a text probe: no batch size, nor a multiple of one."""
 
-RESUMES = 16
+MAX_EXHAUSTIVE_DEPTH = 16
 """Up to this depth the self-test resumes after every block; deeper models after a sample of them."""
 
 
-class Sample:
+class ProbeInputs:
     """Rows of our own for probes, made from an example so that they suit the model; all different."""
 
     def __init__(self, model: Any, kind: Kind, example: dict[str, Tensor]) -> None:
@@ -42,7 +42,7 @@ class Sample:
             for rows in PROBE_ROWS:
                 yield self.batch(range(rows), padded=padded)
 
-    def batch(self, rows: Sequence[int], *, width: int = PROBE_WIDTH, padded: bool = True) -> dict[str, Tensor]:
+    def batch(self, rows: Sequence[int], *, width: int = PROBE_TOKENS, padded: bool = True) -> dict[str, Tensor]:
         """These rows: for text of 7, 5, 4 … tokens, padded on the right to `width`."""
         made = [self._text(row, width, padded=padded) if self.kind == "text" else self._image(row) for row in rows]
         return {key: torch.cat([one[key] for one in made]) for key in made[0]}
@@ -50,7 +50,7 @@ class Sample:
     @staticmethod
     def length(row: int) -> int:
         """Tokens of a row."""
-        return PROBE_WIDTH if row == 0 else PROBE_WIDTH - 1 - row
+        return PROBE_TOKENS if row == 0 else PROBE_TOKENS - 1 - row
 
     def _text(self, row: int, width: int, *, padded: bool) -> dict[str, Tensor]:
         mask = self._example["attention_mask"]
@@ -74,12 +74,12 @@ class Sample:
         return out
 
 
-def verify(attachment: Attachment, sample: Sample, want: Tensor, rounds: bool) -> None:
+def verify(exit_model: ExitModel, sample: ProbeInputs, want: Tensor, rounds: bool) -> None:
     """Compares runs in parts with `want`, the untouched model's logits for the first probe; Refusal where they differ."""
-    model, depth = attachment.model, attachment.depth
+    model, depth = exit_model.model, exit_model.depth
     middle = (depth + 1) // 2
     inputs = sample.batch(range(PROBE_ROWS[0]))
-    alone: Tensor = model(**sample.batch([2]), **attachment._options).logits
+    alone: Tensor = model(**sample.batch([2]), **exit_model._options).logits
     if not bool(torch.isfinite(want).all()):
         raise Refusal("its logits aren't finite")
     scale = max(1.0, want.abs().max().item())
@@ -102,13 +102,13 @@ def verify(attachment: Attachment, sample: Sample, want: Tensor, rounds: bool) -
     def note(k: int, hidden: Tensor, _rows: Tensor) -> None:
         states[k] = hidden
 
-    off = attachment.run(inputs, watch=note, exits=range(1, depth + 1)).logits
+    off = exit_model.run(inputs, watch=note, exits=range(1, depth + 1)).logits
     if off is None or not torch.equal(off, want):
         raise Refusal("it doesn't repeat its own logits with all exits off")
-    attachment.run(sample.batch([2, 0, 1]))  # what blocks leave lying about mustn't help those that resume
-    for k in _resumed(attachment._blocks):
-        same(attachment.run(inputs, start=State(k, states[k])).logits, want, f"resumed after block {k}")
-    stopped = attachment.run(inputs, stop=middle).state
+    exit_model.run(sample.batch([2, 0, 1]))  # what blocks leave lying about mustn't help those that resume
+    for k in _resume_depths(exit_model._blocks):
+        same(exit_model.run(inputs, start=State(k, states[k])).logits, want, f"resumed after block {k}")
+    stopped = exit_model.run(inputs, stop=middle).state
     same(None if stopped is None else stopped.hidden, states[middle], f"stopped after block {middle}")
 
     def thin(k: int, hidden: Tensor, rows: Tensor) -> Tensor | None:
@@ -116,43 +116,43 @@ def verify(attachment: Attachment, sample: Sample, want: Tensor, rounds: bool) -
         gone = 1 if k == 1 else 0 if k == max(2, middle) else None
         return None if gone is None else (rows != gone).to(hidden.device)
 
-    left = attachment.run(inputs, watch=thin, exits=range(1, depth + 1))
+    left = exit_model.run(inputs, watch=thin, exits=range(1, depth + 1))
     same(left.logits, want[2:], "rows leave its batch")
-    causal = attachment.kind == "text" and _is_causal(attachment, sample, close)
-    attachment.style = pooling_style(model, attachment.kind, states[middle], causal=causal)
-    if attachment.kind == "text":
-        merged = _merged(attachment, sample, middle)
-        attachment.merges_lengths = (merged - want[[1, 2, 0]]).abs().max().item() <= close * scale
+    causal = exit_model.kind == "text" and _is_causal(exit_model, sample, close)
+    exit_model.style = pooling_style(model, exit_model.kind, states[middle], causal=causal)
+    if exit_model.kind == "text":
+        merged = _merged_logits(exit_model, sample, middle)
+        exit_model.merges_lengths = (merged - want[[1, 2, 0]]).abs().max().item() <= close * scale
 
 
-def _merged(attachment: Attachment, sample: Sample, middle: int) -> Tensor:
+def _merged_logits(exit_model: ExitModel, sample: ProbeInputs, middle: int) -> Tensor:
     """Logits of rows 1, 2 and 0, stopped in two batches of different lengths."""
-    short = attachment.run(sample.batch([1, 2], width=sample.length(1)), stop=middle).state
-    long = attachment.run(sample.batch([0]), stop=middle).state
+    short = exit_model.run(sample.batch([1, 2], width=sample.length(1)), stop=middle).state
+    long = exit_model.run(sample.batch([0]), stop=middle).state
     if short is None or long is None:
         raise Refusal("it can't be stopped")
-    logits = attachment.run(sample.batch([1, 2, 0]), start=State.merge([short, long])).logits
+    logits = exit_model.run(sample.batch([1, 2, 0]), start=State.merge([short, long])).logits
     if logits is None:
         raise Refusal("it can't be resumed")
     return logits
 
 
-def _is_causal(attachment: Attachment, sample: Sample, close: float) -> bool:
+def _is_causal(exit_model: ExitModel, sample: ProbeInputs, close: float) -> bool:
     """Whether the first token's state is the same whatever comes last."""
     inputs = sample.batch([0, 0], padded=False)
     ids = inputs["input_ids"]
     ids[1, -1] = ids[1, 0] if ids[1, 0] != ids[1, -1] else (ids[1, -1] - 1).abs()
-    state = attachment.run(inputs, stop=attachment.depth).state
+    state = exit_model.run(inputs, stop=exit_model.depth).state
     if state is None:
         raise Refusal("it can't be stopped")
     one, other = state.hidden[:, 0].float()
     return bool(((one - other).abs().max() <= close * one.abs().max().clamp(min=1.0)).item())
 
 
-def _resumed(blocks: Sequence[Block]) -> list[int]:
+def _resume_depths(blocks: Sequence[Block]) -> list[int]:
     """Depths to resume at: all, or the first, a spread, and both sides of whatever lies between blocks."""
     depth = len(blocks)
-    if depth <= RESUMES:
+    if depth <= MAX_EXHAUSTIVE_DEPTH:
         return list(range(1, depth + 1))
     spread = {1 + (depth - 1) * i // 7 for i in range(8)}
     gaps = {k for k, block in enumerate(blocks[:-1], 1) if not block.direct}

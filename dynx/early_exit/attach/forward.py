@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynx.early_exit.attach.arguments import item_at, mapped, tensors_of
+from dynx.early_exit.attach.arguments import item_at, map_leaves, tensors_of
 from dynx.early_exit.attach.hidden_state import State
 from dynx.errors import UnsupportedModelError
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.hidden_state import Watch
 
 
-class Ended(Exception):  # noqa: N818 - not an error
+class ForwardStopped(Exception):  # noqa: N818 - not an error
     """Leaves the model's forward early; never leaves `run`."""
 
 
 @dataclass
-class Pass:
+class PartialForward:
     """A forward in progress: which rows are active, and where they are."""
 
     blocks: Sequence[Block]
@@ -46,9 +46,9 @@ class Pass:
     state: State | None = None
     active: Tensor | None = None
     """Hidden states of the active rows, once they are fewer than the batch."""
-    handed: Tensor | None = None
+    placeholder: Tensor | None = None
     """The tensor that the model was given in their place."""
-    hollow: bool = False
+    placeholder_is_empty: bool = False
     """Whether that tensor has only the shape."""
     selected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Arguments by identity, cut down to the active rows."""
@@ -60,14 +60,14 @@ class Pass:
         block = self.blocks[self.done]
         self.done += 1
         if self.start is not None and self.done <= self.start.depth:
-            return self._passed(block, self.start, inner, args, kwargs)
+            return self._skip_block(block, self.start, inner, args, kwargs)
         if self.active is None:
             output = inner(*args, **kwargs)
-            hidden: Tensor = item_at(output, block.answer)
+            hidden: Tensor = item_at(output, block.output_path)
         else:
             output = None
-            hidden = self._computed(block, self.active, inner, args, kwargs)
-        kept = self._watched(hidden)
+            hidden = self._compute_active(block, self.active, inner, args, kwargs)
+        kept = self._rows_kept(hidden)
         if kept is not None:
             output = None
             hidden = hidden.index_select(0, kept)
@@ -75,14 +75,18 @@ class Pass:
             self.selected.clear()
         if self.stop == self.done:
             self.state = State(self.done, hidden)
-            raise Ended
+            raise ForwardStopped
         if output is not None:
             return output
-        self.active, self.hollow = hidden, self.done < len(self.blocks) and block.direct
-        self.handed = hidden.new_zeros(()).expand(self.batch, *hidden.shape[1:]) if self.hollow else self._whole(hidden)
-        return block.returning(self.handed)
+        self.active, self.placeholder_is_empty = hidden, self.done < len(self.blocks) and block.direct
+        self.placeholder = (
+            hidden.new_zeros(()).expand(self.batch, *hidden.shape[1:])
+            if self.placeholder_is_empty
+            else self._scatter(hidden)
+        )
+        return block.wrap_output(self.placeholder)
 
-    def _watched(self, hidden: Tensor) -> Tensor | None:
+    def _rows_kept(self, hidden: Tensor) -> Tensor | None:
         """Positions that go on, where they aren't all."""
         if self.watch is None or self.done not in self.exits:
             return None
@@ -94,44 +98,44 @@ class Pass:
             raise ValueError(f"an answer of shape {tuple(answer.shape)} for {count} active rows")
         if answer.numel() == 0:
             self.rows = self.rows[:0]
-            raise Ended
+            raise ForwardStopped
         kept = answer.nonzero()[:, 0] if answer.dtype == torch.bool else torch.unique(answer)
         if kept.numel() == 0:
             self.rows = self.rows[:0]
-            raise Ended
+            raise ForwardStopped
         if not 0 <= int(kept[0]) <= int(kept[-1]) < count:
             raise ValueError(f"positions outside the {count} active rows")
         return None if kept.numel() == count else kept.to(hidden.device)
 
-    def _whole(self, hidden: Tensor) -> Tensor:
+    def _scatter(self, hidden: Tensor) -> Tensor:
         """The active rows at their places in a batch whose other rows are zero."""
         rows = self.rows.to(hidden.device)
         return hidden.new_zeros(self.batch, *hidden.shape[1:]).index_copy_(0, rows, hidden)
 
-    def _computed(
+    def _compute_active(
         self, block: Block, active: Tensor, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """The block's hidden states for the active rows, from arguments made for the batch."""
         copies = {
             path: block.copies(path, value, self.batch)
             for path, value in tensors_of((args, kwargs)).items()
-            if value is not self.handed
+            if value is not self.placeholder
         }
         whole = None in copies.values()
-        given = self._whole(active) if whole and self.hollow else self.handed if whole else active
+        given = self._scatter(active) if whole and self.placeholder_is_empty else self.placeholder if whole else active
 
         def cut(path: Path, value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            if value is self.handed:
+            if value is self.placeholder:
                 return given
-            return value if whole else self._cut(value, copies[path] or 0)
+            return value if whole else self._select_active(value, copies[path] or 0)
 
-        args, kwargs = mapped((args, kwargs), cut)
-        hidden: Tensor = item_at(inner(*args, **kwargs), block.answer)
+        args, kwargs = map_leaves((args, kwargs), cut)
+        hidden: Tensor = item_at(inner(*args, **kwargs), block.output_path)
         return hidden.index_select(0, self.rows.to(hidden.device)) if whole else hidden
 
-    def _cut(self, value: Tensor, copies: int) -> Tensor:
+    def _select_active(self, value: Tensor, copies: int) -> Tensor:
         """The active rows' part of an argument that has so many copies of each row."""
         if copies == 0:
             return value
@@ -143,7 +147,7 @@ class Pass:
             self.selected[id(value)] = (value, made)  # the original too: its identity must not be taken by another
         return self.selected[id(value)][1]
 
-    def _passed(
+    def _skip_block(
         self, block: Block, start: State, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """In place of a block that was computed earlier: something of the right shape, and the saved states from the last."""
@@ -154,7 +158,7 @@ class Pass:
                 raise ValueError(
                     f"a state of shape {tuple(start.hidden.shape)} for blocks that return {(self.batch, *shape)}"
                 )
-            return block.returning(start.hidden)
+            return block.wrap_output(start.hidden)
         if shape is None:  # a size that no probe had: computing is the safe way to know what comes out
             return inner(*args, **kwargs)
-        return block.returning(into if block.keeps_shape else into.new_zeros(self.batch, *shape))
+        return block.wrap_output(into if block.keeps_shape else into.new_zeros(self.batch, *shape))

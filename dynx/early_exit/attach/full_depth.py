@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind
 
 
-CLOSE = 1e-4
+PADDING_TOLERANCE = 1e-4
 """Of the largest logit: what padding may move one by, and still not count."""
 
 
-class Whole:
+class FullDepthModel:
     """A classifier as one piece of `depth` layers.
 
     `example`, a batch of texts of several lengths, is tried with and without padding: where that changes the logits, only equal
@@ -46,7 +46,7 @@ class Whole:
                 if alone is None or together is None:
                     return False
                 far = float((alone[0] - together[i]).abs().max())
-                if not far <= CLOSE * max(1.0, float(together[i].abs().max())):
+                if not far <= PADDING_TOLERANCE * max(1.0, float(together[i].abs().max())):
                     return False
         except Exception:  # noqa: BLE001 - any failure of a foreign model means: don't pad
             return False

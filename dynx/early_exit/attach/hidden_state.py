@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Watch = Callable[[int, Tensor, Tensor], Tensor | None]
-    """Asked after a block which rows go on; see `Attachment.run`."""
+    """Asked after a block which rows go on; see `ExitModel.run`."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynx.early_exit.attach.forward import Ended, Pass
+from dynx.early_exit.attach.forward import ForwardStopped, PartialForward
 from dynx.early_exit.attach.hidden_state import Outcome, State
 from dynx.early_exit.attach.pooling import pool
 from dynx.errors import UnsupportedModelError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind, Style
 
 
-class Attachment:
+class ExitModel:
     """A classifier whose blocks answer to `run`. Made by `attach`; undone by `detach`, or at the end of a `with`.
 
     Between runs, and for whoever calls the model itself, it computes what it always did. One run at a time.
@@ -35,8 +35,8 @@ class Attachment:
         self.merges_lengths = True
         """Whether padding leaves the model's answers alone, so that rows stopped at different lengths may go on together."""
         self._blocks = blocks
-        self._run: Pass | None = None
-        self._own: list[tuple[nn.Module, Callable[..., Any], Any]] = []
+        self._run: PartialForward | None = None
+        self._replaced: list[tuple[nn.Module, Callable[..., Any], Any]] = []
         self._detached = False
         parameters = inspect.signature(model.forward).parameters
         wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
@@ -44,7 +44,7 @@ class Attachment:
         for module in {id(block.module): block.module for block in blocks}.values():
             self._wrap(module)
         if source is not None:
-            self._skip(source)
+            self._skip_embeddings(source)
 
     @property
     def depth(self) -> int:
@@ -64,7 +64,7 @@ class Attachment:
 
         self._replace(module, forward)
 
-    def _skip(self, source: nn.Module) -> None:
+    def _skip_embeddings(self, source: nn.Module) -> None:
         """Where rows go on from a state, the first block's input needn't be made: no block looks at it, only at its shape."""
         inner: Callable[..., Any] = source.forward
         known: dict[tuple[int, ...], tuple[torch.Size, torch.dtype]] = {}
@@ -84,22 +84,22 @@ class Attachment:
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         forward.dynx_exits = True  # type: ignore[attr-defined]
-        self._own.append((module, forward, module.__dict__.get("forward")))
+        self._replaced.append((module, forward, module.__dict__.get("forward")))
         module.__dict__["forward"] = forward
 
     def detach(self) -> None:
         """The model as it was. A second time does nothing."""
-        for module, ours, before in self._own:
+        for module, ours, previous in self._replaced:
             if module.__dict__.get("forward") is not ours:
                 continue  # somebody wrapped it since: ours stays inside, and only passes on
-            if before is None:
+            if previous is None:
                 del module.__dict__["forward"]
             else:
-                module.__dict__["forward"] = before
-        self._own.clear()
+                module.__dict__["forward"] = previous
+        self._replaced.clear()
         self._detached = True
 
-    def __enter__(self) -> Attachment:
+    def __enter__(self) -> ExitModel:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,12 +156,12 @@ class Attachment:
             with torch.no_grad():
                 return Outcome(rows, self.model(**inputs, **self._options).logits, None)
         shape = tuple(inputs[self.model.main_input_name].shape[1:])
-        run = Pass(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
+        run = PartialForward(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
         self._run = run
         try:
             with torch.no_grad():
                 logits: Tensor = self.model(**inputs, **self._options).logits
-        except Ended:
+        except ForwardStopped:
             return Outcome(run.rows, None, run.state)
         finally:
             self._run = None
