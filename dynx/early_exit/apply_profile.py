@@ -1,4 +1,4 @@
-"""What a profile allows a loaded classifier, under the promise asked for."""
+"""Which exits of a profile a loaded classifier may use under the requested guarantee."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> ExitProfile | None:
-    """The exits that the profile allows under the promise asked for; None where there are none, and the decisions say why."""
+    """Return the profile's exits under the requested guarantee; None: the plan's decisions hold the reason."""
     plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.exit_model.depth, assembly.batch
     profile, request = plan.profile, plan.request
     if profile is None:
@@ -69,9 +69,9 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Ex
 
 
 def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
-    """What the profile shows of answers at full depth by a model that isn't the reference, and in words.
+    """Certify full-depth answers of a model that isn't the reference; return the guarantee, if any, and a sentence.
 
-    Tested before any exit rule, as the strictest of all: a rule is looked at only where this holds.
+    This is tested before any exit rule, as the strictest of all: rules are tested only where it holds.
     """
     request, profile = plan.request, plan.profile
     agree = plan.arrays.get("evidence.agree")
@@ -90,7 +90,7 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
 
 
 def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None:
-    """Dynamic over plain as measured at calibration, if that was slower; None where it doesn't speak of this ε and batch."""
+    """Return the speed-up measured at calibration if it was below 1; None where it isn't about this ε and batch size."""
     clock, fitted = profile.measured.get("clock"), profile.fitted.get("max_disagreement")
     if clock is None or fitted is None or profile.measured.get("batch") != batch or eps > fitted:
         return None
@@ -98,7 +98,7 @@ def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None
 
 
 def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: FittedExits) -> str | None:
-    """Why the profile's evidence doesn't speak of what is asked for."""
+    """Say why the profile's evidence isn't about what is requested; None where it is."""
     if profile.fitted.get("max_length") != assembly.cut:
         cut = profile.fitted.get("max_length") or "the model's own number of"
         return f"the profile is for texts cut to {cut} tokens"

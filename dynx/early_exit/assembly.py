@@ -1,4 +1,4 @@
-"""A classifier once it is loaded, with exits where it can have any, and the full model that a promise is measured against."""
+"""A loaded classifier, with exits where it supports them, and the full model that the guarantee compares it with."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.full_depth import FullDepthModel
-    from dynx.early_exit.attach.model import ExitModel
+    from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.engine import Answer, Engine, Exits
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockBackend:
-    """The blocks that a model runs: whose kernels, in which precision, and the ranges that int8 was made with."""
+    """What computes a model's blocks: backend, precision, and the activation ranges that int8 was quantized with."""
 
     backend: str = TORCH
     precision: str = "float32"
@@ -46,18 +45,18 @@ class BlockBackend:
 
 @dataclass
 class LoadedClassifier:
-    """A plan carried out."""
+    """A plan whose model is loaded."""
 
     plan: ClassifierPlan
-    exit_model: ExitModel | FullDepthModel
+    exit_model: ClassifierModel
     preprocessor: Preprocessor
     labels: Labels
     exit_profile: ExitProfile | None
-    """What the profile says of this model's exits, where it has any that may be used."""
+    """The exits of the profile that may be used; None: all layers run."""
     block_backend: BlockBackend = field(default_factory=BlockBackend)
-    """What its blocks are computed by."""
+    """What computes the model's blocks."""
     certified: Guarantee | None = None
-    """What the profile shows of its answers at full depth, where it isn't the reference itself."""
+    """What the profile certifies of full-depth answers, where the model isn't the reference itself."""
 
     @property
     def decisions(self) -> ClassifierDecisions:
@@ -76,23 +75,23 @@ class LoadedClassifier:
 
     @property
     def cut(self) -> int | None:
-        """The tokens that texts are cut to, where that is fewer than the model takes."""
+        """The number of tokens that texts are truncated to, where that is fewer than the model takes."""
         limit = getattr(self.preprocessor, "limit", None)
         return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
 
     def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Example]:
-        """A fresh engine over the model, with these exits or none."""
+        """Make a new engine over the model, with these exits or none."""
         return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits)
 
 
 def engine_over(
-    exit_model: ExitModel | FullDepthModel, preprocessor: Preprocessor, batch: int, exits: Exits | None = None
+    exit_model: ClassifierModel, preprocessor: Preprocessor, batch: int, exits: Exits | None = None
 ) -> Engine[Example]:
-    """An engine for a reader's rows."""
+    """Make an engine for the examples of a preprocessor."""
     from dynx.early_exit.engine import Engine
 
     return Engine(
-        exit_model,  # type: ignore[arg-type]  # a Whole has no exits and is never asked for them
+        exit_model,
         preprocessor.collate,
         length=lambda row: row.size,
         identity=lambda row: row.identity,
@@ -102,7 +101,7 @@ def engine_over(
 
 
 def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Preprocessor]:
-    """The plan's model in some precision, and the reader of its inputs. Raises DynxError."""
+    """Load the plan's model in a precision, and the preprocessor of its inputs. Raises DynxError."""
     from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
 
     if plan.kind == "image" and max_length is not None:
@@ -118,9 +117,9 @@ def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> t
 
 
 class AttachResult(NamedTuple):
-    """A model with exits, or at full depth where it can't have any, and why."""
+    """A model with exits, or one that runs at full depth, with the reason."""
 
-    model: ExitModel | FullDepthModel
+    model: ClassifierModel
     exits: Decision[str] | None = None
     """Why there are none."""
     batch: Decision[int] | None = None
@@ -128,7 +127,7 @@ class AttachResult(NamedTuple):
 
 
 def attach_exits(model: Any, preprocessor: Preprocessor) -> AttachResult:
-    """Attach exits to a model; one that can't have any stays whole, with the reason."""
+    """Attach exits to a model; where that fails, return it as a full-depth model with the reason."""
     from dynx.early_exit.attach.attach import attach
     from dynx.early_exit.attach.full_depth import FullDepthModel
 
@@ -156,7 +155,7 @@ def is_reference(assembly: LoadedClassifier) -> bool:
 
 
 class Reference:
-    """The full model: the assembly's own where that is the reference, else loaded once more."""
+    """The full float32 model: the assembly's own where that is the reference, else a second copy."""
 
     def __init__(self, assembly: LoadedClassifier) -> None:
         self._preprocessor: Preprocessor = assembly.preprocessor
@@ -170,16 +169,16 @@ class Reference:
 
     @property
     def block_calls(self) -> int:
-        """Block calls so far, times rows."""
+        """Number of block calls so far, times rows."""
         return self._engine.block_calls
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
-        """Of texts or paths that were read before. ModelError: one of them can't be read any more."""
+        """Answer texts or paths that were read before. ModelError: one of them can't be read any more."""
         rows = self._preprocessor.rows(items)
         if bad := [row for row in rows if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
         return self._engine.window([row for row in rows if isinstance(row, Example)])
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """(n, C)."""
+        """Return the logits (n, C) of texts or paths that were read before."""
         return np.stack([answer.logits for answer in self.answers(items)])

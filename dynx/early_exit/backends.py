@@ -1,8 +1,8 @@
-"""A classifier's blocks on the kernels that a plan names: PyTorch's, or OpenVINO's where it is installed; in int8 on request.
+"""A classifier's blocks on the backend that a plan names: PyTorch, or OpenVINO where it is installed; in int8 on request.
 
-Embeddings, pooling and the head stay as they are. Whatever runs, its answers on a few inputs are compared with those of the
-model as it was loaded, and then exits are attached and tested like any model's. What a quantized model is worth on inputs
-like the user's isn't known here: calibration certifies it.
+Embeddings, pooling and the head stay as they are. The answers of the new blocks on a few inputs are compared with those of the
+model as it was loaded, and then exits are attached and tested as for any model. How often a quantized model disagrees on the
+user's inputs is measured and certified by calibration, not here.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.early_exit.assembly import LoadedClassifier, Ranges
-    from dynx.early_exit.attach.full_depth import FullDepthModel
-    from dynx.early_exit.attach.model import ExitModel
+    from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.runtime.profile import Profile
 
 
 QUANTIZATIONS = ("none", "int8")
+"""Values of `quantize` that classifiers support."""
 
 LOGIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "float16": 0.08, "int8": 0.25}
-"""Largest change of a logit, relative to the largest: a wrong scale, mask or order changes logits by their own size."""
+"""Largest change of a logit, relative to the largest one, by precision: a wrong scale or mask changes them far more."""
 
 RANGES_PREFIX = "quantization."
-"""Arrays of a profile that say how large the inputs of each layer get."""
+"""Prefix of a profile's arrays with the activation ranges of each layer."""
 
 MAX_OBSERVED_INPUTS = 512
-"""Inputs that this is seen on, at most."""
+"""Most inputs that activation ranges are observed on."""
 
 MAX_SHARE_OF_PROMISE = 0.6
-"""Of what may differ: kernels that use up more of it leave too little for a certificate, and for exits."""
+"""Largest share of the allowed disagreement that quantization may use up: more leaves too little for exits."""
 
 RACE_BATCHES_PER_ROUND, RACE_ROUNDS = 3, 7
-"""Of a race: batches of lengths spread over the inputs' in a round, and rounds."""
+"""Batches in a round of the timing comparison, of lengths spread over those of the inputs, and rounds."""
 
 
 def choose(request: ClassifierRequest, device: str, profile: Profile | None) -> Decision[str]:
-    """Whose kernels a run uses. Raises InvalidInput or DeviceError where those asked for can't be had."""
+    """Choose the backend of a run. Raises InvalidInput or DeviceError where the requested one isn't available."""
     asked = ALIASES.get(request.backend, request.backend)
     if asked not in ("auto", TORCH, OPENVINO):
         raise InvalidInput(f"`backend` {request.backend}: classifiers run on torch or openvino")
@@ -73,32 +73,32 @@ def choose(request: ClassifierRequest, device: str, profile: Profile | None) -> 
 
 
 def measured_backend(profile: Profile) -> str:
-    """The kernels that a profile's evidence and costs are of."""
+    """Return the backend that a profile's evidence and costs were measured on."""
     return str(profile.fitted.get("backend", TORCH))
 
 
 def ranges_of(plan: ClassifierPlan) -> dict[str, NDArray[np.float32]]:
-    """What the plan's profile says of the sizes of numbers."""
+    """Return the activation ranges in the plan's profile, by layer."""
     return {
         name.removeprefix(RANGES_PREFIX): array for name, array in plan.arrays.items() if name.startswith(RANGES_PREFIX)
     }
 
 
 def requested_blocks(plan: ClassifierPlan, backend: str, ranges: Ranges | None = None) -> BlockBackend:
-    """The blocks that a plan asks for, on these kernels."""
+    """Return the block backend that a plan requests, on this backend."""
     precision = plan.request.quantize if plan.request.quantize != "none" else plan.dtype
     return BlockBackend(backend, precision, ranges or {})
 
 
 def load_dtype(plan: ClassifierPlan, backend: str) -> str:
-    """The precision that the model itself is loaded in: around OpenVINO's blocks everything stays exact."""
+    """Return the precision to load the model in: around OpenVINO's blocks everything stays in float32."""
     return "float32" if backend == OPENVINO else plan.dtype
 
 
 def replace_blocks(
-    exit_model: ExitModel | FullDepthModel, preprocessor: Preprocessor, block_backend: BlockBackend, threads: int
-) -> ExitModel | FullDepthModel:
-    """The model with such blocks, and exits attached anew. Raises UnsupportedModelError: it isn't fit for use then."""
+    exit_model: ClassifierModel, preprocessor: Preprocessor, block_backend: BlockBackend, threads: int
+) -> ClassifierModel:
+    """Replace the model's blocks and attach exits again. After UnsupportedModelError the model can't be used any more."""
     import torch
 
     from dynx.early_exit.attach.attach import attach
@@ -154,7 +154,7 @@ def replace_blocks(
 
 
 def _probes(example: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
-    """Two batches of different numbers of rows, and for texts of different lengths."""
+    """Make two batches of different numbers of rows, and for texts of different lengths."""
     few = {name: value[:2] for name, value in example.items()}
     if kind == "text":
         width = int(example["input_ids"].shape[1])
@@ -169,9 +169,9 @@ def use_fastest_backend(
     clock: Callable[[], float],
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Give the assembly the fastest of the kernels that its plan allows, timed on `rows`, which also say how large numbers get.
+    """Give the assembly the fastest backend that its plan allows, timed on `rows`, which also give the activation ranges.
 
-    `on_stage` is told what is being done. Raises UnsupportedModelError where kernels that were asked for can't run the model.
+    `on_stage` is called with what is being done. Raises UnsupportedModelError where the requested backend can't run the model.
     """
     plan = assembly.plan
     asked = plan.decisions.backend.value == OPENVINO
@@ -203,13 +203,13 @@ def use_fastest_backend(
 
 def _on_openvino(
     assembly: LoadedClassifier, rows: Sequence[Example]
-) -> tuple[ExitModel | FullDepthModel, Preprocessor, BlockBackend]:
-    """The assembly's model once more, with OpenVINO's blocks."""
+) -> tuple[ClassifierModel, Preprocessor, BlockBackend]:
+    """Load the assembly's model again, with its blocks on OpenVINO."""
     import torch
 
+    from dynx.early_exit.agreement import agrees
     from dynx.early_exit.assembly import attach_exits, load_model
     from dynx.early_exit.attach.model import ExitModel
-    from dynx.early_exit.heads import agrees
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
     plan = assembly.plan
@@ -239,10 +239,8 @@ def _on_openvino(
     return made, preprocessor, block_backend
 
 
-def _answers(
-    exit_model: ExitModel | FullDepthModel, preprocessor: Preprocessor, batch: int, rows: Sequence[Example]
-) -> Tensor:
-    """Logits at full depth (n, C)."""
+def _answers(exit_model: ClassifierModel, preprocessor: Preprocessor, batch: int, rows: Sequence[Example]) -> Tensor:
+    """Return logits at full depth (n, C)."""
     import torch
 
     from dynx.early_exit.assembly import engine_over
@@ -253,14 +251,14 @@ def _answers(
 
 def _race(
     assembly: LoadedClassifier,
-    other: ExitModel | FullDepthModel,
+    other: ClassifierModel,
     preprocessor: Preprocessor,
     rows: Sequence[Example],
     clock: Callable[[], float],
 ) -> dict[str, float]:
-    """Seconds for an input on both, full depth, batches in turns; medians.
+    """Time both backends at full depth, batches in turns; return median seconds per input.
 
-    No two rounds have batches of the same shape, as a job with exits hardly has: OpenVINO makes its kernels ready for each.
+    No two rounds have batches of the same shape, as runs with exits rarely do: OpenVINO compiles kernels for each shape.
     """
     from dynx.early_exit.assembly import engine_over
 

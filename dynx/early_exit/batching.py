@@ -1,4 +1,4 @@
-"""Rows that are computed together, and those that stopped after a block and wait for others to go on with."""
+"""Batches of rows that are computed together, and rows parked after a block until others resume with them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.model import ExitModel
-    from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.agreement import AgreementScore
+    from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.heads import ExitHeads
 
     Collate = Callable[[Sequence[int]], tuple[Mapping[str, Tensor], int]]
 
 MIN_LENGTH_RATIO = 0.75
-"""Rows are put with longer ones only where these are at most a third longer: padding is computed too."""
+"""Smallest ratio of lengths in a batch of parked rows: padding is computed too."""
 
 
 def batches(sizes: Mapping[int, int], max_rows: int, merges_lengths: bool) -> Iterator[list[int]]:
-    """Rows, by number, in batches of like size, the longest first: memory runs out at once or never."""
+    """Yield batches of row numbers of similar size, the longest first, so that memory runs out at once or never."""
     ordered = sorted(sizes, key=lambda number: (-sizes[number], number))
     at = 0
     while at < len(ordered):
@@ -39,21 +40,21 @@ def batches(sizes: Mapping[int, int], max_rows: int, merges_lengths: bool) -> It
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch: its rows' numbers in the window, and their inputs; `width` is the tokens of each, padding too, 1 for images."""
+    """A batch: its rows' numbers in the window, and their inputs; `width` is their tokens with padding, 1 for images."""
 
     numbers: NDArray[np.int64]  # (R,)
     sizes: NDArray[np.int64]  # (R,) what rows are sorted by
     inputs: Mapping[str, Tensor]
     width: int
     state: State | None = None
-    """Where they stopped, if they did."""
+    """Hidden states of the block that the rows stopped after, if they did."""
     logits: Tensor | None = None  # (R, C) of the exit that they stopped at
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def select(self, rows: NDArray[np.int64]) -> Batch:
-        """These rows alone (r,)."""
+        """Return a batch of these rows (r,)."""
         at = torch.from_numpy(rows)
 
         def cut(value: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class Batch:
 
 
 class InFlightBatch:
-    """A forward in progress: the rows still active, by their place in the group, and what the last exit's head said of them."""
+    """A forward in progress: the active rows by their index in the batch, and their logits at the last exit."""
 
     def __init__(self, group: Batch) -> None:
         self.group = group
@@ -79,14 +80,14 @@ class InFlightBatch:
         self.values = None if group.logits is None else group.logits.float().cpu().numpy()
         mask = group.inputs.get("attention_mask")
         self.seen = group.inputs if mask is None or not bool(mask.all()) else {}
-        """What pooling needs of the inputs: no mask where it hides nothing."""
+        """The inputs that pooling needs: no mask where nothing is padded."""
         self.at: Tensor | None = None
         """`rows` for tensors, once they are fewer than the group."""
 
     def score_exit(
-        self, exit_model: ExitModel, heads: ExitHeads, score: AgreementScore, k: int, hidden: Tensor
+        self, exit_model: ClassifierModel, heads: ExitHeads, score: AgreementScore, k: int, hidden: Tensor
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """What exit k's head says of the active rows (R, C), and how far that can be trusted (R,)."""
+        """Return exit k's logits of the active rows (R, C), and their agreement scores (R,)."""
         pooled = exit_model.pool(hidden, self.seen, self.at)
         self.logits = heads.logits(k, pooled, self.logits)
         values: NDArray[np.float32] = self.logits.float().cpu().numpy()
@@ -95,7 +96,7 @@ class InFlightBatch:
         return values, scores
 
     def keep(self, stay: NDArray[np.int64]) -> Tensor:
-        """Only these of the active rows, by position (r,); for tensors."""
+        """Keep only these of the active rows, by position (r,), and return the positions as a tensor."""
         kept = torch.from_numpy(stay)
         self.rows = self.rows[stay]
         self.at = torch.from_numpy(self.rows)
@@ -106,7 +107,7 @@ class InFlightBatch:
 
 
 class ParkedRows:
-    """The rows that stopped at one exit, longest first if they came so."""
+    """The rows parked at one exit, in the order in which they stopped."""
 
     def __init__(self, merges_lengths: bool) -> None:
         self._groups: list[Batch] = []
@@ -116,11 +117,14 @@ class ParkedRows:
         return sum(map(len, self._groups))
 
     def add(self, group: Batch) -> None:
-        """Behind the others."""
+        """Append a batch."""
         self._groups.append(group)
 
     def take(self, max_rows: int, collate: Collate) -> Batch:
-        """The first of them, up to so many, as a batch. `collate` makes the inputs of rows by number, and says how wide."""
+        """Remove the first rows, at most `max_rows`, as a batch.
+
+        `collate` returns the inputs of rows, by number, and their width.
+        """
         head, taken, count = self._groups[0], list[Batch](), 0
         while self._groups and count < max_rows and self._fits(self._groups[0], head):
             group = self._groups.pop(0)

@@ -1,13 +1,13 @@
-"""Learn a classifier's exits once, from inputs without labels: heads, score, rules, costs, and what may be promised.
+"""Learn a classifier's exits once, from inputs without labels: heads, score, rules, costs and certificate.
 
-1. Leave out repeated inputs, and cut the rest at random into three parts: heads, rules, certificate.
-2. Run all of them through the whole model, looking in after every block; and through the full float32 model, where that is
+1. Leave out repeated inputs, and split the rest at random into three parts: heads, rules, certificate.
+2. Run all of them through all layers, pooling features after every block; and through the full float32 model, where that is
    another one.
-3. Fit heads on the first part. On the second fit the score, time the exits (`measure`), and choose those that pay.
-4. Fit the heads that remain anew, draw up the rules, and certify one of them on the third part, seen here for the first time.
-5. Run plain and dynamic in turns on the third part, to see what the costs are worth.
+3. Fit heads on the first part. On the second fit the score, time the exits (`measure`), and keep those that save time.
+4. Fit the heads that remain again, list the rules, and certify one of them on the third part, which nothing was fitted to.
+5. Run plain and dynamic in turns on the third part, to check the costs by the clock.
 
-Nothing here prints; `progress` hears (share done, what is being done).
+Nothing here prints; `progress` is called with the share done and what is being done.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.attach.model import ExitModel
 from dynx.early_exit.backends import RANGES_PREFIX, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
 from dynx.early_exit.features import CollectedFeatures, Inputs, candidates, collect
-from dynx.early_exit.heads import AgreementScore, ExitHeads, agrees
+from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
 from dynx.errors import InvalidInput, UnsupportedModelError
@@ -47,20 +48,20 @@ if TYPE_CHECKING:
 Progress = Callable[[float, str], None]
 
 MAX_CALIBRATION_INPUTS = {"text": 6000, "image": 3000}
-"""Inputs used: enough for 0.5 % at 95 %, and an end to how long it takes and, for pictures, to how much memory."""
+"""Most inputs used: enough for 0.5 % at 95 %, and a bound on time and, for images, memory."""
 
 MIN_CALIBRATION_INPUTS = 60
-"""Inputs below which nothing is fitted."""
+"""Fewest inputs that exits are fitted to."""
 
 MAX_TIMED_INPUTS = 600
-"""Inputs of the certificate that also time plain against dynamic."""
+"""Most inputs of the certificate part that also time plain against dynamic."""
 
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything learned; `profile` and `arrays` are what gets stored."""
+    """The result of a calibration; `profile` and `arrays` are what is stored."""
 
     inputs: int  # given, repeated ones left out
     unreadable: int
@@ -69,16 +70,16 @@ class Findings:
     fitted: FittedExits | None
     certificate: Certificate | None
     agreement: dict[int, float]
-    """After each block tried: share of part two that its head answers like the full model."""
+    """By exit tried: share of the second part that its head answers like the full model."""
     measured: tuple[float, float, float] | None
-    """Plain time over dynamic time on inputs of part three: median, least, most of the rounds."""
+    """Plain time over dynamic time on inputs of the third part: median, minimum and maximum over rounds."""
     summary: str
     profile: Profile
     arrays: dict[str, NDArray[Any]]
 
 
 def power(n: int, eps: float, delta: float) -> str:
-    """What n inputs can show, before any of them is run."""
+    """Say what n inputs can certify, before any of them is run."""
     third = len(split(n, SEED)[2])
     return f"{third:,} of {n:,} inputs certify: {supports(third, eps, delta)}"
 
@@ -91,7 +92,7 @@ def calibrate(
     clock: Callable[[], float],
     progress: Progress = lambda _share, _what: None,
 ) -> Findings:
-    """Learn the assembly's exits; timing takes about `budget` seconds, the rest what the inputs take.
+    """Learn the assembly's exits; timing takes about `budget` seconds, everything else as long as the inputs take.
 
     InvalidInput: too few inputs, or a regression without a tolerance. UnsupportedModelError: the model can't have exits.
     """
@@ -150,7 +151,7 @@ def calibrate(
 
 
 def require_tolerance(assembly: LoadedClassifier) -> None:
-    """InvalidInput: a regression, and nobody said when two numbers agree."""
+    """Raise InvalidInput for a regression without a tolerance."""
     if assembly.labels.problem == "regression" and not assembly.plan.request.within:
         raise InvalidInput(
             "the model gives numbers, and numbers are hardly ever equal",
@@ -164,7 +165,7 @@ def _recommended_inputs(request: Any) -> str:
 
 
 def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Example], list[Any], int]:
-    """Rows that differ from each other, and their items; at most `MAX_CALIBRATION_INPUTS`, drawn at random."""
+    """Return distinct examples and their items, at most `MAX_CALIBRATION_INPUTS` drawn at random, and how many can't be read."""
     firsts, most = deduplicate(inputs.names), MAX_CALIBRATION_INPUTS[assembly.preprocessor.kind]
     if len(firsts) > most:
         firsts = np.sort(np.random.default_rng(SEED).choice(firsts, most, replace=False))
@@ -190,9 +191,9 @@ def learn(
     clock: Callable[[], float],
     progress: Progress = lambda _share, _what: None,
 ) -> tuple[FittedExits, dict[int, float]] | None:
-    """Heads from the first part, score, rules and costs from the second, for a certificate on `certifying` other rows.
+    """Fit heads on the first part, and score, rules and costs on the second, for a certificate on `certifying` other rows.
 
-    Also the agreement of every exit tried. None where no exit pays at the risk that the certificate can show.
+    Returned with them is the agreement of every exit tried. None: no exit saves time at the risk that the certificate can show.
     """
     request, problem = assembly.plan.request, assembly.labels.problem
     tolerance = request.within or 0.0
@@ -212,7 +213,7 @@ def learn(
     sample = [rows[i] for i in parts[1]]
     costs = {
         batch: measure_costs(
-            assembly.exit_model,  # type: ignore[arg-type]
+            assembly.exit_model,
             assembly.preprocessor.collate,
             sample,
             kept,
@@ -242,7 +243,7 @@ def learn(
 
 
 def evidence_of(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
-    """What the rows of a certificate show."""
+    """Return scores, agreements and classes of the rows that certify."""
     tolerance = assembly.plan.request.within or 0.0
     scores, agree = seen.at(fitted.depths).evaluate(fitted.heads, fitted.score, tolerance)
     return Evidence(scores, agree, assembly.labels.ids(seen.reference_logits.numpy()))
@@ -256,7 +257,7 @@ def confirm(
     budget: float,
     clock: Callable[[], float],
 ) -> tuple[float, float, float]:
-    """Plain over dynamic on the clock, in turns on the same rows: median, least and most of the rounds."""
+    """Time plain over dynamic, in turns on the same rows; return median, minimum and maximum over rounds."""
     rows = rows[:MAX_TIMED_INPUTS]
     plain, dynamic = assembly.engine(), assembly.engine(fitted.exits(certificate.thresholds))
     plain.window(rows[: 2 * assembly.batch])
@@ -278,7 +279,7 @@ def summarize(
     measured: tuple[float, float, float] | None,
     assembly: LoadedClassifier,
 ) -> str:
-    """The decision in a sentence."""
+    """Describe the decision in a sentence."""
     if not certificate.active:
         return certificate.words
     if measured and measured[0] < 1:
@@ -293,7 +294,7 @@ def summarize(
 
 
 def mean_layers(fitted: FittedExits, certificate: Certificate, depth: int) -> float:
-    """Layers per input, on the rows of the certificate."""
+    """Return layers per input on the rows of the certificate."""
     each = np.asarray([*fitted.depths, depth], dtype=np.float64)
     return float((each * np.asarray(certificate.exits)).sum() / certificate.n)
 
@@ -341,12 +342,12 @@ def _profile(
 
 
 def _ranges(assembly: LoadedClassifier) -> dict[str, NDArray[Any]]:
-    """What int8 was made with."""
+    """Return the activation ranges of int8 as arrays of a profile."""
     return {RANGES_PREFIX + name: ends for name, ends in assembly.block_backend.ranges.items()}
 
 
 def _full_depth_evidence(assembly: LoadedClassifier, seen: CollectedFeatures) -> dict[str, int]:
-    """How many of these rows the model itself, before any exit, answers otherwise than the reference."""
+    """Count the rows that the model answers differently from the reference at full depth."""
     same = agrees(seen.logits, seen.reference_logits, assembly.labels.problem, assembly.plan.request.within or 0.0)
     return {"n": len(seen), "disagreements": int((~same).sum())}
 
@@ -376,7 +377,7 @@ def _full_depth_findings(
     said: str,
     full_depth: dict[str, int],
 ) -> Findings:
-    """Findings of a model whose exits don't pay: a profile that says so, so that nobody asks again."""
+    """Make the findings of a model whose exits save no time; their profile keeps it from being calibrated again."""
     eps = assembly.plan.request.max_disagreement
     summary = f"full depth: no exit is right often enough to pay for looking, within {percent(eps)}"
     body = _envelope(assembly, inputs)

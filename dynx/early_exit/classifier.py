@@ -1,8 +1,8 @@
-"""A job: inputs in, window by window, predictions out in the same order, with a receipt, and a watch over the promise.
+"""Classify a stream of inputs window by window, in order, with a receipt and a check of the guarantee.
 
-Three ways to know that the answers are right. A certificate from earlier data, in the profile. An audit while the job runs:
-a share of the inputs also goes to full depth, and exits end when the evidence says that the promise is broken. Or a
-certificate of the job's own (`job.certify`): a random sample of the very inputs decides how early the rest of them may leave.
+A guarantee has three sources. The profile holds a certificate from earlier data. An audit runs a share of the inputs through all
+layers too, and turns exits off once the evidence contradicts the guarantee. Or a random sample of the inputs themselves decides
+how early the rest of them may exit (`sample_certificate.certify`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from dynx.early_exit.engine import Answer, Engine, Exits
 
 SEED = 0
-"""Of the draws of audits: the same inputs are drawn on every run."""
+"""Seed of the draws for audits: the same inputs are drawn in every run."""
 
 
 class Classifier:
-    """A model with its exits at work on one job. `on_alarm` hears of the audit's alarm, once."""
+    """A model with exits that classifies one stream of inputs; `on_alarm` is called once with the audit's alarm, if any."""
 
     def __init__(
         self, assembly: LoadedClassifier, *, audit: float = 0.0, on_alarm: Callable[[str], None] = lambda _: None
@@ -52,7 +52,7 @@ class Classifier:
         self._use(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
 
     def use(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
-        """Go on with other exits, and with the answers that are known already, by the input's number from now on."""
+        """Switch to other exits, and to answers that are known already, by the input's number from now on."""
         self._use(exits, guarantee)
         self._answered = answered
 
@@ -63,16 +63,16 @@ class Classifier:
 
     @property
     def full_guarantee(self) -> Guarantee | None:
-        """What holds without exits: everything by the reference itself, and by another model what a profile shows of it."""
+        """The guarantee without exits: exact for the reference itself, and what a profile certifies for another model."""
         return EXACT_GUARANTEE if is_reference(self.assembly) else self.assembly.certified
 
     @property
     def exiting(self) -> bool:
-        """Whether any input may leave early."""
+        """Whether any input may exit early."""
         return self._engine.exits is not None
 
     def window(self, items: Sequence[Any]) -> list[Prediction]:
-        """Predictions for the next inputs (texts, or paths of pictures), in order. Raises DeviceError out of memory."""
+        """Predict the next inputs (texts, or paths of images), in order. DeviceError: out of memory."""
         began = time.perf_counter()
         rows = self.assembly.preprocessor.rows(items)
         good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Example)]
@@ -94,7 +94,7 @@ class Classifier:
         return out
 
     def _answers(self, rows: Sequence[Example], numbers: Sequence[int]) -> list[Answer]:
-        """From the engine, but for what is known already."""
+        """Return answers from the engine, and those that are known already."""
         known = [self._answered.get(number) for number in numbers]
         fresh = iter(self._engine.window([row for row, answer in zip(rows, known, strict=True) if answer is None]))
         return [next(fresh) if answer is None else answer for answer in known]
@@ -113,7 +113,7 @@ class Classifier:
         )
 
     def _audit_window(self, items: Sequence[Any], rows: Sequence[Example | str], answers: Sequence[Answer]) -> None:
-        """Compare the audited share with the full model, and end the exits if the promise is past saving."""
+        """Compare the audited share with the full model, and turn exits off once the alarm is raised."""
         if self.audit is None or not self.exiting:
             return
         numbers = [i for i, row in enumerate(rows) if isinstance(row, Example)]

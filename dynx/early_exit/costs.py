@@ -1,8 +1,8 @@
 """What exits cost and save on this device, in seconds per row, at one batch size.
 
-A row that leaves a batch saves less than its share of it: the rest still pays what a block costs whatever its batch. So the
-price of the blocks behind an exit is taken from batches whole and halved; or from joining those who stay to full batches again,
-where that is cheaper. Everything is measured in turn, many times, and medians count.
+A row that exits saves less than its share of the batch, as part of a block's cost doesn't depend on the batch size. So the cost
+of the blocks behind an exit is the difference between whole and halved batches; or the cost with the remaining rows merged into
+full batches again, where that is lower. Measurements alternate over many rounds, and medians count.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.early_exit.agreement import AgreementScore
     from dynx.early_exit.attach.hidden_state import State
-    from dynx.early_exit.attach.model import ExitModel
-    from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.heads import ExitHeads
 
     Measurement = Callable[[], Sequence[float]]
 
@@ -36,20 +37,20 @@ __all__ = ["measure_costs"]
 Input = TypeVar("Input")
 
 MAX_MEASURED_BATCHES = 8
-"""Batches measured at most, of lengths spread over the rows'."""
+"""Most batches measured, of lengths spread over those of the rows."""
 
 MAX_ROUNDS, MIN_ROUNDS = 15, 3
-"""Rounds after which medians no longer move, and the fewest."""
+"""Most rounds, after which medians no longer change, and fewest."""
 
 MERGES_PER_EXIT = 2.0
-"""How often rows that stay are joined, for each that leaves: once, and again at a later exit."""
+"""How often remaining rows are merged for each that exits: once, and again at a later exit."""
 
 FORWARDS_PER_ROUND = 4
-"""What a round measures of a batch, in forwards."""
+"""Forwards that a round takes for a batch, about."""
 
 
 def measure_costs(
-    exit_model: ExitModel,
+    exit_model: ClassifierModel,
     collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
     rows: Sequence[Input],
     depths: Sequence[int],
@@ -62,10 +63,10 @@ def measure_costs(
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Costs:
-    """Seconds per row of running to each of `depths`, to the answer, and of what an exit adds, in the engine's own regime.
+    """Measure seconds per row of running to each of `depths`, to the answer, and of what an exit adds, as the engine runs them.
 
-    `rows` are like those to come, at least one; `collate` and `length` as the engine takes them. It takes about `budget` seconds,
-    more where three rounds do; `progress` hears the share done.
+    `rows` represent the inputs to come, at least one; `collate` and `length` are the engine's. It takes about `budget` seconds,
+    more where `MIN_ROUNDS` rounds do; `progress` is called with the share done.
     """
     tick = _tick(exit_model, clock)
     sizes = {number: length(row) for number, row in enumerate(rows)}
@@ -85,8 +86,8 @@ def measure_costs(
     return _costs(medians, count * size, count * ((size + 1) // 2) if size > 1 else 0)
 
 
-def _tick(exit_model: ExitModel, clock: Callable[[], float]) -> Callable[[], float]:
-    """The clock, once the device has done all it was told to."""
+def _tick(exit_model: ClassifierModel, clock: Callable[[], float]) -> Callable[[], float]:
+    """Return a clock that waits for the device to finish its work."""
     device = exit_model.model.device
     module = getattr(torch, device.type, None)
     wait = getattr(module, "synchronize", None) if device.type != "cpu" else None
@@ -105,7 +106,7 @@ def _medians(
     clock: Callable[[], float],
     progress: Callable[[float], None],
 ) -> dict[str, NDArray[np.float64]]:
-    """Of every job the medians over rounds, summed over batches; in each round all of them, in another order."""
+    """Take every measurement in each round, in random order; return medians over rounds, summed over batches."""
     cells = [(number, name) for number, several in enumerate(measurements) for name in several]
     samples: dict[tuple[int, str], list[Sequence[float]]] = {cell: [] for cell in cells}
     rng = random.Random(0)  # noqa: S311 - the order of measurements is no secret
@@ -127,11 +128,11 @@ def _medians(
 
 
 class _BatchTimer(Generic[Input]):
-    """One batch of R rows, and what the engine may do with it."""
+    """Timings of what the engine may do with one batch of R rows."""
 
     def __init__(
         self,
-        exit_model: ExitModel,
+        exit_model: ClassifierModel,
         collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
         rows: Sequence[Input],
         depths: Sequence[int],
@@ -152,7 +153,7 @@ class _BatchTimer(Generic[Input]):
         self._stopped: State | None = None
 
     def measurements(self) -> dict[str, Measurement]:
-        """What is measured of it."""
+        """Return the measurements of this batch by name."""
         alone: dict[str, Measurement] = {
             "full_depth": self.full_depth,
             "with_exits": self.with_exits,
@@ -161,11 +162,11 @@ class _BatchTimer(Generic[Input]):
         return alone if len(self._rows) == 1 else {**alone, "half": self.half, "merged": self.merged}
 
     def full_depth(self) -> list[float]:
-        """From the start to each depth, and to the end."""
+        """Time a forward to each depth, and to the end."""
         return self._stamped(self._group)
 
     def half(self) -> list[float]:
-        """The same with every second row."""
+        """Time the same with every second row."""
         return self._stamped(self._half)
 
     def _stamped(self, group: Batch) -> list[float]:
@@ -179,19 +180,19 @@ class _BatchTimer(Generic[Input]):
         return [stamp - began for stamp in (*stamps, self._tick())]
 
     def without_exits(self) -> list[float]:
-        """From rows to answers, without exits."""
+        """Time rows to answers without exits."""
         began = self._tick()
         self._engine.window(self._rows)
         return [self._tick() - began]
 
     def with_exits(self) -> list[float]:
-        """The same with a look at each exit: every second row leaves at the first; a row by itself at the last."""
+        """Time rows to answers with exits: every second row exits at the first; a single row at the last."""
         began = self._tick()
         self._exit_engine.window(self._rows)
         return [self._tick() - began]
 
     def merged(self) -> list[float]:
-        """On from the middle exit, for rows that stopped there in two batches."""
+        """Time the rest of the forward for rows parked at the middle exit in two batches."""
         if self._stopped is None:
             self._stopped = self._attachment.run(self._group.inputs, stop=self._middle).state
         rows = np.arange(len(self._rows))
@@ -207,7 +208,7 @@ class _BatchTimer(Generic[Input]):
 
 
 class _FixedScore:
-    """A score that takes its time, and then says what is to be measured: 1 for leaving."""
+    """A score that computes the real one for its time, and returns fixed values: 1 to exit."""
 
     def __init__(self, score: AgreementScore, exits: int, *, alone: bool) -> None:
         self._score, self._exits, self._alone = score, exits, alone
@@ -226,7 +227,7 @@ class _FixedScore:
 
 
 def _costs(medians: Mapping[str, NDArray[np.float64]], rows: int, half: int) -> Costs:
-    """Per row, from sums over batches of so many rows, or half of them."""
+    """Derive costs per row from sums over batches of so many rows, or half of them."""
     *upto, end = medians["full_depth"]
     reach, exits = np.asarray(upto), len(upto)
     with_exits = float(medians["with_exits"][0])
@@ -245,6 +246,6 @@ def _costs(medians: Mapping[str, NDArray[np.float64]], rows: int, half: int) -> 
 
 
 def _ordered(reach: NDArray[np.float64], full: float, check: NDArray[np.float64]) -> Costs:
-    """No deeper exit is cheaper to reach, whatever the clock says, and none is free or dearer than the answer."""
+    """Make costs consistent: a deeper exit never costs less to reach than a shallower one, nor more than the answer."""
     reach = np.maximum.accumulate(np.clip(reach, 0.0, full))
     return Costs(tuple(reach.tolist()), full, tuple(np.maximum(check, 0.0).tolist()))

@@ -1,8 +1,8 @@
-"""Rows in, answers out, each with no more blocks than its exit rule asks for.
+"""Answer rows with early exit: each runs only the blocks that its exit rule requires.
 
-Batches of like length go through the model, the longest first. At every exit rows leave, and the rest of the batch goes on
-without them in the same forward. Where few are left, they stop and wait: rows that stopped at one exit go on together. Rows
-that are the same are computed once. Answers come in the order of the rows.
+Batches of similar length run through the model, the longest first. Rows exit after a block, and the rest of the batch continues
+in the same forward. Where few rows are left they are parked, and rows parked at the same exit resume together. Equal rows are
+computed once. Answers come in the order of the rows.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.model import ExitModel
-    from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.agreement import AgreementScore
+    from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.heads import ExitHeads
 
 Input = TypeVar("Input")
 
 DEFAULT_BATCH_SIZE = 32
-"""Rows computed together unless the caller says otherwise."""
+"""Rows computed together by default."""
 
 RESUME_COST_IN_BLOCK_OVERHEADS = 2.5
-"""What a stopped batch pays for going on (embeddings and masks made anew, states put together), in units of what a block costs
-whatever its batch, which is Python and small kernels for the most part."""
+"""Cost of resuming a parked batch (embeddings and masks made again, states merged), in units of a block's overhead: the part of
+its cost that doesn't depend on the batch size, mostly Python and small kernels."""
 
 NO_ROWS = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
 class Exits:
-    """Where rows may leave: after the blocks `depths` (rising, from 1), by heads and scores of the same number.
+    """Where rows may exit: after the blocks `depths` (ascending, from 1), by as many heads and scores.
 
-    `thresholds` (K,): a row leaves at the first exit whose score reaches its threshold; infinity is never.
+    `thresholds` (K,): a row exits at the first exit whose score reaches its threshold; infinity means never.
     """
 
     depths: tuple[int, ...]
@@ -53,25 +54,25 @@ class Exits:
     thresholds: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """InvalidInput where the parts don't belong together."""
+        """Raise InvalidInput where the parts don't fit each other."""
         sizes = {len(self.depths), len(self.heads), len(self.score), len(self.thresholds)}
         if len(sizes) != 1 or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 1:
             raise InvalidInput(f"exits after blocks {self.depths} don't fit their heads, scores and thresholds")
 
     @property
     def active(self) -> bool:
-        """Whether any row could leave."""
+        """Whether any row could exit."""
         return bool(np.isfinite(self.thresholds).any())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a row got: `logits` (C,) float32 of the head it left by; `exit` is that head's number, None for the model's own."""
+    """The answer to a row: `logits` (C,) float32 of the head it exited at; `exit` is that head's number, None for full depth."""
 
     logits: NDArray[np.float32]
     exit: int | None
     layers: int  # block calls computed for it
-    score: float | None  # of agreeing with the full model, where it left early
+    score: float | None  # of agreement with the full model, where it exited early
     repeated: bool = False  # the same as an earlier row, and not computed again
 
 
@@ -84,7 +85,7 @@ class Engine(Generic[Input]):
 
     def __init__(
         self,
-        exit_model: ExitModel,
+        exit_model: ClassifierModel,
         collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
         *,
         length: Callable[[Input], int] = lambda _: 1,
@@ -100,11 +101,11 @@ class Engine(Generic[Input]):
         self.exits = exits if exits is not None and exits.active else None
         self.batch = batch
         self.block_calls = 0
-        """Block calls times rows so far: what was really computed."""
+        """Block calls times rows computed so far."""
         self._collate, self._length, self._identity = collate, length, identity
 
     def window(self, rows: Sequence[Input]) -> list[Answer]:
-        """The answers to `rows`, in order. DeviceError: out of memory."""
+        """Answer `rows`, in order. DeviceError: out of memory."""
         first: dict[Hashable, int] = {}
         fresh, duplicates = [], []
         for number, row in enumerate(rows):
@@ -137,11 +138,11 @@ class Engine(Generic[Input]):
 
 
 class _WindowForward:
-    """A window on its way through the model."""
+    """The forward of one window of rows through the model."""
 
     def __init__(
         self,
-        exit_model: ExitModel,
+        exit_model: ClassifierModel,
         exits: Exits | None,
         batch: int,
         collate: Callable[[Sequence[int]], Mapping[str, Tensor]],
@@ -151,10 +152,10 @@ class _WindowForward:
         self._depths = () if exits is None else exits.depths
         self._parked = [ParkedRows(exit_model.merges_lengths) for _ in self._depths]
         self._remaining = 0
-        """Rows that no forward has seen yet."""
+        """Rows that haven't started yet."""
 
     def add(self, numbers: Sequence[int], sizes: Sequence[int], remaining: int) -> None:
-        """Work on a batch of rows, by number, and on those of before that now fill batches; `remaining` others will follow."""
+        """Run a batch of rows, by number, and parked rows that fill batches now; `remaining` others will follow."""
         self._remaining = remaining
         self._run(Batch(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
         for k in reversed(range(len(self._depths))):
@@ -162,13 +163,13 @@ class _WindowForward:
                 self._resume(k)
 
     def finish(self) -> None:
-        """Work on whatever waits."""
+        """Run all parked rows."""
         for k, parked in enumerate(self._parked):
             while len(parked):
                 self._resume(k)
 
     def _resume(self, k: int) -> None:
-        """With a batch of the rows that stopped at exit k."""
+        """Resume a batch of the rows parked at exit k."""
         self._run(self._parked[k].take(self._batch, self._collate), k + 1)
 
     def _collate(self, numbers: Sequence[int]) -> tuple[Mapping[str, Tensor], int]:
@@ -177,7 +178,7 @@ class _WindowForward:
         return inputs, int(inputs[self._attachment.model.main_input_name].shape[1]) if text else 1
 
     def _run(self, group: Batch, first: int = 0) -> None:
-        """One forward, from where these rows stopped, with a look at the exits from number `first`."""
+        """Run one forward from where these rows stopped, with the exits from number `first`."""
         exit_model, depths = self._attachment, self._depths[first:]
         watch = partial(self._leave_exit, InFlightBatch(group)) if depths else None
         run = exit_model.run(group.inputs, start=group.state, watch=watch, exits=depths)
@@ -187,10 +188,10 @@ class _WindowForward:
                 self.answers[number] = Answer(logits, None, exit_model.depth, None)
 
     def _leave_exit(self, in_flight: InFlightBatch, depth: int, hidden: Tensor, _rows: Tensor) -> Tensor | None:
-        """Answer the rows that leave at this depth, stop those that had better wait: who goes on, None for all."""
+        """Answer the rows that exit at this depth and park the rest where few are left; return who continues, None for all."""
         exits, group, rows, k = self._exits, in_flight.group, in_flight.rows, self._depths.index(depth)
         if exits is None:
-            raise RuntimeError("a look without exits")
+            raise RuntimeError("a callback without exits")
         values, scores = in_flight.score_exit(self._attachment, exits.heads, exits.score, k, hidden)
         exits_here = scores >= exits.thresholds[k]
         exiting = exits_here.nonzero()[0].tolist()
@@ -210,10 +211,10 @@ class _WindowForward:
         return kept
 
     def _should_park(self, k: int, count: int) -> bool:
-        """Whether so many rows, still there after exit k, had better wait for others than go on by themselves.
+        """Tell whether parking `count` rows that are active after exit k costs less than continuing with them.
 
-        With a for a block and b for a row in it, m blocks cost m·(a + b·r) for r rows by themselves, and r/R of
-        m·(a + b·R) + RESUME·a in a batch of R: the same where r/R = m/(m + RESUME).
+        With overhead a per block and cost b per row, m blocks cost m·(a + b·r) for r rows on their own, and r/R of
+        m·(a + b·R) + c·a in a batch of R rows, where c is `RESUME_COST_IN_BLOCK_OVERHEADS`: the same at r/R = m/(m + c).
         """
         m = self._attachment.depth - self._depths[k]
         if count >= self._batch * m / (m + RESUME_COST_IN_BLOCK_OVERHEADS):
@@ -221,5 +222,5 @@ class _WindowForward:
         return self._remaining > 0 or any(map(len, self._parked[: k + 1]))
 
     def _can_park(self, group: Batch, hidden: Tensor) -> bool:
-        """Models that pad texts by themselves do so to lengths that differ between batches."""
+        """Tell whether these rows can resume: models that pad texts themselves pad to lengths that differ between batches."""
         return self._attachment.kind != "text" or hidden.shape[1] == group.width

@@ -1,4 +1,4 @@
-"""Rows seen at every exit and by the full model: what heads, scores, rules and certificates are made from."""
+"""Features at every exit and logits of the full model: what heads, scores, rules and certificates are fitted to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynx.early_exit.heads import agrees
+from dynx.early_exit.agreement import agrees
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynx.early_exit.agreement import AgreementScore, Problem
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem
+    from dynx.early_exit.heads import ExitHeads
     from dynx.early_exit.preprocessing import Example
 
 MAX_CANDIDATE_EXITS = 12
-"""Exits tried on one model; deeper ones get as many, evenly spaced."""
+"""Most exits tried on one model; in deeper ones they are evenly spaced."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to learn from: `items` as the reader takes them, `names` to tell them apart by, in the same order."""
+    """Inputs of a calibration: `items` as the preprocessor takes them, `names` that identify them, in the same order."""
 
     items: Sequence[Any]
     names: Sequence[str]
     places: Sequence[int] | None = None
-    """The row of the data that each was in, from 0; None: each row is one."""
+    """The index of each in the rows of the data; None: each row is an input."""
     rows: int | None = None
-    """Rows of the data, those among them that are no input."""
+    """Number of rows of the data, with those that hold no input."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,21 @@ class CollectedFeatures:
         return len(self.logits)
 
     def rows(self, which: NDArray[np.int64]) -> CollectedFeatures:
-        """These rows alone."""
+        """Select rows."""
         index = torch.from_numpy(which)
         return CollectedFeatures(
             self.depths, [p[index] for p in self.pooled], self.logits[index], self.reference_logits[index]
         )
 
     def at(self, depths: Sequence[int]) -> CollectedFeatures:
-        """Only some of the exits."""
+        """Select exits by depth."""
         kept = [self.pooled[self.depths.index(depth)] for depth in depths]
         return CollectedFeatures(tuple(depths), kept, self.logits, self.reference_logits)
 
     def evaluate(
         self, heads: ExitHeads, score: AgreementScore, tolerance: float
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Scores (n, K) and agreements with the truth (n, K+1), the last of the logits themselves."""
+        """Return scores (n, K) and agreements with the reference (n, K+1), the last those of the logits at full depth."""
         answers = heads.run(self.pooled)
         scores = [score(k, z, answers[k - 1] if k else None) for k, z in enumerate(answers)]
         same = [
@@ -74,7 +75,7 @@ class CollectedFeatures:
 
 
 def candidates(depth: int) -> tuple[int, ...]:
-    """Blocks after which an exit is tried: all but the last, or evenly spaced ones of a deep model."""
+    """Choose the blocks after which exits are tried: all but the last, or evenly spaced ones of a deep model."""
     if depth - 1 <= MAX_CANDIDATE_EXITS:
         return tuple(range(1, depth))
     return tuple(sorted({round(depth * (k + 1) / (MAX_CANDIDATE_EXITS + 1)) for k in range(MAX_CANDIDATE_EXITS)}))
@@ -87,7 +88,9 @@ def collect(
     reference_logits: Tensor | None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> CollectedFeatures:
-    """Run rows through the whole model and look in at `depths`. `reference_logits` (n, C): None where the model is the reference itself.
+    """Run rows through all layers and pool features at `depths`.
+
+    `reference_logits` (n, C): None where the model is the reference itself.
 
     UnsupportedModelError: exits can't be attached to it.
     """
@@ -134,6 +137,6 @@ def collect(
 def same_answers(
     logits: NDArray[np.float32], full: NDArray[np.float32], problem: Problem, tolerance: float
 ) -> list[bool]:
-    """Whether each answer is the full model's: both (n, C)."""
+    """Tell whether each answer is the full model's: both (n, C)."""
     same: list[bool] = agrees(torch.from_numpy(logits), torch.from_numpy(full), problem, tolerance).tolist()
     return same

@@ -1,7 +1,7 @@
-"""From texts and pictures to rows, and from rows to batches that a model takes.
+"""Turn texts and images into examples, and examples into batches that a model takes.
 
-A row is one input, made ready once: token ids cut to what the model takes, or the pixels its processor makes. A batch of
-texts is padded on the right. An input that can't be made ready becomes its reason.
+An example is one preprocessed input: token ids truncated to what the model takes, or pixels from its image processor. A batch of
+texts is padded on the right. An input that can't be preprocessed is replaced by the reason.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UNLIMITED_TOKENS = 1_000_000
-"""Tokenizers without a limit name one far above this."""
+"""Limit in tokens from which a tokenizer is taken to have none."""
 
 MIN_TEXT_TOKENS = 8
-"""Tokens; fewer would leave room for nothing beside the special ones."""
+"""Fewest tokens that texts may be truncated to: fewer leave no room beside special tokens."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One input, ready: token ids by argument name, or pixels."""
+    """One preprocessed input: token ids by argument name, or pixels."""
 
     values: Mapping[str, Sequence[int]] | Tensor
     size: int
-    """Tokens, by which rows are sorted into batches; 1 for a picture."""
+    """Number of tokens, which batches are sorted by; 1 for an image."""
     identity: Hashable
-    """Equal for equal rows."""
+    """Key that is equal for equal examples."""
     cut: bool = False
     """Whether the text was longer than the model takes."""
 
 
 class Preprocessor(Protocol):
-    """How one model's inputs are made ready."""
+    """The preprocessing of one model's inputs."""
 
     kind: Literal["text", "image"]
 
     def rows(self, items: Sequence[Any]) -> list[Example | str]:
-        """The rows of texts or paths, in order; a reason in place of what can't be read."""
+        """Preprocess texts or paths, in order; an input that can't be read is replaced by the reason."""
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
-        """A batch on the model's device."""
+        """Make a batch on the model's device."""
 
     def probe(self) -> Mapping[str, Tensor]:
-        """A small batch to try a model with."""
+        """Make a small batch to test a model with."""
 
 
 class TextPreprocessor:
-    """Texts for a sequence classifier, cut to `limit` tokens: the model's own, or `max_length` if that is less."""
+    """Preprocessing of texts for a sequence classifier, truncated to `limit` tokens: the model's, or fewer by `max_length`."""
 
     kind: Literal["text", "image"] = "text"
 
@@ -72,7 +72,7 @@ class TextPreprocessor:
         takes = inspect.signature(model.forward).parameters
         pad = _pad_id(tokenizer, model)
         self.pads_batches = pad is not None
-        """Whether several rows can go into one batch: a causal model without a padding token can't tell where texts end."""
+        """Whether a batch may hold several rows: without padding token a causal model can't find each last token."""
         fills = {
             "input_ids": 0 if pad is None else pad,
             "attention_mask": 0,
@@ -81,7 +81,7 @@ class TextPreprocessor:
         self._fills = {name: fill for name, fill in fills.items() if name in takes}
 
     def rows(self, items: Sequence[str]) -> list[Example | str]:
-        """Token ids of each text."""
+        """Tokenize each text."""
         if not items:
             return []
         encoded = self._encode(list(items))
@@ -105,7 +105,7 @@ class TextPreprocessor:
         return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), cut)
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
-        """(R, T) each, padded on the right to the longest."""
+        """Make a batch (R, T) of each argument, padded on the right to the longest."""
         width = max(row.size for row in rows)
         batch = {}
         for name, fill in self._fills.items():
@@ -119,7 +119,7 @@ class TextPreprocessor:
         return batch
 
     def probe(self) -> Mapping[str, Tensor]:
-        """Four texts of different lengths."""
+        """Make a batch of four texts of different lengths."""
         texts = ["one", "a little more of it", "and then something longer than that, of several words", "the end."]
         rows = [row for row in self.rows(texts) if isinstance(row, Example)]
         if not rows:
@@ -128,10 +128,10 @@ class TextPreprocessor:
 
 
 def token_limit(tokenizer: Any, model: nn.Module) -> int | None:
-    """The most tokens of a text that a model takes, None for any number.
+    """Return the most tokens of a text that a model takes, None for any number.
 
-    The least of what the tokenizer says and what the model's position table holds. Tables of RoBERTa's kin keep the places up to
-    their padding index free, which the configuration's `max_position_embeddings` counts.
+    It is the smaller of the tokenizer's limit and the size of the model's position table. RoBERTa-like tables leave the places up
+    to their padding index unused, which the configuration's `max_position_embeddings` counts.
     """
     limits = []
     said = getattr(tokenizer, "model_max_length", None)
@@ -153,7 +153,7 @@ def _special_ids(tokenizer: Any) -> list[int | None]:
 
 
 def _pad_id(tokenizer: Any, model: Any) -> int | None:
-    """What batches are padded with. A causal classifier finds the last token by it, so its config must agree."""
+    """Return the padding token. A causal classifier finds the last token by it, so its config must agree."""
     own = getattr(model.config, "pad_token_id", None)
     if own is not None:
         return int(own)
@@ -166,7 +166,7 @@ def _pad_id(tokenizer: Any, model: Any) -> int | None:
 
 
 class ImagePreprocessor:
-    """Picture files for an image classifier, through its own processor; all come out in one shape."""
+    """Preprocessing of image files by an image classifier's own processor; all must get the same shape."""
 
     kind: Literal["text", "image"] = "image"
 
@@ -175,7 +175,7 @@ class ImagePreprocessor:
         self._shape: tuple[int, ...] | None = None
 
     def rows(self, items: Sequence[Path]) -> list[Example | str]:
-        """Pixels of each file."""
+        """Load and preprocess each file."""
         return [self._row(path) for path in items]
 
     def _row(self, path: Path) -> Example | str:
@@ -186,7 +186,7 @@ class ImagePreprocessor:
         return self.row(picture)
 
     def row(self, picture: Any) -> Example | str:
-        """Pixels of a PIL image."""
+        """Preprocess a PIL image."""
         try:
             values: Tensor = torch.as_tensor(self._processor(images=picture, return_tensors="pt")["pixel_values"][0])
         except (
@@ -206,12 +206,12 @@ class ImagePreprocessor:
         return Example(values, 1, mark)
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
-        """(R, C, H, W)."""
+        """Make a batch of pixels (R, C, H, W)."""
         pixels = torch.stack([row.values for row in rows if isinstance(row.values, Tensor)])
         return {"pixel_values": pixels.to(self._device, self._dtype)}
 
     def probe(self) -> Mapping[str, Tensor]:
-        """Four pictures of noise."""
+        """Make a batch of four images of noise."""
         from PIL import Image
 
         noise = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)

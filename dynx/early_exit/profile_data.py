@@ -1,7 +1,7 @@
-"""What calibration learned of a classifier's exits, in and out of a profile, and what follows for the promise asked for.
+"""A classifier's calibrated exits, how a profile stores them, and their certificate for the requested guarantee.
 
-A profile keeps the list of rules and the scores of the inputs that certify, not one threshold: so a promise of another ε or
-confidence than the calibration's is certified on the spot, by the same test on the same inputs.
+A profile keeps the list of rules and the scores of the certifying inputs, not one threshold. So a guarantee with another ε or
+confidence than the calibration's is certified when it is requested, by the same test on the same inputs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.engine import Exits
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee
 from dynx.runtime.certify import Certificate, Costs, Family, Rules, certify
 
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 
 MIN_EXPECTED_SPEEDUP = 1.05
-"""Expected speed-up from which exits are used: costs measured apart tend to promise a few percent too much."""
+"""Smallest expected speed-up at which exits are used: costs measured separately overestimate it by a few percent."""
 
 HEADS_PREFIX = "heads."
+"""Prefix of a profile's arrays that hold exit heads."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs that no head, score or rule was made from, each seen at every exit and by the full float32 model.
+    """Scores and agreements of inputs that no head, score or rule was fitted to, at every exit and at full depth.
 
     scores (n, K), agree (n, K+1): the last column is the answer at full depth. classes (n,): the full model's labels, None
     where there are no classes.
@@ -47,7 +49,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class FittedExits:
-    """Exits ready for a promise: where they are, their heads and score, the rules to choose from, and costs by batch size."""
+    """Fitted exits before certification: depths, heads, score, the rules to choose from, and costs by batch size."""
 
     depths: tuple[int, ...]
     heads: ExitHeads
@@ -56,23 +58,23 @@ class FittedExits:
     costs: Mapping[int, Costs]
 
     def costs_at(self, batch: int) -> Costs:
-        """Those measured at the batch size nearest to `batch`, by ratio."""
+        """Return the costs measured at the batch size nearest to `batch`, by ratio."""
         return self.costs[min(self.costs, key=lambda size: (abs(math.log(size / batch)), size))]
 
     def certify(self, evidence: Evidence, batch: int, eps: float, delta: float) -> Certificate:
-        """The loosest rule that the evidence supports."""
+        """Certify the loosest rule that the evidence supports."""
         return certify(
             self.rules, evidence.scores, evidence.agree, self.costs_at(batch), eps, delta, classes=evidence.classes
         )
 
     def exits(self, thresholds: Sequence[float] | NDArray[np.float64]) -> Exits:
-        """For an engine, with these thresholds (K,)."""
+        """Make an engine's exits with these thresholds (K,)."""
         return Exits(self.depths, self.heads, self.score, np.asarray(thresholds, dtype=np.float64))
 
 
 @dataclass(frozen=True)
 class ExitProfile:
-    """Exits with the certificate they run under."""
+    """Fitted exits and the certificate that they run under."""
 
     fitted: FittedExits
     evidence: Evidence
@@ -80,18 +82,18 @@ class ExitProfile:
     basis: str
 
     def exits(self) -> Exits:
-        """For an engine."""
+        """Make an engine's exits with the certified thresholds."""
         return self.fitted.exits(self.certificate.thresholds)
 
     @property
     def guarantee(self) -> Guarantee:
-        """What may be said of the answers."""
+        """The guarantee that the certificate gives."""
         c = self.certificate
         return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis) if c.active else EXACT_GUARANTEE
 
 
 def to_arrays(fitted: FittedExits, evidence: Evidence) -> dict[str, NDArray[Any]]:
-    """For a profile's safetensors file; `from_profile` gives the same back."""
+    """Return arrays for a profile's safetensors file; `from_profile` restores them."""
     out: dict[str, NDArray[Any]] = {HEADS_PREFIX + name: array for name, array in fitted.heads.to_arrays().items()}
     out |= fitted.score.to_arrays()
     out["rules.thresholds"] = fitted.rules.thresholds
@@ -103,7 +105,7 @@ def to_arrays(fitted: FittedExits, evidence: Evidence) -> dict[str, NDArray[Any]
 
 
 def to_json(fitted: FittedExits) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rest of it: what was fitted and what was measured, as JSON."""
+    """Return what was fitted and what was measured, without arrays, as JSON."""
     rules = {"family": fitted.rules.family, "kept": list(fitted.rules.kept), "words": fitted.rules.words}
     costs = {
         str(size): {"reach": list(c.reach), "full": c.full, "check": list(c.check)} for size, c in fitted.costs.items()
@@ -114,7 +116,7 @@ def to_json(fitted: FittedExits) -> tuple[dict[str, Any], dict[str, Any]]:
 def from_profile(
     fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> tuple[FittedExits, Evidence]:
-    """What `to_json` and `to_arrays` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+    """Restore what `to_json` and `to_arrays` wrote. Raises KeyError, TypeError or ValueError on anything else."""
     depths = tuple(int(d) for d in fitted["depths"])
     heads = ExitHeads.from_arrays(
         {n.removeprefix(HEADS_PREFIX): a for n, a in arrays.items() if n.startswith(HEADS_PREFIX)}

@@ -1,7 +1,7 @@
-"""A certificate from the job itself: a random sample of its inputs decides how early the rest may leave.
+"""A certificate from the inputs of a run: a random sample of them decides how early the rest may exit.
 
-The sample is answered by the full model, so only the rest can differ, and nothing is assumed of where inputs come from: the
-chance is in the draw alone. Exits come from the profile; without one they are learned from inputs drawn before the sample.
+The sample is answered by the full model, so only the rest can differ. Nothing is assumed about where inputs come from, as only
+the draw is random. Exits come from the profile; without one they are learned from inputs drawn before the sample.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 SEED = 0
 TARGET_SAMPLE_MULTIPLE, MIN_SAMPLE_MULTIPLE = 5, 2
-"""Times the smallest sample that could show anything: what is drawn of a job, and less than what isn't worth drawing."""
+"""Target and minimum size of a sample, as multiples of the smallest sample that can certify anything."""
 
 SAMPLE_SHARE = 0.02
-"""Of a large job, if that is more: a larger sample allows looser exits."""
+"""Share of the inputs that is drawn if that is more than the target: a larger sample allows looser exits."""
 
 LEARNING_INPUTS = 1500
-"""Inputs drawn to learn exits from where there is no profile."""
+"""Inputs drawn to learn exits from, where there is no profile."""
 
 MIN_INPUTS_PER_DRAWN = 4
-"""A job must have this many times as many inputs as are drawn of it, or full depth is cheaper than finding out."""
+"""Fewest inputs for each that is drawn: with fewer, full depth is cheaper than a sample."""
 
 TIMING_BUDGET_SECONDS = 10.0
-"""Seconds for timing exits that are learned from the job."""
+"""Seconds for timing exits that are learned from the inputs."""
 
 
 def certify(classifier: Classifier, items: Sequence[Any]) -> str:
-    """Draw, look, and set the classifier's exits for exactly these `items`, all of the job; returns what was found, in words.
+    """Certify and set the classifier's exits for exactly these `items`, all inputs of the run; return the result in words.
 
-    Works whatever the profile promises, and without one. InvalidInput: a regression without a tolerance.
+    It works with any profile, and without one. InvalidInput: a regression without a tolerance.
     """
     assembly = classifier.assembly
     if not isinstance(assembly.exit_model, ExitModel):
@@ -85,14 +85,14 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
 
 
 def sample_size(total: int, eps: float, delta: float) -> int:
-    """How many of `total` inputs to draw; 0 where too few to show anything."""
+    """Return how many of `total` inputs to draw; 0 where they are too few to certify anything."""
     least = smallest_sample(eps, delta)
     drawn = min(max(TARGET_SAMPLE_MULTIPLE * least, int(SAMPLE_SHARE * total)), total // MIN_INPUTS_PER_DRAWN)
     return drawn if drawn >= MIN_SAMPLE_MULTIPLE * least else 0
 
 
 def _draw(total: int, many: int) -> list[int]:
-    """`many` of the job's inputs in random order."""
+    """Draw `many` of the inputs in random order."""
     chosen = draw_sample(total, many, SEED)
     order: list[int] = np.random.default_rng(SEED).permutation(np.asarray(chosen)).tolist()
     return order
@@ -105,9 +105,9 @@ def _run(
     depths: Sequence[int],
     answered: dict[int, Answer],
 ) -> tuple[CollectedFeatures, list[int]]:
-    """These inputs at every exit and by the full model, whose answers go into `answered`.
+    """Run these inputs at every exit and by the full model, whose answers go into `answered`.
 
-    Also which of them could be read, as positions in `numbers`.
+    Returned with the features are the positions in `numbers` of inputs that could be read.
     """
     made = assembly.preprocessor.rows([items[n] for n in numbers])
     present = [i for i, row in enumerate(made) if isinstance(row, Example)]
@@ -124,7 +124,7 @@ def _run(
 def _learn(
     assembly: LoadedClassifier, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
 ) -> FittedExits | None:
-    """Exits from inputs of the job that won't be in the sample."""
+    """Learn exits from inputs that won't be in the sample."""
     seen, present = _run(assembly, items, numbers, candidates(assembly.exit_model.depth), answered)
     rows = [row for row in assembly.preprocessor.rows([items[numbers[i]] for i in present]) if isinstance(row, Example)]
     distinct = np.asarray(list({row.identity: i for i, row in enumerate(rows)}.values()), dtype=np.int64)
@@ -144,7 +144,7 @@ def _learn(
 
 
 def _differences(fitted: FittedExits, evidence: Evidence, present: Sequence[int], drawn: int) -> Iterator[list[bool]]:
-    """Of each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does."""
+    """Yield for each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does."""
     every = np.arange(len(evidence))
     for thresholds in fitted.rules.thresholds:
         differs = np.zeros(drawn, dtype=np.bool_)
@@ -153,6 +153,6 @@ def _differences(fitted: FittedExits, evidence: Evidence, present: Sequence[int]
 
 
 def _pays(fitted: FittedExits, evidence: Evidence, rule: int, batch: int) -> bool:
-    """Whether the rule saves more than it costs, on the sample."""
+    """Tell whether the rule saves enough time on the sample."""
     found = simulate(fitted.rules.thresholds[rule], evidence.scores, evidence.agree, fitted.costs_at(batch))
     return found.speedup >= MIN_EXPECTED_SPEEDUP

@@ -1,4 +1,4 @@
-"""From what a caller asks for to a classifier that runs: device, precision, model, exits and what is promised of them.
+"""Turn a request into a classifier that runs: device, precision, model, exits and their guarantee.
 
 `make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
@@ -62,7 +62,7 @@ def _execution(
 
 
 def _measured_backend(profile: Profile) -> BackendSpec:
-    """Return what a profile's evidence and costs are of."""
+    """Return the backend and precision that a profile's evidence and costs were measured with."""
     return BackendSpec(backends.measured_backend(profile), profile.key.dtype)
 
 
@@ -78,7 +78,8 @@ def assemble(
 ) -> LoadedClassifier:
     """Load what the plan names and attach exits. Raises DynxError.
 
-    `stages` hears what is being done, for a progress line. For calibration kernels that need numbers of it are left for later.
+    `stages` is called with what is being done, for a progress line. When `calibrating`, a backend that needs activation ranges
+    isn't set up yet.
     """
     unknown = plan.backend == OPENVINO and plan.request.quantize != "none"
     if unknown and not backends.ranges_of(plan) and not calibrating:
@@ -113,7 +114,7 @@ def assemble(
 def _load_on_backend(
     plan: ClassifierPlan, labels_of: Callable[[Any], Labels], stages: Callable[[str], None], warn: Callable[[str], None]
 ) -> LoadedClassifier:
-    """The model on the plan's kernels, or where those can't run it and weren't asked for, on PyTorch's."""
+    """Load the model on the plan's backend, or on PyTorch where that one can't run it and wasn't requested."""
     backend, ranges = plan.backend, backends.ranges_of(plan)
     stages(f"loading {plan.source.name}")
     if backend == OPENVINO and plan.request.quantize != "none" and not ranges:
@@ -141,9 +142,9 @@ def _load_on_backend(
 
 
 def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None]) -> None:
-    """Whether the profile shows the model's own answers, before any exit, to be within the promise.
+    """Set the guarantee of full-depth answers that the profile certifies.
 
-    Where it doesn't, a quantized model gives way to the one that the promise is about.
+    Where there is none, a quantized model is replaced by the unquantized one.
     """
     from dynx.early_exit.apply_profile import certify_full_depth
 

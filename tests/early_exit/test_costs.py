@@ -11,9 +11,10 @@ import torch
 from support.classifiers import PAD, VOCAB, classifier
 
 from dynx.early_exit import costs as module
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.attach.attach import attach
 from dynx.early_exit.costs import measure_costs
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import ExitHeads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,10 +10,11 @@ import torch
 from support.classifiers import PAD, VOCAB, classifier, images
 from torch import Tensor
 
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.attach.attach import attach
 from dynx.early_exit.batching import Batch, ParkedRows
 from dynx.early_exit.engine import Engine, Exits
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import ExitHeads
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from dynx.early_exit import heads as module
-from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem, agrees
+from dynx.early_exit.agreement import AgreementScore, Problem, agrees
+from dynx.early_exit.heads import ExitHeads
 from dynx.errors import UsageError
 
 EXITS, OUTPUTS = 4, 3

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dynx.bench.runner import JSON, Measurements
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.heads import Problem
+    from dynx.early_exit.agreement import Problem
     from dynx.early_exit.profile_data import ExitProfile
 
 Case: TypeAlias = "Sequence[Any]"

@@ -1,8 +1,8 @@
-"""Exits for any loaded transformers classifier: its own `forward` runs, and the blocks inside answer to dynx.
+"""Attach exits to any loaded transformers classifier: its own `forward` runs, with its blocks wrapped.
 
-`attach` replaces the `forward` of each block on the instance. A block then knows which rows of the batch are still wanted
-(`passing`). Which modules the blocks are is found out (`blocks`), the answers are then compared with the untouched model's
-(`trial`), and a model that disagrees is refused with the reason.
+`attach` replaces the `forward` of each block on the instance, so that a block computes only the active rows of a batch
+(`forward`). The blocks are found by probes (`blocks`), the answers are then compared with the unchanged model's
+(`equivalence_check`), and a model that disagrees is refused with the reason.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 def attach(model: Any, example: Mapping[str, Tensor], *, rounds: bool = False) -> ExitModel:
-    """Exits for a loaded classifier in evaluation mode, tested on rows made from `example`, a batch as it would be given.
+    """Attach exits to a classifier in evaluation mode, and test them on rows made from `example`, a batch of its inputs.
 
     `rounds`: its blocks compute in less than the model's own precision, and the test has to allow for that.
-    UnsupportedModelError: the model can't be run in parts or gives other answers then; it's left as it was. DeviceError: it
-    ran out of memory.
+    UnsupportedModelError: the model can't be run in parts or gives other answers then; it is unchanged. DeviceError: out of
+    memory.
     """
     name = type(model).__name__
     try:
@@ -64,7 +64,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
-    """Text or image, for a model that can be tried at all."""
+    """Return text or image, for a model that passes the first checks."""
     config = model.config
     main = getattr(model, "main_input_name", None)
     if any(getattr(module.__dict__.get("forward"), "dynx_exits", False) for module in model.modules()):
@@ -83,7 +83,7 @@ def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
 
 
 def _attached(model: Any, kind: Kind, example: dict[str, Tensor], rounds: bool) -> ExitModel:
-    """The first class of blocks that passes the self-test."""
+    """Attach exits to the first class of blocks that passes the equivalence check."""
     if kind == "text" and "attention_mask" not in example:
         example = {**example, "attention_mask": torch.ones_like(example["input_ids"])}
     sample = ProbeInputs(model, kind, example)

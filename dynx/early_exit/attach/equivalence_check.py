@@ -1,4 +1,4 @@
-"""Whether a classifier run in parts gives its own answers: what decides if it may have exits at all."""
+"""The check that a classifier run in parts gives the same answers as in one forward; exits require it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind
 
 PROBE_TOKENS = 7
-"""Tokens per row of a text probe: no batch size, nor a multiple of one."""
+"""Tokens per row of a text probe; neither a batch size nor a multiple of one."""
 
 MAX_EXHAUSTIVE_DEPTH = 16
-"""Up to this depth the self-test resumes after every block; deeper models after a sample of them."""
+"""Largest depth at which the check resumes after every block; in deeper models it takes some of them."""
 
 
 class ProbeInputs:
-    """Rows of our own for probes, made from an example so that they suit the model; all different."""
+    """Distinct rows for probes, made from an example batch so that they suit the model."""
 
     def __init__(self, model: Any, kind: Kind, example: dict[str, Tensor]) -> None:
         self.kind = kind
@@ -37,19 +37,19 @@ class ProbeInputs:
         )
 
     def probes(self) -> Iterator[dict[str, Tensor]]:
-        """Batches of many and of few rows in turn: padded, and for text also without padding (a mask may be left out then)."""
+        """Yield batches of many and of few rows: padded, and for text also without padding (a model may skip the mask then)."""
         for padded in (True, False) if self.kind == "text" else (True,):
             for rows in PROBE_ROWS:
                 yield self.batch(range(rows), padded=padded)
 
     def batch(self, rows: Sequence[int], *, width: int = PROBE_TOKENS, padded: bool = True) -> dict[str, Tensor]:
-        """These rows: for text of 7, 5, 4 … tokens, padded on the right to `width`."""
+        """Make a batch of these rows: for text of 7, 5, 4 … tokens, padded on the right to `width`."""
         made = [self._text(row, width, padded=padded) if self.kind == "text" else self._image(row) for row in rows]
         return {key: torch.cat([one[key] for one in made]) for key in made[0]}
 
     @staticmethod
     def length(row: int) -> int:
-        """Tokens of a row."""
+        """Return the tokens of a row."""
         return PROBE_TOKENS if row == 0 else PROBE_TOKENS - 1 - row
 
     def _text(self, row: int, width: int, *, padded: bool) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class ProbeInputs:
 
 
 def verify(exit_model: ExitModel, sample: ProbeInputs, want: Tensor, rounds: bool) -> None:
-    """Compares runs in parts with `want`, the untouched model's logits for the first probe; Refusal where they differ."""
+    """Compare runs in parts with `want`, the unchanged model's logits for the first probe; Refusal where they differ."""
     model, depth = exit_model.model, exit_model.depth
     middle = (depth + 1) // 2
     inputs = sample.batch(range(PROBE_ROWS[0]))
@@ -105,7 +105,7 @@ def verify(exit_model: ExitModel, sample: ProbeInputs, want: Tensor, rounds: boo
     off = exit_model.run(inputs, watch=note, exits=range(1, depth + 1)).logits
     if off is None or not torch.equal(off, want):
         raise Refusal("it doesn't repeat its own logits with all exits off")
-    exit_model.run(sample.batch([2, 0, 1]))  # what blocks leave lying about mustn't help those that resume
+    exit_model.run(sample.batch([2, 0, 1]))  # blocks that keep state must not pass the check by it
     for k in _resume_depths(exit_model._blocks):
         same(exit_model.run(inputs, start=State(k, states[k])).logits, want, f"resumed after block {k}")
     stopped = exit_model.run(inputs, stop=middle).state
@@ -126,7 +126,7 @@ def verify(exit_model: ExitModel, sample: ProbeInputs, want: Tensor, rounds: boo
 
 
 def _merged_logits(exit_model: ExitModel, sample: ProbeInputs, middle: int) -> Tensor:
-    """Logits of rows 1, 2 and 0, stopped in two batches of different lengths."""
+    """Return logits of rows 1, 2 and 0, stopped in two batches of different lengths and merged."""
     short = exit_model.run(sample.batch([1, 2], width=sample.length(1)), stop=middle).state
     long = exit_model.run(sample.batch([0]), stop=middle).state
     if short is None or long is None:
@@ -138,7 +138,7 @@ def _merged_logits(exit_model: ExitModel, sample: ProbeInputs, middle: int) -> T
 
 
 def _is_causal(exit_model: ExitModel, sample: ProbeInputs, close: float) -> bool:
-    """Whether the first token's state is the same whatever comes last."""
+    """Tell whether the first token's state doesn't depend on the last token."""
     inputs = sample.batch([0, 0], padded=False)
     ids = inputs["input_ids"]
     ids[1, -1] = ids[1, 0] if ids[1, 0] != ids[1, -1] else (ids[1, -1] - 1).abs()
@@ -150,7 +150,7 @@ def _is_causal(exit_model: ExitModel, sample: ProbeInputs, close: float) -> bool
 
 
 def _resume_depths(blocks: Sequence[Block]) -> list[int]:
-    """Depths to resume at: all, or the first, a spread, and both sides of whatever lies between blocks."""
+    """Choose depths to resume at: all, or evenly spaced ones and both sides of whatever runs between blocks."""
     depth = len(blocks)
     if depth <= MAX_EXHAUSTIVE_DEPTH:
         return list(range(1, depth + 1))

@@ -1,8 +1,8 @@
-"""One forward of a classifier with exits: its blocks compute the rows that are still wanted.
+"""One forward of a classifier with exits: its blocks compute only the active rows.
 
-A block takes the whole batch and returns the whole batch, and computes only those rows, so that embeddings, masks, whatever lies
-between two blocks, and norm, pooler and head after the last see the shapes that they always see. Where the next block takes over
-the very tensor that this one returned, the finished rows are never filled in.
+A block takes and returns the whole batch but computes only those rows. So embeddings, masks, modules between blocks, and norm,
+pooler and head after the last get tensors of the usual shapes. Where the next block takes this block's output tensor itself, the
+finished rows are never filled in.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class ForwardStopped(Exception):  # noqa: N818 - not an error
-    """Leaves the model's forward early; never leaves `run`."""
+    """Stops the model's forward early; `run` catches it."""
 
 
 @dataclass
 class PartialForward:
-    """A forward in progress: which rows are active, and where they are."""
+    """A forward in progress, with the active rows and their hidden states."""
 
     blocks: Sequence[Block]
     batch: int
@@ -41,20 +41,20 @@ class PartialForward:
     exits: Collection[int]
     stop: int | None
     shape: tuple[int, ...]
-    """Of one row of the inputs."""
+    """Shape of one row of the inputs."""
     done: int = 0
     state: State | None = None
     active: Tensor | None = None
     """Hidden states of the active rows, once they are fewer than the batch."""
     placeholder: Tensor | None = None
-    """The tensor that the model was given in their place."""
+    """The tensor that was returned to the model in their place."""
     placeholder_is_empty: bool = False
-    """Whether that tensor has only the shape."""
+    """Whether that tensor has only the shape, and no values."""
     selected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Arguments by identity, cut down to the active rows."""
+    """Arguments reduced to the active rows, by identity."""
 
     def call(self, module: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """In place of `module`'s forward, `inner`."""
+        """Run in place of `module`'s forward, `inner`."""
         if self.done == len(self.blocks) or self.blocks[self.done].module is not module:
             raise UnsupportedModelError("the blocks ran in another order than when exits were attached")
         block = self.blocks[self.done]
@@ -87,7 +87,7 @@ class PartialForward:
         return block.wrap_output(self.placeholder)
 
     def _rows_kept(self, hidden: Tensor) -> Tensor | None:
-        """Positions that go on, where they aren't all."""
+        """Call `watch` after an exit's block; return the positions that continue, None for all."""
         if self.watch is None or self.done not in self.exits:
             return None
         answer = self.watch(self.done, hidden, self.rows)
@@ -108,14 +108,14 @@ class PartialForward:
         return None if kept.numel() == count else kept.to(hidden.device)
 
     def _scatter(self, hidden: Tensor) -> Tensor:
-        """The active rows at their places in a batch whose other rows are zero."""
+        """Put the active rows at their places in a batch whose other rows are zero."""
         rows = self.rows.to(hidden.device)
         return hidden.new_zeros(self.batch, *hidden.shape[1:]).index_copy_(0, rows, hidden)
 
     def _compute_active(
         self, block: Block, active: Tensor, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """The block's hidden states for the active rows, from arguments made for the batch."""
+        """Compute the block's hidden states of the active rows from arguments for the whole batch."""
         copies = {
             path: block.copies(path, value, self.batch)
             for path, value in tensors_of((args, kwargs)).items()
@@ -136,7 +136,7 @@ class PartialForward:
         return hidden.index_select(0, self.rows.to(hidden.device)) if whole else hidden
 
     def _select_active(self, value: Tensor, copies: int) -> Tensor:
-        """The active rows' part of an argument that has so many copies of each row."""
+        """Select the active rows of an argument that holds `copies` of each row."""
         if copies == 0:
             return value
         if id(value) not in self.selected:
@@ -150,7 +150,7 @@ class PartialForward:
     def _skip_block(
         self, block: Block, start: State, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """In place of a block that was computed earlier: something of the right shape, and the saved states from the last."""
+        """Return an output in place of a block that was computed earlier: its shape only, or the saved state after the last."""
         into: Tensor = item_at((args, kwargs), block.hidden)
         shape = tuple(into.shape[1:]) if block.keeps_shape else block.shapes.get(tuple(into.shape[1:]))
         if self.done == start.depth:

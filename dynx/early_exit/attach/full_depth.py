@@ -1,4 +1,4 @@
-"""A model that exits can't be attached to, behind the same face: every run goes all the way."""
+"""A model that exits can't be attached to, with the same interface: every run computes all layers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 PADDING_TOLERANCE = 1e-4
-"""Of the largest logit: what padding may move one by, and still not count."""
+"""Largest change of a logit by padding, relative to the largest logit, that counts as none."""
 
 
 class FullDepthModel:
-    """A classifier as one piece of `depth` layers.
+    """A classifier of `depth` layers that runs only as a whole.
 
-    `example`, a batch of texts of several lengths, is tried with and without padding: where that changes the logits, only equal
-    lengths go together. A model that fails on it is taken to be of that kind.
+    `example`, a batch of texts of several lengths, is run with and without padding. Where padding changes the logits, or the
+    model fails, batches hold only texts of equal length.
     """
 
     def __init__(self, model: Any, kind: Kind, example: Mapping[str, Tensor]) -> None:
@@ -61,7 +61,7 @@ class FullDepthModel:
         exits: Collection[int] = (),
         stop: int | None = None,
     ) -> Outcome:
-        """All rows, to the logits. ValueError where anything else is asked for."""
+        """Run all rows to the logits. ValueError: exits, `start` or `stop` are given."""
         if start is not None or exits or stop is not None:
             raise ValueError("this model can't be run in parts")
         with torch.no_grad():
@@ -80,8 +80,8 @@ class FullDepthModel:
         return logits
 
     def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """ValueError: there are no hidden states."""
+        """Raise ValueError, as there are no hidden states."""
         raise ValueError("this model can't be run in parts")
 
     def detach(self) -> None:
-        """Nothing was changed."""
+        """Do nothing, as nothing was attached."""

@@ -1,4 +1,4 @@
-"""A classifier whose blocks answer to dynx, and give it back as it was."""
+"""A classifier whose wrapped blocks can stop, resume and drop rows, and that can be restored."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class ExitModel:
-    """A classifier whose blocks answer to `run`. Made by `attach`; undone by `detach`, or at the end of a `with`.
+    """A classifier whose blocks `run` controls. Made by `attach`; undone by `detach`, or at the end of a `with`.
 
-    Between runs, and for whoever calls the model itself, it computes what it always did. One run at a time.
+    Between runs, and when the model itself is called, it computes what it did before. One run at a time.
     """
 
     def __init__(self, model: Any, kind: Kind, blocks: Sequence[Block], source: nn.Module | None = None) -> None:
         self.model = model
         self.kind: Kind = kind
         self.style: Style
-        """How `pool` makes features of hidden states; set by the self-test."""
+        """How `pool` makes features of hidden states; set by the equivalence check."""
         self.merges_lengths = True
-        """Whether padding leaves the model's answers alone, so that rows stopped at different lengths may go on together."""
+        """Whether padding leaves the model's answers unchanged, so that rows of different lengths may resume together."""
         self._blocks = blocks
         self._run: PartialForward | None = None
         self._replaced: list[tuple[nn.Module, Callable[..., Any], Any]] = []
@@ -48,12 +48,12 @@ class ExitModel:
 
     @property
     def depth(self) -> int:
-        """Block calls in a forward, L."""
+        """Number of block calls in a forward, L."""
         return len(self._blocks)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The modules called, each once, in order."""
+        """The block modules, each once, in order of their first call."""
         return list({id(block.module): block.module for block in self._blocks}.values())
 
     def _wrap(self, module: nn.Module) -> None:
@@ -65,7 +65,7 @@ class ExitModel:
         self._replace(module, forward)
 
     def _skip_embeddings(self, source: nn.Module) -> None:
-        """Where rows go on from a state, the first block's input needn't be made: no block looks at it, only at its shape."""
+        """Skip computing the first block's input where rows resume from a state: only its shape is used then."""
         inner: Callable[..., Any] = source.forward
         known: dict[tuple[int, ...], tuple[torch.Size, torch.dtype]] = {}
 
@@ -88,10 +88,10 @@ class ExitModel:
         module.__dict__["forward"] = forward
 
     def detach(self) -> None:
-        """The model as it was. A second time does nothing."""
+        """Restore the model as it was; a second call does nothing."""
         for module, ours, previous in self._replaced:
             if module.__dict__.get("forward") is not ours:
-                continue  # somebody wrapped it since: ours stays inside, and only passes on
+                continue  # wrapped by others since: this forward stays inside and passes calls through
             if previous is None:
                 del module.__dict__["forward"]
             else:
@@ -106,7 +106,7 @@ class ExitModel:
         self.detach()
 
     def _rows(self, inputs: Mapping[str, Tensor]) -> int:
-        """The batch size; ValueError where there isn't one."""
+        """Return the batch size; ValueError where there isn't one."""
         if any(not isinstance(value, Tensor) or value.dim() == 0 for value in inputs.values()):
             raise ValueError("inputs must be tensors with a row for each of the batch")
         if "labels" in inputs or self.model.main_input_name not in inputs:
@@ -125,17 +125,18 @@ class ExitModel:
         exits: Collection[int] = (),
         stop: int | None = None,
     ) -> Outcome:
-        """One forward of the model over `inputs`, each (B, …), without gradients.
+        """Run one forward of the model over `inputs`, each (B, …), without gradients.
 
-        After every block call k in `exits` (1 … L), `watch(k, hidden, rows)` is given the hidden states (R, …) of the rows
-        still active and their indices (R,) in the batch. It returns the positions (r,) or a mask (R,) of those that go on,
-        or None for all. The rest is finished, and later blocks don't compute it; if none goes on, the forward ends there.
+        After every block call k in `exits` (1 … L), `watch(k, hidden, rows)` gets the hidden states (R, …) of the active rows
+        and their indices (R,) in the batch. It returns the positions (r,) or a mask (R,) of those that continue, or None for
+        all. Later blocks don't compute the others; if none continues, the forward ends there.
 
-        `stop` ends the forward after that block: the outcome has the state of the active rows and no logits. `start` goes on
-        from such a state, with `inputs` for exactly its rows: embeddings and masks are made anew, blocks up to `start.depth`
+        `stop` ends the forward after that block: the outcome has the state of the active rows and no logits. `start` resumes
+        from such a state, with `inputs` for exactly its rows: embeddings and masks are made again, blocks up to `start.depth`
         aren't computed, and rows stopped in different batches may be merged.
 
-        ValueError: inputs, state, exits or answer don't fit; RuntimeError: detached, in training mode, or inside a run.
+        ValueError: inputs, state, exits or the result of `watch` don't fit; RuntimeError: detached, in training mode, or inside
+        a run.
         """
         if self._detached:
             raise RuntimeError("the exits were detached from this model")
@@ -152,7 +153,7 @@ class ExitModel:
         if start is not None and len(start) != batch:
             raise ValueError(f"inputs of {batch} rows for a state of {len(start)}")
         rows = torch.arange(batch, device=inputs[self.model.main_input_name].device)
-        if start is None and watch is None and stop is None:  # nothing to do but what the model does
+        if start is None and watch is None and stop is None:  # the model's own forward
             with torch.no_grad():
                 return Outcome(rows, self.model(**inputs, **self._options).logits, None)
         shape = tuple(inputs[self.model.main_input_name].shape[1:])
@@ -170,7 +171,7 @@ class ExitModel:
         return Outcome(run.rows, logits if run.active is None else logits[run.rows.to(logits.device)], None)
 
     def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """Features (R, F) of hidden states (R, …): of all `inputs`, or of their `rows` (R,), as `watch` is given them."""
+        """Pool hidden states (R, …) into features (R, F): of all `inputs`, or of their `rows` (R,), as `watch` gets them."""
         mask = inputs.get("attention_mask") if self.kind == "text" else None
         if mask is not None and rows is not None:
             mask = mask[rows.to(mask.device)]
