@@ -99,7 +99,7 @@ def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None
 
 def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: FittedExits) -> str | None:
     """Say why the profile's evidence isn't about what is requested; None where it is."""
-    if profile.fitted.get("max_length") != assembly.cut:
+    if profile.fitted.get("max_length") != assembly.truncation:
         cut = profile.fitted.get("max_length") or "the model's own number of"
         return f"the profile is for texts cut to {cut} tokens"
     if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:

@@ -74,7 +74,7 @@ class LoadedClassifier:
         return 1 if not getattr(self.preprocessor, "pads_batches", True) else self.plan.request.batch_size
 
     @property
-    def cut(self) -> int | None:
+    def truncation(self) -> int | None:
         """The number of tokens that texts are truncated to, where that is fewer than the model takes."""
         limit = getattr(self.preprocessor, "limit", None)
         return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
@@ -131,16 +131,18 @@ def attach_exits(model: Any, preprocessor: Preprocessor) -> AttachResult:
     from dynx.early_exit.attach.attach import attach
     from dynx.early_exit.attach.full_depth import FullDepthModel
 
-    example = preprocessor.probe()
+    probe_batch = preprocessor.probe()
     if not getattr(preprocessor, "pads_batches", True):
         why = "neither model nor tokenizer has a padding token"
-        return AttachResult(FullDepthModel(model, preprocessor.kind, example), Decision("none", why), Decision(1, why))
+        return AttachResult(
+            FullDepthModel(model, preprocessor.kind, probe_batch), Decision("none", why), Decision(1, why)
+        )
     try:
-        return AttachResult(attach(model, example))
+        return AttachResult(attach(model, probe_batch))
     except DeviceError:
         raise
     except UnsupportedModelError as e:
-        return AttachResult(FullDepthModel(model, preprocessor.kind, example), Decision("none", str(e)))
+        return AttachResult(FullDepthModel(model, preprocessor.kind, probe_batch), Decision("none", str(e)))
 
 
 def is_reference(assembly: LoadedClassifier) -> bool:
@@ -150,7 +152,7 @@ def is_reference(assembly: LoadedClassifier) -> bool:
         assembly.plan.dtype == "float32"
         and block_backend.backend == TORCH
         and not block_backend.quantized
-        and assembly.cut is None
+        and assembly.truncation is None
     )
 
 

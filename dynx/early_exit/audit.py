@@ -108,7 +108,7 @@ def _waiting(n: int) -> float:
 
 @dataclass(frozen=True)
 class SampleCertificate:
-    """What a sample of a job says of the rest of it."""
+    """The rule that a sample certifies for the rest of the inputs."""
 
     rule: int | None  # index along the strict to loose path; None is full depth
     total: int

@@ -109,7 +109,7 @@ def replace_blocks(
         return exit_model
     if not isinstance(exit_model, ExitModel):
         raise UnsupportedModelError(f"{type(exit_model.model).__name__} has no blocks that could be replaced")
-    model, example, modules = exit_model.model, preprocessor.probe(), exit_model.blocks
+    model, probe_batch, modules = exit_model.model, preprocessor.probe(), exit_model.blocks
     exit_model.detach()
 
     uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -119,7 +119,7 @@ def replace_blocks(
             out: Tensor = model(**inputs, **uncached).logits.float()
         return out
 
-    probes = _probes(example, exit_model.kind)
+    probes = _probes(probe_batch, exit_model.kind)
     before = [logits(inputs) for inputs in probes]
     if block_backend.backend == OPENVINO:
         from dynx.runtime.backends.openvino import blocks as openvino_blocks
@@ -143,24 +143,24 @@ def replace_blocks(
             if not packed_linear.pack(torch.nn.ModuleList(modules), "int8", lambda: logits(probes[0])):
                 raise UnsupportedModelError(f"{type(model).__name__} has no linear layers to quantize")
         model.eval()  # the new layers too
-    for inputs, want in zip(probes, before, strict=True):
-        gap = (logits(inputs) - want).abs().max().item() / max(1.0, want.abs().max().item())
+    for inputs, expected in zip(probes, before, strict=True):
+        gap = (logits(inputs) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
         if not gap <= LOGIT_TOLERANCE[block_backend.precision]:  # also catches NaN
             raise UnsupportedModelError(
                 f"{type(model).__name__} gives other logits in {block_backend.precision} on {TITLES[block_backend.backend]} "
                 f"(by {gap:.0%} of the largest)"
             )
-    return attach(model, example, rounds=block_backend.precision != "float32")
+    return attach(model, probe_batch, reduced_precision=block_backend.precision != "float32")
 
 
-def _probes(example: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
+def _probes(probe_batch: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
     """Make two batches of different numbers of rows, and for texts of different lengths."""
-    few = {name: value[:2] for name, value in example.items()}
+    few = {name: value[:2] for name, value in probe_batch.items()}
     if kind == "text":
-        width = int(example["input_ids"].shape[1])
+        width = int(probe_batch["input_ids"].shape[1])
         shorter = max(1, width // 2 + 1)
         few = {n: v[:, :shorter] if v.dim() > 1 and v.shape[1] == width else v for n, v in few.items()}
-    return [dict(example), few]
+    return [dict(probe_batch), few]
 
 
 def use_fastest_backend(
@@ -226,11 +226,11 @@ def _on_openvino(
 
         block_backend = requested_blocks(plan, OPENVINO, openvino_blocks.observe(exit_model.blocks, run))
     others = rows[MAX_OBSERVED_INPUTS:][:MAX_OBSERVED_INPUTS] or rows
-    want = _answers(exit_model, preprocessor, assembly.batch, others)
+    expected = _answers(exit_model, preprocessor, assembly.batch, others)
     made = replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
     got = _answers(made, preprocessor, assembly.batch, others)
     if block_backend.quantized:
-        same = agrees(got, want, assembly.labels.problem, plan.request.within or 0.0)
+        same = agrees(got, expected, assembly.labels.problem, plan.request.within or 0.0)
         differ, eps = int((~same).sum()), plan.request.max_disagreement
         if differ > MAX_SHARE_OF_PROMISE * eps * len(others):
             raise UnsupportedModelError(

@@ -95,14 +95,14 @@ class InFlightBatch:
         self.values = values
         return values, scores
 
-    def keep(self, stay: NDArray[np.int64]) -> Tensor:
+    def keep(self, positions: NDArray[np.int64]) -> Tensor:
         """Keep only these of the active rows, by position (r,), and return the positions as a tensor."""
-        kept = torch.from_numpy(stay)
-        self.rows = self.rows[stay]
+        kept = torch.from_numpy(positions)
+        self.rows = self.rows[positions]
         self.at = torch.from_numpy(self.rows)
         if self.logits is not None and self.values is not None:
             self.logits = self.logits.index_select(0, kept.to(self.logits.device))
-            self.values = self.values[stay]
+            self.values = self.values[positions]
         return kept
 
 

@@ -133,7 +133,7 @@ def calibrate(
     if learned is None:
         return _full_depth_findings(assembly, inputs, rows, parts, unreadable, said, full_depth)
     fitted, agreement = learned
-    evidence = evidence_of(fitted, seen.rows(parts[2]), assembly)
+    evidence = collect_evidence(fitted, seen.rows(parts[2]), assembly)
     certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta)
     progress(0.87, "checking on the clock")
     measured = None
@@ -242,7 +242,7 @@ def learn(
     return FittedExits(tuple(kept), heads, score, rules, costs), agreement
 
 
-def evidence_of(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
+def collect_evidence(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
     """Return scores, agreements and classes of the rows that certify."""
     tolerance = assembly.plan.request.within or 0.0
     scores, agree = seen.at(fitted.depths).evaluate(fitted.heads, fitted.score, tolerance)
@@ -324,7 +324,7 @@ def _profile(
         | {
             "problem": labels.problem,
             "tolerance": request.within,
-            "max_length": assembly.cut,
+            "max_length": assembly.truncation,
             "max_disagreement": request.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,

@@ -49,14 +49,14 @@ class Classifier:
         self._number = 0  # of the next input
         known = assembly.exit_profile
         self._engine: Engine[Example]
-        self._use(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
+        self._set_engine(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
 
-    def use(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
+    def set_exits(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
         """Switch to other exits, and to answers that are known already, by the input's number from now on."""
-        self._use(exits, guarantee)
+        self._set_engine(exits, guarantee)
         self._answered = answered
 
-    def _use(self, exits: Exits | None, guarantee: Guarantee | None) -> None:
+    def _set_engine(self, exits: Exits | None, guarantee: Guarantee | None) -> None:
         self._engine = self.assembly.engine(exits=exits)
         self._depths = () if exits is None else exits.depths
         self.receipt.guarantee = guarantee
@@ -103,10 +103,10 @@ class Classifier:
         receipt = self.receipt
         receipt.inputs += len(rows)
         receipt.errors += sum(isinstance(row, str) for row in rows)
-        receipt.truncated += sum(isinstance(row, Example) and row.cut for row in rows)
+        receipt.truncated += sum(isinstance(row, Example) and row.truncated for row in rows)
         receipt.repeated += sum(answer.repeated for answer in answers)
         receipt.layers += sum(answer.layers for answer in answers)
-        receipt.left += Counter(
+        receipt.exit_counts += Counter(
             receipt.depth if answer.exit is None else self._depths[answer.exit]
             for answer in answers
             if not answer.repeated
@@ -129,6 +129,6 @@ class Classifier:
         tolerance = self.assembly.plan.request.within or 0.0
         for agree in same_answers(exited, full, self.labels.problem, tolerance):
             if self.audit.update(not agree):
-                self._use(None, None)
+                self._set_engine(None, None)
                 self._on_alarm(f"{self.audit}; from here on every answer is the full model's")
                 return

@@ -140,7 +140,7 @@ class _BatchTimer(Generic[Input]):
         score: AgreementScore,
         tick: Callable[[], float],
     ) -> None:
-        self._attachment, self._rows, self._depths, self._tick = exit_model, rows, tuple(depths), tick
+        self._exit_model, self._rows, self._depths, self._tick = exit_model, rows, tuple(depths), tick
         self._engine = Engine(exit_model, collate, batch=len(rows))
         script: Any = _FixedScore(score, len(depths), alone=len(rows) == 1)
         exits = Exits(self._depths, heads, script, np.ones(len(depths)))
@@ -176,7 +176,7 @@ class _BatchTimer(Generic[Input]):
             stamps.append(self._tick())
 
         began = self._tick()
-        self._attachment.run(group.inputs, watch=watch, exits=self._depths)
+        self._exit_model.run(group.inputs, watch=watch, exits=self._depths)
         return [stamp - began for stamp in (*stamps, self._tick())]
 
     def without_exits(self) -> list[float]:
@@ -194,16 +194,16 @@ class _BatchTimer(Generic[Input]):
     def merged(self) -> list[float]:
         """Time the rest of the forward for rows parked at the middle exit in two batches."""
         if self._stopped is None:
-            self._stopped = self._attachment.run(self._group.inputs, stop=self._middle).state
+            self._stopped = self._exit_model.run(self._group.inputs, stop=self._middle).state
         rows = np.arange(len(self._rows))
         began = self._tick()
-        parked = ParkedRows(self._attachment.merges_lengths)
+        parked = ParkedRows(self._exit_model.merges_lengths)
         logits = torch.zeros(len(rows), 1)
-        full_depth = replace(self._group, state=self._stopped, logits=logits)
-        parked.add(full_depth.select(rows[::2]))
-        parked.add(full_depth.select(rows[1::2]))
+        stopped = replace(self._group, state=self._stopped, logits=logits)
+        parked.add(stopped.select(rows[::2]))
+        parked.add(stopped.select(rows[1::2]))
         group = parked.take(len(rows), lambda _: (self._group.inputs, self._group.width))
-        self._attachment.run(group.inputs, start=group.state)
+        self._exit_model.run(group.inputs, start=group.state)
         return [self._tick() - began]
 
 
@@ -228,21 +228,21 @@ class _FixedScore:
 
 def _costs(medians: Mapping[str, NDArray[np.float64]], rows: int, half: int) -> Costs:
     """Derive costs per row from sums over batches of so many rows, or half of them."""
-    *upto, end = medians["full_depth"]
-    reach, exits = np.asarray(upto), len(upto)
+    *reached, end = medians["full_depth"]
+    reach, exits = np.asarray(reached), len(reached)
     with_exits = float(medians["with_exits"][0])
     around = max(0.0, float(medians["without_exits"][0]) - end)  # before and after the forward
     full = (end + around) / rows
-    if not half:  # batches of one end where their row leaves
-        look = (with_exits - around - reach[-1]) / exits
-        return _ordered((reach + around) / rows, full, np.full(exits, look / rows))
-    *upto_half, end_half = medians["half"]
-    rest, rest_half = end - reach, end_half - np.asarray(upto_half)
+    if not half:  # a batch of one ends where its row exits
+        check = (with_exits - around - reach[-1]) / exits
+        return _ordered((reach + around) / rows, full, np.full(exits, check / rows))
+    *reached_half, end_half = medians["half"]
+    rest, rest_half = end - reach, end_half - np.asarray(reached_half)
     merging = max(0.0, float(medians["merged"][0]) - float(rest[exits // 2]))
     saved = np.maximum((rest - rest_half) / (rows - half), (rest - MERGES_PER_EXIT * merging) / rows)
-    look = (with_exits - around - reach[0] - rest_half[0]) / exits
+    check = (with_exits - around - reach[0] - rest_half[0]) / exits
     arriving = np.where(np.arange(exits) == 0, rows, (rows + half) / 2)
-    return _ordered(full - saved, full, look / arriving)
+    return _ordered(full - saved, full, check / arriving)
 
 
 def _ordered(reach: NDArray[np.float64], full: float, check: NDArray[np.float64]) -> Costs:

@@ -148,7 +148,7 @@ class _WindowForward:
         collate: Callable[[Sequence[int]], Mapping[str, Tensor]],
     ) -> None:
         self.answers: dict[int, Answer] = {}
-        self._attachment, self._exits, self._batch, self._inputs = exit_model, exits, batch, collate
+        self._exit_model, self._exits, self._batch, self._inputs = exit_model, exits, batch, collate
         self._depths = () if exits is None else exits.depths
         self._parked = [ParkedRows(exit_model.merges_lengths) for _ in self._depths]
         self._remaining = 0
@@ -174,12 +174,12 @@ class _WindowForward:
 
     def _collate(self, numbers: Sequence[int]) -> tuple[Mapping[str, Tensor], int]:
         inputs = self._inputs(numbers)
-        text = self._attachment.kind == "text"
-        return inputs, int(inputs[self._attachment.model.main_input_name].shape[1]) if text else 1
+        text = self._exit_model.kind == "text"
+        return inputs, int(inputs[self._exit_model.model.main_input_name].shape[1]) if text else 1
 
     def _run(self, group: Batch, first: int = 0) -> None:
         """Run one forward from where these rows stopped, with the exits from number `first`."""
-        exit_model, depths = self._attachment, self._depths[first:]
+        exit_model, depths = self._exit_model, self._depths[first:]
         watch = partial(self._leave_exit, InFlightBatch(group)) if depths else None
         run = exit_model.run(group.inputs, start=group.state, watch=watch, exits=depths)
         if run.logits is not None:
@@ -192,7 +192,7 @@ class _WindowForward:
         exits, group, rows, k = self._exits, in_flight.group, in_flight.rows, self._depths.index(depth)
         if exits is None:
             raise RuntimeError("a callback without exits")
-        values, scores = in_flight.score_exit(self._attachment, exits.heads, exits.score, k, hidden)
+        values, scores = in_flight.score_exit(self._exit_model, exits.heads, exits.score, k, hidden)
         exits_here = scores >= exits.thresholds[k]
         exiting = exits_here.nonzero()[0].tolist()
         if not exiting:
@@ -216,11 +216,11 @@ class _WindowForward:
         With overhead a per block and cost b per row, m blocks cost m·(a + b·r) for r rows on their own, and r/R of
         m·(a + b·R) + c·a in a batch of R rows, where c is `RESUME_COST_IN_BLOCK_OVERHEADS`: the same at r/R = m/(m + c).
         """
-        m = self._attachment.depth - self._depths[k]
+        m = self._exit_model.depth - self._depths[k]
         if count >= self._batch * m / (m + RESUME_COST_IN_BLOCK_OVERHEADS):
             return False
         return self._remaining > 0 or any(map(len, self._parked[: k + 1]))
 
     def _can_park(self, group: Batch, hidden: Tensor) -> bool:
         """Tell whether these rows can resume: models that pad texts themselves pad to lengths that differ between batches."""
-        return self._attachment.kind != "text" or hidden.shape[1] == group.width
+        return self._exit_model.kind != "text" or hidden.shape[1] == group.width

@@ -129,9 +129,11 @@ def collect(
         at += len(group)
         progress(at / len(order))
     back = torch.from_numpy(np.argsort(np.asarray(taken)))
-    whole = torch.cat(logits)[back]
+    full_depth_logits = torch.cat(logits)[back]
     features = [torch.cat([batch_[k] for batch_ in pooled])[back] for k in range(len(depths))]
-    return CollectedFeatures(tuple(depths), features, whole, whole if reference_logits is None else reference_logits)
+    return CollectedFeatures(
+        tuple(depths), features, full_depth_logits, full_depth_logits if reference_logits is None else reference_logits
+    )
 
 
 def same_answers(

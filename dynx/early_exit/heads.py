@@ -79,7 +79,7 @@ class ExitHeads:
     def logits(self, k: int, pooled: Tensor, previous: Tensor | None = None) -> Tensor:
         """Return logits (R, C) of exit k from pooled features (R, F_k) and the logits (R, C) of exit k-1 for the same rows.
 
-        `previous` is None at exit 0 only, so heads of exits that rows never leave at are run too; they cost F·C each.
+        `previous` is None at exit 0 only, so heads whose threshold is infinite run too; they cost F·C each.
         Raises InvalidInput on shapes that don't fit.
         """
         shift, weight, mix, bias = self._heads[k]

@@ -39,7 +39,7 @@ class Example:
     """Number of tokens, which batches are sorted by; 1 for an image."""
     identity: Hashable
     """Key that is equal for equal examples."""
-    cut: bool = False
+    truncated: bool = False
     """Whether the text was longer than the model takes."""
 
 
@@ -93,8 +93,8 @@ class TextPreprocessor:
         return {name: out[name] for name in self._fills if name in out}
 
     def _row(self, text: str, values: dict[str, list[int]]) -> Example | str:
-        cut = self.limit is not None and len(values["input_ids"]) > self.limit
-        if cut:
+        truncated = self.limit is not None and len(values["input_ids"]) > self.limit
+        if truncated:
             values = {name: ids[0] for name, ids in self._encode([text], self.limit).items()}
         if not values["input_ids"]:  # a tokenizer without special tokens, and an empty text
             start = next((i for i in _special_ids(self._tokenizer) if i is not None), None)
@@ -102,7 +102,7 @@ class TextPreprocessor:
                 return "an empty text, and the tokenizer has no special token to stand for it"
             values = {"input_ids": [start], "attention_mask": [1], "token_type_ids": [0]}
             values = {name: ids for name, ids in values.items() if name in self._fills}
-        return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), cut)
+        return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), truncated)
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """Make a batch (R, T) of each argument, padded on the right to the longest."""

@@ -15,7 +15,7 @@ import torch
 from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.attach.model import ExitModel
 from dynx.early_exit.audit import certify_sample, draw_sample
-from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, evidence_of, learn, require_tolerance
+from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
 from dynx.early_exit.engine import Answer
 from dynx.early_exit.features import CollectedFeatures, candidates, collect
 from dynx.early_exit.preprocessing import Example
@@ -62,25 +62,25 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     learning = 0 if known else LEARNING_INPUTS
     total, drawn = len(items), sample_size(len(items) - learning, eps, delta)
     if not drawn or total < MIN_INPUTS_PER_DRAWN * (drawn + learning):
-        classifier.use(None, classifier.full_guarantee, {})
+        classifier.set_exits(None, classifier.full_guarantee, {})
         need = MIN_INPUTS_PER_DRAWN * (MIN_SAMPLE_MULTIPLE * smallest_sample(eps, delta) + learning)
         return f"full depth: {total:,} inputs are too few; from {need:,} on, a sample of them can show {percent(eps)}"
     order = _draw(total, learning + drawn)
     answered: dict[int, Answer] = {}
     fitted = known.fitted if known else _learn(assembly, items, order[:learning], drawn, answered)
     if fitted is None:
-        classifier.use(None, classifier.full_guarantee, answered)
+        classifier.set_exits(None, classifier.full_guarantee, answered)
         return f"full depth: no exit that can be learned from {learning:,} of them pays for looking"
     sample = order[learning:]
     seen, present = _run(assembly, items, sample, fitted.depths, answered)
-    evidence = evidence_of(fitted, seen, assembly)
+    evidence = collect_evidence(fitted, seen, assembly)
     found = certify_sample(_differences(fitted, evidence, present, drawn), total - learning, drawn, eps, delta)
     pays = found.rule is not None and _pays(fitted, evidence, found.rule, assembly.batch)
     if found.rule is None or not pays:
-        classifier.use(None, classifier.full_guarantee, answered)
+        classifier.set_exits(None, classifier.full_guarantee, answered)
         return found.words if pays else f"full depth: exits within {percent(eps)} would cost more than they save here"
     guarantee = Guarantee(eps, delta, drawn, found.disagreements, "job")
-    classifier.use(fitted.exits(fitted.rules.thresholds[found.rule]), guarantee, answered)
+    classifier.set_exits(fitted.exits(fitted.rules.thresholds[found.rule]), guarantee, answered)
     return found.words
 
 

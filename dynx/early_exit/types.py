@@ -80,7 +80,7 @@ class Receipt:
     audit_layers: int = 0
     """Block calls that only checked answers."""
     seconds: float = 0.0
-    left: Counter[int] = field(default_factory=Counter)
+    exit_counts: Counter[int] = field(default_factory=Counter)
     """Answers by the layer they exited after; full depth is `depth`."""
     guarantee: Guarantee | None = EXACT_GUARANTEE
     """None once an audit has rejected it."""
@@ -112,6 +112,6 @@ class Receipt:
             "depth": self.depth,
             "mean_layers": self.mean_layers,
             "audit_layers": self.audit_layers,
-            "left_after": {str(layer): self.left[layer] for layer in sorted(self.left)},
+            "left_after": {str(layer): self.exit_counts[layer] for layer in sorted(self.exit_counts)},
             "guarantee": self.guarantee.json() if self.guarantee else None,
         }

@@ -48,13 +48,13 @@ def test_the_receipt_adds_up(known: Findings, easy: Path) -> None:
     assert (receipt.inputs, receipt.errors, receipt.truncated, receipt.repeated) == (83, 0, 1, 1)
     assert receipt.computed == 82
     assert receipt.layers == sum(answer.layers for answer in answers)
-    assert receipt.left.total() == 82
-    assert receipt.layers == sum(layer * count for layer, count in receipt.left.items())
+    assert receipt.exit_counts.total() == 82
+    assert receipt.layers == sum(layer * count for layer, count in receipt.exit_counts.items())
     assert receipt.mean_layers == pytest.approx(receipt.layers / 82)
     assert {answer.exit for answer in answers} - {None} <= set(known.profile.fitted["depths"])
     assert answers[81].label == answers[80].label
     assert answers[81].layers == 0
-    assert receipt.json()["left_after"] == {str(k): v for k, v in sorted(receipt.left.items())}
+    assert receipt.json()["left_after"] == {str(k): v for k, v in sorted(receipt.exit_counts.items())}
 
 
 def test_what_cannot_be_read_stays_in_its_place(tmp_path: Path) -> None:

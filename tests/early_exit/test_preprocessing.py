@@ -56,7 +56,7 @@ def test_a_long_text_is_cut_as_the_tokenizer_cuts_it() -> None:
         short, long = preprocessor.rows(["a fox", LONG])
         assert isinstance(short, Example)
         assert isinstance(long, Example)
-        assert (preprocessor.limit, long.size, long.cut, short.cut) == (limit, limit, True, False)
+        assert (preprocessor.limit, long.size, long.truncated, short.truncated) == (limit, limit, True, False)
         assert long.values["input_ids"] == tokenizer()(LONG, truncation=True, max_length=limit)["input_ids"]
     with pytest.raises(UsageError, match="at least 8"):
         texts(max_length=7)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dynx.bench.runner import JSON, Measurements
-    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.agreement import Problem
+    from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.profile_data import ExitProfile
 
 Case: TypeAlias = "Sequence[Any]"
@@ -133,7 +133,7 @@ def _in_batches(assembly: LoadedClassifier, exit_profile: ExitProfile | None) ->
                 raise ModelError(f"an input can't be read a second time: {prediction.error}")
             answers.append(answer_of(problem, prediction.label, prediction.scores))
         receipt = job.receipt
-        left = {str(layer): receipt.left[layer] for layer in sorted(receipt.left)}
+        left = {str(layer): receipt.exit_counts[layer] for layer in sorted(receipt.exit_counts)}
         facts: dict[str, JSON] = {"mean_layers": receipt.mean_layers, "repeated": receipt.repeated, "left_after": left}
         return Outcome(len(case), None, tuple(answers), facts)
 
@@ -367,5 +367,5 @@ def readable(assembly: LoadedClassifier, items: Sequence[Any]) -> tuple[list[int
         for i, row in enumerate(assembly.preprocessor.rows(items[start : start + WINDOW])):
             if isinstance(row, Example):
                 good.append(start + i)
-                cut_ += row.cut
+                cut_ += row.truncated
     return good, cut_

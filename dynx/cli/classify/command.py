@@ -289,14 +289,14 @@ class Job:
 
     def _histogram(self) -> None:
         receipt = self.receipt
-        most = max(receipt.left.values(), default=0)
+        most = max(receipt.exit_counts.values(), default=0)
         full = "█" if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else "#"
         rows = []
-        for layer in sorted(receipt.left):
-            count = receipt.left[layer]
+        for layer in sorted(receipt.exit_counts):
+            count = receipt.exit_counts[layer]
             bar = full * max(1, round(BAR * count / most))
             where = "all layers" if layer == receipt.depth else f"layer {layer}"
-            rows.append((where, f"{bar} {count:,} ({count / receipt.left.total():.0%})"))
+            rows.append((where, f"{bar} {count:,} ({count / receipt.exit_counts.total():.0%})"))
         _rows(rows)
         for prediction, record in self._deep:
             text = shown(record.raw if len(record.raw) <= 60 else record.raw[:59] + "…")

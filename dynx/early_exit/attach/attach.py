@@ -18,10 +18,10 @@ from dynx.early_exit.attach.blocks import (
     PROBE_ROWS,
     Refusal,
     candidate_classes,
-    finer_first,
+    find_input_module,
+    order_inner_first,
     plan_blocks,
     record_calls,
-    source_of,
 )
 from dynx.early_exit.attach.equivalence_check import ProbeInputs, verify
 from dynx.early_exit.attach.model import ExitModel
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind
 
 
-def attach(model: Any, example: Mapping[str, Tensor], *, rounds: bool = False) -> ExitModel:
-    """Attach exits to a classifier in evaluation mode, and test them on rows made from `example`, a batch of its inputs.
+def attach(model: Any, probe_batch: Mapping[str, Tensor], *, reduced_precision: bool = False) -> ExitModel:
+    """Attach exits to a classifier in evaluation mode, and test them on rows made from `probe_batch`, a batch of its inputs.
 
-    `rounds`: its blocks compute in less than the model's own precision, and the test has to allow for that.
+    `reduced_precision`: its blocks compute in less than the model's own precision, and the test has to allow for that.
     UnsupportedModelError: the model can't be run in parts or gives other answers then; it is unchanged. DeviceError: out of
     memory.
     """
     name = type(model).__name__
     try:
-        kind = _kind(model, example)
+        kind = _kind(model, probe_batch)
         with torch.no_grad():
-            given = {key: value for key, value in example.items() if isinstance(value, Tensor)}
-            return _attached(model, kind, given, rounds)
+            given = {key: value for key, value in probe_batch.items() if isinstance(value, Tensor)}
+            return _attached(model, kind, given, reduced_precision)
     except (UnsupportedModelError, DeviceError):
         raise
     except Refusal as e:
@@ -63,7 +63,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
+def _kind(model: Any, probe_batch: Mapping[str, Any]) -> Kind:
     """Return text or image, for a model that passes the first checks."""
     config = model.config
     main = getattr(model, "main_input_name", None)
@@ -77,50 +77,52 @@ def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
         raise Refusal("its config asks for all hidden states or attentions, and those need every block")
     if main not in {"input_ids", "pixel_values"}:
         raise Refusal(f"its main input is {main}, neither text nor images")
-    if main not in example or not len(example[main]):
+    if main not in probe_batch or not len(probe_batch[main]):
         raise Refusal(f"the example has no {main}")
     return "image" if main == "pixel_values" else "text"
 
 
-def _attached(model: Any, kind: Kind, example: dict[str, Tensor], rounds: bool) -> ExitModel:
+def _attached(model: Any, kind: Kind, probe_batch: dict[str, Tensor], reduced_precision: bool) -> ExitModel:
     """Attach exits to the first class of blocks that passes the equivalence check."""
-    if kind == "text" and "attention_mask" not in example:
-        example = {**example, "attention_mask": torch.ones_like(example["input_ids"])}
-    sample = ProbeInputs(model, kind, example)
+    if kind == "text" and "attention_mask" not in probe_batch:
+        probe_batch = {**probe_batch, "attention_mask": torch.ones_like(probe_batch["input_ids"])}
+    probe_inputs = ProbeInputs(model, kind, probe_batch)
     candidates = candidate_classes(model)
     kinds = {one for several in candidates for one in several}
     probes: list[list[Call]] = []
     expected: list[Tensor] = []
-    for inputs in sample.probes():
+    for inputs in probe_inputs.probes():
         calls, output = record_calls(model, kinds, {**inputs, **_without_cache(model)})
         probes.append(calls)
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(next(iter(inputs.values()))):
             raise Refusal("it doesn't return logits (rows, classes)")
         expected.append(logits)
-    first: Refusal | None = None
-    for chosen in finer_first(candidates, probes[0]):
+    reason_shown: Refusal | None = None
+    for chosen in order_inner_first(candidates, probes[0]):
         try:
             blocks = plan_blocks(chosen, probes)
-            source = source_of(model, blocks[0].module, {**sample.batch(range(PROBE_ROWS[0])), **_without_cache(model)})
+            source = find_input_module(
+                model, blocks[0].module, {**probe_inputs.batch(range(PROBE_ROWS[0])), **_without_cache(model)}
+            )
             if source is not None:
                 with suppress(Refusal, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-                    return _tested(ExitModel(model, kind, blocks, source), sample, expected[0], rounds)
-            return _tested(ExitModel(model, kind, blocks), sample, expected[0], rounds)
+                    return _tested(ExitModel(model, kind, blocks, source), probe_inputs, expected[0], reduced_precision)
+            return _tested(ExitModel(model, kind, blocks), probe_inputs, expected[0], reduced_precision)
         except Refusal as e:
             reason = e
         except Exception as e:  # of a foreign model
             if is_out_of_memory(e):
                 raise
             reason = Refusal(f"it fails when run in parts ({_first_line(e)})")
-        if first is None or chosen == candidates[0]:
-            first = reason
-    raise first or Refusal("it has no list of equal blocks")
+        if reason_shown is None or chosen == candidates[0]:
+            reason_shown = reason
+    raise reason_shown or Refusal("it has no list of equal blocks")
 
 
-def _tested(exit_model: ExitModel, sample: ProbeInputs, want: Tensor, rounds: bool) -> ExitModel:
+def _tested(exit_model: ExitModel, probe_inputs: ProbeInputs, want: Tensor, reduced_precision: bool) -> ExitModel:
     try:
-        verify(exit_model, sample, want, rounds)
+        verify(exit_model, probe_inputs, want, reduced_precision)
     except BaseException:
         exit_model.detach()
         raise

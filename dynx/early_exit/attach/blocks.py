@@ -44,7 +44,7 @@ class Call:
     """One call of a candidate block in a probe."""
 
     module: nn.Module
-    outer: tuple[int, ...]
+    enclosing: tuple[int, ...]
     arguments: dict[Path, Tensor]
     output: Any = None
     unsupported: str | None = None
@@ -121,7 +121,7 @@ def record_calls(model: nn.Module, kinds: Collection[type], inputs: Mapping[str,
             handle.remove()
 
 
-def source_of(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> nn.Module | None:
+def find_input_module(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> nn.Module | None:
     """Find the outermost module whose output tensor is the first block's input; None unless it is called exactly once."""
     made: list[tuple[nn.Module, Any]] = []
     found: list[nn.Module] = []
@@ -160,13 +160,13 @@ def candidate_classes(model: nn.Module) -> list[list[type]]:
     return [kinds for index, kinds in enumerate(found) if kinds and kinds not in found[:index]]
 
 
-def finer_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[list[type]]:
+def order_inner_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[list[type]]:
     """Order classes so that those inside another, called more often, come before it: blocks before their stages."""
     at = {tuple(kinds): [i for i, call in enumerate(calls) if type(call.module) in kinds] for kinds in candidates}
 
-    def is_inside(inner: list[type], outer: list[type]) -> bool:
-        around, called = set(at[tuple(outer)]), at[tuple(inner)]
-        return len(called) > len(around) and all(around & set(calls[i].outer) for i in called)
+    def is_inside(inner: list[type], enclosing: list[type]) -> bool:
+        around, called = set(at[tuple(enclosing)]), at[tuple(inner)]
+        return len(called) > len(around) and all(around & set(calls[i].enclosing) for i in called)
 
     order: list[list[type]] = []
     for kinds in candidates:
@@ -192,7 +192,7 @@ def plan_blocks(kinds: list[type], probes: Sequence[list[Call]]) -> list[Block]:
     chains: list[list[Call]] = []
     for probe in probes:
         inside = [index for index, call in enumerate(probe) if type(call.module) in kinds]
-        if any(set(probe[index].outer) & set(inside) for index in inside):
+        if any(set(probe[index].enclosing) & set(inside) for index in inside):
             raise Refusal("its blocks contain one another")
         chains.append([probe[index] for index in inside])
     first = chains[0]

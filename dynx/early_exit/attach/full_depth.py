@@ -23,26 +23,26 @@ PADDING_TOLERANCE = 1e-4
 class FullDepthModel:
     """A classifier of `depth` layers that runs only as a whole.
 
-    `example`, a batch of texts of several lengths, is run with and without padding. Where padding changes the logits, or the
+    `probe_batch`, a batch of texts of several lengths, is run with and without padding. Where padding changes the logits, or the
     model fails, batches hold only texts of equal length.
     """
 
-    def __init__(self, model: Any, kind: Kind, example: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: Any, kind: Kind, probe_batch: Mapping[str, Tensor]) -> None:
         self.model = model
         self.kind: Kind = kind
-        self.merges_lengths = kind == "image" or self._takes_padding(example)
+        self.merges_lengths = kind == "image" or self._takes_padding(probe_batch)
         config = model.config
         layers = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None)
         self.depth = int(layers) if isinstance(layers, int) and layers > 0 else 1
 
-    def _takes_padding(self, example: Mapping[str, Tensor]) -> bool:
-        mask = example.get("attention_mask")
+    def _takes_padding(self, probe_batch: Mapping[str, Tensor]) -> bool:
+        mask = probe_batch.get("attention_mask")
         if mask is None or len(mask) < 2:
             return False
         try:
-            together = self.run(example).logits
+            together = self.run(probe_batch).logits
             for i, length in enumerate(mask.sum(1).tolist()):
-                alone = self.run({name: value[i : i + 1, :length] for name, value in example.items()}).logits
+                alone = self.run({name: value[i : i + 1, :length] for name, value in probe_batch.items()}).logits
                 if alone is None or together is None:
                     return False
                 far = float((alone[0] - together[i]).abs().max())
