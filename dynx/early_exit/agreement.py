@@ -21,24 +21,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Arrays: TypeAlias = dict[str, NDArray[np.float32]]
-
 
 Problem: TypeAlias = Literal["single", "multi", "regression"]
 """One label of C (softmax), any of C (sigmoid, at 0.5), or C numbers."""
 
-
 MIN_CASES = 10
 """Fewest agreements, and fewest disagreements, that a logistic regression is fitted to; with fewer the margin is the score."""
-
 
 LOG_FLOOR = 1e-300
 """Smallest argument of a logarithm: the probability of all other classes may be zero."""
 
-
 MAX_SCALAR_LOGITS = 16
 """Most logits (rows times classes) that are scored row by row, which is faster than array operations then."""
-
 
 NEAR_TIE_LOGITS = 1e-3
 """Margin in logits below which padding or another kernel may change the answer: such a row never exits early."""

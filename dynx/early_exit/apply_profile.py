@@ -82,11 +82,11 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
     if not n:
         return None, "the profile has no evidence of its answers at full depth"
     allowed = most_failures(n, request.max_disagreement, request.delta)
-    said = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
+    counts = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
     if allowed is None or differ > allowed:
-        return None, f"{said}, which doesn't show {percent(request.max_disagreement)}"
+        return None, f"{counts}, which doesn't show {percent(request.max_disagreement)}"
     basis = "model" if plan.bundled else "profile"
-    return Guarantee(request.max_disagreement, request.delta, n, differ, basis), said
+    return Guarantee(request.max_disagreement, request.delta, n, differ, basis), counts
 
 
 def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None:

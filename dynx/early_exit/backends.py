@@ -44,7 +44,7 @@ RANGES_PREFIX = "quantization."
 MAX_OBSERVED_INPUTS = 512
 """Most inputs that activation ranges are observed on."""
 
-MAX_SHARE_OF_PROMISE = 0.6
+MAX_SHARE_OF_DISAGREEMENT = 0.6
 """Largest share of the allowed disagreement that quantization may use up: more leaves too little for exits."""
 
 RACE_BATCHES_PER_ROUND, RACE_ROUNDS = 3, 7
@@ -232,7 +232,7 @@ def _on_openvino(
     if block_backend.quantized:
         same = agrees(got, expected, assembly.labels.problem, plan.request.within or 0.0)
         differ, eps = int((~same).sum()), plan.request.max_disagreement
-        if differ > MAX_SHARE_OF_PROMISE * eps * len(others):
+        if differ > MAX_SHARE_OF_DISAGREEMENT * eps * len(others):
             raise UnsupportedModelError(
                 f"{differ:,} of {len(others):,} answers differ then, too many for {percent(eps)}"
             )

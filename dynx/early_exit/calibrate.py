@@ -57,6 +57,7 @@ MAX_TIMED_INPUTS = 600
 """Most inputs of the certificate part that also time plain against dynamic."""
 
 SEED = 0
+"""Seed of the split, the choice of inputs and the fit."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def calibrate(
     require_tolerance(assembly)
     rows, items, unreadable = _distinct(assembly, inputs)
     parts = split(len(rows), SEED)
-    said = power(len(rows), request.max_disagreement, request.delta)
+    sample_power = power(len(rows), request.max_disagreement, request.delta)
     if len(rows) < MIN_CALIBRATION_INPUTS:
         lost = f" ({unreadable:,} can't be read)" if unreadable else ""
         raise InvalidInput(
@@ -131,7 +132,7 @@ def calibrate(
     )
     full_depth = _full_depth_evidence(assembly, seen.rows(parts[2]))
     if learned is None:
-        return _full_depth_findings(assembly, inputs, rows, parts, unreadable, said, full_depth)
+        return _full_depth_findings(assembly, inputs, rows, parts, unreadable, sample_power, full_depth)
     fitted, agreement = learned
     evidence = collect_evidence(fitted, seen.rows(parts[2]), assembly)
     certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta)
@@ -146,7 +147,7 @@ def calibrate(
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     progress(1.0, "")
     return Findings(
-        len(rows), unreadable, sizes, said, fitted, certificate, agreement, measured, summary, profile, arrays
+        len(rows), unreadable, sizes, sample_power, fitted, certificate, agreement, measured, summary, profile, arrays
     )
 
 
@@ -374,7 +375,7 @@ def _full_depth_findings(
     rows: Sequence[Example],
     parts: Sequence[NDArray[np.int64]],
     unreadable: int,
-    said: str,
+    sample_power: str,
     full_depth: dict[str, int],
 ) -> Findings:
     """Make the findings of a model whose exits save no time; their profile keeps it from being calibrated again."""
@@ -389,5 +390,5 @@ def _full_depth_findings(
     }
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     return Findings(
-        len(rows), unreadable, sizes, said, None, None, {}, None, summary, Profile(**body), _ranges(assembly)
+        len(rows), unreadable, sizes, sample_power, None, None, {}, None, summary, Profile(**body), _ranges(assembly)
     )

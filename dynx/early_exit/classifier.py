@@ -76,9 +76,9 @@ class Classifier:
         began = time.perf_counter()
         rows = self.assembly.preprocessor.rows(items)
         good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Example)]
-        known = self._answers([row for _, row in good], [number for number, _ in good])
-        read = iter(self.labels.read(np.stack([answer.logits for answer in known])) if known else ())
-        left = iter(known)
+        answers = self._answers([row for _, row in good], [number for number, _ in good])
+        read = iter(self.labels.read(np.stack([answer.logits for answer in answers])) if answers else ())
+        left = iter(answers)
         out = []
         for row in rows:
             if isinstance(row, str):
@@ -87,17 +87,17 @@ class Classifier:
                 (label, score, scores), answer = next(read), next(left)
                 after = None if answer.exit is None else self._depths[answer.exit]
                 out.append(Prediction(label, score, scores, after, answer.layers))
-        self._count(rows, known)
+        self._count(rows, answers)
         self._number += len(items)
-        self._audit_window(items, rows, known)
+        self._audit_window(items, rows, answers)
         self.receipt.seconds += time.perf_counter() - began
         return out
 
     def _answers(self, rows: Sequence[Example], numbers: Sequence[int]) -> list[Answer]:
         """Return answers from the engine, and those that are known already."""
-        known = [self._answered.get(number) for number in numbers]
-        fresh = iter(self._engine.window([row for row, answer in zip(rows, known, strict=True) if answer is None]))
-        return [next(fresh) if answer is None else answer for answer in known]
+        answers = [self._answered.get(number) for number in numbers]
+        fresh = iter(self._engine.window([row for row, answer in zip(rows, answers, strict=True) if answer is None]))
+        return [next(fresh) if answer is None else answer for answer in answers]
 
     def _count(self, rows: Sequence[Example | str], answers: Sequence[Answer]) -> None:
         receipt = self.receipt

@@ -25,12 +25,14 @@ def problem_of(config: Any) -> Problem:
 
     UnsupportedModelError: a `problem_type` that transformers doesn't know either.
     """
-    said = getattr(config, "problem_type", None)
-    if said is None:
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type is None:
         return "regression" if getattr(config, "num_labels", 2) == 1 else "single"
-    if said not in PROBLEMS:
-        raise UnsupportedModelError(f"its config has the problem_type {said!r}", hint=f"known: {', '.join(PROBLEMS)}")
-    return PROBLEMS[said]
+    if problem_type not in PROBLEMS:
+        raise UnsupportedModelError(
+            f"its config has the problem_type {problem_type!r}", hint=f"known: {', '.join(PROBLEMS)}"
+        )
+    return PROBLEMS[problem_type]
 
 
 class Labels:

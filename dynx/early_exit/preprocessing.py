@@ -134,14 +134,14 @@ def token_limit(tokenizer: Any, model: nn.Module) -> int | None:
     to their padding index unused, which the configuration's `max_position_embeddings` counts.
     """
     limits = []
-    said = getattr(tokenizer, "model_max_length", None)
-    if said is not None and said < UNLIMITED_TOKENS:
-        limits.append(int(said))
+    declared = getattr(tokenizer, "model_max_length", None)
+    if declared is not None and declared < UNLIMITED_TOKENS:
+        limits.append(int(declared))
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - offset)
-    if len(limits) == (said is not None and said < UNLIMITED_TOKENS):  # no table: rotary or relative positions
+    if len(limits) == (declared is not None and declared < UNLIMITED_TOKENS):  # no table: rotary or relative positions
         config: Any = getattr(model, "config", None)
         if (most := getattr(config, "max_position_embeddings", None)) and most > 0:
             limits.append(int(most))
@@ -157,12 +157,12 @@ def _pad_id(tokenizer: Any, model: Any) -> int | None:
     own = getattr(model.config, "pad_token_id", None)
     if own is not None:
         return int(own)
-    said = getattr(tokenizer, "pad_token_id", None)
-    if said is None:
+    declared = getattr(tokenizer, "pad_token_id", None)
+    if declared is None:
         return None
     if hasattr(model, "score"):  # the causal ones, whose head is called so, look for it in the config
-        model.config.pad_token_id = said
-    return int(said)
+        model.config.pad_token_id = declared
+    return int(declared)
 
 
 class ImagePreprocessor:
@@ -197,8 +197,8 @@ class ImagePreprocessor:
             MemoryError,
             RuntimeError,
         ) as e:  # a shape it can't take
-            said = next(iter(str(e).splitlines()), "") or type(e).__name__
-            return f"the model's image processor can't take its {picture.width} × {picture.height} pixels: {said}"
+            reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+            return f"the model's image processor can't take its {picture.width} × {picture.height} pixels: {reason}"
         self._shape = self._shape or tuple(values.shape)
         if tuple(values.shape) != self._shape:
             return f"comes out of the processor as {tuple(values.shape)}, others as {self._shape}"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from dynx.early_exit.profile_data import Evidence, FittedExits
 
 SEED = 0
+"""Seed of the draw: the same inputs give the same sample."""
+
 TARGET_SAMPLE_MULTIPLE, MIN_SAMPLE_MULTIPLE = 5, 2
 """Target and minimum size of a sample, as multiples of the smallest sample that can certify anything."""
 
