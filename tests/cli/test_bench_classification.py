@@ -255,10 +255,10 @@ def test_inputs_that_the_exits_were_learned_from_are_told(data: list[str], warne
     """On them exits do better than on others, and whoever reads the figures should know."""
     profile = SimpleNamespace(evidence={"data": text_hash(["a", "b"])})
     assembly: Any = SimpleNamespace(
-        knowledge=object(),
-        decisions={"exits": Decision("after layer 1 of 2", "it pays")},
+        exit_profile=object(),
+        decisions=SimpleNamespace(exits=Decision("after layer 1 of 2", "it pays")),
         plan=SimpleNamespace(profile=profile),
-        attachment=SimpleNamespace(depth=2),
+        exit_model=SimpleNamespace(depth=2),
     )
     said = bench_classification.notes(assembly, Inputs(data, data), {})
 

@@ -112,7 +112,7 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
     unwanted = plan.request.plain or plan.request.profile == "none"
-    if assembly.knowledge is None and not unwanted and terminal.interactive:
+    if assembly.exit_profile is None and not unwanted and terminal.interactive:
         remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
         terminal.notice(f"every layer runs: {assembly.why_full_depth}{remedy}")
     return assembly
@@ -175,7 +175,7 @@ class Job:
         self._tally = tally
         self._form = form
         self.classifier: Classifier = Classifier(
-            assembly, audit=float(options.verify) or options.audit, say=terminal.warn
+            assembly, audit=float(options.verify) or options.audit, on_alarm=terminal.warn
         )
         self.seen = self.errors = 0
         self._warned = False
@@ -247,7 +247,7 @@ class Job:
         """Count for the words at the end."""
         if self.receipt.truncated and not self._warned:
             self._warned = True
-            limit = getattr(self._assembly.reader, "limit", None)
+            limit = getattr(self._assembly.preprocessor, "limit", None)
             self._terminal.warn(f"texts longer than {limit} tokens are truncated; the count follows at the end")
         for record, prediction in zip(window, predictions, strict=True):
             self.seen += 1
@@ -294,14 +294,14 @@ class Job:
 
     def _histogram(self) -> None:
         receipt = self.receipt
-        most = max(receipt.left.values(), default=0)
+        most = max(receipt.exit_counts.values(), default=0)
         full = "█" if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else "#"
         rows = []
-        for layer in sorted(receipt.left):
-            count = receipt.left[layer]
+        for layer in sorted(receipt.exit_counts):
+            count = receipt.exit_counts[layer]
             bar = full * max(1, round(BAR * count / most))
             where = "all layers" if layer == receipt.depth else f"layer {layer}"
-            rows.append((where, f"{bar} {count:,} ({count / receipt.left.total():.0%})"))
+            rows.append((where, f"{bar} {count:,} ({count / receipt.exit_counts.total():.0%})"))
         _rows(rows)
         for prediction, record in self._deep:
             text = shown(record.raw if len(record.raw) <= 60 else record.raw[:59] + "…")
@@ -345,7 +345,7 @@ def receipt_line(receipt: Receipt) -> str:
 def _why_none(classifier: Classifier, assembly: LoadedClassifier) -> str:
     if classifier.audit is not None and classifier.audit.alarmed:
         return " any more (the audit ended them)"
-    return f" ({assembly.why_full_depth})" if assembly.knowledge is None else ""
+    return f" ({assembly.why_full_depth})" if assembly.exit_profile is None else ""
 
 
 def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:
