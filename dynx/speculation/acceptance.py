@@ -34,10 +34,10 @@ Draw = Callable[[Tensor], int]
 """An index drawn in proportion to non-negative weights (V,), not all zero."""
 
 
-def keep_picked(drafts: Sequence[int], pick: Pick) -> list[int]:
+def verify_greedy(drafts: Sequence[int], pick: Pick) -> list[int]:
     """The greedy and the coupled rule: drafts as long as they are what the target picks, then its pick.
 
-    >>> keep_picked([4, 5, 6], lambda i: [4, 5, 9, 7][i])
+    >>> verify_greedy([4, 5, 6], lambda i: [4, 5, 9, 7][i])
     [4, 5, 9]
     """
     kept: list[int] = []
@@ -50,7 +50,7 @@ def keep_picked(drafts: Sequence[int], pick: Pick) -> list[int]:
     return kept
 
 
-def keep_tokenwise(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
+def verify_tokenwise(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Accept each draft by itself. `q` (K, V) is what the drafts were drawn from, `p` (K+1, V) the target's."""
     for i, x in enumerate(drafts):
         if uniform() * q[i, x] >= p[i, x]:  # reject with probability 1 - min(1, p/q); never when p >= q
@@ -58,8 +58,8 @@ def keep_tokenwise(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform
     return [*drafts, draw(p[len(drafts)])]
 
 
-def keep_block(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
-    """Accept the longest prefix whose joint test succeeds. Shapes as in `keep_tokenwise`.
+def verify_block(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
+    """Accept the longest prefix whose joint test succeeds. Shapes as in `verify_tokenwise`.
 
     `weight` is the paper's p_i: the running ratio of target to drafter over the prefix, never above 1. A prefix of i < K
     drafts passes with probability A/(A + 1 - weight), A the mass of max(weight·p - q, 0) over the next token: what the

@@ -1,6 +1,6 @@
 """How likely a draft is to stay, learned from what stayed before.
 
-A drafter's own probability is a poor estimate of acceptance: it depends on how the two models differ. `Reliability` maps a
+A drafter's own probability is a poor estimate of acceptance: it depends on how the two models differ. `AcceptanceModel` maps a
 drafter's *signal* (a number that rises with confidence: the log-odds of its probability, or the length of a lookup's match) and
 the draft's position to P(accepted | all before it accepted), by logistic regression that is updated after every round:
 a Gaussian over the three weights, one Newton step per observation (the extended Kalman filter of the logistic model), and a
@@ -45,7 +45,7 @@ def log_odds(probability: float, bound: float = 6.0) -> float:
     return max(-bound, min(bound, math.log(probability / (1 - probability))))
 
 
-class Reliability:
+class AcceptanceModel:
     """P(accepted | signal, position) for one drafter in one sampling mode."""
 
     def __init__(self, weights: Sequence[float] = (0.0, 1.0, 0.0), *, typical: float = 0.6) -> None:
@@ -142,7 +142,7 @@ class Reliability:
         return {"weights": [round(w, 5) for w in self.weights], "typical": round(self.typical, 5), "n": self.observed}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Reliability:
+    def from_json(cls, data: Mapping[str, object]) -> AcceptanceModel:
         """What `to_json` wrote, ready to go on learning. Raises KeyError, TypeError or ValueError on anything else."""
         weights, typical, n = data["weights"], data["typical"], data["n"]
         if not isinstance(weights, list) or len(weights) != 3 or not isinstance(typical, float | int):

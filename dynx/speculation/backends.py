@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 QUANTIZED = frozenset(get_args(Quantization)) - {"none"}
 
 
-class Kernels:
+class ModelBackends:
     """Target and drafter on the plan's backend, the torch models loaded only where they are needed."""
 
     def __init__(

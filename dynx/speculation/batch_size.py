@@ -282,7 +282,11 @@ def _eager(assembly: LoadedGenerator) -> Engine:
         None if small is None else torch_backend(plan, small), None, ours.drafters.lookup, ours.drafters.library
     )
     return Engine(
-        torch_backend(plan, plan.source), drafters, tokenizer=ours.tokenizer, knowledge=ours.knowledge, clock=ours.clock
+        torch_backend(plan, plan.source),
+        drafters,
+        tokenizer=ours.tokenizer,
+        acceptance_profile=ours.acceptance_profile,
+        clock=ours.clock,
     )
 
 

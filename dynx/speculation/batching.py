@@ -25,13 +25,13 @@ import torch
 from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.costs import CostCurve, Drift
-from dynx.speculation.acceptance import keep_picked
+from dynx.speculation.acceptance import verify_greedy
 from dynx.speculation.drafters.batch import BatchDrafter
-from dynx.speculation.drafters.draft_sampler import Chooser
+from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
-from dynx.speculation.engine import Run, noise_of
+from dynx.speculation.engine import Run, noise_for
 from dynx.speculation.policy import DEPOSIT, HORIZON, LONGEST_DRAFT, PATIENCE, REGRET, UNMEASURED, Plain, Round
-from dynx.speculation.sampling import Warp
+from dynx.speculation.sampling import LogitsProcessors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.acceptance_model import Reliability
+    from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.drafters.base import Draft
     from dynx.speculation.engine import Engine
-    from dynx.speculation.types import Origin, Receipt, Request, Token
+    from dynx.speculation.types import DraftSource, Receipt, Request, Token
 
-GRANT = 2.0
+INITIAL_REGRET_BUDGET_PASSES = 2.0
 """Passes that may be lost by guessing before anything is known of it in this batch."""
 
 
@@ -59,14 +59,14 @@ class BatchCosts:
     def __post_init__(self) -> None:
         self.target, self.draft = CostCurve(self.drift), CostCurve(self.drift)
 
-    def drafting(self, count: int, rows: int, lag: int) -> float:
-        """Seconds for `count` columns of drafts, the first after reading `lag` tokens."""
+    def drafting(self, count: int, rows: int, tokens_behind: int) -> float:
+        """Seconds for `count` columns of drafts, the first after reading `tokens_behind` tokens."""
         if not self.draft.known:
             return count * UNMEASURED * self.target(rows)
-        return self.draft(rows * lag) + (count - 1) * self.draft(rows) if count else 0.0
+        return self.draft(rows * tokens_behind) + (count - 1) * self.draft(rows) if count else 0.0
 
 
-class Row(Run):
+class SequenceRun(Run):
     """One answer of a batch; iterating it moves the batch."""
 
     def __init__(self, batch: Batch, engine: Engine, request: Request) -> None:
@@ -78,9 +78,9 @@ class Row(Run):
         )
         generator = torch.Generator().manual_seed(engine.entropy())
         vocab = engine.target.vocab
-        warp = Warp.of(request, vocab)
-        self.choose = Chooser(warp, noise_of(request, vocab), generator)
-        self.simple = request.sampling.greedy and warp.idle
+        processors = LogitsProcessors.for_request(request, vocab)
+        self.sample_draft = DraftSampler(processors, noise_for(request, vocab), generator)
+        self.simple = request.sampling.greedy and processors.is_identity
         self.company: list[int] = []  # rows of each pass that this one was in
 
     @property
@@ -115,7 +115,7 @@ class Row(Run):
         self._began = self._clock()
         session = BatchSession(cast("EagerBackend", self._engine.target))
         rows = session.read(self._tokens)[None]
-        kept = self._target_choice.keep([], rows, self._tokens)
+        kept = self._verifier.keep([], rows, self._tokens)
         self._prefilled = self._first = self._clock()
         self._ready.extend(self._emit(kept, None))
         return None if self.done or self.stop_if_full() else session
@@ -131,8 +131,8 @@ class Row(Run):
     def judge(self, drafts: Sequence[Draft], rows: Tensor, picks: Sequence[int] | None) -> list[int]:
         """What to append, by the target's `rows` (len(drafts) + 1, V), or by their most likely tokens where that is the rule."""
         if picks is not None:
-            return keep_picked([d.token for d in drafts], picks.__getitem__)
-        return self._target_choice.keep(drafts, rows, self._tokens)
+            return verify_greedy([d.token for d in drafts], picks.__getitem__)
+        return self._verifier.keep(drafts, rows, self._tokens)
 
     def append(self, kept: Sequence[int], done: Round, rows: int) -> None:
         """Write what a round kept; `done` has this row's share of its time."""
@@ -140,7 +140,7 @@ class Row(Run):
         self.company.append(rows)
         self._tally(done)
         self.rounds.append(done)
-        self._plain_seconds += done.tokens * self._engine.knowledge.costs.target(1, done.context)
+        self._plain_seconds += done.tokens * self._engine.acceptance_profile.costs.target(1, done.context)
         self._ready.extend(self._emit(kept, done.origin))
 
     def receipt(self) -> Receipt:
@@ -156,7 +156,7 @@ class _Pace:
     costs: BatchCosts
     tokens: float = 0.0
     seconds: float = 0.0
-    account: float = GRANT  # plain passes of the batch
+    regret_budget: float = INITIAL_REGRET_BUDGET_PASSES  # plain passes of the batch
     between: dict[bool, float] = field(
         default_factory=dict
     )  # by whether there were guesses: a row's seconds outside passes
@@ -182,7 +182,7 @@ class _Pace:
         plain = self.plain(rows)
         spent = min(seconds / plain, DEPOSIT) if plain > 0 else 1.0
         change = REGRET * spent + (tokens / rows - spent if guessed else 0.0)
-        self.account = min(self.account + change, DEPOSIT)
+        self.regret_budget = min(self.regret_budget + change, DEPOSIT)
         keep = 1 - 1 / HORIZON
         self.tokens, self.seconds = self.tokens * keep + tokens, self.seconds * keep + seconds
 
@@ -195,7 +195,7 @@ class Batch:
         engine: Engine,
         rows: int,
         *,
-        more: Callable[[], Row | None] = lambda: None,
+        more: Callable[[], SequenceRun | None] = lambda: None,
         costs: BatchCosts | None = None,
         guess: bool = True,
     ) -> None:
@@ -214,19 +214,19 @@ class Batch:
             if small is not None and can_batch(small).value
             else None
         )
-        self._rows: list[Row] = []
+        self._rows: list[SequenceRun] = []
 
-    def row(self, request: Request) -> Row:
+    def row(self, request: Request) -> SequenceRun:
         """An answer to be, not yet in the batch. Raises InvalidInput as `Engine.start` does."""
         self._engine.check(request)
-        return Row(self, self._engine, request)
+        return SequenceRun(self, self._engine, request)
 
     @property
     def size(self) -> int:
         """Answers in progress."""
         return len(self._rows)
 
-    def admit(self, rows: Sequence[Row]) -> None:
+    def admit(self, rows: Sequence[SequenceRun]) -> None:
         """Read their prompts and put them in."""
         begun = [(row, session) for row in rows if (session := row.begin()) is not None]
         if begun:
@@ -255,7 +255,7 @@ class Batch:
                     self._target.replace(at, session)
                     if self._drafter is not None:
                         self._drafter.replaced(at)
-        fresh: list[Row] = []
+        fresh: list[SequenceRun] = []
         while len(self._rows) + len(fresh) < self._most and (row := self._more()) is not None:
             fresh.append(row)
         self.admit(fresh)
@@ -263,7 +263,7 @@ class Batch:
     def _round(self) -> None:
         rows, clock, count = self._rows, self._engine.clock, len(self._rows)
         start = clock()
-        guesses, origins, lag, most = self._drafts()
+        guesses, origins, tokens_behind, most = self._drafts()
         drafted = clock()
         drafts = [own[:most] for own in guesses]
         width = max(map(len, drafts))
@@ -280,11 +280,11 @@ class Batch:
         self.costs.target.observe(count * (width + 1), 0, verified - drafted)
         for row, made, own, origin, new in zip(rows, guesses, drafts, origins, kept, strict=True):
             if made and origin is not None:
-                self._learn(self._reliability(row, origin), made, len(own), len(new) - 1)
+                self._learn(self._acceptance_model(row, origin), made, len(own), len(new) - 1)
             done = Round(
                 len(row.text) - 1,
                 origin if made else None,
-                lag,
+                tokens_behind,
                 [d.signal for d in made],
                 len(own),
                 len(new) - 1,
@@ -298,20 +298,25 @@ class Batch:
         self._pace.book(count, tokens, clock() - start, passes, guessed=any(guesses))
 
     @staticmethod
-    def _learn(reliability: Reliability, made: Sequence[Draft], submitted: int, kept: int) -> None:
+    def _learn(acceptance_model: AcceptanceModel, made: Sequence[Draft], submitted: int, kept: int) -> None:
         for i in range(min(kept + 1, submitted)):
-            reliability.observe(made[i].signal, i + 1, 1.0 if i < kept else 0.0)
+            acceptance_model.observe(made[i].signal, i + 1, 1.0 if i < kept else 0.0)
         if kept == submitted < len(made):
-            reliability.expect(reliability(made[kept].signal, kept + 1))
+            acceptance_model.expect(acceptance_model(made[kept].signal, kept + 1))
 
-    def _reliability(self, row: Row, origin: Origin) -> Reliability:
-        return self._engine.knowledge.of(origin, greedy=row.request.sampling.greedy)
+    def _acceptance_model(self, row: SequenceRun, origin: DraftSource) -> AcceptanceModel:
+        return self._engine.acceptance_profile.model_for(origin, greedy=row.request.sampling.greedy)
 
-    def _drafts(self) -> tuple[list[list[Draft]], list[Origin | None], int, int]:
+    def _drafts(self) -> tuple[list[list[Draft]], list[DraftSource | None], int, int]:
         """Guesses of every row, who made them, what the draft model had to read first, and how many to submit."""
         rows, count = self._rows, len(self._rows)
         self._drafting = 0.0
-        nothing: tuple[list[list[Draft]], list[Origin | None], int, int] = ([[] for _ in rows], [None] * count, 1, 0)
+        nothing: tuple[list[list[Draft]], list[DraftSource | None], int, int] = (
+            [[] for _ in rows],
+            [None] * count,
+            1,
+            0,
+        )
         if not self._guess or not self.costs.target.known:
             return nothing
         rooms = [max(0, row.room) for row in rows]
@@ -320,9 +325,9 @@ class Batch:
         most = min(most, 2 * max(1, self.costs.target.widest // count))  # nothing much wider than was tried
         origins, ahead = self._sources()
         modelled = "draft" in origins
-        lag = self._drafter.lag(rows) if modelled and self._drafter is not None else 1
+        tokens_behind = self._drafter.tokens_behind(rows) if modelled and self._drafter is not None else 1
         price = self._pace.price(count)
-        if most < 1 or not self._worthwhile(ahead, rooms, most, price, lag if modelled else 0):
+        if most < 1 or not self._worthwhile(ahead, rooms, most, price, tokens_behind if modelled else 0):
             return nothing
         drafts, survival = nothing[0], [1.0] * count
         gains: list[float] = []  # by column: guesses expected to stay
@@ -341,7 +346,7 @@ class Batch:
                     rows, drafts, [a and o == "draft" for a, o in zip(asked, origins, strict=True)]
                 )
                 spent = clock() - began
-                self.costs.draft.observe(count * (lag if k == 1 else 1), 0, spent)
+                self.costs.draft.observe(count * (tokens_behind if k == 1 else 1), 0, spent)
                 self._drafting += spent
             for r, (row, origin) in enumerate(zip(rows, origins, strict=True)):
                 if asked[r] and origin == "lookup" and row.lookup is not None:
@@ -351,7 +356,7 @@ class Batch:
                     survival[r] = 0.0
                     continue
                 drafts[r].append(draft)
-                survival[r] *= self._reliability(row, origin)(draft.signal, k)
+                survival[r] *= self._acceptance_model(row, origin)(draft.signal, k)
             if not any(survival):
                 break
             width = k
@@ -359,7 +364,7 @@ class Batch:
             if not self._another(survival, ahead, rooms, width, most, price, modelled):
                 break
         prefixes = all(r.request.sampling.greedy or r.request.sampling.seed is not None for r in rows)
-        return drafts, origins, lag, self._submitted(gains, price) if prefixes else len(gains)
+        return drafts, origins, tokens_behind, self._submitted(gains, price) if prefixes else len(gains)
 
     def _submitted(self, gains: Sequence[float], price: float) -> int:
         """The columns worth judging."""
@@ -370,23 +375,25 @@ class Batch:
                 best, worth = n, total - price * self.costs.target(count * (n + 1))
         return best
 
-    def _sources(self) -> tuple[list[Origin | None], list[float]]:
+    def _sources(self) -> tuple[list[DraftSource | None], list[float]]:
         """Who guesses for each row, and the share of guesses expected to stay."""
-        origins: list[Origin | None] = []
+        origins: list[DraftSource | None] = []
         ahead: list[float] = []
         for row in self._rows:
-            origin: Origin | None = None
+            origin: DraftSource | None = None
             chance = 0.0
             if self._drafter is not None and not self._drafter.mute(row):
-                origin, chance = "draft", self._reliability(row, "draft").typical
-            signal = row.lookup.outlook(row.text) if row.lookup is not None else None
-            if signal is not None and (found := self._reliability(row, "lookup")(signal, 1)) > chance:
+                origin, chance = "draft", self._acceptance_model(row, "draft").typical
+            signal = row.lookup.peek_confidence(row.text) if row.lookup is not None else None
+            if signal is not None and (found := self._acceptance_model(row, "lookup")(signal, 1)) > chance:
                 origin, chance = "lookup", found
             origins.append(origin)
             ahead.append(chance)
         return origins, ahead
 
-    def _worthwhile(self, ahead: Sequence[float], rooms: Sequence[int], most: int, price: float, lag: int) -> bool:
+    def _worthwhile(
+        self, ahead: Sequence[float], rooms: Sequence[int], most: int, price: float, tokens_behind: int
+    ) -> bool:
         """Whether some number of columns is worth more than a plain pass, and what could be lost is there."""
         count, costs = len(ahead), self.costs
         plain, survival, gain = costs.target(count), list(ahead), 0.0
@@ -394,8 +401,8 @@ class Batch:
             gain += sum(s for s, room in zip(survival, rooms, strict=True) if k <= room)
             survival = [s * a for s, a in zip(survival, ahead, strict=True)]
             extra = self._pace.overhead(count) + costs.target(count * (k + 1)) - plain
-            extra += costs.drafting(k, count, lag) if lag else 0.0
-            if extra > (self._pace.account + gain / count) * plain:
+            extra += costs.drafting(k, count, tokens_behind) if tokens_behind else 0.0
+            if extra > (self._pace.regret_budget + gain / count) * plain:
                 return False
             if gain > price * extra:
                 return True

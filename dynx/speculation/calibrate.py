@@ -26,20 +26,20 @@ from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
 from dynx.runtime.weights import still
 from dynx.speculation.batch_size import for_profile
-from dynx.speculation.engine import Drafters, Engine, Knowledge
+from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.policy import Costs, Plain
 from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
-from dynx.speculation.sampling import Warp
-from dynx.speculation.timing import Samples, costs_from, measure_and_widen
+from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.timing import Samples, costs_from, measure_with_padding
 from dynx.speculation.traces import ANSWER, Reading, Text, lookup_traces, read_early, read_model, write_texts
-from dynx.speculation.types import Origin, Request, Sampling
+from dynx.speculation.types import DraftSource, Request, Sampling
 
 if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.acceptance_model import Reliability
+    from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.simulate import Guess
+    from dynx.speculation.simulate import DraftTrace
 
 MOST_TEXTS, LEAST_TEXTS = 12, 4
 
@@ -64,8 +64,8 @@ class Lesson:
 
     costs: Costs
     exit_layers: int | None  # the best exit, wanted or not
-    traces: dict[Origin, list[list[Guess]]]
-    reliability: dict[Origin, Reliability]
+    traces: dict[DraftSource, list[list[DraftTrace]]]
+    acceptance_models: dict[DraftSource, AcceptanceModel]
     predictions: dict[str, float]  # by set of drafters
 
 
@@ -81,7 +81,7 @@ class Check:
 class Verdict:
     """A set of drafters, what was expected of it, and what it did."""
 
-    origins: tuple[Origin, ...]  # worth having
+    origins: tuple[DraftSource, ...]  # worth having
     expected: float
     check: Check | None
     said: float | None  # the replay's prediction for the texts of the check
@@ -105,10 +105,10 @@ class Findings:
 
     samples: Samples
     costs: Costs
-    acceptance: dict[Origin, float]  # share of first guesses that come true
+    acceptance: dict[DraftSource, float]  # share of first guesses that come true
     acceptance_by_exit: dict[int, float]
     exit_layers: int | None
-    origins: tuple[Origin, ...]  # drafters worth having
+    origins: tuple[DraftSource, ...]  # drafters worth having
     predicted: float
     measured: float | None  # on the texts of the check
     said: float | None  # the replay's prediction for those same texts
@@ -140,9 +140,9 @@ def calibrate(
             progress(begin + share * done, "timing passes")
 
         move(0.0)
-        return measure_and_widen(target, small, exits, budget=share * budget, clock=clock, progress=move)
+        return measure_with_padding(target, small, exits, budget=share * budget, clock=clock, progress=move)
 
-    samples, widened = time_passes(0.0, 0.35)
+    samples, padded_lengths = time_passes(0.0, 0.35)
     each = samples.curve("target")(1)
     count = int(min(MOST_TEXTS, max(LEAST_TEXTS, 0.35 * budget / (ANSWER * each))))
     texts = write_texts(
@@ -163,14 +163,14 @@ def calibrate(
     lookup = looked_up is not None
     verdict, chosen = check(lesson, lesson.predictions, lookup)
     if verdict.astray:
-        samples, widened = time_passes(0.85, 0.15)
+        samples, padded_lengths = time_passes(0.85, 0.15)
         lesson = learn(texts, readings, looked_up, samples, exits, target.layers)
         verdict, chosen = check(lesson, lesson.predictions, lookup)
     put_aside: list[str] = []
     left = dict(lesson.predictions)
     while verdict.refuted and verdict.check is not None and (verdict.origins or lookup):
         put_aside.append(_refutation(verdict, lesson))
-        blamed: list[Origin] = [o for o in verdict.origins if o != "lookup"] or ["lookup"]
+        blamed: list[DraftSource] = [o for o in verdict.origins if o != "lookup"] or ["lookup"]
         lookup = lookup and "lookup" not in blamed
         left = {name: value for name, value in left.items() if not set(name.split(" + ")) & set(blamed)}
         verdict, chosen = check(lesson, left, lookup)
@@ -202,15 +202,17 @@ def calibrate(
             "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
             "spread": spread,
             "batch": for_profile(assembly, drafting="draft" in origins, budget=0.05 * budget, clock=clock),
-            "noise": noise_if_exact(target, [(t.tokens, t.prompt) for t in texts[:2]], chosen.exit_layers, widened),
+            "noise": noise_if_exact(
+                target, [(t.tokens, t.prompt) for t in texts[:2]], chosen.exit_layers, padded_lengths
+            ),
         },
         fitted={
             "origins": list(origins),
             "exit_layers": chosen.exit_layers,
             "lookup": chosen.lookup,
-            "reliability": {o: r.to_json() for o, r in lesson.reliability.items()},
+            "reliability": {o: r.to_json() for o, r in lesson.acceptance_models.items()},
             "tokens_per_second": predicted / each,
-            "widened": {str(asked): run for asked, run in widened.items()},
+            "widened": {str(asked): run for asked, run in padded_lengths.items()},
             "backend": str(assembly.decisions.backend.value),
         },
         evidence={
@@ -252,7 +254,7 @@ def calibrate(
 def learn(
     texts: Sequence[Text],
     readings: dict[str, list[Reading]],
-    looked_up: list[list[Guess]] | None,
+    looked_up: list[list[DraftTrace]] | None,
     samples: Samples,
     exits: Sequence[int],
     layers: int,
@@ -260,7 +262,7 @@ def learn(
     """Costs, the best exit, and what each set of drafters is worth. `readings` are by "draft" and "exit E"."""
     best_exit = pick_exit(texts, readings, samples, exits, layers)
     costs = costs_from(samples, best_exit, layers)
-    traces: dict[Origin, list[list[Guess]]] = {}
+    traces: dict[DraftSource, list[list[DraftTrace]]] = {}
     if "draft" in readings:
         traces["draft"] = [r.traces(t) for r, t in zip(readings["draft"], texts, strict=True)]
     if best_exit is not None:
@@ -286,12 +288,12 @@ def judge(
     small = engine.drafters.model if "draft" in origins else None
     chosen = Drafters(small, lesson.exit_layers if "self" in origins else None, lookup, engine.drafters.library)
     rate = expected / lesson.costs.target(1)
-    reliability = {(o, True): r for o, r in lesson.reliability.items()}
-    knowledge = Knowledge(lesson.costs, reliability, rate, from_profile=True)
+    acceptance_models = {(o, True): r for o, r in lesson.acceptance_models.items()}
+    acceptance_profile = AcceptanceProfile(lesson.costs, acceptance_models, rate, from_profile=True)
     if not chosen_origins(chosen):
         return Verdict(origins, expected, None, None), chosen
     found = confirm(
-        Engine(engine.target, chosen, knowledge=knowledge, clock=engine.clock),
+        Engine(engine.target, chosen, acceptance_profile=acceptance_profile, clock=engine.clock),
         texts,
         sampling,
         budget,
@@ -302,7 +304,7 @@ def judge(
     if found is not None and drafting:
         count = min(found.runs, len(texts))
         replayed = {o: t[:count] for o, t in drafting.items()}
-        said = share_of_plain(texts[:count], replayed, lesson.costs, lesson.reliability, rate)
+        said = share_of_plain(texts[:count], replayed, lesson.costs, lesson.acceptance_models, rate)
     return Verdict(origins, expected, found, said), chosen
 
 
@@ -320,7 +322,7 @@ def against_unquantized(
     from dynx.speculation.backends import torch_backend
 
     reference = torch_backend(plan, plan.source)
-    alike = tokens = 0
+    agreeing = tokens = 0
     extra = 0.0
     for text in texts:
         ids = list(text.tokens)
@@ -329,9 +331,9 @@ def against_unquantized(
             b.open().forward(ids[:-1], keep=count)[:, : assembly.engine.target.vocab].float()
             for b in (assembly.engine.target, reference)
         )
-        warp = Warp(sampling, ids[: text.prompt], count, assembly.engine.target.vocab)
-        first = warp.scores(theirs, ids[: text.prompt], ids[text.prompt :]).argmax(-1).tolist()
-        alike += sum(a == b for a, b in zip(first, ids[text.prompt :], strict=True))
+        processors = LogitsProcessors(sampling, ids[: text.prompt], count, assembly.engine.target.vocab)
+        first = processors.scores(theirs, ids[: text.prompt], ids[text.prompt :]).argmax(-1).tolist()
+        agreeing += sum(a == b for a, b in zip(first, ids[text.prompt :], strict=True))
         tokens += count
         written = theirs.new_tensor(ids[text.prompt :]).long()[:, None]
         extra += sum(
@@ -340,7 +342,7 @@ def against_unquantized(
     return {
         "reference": f"{plan.source.name} in {plan.dtype}",
         "tokens": tokens,
-        "agreement": alike / max(1, tokens),
+        "agreement": agreeing / max(1, tokens),
         "perplexity_ratio": math.exp(extra / max(1, tokens)),
     }
 
@@ -353,10 +355,10 @@ def exit_candidates(target: Backend) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(last * i / 6)) for i in range(1, 7)}))
 
 
-def chosen_origins(drafters: Drafters) -> tuple[Origin, ...]:
+def chosen_origins(drafters: Drafters) -> tuple[DraftSource, ...]:
     """What an engine with these drafters can draft with."""
     has = {"draft": drafters.model is not None, "self": bool(drafters.exit_layers), "lookup": drafters.lookup}
-    return tuple(cast("Origin", origin) for origin, there in has.items() if there)
+    return tuple(cast("DraftSource", origin) for origin, there in has.items() if there)
 
 
 def confirm(
@@ -368,20 +370,22 @@ def confirm(
     What rounds cost beyond their passes stays in the engine's knowledge; its fits are not touched.
     """
     began, count, totals = engine.clock(), 0, {True: 0.0, False: 0.0}
-    tables = copy.deepcopy(engine.knowledge)
+    tables = copy.deepcopy(engine.acceptance_profile)
     for i in range(max(len(texts), CHECKS) if texts else 0):
         text = texts[i % len(texts)]
         request = Request(text.tokens[: text.prompt], len(text.tokens) - text.prompt, sampling)
         for policy in (Plain(), None) if i % 2 else (None, Plain()):
             fresh = copy.deepcopy(tables)
-            run = Engine(engine.target, engine.drafters, knowledge=fresh, clock=engine.clock).start(request, policy)
+            run = Engine(engine.target, engine.drafters, acceptance_profile=fresh, clock=engine.clock).start(
+                request, policy
+            )
             for _ in run:
                 pass
             receipt = run.receipt()
             totals[policy is None] += receipt.seconds - receipt.prefill_seconds
             if policy is None:
                 for origin, seconds in fresh.costs.overhead.items():
-                    known = engine.knowledge.costs.overhead
+                    known = engine.acceptance_profile.costs.overhead
                     known[origin] = min(seconds, known.get(origin, seconds))
         count = i + 1
         progress(count / max(len(texts), CHECKS))
@@ -390,12 +394,12 @@ def confirm(
     return Check(totals[False] / totals[True], count) if count else None
 
 
-def _first_rate(by_text: Sequence[Sequence[Guess]]) -> float:
+def _first_rate(by_text: Sequence[Sequence[DraftTrace]]) -> float:
     offered = [t for traces in by_text for t in traces if t.signals]
     return sum(t.kept > 0 for t in offered) / len(offered) if offered else 0.0
 
 
-def _names(lesson_exit: int | None) -> dict[Origin, str]:
+def _names(lesson_exit: int | None) -> dict[DraftSource, str]:
     return {"draft": "the draft model", "self": f"an exit after layer {lesson_exit}", "lookup": "lookup"}
 
 
@@ -407,12 +411,12 @@ def _refutation(verdict: Verdict, lesson: Lesson) -> str:
     return f"{what} took {took}{expected}"
 
 
-def in_words(verdict: Verdict, acceptance: dict[Origin, float], costs: Costs, exit_layers: int | None) -> str:
+def in_words(verdict: Verdict, acceptance: dict[DraftSource, float], costs: Costs, exit_layers: int | None) -> str:
     """The decision in a sentence."""
     names = _names(exit_layers)
     whole = costs.target(1)
 
-    def case(origin: Origin) -> str:
+    def case(origin: DraftSource) -> str:
         draft = 0.0 if origin == "lookup" else costs.draft[origin](1)
         step = (
             costs.verify(origin, 1, costs.target.reference) - whole

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynx.runtime.backends.stock import StockSession
-from dynx.speculation.sampling import PositionNoise, Warp
+from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,20 +92,20 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         return Verification(0, rule, 0, None, None, 0.0, None)
     rows = plain_rows(target, [*prompt, *tokens], len(tokens)).cpu()  # (N, V)
     largest = rows.float().abs().amax(-1)  # (N,)
-    warp = Warp(sampling, prompt, request.max_new_tokens, target.vocab)
-    scores = warp.scores(rows, prompt, list(tokens))
+    processors = LogitsProcessors(sampling, prompt, request.max_new_tokens, target.vocab)
+    scores = processors.scores(rows, prompt, list(tokens))
     written = torch.tensor(list(tokens), device=scores.device)
     log_p = scores.log_softmax(-1)  # (N, V)
     choice = scores
     if rule == "seed" and sampling.seed is not None:
-        noise = PositionNoise(sampling.seed, target.vocab)
+        noise = SeededGumbelNoise(sampling.seed, target.vocab)
         at = [noise.at(len(prompt) + i)[: scores.shape[-1]] for i in range(len(tokens))]
         choice = log_p.double() - torch.stack(at).to(scores.device).log()  # argmax p / e
     got = log_p.gather(-1, written[:, None])[:, 0]  # (N,)
     scale = 1.0 if sampling.greedy else 1 / sampling.temperature
-    stretch = warp.stretch(len(prompt) + len(tokens))
-    stretch = stretch if math.isfinite(stretch) else 1.0
-    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale * stretch
+    distance_scale = processors.distance_scale(len(prompt) + len(tokens))
+    distance_scale = distance_scale if math.isfinite(distance_scale) else 1.0
+    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale * distance_scale
     if rule == "chance":
         wrong = torch.isneginf(got)
         margins = torch.where(wrong, math.inf, 0.0)

@@ -38,12 +38,12 @@ SAFETY = 2.0
 """Times the most that was measured: of some hundred rows the furthest is about three standard deviations out, so about six."""
 
 
-NOT_WIDENED: Mapping[int, int] = MappingProxyType({})
+NO_PADDING: Mapping[int, int] = MappingProxyType({})
 """No passes are run wider than asked."""
 
 
 @dataclass(frozen=True)
-class Exact:
+class RoundingBound:
     """How much rounding moves the distance of two leading logits, by width of the pass."""
 
     noise: Mapping[int, float] = field(default_factory=dict)
@@ -62,14 +62,14 @@ class Exact:
         return int(near.int().argmax()) if bool(near.any()) else None
 
 
-def make_alike(target: Backend, widened: Mapping[int, int] = NOT_WIDENED) -> Decision[bool]:
-    """Make `target`'s passes as alike as they get, whatever their width; `widened` are those that are run wider anyway.
+def make_batch_invariant(target: Backend, padded_lengths: Mapping[int, int] = NO_PADDING) -> Decision[bool]:
+    """Make `target`'s passes as alike as they get, whatever their width; `padded_lengths` are those that are run wider anyway.
 
     Not in float32: there every kernel depends on the width, and near-ties are too rare to matter.
     """
     if target.precision == "float32":
         return Decision(False, "float32")
-    if run_instead(target, {1: widened.get(2, 2), **widened}):
+    if run_instead(target, {1: padded_lengths.get(2, 2), **padded_lengths}):
         return Decision(True, "passes of one token are run wider")
     from dynx.runtime.backends.batch_invariant import steady
 
@@ -77,15 +77,15 @@ def make_alike(target: Backend, widened: Mapping[int, int] = NOT_WIDENED) -> Dec
 
 
 def prepare(
-    target: Backend, exit_layers: int | None = None, known: Any = None, widened: Mapping[int, int] = NOT_WIDENED
-) -> tuple[Exact, Decision[str]]:
+    target: Backend, exit_layers: int | None = None, known: Any = None, padded_lengths: Mapping[int, int] = NO_PADDING
+) -> tuple[RoundingBound, Decision[str]]:
     """Make `target`'s passes as exact as they get, and measure what is left unless a profile says so (`known`)."""
-    made = make_alike(target, widened)
+    made = make_batch_invariant(target, padded_lengths)
     noise = read_noise(known)
     said = "calibration"
     if noise is None:
         noise, said = measure_noise(target, exit_layers=exit_layers), "a trial on loading"
-    exact = Exact(noise)
+    exact = RoundingBound(noise)
     if not exact.bound:
         how = f"; {made.reason}" if made.value else ""
         return exact, Decision(
@@ -99,24 +99,24 @@ def prepare(
     )
 
 
-def alike(known: Any, widened: Mapping[int, int]) -> bool:
+def is_batch_invariant(known: Any, padded_lengths: Mapping[int, int]) -> bool:
     """Whether by a profile (`known`) passes don't differ by a bit where those are run wider that are anyway."""
     noise = read_noise(known)
-    return 1 in widened and noise is not None and not any(noise.values())
+    return 1 in padded_lengths and noise is not None and not any(noise.values())
 
 
 def noise_if_exact(
     target: Backend,
     texts: Sequence[tuple[Sequence[int], int]],
     exit_layers: int | None,
-    widened: Mapping[int, int] = NOT_WIDENED,
+    padded_lengths: Mapping[int, int] = NO_PADDING,
 ) -> dict[str, float]:
     """For a profile: what `prepare` would measure, on a target's own texts."""
-    made = make_alike(target, widened)
+    made = make_batch_invariant(target, padded_lengths)
     try:
         return {str(n): moved for n, moved in measure_noise(target, texts, exit_layers=exit_layers).items()}
     finally:
-        if made.value and not run_instead(target, widened):
+        if made.value and not run_instead(target, padded_lengths):
             from dynx.runtime.backends.batch_invariant import steady
 
             steady(target, on=False)

@@ -28,8 +28,8 @@ from dynx.runtime.costs import CLIP, CostCurve, Drift
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.speculation.acceptance_model import Reliability
-    from dynx.speculation.types import Origin
+    from dynx.speculation.acceptance_model import AcceptanceModel
+    from dynx.speculation.types import DraftSource
 
 LONGEST_DRAFT = 24
 """Beyond this the prefix probabilities of real drafters are spent; lookup of verbatim copies is what gets here."""
@@ -66,11 +66,11 @@ UNMEASURED = 0.25
 
 
 @dataclass(frozen=True)
-class Prospect:
+class DrafterCandidate:
     """One drafter's position before a round: tokens it must read first, and its first guess's signal if known."""
 
-    origin: Origin
-    lag: int = 1
+    origin: DraftSource
+    tokens_behind: int = 1
     signal: float | None = None
 
 
@@ -79,8 +79,8 @@ class Round:
     """What a round was and what it cost, for the policy to learn from."""
 
     context: int
-    origin: Origin | None  # None: plain
-    lag: int = 1
+    origin: DraftSource | None  # None: plain
+    tokens_behind: int = 1
     signals: Sequence[float] = ()  # of all drafts made
     submitted: int = 0
     kept: int = 0
@@ -97,13 +97,13 @@ class Round:
 class Policy(Protocol):
     """Decides a round; the engine asks in this order and reports with `learn`."""
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
         """The drafter of this round, or None for a plain pass. `room`: drafts that could still be used."""
 
-    def another(self, signals: Sequence[float]) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Whether to make one more draft after those with `signals`."""
 
-    def submit(self, signals: Sequence[float]) -> int:
+    def verify_length(self, signals: Sequence[float]) -> int:
         """How many of the drafts to have judged."""
 
     def learn(self, done: Round) -> None:
@@ -113,15 +113,15 @@ class Policy(Protocol):
 class Plain:
     """Never drafts."""
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
         """None."""
         return None
 
-    def another(self, signals: Sequence[float]) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Never."""
         return False
 
-    def submit(self, signals: Sequence[float]) -> int:
+    def verify_length(self, signals: Sequence[float]) -> int:
         """Whatever there is."""
         return len(signals)
 
@@ -132,17 +132,17 @@ class Plain:
 class Static(Plain):
     """Always `length` drafts from one drafter: what other tools let the user set, and the bar for the dynamic policy."""
 
-    def __init__(self, origin: Origin, length: int) -> None:
+    def __init__(self, origin: DraftSource, length: int) -> None:
         self.origin, self.length = origin, length
         self._room = 0
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
         """Its drafter, if that has anything to say."""
         self._room = min(room, self.length)
-        here = any(p.origin == self.origin and (p.origin != "lookup" or p.signal is not None) for p in prospects)
+        here = any(p.origin == self.origin and (p.origin != "lookup" or p.signal is not None) for p in candidates)
         return self.origin if here and self._room else None
 
-    def another(self, signals: Sequence[float]) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Until the length is reached."""
         return len(signals) < self._room
 
@@ -154,8 +154,8 @@ class Costs:
     drift: Drift = field(default_factory=Drift)
     target: CostCurve = field(init=False)
     complete: CostCurve = field(init=False)  # the layers behind the exit, for n positions
-    draft: dict[Origin, CostCurve] = field(init=False)
-    overhead: dict[Origin, float] = field(default_factory=dict)  # of a round, beyond its passes
+    draft: dict[DraftSource, CostCurve] = field(init=False)
+    overhead: dict[DraftSource, float] = field(default_factory=dict)  # of a round, beyond its passes
     foreign: bool = False  # whether the tables were measured on another machine: then only their ratios mean something
     widest_here: int = 0  # tokens of the widest target pass seen on this machine, where the tables are foreign
 
@@ -163,7 +163,7 @@ class Costs:
         self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
         self.draft = {"draft": CostCurve(self.drift), "self": CostCurve(self.drift), "lookup": CostCurve(self.drift)}
 
-    def verify(self, origin: Origin, n: int, context: int, *, drafted: int | None = None) -> float:
+    def verify(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
         """Seconds to have `n` of `drafted` drafts judged; of exactly `n` by default."""
         if origin != "self":
             return self.target(n + 1, context)
@@ -172,24 +172,24 @@ class Costs:
         known = self.complete.known
         return again + (self.complete(n + 1, context) if known else (1 - UNMEASURED) * self.target(n + 1, context))
 
-    def judging(self, origin: Origin, most: int, context: int) -> list[float]:
+    def judging(self, origin: DraftSource, most: int, context: int) -> list[float]:
         """Seconds to have 0, 1 … `most` drafts judged, if more than those were made."""
         if origin == "self" and self.complete.known:
             return self.complete.upto(most + 1, context)
         passes = self.target.upto(most + 1, context)
         return [(1 - UNMEASURED) * t for t in passes] if origin == "self" else passes
 
-    def charted(self, origin: Origin) -> int:
+    def charted(self, origin: DraftSource) -> int:
         """Drafts whose cost is known well enough to risk: one at first, then what passes twice as wide as any so far carry."""
         if origin != "lookup" and not self.draft[origin].known:
             return 1
         return max(1, 2 * self._tried(origin) - 1)
 
-    def _tried(self, origin: Origin) -> int:
+    def _tried(self, origin: DraftSource) -> int:
         """Tokens of the widest pass that judged drafts on this machine, or in its profile."""
         return self.widest_here if self.foreign else (self.complete if origin == "self" else self.target).widest
 
-    def feared(self, origin: Origin, n: int, context: int) -> float:
+    def feared(self, origin: DraftSource, n: int, context: int) -> float:
         """Seconds by which a round with `n` drafts may exceed what is expected of it, as part of it was never run here.
 
         A pass at most twice as wide as any before takes at most twice as long, as its work is at most proportional.
@@ -215,23 +215,23 @@ class Costs:
             self.drift.factor *= seconds / expected
         self.widest_here = 1
 
-    def reading(self, origin: Origin, n: int, context: int) -> float:
+    def reading(self, origin: DraftSource, n: int, context: int) -> float:
         """Seconds of a drafter's pass over `n` tokens, which ends in one draft."""
         curve = self.draft[origin]
         return curve(n, context) if curve.known or origin == "lookup" else UNMEASURED * self.target(n, context)
 
-    def drafts(self, origin: Origin, count: int, lag: int, context: int) -> float:
-        """Seconds to make `count` drafts, the first after reading `lag` tokens."""
+    def drafts(self, origin: DraftSource, count: int, tokens_behind: int, context: int) -> float:
+        """Seconds to make `count` drafts, the first after reading `tokens_behind` tokens."""
         if count == 0:
             return 0.0
-        return self.reading(origin, lag, context) + (count - 1) * self.reading(origin, 1, context)
+        return self.reading(origin, tokens_behind, context) + (count - 1) * self.reading(origin, 1, context)
 
 
 @dataclass(slots=True)
 class _Plan:
     """A drafter's round as foreseen, in seconds of now."""
 
-    origin: Origin
+    origin: DraftSource
     signal: float | None  # of its first guess, if known
     each: float  # one draft
     reading: float  # more for the first, which must read what the drafter missed
@@ -254,31 +254,31 @@ class _Plan:
 
 
 class Dynamic:
-    """The three decisions, from `costs` and `reliability`, both of which go on learning.
+    """The three decisions, from `costs` and `acceptance_model`, both of which go on learning.
 
-    `submit_prefixes` is off where the acceptance rule forbids dropping drafts after the fact (see `acceptance`). `rate`
+    `verify_prefixes` is off where the acceptance rule forbids dropping drafts after the fact (see `acceptance`). `rate`
     (tokens per second) starts λ where a profile knows it.
     """
 
     def __init__(
         self,
         costs: Costs,
-        reliability: Mapping[Origin, Reliability],
+        acceptance_models: Mapping[DraftSource, AcceptanceModel],
         *,
-        submit_prefixes: bool = True,
+        verify_prefixes: bool = True,
         rate: float | None = None,
-        grant: float = 2.0,
+        regret_budget: float = 2.0,
     ) -> None:
         self.costs = costs
-        self.reliability = reliability
-        self._submit_prefixes = submit_prefixes
+        self.acceptance_models = acceptance_models
+        self._verify_prefixes = verify_prefixes
         self._tokens = HORIZON * 0.5
         self._seconds = self._tokens / rate if rate else 0.0
-        self._account = grant  # plain passes
-        self._trials = 0.0  # plain passes
+        self._regret_budget = regret_budget  # plain passes
+        self._exploration_budget = 0.0  # plain passes
         # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
-        self._forgiven = set(reliability) if rate else set()
-        self._surplus: dict[Origin, tuple[float, float]] = {}  # tokens, and rounds behind them
+        self._forgiven = set(acceptance_models) if rate else set()
+        self._surplus: dict[DraftSource, tuple[float, float]] = {}  # tokens, and rounds behind them
         self._plain_left = 0
         self._lookup_bar = 0.0
         self._context = 0
@@ -294,19 +294,19 @@ class Dynamic:
         achieved = self._tokens / (self._seconds * self.costs.drift.factor) if self._seconds > 0 else 0.0
         return max(achieved, 1 / plain if plain > 0 else 0.0)
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
         """Decision 3, and now and then a trial of what was decided against."""
         self._context, self._plan, self._trying, self._survival = context, None, False, []
         if room < 1 or not self.costs.target.known or (self.costs.foreign and not self.costs.widest_here):
             return None  # measure a plain pass first
-        if not self._forgiven and self._account + 1 < self.costs.cheapest_round(context):
+        if not self._forgiven and self._regret_budget + 1 < self.costs.cheapest_round(context):
             return None  # so that nothing is looked up that can't be used
         if self._plain_left > 0:
             self._plain_left -= 1
-            if not any(p.signal is not None and p.signal >= self._lookup_bar for p in prospects):
+            if not any(p.signal is not None and p.signal >= self._lookup_bar for p in candidates):
                 return None
         self._price = self.rate
-        ready = [p for p in prospects if p.origin != "lookup" or p.signal is not None]
+        ready = [p for p in candidates if p.origin != "lookup" or p.signal is not None]
         plans = sorted((self._foresee(p, room) for p in ready), key=lambda plan: -plan.worth)
         self._plan = self._pick(plans)
         if self._plan is None:
@@ -322,27 +322,27 @@ class Dynamic:
         others = plans[1:] if best else plans
         if others:
             loss = ((best.worth if best else 1 - plain) - others[0].worth) / plain
-            if loss < self._trials:
-                self._trials -= loss
+            if loss < self._exploration_budget:
+                self._exploration_budget -= loss
                 self._trying = True
                 return others[0]
         return best
 
-    def _foresee(self, prospect: Prospect, room: int) -> _Plan:
-        costs, origin, context, price = self.costs, prospect.origin, self._context, self._price
+    def _foresee(self, candidate: DrafterCandidate, room: int) -> _Plan:
+        costs, origin, context, price = self.costs, candidate.origin, self._context, self._price
         drafts = min(room, LONGEST_DRAFT, costs.charted(origin))
         each = costs.reading(origin, 1, context)
-        reading = costs.reading(origin, prospect.lag, context) - each if prospect.lag > 1 else 0.0
+        reading = costs.reading(origin, candidate.tokens_behind, context) - each if candidate.tokens_behind > 1 else 0.0
         plan = _Plan(
             origin,
-            prospect.signal,
+            candidate.signal,
             each,
             reading,
             again=each if origin == "self" else 0.0,
             judging=costs.judging(origin, drafts, context),
             feared=[costs.feared(origin, k, context) for k in range(drafts + 1)],
             overhead=costs.overhead.get(origin, 0.0) * costs.drift.factor,
-            most=(self._account + 1) * costs.target(1, context) + (reading if origin in self._forgiven else 0.0),
+            most=(self._regret_budget + 1) * costs.target(1, context) + (reading if origin in self._forgiven else 0.0),
             spared=reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4))),
         )
         fixed, judging = plan.drafting(0) + plan.again, plan.judging
@@ -363,12 +363,12 @@ class Dynamic:
 
     def _ahead(self, plan: _Plan, k: int) -> float:
         """Acceptance of draft k before it is made."""
-        reliability = self.reliability[plan.origin]
+        acceptance_model = self.acceptance_models[plan.origin]
         if plan.signal is None:
-            return reliability.typical
-        return reliability(log2(2**plan.signal + k - 1), k)  # a match grows by one with each guess that holds
+            return acceptance_model.typical
+        return acceptance_model(log2(2**plan.signal + k - 1), k)  # a match grows by one with each guess that holds
 
-    def another(self, signals: Sequence[float]) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Decision 1."""
         plan, k = self._plan, len(signals)
         if plan is None or k + 1 >= len(plan.judging):
@@ -388,7 +388,7 @@ class Dynamic:
                 break
         return False
 
-    def submit(self, signals: Sequence[float]) -> int:
+    def verify_length(self, signals: Sequence[float]) -> int:
         """Decision 2."""
         plan, k = self._plan, len(signals)
         if plan is None or k == 0:
@@ -398,16 +398,16 @@ class Dynamic:
         for n, survival in enumerate(self._survival, start=1):
             tokens += survival
             worth = tokens - self._price * (plan.judging[n] + (plan.again if n == k else 0.0))
-            if worth > best_worth or (n == k and not self._submit_prefixes):
+            if worth > best_worth or (n == k and not self._verify_prefixes):
                 best, best_worth = n, worth
         self._compare(plan, best_worth - self._price * (plan.drafting(k) - plan.spared))
         return max(best, 1) if self._trying else best
 
     def _judge(self, plan: _Plan, signals: Sequence[float]) -> None:
-        reliability = self.reliability[plan.origin]
+        acceptance_model = self.acceptance_models[plan.origin]
         for i in range(len(self._survival), len(signals)):
             before = self._survival[-1] if self._survival else 1.0
-            self._survival.append(before * reliability(signals[i], i + 1))
+            self._survival.append(before * acceptance_model(signals[i], i + 1))
 
     def _compare(self, plan: _Plan, worth: float) -> None:
         """Note what seeing the drafts was worth: stopping at a doubtful one has a value that no fixed number foresees."""
@@ -428,7 +428,7 @@ class Dynamic:
             self._learn_costs(origin, done)
             self._learn_acceptance(origin, done)
             plain = costs.target(1, context)
-            expected = costs.drafts(origin, len(done.signals), done.lag, context) + costs.overhead[origin]
+            expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
         # A hiccup of the machine is nobody's fault: it counts as little here as it does in the curves.
         seconds = min(done.seconds, CLIP * expected)
@@ -443,7 +443,7 @@ class Dynamic:
     def _settle(self, done: Round, passes: float) -> None:
         """Book a round that took as long as so many plain passes."""
         change = REGRET * passes
-        self._trials = min(self._trials + change, TRIAL_DEPOSIT)
+        self._exploration_budget = min(self._exploration_budget + change, TRIAL_DEPOSIT)
         if done.origin is None:
             deciding = done.seconds - done.verify_seconds
             change -= passes * min(max(deciding / done.seconds, 0.0), 1.0) if done.seconds > 0 else 0.0
@@ -453,30 +453,31 @@ class Dynamic:
                 self._forgiven.remove(done.origin)
                 costs, plain = self.costs, self.costs.target(1, done.context)
                 change += (
-                    costs.drafts(done.origin, 1, done.lag, done.context) - costs.drafts(done.origin, 1, 1, done.context)
+                    costs.drafts(done.origin, 1, done.tokens_behind, done.context)
+                    - costs.drafts(done.origin, 1, 1, done.context)
                 ) / plain
-        self._account = min(self._account + change, DEPOSIT)
+        self._regret_budget = min(self._regret_budget + change, DEPOSIT)
 
-    def _learn_acceptance(self, origin: Origin, done: Round) -> None:
-        reliability = self.reliability[origin]
+    def _learn_acceptance(self, origin: DraftSource, done: Round) -> None:
+        acceptance_model = self.acceptance_models[origin]
         for i in range(min(done.kept + 1, done.submitted)):
-            reliability.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
+            acceptance_model.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
         if done.kept == done.submitted < len(done.signals):
             # Or the outlook would know only of drafts that were good enough to submit.
-            reliability.expect(reliability(done.signals[done.kept], done.kept + 1))
-        for other, theirs in self.reliability.items():
+            acceptance_model.expect(acceptance_model(done.signals[done.kept], done.kept + 1))
+        for other, theirs in self.acceptance_models.items():
             if other != origin:
                 theirs.fade()
 
-    def _learn_costs(self, origin: Origin, done: Round) -> None:
+    def _learn_costs(self, origin: DraftSource, done: Round) -> None:
         costs, drafted, judging = self.costs, len(done.signals), done.verify_seconds
         if drafted:
             curve, spent = costs.draft[origin], done.draft_seconds
-            if done.lag <= 2 or origin != "draft":
+            if done.tokens_behind <= 2 or origin != "draft":
                 curve.observe(1, done.context, spent / drafted)
             else:
                 rest = (drafted - 1) * curve(1, done.context)
-                curve.observe(done.lag, done.context, max(spent - rest, 0.2 * spent))
+                curve.observe(done.tokens_behind, done.context, max(spent - rest, 0.2 * spent))
         if origin == "self" and drafted:
             again = costs.reading(origin, 1, done.context) if done.submitted == drafted else 0.0
             costs.complete.observe(done.submitted + 1, done.context, max(judging - again, 0.2 * judging))

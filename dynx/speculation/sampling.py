@@ -28,7 +28,7 @@ IMPOSSIBLE = -1e4
 """Logit of a token that only the target knows, in a draft model's row: far from likely, and finite, so that penalties stay so."""
 
 
-class Warp:
+class LogitsProcessors:
     """The processors of one `Sampling`, applied to rows of logits.
 
     The model's own settings may depend on where the answer starts and ends: `prompt` and `max_new_tokens`. `vocab` is the
@@ -51,7 +51,7 @@ class Warp:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
     @classmethod
-    def of(cls, request: Request, vocab: int) -> Warp:
+    def for_request(cls, request: Request, vocab: int) -> LogitsProcessors:
         """A request's, for a target of `vocab` tokens."""
         return cls(request.sampling, request.prompt, request.max_new_tokens, vocab)
 
@@ -61,7 +61,7 @@ class Warp:
         return self.sampling.repetition_penalty != 1 or bool(self.sampling.own.values)
 
     @property
-    def idle(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether logits come back as they went in (besides their precision)."""
         return not self._by_position and not self._warpers
 
@@ -102,7 +102,7 @@ class Warp:
         """The distribution that is sampled from, (T, V)."""
         return self.scores(rows, context, drafts).softmax(-1)
 
-    def stretch(self, length: int) -> float:
+    def distance_scale(self, length: int) -> float:
         """By how much processing can multiply the distance of two logits in a text of up to `length` tokens; inf: by anything."""
         own, factor = self.sampling.own.values, 1.0
         for penalty in (self.sampling.repetition_penalty, own.get("encoder_repetition_penalty", 1.0)):
@@ -118,7 +118,7 @@ class Warp:
         return math.inf if getattr(mark, "seeding_scheme", None) == "selfhash" else factor
 
 
-class PositionNoise:
+class SeededGumbelNoise:
     """Randomness that belongs to a position of the text rather than to the order of the draws.
 
     The sampled token is argmax(p / e) with e ~ Exp(1) for each entry, which is distributed as p. Since e depends on the seed
@@ -159,7 +159,7 @@ def check_processors(settings: ModelSettings, vocab: int) -> None:
     sampling = Sampling(own=settings)
     try:
         for length in (1, 2):  # the first and the last position of an answer of two
-            Warp(sampling, [0], 2, vocab).scores(torch.zeros(1, vocab), [0] * length)
+            LogitsProcessors(sampling, [0], 2, vocab).scores(torch.zeros(1, vocab), [0] * length)
     except Exception as e:  # noqa: BLE001 - whatever transformers makes of values that anybody wrote
         reason = next(iter(str(e).splitlines()), "") or type(e).__name__
         raise ModelError(

@@ -19,7 +19,7 @@ from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
-from dynx.speculation.backends import Kernels, verifier
+from dynx.speculation.backends import ModelBackends, verifier
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Profile
-    from dynx.speculation.engine import Engine, Knowledge
+    from dynx.speculation.engine import AcceptanceProfile, Engine
     from dynx.speculation.plan import GeneratorRequest
     from dynx.speculation.types import ModelSettings
 
@@ -188,19 +188,19 @@ def assemble(
         from dynx.speculation.engine import Drafters, Engine
         from dynx.speculation.sampling import check_processors
 
-    knowledge = _knowledge(plan, warn)
+    acceptance_profile = _acceptance_profile(plan, warn)
     stages("reading the tokenizer")
     tokenizer = loading.load_tokenizer(plan.source)
     own = _own_settings(plan, tokenizer)
     stages(f"loading {plan.source.name}")
     fitted = plan.fitted
-    kernels = Kernels(plan, stages, warn, clock)
+    kernels = ModelBackends(plan, stages, warn, clock)
     began = time.perf_counter()
     target = kernels.target()
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
-    widened = widened_of(plan.own_profile) if plan.own_profile else {}
+    padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
-    run_instead(target, widened)
+    run_instead(target, padded_lengths)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if (state := _state(target)) is not None:
@@ -226,14 +226,14 @@ def assemble(
         decisions.draft = _describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
-    engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
-    engine.alike = not drafters.present  # one token at a time is plain decoding
+    engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile)
+    engine.batch_invariant = not drafters.present  # one token at a time is plain decoding
     if request.exact:
-        _make_exact(plan, engine, stages, widened)
+        _make_exact(plan, engine, stages, padded_lengths)
     elif plan.own_profile is not None:
-        from dynx.speculation.exactness import alike
+        from dynx.speculation.exactness import is_batch_invariant
 
-        engine.alike |= alike(plan.own_profile.measured.get("noise"), widened)
+        engine.batch_invariant |= is_batch_invariant(plan.own_profile.measured.get("noise"), padded_lengths)
     return LoadedGenerator(plan, engine, tokenizer, own, lambda: verifier(plan, engine.target))
 
 
@@ -267,18 +267,20 @@ def _state(target: Backend) -> Decision[str] | None:
     return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
 
 
-def _make_exact(plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
+def _make_exact(
+    plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], padded_lengths: dict[int, int]
+) -> None:
     """Have the engine's greedy text be plain decoding's to the token."""
-    from dynx.speculation.exactness import make_alike, prepare
+    from dynx.speculation.exactness import make_batch_invariant, prepare
 
     if not engine.drafters.present:
-        make_alike(engine.target, widened)
+        make_batch_invariant(engine.target, padded_lengths)
         plan.decisions.exact = Decision("by every pass", "it is plain decoding")
         return
 
     stages("measuring how passes round")
     known = plan.own_profile.measured.get("noise") if plan.own_profile else None
-    engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, widened)
+    engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, padded_lengths)
 
 
 def _library(request: GeneratorRequest) -> str:
@@ -291,20 +293,20 @@ def _library(request: GeneratorRequest) -> str:
         raise InvalidInput(f"`lookup` {request.lookup} can't be read: {e.strerror}") from None
 
 
-def _knowledge(plan: GeneratorPlan, warn: Callable[[str], None]) -> Knowledge:
+def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> AcceptanceProfile:
     """What the plan's profile says; one that can't be used leaves the plan as if there were none.
 
     Without one that was measured here nothing is staked at first, unless drafters were asked for.
     """
-    knowledge = knowledge_of(plan.profile, warn=warn, foreign=plan.bundled)
-    if plan.profile is not None and not (knowledge.costs.foreign or knowledge.from_profile):
+    acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
+    if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
         plan.drop_profile("its contents can't be used", lambda _: None)
     if plan.auto:
-        knowledge.stake = 0.0
-    return knowledge
+        acceptance_profile.regret_budget = 0.0
+    return acceptance_profile
 
 
-def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
+def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
     source = plan.drafter
     if source is None:
         raise RuntimeError("there is no draft model to load")
@@ -359,7 +361,7 @@ def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
     return Decision(", ".join(names) or "none", why)
 
 
-def widened_of(profile: Profile) -> dict[int, int]:
+def padded_lengths_of(profile: Profile) -> dict[int, int]:
     """Widths of passes that are run wider than asked, as calibration measured; none where that isn't written."""
     try:
         found = {int(asked): int(run) for asked, run in profile.fitted.get("widened", {}).items()}
@@ -368,21 +370,21 @@ def widened_of(profile: Profile) -> dict[int, int]:
     return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
 
 
-def knowledge_of(
+def acceptance_profile_of(
     profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None, foreign: bool = False
-) -> Knowledge:
+) -> AcceptanceProfile:
     """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none.
 
     Of a `foreign` one, measured on another machine, acceptance holds, costs are ratios that this machine may soon correct, and
     nothing is promised.
     """
     from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
-    from dynx.speculation.acceptance_model import Reliability
-    from dynx.speculation.engine import Knowledge
+    from dynx.speculation.acceptance_model import AcceptanceModel
+    from dynx.speculation.engine import AcceptanceProfile
     from dynx.speculation.policy import Costs
 
     if profile is None:
-        return Knowledge()
+        return AcceptanceProfile()
     try:
         costs = Costs()
         measured, fitted = profile.measured, profile.fitted
@@ -393,14 +395,14 @@ def knowledge_of(
             costs.draft[origin] = CostCurve.from_json(curve, costs.drift)
         for origin, seconds in measured.get("overhead", {}).items():
             costs.overhead[origin] = float(seconds)
-        reliability = {(o, True): Reliability.from_json(r) for o, r in fitted.get("reliability", {}).items()}
+        acceptance_models = {(o, True): AcceptanceModel.from_json(r) for o, r in fitted.get("reliability", {}).items()}
         if foreign:
             for curve in (costs.target, costs.complete, *costs.draft.values()):
                 curve.table = {n: (seconds, FOREIGN_WEIGHT) for n, (seconds, _) in curve.table.items()}
             costs.foreign = True
-            return Knowledge(costs, reliability)
+            return AcceptanceProfile(costs, acceptance_models)
         rate = fitted.get("tokens_per_second")
-        return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
+        return AcceptanceProfile(costs, acceptance_models, float(rate) if rate else None, from_profile=True)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
-        return Knowledge()
+        return AcceptanceProfile()

@@ -18,13 +18,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.speculation.acceptance_model import Reliability
-from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round, Static
+from dynx.speculation.acceptance_model import AcceptanceModel
+from dynx.speculation.policy import Costs, DrafterCandidate, Dynamic, Plain, Policy, Round, Static
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
 FIXED_POINT_STEPS = 6
 """Dinkelbach's iteration converges superlinearly; the third step already moves the rate by less than 0.1 %."""
@@ -37,7 +37,7 @@ OPTIMISM = 1.0
 
 
 @dataclass(frozen=True)
-class Guess:
+class DraftTrace:
     """What one drafter says at one position, to full depth, and how many of its drafts the target keeps."""
 
     signals: tuple[float, ...] = ()
@@ -52,14 +52,14 @@ class Recording:
     """
 
     prompt: int
-    guesses: Mapping[Origin, Sequence[Guess]]
+    guesses: Mapping[DraftSource, Sequence[DraftTrace]]
 
     @property
     def tokens(self) -> int:
         """Tokens of the text after the prompt's pass, which is where drafting begins."""
         return min((len(g) for g in self.guesses.values()), default=0)
 
-    def judged(self, origin: Origin) -> Iterator[tuple[float, int, float]]:
+    def judged(self, origin: DraftSource) -> Iterator[tuple[float, int, float]]:
         """(signal, position, accepted) of every draft that was judged with all before it kept: what calibration fits."""
         for guess in self.guesses[origin]:
             for i, signal in enumerate(guess.signals[: guess.kept + 1]):
@@ -105,8 +105,8 @@ def simulate(
     held = dict.fromkeys(recording.guesses, 0)  # tokens of the text that a drafter has read
     while at < recording.tokens:
         written = recording.prompt + at
-        lags = {o: written - held[o] if o == "draft" else 1 for o in recording.guesses}
-        done = _round(recording, at, policy, costs, lags, pace)
+        tokens_behind_by_drafter = {o: written - held[o] if o == "draft" else 1 for o in recording.guesses}
+        done = _round(recording, at, policy, costs, tokens_behind_by_drafter, pace)
         policy.learn(done)
         if done.origin is not None and done.signals:
             # Its own last draft is the one token that a drafter hasn't read.
@@ -121,28 +121,30 @@ def _round(
     at: int,
     policy: Policy,
     costs: Costs,
-    lags: Mapping[Origin, int],
+    tokens_behind_by_drafter: Mapping[DraftSource, int],
     pace: Callable[[int], float],
 ) -> Round:
     room, context = recording.tokens - at - 1, recording.prompt + at - 1
-    prospects = [
-        Prospect(o, lags[o], g[at].signals[0] if o == "lookup" and g[at].signals else None)
+    candidates = [
+        DrafterCandidate(o, tokens_behind_by_drafter[o], g[at].signals[0] if o == "lookup" and g[at].signals else None)
         for o, g in recording.guesses.items()
     ]
-    origin = policy.choose(prospects, context, room) if room and prospects else None
+    origin = policy.choose(candidates, context, room) if room and candidates else None
     if origin is None:
         spent = costs.target(1, context) * pace(at)
         return Round(context, None, verify_seconds=spent, seconds=spent)
     guess = recording.guesses[origin][at]
     signals: list[float] = []
-    while len(signals) < room and policy.another(signals) and len(signals) < len(guess.signals):
+    while len(signals) < room and policy.should_draft_more(signals) and len(signals) < len(guess.signals):
         signals.append(guess.signals[len(signals)])
-    submitted = policy.submit(signals)
-    drafting = costs.drafts(origin, len(signals), lags[origin], context) * pace(at)
+    submitted = policy.verify_length(signals)
+    drafting = costs.drafts(origin, len(signals), tokens_behind_by_drafter[origin], context) * pace(at)
     judging = costs.verify(origin, submitted, context, drafted=len(signals)) * pace(at)
     seconds = drafting + judging + costs.overhead.get(origin, 0.0) * pace(at)
     kept = min(guess.kept, submitted)
-    return Round(context, origin, lags[origin], signals, submitted, kept, drafting, judging, seconds)
+    return Round(
+        context, origin, tokens_behind_by_drafter[origin], signals, submitted, kept, drafting, judging, seconds
+    )
 
 
 def speedup(recording: Recording, policy: Policy, costs: Costs) -> float:
@@ -181,10 +183,12 @@ class _Informed(Dynamic):
     With `follow` it keeps track of how the text is going, as far as verdicts show; without, only signals say.
     """
 
-    def __init__(self, costs: Costs, reliability: Mapping[Origin, Reliability], rate: float, *, follow: bool) -> None:
-        super().__init__(costs, deepcopy(reliability), rate=rate, grant=math.inf)
+    def __init__(
+        self, costs: Costs, acceptance_models: Mapping[DraftSource, AcceptanceModel], rate: float, *, follow: bool
+    ) -> None:
+        super().__init__(costs, deepcopy(acceptance_models), rate=rate, regret_budget=math.inf)
         self._fixed, self._follow = rate, follow
-        self._surplus = dict.fromkeys(reliability, (OPTIMISM, 0.0))  # so that each is tried before it is judged
+        self._surplus = dict.fromkeys(acceptance_models, (OPTIMISM, 0.0))  # so that each is tried before it is judged
 
     @property
     def rate(self) -> float:
@@ -193,13 +197,13 @@ class _Informed(Dynamic):
     def learn(self, done: Round) -> None:
         if self._follow and done.origin is not None:
             for i in range(min(done.kept + 1, done.submitted)):
-                self.reliability[done.origin].expect(1.0 if i < done.kept else 0.0)
+                self.acceptance_models[done.origin].expect(1.0 if i < done.kept else 0.0)
 
 
 def _informed(recording: Recording, costs: Costs) -> Bound:
     """The dynamic policy at the fixed point of its rate, or plain or a static length where that is faster."""
-    reliability = {origin: Reliability() for origin in recording.guesses}
-    for origin, fitted in reliability.items():
+    acceptance_models = {origin: AcceptanceModel() for origin in recording.guesses}
+    for origin, fitted in acceptance_models.items():
         fitted.fit(recording.judged(origin))
     fixed: list[Policy] = [Plain()]
     fixed += [Static(origin, length) for origin in recording.guesses for length in range(1, STATIC_LENGTHS + 1)]
@@ -207,7 +211,7 @@ def _informed(recording: Recording, costs: Costs) -> Bound:
     for follow in (False, True):
         rate = best.rate
         for _ in range(FIXED_POINT_STEPS):
-            tried = simulate(recording, _Informed(costs, reliability, rate, follow=follow), costs)
+            tried = simulate(recording, _Informed(costs, acceptance_models, rate, follow=follow), costs)
             best = max(best, tried, key=lambda outcome: outcome.rate)
             if tried.rate <= rate:
                 break

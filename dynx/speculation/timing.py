@@ -139,7 +139,7 @@ def measure(
     return samples
 
 
-def measure_and_widen(
+def measure_with_padding(
     target: Backend,
     small: Backend | None,
     exits: tuple[int, ...],

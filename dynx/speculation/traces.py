@@ -13,8 +13,8 @@ from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.engine import Engine
 from dynx.speculation.policy import LONGEST_DRAFT, Plain
-from dynx.speculation.sampling import Warp
-from dynx.speculation.simulate import Guess
+from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.simulate import DraftTrace
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ class Reading:
     signals: Sequence[float]
     right: Sequence[bool]
 
-    def traces(self, text: Text) -> list[Guess]:
+    def traces(self, text: Text) -> list[DraftTrace]:
         """What the drafter would have offered at each position of the answer from its second token on."""
         out = []
         for at in range(text.prompt + 1, len(text.tokens)):
             stop = min(at + LONGEST_DRAFT, len(text.tokens))
             run = self.right[at - 1 : stop - 1]
             kept = run.index(False) if False in run else len(run)
-            out.append(Guess(tuple(self.signals[at - 1 : stop - 1]), kept))
+            out.append(DraftTrace(tuple(self.signals[at - 1 : stop - 1]), kept))
         return out
 
 
@@ -111,15 +111,15 @@ def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> 
 
 
 def _reading(rows: Tensor, tokens: list[int], text: Text, sampling: Sampling, vocab: int) -> Reading:
-    warp = Warp(sampling, text.tokens[: text.prompt], len(text.tokens) - text.prompt, vocab)
-    probabilities = warp.probabilities(rows, tokens[:1], tokens[1:])
+    processors = LogitsProcessors(sampling, text.tokens[: text.prompt], len(text.tokens) - text.prompt, vocab)
+    probabilities = processors.probabilities(rows, tokens[:1], tokens[1:])
     best, guesses = probabilities.max(-1)
     return Reading(
         [log_odds(p) for p in best.tolist()], [g == t for g, t in zip(guesses.tolist(), tokens[1:], strict=True)]
     )
 
 
-def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = None) -> list[Guess]:
+def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = None) -> list[DraftTrace]:
     """What lookup would have offered at each position of the answer from its second token on."""
     drafter, out = LookupDrafter(library, new_ngrams), []
     for at in range(text.prompt + 1, len(text.tokens)):
@@ -133,5 +133,5 @@ def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = N
             signals.append(draft.signal)
             missed = missed or draft.token != text.tokens[at + i]
             kept += not missed
-        out.append(Guess(tuple(signals), kept))
+        out.append(DraftTrace(tuple(signals), kept))
     return out

@@ -12,7 +12,7 @@ from dynx.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Origin = Literal["target", "draft", "self", "lookup"]
+DraftSource = Literal["target", "draft", "self", "lookup"]
 """Who proposed a token first. A token the target chose by itself, in a plain pass or after a rejection, is "target"."""
 
 LEAST_PENALTY = 1e-6
@@ -92,7 +92,7 @@ class Token:
 
     id: int
     text: str
-    origin: Origin
+    origin: DraftSource
 
 
 @dataclass
@@ -114,12 +114,12 @@ class DrafterTally:
 
 
 @dataclass(frozen=True)
-class Recheck:
+class RedecodeStats:
     """What it took to be exact."""
 
     bound: float  # logits that rounding may move a decision by; 0 where wide passes give narrow ones' bits
     near_ties: int = 0  # decisions closer than that, made again by plain passes
-    reread: int = 0  # plain passes that this took
+    redecoded: int = 0  # plain passes that this took
     seconds: float = 0.0
 
 
@@ -139,7 +139,7 @@ class Receipt:
     plain_seconds: float | None  # what plain decoding would have taken, from its measured cost
     plain_measured: str | None  # where that cost comes from: "profile", "this run" or None
     rows: float = 1.0  # answers that shared each pass, on average; times are this one's share of them
-    exact: Recheck | None = None  # where exactness was asked for
+    exact: RedecodeStats | None = None  # where exactness was asked for
 
     @property
     def tokens_per_second(self) -> float | None:

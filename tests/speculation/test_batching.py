@@ -27,7 +27,7 @@ from dynx.speculation.types import Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.batching import Row
+    from dynx.speculation.batching import SequenceRun
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
@@ -138,11 +138,11 @@ def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int], 
     return out
 
 
-def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[Batch] = Bold) -> list[Row]:
+def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[Batch] = Bold) -> list[SequenceRun]:
     """The answers of a batch."""
     waiting, begun = list(reversed(requests)), []
 
-    def more() -> Row | None:
+    def more() -> SequenceRun | None:
         if not waiting:
             return None
         begun.append(batch.row(waiting.pop()))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dynx.cli.stdin import Arrivals
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.batch_size import Choice
-    from dynx.speculation.batching import Batch, Row
+    from dynx.speculation.batching import Batch, SequenceRun
 
 AHEAD = 64
 """Prompts read ahead at most, to see how many wait."""
@@ -39,7 +39,7 @@ class _Turn:
 
     index: int
     prompt: str
-    row: Row | None = None
+    row: SequenceRun | None = None
     error: DynxError | None = None
 
 
@@ -156,7 +156,7 @@ class Lines:
             if not self._turns:
                 self._batch.step()
 
-    def _next_row(self) -> Row | None:
+    def _next_row(self) -> SequenceRun | None:
         """The next prompt that can be continued, if one has arrived."""
         while self._batch is not None:
             self._look_ahead(1)

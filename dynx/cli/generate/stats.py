@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.speculation.types import Receipt, Recheck
+    from dynx.speculation.types import Receipt, RedecodeStats
 
 SHADES: dict[str, str] = {
     "target": "",
@@ -63,18 +63,18 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
 
 
-def _recheck(found: Recheck) -> str:
+def _recheck(found: RedecodeStats) -> str:
     if not found.bound:
         return "nothing to check: wide passes give narrow ones' bits"
-    times = f"{found.reread} plain passes, {found.seconds:.3f} s"
+    times = f"{found.redecoded} plain passes, {found.seconds:.3f} s"
     return f"{found.near_ties} near-ties (closer than {found.bound:.2g} logits) decided again: {times}"
 
 
-def _recheck_json(found: Recheck) -> dict[str, Any]:
+def _recheck_json(found: RedecodeStats) -> dict[str, Any]:
     return {
         "bound_logits": found.bound,
         "near_ties": found.near_ties,
-        "reread_tokens": found.reread,
+        "reread_tokens": found.redecoded,
         "seconds": found.seconds,
     }
 

@@ -3,10 +3,10 @@
 One round, seen from the engine:
 
     drafter.sync(tokens)              # the text so far, prompt included
-    while policy wants another:
+    while policy.should_draft_more(signals):
         draft = drafter.propose()     # None: nothing (more) to say
     ...the target judges a prefix...
-    drafter.settle(kept)              # how many of the proposed tokens stayed
+    drafter.accept(count)              # how many of the proposed tokens stayed
 
 A drafter knows nothing of costs or policy; it only says, with each token, how sure it is.
 """
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, overload
 
-from dynx.speculation.policy import Prospect
+from dynx.speculation.policy import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from dynx.speculation.drafters.draft_sampler import Chooser
-    from dynx.speculation.types import Origin
+    from dynx.speculation.drafters.draft_sampler import DraftSampler
+    from dynx.speculation.types import DraftSource
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Draft:
 class Drafter(Protocol):
     """Guesses the next tokens, one at a time."""
 
-    origin: Origin
+    origin: DraftSource
 
     def sync(self, tokens: Sequence[int]) -> None:
         """Start a round: `tokens` is everything so far; what follows is to be guessed."""
@@ -53,35 +53,38 @@ class Drafter(Protocol):
     def propose(self) -> Draft | None:
         """The next guess after those of this round, or None."""
 
-    def settle(self, kept: int) -> None:
+    def accept(self, count: int) -> None:
         """The round is over: the first `kept` guesses stayed."""
 
-    def lag(self, length: int) -> int:
+    def tokens_behind(self, length: int) -> int:
         """Tokens to read before the first guess when the text has `length` tokens: 1 is up to date."""
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
         """The signal of the first guess if it is known without making it; None otherwise."""
 
     def reset(self) -> None:
         """Forget the text: another one begins."""
 
 
-class Prospects(Sequence[Prospect]):
+class DrafterCandidates(Sequence[DrafterCandidate]):
     """The drafters' positions before a round, found out when first asked for: a policy that can't afford a draft doesn't ask."""
 
-    def __init__(self, drafters: Mapping[Origin, Drafter], tokens: Sequence[int]) -> None:
+    def __init__(self, drafters: Mapping[DraftSource, Drafter], tokens: Sequence[int]) -> None:
         self._drafters, self._tokens = drafters, tokens
 
     @cached_property
-    def _found(self) -> list[Prospect]:
+    def _found(self) -> list[DrafterCandidate]:
         tokens = self._tokens
-        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
+        return [
+            DrafterCandidate(o, d.tokens_behind(len(tokens)), d.peek_confidence(tokens))
+            for o, d in self._drafters.items()
+        ]
 
     @overload
-    def __getitem__(self, index: int) -> Prospect: ...
+    def __getitem__(self, index: int) -> DrafterCandidate: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Prospect]: ...
-    def __getitem__(self, index: int | slice) -> Prospect | Sequence[Prospect]:
+    def __getitem__(self, index: slice) -> Sequence[DrafterCandidate]: ...
+    def __getitem__(self, index: int | slice) -> DrafterCandidate | Sequence[DrafterCandidate]:
         """A prospect, or some."""
         return self._found[index]
 
@@ -90,10 +93,10 @@ class Prospects(Sequence[Prospect]):
         return len(self._drafters)
 
 
-class BatchRow(Protocol):
+class BatchSequence(Protocol):
     """What a drafter of a whole batch reads of one of its sequences."""
 
-    choose: Chooser
+    sample_draft: DraftSampler
     simple: bool
     """Whether its next token is the likeliest one, whatever came before."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.drafters.base import BatchRow
+    from dynx.speculation.drafters.base import BatchSequence
 
 
 class BatchDrafter:
@@ -23,7 +23,7 @@ class BatchDrafter:
         self._session = BatchSession(backend)
         self._held: list[list[int]] = []  # by row: the tokens behind its positions
 
-    def lag(self, rows: Sequence[BatchRow]) -> int:
+    def tokens_behind(self, rows: Sequence[BatchSequence]) -> int:
         """Tokens that the row furthest behind must read before its first guess."""
         held = [*map(len, self._held), *[0] * len(rows)]
         return max(1, *(len(row.text) - there for row, there in zip(rows, held, strict=False)))
@@ -39,12 +39,12 @@ class BatchDrafter:
             del self._held[at]
             self._session.remove(at)
 
-    def mute(self, row: BatchRow) -> bool:
+    def mute(self, row: BatchSequence) -> bool:
         """Whether it can't read this row: a token that only the target knows, or a text longer than its context."""
         limit = self._backend.context
         return max(row.text) >= self._backend.vocab or (limit is not None and len(row.text) >= limit)
 
-    def sync(self, rows: Sequence[BatchRow]) -> None:
+    def sync(self, rows: Sequence[BatchSequence]) -> None:
         """Hold a prefix of every row's text, reading whole what is new."""
         fresh = []
         for at, row in enumerate(rows):
@@ -69,12 +69,12 @@ class BatchDrafter:
         self._session.rollback([len(held) for held in self._held])
 
     def propose(
-        self, rows: Sequence[BatchRow], guesses: Sequence[Sequence[Draft]], asked: Sequence[bool]
+        self, rows: Sequence[BatchSequence], drafted: Sequence[Sequence[Draft]], asked: Sequence[bool]
     ) -> list[Draft | None]:
-        """The next guess of each row that is `asked`, after its `guesses` of this round."""
+        """The next guess of each row that is `asked`, after its `drafted` of this round."""
         limit = self._backend.context
         feeds: list[list[int]] = []
-        for row, held, drafts, wanted in zip(rows, self._held, guesses, asked, strict=True):
+        for row, held, drafts, wanted in zip(rows, self._held, drafted, asked, strict=True):
             text = [*row.text, *(d.token for d in drafts)] if drafts else row.text
             able = wanted and not self.mute(row) and (limit is None or len(text) <= limit)
             able = able and (not drafts or drafts[-1].token < self._backend.vocab)
@@ -93,6 +93,6 @@ class BatchDrafter:
                 out[r] = Draft(token, log_odds(sure))
             return out
         for r, row in zip(speaking, last, strict=True):
-            token, sure, kept = rows[r].choose(row, rows[r].text, [d.token for d in guesses[r]])
+            token, sure, kept = rows[r].sample_draft(row, rows[r].text, [d.token for d in drafted[r]])
             out[r] = Draft(token, log_odds(sure), kept)
         return out

@@ -15,49 +15,49 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Session
-    from dynx.speculation.drafters.draft_sampler import Chooser
-    from dynx.speculation.types import Origin
+    from dynx.speculation.drafters.draft_sampler import DraftSampler
+    from dynx.speculation.types import DraftSource
 
 
 class EarlyExitDrafter:
     """Guesses with the first `layers` layers of the target whose session it is given."""
 
-    origin: Origin = "self"
+    origin: DraftSource = "self"
 
-    def __init__(self, layers: int, chooser: Chooser) -> None:
+    def __init__(self, layers: int, sampler: DraftSampler) -> None:
         self.layers = layers
-        self._choose = chooser
+        self._sample = sampler
         self._context: Sequence[int] = ()
-        self._guesses: list[int] = []
+        self._drafted: list[int] = []
         self.session: Session | None = None  # the target's; the engine sets it for each text
 
     def reset(self) -> None:
         """See `Drafter.reset`."""
         self.session = None
 
-    def lag(self, length: int) -> int:
+    def tokens_behind(self, length: int) -> int:
         """Always up to date: its past is the target's."""
         return 1
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
         """Unknown before the pass is made."""
         return None
 
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
-        self._context, self._guesses = tokens, []
+        self._context, self._drafted = tokens, []
 
     def propose(self) -> Draft | None:
         """See `Drafter.propose`."""
         if self.session is None:
             raise RuntimeError("propose before the engine gave a session")
-        last = self._guesses[-1] if self._guesses else self._context[-1]
+        last = self._drafted[-1] if self._drafted else self._context[-1]
         rows = self.session.forward_early([last], self.layers)
         if rows is None:
             raise RuntimeError("an early pass with a head gave no logits")
-        token, probability, kept = self._choose(rows[0], self._context, self._guesses)
-        self._guesses.append(token)
+        token, probability, kept = self._sample(rows[0], self._context, self._drafted)
+        self._drafted.append(token)
         return Draft(token, log_odds(probability), kept)
 
-    def settle(self, kept: int) -> None:
+    def accept(self, count: int) -> None:
         """Nothing: the engine rolls the shared session back."""

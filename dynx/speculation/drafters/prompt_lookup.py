@@ -16,7 +16,7 @@ from dynx.speculation.drafters.base import Draft
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
 REFRESH_DEPTH = 32
 """Suffix states whose latest occurrence is brought up to date per token; shorter contexts are the ones nearest the root."""
@@ -79,7 +79,7 @@ class SuffixAutomaton:
         state = self._link[self._last] if self._last else 0
         return (self._length[state], self._end[state]) if state > 0 else (0, 0)
 
-    def settle(self) -> None:
+    def record_ends(self) -> None:
         """Record that every suffix of the text now also ends here; call after `match` was read."""
         state, end = self._link[self._last] if self._last else 0, len(self.text)
         for _ in range(REFRESH_DEPTH):
@@ -95,7 +95,7 @@ class LookupDrafter:
     `new_ngrams`, if given, is how many tokens in a row the answer may not repeat: copying stops before that many.
     """
 
-    origin: Origin = "lookup"
+    origin: DraftSource = "lookup"
 
     def __init__(self, library: Sequence[int] = (), new_ngrams: int | None = None) -> None:
         self._library = list(library)
@@ -104,7 +104,7 @@ class LookupDrafter:
         self._seen = 0  # tokens of the text at hand in the index
         self._length = 0
         self._at = 0
-        self._guesses: list[int] = []
+        self._drafted: list[int] = []
         self.reset()
 
     def reset(self) -> None:
@@ -113,10 +113,10 @@ class LookupDrafter:
             self._index = SuffixAutomaton()
             for token in self._library:
                 self._index.extend([token])
-                self._index.settle()
+                self._index.record_ends()
         self._seen, self._length = 0, 0
 
-    def lag(self, length: int) -> int:
+    def tokens_behind(self, length: int) -> int:
         """Reading is free."""
         return 1
 
@@ -124,10 +124,10 @@ class LookupDrafter:
         for i in range(self._seen, len(tokens)):
             self._index.extend([tokens[i]])
             self._length, self._at = self._index.match()
-            self._index.settle()
+            self._index.record_ends()
         self._seen = len(tokens)
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
         """The signal that `propose` would give, or None where nothing matches."""
         self._read(tokens)
         return self._signal(0) if self._length and not self._repeats(0) else None
@@ -135,27 +135,27 @@ class LookupDrafter:
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
         self._read(tokens)
-        self._guesses = []
+        self._drafted = []
 
     def propose(self) -> Draft | None:
         """See `Drafter.propose`. Past the end of the record it goes on with its own guesses, as a loop would."""
-        if not self._length or self._repeats(len(self._guesses)):
+        if not self._length or self._repeats(len(self._drafted)):
             return None
-        at = self._at + len(self._guesses)
+        at = self._at + len(self._drafted)
         text = self._index.text
-        token = text[at] if at < len(text) else self._guesses[at - len(text)]
-        signal = self._signal(len(self._guesses))
-        self._guesses.append(token)
+        token = text[at] if at < len(text) else self._drafted[at - len(text)]
+        signal = self._signal(len(self._drafted))
+        self._drafted.append(token)
         return Draft(token, signal)
 
-    def _repeats(self, guesses: int) -> bool:
-        """Whether one more token after `guesses` would repeat a sequence of the text that may not come again."""
+    def _repeats(self, drafted: int) -> bool:
+        """Whether one more token after `drafted` would repeat a sequence of the text that may not come again."""
         size = self._new_ngrams
-        copied = self._length + guesses + 1
-        return size is not None and copied >= size and self._at + guesses + 1 - size >= len(self._library)
+        copied = self._length + drafted + 1
+        return size is not None and copied >= size and self._at + drafted + 1 - size >= len(self._library)
 
-    def _signal(self, guesses: int) -> float:
-        return math.log2(self._length + guesses + 1)
+    def _signal(self, drafted: int) -> float:
+        return math.log2(self._length + drafted + 1)
 
-    def settle(self, kept: int) -> None:
+    def accept(self, count: int) -> None:
         """Nothing: the next `sync` reads what stayed."""
