@@ -11,7 +11,7 @@ from support.models import Clock, TimedBackend, perturbed, tiny
 
 from dynx.runtime.profile import Profile
 from dynx.speculation import assemble, make_plan, setup
-from dynx.speculation.drafters.late import LOADING_SHARE, LateDrafter
+from dynx.speculation.drafters.late import MAX_LOADING_SHARE, LateDrafter
 from dynx.speculation.engine import UNPROFILED_REGRET_BUDGET_PASSES, AcceptanceProfile, Drafters, Engine
 from dynx.speculation.plan import GeneratorRequest
 from dynx.speculation.setup import acceptance_profile_of
@@ -126,7 +126,7 @@ def test_it_is_loaded_when_the_work_is_long_enough(seconds: float) -> None:
 
     assert tokens == plain
     pass_seconds = run.rounds[0].seconds
-    due = seconds / LOADING_SHARE
+    due = seconds / MAX_LOADING_SHARE
     if due > 100 * pass_seconds:
         assert loaded == []
     else:

@@ -199,7 +199,7 @@ class Bold(Batch):
     def _worthwhile(self, *arguments: Any) -> bool:
         return True
 
-    def _another(self, *arguments: Any) -> bool:
+    def _should_draft_more(self, *arguments: Any) -> bool:
         return True
 
 
@@ -213,7 +213,7 @@ def test_each_row_of_a_batch_is_generates(name: str) -> None:
     def more() -> SequenceRun | None:
         if not waiting:
             return None
-        rows.append(batch.row(waiting.pop(0)))
+        rows.append(batch.sequence(waiting.pop(0)))
         return rows[-1]
 
     batch = Bold(Engine(EagerBackend(model), Drafters(EagerBackend(configured(name, noise=0.02)))), 3, more=more)

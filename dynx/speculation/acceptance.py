@@ -1,10 +1,10 @@
-"""Which drafted tokens stay: four rules, each lossless, each a pure function of what drafter and target said.
+"""Verification: four lossless rules that decide which draft tokens are accepted, each a pure function of its arguments.
 
     greedy     keep drafts while they are the target's most likely token
     coupled    the target samples with noise fixed by seed and position; keep drafts while they are what it sampled
     tokenwise  keep draft i with probability min(1, p/q), else draw from the excess of p over q
                (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1)
-    block      judge the whole draft by the product of its ratios; never keeps fewer than tokenwise
+    block      test the whole draft by the product of its ratios; never keeps fewer than tokenwise
                (Sun et al. 2024, arXiv 2403.10444, algorithm 2)
 
 All take `drafts` x_1 … x_K and the target's K+1 rows; row i (counted from 0) follows the first i drafts. They return the tokens
@@ -12,7 +12,7 @@ to append: the kept drafts and one token of the target's own.
 
 A trap for callers: tokenwise and block need drafts whose number was decided *before* each next one was drawn. Dropping
 the tail of a sampled draft because its tokens look unlikely biases what is left, and with it the text. Under greedy and
-coupled any prefix may be submitted, since the text doesn't depend on the drafts there at all.
+coupled any prefix may be verified, since the text doesn't depend on the drafts there at all.
 
 Letters: K drafts, V vocabulary.
 """
@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 Pick = Callable[[int], int]
-"""The target's own token for row i."""
+"""Maps i to the target's own token after i drafts."""
 
 Uniform = Callable[[], float]
-"""A draw from [0, 1)."""
+"""Draws uniformly from [0, 1)."""
 
 Draw = Callable[[Tensor], int]
-"""An index drawn in proportion to non-negative weights (V,), not all zero."""
+"""Draws an index in proportion to non-negative weights (V,), not all zero."""
 
 
 def verify_greedy(drafts: Sequence[int], pick: Pick) -> list[int]:
-    """The greedy and the coupled rule: drafts as long as they are what the target picks, then its pick.
+    """Accept drafts while they are what the target picks, then append its pick: the greedy and the coupled rule.
 
     >>> verify_greedy([4, 5, 6], lambda i: [4, 5, 9, 7][i])
     [4, 5, 9]
@@ -51,7 +51,7 @@ def verify_greedy(drafts: Sequence[int], pick: Pick) -> list[int]:
 
 
 def verify_tokenwise(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
-    """Accept each draft by itself. `q` (K, V) is what the drafts were drawn from, `p` (K+1, V) the target's."""
+    """Accept each draft by its own test. `q` (K, V) is what the drafts were drawn from, `p` (K+1, V) the target's."""
     for i, x in enumerate(drafts):
         if uniform() * q[i, x] >= p[i, x]:  # reject with probability 1 - min(1, p/q); never when p >= q
             return [*drafts[:i], draw(excess(p[i], q[i], p[i]))]
@@ -89,7 +89,7 @@ def verify_block(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, 
 
 
 def excess(want: Tensor, had: Tensor, otherwise: Tensor) -> Tensor:
-    """max(want - had, 0) over (V,): what is left to draw after a rejection.
+    """Return max(want - had, 0) over (V,), the weights to draw from after a rejection.
 
     Rounding can leave nothing where p = q; a rejection then had probability zero up to that rounding, and `otherwise` stands in.
     """
@@ -98,7 +98,7 @@ def excess(want: Tensor, had: Tensor, otherwise: Tensor) -> Tensor:
 
 
 def one_hot(token: int, vocab: int, like: Tensor) -> Tensor:
-    """The distribution (V,) of a drafter that can't say anything else."""
+    """Return the distribution (V,) that gives `token` all the probability."""
     row = torch.zeros(vocab, dtype=like.dtype, device=like.device)
     row[token] = 1
     return row

@@ -1,8 +1,8 @@
 """The decode loop: draft, verify, keep, repeat.
 
-One sequence, one target session whose cache holds every token but the last. A round asks the policy for a drafter, lets it guess,
-has the target judge the draft_tokens in one pass, appends what the acceptance rule keeps and rolls the cache back to it. The loop
-knows no model family, no kernel, no tokenizer details and prints nothing:
+One sequence, one target session whose cache holds every token but the last. A round asks the policy for a drafter, drafts,
+verifies the draft tokens in one pass of the target, appends what the acceptance rule accepts and rolls the cache back to it.
+The loop is independent of model families, kernels and tokenizers, and prints nothing:
 
     engine = Engine(target, Drafters(model=small))
     run = engine.start(Request(prompt_ids))
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.exactness import RoundingBound
 
-PRIORS: Mapping[DraftSource, tuple[tuple[float, float, float], float]] = {
+ACCEPTANCE_PRIORS: Mapping[DraftSource, tuple[tuple[float, float, float], float]] = {
     # Weights of (1, signal, ln position), and acceptance expected before the first draft. A model's odds are taken at their
     # word; the shallow exit's at less; a lookup believes a match of three tokens as often as not.
     "draft": ((0.0, 1.0, 0.0), 0.6),
@@ -55,21 +55,21 @@ PRIORS: Mapping[DraftSource, tuple[tuple[float, float, float], float]] = {
 
 
 UNPROFILED_REGRET_BUDGET_PASSES = 1.5
-"""Plain passes that may be risked at the start of a text while nothing is known, on drafters that were asked for."""
+"""Regret budget at the start of a text without a profile, for requested drafters, in plain passes."""
 
 
 def starting_regret_budget(promised_speedup: float) -> float:
-    """Plain passes that may be risked at the start of a text when a profile promises so many times plain's speed.
+    """Return the regret budget, in plain passes, at the start of a text whose profile promises a speed-up.
 
     Four for each plain pass that it promises to save: a drafter worth three times plain loses a round or two now and then,
-    and must not be sent away for it; one that promises nothing gets half a pass to show that it was misjudged.
+    and must stay in use; one that promises nothing gets half a pass, in case its profile is wrong.
     """
     return min(max(4 * (promised_speedup - 1), 0.5), 8.0)
 
 
 @dataclass(frozen=True)
 class Drafters:
-    """Which drafters a target has: a smaller model, an exit after some layers, a lookup (with a text to look in)."""
+    """The drafters of a target: a draft model, an early exit after some layers, prompt lookup (with a library text)."""
 
     model: Backend | None = None
     exit_layers: int | None = None
@@ -85,7 +85,7 @@ class Drafters:
 
 @dataclass
 class AcceptanceProfile:
-    """What is known of a target and its drafters, from a profile or from the runs so far."""
+    """Costs and acceptance of a target and its drafters, from a profile or from the runs so far."""
 
     costs: Costs = field(default_factory=Costs)
     acceptance_models: dict[tuple[DraftSource, bool], AcceptanceModel] = field(
@@ -93,15 +93,13 @@ class AcceptanceProfile:
     )  # by drafter and greedy
     rate: float | None = None  # tokens per second that the profile expects
     from_profile: bool = False
-    regret_budget: float = (
-        UNPROFILED_REGRET_BUDGET_PASSES  # plain passes that may be risked at the start of a text without a profile
-    )
+    regret_budget: float = UNPROFILED_REGRET_BUDGET_PASSES  # plain passes, at the start of a text without a profile
 
     def model_for(self, origin: DraftSource, *, greedy: bool) -> AcceptanceModel:
-        """The drafter's reliability in a mode; what greedy decoding taught is where sampling starts."""
+        """Return a source's acceptance model in a mode; sampling starts from what greedy decoding learned."""
         if (origin, greedy) not in self.acceptance_models:
             other = self.acceptance_models.get((origin, not greedy))
-            weights, typical = PRIORS[origin]
+            weights, typical = ACCEPTANCE_PRIORS[origin]
             self.acceptance_models[origin, greedy] = (
                 AcceptanceModel.from_json(other.to_json()) if other else AcceptanceModel(weights, typical=typical)
             )
@@ -109,7 +107,7 @@ class AcceptanceProfile:
 
 
 class Engine:
-    """A target with its drafters and what is known of them; start as many runs as you like, one at a time."""
+    """A target with its drafters and their acceptance profile; starts any number of runs, one at a time."""
 
     def __init__(
         self,
@@ -144,7 +142,7 @@ class Engine:
         return Run(self, request, policy, drafters)
 
     def check(self, request: Request) -> None:
-        """Raises InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
+        """Raise InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
 
         InvalidInput: the request can't be met whatever the prompt.
         """
@@ -198,11 +196,11 @@ class Engine:
         )
 
     def model_drafter(self, request: Request, model: Backend) -> ModelDrafter:
-        """A drafter for one text."""
+        """Open a drafter for one text."""
         return ModelDrafter(model, self._draft_sampler(request), self.target.vocab)
 
     def load_late(self) -> Backend | None:
-        """The draft model that was put off, where it is due now: loaded, and one of the drafters from here on."""
+        """Load the deferred draft model if it is due, and add it to the drafters; None otherwise."""
         late = self.drafters.late
         if late is None or not late.due:
             return None
@@ -212,7 +210,7 @@ class Engine:
 
 
 class Run:
-    """One continuation in progress: iterate for its tokens, ask for its receipt at any time."""
+    """One continuation in progress: iterating yields its tokens, and its receipt is available at any time."""
 
     def __init__(self, engine: Engine, request: Request, policy: Policy, drafters: dict[DraftSource, Drafter]) -> None:
         self.request = request
@@ -245,7 +243,7 @@ class Run:
         return self._tokens[len(self.request.prompt) :]
 
     def __iter__(self) -> Iterator[Token]:
-        """Write; each token as it becomes certain."""
+        """Yield the tokens as they are verified."""
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
@@ -266,7 +264,7 @@ class Run:
             yield from self._emit(kept, origin)
 
     def _join_late(self) -> None:
-        """Draft with a model that was put off, from the round on in which it is due."""
+        """Draft with the deferred model from the round in which it is due."""
         if (
             self._engine.drafters.late is not None
             and self._drafters
@@ -275,13 +273,13 @@ class Run:
             self._drafters = {"draft": self._engine.model_drafter(self.request, model), **self._drafters}
 
     def _room(self) -> int:
-        """Drafts that could still be used; negative when not even a plain pass fits the context."""
+        """Return how many drafts could still be used; negative when not even a plain pass fits the context."""
         left = self.request.max_new_tokens - (len(self._tokens) - len(self.request.prompt)) - 1
         limit = self._engine.target.context
         return left if limit is None else min(left, limit - len(self._tokens))
 
     def _round(self, room: int) -> tuple[list[int], DraftSource | None]:
-        """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
+        """Draft, verify, roll back; returns the tokens to append (the last is the target's own) and the source of the others."""
         start, policy, tokens = self._clock(), self._policy, self._tokens
         context = len(tokens) - 1
         if (most := reach(self._engine.target, context)) is not None:
@@ -336,7 +334,7 @@ class Run:
         return kept, origin
 
     def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor) -> list[int]:
-        """`kept` up to the first token that rounding could have decided, and that one as plain decoding has it.
+        """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
 
         `drafts` is None after a plain pass.
         """
@@ -366,13 +364,13 @@ class Run:
         return [*kept[:tie], *self._verifier.keep([], row, text)]
 
     def _plainly(self, token: int) -> Tensor:
-        """Logits (1, V) after a pass of one token; to the bit as plain decoding has it, where the run is to be exact."""
+        """Return the logits (1, V) after a pass of one token, bit-identical to plain decoding's where the run is exact."""
         if self._exact is not None and self._exact.bound:
             settle(self._session, 1)
         return self._session.forward([token])
 
     def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
-        """The target's rows (len(submitted) + 1, V)."""
+        """Return the target's logits (len(submitted) + 1, V)."""
         if origin == "self" and drafts:
             drafter = self._drafters[origin]
             if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
@@ -401,7 +399,7 @@ class Run:
                 return
 
     def _text(self, token: int) -> str:
-        """What can be shown with `token`."""
+        """Return the text that can be shown with `token`."""
         if self._decoder is None:
             return ""
         text = self._scanner.push(piece := self._decoder.push(token))
@@ -436,7 +434,7 @@ class Run:
             tally.accepted_by_position[i] += i < done.kept
 
     def receipt(self) -> Receipt:
-        """What it cost so far. Time between tokens that the caller spent elsewhere counts as the caller's."""
+        """Return what the run cost so far, without the time that the caller spent between tokens."""
         known, count = self._engine.acceptance_profile, len(self.tokens)
         spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
         return Receipt(
@@ -458,7 +456,7 @@ class Run:
 
 
 class Verifier:
-    """How the target's rows are read: the acceptance rule that the request calls for."""
+    """Verifies drafts by the acceptance rule that the request calls for."""
 
     def __init__(self, request: Request, vocab: int, seed: int) -> None:
         self._sampling = request.sampling
@@ -467,7 +465,7 @@ class Verifier:
         self._generator = torch.Generator().manual_seed(seed)
 
     def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
-        """The tokens to append after judging `drafts` by `rows` (len(drafts) + 1, V) of logits."""
+        """Return the tokens to append after verifying `drafts` by the logits `rows` (len(drafts) + 1, V)."""
         draft_tokens = [d.token for d in drafts]
         if self._sampling.greedy:
             scores = (
@@ -482,7 +480,12 @@ class Verifier:
         if noise is not None:
             return verify_greedy(draft_tokens, lambda i: noise.pick(p[i], len(context) + i))
         vocab = p.shape[-1]
-        q = [one_hot(d.token, vocab, p) if d.row is None else pad(d.row, (0, vocab - len(d.row))) for d in drafts]
+        q = [
+            one_hot(d.token, vocab, p)
+            if d.probabilities is None
+            else pad(d.probabilities, (0, vocab - len(d.probabilities)))
+            for d in drafts
+        ]
         return verify_block(draft_tokens, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
 
     def _uniform(self) -> float:
@@ -494,7 +497,7 @@ class Verifier:
     def first_tie(
         self, exact: RoundingBound, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]
     ) -> int | None:
-        """The first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
+        """Return the first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
         scores = (
             rows.float()
             if self._processors.is_identity
@@ -503,7 +506,7 @@ class Verifier:
         return exact.first_tie(scores, self._processors.distance_scale(len(context) + len(drafts)))
 
     def guarantee(self, target: Backend, *, exact: bool = False) -> str:
-        """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""
+        """Describe the output relative to plain decoding of the same model, in a short phrase for the receipt."""
         if self._sampling.greedy or self._noise is not None:
             exact = exact or target.precision == "float32"
             return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
@@ -511,6 +514,6 @@ class Verifier:
 
 
 def noise_for(request: Request, vocab: int) -> SeededGumbelNoise | None:
-    """The noise that a seed stands for; None where nothing is sampled or no seed was given."""
+    """Return the noise of the request's seed; None where nothing is sampled or no seed was given."""
     sampling = request.sampling
     return SeededGumbelNoise(sampling.seed, vocab) if sampling.seed is not None and not sampling.greedy else None

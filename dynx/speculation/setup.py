@@ -1,4 +1,4 @@
-"""From what a caller asks for to an engine that writes: device, precision, models, drafters and what a profile knows of them.
+"""Resolves a request into a loaded engine: device, precision, models, drafters and their acceptance profile.
 
 `make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from dynx.speculation.plan import GeneratorRequest
     from dynx.speculation.types import ModelSettings
 
-SMALL = 96 << 20
-"""Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
+MAX_CACHED_WEIGHTS_BYTES = 96 << 20
+"""Largest float32 weights, in bytes, that stay in a processor's caches: halving them gains nothing and costs exactness."""
 
 
 def make_plan(
@@ -76,7 +76,7 @@ def make_plan(
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
     if request.quantize != "none":
-        plan.decisions.quantize = Decision(request.quantize, _said_of(plan.own_profile, request.quantize))
+        plan.decisions.quantize = Decision(request.quantize, _quantization_reason(plan.own_profile, request.quantize))
     return plan
 
 
@@ -90,7 +90,7 @@ def _execution(
 
 
 def measured_with(profile: Profile) -> BackendSpec:
-    """Return what a profile's figures are of."""
+    """Return the backend and precision that a profile was measured with."""
     return BackendSpec(str(profile.fitted.get("backend", TORCH)), profile.key.dtype)
 
 
@@ -99,8 +99,8 @@ RULES: TaskRules[GeneratorRequest] = TaskRules(
 )
 
 
-def _said_of(profile: Profile | None, quantize: str) -> str:
-    """What is known of a quantized model's answers."""
+def _quantization_reason(profile: Profile | None, quantize: str) -> str:
+    """Describe a quantized model's answers, by a profile's evidence if there is one."""
     found = None if profile is None else profile.evidence.get("quantization")
     if not isinstance(found, dict):
         return f"weights in {quantize[3:]} bits; guessing is lossless relative to that model, which is another one"
@@ -156,7 +156,7 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     """Choose float32 for weights so few that a processor's caches hold them."""
     size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
     full = size * (2 if stored in ("bfloat16", "float16") else 1)
-    if device != "cpu" or not 0 < full <= SMALL:
+    if device != "cpu" or not 0 < full <= MAX_CACHED_WEIGHTS_BYTES:
         return None
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
@@ -171,9 +171,9 @@ def assemble(
 ) -> LoadedGenerator:
     """Load what the plan names and put the engine together. Raises DynxError.
 
-    `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
-    against each other and the fastest is kept. With `put_off` a draft model that nobody asked for, and no profile recommends, is
-    loaded when the work has become long enough to pay for it.
+    `stages` is called with what is being done, for a progress line. With a `clock`, in seconds, backends are timed against each
+    other, unless one was requested, and the fastest is kept. With `put_off` a draft model that was neither requested nor
+    recommended by a profile is loaded when the work has become long enough to pay for it.
     """
     request, decisions = plan.request, plan.decisions
     if clock is not None:
@@ -238,7 +238,7 @@ def assemble(
 
 
 def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
-    """The model's own decoding settings. Raises ModelError where they can't be read, UnsupportedModelError where not kept to."""
+    """Read the model's own decoding settings. Raises ModelError, or UnsupportedModelError for settings that aren't supported."""
     config = loading.generation_config(plan.source)
     own = read_settings(config, end_tokens(config, tokenizer))
     if words := in_words(own):
@@ -251,7 +251,7 @@ def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
 
 
 def _state(target: Backend) -> Decision[str] | None:
-    """What a target keeps between passes, where that isn't a cache that can be rolled back, or not in texts of every length.
+    """Describe a target's state between passes where that can't always be rolled back.
 
     Raises UnsupportedModelError for a model that can't be decoded.
     """
@@ -259,8 +259,8 @@ def _state(target: Backend) -> Decision[str] | None:
         growth = getattr(target, "growth", None)
         if growth is None:
             return None
-        said = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
-        return Decision("key-value cache", f"{said}; {target.can_rollback.reason}")
+        growth_text = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
+        return Decision("key-value cache", f"{growth_text}; {target.can_rollback.reason}")
     stock = getattr(target, "stock", None)
     if stock is None:
         return None
@@ -270,7 +270,7 @@ def _state(target: Backend) -> Decision[str] | None:
 def _make_exact(
     plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], padded_lengths: dict[int, int]
 ) -> None:
-    """Have the engine's greedy text be plain decoding's to the token."""
+    """Make the engine's greedy text identical to plain decoding's."""
     from dynx.speculation.exactness import make_batch_invariant, prepare
 
     if not engine.drafters.present:
@@ -284,7 +284,7 @@ def _make_exact(
 
 
 def _library(request: GeneratorRequest) -> str:
-    """The text of --lookup, read before anything slow."""
+    """Read the lookup text, before anything slow."""
     if request.lookup is None:
         return ""
     try:
@@ -294,9 +294,9 @@ def _library(request: GeneratorRequest) -> str:
 
 
 def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> AcceptanceProfile:
-    """What the plan's profile says; one that can't be used leaves the plan as if there were none.
+    """Read the plan's profile into an acceptance profile; one that can't be used is dropped from the plan.
 
-    Without one that was measured here nothing is staked at first, unless drafters were asked for.
+    Without one measured here the regret budget starts at 0, unless drafters were requested.
     """
     acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
     if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
@@ -324,7 +324,7 @@ def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, s
 
 
 def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:
-    """The exit that a profile picked; without one, a third of the depth, and only if asked for by name."""
+    """Return a profile's exit layer; without a profile a third of the depth, and only if requested by name."""
     if "self" not in plan.kinds:
         return None
     known = fitted.get("exit_layers")
@@ -362,7 +362,7 @@ def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
 
 
 def padded_lengths_of(profile: Profile) -> dict[int, int]:
-    """Widths of passes that are run wider than asked, as calibration measured; none where that isn't written."""
+    """Return the padded lengths of passes, by requested length, as calibration measured; none where they aren't written."""
     try:
         found = {int(asked): int(run) for asked, run in profile.fitted.get("widened", {}).items()}
     except (AttributeError, TypeError, ValueError):
@@ -373,10 +373,9 @@ def padded_lengths_of(profile: Profile) -> dict[int, int]:
 def acceptance_profile_of(
     profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None, foreign: bool = False
 ) -> AcceptanceProfile:
-    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none.
+    """Read a profile into an acceptance profile; one whose contents don't parse counts as none.
 
-    Of a `foreign` one, measured on another machine, acceptance holds, costs are ratios that this machine may soon correct, and
-    nothing is promised.
+    A `foreign` profile, measured on another machine, gives acceptance and ratios of costs, but no rate.
     """
     from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
     from dynx.speculation.acceptance_model import AcceptanceModel

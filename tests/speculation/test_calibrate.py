@@ -12,7 +12,7 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.speculation.calibrate import Check, calibrate, exit_candidates
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
-from dynx.speculation.policy import LONGEST_DRAFT, Plain, Static
+from dynx.speculation.policy import MAX_DRAFT_TOKENS, Plain, Static
 from dynx.speculation.prediction import choose_set
 from dynx.speculation.setup import acceptance_profile_of, padded_lengths_of
 from dynx.speculation.timing import Samples, measure
@@ -28,8 +28,8 @@ GREEDY = Sampling()
 @pytest.fixture(autouse=True)
 def fewer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the texts at half the length: these tests are about logic, not about precision."""
-    monkeypatch.setattr("dynx.speculation.traces.ANSWER", 48)
-    monkeypatch.setattr("dynx.speculation.calibrate.MOST_TEXTS", 6)
+    monkeypatch.setattr("dynx.speculation.traces.ANSWER_TOKENS", 48)
+    monkeypatch.setattr("dynx.speculation.calibrate.MAX_TEXTS", 6)
 
 
 def engine_of(clock: Clock, *, noise: float = 0.1, drafter_layer: float = 0.01, exits: bool = True) -> Engine:
@@ -49,7 +49,7 @@ def assembly_of(engine: Engine, kinds: set[str]) -> Any:
         machine=SimpleNamespace(cpu="a processor"),
         device="cpu",
     )
-    decisions = {"threads": Decision(1, "the tests'"), "backend": Decision("torch-eager", "the tests'")}
+    decisions = SimpleNamespace(threads=Decision(1, "the tests'"), backend=Decision("torch-eager", "the tests'"))
     return SimpleNamespace(engine=engine, plan=plan, decisions=decisions, sampling=Sampling)
 
 
@@ -64,7 +64,7 @@ def written(engine: Engine, count: int = 3, tokens: int = 48) -> list[Text]:
 
 def live(engine: Engine, text: Text, at: int, origin: DraftSource) -> tuple[list[float], int]:
     """Signals and kept drafts of one real round from position `at`, to the depth that the text allows."""
-    depth = min(LONGEST_DRAFT, len(text.tokens) - at)
+    depth = min(MAX_DRAFT_TOKENS, len(text.tokens) - at)
     run = engine.start(Request(text.tokens[: at - 1], 2 + depth), Static(origin, depth))
     for _ in run:
         pass
@@ -107,7 +107,7 @@ def test_a_good_drafter_is_kept_and_its_gain_foretold() -> None:
 
     assert "draft" in found.origins
     assert found.predicted > 1.3
-    assert found.measured == pytest.approx(found.said, rel=0.1)
+    assert found.measured == pytest.approx(found.replayed_speedup, rel=0.1)
     assert found.measured == pytest.approx(found.predicted, rel=0.1)
 
 
@@ -306,4 +306,4 @@ def test_knowledge_without_a_profile_is_a_fresh_start() -> None:
 
     assert isinstance(known, AcceptanceProfile)
     assert not known.costs.target.known
-    assert 0 < known.of("draft", greedy=True).typical < 1
+    assert 0 < known.model_for("draft", greedy=True).typical < 1

@@ -14,8 +14,17 @@ from speculation.test_simulate import costs_of, invented
 
 from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.engine import PRIORS
-from dynx.speculation.policy import LONGEST_DRAFT, REGRET, Costs, DrafterCandidate, Dynamic, Plain, Round, Static
+from dynx.speculation.engine import ACCEPTANCE_PRIORS
+from dynx.speculation.policy import (
+    MAX_DRAFT_TOKENS,
+    REGRET_BUDGET_SHARE,
+    Costs,
+    DrafterCandidate,
+    Dynamic,
+    Plain,
+    Round,
+    Static,
+)
 from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
 
 if TYPE_CHECKING:
@@ -39,9 +48,9 @@ def constant(acceptance: float, tokens: int, seed: int = 0, origin: DraftSource 
 def informed(recording: Recording, costs: Costs) -> Dynamic:
     """The dynamic policy after a calibration: measured costs, acceptance taught by another text of the same kind."""
     taught = {}
-    for origin in recording.guesses:
+    for origin in recording.traces:
         taught[origin] = AcceptanceModel()
-        taught[origin].fit(recording.judged(origin))
+        taught[origin].fit(recording.verified_drafts(origin))
     return Dynamic(deepcopy(costs), taught, regret_budget=0.5)
 
 
@@ -66,7 +75,7 @@ def yielded(acceptance: float, length: int) -> float:
 def test_with_constant_acceptance_it_settles_at_the_best_length(acceptance: float, draft: float, slope: float) -> None:
     """From priors alone, dynamic comes within 2 % of the closed form's best length, or of plain where no length pays."""
     recording, costs = constant(acceptance, 2000), costs_of(draft, slope)
-    best = max(yielded(acceptance, k) / (1 + k * (draft + slope)) for k in range(LONGEST_DRAFT + 1))
+    best = max(yielded(acceptance, k) / (1 + k * (draft + slope)) for k in range(MAX_DRAFT_TOKENS + 1))
 
     walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": AcceptanceModel()}), costs)
 
@@ -151,7 +160,7 @@ def test_a_profile_that_lies_costs_next_to_nothing() -> None:
 def test_the_account_is_never_overdrawn(
     rows: list[tuple[int, float]], draft: float, slope: float, regret_budget: float
 ) -> None:
-    """With costs known, no text and no drafts whatever lose more than the grant and `REGRET` of the time."""
+    """With costs known, no text and no drafts whatever lose more than the grant and `REGRET_BUDGET_SHARE` of the time."""
     recording = Recording(8, {"draft": [DraftTrace((signal,) * 12, kept) for kept, signal in rows]})
     costs = costs_of(draft, slope)
 
@@ -159,12 +168,12 @@ def test_the_account_is_never_overdrawn(
         recording, Dynamic(deepcopy(costs), {"draft": deepcopy(OPTIMIST)}, regret_budget=regret_budget), costs
     )
 
-    assert walked.seconds * (1 - REGRET) <= walked.tokens + regret_budget + 1e-6
+    assert walked.seconds * (1 - REGRET_BUDGET_SHARE) <= walked.tokens + regret_budget + 1e-6
 
 
 def cold(origins: Sequence[DraftSource], costs: Costs | None = None) -> Dynamic:
     """The policy of a first run: nothing measured here, nothing staked."""
-    reliability = {o: AcceptanceModel(PRIORS[o][0], typical=PRIORS[o][1]) for o in origins}
+    reliability = {o: AcceptanceModel(ACCEPTANCE_PRIORS[o][0], typical=ACCEPTANCE_PRIORS[o][1]) for o in origins}
     return Dynamic(costs or Costs(), reliability, regret_budget=0.0)
 
 
@@ -182,13 +191,13 @@ def never_slower(rounds: Sequence[Round], share: float) -> None:
 @pytest.mark.parametrize("draft", [0.0, 0.1, 0.25])
 def test_a_cold_start_is_never_slower_than_its_regret(seed: int, acceptance: float, slope: float, draft: float) -> None:
     """At no point of the first 400 tokens, also where each further token of a pass costs as much as the first."""
-    rows = {o: constant(acceptance, 400, seed + i, o).guesses[o] for i, o in enumerate(("draft", "lookup"))}
+    rows = {o: constant(acceptance, 400, seed + i, o).traces[o] for i, o in enumerate(("draft", "lookup"))}
     costs = costs_of(draft, slope)
     costs.draft["lookup"] = CostCurve(costs.drift, {1: (1e-9, 16.0)})
 
     walked = simulate(Recording(8, rows), cold(("draft", "lookup")), costs)
 
-    never_slower(walked.rounds, REGRET)
+    never_slower(walked.rounds, REGRET_BUDGET_SHARE)
     assert walked.rounds[0].origin is None
     if acceptance == 1.0 and slope == 0.0:
         assert walked.rate > 1.5
@@ -208,7 +217,7 @@ def test_costs_of_another_machine_promise_nothing(scale: float, acceptance: floa
 
     walked = simulate(recording, cold(("lookup",), told), costs)
 
-    never_slower(walked.rounds, REGRET)
+    never_slower(walked.rounds, REGRET_BUDGET_SHARE)
     if acceptance and slope < 1:
         assert walked.rate > 1.5
 
@@ -262,7 +271,7 @@ def test_reading_a_long_prompt_needs_a_promise() -> None:
     """A drafter that must first read for ten passes' time stays out until a profile promises that it is worth it."""
     costs = costs_of(0.1, 0.02)
     costs.draft["draft"].table[1000] = (10.0, 16.0)
-    recording = Recording(1000, constant(0.8, 300).guesses)
+    recording = Recording(1000, constant(0.8, 300).traces)
 
     def drafting(rate: float | None) -> bool:
         policy = Dynamic(deepcopy(costs), {"draft": AcceptanceModel()}, rate=rate)

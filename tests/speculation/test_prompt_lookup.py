@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dynx.speculation.drafters.prompt_lookup import REFRESH_DEPTH, LookupDrafter, SuffixAutomaton
+from dynx.speculation.drafters.prompt_lookup import MAX_REFRESHED_STATES, LookupDrafter, SuffixAutomaton
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ def indexed(text: Sequence[int]) -> tuple[SuffixAutomaton, list[tuple[int, int]]
     return automaton, matches
 
 
-@given(st.lists(st.integers(0, 2), max_size=REFRESH_DEPTH))
+@given(st.lists(st.integers(0, 2), max_size=MAX_REFRESHED_STATES))
 @example([0] * 12)
 @example([0, 1] * 8)
 @example([0, 0, 1, 0, 0, 2, 0, 0])

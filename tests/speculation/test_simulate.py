@@ -119,7 +119,7 @@ def test_no_policy_beats_hindsight(seed: int) -> None:
 def test_dynamic_comes_near_the_best_that_can_be_known(seed: int) -> None:
     """Taught on one text, on another it reaches 90 % of the optimum that knows all costs and acceptance beforehand."""
     taught = AcceptanceModel()
-    taught.fit(invented(seed + 100).judged("draft"))
+    taught.fit(invented(seed + 100).verified_drafts("draft"))
     recording, costs = invented(seed), costs_of()
     best = oracle(recording, costs, informed=True)
 

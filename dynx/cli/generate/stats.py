@@ -50,14 +50,14 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
         share = _number(t.acceptance, ".0%")
         counts = f"{t.drafted} drafted, {t.submitted} judged, {t.accepted} kept ({share}), {t.seconds:.3f} s"
         rows.append((NAMES[origin], counts))
-    if not receipt.drafters and receipt.rows <= 1:
+    if not receipt.drafters and receipt.sequences <= 1:
         rows.append(("saved", "nothing: no guess was made, so this is plain decoding"))
     elif receipt.plain_seconds is not None and receipt.plain_measured:
         saved = round(receipt.plain_seconds - (receipt.seconds - receipt.prefill_seconds), 2) + 0.0  # no -0.00
         against = f"plain decoding's {receipt.plain_seconds:.2f} s ({_number(receipt.speedup, '.2f')}x)"
         rows.append(("saved", f"{saved:+.2f} s against {against}, as measured by {receipt.plain_measured}"))
-    if receipt.rows > 1:
-        rows.append(("batch", f"{receipt.rows:.1f} answers shared each pass; the seconds are this one's share"))
+    if receipt.sequences > 1:
+        rows.append(("batch", f"{receipt.sequences:.1f} answers shared each pass; the seconds are this one's share"))
     if receipt.exact is not None:
         rows.append(("exact", _recheck(receipt.exact)))
     return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
@@ -112,6 +112,6 @@ def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
         "plain_measured": receipt.plain_measured,
         "speedup": receipt.speedup,
         "exact": None if receipt.exact is None else _recheck_json(receipt.exact),
-        "rows": receipt.rows,
+        "rows": receipt.sequences,
         "profile": profile,
     }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BatchDrafter:
-    """The draft model, reading and guessing for all rows at once."""
+    """Drafts for all sequences of a batch at once with a draft model."""
 
     def __init__(self, backend: EagerBackend, vocab: int) -> None:
         self._backend, self._vocab = backend, vocab
@@ -24,12 +24,12 @@ class BatchDrafter:
         self._held: list[list[int]] = []  # by row: the tokens behind its positions
 
     def tokens_behind(self, rows: Sequence[BatchSequence]) -> int:
-        """Tokens that the row furthest behind must read before its first guess."""
+        """Return the tokens that the row furthest behind must read before its first draft."""
         held = [*map(len, self._held), *[0] * len(rows)]
         return max(1, *(len(row.text) - there for row, there in zip(rows, held, strict=False)))
 
     def replaced(self, at: int) -> None:
-        """Another answer stands in row `at` from now on."""
+        """Note that another answer took the place of row `at`."""
         if at < len(self._held):
             self._held[at] = []
 
@@ -40,12 +40,12 @@ class BatchDrafter:
             self._session.remove(at)
 
     def mute(self, row: BatchSequence) -> bool:
-        """Whether it can't read this row: a token that only the target knows, or a text longer than its context."""
+        """Whether the model can't read this row: a token that only the target knows, or a text longer than its context."""
         limit = self._backend.context
         return max(row.text) >= self._backend.vocab or (limit is not None and len(row.text) >= limit)
 
     def sync(self, rows: Sequence[BatchSequence]) -> None:
-        """Hold a prefix of every row's text, reading whole what is new."""
+        """Bring the session to a prefix of every row's text; prefills new rows."""
         fresh = []
         for at, row in enumerate(rows):
             new = at >= len(self._held)
@@ -71,7 +71,7 @@ class BatchDrafter:
     def propose(
         self, rows: Sequence[BatchSequence], drafted: Sequence[Sequence[Draft]], asked: Sequence[bool]
     ) -> list[Draft | None]:
-        """The next guess of each row that is `asked`, after its `drafted` of this round."""
+        """Return the next draft of each row that is `asked`, after the `drafted` of this round."""
         limit = self._backend.context
         feeds: list[list[int]] = []
         for row, held, drafts, wanted in zip(rows, self._held, drafted, asked, strict=True):

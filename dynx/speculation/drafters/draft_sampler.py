@@ -1,4 +1,4 @@
-"""How a drafter with a distribution picks its guess, in step with how the target will be read."""
+"""Samples draft tokens the way the target's tokens will be sampled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class DraftSampler:
-    """Picks a token from a drafter's logits (V,): most likely, by position noise, or drawn.
+    """Picks a token from a drafter's logits (V,): the argmax, by seeded Gumbel noise, or drawn.
 
-    Temperature, filters, penalty and the model's own settings are the target's, or acceptance would compare two different games.
+    Temperature, filters, penalty and the model's own settings are the target's, since acceptance compares the two distributions.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class DraftSampler:
         self._generator = generator
 
     def __call__(self, row: Tensor, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float, Tensor | None]:
-        """The token, the probability it was given, and the distribution if the acceptance rule will need it."""
+        """Return the token, its probability, and the distribution if the acceptance rule needs it."""
         if self._greedy and self._processors.is_identity:
             probabilities = row.float().softmax(-1)
         else:

@@ -1,6 +1,6 @@
-"""The target's own first layers guess, through its own norm and head.
+"""Early-exit drafting (self-speculation): the target's first layers draft through its own norm and head.
 
-It shares the target's session: the guesses' keys and values in the first layers are already where verification needs them,
+It shares the target's session: the draft tokens' keys and values in the first layers are already where verification needs them,
 and `Session.complete` runs only the layers that are left.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EarlyExitDrafter:
-    """Guesses with the first `layers` layers of the target whose session it is given."""
+    """Drafts with the first `layers` layers of the target whose session it shares."""
 
     origin: DraftSource = "self"
 
@@ -36,11 +36,11 @@ class EarlyExitDrafter:
         self.session = None
 
     def tokens_behind(self, length: int) -> int:
-        """Always up to date: its past is the target's."""
+        """Return 1: the shared session is always up to date."""
         return 1
 
     def peek_confidence(self, tokens: Sequence[int]) -> float | None:
-        """Unknown before the pass is made."""
+        """Return None: unknown before the pass."""
         return None
 
     def sync(self, tokens: Sequence[int]) -> None:
@@ -60,4 +60,4 @@ class EarlyExitDrafter:
         return Draft(token, log_odds(probability), kept)
 
     def accept(self, count: int) -> None:
-        """Nothing: the engine rolls the shared session back."""
+        """Do nothing: the engine rolls the shared session back."""

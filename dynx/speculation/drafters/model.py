@@ -1,7 +1,7 @@
-"""A smaller model of the same vocabulary guesses.
+"""Drafting with a smaller model of the same vocabulary.
 
-Its key-value cache follows the text by itself: `sync` finds how much of what it holds is still true, rolls back to there, and
-the first `propose` reads whatever it missed while others drafted, in one pass.
+Its key-value cache follows the text by itself: `sync` rolls back to the longest prefix that it shares with the text, and the
+first `propose` reads in one pass what was written while others drafted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ModelDrafter:
-    """Guesses with a backend of its own."""
+    """Drafts with a backend of its own."""
 
     origin: DraftSource = "draft"
 
@@ -42,7 +42,7 @@ class ModelDrafter:
         return max(1, length - len(self._held))
 
     def peek_confidence(self, tokens: Sequence[int]) -> float | None:
-        """Unknown before the pass is made."""
+        """Return None: unknown before the pass."""
         return None
 
     def sync(self, tokens: Sequence[int]) -> None:
@@ -50,7 +50,7 @@ class ModelDrafter:
         if self._session is None:
             self._session = self._backend.open()
         self._context, self._drafted = tokens, []
-        # What it holds is a prefix of the text but for guesses that were rejected, so compare from the end.
+        # What it holds is a prefix of the text but for draft tokens that were rejected, so compare from the end.
         same = min(len(self._held), len(tokens) - 1)
         while same and self._held[same - 1] != tokens[same - 1]:
             same -= 1
@@ -77,4 +77,4 @@ class ModelDrafter:
         return Draft(token, log_odds(probability), kept)
 
     def accept(self, count: int) -> None:
-        """Nothing: the next `sync` compares."""
+        """Do nothing: the next `sync` compares."""

@@ -1,9 +1,9 @@
-"""The text itself guesses: what followed the last time these words stood here.
+"""Prompt lookup: drafts what followed the last occurrence of the text's longest repeated suffix.
 
 The longest suffix of the text that occurred before, in the prompt, in the answer so far or in a text given for the
 purpose, is found with a suffix automaton (Blumer et al. 1985) that grows by one token at a time in amortised constant time:
 the suffix link of the state of the whole text *is* that longest earlier suffix. Each state remembers where its strings
-last ended, so the guess is the most recent continuation on record.
+last ended, so the draft is the most recent continuation on record.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from dynx.speculation.types import DraftSource
 
-REFRESH_DEPTH = 32
+MAX_REFRESHED_STATES = 32
 """Suffix states whose latest occurrence is brought up to date per token; shorter contexts are the ones nearest the root."""
 
 
 class SuffixAutomaton:
-    """All substrings of a growing token sequence."""
+    """An index of all substrings of a growing token sequence."""
 
     def __init__(self) -> None:
         self.text: list[int] = []
@@ -72,7 +72,7 @@ class SuffixAutomaton:
         return len(self._next) - 1
 
     def match(self) -> tuple[int, int]:
-        """(length, end): the longest suffix that occurred before, and the position after its latest earlier occurrence.
+        """Return (length, end) of the longest suffix that occurred before; `end` is the position after its latest occurrence.
 
         Length 0 where the last token is new.
         """
@@ -82,7 +82,7 @@ class SuffixAutomaton:
     def record_ends(self) -> None:
         """Record that every suffix of the text now also ends here; call after `match` was read."""
         state, end = self._link[self._last] if self._last else 0, len(self.text)
-        for _ in range(REFRESH_DEPTH):
+        for _ in range(MAX_REFRESHED_STATES):
             if state <= 0:
                 return
             self._end[state] = end
@@ -90,7 +90,7 @@ class SuffixAutomaton:
 
 
 class LookupDrafter:
-    """Guesses by copying. `library` is text (token ids) to look in besides the text at hand.
+    """Drafts by copying. `library` is text (token ids) to look in besides the text at hand.
 
     `new_ngrams`, if given, is how many tokens in a row the answer may not repeat: copying stops before that many.
     """
@@ -117,7 +117,7 @@ class LookupDrafter:
         self._seen, self._length = 0, 0
 
     def tokens_behind(self, length: int) -> int:
-        """Reading is free."""
+        """Return 1: reading is free."""
         return 1
 
     def _read(self, tokens: Sequence[int]) -> None:
@@ -128,7 +128,7 @@ class LookupDrafter:
         self._seen = len(tokens)
 
     def peek_confidence(self, tokens: Sequence[int]) -> float | None:
-        """The signal that `propose` would give, or None where nothing matches."""
+        """Return the signal that `propose` would give, or None where nothing matches."""
         self._read(tokens)
         return self._signal(0) if self._length and not self._repeats(0) else None
 
@@ -138,7 +138,7 @@ class LookupDrafter:
         self._drafted = []
 
     def propose(self) -> Draft | None:
-        """See `Drafter.propose`. Past the end of the record it goes on with its own guesses, as a loop would."""
+        """See `Drafter.propose`. Past the end of the record it goes on with its own drafts, as a loop would."""
         if not self._length or self._repeats(len(self._drafted)):
             return None
         at = self._at + len(self._drafted)
@@ -149,7 +149,7 @@ class LookupDrafter:
         return Draft(token, signal)
 
     def _repeats(self, drafted: int) -> bool:
-        """Whether one more token after `drafted` would repeat a sequence of the text that may not come again."""
+        """Whether one more token after `drafted` more would repeat a sequence of the text that may not come again."""
         size = self._new_ngrams
         copied = self._length + drafted + 1
         return size is not None and copied >= size and self._at + drafted + 1 - size >= len(self._library)
@@ -158,4 +158,4 @@ class LookupDrafter:
         return math.log2(self._length + drafted + 1)
 
     def accept(self, count: int) -> None:
-        """Nothing: the next `sync` reads what stayed."""
+        """Do nothing: the next `sync` reads what was accepted."""
