@@ -42,7 +42,7 @@ _dynx_list() {
     'dynx bench')
         commands=''
         options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static= --labels=
-            --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality= --baseline=
+            --with=+ --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality= --baseline=
             --tolerance= --bisect --budget= --export=+ --plot= --backend= --quantize= --device= --dtype=
             --threads= --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;

@@ -1,8 +1,8 @@
-"""The referee: arms run side by side, ratios with intervals, gates with three verdicts, one report.
+"""Benchmark runner: arms run side by side, ratios with intervals, gates with three verdicts, one report.
 
-`harness`, `statistics`, `gate` and `report` know no task; `generation` builds the arms for language models,
-`classification` those for classifiers, and `drawing` those for pipelines that draw.
+`runner`, `statistics`, `gates` and `report` work for any task. `arms.generation` builds the arms for language models,
+`arms.classification` those for classifiers, and `arms.drawing` those for pipelines that draw.
 """
 
 PEERS = ("transformers",)
-"""What dynx can be measured against."""
+"""Other libraries that dynx can be measured against."""

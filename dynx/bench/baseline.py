@@ -1,7 +1,7 @@
 """A stored result to compare with: read, checked, and judged against what was measured now.
 
-It knows the JSON that `BenchResult` writes and nothing of tasks. What is compared are ratios, each of them taken inside one run:
-absolute speeds on shared machines don't repeat. Both runs saw the same inputs, so the intervals speak of exactly those.
+What is compared are ratios, each of them taken inside one run: absolute speeds on shared machines don't repeat. Both runs had the
+same inputs, so the intervals cover exactly those.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.bench.fingerprint import differences
-from dynx.bench.gates import Gate, Verdict
+from dynx.bench.result import SCHEMA, SUITE, Gate, Verdict
 from dynx.bench.statistics import RatioEstimate, Series, ratio_of_speeds
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
 
-SCHEMA, SUITE = "dynx.bench/1", "dynx.bench.suite/1"
-TOLERANCE = 0.05
-"""How much of its ratio an arm may lose unmentioned, unless told otherwise."""
+DEFAULT_TOLERANCE = 0.05
+"""Share of its ratio that an arm may lose and still pass."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class Baseline:
     series: Mapping[str, Series]
 
     def differences(self, header: Mapping[str, JSON]) -> tuple[str, ...]:
-        """In what the measurement with this header isn't comparable."""
+        """Say in what a measurement with this header isn't comparable."""
         return differences(header, self.header)
 
     def ratio(self, arm: str, confidence: float) -> RatioEstimate:
-        """The stored ratio of an arm, for exactly these inputs. Raises UsageError for an arm that isn't there."""
+        """Return the stored ratio of an arm, for exactly these inputs. Raises UsageError for an arm that isn't there."""
         if arm not in self.series:
-            raise UsageError(f"--baseline {self.path} has no figures of the arm {arm!r}")
+            raise UsageError(f"{self.path} has no figures of the arm {arm!r}")
         ours, theirs = self.series[arm], self.series[self.reference]
         shared = min(len(ours.seconds), len(theirs.seconds))
         cut = [Series(s.units[:shared], s.seconds[:shared]) for s in (ours, theirs)]
@@ -53,35 +52,34 @@ class Baseline:
 
 
 def read(path: Path) -> list[Baseline]:
-    """The results that a file holds, one or a suite of them.
+    """Return the results that a file holds, one or a suite of them.
 
     Raises UsageError for a file that can't be read, isn't JSON, has another schema or no figures.
     """
-    again = "dynx bench --export json:FILE writes one"
     try:
         document = json.loads(path.read_bytes())
     except OSError as e:
-        raise UsageError(f"--baseline {path} can't be read: {e.strerror or e}", hint=again) from None
+        raise UsageError(f"{path} can't be read: {e.strerror or e}") from None
     except (ValueError, RecursionError) as e:
-        raise UsageError(f"--baseline {path} is no JSON: {e}", hint=again) from None
+        raise UsageError(f"{path} is no JSON: {e}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema not in (SCHEMA, SUITE):
         said = f"of schema {schema!r}" if schema else "no result of dynx bench"
-        raise UsageError(f"--baseline {path} is {said}, not {SCHEMA!r}", hint=again)
+        raise UsageError(f"{path} is {said}, not {SCHEMA!r}")
     try:
         found = document["results"] if schema == SUITE else [document]
         return [_parse(one, path) for one in found]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-        raise UsageError(f"--baseline {path} is damaged: {type(e).__name__}: {e}", hint=again) from None
+        raise UsageError(f"{path} is damaged: {type(e).__name__}: {e}") from None
 
 
 def pick(found: list[Baseline], task: str, model: str) -> Baseline:
-    """The one of this task, of several the one of this model. Raises UsageError for none."""
+    """Return the stored result of this task, of several the one of this model. Raises UsageError for none."""
     same = [one for one in found if one.task == task]
     if not same:
         tasks = " and ".join(sorted({one.task for one in found})) or "nothing"
-        path = f" {found[0].path}" if found else ""
-        raise UsageError(f"--baseline{path} measured {tasks}, and {model} is for {task}")
+        where = str(found[0].path) if found else "it"
+        raise UsageError(f"{where} measured {tasks}, and {model} is for {task}")
     return next((one for one in same if one.model == model), same[0])
 
 
@@ -114,7 +112,7 @@ def _series(rows: list[tuple[float, float]], cases: int) -> Series:
 
 
 def relative(now: RatioEstimate, then: RatioEstimate) -> RatioEstimate:
-    """How many times as large the ratio is now, with an interval of the confidence that both have.
+    """Return how many times as large the ratio is now, with an interval of the confidence that both have.
 
     The two runs are independent, so the distances of each end from its estimate add up in squares, on logarithms: Zou and
     Donner's method of variance estimates recovery (2008, Statistics in Medicine 27:1693).
@@ -139,8 +137,8 @@ def no_slower(
 ) -> Gate:
     """Judge whether the arm's ratio is still at least 1 - `tolerance` times the stored one.
 
-    Pass, fail and inconclusive as in `min_speedup`. Where the conditions differ (`differing`) the gate is advisory: it says
-    what it found and decides nothing.
+    Pass, fail and inconclusive as in `min_speedup`. Where the conditions differ (`differing`) the gate is advisory
+    and decides nothing.
     """
     name, bar = "baseline" if arm == "dynamic" else f"baseline {arm}", 1 - tolerance
     advisory = bool(differing)
@@ -172,10 +170,10 @@ def no_slower(
 
 
 def _remedy(now: RatioEstimate, then: RatioEstimate, bar: float) -> str:
-    """Which of the two is too uncertain: rounds now are of no use where what is stored alone leaves the question open."""
+    """Say what would decide: more rounds now don't help where the stored result alone is too uncertain."""
     best = relative(replace(now, low=now.ratio, high=now.ratio), then)
     if best.low < bar <= best.high:
-        return "what is stored is too uncertain to tell: --runs 80 --export json:FILE stores more"
+        return "the stored result is too uncertain to tell: one of 80 rounds would tell more"
     return "more rounds would tell"
 
 
@@ -184,17 +182,3 @@ def _change(found: RatioEstimate) -> str:
         return f"{100 * (found.ratio - 1):+.1f} % [unknown]"
     low, high = (100 * (end - 1) for end in (found.low, found.high))
     return f"{100 * (found.ratio - 1):+.1f} % [{low:+.1f}, {high:+.1f}]"
-
-
-def parse_tolerance(text: str) -> float:
-    """A share from "5%" or "0.05". Raises UsageError."""
-    words = text.strip()
-    percent = words.endswith("%")
-    try:
-        value = float(words.removesuffix("%").strip()) / (100 if percent else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        hint = f"--tolerance {text.strip()}%" if not percent and 1 <= value <= 99 else "--tolerance 5%"
-        raise UsageError(f"--tolerance {text}: how much slower still passes, from 0 % to 100 %", hint=hint)
-    return value

@@ -1,7 +1,7 @@
 """What two measurements must share to be compared, and in what they differ.
 
-The header of a result is the fingerprint, but for what only describes it. dynx's own version is not part of it: what dynx does
-now against what it did then is the very thing that a stored result is kept for.
+The header of a result is the fingerprint, without the facts that only describe it. dynx's own version is not part of it: a stored
+result is kept to compare one version of dynx with another.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dynx.bench.runner import JSON
+    from dynx.bench.measurements import JSON
 
 DESCRIPTIVE = frozenset(
     {"model", "drafter", "profile", "draft", "exits", "steps", "guarantee", "truncated", "energy", "looks", "commands"}
 )
-"""Header facts that are names, reasons or results; the weights and the inputs are compared by their hashes."""
+"""Header facts that are names, reasons or results; weights and inputs are compared by their hashes."""
 
-GOVERNORS = Path("/sys/devices/system/cpu")
+CPU_FOLDER = Path("/sys/devices/system/cpu")
+"""Folder in which Linux describes the processor's cores."""
 
 
-def governor(folder: Path = GOVERNORS) -> str | None:
-    """The frequency governor of the processor's cores, all of them where they differ; None where it can't be read."""
+def governor(folder: Path = CPU_FOLDER) -> str | None:
+    """Return the frequency governor of the processor's cores, all of them where they differ; None where it can't be read."""
     found = set()
     for file in folder.glob("cpu[0-9]*/cpufreq/scaling_governor"):
         try:
@@ -33,7 +34,7 @@ def governor(folder: Path = GOVERNORS) -> str | None:
 
 
 def facts(header: Mapping[str, JSON]) -> dict[str, JSON]:
-    """What is compared: the header's facts, each library's version for itself, and of the harness what it did to the arms."""
+    """Return the facts of a header to compare, each library's version as a fact of its own."""
     found: dict[str, JSON] = {}
     for name, value in header.items():
         if name == "versions" and isinstance(value, Mapping):
@@ -47,7 +48,7 @@ def facts(header: Mapping[str, JSON]) -> dict[str, JSON]:
 
 
 def differences(now: Mapping[str, JSON], then: Mapping[str, JSON]) -> tuple[str, ...]:
-    """In what two headers differ, in words: "threads 2, not 1" with now's value first."""
+    """Say in what two headers differ: "threads 2, not 1" with the present value first."""
     ours, theirs = facts(now), facts(then)
     names = list(dict.fromkeys((*ours, *theirs)))
     return tuple(

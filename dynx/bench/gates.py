@@ -1,47 +1,27 @@
 """Turns figures into verdicts: pass, fail, or not enough evidence for either.
 
-It knows estimates, rates and bars. An interval that straddles the bar is inconclusive and ends with exit code 0: noise
-must not fail a build. Under `git bisect run` it is 125, "skip this commit".
+An interval that straddles the bar is inconclusive and ends with exit code 0: noise must not fail a build. Under `git bisect run`
+the exit code is 125, "skip this commit".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dynx.bench.result import Gate, Verdict, overall
+from dynx.bench.wording import percent
 from dynx.errors import GateFailed, UsageError
 from dynx.runtime.binomial import two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dynx.bench.runner import Group
+    from dynx.bench.measurements import Group
     from dynx.bench.statistics import RatioEstimate
 
-BISECT_SKIP = 125  # `git bisect run` skips such a commit
-
-
-class Verdict(StrEnum):
-    """What a gate concluded; the value is what JSON says."""
-
-    PASS = "pass"  # noqa: S105 -- a verdict, not a password
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One judged claim: what was measured, the bar it had to reach, and why the verdict is what it is."""
-
-    name: str
-    verdict: Verdict
-    measured: float | None
-    bar: float
-    reason: str
-    advisory: bool = False
-    """Said for information: it neither passes nor fails a build."""
+BISECT_SKIP_CODE = 125
+"""Exit code of a commit that `git bisect run` skips."""
 
 
 class _Estimated(Protocol):
@@ -174,11 +154,6 @@ def min_quality(
     )
 
 
-def percent(rate: float) -> str:
-    """Return a share in per cent with one decimal; only a true 1 is printed as 100 %."""
-    return f"{100 if rate >= 1 else min(round(100 * rate, 1), 99.9):g} %"
-
-
 def best_static(arms: Iterable[Estimated]) -> Estimated | None:
     """Return the static arm with the highest estimated ratio, or None when no static arm was measured.
 
@@ -189,21 +164,9 @@ def best_static(arms: Iterable[Estimated]) -> Estimated | None:
     return max(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
-def overall(gates: Iterable[Gate]) -> Verdict | None:
-    """Return the worst verdict: fail, then inconclusive, then pass; None when nothing was judged.
-
-    A gate that is only advisory counts as inconclusive: it has an opinion and no say.
-    """
-    verdicts = {Verdict.INCONCLUSIVE if gate.advisory else gate.verdict for gate in gates}
-    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
-        if verdict in verdicts:
-            return verdict
-    return None
-
-
 def exit_code(gates: Iterable[Gate], *, bisect: bool = False) -> int:
     """Return 3 when any gate failed, 125 when any is inconclusive and a bisection asks, else 0."""
     verdict = overall(gates)
     if verdict is Verdict.FAIL:
         return GateFailed.exit_code
-    return BISECT_SKIP if verdict is Verdict.INCONCLUSIVE and bisect else 0
+    return BISECT_SKIP_CODE if verdict is Verdict.INCONCLUSIVE and bisect else 0

@@ -1,7 +1,7 @@
-"""Where an answer first differs from plain's, and how close plain was to saying the same.
+"""Finds where an answer first differs from plain's, and the gap between plain's two best logits there.
 
-Two ways of computing the same sum round differently, and where plain's two best tokens are nearly tied that decides. The gap
-between them at the first token that differs tells rounding (a few hundredths at most in half precision) from a mistake.
+Two ways of computing the same sum round differently, which decides where plain's two best tokens are nearly tied. The gap at the
+first token that differs distinguishes rounding (a few hundredths at most in half precision) from a mistake.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dynx.speculation.detokenizer import token_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
     from dynx.speculation.assembly import LoadedGenerator
 
 
@@ -29,10 +29,10 @@ class Mismatch:
     expected: str | None
     got: str | None
     gap: float
-    """Between plain's two highest logits there."""
+    """Difference between plain's two highest logits there."""
 
     def json(self) -> dict[str, JSON]:
-        """An arm's fact."""
+        """Return an arm's fact for the JSON document."""
         return {
             "case": self.case,
             "position": self.position,
@@ -54,7 +54,10 @@ class Mismatch:
 def first_mismatch(
     measured: Measurements, arm: str, prompts: Sequence[Sequence[int]], assembly: LoadedGenerator
 ) -> Mismatch | None:
-    """Of an arm that writes token ids; None where all answers are plain's. Runs plain once over the answer up to there."""
+    """Return the first mismatch of an arm that writes token ids, None where all answers are plain's.
+
+    Runs plain once over the answer up to there.
+    """
     for sample in measured.mismatches(arm):
         plain = _tokens(measured.samples[measured.reference][sample.round * measured.cases + sample.case].output)
         ours = _tokens(sample.output)
@@ -73,7 +76,7 @@ def first_mismatch(
 
 
 def gap_after(assembly: LoadedGenerator, tokens: Sequence[int]) -> float:
-    """Between the two highest logits of what follows."""
+    """Return the difference between the two highest logits of the next token."""
     target = assembly.engine.target
     row = target.open().forward(list(tokens), keep=1)[-1, : target.vocab].float()
     best = row.topk(2).values

@@ -1,6 +1,6 @@
 """Plots, drawn by matplotlib (the extra `dynx[plot]`): speed, speed against quality, and SSIM against steps.
 
-The ending of the file's name picks the format. Nothing here measures or judges.
+The suffix of the file picks the format.
 """
 
 from __future__ import annotations
@@ -8,31 +8,39 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.bench.exports import writable
-from dynx.bench.exports.quality import QUALITIES, quality_of
-from dynx.bench.exports.tables import printable
-from dynx.errors import DynxError, UsageError
+from dynx.bench.formats import printable
+from dynx.bench.quality import QUALITY_NAMES, quality_of
+from dynx.errors import DynxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-    from dynx.bench.exports.quality import Quality
-    from dynx.bench.report import ArmResult, BenchResult
-    from dynx.bench.runner import Group
+    from dynx.bench.measurements import Group
+    from dynx.bench.quality import Quality
+    from dynx.bench.result import ArmResult, BenchResult
     from dynx.diffusion.calibrate import Findings
 
 FORMATS = ("svg", "png")
-WIDTH = 7.5
-"""Inches, as all lengths here."""
-ROW, FRAME, SQUARE = 0.28, 1.3, 4.2
-"""Height of an arm's row, of a panel's title and axis, and of a panel of speed against quality."""
+WIDTH_INCHES = 7.5
+"""Width of a figure."""
+
+ROW_INCHES = 0.28
+"""Height of an arm's row."""
+
+FRAME_INCHES = 1.3
+"""Height of a panel's title and axis."""
+
+PANEL_INCHES = 4.2
+"""Height of a panel of speed against quality."""
+
 DPI = 150
-WIDEST = 1.5
-"""Times the largest ratio up to which intervals are drawn: one that says nothing must not squash all others."""
+"""Dots per inch of a PNG."""
+
+MAX_INTERVAL_FACTOR = 1.5
+"""Multiple of the largest ratio at which intervals are cut: an unbounded one must not squash all others."""
 
 COLORS: dict[Group, str] = {"plain": "#5f6368", "static": "#b35c00", "dynamic": "#00704f", "external": "#5b4bb5"}
 MARKERS: dict[Group, str] = {"plain": "|", "static": "s", "dynamic": "o", "external": "D"}
@@ -48,19 +56,6 @@ STYLE = {
 }
 
 
-def parse_plot(name: str) -> Path:
-    """The path of --plot, checked so that a bad one is told before anything is measured.
-
-    Raises UsageError for an ending that no plot has, a path that can't be written, and where matplotlib isn't installed.
-    """
-    path = Path(name)
-    if path.suffix.lower().lstrip(".") not in FORMATS:
-        raise UsageError(f"--plot {name}: a plot is an SVG or a PNG file", hint=f"--plot {path.with_suffix('.svg')}")
-    if find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which isn't installed", hint="pip install 'dynx[plot]'")
-    return writable(path, "", path.suffix.lstrip("."))
-
-
 def bench(results: Sequence[BenchResult], path: Path) -> Path:
     """Draw the ratios of each result and, where quality tells arms apart, speed against quality.
 
@@ -69,9 +64,9 @@ def bench(results: Sequence[BenchResult], path: Path) -> Path:
     panels: list[tuple[float, Any, BenchResult]] = []
     for result in results:
         rows = sum(not arm.reference for arm in result.arms)
-        panels.append((FRAME + ROW * max(rows, 1), _ratios, result))
-        if _told_apart(result):
-            panels.append((SQUARE, _quality, result))
+        panels.append((FRAME_INCHES + ROW_INCHES * max(rows, 1), _ratios, result))
+        if _differ(result):
+            panels.append((PANEL_INCHES, _quality, result))
     with _drawing(sum(height for height, *_ in panels), path) as figure:
         axes = figure.subplots(len(panels), squeeze=False, height_ratios=[height for height, *_ in panels])
         for (_, draw, result), ax in zip(panels, axes[:, 0], strict=True):
@@ -82,7 +77,7 @@ def bench(results: Sequence[BenchResult], path: Path) -> Path:
 def curve(found: Findings, path: Path) -> Path:
     """Draw SSIM to the plain run, median and 5th percentile, by number of steps. Raises DynxError as `bench` does."""
     steps = sorted(found.likeness)
-    with _drawing(SQUARE, path) as figure:
+    with _drawing(PANEL_INCHES, path) as figure:
         ax = figure.subplots()
         median, p5 = ([getattr(found.likeness[k], name) for k in steps] for name in ("median", "p5"))
         ax.plot(steps, median, "s-", color=COLORS["static"], label="median")
@@ -96,13 +91,13 @@ def curve(found: Findings, path: Path) -> Path:
 
 @contextmanager
 def _drawing(height: float, path: Path) -> Iterator[Any]:
-    """A figure of this height, written to the path at the end. Raises DynxError where it can't be."""
+    """Yield a figure of this height in inches, and write it to the path. Raises DynxError where that fails."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name that the font lacks letters for is drawn without them
-        figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=DPI)
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", dpi=DPI)
         yield figure
         form, data = path.suffix.lower().lstrip("."), io.BytesIO()
         figure.savefig(data, format=form, metadata={"Date": None} if form == "svg" else None)
@@ -113,7 +108,7 @@ def _drawing(height: float, path: Path) -> Iterator[Any]:
 
 
 def _ratios(ax: Any, result: BenchResult) -> None:
-    """How many times as fast as the reference each arm is, the fastest on top, with intervals where they are bounded."""
+    """Plot how many times as fast as the reference each arm is, the fastest on top, with bounded intervals."""
     rows = sorted((a for a in result.arms if a.ratio is not None and not a.reference), key=_ratio)
     broken = [arm for arm in result.arms if arm.failure is not None]
     reference = printable(result.reference.name)
@@ -122,7 +117,7 @@ def _ratios(ax: Any, result: BenchResult) -> None:
         ax.set_axis_off()
         ax.text(0, 0.5, "nothing was measured", transform=ax.transAxes)
         return
-    most = WIDEST * max(1.0, *map(_ratio, rows))
+    most = MAX_INTERVAL_FACTOR * max(1.0, *map(_ratio, rows))
     for y, arm in enumerate(rows, start=len(broken)):
         color, ratio, bold = COLORS[arm.group], arm.ratio, "bold" if arm.group == "dynamic" else "normal"
         said = f"{_ratio(arm):.2f}x"
@@ -143,11 +138,11 @@ def _ratios(ax: Any, result: BenchResult) -> None:
 
 
 def _quality(ax: Any, result: BenchResult) -> None:
-    """Speed to the right and quality up, each arm named beside its mark."""
+    """Plot quality against speed, each arm named beside its mark."""
     for arm, quality in _known(result):
         scale = 100 if quality.share else 1
         color, bold = COLORS[arm.group], "bold" if arm.group == "dynamic" else "normal"
-        # Of an arm that is the full model there is no doubt to draw.
+        # An arm that is the full model has no uncertainty to draw.
         if quality.low is not None and quality.high is not None and quality.value < 1:
             ax.plot([_ratio(arm)] * 2, [scale * quality.low, scale * quality.high], color=color, linewidth=1.5)
         ax.plot(_ratio(arm), scale * quality.value, MARKERS[arm.group], color=color)
@@ -156,7 +151,7 @@ def _quality(ax: Any, result: BenchResult) -> None:
             printable(arm.name), at, (6, 4), textcoords="offset points", fontweight=bold, fontsize="small", color=color
         )
     share = any(quality.share for _, quality in _known(result))
-    ax.set_ylabel(QUALITIES[result.task] + (", %" if share else ""))
+    ax.set_ylabel(QUALITY_NAMES[result.task] + (", %" if share else ""))
     ax.set_xlabel(f"times as fast as {printable(result.reference.name)}")
     ax.margins(0.12)
     ax.grid(alpha=0.3)
@@ -166,8 +161,8 @@ def _known(result: BenchResult) -> list[tuple[ArmResult, Quality]]:
     return [(a, q) for a in result.arms if a.ratio is not None and (q := quality_of(result, a)) is not None]
 
 
-def _told_apart(result: BenchResult) -> bool:
-    """Whether not all arms are equally good."""
+def _differ(result: BenchResult) -> bool:
+    """Whether the arms differ in quality."""
     return len({round(quality.value, 6) for _, quality in _known(result)}) > 1
 
 

@@ -1,55 +1,31 @@
-"""The result of a bench: one object, read by people as a table or Markdown and by machines as JSON.
+"""Condenses measurements into a result, and says in sentences what its figures mean.
 
-It condenses measurements into arms, comparisons and sentences, and exports them. It runs nothing and judges nothing:
-gates come from `dynx.bench.gates`, drawing from `dynx.bench.table`. The JSON follows `dynx.schemas`.
-
-    result = summarize(measurements, task="generate", unit="tokens", header=facts, rng=random.Random(0))
-    result = result.judged([min_speedup(result.arm("dynamic").ratio, 1.15)])
-    result.export("json:bench.json")
+result = summarize(measurements, task="generate", unit="tokens", header=facts, rng=random.Random(0))
+result = result.judged([min_speedup(result.arm("dynamic").ratio, 1.15)])
+print("\n".join(sentences(result)))
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
-from dynx.bench import table
-from dynx.bench.exports import parse_export
-from dynx.bench.gates import Gate, Verdict, best_static, overall
-from dynx.bench.statistics import (
-    OUTLIER_SCORE,
-    RESAMPLES,
-    detectable_effect,
-    median,
-    outliers,
-    ratio_of_speeds,
-)
+from dynx.bench.gates import best_static
+from dynx.bench.result import BEST_STATIC, ArmResult, BenchResult, Comparison
+from dynx.bench.statistics import OUTLIER_SCORE, RESAMPLES, detectable_effect, median, outliers, ratio_of_speeds
+from dynx.bench.wording import count
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from rich.table import Table
-
-    from dynx.bench.runner import JSON, Failure, Group, Measurements, Sample, Stop
+    from dynx.bench.measurements import JSON, Measurements, Sample
     from dynx.bench.statistics import RatioEstimate, Scope
 
-__all__ = ["BenchResult", "parse_export", "summarize"]
-
-SCHEMA = "dynx.bench/1"
-SUITE = "dynx.bench.suite/1"
-BEST = "the best static"
-
 CONFIDENCE = 0.95
-"""Of the intervals in tables; a gate's may have to be surer."""
+"""Confidence of the intervals in tables; a gate's may have to be higher."""
 
-FEW_RESAMPLES = 500
-"""While a judge looks, as it doesn't judge by those intervals."""
+INTERIM_RESAMPLES = 500
+"""Bootstrap resamples at an interim analysis, whose gates don't depend on those intervals."""
 
 ESTIMATORS = {
     "huber": (
@@ -57,151 +33,7 @@ ESTIMATORS = {
     ),
     "totals": "one round has no robust estimate: ratios are of total times, in which a disturbed run counts in full",
 }
-"""How the ratios were made, in words."""
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """One arm, condensed.
-
-    `speed` is the median over rounds of units per second of the whole task; `identical` the share of outputs equal to
-    the reference's; `outliers` index into `samples`. An arm that failed has a `failure` and no figures; `ratio` is also
-    None when a round produced no units.
-    """
-
-    name: str
-    group: Group
-    reference: bool
-    speed: float | None
-    ratio: RatioEstimate | None
-    identical: float | None
-    samples: Sequence[Sample]
-    outliers: Sequence[int]
-    facts: Mapping[str, JSON]
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A dynamic arm against a static one, paired like every other ratio."""
-
-    arm: str
-    baseline: str
-    ratio: RatioEstimate
-    basis: str = BEST
-    """Which of the static arms the baseline is, in words."""
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """Everything one bench found out; `header` says where (device, threads, dtype, versions, model hashes)."""
-
-    task: str
-    unit: str
-    header: Mapping[str, JSON]
-    cases: int
-    rounds: int
-    elapsed: float
-    stopped: Stop
-    arms: Sequence[ArmResult]
-    comparisons: Sequence[Comparison]
-    gates: Sequence[Gate] = ()
-    notes: Sequence[str] = ()
-    """What else the task has to say, in sentences."""
-    case: str = "input"
-    """What a case is called: an input, or a part of them."""
-    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What tables show besides, by title: a cell for each arm by its name."""
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """The worst verdict of all gates, None without gates."""
-        return overall(self.gates)
-
-    @property
-    def reference(self) -> ArmResult:
-        """The arm that every ratio is taken to."""
-        return next(arm for arm in self.arms if arm.reference)
-
-    def arm(self, name: str) -> ArmResult:
-        """Return the arm called `name`; raises KeyError when there is none."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise KeyError(name)
-
-    def judged(self, gates: Sequence[Gate]) -> BenchResult:
-        """Return the same result with these gates."""
-        return replace(self, gates=tuple(gates))
-
-    def reading(self) -> tuple[str, ...]:
-        """Say in sentences what the figures mean, most important first."""
-        return tuple(_sentences(self))
-
-    def to_document(self) -> dict[str, JSON]:
-        """Return what `to_json` writes, as plain dicts and lists without any non-finite number."""
-        document = _plain(
-            {
-                "schema": SCHEMA,
-                "task": self.task,
-                "unit": self.unit,
-                "header": self.header,
-                "cases": self.cases,
-                "rounds": self.rounds,
-                "seconds": self.elapsed,
-                "stopped": self.stopped,
-                "arms": [_arm_document(arm) for arm in self.arms],
-                "comparisons": [
-                    {
-                        "arm": item.arm,
-                        "baseline": item.baseline,
-                        "basis": item.basis,
-                        "ratio": _ratio_document(item.ratio),
-                    }
-                    for item in self.comparisons
-                ],
-                "gates": [vars(gate) for gate in self.gates],
-                "verdict": self.verdict,
-                "reading": self.reading(),
-            }
-        )
-        assert isinstance(document, dict)  # noqa: S101 -- for the type checker: a mapping went in
-        return document
-
-    def to_json(self) -> str:
-        """Return one JSON document, schema first; what isn't finite is null."""
-        return json.dumps(self.to_document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def to_markdown(self) -> str:
-        """Return a Markdown page without the samples: it stays far below the 1 MiB that step summaries may have."""
-        return table.markdown(self)
-
-    def to_table(self, width: int = 80, *, ascii_only: bool = False) -> Table:
-        """Return a rich table for a terminal `width` columns wide."""
-        return table.table(self, width, ascii_only=ascii_only)
-
-    def export(self, spec: str, environment: Mapping[str, str] | None = None) -> Path:
-        """Write the result as `FORMAT:PATH` says and return the path; see `dynx.bench.exports`."""
-        from dynx.bench import exports
-
-        return exports.write([self], spec, environment)
-
-
-def to_json(results: Sequence[BenchResult]) -> str:
-    """One JSON document for one result or several."""
-    if len(results) == 1:
-        return results[0].to_json()
-    suite = {
-        "schema": SUITE,
-        "verdict": overall(gate for result in results for gate in result.gates),
-        "results": [result.to_document() for result in results],
-    }
-    return json.dumps(suite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def to_markdown(results: Sequence[BenchResult]) -> str:
-    """One page for one result or several."""
-    return "\n".join(result.to_markdown() for result in results)
+"""Sentences on how the ratios were estimated."""
 
 
 def summarize(
@@ -217,7 +49,7 @@ def summarize(
     identical: Mapping[str, float | None] | None = None,
     notes: Sequence[str] = (),
     case: str = "input",
-    rivals: Mapping[str, str] | None = None,
+    baselines: Mapping[str, str] | None = None,
     columns: Mapping[str, Mapping[str, str]] | None = None,
 ) -> BenchResult:
     """Condense measurements into a result without gates.
@@ -225,7 +57,7 @@ def summarize(
     `unit` is the plural of what is counted ("tokens"), `case` what one case is called if that isn't a single input. An
     arm's facts are merged over its samples (numbers by their median, anything else where all samples agree); `facts` adds
     or overrides per arm, and so does `identical` where an output holds several answers that are compared one by one.
-    `rivals` are the static arms that dynamic ones are compared with, under the words for why; by default the fastest. Each
+    `baselines` are the static arms that dynamic ones are compared with, under the words for why; by default the fastest. Each
     ratio gets a random generator of its own drawn from `rng`, so the same seed gives the same intervals. `confidence` is how
     sure a gate has to be; intervals in tables have 95 %. See `ratio_of_speeds` for `scope`.
     """
@@ -235,7 +67,7 @@ def summarize(
         # A model may end every text at once; no units, no ratio.
         if not all(speed > 0 for series in pair for speed in series.speeds()):
             return None
-        resamples = RESAMPLES if measurements.ended else FEW_RESAMPLES
+        resamples = RESAMPLES if measurements.ended else INTERIM_RESAMPLES
         return ratio_of_speeds(
             *pair, rng=rng, confidence=CONFIDENCE, judged=confidence, scope=scope, resamples=resamples
         )
@@ -259,11 +91,13 @@ def summarize(
                 failure=measurements.failures.get(name),
             )
         )
-    if rivals is None:
+    if baselines is None:
         best = best_static(results)
-        rivals = {BEST: best.name} if best else {}
+        baselines = {BEST_STATIC: best.name} if best else {}
     dynamic = [arm.name for arm in results if arm.group == "dynamic" and arm.ratio is not None]
-    against = [(name, rival, ratio(name, rival), basis) for name in dynamic for basis, rival in rivals.items()]
+    against = [
+        (name, baseline, ratio(name, baseline), basis) for name in dynamic for basis, baseline in baselines.items()
+    ]
     return BenchResult(
         task=task,
         unit=unit,
@@ -273,7 +107,7 @@ def summarize(
         elapsed=measurements.elapsed,
         stopped=measurements.stopped,
         arms=tuple(results),
-        comparisons=tuple(Comparison(arm, rival, found, basis) for arm, rival, found, basis in against if found),
+        comparisons=tuple(Comparison(arm, baseline, found, basis) for arm, baseline, found, basis in against if found),
         notes=tuple(notes),
         case=case,
         columns=columns or {},
@@ -300,6 +134,11 @@ def _merged_facts(samples: Sequence[Sample]) -> dict[str, JSON]:
     return merged
 
 
+def sentences(result: BenchResult) -> tuple[str, ...]:
+    """Say in sentences what the figures mean, the most important first."""
+    return tuple(_sentences(result))
+
+
 def _sentences(result: BenchResult) -> Iterable[str]:
     contenders = [arm for arm in result.arms if not arm.reference and arm.ratio is not None]
     leading = [arm for arm in contenders if arm.group == "dynamic"] or contenders
@@ -323,19 +162,19 @@ def _sentences(result: BenchResult) -> Iterable[str]:
         source = f"modified z-score above {OUTLIER_SCORE}, Iglewicz & Hoaglin 1993"
         yield f"outliers ({source}), counted in all the same: {', '.join(noisy)}"
     if result.stopped == "interrupt":
-        complete = table.count(result.rounds, "complete round")
+        complete = count(result.rounds, "complete round")
         yield (
             f"interrupted: figures are from {complete}"
             if result.rounds
             else "interrupted before any round was complete"
         )
     elif result.stopped == "budget":
-        yield f"the time budget ended the measurement after {table.count(result.rounds, 'round')}"
+        yield f"the time budget ended the measurement after {count(result.rounds, 'round')}"
 
 
 def _about_intervals(result: BenchResult, ratio: RatioEstimate) -> str:
     scope = "inputs like these" if ratio.scope == "task" else "exactly these inputs"
-    measured = f"{table.count(result.rounds, 'round')} of {table.count(result.cases, result.case)}"
+    measured = f"{count(result.rounds, 'round')} of {count(result.cases, result.case)}"
     if not ratio.bounded:
         return f"no intervals: {measured} can't bound a ratio"
     effect = detectable_effect(ratio.on_these())
@@ -352,63 +191,3 @@ def _about_estimate(ratio: RatioEstimate) -> str:
         return said
     low, high = ratio.leaving_one_out
     return f"{said} (leaving out one input would give {low:.2f}x to {high:.2f}x)"
-
-
-def _arm_document(arm: ArmResult) -> dict[str, object]:
-    return {
-        "name": arm.name,
-        "group": arm.group,
-        "reference": arm.reference,
-        "speed": arm.speed,
-        "ratio": _ratio_document(arm.ratio),
-        "identical": arm.identical,
-        "outliers": arm.outliers,
-        "facts": arm.facts,
-        "failure": vars(arm.failure) if arm.failure else None,
-        # Outputs stay out: a bench of long texts would drown its figures.
-        "samples": [
-            {
-                "round": sample.round,
-                "case": sample.case,
-                "position": sample.position,
-                "units": sample.units,
-                "seconds": sample.seconds,
-                "facts": sample.facts,
-            }
-            for sample in arm.samples
-        ],
-    }
-
-
-def _ratio_document(ratio: RatioEstimate | None) -> dict[str, object] | None:
-    if ratio is None:
-        return None
-    return {
-        "ratio": ratio.ratio,
-        "low": ratio.low if ratio.bounded else None,
-        "high": ratio.high,
-        "confidence": ratio.confidence,
-        "pairs": ratio.pairs,
-        "scope": ratio.scope,
-        "estimator": ratio.estimator,
-        "here": None if (here := ratio.here) is None else {**vars(here), "low": here.low if here.bounded else None},
-        "leaving_one_out": ratio.leaving_one_out,
-        "detectable": detectable_effect(ratio.on_these()),
-    }
-
-
-def _plain(value: object) -> JSON:
-    """Return `value` as JSON can hold it: what isn't finite as null, NumPy's numbers as numbers, paths as text."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    return str(value)

@@ -1,8 +1,8 @@
-"""Runs arms side by side and keeps what each did: the interleaving, the clock, the failures, the budget.
+"""Runs arms interleaved and records their outcomes, times and failures within a budget.
 
-An arm is a name and a function from a case to an outcome; the harness knows nothing of models, and cases are whatever
-the arms take. Within each round every case is run by all arms one after another, in an order drawn anew, so that slow
-drift and the order of running touch all arms alike. The clock and the random generator are passed in.
+An arm is a name and a function from a case to an outcome; cases are whatever the arms take. Within each round every case is run
+by all arms one after another, in a new random order, so that slow drift and the order of running affect all arms alike. The clock
+and the random generator are passed in.
 
     measurements = measure(arms, prompts, rounds=5, warmup=1, clock=time.perf_counter, rng=random.Random(0))
     measurements.series("dynamic").speeds()      # units per second, round by round
@@ -12,74 +12,30 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from dynx.bench.statistics import Series, median
+from dynx.bench.deadline import OutOfTime
+from dynx.bench.measurements import Failure, Group, Measurements, Outcome, Sample, Stop
+from dynx.bench.statistics import median
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from contextlib import AbstractContextManager
 
 Case = TypeVar("Case")
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-Group: TypeAlias = Literal["plain", "static", "dynamic", "external"]
-Stop: TypeAlias = Literal["rounds", "budget", "interrupt", "decided"]
-
-
-class OutOfTime(BaseException):
-    """The deadline of a measurement has passed.
-
-    Like KeyboardInterrupt it isn't an Exception, so that no handler inside an arm can take it for the arm's own failure.
-    """
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run of an arm produced.
-
-    `units` are the tokens, images or labels. `seconds` is the arm's own measurement of the part that counts, or None to
-    have the whole call timed. `output` is compared with the reference's for identity. `facts` are further counters.
-    """
-
-    units: int
-    seconds: float | None
-    output: Hashable
-    facts: Mapping[str, JSON] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Arm(Generic[Case]):
-    """One contestant; the reference is the denominator of every ratio."""
+    """One way of computing the cases; the reference is the denominator of every ratio."""
 
     name: str
     run: Callable[[Case], Outcome]
     group: Group
     reference: bool = False
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One timed run: which round and case, its place in the order of that block, and what came of it."""
-
-    round: int
-    case: int
-    position: int
-    units: int
-    seconds: float
-    output: Hashable
-    facts: Mapping[str, JSON]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an arm was dropped; `round` is None when it failed during warm-up."""
-
-    message: str
-    round: int | None
-    case: int
 
 
 @dataclass(frozen=True)
@@ -93,82 +49,7 @@ class Progress:
 
 
 Judge: TypeAlias = "Callable[[Measurements], Collection[str]]"
-"""Looks at complete rounds and names the arms that must go on; none where everything is decided."""
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """Complete rounds only: for each arm that never failed, its samples ordered by round, then case.
-
-    `rounds` is the reference's number of them; an arm that a judge no longer needed has fewer, the first ones. Where a deadline
-    passed in the first round, that round counts with the `cases` that were run, fewer than `planned_cases`; an arm that didn't
-    run them all has no samples.
-    """
-
-    groups: Mapping[str, Group]
-    reference: str
-    cases: int
-    rounds: int
-    samples: Mapping[str, Sequence[Sample]]
-    failures: Mapping[str, Failure]
-    stopped: Stop
-    elapsed: float
-    busy: float = 0.0
-    """Seconds of `elapsed` inside arms; the rest is the harness's own and its judge's."""
-    looked: tuple[int, ...] = ()
-    """After how many rounds a judge looked, each time that it did."""
-    ended: bool = True
-    """Whether this is all: False for what a judge sees, as more may follow."""
-    planned_cases: int | None = None
-    """Cases of a whole round; None where all of them were run."""
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether the deadline passed before every case was run once."""
-        return self.planned_cases is not None
-
-    @property
-    def looks(self) -> int:
-        """How often a judge looked."""
-        return len(self.looked)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the measurement."""
-        return self.stopped == "interrupt"
-
-    @property
-    def overhead(self) -> float | None:
-        """Share of the time that wasn't spent in arms; None before any was."""
-        return 1 - self.busy / self.elapsed if self.busy > 0 and self.elapsed > 0 else None
-
-    def rounds_of(self, arm: str) -> int:
-        """How many rounds the arm took part in."""
-        return len(self.samples[arm]) // self.cases
-
-    def paired(self, arm: str, reference: str) -> tuple[Series, Series]:
-        """Return both arms' series over the rounds that both took part in."""
-        shared = min(self.rounds_of(arm), self.rounds_of(reference))
-        return self.series(arm, shared), self.series(reference, shared)
-
-    def series(self, arm: str, rounds: int | None = None) -> Series:
-        """Return units and seconds of the arm's (first) rounds, rounds × cases; raises KeyError for an arm that failed."""
-        count = self.rounds_of(arm) if rounds is None else rounds
-        rows = [self.samples[arm][start : start + self.cases] for start in range(0, count * self.cases, self.cases)]
-        return Series(
-            units=tuple(tuple(sample.units for sample in row) for row in rows),
-            seconds=tuple(tuple(sample.seconds for sample in row) for row in rows),
-        )
-
-    def mismatches(self, arm: str) -> tuple[Sample, ...]:
-        """Return the arm's samples whose output differs from the reference's of the same round and case."""
-        pairs = zip(self.samples[arm], self.samples[self.reference], strict=False)  # an arm may have fewer rounds
-        return tuple(ours for ours, theirs in pairs if ours.output != theirs.output)
-
-    def identical_rate(self, arm: str) -> float | None:
-        """Return the share of the arm's outputs equal to the reference's; None when nothing was measured."""
-        count = len(self.samples.get(arm, ()))
-        return 1 - len(self.mismatches(arm)) / count if count else None
+"""Interim analysis of complete rounds: returns the arms that must go on, none where everything is decided."""
 
 
 def measure(
@@ -181,9 +62,9 @@ def measure(
     rng: random.Random,
     budget_s: float | None = None,
     progress: Callable[[Progress], None] | None = None,
-    looks: Collection[int] = (),
+    analyses: Collection[int] = (),
     judge: Judge | None = None,
-    hurry_s: float | None = None,
+    early_analysis_s: float | None = None,
     deadline_s: float | None = None,
     guard: Callable[[float], AbstractContextManager[object]] = nullcontext,
 ) -> Measurements:
@@ -192,54 +73,60 @@ def measure(
     `warmup` is how often each arm runs before timing, on the first case, the second, and so on. An arm that raises is
     dropped with its message and the others go on. After a complete round no further one starts that would, lasting as
     long as they typically do, end past `budget_s` seconds after the start; the first round always runs. Ctrl-C
-    keeps the complete rounds and is told by `interrupted`.
+    keeps the complete rounds and sets `interrupted`.
 
-    After so many rounds as `looks` says `judge` sees what there is. Only the arms that it names go on, with the reference,
-    and with none named the measurement is over ("decided"). Where the first look isn't reached in `hurry_s` seconds it is
-    brought forward, so that arms which decide nothing don't use up the time of those that do.
+    After each number of rounds in `analyses`, `judge` gets the measurements so far. Only the arms that it returns go on, with the
+    reference; with none returned the measurement is over ("decided"). Where the first analysis isn't reached in
+    `early_analysis_s` seconds it is brought forward, so that arms which decide nothing don't use up the time of those that do.
 
     `deadline_s` seconds after the start the measurement ends in any case ("budget"), also within a round: complete rounds count,
-    and of an incomplete first one the cases that all arms ran. The clock is looked at before each run. `guard` is entered with
+    and of an incomplete first one the cases that all arms ran. The clock is read before each run. `guard` is entered with
     the seconds that are left and may raise OutOfTime after them, which ends a run in progress.
 
     Raises UsageError for arms, cases or counts that can't be measured; DynxError when the reference fails (its own
     error unchanged, if it is one of dynx's).
     """
     _check(arms, cases, rounds, warmup, budget_s)
-    contest = _Contest(arms, len(cases), (warmup + rounds * len(cases)) * len(arms), clock, rng, progress, deadline_s)
+    measurement = _Measurement(
+        arms, len(cases), (warmup + rounds * len(cases)) * len(arms), clock, rng, progress, deadline_s
+    )
 
     def due(number: int) -> bool:
-        """Whether a judge looks after this many rounds."""
-        behind = hurry_s is not None and not contest.looked and clock() - contest.started > hurry_s
-        return number in looks or behind
+        """Whether an interim analysis follows this many rounds."""
+        behind = (
+            early_analysis_s is not None
+            and not measurement.analyzed
+            and clock() - measurement.started > early_analysis_s
+        )
+        return number in analyses or behind
 
     def run_rounds() -> Stop:
         for turn in range(warmup):
-            contest.block(None, turn % len(cases), cases[turn % len(cases)])
+            measurement.block(None, turn % len(cases), cases[turn % len(cases)])
         for number in range(rounds):
-            if budget_s is not None and contest.would_end_after(budget_s):
+            if budget_s is not None and measurement.would_end_after(budget_s):
                 return "budget"
-            contest.round(number, cases)
+            measurement.round(number, cases)
             if judge is not None and due(number + 1):
-                contest.looked.append(number + 1)
-                needed = judge(contest.so_far("rounds", ended=False))
+                measurement.analyzed.append(number + 1)
+                needed = judge(measurement.so_far("rounds", ended=False))
                 if not needed:
                     return "decided"
-                contest.narrow(needed)
+                measurement.narrow(needed)
         return "rounds"
 
     try:
         with guard(deadline_s) if deadline_s is not None else nullcontext():
             stopped = run_rounds()
     except OutOfTime:
-        return contest.so_far("budget", ended=True, late=True)
+        return measurement.so_far("budget", ended=True, late=True)
     except KeyboardInterrupt:
         stopped = "interrupt"
-    return contest.so_far(stopped, ended=True)
+    return measurement.so_far(stopped, ended=True)
 
 
-class _Contest(Generic[Case]):
-    """The arms still running, the failures of the others, and the rounds so far."""
+class _Measurement(Generic[Case]):
+    """Arms still running, the failures of the others, and the rounds so far."""
 
     def __init__(
         self,
@@ -253,7 +140,7 @@ class _Contest(Generic[Case]):
     ) -> None:
         self.live = list(arms)
         self.failures: dict[str, Failure] = {}
-        self.looked: list[int] = []  # after how many rounds a judge looked
+        self.analyzed: list[int] = []  # numbers of rounds after which an interim analysis was made
         self._arms, self._cases = list(arms), cases
         self._complete: list[list[tuple[str, Sample]]] = []
         self._lasted: list[float] = []  # seconds of each round, as the arms that are left would take
@@ -277,7 +164,7 @@ class _Contest(Generic[Case]):
         self._lasted.append(self._clock() - began)
 
     def so_far(self, stopped: Stop, *, ended: bool, late: bool = False) -> Measurements:
-        """What was measured; `late` where the deadline ended it, so that part of a first round counts too."""
+        """Return what was measured; `late` where the deadline ended it, so that part of a first round counts too."""
         samples: dict[str, list[Sample]] = {arm.name: [] for arm in self._arms if arm.name not in self.failures}
         for name, sample in (pair for one_round in self._complete for pair in one_round):
             if name in samples:
@@ -296,13 +183,13 @@ class _Contest(Generic[Case]):
             stopped=stopped,
             elapsed=self._clock() - self.started,
             busy=self.busy,
-            looked=tuple(self.looked),
+            analyzed=tuple(self.analyzed),
             ended=ended,
             planned_cases=self._cases if cases < self._cases else None,
         )
 
     def _begun_round(self, arms: Collection[str]) -> tuple[int, dict[str, list[Sample]]]:
-        """How many cases of the round in progress count, and the samples of them of each of `arms`.
+        """Return how many cases of the round in progress count, and the samples of them of each of `arms`.
 
         Those are the cases that all arms ran; where that is none, the first one, with the arms that ran it, if the reference
         did. An arm that ran fewer has no samples.
@@ -328,7 +215,7 @@ class _Contest(Generic[Case]):
             self._report(arm)
 
     def narrow(self, needed: Collection[str]) -> None:
-        """Go on with these arms and the reference alone."""
+        """Go on with only these arms and the reference."""
         before = len(self.live)
         self.live = [arm for arm in self.live if arm.reference or arm.name in needed]
         self._lasted = [seconds * len(self.live) / before for seconds in self._lasted]

@@ -1,7 +1,7 @@
-"""The arithmetic of a comparison: how much faster, how sure, and what could have been seen.
+"""Statistics of a comparison: ratios of speeds, their confidence intervals, and detectable effects.
 
-It knows matrices of seconds and units, rounds × cases, and nothing of what was run. Every answer is a ratio of speeds
-inside one run; absolute speeds on shared machines don't repeat. NumPy loads only for an interval that speaks of other inputs.
+The data are matrices of seconds and units, rounds × cases. Every answer is a ratio of speeds inside one run; absolute speeds on
+shared machines don't repeat. NumPy loads only for an interval that covers other inputs.
 
     estimate = ratio_of_speeds(dynamic, plain, rng=random.Random(0))
     print(estimate)                          # 1.31x [1.24, 1.39]
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist, mean, median
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from dynx.bench.robust import MAD_TO_SIGMA, Location, locate, middle, reach, student_quantile
+from dynx.bench.huber import MAD_TO_SIGMA, Location, locate, middle, reach, student_quantile
 
 if TYPE_CHECKING:
     import random
@@ -38,23 +38,31 @@ __all__ = [
 ]
 
 Scope: TypeAlias = Literal["task", "cases"]
-"""What an interval speaks of: inputs like the measured ones ("task"), or exactly the measured ones ("cases")."""
+"""What an interval covers: inputs like the measured ones ("task"), or exactly the measured ones ("cases")."""
 
 Estimator: TypeAlias = Literal["huber", "totals"]
-"""How a ratio was made: of robust times of each input over the rounds, or of one round's total times as they are."""
+"""How a ratio was estimated: from Huber's means of each input's times over the rounds, or from one round's total times."""
 
-OUTLIER_SCORE = 3.5  # Iglewicz & Hoaglin 1993: modified z-scores beyond this are labelled
-TIGHT = 0.01  # closer than 1 % to the median is no outlier: on steady samples the score alone flags rounding
-MEAN_AD_TO_SIGMA = 1.2533  # √(π/2): the same for the mean absolute deviation
+OUTLIER_SCORE = 3.5
+"""Modified z-score beyond which a sample is an outlier (Iglewicz & Hoaglin 1993)."""
+
+MIN_OUTLIER_SHARE = 0.01
+"""Distance from the median, as a share of it, below which nothing is an outlier: on steady samples the score flags rounding."""
+
+MEAN_AD_TO_SIGMA = 1.2533
+"""√(π/2): turns the mean absolute deviation of a normal sample into its standard deviation."""
+
 RESAMPLES = 10_000
+"""Bootstrap resamples."""
+
 # Two or three inputs say too little about the next one: in simulation, with speed-ups differing by 20 % between inputs,
 # intervals asked to cover 95 % covered 68 % (two inputs), 90 % (three), 96 % (four).
-FEWEST_CASES_FOR_TASK = 4
+MIN_CASES_FOR_TASK = 4
 
 
 @dataclass(frozen=True)
 class Series:
-    """What one arm did: units produced and seconds spent, both as rounds × cases."""
+    """Units that one arm produced and seconds that it took, both as rounds × cases."""
 
     units: Sequence[Sequence[float]]
     seconds: Sequence[Sequence[float]]
@@ -66,7 +74,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a ratio lies with this confidence; `low` is 0 and `high` infinite where the sample can't bound it."""
+    """Bounds of a ratio at this confidence; `low` is 0 and `high` infinite where the sample can't bound it."""
 
     low: float
     high: float
@@ -83,7 +91,7 @@ class RatioEstimate:
     """Speed of an arm over speed of the reference, with its interval.
 
     `low` is 0 and `high` infinite where the sample can't bound the ratio (one round of a single case).
-    `pairs` counts the (case, round) pairs behind it; `scope` says what the interval speaks of. `here` is the interval for
+    `pairs` counts the (case, round) pairs behind it; `scope` is what the interval covers. `here` is the interval for
     exactly the measured inputs, which is what a gate judges by; None where there is no other than this one. `leaving_one_out`
     is the least and the greatest ratio that all inputs but one give, where there is one round only: how much a single
     disturbed run can matter.
@@ -106,11 +114,11 @@ class RatioEstimate:
 
     @property
     def interval(self) -> str:
-        """The interval in print, `[1.24, 1.39]`."""
+        """The interval as text, `[1.24, 1.39]`."""
         return f"[{self.low:.2f}, {self.high:.2f}]" if self.bounded else "[unknown]"
 
     def on_these(self) -> RatioEstimate:
-        """The same ratio, for exactly the inputs that were measured."""
+        """Return the same ratio, for exactly the inputs that were measured."""
         if self.here is None:
             return self
         here = self.here
@@ -135,12 +143,12 @@ def ratio_of_speeds(
     Each input is paired with itself in every round, which cancels drift. Over the rounds the log ratio of its two times gets
     Huber's M-estimate, so that a run which something else disturbed counts little, and their geometric mean gives it its
     weight; the ratio is that of all units by the total of such times. Logarithms make swapped arms invert it. One round
-    has nothing to be robust with: the ratio is that of total times.
+    has no repetitions to average: the ratio is that of total times.
 
     The interval for exactly these inputs, at confidence `judged` (or `confidence`), is Student's over the rounds; one round has
     none, and where there are cases enough that of inputs like these takes its place, which is wider. With
-    scope "task" and at least four cases, `low` and `high` speak of inputs like these: a percentile bootstrap of the cases,
-    whose robust times carry the rounds' noise, expanded for small samples as Hesterberg (2015, The American Statistician
+    scope "task" and at least four cases, `low` and `high` cover inputs like these: a percentile bootstrap of the cases,
+    whose estimated times carry the rounds' noise, expanded for small samples as Hesterberg (2015, The American Statistician
     69:371) derives, Φ(−√(n/(n−1)) t_{n−1}) in place of α/2. No resample of n cases leaves their range, which holds their
     median with probability 1 − 2^(1−n) only; where that is short of `confidence`, Student's t interval of the linearized
     ratio (Cochran 1977, Sampling Techniques, section 6.3) is joined to it, and always the interval for these inputs.
@@ -149,7 +157,7 @@ def ratio_of_speeds(
     whole round produced no units.
     """
     rounds, cases = _shape(arm, reference)
-    over_cases = scope == "task" and cases >= FEWEST_CASES_FOR_TASK
+    over_cases = scope == "task" and cases >= MIN_CASES_FOR_TASK
     sums = _typical(arm, reference)
     center = sums.log_ratio()
     judged = confidence if judged is None else judged
@@ -212,7 +220,7 @@ def outliers(samples: Sequence[float], *, score: float = OUTLIER_SCORE) -> tuple
         return ()
     center = median(samples)
     scale = spread(samples) or MEAN_AD_TO_SIGMA * mean(abs(x - center) for x in samples)
-    least = max(score * scale, TIGHT * abs(center))
+    least = max(score * scale, MIN_OUTLIER_SHARE * abs(center))
     return tuple(index for index, x in enumerate(samples) if abs(x - center) > least)
 
 
@@ -224,7 +232,7 @@ def spread(samples: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What each case adds to both totals: units and typical seconds; and how sure the logarithms behind the seconds are."""
+    """Units and typical seconds that each case adds to both totals, and the variances of the logarithms behind the seconds."""
 
     arm_units: Sequence[float]
     reference_units: Sequence[float]
@@ -234,13 +242,13 @@ class _Sums:
     levels: Sequence[Location]
 
     def log_ratio(self) -> float:
-        """Of speeds."""
+        """Return the logarithm of the ratio of speeds."""
         return math.log(sum(self.arm_units) / sum(self.arm_seconds)) - math.log(
             sum(self.reference_units) / sum(self.reference_seconds)
         )
 
     def leaving_one_out(self) -> tuple[float, float] | None:
-        """The least and the greatest ratio of all cases but one; None where that leaves nothing."""
+        """Return the least and the greatest ratio of all cases but one; None where that leaves nothing."""
         found = []
         for left_out in range(len(self.arm_units)):
             one = _Sums(*([x for i, x in enumerate(part) if i != left_out] for part in vars(self).values()))
@@ -249,14 +257,14 @@ class _Sums:
         return (min(found), max(found)) if found else None
 
     def noise(self) -> list[float]:
-        """The variances that add up to that of the log ratio, by its derivatives to each case's log ratio and log level."""
+        """Return the variances that add up to the log ratio's, by its derivatives to each case's log ratio and log level."""
         ours, theirs = _shares(self.arm_seconds), _shares(self.reference_seconds)
         by_ratio = [((a + b) / 2) ** 2 * ratio.variance for a, b, ratio in zip(ours, theirs, self.ratios, strict=True)]
         by_level = [(a - b) ** 2 * level.variance for a, b, level in zip(ours, theirs, self.levels, strict=True)]
         return [a + b for a, b in zip(by_ratio, by_level, strict=True)]
 
     def influences(self) -> list[float]:
-        """The derivatives of the log ratio to each case's weight, times the number of cases; their mean is 0."""
+        """Return the derivatives of the log ratio to each case's weight, times the number of cases; their mean is 0."""
         parts = zip(
             _shares(self.arm_units),
             _shares(self.arm_seconds),
@@ -278,7 +286,7 @@ def _shape(arm: Series, reference: Series) -> tuple[int, int]:
 
 
 def _typical(arm: Series, reference: Series) -> _Sums:
-    """Each case's seconds of both arms, by the M-estimate of their log ratio and the median of their log geometric mean."""
+    """Estimate each case's seconds for both arms, by M-estimates of their log ratio and medians of their log geometric mean."""
     ours, theirs = (
         [[math.log(x) for x in column] for column in zip(*s.seconds, strict=True)] for s in (arm, reference)
     )
@@ -302,7 +310,7 @@ def _shares(parts: Sequence[float]) -> list[float]:
 
 
 def _over_cases(sums: _Sums, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Both ends of the log ratio for inputs like these."""
+    """Return both ends of the log ratio's interval for inputs like these."""
     cases = len(sums.arm_units)
     low, high = _expanded_percentiles(_replicates(sums, resamples, seed), cases, confidence)
     if 2.0 ** (1 - cases) > 1 - confidence:

@@ -1,28 +1,39 @@
-"""Draws a bench result for people: a terminal table with bars that narrows down, and a Markdown page.
+"""Renders a result for people: a terminal table with bars that fits its width, and a Markdown page.
 
-It knows layout and nothing of statistics. Bars are full up to the lower end of the interval and shaded up to the upper
-end, so that two bars whose shades overlap are not told apart.
+Bars are full up to the lower end of the interval and shaded up to the upper end: where the shades of two bars overlap, the arms
+can't be distinguished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dynx.bench.gates import percent
+from dynx.bench.report import sentences
+from dynx.bench.wording import count, in_words, percent, three_digits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.table import Table
 
-    from dynx.bench.report import ArmResult, BenchResult
-    from dynx.bench.runner import JSON
+    from dynx.bench.result import ArmResult, BenchResult
 
-GAP = 2  # columns between two cells
-SHORTEST_BAR, LONGEST_BAR = 6, 30
-WIDEST = 1.5  # times the largest ratio that a bar's shaded part may reach
-SHORTEST_NAME = 8
+GAP_COLUMNS = 2
+"""Terminal columns between two cells."""
+
+MIN_BAR_COLUMNS, MAX_BAR_COLUMNS = 6, 30
+"""Width of a bar in terminal columns."""
+
+MAX_BAR_FACTOR = 1.5
+"""Multiple of the largest ratio at which a bar's shaded part is cut."""
+
+MIN_NAME_COLUMNS = 8
+"""Terminal columns that an arm's name keeps while other columns need room."""
+
 NOTHING = "–"
+"""Cell without a value."""
+
 EIGHTHS: tuple[str, ...] = ("", *"▏▎▍▌▋▊▉")
 STYLES = {"plain": "default", "static": "cyan", "dynamic": "green", "external": "magenta"}
 
@@ -36,7 +47,7 @@ class _Layout:
     shown: tuple[str, ...]
 
 
-def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table:
+def render(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table:
     """Return a rich table at most `width` columns wide.
 
     Arm, speed and ratio are always there; bar, interval and identical rate join in that order, each where it still
@@ -50,7 +61,7 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
     rows = {arm.name: cells_of(arm, result.columns, "-" if ascii_only else NOTHING) for arm in result.arms}
     needs = {key: max(len(title), *(len(cells[key]) for cells in rows.values())) for key, title in titles.items()}
     layout = _layout(width, max(len(name) for name in rows), needs, list(further))
-    drawn = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    drawn = Table(box=None, padding=(0, GAP_COLUMNS, 0, 0), pad_edge=False, header_style="bold")
     drawn.add_column("arm", no_wrap=True, width=layout.name)
     for key in layout.shown:
         title = Text("" if key == "bar" else titles[key])
@@ -58,8 +69,8 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
         drawn.add_column(title, justify=justify, no_wrap=True, width=layout.bar if key == "bar" else needs[key])
     ratios = [arm.ratio for arm in result.arms if arm.ratio]
     most = max([ratio.ratio for ratio in ratios] or [1.0])
-    # An interval that says nothing must not squash all other bars.
-    full = max([most, *(min(ratio.high, WIDEST * most) for ratio in ratios if ratio.bounded)])
+    # An unbounded interval must not squash all other bars.
+    full = max([most, *(min(ratio.high, MAX_BAR_FACTOR * most) for ratio in ratios if ratio.bounded)])
     for arm in result.arms:
         cells, style = rows[arm.name], STYLES[arm.group]
         cells["bar"] = _bar(arm, full, layout.bar, ascii_only)
@@ -70,26 +81,31 @@ def table(result: BenchResult, width: int, *, ascii_only: bool = False) -> Table
 
 def _layout(width: int, longest_name: int, needs: Mapping[str, int], further: Sequence[str]) -> _Layout:
     """Share `width` out: figures first, then enough of the name, further columns, bar, interval and identical rate."""
-    left = width - needs["speed"] - needs["ratio"] - 2 * GAP
+    left = width - needs["speed"] - needs["ratio"] - 2 * GAP_COLUMNS
     # The name yields before a column is lost, down to a third of the width; what is left over goes back to it.
-    name = max(1, min(longest_name, max(SHORTEST_NAME, width // 3), left))
+    name = max(1, min(longest_name, max(MIN_NAME_COLUMNS, width // 3), left))
     left -= name
     taken = {"speed", "ratio"}
     for key in (*further, "interval", "bar", "same") if further else ("bar", "interval", "same"):
-        need = SHORTEST_BAR if key == "bar" else needs[key]
-        if left >= need + GAP:
+        need = MIN_BAR_COLUMNS if key == "bar" else needs[key]
+        if left >= need + GAP_COLUMNS:
             taken.add(key)
-            left -= need + GAP
-    bar = SHORTEST_BAR if "bar" in taken else 0
+            left -= need + GAP_COLUMNS
+    bar = MIN_BAR_COLUMNS if "bar" in taken else 0
     shown = [key for key in ("speed", "ratio", *further, "bar", "interval", "same") if key in taken]
     longer = max(0, min(longest_name - name, left))
-    return _Layout(name + longer, min(bar + left - longer, LONGEST_BAR) if bar else 0, tuple(shown))
+    return _Layout(name + longer, min(bar + left - longer, MAX_BAR_COLUMNS) if bar else 0, tuple(shown))
+
+
+def to_markdown(results: Sequence[BenchResult]) -> str:
+    """Return one Markdown page for one result or several, without the samples: step summaries may have 1 MiB at most."""
+    return "\n".join(markdown(result) for result in results)
 
 
 def markdown(result: BenchResult) -> str:
     """Return the result as a Markdown page: verdict, sentences, table, gates, conditions."""
     title = f"## dynx bench: {result.task}" + (f" – {result.verdict}" if result.verdict else "")
-    lines = [title, "", *(f"- {_escaped(sentence)}" for sentence in result.reading()), ""]
+    lines = [title, "", *(f"- {_escaped(sentence)}" for sentence in sentences(result)), ""]
     further = "".join(f" {_escaped(title)} |" for title in result.columns)
     lines += [
         f"| arm | {result.unit}/s | ratio to {_escaped(result.reference.name)} | interval |{further} identical | outliers |"
@@ -118,21 +134,8 @@ def markdown(result: BenchResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_words(value: JSON) -> str:
-    """Return a header fact on one line: `torch 2.8.0, transformers 5.2.0`."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {in_words(item)}" for name, item in value.items())
-    if isinstance(value, Sequence):
-        return ", ".join(in_words(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "unknown" if value is None else str(value)
-
-
 def cells_of(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: str = NOTHING) -> dict[str, str]:
-    """What tables say of an arm, by column; `columns` are the task's own."""
+    """Return the cells of an arm by column; `columns` are the task's own."""
     ratio = arm.ratio
     return {title: cells.get(arm.name, nothing) for title, cells in columns.items()} | {
         "speed": "failed" if arm.failure else nothing if arm.speed is None else three_digits(arm.speed),
@@ -140,18 +143,6 @@ def cells_of(arm: ArmResult, columns: Mapping[str, Mapping[str, str]], nothing: 
         "interval": nothing if ratio is None or arm.reference or not ratio.bounded else ratio.interval,
         "same": nothing if arm.identical is None or arm.reference else percent(arm.identical),
     }
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 round` or `3 rounds`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def three_digits(number: float) -> str:
-    """Return at least three significant digits without an exponent: 0.00123, 1.23, 123, 12345."""
-    if number >= 100:
-        return f"{number:.0f}"
-    return f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number >= 1 else f"{number:.3g}"
 
 
 def _fitted(name: str, width: int, ascii_only: bool) -> str:

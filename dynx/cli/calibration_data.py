@@ -1,4 +1,4 @@
-"""The inputs that `--data` names for a classifier: a file of texts, or a folder or list of pictures."""
+"""Reads what `--data` names: a file of prompts; a classifier's texts, or a folder or list of its pictures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from typing import TYPE_CHECKING, Literal
 from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
 from dynx.errors import UsageError
 from dynx.runtime.folders import walk
-from dynx.runtime.utf8 import blank
+from dynx.runtime.utf8 import blank, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dynx.cli.classify.records import Record
     from dynx.early_exit.features import Inputs
+
+
+def read_prompts(path: str) -> list[str]:
+    """Return the prompts of a file, one per line; `-` is stdin. Raises UsageError for a file that is empty or unreadable."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as e:
+        raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
+    # Cut where `generate --lines` cuts: a form feed or a Unicode line separator doesn't end a prompt.
+    lines = [line.rstrip("\r") for line in read(data, path).split("\n") if line.strip()]
+    if not lines:
+        raise UsageError(f"--data {path} is empty", hint="one prompt per line")
+    return lines
 
 
 def read_inputs(
@@ -29,9 +42,9 @@ def read_inputs(
     field: str | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
-    """The inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
+    """Return the inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
 
-    Rows that are no input are left out, and `warn` hears how many and why. Raises UsageError where nothing can be read.
+    Rows that are no input are left out, and `warn` is called with how many and why. Raises UsageError where nothing can be read.
     """
     from dynx.early_exit.features import Inputs
 
@@ -71,7 +84,7 @@ def read_inputs(
 
 
 def _mark(file: Path) -> str:
-    """What tells a picture apart: its bytes; a file that can't be read is told apart by its name."""
+    """Identify a picture by its bytes, or by its name where the file can't be read."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
     except OSError:

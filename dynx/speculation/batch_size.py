@@ -129,7 +129,7 @@ def _filled(backend: EagerBackend, sequences: int) -> BatchSession:
     others = []
     for r in range(sequences):
         others.append(BatchSession(backend))
-        others[-1].read([(7 * i + r) % backend.vocab for i in range(context)])
+        others[-1].prefill([(7 * i + r) % backend.vocab for i in range(context)])
     session = BatchSession(backend)
     session.admit(others)
     return session

@@ -11,7 +11,7 @@ import pytest
 from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
 
 from dynx.bench.arms.classification import (
-    WINDOW,
+    MAX_CASE_INPUTS,
     Count,
     Quality,
     answer_of,
@@ -23,8 +23,10 @@ from dynx.bench.arms.classification import (
     readable,
 )
 from dynx.bench.arms.classification import sentences as words_of
-from dynx.bench.gates import Verdict, max_disagreement
-from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.bench.gates import max_disagreement
+from dynx.bench.measurements import Measurements, Outcome
+from dynx.bench.result import Verdict
+from dynx.bench.runner import Arm, measure
 from dynx.early_exit import assemble, make_plan
 from dynx.early_exit.assembly import LoadedClassifier
 from dynx.early_exit.engine import Exits
@@ -95,7 +97,7 @@ def test_inputs_are_cut_into_cases_like_jobs(count: int, batch: int, cases: int)
     assert [item for part in parts for item in part] == items
     assert len(parts) == cases
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert max(map(len, parts)) <= WINDOW
+    assert max(map(len, parts)) <= MAX_CASE_INPUTS
 
 
 def test_all_arms_give_the_full_model_s_labels(assembly: LoadedClassifier) -> None:

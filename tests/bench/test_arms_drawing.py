@@ -14,19 +14,21 @@ from support import pipelines
 
 from dynx.bench.arms.drawing import (
     FIRST_SEED,
-    Gallery,
     Pair,
+    PictureComparison,
     Quality,
-    Standing,
+    StaticComparison,
     columns,
     floor,
     judge,
     own_arms,
     pairs,
-    parse_steps,
 )
-from dynx.bench.gates import Verdict, min_quality
-from dynx.bench.runner import Arm, Measurements, Outcome, measure
+from dynx.bench.gates import min_quality
+from dynx.bench.measurements import Measurements, Outcome
+from dynx.bench.result import Verdict
+from dynx.bench.runner import Arm, measure
+from dynx.cli.bench.values import parse_steps
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.generator import Artist
 from dynx.diffusion.plan import ImageGeneratorRequest
@@ -120,7 +122,7 @@ def test_bad_step_counts(text: str) -> None:
 
 def test_arms_and_their_calls() -> None:
     """Both solvers in each number of steps below plain's; every arm's network calls are counted."""
-    gallery = Gallery()
+    gallery = PictureComparison()
     arms = own_arms(knowing("stable-diffusion", 8), [6, 9, STEPS, 20], gallery, clock())
     found = {arm.name: arm.run(PAIR) for arm in arms}
 
@@ -141,7 +143,7 @@ def test_arms_and_their_calls() -> None:
 
 def test_plain_and_author_are_the_pipeline_s_own_pictures() -> None:
     """Bit for bit what diffusers draws in so many steps, by the likeness that the gallery keeps."""
-    gallery = Gallery()
+    gallery = PictureComparison()
     arms = {arm.name: arm for arm in own_arms(artist_of("stable-diffusion"), [6], gallery, clock())}
     drawn = {name: arms[name].run(PAIR).output for name in ("author 6", "plain", "dynamic")}
     own = {
@@ -158,7 +160,7 @@ def test_plain_and_author_are_the_pipeline_s_own_pictures() -> None:
 def test_a_few_step_pipeline_gets_no_foreign_solver() -> None:
     """Its author's scheduler alone is told fewer steps, and dynamic draws the same pixels."""
     artist = artist_of("consistency", steps=4)
-    arms = own_arms(artist, [2, 3, 6], Gallery(), clock())
+    arms = own_arms(artist, [2, 3, 6], PictureComparison(), clock())
     found = {arm.name: arm.run(PAIR) for arm in arms}
 
     assert list(found) == ["plain", "author 2", "author 3", "dynamic"]
@@ -168,13 +170,13 @@ def test_a_few_step_pipeline_gets_no_foreign_solver() -> None:
 
 def test_likeness_is_the_worst_of_all_rounds_to_the_plain_picture_of_the_round() -> None:
     """Whatever the order of the arms in a round; pictures that don't repeat show the noise floor."""
-    gallery = Gallery()
+    gallery = PictureComparison()
     drawn = {"plain": itertools.count(), "other": itertools.count(10)}
 
     def arm(name: str, group: Any) -> Arm[Pair]:
         def run_(pair: Pair) -> Outcome:
             pixels = waves(0.01 * next(drawn[name]) + pair.seed)
-            return Outcome(1, 1.0, gallery.hang(name, pair, picture(pixels)), {"calls": 10, "rows": 20})
+            return Outcome(1, 1.0, gallery.add(name, pair, picture(pixels)), {"calls": 10, "rows": 20})
 
         return Arm(name, run_, group, reference=name == "plain")
 
@@ -199,46 +201,46 @@ def test_likeness_is_the_worst_of_all_rounds_to_the_plain_picture_of_the_round()
 
 def test_the_noise_floor_of_pictures_that_repeat() -> None:
     """To the bit, and nothing is said where nothing was drawn twice."""
-    gallery = Gallery()
+    gallery = PictureComparison()
     for seed in (1, 2):
-        gallery.hang("plain", Pair("a", seed), picture(waves(seed)))
+        gallery.add("plain", Pair("a", seed), picture(waves(seed)))
     assert floor(gallery) is None
-    gallery.hang("plain", Pair("a", 1), picture(waves(1)))
+    gallery.add("plain", Pair("a", 1), picture(waves(1)))
     assert floor(gallery) == "noise floor: plain draws the same picture to the bit each time"
 
 
 def test_a_picture_that_is_none_drops_its_arm() -> None:
     """Of the reference it ends the bench; one too small to compare ends it too."""
     with pytest.raises(ModelError, match="no picture: all of its pixels"):
-        Gallery().hang("dynamic", PAIR, picture(None))
+        PictureComparison().add("dynamic", PAIR, picture(None))
     with pytest.raises(UsageError, match="pictures of 8×8 are too small"):
-        Gallery().hang("plain", PAIR, picture(waves(0, side=8)))
+        PictureComparison().add("plain", PAIR, picture(waves(0, side=8)))
 
-    arms = own_arms(artist_of("ddim"), [6], Gallery(), clock())
+    arms = own_arms(artist_of("ddim"), [6], PictureComparison(), clock())
     with pytest.raises(DynxError, match="too small"):
         run(arms, [Pair("", 1)])
 
 
-def standing(dynamic: Sequence[float], calls: float = 10, target: float = 0.95, speed: float = 5.0) -> Standing:
+def standing(dynamic: Sequence[float], calls: float = 10, target: float = 0.95, speed: float = 5.0) -> StaticComparison:
     """Against statics of 5, 8, 10 and 20 calls, of which the slower ones are better."""
     others = {"a 5": (5.0, 0.8), "a 8": (8.0, 0.93), "b 8": (8.0, 0.951), "b 10": (10.0, 0.96), "b 20": (20.0, 0.99)}
     quality = {name: Quality((p5, 0.995), n, 2 * n) for name, (n, p5) in others.items()}
     quality |= {"plain": Quality((1.0, 1.0), 50, 100), "dynamic": Quality(tuple(dynamic), calls, 2 * calls)}
     speeds = {name: 50 / q.calls for name, q in quality.items()} | {"dynamic": speed}
-    return Standing(speeds, quality, tuple(others), target)
+    return StaticComparison(speeds, quality, tuple(others), target)
 
 
 def test_the_rivals_are_the_fastest_static_arms_that_are_as_good() -> None:
     """As good as dynamic's tail, and as what was asked for, where that is easier; one rival is named once."""
-    assert standing([0.97, 0.99]).rivals() == {
+    assert standing([0.97, 0.99]).baselines() == {
         "the cheapest static of equal p5": "b 20",
         "the cheapest static of p5 0.95": "b 8",
     }
-    assert standing([0.955, 0.99], target=0.955).rivals() == {"the cheapest static of equal p5": "b 10"}
-    assert standing([0.96, 0.99], target=0.955).rivals() == {"the cheapest static of equal p5": "b 10"}
-    assert standing([0.92, 0.99]).rivals() == {"the cheapest static of equal p5": "a 8"}
-    assert standing([0.999, 0.999], target=0.998).rivals() == {}
-    assert Standing({}, {}, (), 0.95).rivals() == {}
+    assert standing([0.955, 0.99], target=0.955).baselines() == {"the cheapest static of equal p5": "b 10"}
+    assert standing([0.96, 0.99], target=0.955).baselines() == {"the cheapest static of equal p5": "b 10"}
+    assert standing([0.92, 0.99]).baselines() == {"the cheapest static of equal p5": "a 8"}
+    assert standing([0.999, 0.999], target=0.998).baselines() == {}
+    assert StaticComparison({}, {}, (), 0.95).baselines() == {}
 
 
 def test_the_words_name_tails_calls_and_what_equals_them() -> None:

@@ -14,10 +14,13 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from dynx.bench import exports
-from dynx.bench.gates import Gate, Verdict
-from dynx.bench.report import BenchResult, summarize
-from dynx.bench.runner import Arm, Outcome, measure
+from dynx.bench import export
+from dynx.bench.document import to_json
+from dynx.bench.measurements import Outcome
+from dynx.bench.report import summarize
+from dynx.bench.result import BenchResult, Gate, Verdict
+from dynx.bench.runner import Arm, measure
+from dynx.cli.output_files import parse_export
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,13 +85,13 @@ def test_nothing_measured_is_written_all_the_same() -> None:
     result = result_of()
     bare = replace(result, arms=[replace(a, ratio=None, speed=None, samples=()) for a in result.arms], comparisons=())
 
-    for form in exports.FORMATS:
-        exports.content(form, [bare])
+    for form in export.FORMATS:
+        export.content(form, [bare])
 
 
 def test_csv_has_a_line_for_each_arm() -> None:
     """Under a line of names; what isn't known is empty."""
-    rows = list(csv.DictReader(io.StringIO(exports.content("csv", [result_of("classify", facts=CLASSIFIED)]))))
+    rows = list(csv.DictReader(io.StringIO(export.content("csv", [result_of("classify", facts=CLASSIFIED)]))))
 
     assert [row["arm"] for row in rows] == ["plain", "draft k=2", "dynamic", "broken"]
     assert rows[2]["quality"] == "0.99"
@@ -98,7 +101,7 @@ def test_csv_has_a_line_for_each_arm() -> None:
 
 def test_junit_has_a_case_for_each_gate() -> None:
     """Failures are failures; what is inconclusive or only advises is skipped, with the reason."""
-    root = parse(exports.content("junit", [result_of().judged(GATES)]))
+    root = parse(export.content("junit", [result_of().judged(GATES)]))
     cases = {case.get("name"): case for case in root.iter("testcase")}
 
     assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "0", "2"]
@@ -111,12 +114,12 @@ def test_junit_survives_control_characters() -> None:
     """XML holds no such characters; they are left out."""
     result = result_of().judged([Gate("min-speedup", Verdict.FAIL, 1.0, 1.2, "broken \x1b[31m\x00 here")])
 
-    assert parse(exports.content("junit", [result]))[0][1][0].get("message") == "broken [31m here"
+    assert parse(export.content("junit", [result]))[0][1][0].get("message") == "broken [31m here"
 
 
 def test_github_action_benchmark_is_told_what_holds_across_machines() -> None:
     """Ratios and quality of the dynamic arm, bigger being better, under names that don't change with the best static setting."""
-    entries = json.loads(exports.content("github-action-benchmark", [result_of("classify", facts=CLASSIFIED)]))
+    entries = json.loads(export.content("github-action-benchmark", [result_of("classify", facts=CLASSIFIED)]))
 
     assert [(e["name"], e["unit"], e["value"]) for e in entries] == [
         ("story: dynamic to plain", "x", 1.5),
@@ -129,19 +132,19 @@ def test_github_action_benchmark_is_told_what_holds_across_machines() -> None:
 def test_json_of_several_is_a_suite() -> None:
     """Each result as it is alone, under the worst verdict."""
     one, two = result_of().judged(GATES[:1]), result_of(model="other").judged(GATES[1:2])
-    document = json.loads(exports.content("json", [one, two]))
+    document = json.loads(export.content("json", [one, two]))
 
     assert (document["schema"], document["verdict"]) == ("dynx.bench.suite/1", "fail")
-    assert document["results"] == [json.loads(one.to_json()), json.loads(two.to_json())]
+    assert document["results"] == [json.loads(to_json([one])), json.loads(to_json([two]))]
 
 
-@pytest.mark.parametrize("form", exports.FORMATS)
+@pytest.mark.parametrize("form", export.FORMATS)
 def test_every_format_can_be_written(form: str, tmp_path: Path) -> None:
     """To the path named, whole."""
     result = result_of().judged(GATES)
-    path = exports.write([result], f"{form}:{tmp_path / 'bench'}", {})
+    path = export.write([result], *parse_export(f"{form}:{tmp_path / 'bench'}"), {})
 
-    assert path.read_text(encoding="utf-8") == exports.content(form, [result])
+    assert path.read_text(encoding="utf-8") == export.content(form, [result])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_every_format_can_be_written(form: str, tmp_path: Path) -> None:
 def test_specifications_are_put_right(spec: str, hint: str) -> None:
     """A next step for each slip."""
     with pytest.raises(UsageError) as caught:
-        exports.parse_export(spec)
+        parse_export(spec)
     assert caught.value.hint == hint
 
 
@@ -174,4 +177,4 @@ def test_the_workflow_of_the_guide_gates() -> None:
     commands: Any = get_command(app)
     given = commands.commands["bench"].make_context("bench", line.split()).params
     assert (given["models"], given["min_speedup"], given["require_identical"]) == (["story"], 1.0, True)
-    assert [exports.parse_export(spec)[1].name for spec in given["export"]] == ["bench.md", "bench.json", "bench.xml"]
+    assert [parse_export(spec)[1].name for spec in given["export"]] == ["bench.md", "bench.json", "bench.xml"]

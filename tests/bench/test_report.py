@@ -14,11 +14,18 @@ import pytest
 from rich.console import Console
 
 from dynx import schemas
-from dynx.bench.exports import FORMATS, parse_export
-from dynx.bench.gates import Gate, Verdict, best_static, exit_code, min_speedup, overall, percent, require_identical
-from dynx.bench.report import BenchResult, summarize
-from dynx.bench.runner import Arm, Group, Measurements, Outcome, Sample, measure
+from dynx.bench import export
+from dynx.bench.document import to_document, to_json
+from dynx.bench.export import FORMATS
+from dynx.bench.gates import best_static, exit_code, min_speedup, require_identical
+from dynx.bench.measurements import Group, Measurements, Outcome, Sample
+from dynx.bench.report import BenchResult, sentences, summarize
+from dynx.bench.result import Gate, Verdict, overall
+from dynx.bench.runner import Arm, measure
 from dynx.bench.statistics import RatioEstimate
+from dynx.bench.table import render, to_markdown
+from dynx.bench.wording import percent
+from dynx.cli.output_files import parse_export
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,7 +97,7 @@ def interrupted() -> BenchResult:
 def drawn(result: BenchResult, width: int, *, ascii_only: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, legacy_windows=False)
-    console.print(result.to_table(width, ascii_only=ascii_only))
+    console.print(render(result, width, ascii_only=ascii_only))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
@@ -229,7 +236,7 @@ def test_outliers_are_relative_to_their_own_case() -> None:
     ]
     result = result_of(replace(measurements, samples={"plain": samples}))
     assert result.arm("plain").outliers == (6,)
-    assert any("1 of 16 for plain" in sentence for sentence in result.reading())
+    assert any("1 of 16 for plain" in sentence for sentence in sentences(result))
 
 
 def test_an_arm_that_produces_nothing_has_no_ratio() -> None:
@@ -242,8 +249,8 @@ def test_an_arm_that_produces_nothing_has_no_ratio() -> None:
 
 def test_the_reading_says_what_the_figures_mean() -> None:
     """The first sentence holds both comparisons; gates, failures and the meaning of the brackets follow."""
-    sentences = example().reading()
-    assert sentences == (
+    said = sentences(example())
+    assert said == (
         "dynamic 1.50x of plain [1.50, 1.50]; 1.25x of the best static (k = 4) [1.25, 1.25]",
         "min-speedup: pass, 1.50x [1.50, 1.50] is at or above 1.15x as a whole",
         "require-identical: pass, every output equals the reference's",
@@ -262,10 +269,10 @@ def test_a_single_round_says_that_it_is_not_robust() -> None:
     }
     once = Measurements({"plain": "plain", "dynamic": "dynamic"}, "plain", 4, 1, samples, {}, "rounds", 16.0)
     result = summarize(once, task="generate", unit="tokens", header={}, rng=random.Random(0))
-    ratio = result.to_document()["arms"][1]["ratio"]  # type: ignore[index,call-overload]
+    ratio = to_document(result)["arms"][1]["ratio"]  # type: ignore[index,call-overload]
 
-    assert "(leaving out one input would give 0.86x to 2.00x)" in result.reading()[-1]
-    assert result.reading()[-1].startswith("one round has no robust estimate: ratios are of total times")
+    assert "(leaving out one input would give 0.86x to 2.00x)" in sentences(result)[-1]
+    assert sentences(result)[-1].startswith("one round has no robust estimate: ratios are of total times")
     assert (ratio["estimator"], ratio["leaving_one_out"]) == ("totals", pytest.approx([6 / 7, 2.0]))
 
 
@@ -293,9 +300,9 @@ def test_gates_are_surer_than_tables() -> None:
 
 def test_the_reading_tells_interruption_and_budget() -> None:
     """What cut the measurement short is said."""
-    assert interrupted().reading()[-1] == "interrupted before any round was complete"
-    assert replace(example(), stopped="interrupt").reading()[-1] == "interrupted: figures are from 3 complete rounds"
-    assert replace(example(), stopped="budget").reading()[-1] == "the time budget ended the measurement after 3 rounds"
+    assert sentences(interrupted())[-1] == "interrupted before any round was complete"
+    assert sentences(replace(example(), stopped="interrupt"))[-1] == "interrupted: figures are from 3 complete rounds"
+    assert sentences(replace(example(), stopped="budget"))[-1] == "the time budget ended the measurement after 3 rounds"
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +313,7 @@ def validator() -> Draft202012Validator:
 @pytest.mark.parametrize("make", [example, interrupted])
 def test_json_follows_its_schema(make: object, validator: Draft202012Validator) -> None:
     """Whole and interrupted results validate, and the schema's name comes first."""
-    text = make().to_json()  # type: ignore[operator]
+    text = to_json([make()])  # type: ignore[operator]
     validator.validate(json.loads(text))
     assert text.startswith('{\n  "schema": "dynx.bench/1",')
     assert text.endswith("}\n")
@@ -314,7 +321,7 @@ def test_json_follows_its_schema(make: object, validator: Draft202012Validator) 
 
 def test_the_schema_takes_more_and_never_less(validator: Draft202012Validator) -> None:
     """A key that is new is taken, as documents may gain some; another version, and a missing key, are each refused."""
-    good = json.loads(example().to_json())
+    good = json.loads(to_json([example()]))
     assert validator.is_valid(good | {"extra": 1})
     for bad in (good | {"schema": "dynx.bench/2"}, {k: v for k, v in good.items() if k != "gates"}):
         assert not validator.is_valid(bad)
@@ -325,7 +332,7 @@ def test_json_has_null_where_there_is_no_number(validator: Draft202012Validator)
     result = example()
     unbounded = replace(result.arms[3], ratio=estimate(0.0, 2.0, math.inf))
     header = {"nan": math.nan, "inf": -math.inf, "count": np.int64(3), "share": np.float32(0.5), "list": (1, "a")}
-    document = json.loads(replace(result, arms=[result.reference, unbounded], header=header).to_json())
+    document = json.loads(to_json([replace(result, arms=[result.reference, unbounded], header=header)]))
     validator.validate(document)
     assert document["header"] == {"nan": None, "inf": None, "count": 3, "share": 0.5, "list": [1, "a"]}
     ratio = document["arms"][1]["ratio"]
@@ -334,7 +341,7 @@ def test_json_has_null_where_there_is_no_number(validator: Draft202012Validator)
 
 def test_markdown_holds_verdict_sentences_table_and_conditions() -> None:
     """One row per arm, pipes escaped, the contender in bold, header facts in words."""
-    lines = example().to_markdown().splitlines()
+    lines = to_markdown([example()]).splitlines()
     assert lines[0] == "## dynx bench: generate – pass"
     assert "- lookup failed and has no figures: RuntimeError: kernel \\| missing" in lines
     assert "| plain | 100 | 1.00x | – | – | 0 |" in lines
@@ -366,18 +373,18 @@ def steady() -> Measurements:
 
 def further() -> BenchResult:
     """With a column of its own, and dynamic compared with a static arm that isn't the fastest."""
-    return result_of(steady(), rivals={"the best of them": "k = 2"}, columns={"calls": {"plain": "50.0"}})
+    return result_of(steady(), baselines={"the best of them": "k = 2"}, columns={"calls": {"plain": "50.0"}})
 
 
 def test_a_task_may_choose_the_rival(validator: Draft202012Validator) -> None:
     """In words and in JSON it says why; without rivals there is no comparison."""
     result = further()
-    document = json.loads(result.to_json())
+    document = json.loads(to_json([result]))
     validator.validate(document)
 
-    assert result.reading()[0].endswith("; 1.36x of the best of them (k = 2) [1.36, 1.36]")
+    assert sentences(result)[0].endswith("; 1.36x of the best of them (k = 2) [1.36, 1.36]")
     assert [(c["baseline"], c["basis"]) for c in document["comparisons"]] == [("k = 2", "the best of them")]
-    assert result_of(steady(), rivals={}).comparisons == ()
+    assert result_of(steady(), baselines={}).comparisons == ()
 
 
 def test_a_task_may_show_a_column_of_its_own() -> None:
@@ -387,8 +394,8 @@ def test_a_task_may_show_a_column_of_its_own() -> None:
     assert lines[0].split() == ["arm", "tokens/s", "ratio", "calls", "interval", "same"]
     assert lines[1].startswith("plain         100  1.00x   50.0  █")
     assert drawn(further(), 30).splitlines()[0].split() == ["arm", "tokens/s", "ratio"]
-    assert "| plain | 100 | 1.00x | – | 50.0 | – | 0 |" in further().to_markdown()
-    assert "| k = 2 | 110 | 1.10x | [1.10, 1.10] | – | 100 % | 0 |" in further().to_markdown()
+    assert "| plain | 100 | 1.00x | – | 50.0 | – | 0 |" in to_markdown([further()])
+    assert "| k = 2 | 110 | 1.10x | [1.10, 1.10] | – | 100 % | 0 |" in to_markdown([further()])
 
 
 @pytest.mark.parametrize("width", [30, 36, 40, 47, 56, 64, 80, 120, 200])
@@ -429,10 +436,10 @@ def test_names_are_not_read_as_markup() -> None:
 def test_export_writes_the_formats(tmp_path: Path) -> None:
     """`json:PATH` and `md:PATH` write the same texts that the result returns."""
     result = example()
-    assert result.export(f"json:{tmp_path / 'b.json'}", {}) == tmp_path / "b.json"
-    result.export(f"md:{tmp_path / 'b.md'}", {})
-    assert (tmp_path / "b.json").read_text(encoding="utf-8") == result.to_json()
-    assert (tmp_path / "b.md").read_text(encoding="utf-8") == result.to_markdown()
+    assert export.write([result], *parse_export(f"json:{tmp_path / 'b.json'}"), {}) == tmp_path / "b.json"
+    export.write([result], *parse_export(f"md:{tmp_path / 'b.md'}"), {})
+    assert (tmp_path / "b.json").read_text(encoding="utf-8") == to_json([result])
+    assert (tmp_path / "b.md").read_text(encoding="utf-8") == to_markdown([result])
 
 
 def test_markdown_is_appended_to_the_step_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,9 +447,9 @@ def test_markdown_is_appended_to_the_step_summary(tmp_path: Path, monkeypatch: p
     summary, result = tmp_path / "summary.md", example()
     summary.write_text("before\n", encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    result.export(f"md:{tmp_path / 'b.md'}")
-    result.export(f"json:{tmp_path / 'b.json'}")
-    assert summary.read_text(encoding="utf-8") == "before\n" + result.to_markdown() + "\n"
+    export.write([result], *parse_export(f"md:{tmp_path / 'b.md'}"))
+    export.write([result], *parse_export(f"json:{tmp_path / 'b.json'}"))
+    assert summary.read_text(encoding="utf-8") == "before\n" + to_markdown([result]) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -475,7 +482,9 @@ def test_a_path_that_turns_out_unwritable_is_a_usage_error(tmp_path: Path, monke
     """Denied permission is told early, and a failing write names the file instead of raising OSError."""
     target = tmp_path / "b.md"
     with pytest.raises(UsageError, match=r"can't write the step summary .*: No such file"):
-        example().export(f"md:{target}", {"GITHUB_STEP_SUMMARY": str(tmp_path / "no" / "summary.md")})
+        export.write(
+            [example()], *parse_export(f"md:{target}"), {"GITHUB_STEP_SUMMARY": str(tmp_path / "no" / "summary.md")}
+        )
     assert target.exists()
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(UsageError, match="permission denied"):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dynx.bench.runner import Arm, Failure, Measurements, Outcome, OutOfTime, Progress, measure
+from dynx.bench.deadline import OutOfTime
+from dynx.bench.measurements import Failure, Measurements, Outcome
+from dynx.bench.runner import Arm, Progress, measure
 from dynx.errors import DeviceError, DynxError, UsageError
 
 if TYPE_CHECKING:
@@ -225,14 +227,14 @@ def test_arms_that_decide_nothing_stop_early_where_time_is_short() -> None:
     clock, seen = FakeClock(), []
 
     def judge(so_far: Measurements) -> list[str]:
-        seen.append((so_far.rounds, so_far.looked, so_far.ended))
+        seen.append((so_far.rounds, so_far.analyzed, so_far.ended))
         return ["dynamic"]
 
     arms = [clock.arm("plain", 1.0, reference=True), clock.arm("dynamic", 1.0), clock.arm("idle", 3.0)]
-    result = measured(clock, arms, rounds=8, looks=(4, 8), judge=judge, hurry_s=15.0)
+    result = measured(clock, arms, rounds=8, analyses=(4, 8), judge=judge, early_analysis_s=15.0)
     assert seen == [(2, (2,), False), (4, (2, 4), False), (8, (2, 4, 8), False)]
     assert {name: result.rounds_of(name) for name in result.samples} == {"plain": 8, "dynamic": 8, "idle": 2}
-    assert (result.looks, result.ended) == (3, True)
+    assert (result.analyses, result.ended) == (3, True)
 
 
 @pytest.mark.parametrize(

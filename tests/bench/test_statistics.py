@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dynx.bench import robust
-from dynx.bench.gates import Verdict, min_speedup
+from dynx.bench import huber
+from dynx.bench.gates import min_speedup
+from dynx.bench.result import Verdict
 from dynx.bench.statistics import RatioEstimate, Series, detectable_effect, median, outliers, ratio_of_speeds, spread
 
 seconds_values = st.floats(min_value=1e-3, max_value=1e3)
@@ -218,9 +219,9 @@ def test_intervals_hold_for_inputs_like_the_measured_ones(cases: int, case_effec
 def test_the_m_estimate_solves_hubers_equation(rows: list[list[float]], wild: float) -> None:
     """At the estimate the bent distances of a column add up to nothing, with one wild number among them too."""
     columns = [[*column, wild] for column in zip(*rows, strict=True)]
-    scale = robust.spread_of(columns)
-    for column, found in zip(columns, robust.locate(columns), strict=True):
-        bent = [max(-robust.BEND, min(robust.BEND, (v - found.value) / scale)) if scale else 0.0 for v in column]
+    scale = huber.spread_of(columns)
+    for column, found in zip(columns, huber.locate(columns), strict=True):
+        bent = [max(-huber.HUBER_K, min(huber.HUBER_K, (v - found.value) / scale)) if scale else 0.0 for v in column]
         assert sum(bent) == pytest.approx(0, abs=1e-5 * len(column))
 
 
@@ -361,7 +362,7 @@ def test_spread_is_a_robust_standard_deviation() -> None:
 @pytest.mark.parametrize("probability", [0.6, 0.95, 0.975, 0.9995])
 def test_students_quantile_equals_scipys(dof: int, probability: float) -> None:
     """The finite sums of Abramowitz & Stegun give scipy's quantile, so scipy needn't be installed."""
-    ours = robust.student_quantile(probability, dof)
+    ours = huber.student_quantile(probability, dof)
     assert ours == pytest.approx(stats.t.ppf(probability, dof), rel=1e-9)
 
 

@@ -116,7 +116,12 @@ def test_prompts_of_a_file(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
         (["--min-speedup", "inf"], "must be a positive number"),
         (["--min-speedup", "nan"], "--min-speedup"),
         (["--arm", "hf=magic"], "--arm hf=magic: magic is neither an option nor a peer"),
-        (["--arm", "hf=transformers", "--temperature", "1"], "transformers is compared in greedy decoding"),
+        (["--arm", "hf=transformers", "--with", "--temperature 1"], "transformers is compared in greedy decoding"),
+        (["--with", "--top-k 3"], "--with: No such option: --top-k"),
+        (["--with", "--runs 3"], "--with --runs 3: --runs goes beside --with, not into it"),
+        (["--with", "generate"], "--with generate: a task goes beside --with"),
+        (["--with", "--size '1"], "--with: No closing quotation"),
+        (["--with", "--temperature hot"], "--with: Invalid value for '--temperature'"),
         (["--runs", "0"], "--runs"),
         (["-n", "1"], "-n"),
     ],
@@ -146,7 +151,7 @@ def test_a_prompt_too_long_to_measure(cli: Cli, tiny_folder: Path, tmp_path: Pat
 
 def test_sampling_is_measured_with_a_fixed_seed(cli: Cli, tiny_folder: Path) -> None:
     """With a temperature, every arm draws the same randomness, so outputs still compare."""
-    result = cli("bench", "-m", tiny_folder, *SHORT, "--temperature", 0.8, "--require-identical", "--json")
+    result = cli("bench", "-m", tiny_folder, *SHORT, "--with", "--temperature 0.8", "--require-identical", "--json")
 
     assert result.code == 0
     assert json.loads(result.out)["header"]["temperature"] == 0.8

@@ -11,8 +11,13 @@ from support.classifier_folders import sentences, write_image_classifier, write_
 from support.commands import helps
 
 from dynx import schemas
+from dynx.cli.bench import arm_options
 from dynx.cli.bench import classification as bench_classification
 from dynx.cli.bench import generation as bench_generation
+from dynx.cli.bench import options as bench_options
+from dynx.cli.classify import options as classify_options
+from dynx.cli.draw import options as draw_options
+from dynx.cli.generate import options as generate_options
 from dynx.early_exit.features import Inputs
 from dynx.runtime.decision import Decision
 from dynx.runtime.hashing import text_hash
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     Cli = Callable[..., Result]
 
 COUNT = 24
-SHORT = ("--runs", 1, "--batch-size", 1)
+SHORT = ("--runs", 1, "--with", "--batch-size 1")
 """One round, and batches so small that a few inputs make four cases."""
 
 
@@ -87,7 +92,9 @@ def test_json_keeps_to_its_schema(cli: Cli, folder: Path, texts: Path) -> None:
 
 def test_speed_is_judged_against_the_faster_of_plain_and_bucketed(cli: Cli, folder: Path, texts: Path) -> None:
     """A speed-up out of reach fails with exit code 3, and the reason names what dynamic was compared with."""
-    result = cli("bench", "-m", folder, "--runs", 3, "--batch-size", 1, "--data", texts, "--min-speedup", 900, "--json")
+    result = cli(
+        "bench", "-m", folder, "--runs", 3, "--with", "--batch-size 1", "--data", texts, "--min-speedup", 900, "--json"
+    )
     (gate,) = result.document["gates"]
     bucketed = next(arm for arm in result.document["arms"] if arm["name"] == "bucketed")
     faster = "bucketed" if bucketed["ratio"]["ratio"] >= 1 else "plain"
@@ -103,7 +110,7 @@ def test_true_labels_give_accuracy(cli: Cli, folder: Path, tmp_path: Path) -> No
     rows = [f"{text}\t{i % 5}" for i, text in enumerate(sentences(COUNT))]
     table.write_text("text\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
     result = cli(
-        "bench", "-m", folder, *SHORT, "--data", table, "--tsv", "--column", "text", "--labels", table, "--json"
+        "bench", "-m", folder, *SHORT, "--data", table, "--with", "--tsv --column text", "--labels", table, "--json"
     )
     facts = {arm["name"]: arm["facts"]["accuracy"] for arm in result.document["arms"]}
 
@@ -123,7 +130,7 @@ def test_true_labels_stay_with_their_rows(cli: Cli, folder: Path, tmp_path: Path
     table = tmp_path / "table.tsv"
     table.write_bytes(b"text\tlabel\n" + b"".join(written))
     result = cli(
-        "bench", "-m", folder, *SHORT, "--data", table, "--tsv", "--column", "text", "--labels", table, "--json"
+        "bench", "-m", folder, *SHORT, "--data", table, "--with", "--tsv --column text", "--labels", table, "--json"
     )
     accuracy = result.document["arms"][0]["facts"]["accuracy"]
 
@@ -146,7 +153,18 @@ def test_true_labels_go_with_the_inputs_drawn(cli: Cli, folder: Path, tmp_path: 
 def test_transformers_is_a_peer(cli: Cli, folder: Path, texts: Path) -> None:
     """--arm NAME=transformers measures its pipeline at its defaults and with batches."""
     result = cli(
-        "bench", "-m", folder, "--runs", 1, "--batch-size", 2, "--data", texts, "--arm", "hf=transformers", "--json"
+        "bench",
+        "-m",
+        folder,
+        "--runs",
+        1,
+        "--with",
+        "--batch-size 2",
+        "--data",
+        texts,
+        "--arm",
+        "hf=transformers",
+        "--json",
     )
 
     assert (result.code, result.err) == (0, "")
@@ -177,13 +195,13 @@ def test_a_folder_of_images(cli: Cli, tmp_path: Path) -> None:
         (["--draft", "none"], "--draft is for language models, and tiny-bert is a classifier"),
         (["--static", "2"], "--static is for language models"),
         (["-n", "8"], "--max-new-tokens is for language models"),
-        (["--temperature", "0"], "--temperature is for language models"),
+        (["--with", "--temperature 0"], "--temperature is for language models"),
         (["--max-disagreement", "1"], "--max-disagreement 1 must lie between 0 and 1"),
-        (["--column", "text"], "--column wants --tsv"),
-        (["--confidence", "2"], "--confidence 2 must lie between 0 and 1"),
+        (["--with", "--column text"], "--column wants --tsv"),
+        (["--with", "--confidence 2"], "--confidence 2 must lie between 0 and 1"),
         (["--data", "/nowhere.txt"], "--data /nowhere.txt can't be read"),
         (["--labels", "/nowhere.txt"], "can't read /nowhere.txt"),
-        (["--max-length", "4"], "--max-length"),
+        (["--with", "--max-length 4"], "--max-length"),
     ],
     ids=str,
 )
@@ -202,24 +220,25 @@ def test_what_cannot_be_measured_is_told_before_measuring(
 @pytest.mark.parametrize(
     "options",
     [
-        ["--tsv"],
-        ["--column", "x"],
-        ["--field", "x"],
+        ["--with", "--tsv"],
+        ["--with", "--column x"],
+        ["--with", "--field x"],
         ["--labels", "x"],
-        ["--batch-size", "8"],
-        ["--max-length", "8"],
-        ["--confidence", "0.9"],
-        ["--within", "1"],
+        ["--with", "--batch-size 8"],
+        ["--with", "--max-length 8"],
+        ["--with", "--confidence 0.9"],
+        ["--with", "--within 1"],
         ["--max-disagreement", "0.1"],
     ],
-    ids=lambda options: options[0],
+    ids=lambda options: " ".join(options),
 )
 def test_a_language_model_has_none_of_a_classifier_s_options(cli: Cli, tiny_folder: Path, options: list[str]) -> None:
     """They are refused, not ignored."""
     result = cli("bench", "-m", tiny_folder, *options)
 
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith(f"dynx: {options[0]} is for classifiers, and tiny writes text\n")
+    name = options[options[0] == "--with"].split()[0]
+    assert result.err.startswith(f"dynx: {name} is for classifiers, and tiny writes text\n")
 
 
 def test_inputs_are_needed(cli: Cli, folder: Path) -> None:
@@ -261,17 +280,51 @@ def test_a_model_that_gives_numbers_needs_a_tolerance(cli: Cli, tmp_path: Path, 
     """Numbers are hardly ever equal: without --within nothing is compared, with it agreement is."""
     model = write_text_classifier(tmp_path / "tiny", problem_type="regression")
     refused = cli("bench", "-m", model, *SHORT, "--data", texts)
-    result = cli("bench", "-m", model, *SHORT, "--data", texts, "--within", 0.01, "--json")
+    result = cli("bench", "-m", model, *SHORT, "--data", texts, "--with", "--within 0.01", "--json")
 
     assert refused.code == 2
     assert "--within T says how far" in refused.err
     assert result.document["arms"][2]["facts"]["agreement"]["hits"] == COUNT
 
 
-@pytest.mark.parametrize("kind", [bench_generation.Settings, bench_classification.Settings])
-def test_help_tells_each_task_s_defaults(kind: Any) -> None:
-    """What an option defaults to depends on the task, so that help says it in words, which must be true."""
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [(bench_generation.Settings, generate_options.Options), (bench_classification.Settings, classify_options.Options)],
+)
+def test_help_tells_each_task_s_defaults(kind: Any, command: Any) -> None:
+    """What an option defaults to depends on the task, so that help says it in words, which must be true.
+
+    Options in --with have the defaults of the model's own command.
+    """
     options = helps("bench")
     for name, default in vars(kind()).items():
-        if default not in (None, False, "auto", "none", 0.0):
+        if name in arm_options.WITH_OPTIONS:
+            assert default == getattr(command(), name), name
+        elif default not in (None, False, "auto", "none", 0.0):
             assert str(default) in options[f"--{name.replace('_', '-')}"], name
+
+
+def test_options_of_the_models_own_commands_are_the_same() -> None:
+    """Each one that --with takes is an option of a command, under the same names; at most 30 stand in help."""
+    own: dict[str, Any] = {}
+    for command in (generate_options, classify_options, draw_options):
+        own |= {field.name: declared for field, declared in command.COMMAND.declared()}
+    within = {f.name: d for f, d in bench_options.LINE.declared() if f.name in arm_options.WITH_OPTIONS}
+    listed = [d for _, d in bench_options.COMMAND.declared() if d.names and not d.about.get("hidden")]
+
+    assert within
+    assert {name: d.names for name, d in within.items()} == {name: own[name].names for name in within}
+    assert len(listed) <= 30
+
+
+def test_with_may_be_repeated_and_be_set(cli: Cli, folder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several --with add up, an --arm differs from them, and a variable of the environment sets what isn't typed."""
+    arguments = ("bench", "-m", folder, "--runs", 1, "--data", texts, "--json")
+    arm = ("--arm", "one=--batch-size 1")
+    typed = cli(*arguments, "--with", "--batch-size 3", "--with", "--max-length 8", *arm).document
+    monkeypatch.setenv("DYNX_BENCH_WITH", "--batch-size 2")
+    varied = cli(*arguments).document
+
+    assert (typed["header"]["batch_size"], typed["header"]["max_length"]) == (3, 8)
+    assert typed["arms"][-1]["name"] == "one"
+    assert varied["header"]["batch_size"] == 2

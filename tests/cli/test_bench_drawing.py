@@ -13,6 +13,8 @@ from support.commands import helps
 
 from dynx import schemas
 from dynx.cli.bench import drawing as bench_drawing
+from dynx.cli.bench.arm_options import WITH_OPTIONS
+from dynx.cli.draw.options import Options
 from dynx.diffusion.profile_data import Guarantee
 from dynx.diffusion.schedule import Schedule
 from dynx.runtime.hashing import text_hash
@@ -110,7 +112,7 @@ def test_a_table_of_plain_static_and_dynamic(bench: Cli) -> None:
 
 def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
     """One document of the published schema: on what was measured, tails and calls of each arm, and the rivals."""
-    result = bench("--json", "--quality", 0.001, "--guidance", 3, "--min-speedup", 0.01)
+    result = bench("--json", "--with", "--quality 0.001 --guidance 3", "--min-speedup", 0.01)
     document = result.document
     assert schemas.complaint(document) is None
     header = document["header"]
@@ -221,17 +223,17 @@ def test_prompts_that_the_steps_were_learned_from_are_told(learned: list[str], w
     [
         (["--draft", "none"], "--draft is for language models, and tiny draws"),
         (["-n", "8"], "--max-new-tokens is for language models, and tiny draws"),
-        (["--temperature", "0"], "--temperature is for language models"),
+        (["--with", "--temperature 0"], "--temperature is for language models"),
         (["--max-disagreement", "0.1"], "--max-disagreement is for classifiers, and tiny draws"),
-        (["--batch-size", "8"], "--batch-size is for classifiers"),
-        (["--tsv"], "--tsv is for classifiers"),
+        (["--with", "--batch-size 8"], "--batch-size is for classifiers"),
+        (["--with", "--tsv"], "--tsv is for classifiers"),
         (["--labels", "x"], "--labels is for classifiers"),
         (["--arm", "hf=transformers"], "--arm hf: transformers has no pipelines that draw"),
         (["--static", "0-5"], "--static 0-5: steps are numbers from 1 to 1000"),
-        (["--quality", "1.5"], "--quality 1.5 must lie between 0 and 1"),
-        (["--guidance", "inf"], "--guidance inf is no number"),
-        (["--size", "big"], "--size big: width and height in pixels"),
-        (["--size", "15"], "15x15: width and height must be multiples of"),
+        (["--with", "--quality 1.5"], "--quality 1.5 must lie between 0 and 1"),
+        (["--with", "--guidance inf"], "--guidance inf is no number"),
+        (["--with", "--size big"], "--size big: width and height in pixels"),
+        (["--with", "--size 15"], "15x15: width and height must be multiples of"),
         (["--min-quality", "2"], "must be an SSIM above 0 and up to 1"),
         (["--data", "/nowhere.txt"], "--data /nowhere.txt can't be read"),
     ],
@@ -250,14 +252,16 @@ def test_what_cannot_be_measured_is_told_before_measuring(
 
 
 @pytest.mark.parametrize(
-    "options", [["--quality", "0.9"], ["--guidance", "3"], ["--size", "64"], ["--min-quality", "0.9"]]
+    "options",
+    [["--with", "--quality 0.9"], ["--with", "--guidance 3"], ["--with", "--size 64"], ["--min-quality", "0.9"]],
 )
 def test_a_language_model_has_none_of_a_pipeline_s_options(cli: Cli, tiny_folder: Path, options: list[str]) -> None:
     """They are refused, not ignored."""
     result = cli("bench", "-m", tiny_folder, *options)
 
     assert (result.code, result.out) == (2, "")
-    assert result.err == f"dynx: {options[0]} is for pipelines that draw, and tiny writes text\n"
+    name = options[options[0] == "--with"].split()[0]
+    assert result.err == f"dynx: {name} is for pipelines that draw, and tiny writes text\n"
 
 
 def test_a_pipeline_without_prompts(bench: Cli, tmp_path: Path) -> None:
@@ -275,5 +279,7 @@ def test_help_tells_the_task_s_defaults() -> None:
     """What an option defaults to depends on the task, so that help says it in words, which must be true."""
     options = helps("bench")
     for name, default in vars(bench_drawing.Settings()).items():
-        if default is not None:
+        if name in WITH_OPTIONS:
+            assert default == getattr(Options(), name), name
+        elif default is not None:
             assert str(default) in options[f"--{name.replace('_', '-')}"], name

@@ -12,9 +12,9 @@ from support.classifier_folders import sentences, write_text_classifier
 
 from dynx import schemas
 from dynx.bench import runner
-from dynx.cli.bench import command as bench
 from dynx.cli.bench import generation as bench_generation
 from dynx.cli.bench import measure
+from dynx.cli.bench import task as bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,9 +99,9 @@ def test_a_gate_goes_on_until_it_is_decided(cli: Cli, tiny_folder: Path) -> None
 @pytest.mark.parametrize(
     ("options", "seconds"),
     [
-        (("--runs", 3, "--min-speedup", 0.5), bench.RUNS_BUDGET),
-        (("--min-speedup", 0.5), bench.GATED_BUDGET),
-        (("--require-identical",), bench.RUNS_BUDGET),
+        (("--runs", 3, "--min-speedup", 0.5), bench.GATE_BUDGET_SECONDS),
+        (("--min-speedup", 0.5), bench.SPEED_GATE_BUDGET_SECONDS),
+        (("--require-identical",), bench.GATE_BUDGET_SECONDS),
         (("--runs", 3, "--min-speedup", 0.5, "--budget", 7), 7.0),
         (("--runs", 1), None),
     ],
@@ -155,7 +155,7 @@ def test_loading_has_a_deadline_of_its_own(cli: Cli, tiny_folder: Path, monkeypa
             pass
 
     monkeypatch.setattr(bench_generation, "prepare", forever)
-    monkeypatch.setattr(measure, "LOADING_BUDGET", 0.2)
+    monkeypatch.setattr(measure, "LOADING_TIMEOUT_SECONDS", 0.2)
     result = cli("bench", "-m", tiny_folder, "--min-speedup", 1.0)
     assert result.code == 1
     assert re.search(r"^dynx: nothing was measured: .* wasn't ready after 0\.2 s$", result.err, re.MULTILINE)
@@ -180,7 +180,9 @@ def test_a_baseline_that_is_none_is_told_before_measuring(
     result, bisected = cli("bench", *options), cli("bench", *options, "--bisect")
 
     assert (result.code, result.out) == (2, "")
+    assert f"--baseline {own} " in result.err
     assert words in result.err
+    assert ("--export json:FILE writes one" in result.err) == ("schema" in words or "damaged" in words)
     assert bisected.code == 125
 
 
@@ -225,6 +227,7 @@ def test_several_models_are_a_suite(cli: Cli, tiny_folder: Path, tmp_path: Path)
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(sentences(8)), encoding="utf-8")
     options = ("-m", tiny_folder, "-m", other, "--data", texts, *SHORT, "--max-disagreement", 0.1, "--json")
+    options = (*options, "--with", "--batch-size 3")
     good = cli("bench", *options)
     bad = cli("bench", *options, "--runs", 3, "--min-speedup", 900)
 
@@ -232,6 +235,7 @@ def test_several_models_are_a_suite(cli: Cli, tiny_folder: Path, tmp_path: Path)
     assert schemas.complaint(good.document) is None
     assert good.document["schema"] == "dynx.bench.suite/1"
     assert [result["task"] for result in good.document["results"]] == ["generate", "classify"]
+    assert [result["header"].get("batch_size") for result in good.document["results"]] == [None, 3]
     assert (bad.code, "tiny: min-speedup" in bad.err) == (3, True)
 
 

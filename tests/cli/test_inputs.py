@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
-from dynx.cli.bench.command import read_prompts
+from dynx.cli.calibration_data import read_prompts
 from dynx.cli.inputs import BadLine, each_line, piped, read_lines, read_prompt, typed
 from dynx.errors import UsageError
 

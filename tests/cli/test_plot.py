@@ -13,15 +13,17 @@ from bench.test_exports import CLASSIFIED, result_of
 from PIL import Image
 
 from dynx.bench import plot
-from dynx.bench.exports.quality import QUALITIES
+from dynx.bench.quality import QUALITY_NAMES
 from dynx.bench.statistics import RatioEstimate
+from dynx.cli import output_files
+from dynx.cli.output_files import parse_plot
 from dynx.diffusion.similarity import tails
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dynx.bench.report import BenchResult
+    from dynx.bench.result import BenchResult
 
 pytest.importorskip("matplotlib")
 
@@ -68,7 +70,7 @@ def test_each_arm_has_its_ratio_and_interval(tmp_path: Path) -> None:
 
 def test_quality_is_drawn_where_it_tells_arms_apart(tmp_path: Path) -> None:
     """A plot of arms that are equally good has speed alone."""
-    axis = f"{QUALITIES['classify']}, %"
+    axis = f"{QUALITY_NAMES['classify']}, %"
 
     assert axis in words(tmp_path, result_of("classify", facts=CLASSIFIED))
     assert axis not in words(tmp_path, result_of("classify", facts=dict.fromkeys(CLASSIFIED, CLASSIFIED["plain"])))
@@ -82,7 +84,7 @@ def test_one_wide_interval_leaves_the_others_room(tmp_path: Path, monkeypatch: p
     said = words(tmp_path, replace(result, arms=[result.reference, wild, result.arm("dynamic")]))
 
     ends = [x for x, _ in drawn if isinstance(x, list)]
-    assert [0.001, pytest.approx(plot.WIDEST * 1.5)] in ends
+    assert [0.001, pytest.approx(plot.MAX_INTERVAL_FACTOR * 1.5)] in ends
     assert "1.20x [0.00, 900.00]" in said
 
 
@@ -124,26 +126,26 @@ def test_odd_curves_can_be_drawn(values: dict[int, list[float]], tmp_path: Path)
     """One number of steps, nothing but ones, SSIM below 0."""
     with Image.open(plot.curve(findings(values), tmp_path / "x.PNG")) as picture:
         assert picture.format == "PNG"
-        assert picture.size == (plot.WIDTH * plot.DPI, plot.SQUARE * plot.DPI)
+        assert picture.size == (plot.WIDTH_INCHES * plot.DPI, plot.PANEL_INCHES * plot.DPI)
         assert len(picture.getcolors(1 << 20) or []) > 20
 
 
 def test_what_cannot_be_drawn_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     """Another ending, a folder that isn't there; and at the end, a file that can't be written any more."""
     with pytest.raises(UsageError, match="an SVG or a PNG file"):
-        plot.parse_plot("plot.pdf")
+        parse_plot("plot.pdf")
     with pytest.raises(UsageError, match="there is no folder"):
-        plot.parse_plot(str(tmp_path / "nowhere" / "plot.svg"))
+        parse_plot(str(tmp_path / "nowhere" / "plot.svg"))
     with pytest.raises(DynxError, match="can't write"):
         plot.bench([result_of()], tmp_path / "nowhere" / "plot.svg")
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where it was never installed."""
-    monkeypatch.setattr(plot, "find_spec", lambda name: None if name == "matplotlib" else object())
+    monkeypatch.setattr(output_files, "find_spec", lambda name: None if name == "matplotlib" else object())
 
     with pytest.raises(UsageError, match="needs matplotlib") as caught:
-        plot.parse_plot("plot.svg")
+        parse_plot("plot.svg")
     assert caught.value.hint == "pip install 'dynx[plot]'"
 
 
@@ -151,5 +153,5 @@ def test_checking_a_plot_does_not_load_matplotlib() -> None:
     """It takes a second, which an error needn't wait for."""
     import subprocess
 
-    code = "import sys; from dynx.bench import plot; plot.parse_plot('x.svg'); sys.exit('matplotlib' in sys.modules)"
+    code = "import sys; from dynx.cli.output_files import parse_plot; parse_plot('x.svg'); sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

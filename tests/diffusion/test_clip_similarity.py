@@ -11,8 +11,8 @@ import torch
 from support.pipelines import stable_diffusion
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from dynx.bench.arms.drawing import Gallery, judge
-from dynx.bench.runner import Measurements, Sample
+from dynx.bench.arms.drawing import PictureComparison, judge
+from dynx.bench.measurements import Measurements, Sample
 from dynx.diffusion.clip_similarity import tower_of
 
 RNG = np.random.default_rng(0)
@@ -69,10 +69,10 @@ def test_bench_says_what_the_tower_says(alike: Any) -> None:
     """Each arm's worst for each pair, in its facts; null without a tower."""
     from dynx.bench.arms.drawing import Pair
 
-    gallery = Gallery(alike=alike)
+    gallery = PictureComparison(alike=alike)
     pair = Pair("x", 1)
     prints = [
-        gallery.hang(arm, pair, SimpleNamespace(error=None, bytes8=lambda i=i: PICTURES[i]))  # type: ignore[arg-type]
+        gallery.add(arm, pair, SimpleNamespace(error=None, bytes8=lambda i=i: PICTURES[i]))  # type: ignore[arg-type]
         for i, arm in enumerate(("plain", "dynamic"))
     ]
     facts = {"calls": 1, "rows": 1}

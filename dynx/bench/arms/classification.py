@@ -1,9 +1,9 @@
-"""The contestants for classifiers: input by input, length-bucketed batches, dynamic, and transformers' own pipeline.
+"""Benchmark arms for classifiers: input by input, length-bucketed batches, dynamic, and transformers' own pipeline.
 
-All take texts or paths of images as they are and give labels, so reading is part of the time. `plain` is what transformers'
-pipeline does unless told otherwise, one input at a time in the order given, and `bucketed` is what can be done without
-leaving early: batches of inputs of like length. Both are the model by default; where another precision or other kernels are
-asked for, bucketed comes with these too. What a label is compared with is the full float32 model's.
+All take texts or paths of images and give labels, so preprocessing is part of the time. `plain` is the default of transformers'
+pipeline, one input at a time in the order given, and `bucketed` is the fastest way without early exits: batches of inputs of
+similar length. Both run the model by default; where another precision or backend is asked for, bucketed is measured with these
+too. Labels are compared with those of the full float32 model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from dynx.bench.runner import Arm, Outcome
+from dynx.bench.measurements import Outcome
+from dynx.bench.runner import Arm
 from dynx.early_exit.assembly import Blocks, Reference, attach_exits, is_reference, load_model
 from dynx.early_exit.classifier import Classifier
 from dynx.early_exit.preprocessing import Row
@@ -27,47 +28,48 @@ from dynx.runtime.binomial import two_sided
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.heads import Problem
     from dynx.early_exit.profile_data import Knowledge
 
 Case: TypeAlias = "Sequence[Any]"
-"""Inputs that are labelled together, as one job would."""
+"""Inputs that are labelled together."""
 
 Answer: TypeAlias = "str | frozenset[str] | tuple[float, ...]"
 """A label, the labels that hold, or a regression's numbers."""
 
-WINDOW = 1024
+MAX_CASE_INPUTS = 1024
 """Inputs of a case at most, as many as `dynx classify` takes at a time."""
 
-AMPLE, SCANT = 16, 6
-"""Full batches of a case: with as many it is as fast as a long job, within a few per cent; below, lengths get too mixed."""
+CASE_BATCHES, MIN_CASE_BATCHES = 16, 6
+"""Full batches of a case: with 16 it is as fast as a long job, within a few per cent; below 6, lengths get too mixed."""
 
-FEWEST, MOST = 4, 8
-"""Cases that speak of the inputs to come (fewer can't, see `statistics`), and how many are enough for that."""
+MIN_CASES, MAX_CASES = 4, 8
+"""Cases for an interval that covers inputs to come (see `statistics`): at least 4, and 8 are enough."""
 
 CONFIDENCE = 0.95
+"""Confidence of the intervals of shares."""
 
 
 def cut(items: Sequence[Any], batch: int) -> list[Case]:
-    """The inputs in cases of nearly the same size, in order.
+    """Cut the inputs into cases of nearly the same size, in order.
 
-    A few of them, so that intervals can speak of inputs to come and arms take turns often, each large enough to be like a job
-    of its own. With too few inputs for both there is one case, and intervals speak of exactly these inputs.
+    There are a few cases, so that intervals can cover inputs to come and arms take turns often, each large enough to be like a
+    job of its own. With too few inputs for both there is one case, and intervals cover exactly these inputs.
     """
-    count = min(MOST, len(items) // (AMPLE * batch))
-    if count < FEWEST:
-        count = FEWEST if len(items) >= FEWEST * SCANT * batch else 1
-    count = max(count, -(-len(items) // max(WINDOW, AMPLE * batch)))
+    count = min(MAX_CASES, len(items) // (CASE_BATCHES * batch))
+    if count < MIN_CASES:
+        count = MIN_CASES if len(items) >= MIN_CASES * MIN_CASE_BATCHES * batch else 1
+    count = max(count, -(-len(items) // max(MAX_CASE_INPUTS, CASE_BATCHES * batch)))
     bounds = [len(items) * i // count for i in range(count + 1)]
     return [items[low:high] for low, high in pairwise(bounds)]
 
 
 def own_arms(assembly: LoadedClassifier, default: LoadedClassifier | None = None) -> list[Arm[Case]]:
-    """Plain (the reference), bucketed, and dynamic, which is bucketed once more where there are no exits.
+    """Build plain (the reference), bucketed, and dynamic, which is bucketed once more where there are no exits.
 
-    With another model as `default` (`as_by_default`) that one is plain and bucketed, and bucketed comes once more as asked for.
+    With another model as `default` (`as_by_default`) that one is plain and bucketed, and bucketed is also built as asked for.
     """
     default = default or assembly
     arms = [
@@ -82,7 +84,7 @@ def own_arms(assembly: LoadedClassifier, default: LoadedClassifier | None = None
 
 
 def as_by_default(assembly: LoadedClassifier) -> LoadedClassifier:
-    """The model as it runs where nobody asks for a precision or for kernels; `assembly` itself where it is that."""
+    """Return the model in its default precision on the default backend; `assembly` itself where it is that."""
     plan, blocks = assembly.plan, assembly.blocks
     dtype = "float32" if plan.device == "cpu" else plan.dtype
     if blocks.backend == TORCH and not blocks.quantized and plan.dtype == dtype:
@@ -112,7 +114,7 @@ def _one_by_one(assembly: LoadedClassifier) -> Callable[[Case], Outcome]:
 
 
 def _in_batches(assembly: LoadedClassifier, knowledge: Knowledge | None) -> Callable[[Case], Outcome]:
-    """What `dynx classify` does, with these exits."""
+    """Run batches as `dynx classify` does, with these exits."""
     problem = assembly.labels.problem
     assembly = replace(assembly, knowledge=knowledge)
 
@@ -133,7 +135,7 @@ def _in_batches(assembly: LoadedClassifier, knowledge: Knowledge | None) -> Call
 
 
 def answer_of(problem: Problem, label: str, scores: Sequence[tuple[str, float]]) -> Answer:
-    """What two answers are compared by: which labels reach one half is the same in any order."""
+    """Return what two answers are compared by; the labels that reach one half are the same in any order."""
     if problem == "single":
         return label
     if problem == "multi":
@@ -142,9 +144,9 @@ def answer_of(problem: Problem, label: str, scores: Sequence[tuple[str, float]])
 
 
 def peer_arms(assembly: LoadedClassifier, *, cutting: bool) -> list[Arm[Case]]:
-    """transformers' pipeline over the same model: at its defaults, and with the same batch size as dynx.
+    """Build arms of transformers' pipeline over the same model: at its defaults, and with the same batch size as dynx.
 
-    `cutting`: some text is too long, and the pipeline cuts none unless it is told to.
+    `cutting`: some text is too long, and the pipeline truncates none by default.
     """
     arms = [Arm("hf pipeline", _pipeline(assembly, cutting, {}), "external")]
     if assembly.batch > 1:
@@ -159,7 +161,7 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
     plan, names, problem = assembly.plan, assembly.labels.names, assembly.labels.problem
     model: Any = assembly.attachment.model
     settings = dict(options)
-    if problem != "single":  # by default it says one label only, and makes a probability of a lone number
+    if problem != "single":  # by default it gives one label only, and makes a probability of a single number
         settings["top_k"] = len(names)
     if problem == "regression":
         settings["function_to_apply"] = "none"
@@ -193,23 +195,23 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
 
 @dataclass(frozen=True)
 class Count:
-    """So many of so many, with the exact interval of the share (Clopper and Pearson)."""
+    """A share as counts, `hits` of `of`, with its exact interval (Clopper and Pearson)."""
 
     hits: int
     of: int
 
     @property
     def share(self) -> float:
-        """hits / of."""
+        """The share as a number."""
         return self.hits / self.of
 
     @property
     def interval(self) -> tuple[float, float]:
-        """At 95 % confidence."""
+        """Bounds at 95 % confidence."""
         return two_sided(self.of, self.hits, 1 - CONFIDENCE)
 
     def json(self) -> dict[str, JSON]:
-        """For a document."""
+        """Return the share for the JSON document."""
         low, high = self.interval
         return {
             "value": self.share,
@@ -227,19 +229,19 @@ class Count:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good one arm's answers are, and how many layers they took; None for what isn't known."""
+    """Quality of one arm's answers, and the layers they took; None for what isn't known."""
 
     agreement: Count
-    """With the full float32 model."""
+    """Agreement with the full float32 model."""
     same: Count
-    """With the reference arm."""
+    """Agreement with the reference arm."""
     accuracy: Count | None
     mean_layers: float | None
     left_after: Mapping[str, int] = field(default_factory=dict)
-    """Answers by the layer they left after, in one round; empty where nobody counts."""
+    """Answers by the layer they left after, in one round; empty where layers aren't counted."""
 
     def json(self) -> dict[str, JSON]:
-        """An arm's facts."""
+        """Return an arm's facts for the JSON document."""
         return {
             "agreement": self.agreement.json(),
             "accuracy": self.accuracy.json() if self.accuracy else None,
@@ -249,7 +251,7 @@ class Quality:
 
 
 def full_answers(assembly: LoadedClassifier, items: Sequence[Any]) -> list[Answer] | None:
-    """The full float32 model's, where the plain arm isn't that model; None where it is."""
+    """Return the answers of the full float32 model, None where the plain arm is that model."""
     if is_reference(assembly):
         return None
     labels = assembly.labels
@@ -264,7 +266,7 @@ def judge_answers(
     gold: Sequence[str | None] | None,
     tolerance: float,
 ) -> dict[str, Quality]:
-    """The quality of each arm that was measured.
+    """Return the quality of each arm that was measured.
 
     Every input counts once however many rounds there were, and is different or wrong when it is in any of them. `full` is what
     `full_answers` gives, `gold` the true label of each input.
@@ -295,7 +297,7 @@ def judge_answers(
 
 
 def _rounds(measured: Measurements, arm: str) -> list[list[Answer]]:
-    """The answers to all inputs in order, round by round."""
+    """Return the answers to all inputs in order, round by round."""
     samples = measured.samples[arm]
     starts = range(0, len(samples), measured.cases)
     return [[a for sample in samples[s : s + measured.cases] for a in _answers(sample.output)] for s in starts]
@@ -319,7 +321,7 @@ def _agree(a: Answer, b: Answer, tolerance: float) -> bool:
 
 
 def _layers(measured: Measurements, arm: str) -> float | None:
-    """Layers of each input that was computed, over all cases of one round."""
+    """Return the mean layers of the inputs that were computed, over all cases of one round."""
     total = computed = 0.0
     for sample in measured.samples[arm][: measured.cases]:
         layers, repeated = sample.facts.get("mean_layers"), sample.facts.get("repeated")
@@ -331,7 +333,7 @@ def _layers(measured: Measurements, arm: str) -> float | None:
 
 
 def _left(measured: Measurements, arm: str) -> dict[str, int]:
-    """Answers by layer, over all cases of one round."""
+    """Count answers by layer, over all cases of one round."""
     total: Counter[str] = Counter()
     for sample in measured.samples[arm][: measured.cases]:
         left: Any = sample.facts.get("left_after", {})
@@ -340,7 +342,7 @@ def _left(measured: Measurements, arm: str) -> dict[str, int]:
 
 
 def sentences(quality: Mapping[str, Quality], depth: int) -> list[str]:
-    """What is to be said of the dynamic arm's answers, and of plain's where the truth is known."""
+    """Return sentences about the dynamic arm's answers, and about accuracy where the true labels are known."""
     out = []
     dynamic = quality.get("dynamic")
     if dynamic is not None:
@@ -353,11 +355,11 @@ def sentences(quality: Mapping[str, Quality], depth: int) -> list[str]:
 
 
 def readable(assembly: LoadedClassifier, items: Sequence[Any]) -> tuple[list[int], int]:
-    """Which inputs can be read, by position, and how many of them the model's limit cuts."""
-    good, cut_ = [], 0
-    for start in range(0, len(items), WINDOW):
-        for i, row in enumerate(assembly.reader.rows(items[start : start + WINDOW])):
+    """Return the positions of inputs that can be read, and how many of them are truncated."""
+    good, truncated = [], 0
+    for start in range(0, len(items), MAX_CASE_INPUTS):
+        for i, row in enumerate(assembly.reader.rows(items[start : start + MAX_CASE_INPUTS])):
             if isinstance(row, Row):
                 good.append(start + i)
-                cut_ += row.cut
-    return good, cut_
+                truncated += row.cut
+    return good, truncated

@@ -1,8 +1,8 @@
-"""The contestants for pipelines that draw: the author's run, fewer steps for all pictures alike, and dynamic.
+"""Benchmark arms for pipelines that draw: the author's run, fewer steps for all pictures, and dynamic.
 
-A case is a prompt and a seed, of which every arm draws one picture. Static arms are the author's own scheduler told fewer steps,
-and DPM-Solver++ over as many evenly chosen steps of the author's grid. Speed alone is no merit here: what counts is the
-cheapest static arm whose tail is as good, where the tail is the SSIM to plain's picture that 5 % of pictures are below.
+A case is a prompt and a seed, of which every arm draws one picture. Static arms are the author's own scheduler with fewer steps,
+and DPM-Solver++ over as many evenly chosen steps of the author's grid. Speed alone proves nothing here: dynamic is compared with
+the cheapest static arm whose tail is as good, where the tail is the SSIM to plain's picture that 5 % of pictures are below.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from dynx.bench.runner import Arm, Outcome
-from dynx.bench.settings import parse_numbers
+from dynx.bench.measurements import Outcome
+from dynx.bench.runner import Arm
 from dynx.bench.statistics import median
 from dynx.diffusion.generator import SOLVER
 from dynx.diffusion.schedule import Schedule
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynx.bench.runner import JSON, Group, Measurements
+    from dynx.bench.measurements import JSON, Group, Measurements
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.similarity import Tails
@@ -37,16 +37,13 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 FIRST_SEED = 1 << 20
-"""Of the pairs; calibration draws with seeds far below, so these are new to what it learned."""
+"""Seed of the first pair; calibration draws with seeds far below, so these pictures are new to the profile."""
 
-MOST = 1000
-"""Steps of a static arm."""
+MIN_TAIL_PICTURES = 20
+"""Pictures from which the 5th percentile differs from the worst."""
 
-ENOUGH = 20
-"""Pictures from which the lowest 5 % is another one than the worst."""
-
-NEAR = 1.25
-"""Two arms cost about the same up to this factor."""
+EQUAL_COST_FACTOR = 1.25
+"""Factor up to which two arms cost about the same."""
 
 
 class Pair(NamedTuple):
@@ -57,21 +54,18 @@ class Pair(NamedTuple):
 
 
 def pairs(prompts: Sequence[str], count: int) -> list[Pair]:
-    """So many, each with a seed of its own; prompts return where there are fewer. Raises UsageError for none."""
+    """Return `count` pairs, each with a seed of its own; prompts repeat where there are fewer. Raises UsageError for none."""
     if not prompts:
         raise UsageError("there are no prompts")
     return [Pair(prompts[i % len(prompts)], FIRST_SEED + i) for i in range(count)]
 
 
-def parse_steps(text: str) -> list[int]:
-    """Step counts of static arms from "6,8", "5-10" or "none". Raises UsageError."""
-    return parse_numbers(text, MOST, "steps")
+def own_arms(
+    artist: Artist, steps: Sequence[int], comparison: PictureComparison, clock: Callable[[], float]
+) -> list[Arm[Pair]]:
+    """Build plain (the reference), static in each number of steps below plain's by either solver, and dynamic.
 
-
-def own_arms(artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Callable[[], float]) -> list[Arm[Pair]]:
-    """Plain (the reference), static in each number of steps below plain's by either solver, dynamic.
-
-    Where the pipeline had better be left alone, only its author's scheduler is told fewer steps.
+    Where the pipeline only runs plainly, the static arms are its author's scheduler alone.
     """
 
     def arm(name: str, draw: Callable[[Pair], Picture]) -> Callable[[Pair], Outcome]:
@@ -79,14 +73,14 @@ def own_arms(artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Call
             began = clock()
             picture = draw(pair)
             seconds = clock() - began
-            return _outcome(picture, seconds, gallery.hang(name, pair, picture))
+            return _outcome(picture, seconds, comparison.add(name, pair, picture))
 
         return run
 
     engine = artist.assembly.engine
     sample = replace(artist.request("", 0), steps=None)
     fewer = [n for n in steps if n < engine.family.default_steps]
-    arms = [Arm(gallery.reference, arm(gallery.reference, _plain(artist)), "plain", reference=True)]
+    arms = [Arm(comparison.reference, arm(comparison.reference, _plain(artist)), "plain", reference=True)]
     arms += [Arm(f"author {n}", arm(f"author {n}", _by_its_author(artist, n)), "static") for n in fewer]
     if fewer and engine.plain_reason(sample) is None:
         grid = engine.course(sample).grid
@@ -99,16 +93,21 @@ def own_arms(artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Call
 
 
 def further_arm(
-    name: str, group: Group, artist: Artist, steps: Sequence[int], gallery: Gallery, clock: Callable[[], float]
+    name: str,
+    group: Group,
+    artist: Artist,
+    steps: Sequence[int],
+    comparison: PictureComparison,
+    clock: Callable[[], float],
 ) -> Arm[Pair]:
-    """One more contestant: another pipeline or other settings, in its author's steps where a number of them is given."""
+    """Build one more arm: another pipeline or other settings, with its author's scheduler where a number of steps is given."""
     draw = _by_its_author(artist, steps[0]) if steps else lambda pair: artist.draw(pair.prompt, pair.seed)
 
     def run(pair: Pair) -> Outcome:
         began = clock()
         picture = draw(pair)
         seconds = clock() - began
-        return _outcome(picture, seconds, gallery.hang(name, pair, picture))
+        return _outcome(picture, seconds, comparison.add(name, pair, picture))
 
     return Arm(name, run, group)
 
@@ -137,26 +136,29 @@ def _outcome(picture: Picture, seconds: float, print_: str) -> Outcome:
     return Outcome(1, seconds, print_, facts)
 
 
-class Gallery:
-    """Compares the pictures of a case with its reference's while they are there, and keeps only the numbers.
+class PictureComparison:
+    """Compares the pictures of a case with the reference's while they are in memory, and keeps only the numbers.
 
-    It relies on the order of `harness.measure`: all arms take a case one after another, each once.
+    It relies on the order of `runner.measure`: all arms take a case one after another, each once.
     """
 
     def __init__(self, reference: str = "plain", alike: Callable[[Pixels, Pixels], float] | None = None) -> None:
         self.reference, self._alike = reference, alike
         self.repeats: dict[Pair, float] = {}
-        """SSIM of the reference's later pictures of a case to its first, the worst of each: the noise floor."""
+        """SSIM of the reference's later pictures of a case to its first, the worst for each: the noise floor."""
         self._case: Pair | None = None
         self._block: dict[str, tuple[str, Pixels]] = {}
         self._first: dict[Pair, tuple[str, Pixels]] = {}
         self._known: dict[tuple[str, str], float] = {}
         self._meaning: dict[tuple[str, str], float] = {}
 
-    def hang(self, arm: str, pair: Pair, picture: Picture) -> str:
-        """The picture's fingerprint. Raises ModelError where there is no picture, UsageError where it can't be compared."""
+    def add(self, arm: str, pair: Pair, picture: Picture) -> str:
+        """Compare a picture and return its fingerprint.
+
+        Raises ModelError where there is no picture, UsageError where it can't be compared.
+        """
         if picture.error is not None:
-            raise ModelError(f"no picture: {picture.error}", hint="try --dtype float32")
+            raise ModelError(f"no picture: {picture.error}", hint="try `dtype` float32")
         pixels = picture.bytes8()
         height, width = pixels.shape[:2]
         if not scales_for(min(height, width)):
@@ -178,11 +180,11 @@ class Gallery:
         return print_
 
     def ssim(self, ours: str, reference: str) -> float:
-        """Of two fingerprints from the same case and round."""
+        """Return the SSIM of two fingerprints from the same case and round."""
         return self._known[ours, reference]
 
     def clip(self, ours: str, reference: str) -> float | None:
-        """CLIP similarity of the same; None where the pipeline has no tower for it."""
+        """Return their CLIP similarity, None where the pipeline has no vision tower."""
         return self._meaning.get((ours, reference))
 
     def _compare(self, ours: tuple[str, Pixels], theirs: tuple[str, Pixels]) -> float:
@@ -196,7 +198,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Quality:
-    """How like plain's one arm's pictures are, and what they take of the network, on average."""
+    """Similarity of one arm's pictures to plain's, and their mean cost in network calls and rows."""
 
     likeness: tuple[float, ...]
     """SSIM to plain's picture, for each pair the worst of all rounds."""
@@ -207,21 +209,21 @@ class Quality:
 
     @cached_property
     def tails(self) -> Tails:
-        """What to say of the likeness."""
+        """Percentiles of the SSIM."""
         return tails(self.likeness)
 
     def reached(self, bar: float) -> int:
-        """Pictures with at least that SSIM."""
+        """Count the pictures with at least that SSIM."""
         return sum(value >= bar for value in self.likeness)
 
     def json(self) -> dict[str, JSON]:
-        """An arm's facts."""
+        """Return an arm's facts for the JSON document."""
         clip = tails(self.meaning).json() if self.meaning else None
         return {"mean_calls": self.calls, "mean_rows": self.rows, "ssim": self.tails.json(), "clip": clip}
 
 
-def judge(measured: Measurements, gallery: Gallery) -> dict[str, Quality]:
-    """The quality of each arm that was measured."""
+def judge(measured: Measurements, comparison: PictureComparison) -> dict[str, Quality]:
+    """Return the quality of each arm that was measured."""
     if not measured.rounds:
         return {}
     reference = measured.samples[measured.reference]
@@ -233,8 +235,8 @@ def judge(measured: Measurements, gallery: Gallery) -> dict[str, Quality]:
         seen = False
         for ours, theirs in zip(samples, reference, strict=False):  # an arm may have fewer rounds
             pair = str(ours.output), str(theirs.output)
-            worst[ours.case] = min(worst[ours.case], gallery.ssim(*pair))
-            clip = gallery.clip(*pair)
+            worst[ours.case] = min(worst[ours.case], comparison.ssim(*pair))
+            clip = comparison.clip(*pair)
             if clip is not None:
                 seen, meaning[ours.case] = True, min(meaning[ours.case], clip)
         calls, rows = (_mean(float(str(s.facts[fact])) for s in samples) for fact in ("calls", "rows"))
@@ -248,7 +250,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def columns(quality: Mapping[str, Quality]) -> dict[str, dict[str, str]]:
-    """Calls and tails for tables, by title and arm."""
+    """Return calls and tails for tables, by title and arm."""
     made: dict[str, dict[str, str]] = {"calls": {}, "SSIM p5": {}, "worst": {}}
     for arm, q in quality.items():
         made["calls"][arm] = f"{q.calls:.1f}"
@@ -257,26 +259,26 @@ def columns(quality: Mapping[str, Quality]) -> dict[str, dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where the dynamic arm stands among the static ones; empty where it wasn't measured."""
+class StaticComparison:
+    """Comparison of the dynamic arm with the static ones; empty where it wasn't measured."""
 
     speeds: Mapping[str, float]
-    """Pictures a second: the median round."""
+    """Pictures per second, the median over rounds."""
     quality: Mapping[str, Quality]
     statics: tuple[str, ...]
     target: float
-    """The SSIM that was asked for."""
+    """SSIM that was asked for."""
 
     @classmethod
-    def of(cls, measured: Measurements, quality: Mapping[str, Quality], target: float) -> Standing:
-        """From what was measured."""
+    def of(cls, measured: Measurements, quality: Mapping[str, Quality], target: float) -> StaticComparison:
+        """Compare what was measured."""
         speeds = {arm: median(measured.series(arm).speeds()) for arm in quality}
         statics = tuple(arm for arm in quality if measured.groups[arm] == "static")
         return cls(speeds, quality, statics, target)
 
     @property
     def bars(self) -> dict[str, float]:
-        """What a static arm must reach to be compared with dynamic: its p5, and what was asked for where that is less."""
+        """SSIM that a static arm must reach to be compared with dynamic: its p5, and what was asked for where that is less."""
         if "dynamic" not in self.quality:
             return {}
         p5 = self.quality["dynamic"].tails.p5
@@ -284,11 +286,11 @@ class Standing:
         return bars | {f"the cheapest static of p5 {self.target:g}": self.target} if self.target < p5 else bars
 
     def good(self, bar: float) -> list[str]:
-        """The static arms whose p5 reaches it."""
+        """Return the static arms whose p5 reaches a bar."""
         return [arm for arm in self.statics if self.quality[arm].tails.p5 >= bar]
 
-    def rivals(self) -> dict[str, str]:
-        """For each bar that some static arm reaches the fastest that does, under the words for it."""
+    def baselines(self) -> dict[str, str]:
+        """Return the fastest static arm that reaches each bar, by the words for the bar."""
         found: dict[str, str] = {}
         for words, bar in self.bars.items():
             good = self.good(bar)
@@ -298,7 +300,7 @@ class Standing:
         return found
 
     def about_as(self, cost: Callable[[str], float]) -> str | None:
-        """The static arm that costs about what dynamic does; of several the one with the best tail."""
+        """Return the static arm of about dynamic's cost, of several the one with the best tail; None without any."""
         if "dynamic" not in self.quality or not self.statics:
             return None
 
@@ -306,13 +308,13 @@ class Standing:
             return abs(math.log(cost(arm) / cost("dynamic")))
 
         nearest = min(map(away, self.statics))
-        if nearest > math.log(NEAR):
+        if nearest > math.log(EQUAL_COST_FACTOR):
             return None
         alike = [arm for arm in self.statics if away(arm) <= nearest + 1e-9]
         return max(alike, key=lambda arm: self.quality[arm].tails.p5)
 
     def sentences(self) -> list[str]:
-        """What is to be said of dynamic's pictures and calls beside the static ones'."""
+        """Return sentences that compare dynamic's pictures and calls with the static arms'."""
         own = self.quality.get("dynamic")
         if own is None:
             return []
@@ -326,8 +328,10 @@ class Standing:
         if own.meaning:
             clip = tails(own.meaning)
             out.append(f"CLIP similarity to plain's pictures: p5 {_figure(clip.p5)}, worst {_figure(clip.worst)}")
-        if n < ENOUGH:
-            out.append(f"of {n} pictures p5, the SSIM that 5 % are below, is the worst: {ENOUGH} would tell them apart")
+        if n < MIN_TAIL_PICTURES:
+            out.append(
+                f"of {n} pictures p5, the SSIM that 5 % are below, is the worst: {MIN_TAIL_PICTURES} would tell them apart"
+            )
         if own.calls >= self.quality["plain"].calls:
             return out
         out += [self._at(bar) for bar in self.bars.values()]
@@ -335,7 +339,7 @@ class Standing:
         return out
 
     def _at(self, bar: float) -> str:
-        """Fewest calls at a bar."""
+        """Say which static arm reaches a bar with the fewest calls."""
         good, own = self.good(bar), self.quality["dynamic"]
         whose = "as dynamic's" if bar == own.tails.p5 else "as asked for"
         if not good:
@@ -365,20 +369,20 @@ def _tail(q: Quality) -> str:
 
 
 def _figure(likeness: float) -> str:
-    """Three decimals, rounded down: what is short of a bar doesn't look as if it reached it, and only equal pictures are 1."""
+    """Format an SSIM with three decimals, rounded down, so that no value seems to reach a bar that it misses."""
     return "1" if likeness >= 1 else f"{math.floor(likeness * 1000 + 1e-9) / 1000:.3f}"
 
 
-def floor(gallery: Gallery) -> str | None:
-    """How alike the plain run is to itself; None where nothing was drawn twice."""
-    if not gallery.repeats:
+def floor(comparison: PictureComparison) -> str | None:
+    """Say how similar the plain run is to itself; None where nothing was drawn twice."""
+    if not comparison.repeats:
         return None
-    found = tails(list(gallery.repeats.values()))
+    found = tails(list(comparison.repeats.values()))
     if found.worst == 1:
         return "noise floor: plain draws the same picture to the bit each time"
     return f"noise floor: plain drawn again has SSIM p5 {_figure(found.p5)}, worst {_figure(found.worst)} to itself"
 
 
 def why_plain(assembly: LoadedImageGenerator) -> str | None:
-    """Why dynamic is plain here; None where it isn't."""
+    """Return the reason why dynamic is plain here, None where it isn't."""
     return None if assembly.knowledge is not None else assembly.why_plain

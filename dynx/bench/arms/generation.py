@@ -1,7 +1,7 @@
-"""The contestants for language models: plain, static drafts, dynamic, and transformers' own ways of decoding.
+"""Benchmark arms for language models: plain, static drafts, dynamic, and transformers' own ways of decoding.
 
-All take token ids and write up to the same number of tokens, prompt pass included in the time. The dynamic arm starts each
-text with what the profile knows and nothing more, as a new process would.
+All take token ids and write up to the same number of tokens, prefill included in the time. The dynamic arm starts each text from
+the profile alone, as a new process would.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.bench.runner import Arm, Outcome
-from dynx.bench.settings import parse_numbers
-from dynx.errors import UsageError
+from dynx.bench.measurements import Outcome
+from dynx.bench.runner import Arm
 from dynx.speculation.engine import Engine
 from dynx.speculation.policy import Plain, Policy, Static
 from dynx.speculation.types import DraftSource, Request, Sampling
@@ -20,13 +19,13 @@ from dynx.speculation.types import DraftSource, Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.bench.runner import JSON, Measurements
+    from dynx.bench.measurements import JSON, Measurements
     from dynx.speculation.assembly import LoadedGenerator
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every arm does with a prompt (token ids)."""
+    """Decoding settings that all arms share."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -34,17 +33,12 @@ class Task:
     stop: tuple[str, ...] = ()  # the model's own; needs the engine's tokenizer
 
     def request(self, prompt: Sequence[int]) -> Request:
-        """The engine's request for one case."""
+        """Return the engine's request for one case."""
         return Request(prompt, self.max_new_tokens, self.sampling, self.eos, self.stop)
 
 
-def parse_lengths(text: str) -> list[int]:
-    """Static draft lengths from "1-10", "2,4" or "none". Raises UsageError."""
-    return parse_numbers(text, 64, "lengths")
-
-
 def own_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
-    """Plain (the reference), static at each length with each drafter there is, dynamic."""
+    """Build plain (the reference), static at each length with the main drafter, and dynamic."""
     engine = assembly.engine
     arms = [Arm("plain", _run(engine, task, lambda: Plain()), "plain", reference=True)]
     for origin in _origins(engine):
@@ -56,7 +50,7 @@ def own_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> l
 
 
 def _origins(engine: Engine) -> list[DraftSource]:
-    """The drafters that get static arms: the main one at every length, that is the draft model, else self, else lookup."""
+    """Return the drafter that gets static arms: the draft model, else self, else lookup; none without any."""
     drafters = engine.drafters
     if drafters.model is not None:
         return ["draft"]
@@ -106,7 +100,7 @@ def _outcome(engine: Engine, task: Task, prompt: list[int], policy: Policy | Non
 
 
 def by_position(measured: Measurements) -> dict[str, dict[str, JSON]]:
-    """An arm's facts: drafts judged and kept at each position of a draft, by drafter, over all of its runs."""
+    """Return each arm's facts: draft tokens submitted and accepted at each position, by drafter, over all of its runs."""
     found: dict[str, dict[str, JSON]] = {}
     for arm, samples in measured.samples.items():
         tallies: dict[str, dict[str, list[int]]] = {}
@@ -123,12 +117,12 @@ def by_position(measured: Measurements) -> dict[str, dict[str, JSON]]:
 
 
 def peer_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
-    """transformers' `generate` on the same modules: plain, lookup, and with the draft model dynamic (its default) and static.
+    """Build arms of transformers' `generate` on the same modules: plain, lookup, and dynamic and static with the draft model.
 
-    Raises UsageError with sampling, whose random streams don't compare.
+    Raises ValueError with sampling, whose random streams can't be compared.
     """
     if not task.sampling.greedy:
-        raise UsageError("transformers is compared in greedy decoding; leave out --temperature")
+        raise ValueError("transformers is compared in greedy decoding")
     target, small = _torch(assembly)
     tokenizer = assembly.tokenizer
     arms = [
@@ -142,7 +136,7 @@ def peer_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> 
 
 
 def _torch(assembly: LoadedGenerator) -> tuple[Any, Any]:
-    """Target and drafter as transformers has them, loaded anew where the assembly runs on other kernels or weights."""
+    """Return target and drafter as transformers' modules, loaded anew where the assembly runs on another backend or weights."""
     from dynx.runtime.backends.registry import TORCH
     from dynx.speculation.backends import torch_backend
 

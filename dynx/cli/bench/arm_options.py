@@ -1,4 +1,4 @@
-"""Further arms of a bench, as they are typed: `--arm NAME=OPTIONS`, or a peer."""
+"""Reads options inside an argument: `--arm NAME=OPTIONS`, `--arm NAME=PEER` and `--with OPTIONS`."""
 
 from __future__ import annotations
 
@@ -7,46 +7,67 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynx.bench import PEERS
+from dynx.cli.bench.options import LINE, ModelOptions, Request
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from dynx.bench.runner import Arm
+    from dynx.bench.runner import Arm, Case
     from dynx.cli.bench.options import Options
 
 Kind: TypeAlias = Literal["options", "peer"]
 
-ALIKE = frozenset(
+WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions))
+"""Options that `--with` takes, by field."""
+
+ARM_OPTIONS = frozenset(
     {"draft", "backend", "quantize", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length"}
     | {"max_disagreement", "confidence", "quality", "guidance", "size", "models"}
 )
 """Options in which one arm may differ from the others; what is measured, and how, is the same for all."""
 
-TASKS_OWN = ALIKE - {"models", "device", "dtype", "threads", "profile"}
-"""Of these, the options that only some tasks have."""
-
+TASK_OPTIONS = ARM_OPTIONS - {"models", "device", "dtype", "threads", "profile"}
+"""Options of an arm that only some tasks have."""
 
 WANTED = f"an arm is NAME=OPTIONS or NAME={PEERS[0]}"
 
 
 @dataclass(frozen=True)
 class Variation:
-    """One `--arm`: what differs, by parameter; of a peer nothing does."""
+    """One `--arm`: the options in which it differs, by field; a peer differs in none."""
 
     name: str
     kind: Kind
     differs: dict[str, Any]
 
-    def applied(self, options: Options) -> Options:
-        """The command line that this arm has."""
+    def applied(self, request: Request) -> Request:
+        """Return what is asked for this arm."""
         differs = {name: value for name, value in self.differs.items() if name != "models"}
-        model = self.differs.get("models")
-        return replace(options, **differs, **({"model": model[0]} if model else {}))
+        models = self.differs.get("models")
+        return replace(request, **differs, **({"model": models[0]} if models else {}))
+
+
+def request_of(options: Options, model: str) -> Request:
+    """Return what the command line asks for one model, with the options in `--with`. Raises UsageError."""
+    given: dict[str, Any] = {}
+    for line in options.with_ or []:
+        given |= with_options(line)
+    return Request(**vars(options) | given | {"model": model})
+
+
+def with_options(line: str) -> dict[str, Any]:
+    """Return the options of one `--with` by field. Raises UsageError."""
+    hint = f"--with takes {shown_all(WITH_OPTIONS)}"
+    given = read_options("--with", line, hint)
+    for name in given:
+        if name not in WITH_OPTIONS:
+            raise UsageError(f"--with {line}: {shown(name)} goes beside --with, not into it", hint=hint)
+    return given
 
 
 def parse_all(texts: Sequence[str]) -> list[Variation]:
-    """All of them. Raises UsageError."""
+    """Read all `--arm` arguments. Raises UsageError."""
     found = [parse(text) for text in texts]
     names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -56,7 +77,7 @@ def parse_all(texts: Sequence[str]) -> list[Variation]:
 
 
 def parse(text: str) -> Variation:
-    """One `NAME=OPTIONS` or `NAME=transformers`. Raises UsageError."""
+    """Read one `NAME=OPTIONS` or `NAME=transformers`. Raises UsageError."""
     name, equals, rest = (part.strip() for part in text.partition("="))
     if not name or not equals or not rest:
         raise UsageError(f"--arm {text}: {WANTED}", hint="--arm 'bf16=--dtype bfloat16'")
@@ -66,49 +87,56 @@ def parse(text: str) -> Variation:
         return Variation(name, "peer", {})
     if not rest.startswith("-"):
         raise UsageError(f"--arm {text}: {rest.split()[0]} is neither an option nor a peer", hint=WANTED)
-    return Variation(name, "options", options_of(name, rest))
+    given = read_options(f"--arm {name}", rest)
+    for parameter in given:
+        if parameter not in ARM_OPTIONS:
+            hint = f"an arm may differ by {shown_all(ARM_OPTIONS)}"
+            raise UsageError(f"--arm {name}: {shown(parameter)} is the same for all arms", hint=hint)
+    if len(given.get("models") or ()) > 1:
+        raise UsageError(f"--arm {name}: an arm has one model")
+    return Variation(name, "options", given)
 
 
-def options_of(name: str, line: str) -> dict[str, Any]:
-    """Options by parameter, read by the parser of `dynx bench` itself. Raises UsageError."""
-    from dynx.cli.bench.options import COMMAND
-
+def read_options(where: str, line: str, hint: str | None = None) -> dict[str, Any]:
+    """Return the options on a line by field, read by the same parser as a command line. Raises UsageError about `where`."""
     try:
-        context = COMMAND.parser.make_context("bench", shlex.split(line))
+        context = LINE.parser.make_context("bench", shlex.split(line))
     except ValueError as e:
-        raise UsageError(f"--arm {name}: {e}") from None
+        raise UsageError(f"{where}: {e}", hint=hint) from None
     except Exception as e:
         if not hasattr(e, "format_message"):
             raise
-        raise UsageError(f"--arm {name}: {e.format_message()}") from None
-    given = {
+        raise UsageError(f"{where}: {e.format_message()}", hint=hint) from None
+    return {
         parameter: value
         for parameter, value in context.params.items()
-        if getattr(context.get_parameter_source(parameter), "name", "") == "COMMANDLINE"
+        if (source := context.get_parameter_source(parameter)) is not None and source.name == "COMMANDLINE"
     }
-    for parameter in given:
-        if parameter not in ALIKE:
-            shown = "a task" if parameter == "task" else "--" + parameter.replace("_", "-")
-            allowed = ", ".join("--" + ("model" if p == "models" else p.replace("_", "-")) for p in sorted(ALIKE))
-            raise UsageError(f"--arm {name}: {shown} is the same for all arms", hint=f"an arm may differ by {allowed}")
-    if len(given.get("models") or ()) > 1:
-        raise UsageError(f"--arm {name}: an arm has one model")
-    return given
+
+
+def shown(field: str) -> str:
+    """Return an option as it is typed."""
+    names = {"task": "a task", "models": "--model", "arms": "--arm", "with_": "--with"}
+    return names.get(field, "--" + field.replace("_", "-"))
+
+
+def shown_all(names: Collection[str]) -> str:
+    """Return options as they are typed, with commas."""
+    return ", ".join(shown(name) for name in sorted(names))
 
 
 def check_takes(one: Variation, settings: type[Any], whose: str) -> None:
-    """Raises UsageError for an option that the task has no use for; `whose` the arm would be."""
+    """Raise UsageError for an option that the task of the arm doesn't have; `whose` completes "where the arm ..."."""
     for name in one.differs:
-        if name in TASKS_OWN and name not in {f.name for f in fields(settings)}:
-            raise UsageError(f"--arm {one.name}: --{name.replace('_', '-')} means nothing where the arm {whose}")
+        if name in TASK_OPTIONS and name not in {f.name for f in fields(settings)}:
+            raise UsageError(f"--arm {one.name}: {shown(name)} means nothing where the arm {whose}")
 
 
-def side_by_side(arm: Arm[Any], own: Any, main: Any) -> Arm[Any]:
-    """An arm of another assembly than the `main` one, which may want another number of threads."""
+def side_by_side(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:
+    """Return an arm of another model, which may want another number of threads than the `usual` one."""
     import torch
 
-    from dynx.bench.limits import threaded
+    from dynx.bench.wrappers import threaded
 
-    threads = main.decisions.threads.value
-    torch.set_num_threads(threads)  # loading the other one has set its own
-    return threaded(arm, own.decisions.threads.value, threads)
+    torch.set_num_threads(usual)  # loading the other one has set its own
+    return threaded(arm, threads, usual)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import arm_options
-from dynx.cli.bench.command import Prepared, conditions, settings, tolerance_of
+from dynx.cli.bench.task import Prepared, conditions, settings
+from dynx.cli.bench.values import tolerance_or
 from dynx.cli.calibration_data import read_inputs
 from dynx.cli.classify.command import open_assembly
 from dynx.errors import UsageError
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.classification import Quality
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import Arm, Group, Measurements
-    from dynx.cli.bench.options import Options
+    from dynx.bench.measurements import Group, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
+    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.features import Inputs
-    from dynx.early_exit.plan import ClassifierRequest
+    from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
 
-TASK, ARE, IS_ONE = "classify", "classifiers", "is a classifier"
+TASK, MODELS, MODEL_DOES = "classify", "classifiers", "is a classifier"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What classifiers have of their own on the command line."""
+    """Options that only classifiers have, with their defaults here."""
 
     runs: int = 5
     prompts: int = 1024
@@ -48,13 +49,13 @@ class Settings:
     within: float | None = None
 
 
-def prepare(options: Options, terminal: Terminal) -> Prepared:
-    """The arms and the inputs in cases, and how a result is made of what they did."""
+def prepare(request: Request, terminal: Terminal) -> Prepared:
+    """Build the arms and the cases of inputs, and say how a result is made of what the arms did."""
     from dynx.bench.arms import classification
     from dynx.bench.report import summarize
 
-    own = settings(options, Settings)
-    assembly, inputs = open_inputs(options, own, terminal)
+    own = settings(request, Settings)
+    assembly, inputs = open_inputs(request, own, terminal)
     if assembly.labels.problem == "regression" and own.within is None:
         raise UsageError(
             "the model gives numbers, and numbers are hardly ever equal",
@@ -65,7 +66,7 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     cases = classification.cut(items, assembly.batch)
     default = classification.as_by_default(assembly)
     arms = classification.own_arms(assembly, default)
-    arms += further_arms(options, assembly, default, cutting=cut > 0, terminal=terminal)
+    arms += further_arms(request, assembly, default, cutting=cut > 0, terminal=terminal)
     full = classification.full_answers(assembly, items)
     facts = header(assembly, items, cut)
 
@@ -80,27 +81,26 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
             confidence=confidence,
             facts={name: q.json() for name, q in quality.items()},
             identical={name: q.same.share for name, q in quality.items()},
-            notes=notes(assembly, inputs, quality, made_up=options.data is None),
+            notes=notes(assembly, inputs, quality, made_up=request.data is None),
             case="part",
         )
-        return result.judged(gates(result, quality, options))
+        return result.judged(gates(result, quality, request))
 
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
-def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[LoadedClassifier, Inputs]:
-    """The model, and what --data has for it; a shipped model has inputs of its own. Raises UsageError without any."""
-    from dynx.bench.sentences import sentences
-    from dynx.early_exit import make_plan
+def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[LoadedClassifier, Inputs]:
+    """Load the model and read its inputs from --data; a shipped model has inputs of its own. Raises UsageError without any."""
+    from dynx.bench import builtin_inputs
     from dynx.early_exit.features import Inputs
 
-    plan = make_plan(request_of(options, own), warn=terminal.warn)
-    if options.data is not None:
+    plan = make_plan(request, terminal)
+    if request.data is not None:
         inputs = read_inputs(
-            options.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
+            request.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
         )
     elif plan.kind == "text" and plan.source.kind == "shipped":
-        made = sentences(own.prompts)
+        made = builtin_inputs.texts(own.prompts)
         inputs = Inputs(made, made)
     else:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
@@ -108,53 +108,60 @@ def open_inputs(options: Options, own: Settings, terminal: Terminal) -> tuple[Lo
     return open_assembly(plan, terminal), inputs
 
 
-def request_of(options: Options, own: Settings) -> ClassifierRequest:
-    """Return what a classifier is asked for by a command line."""
+def make_plan(request: Request, terminal: Terminal) -> ClassifierPlan:
+    """Decide what can be decided without loading anything. Raises DynxError."""
+    from dynx import early_exit
+
+    return early_exit.make_plan(request_of(request), warn=terminal.warn)
+
+
+def request_of(request: Request) -> ClassifierRequest:
+    """Return what is asked of the model's side, with this task's defaults."""
     from dynx.early_exit.plan import ClassifierRequest
 
+    own = settings(request, Settings)
     return ClassifierRequest(
-        options.model,
-        backend=str(options.backend or "auto"),
-        quantize=str(options.quantize or "none"),
+        model=request.model,
+        backend=str(own.backend),
+        quantize=str(own.quantize),
         batch_size=own.batch_size,
         max_length=own.max_length,
         max_disagreement=own.max_disagreement,
         confidence=own.confidence,
         within=own.within,
-        profile=options.profile,
-        **options.for_request(),
+        profile=request.profile,
+        **request.for_request(),
     )
 
 
 def further_arms(
-    options: Options, assembly: LoadedClassifier, default: LoadedClassifier, *, cutting: bool, terminal: Terminal
+    request: Request, assembly: LoadedClassifier, default: LoadedClassifier, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
-    """What --arm asks for; `default` is the model as the peers run it."""
+    """Build the arms that --arm asks for; `default` is the model as the peers run it."""
     from dynx.bench.arms.classification import own_arms, peer_arms
-    from dynx.early_exit import make_plan
 
     arms: list[Arm[Any]] = []
-    for one in arm_options.parse_all(options.arms or []):
+    for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
             peers = peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
         arm_options.check_takes(one, Settings, "is a classifier's")
-        theirs = one.applied(options)
-        plan = make_plan(request_of(theirs, settings(theirs, Settings)), warn=terminal.warn)
-        other = open_assembly(plan, terminal)
-        group: Group = "dynamic" if plan.key.model == assembly.plan.key.model else "external"
+        other = open_assembly(make_plan(one.applied(request), terminal), terminal)
+        group: Group = "dynamic" if other.plan.key.model == assembly.plan.key.model else "external"
         arm = replace(own_arms(other)[-1], name=one.name, group=group)
-        arms.append(arm_options.side_by_side(arm, other, assembly))
+        arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
 
 def read_truth(
     path: str | None, assembly: LoadedClassifier, inputs: Inputs, *, quoted: bool = False
 ) -> list[str | None] | None:
-    """The true label of each input, None without --labels; the file has one for each of them, or for each row of the data.
+    """Return the true label of each input, or None without --labels.
 
-    Raises UsageError where there are more or fewer. `quoted`: it's a table as `--tsv` reads them.
+    The file has a label for each input, or for each row of the data.
+
+    Raises UsageError where there are more or fewer. `quoted`: it is a table as `--tsv` reads them.
     """
     if path is None:
         return None
@@ -180,9 +187,9 @@ def read_truth(
 def choose(
     inputs: Inputs, gold: list[str | None] | None, assembly: LoadedClassifier, most: int, terminal: Terminal
 ) -> tuple[list[Any], list[str | None] | None, int]:
-    """At most so many inputs, drawn at random and left in order, with their true labels; and how many of them are cut.
+    """Return at most `most` inputs in order, their true labels, and how many of them are cut.
 
-    At random, because files are sorted more often than not. Raises UsageError where none of them can be read.
+    They are drawn at random, because files are sorted more often than not. Raises UsageError where none of them can be read.
     """
     from dynx.bench.arms.classification import readable
 
@@ -199,7 +206,7 @@ def choose(
 
 
 def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[str, Any]:
-    """Where and on what this was measured."""
+    """Return where and on what this was measured."""
     from dynx.runtime.hashing import text_hash
 
     exits, known = assembly.decisions.exits, assembly.knowledge
@@ -218,7 +225,7 @@ def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[s
 def notes(
     assembly: LoadedClassifier, inputs: Inputs, quality: Mapping[str, Quality], *, made_up: bool = False
 ) -> list[str]:
-    """What is to be said of the labels, and of what the comparison is worth."""
+    """Return sentences about the labels, and about what the comparison is worth."""
     from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
 
@@ -233,25 +240,25 @@ def notes(
     return out
 
 
-def gates(result: BenchResult, quality: Mapping[str, Quality], options: Options) -> list[Gate]:
-    """What the command line asks for. Speed is judged against the faster of bucketed and plain, not a straw man."""
+def gates(result: BenchResult, quality: Mapping[str, Quality], request: Request) -> list[Gate]:
+    """Judge what the command line asks for; speed is judged against the faster of bucketed and plain."""
     from dynx.bench.gates import max_disagreement, min_speedup, require_identical
 
     arm = result.arm("dynamic")
     failure = arm.failure.message if arm.failure else None
     judged: list[Gate] = []
-    if options.min_speedup is not None:
+    if request.min_speedup is not None:
         ratio, baseline = arm.ratio, result.reference.name
         for found in result.comparisons:
             static = result.arm(found.baseline).ratio
             if found.arm == arm.name and static is not None and static.ratio >= 1:
                 ratio, baseline = found.ratio, found.baseline
-        tolerance = tolerance_of(options)
-        judged.append(min_speedup(ratio, options.min_speedup, failure=failure, baseline=baseline, tolerance=tolerance))
-    if options.require_identical:
+        tolerance = tolerance_or(request.tolerance, 0.0)
+        judged.append(min_speedup(ratio, request.min_speedup, failure=failure, baseline=baseline, tolerance=tolerance))
+    if request.require_identical:
         judged.append(require_identical(arm.identical, failure=failure))
-    if options.max_disagreement is not None:
+    if request.max_disagreement is not None:
         found_ = quality.get(arm.name)
         differing, of = (found_.agreement.of - found_.agreement.hits, found_.agreement.of) if found_ else (0, 0)
-        judged.append(max_disagreement(differing, of, options.max_disagreement, failure=failure))
+        judged.append(max_disagreement(differing, of, request.max_disagreement, failure=failure))
     return judged

@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from dynx.cli.bench.task import ALL, SUITE_BUDGET_SECONDS, TASKS, names_of
 from dynx.cli.console import Terminal
 from dynx.errors import DynxError, GateFailed, Undecided, UsageError
-from dynx.runtime.utf8 import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import JSON, Arm, Measurements
-    from dynx.cli.bench.options import Options
-
-Own = TypeVar("Own")
-
-SEVERAL_BUDGET = 50.0
-"""Seconds for each of several models, unless asked otherwise."""
-
-GATED_BUDGET = 120.0
-"""Seconds for a gate on speed to be decided in, unless asked otherwise: on a loaded machine it takes most of them."""
-
-RUNS_BUDGET = 300.0
-"""Seconds for any other gate, and for one on speed with --runs: what isn't measured by then is inconclusive."""
-
-LOADING_BUDGET = 120.0
-"""Seconds that a model may take to load before a gate gives up, or the budget where that is more."""
-
-HURRY = 0.1
-"""Share of the budget after which arms that decide no gate stop, where they are so slow that the first look is still to come."""
-
-TASKS = ("generate", "classify", "draw")
-ALL = "all"
-
-
-@dataclass
-class Prepared:
-    """A task made ready: what runs, on what, and how measurements become a result."""
-
-    task: str
-    arms: Sequence[Arm[Any]]
-    cases: Sequence[Any]
-    header: dict[str, Any]
-    rounds: int
-    """Unless a gate wants more."""
-    conclude: Callable[[Measurements, float], BenchResult]
-    """From complete rounds and the confidence of intervals; with the task's own gates judged."""
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.cli.bench.options import Options, Request
+    from dynx.cli.bench.task import TaskModule
 
 
 def run(options: Options) -> None:
@@ -76,7 +40,7 @@ def _run(options: Options) -> None:
     check(options)
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json)
     models = [(one, task_of(one)) for one in chosen]
-    check_tasks(options, models)
+    check_tasks(chosen[0], models)
     from dynx.cli.bench import measure
 
     known = measure.read_baseline(options, models)
@@ -100,12 +64,15 @@ def _run(options: Options) -> None:
 
 
 def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
-    """The table and what it says."""
+    """Print the table and what it says."""
+    from dynx.bench.report import sentences
+    from dynx.bench.table import render
+
     console = terminal.rich(sys.stdout)
     if titled:
         console.print(f"{result.header['model']}: {result.task}", style="bold", markup=False)
-    console.print(result.to_table(console.width, ascii_only=not terminal.unicode))
-    for sentence in result.reading():
+    console.print(render(result, console.width, ascii_only=not terminal.unicode))
+    for sentence in sentences(result):
         console.print(sentence, soft_wrap=True, markup=False)
     if titled:
         console.print()
@@ -113,17 +80,18 @@ def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
 
 def finish(results: list[BenchResult], errors: list[DynxError], options: Options, terminal: Terminal) -> None:
     """Write what was asked for, and end as the worst of the results asks. Raises GateFailed, Undecided, or the first error."""
-    from dynx.bench import exports, report
-    from dynx.bench.gates import Verdict, overall
+    from dynx.bench import document, export
+    from dynx.bench.result import Verdict, overall
+    from dynx.cli.output_files import parse_export, parse_plot
 
     if options.json and results:
-        terminal.write(report.to_json(results))
+        terminal.write(document.to_json(results))
     for spec in (options.export or []) if results else ():
-        terminal.detail(f"wrote {exports.write(results, spec)}")
+        terminal.detail(f"wrote {export.write(results, *parse_export(spec))}")
     if options.plot and results:
         from dynx.bench import plot
 
-        terminal.detail(f"wrote {plot.bench(results, plot.parse_plot(options.plot))}")
+        terminal.detail(f"wrote {plot.bench(results, parse_plot(options.plot))}")
     if any(result.stopped == "interrupt" for result in results):
         raise KeyboardInterrupt
     if errors:
@@ -137,7 +105,7 @@ def finish(results: list[BenchResult], errors: list[DynxError], options: Options
 
 
 def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> str:
-    """What such gates say, with the models' names where there are several."""
+    """Join the reasons of the chosen gates, with the models' names where there are several."""
     return "; ".join(
         (f"{result.header['model']}: " if len(results) > 1 else "") + f"{gate.name}: {gate.reason}"
         for result in results
@@ -146,9 +114,10 @@ def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> s
     )
 
 
-def choose(options: Options) -> list[Options]:
-    """One for each model: those given, else those shipped for the task, else all shipped ones. Raises UsageError."""
+def choose(options: Options) -> list[Request]:
+    """Return a request for each model given, else for each shipped one, of the task if one is given. Raises UsageError."""
     from dynx import shipped
+    from dynx.cli.bench.arm_options import request_of
 
     if options.task not in (None, ALL, *TASKS):
         hint = f"-m {options.task}" if options.task else None
@@ -158,21 +127,20 @@ def choose(options: Options) -> list[Options]:
         twice = sorted({m for m in options.models if options.models.count(m) > 1})
         if twice:
             raise UsageError(f"-m {twice[0]} is given twice")
-        return [replace(options, model=model) for model in options.models]
+        return [request_of(options, model) for model in options.models]
     order = [name for each in TASKS for name in shipped.names(each)]
-    return [replace(options, model=name) for name in order if task is None or name in shipped.names(task)]
+    return [request_of(options, name) for name in order if task is None or name in shipped.names(task)]
 
 
 def check(options: Options) -> None:
-    """What is wrong whatever the model: told before one is looked for, and not after minutes of measuring."""
-    from dynx.bench import exports
-    from dynx.bench.baseline import parse_tolerance
+    """Raise UsageError for what is wrong whatever the model, before one is loaded and minutes are spent."""
     from dynx.bench.gates import min_quality, min_speedup
-    from dynx.bench.plot import parse_plot
     from dynx.cli.bench import arm_options
+    from dynx.cli.bench.values import parse_tolerance
+    from dynx.cli.output_files import parse_export, parse_plot
 
     for spec in options.export or []:
-        exports.parse_export(spec)
+        parse_export(spec)
     if options.plot is not None:
         parse_plot(options.plot)
     if options.min_speedup is not None:
@@ -189,120 +157,51 @@ def check(options: Options) -> None:
     arm_options.parse_all(options.arms or [])
 
 
-def task_of(options: Options) -> Any:
-    """The module that measures models of this one's task. Raises UsageError where another task was asked for."""
-    from dynx.cli.bench import classification as bench_classification
-    from dynx.cli.bench import drawing as bench_drawing
-    from dynx.cli.bench import generation as bench_generation
+def modules() -> dict[str, TaskModule]:
+    """Return the module that measures each task's models."""
+    from dynx.cli.bench import classification, drawing, generation
+
+    return {"generate": generation, "classify": classification, "draw": drawing}
+
+
+def task_of(request: Request) -> TaskModule:
+    """Return the module that measures this model. Raises UsageError where another task was asked for."""
     from dynx.runtime import loading
 
-    tasks = {"generate": bench_generation, "classify": bench_classification, "draw": bench_drawing}
     source = loading.find(
-        options.model,
-        offline=options.offline,
-        allow_pickle=options.allow_pickle,
-        trust_remote_code=options.trust_remote_code,
+        request.model,
+        offline=request.offline,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
     )
     task = loading.task_of(source)
-    if options.task not in (None, ALL, task):
-        raise UsageError(f"{source.name} {tasks[task].IS_ONE}, and the task asked for is {options.task}")
-    return tasks[task]
+    module = modules()[task]
+    if request.task not in (None, ALL, task):
+        raise UsageError(f"{source.name} {module.MODEL_DOES}, and the task asked for is {request.task}")
+    return module
 
 
-def check_tasks(options: Options, models: Sequence[tuple[Options, Any]]) -> None:
-    """Raises UsageError for an option that none of the models has a use for."""
-    from dynx.cli.bench import classification as bench_classification
-    from dynx.cli.bench import drawing as bench_drawing
-    from dynx.cli.bench import generation as bench_generation
-
-    known = (bench_generation, bench_classification, bench_drawing)
+def check_tasks(request: Request, models: Sequence[tuple[Request, TaskModule]]) -> None:
+    """Raise UsageError for an option that none of the models has a use for."""
+    known = list(modules().values())
     here = [module for _, module in models]
-    for name, value in vars(options).items():
+    for name, value in vars(request).items():
         takers = [module for module in known if name in names_of(module.Settings)]
-        given = value is not None and value is not False
-        if given and takers and not any(module in takers for module in here):
+        if value is not None and takers and not any(module in takers for module in here):
             shown = name.replace("_", "-")
-            words = " and ".join(module.ARE for module in takers)
-            who = f"{Path(models[0][0].model).name} {here[0].IS_ONE}" if len(models) == 1 else "none of these is one"
+            words = " and ".join(module.MODELS for module in takers)
+            who = (
+                f"{Path(models[0][0].model).name} {here[0].MODEL_DOES}" if len(models) == 1 else "none of these is one"
+            )
             raise UsageError(f"--{shown} is for {words}, and {who}")
 
 
-def applying(options: Options, module: Any) -> Options:
-    """Of several models' options those that this one's task has, and less time for each."""
-    from dynx.cli.bench import classification as bench_classification
-    from dynx.cli.bench import drawing as bench_drawing
-    from dynx.cli.bench import generation as bench_generation
-
+def applying(request: Request, module: TaskModule) -> Request:
+    """Return one of several requests with the options that its task has, and less time."""
     mine = names_of(module.Settings)
-    others = {
-        name
-        for other in (bench_generation, bench_classification, bench_drawing)
-        for name in names_of(other.Settings)
-        if name not in mine
-    }
-    cleared: dict[str, Any] = {name: False if getattr(options, name) is False else None for name in others}
-    budget = options.budget
-    if budget is None and options.runs is None:
-        budget = SEVERAL_BUDGET
-    return replace(options, budget=budget, **cleared)
-
-
-def names_of(kind: type[Any]) -> list[str]:
-    """The options that a task has of its own."""
-    return [f.name for f in fields(kind)]
-
-
-def settings(options: Options, kind: type[Own]) -> Own:
-    """A task's own settings: those that were given, and its defaults."""
-    return kind(**{name: value for name in names_of(kind) if (value := getattr(options, name)) is not None})
-
-
-def tolerance_of(options: Options) -> float:
-    """How far below --min-speedup still passes."""
-    from dynx.bench.baseline import parse_tolerance
-
-    return 0.0 if options.tolerance is None else parse_tolerance(options.tolerance)
-
-
-def read_prompts(path: str | None) -> list[str]:
-    """The prompts of a file, one per line (- is stdin), or the built-in ones. Raises UsageError."""
-    from dynx.bench.prompts import OPENINGS
-
-    if path is None:
-        return list(OPENINGS)
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as e:
-        raise UsageError(f"--data {path} can't be read: {e.strerror}") from None
-    # Cut where `generate --lines` cuts: a form feed or a Unicode line separator doesn't end a prompt.
-    lines = [line.rstrip("\r") for line in read(data, path).split("\n") if line.strip()]
-    if not lines:
-        raise UsageError(f"--data {path} is empty", hint="one prompt per line")
-    return lines
-
-
-def conditions(plan: Any, *, library: str = "transformers", **details: Any) -> dict[str, Any]:
-    """Where and on what was measured: the header of a result. `library` is where the model comes from, `details` the task's."""
-    from dynx.bench.fingerprint import governor
-
-    found: dict[str, JSON] = {
-        "model": plan.source.name,
-        "model_hash": plan.key.model,
-        "profile": None if plan.decisions.profile.value == "none" else plan.decisions.profile.value,
-        "device": plan.device,
-        "processor": plan.machine.cpu,
-        "threads": plan.decisions.threads.value,
-        "governor": governor(),
-        "dtype": plan.dtype,
-        **details,
-        "versions": {name: metadata.version(name) for name in ("dynx", "torch", library) if _installed(name)},
-    }
-    return found
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    others = {name for other in modules().values() for name in names_of(other.Settings) if name not in mine}
+    cleared: dict[str, Any] = dict.fromkeys(others)
+    budget = request.budget
+    if budget is None and request.runs is None:
+        budget = SUITE_BUDGET_SECONDS
+    return replace(request, budget=budget, **cleared)

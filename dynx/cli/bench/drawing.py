@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import arm_options
-from dynx.cli.bench.command import Prepared, conditions, read_prompts, settings, tolerance_of
+from dynx.cli.bench.task import Prepared, conditions, settings
+from dynx.cli.bench.values import parse_steps, tolerance_or
+from dynx.cli.calibration_data import read_prompts
 from dynx.cli.classify.truncation import TOKENIZERS
 from dynx.cli.draw.command import open_assembly
 from dynx.cli.draw.requests import parse_size
@@ -18,24 +20,24 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.bench.arms.drawing import Gallery, Pair, Quality
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import Arm, Group, Measurements
-    from dynx.cli.bench.options import Options
+    from dynx.bench.arms.drawing import Pair, PictureComparison, Quality
+    from dynx.bench.measurements import Group, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
+    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
     from dynx.diffusion.assembly import LoadedImageGenerator
-    from dynx.diffusion.plan import ImageGeneratorPlan
+    from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
 
-TASK, ARE, IS_ONE = "draw", "pipelines that draw", "draws"
+TASK, MODELS, MODEL_DOES = "draw", "pipelines that draw", "draws"
 
-SEED = 1
-"""Of prompts from the vocabulary; calibration's are made with 0."""
+PROMPT_SEED = 1
+"""Seed of prompts from the vocabulary; calibration makes its own with 0."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What pipelines that draw have of their own on the command line."""
+    """Options that only pipelines that draw have, with their defaults here."""
 
     runs: int = 2
     prompts: int = 16
@@ -47,28 +49,28 @@ class Settings:
     min_quality: float | None = None
 
 
-def prepare(options: Options, terminal: Terminal) -> Prepared:
-    """The arms, the prompts and seeds, and how a result is made of the pictures."""
+def prepare(request: Request, terminal: Terminal) -> Prepared:
+    """Build the arms and choose prompts and seeds, and say how a result is made of the pictures."""
     from dynx.bench import report
     from dynx.bench.arms import drawing
     from dynx.diffusion.clip_similarity import tower_of
     from dynx.diffusion.generator import Artist
 
-    own = settings(options, Settings)
-    steps = drawing.parse_steps(own.static)
-    texts = None if options.data is None else read_prompts(options.data)
-    assembly = open_assembly(plan_of(options, own, terminal), terminal, draft=False)
+    own = settings(request, Settings)
+    steps = parse_steps(own.static)
+    texts = None if request.data is None else read_prompts(request.data)
+    assembly = open_assembly(make_plan(request, terminal), terminal, draft=False)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
     tower = tower_of(assembly.engine.pipe)
-    gallery = drawing.Gallery(alike=tower.similarity if tower else None)
-    arms = drawing.own_arms(Artist(assembly), steps, gallery, time.perf_counter)
-    arms += further_arms(options, assembly, gallery, terminal)
+    comparison = drawing.PictureComparison(alike=tower.similarity if tower else None)
+    arms = drawing.own_arms(Artist(assembly), steps, comparison, time.perf_counter)
+    arms += further_arms(request, assembly, comparison, terminal)
     facts = header(assembly, own, cases)
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
-        quality = drawing.judge(measured, gallery)
-        standing = drawing.Standing.of(measured, quality, own.quality)
-        floor = drawing.floor(gallery)
+        quality = drawing.judge(measured, comparison)
+        standing = drawing.StaticComparison.of(measured, quality, own.quality)
+        floor = drawing.floor(comparison)
         result = report.summarize(
             measured,
             task=TASK,
@@ -79,65 +81,72 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
             facts={name: q.json() for name, q in quality.items()},
             notes=[*standing.sentences(), *notes(assembly, texts), *([floor] if floor else [])],
             case="picture",
-            rivals=standing.rivals(),
+            baselines=standing.baselines(),
             columns=drawing.columns(quality),
         )
-        return result.judged(gates(result, quality, options))
+        return result.judged(gates(result, quality, request))
 
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
 def further_arms(
-    options: Options, assembly: LoadedImageGenerator, gallery: Gallery, terminal: Terminal
+    request: Request, assembly: LoadedImageGenerator, comparison: PictureComparison, terminal: Terminal
 ) -> list[Arm[Any]]:
-    """What --arm asks for."""
+    """Build the arms that --arm asks for."""
     from dynx.bench.arms import drawing
     from dynx.diffusion.generator import Artist
 
     arms: list[Arm[Any]] = []
-    for one in arm_options.parse_all(options.arms or []):
+    for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
             raise UsageError(f"--arm {one.name}: transformers has no pipelines that draw; plain is diffusers' own run")
         arm_options.check_takes(one, Settings, "draws")
-        theirs = one.applied(options)
+        theirs = one.applied(request)
         own = settings(theirs, Settings)
-        steps = drawing.parse_steps(own.static) if "static" in one.differs else []
+        steps = parse_steps(own.static) if "static" in one.differs else []
         if len(steps) > 1:
             raise UsageError(f"--arm {one.name}: an arm has one number of steps, not {own.static}")
         other = assembly
         if set(one.differs) - {"static"}:
-            other = open_assembly(plan_of(theirs, own, terminal), terminal, draft=False)
+            other = open_assembly(make_plan(theirs, terminal), terminal, draft=False)
         group: Group = "static" if steps else "dynamic"
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"
-        arm = drawing.further_arm(one.name, group, Artist(other), steps, gallery, time.perf_counter)
-        arms.append(arm_options.side_by_side(arm, other, assembly))
+        arm = drawing.further_arm(one.name, group, Artist(other), steps, comparison, time.perf_counter)
+        arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
 
-def plan_of(options: Options, own: Settings, terminal: Terminal) -> ImageGeneratorPlan:
-    """Decide without loading anything. Raises DynxError."""
-    from dynx.diffusion import make_plan
+def make_plan(request: Request, terminal: Terminal) -> ImageGeneratorPlan:
+    """Decide what can be decided without loading anything. Raises DynxError."""
+    from dynx import diffusion
+
+    return diffusion.make_plan(request_of(request), warn=terminal.warn)
+
+
+def request_of(request: Request) -> ImageGeneratorRequest:
+    """Return what is asked of the model's side, with this task's defaults. Raises UsageError for settings that can't be."""
     from dynx.diffusion.plan import ImageGeneratorRequest
 
+    own = settings(request, Settings)
     if own.guidance is not None and not math.isfinite(own.guidance):
         raise UsageError(f"--guidance {own.guidance} is no number")
-    request = ImageGeneratorRequest(
-        options.model,
+    return ImageGeneratorRequest(
+        model=request.model,
         backend=str(own.backend),
         quality=own.quality,
         guidance=own.guidance,
         size=parse_size(own.size),
-        profile=options.profile,
-        **options.for_request(),
+        profile=request.profile,
+        **request.for_request(),
     )
-    return make_plan(request, warn=terminal.warn)
 
 
 def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: int) -> list[str]:
-    """What to draw: at most so many of the texts, drawn at random and left in order, else of the pipeline's own vocabulary.
+    """Return at most `count` prompts in order: some of the texts, else made of the pipeline's own vocabulary.
 
-    At random, because files are sorted more often than not. Raises UsageError for texts that a pipeline can't take.
+    They are drawn at random, because files are sorted more often than not. Raises UsageError for texts that the pipeline
+    can't take.
     """
     if not assembly.engine.family.prompted:
         if texts is not None:
@@ -151,7 +160,7 @@ def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: 
 
 
 def unseen(assembly: LoadedImageGenerator, count: int) -> list[str]:
-    """Prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
+    """Make prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
     from dynx.diffusion import prompts
     from dynx.diffusion.prompts import own_prompts
 
@@ -160,13 +169,13 @@ def unseen(assembly: LoadedImageGenerator, count: int) -> list[str]:
     if tokenizer is None:
         raise UsageError("the pipeline has no vocabulary to make prompts of", hint="--data FILE")
     learned = set(own_prompts(assembly.engine))
-    made = prompts.prompts(tokenizer, 4 * count + len(learned), SEED)
+    made = prompts.prompts(tokenizer, 4 * count + len(learned), PROMPT_SEED)
     new = [text for text in dict.fromkeys(made) if text not in learned]
     return (new or made)[:count]
 
 
 def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair]) -> dict[str, Any]:
-    """Where and on what this was measured."""
+    """Return where and on what this was measured."""
     from dynx.runtime.hashing import text_hash
 
     family, known, steps = assembly.engine.family, assembly.knowledge, assembly.decisions.steps
@@ -188,7 +197,7 @@ def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair])
 
 
 def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[str]:
-    """What the comparison is worth."""
+    """Return sentences about what the comparison is worth."""
     from dynx.bench.arms.drawing import why_plain
     from dynx.runtime.hashing import text_hash
 
@@ -207,20 +216,20 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
     return out
 
 
-def gates(result: BenchResult, quality: Mapping[str, Quality], options: Options) -> list[Gate]:
-    """What the command line asks for: speed against plain, bit for bit, and so like plain's for nearly all pictures."""
+def gates(result: BenchResult, quality: Mapping[str, Quality], request: Request) -> list[Gate]:
+    """Judge what the command line asks for: speed against plain, equal pixels, and pictures like plain's."""
     from dynx.bench.gates import min_quality, min_speedup, require_identical
 
     arm = result.arm("dynamic")
     failure = arm.failure.message if arm.failure else None
     judged: list[Gate] = []
-    if options.min_speedup is not None:
-        bar, tolerance = options.min_speedup, tolerance_of(options)
+    if request.min_speedup is not None:
+        bar, tolerance = request.min_speedup, tolerance_or(request.tolerance, 0.0)
         judged.append(min_speedup(arm.ratio, bar, failure=failure, baseline=result.reference.name, tolerance=tolerance))
-    if options.require_identical:
+    if request.require_identical:
         judged.append(require_identical(arm.identical, failure=failure))
-    if options.min_quality is not None:
+    if request.min_quality is not None:
         found = quality.get(arm.name)
-        reached, of = (found.reached(options.min_quality), len(found.likeness)) if found else (0, 0)
-        judged.append(min_quality(reached, of, options.min_quality, failure=failure))
+        reached, of = (found.reached(request.min_quality), len(found.likeness)) if found else (0, 0)
+        judged.append(min_quality(reached, of, request.min_quality, failure=failure))
     return judged

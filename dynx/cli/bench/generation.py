@@ -7,28 +7,30 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import arm_options
-from dynx.cli.bench.command import Prepared, conditions, read_prompts, settings, tolerance_of
-from dynx.cli.generate.model import open_model
+from dynx.cli.bench.task import Prepared, conditions, settings
+from dynx.cli.bench.values import parse_lengths, tolerance_or
+from dynx.cli.calibration_data import read_prompts
+from dynx.cli.generate.model import open_plan
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.bench.arms.generation import Task
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import Arm, Group, Measurements, Outcome
-    from dynx.cli.bench.options import Options
+    from dynx.bench.measurements import Group, Measurements, Outcome
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm
+    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.plan import GeneratorRequest
+    from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
 
-TASK, ARE, IS_ONE = "generate", "language models", "writes text"
+TASK, MODELS, MODEL_DOES = "generate", "language models", "writes text"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What language models have of their own on the command line."""
+    """Options that only language models have, with their defaults here."""
 
     draft: str = "auto"
     backend: str = "auto"
@@ -40,22 +42,23 @@ class Settings:
     temperature: float = 0.0
 
 
-def prepare(options: Options, terminal: Terminal) -> Prepared:
-    """The arms and the prompts they are run on, and how a result is made of what they did."""
-    from dynx.bench.arms.generation import Task, own_arms, parse_lengths
+def prepare(request: Request, terminal: Terminal) -> Prepared:
+    """Build the arms and the prompts that they run on, and say how a result is made of what they did."""
+    from dynx.bench.arms.generation import Task, own_arms
+    from dynx.bench.builtin_inputs import PROMPTS
     from dynx.runtime.hashing import text_hash
 
-    own = settings(options, Settings)
+    own = settings(request, Settings)
     lengths = parse_lengths(own.static)
-    texts = read_prompts(options.data)[: own.prompts]
-    assembly = open_model(request_of(options), terminal)
+    texts = list(PROMPTS if request.data is None else read_prompts(request.data))[: own.prompts]
+    assembly = open_plan(make_plan(request, terminal), terminal)
     plan = assembly.plan
     seed = 0 if own.temperature else None
     sampling = assembly.sampling(own.temperature, seed=seed)
     task = Task(own.max_new_tokens, sampling, assembly.end_tokens, assembly.settings.stop)
     cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
-    arms += further_arms(options, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
+    arms += further_arms(request, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
     header = conditions(
         plan,
         drafter=plan.drafter.name if plan.drafter else None,
@@ -69,35 +72,42 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     )
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
-        return judged(measured, confidence, options, header, assembly, cases)
+        return judged(measured, confidence, request, header, assembly, cases)
 
     return Prepared(TASK, arms, cases, header, own.runs, conclude)
 
 
-def request_of(options: Options) -> GeneratorRequest:
-    """Return what a language model is asked for by a command line."""
+def make_plan(request: Request, terminal: Terminal) -> GeneratorPlan:
+    """Decide what can be decided without loading anything. Raises DynxError."""
+    from dynx import speculation
+
+    return speculation.make_plan(request_of(request), warn=terminal.warn)
+
+
+def request_of(request: Request) -> GeneratorRequest:
+    """Return what is asked of the model's side, with this task's defaults."""
     from dynx.speculation.plan import GeneratorRequest
 
-    own = settings(options, Settings)
+    own = settings(request, Settings)
     return GeneratorRequest(
-        options.model,
+        model=request.model,
         draft=own.draft,
         backend=str(own.backend),
         quantize=str(own.quantize),
-        profile=options.profile,
-        **options.for_request(),
+        profile=request.profile,
+        **request.for_request(),
     )
 
 
 def judged(
     measured: Measurements,
     confidence: float,
-    options: Options,
+    request: Request,
     header: dict[str, Any],
     assembly: LoadedGenerator,
     cases: Sequence[list[int]],
 ) -> BenchResult:
-    """What was measured, condensed, with where answers first differ, and judged."""
+    """Condense what was measured, add where answers first differ, and judge."""
     from dynx.bench import report
     from dynx.bench.arms.generation import by_position
     from dynx.bench.mismatch import first_mismatch
@@ -121,34 +131,36 @@ def judged(
         identical=identical,
         notes=notes,
     )
-    return result.judged(gates(result, options))
+    return result.judged(gates(result, request))
 
 
 def further_arms(
-    options: Options,
+    request: Request,
     assembly: LoadedGenerator,
     task: Task,
     lengths: Sequence[int],
     texts: dict[tuple[int, ...], str],
     terminal: Terminal,
 ) -> list[Arm[list[int]]]:
-    """What --arm asks for."""
-    from dynx.bench.arms.generation import own_arms, parse_lengths, peer_arms
+    """Build the arms that --arm asks for."""
+    from dynx.bench.arms.generation import own_arms, peer_arms
 
     arms: list[Arm[list[int]]] = []
-    for one in arm_options.parse_all(options.arms or []):
+    for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
+            if not task.sampling.greedy:
+                raise UsageError("transformers is compared in greedy decoding; leave out --temperature")
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
         arm_options.check_takes(one, Settings, "writes text")
-        theirs = one.applied(options)
+        theirs = one.applied(request)
         fixed = parse_lengths(theirs.static) if "static" in one.differs and theirs.static is not None else []
         if len(fixed) > 1:
             raise UsageError(f"--arm {one.name}: an arm has one draft length, not {theirs.static}")
         other = assembly
         if set(one.differs) - {"static"}:
-            other = open_model(request_of(theirs), terminal)
+            other = open_plan(make_plan(theirs, terminal), terminal)
         sampling = replace(task.sampling, own=other.settings, repetition_penalty=other.settings.repetition_penalty)
         made = own_arms(other, replace(task, sampling=sampling, eos=other.end_tokens, stop=other.settings.stop), fixed)
         chosen = next((arm for arm in made if arm.group == "static"), None) if fixed else made[-1]
@@ -159,12 +171,12 @@ def further_arms(
         )
         run = retokenized(chosen, other, texts) if group == "external" else chosen
         arm = replace(run, name=one.name, group=group, reference=False)
-        arms.append(arm_options.side_by_side(arm, other, assembly))
+        arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
 
 def retokenized(arm: Arm[list[int]], assembly: LoadedGenerator, texts: dict[tuple[int, ...], str]) -> Arm[list[int]]:
-    """An arm of another model, given the same texts as its own tokens."""
+    """Return an arm of another model that gets the same texts as tokens of its own."""
 
     def run(case: list[int]) -> Outcome:
         return arm.run(list(assembly.tokenizer(texts[tuple(case)])["input_ids"]))
@@ -172,8 +184,8 @@ def retokenized(arm: Arm[list[int]], assembly: LoadedGenerator, texts: dict[tupl
     return replace(arm, run=run)
 
 
-def gates(result: BenchResult, options: Options) -> list[Gate]:
-    """What the command line asks for: dynamic against plain, and token for token."""
+def gates(result: BenchResult, request: Request) -> list[Gate]:
+    """Judge what the command line asks for: dynamic against plain, and token for token."""
     from dynx.bench.gates import min_speedup, require_identical
 
     try:
@@ -182,8 +194,9 @@ def gates(result: BenchResult, options: Options) -> list[Gate]:
         arm = result.reference
     failure = arm.failure.message if arm.failure else None
     judged: list[Gate] = []
-    if options.min_speedup is not None:
-        judged.append(min_speedup(arm.ratio, options.min_speedup, failure=failure, tolerance=tolerance_of(options)))
-    if options.require_identical:
+    if request.min_speedup is not None:
+        tolerance = tolerance_or(request.tolerance, 0.0)
+        judged.append(min_speedup(arm.ratio, request.min_speedup, failure=failure, tolerance=tolerance))
+    if request.require_identical:
         judged.append(require_identical(arm.identical, failure=failure))
     return judged

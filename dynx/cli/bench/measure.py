@@ -1,88 +1,106 @@
-"""One model's measurement, from the command line to a judged result: what wraps the arms, when to look, what is compared."""
+"""One model's measurement, from the request to a judged result: budgets, interim analyses, and the comparison with --baseline."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.bench.command import GATED_BUDGET, HURRY, LOADING_BUDGET, RUNS_BUDGET
+from dynx.cli.bench.task import (
+    EARLY_ANALYSIS_SHARE,
+    GATE_BUDGET_SECONDS,
+    LOADING_TIMEOUT_SECONDS,
+    SPEED_GATE_BUDGET_SECONDS,
+)
+from dynx.cli.bench.values import parse_slow, tolerance_or
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from dynx.bench.baseline import Baseline
-    from dynx.bench.gates import Gate
-    from dynx.bench.interim import Looks
-    from dynx.bench.report import BenchResult
-    from dynx.bench.runner import JSON, Arm, Measurements, Progress
-    from dynx.cli.bench.command import Prepared
-    from dynx.cli.bench.options import Options
+    from dynx.bench.interim import InterimPlan
+    from dynx.bench.measurements import JSON, Measurements
+    from dynx.bench.result import BenchResult, Gate
+    from dynx.bench.runner import Arm, Progress
+    from dynx.cli.bench.options import Options, Request
+    from dynx.cli.bench.task import Prepared, TaskModule
     from dynx.cli.console import Terminal
 
 SLOW = "DYNX_BENCH_SLOW"
-"""For testing gates: an arm and how much slower it is to be, like dynamic=15%."""
+"""Environment variable for testing gates: an arm and how much slower to make it, like dynamic=15%."""
 
 
-def read_baseline(options: Options, models: Sequence[tuple[Options, Any]]) -> list[Baseline]:
-    """What --baseline names, with something in it for each model; empty without it. Raises UsageError."""
+def read_baseline(options: Options, models: Sequence[tuple[Request, TaskModule]]) -> list[Baseline]:
+    """Read the results in --baseline and check that each model has one; none without it. Raises UsageError."""
     if options.baseline is None:
         return []
     from dynx.bench import baseline
 
-    found = baseline.read(Path(options.baseline))
+    with naming_baseline(hint="dynx bench --export json:FILE writes one"):
+        found = baseline.read(Path(options.baseline))
     for one, module in models:
         name = Path(one.model).name
-        if "dynamic" not in baseline.pick(found, module.TASK, name).series:
+        with naming_baseline():
+            stored = baseline.pick(found, module.TASK, name)
+        if "dynamic" not in stored.series:
             raise UsageError(f"--baseline {options.baseline} has no figures of the dynamic arm of {name}")
     return found
 
 
-def measure(options: Options, module: Any, known: list[Baseline], terminal: Terminal) -> BenchResult:
-    """The whole of it for one model."""
-    return measured(prepare(options, module, terminal), options, known, terminal)
-
-
-def prepare(options: Options, module: Any, terminal: Terminal) -> Prepared:
-    """The task made ready. Raises DynxError where a gate waits and loading takes too long, since nothing can be said then."""
-    from dynx.bench.limits import deadline
-    from dynx.bench.runner import OutOfTime
-
-    seconds = max(options.budget or 0.0, LOADING_BUDGET)
+@contextmanager
+def naming_baseline(hint: str | None = None) -> Iterator[None]:
+    """Put the option's name before what is wrong with its file."""
     try:
-        with deadline(seconds) if options.gated else nullcontext():
-            prepared: Prepared = module.prepare(options, terminal)
+        yield
+    except UsageError as e:
+        raise UsageError(f"--baseline {e}", hint=hint) from None
+
+
+def measure(request: Request, module: TaskModule, known: list[Baseline], terminal: Terminal) -> BenchResult:
+    """Prepare one model's task, measure and judge."""
+    return measured(prepare(request, module, terminal), request, known, terminal)
+
+
+def prepare(request: Request, module: TaskModule, terminal: Terminal) -> Prepared:
+    """Make the task ready. Raises DynxError where a gate waits and loading takes too long."""
+    from dynx.bench.deadline import OutOfTime, deadline
+
+    seconds = max(request.budget or 0.0, LOADING_TIMEOUT_SECONDS)
+    try:
+        with deadline(seconds) if request.gated else nullcontext():
+            prepared: Prepared = module.prepare(request, terminal)
     except OutOfTime:
         raise DynxError(
-            f"nothing was measured: {options.model} wasn't ready after {seconds:g} s",
+            f"nothing was measured: {request.model} wasn't ready after {seconds:g} s",
             hint="--budget SECONDS gives loading more time too, where it is more than that",
         ) from None
     return prepared
 
 
-def measured(prepared: Prepared, options: Options, known: list[Baseline], terminal: Terminal) -> BenchResult:
+def measured(prepared: Prepared, request: Request, known: list[Baseline], terminal: Terminal) -> BenchResult:
     """Run the arms on the cases until it is decided or time is up, condense, and judge."""
     from dynx.bench import baseline, runner
-    from dynx.bench.limits import deadline
+    from dynx.bench.deadline import deadline
 
-    stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
+    with naming_baseline():
+        stored = baseline.pick(known, prepared.task, str(prepared.header["model"])) if known else None
     how: dict[str, JSON] = {"harness": {}}
     differing = stored.differences({**prepared.header, **how}) if stored else ()
     if stored and differing:
-        terminal.warn(f"--baseline {options.baseline} can only advise, as it differs: {'; '.join(differing)}")
-    looks, budget = plan(options, prepared)
+        terminal.warn(f"--baseline {request.baseline} can only advise, as it differs: {'; '.join(differing)}")
+    interim, budget = plan(request, prepared)
 
     def conclude(measured: Measurements) -> BenchResult:
-        sure = confidence(looks, measured)
+        sure = confidence(interim, measured)
         result = prepared.conclude(measured, sure)
         if measured.cut_short:
             return cut_short(result, measured, budget)
-        more = against(stored, measured, options, sure, differing) if stored else []
+        more = against(stored, measured, request, sure, differing) if stored else []
         return result.judged([*result.gates, *more])
 
     def judge(measured: Measurements) -> Collection[str]:
@@ -102,37 +120,39 @@ def measured(prepared: Prepared, options: Options, known: list[Baseline], termin
         found = runner.measure(
             arms,
             prepared.cases,
-            rounds=looks.last,
+            rounds=interim.last,
             warmup=1,
             clock=time.perf_counter,
             rng=random.Random(0),  # noqa: S311 - the order of measurements is no secret
             budget_s=budget,
             progress=progress,
-            looks=looks.rounds,
-            judge=judge if len(looks.rounds) > 1 else None,
-            hurry_s=HURRY * budget if budget is not None else None,
-            deadline_s=budget if options.gated else None,
+            analyses=interim.rounds,
+            judge=judge if len(interim.rounds) > 1 else None,
+            early_analysis_s=EARLY_ANALYSIS_SHARE * budget if budget is not None else None,
+            deadline_s=budget if request.gated else None,
             guard=deadline,
         )
-    return annotated(conclude(found), found, looks)
+    return annotated(conclude(found), found, interim)
 
 
-def plan(options: Options, prepared: Prepared) -> tuple[Looks, float | None]:
-    """When to look, and the seconds there are: with a gate on speed and nothing said, until it is decided.
+def plan(request: Request, prepared: Prepared) -> tuple[InterimPlan, float | None]:
+    """Return when to analyze, and the budget in seconds: by default a gate on speed is measured until it is decided.
 
     A gate always has a budget, so that no machine can keep a build waiting; without one only --budget sets it.
     """
-    from dynx.bench.interim import Looks
+    from dynx.bench.interim import InterimPlan
 
-    if not options.gates_speed or options.runs is not None:
-        usual = RUNS_BUDGET if options.gated else None
-        return Looks.once(prepared.rounds), usual if options.budget is None else options.budget
-    return Looks.doubling(prepared.rounds), GATED_BUDGET if options.budget is None else options.budget
+    if not request.gates_speed or request.runs is not None:
+        usual = GATE_BUDGET_SECONDS if request.gated else None
+        return InterimPlan.single(prepared.rounds), usual if request.budget is None else request.budget
+    return InterimPlan.doubling(
+        prepared.rounds
+    ), SPEED_GATE_BUDGET_SECONDS if request.budget is None else request.budget
 
 
 def cut_short(result: BenchResult, measured: Measurements, budget: float | None) -> BenchResult:
-    """The result of a budget that ended before every input was run once: nothing has passed, as the rest wasn't seen."""
-    from dynx.bench.gates import Verdict
+    """Return the result of a budget that ended before every input was run once: no gate passes, as the rest wasn't run."""
+    from dynx.bench.result import Verdict
 
     of = measured.planned_cases or measured.cases
     done = measured.cases if measured.rounds else 0
@@ -146,16 +166,16 @@ def cut_short(result: BenchResult, measured: Measurements, budget: float | None)
     return replace(result, gates=tuple(gates), notes=(*result.notes, f"{why}, in the first round"))
 
 
-def confidence(looks: Looks, measured: Measurements) -> float:
-    """How sure the intervals that gates are judged by must be, at a look or after all of them."""
+def confidence(interim: InterimPlan, measured: Measurements) -> float:
+    """Return the confidence of the intervals that gates are judged by, at an interim analysis or at the end."""
     if measured.stopped == "decided" or not measured.ended:
-        return looks.sure(measured.looked, last=False)
-    return looks.sure([*measured.looked, max(measured.rounds, 1)], last=True)
+        return interim.confidence_at(measured.analyzed, last=False)
+    return interim.confidence_at([*measured.analyzed, max(measured.rounds, 1)], last=True)
 
 
 def equipped(prepared: Prepared) -> list[Arm[Any]]:
-    """The arms with all that is wrapped around them. Raises UsageError for a slow-down of no arm's."""
-    from dynx.bench.limits import parse_slow, slowed
+    """Return the arms, with the slow-down of a test where one is set. Raises UsageError for a slow-down that can't be read."""
+    from dynx.bench.wrappers import slowed
 
     arms = list(prepared.arms)
     if setting := os.environ.get(SLOW):
@@ -165,12 +185,12 @@ def equipped(prepared: Prepared) -> list[Arm[Any]]:
 
 
 def against(
-    stored: Baseline, measured: Measurements, options: Options, confidence: float, differing: tuple[str, ...]
+    stored: Baseline, measured: Measurements, request: Request, confidence: float, differing: tuple[str, ...]
 ) -> list[Gate]:
-    """A gate for each dynamic arm that the stored result has too."""
-    from dynx.bench.baseline import TOLERANCE, no_slower, parse_tolerance
+    """Judge each dynamic arm that the stored result has too."""
+    from dynx.bench.baseline import DEFAULT_TOLERANCE, no_slower
 
-    tolerance = TOLERANCE if options.tolerance is None else parse_tolerance(options.tolerance)
+    tolerance = tolerance_or(request.tolerance, DEFAULT_TOLERANCE)
     arms = [name for name, group in measured.groups.items() if group == "dynamic" and name in stored.series]
     return [
         no_slower(
@@ -185,23 +205,23 @@ def against(
     ]
 
 
-def annotated(result: BenchResult, measured: Measurements, looks: Looks) -> BenchResult:
-    """The result with how it was measured: looks and overhead."""
+def annotated(result: BenchResult, measured: Measurements, interim: InterimPlan) -> BenchResult:
+    """Add to the result how it was measured: interim analyses and overhead."""
     notes = list(result.notes)
     if setting := os.environ.get(SLOW):
         notes.append(f"{SLOW}={setting} slows an arm down on purpose: these are no figures of dynx")
-    if len(looks.rounds) > 1:
-        notes.append(f"{looks}; {_looked(measured)}")
+    if len(interim.rounds) > 1:
+        notes.append(f"{interim}; {_times(measured)}")
     runner: dict[str, JSON] = {
         "overhead": None if measured.overhead is None else max(0.0, round(measured.overhead, 6)),
-        "looks": measured.looks or 1,
-        "looks_at_most": len(looks.rounds),
-        "interval_confidence": round(confidence(looks, measured), 6),
+        "looks": measured.analyses or 1,
+        "looks_at_most": len(interim.rounds),
+        "interval_confidence": round(confidence(interim, measured), 6),
     }
     header = {**result.header, "harness": runner}
     return replace(result, header=header, notes=tuple(notes))
 
 
-def _looked(measured: Measurements) -> str:
-    times = "once" if measured.looks == 1 else f"{measured.looks} times"
+def _times(measured: Measurements) -> str:
+    times = "once" if measured.analyses == 1 else f"{measured.analyses} times"
     return f"it took {times}" if measured.stopped == "decided" else f"{times} so far"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from dynx.cli import options as o
 
-HELP = """Measure plain against static against dynamic, interleaved, and gate on the result.
+HELP = """Measure plain, static and dynamic execution in turns, and gate on the result.
 
-Further options of the model's own command work here too: --temperature; --tsv, --column, --field, --batch-size, --max-length,
---confidence, --within; --quality, --guidance, --size; --profile, --allow-pickle, --trust-remote-code, --offline.
+--with takes options of the model's own command: --temperature; --tsv, --column, --field, --batch-size, --max-length,
+--confidence, --within; --quality, --guidance, --size; --profile. --allow-pickle, --trust-remote-code and --offline work here too.
 
 \b
 Examples:
@@ -18,6 +18,7 @@ Examples:
   dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm hf=transformers
   dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
   dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
+  dynx bench -m ./my-classifier --data table.tsv --with '--tsv --column text --batch-size 8'
   dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
   dynx bench --require-identical --export json:bench.json --export md:bench.md
 """
@@ -25,7 +26,7 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(o.OutputOptions, o.DeviceOptions):
-    """The command line of `dynx bench`, by parameter name. None stands for the default of the model's task."""
+    """The command line of `dynx bench`, by parameter name; None stands for the default of the model's task."""
 
     task: str | None = o.argument(
         metavar="TASK", help="generate, classify, draw or all: the shipped models of this task."
@@ -44,7 +45,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="N",
         min=1,
         max=1000,
-        help="Rounds; each runs every arm on every input. 5 by default, 2 of a pipeline that draws; with a gate on "
+        help="Rounds; each runs every arm on every input. 5 by default, 2 for a pipeline that draws; with a gate on "
         "speed as many as it takes.",
     )
     prompts: int | None = o.option(
@@ -53,11 +54,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--inputs",
         metavar="N",
         min=1,
-        help="At most this many inputs: the first 4 prompts by default; of a classifier's, 1024 drawn at random; for a "
-        "pipeline that draws 16 pictures, each of another seed.",
+        help="At most this many inputs: the first 4 prompts by default; for a classifier 1024 drawn at random; for a "
+        "pipeline that draws 16 pictures, each with another seed.",
     )
     draft: str | None = o.option(
-        None, "--draft", metavar="DRAFT", help="Who guesses ahead, as in dynx generate: auto, a model, …"
+        None, "--draft", metavar="DRAFT", help="What makes draft tokens, as in dynx generate: auto, a model, …"
     )
     max_new_tokens: int | None = o.option(
         None, "-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer; 64 by default."
@@ -66,41 +67,22 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None,
         "--static",
         metavar="LENGTHS",
-        help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm. Of a pipeline that "
+        help="Static draft lengths to measure, e.g. 2,4; 1-10 by default, none for no such arm. For a pipeline that "
         "draws the numbers of steps; 6,8,10,15,20,25 by default.",
     )
-    temperature: float | None = o.option(
-        None,
-        "--temperature",
-        hidden=True,
-        metavar="T",
-        min=0.0,
-        max=100.0,
-        help="0, the default, is greedy; with more, the seed is fixed.",
-    )
-    tsv: bool = o.TSV(False, hidden=True)
-    column: str | None = o.COLUMN(None, hidden=True)
-    field: str | None = o.FIELD(None, hidden=True)
     labels: str | None = o.option(
         None,
         "--labels",
         metavar="GOLD",
-        help="A file with the true label of each of a classifier's inputs, alone or as last column: accuracy.",
+        help="A file with the true label of each of a classifier's inputs, alone or as last column, to measure accuracy.",
     )
-    batch_size: int | None = o.option(
+    with_: list[str] | None = o.option(
         None,
-        "--batch-size",
-        hidden=True,
-        metavar="N",
-        min=1,
-        max=4096,
-        help="A classifier's inputs computed together; 32 by default.",
+        "--with",
+        metavar="OPTIONS",
+        help="Options of the model's own command for every arm, in one argument: '--temperature 0.8', '--tsv "
+        "--column text', … Repeatable; the list is above.",
     )
-    max_length: int | None = o.MAX_LENGTH(None, hidden=True)
-    confidence: float | None = o.option(
-        None, "--confidence", hidden=True, metavar="P", help="How sure a classifier's promise is; 0.95 by default."
-    )
-    within: float | None = o.WITHIN(None, hidden=True)
     arms: list[str] | None = o.option(
         None,
         "--arm",
@@ -113,8 +95,8 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "--min-speedup",
         metavar="X",
         min=0.0,
-        help="Gate: dynamic must be at least X times plain, which for a pipeline that draws is its author's run; of a "
-        "classifier, X times the faster of plain and length-bucketed batches.",
+        help="Gate: dynamic must be at least X times as fast as plain, which for a pipeline that draws is its author's run; "
+        "for a classifier, as the faster of plain and length-bucketed batches.",
     )
     require_identical: bool = o.option(
         False,
@@ -129,21 +111,18 @@ class Options(o.OutputOptions, o.DeviceOptions):
         help="A classifier's promise (0.02 by default) and, where given, a gate: at most this share of answers may "
         "differ from the full model's.",
     )
-    quality: float | None = o.QUALITY(None, hidden=True)
-    guidance: float | None = o.GUIDANCE(None, hidden=True)
-    size: str | None = o.SIZE(None, hidden=True)
     min_quality: float | None = o.option(
         None,
         "--min-quality",
         metavar="SSIM",
-        help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be so like plain's.",
+        help="Gate for a pipeline that draws: at least 95 % of dynamic's pictures must be that similar to plain's.",
     )
     baseline: str | None = o.option(
         None,
         "--baseline",
         metavar="FILE",
-        help="Gate: dynamic must be as many times plain as in this JSON result of before. Where device, versions, model"
-        " or inputs differ, it only advises.",
+        help="Gate: dynamic must be as many times as fast as plain as in this earlier JSON result. Where device, versions, "
+        "model or inputs differ, it is only advisory.",
     )
     tolerance: str | None = o.option(
         None,
@@ -172,12 +151,9 @@ class Options(o.OutputOptions, o.DeviceOptions):
     )
     backend: o.Backend | None = o.BACKEND(None)
     quantize: o.Quantize | None = o.QUANTIZE(None)
-    profile: str | None = o.PROFILE(None, hidden=True)
     allow_pickle: bool = o.ALLOW_PICKLE(False, hidden=True)
     trust_remote_code: bool = o.TRUST_REMOTE_CODE(False, hidden=True)
     offline: bool = o.OFFLINE(False, hidden=True)
-    model: str = ""
-    """The one of the models that this run is about; not an option."""
 
     @property
     def gates_speed(self) -> bool:
@@ -190,6 +166,35 @@ class Options(o.OutputOptions, o.DeviceOptions):
         others = (self.max_disagreement, self.min_quality)
         return self.gates_speed or self.require_identical or any(bar is not None for bar in others)
 
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What `--with` takes: options of the models' own commands. None stands for the default there."""
+
+    temperature: float | None = o.option(None, "--temperature", metavar="T", min=0.0, max=100.0)
+    tsv: bool | None = o.TSV(None)
+    column: str | None = o.COLUMN(None)
+    field: str | None = o.FIELD(None)
+    batch_size: int | None = o.BATCH_SIZE(None)
+    max_length: int | None = o.MAX_LENGTH(None)
+    confidence: float | None = o.CONFIDENCE(None)
+    within: float | None = o.WITHIN(None)
+    quality: float | None = o.QUALITY(None)
+    guidance: float | None = o.GUIDANCE(None)
+    size: str | None = o.SIZE(None)
+    profile: str | None = o.PROFILE(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Options, ModelOptions):
+    """What is asked for one model: the command line, with what `--with` holds as fields of their own."""
+
+    model: str = ""
+    """The model that is measured; not an option."""
+
+
+LINE = o.Command("bench", Request, "", short_help="", epilog="")
+"""Reads the options in `--with` and `--arm`."""
 
 COMMAND = o.Command(
     "bench",

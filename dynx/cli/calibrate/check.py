@@ -1,12 +1,12 @@
-"""`dynx calibrate --check`: does what a stored profile promises hold on inputs that it wasn't learned from?
+"""`dynx calibrate --check`: tests what a stored profile promises on inputs that it wasn't learned from.
 
-It knows promises and leaves measuring to `dynx bench`. A language model's is the same tokens and a speed; a classifier's that few
-labels differ; a pipeline's that most pictures look like the full run's. Broken means that the measurement rules the promise out.
+The measuring is that of `dynx bench`. A language model's profile promises the same tokens and a speed; a classifier's that few
+labels differ; a pipeline's that most pictures look like the full run's. A promise is broken when the measurement rules it out.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import classification as bench_classification
@@ -14,30 +14,33 @@ from dynx.cli.bench import command as bench
 from dynx.cli.bench import drawing as bench_drawing
 from dynx.cli.bench import generation as bench_generation
 from dynx.cli.bench import measure
-from dynx.cli.bench.options import Options as BenchOptions
+from dynx.cli.bench.options import Request
+from dynx.cli.calibration_data import read_inputs, read_prompts
 from dynx.cli.console import Terminal
 from dynx.errors import NoProfileError, UsageError
 
 if TYPE_CHECKING:
-    from dynx.bench.report import BenchResult
+    from dynx.bench.result import BenchResult
+    from dynx.cli.bench.task import PlannedRun, TaskModule
     from dynx.cli.calibrate.options import Options
     from dynx.runtime.profile import Profile
 
-SHORTFALL = 0.2
-"""Of the speed promised: other texts, or a machine with other work, may well take as much."""
+MAX_SHORTFALL = 0.2
+"""Share of the promised speed that may be missing: other texts, or a machine with other work, may well take as much."""
 
-PICTURES = 60
-"""To compare; the fewest that could break a promise for 95 % of pictures by a few of them."""
+CHECKED_PICTURES = 60
+"""Pictures to compare; the fewest of which a few could break a promise for 95 % of pictures."""
 
 
 def check(options: Options, terminal: Terminal) -> None:
     """Measure, print, and judge. Raises GateFailed for a broken promise, NoProfileError where there is none to test."""
-    for name in ("dry_run", "plot", "negative"):
-        if getattr(options, name):
-            raise UsageError(f"--check tests what is stored, and has no use for --{name.replace('_', '-')}")
-    asked = as_bench(options)
+    unused = {"--dry-run": options.dry_run, "--plot": options.plot, "--negative": options.negative}
+    for name, value in unused.items():
+        if value:
+            raise UsageError(f"--check tests what is stored, and has no use for {name}")
+    asked = request_of(options)
     module = bench.task_of(asked)
-    plan = plan_of(asked, module, Terminal(quiet=2))
+    plan = module.make_plan(asked, Terminal(quiet=2))
     profile = plan.profile
     if profile is None:
         raise NoProfileError(absent(plan), hint=f"dynx calibrate -m {options.model} measures one")
@@ -57,32 +60,40 @@ def check(options: Options, terminal: Terminal) -> None:
     bench.finish([result], [], asked, terminal)
 
 
-def as_bench(options: Options) -> BenchOptions:
-    """The command line of a measurement with the same model and data, and nothing else asked for."""
-    given = {f.name: getattr(options, f.name) for f in fields(options)}
-    blank: dict[str, Any] = {f.name: False if f.type == "bool" else None for f in fields(BenchOptions)}
-    same = {"data", "tsv", "column", "field", "max_length", "within", "guidance", "size", "quality", "budget", "json"}
-    same |= {
-        "device",
-        "dtype",
-        "threads",
-        "backend",
-        "quantize",
-        "allow_pickle",
-        "trust_remote_code",
-        "offline",
-        "quiet",
-        "verbose",
-        "color",
-    }
-    return BenchOptions(**blank | {name: given[name] for name in same} | {"model": options.model})
+def request_of(options: Options) -> Request:
+    """Return the request of a measurement with the same model and data, and no gates."""
+    return Request(
+        model=options.model,
+        data=options.data,
+        tsv=options.tsv or None,
+        column=options.column,
+        field=options.field,
+        max_length=options.max_length,
+        within=options.within,
+        quality=options.quality,
+        guidance=options.guidance,
+        size=options.size,
+        budget=options.budget,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        backend=options.backend,
+        quantize=options.quantize,
+        allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code,
+        offline=options.offline,
+        json=options.json,
+        quiet=options.quiet,
+        verbose=options.verbose,
+        color=options.color,
+    )
 
 
-def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
-    """The gates that a profile's promise amounts to, and what of the bench decides them."""
+def promised(profile: Profile, options: Options, module: TaskModule) -> dict[str, Any]:
+    """Return the gates that a profile's promise amounts to, and the settings of a measurement that decides them."""
     if module is bench_generation:
         speed = max(1.0, float(profile.evidence["predicted_speedup"]))
-        gates = {"min_speedup": speed, "tolerance": f"{100 * SHORTFALL:g}%", "require_identical": True}
+        gates = {"min_speedup": speed, "tolerance": f"{100 * MAX_SHORTFALL:g}%", "require_identical": True}
         return {**gates, "draft": options.draft, "static": "none"}
     bench_options: dict[str, Any] = {"runs": 1}
     if options.draft != "auto":
@@ -90,30 +101,17 @@ def promised(profile: Profile, options: Options, module: Any) -> dict[str, Any]:
     if module is bench_classification:
         from dynx.early_exit.plan import MAX_DISAGREEMENT
 
-        own = {name: getattr(options, name) for name in ("max_disagreement", "confidence", "batch_size")}
-        if options.max_disagreement == MAX_DISAGREEMENT:  # nothing else was asked for: what the profile was made for
-            own["max_disagreement"] = float(profile.fitted.get("max_disagreement", MAX_DISAGREEMENT))
+        share = options.max_disagreement
+        if share == MAX_DISAGREEMENT:  # nothing else was asked for: what the profile was made for
+            share = float(profile.fitted.get("max_disagreement", MAX_DISAGREEMENT))
+        own = {"max_disagreement": share, "confidence": options.confidence, "batch_size": options.batch_size}
         return bench_options | own
     quality = bench_drawing.Settings.quality if options.quality is None else options.quality
-    return bench_options | {"min_quality": quality, "static": "none", "prompts": PICTURES}
+    return bench_options | {"min_quality": quality, "static": "none", "prompts": CHECKED_PICTURES}
 
 
-def plan_of(options: BenchOptions, module: Any, terminal: Terminal) -> Any:
-    """What would be run with which profile, before anything is loaded."""
-    if module is bench_classification:
-        from dynx.early_exit import make_plan as plan_classifier
-
-        own = bench.settings(options, bench_classification.Settings)
-        return plan_classifier(bench_classification.request_of(options, own), warn=terminal.warn)
-    if module is bench_drawing:
-        return bench_drawing.plan_of(options, bench.settings(options, bench_drawing.Settings), terminal)
-    from dynx.speculation import make_plan as plan_generator
-
-    return plan_generator(bench_generation.request_of(options), warn=terminal.warn)
-
-
-def absent(plan: Any) -> str:
-    """Why there is nothing to test: no profile at all, or one of other circumstances."""
+def absent(plan: PlannedRun) -> str:
+    """Say why there is nothing to test: no profile at all, or one of another device, version or model."""
     from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 
     store = ProfileStore(profiles_folder(), lambda _: None)
@@ -128,24 +126,26 @@ def absent(plan: Any) -> str:
     return f"no profile of {plan.source.name} is stored"
 
 
-def refuse_learned(options: BenchOptions, module: Any, plan: Any, profile: Profile) -> None:
-    """Raises UsageError for the inputs that the profile was learned from: they would say nothing."""
-    from dynx.cli.calibration_data import read_inputs
+def refuse_learned(request: Request, module: TaskModule, plan: PlannedRun, profile: Profile) -> None:
+    """Raise UsageError for the inputs that the profile was learned from: they would prove nothing."""
+    from dynx.early_exit.plan import ClassifierPlan
     from dynx.runtime.hashing import text_hash
 
-    if options.data in (None, "-") or module is bench_generation:
+    if request.data in (None, "-") or module is bench_generation:
         return
-    if module is bench_classification:
-        rows = read_inputs(options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field).names
+    if isinstance(plan, ClassifierPlan):
+        rows = read_inputs(
+            request.data, plan.kind, tsv=bool(request.tsv), column=request.column, field=request.field
+        ).names
     else:
-        rows = bench.read_prompts(options.data)
+        rows = read_prompts(request.data)
     if profile.evidence.get("data") == text_hash(rows):
-        raise UsageError(f"--data {options.data} is what the profile was learned from: a check takes fresh inputs")
+        raise UsageError(f"--data {request.data} is what the profile was learned from: a check takes fresh inputs")
 
 
 def verdict(result: BenchResult, profile: Profile) -> str:
     """In a line."""
-    from dynx.bench.gates import Verdict, overall
+    from dynx.bench.result import Verdict, overall
 
     said = {
         Verdict.PASS: "holds on these inputs",

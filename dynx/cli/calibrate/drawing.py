@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.bench.command import read_prompts
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
+from dynx.cli.calibration_data import read_prompts
 from dynx.cli.draw.requests import parse_size
 from dynx.diffusion.prompts import own_prompts
 from dynx.errors import UsageError
@@ -29,6 +29,7 @@ BUDGET = 600.0
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Learn grids and steps, certify, store, and say what was found."""
     from dynx.bench import plot
+    from dynx.cli.output_files import parse_plot
     from dynx.diffusion import assemble, make_plan
     from dynx.diffusion.plan import QUALITY, ImageGeneratorRequest
 
@@ -52,7 +53,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.dry_run:
         dry_run(plan, texts, budget, options, terminal)
         return
-    plot_path = plot.parse_plot(options.plot) if options.plot else None
+    plot_path = parse_plot(options.plot) if options.plot else None
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
     terminal.clear_status()
     from dynx.diffusion import calibrate as learning

@@ -29,7 +29,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "writes text")
     budget = BUDGET if options.budget is None else options.budget
-    from dynx.cli.bench.command import read_prompts
+    from dynx.cli.calibration_data import read_prompts
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 

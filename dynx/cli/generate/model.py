@@ -11,18 +11,27 @@ from dynx.runtime.inputs import InputError
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.plan import GeneratorRequest
+    from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
     from dynx.speculation.types import Request
 
 
 def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
     """Plan and load; shows the choices with -v. `put_off`: see `assemble`."""
-    from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
-    from dynx.speculation import assemble, make_plan
+    from dynx.cli.calibrate_command import telling_the_remedy
+    from dynx.speculation import make_plan
 
     with telling_the_remedy(request):
         plan = make_plan(request, warn=terminal.warn)
-        loaded = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
+        return open_plan(plan, terminal, put_off=put_off)
+
+
+def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
+    """Load what a plan names; shows the choices with -v, and once how to calibrate. `put_off`: see `assemble`."""
+    from dynx.cli.calibrate_command import calibrate_command
+    from dynx.speculation import assemble
+
+    request = plan.request
+    loaded = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
     terminal.startup.mark("first pass")
     terminal.clear_status()
     for name, decision in loaded.decisions.items():

@@ -134,6 +134,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "DYNX_CONFIG": "A file of settings to read instead of every dynx.toml, or none to read no file.",
     "DYNX_CACHE_DIR": "The folder where profiles are kept; by default the platform's cache folder.",
     "DYNX_BENCH_SLOW": "For testing gates of dynx bench: an arm that sleeps for a share of its time, like dynamic=15%.",
+    "DYNX_LAZY_IMPORTS": "Set to 0 to import PyTorch and transformers as a whole, which takes longer.",
     "DYNX_DEBUG": "Set to 1 to see where an error came from, as a traceback.",
     "NO_COLOR": "Set to anything for output without colour.",
     "FORCE_COLOR": "Set to anything for colour even where the output isn't a terminal.",

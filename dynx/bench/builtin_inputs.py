@@ -1,11 +1,23 @@
-"""Sentences with an opinion, made up where the user brings none: short and long, clear and mixed, none of them twice.
+"""Inputs to measure on when the user brings none: prompts for language models, and texts with an opinion for classifiers.
 
-Enough to show that a classifier works and how fast it is; what exits are worth depends on texts like those to come.
+They show that a model works and how fast it is; what exits are worth depends on texts like those to come.
 """
 
 from __future__ import annotations
 
 import random
+
+PROMPTS = (
+    "Once upon a time there lived a poor woodcutter who had three daughters.",
+    "The old king called his sons together and said,",
+    "In the middle of the forest stood a little house, and in the house",
+    "The fox said to the crow, 'What a beautiful voice you must have!' The crow",
+    "Now it happened one winter evening that the wind blew open the door, and",
+    "There was a princess so proud that no suitor was good enough for her.",
+    "'Mirror, mirror, on the wall,' said the queen, and the mirror answered,",
+    "Early next morning the youngest brother set out to seek the golden bird.",
+)
+"""Openings that are short and unlike each other; two of them invite repetition."""
 
 THINGS = (
     "the story", "the film", "this book", "the ending", "the acting", "her voice", "the old king", "the dinner", "our guide",
@@ -39,8 +51,8 @@ TAILS = (
 )
 
 
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """So many, all different, the same for the same seed."""
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Make `count` texts, short and long, clear and mixed, all different; the same for the same seed."""
     rng = random.Random(seed)  # noqa: S311 - no secret
 
     def clause() -> str:

@@ -8,14 +8,14 @@ import json
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from dynx.bench.exports.quality import QUALITIES, quality_of
-from dynx.bench.table import in_words
+from dynx.bench.quality import QUALITY_NAMES, quality_of
+from dynx.bench.report import sentences
+from dynx.bench.wording import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.bench.gates import Gate
-    from dynx.bench.report import ArmResult, BenchResult
+    from dynx.bench.result import ArmResult, BenchResult, Gate
 
 COLUMNS = (
     "model",
@@ -38,11 +38,11 @@ COLUMNS = (
 )
 
 NO_CONTROL = {c: None for c in range(32) if chr(c) not in "\t\n\r"}
-"""Characters that XML can't hold."""
+"""Characters that XML can't hold, as a translation table."""
 
 
 def to_csv(results: Sequence[BenchResult]) -> str:
-    """A line for each arm under a line of names; what isn't known is empty."""
+    """Return a CSV line for each arm under a line of names; unknown values are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -77,7 +77,7 @@ def _row(result: BenchResult, arm: ArmResult) -> dict[str, object]:
 
 
 def to_junit(results: Sequence[BenchResult]) -> str:
-    """A suite for each model and a case for each gate; one that is inconclusive or advisory is skipped, with its reason."""
+    """Return a test suite for each model with a case for each gate; inconclusive and advisory ones count as skipped."""
     every = [gate for result in results for gate in result.gates]
     root = ET.Element("testsuites", {"name": "dynx bench", **_counts(every)})
     for result in results:
@@ -96,7 +96,7 @@ def to_junit(results: Sequence[BenchResult]) -> str:
                 ET.SubElement(case, "failure", message=printable(gate.reason), type=printable(gate.name))
             elif said != "pass":
                 ET.SubElement(case, "skipped", message=printable(gate.reason))
-        ET.SubElement(suite, "system-out").text = printable("\n".join(result.reading()))
+        ET.SubElement(suite, "system-out").text = printable("\n".join(sentences(result)))
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -108,12 +108,12 @@ def _counts(gates: Sequence[Gate]) -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """The text without control characters and unpaired surrogates, which XML can't hold."""
+    """Return the text without control characters and unpaired surrogates, which XML can't hold."""
     return text.translate(NO_CONTROL).encode("utf-8", "replace").decode()
 
 
 def to_action_benchmark(results: Sequence[BenchResult]) -> str:
-    """For github-action-benchmark's `customBiggerIsBetter`: dynamic's ratios and its quality, which hold across machines."""
+    """Return github-action-benchmark's `customBiggerIsBetter`: dynamic's ratios and quality, which hold across machines."""
     entries: list[dict[str, object]] = []
     for result in results:
         for arm in result.arms:
@@ -121,19 +121,19 @@ def to_action_benchmark(results: Sequence[BenchResult]) -> str:
                 continue
             against = [(result.reference.name, arm.ratio)]
             against += [(f"{c.basis} ({c.baseline})", c.ratio) for c in result.comparisons if c.arm == arm.name]
-            for rival, ratio in against:
+            for baseline, ratio in against:
                 if ratio is None:
                     continue
-                # A static setting that is best today may not be so tomorrow: the name says which role it has, extra who.
-                name = f"{_model(result)}: {arm.name} to {rival.partition(' (')[0]}"
+                # The best static setting may change between runs: the name holds its role, `extra` which one it is.
+                name = f"{_model(result)}: {arm.name} to {baseline.partition(' (')[0]}"
                 entry: dict[str, object] = {"name": name, "unit": "x", "value": round(ratio.ratio, 4)}
                 if ratio.bounded:
                     entry["range"] = f"± {(ratio.high - ratio.low) / 2:.3f}"
-                entry["extra"] = f"{100 * ratio.confidence:g} % interval {ratio.interval}, against {rival}"
+                entry["extra"] = f"{100 * ratio.confidence:g} % interval {ratio.interval}, against {baseline}"
                 entries.append(entry)
             quality = quality_of(result, arm)
             if quality is not None:
-                name = f"{_model(result)}: {arm.name}, {QUALITIES.get(result.task, 'identical')}"
+                name = f"{_model(result)}: {arm.name}, {QUALITY_NAMES.get(result.task, 'identical')}"
                 unit, value = ("%", 100 * quality.value) if quality.share else ("SSIM", quality.value)
                 entries.append({"name": name, "unit": unit, "value": round(value, 4)})
     return json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
