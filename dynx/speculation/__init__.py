@@ -16,7 +16,7 @@ __all__ = ["assemble", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two ways in when one is used, so that the data modules stay light."""
+    """Import `assemble` and `make_plan` on first use, so that the data modules stay light."""
     if name in __all__:
         from dynx.speculation import setup
 

@@ -66,7 +66,7 @@ def verify_block(drafts: Sequence[int], q: Tensor, p: Tensor, uniform: Uniform, 
     target still wants and the drafter undersupplies. The whole draft passes with probability `weight`.
 
     The paper fixes the draft's length; a length that the drafts themselves decide, as confidence does, is as good, if it is
-    decided before each next one is drawn. At a prefix where drafting stops P(this or more stays) is `weight`. Where it goes
+    decided before each next one is drawn. At a prefix where drafting stops P(this or more is accepted) is `weight`. Where it goes
     on, the next draft brings E[next weight] = Σ min(weight·p, q) = weight - A, by induction however each branch ends; of the
     other 1 - weight + A the test above takes A. So it is `weight` at every prefix, which is all that the proof of losslessness
     uses, and never less than tokenwise's product of min(1, p/q). For drafts that were certain (q = 1) the two are equal.

@@ -162,7 +162,9 @@ def calibrate(
     fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
 
     def check(given: FitResult, predictions: dict[str, float], lookup: bool) -> tuple[CheckedDrafters, Drafters]:
-        return judge(engine, given, predictions, texts, sampling, 0.15 * budget, lookup=lookup, progress=progress)
+        return check_best_set(
+            engine, given, predictions, texts, sampling, 0.15 * budget, lookup=lookup, progress=progress
+        )
 
     lookup = looked_up is not None
     checked, chosen = check(fit_result, fit_result.predictions, lookup)
@@ -278,7 +280,7 @@ def learn(
     return FitResult(costs, best_exit, traces, fit(traces, range(len(texts))), predict_sets(texts, traces, costs))
 
 
-def judge(
+def check_best_set(
     engine: Engine,
     fit_result: FitResult,
     predictions: dict[str, float],
@@ -373,7 +375,7 @@ def confirm(
     """Run plain and dynamic decoding in turns on the first texts' prompts, each dynamic run starting from the fit.
 
     The texts are those that were fitted, so this tests the replay, not how well the texts stand for others.
-    What rounds cost beyond their passes stays in the engine's knowledge; its fits are not touched.
+    What rounds cost beyond their passes stays in the engine's acceptance profile; its fits are not touched.
     """
     began, count, totals = engine.clock(), 0, {True: 0.0, False: 0.0}
     tables = copy.deepcopy(engine.acceptance_profile)

@@ -344,8 +344,8 @@ class Run:
         if drafts is None and self._sure == len(tokens) - 1:
             self._sure += 1  # a plain pass over what plain passes wrote
             return kept
-        judged = (drafts or [])[: len(kept) - 1]
-        tie = self._verifier.first_tie(exact, judged, rows[: len(kept)], tokens)
+        verified = (drafts or [])[: len(kept) - 1]
+        tie = self._verifier.first_tie(exact, verified, rows[: len(kept)], tokens)
         if tie is None:
             return kept
         began = self._clock()

@@ -188,9 +188,7 @@ class _Informed(Dynamic):
     ) -> None:
         super().__init__(costs, deepcopy(acceptance_models), rate=rate, regret_budget=math.inf)
         self._fixed, self._follow = rate, follow
-        self._surplus = dict.fromkeys(
-            acceptance_models, (OPTIMISM_TOKENS, 0.0)
-        )  # so that each is tried before it is judged
+        self._surplus = dict.fromkeys(acceptance_models, (OPTIMISM_TOKENS, 0.0))  # so that each is tried at least once
 
     @property
     def rate(self) -> float:

@@ -59,7 +59,7 @@ class Samples:
         """Fit a curve through the medians of one kind of pass, with its own drift."""
         return CostCurve.fit((n, c, s) for (w, n, c), v in self.cells.items() if w == what for s in v)
 
-    def run_instead(self, widths: Mapping[int, int]) -> None:
+    def use_padded_passes(self, widths: Mapping[int, int]) -> None:
         """Replace the target's samples by those of the padded passes that `widths` names."""
         for what, n, context in list(self.cells):
             wider = self.cells.get(("target", widths.get(n, n), context))
@@ -159,7 +159,7 @@ def measure_with_padding(
     wider = padded_lengths({n: seconds for n, (seconds, _) in samples.curve("target").table.items()})
     if not target.set_padded_lengths(wider):
         return samples, {}
-    samples.run_instead(wider)
+    samples.use_padded_passes(wider)
     return samples, wider
 
 

@@ -300,8 +300,8 @@ def test_timing_here_and_now_credits_speculation() -> None:
 def assembly(target: Any, **changes: Any) -> Any:
     """As much of one as the choice looks at."""
     plan = SimpleNamespace(
-        wish=SimpleNamespace(plain=changes.get("plain", False)),
-        profile=None,
+        request=SimpleNamespace(plain=changes.get("plain", False)),
+        own_profile=None,
         machine=SimpleNamespace(memory_available=changes.get("free", 1 << 30)),
         key=SimpleNamespace(quantization="none"),
     )
