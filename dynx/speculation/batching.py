@@ -29,7 +29,7 @@ from dynx.speculation.acceptance import verify_greedy
 from dynx.speculation.drafters.batch import BatchDrafter
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
-from dynx.speculation.engine import Run, noise_for
+from dynx.speculation.engine import Run
 from dynx.speculation.policy import (
     AVERAGING_ROUNDS,
     LOOKAHEAD_DRAFT_TOKENS,
@@ -41,6 +41,7 @@ from dynx.speculation.policy import (
     Round,
 )
 from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.verifier import noise_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

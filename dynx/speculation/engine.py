@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dynx.errors import InvalidInput
 from dynx.runtime.inputs import InputError
-from dynx.speculation.acceptance import one_hot, verify_block, verify_greedy
 from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
 from dynx.speculation.drafters.base import DrafterCandidates
@@ -33,8 +31,9 @@ from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
-from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
+from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.types import DrafterTally, DraftSource, FinishReason, Receipt, RedecodeStats, Request, Token
+from dynx.speculation.verifier import Verifier, noise_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -452,67 +451,3 @@ class Run:
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
             exact=self._redecode_stats,
         )
-
-
-class Verifier:
-    """Verifies drafts by the acceptance rule that the request calls for."""
-
-    def __init__(self, request: Request, vocab: int, seed: int) -> None:
-        self._sampling = request.sampling
-        self._processors = LogitsProcessors.for_request(request, vocab)
-        self._noise = noise_for(request, vocab)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
-        """Return the tokens to append after verifying `drafts` by the logits `rows` (len(drafts) + 1, V)."""
-        draft_tokens = [d.token for d in drafts]
-        if self._sampling.greedy:
-            scores = (
-                rows.float() if self._processors.is_identity else self._processors.scores(rows, context, draft_tokens)
-            )
-            picks: list[int] = scores.argmax(-1).tolist()
-            return verify_greedy(draft_tokens, picks.__getitem__)
-        p = self._processors.probabilities(
-            rows, context, draft_tokens
-        ).cpu()  # one wait for the device, not several a draft
-        noise = self._noise
-        if noise is not None:
-            return verify_greedy(draft_tokens, lambda i: noise.pick(p[i], len(context) + i))
-        vocab = p.shape[-1]
-        q = [
-            one_hot(d.token, vocab, p)
-            if d.probabilities is None
-            else pad(d.probabilities, (0, vocab - len(d.probabilities)))
-            for d in drafts
-        ]
-        return verify_block(draft_tokens, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
-
-    def _uniform(self) -> float:
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
-
-    def _draw(self, weights: Tensor) -> int:
-        return int(torch.multinomial(weights.float(), 1, generator=self._generator))
-
-    def first_tie(
-        self, exact: RoundingBound, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]
-    ) -> int | None:
-        """Return the first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
-        scores = (
-            rows.float()
-            if self._processors.is_identity
-            else self._processors.scores(rows, context, [d.token for d in drafts])
-        )
-        return exact.first_tie(scores, self._processors.distance_scale(len(context) + len(drafts)))
-
-    def guarantee(self, target: Backend, *, exact: bool = False) -> str:
-        """Describe the output relative to plain decoding of the same model, in a short phrase for the receipt."""
-        if self._sampling.greedy or self._noise is not None:
-            exact = exact or target.precision == "float32"
-            return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
-        return "same distribution as plain decoding"
-
-
-def noise_for(request: Request, vocab: int) -> SeededGumbelNoise | None:
-    """Return the noise of the request's seed; None where nothing is sampled or no seed was given."""
-    sampling = request.sampling
-    return SeededGumbelNoise(sampling.seed, vocab) if sampling.seed is not None and not sampling.greedy else None

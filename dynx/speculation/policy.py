@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dynx.speculation.acceptance_model import AcceptanceModel
-    from dynx.speculation.types import DraftSource
+    from dynx.speculation.types import DrafterCandidate, DraftSource
 
 MAX_DRAFT_TOKENS = 24
 """Longest draft; only prompt lookup in verbatim copies gets here, other drafters' prefix probabilities vanish before."""
@@ -63,15 +63,6 @@ FIRST_PASS_COST_FACTOR = 2.0
 
 UNMEASURED_DRAFT_COST_SHARE = 0.25
 """Cost of a model's draft, as a share of a target pass, until it has been measured."""
-
-
-@dataclass(frozen=True)
-class DrafterCandidate:
-    """One candidate drafter of a round: tokens it must read first, and its first draft's signal if known."""
-
-    origin: DraftSource
-    tokens_behind: int = 1
-    signal: float | None = None
 
 
 @dataclass(frozen=True)

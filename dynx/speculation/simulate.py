@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.policy import Costs, DrafterCandidate, Dynamic, Plain, Policy, Round, Static
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round, Static
+from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

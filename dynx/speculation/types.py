@@ -25,6 +25,15 @@ FinishReason = Literal["length", "eos", "stop", "context", "interrupted"]
 
 
 @dataclass(frozen=True)
+class DrafterCandidate:
+    """One candidate drafter of a round: tokens it must read first, and its first draft's signal if known."""
+
+    origin: DraftSource
+    tokens_behind: int = 1
+    signal: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """A model's own decoding settings that change the text, by transformers' names; see `model_settings`."""
 

@@ -19,7 +19,7 @@ from support.models import Stub, Whim, perturbed, reference, tiny
 
 from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.speculation import engine as engine_module
+from dynx.speculation import verifier as verifier_module
 from dynx.speculation.acceptance import excess, verify_block
 from dynx.speculation.engine import Drafters, Engine, Run
 from dynx.speculation.policy import Plain, Policy, Static
@@ -314,7 +314,7 @@ def bonus_from_the_wrong_row(drafts: list[int], q: Tensor, p: Tensor, uniform: U
 @pytest.mark.parametrize("mutant", [skip_residual, reuse_uniform, bonus_from_the_wrong_row], ids=lambda f: f.__name__)
 def test_mutants_of_the_rule_are_caught(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same test on the same draws rejects an engine with each of three plausible mistakes."""
-    monkeypatch.setattr(engine_module, "verify_block", mutant)
+    monkeypatch.setattr(verifier_module, "verify_block", mutant)
 
     assert chi_square(written(lambda s: Static("draft", 2)), exact_joint(), EFFECT) < ALPHA
 

@@ -19,13 +19,13 @@ from dynx.speculation.policy import (
     MAX_DRAFT_TOKENS,
     REGRET_BUDGET_SHARE,
     Costs,
-    DrafterCandidate,
     Dynamic,
     Plain,
     Round,
     Static,
 )
 from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
+from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from transformers.cache_utils import Cache
 
-    from dynx.speculation.policy import DrafterCandidate, Round
-    from dynx.speculation.types import DraftSource
+    from dynx.speculation.policy import Round
+    from dynx.speculation.types import DrafterCandidate, DraftSource
 
 torch.set_num_threads(1)  # a second thread costs more than these models do
 logging.set_verbosity_error()  # missing fast kernels of recurrent models, on every construction

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, overload
 
-from dynx.speculation.policy import DrafterCandidate
+from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
