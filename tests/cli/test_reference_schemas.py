@@ -210,7 +210,7 @@ def test_every_class_is_in_a_document() -> None:
         (bench.Ratio, "scope", statistics.Scope),
         (bench.Ratio, "estimator", statistics.Estimator),
         (bench.Gate, "verdict", gates.Verdict),
-        (generate.Token, "origin", speculation.Origin),
+        (generate.Token, "origin", speculation.DraftSource),
         (generate.Answer, "finish_reason", speculation.FinishReason),
         (generate.Verification, "verdict", equivalence.Verdict),
         (profile_classify.ClassifyFitted, "problem", agreement.Problem),

@@ -15,7 +15,7 @@ from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refus
 from dynx.cli.remedy import telling_the_remedy
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.errors import DynxError, UsageError
-from dynx.speculation.types import COLD
+from dynx.speculation.types import MIN_SAMPLING_TEMPERATURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     """Read prompts, open the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
-    if options.exact and options.temperature >= COLD:
+    if options.exact and options.temperature >= MIN_SAMPLING_TEMPERATURE:
         raise UsageError(
             "--exact is for greedy decoding only",
             hint="sampling already has the distribution of plain decoding; leave out --exact or --temperature",
