@@ -10,7 +10,7 @@ from dynx.errors import InvalidInput
 if TYPE_CHECKING:
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
-    from dynx.diffusion.profile_data import Knowledge
+    from dynx.diffusion.profile_data import StepProfile
     from dynx.diffusion.types import Request
 
 
@@ -20,7 +20,7 @@ class LoadedImageGenerator:
 
     plan: ImageGeneratorPlan
     engine: Engine
-    knowledge: Knowledge | None
+    step_profile: StepProfile | None
     """What the profile says of this pipeline's steps, where it may be used."""
     racing: bool = False
     """Whether a calibration is to choose the backend."""
@@ -40,12 +40,12 @@ def sample_of(request: ImageGeneratorRequest, engine: Engine) -> Request:
     """A request of the shapes that a request's pictures have."""
     from dynx.diffusion.types import Request
 
-    return Request(("",) if engine.family.prompted else (), (0,), request.negative, request.guidance, request.size)
+    return Request(("",) if engine.adapter.prompted else (), (0,), request.negative, request.guidance, request.size)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:
     """Raises InvalidInput for a width or height that the network can't take."""
-    multiple = engine.family.multiple
+    multiple = engine.adapter.multiple
     if any(side % multiple or side < multiple for side in size):
         near = [max(multiple, round(side / multiple) * multiple) for side in size]
         raise InvalidInput(

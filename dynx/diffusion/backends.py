@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.network import ModuleKernels
     from dynx.runtime.device import Device
 
-ROUNDS = 7
+TIMED_CALLS = 7
 """Of a race: calls of each, in turns; the median counts."""
 
-PICTURES = 4
+PICTURES_PER_RUN = 4
 """Of a typical run: what a backend takes to start must be won back by these."""
 
 AS_LOADED = BackendSpec(TORCH, "float32")
@@ -49,7 +49,9 @@ def decide(
         raise DeviceError("`backend` ipex: pipelines that draw aren't run on it")
     backend = choose(asked, "none", device, None if measured is None else measured[0])
     if asked == "auto" and measured is None:
-        others = dict.fromkeys(TITLES[name] for name, _ in ways(asked, dtype, device, machine) if name != TORCH)
+        others = dict.fromkeys(
+            TITLES[name] for name, _ in candidate_specs(asked, dtype, device, machine) if name != TORCH
+        )
         tells = f"nothing is measured yet; calibrating times {' and '.join(others)} too"
         backend = Decision(TORCH, tells if others else "the only one here")
     if backend.value != TORCH and device != "cpu":
@@ -61,7 +63,7 @@ def decide(
     return backend, Decision("float32", "full precision unless asked otherwise")
 
 
-def ways(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSpec]:
+def candidate_specs(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSpec]:
     """What a calibration may race: backends and precisions that can be had and aren't ruled out by what was asked for.
 
     A whole network takes PyTorch's compiler minutes, so unasked that is tried only where there is no OpenVINO.
@@ -80,26 +82,31 @@ def ways(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSp
     return [BackendSpec(backend, precision) for backend in backends for precision in precisions]
 
 
-def of(plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec) -> ModuleKernels | None:
+def build_kernels(plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec) -> ModuleKernels | None:
     """Kernels that aren't ready for any call yet; None where the pipeline runs as it was loaded.
 
     Raises UnsupportedModelError for a pipeline of several networks.
     """
-    if way == AS_LOADED or plan.device != "cpu":
+    if spec == AS_LOADED or plan.device != "cpu":
         return None
-    slot = engine.family.slot
+    slot = engine.adapter.slot
     if slot is None:
-        raise UnsupportedModelError(f"{engine.family.name} has no single network to run on {TITLES[way[0]]}")
+        raise UnsupportedModelError(f"{engine.adapter.name} has no single network to run on {TITLES[spec[0]]}")
     from dynx.runtime.backends.network import ModuleKernels
 
-    backend, dtype = way
+    backend, dtype = spec
     cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights
     threads = plan.threads
     return ModuleKernels(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
 
 
 def prepare(
-    kernels: ModuleKernels, engine: Engine, request: Request, schedule: Schedule | None = None, *, cut: bool = False
+    kernels: ModuleKernels,
+    engine: Engine,
+    request: Request,
+    schedule: Schedule | None = None,
+    *,
+    guidance_interval: bool = False,
 ) -> None:
     """Make ready for a request's calls, and where guidance is `cut`, for those of half the rows.
 
@@ -110,67 +117,69 @@ def prepare(
     args, kwargs = engine.first_call(request, schedule)
     kernels.prepare(args, kwargs)
     rows = int(noisy_input(args, kwargs).shape[0])
-    if cut and rows == 2 * len(request):
+    if guidance_interval and rows == 2 * len(request):
         kernels.prepare(halved(args, rows, 0), halved(kwargs, rows, 0))
 
 
 @dataclass(frozen=True)
-class Runner:
+class Candidate:
     """One of those in a race."""
 
-    way: BackendSpec
+    spec: BackendSpec
     kernels: ModuleKernels | None
-    call: float
+    call_seconds: float
     """Seconds of a network call."""
-    start: float
+    start_seconds: float
     """Seconds until it is ready in a process that finds it kept."""
 
-    def picture(self, calls: float) -> float:
+    def seconds_per_picture(self, calls: float) -> float:
         """Seconds of a picture in a typical run that are spent on so many calls and its share of the start."""
-        return calls * self.call + self.start / PICTURES
+        return calls * self.call_seconds + self.start_seconds / PICTURES_PER_RUN
 
     def __str__(self) -> str:
-        start = f", {self.start:.1f} s to start" if self.start >= 0.05 else ""
-        return f"{TITLES[self.way[0]]} {self.way[1]} {1e3 * self.call:.1f} ms{start}"
+        start = f", {self.start_seconds:.1f} s to start" if self.start_seconds >= 0.05 else ""
+        return f"{TITLES[self.spec[0]]} {self.spec[1]} {1e3 * self.call_seconds:.1f} ms{start}"
 
 
 def race(
     plan: ImageGeneratorPlan,
     engine: Engine,
     request: Request,
-    ways: Sequence[BackendSpec],
+    candidate_specs: Sequence[BackendSpec],
     clock: Callable[[], float],
     stages: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Runner], dict[str, str]]:
+) -> tuple[list[Candidate], dict[str, str]]:
     """Time a network call of `request` in each way; also what can't be used, and why."""
     args, kwargs = engine.first_call(request)
-    network = getattr(engine.pipe, str(engine.family.slot))
+    network = getattr(engine.pipe, str(engine.adapter.slot))
     able: dict[BackendSpec, tuple[ModuleKernels | None, float]] = {}
     refused: dict[str, str] = {}
     imports: dict[str, float] = {}
-    for way in ways:
-        stages(f"preparing {TITLES[way[0]]} {way[1]}")
-        if way[0] not in imports:
+    for spec in candidate_specs:
+        stages(f"preparing {TITLES[spec[0]]} {spec[1]}")
+        if spec[0] not in imports:
             began = clock()
-            bring_in(way[0])
-            imports[way[0]] = clock() - began
+            bring_in(spec[0])
+            imports[spec[0]] = clock() - began
         try:
-            with attempt(way[0], plan.source.name):
-                kernels = of(plan, engine, way)
+            with attempt(spec[0], plan.source.name):
+                kernels = build_kernels(plan, engine, spec)
                 if kernels is not None:
                     kernels.prepare(args, kwargs)
-                able[way] = kernels, imports[way[0]] + _start(plan, engine, way, (args, kwargs), clock)
+                able[spec] = kernels, imports[spec[0]] + _startup_seconds(plan, engine, spec, (args, kwargs), clock)
         except UnsupportedModelError as e:
-            refused[f"{TITLES[way[0]]} {way[1]}"] = str(e)
-    seen = _timed(network, {way: kernels for way, (kernels, _) in able.items()}, args, kwargs, clock, refused)
-    return [Runner(way, kernels, seen[way], start) for way, (kernels, start) in able.items() if way in seen], refused
+            refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
+    seen = _call_seconds(network, {spec: kernels for spec, (kernels, _) in able.items()}, args, kwargs, clock, refused)
+    return [
+        Candidate(spec, kernels, seen[spec], start) for spec, (kernels, start) in able.items() if spec in seen
+    ], refused
 
 
-def _start(
-    plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec, call: tuple[Any, Any], clock: Callable[[], float]
+def _startup_seconds(
+    plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec, call: tuple[Any, Any], clock: Callable[[], float]
 ) -> float:
     """Seconds that another process needs to take up what is kept."""
-    again = None if way[0] == TORCH else of(plan, engine, way)
+    again = None if spec[0] == TORCH else build_kernels(plan, engine, spec)
     if again is None:
         return 0.0
     began = clock()
@@ -178,9 +187,9 @@ def _start(
     return clock() - began
 
 
-def _timed(
+def _call_seconds(
     network: Any,
-    ways: Mapping[BackendSpec, ModuleKernels | None],
+    candidate_specs: Mapping[BackendSpec, ModuleKernels | None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     clock: Callable[[], float],
@@ -189,24 +198,24 @@ def _timed(
     """Seconds of a call, medians; those that raise go into `refused`, except the network as it was loaded."""
     import torch
 
-    order, rng = list(ways), random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    seconds: dict[BackendSpec, list[float]] = {way: [] for way in ways}
+    order, rng = list(candidate_specs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    seconds: dict[BackendSpec, list[float]] = {spec: [] for spec in candidate_specs}
     with torch.no_grad():
-        for number in range(ROUNDS + 1):  # the first warms up
+        for number in range(TIMED_CALLS + 1):  # the first warms up
             rng.shuffle(order)
-            for way in [way for way in order if way in seconds]:
-                kernels = ways[way]
+            for spec in [spec for spec in order if spec in seconds]:
+                kernels = candidate_specs[spec]
                 began = clock()
                 if kernels is None:
                     network(*args, **kwargs)
                 else:
                     try:
-                        with attempt(way[0], type(network).__name__):
+                        with attempt(spec[0], type(network).__name__):
                             kernels(network, args, kwargs)
                     except UnsupportedModelError as e:
-                        refused[f"{TITLES[way[0]]} {way[1]}"] = str(e)
-                        del seconds[way]
+                        refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
+                        del seconds[spec]
                         continue
                 if number:
-                    seconds[way].append(clock() - began)
-    return {way: median(seen) for way, seen in seconds.items()}
+                    seconds[spec].append(clock() - began)
+    return {spec: median(seen) for spec, seen in seconds.items()}

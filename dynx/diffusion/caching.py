@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-BLOCKS = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
+BLOCK_LIST_NAMES = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
 """Where transformers keep their blocks, in the order in which they run."""
 
 
@@ -35,7 +35,7 @@ def _blocks(network: Any) -> list[nn.Module]:
 
     found: list[nn.Module] = []
     for name, part in network.named_children():
-        if name in BLOCKS and isinstance(part, nn.ModuleList):
+        if name in BLOCK_LIST_NAMES and isinstance(part, nn.ModuleList):
             found += list(part)
     return found
 

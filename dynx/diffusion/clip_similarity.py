@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Tower:
+class VisionTower:
     """A vision tower with its projection, and the processor that makes its pixels."""
 
     def __init__(self, vision: Any, project: Any, processor: Any) -> None:
@@ -37,7 +37,7 @@ class Tower:
         return float(self.embed(picture) @ self.embed(reference))
 
 
-def tower_of(pipe: Any) -> Tower | None:
+def vision_tower_of(pipe: Any) -> VisionTower | None:
     """The pipeline's vision tower; None where it carries none, or no processor for it."""
     processor = getattr(pipe, "feature_extractor", None)
     if processor is None:
@@ -46,5 +46,5 @@ def tower_of(pipe: Any) -> Tower | None:
         part = getattr(pipe, name, None)
         vision, project = getattr(part, "vision_model", None), getattr(part, "visual_projection", None)
         if vision is not None and project is not None:
-            return Tower(vision, project, processor)
+            return VisionTower(vision, project, processor)
     return None

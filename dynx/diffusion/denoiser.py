@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     Carry = Callable[[Tensor, Tensor, float, Tensor, float], Tensor]
 
-INPUTS = ("sample", "hidden_states", "x", "latents")
+LATENT_ARGUMENTS = ("sample", "hidden_states", "x", "latents")
 """What networks call their noisy input, where it isn't their first argument."""
 
-SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "txt_seq_lens"})
+UNBATCHED_ARGUMENTS = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "txt_seq_lens"})
 """Arguments that are one for the whole batch, however long."""
 
 
@@ -76,7 +76,7 @@ class Denoiser:
         """Shown every call's arguments before anything is done; may raise to leave the pipeline."""
         self._carry = carry
         self._memory: list[Call] = []
-        self._told: list[Any] = []
+        self._timestep_arguments: list[Any] = []
         self._at = 0  # calls so far in this step
         self._forward: Callable[..., Any] | None = None
         self._before: Any = None
@@ -117,7 +117,7 @@ class Denoiser:
     @property
     def timesteps(self) -> list[float]:
         """That the network was told, in its own unit, for each call that ran. Waits for the device."""
-        return [_number(value) for value in self._told]
+        return [_number(value) for value in self._timestep_arguments]
 
     @property
     def last(self) -> Call | None:
@@ -145,7 +145,7 @@ class Denoiser:
         output = self._compute(args, kwargs, noisy, number)
         raw = prediction(output)
         self._memory[number : number + 1] = [Call(noisy, self.level, output, raw)]
-        self._told.append(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        self._timestep_arguments.append(kwargs.get("timestep", args[1] if len(args) > 1 else None))
         return output
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], noisy: Tensor, number: int) -> Any:
@@ -180,7 +180,7 @@ class Denoiser:
 
 def noisy_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The noisy latents among a network's arguments (R, …). Raises TypeError where there are none."""
-    for value in (*args[:1], *(kwargs.get(name) for name in INPUTS)):
+    for value in (*args[:1], *(kwargs.get(name) for name in LATENT_ARGUMENTS)):
         if isinstance(value, Tensor):
             return value
     raise TypeError("the network was called without latents")
@@ -214,7 +214,7 @@ def _with_prediction(output: Any, raw: Tensor) -> Any:
 def halved(value: Any, rows: int, half: int, name: str | None = None) -> Any:
     """Everything that has a row for each of `rows`, with only one half of them."""
     if isinstance(value, Tensor):
-        batched = value.dim() > 0 and value.shape[0] == rows and name not in SHARED
+        batched = value.dim() > 0 and value.shape[0] == rows and name not in UNBATCHED_ARGUMENTS
         return value[half * (rows // 2) : (half + 1) * (rows // 2)] if batched else value
     if isinstance(value, (tuple, list)):
         return type(value)(halved(item, rows, half) for item in value)

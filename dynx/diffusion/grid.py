@@ -103,7 +103,7 @@ class Plans:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def of(self, steps: int) -> tuple[int, ...]:
+    def nodes_for(self, steps: int) -> tuple[int, ...]:
         """The nodes of a grid of so many steps. Raises InvalidInput for more than were planned, or none."""
         if not 1 <= index(steps) <= len(self.nodes):
             raise InvalidInput(f"{steps} steps aren't planned; 1 to {len(self.nodes)} are")

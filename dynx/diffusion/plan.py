@@ -14,13 +14,13 @@ TASK = "draw"
 BUNDLED = "steps.json"
 """The file of a pipeline's folder that may hold a profile, as exporting one writes it."""
 
-QUALITY = 0.95
+DEFAULT_QUALITY = 0.95
 """SSIM to the full run of the same seed that is promised unless asked otherwise."""
 
-SHARE = 0.95
+PICTURE_SHARE = 0.95
 """Share of pictures that reach it."""
 
-DELTA = 0.05
+ERROR_PROBABILITY = 0.05
 """1 - confidence of the promise."""
 
 
@@ -29,7 +29,7 @@ class ImageGeneratorRequest(ModelRequest):
     """What a caller asks of a pipeline that draws."""
 
     model: str = "emoji"
-    quality: float = field(default=QUALITY, kw_only=True)
+    quality: float = field(default=DEFAULT_QUALITY, kw_only=True)
     steps: int | None = field(default=None, kw_only=True)
     """A fixed number of steps, whatever a profile says."""
     guidance: float | None = field(default=None, kw_only=True)

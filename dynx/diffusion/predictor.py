@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-WORDS = 4
+TEXT_DIRECTIONS = 4
 """Directions of the text embedding that are used: the widest among the pictures fitted on."""
 
-FLOOR = 1e-5
+MIN_SHORTFALL = 1e-5
 """Of 1 - SSIM: pictures more alike than that are equal."""
 
-PENALTIES = tuple(10.0**e for e in range(-2, 4))
+RIDGE_PENALTIES = tuple(10.0**e for e in range(-2, 4))
 
-BEYOND = 1.5
+MAX_RANGE_RATIO = 1.5
 """How far out a feature may lie, in units of the farthest fitted on, before it's unlike."""
 
-FOLDS = 6
+CROSS_FIT_FOLDS = 6
 
-FEWEST = 12
+MIN_FIT_PICTURES = 12
 """Pictures below which only the mean is used."""
 
 
-def look_features(clean: Sequence[Tensor]) -> Array:
+def prediction_features(clean: Sequence[Tensor]) -> Array:
     """(B, 6) of the clean pictures (B, C, …) predicted at the first steps, two at least: how large, how rough, how unsettled."""
     import torch
 
@@ -82,16 +82,16 @@ class Predictor:
             raise InvalidInput(f"{len(looks)} looks, {len(texts)} texts and {n} pictures don't fit each other")
         centre = texts.mean(axis=0)
         words = np.zeros((texts.shape[1], 0))
-        if texts.shape[1] and n >= FEWEST:
+        if texts.shape[1] and n >= MIN_FIT_PICTURES:
             _, values, directions = np.linalg.svd(texts - centre, full_matrices=False)
-            words = directions[:WORDS][values[:WORDS] > 1e-9].T
+            words = directions[:TEXT_DIRECTIONS][values[:TEXT_DIRECTIONS] > 1e-9].T
         x = np.concatenate([looks, (texts - centre) @ words], axis=1)
         shift, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         y = shortfall(likeness)
-        reach = BEYOND * np.abs((x - shift) / spread).max(axis=0)
+        reach = MAX_RANGE_RATIO * np.abs((x - shift) / spread).max(axis=0)
         weights = np.zeros((1 + x.shape[1], levels))
         sigma = np.zeros(levels)
-        z = (x - shift) / spread if n >= FEWEST else np.zeros_like(x)
+        z = (x - shift) / spread if n >= MIN_FIT_PICTURES else np.zeros_like(x)
         for k in range(levels):
             weights[:, k], sigma[k] = _ridge(z, y[:, k])
         return cls(centre, words, shift, spread, np.maximum(reach, 1.0), weights, np.maximum(sigma, 1e-3))
@@ -106,7 +106,7 @@ class Predictor:
 
     def chances(self, predicted: Array, quality: float) -> Array:
         """P(SSIM ≥ quality) (n, L) for predictions y; 0 only where y is inf."""
-        z = (math.log(max(1 - quality, FLOOR)) - predicted) / self.sigma
+        z = (math.log(max(1 - quality, MIN_SHORTFALL)) - predicted) / self.sigma
         chance: Array = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
         return np.where(np.isinf(predicted), 0.0, np.clip(chance, 1e-9, 1.0))
 
@@ -132,18 +132,18 @@ class Predictor:
         return made
 
 
-def crossed(looks: Array, texts: Array, likeness: Array, seed: int = 0) -> Array:
+def cross_fit(looks: Array, texts: Array, likeness: Array, seed: int = 0) -> Array:
     """y (n, L) of each picture, by a predictor fitted on the others: what may be expected of one fitted on all, for new ones.
 
     In `FOLDS` parts; too few pictures for that are predicted by their mean. Shapes and errors as in `Predictor.fit`.
     """
     n = len(likeness)
-    if n < 2 * FOLDS:
+    if n < 2 * CROSS_FIT_FOLDS:
         return Predictor.fit(looks, texts, likeness)(looks, texts)
     order = np.random.default_rng(seed).permutation(n)
     found = np.zeros(likeness.shape)
-    for fold in range(FOLDS):
-        out = order[fold::FOLDS]
+    for fold in range(CROSS_FIT_FOLDS):
+        out = order[fold::CROSS_FIT_FOLDS]
         others = np.setdiff1d(order, out)
         found[out] = Predictor.fit(looks[others], texts[others], likeness[others])(looks[out], texts[out])
     return found
@@ -151,7 +151,7 @@ def crossed(looks: Array, texts: Array, likeness: Array, seed: int = 0) -> Array
 
 def shortfall(likeness: Array) -> Array:
     """log(1 - SSIM)."""
-    return np.log(np.maximum(1 - np.asarray(likeness, dtype=np.float64), FLOOR))
+    return np.log(np.maximum(1 - np.asarray(likeness, dtype=np.float64), MIN_SHORTFALL))
 
 
 def _ridge(z: Array, y: Array) -> tuple[Array, float]:
@@ -163,7 +163,7 @@ def _ridge(z: Array, y: Array) -> tuple[Array, float]:
     u, s, vt = np.linalg.svd(z, full_matrices=False)
     centred = y - y.mean()
     best: tuple[float, Array] | None = None
-    for penalty in PENALTIES:
+    for penalty in RIDGE_PENALTIES:
         shrink = s / (s**2 + penalty)
         coefficients = vt.T @ (shrink * (u.T @ centred))
         hat = 1 / n + ((u**2) * (s**2 / (s**2 + penalty))).sum(axis=1)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.predictor import Predictor, look_features, text_features
-from dynx.diffusion.sampler import Tail
+from dynx.diffusion.predictor import Predictor, prediction_features, text_features
+from dynx.diffusion.sampler import RestOfSchedule
 from dynx.diffusion.schedule import Grid, Schedule
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.sampler import Look
+    from dynx.diffusion.sampler import StepState
     from dynx.diffusion.types import Request
 
     Array = NDArray[np.float64]
 
-LOOK = 2
+OBSERVED_STEPS = 2
 """Network calls before the number of steps is chosen."""
 
-RULES = 200
+CANDIDATE_RULES = 200
 """From strict to loose: from every picture on the whole grid to every picture in the fewest steps."""
 
-PAYS = 1.05
+MIN_SPEEDUP = 1.05
 """Expected speed-up from which fewer steps are used."""
 
 
@@ -81,13 +81,13 @@ class Guarantee:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class StepSchedules:
     """Numbers of steps, rising, with their nodes on a fine grid; all share the first `LOOK` nodes."""
 
     fine: Grid
     nodes: Mapping[int, tuple[int, ...]]
     solver: str
-    guided: float | None = None
+    guided_share: float | None = None
     """Share of the steps that are guided, None for all."""
     skip: float = 0.0
     cache: float = 0.0
@@ -114,18 +114,22 @@ class Ladder:
     @property
     def longest(self) -> Schedule:
         """The whole fine grid, with the ladder's beginning."""
-        first = self.nodes[self.levels[0]][:LOOK]
+        first = self.nodes[self.levels[0]][:OBSERVED_STEPS]
         return self._over((*first, *range(first[-1] + 1, len(self.fine) + 1)))
 
     def _over(self, nodes: tuple[int, ...]) -> Schedule:
         # The steps before the choice are guided whatever is chosen.
-        guided = None if self.guided is None else max(LOOK, math.ceil(self.guided * (len(nodes) - 1)))
-        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided=guided)
+        guided_steps = (
+            None if self.guided_share is None else max(OBSERVED_STEPS, math.ceil(self.guided_share * (len(nodes) - 1)))
+        )
+        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided_steps=guided_steps)
 
-    def tail(self, steps: int) -> Tail:
+    def rest(self, steps: int) -> RestOfSchedule:
         """What a pilot answers at its `LOOK`th step to go on in so many steps in all."""
         schedule = self.schedule(steps) if steps in self.nodes else self.longest
-        return Tail(schedule.grid.timesteps[LOOK:], schedule.grid.sigmas[LOOK:], schedule.guided)
+        return RestOfSchedule(
+            schedule.grid.timesteps[OBSERVED_STEPS:], schedule.grid.sigmas[OBSERVED_STEPS:], schedule.guided_steps
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For a profile."""
@@ -133,25 +137,25 @@ class Ladder:
             "fine": self.fine.to_json(),
             "nodes": {str(k): list(v) for k, v in sorted(self.nodes.items())},
             "solver": self.solver,
-            "guided": self.guided,
+            "guided": self.guided_share,
             "skip": self.skip,
             "cache": self.cache,
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Ladder:
+    def from_json(cls, data: Mapping[str, Any]) -> StepSchedules:
         """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         nodes = {int(k): tuple(int(i) for i in v) for k, v in data["nodes"].items()}
         fine = Grid.from_json(data["fine"])
         if not nodes or any(
-            len(v) != k + 1 or v[0] != 0 or v[-1] != len(fine) or list(v) != sorted(set(v)) or k <= LOOK
+            len(v) != k + 1 or v[0] != 0 or v[-1] != len(fine) or list(v) != sorted(set(v)) or k <= OBSERVED_STEPS
             for k, v in nodes.items()
         ):
             raise ValueError("its grids don't fit each other")
-        if len({v[:LOOK] for v in nodes.values()}) != 1:
+        if len({v[:OBSERVED_STEPS] for v in nodes.values()}) != 1:
             raise ValueError("its grids begin differently")
-        guided = None if data["guided"] is None else float(data["guided"])
-        made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]), float(data.get("cache", 0.0)))
+        guided_share = None if data["guided"] is None else float(data["guided"])
+        made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), float(data.get("cache", 0.0)))
         try:
             made.longest  # noqa: B018 - a schedule says what can't be run
         except InvalidInput as e:
@@ -180,7 +184,7 @@ class Fitted:
     What was predicted of the choosing pictures must come from other pictures (`predictor.crossed`).
     """
 
-    ladder: Ladder
+    schedules: StepSchedules
     predictor: Predictor
     costs: Costs
     """Seconds of a picture; `full` is the ladder's whole grid."""
@@ -203,7 +207,7 @@ class Fitted:
             eps,
             delta,
             len(self.certifying),
-            levels=RULES,
+            levels=CANDIDATE_RULES,
             prune=False,
             every=True,
         )
@@ -216,7 +220,7 @@ class Fitted:
 
     def pays(self, certificate: Certificate) -> bool:
         """Whether pictures take fewer steps by it, and gain from that."""
-        return certificate.active and self.speedup(certificate) >= PAYS
+        return certificate.active and self.speedup(certificate) >= MIN_SPEEDUP
 
     def reached(self, certificate: Certificate, quality: float) -> Array:
         """(n,) SSIM of the certifying pictures under a certificate's rule."""
@@ -225,30 +229,30 @@ class Fitted:
         return found
 
 
-class Pilot:
+class StepController:
     """Chooses the number of steps of one run, at its `LOOK`th prediction. `schedule` is what the run begins with."""
 
-    def __init__(self, knowledge: Knowledge, embedding: Tensor | None) -> None:
-        self._knowledge, self._embedding = knowledge, embedding
+    def __init__(self, step_profile: StepProfile, embedding: Tensor | None) -> None:
+        self._profile, self._embedding = step_profile, embedding
         self._clean: list[Tensor] = []
-        self.schedule = knowledge.longest
+        self.schedule = step_profile.longest
         self.steps: int | None = None
         """Chosen; None until then."""
 
-    def __call__(self, look: Look) -> Tail | None:
+    def __call__(self, state: StepState) -> RestOfSchedule | None:
         """The rest of the grid, once."""
-        if look.index >= LOOK:
+        if state.index >= OBSERVED_STEPS:
             return None
-        self._clean.append(look.clean)
-        if look.index < LOOK - 1:
+        self._clean.append(state.clean)
+        if state.index < OBSERVED_STEPS - 1:
             return None
-        pictures = look.clean.shape[0]
-        self.steps = self._knowledge.steps_for(look_features(self._clean), text_features(self._embedding, pictures))
-        return self._knowledge.fitted.ladder.tail(self.steps)
+        pictures = state.clean.shape[0]
+        self.steps = self._profile.steps_for(prediction_features(self._clean), text_features(self._embedding, pictures))
+        return self._profile.fitted.schedules.rest(self.steps)
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class StepProfile:
     """A ladder with the certificate it is climbed under."""
 
     fitted: Fitted
@@ -262,23 +266,23 @@ class Knowledge:
     @property
     def longest(self) -> Schedule:
         """What a run begins with."""
-        return self.fitted.ladder.longest
+        return self.fitted.schedules.longest
 
     @property
     def draft(self) -> Schedule:
         """The fewest steps there are."""
-        return self.fitted.ladder.schedule(self.fitted.ladder.levels[0])
+        return self.fitted.schedules.schedule(self.fitted.schedules.levels[0])
 
     def steps_for(self, looks: Array, texts: Array) -> int:
         """The number of steps that all of these pictures may take together."""
         predictor = self.fitted.predictor
         chances = predictor.chances(predictor(looks, texts), self.guarantee.quality)
         at = int(leaves_at(np.asarray(self.certificate.thresholds), chances).max())
-        return self.fitted.ladder.steps[at]
+        return self.fitted.schedules.steps[at]
 
-    def pilot(self, engine: Engine, request: Request) -> Pilot:
+    def controller(self, engine: Engine, request: Request) -> StepController:
         """For one run of a request."""
-        return Pilot(self, engine.course(request).embedding)
+        return StepController(self, engine.initial_call(request).embedding)
 
 
 def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:
@@ -291,7 +295,7 @@ def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, 
 
 def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
     """What calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
-    ladder = Ladder.from_json(fitted["ladder"])
+    schedules = StepSchedules.from_json(fitted["ladder"])
     predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]
     costs = Costs(tuple(map(float, c["reach"])), float(c["full"]), tuple(map(float, c["check"])))
@@ -301,15 +305,15 @@ def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays:
         found = Evidence(
             *(np.asarray(arrays[f"{name}.{part}"], dtype=np.float64) for part in ("likeness", "predicted"))
         )
-        n, levels = len(found.predicted), len(ladder.levels)
+        n, levels = len(found.predicted), len(schedules.levels)
         if found.likeness.shape != (n, levels + 1) or found.predicted.shape != (n, levels) or not n:
             raise ValueError("its evidence doesn't fit its grids")
         if np.isnan(found.likeness).any() or np.isnan(found.predicted).any():
             raise ValueError("its evidence has numbers missing")
         return found
 
-    if len(costs.reach) != len(ladder.levels) or len(predictor.sigma) != len(ladder.levels):
+    if len(costs.reach) != len(schedules.levels) or len(predictor.sigma) != len(schedules.levels):
         raise ValueError("its parts don't fit each other")
     if not plain > 0:
         raise ValueError("a plain picture takes no time")
-    return Fitted(ladder, predictor, costs, plain, evidence("choosing"), evidence("certifying"))
+    return Fitted(schedules, predictor, costs, plain, evidence("choosing"), evidence("certifying"))

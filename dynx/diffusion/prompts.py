@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynx.diffusion.engine import Engine
 
-SHORTEST = 3
+MIN_WORD_LETTERS = 3
 """Letters of a word; shorter ones are mostly pieces."""
 
 CALIBRATION_PROMPTS = 420
 """Prompts that calibration draws from a vocabulary."""
 
-WORD = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
+WORD_TOKEN = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
 
 
-BEGINNINGS = frozenset("Ġ▁ ")
+WORD_START_MARKS = frozenset("Ġ▁ ")
 
 
 def words(tokenizer: Any) -> list[str]:
@@ -28,12 +28,12 @@ def words(tokenizer: Any) -> list[str]:
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     ends = any(token.endswith("</w>") for token, _ in vocabulary)
-    begins = not ends and any(token[:1] in BEGINNINGS for token, _ in vocabulary if token)
+    begins = not ends and any(token[:1] in WORD_START_MARKS for token, _ in vocabulary if token)
     found = []
     for token, _ in vocabulary:
-        whole = token.endswith("</w>") if ends else token[:1] in BEGINNINGS if begins else True
-        match = WORD.fullmatch(token)
-        if token and match and whole and len(match[1]) >= SHORTEST:
+        whole = token.endswith("</w>") if ends else token[:1] in WORD_START_MARKS if begins else True
+        match = WORD_TOKEN.fullmatch(token)
+        if token and match and whole and len(match[1]) >= MIN_WORD_LETTERS:
             found.append(match[1])
     return list(dict.fromkeys(found))
 
@@ -51,6 +51,6 @@ def own_prompts(engine: Engine, count: int = CALIBRATION_PROMPTS) -> list[str]:
     """Make `count` prompts from the words of a pipeline's own tokenizer; none for a pipeline that takes no prompt."""
     pipe = engine.pipe
     tokenizer = next((t for name in ("tokenizer", "tokenizer_2") if (t := getattr(pipe, name, None)) is not None), None)
-    if tokenizer is None or not engine.family.prompted:
+    if tokenizer is None or not engine.adapter.prompted:
         return []
     return prompts(tokenizer, count)

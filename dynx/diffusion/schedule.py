@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SOLVERS = {"euler": 1, "dpm++2m": 2, "dpm++3m": 3}
+SOLVER_ORDERS = {"euler": 1, "dpm++2m": 2, "dpm++3m": 3}
 """Their orders. Euler is DDIM without noise (Song et al. 2021); the others are DPM-Solver++ multistep (Lu et al. 2022)."""
 
-WARMUP = 4
-LONGEST_SKIP = 4
+WARMUP_STEPS = 4
+MAX_SKIPPED_STEPS = 4
 """AdaptiveDiffusion's (Ye et al. 2024): steps always computed first, and most steps skipped in a row."""
 
 
-NOISY = 0.1
+MAX_FINAL_SIGMA = 0.1
 """Last sigma above which a run would end in noise that can be seen; authors' own schedules end at 0 … 0.03."""
 
 
@@ -124,23 +124,26 @@ class Schedule:
     """δ: a step whose trajectory bends less than this is answered with the last prediction; 0 never."""
     cache: float = 0.0
     """Of a transformer that diffusers can cache: the first block's relative change below which the others are left out."""
-    warmup: int = WARMUP
-    longest_skip: int = LONGEST_SKIP
-    guided: int | None = None
+    warmup: int = WARMUP_STEPS
+    longest_skip: int = MAX_SKIPPED_STEPS
+    guided_steps: int | None = None
     """Steps with classifier-free guidance, after which it's left out; None: all."""
-    land_after: int | None = None
+    finish_after_steps: int | None = None
     """Steps after which the run lands on the clean picture it is heading for; None: it goes to the end."""
 
     def __post_init__(self) -> None:
         """Raises InvalidInput for what can't be run."""
-        if self.solver not in SOLVERS:
-            raise InvalidInput(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVERS)}")
-        counts = (self.warmup >= 1, self.longest_skip >= 1, self.guided is None or self.guided >= 1)
+        if self.solver not in SOLVER_ORDERS:
+            raise InvalidInput(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVER_ORDERS)}")
+        counts = (self.warmup >= 1, self.longest_skip >= 1, self.guided_steps is None or self.guided_steps >= 1)
         if not (
-            self.skip >= 0 and self.cache >= 0 and all(counts) and (self.land_after is None or self.land_after >= 1)
+            self.skip >= 0
+            and self.cache >= 0
+            and all(counts)
+            and (self.finish_after_steps is None or self.finish_after_steps >= 1)
         ):
             raise InvalidInput(f"a schedule of {self}")
-        if self.grid.sigmas[-1] > NOISY:
+        if self.grid.sigmas[-1] > MAX_FINAL_SIGMA:
             raise InvalidInput(f"a grid that ends at sigma {self.grid.sigmas[-1]:.3g} leaves noise in the picture")
 
     def to_json(self) -> dict[str, Any]:
@@ -152,8 +155,8 @@ class Schedule:
             "cache": self.cache,
             "warmup": self.warmup,
             "longest_skip": self.longest_skip,
-            "guided": self.guided,
-            "land_after": self.land_after,
+            "guided": self.guided_steps,
+            "land_after": self.finish_after_steps,
         }
 
     @classmethod
@@ -166,6 +169,6 @@ class Schedule:
             cache=float(data.get("cache", 0.0)),
             warmup=int(data["warmup"]),
             longest_skip=int(data["longest_skip"]),
-            guided=None if data["guided"] is None else int(data["guided"]),
-            land_after=None if data["land_after"] is None else int(data["land_after"]),
+            guided_steps=None if data["guided"] is None else int(data["guided"]),
+            finish_after_steps=None if data["land_after"] is None else int(data["land_after"]),
         )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-WINDOW = 11
-BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW_PIXELS = 11
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of MS-SSIM's scales, from the paper."""
 
 
@@ -56,14 +56,14 @@ def compare(picture: NDArray[Any], reference: NDArray[Any]) -> Likeness:
     scales = scales_for(min(a.shape[-2:]))
     if not scales:
         raise InvalidInput(
-            f"pictures of {a.shape[-1]}×{a.shape[-2]} are too small for SSIM, whose window is {WINDOW} pixels"
+            f"pictures of {a.shape[-1]}×{a.shape[-2]} are too small for SSIM, whose window is {WINDOW_PIXELS} pixels"
         )
     equal = bool((a == b).all())
     ssim = 1.0 if equal else float(structural_similarity_index_measure(a, b, data_range=1.0))
     psnr = math.inf if equal else float(peak_signal_noise_ratio(a, b, data_range=1.0))
     several: float | None = None
     if scales > 1:
-        weights = tuple(beta / sum(BETAS[:scales]) for beta in BETAS[:scales])
+        weights = tuple(beta / sum(SCALE_WEIGHTS[:scales]) for beta in SCALE_WEIGHTS[:scales])
         several = (
             1.0 if equal else float(multiscale_structural_similarity_index_measure(a, b, data_range=1.0, betas=weights))
         )
@@ -77,7 +77,7 @@ def ssim(picture: NDArray[Any], reference: NDArray[Any]) -> float:
 
 def scales_for(side: int) -> int:
     """Scales that MS-SSIM can use on a picture whose shorter side has so many pixels, each half as large as the last: 0 … 5."""
-    return max((k for k in range(1, len(BETAS) + 1) if side > (WINDOW - 1) * 2 ** (k - 1)), default=0)
+    return max((k for k in range(1, len(SCALE_WEIGHTS) + 1) if side > (WINDOW_PIXELS - 1) * 2 ** (k - 1)), default=0)
 
 
 def check(picture: NDArray[Any]) -> None:

@@ -30,8 +30,8 @@ class Skipping:
         """A step was made; latents (B, …) as the network takes them."""
         self._steps += 1
         if self.threshold > 0:
-            way = self._noise.arc(sigma) - self._noise.arc(sigma_after)
-            self._speeds.append((after.float() - before.float()).flatten(1).abs().mean(1) / way)
+            distance = self._noise.arc(sigma) - self._noise.arc(sigma_after)
+            self._speeds.append((after.float() - before.float()).flatten(1).abs().mean(1) / distance)
 
     def next_is_skipped(self, *, last: bool) -> bool:
         """Whether the next step does without the network. The `last` one never does: it decides the picture."""

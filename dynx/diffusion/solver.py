@@ -15,15 +15,15 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from dynx.diffusion.schedule import SOLVERS
+from dynx.diffusion.schedule import SOLVER_ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.diffusion.pipelines import Family, Prediction
+    from dynx.diffusion.pipelines import PipelineAdapter, Prediction
     from dynx.diffusion.schedule import Grid, Noise
 
-FLOOR = 1e-6
+MIN_ALPHA = 1e-6
 """Least α that anything is divided by: at a start from pure noise there's no picture to be seen in it."""
 
 
@@ -93,30 +93,30 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         return as_step(after.to(sample.dtype), self.model_outputs[-1].to(sample.dtype), return_dict)
 
 
-def solver_for(name: str, grid: Grid, family: Family, scheduler: Any) -> Solver:
+def solver_for(name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any) -> Solver:
     """A fresh one in the place of the author's `scheduler`. Raises ValueError where the noise isn't known."""
-    if family.noise is None or family.prediction is None:
-        raise ValueError(f"no solver can stand in for {family.scheduler}")
+    if adapter.noise is None or adapter.prediction is None:
+        raise ValueError(f"no solver can stand in for {adapter.scheduler}")
     config = scheduler.config
     thresholds = {
         key: config[key]
         for key in ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-        if key in config and not family.latent
+        if key in config and not adapter.latent
     }
     solver = Solver(
-        num_train_timesteps=family.noise.steps,
-        solver_order=SOLVERS[name],
-        prediction_type=family.prediction,
+        num_train_timesteps=adapter.noise.steps,
+        solver_order=SOLVER_ORDERS[name],
+        prediction_type=adapter.prediction,
         algorithm_type="dpmsolver++",
-        use_flow_sigmas=family.noise.flow,
+        use_flow_sigmas=adapter.noise.flow,
         final_sigmas_type="zero",
         **thresholds,
     )
     solver.grid = grid
     solver.init_noise_sigma = grid.scale
-    if config.get("clip_sample") and not family.latent:
+    if config.get("clip_sample") and not adapter.latent:
         solver.clip = float(config.get("clip_sample_range") or 1.0)
-        solver.keeps_noise = "DDIM" in family.scheduler
+        solver.keeps_noise = "DDIM" in adapter.scheduler
     return solver
 
 
@@ -147,7 +147,7 @@ def clean_picture(kind: Prediction, noise: Noise, output: Tensor, x: Tensor, sig
     elif kind == "v_prediction":
         clean = alpha * latents - spread * output
     else:
-        clean = (latents - spread * output) / max(alpha, FLOOR)
+        clean = (latents - spread * output) / max(alpha, MIN_ALPHA)
     return clean.to(x.dtype)
 
 
@@ -166,7 +166,7 @@ class Carry:
         if self.kind == "v_prediction":
             noise = alpha * output.float() + spread * x.float()
         else:
-            noise = (x.float() - alpha * output.float()) / max(spread, FLOOR)
-        clean = (there.float() - spread_there * noise) / max(alpha_there, FLOOR)
+            noise = (x.float() - alpha * output.float()) / max(spread, MIN_ALPHA)
+        clean = (there.float() - spread_there * noise) / max(alpha_there, MIN_ALPHA)
         made = alpha_there * noise - spread_there * clean if self.kind == "v_prediction" else clean
         return made.to(output.dtype)

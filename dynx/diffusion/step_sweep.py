@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.predictor import look_features, text_features
-from dynx.diffusion.profile_data import LOOK, Ladder
-from dynx.diffusion.schedule_search import draw, likeness, singles
+from dynx.diffusion.predictor import prediction_features, text_features
+from dynx.diffusion.profile_data import OBSERVED_STEPS, StepSchedules
+from dynx.diffusion.schedule_search import draw, likeness, one_by_one
 from dynx.runtime.certify import Costs
 
 if TYPE_CHECKING:
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.sampler import Look, Tail
+    from dynx.diffusion.sampler import RestOfSchedule, StepState
     from dynx.diffusion.types import Request
 
     Array = NDArray[np.float64]
 
-PATCHES = 4000
+MAX_PATCHES = 4000
 """Pairs of a latent and its colour that are kept: a map of a dozen numbers needs no more."""
 
 
 @dataclass(frozen=True)
-class Climb:
+class StepSweep:
     """n pictures on a ladder of L levels."""
 
     looks: Array  # (n, 6)
@@ -43,35 +43,35 @@ class Climb:
     def __len__(self) -> int:
         return len(self.likeness)
 
-    def __add__(self, other: Climb) -> Climb:
+    def __add__(self, other: StepSweep) -> StepSweep:
         rows = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
-        return Climb(**(rows | {name: rows[name][:PATCHES] for name in ("latents", "colours")}))
+        return StepSweep(**(rows | {name: rows[name][:MAX_PATCHES] for name in ("latents", "colours")}))
 
 
-def climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
+def sweep_steps(engine: Engine, request: Request, schedules: StepSchedules) -> StepSweep:
     """The pictures of one request. Raises UnsupportedModelError where they aren't made of numbers."""
-    requests = singles(request) if ladder.alone or engine.kernels is not None else [request]
-    parts = [_climb(engine, one, ladder) for one in requests]
+    requests = one_by_one(request) if schedules.alone or engine.kernels is not None else [request]
+    parts = [_sweep(engine, one, schedules) for one in requests]
     whole = parts[0]
     for part in parts[1:]:
         whole += part
     return whole
 
 
-def _climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
+def _sweep(engine: Engine, request: Request, schedules: StepSchedules) -> StepSweep:
     plain = draw(engine.reference, request).pixels
     clean: list[Any] = []
 
-    def keep(look: Look) -> None:
-        clean.append(look.clean)
+    def keep(state: StepState) -> None:
+        clean.append(state.clean)
 
-    whole = draw(engine, request, ladder.longest, keep)
-    columns = [likeness(draw(engine, request, ladder.schedule(k)).pixels, plain) for k in ladder.levels]
+    whole = draw(engine, request, schedules.longest, keep)
+    columns = [likeness(draw(engine, request, schedules.schedule(k)).pixels, plain) for k in schedules.levels]
     columns.append(likeness(whole.pixels, plain))
-    latents, colours = _colours(clean[-1], plain) if engine.family.latent else (np.zeros((0, 0)), np.zeros((0, 3)))
-    return Climb(
-        look_features(clean[:LOOK]),
-        text_features(engine.course(request).embedding, len(request)),
+    latents, colours = _colours(clean[-1], plain) if engine.adapter.latent else (np.zeros((0, 0)), np.zeros((0, 3)))
+    return StepSweep(
+        prediction_features(clean[:OBSERVED_STEPS]),
+        text_features(engine.initial_call(request).embedding, len(request)),
         np.stack(columns, axis=1),
         latents,
         colours,
@@ -105,33 +105,33 @@ def colour_map(latents: Array, colours: Array) -> Array | None:
     return found
 
 
-def clocked(
-    engine: Engine, requests: Sequence[Request], ladder: Ladder, clock: Callable[[], float]
+def time_steps(
+    engine: Engine, requests: Sequence[Request], schedules: StepSchedules, clock: Callable[[], float]
 ) -> tuple[Costs, float]:
     """Seconds of one picture as it will be drawn, alone and with a pilot: at every level and on the whole grid; and plain.
 
     A line through the medians by the rows that the network really ran for, since few measurements on a busy machine differ by
     more than two neighbouring numbers of steps do. Plain stands by itself where it runs on other kernels.
     """
-    ways: list[int | None] = [None, *ladder.levels, len(ladder.longest.grid)]
-    rows, seconds = np.zeros((len(ways), len(requests))), np.zeros((len(ways), len(requests)))
+    step_counts: list[int | None] = [None, *schedules.levels, len(schedules.longest.grid)]
+    rows, seconds = np.zeros((len(step_counts), len(requests))), np.zeros((len(step_counts), len(requests)))
     for r, request in enumerate(requests):
-        for w, steps in enumerate(ways):
+        for w, steps in enumerate(step_counts):
             began = clock()
             if steps is None:
                 drawn = draw(engine.reference, request)
             else:
-                engine.course(request)  # as a pilot asks for the text
-                drawn = draw(engine, request, ladder.longest, _settled(ladder, steps))
+                engine.initial_call(request)  # as a pilot asks for the text
+                drawn = draw(engine, request, schedules.longest, _always(schedules, steps))
             rows[w, r], seconds[w, r] = drawn.rows, clock() - began
     x, y = rows.mean(axis=1), np.median(seconds, axis=1)
     line = _line(x, y) if engine.kernels is None else [float(y[0]), *_line(x[1:], y[1:])]
-    return Costs(tuple(line[1:-1]), line[-1], (0.0,) * len(ladder.levels)), line[0]
+    return Costs(tuple(line[1:-1]), line[-1], (0.0,) * len(schedules.levels)), line[0]
 
 
-def _settled(ladder: Ladder, steps: int) -> Callable[[Look], Tail | None]:
+def _always(schedules: StepSchedules, steps: int) -> Callable[[StepState], RestOfSchedule | None]:
     """A pilot that always chooses this number."""
-    return lambda look: ladder.tail(steps) if look.index == LOOK - 1 else None
+    return lambda state: schedules.rest(steps) if state.index == OBSERVED_STEPS - 1 else None
 
 
 def _line(x: Array, y: Array) -> list[float]:
@@ -152,7 +152,7 @@ class Partial:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, json.loads(json.dumps(settings))
 
-    def load(self) -> tuple[dict[str, Any], Climb | None] | None:
+    def load(self) -> tuple[dict[str, Any], StepSweep | None] | None:
         """What was saved, or None."""
         from safetensors import SafetensorError, safe_open
 
@@ -162,17 +162,17 @@ class Partial:
                 arrays = {name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in file.keys()}  # noqa: SIM118
             if kept["settings"] != self.settings:
                 return None
-            ladder = Ladder.from_json(kept["state"]["ladder"])
-            made = Climb(**arrays) if arrays else None
+            schedules = StepSchedules.from_json(kept["state"]["ladder"])
+            made = StepSweep(**arrays) if arrays else None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
         if made is None:
             return kept["state"], None
         n = len(made)
-        fits = made.likeness.ndim == 2 and made.likeness.shape[1] == len(ladder.levels) + 1
+        fits = made.likeness.ndim == 2 and made.likeness.shape[1] == len(schedules.levels) + 1
         return (kept["state"], made) if fits and len(made.looks) == len(made.texts) == n else None
 
-    def save(self, state: Mapping[str, Any], made: Climb | None) -> None:
+    def save(self, state: Mapping[str, Any], made: StepSweep | None) -> None:
         """Write it whole, or leave what is there."""
         from safetensors.numpy import save
 

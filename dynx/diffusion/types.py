@@ -50,7 +50,7 @@ class Step:
     """One step of the loop is done. The steps after landing are not told."""
 
     index: int  # from 1
-    of: int  # as planned now
+    total: int  # as planned now
     computed: bool  # False: answered with what the network said before, or cached
     guided: bool  # False: guidance was left out
     calls: int  # of the network so far
@@ -60,7 +60,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class ImageStats:
     """What the pictures of one request cost together."""
 
     calls: int
@@ -84,7 +84,7 @@ class Receipt:
     """That the network was told at the steps run, in order."""
     cached: int = 0
     """Steps of which only the network's first block ran; they are neither run nor skipped."""
-    landed: bool = False
+    finished_early: bool = False
     """Stopped early, on the clean picture it was heading for."""
     notes: tuple[str, ...] = ()
     """Why something that was asked for was not done, one clause each."""
@@ -110,7 +110,7 @@ class Receipt:
             "solver": self.solver,
             "timesteps": list(self.timesteps),
             "schedule": self.schedule.to_json() if self.schedule else None,
-            "landed": self.landed,
+            "landed": self.finished_early,
             "notes": list(self.notes),
         }
 
@@ -123,7 +123,7 @@ class Picture:
     seed: int
     pixels: NDArray[np.float32] | None
     """(H, W, 3) in 0 … 1, as the pipeline made it."""
-    receipt: Receipt
+    stats: ImageStats
     flagged: bool = False
     """The pipeline's safety checker blackened it."""
     error: str | None = None

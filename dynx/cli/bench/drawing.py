@@ -51,17 +51,17 @@ def prepare(options: Options, terminal: Terminal) -> Prepared:
     """The arms, the prompts and seeds, and how a result is made of the pictures."""
     from dynx.bench import report
     from dynx.bench.arms import drawing
-    from dynx.diffusion.clip_similarity import tower_of
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.clip_similarity import vision_tower_of
+    from dynx.diffusion.generator import ImageGenerator
 
     own = settings(options, Settings)
     steps = drawing.parse_steps(own.static)
     texts = None if options.data is None else read_prompts(options.data)
     assembly = open_assembly(plan_of(options, own, terminal), terminal, draft=False)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
-    tower = tower_of(assembly.engine.pipe)
+    tower = vision_tower_of(assembly.engine.pipe)
     gallery = drawing.Gallery(alike=tower.similarity if tower else None)
-    arms = drawing.own_arms(Artist(assembly), steps, gallery, time.perf_counter)
+    arms = drawing.own_arms(ImageGenerator(assembly), steps, gallery, time.perf_counter)
     arms += further_arms(options, assembly, gallery, terminal)
     facts = header(assembly, own, cases)
 
@@ -92,7 +92,7 @@ def further_arms(
 ) -> list[Arm[Any]]:
     """What --arm asks for."""
     from dynx.bench.arms import drawing
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
 
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(options.arms or []):
@@ -110,7 +110,7 @@ def further_arms(
         group: Group = "static" if steps else "dynamic"
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"
-        arm = drawing.further_arm(one.name, group, Artist(other), steps, gallery, time.perf_counter)
+        arm = drawing.further_arm(one.name, group, ImageGenerator(other), steps, gallery, time.perf_counter)
         arms.append(arm_options.side_by_side(arm, other, assembly))
     return arms
 
@@ -139,7 +139,7 @@ def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: 
 
     At random, because files are sorted more often than not. Raises UsageError for texts that a pipeline can't take.
     """
-    if not assembly.engine.family.prompted:
+    if not assembly.engine.adapter.prompted:
         if texts is not None:
             raise UsageError(f"{assembly.plan.source.name} draws without a prompt", hint="leave out --data")
         return [""]
@@ -169,17 +169,17 @@ def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair])
     """Where and on what this was measured."""
     from dynx.runtime.hashing import text_hash
 
-    family, known, steps = assembly.engine.family, assembly.knowledge, assembly.decisions.steps
+    adapter, known, steps = assembly.engine.adapter, assembly.step_profile, assembly.decisions.steps
     return conditions(
         assembly.plan,
         library="diffusers",
-        pipeline=family.name,
-        scheduler=family.scheduler,
-        plain_steps=family.default_steps,
+        pipeline=adapter.name,
+        scheduler=adapter.scheduler,
+        plain_steps=adapter.default_steps,
         pictures=len(cases),
         data_hash=text_hash(f"{pair.seed} {pair.prompt}" for pair in cases),
         quality=own.quality,
-        guidance=family.default_guidance if assembly.plan.request.guidance is None else assembly.plan.request.guidance,
+        guidance=adapter.default_guidance if assembly.plan.request.guidance is None else assembly.plan.request.guidance,
         size=own.size or "the pipeline's own",
         steps=None if steps is None else {"value": steps.value, "reason": steps.reason},
         backend=assembly.plan.spec[0],
@@ -193,7 +193,7 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
     from dynx.runtime.hashing import text_hash
 
     out = []
-    family, profile, reason = assembly.engine.family, assembly.plan.profile, why_plain(assembly)
+    adapter, profile, reason = assembly.engine.adapter, assembly.plan.profile, why_plain(assembly)
     if reason is not None:
         out.append(f"dynamic does what plain does: {reason}")
     elif profile is not None and texts is not None and profile.evidence.get("data") == text_hash(texts):
@@ -202,8 +202,8 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
         out.append(
             f"plain is the pipeline as it was loaded; the other arms run its network on {assembly.engine.kernels}"
         )
-    if family.random:
-        out.append(f"{family.scheduler} draws noise at every step, so that fewer steps draw another picture")
+    if adapter.random:
+        out.append(f"{adapter.scheduler} draws noise at every step, so that fewer steps draw another picture")
     return out
 
 

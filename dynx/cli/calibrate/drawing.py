@@ -30,7 +30,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     """Learn grids and steps, certify, store, and say what was found."""
     from dynx.bench import plot
     from dynx.diffusion import assemble, make_plan
-    from dynx.diffusion.plan import QUALITY, ImageGeneratorRequest
+    from dynx.diffusion.plan import DEFAULT_QUALITY, ImageGeneratorRequest
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models, and {options.model} draws")
@@ -40,7 +40,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     request = ImageGeneratorRequest(
         options.model,
         backend=str(options.backend or "auto"),
-        quality=QUALITY if options.quality is None else options.quality,
+        quality=DEFAULT_QUALITY if options.quality is None else options.quality,
         guidance=options.guidance,
         negative=options.negative,
         size=size,
@@ -85,9 +85,9 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
     """What would be learned, without loading a pipeline."""
-    from dynx.diffusion.calibrate import LEAST, power
+    from dynx.diffusion.calibrate import MIN_PICTURES, power
 
-    said = power(LEAST)
+    said = power(MIN_PICTURES)
     if options.json:
         terminal.document(
             {
