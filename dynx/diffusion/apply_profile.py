@@ -1,4 +1,4 @@
-"""What a profile allows a loaded pipeline, under the quality asked for."""
+"""Decide which steps a profile allows a loaded pipeline under the requested quality."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_step_profile(assembly: LoadedImageGenerator, warn: Callable[[str], None]) -> StepProfile | None:
-    """What the profile allows under the quality asked for; None where it's nothing, and the decisions say why."""
+    """Return the steps that the profile certifies for the requested quality, or None with the reason in the decisions."""
     from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
 
     plan = assembly.plan
@@ -68,7 +68,7 @@ def read_step_profile(assembly: LoadedImageGenerator, warn: Callable[[str], None
 
 
 def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
-    """Why a certificate lets no picture take fewer steps, in words."""
+    """Explain why a certificate lets no picture take fewer steps."""
     if certificate.active:
         return f"fewer steps would be {fitted.speedup(certificate):.2f}x as fast, which isn't worth it"
     eps, n = round(1 - certificate.eps, 12), certificate.n
@@ -83,7 +83,7 @@ def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
 
 
 def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> str | None:
-    """Why the profile speaks of other pictures than those asked for."""
+    """Return how the settings of the profile differ from the requested ones, or None."""
     request, adapter = assembly.plan.request, assembly.engine.adapter
     size = None if request.size is None else list(request.size)
     if size == fitted.get("pixels"):  # asked for what the pipeline draws by itself

@@ -1,8 +1,8 @@
-"""Which kernels and precision a calibration settles on: what draws a typical run soonest and still keeps the quality.
+"""Choose the backend and precision with which a calibrated pipeline draws a typical run fastest at the requested quality.
 
-Calls are timed side by side, and what a backend needs to start is shared out over the pictures of a run. Less than full
-precision must show on the trial pictures in how many steps it reaches the quality; what is promised is certified later, on
-other pictures, drawn by all that was settled on here.
+Calls of all candidates are timed in turns, and the startup time of a backend is spread over the pictures of a run. Reduced
+precision is measured on the trial pictures: the number of steps in which it reaches the quality. The guarantee is certified
+later, on other pictures drawn with the chosen backend and precision.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MAX_TIME_RATIO = 0.9
-"""Of the time of the pipeline as it was loaded: what others may take at the most. Less isn't worth another precision or cache."""
+"""Largest time of a candidate relative to the loaded pipeline; smaller savings don't justify another precision or cache."""
 
 
 def choose_backend(
@@ -42,10 +42,10 @@ def choose_backend(
     clock: Callable[[], float],
     progress: Callable[[str], None],
 ) -> StepSchedules:
-    """Give the engine its kernels, and the plan's decisions their reasons; the ladder, without what these can't do.
+    """Set the engine's backend and the plan's decisions; return the step schedules, without a cache that the backend can't use.
 
-    `tried` is what was found out about the ladder in full precision, and gets what is found out here. Raises
-    UnsupportedModelError where what was asked for can't run the network.
+    `tried` holds the trials of the schedules in full precision; the trials made here are appended. Raises
+    UnsupportedModelError if the requested backend can't run the network.
     """
     plan, engine, request = assembly.plan, assembly.engine, assembly.plan.request
     choices = backends.candidate_specs(request.backend, request.dtype, plan.device, plan.machine)
@@ -100,7 +100,7 @@ def choose_backend(
 
 
 def set_backend(assembly: LoadedImageGenerator, made: ModuleKernels | None, schedules: StepSchedules) -> None:
-    """Give kernels to the engine, ready for every call that the ladder leads to."""
+    """Set the engine's kernels, prepared for every call that the step schedules lead to."""
     engine = assembly.engine
     engine.kernels = None
     if made is not None:
@@ -112,7 +112,7 @@ def set_backend(assembly: LoadedImageGenerator, made: ModuleKernels | None, sche
 def restore_backend(
     assembly: LoadedImageGenerator, spec: Sequence[str], why: Mapping[str, str], schedules: StepSchedules
 ) -> None:
-    """What an earlier part of this calibration settled on. Raises UnsupportedModelError."""
+    """Set the backend that an interrupted calibration had chosen. Raises UnsupportedModelError if it can't run."""
     plan = assembly.plan
     spec = BackendSpec(*spec)
     set_backend(assembly, backends.build_kernels(plan, assembly.engine, spec), schedules)
@@ -130,7 +130,7 @@ def _same_settings(schedules: StepSchedules, entry: Mapping[str, Any], cache: fl
 
 
 def _fewest_steps(schedules: StepSchedules, tried: Sequence[Mapping[str, Any]], quality: float) -> int:
-    """Steps in which the trials of such a ladder reached the quality."""
+    """Return the fewest steps in which trials with these settings reached the quality."""
     good = [
         entry["steps"]
         for entry in tried
@@ -140,7 +140,7 @@ def _fewest_steps(schedules: StepSchedules, tried: Sequence[Mapping[str, Any]], 
 
 
 def _uncached_share(schedules: StepSchedules, tried: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the network's work that is left with the ladder's cache."""
+    """Return the share of the network's rows that still run with the cache of the step schedules."""
     if not schedules.cache:
         return 1.0
     rows = {
@@ -159,7 +159,7 @@ def _steps_in_precision(
     reference: Sequence[Pixels],
     tried: list[dict[str, Any]],
 ) -> int | None:
-    """Steps in which a runner reaches the quality on the trial pictures; None for none."""
+    """Return the fewest steps in which a candidate reaches the quality on the trial pictures, or None."""
     set_backend(assembly, candidate.kernels, schedules)
     trials = Trials(assembly.engine, trial_requests, reference)
     at = trials.fewest(schedules, assembly.plan.request.quality)

@@ -1,8 +1,8 @@
-"""Which kernels compute a pipeline's network, and in what precision: decided beforehand, made ready, or raced.
+"""Choose, prepare and time the backends that compute a pipeline's network, each in some precision.
 
-The pipeline itself stays in float32 on a processor: texts, latents and decoder, and the network as its author made it, which is
-what pictures are compared with. Only the network's calls go elsewhere, so the one promise of likeness to the full run covers
-steps, kernels and precision together.
+On a processor the pipeline itself stays in float32: text encoders, latents, decoder, and the original network, whose pictures
+are the reference. Only the network's calls run on the backend, so the guarantee of similarity to the full run covers steps,
+backend and precision together.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
     from dynx.runtime.device import Device
 
 TIMED_CALLS = 7
-"""Of a race: calls of each, in turns; the median counts."""
+"""Timed calls of each candidate, made in turns; the median is used."""
 
 PICTURES_PER_RUN = 4
-"""Of a typical run: what a backend takes to start must be won back by these."""
+"""Pictures of a typical run, over which the startup time of a backend is spread."""
 
 AS_LOADED = BackendSpec(TORCH, "float32")
+"""The network as diffusers loaded it."""
 
 
 def decide(
     asked: str, dtype: str, device: str, machine: Device, measured: BackendSpec | None
 ) -> tuple[Decision[str], Decision[str]]:
-    """Backend and precision of a run, as they are asked for; `measured` is what a profile was measured with.
+    """Decide the backend and precision of a run; `measured` is what a profile was measured with.
 
-    Raises InvalidInput for a name that isn't known, DeviceError for a backend that can't be had.
+    Raises InvalidInput for an unknown name, DeviceError for a backend that isn't available.
     """
     if asked == IPEX:
         raise DeviceError("`backend` ipex: pipelines that draw aren't run on it")
@@ -64,9 +65,9 @@ def decide(
 
 
 def candidate_specs(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSpec]:
-    """What a calibration may race: backends and precisions that can be had and aren't ruled out by what was asked for.
+    """List the available backends and precisions among which a calibration chooses, as far as the request allows.
 
-    A whole network takes PyTorch's compiler minutes, so unasked that is tried only where there is no OpenVINO.
+    PyTorch's compiler takes minutes for a whole network, so it is tried by default only where OpenVINO isn't installed.
     """
     if device != "cpu":
         return []
@@ -83,7 +84,7 @@ def candidate_specs(asked: str, dtype: str, device: str, machine: Device) -> lis
 
 
 def build_kernels(plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec) -> ModuleKernels | None:
-    """Kernels that aren't ready for any call yet; None where the pipeline runs as it was loaded.
+    """Build the kernels of a backend, not yet prepared for any call; None where the pipeline runs as it was loaded.
 
     Raises UnsupportedModelError for a pipeline of several networks.
     """
@@ -108,7 +109,7 @@ def prepare(
     *,
     guidance_interval: bool = False,
 ) -> None:
-    """Make ready for a request's calls, and where guidance is `cut`, for those of half the rows.
+    """Prepare the kernels for a request's calls; with a `guidance_interval` also for calls of half the rows.
 
     Raises UnsupportedModelError with the reason.
     """
@@ -123,17 +124,17 @@ def prepare(
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of those in a race."""
+    """Hold a timed backend and precision."""
 
     spec: BackendSpec
     kernels: ModuleKernels | None
     call_seconds: float
     """Seconds of a network call."""
     start_seconds: float
-    """Seconds until it is ready in a process that finds it kept."""
+    """Seconds of startup in a process that finds the compiled network in the cache."""
 
     def seconds_per_picture(self, calls: float) -> float:
-        """Seconds of a picture in a typical run that are spent on so many calls and its share of the start."""
+        """Return the seconds of `calls` network calls and of one picture's share of the startup."""
         return calls * self.call_seconds + self.start_seconds / PICTURES_PER_RUN
 
     def __str__(self) -> str:
@@ -149,7 +150,7 @@ def race(
     clock: Callable[[], float],
     stages: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Time a network call of `request` in each way; also what can't be used, and why."""
+    """Time a network call of `request` with each spec; also return the reasons of those that can't run it."""
     args, kwargs = engine.first_call(request)
     network = getattr(engine.pipe, str(engine.adapter.slot))
     able: dict[BackendSpec, tuple[ModuleKernels | None, float]] = {}
@@ -178,7 +179,7 @@ def race(
 def _startup_seconds(
     plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec, call: tuple[Any, Any], clock: Callable[[], float]
 ) -> float:
-    """Seconds that another process needs to take up what is kept."""
+    """Return the seconds in which another process loads the compiled network from the cache."""
     again = None if spec[0] == TORCH else build_kernels(plan, engine, spec)
     if again is None:
         return 0.0
@@ -195,7 +196,7 @@ def _call_seconds(
     clock: Callable[[], float],
     refused: dict[str, str],
 ) -> dict[BackendSpec, float]:
-    """Seconds of a call, medians; those that raise go into `refused`, except the network as it was loaded."""
+    """Return the median seconds of a call by spec; backends that raise are added to `refused`."""
     import torch
 
     order, rng = list(candidate_specs), random.Random(0)  # noqa: S311 - the order of measurements is no secret

@@ -1,14 +1,14 @@
-"""Learn a pipeline's steps once: which grid and solver, how many steps a picture needs, and what may be promised of it.
+"""Calibrate a pipeline once: choose grid and solver, predict how many steps a picture needs, and certify the quality.
 
-1. Draw some pictures plain: the full runs that quality is measured against.
-2. Record their way over the plain run's own grid, and plan grids for every number of steps by dynamic programming.
-3. On those pictures try solvers, γ, guidance for a part of the steps, skipping and caching, and keep what reaches the quality
-   cheapest; and put the clock to it.
-4. Draw new pictures at every number of steps, all numbers sharing their first nodes. One part fits the predictor and, each
-   predicted by the others, draws up the rules; the larger part, seen once, certifies.
+1. Draw some pictures plain; these full runs are the reference for quality.
+2. Record their trajectories over the plain run's own grid, and plan grids for every number of steps by dynamic programming.
+3. On those pictures try solvers, γ, guidance intervals, skipping and caching; keep the cheapest settings that reach the
+   quality, and time them.
+4. Draw new pictures at every number of steps; all numbers share their first nodes. One part of the pictures fits the predictor
+   and, by cross-fitting, proposes the rules; the larger part, used once, certifies.
 
-The full run is the pipeline's own, on a processor in float32 whatever its network is calibrated for. Nothing here prints;
-`progress` hears (share done, what is being done).
+The full run is the pipeline's own, on a processor in float32 whatever backend its network is calibrated for. Nothing here
+prints; `progress` receives (share done, current activity).
 """
 
 from __future__ import annotations
@@ -55,26 +55,33 @@ PICTURES_PER_BATCH = 8
 """Pictures drawn together."""
 
 TRIAL_PICTURES = 16
-"""Pictures on which grids, solvers and cuts are chosen."""
+"""Pictures on which grids, solvers and guidance intervals are chosen."""
 
 TIMED_PICTURES = 3
-"""Of those, drawn alone at every number of steps by the clock."""
+"""Trial pictures that are drawn one by one at every number of steps and timed."""
 
 SPLIT_SHARES = (0.4, 0.6)
-"""Of the others: predictor and rules, certificate. In simulations of easy and hard pipelines 0.3 to 0.5 were alike."""
+"""Shares of the other pictures for predictor and rules, and for the certificate.
+
+First shares of 0.3 to 0.5 did equally well in simulations of easy and hard pipelines.
+"""
 
 MIN_PICTURES, MAX_PICTURES = 120, 400
-"""Pictures for those two; the certifying part of `LEAST` is enough for 95 % at 95 % if all of them are good."""
+"""Least and most pictures after the trials.
+
+The certifying part of `MIN_PICTURES` suffices for 95 % at 95 % confidence if all of them reach the quality.
+"""
 
 MAX_BUDGET_OVERRUN_RATIO = 1.5
-"""Budgets are overrun by so much at the most before the calibration is refused; a hint's number has half of that to spare."""
+"""Largest ratio of required time to budget at which calibration still starts; the budget in a hint leaves half of that spare."""
 
 CALIBRATION_SEED = 0
+"""Seed of the split and of the order of prompts."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything learned; `profile` and `arrays` are what gets stored."""
+    """Hold the results of a calibration; `profile` and `arrays` are stored."""
 
     pictures: int
     power: str
@@ -86,11 +93,11 @@ class Findings:
     full_steps: int
     certificate: Certificate
     reached: Tails | None
-    """Under the certified rule."""
+    """SSIM under the certified rule; None where no rule is certified."""
     correlation: float | None
     """Between steps taken and steps needed, on the certifying pictures (Spearman)."""
     constant: int | None
-    """The fewest steps that would do as a constant, by the same test."""
+    """The fewest steps that the same test certifies for all pictures alike; None for none."""
     summary: str
     profile: Profile
     arrays: dict[str, NDArray[Any]]
@@ -106,10 +113,10 @@ def calibrate(
     partial: Partial | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Findings:
-    """Learn within about `budget` seconds; `prompts` are cycled, each time with other seeds.
+    """Calibrate within about `budget` seconds; `prompts` are cycled, each time with other seeds.
 
-    What an earlier run left in `partial` is taken over, and said. UnsupportedModelError: the pipeline draws plain only.
-    InvalidInput: no prompts, or a budget for too few pictures.
+    Pictures that an earlier run left in `partial` are reused, with a message to `say`. Raises UnsupportedModelError for a
+    pipeline that draws plain only, InvalidInput for no prompts or a budget for too few pictures.
     """
     engine, adapter = assembly.engine, assembly.engine.adapter
     began = clock()
@@ -135,10 +142,13 @@ def calibrate(
     costs = Costs(tuple(state["reach"]), state["full"], tuple(state["check"]))
     done = len(made) if made else 0
     count = _count(budget - (clock() - began), state["each"], done, clock() - began)
-    first, climbing = clock(), done
+    sweep_began, done_before = clock(), done
     while made is None or len(made) < count:
         have = len(made) if made else 0
-        left = (clock() - first) / (have - climbing) * (count - have) if have > climbing else state["each"] * count
+        if have > done_before:
+            left = (clock() - sweep_began) / (have - done_before) * (count - have)
+        else:
+            left = state["each"] * count
         progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
         batch = sweep_steps(
             engine, requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH], schedules
@@ -163,14 +173,14 @@ def calibrate(
 
 
 def power(count: int) -> str:
-    """What so many pictures can show."""
+    """Describe what `count` pictures can certify."""
     n = len(split(count, CALIBRATION_SEED, SPLIT_SHARES)[1])
     said = supports(n, round(1 - PICTURE_SHARE, 12), ERROR_PROBABILITY, noun="pictures", failure="failure")
     return f"{n} of {count} pictures certify: {said}"
 
 
 def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str, Any]:
-    """What a calibration depends on, for knowing a partial one again."""
+    """Return the settings that a calibration depends on, which identify an unfinished one."""
     request, adapter = assembly.plan.request, assembly.engine.adapter
     return {
         "format": 1,
@@ -193,7 +203,7 @@ def _versions() -> dict[str, str]:
 
 
 def _requests(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list[Request]:
-    """Batches of pictures, every one with a seed of its own."""
+    """Make the requests of all batches, every picture with its own seed."""
     request = assembly.plan.request
     total = TRIAL_PICTURES + MAX_PICTURES + PICTURES_PER_BATCH
     if assembly.engine.adapter.prompted and not prompts:
@@ -214,7 +224,7 @@ def _choose(
     clock: Callable[[], float],
     progress: Progress,
 ) -> dict[str, Any]:
-    """The ladder, and what it costs: as JSON."""
+    """Choose the step schedules and measure their costs; return both as JSON."""
     engine = assembly.engine
     began = clock()
     progress(0.0, "drawing in full")
@@ -270,7 +280,7 @@ def _choose(
 
 
 def _count(left: float, each: float, done: int, spent: float) -> int:
-    """Pictures that the time is enough for, those done included. Raises InvalidInput where that's too few."""
+    """Return the number of pictures that fit in the time, those done included. Raises InvalidInput where that is too few."""
     missing = max(0, MIN_PICTURES - done) * each
     if missing > MAX_BUDGET_OVERRUN_RATIO * max(left, 0.0):
         need = 10 * math.ceil((spent + missing) * (1 + MAX_BUDGET_OVERRUN_RATIO) / 2 / 10)
@@ -287,7 +297,7 @@ def _duration(seconds: float) -> str:
 
 
 def needed(likeness: Array, steps: Sequence[int], quality: float) -> Array:
-    """(n,) of the numbers of steps (L+1,), the last the most, the fewest at which each picture reaches the quality for good."""
+    """Return (n,) the fewest steps from which on each picture reaches the quality; `steps` (L+1,) rises."""
     good = likeness[:, :-1] >= quality
     lasting = np.flip(np.logical_and.accumulate(np.flip(good, 1), axis=1), 1)
     first = np.where(lasting.any(1), lasting.argmax(1), good.shape[1])
@@ -296,7 +306,7 @@ def needed(likeness: Array, steps: Sequence[int], quality: float) -> Array:
 
 
 def best_constant(likeness: Array, levels: Sequence[int], quality: float) -> int | None:
-    """The fewest steps that the same test finds as a constant, going down from the most; None where these fail already."""
+    """Return the fewest steps that the same test certifies for all pictures alike, tested from the most down, or None."""
     allowed = most_failures(len(likeness), round(1 - PICTURE_SHARE, 12), ERROR_PROBABILITY)
     found = None
     for k in reversed(range(len(levels))):
@@ -307,7 +317,7 @@ def best_constant(likeness: Array, levels: Sequence[int], quality: float) -> int
 
 
 def rank_correlation(a: Array, b: Array) -> float | None:
-    """Spearman's, with ties by their mean rank; None where one of them doesn't vary."""
+    """Return Spearman's rank correlation, ties by their mean rank; None where one of the two doesn't vary."""
 
     def ranks(values: Array) -> Array:
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

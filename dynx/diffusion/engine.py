@@ -1,8 +1,8 @@
-"""A request in, pictures out, each with no more network calls than its schedule asks for.
+"""Draw the pictures of a request with no more network calls than its schedule needs.
 
-The pipeline's own call does the work: texts, first noise, loop, decoder and safety checker are its own. Plain execution is that
-call as its author made it, bit for bit, and only counted. What can't be drawn by a schedule is drawn plain, and the receipt says
-why. Pipelines don't give the loop away before they end, so steps are told to `watch` while they happen.
+The pipeline's own call runs: text encoding, initial noise, loop, decoder and safety checker are unchanged. Plain execution is
+that call bit for bit, with its network calls counted. A request that can't follow a schedule is drawn plain, and the stats give
+the reason. A pipeline returns only after its loop, so steps are reported to a `callback` during the run.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.network import ModuleKernels
 
 TEXT_ARGUMENTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
-"""What networks call the text that they're given."""
+"""Names of the text embedding among the arguments of networks."""
 
 
 @dataclass(frozen=True)
 class InitialCall:
-    """Where a pipeline's own run begins and which way it goes."""
+    """Hold the grid of a pipeline's own run and the inputs of its first network call."""
 
     grid: Grid
-    """Its author's, for the request's steps, size and guidance."""
+    """The grid of the pipeline's own scheduler for the request's steps, size and guidance."""
     latents: Tensor
-    """(R, …) the first that the network is given; R is twice the pictures under guidance."""
+    """(R, …) the latents of the first call; R is twice the number of pictures under guidance."""
     embedding: Tensor | None
-    """(R, …) the text that the network is given; None where there's none."""
+    """(R, …) the text embedding; None for a network without one."""
 
 
 MAX_LAST_SIGMA_RATIO = 0.999
-"""Some schedulers end with a step that leads nowhere; a grid must fall."""
+"""Largest ratio of the last sigma to the one before; some schedulers repeat the last level, and a grid must decrease."""
 
 
 class _CallCaptured(Exception):  # noqa: N818 - not an error
-    """Leaves a pipeline's call; never leaves `course`."""
+    """Signal that a network call is captured; raised inside a pipeline and always caught in this module."""
 
 
 class Engine:
-    """Draws with a loaded diffusers pipeline; one request at a time. `clock` in seconds."""
+    """Draw with a loaded diffusers pipeline, one request at a time. `clock` returns seconds."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class Engine:
         self.pipe = pipe
         self.adapter = adapter or adapter_for(pipe)
         self.kernels = kernels
-        """What computes its one network; None: PyTorch, as the pipeline was loaded."""
+        """The backend that computes its one network; None: PyTorch, as the pipeline was loaded."""
         self._clock = clock
 
     @property
     def reference(self) -> Engine:
-        """The same pipeline as it was loaded, which pictures are compared with."""
+        """The engine of the same pipeline as it was loaded, whose pictures are the reference."""
         return self if self.kernels is None else Engine(self.pipe, self.adapter, clock=self._clock)
 
     def draw(
@@ -92,12 +92,12 @@ class Engine:
         stop: Callable[[], bool] | None = None,
         controller: StepController | None = None,
     ) -> list[Picture]:
-        """The pictures of a request, by a schedule or plain.
+        """Draw the pictures of a request, with a schedule or plain.
 
-        `watch` hears of every step. `stop` is asked after each; once it says so the pictures are those that the run was heading
-        for then. `pilot` may change the rest of the grid (see `sampler.Look`). What these raise passes through, and the
-        pipeline is whole again. Raises InvalidInput for what the pipeline refuses or can't be told, DeviceError when memory runs
-        out.
+        `callback` is called after every step. `stop` is called after every step too; once it returns True the run finishes
+        early, on the clean pictures predicted by then. `controller` may change the rest of the grid (see
+        `sampler.StepState`). Exceptions of these three pass through, and the pipeline is restored. Raises InvalidInput for
+        arguments that the pipeline refuses or doesn't take, DeviceError when memory runs out.
         """
         arguments = self._arguments(request, schedule)
         notes: list[str] = []
@@ -143,7 +143,8 @@ class Engine:
     def check(self, request: Request) -> None:
         """Raise UnsupportedModelError where a pipeline needs more than a prompt: a picture to start from, a mask, a label.
 
-        One that takes pictures is called, and left at the door of its network. Raises InvalidInput for what it can't be told.
+        A pipeline that takes pictures is called until it reaches its network. Raises InvalidInput for arguments that it doesn't
+        take.
         """
         call = inspect.signature(self.pipe.__call__).parameters
         needed, taken = required_arguments(call), picture_arguments(call)
@@ -167,26 +168,26 @@ class Engine:
         except Exception as e:
             raise self._lacking(taken, next(iter(str(e).splitlines()), type(e).__name__)) from e
 
-    def _lacking(self, names: list[str], told: str = "") -> UnsupportedModelError:
+    def _lacking(self, names: list[str], detail: str = "") -> UnsupportedModelError:
         words = f"{self.adapter.name} needs {' and '.join(names)}, and dynx draws from prompts alone"
-        return UnsupportedModelError(f"{words} ({told})" if told else words, hint=PIPELINES)
+        return UnsupportedModelError(f"{words} ({detail})" if detail else words, hint=PIPELINES)
 
     @property
     def cacheable(self) -> bool:
-        """Whether diffusers can cache its network's features."""
+        """Whether diffusers can cache the features of its network."""
         slot = self.adapter.slot
         return slot is not None and self.kernels is None and why_not(getattr(self.pipe, slot)) is None
 
     def plain_reason(self, request: Request) -> str | None:
-        """Why a request had better be drawn plain whatever the schedule, or None."""
+        """Return why a request is drawn plain whatever the schedule, or None."""
         if not self.adapter.adaptive.value:
             return self.adapter.adaptive.reason
         return few_step(self.pipe, steps=request.steps, guidance=request.guidance)
 
     def initial_call(self, request: Request) -> InitialCall:
-        """The author's own grid for a request, and what the network is first given; the network itself doesn't run.
+        """Return the pipeline's own grid for a request and the inputs of its first network call, without running the network.
 
-        The pipeline is called, and left at the door of its network. Raises UnsupportedModelError where the noise is unknown.
+        The pipeline is called until it reaches its network. Raises UnsupportedModelError where the noise is unknown.
         """
         if self.adapter.noise is None or self.adapter.slot is None:
             raise UnsupportedModelError(f"{self.adapter.name}: {self.adapter.adaptive.reason}")
@@ -195,7 +196,7 @@ class Engine:
         return InitialCall(_own_grid(self.pipe.scheduler, self.adapter), noisy_input(args, kwargs), text)
 
     def first_call(self, request: Request, schedule: Schedule | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that a request's first call gives to the one network, which doesn't run.
+        """Return the arguments of a request's first network call, without running the network.
 
         Raises UnsupportedModelError where there is no such call.
         """
@@ -218,7 +219,7 @@ class Engine:
     def _call(
         self, sampler: Sampler, arguments: dict[str, Any], request: Request
     ) -> tuple[list[NDArray[np.float32]], list[bool]]:
-        """The pipeline's pictures (H, W, 3), and which of them its safety checker took."""
+        """Return the pipeline's pictures (H, W, 3) and which of them its safety checker blackened."""
         with sampler, _translated_errors():
             result = self.pipe(**arguments)
         images = getattr(result, "images", None)
@@ -230,7 +231,7 @@ class Engine:
         return [np.asarray(image, dtype=np.float32) for image in images], [bool(f) for f in flagged]
 
     def _arguments(self, request: Request, schedule: Schedule | None) -> dict[str, Any]:
-        """For the pipeline's call; what it can't be told is a InvalidInput."""
+        """Return the arguments of the pipeline's call. Raises InvalidInput for settings that it doesn't take."""
         known = inspect.signature(self.pipe.__call__).parameters
         count, one = len(request), len(request) == 1
         made: dict[str, Any] = dict(request.options)
@@ -260,7 +261,7 @@ class Engine:
 
 
 def _picture(prompt: str, seed: int, pixels: NDArray[np.float32], flagged: bool, stats: ImageStats) -> Picture:
-    """With the pixels, unless they aren't numbers."""
+    """Make a picture of the pixels, or of an error where some aren't finite numbers."""
     bad = int((~np.isfinite(pixels)).any(-1).sum())
     if not bad:
         return Picture(prompt, seed, pixels, stats, flagged)
@@ -269,7 +270,7 @@ def _picture(prompt: str, seed: int, pixels: NDArray[np.float32], flagged: bool,
 
 
 def _own_grid(scheduler: Any, adapter: PipelineAdapter) -> Grid:
-    """The grid that the author's scheduler has just been set to, each level once."""
+    """Return the grid to which the pipeline's own scheduler is set, each level once."""
     noise = adapter.noise
     if noise is None:
         raise ValueError("a grid without a known noise")
@@ -290,7 +291,7 @@ def _own_grid(scheduler: Any, adapter: PipelineAdapter) -> Grid:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """What pipelines raise, in dynx's terms."""
+    """Translate out-of-memory errors of pipelines to DeviceError."""
     try:
         yield
     except Exception as e:

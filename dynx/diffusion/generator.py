@@ -1,4 +1,4 @@
-"""Pictures for prompts: how each is drawn is decided here, and the engine draws it."""
+"""Draw a picture for a prompt: choose plain execution, the profile's steps or a draft, and run the engine."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
     from dynx.diffusion.types import Picture, Step
 
 DRAFT_STEPS = 6
-"""Steps of a draft where no profile knows better."""
+"""Steps of a draft without a profile."""
 
 DEFAULT_SOLVER = "dpm++2m"
+"""Solver of drafts without a profile, and of static arms of the benchmark."""
 
 
 class ImageGenerator:
-    """A pipeline at work, one picture at a time."""
+    """Draw with a loaded pipeline, one picture at a time."""
 
     def __init__(self, assembly: LoadedImageGenerator) -> None:
         self.assembly = assembly
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """What is promised of the pictures; None where nothing was measured."""
+        """The guarantee of the pictures; None without a profile."""
         known = self.assembly.step_profile
         return known.guarantee if known else None
 
     def request(self, prompt: str, seed: int) -> Request:
-        """As the pipeline is asked for one picture."""
+        """Make the engine's request for one picture."""
         request = self.assembly.plan.request
         prompts = (prompt,) if self.assembly.engine.adapter.prompted else ()
         known = self.assembly.step_profile
@@ -54,10 +55,10 @@ class ImageGenerator:
         callback: Callable[[Step], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Picture:
-        """One picture: by the profile's steps for this prompt and seed, plain without a profile, in few steps for a draft.
+        """Draw one picture: in the profile's steps for this prompt and seed, plain without a profile, in few steps for a draft.
 
-        `watch` hears of every step; once `stop` says so, the picture is the one that the run is heading for then. Raises
-        InvalidInput for what the pipeline refuses, DeviceError when memory runs out.
+        `callback` is called after every step; once `stop` returns True the run finishes early, on the clean picture predicted
+        by then. Raises InvalidInput for what the pipeline refuses, DeviceError when memory runs out.
         """
         engine, known = self.assembly.engine, self.assembly.step_profile
         request = self.request(prompt, seed)
@@ -70,12 +71,12 @@ class ImageGenerator:
         return engine.draw(request, controller.schedule, callback=callback, stop=stop, controller=controller)[0]
 
     def _few(self, request: Request) -> Schedule:
-        """Few of the steps of the pipeline's own grid."""
+        """Return a schedule of a few steps of the pipeline's own grid."""
         grid = self.assembly.engine.initial_call(request).grid
         return Schedule(DEFAULT_SOLVER, grid.thinned(min(DRAFT_STEPS, len(grid))))
 
     def preview(self, clean: Tensor) -> NDArray[np.uint8] | None:
-        """Small pictures (B, h, w, 3) of clean latents, by the profile's map; of a pixel pipeline the pixels themselves."""
+        """Return small pictures (B, h, w, 3) of clean latents by the profile's colour map, or a pixel pipeline's own pixels."""
         pixels = clean.detach().float().cpu()
         if pixels.dim() != 4:
             return None

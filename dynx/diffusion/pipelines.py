@@ -1,7 +1,7 @@
-"""From a loaded diffusers pipeline to what dynx knows of it, and whether anything but its author's run may be tried.
+"""Describe a loaded diffusers pipeline, and decide whether another schedule than its own can be used.
 
-Pipelines are known by their parts rather than by name: one network, a scheduler of a known kind, a loop that draws from a prompt
-or from nothing. Whether the loop really is what it looks like is checked while it runs (`sampler`).
+Pipelines are recognised by their parts rather than by name: one network, a supported scheduler, a loop that draws from a prompt
+or unconditionally. `sampler` verifies the loop while it runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VARIANCE_PRESERVING_SCHEDULERS = frozenset(
         "TCDScheduler",
     }
 )
-"""Their latents keep the variance of noise, as the network takes them: α² + σ² = 1."""
+"""Schedulers whose latents keep the variance of the noise, α² + σ² = 1, and enter the network unscaled."""
 
 SIGMA_SPACE_SCHEDULERS = frozenset(
     {
@@ -52,7 +52,7 @@ SIGMA_SPACE_SCHEDULERS = frozenset(
         "DPMSolverSDEScheduler",
     }
 )
-"""Their latents are x0 + σ·ε, and are scaled before the network takes them."""
+"""Schedulers whose latents are x0 + σ·ε and are scaled before they enter the network."""
 
 FLOW_SCHEDULERS = frozenset(
     {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"}
@@ -68,7 +68,7 @@ STOCHASTIC_SCHEDULERS = frozenset(
         "SASolverScheduler",
     }
 )
-"""They draw new noise at every step."""
+"""Schedulers that draw new noise at every step."""
 
 DISTILLED_SCHEDULERS = frozenset(
     {
@@ -81,52 +81,52 @@ DISTILLED_SCHEDULERS = frozenset(
         "PiflowScheduler",
     }
 )
-"""They exist for models of few steps only."""
+"""Schedulers that are made for few-step models only."""
 
 MAX_FEW_STEPS = 8
-"""Planned steps up to which a skipped one is a large part of the picture."""
+"""Largest number of planned steps that counts as a few-step model, where each step is a large part of the picture."""
 
 FEW_STEP_NAME = re.compile(
     r"turbo|lightning|hyper-?sd|schnell|lcm|tcd|distill|(?<!\d)[1248]-?steps?(?![a-z])", re.IGNORECASE
 )
-"""Words in a model's name by which its author says so."""
+"""Words in the name of a model that mark it as a few-step model."""
 
 
 @dataclass(frozen=True)
 class PipelineAdapter:
-    """What dynx knows of a pipeline."""
+    """Describe a pipeline to the engine: its network, scheduler, noise, guidance and defaults."""
 
     name: str  # of the pipeline's class
     slots: tuple[str, ...]
-    """Where its networks are: one of "unet" and "transformer" for all that dynx may change."""
-    scheduler: str  # class of its author's
+    """Attributes that hold its networks; exactly one, such as "unet" or "transformer", where schedules can be used."""
+    scheduler: str  # class of its own scheduler
     noise: Noise | None
-    """None where the scheduler is unknown."""
+    """Noise levels of its timesteps; None for an unknown scheduler."""
     unit: bool
-    """Whether the author's scheduler hands latents to the network as they are, up to rounding."""
+    """Whether its own scheduler passes latents to the network unscaled, up to rounding."""
     prediction: Prediction | None
-    """What the network predicts; None for what dynx doesn't know."""
+    """What the network predicts; None for an unsupported kind."""
     guidance: Literal["batched", "embedded", "none"]
-    """How prompts are enforced, as far as the pipeline's form tells: a batch of two halves, a number that the network is told."""
+    """Kind of guidance, judged by the pipeline's signature: a batch of two halves, an embedded scale, or none."""
     prompted: bool
     latent: bool
     """Whether a decoder makes the pixels."""
     multiple: int
-    """Width and height must be divisible by it."""
+    """Number of pixels of which width and height must be multiples."""
     default_steps: int
     default_guidance: float | None
     random: bool
-    """Its author's scheduler draws noise at every step: no deterministic run gives the same picture for the same seed."""
+    """Whether its own scheduler draws noise at every step, so that no deterministic run draws the same picture for a seed."""
     adaptive: Decision[bool]
 
     @property
     def slot(self) -> str | None:
-        """The place of its one network; None where it has none or several."""
+        """The attribute of its one network; None if it has none or several."""
         return self.slots[0] if len(self.slots) == 1 else None
 
 
 def adapter_for(pipe: Any) -> PipelineAdapter:
-    """What there is to know of a loaded pipeline."""
+    """Make the adapter of a loaded pipeline."""
     scheduler = getattr(pipe, "scheduler", None)
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     call = inspect.signature(pipe.__call__).parameters
@@ -134,7 +134,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
     slot = slots[0] if len(slots) == 1 else None
     noise = noise_of(scheduler)
     flow = noise is not None and noise.flow
-    told: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
+    kind_predicted: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
     prompted = "prompt" in call
     found = PipelineAdapter(
         name=type(pipe).__name__,
@@ -142,7 +142,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         scheduler=kind,
         noise=noise,
         unit=kind not in SIGMA_SPACE_SCHEDULERS,
-        prediction=told if told in get_args(Prediction) else None,
+        prediction=kind_predicted if kind_predicted in get_args(Prediction) else None,
         guidance=_guidance(pipe, slot, call, prompted),
         prompted=prompted,
         latent=getattr(pipe, "vae", None) is not None,
@@ -159,7 +159,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
 
 
 def noise_of(scheduler: Any) -> Noise | None:
-    """What timesteps mean to a scheduler; None for an unknown one."""
+    """Return the noise levels of a scheduler's timesteps, or None for an unknown scheduler."""
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     steps = int(config.get("num_train_timesteps", 1000))
     if kind in FLOW_SCHEDULERS or (kind in VARIANCE_PRESERVING_SCHEDULERS and config.get("use_flow_sigmas")):
@@ -175,9 +175,9 @@ def noise_of(scheduler: Any) -> Noise | None:
 
 
 def few_step(pipe: Any, *, steps: int | None = None, guidance: float | None = None) -> str | None:
-    """Why a pipeline is one of few steps that had better be left alone, or None.
+    """Return why a pipeline counts as a few-step model, which is drawn plain, or None.
 
-    `steps` and `guidance` are those of a request, where it says so.
+    `steps` and `guidance` are those of a request, None where it sets none.
     """
     scheduler = getattr(pipe, "scheduler", None)
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
@@ -202,18 +202,18 @@ def few_step(pipe: Any, *, steps: int | None = None, guidance: float | None = No
 
 
 def required_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
-    """What a pipeline's call must be given besides a prompt."""
+    """List the required arguments of a pipeline's call other than the prompt."""
     given = [n for n, p in call.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return [name for name in given if name != "prompt"]
 
 
 def picture_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
-    """The pictures that a pipeline's call takes to start from; whether it must be given them shows only when it's called."""
+    """List the arguments for initial pictures of a pipeline's call; only a call shows whether they are required."""
     return [n for n in call if (n == "image" or n.endswith("_image")) and "ip_adapter" not in n and n[:4] != "num_"]
 
 
 def _obstacle(adapter: PipelineAdapter, call: Any) -> str | None:
-    """Why no other schedule than the author's can be tried, or None."""
+    """Return why only the pipeline's own schedule can be used, or None."""
     if adapter.slot is None:
         return "it has no network that dynx knows, or more than one"
     if adapter.noise is None:
@@ -248,5 +248,5 @@ def _default(call: Any, name: str) -> Any:
 
 
 def _last_name(config: Any) -> str:
-    """The last part of the folder or hub id that something was loaded from."""
+    """Return the last part of the folder or hub id in a config."""
     return str(config.get("_name_or_path") or "").rstrip("/").rsplit("/", 1)[-1]

@@ -1,8 +1,9 @@
-"""What calibration learned of a pipeline's steps, in and out of a profile, and what follows for the quality asked for.
+"""Read and write the calibrated steps of a pipeline, and certify them for a requested quality.
 
-All numbers of steps share their first grid nodes, so a run may begin before it is known how many it takes: after `LOOK` network
-calls the predictor says how likely each number is to reach the quality, and a certified rule takes the first that is likely
-enough. The profile keeps the likeness of every certifying picture at every number, so another quality is certified on the spot.
+All numbers of steps share their first grid nodes, so a run begins before its number of steps is chosen: after `OBSERVED_STEPS`
+network calls the predictor gives the probability that each number reaches the quality, and a certified rule takes the first
+that is probable enough. The profile keeps the SSIM of every certifying picture at every number of steps, so any quality can be
+certified without new pictures.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ OBSERVED_STEPS = 2
 """Network calls before the number of steps is chosen."""
 
 CANDIDATE_RULES = 200
-"""From strict to loose: from every picture on the whole grid to every picture in the fewest steps."""
+"""Number of candidate rules, from strict (every picture on the whole grid) to loose (every picture in the fewest steps)."""
 
 MIN_SPEEDUP = 1.05
-"""Expected speed-up from which fewer steps are used."""
+"""Least expected speed-up at which fewer steps are used."""
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is promised of pictures: SSIM to the full run of the same seed, for most of them.
+    """State the guarantee of pictures: SSIM to the full run of the same seed, for a share of them.
 
     The full run is the pipeline's own in the same precision, and the pictures are of prompts like those calibrated with.
     """
@@ -53,9 +54,9 @@ class Guarantee:
     share: float
     delta: float
     n: int
-    """Pictures that certified it."""
+    """Number of certifying pictures."""
     failures: int
-    """Of those, below the quality."""
+    """Number of certifying pictures below the quality."""
     p5: float
     worst: float
     bundled: bool
@@ -67,7 +68,7 @@ class Guarantee:
         )
 
     def json(self) -> dict[str, Any]:
-        """For a document."""
+        """Return the JSON form for a document."""
         return {
             "ssim": self.quality,
             "share": self.share,
@@ -82,38 +83,38 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class StepSchedules:
-    """Numbers of steps, rising, with their nodes on a fine grid; all share the first `LOOK` nodes."""
+    """Hold a schedule for each number of steps, as nodes on a fine grid; all share the first `OBSERVED_STEPS` nodes."""
 
     fine: Grid
     nodes: Mapping[int, tuple[int, ...]]
     solver: str
     guided_share: float | None = None
-    """Share of the steps that are guided, None for all."""
+    """Guidance interval: share of the steps, from the first, with classifier-free guidance; None for all."""
     skip: float = 0.0
     cache: float = 0.0
 
     @property
     def alone(self) -> bool:
-        """Whether it must draw pictures one by one to be measured: what it leaves out, it leaves out for a whole batch."""
+        """Whether pictures must be drawn one by one to be measured, because skipping and caching act on whole batches."""
         return bool(self.skip or self.cache)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The numbers of steps."""
+        """The numbers of steps, rising."""
         return tuple(sorted(self.nodes))
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The same, and last that of the whole grid: what a picture takes by the exit it leaves at."""
+        """The numbers of steps and, last, that of the whole grid; a picture takes the one at the index of its exit."""
         return (*self.levels, len(self.longest.grid))
 
     def schedule(self, steps: int) -> Schedule:
-        """To draw in so many of them."""
+        """Return the schedule of `steps` steps."""
         return self._over(self.nodes[steps])
 
     @property
     def longest(self) -> Schedule:
-        """The whole fine grid, with the ladder's beginning."""
+        """The schedule over the whole fine grid after the shared first nodes."""
         first = self.nodes[self.levels[0]][:OBSERVED_STEPS]
         return self._over((*first, *range(first[-1] + 1, len(self.fine) + 1)))
 
@@ -125,14 +126,14 @@ class StepSchedules:
         return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided_steps=guided_steps)
 
     def rest(self, steps: int) -> RestOfSchedule:
-        """What a pilot answers at its `LOOK`th step to go on in so many steps in all."""
+        """Return what a controller returns at step `OBSERVED_STEPS` to take `steps` steps in all."""
         schedule = self.schedule(steps) if steps in self.nodes else self.longest
         return RestOfSchedule(
             schedule.grid.timesteps[OBSERVED_STEPS:], schedule.grid.sigmas[OBSERVED_STEPS:], schedule.guided_steps
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For a profile."""
+        """Return the JSON form for a profile."""
         return {
             "fine": self.fine.to_json(),
             "nodes": {str(k): list(v) for k, v in sorted(self.nodes.items())},
@@ -144,7 +145,7 @@ class StepSchedules:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepSchedules:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         nodes = {int(k): tuple(int(i) for i in v) for k, v in data["nodes"].items()}
         fine = Grid.from_json(data["fine"])
         if not nodes or any(
@@ -157,7 +158,7 @@ class StepSchedules:
         guided_share = None if data["guided"] is None else float(data["guided"])
         made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), float(data.get("cache", 0.0)))
         try:
-            made.longest  # noqa: B018 - a schedule says what can't be run
+            made.longest  # noqa: B018 - a schedule refuses what can't be run
         except InvalidInput as e:
             raise ValueError(str(e)) from None
         return made
@@ -165,9 +166,9 @@ class StepSchedules:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Pictures drawn at every number of steps: SSIM to the plain run (n, L+1), and the predictions made of it (n, L).
+    """Hold the SSIM to the plain run (n, L+1) of pictures at every number of steps, and its predictions (n, L).
 
-    The last column is the ladder's own way over the whole fine grid, which isn't the plain run to the last pixel.
+    The last column is the schedule over the whole fine grid, whose pictures may differ slightly from the plain run's.
     """
 
     likeness: Array
@@ -179,26 +180,26 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A ladder ready for a promise; rules are drawn up from one evidence and certified on the other.
+    """Hold step schedules ready for certification; one set of evidence proposes rules, the other certifies them.
 
-    What was predicted of the choosing pictures must come from other pictures (`predictor.crossed`).
+    The predictions for the choosing pictures must come from other pictures (`predictor.cross_fit`).
     """
 
     schedules: StepSchedules
     predictor: Predictor
     costs: Costs
-    """Seconds of a picture; `full` is the ladder's whole grid."""
+    """Seconds of a picture at each number of steps; `full` is that of the whole grid."""
     plain: float
     """Seconds of a plain picture."""
     choosing: Evidence
     certifying: Evidence
 
     def scores(self, evidence: Evidence, quality: float) -> Array:
-        """(n, L)."""
+        """Return P(SSIM ≥ quality) (n, L) for the pictures of `evidence`."""
         return self.predictor.chances(evidence.predicted, quality)
 
     def certify(self, quality: float, share: float, delta: float) -> Certificate:
-        """The rule with the fewest steps of which the evidence shows that it reaches `quality` in `share` of pictures."""
+        """Certify the rule with the fewest steps that reaches `quality` in `share` of pictures with confidence 1 - `delta`."""
         eps = round(1 - share, 12)
         rules = choose_rules(
             self.scores(self.choosing, quality),
@@ -215,32 +216,32 @@ class Fitted:
         return certify(rules, self.scores(self.certifying, quality), good, self.costs, eps, delta)
 
     def speedup(self, certificate: Certificate) -> float:
-        """Expected, against the plain run."""
+        """Return the expected speed-up over the plain run."""
         return self.plain / certificate.cost
 
     def pays(self, certificate: Certificate) -> bool:
-        """Whether pictures take fewer steps by it, and gain from that."""
+        """Return whether the certificate allows fewer steps with a worthwhile speed-up."""
         return certificate.active and self.speedup(certificate) >= MIN_SPEEDUP
 
     def reached(self, certificate: Certificate, quality: float) -> Array:
-        """(n,) SSIM of the certifying pictures under a certificate's rule."""
+        """Return the SSIM (n,) of the certifying pictures under a certificate's rule."""
         at = leaves_at(np.asarray(certificate.thresholds), self.scores(self.certifying, quality))
         found: Array = self.certifying.likeness[np.arange(len(at)), at]
         return found
 
 
 class StepController:
-    """Chooses the number of steps of one run, at its `LOOK`th prediction. `schedule` is what the run begins with."""
+    """Choose the number of steps of one run at prediction `OBSERVED_STEPS`; the run starts with `schedule`."""
 
     def __init__(self, step_profile: StepProfile, embedding: Tensor | None) -> None:
         self._profile, self._embedding = step_profile, embedding
         self._clean: list[Tensor] = []
         self.schedule = step_profile.longest
         self.steps: int | None = None
-        """Chosen; None until then."""
+        """The chosen number of steps; None before the choice."""
 
     def __call__(self, state: StepState) -> RestOfSchedule | None:
-        """The rest of the grid, once."""
+        """Return the rest of the schedule at the step of the choice, None at all others."""
         if state.index >= OBSERVED_STEPS:
             return None
         self._clean.append(state.clean)
@@ -253,40 +254,40 @@ class StepController:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """A ladder with the certificate it is climbed under."""
+    """Hold step schedules with the certificate for the requested quality."""
 
     fitted: Fitted
     certificate: Certificate
     guarantee: Guarantee
     full_steps: int
-    """Of the plain run, on the ladder's fine grid: what a picture gets that no number of steps is sure enough for."""
+    """Steps of the plain run."""
     colours: NDArray[np.float64] | None
-    """(C + 1, 3): red, green and blue of a clean latent's channels, the last row the ground."""
+    """(C + 1, 3): linear map from the channels of a clean latent to red, green and blue; the last row is the offset."""
 
     @property
     def longest(self) -> Schedule:
-        """What a run begins with."""
+        """The schedule with which a run starts."""
         return self.fitted.schedules.longest
 
     @property
     def draft(self) -> Schedule:
-        """The fewest steps there are."""
+        """The schedule with the fewest steps."""
         return self.fitted.schedules.schedule(self.fitted.schedules.levels[0])
 
     def steps_for(self, looks: Array, texts: Array) -> int:
-        """The number of steps that all of these pictures may take together."""
+        """Return the number of steps that the rule allows for all of these pictures together."""
         predictor = self.fitted.predictor
         chances = predictor.chances(predictor(looks, texts), self.guarantee.quality)
         at = int(leaves_at(np.asarray(self.certificate.thresholds), chances).max())
         return self.fitted.schedules.steps[at]
 
     def controller(self, engine: Engine, request: Request) -> StepController:
-        """For one run of a request."""
+        """Make the controller of one run of a request."""
         return StepController(self, engine.initial_call(request).embedding)
 
 
 def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:
-    """For a profile's safetensors file."""
+    """Return the arrays for a profile's safetensors file."""
     out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
     for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
         out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
@@ -294,7 +295,7 @@ def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, 
 
 
 def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
-    """What calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
+    """Read what calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
     schedules = StepSchedules.from_json(fitted["ladder"])
     predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]

@@ -1,4 +1,4 @@
-"""Prompts out of a pipeline's own vocabulary, for calibrating where there are none of the user's."""
+"""Make prompts from the vocabulary of a pipeline, for calibration without the user's prompts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ if TYPE_CHECKING:
     from dynx.diffusion.engine import Engine
 
 MIN_WORD_LETTERS = 3
-"""Letters of a word; shorter ones are mostly pieces."""
+"""Least letters of a word; shorter tokens are mostly word pieces."""
 
 CALIBRATION_PROMPTS = 420
-"""Prompts that calibration draws from a vocabulary."""
+"""Number of prompts that calibration makes from a vocabulary."""
 
 WORD_TOKEN = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
-
+"""Pattern of a token that is a whole lower-case word."""
 
 WORD_START_MARKS = frozenset("Ġ▁ ")
+"""Characters with which tokenizers mark the start of a word."""
 
 
 def words(tokenizer: Any) -> list[str]:
-    """The whole words among a tokenizer's tokens, in the order of their ids, which for most is from frequent to rare.
+    """List the whole words among a tokenizer's tokens by token id, which usually sorts them from frequent to rare.
 
     Vocabularies mark the ends of words (CLIP's), their beginnings (Ġ, ▁), or only the pieces that go on (##).
     """
@@ -39,7 +40,7 @@ def words(tokenizer: Any) -> list[str]:
 
 
 def prompts(tokenizer: Any, count: int, seed: int = 0) -> list[str]:
-    """So many of one to three words; the same for the same seed. Of a vocabulary without words, numbers."""
+    """Make `count` prompts of one to three words, reproducible by seed; numbered ones where the vocabulary has no words."""
     known = words(tokenizer)[:4000]
     rng = random.Random(seed)  # noqa: S311 - no secret
     if not known:

@@ -1,12 +1,12 @@
-"""One run of a pipeline's own loop, with dynx at its two doors: the network's `forward` and the scheduler's `step`.
+"""Control one run of a pipeline's own loop by intercepting the network's `forward` and the scheduler's `step`.
 
-Every diffusers loop goes through these two, whatever else it offers: callbacks, custom timesteps and interruption are missing
-here and there, and say neither the prediction nor the clean picture. So a schedule is followed by putting a `Solver` in the
-scheduler's place, a call is left out by answering it in front of the network, and a run lands by letting `step` return the clean
-picture, after which the rest of the loop turns idly: a noisy picture is never decoded. In a plain run both doors only
-watch. All is put back at the end of the `with`.
+Every diffusers loop calls these two; its callbacks, custom timesteps and interruption vary between pipelines and expose neither
+the prediction nor the clean picture. A schedule is followed by replacing the scheduler with a `Solver`; a network call is
+skipped by answering it before the network; and a run finishes early by returning the clean picture from `step`, after which the
+rest of the loop computes nothing, so a noisy picture is never decoded. In a plain run both are only observed. Everything is
+restored at the end of the `with`.
 
-That the loop is what it looks like is checked at its first step: the network must have been given the latents as they are.
+The first step verifies the loop: the network's input must equal the scheduler's latents.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.network import ModuleKernels
 
 IDLE_ORDER = Order("idle")
+"""Order for the rest of the loop once the run is over."""
 
 GUIDANCE_KEPT_NOTE = "guidance kept: the pipeline doesn't combine two halves of a batch by the usual formula"
+"""Note of a run whose guidance interval can't be applied."""
 
 
 class Mismatch(Exception):  # noqa: N818 - a verdict, not a mistake
-    """Why a pipeline's loop can't be held; the engine runs it plain instead."""
+    """Signal that a pipeline's loop can't be controlled; the engine then runs it plain."""
 
 
 @dataclass(frozen=True)
 class StepState:
-    """A step is about to be made: what a pilot may judge by. Latents and picture are (B, …), as the network takes them."""
+    """Hold the state before a step, for a controller. Latents and clean picture are (B, …), as the network takes them."""
 
     index: int  # from 0
     timestep: float
@@ -58,12 +60,12 @@ class StepState:
 
 
 class RestOfSchedule(NamedTuple):
-    """Other levels for after this step: timesteps (m,), sigmas (m+1,), no more than were left."""
+    """Replace the levels after this step: timesteps (m,), sigmas (m+1,); m is at most the number of steps left."""
 
     timesteps: Sequence[float]
     sigmas: Sequence[float]
     guided_steps: int | None = None
-    """Steps of the whole run with classifier-free guidance from now on; None leaves that as it is."""
+    """New number of steps of the whole run with classifier-free guidance; None leaves it unchanged."""
 
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Holds a pipeline for one call of it, inside a `with`. `schedule` None is plain."""
+    """Control one call of a pipeline, inside a `with`. A `schedule` of None means plain execution."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Sampler:
         controller: StepController | None = None,
         kernels: ModuleKernels | None = None,
     ) -> None:
-        """`kernels` compute the pipeline's one network where it is not to run as it is."""
+        """Prepare a run; `kernels` compute the pipeline's one network, None runs it as it was loaded."""
         self.pipe, self.adapter, self.schedule = pipe, adapter, schedule
         self.run = self.skipped = self.unguided = self.cached = 0
         self.finished_early = False
@@ -98,27 +100,27 @@ class Sampler:
             self._prepare(schedule)
         self._half: int | None = None
         self._answer: Any = None
-        """What `step` returns once the run is over."""
+        """The value that `step` returns once the run is over."""
         self._over = False
 
     @property
     def calls(self) -> int:
-        """Times a network ran."""
+        """Number of times a network ran."""
         return sum(d.calls for d in self.denoisers)
 
     @property
     def rows(self) -> int:
-        """Batch rows that it ran for."""
+        """Number of batch rows that a network ran for."""
         return sum(d.rows for d in self.denoisers)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """That the networks were told, in the order of calls."""
+        """Timesteps passed to the networks, in the order of calls."""
         return tuple(t for d in self.denoisers for t in d.timesteps)
 
     @property
     def planned(self) -> int:
-        """Steps of the loop's grid."""
+        """Number of steps of the loop's grid."""
         return len(self._sigmas) - 1 if self._solver is not None else len(getattr(self._own, "timesteps", ()))
 
     def __enter__(self) -> Self:
@@ -170,7 +172,7 @@ class Sampler:
         if self._callback is not None:
             self._callback(Step(index, total, computed, guided, self.calls, clean, cached))
 
-    # Plain: only watch, and land if told to stop.
+    # Plain execution: observe, and finish early when `stop` returns True.
 
     def _plain_step(self, own_step: Any, *args: Any, **kwargs: Any) -> Any:
         if self._over:
@@ -192,7 +194,7 @@ class Sampler:
         return self._answer if self._over else answer
 
     def _own_clean(self, given: dict[str, Any]) -> Tensor | None:
-        """The clean picture in the latents of the author's scheduler."""
+        """Return the clean picture predicted in a step of the pipeline's own scheduler, or None where it is unknown."""
         noise, kind = self.adapter.noise, self.adapter.prediction
         output, x, timestep = given.get("model_output"), given.get("sample"), given.get("timestep")
         if (
@@ -207,7 +209,7 @@ class Sampler:
         unit = x if self.adapter.unit else x / (1 + sigma**2) ** 0.5
         return clean_picture(kind, noise, output, unit, sigma)
 
-    # Dynamic: follow the schedule.
+    # Dynamic execution: follow the schedule.
 
     def _prepare(self, schedule: Schedule) -> None:
         if self.adapter.noise is None or self.adapter.prediction is None or self.adapter.slot is None:
@@ -265,7 +267,7 @@ class Sampler:
         return as_step(self._answer if self._over else after, clean, return_dict)
 
     def _conclude(self, before: Tensor, after: Tensor, clean: Tensor) -> None:
-        """Decide about the next step."""
+        """Decide what happens in the next step."""
         schedule, done, total = self.schedule, self._index, self.planned
         if schedule is None:
             raise RuntimeError("a plain run has no schedule")
@@ -285,7 +287,7 @@ class Sampler:
             self._order(Order(half=self._dropped(schedule, done), rows=2 * before.shape[0]), sigma)
 
     def _dropped(self, schedule: Schedule, done: int) -> int | None:
-        """The half to compute alone, None for both."""
+        """Return the half of the batch to compute in the next step; None for both."""
         if schedule.guided_steps is None or done < schedule.guided_steps:
             return None
         if self._half is None and self._guidance_is_dear and GUIDANCE_KEPT_NOTE not in self.notes:
@@ -304,14 +306,14 @@ class Sampler:
             raise Mismatch(f"{self.adapter.name} changes its latents before its network sees them")
 
     def _ask_controller(self, controller: StepController, model_output: Tensor, sample: Tensor, computed: bool) -> None:
-        """Let the pilot look, and follow it if it plans anew."""
+        """Call the controller, and follow the rest of the schedule that it returns."""
         index, noise, kind = self._index, self.adapter.noise, self.adapter.prediction
         if self._solver is None or noise is None or kind is None:
             raise RuntimeError("no schedule to change")
         sigma = self._sigmas[index]
         clean = clean_picture(kind, noise, model_output, sample, sigma)
-        told = float(self._solver.timesteps[index])
-        rest = controller(StepState(index, told, sigma, self._sigmas[index + 1], sample, clean, computed))
+        timestep = float(self._solver.timesteps[index])
+        rest = controller(StepState(index, timestep, sigma, self._sigmas[index + 1], sample, clean, computed))
         if rest is None:
             return
         timesteps, sigmas = list(rest.timesteps), list(rest.sigmas)
@@ -331,7 +333,7 @@ def _guidance_half(denoiser: Denoiser, guided: Tensor) -> int | None:
 
 
 def _ending_in(clean: Tensor, answer: Any) -> Any:
-    """A step's answer with the clean picture for every tensor of its shape in it."""
+    """Return a step's output with every tensor of the clean picture's shape replaced by it."""
 
     def ended(value: Any) -> Any:
         return clean.to(value.dtype) if isinstance(value, Tensor) and value.shape == clean.shape else value

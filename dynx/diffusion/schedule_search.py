@@ -1,6 +1,6 @@
-"""Trying ways of drawing on a few pictures: solvers, grids, guidance for a part of the steps, skipping.
+"""Search solvers, grids, guidance intervals, skipping and caching on a few trial pictures.
 
-Nothing is certified here; what looks best on these pictures is measured on others.
+Nothing is certified here; the best settings on these pictures are measured on others.
 """
 
 from __future__ import annotations
@@ -34,35 +34,36 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.float32]
 
 STEP_COUNTS = (3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 30)
-"""Numbers of steps on the ladder; those above two thirds of the plain run's are left out."""
+"""Numbers of steps that are planned; those above two thirds of the plain run's are left out."""
 
 TRIED_GAMMAS = (1.0, 1.1, 1.2)
 TRIED_SOLVERS = ("euler", "dpm++2m")
 TRIED_GUIDED_SHARES = (0.6, 0.4)
-"""Shares of the steps with classifier-free guidance that are tried."""
+"""Guidance intervals that are tried, as shares of the steps with classifier-free guidance."""
 
 TRIED_SKIP_THRESHOLDS = (0.01, 0.03)
-"""δ that are tried."""
+"""Skip thresholds δ that are tried."""
 
 TRIED_CACHE_THRESHOLDS = (0.03, 0.1)
 """Thresholds of the feature cache that are tried, where diffusers has one for the network."""
 
 KEPT_STEPS_RANGE = (0.5, 2.5)
-"""Numbers of steps kept on the ladder, in units of the fewest that do for nearly all pictures."""
+"""Range of the numbers of steps that are kept, relative to the fewest that suffice for nearly all pictures."""
 
 QUALITY_MARGIN_SHARE = 0.4
-"""Of what the quality leaves to 1: how far above it a way that leaves something out must come on the few pictures of a trial.
+"""Margin above the quality, as a share of 1 - quality, that settings which leave something out must reach in the trials.
 
-What it leaves out lowers every number of steps, so one that just reaches the quality here fails its certificate on all of them.
+Leaving something out lowers the SSIM at every number of steps, so settings that barely reach the quality in the trials would
+fail the certificate.
 """
 
 MAX_ROWS_RATIO = 0.95
-"""Of the rows without it: what such a way may take at the most."""
+"""Largest ratio of rows with such settings to rows without them."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of one request: pixels, rows of the network for each, calls for all together."""
+    """Hold the pictures of one request: pixels, network rows for each, network calls for all together."""
 
     pixels: list[Pixels]
     rows: float
@@ -75,7 +76,7 @@ def draw(
     schedule: Schedule | None = None,
     controller: Callable[[StepState], RestOfSchedule | None] | None = None,
 ) -> Drawn:
-    """All of a request's pictures. Raises UnsupportedModelError where one isn't made of numbers, or by its schedule."""
+    """Draw a request. Raises UnsupportedModelError for pixels that aren't finite, or a run that fell back to plain."""
     pictures = engine.draw(request, schedule, controller=controller)
     if bad := next((p.error for p in pictures if p.pixels is None), None):
         raise UnsupportedModelError(f"{engine.adapter.name} draws no picture: {bad}", hint="try `dtype` float32")
@@ -86,13 +87,13 @@ def draw(
 
 
 def one_by_one(request: Request) -> list[Request]:
-    """A request for each of its pictures. Skipping is decided for a batch as a whole, so its pictures are drawn one by one."""
+    """Split a request into one for each picture, because skipping is decided for a batch as a whole."""
     prompts: list[tuple[str, ...]] = [(p,) for p in request.prompts] or [()] * len(request)
     return [replace(request, prompts=p, seeds=(s,)) for p, s in zip(prompts, request.seeds, strict=True)]
 
 
 def likeness(pixels: Sequence[Pixels], reference: Sequence[Pixels]) -> Array:
-    """(n,) SSIM."""
+    """Return the SSIM (n,) of pictures to their references."""
     return np.asarray([compare(p, q).ssim for p, q in zip(pixels, reference, strict=True)])
 
 
@@ -104,11 +105,11 @@ def choose_step_schedules(
     quality: float,
     progress: Callable[[float, str], None],
 ) -> tuple[StepSchedules, list[dict[str, Any]]]:
-    """The ladder that reaches the quality with the fewest rows of the network; also what was tried, for the profile.
+    """Choose the step schedules that reach the quality with the fewest network rows; also return the log of trials.
 
-    The fewest steps of a first ladder say where to look: there solvers and γ are compared by the SSIM of the worst, since that
-    is what is promised, and guidance for a part of the steps, skipping and caching are tried. Raises UnsupportedModelError for
-    a plain run of too few steps.
+    The fewest steps of a first plan set the range: there solvers and γ are compared by the SSIM of the worst pictures, which
+    the guarantee is about, and guidance intervals, skipping and caching are tried. Raises UnsupportedModelError for a plain
+    run of too few steps.
     """
     fine = trajectories[0].grid
     levels = [k for k in STEP_COUNTS if OBSERVED_STEPS < k <= 2 * len(fine) // 3]
@@ -155,7 +156,7 @@ def choose_step_schedules(
 def plan_step_schedules(
     fine: Any, errors: Array, gamma: float, solver: str, levels: Sequence[int], middle: int | None = None
 ) -> StepSchedules:
-    """Grids for all levels that begin like the best grid of a middling number of steps, as far as the largest allows."""
+    """Plan grids for all `levels` that share the first nodes of the best grid of `middle` steps, as far as the largest allows."""
     middle = middle or levels[len(levels) // 3]
     last = len(fine) - max(levels) + OBSERVED_STEPS - 1
     path = [
@@ -168,7 +169,7 @@ def plan_step_schedules(
 
 @dataclass(frozen=True)
 class Trial:
-    """One way of drawing: SSIM of every picture, rows of the network for each on average."""
+    """Hold the result of one trial: the SSIM of every picture and the mean network rows of a picture."""
 
     likeness: Array
     rows: float
@@ -180,7 +181,7 @@ class Trial:
 
 
 class Trials:
-    """Draws the same few pictures in one way after another, none twice, and keeps the results."""
+    """Draw the same trial pictures with one schedule after another, none twice, and keep the results."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request], reference: Sequence[Pixels]) -> None:
         self._engine, self._requests, self._reference = engine, requests, reference
@@ -188,7 +189,7 @@ class Trials:
         self.log: list[dict[str, Any]] = []
 
     def run(self, schedules: StepSchedules, steps: int) -> Trial:
-        """All pictures in so many steps of a ladder."""
+        """Draw all trial pictures in `steps` steps."""
         schedule = schedules.schedule(steps)
         for known, trial in self._known:
             if known == schedule:
@@ -211,7 +212,7 @@ class Trials:
         return trial
 
     def fewest(self, schedules: StepSchedules, quality: float) -> int:
-        """The place among the ladder's levels from which on they reach the quality, by halving; their number if none does."""
+        """Find by bisection the index of the first level that reaches the quality; the number of levels if none does."""
         levels, low, high = schedules.levels, 0, len(schedules.levels)
         while low < high:
             middle = (low + high) // 2
@@ -224,7 +225,7 @@ class Trials:
     def cheapest(
         self, best: StepSchedules, others: Sequence[StepSchedules], levels: Sequence[int], quality: float, rows: float
     ) -> tuple[StepSchedules, float]:
-        """Of `best`, which takes so many rows, and others that take clearly fewer: the cheapest that is good enough."""
+        """Return the cheapest step schedules that reach the quality: `best`, which takes `rows`, or one of `others`."""
         for schedules in others:
             for steps in levels:
                 trial = self.run(schedules, steps)

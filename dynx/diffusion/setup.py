@@ -1,4 +1,4 @@
-"""From what a caller asks for to a pipeline that draws: device, precision, model, and what a profile knows of its steps.
+"""Turn a request into a loaded image generator: device, precision, model, and the steps that a profile allows.
 
 `make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dynx.runtime.profile import Profile
 
 DEFAULTS_FILE = "dynx.json"
-"""A pipeline's folder may say in this file what it is best drawn with: {"guidance": 2.5}. diffusers has no place for it."""
+"""File in a pipeline's folder with its preferred settings, such as {"guidance": 2.5}, which diffusers doesn't store."""
 
 
 def make_plan(
@@ -77,7 +77,7 @@ TASK_RULES: TaskRules[ImageGeneratorRequest] = TaskRules(TASK, BUNDLED, _executi
 
 
 def preferred_guidance(source: Source) -> float | None:
-    """What the folder asks to be drawn with, None where it doesn't say. Raises ModelError for what is no guidance."""
+    """Return the guidance that the folder prefers, or None. Raises ModelError for an invalid value."""
     path = source.folder / DEFAULTS_FILE
     if not path.is_file():
         return None
@@ -98,9 +98,9 @@ def assemble(
     warn: Callable[[str], None] = lambda _: None,
     racing: bool = False,
 ) -> LoadedImageGenerator:
-    """Load what the plan names. Raises DynxError. `stages` hears what is being done, for a progress line.
+    """Load the pipeline of a plan. Raises DynxError.
 
-    `racing` leaves the choice of kernels to a calibration.
+    `stages` receives the current activity for a progress line. `racing` leaves the choice of backend to a calibration.
     """
     request = plan.request
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
@@ -141,9 +141,9 @@ def assemble(
 
 
 def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """The plan's kernels for the assembly's network. What a profile found may not run it any more; then PyTorch does.
+    """Set the backend of the plan; if one chosen by a profile can't run the network, fall back to PyTorch.
 
-    Raises UnsupportedModelError for what was asked for and can't run it.
+    Raises UnsupportedModelError if a backend that the user asked for can't run it.
     """
     plan, engine, known = assembly.plan, assembly.engine, assembly.step_profile
     try:

@@ -1,4 +1,4 @@
-"""Reference runs: the way a pipeline's latents go on a fine grid, and how alike two runs of the same seed are at best."""
+"""Record reference trajectories of a pipeline on a fine grid, and measure how similar repeated runs of a seed are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B pictures' way over a grid of N steps, as the network takes latents, each of D numbers."""
+    """Hold the trajectories of B pictures over a grid of N steps, with latents of D numbers in the network's scaling."""
 
     grid: Grid
     noise: Noise
@@ -35,7 +35,7 @@ class Trajectory:
         return int(self.latents.shape[1])
 
     def errors(self, solver: str) -> NDArray[np.float64]:
-        """(N+1, N+1, N+1) for `grid.plan`, the mean over the pictures. A third-order solver counts as a second-order one."""
+        """Return mean step errors (N+1, N+1, N+1) for `grid.plan`; a third-order solver is treated as second-order."""
         if solver not in SOLVER_ORDERS:
             raise InvalidInput(f"no solver {solver}", hint=f"solvers: {', '.join(SOLVER_ORDERS)}")
         parts = np.asarray([self.noise.parts(sigma) for sigma in self.grid.sigmas])
@@ -47,7 +47,7 @@ class Trajectory:
 
 
 def record(engine: Engine, request: Request, grid: Grid, solver: str = "dpm++2m") -> tuple[list[Picture], Trajectory]:
-    """Draw on a fine grid and keep the way. Raises InvalidInput where the pipeline runs plain, or its latents aren't finite."""
+    """Draw on a fine grid and record the trajectories. Raises InvalidInput for a plain run, or latents that aren't finite."""
     noise = engine.adapter.noise
     if noise is None or (reason := engine.plain_reason(request)):
         raise InvalidInput(f"no trajectory: {engine.adapter.adaptive.reason if noise is None else reason}")
@@ -72,9 +72,9 @@ def record(engine: Engine, request: Request, grid: Grid, solver: str = "dpm++2m"
 
 
 def noise_floor(engine: Engine, request: Request, schedule: Schedule | None = None) -> Tails:
-    """SSIM of the same run with itself, drawn together and one by one: no other run can promise more.
+    """Return the SSIM between pictures drawn in a batch and one by one, an upper bound for any other run.
 
-    The request must have two pictures at least, or there is nothing that could differ: InvalidInput.
+    Raises InvalidInput for fewer than two pictures.
     """
     if len(request) < 2:
         raise InvalidInput("the noise floor takes two pictures at least")

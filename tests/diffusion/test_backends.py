@@ -74,10 +74,12 @@ def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
     return LoadedImageGenerator(plan, Engine(pipe), None, racing=True)
 
 
-def lowered(pipe: Any, request: Any, schedule: Schedule | None = None, *, cut: bool = False) -> ModuleKernels:
+def lowered(
+    pipe: Any, request: Any, schedule: Schedule | None = None, *, guidance_interval: bool = False
+) -> ModuleKernels:
     """Its network in bfloat16 for such requests."""
     made = ModuleKernels(pipe.unet, "torch-eager", dtype="bfloat16", threads=1, cache=None)
-    backends.prepare(made, Engine(pipe), request, schedule, cut=cut)
+    backends.prepare(made, Engine(pipe), request, schedule, guidance_interval=guidance_interval)
     return made
 
 
@@ -133,7 +135,7 @@ def test_the_network_alone_is_lowered() -> None:
     own = pipelines.pixels(engine.draw(one))
     schedule = Schedule("dpm++2m", engine.initial_call(one).grid.thinned(8), guided_steps=4)
     want = pipelines.pixels(engine.draw(one, schedule))
-    engine.kernels = lowered(pipe, one, schedule, cut=True)
+    engine.kernels = lowered(pipe, one, schedule, guidance_interval=True)
     pictures = engine.draw(one, schedule)
 
     assert 0 < np.abs(pipelines.pixels(pictures) - want).max() < 0.3
@@ -173,7 +175,7 @@ def entry(steps: int, tail: float, cache: float = 0.0, rows: float = 0.0) -> dic
 
 
 @pytest.mark.parametrize(
-    ("runners", "found", "chosen"),
+    ("candidates", "found", "chosen"),
     [
         ({AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 0.4)}, None, ("openvino", "float32")),
         ({AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 1.0)}, None, AS_LOADED),  # its start isn't won back
@@ -233,7 +235,7 @@ def test_a_race_times_calls_and_starts() -> None:
     candidates, refused = backends.race(
         assembly.plan, assembly.engine, request, [AS_LOADED, ("torch-eager", "float16")], clock
     )
-    assert [(r.spec, r.call) for r in candidates] == [(AS_LOADED, 0.25), (("torch-eager", "float16"), 0.25)]
+    assert [(r.spec, r.call_seconds) for r in candidates] == [(AS_LOADED, 0.25), (("torch-eager", "float16"), 0.25)]
     assert refused == {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModuleKernels, "_function", refusing("it is shy"))

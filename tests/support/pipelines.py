@@ -427,7 +427,7 @@ def pixels(pictures: list[Picture]) -> np.ndarray:
 
 def grid(engine: Engine, name: str, steps: int) -> Any:
     """So many steps of the family's own course."""
-    return engine.course(request(name, steps=steps)).grid
+    return engine.initial_call(request(name, steps=steps)).grid
 
 
 def own_state(pipe: Any) -> tuple[Any, ...]:
