@@ -145,10 +145,8 @@ def calibrate(
     sweep_began, done_before = clock(), done
     while made is None or len(made) < count:
         have = len(made) if made else 0
-        if have > done_before:
-            left = (clock() - sweep_began) / (have - done_before) * (count - have)
-        else:
-            left = state["each"] * count
+        drawn = have - done_before
+        left = (clock() - sweep_began) / drawn * (count - have) if drawn > 0 else state["each"] * count
         progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
         batch = sweep_steps(
             engine, requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH], schedules

@@ -82,7 +82,7 @@ class Predictor:
 
     @classmethod
     def fit(cls, looks: Array, texts: Array, likeness: Array) -> Predictor:
-        """Fit to features of predictions (n, 6) and texts (n, D) and SSIM (n, L). Raises InvalidInput on shapes that don't fit."""
+        """Fit to features of predictions (n, 6) and texts (n, D) and to SSIM. Raises InvalidInput for shapes that don't fit."""
         n, levels = likeness.shape
         if len(looks) != n or len(texts) != n or n < 3:
             raise InvalidInput(f"{len(looks)} looks, {len(texts)} texts and {n} pictures don't fit each other")

@@ -54,7 +54,7 @@ def artist_of(name: str, *, steps: int = STEPS, step_profile: Any = None) -> Ima
 
     engine.draw = draw  # type: ignore[method-assign]
     return ImageGenerator(
-        SimpleNamespace(engine=engine, plan=SimpleNamespace(wish=ImageGeneratorRequest()), step_profile=step_profile)
+        SimpleNamespace(engine=engine, plan=SimpleNamespace(request=ImageGeneratorRequest()), step_profile=step_profile)
     )  # type: ignore[arg-type]
 
 

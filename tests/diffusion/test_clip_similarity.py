@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dynx.bench.candidate import Measurements, Sample
 from support.pipelines import stable_diffusion
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dynx.bench.arms.drawing import Gallery, judge
+from dynx.bench.runner import Measurements, Sample
 from dynx.diffusion.clip_similarity import vision_tower_of
 
 RNG = np.random.default_rng(0)
