@@ -80,13 +80,13 @@ def few() -> Any:
 @pytest.fixture(scope="module")
 def learned(few: None) -> tuple[LoadedImageGenerator, learning.Findings, list[tuple[float, str]]]:
     """The perfect denoiser, calibrated once; without skipping, which would draw every picture alone."""
-    before, schedule_search.SKIPS = schedule_search.SKIPS, ()
+    before, schedule_search.TRIED_SKIP_THRESHOLDS = schedule_search.TRIED_SKIP_THRESHOLDS, ()
     assembly = assembly_of(smooth(), quality=0.9)
     heard: list[tuple[float, str]] = []
     found = learning.calibrate(
         assembly, [], budget=1e6, clock=clock_of(assembly), progress=lambda share, what: heard.append((share, what))
     )
-    schedule_search.SKIPS = before
+    schedule_search.TRIED_SKIP_THRESHOLDS = before
     return assembly, found, heard
 
 
