@@ -97,10 +97,10 @@ def with_profile(
     profile = Profile.from_json(found.profile.to_json().encode())
     plan = replace(
         assembly.plan,
-        wish=replace(assembly.plan.request, **wish),
+        request=replace(assembly.plan.request, **wish),
         profile=profile,
         arrays=found.arrays,
-        decisions=dict(assembly.decisions),
+        decisions=replace(assembly.decisions),
     )
     made, warned = LoadedImageGenerator(plan, assembly.engine, None), list[str]()
     made.step_profile = read_step_profile(made, warned.append)

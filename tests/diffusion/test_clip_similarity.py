@@ -1,4 +1,4 @@
-"""CLIP similarity by a vision tower that a pipeline carries: alike is alike, and whoever has none is told nothing."""
+"""CLIP similarity by a vision tower that a pipeline carries: alike is alike, and without one there is no value."""
 
 from __future__ import annotations
 
