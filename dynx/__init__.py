@@ -1,17 +1,17 @@
-"""dynx: local AI inference that spends less on easy inputs, with a stated and tested promise.
+"""Run local AI models with less compute on easy inputs, under a stated and tested guarantee.
 
     import dynx
 
-    answer = dynx.generate("Once upon a time", model="story")       # an Answer: text, receipt
-    for piece in dynx.load("story").stream("The fox said"): ...     # loads once, streams
+    answer = dynx.generate("Once upon a time", model="story")       # an Answer: text, stats
+    for piece in dynx.load_generator("story").stream("The fox said"): ...  # loads once, streams
 
-    for p in dynx.classify(["What a fine day"], model="mood"): ...  # Predictions: label, score, the layer it left after
-    picture = dynx.draw("a lighthouse", model="./pipeline", seed=7)  # a Picture: pixels, receipt
+    for p in dynx.classify(["What a fine day"], model="mood"): ...  # Predictions: label, score, exit layer
+    picture = dynx.draw("a lighthouse", model="./pipeline", seed=7)  # a Picture: pixels, stats
 
-    fast = dynx.wrap(model, assistant=small)                        # any transformers causal LM already loaded
+    fast = dynx.wrap(model, assistant=small)                        # any loaded transformers causal LM
     ids = fast.generate(input_ids, max_new_tokens=100)
 
-Importing this loads nothing heavy; the names below arrive on first use.
+Importing dynx loads nothing heavy; the names below are imported on first use.
 """
 
 from __future__ import annotations
@@ -21,36 +21,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynx.api import (
         Answer,
-        Labeller,
-        Wrapped,
-        Writer,
+        Classifier,
+        TextGenerator,
+        WrappedModel,
         classify,
         draw,
         generate,
-        load,
-        load_artist,
         load_classifier,
+        load_generator,
+        load_image_generator,
         wrap,
     )
+    from dynx.diffusion.generator import ImageGenerator
 
 __version__ = "0.1.0.dev0"
 __all__ = [
     "Answer",
-    "Labeller",
-    "Wrapped",
-    "Writer",
+    "Classifier",
+    "ImageGenerator",
+    "TextGenerator",
+    "WrappedModel",
     "__version__",
     "classify",
     "draw",
     "generate",
-    "load",
-    "load_artist",
     "load_classifier",
+    "load_generator",
+    "load_image_generator",
     "wrap",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name == "ImageGenerator":
+        from dynx.diffusion.generator import ImageGenerator
+
+        return ImageGenerator
     if name in __all__:
         from dynx import api
 
@@ -59,4 +66,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """List the public names."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""The Python side: the command line's verbs as functions, and a wrapper for models that are loaded already."""
+"""Offer the tasks of the command line as Python functions, and wrap models that are already loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.types import Picture
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.plan import ClassifierDecisions
@@ -24,36 +24,37 @@ if TYPE_CHECKING:
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Engine
 
-WINDOW = 1024
-"""Inputs that a classifier sorts by length and answers together."""
+WINDOW_INPUTS = 1024
+"""Inputs that are sorted by length and classified together."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A continuation: its text, its token ids, and what it cost."""
+    """Hold a continuation: its text, its token ids and what it cost."""
 
     text: str
     tokens: Sequence[int]
-    receipt: Receipt
+    stats: Receipt
+    """Tokens, passes, acceptance, seconds and the guarantee of this run."""
 
     def __str__(self) -> str:
         return self.text
 
 
-class Writer:
-    """A loaded model with its drafters; see `load`."""
+class TextGenerator:
+    """Generate text with a loaded model and its drafters; `load_generator` makes one."""
 
     def __init__(self, assembly: LoadedGenerator) -> None:
         self._assembly = assembly
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """The answer piece by piece, as it becomes certain; options as for `generate`."""
+        """Yield the text piece by piece as its tokens are verified; the options are those of `generate`."""
         for token in self._assembly.engine.start(self._request(prompt, **options)):
             if token.text:
                 yield token.text
 
     def generate(self, prompt: str, **options: Any) -> Answer:
-        """The whole answer.
+        """Generate the whole continuation of `prompt`.
 
         Options: `max_new_tokens` (256), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`, `stop`
         (a string or several). Raises UsageError for a prompt that is empty or doesn't fit.
@@ -84,8 +85,8 @@ class Writer:
         )
 
 
-def load(model: str = "story", **wish: Any) -> Writer:
-    """Load a shipped model, a folder or a hub id, with its drafters and the profile that fits.
+def load_generator(model: str = "story", **wish: Any) -> TextGenerator:
+    """Load a language model (shipped, a folder or a hub id) with its drafters and the profile that fits.
 
     Further options are those of the command line: `draft`, `lookup`, `device`, `dtype`, `threads`, `profile`, `offline`,
     `plain`, … Raises DynxError.
@@ -97,44 +98,44 @@ def load(model: str = "story", **wish: Any) -> Writer:
 
     if wish.get("lookup") is not None:
         wish["lookup"] = Path(wish["lookup"])
-    return Writer(assemble(make_plan(GeneratorRequest(model=model, **wish))))
+    return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **wish))))
 
 
 def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
-    """Continue `prompt`; loads the model each time, so for several prompts use `load`."""
-    return load(model, draft=draft).generate(prompt, **options)
+    """Continue `prompt`; this loads the model each time, so for several prompts use `load_generator`."""
+    return load_generator(model, draft=draft).generate(prompt, **options)
 
 
-class Labeller:
-    """A loaded classifier with its exits; see `load_classifier`."""
+class Classifier:
+    """Classify texts or images with a loaded model and its early exits; `load_classifier` makes one."""
 
     def __init__(self, assembly: LoadedClassifier, audit: float = 0.0) -> None:
-        from dynx.early_exit.classifier import Classifier
+        from dynx.early_exit import classifier
 
         self.warnings: list[str] = []
-        """What a user should know: above all that an audit has found the promise broken."""
+        """Messages for the user, above all that an audit has found the guarantee violated."""
         self._assembly = assembly
-        self._classifier = Classifier(assembly, audit=audit, on_alarm=self.warnings.append)
+        self._classifier = classifier.Classifier(assembly, audit=audit, on_alarm=self.warnings.append)
 
     def classify(self, inputs: Iterable[str | Path]) -> Iterator[Prediction]:
-        """A prediction for each text, or for an image model each path, in order, as soon as its window is done."""
+        """Yield a prediction for each text (for an image model each path), in order, as soon as its window is done."""
         stream = iter(inputs)
-        while window := list(islice(stream, WINDOW)):
+        while window := list(islice(stream, WINDOW_INPUTS)):
             yield from self._classifier.window(window)
 
     @property
-    def receipt(self) -> ClassifierReceipt:
-        """What all inputs so far cost, and what is promised of their answers."""
+    def stats(self) -> ClassifierReceipt:
+        """The cost of all inputs so far and the guarantee of their predictions."""
         return self._classifier.receipt
 
     @property
     def decisions(self) -> ClassifierDecisions:
-        """Each setting with its value and the reason."""
+        """Every setting with its value and the reason for it."""
         return self._assembly.decisions
 
 
-def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> Labeller:
-    """Load a classifier of texts or images, a shipped model, a folder or a hub id, with the exits that its profile allows.
+def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> Classifier:
+    """Load a classifier of texts or images (shipped, a folder or a hub id) with the exits that its profile allows.
 
     Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`,
     `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises
@@ -143,40 +144,40 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> 
     from dynx.early_exit import assemble, make_plan
     from dynx.early_exit.plan import ClassifierRequest
 
-    return Labeller(assemble(make_plan(ClassifierRequest(model=model, **wish))), audit)
+    return Classifier(assemble(make_plan(ClassifierRequest(model=model, **wish))), audit)
 
 
 def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
-    """Label `inputs`; loads the model each time, so for several calls use `load_classifier`."""
+    """Classify `inputs`; this loads the model each time, so for several calls use `load_classifier`."""
     return list(load_classifier(model, **options).classify(inputs))
 
 
-def load_artist(model: str = "emoji", **wish: Any) -> Artist:
-    """Load a text-to-image pipeline of diffusers, a folder or a hub id, with the steps that its profile allows.
+def load_image_generator(model: str = "emoji", **wish: Any) -> ImageGenerator:
+    """Load a text-to-image pipeline of diffusers (a folder or a hub id) with the steps that its profile allows.
 
-    `artist.draw(prompt, seed)` gives a Picture: pixels (H, W, 3), and a receipt with the network calls really made. Further
+    `draw(prompt, seed)` of the result returns a Picture: pixels (H, W, 3), and stats with the network calls made. Further
     options are those of the command line: `quality`, `steps`, `guidance`, `negative`, `size` (width, height), `device`, `dtype`,
     `threads`, `profile`, `offline`, `plain`, … Raises DynxError.
     """
     from dynx.diffusion import assemble, make_plan
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.plan import ImageGeneratorRequest
 
-    return Artist(assemble(make_plan(ImageGeneratorRequest(model=model, **wish))))
+    return ImageGenerator(assemble(make_plan(ImageGeneratorRequest(model=model, **wish))))
 
 
 def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) -> Picture:
-    """Draw one picture; loads the pipeline each time, so for several use `load_artist`."""
-    return load_artist(model, **options).draw(prompt, seed)
+    """Draw one picture; this loads the pipeline each time, so for several use `load_image_generator`."""
+    return load_image_generator(model, **options).draw(prompt, seed)
 
 
-class Wrapped:
-    """A transformers model with dynx's decode loop; see `wrap`."""
+class WrappedModel:
+    """Run a transformers model in dynx's decode loop; `wrap` makes one."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.receipt: Receipt | None = None
-        """Of the latest `generate`."""
+        self.stats: Receipt | None = None
+        """What the latest `generate` cost; None before the first."""
 
     def generate(
         self,
@@ -191,7 +192,7 @@ class Wrapped:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """What the model's own `generate` returns for one sequence: ids (1, prompt + new).
+        """Return what the model's own `generate` returns for one sequence: ids (1, prompt + new).
 
         Takes what a tokenizer returns, as `generate(**tokenizer(text, return_tensors="pt"))`. Raises UsageError for a batch, for
         padding (an attention mask with zeros) and for token types, which the decode loop doesn't pass on. The model's
@@ -220,23 +221,23 @@ class Wrapped:
         if own.stop:
             raise UnsupportedModelError(
                 f"the model's generation config has stop_strings {list(own.stop)}, and a wrapped model has no tokenizer",
-                hint="dynx.load(folder) reads both",
+                hint="dynx.load_generator(folder) reads both",
             )
         check_processors(own, self.engine.target.vocab)
         sampling = own_sampling(own, temperature, top_k, top_p, repetition_penalty, seed)
         run = self.engine.start(Request(prompt, max_new_tokens, sampling, ends))
         for _ in run:
             pass
-        self.receipt = run.receipt()
+        self.stats = run.receipt()
         return input_ids.new_tensor([[*prompt, *run.tokens]])
 
 
-def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, lookup: bool = True) -> Wrapped:
-    """dynx's engine around a transformers causal language model that you loaded.
+def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, lookup: bool = True) -> WrappedModel:
+    """Wrap a transformers causal language model that is already loaded in dynx's decode loop.
 
-    `assistant` is a smaller one with the same vocabulary, `exit_layers` lets the first layers draft. What is learned stays
-    with the wrapper. Raises UnsupportedModelError for encoder-decoder models, models whose logits depend on how the text is cut
-    into passes, and assistants that can't be rolled back.
+    `assistant` is a smaller model with the same vocabulary that drafts; `exit_layers` is the number of first layers that
+    draft. What is measured stays with the wrapper. Raises UnsupportedModelError for encoder-decoder models, models whose
+    logits depend on how the text is cut into passes, and assistants that can't be rolled back.
     """
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.speculation.engine import Drafters, Engine
@@ -247,4 +248,4 @@ def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, l
     target = EagerBackend(model)
     if not target.can_rollback.value:
         _ = target.stock  # refuses a model that can't be decoded
-    return Wrapped(Engine(target, Drafters(small, exit_layers, lookup)))
+    return WrappedModel(Engine(target, Drafters(small, exit_layers, lookup)))

@@ -1,4 +1,4 @@
-"""The Python side: `dynx.load`, `generate`, `stream` and `wrap` write what transformers writes."""
+"""The Python side: `dynx.load_generator`, `generate`, `stream` and `wrap` write what transformers writes."""
 
 from __future__ import annotations
 
@@ -31,68 +31,72 @@ def reference(folder: Path, prompt: str, count: int, **options: Any) -> tuple[st
 
 @pytest.mark.parametrize("wish", [{}, {"plain": True}, {"draft": "lookup"}, {"draft": "self"}], ids=str)
 def test_a_loaded_model_writes_what_transformers_writes(tiny_folder: Path, wish: dict[str, Any]) -> None:
-    """`load` then `generate`: the same ids and text as transformers, with a receipt that counts them."""
+    """`load_generator` then `generate`: the same ids and text as transformers, with stats that count them."""
     text, ids = reference(tiny_folder, PROMPT, 40)
-    answer = dynx.load(str(tiny_folder), **wish).generate(PROMPT, max_new_tokens=40)
+    answer = dynx.load_generator(str(tiny_folder), **wish).generate(PROMPT, max_new_tokens=40)
 
     assert (answer.text, list(answer.tokens), str(answer)) == (text, ids, text)
-    assert (answer.receipt.tokens, answer.receipt.finish_reason) == (40, "length")
-    assert answer.receipt.guarantee == "identical to plain decoding"
+    assert (answer.stats.tokens, answer.stats.finish_reason) == (40, "length")
+    assert answer.stats.guarantee == "identical to plain decoding"
 
 
 def test_a_penalty_means_what_it_means_there(tiny_folder: Path) -> None:
     """Options have transformers' names and effect."""
     _, ids = reference(tiny_folder, PROMPT, 24, repetition_penalty=1.5)
-    answer = dynx.load(str(tiny_folder)).generate(PROMPT, max_new_tokens=24, repetition_penalty=1.5)
+    answer = dynx.load_generator(str(tiny_folder)).generate(PROMPT, max_new_tokens=24, repetition_penalty=1.5)
 
     assert list(answer.tokens) == ids
 
 
 def test_a_stream_is_the_answer_in_pieces(tiny_folder: Path) -> None:
     """`stream` yields text as it becomes certain; a loaded model answers as often as it is asked."""
-    writer = dynx.load(str(tiny_folder))
-    pieces = list(writer.stream(PROMPT, max_new_tokens=40))
+    generator = dynx.load_generator(str(tiny_folder))
+    pieces = list(generator.stream(PROMPT, max_new_tokens=40))
 
     assert len(pieces) > 10
     assert all(pieces)
-    assert "".join(pieces) == writer.generate(PROMPT, max_new_tokens=40).text
+    assert "".join(pieces) == generator.generate(PROMPT, max_new_tokens=40).text
     assert "".join(pieces) == dynx.generate(PROMPT, model=str(tiny_folder), max_new_tokens=40).text
 
 
 def test_stop_takes_a_string_or_several(tiny_folder: Path) -> None:
     """A stop string ends the text before it."""
-    writer = dynx.load(str(tiny_folder))
-    whole = writer.generate(PROMPT, max_new_tokens=24).text
+    generator = dynx.load_generator(str(tiny_folder))
+    whole = generator.generate(PROMPT, max_new_tokens=24).text
     stop = whole[20:23]
     cut = whole[: whole.index(stop)]
 
-    assert writer.generate(PROMPT, max_new_tokens=24, stop=stop).text == cut
-    assert writer.generate(PROMPT, max_new_tokens=24, stop=[stop, "never"]).text == cut
+    assert generator.generate(PROMPT, max_new_tokens=24, stop=stop).text == cut
+    assert generator.generate(PROMPT, max_new_tokens=24, stop=[stop, "never"]).text == cut
 
 
 def test_seeds_repeat(tiny_folder: Path) -> None:
     """With a seed sampling is reproducible, across drafters too."""
     sample = {"max_new_tokens": 32, "temperature": 1.5, "seed": 4}
-    first = dynx.load(str(tiny_folder)).generate(PROMPT, **sample)
-    plain = dynx.load(str(tiny_folder), plain=True).generate(PROMPT, **sample)
+    first = dynx.load_generator(str(tiny_folder)).generate(PROMPT, **sample)
+    plain = dynx.load_generator(str(tiny_folder), plain=True).generate(PROMPT, **sample)
 
     assert first.text == plain.text
 
 
 def test_lookup_takes_a_path_as_text(tiny_folder: Path, tmp_path: Path) -> None:
-    """What the command line takes as text, `load` takes as text."""
+    """What the command line takes as text, `load_generator` takes as text."""
     file = tmp_path / "tales.txt"
     file.write_text(PROMPT, encoding="utf-8")
 
-    assert dynx.load(str(tiny_folder), draft="lookup", lookup=str(file)).generate(PROMPT, max_new_tokens=1).tokens
+    assert (
+        dynx.load_generator(str(tiny_folder), draft="lookup", lookup=str(file))
+        .generate(PROMPT, max_new_tokens=1)
+        .tokens
+    )
 
 
 def test_errors_are_dynx_errors(tiny_folder: Path) -> None:
     """What can't be done is raised, with a hint, and nothing is printed."""
     with pytest.raises(ModelError, match="no folder"):
-        dynx.load("./nowhere")
+        dynx.load_generator("./nowhere")
     with pytest.raises(UsageError, match=f"context is {CONTEXT}") as told:
-        dynx.load(str(tiny_folder)).generate("the fox " * CONTEXT)
+        dynx.load_generator(str(tiny_folder)).generate("the fox " * CONTEXT)
 
     assert told.value.hint
 
@@ -109,11 +113,11 @@ def test_a_wrapped_model_generates_as_before(kind: str, options: dict[str, Any])
         options = {"assistant": perturbed(tiny(kind), 0.02)}
     wrapped = dynx.wrap(tiny(kind), **options)
 
-    assert wrapped.receipt is None
+    assert wrapped.stats is None
     for _ in range(3):  # what was learned changes the pace, not the text
         assert wrapped.generate(prompt, max_new_tokens=40).tolist() == want.tolist()
-        assert wrapped.receipt is not None
-        assert wrapped.receipt.tokens == 40
+        assert wrapped.stats is not None
+        assert wrapped.stats.tokens == 40
 
 
 def test_a_wrapped_model_keeps_its_own_settings() -> None:
@@ -162,14 +166,14 @@ def test_what_would_change_the_text_is_refused(others: dict[str, Any], words: st
 
 def test_a_temperature_near_zero_is_greedy(tiny_folder: Path) -> None:
     """Also where no command line has looked at it, with a seed and without; and it may be a whole number."""
-    writer, wrapped = dynx.load(str(tiny_folder)), dynx.wrap(tiny("llama"))
+    generator, wrapped = dynx.load_generator(str(tiny_folder)), dynx.wrap(tiny("llama"))
     prompt = torch.tensor([[5, 9, 2]])
     for seed in (None, 3):
-        cold = writer.generate(PROMPT, max_new_tokens=12, temperature=1e-38, seed=seed)
-        assert cold.text == writer.generate(PROMPT, max_new_tokens=12).text
+        cold = generator.generate(PROMPT, max_new_tokens=12, temperature=1e-38, seed=seed)
+        assert cold.text == generator.generate(PROMPT, max_new_tokens=12).text
         ids = wrapped.generate(prompt, max_new_tokens=12, temperature=1e-38, seed=seed)
         assert ids.tolist() == wrapped.generate(prompt, max_new_tokens=12).tolist()
-    assert writer.generate(PROMPT, max_new_tokens=4, temperature=2, repetition_penalty=2).receipt.tokens == 4
+    assert generator.generate(PROMPT, max_new_tokens=4, temperature=2, repetition_penalty=2).stats.tokens == 4
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3,), (1, 1, 3)], ids=str)
@@ -204,27 +208,29 @@ def test_names_arrive_when_asked_for() -> None:
 
 
 def test_classify_gives_predictions_in_order() -> None:
-    """Texts in, labels out, and a receipt that says what they cost."""
-    labeller = dynx.load_classifier("mood", profile="none", threads=1)
-    predictions = list(labeller.classify(iter(["what a wonderful film", "a dreadful, tedious mess"])))
+    """Texts in, labels out, and stats that say what they cost."""
+    classifier = dynx.load_classifier("mood", profile="none", threads=1)
+    predictions = list(classifier.classify(iter(["what a wonderful film", "a dreadful, tedious mess"])))
 
     assert [p.label for p in predictions] == ["positive", "negative"]
-    assert all(p.error is None and p.exit is None and p.layers == labeller.receipt.depth for p in predictions)
-    assert labeller.receipt.inputs == 2
-    assert labeller.decisions.exits.value == "none"
+    assert all(p.error is None and p.exit is None and p.layers == classifier.stats.depth for p in predictions)
+    assert classifier.stats.inputs == 2
+    assert classifier.decisions.exits.value == "none"
     assert [p.label for p in dynx.classify(["great fun"], profile="none", threads=1)] == ["positive"]
 
 
 def test_draw_gives_the_pipelines_own_picture(tmp_path: Path) -> None:
-    """Without a profile, the pixels that the pipeline makes for this seed, and a receipt that counted its calls."""
+    """Without a profile, the pixels that the pipeline makes for this seed, and stats that counted its calls."""
     folder = tmp_path / "pipe"
     pipeline("stable-diffusion").save_pretrained(folder)
-    artist = dynx.load_artist(str(folder), profile="none", threads=1)
-    drawn = artist.draw("a cat", 7)
-    own = artist.assembly.engine.pipe("a cat", generator=torch.Generator().manual_seed(7), output_type="np").images[0]
+    generator = dynx.load_image_generator(str(folder), profile="none", threads=1)
+    drawn = generator.draw("a cat", 7)
+    own = generator.assembly.engine.pipe("a cat", generator=torch.Generator().manual_seed(7), output_type="np").images[
+        0
+    ]
 
     assert drawn.pixels is not None
     assert (drawn.pixels == own).all()
-    assert drawn.receipt.plain
-    assert drawn.receipt.calls == artist.assembly.engine.family.default_steps
-    assert artist.guarantee is None
+    assert drawn.stats.plain
+    assert drawn.stats.calls == generator.assembly.engine.adapter.default_steps
+    assert generator.guarantee is None

@@ -1,7 +1,8 @@
-"""Diffusion pipelines: as many network calls as the picture needs, on a grid made for the checkpoint.
+"""Draw with diffusion pipelines in as many network calls as each picture needs, on a grid planned for the checkpoint.
 
-`families` knows what a pipeline is, `denoiser` counts and answers its network's calls, `solver` and `sampler` stand in for its
-scheduler, `engine` draws. `schedule` is what they are told; calibration makes it from `trajectory`, `grid` and `quality`.
+`pipelines` describes a pipeline, `denoiser` counts and intercepts its network's calls, `solver` and `sampler` replace its
+scheduler during a run, and `engine` draws. They follow a `schedule`, which calibration plans from `trajectory`, `grid` and
+`similarity`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["assemble", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two ways in when one is used, so that the data modules stay light."""
+    """Import `setup` on first use, so that importing a data module of this package stays light."""
     if name in __all__:
         from dynx.diffusion import setup
 

@@ -1,4 +1,4 @@
-"""What a profile allows a loaded pipeline, under the quality asked for."""
+"""Decide which steps a profile allows a loaded pipeline under the requested quality."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.profile_data import Fitted, Guarantee, Knowledge, from_profile
+from dynx.diffusion.profile_data import Fitted, Guarantee, StepProfile, from_profile
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import most_failures, percent, smallest_sample
 from dynx.runtime.decision import Decision
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-def knowledge_of(assembly: LoadedImageGenerator, warn: Callable[[str], None]) -> Knowledge | None:
-    """What the profile allows under the quality asked for; None where it's nothing, and the decisions say why."""
-    from dynx.diffusion.plan import DELTA, SHARE
+def read_step_profile(assembly: LoadedImageGenerator, warn: Callable[[str], None]) -> StepProfile | None:
+    """Return the steps that the profile certifies for the requested quality, or None with the reason in the decisions."""
+    from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
 
     plan = assembly.plan
     profile, request = plan.profile, plan.request
@@ -42,26 +42,33 @@ def knowledge_of(assembly: LoadedImageGenerator, warn: Callable[[str], None]) ->
         warn(refusal)
         plan.decisions.steps = Decision("plain", refusal)
         return None
-    certificate = fitted.certify(request.quality, SHARE, DELTA)
+    certificate = fitted.certify(request.quality, PICTURE_SHARE, ERROR_PROBABILITY)
     if not fitted.pays(certificate):
         plan.decisions.steps = Decision("plain", why_plain(fitted, certificate, request.quality))
         return None
     reached = fitted.reached(certificate, request.quality)
     p5 = float(np.quantile(reached, 0.05, method="lower"))
     guarantee = Guarantee(
-        request.quality, SHARE, DELTA, certificate.n, certificate.disagreements, p5, float(reached.min()), plan.bundled
+        request.quality,
+        PICTURE_SHARE,
+        ERROR_PROBABILITY,
+        certificate.n,
+        certificate.disagreements,
+        p5,
+        float(reached.min()),
+        plan.bundled,
     )
-    steps = np.repeat(fitted.ladder.steps, certificate.exits)
+    steps = np.repeat(fitted.schedules.steps, certificate.exits)
     plan.decisions.steps = Decision(
         f"{steps.min()} to {steps.max()}, {steps.mean():.1f} on average",
         f"{fitted.speedup(certificate):.2f}x of {full_steps} steps expected; {guarantee}: "
         f"{certificate.disagreements} of {certificate.n} were below, p5 {p5:.3f}, worst {reached.min():.3f}",
     )
-    return Knowledge(fitted, certificate, guarantee, full_steps, colours)
+    return StepProfile(fitted, certificate, guarantee, full_steps, colours)
 
 
 def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
-    """Why a certificate lets no picture take fewer steps, in words."""
+    """Explain why a certificate lets no picture take fewer steps."""
     if certificate.active:
         return f"fewer steps would be {fitted.speedup(certificate):.2f}x as fast, which isn't worth it"
     eps, n = round(1 - certificate.eps, 12), certificate.n
@@ -76,17 +83,17 @@ def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
 
 
 def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> str | None:
-    """Why the profile speaks of other pictures than those asked for."""
-    request, family = assembly.plan.request, assembly.engine.family
+    """Return how the settings of the profile differ from the requested ones, or None."""
+    request, adapter = assembly.plan.request, assembly.engine.adapter
     size = None if request.size is None else list(request.size)
     if size == fitted.get("pixels"):  # asked for what the pipeline draws by itself
         size = fitted.get("size")
-    guidance = family.default_guidance if request.guidance is None else request.guidance
+    guidance = adapter.default_guidance if request.guidance is None else request.guidance
     for what, measured, asked in (
         ("guidance", fitted.get("guidance"), guidance),
         ("negative prompt", fitted.get("negative"), request.negative),
         ("size", fitted.get("size"), size),
-        ("scheduler", fitted.get("scheduler"), family.scheduler),
+        ("scheduler", fitted.get("scheduler"), adapter.scheduler),
     ):
         if measured != asked:
             return (

@@ -1,4 +1,4 @@
-"""A pipeline once it is loaded."""
+"""Hold a loaded pipeline with its plan and profile."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from dynx.errors import InvalidInput
 if TYPE_CHECKING:
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
-    from dynx.diffusion.profile_data import Knowledge
+    from dynx.diffusion.profile_data import StepProfile
     from dynx.diffusion.types import Request
 
 
 @dataclass
 class LoadedImageGenerator:
-    """A plan carried out."""
+    """Hold a plan, the engine that carries it out, and the profile of its steps."""
 
     plan: ImageGeneratorPlan
     engine: Engine
-    knowledge: Knowledge | None
-    """What the profile says of this pipeline's steps, where it may be used."""
+    step_profile: StepProfile | None
+    """The certified steps of this pipeline; None where no profile applies."""
     racing: bool = False
-    """Whether a calibration is to choose the backend."""
+    """Whether a calibration chooses the backend."""
 
     @property
     def why_plain(self) -> str:
-        """Why the steps are what they are."""
+        """The reason for the number of steps."""
         return "" if self.decisions.steps is None else self.decisions.steps.reason
 
     @property
     def decisions(self) -> ImageGeneratorDecisions:
-        """Every setting with its value and the reason."""
+        """Every setting with its value and the reason for it."""
         return self.plan.decisions
 
 
 def sample_of(request: ImageGeneratorRequest, engine: Engine) -> Request:
-    """A request of the shapes that a request's pictures have."""
+    """Make a request whose tensors have the shapes of the pictures asked for."""
     from dynx.diffusion.types import Request
 
-    return Request(("",) if engine.family.prompted else (), (0,), request.negative, request.guidance, request.size)
+    return Request(("",) if engine.adapter.prompted else (), (0,), request.negative, request.guidance, request.size)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:
-    """Raises InvalidInput for a width or height that the network can't take."""
-    multiple = engine.family.multiple
+    """Raise InvalidInput for a width or height that the network can't take."""
+    multiple = engine.adapter.multiple
     if any(side % multiple or side < multiple for side in size):
         near = [max(multiple, round(side / multiple) * multiple) for side in size]
         raise InvalidInput(

@@ -1,8 +1,8 @@
-"""Which kernels and precision a calibration settles on: what draws a typical run soonest and still keeps the quality.
+"""Choose the backend and precision with which a calibrated pipeline draws a typical run fastest at the requested quality.
 
-Calls are timed side by side, and what a backend needs to start is shared out over the pictures of a run. Less than full
-precision must show on the trial pictures in how many steps it reaches the quality; what is promised is certified later, on
-other pictures, drawn by all that was settled on here.
+Calls of all candidates are timed in turns, and the startup time of a backend is spread over the pictures of a run. Reduced
+precision is measured on the trial pictures: the number of steps in which it reaches the quality. The guarantee is certified
+later, on other pictures drawn with the chosen backend and precision.
 """
 
 from __future__ import annotations
@@ -22,138 +22,146 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dynx.diffusion.assembly import LoadedImageGenerator
-    from dynx.diffusion.backends import Runner
-    from dynx.diffusion.profile_data import Ladder
+    from dynx.diffusion.backends import Candidate
+    from dynx.diffusion.profile_data import StepSchedules
     from dynx.diffusion.schedule_search import Pixels
     from dynx.diffusion.types import Request
     from dynx.runtime.backends.network import NetworkBackend
 
 
-PAYS = 0.9
-"""Of the time of the pipeline as it was loaded: what others may take at the most. Less isn't worth another precision or cache."""
+MAX_TIME_RATIO = 0.9
+"""Largest time of a candidate relative to the loaded pipeline; smaller savings don't justify another precision or cache."""
 
 
-def settle(
+def choose_backend(
     assembly: LoadedImageGenerator,
-    ladder: Ladder,
+    schedules: StepSchedules,
     tried: list[dict[str, Any]],
-    trying: Sequence[Request],
+    trial_requests: Sequence[Request],
     reference: Sequence[Pixels],
     clock: Callable[[], float],
     progress: Callable[[str], None],
-) -> Ladder:
-    """Give the engine its kernels, and the plan's decisions their reasons; the ladder, without what these can't do.
+) -> StepSchedules:
+    """Set the engine's backend and the plan's decisions; return the step schedules, without a cache that the backend can't use.
 
-    `tried` is what was found out about the ladder in full precision, and gets what is found out here. Raises
-    UnsupportedModelError where what was asked for can't run the network.
+    `tried` holds the trials of the schedules in full precision; the trials made here are appended. Raises
+    UnsupportedModelError if the requested backend can't run the network.
     """
     plan, engine, request = assembly.plan, assembly.engine, assembly.plan.request
-    choices = backends.ways(request.backend, request.dtype, plan.device, plan.machine)
-    if engine.family.slot is None or choices in ([], [backends.AS_LOADED]):
-        return ladder
-    runners, refused = backends.race(plan, engine, sample_of(request, engine), choices, clock, progress)
-    if not runners:
+    choices = backends.candidate_specs(request.backend, request.dtype, plan.device, plan.machine)
+    if engine.adapter.slot is None or choices in ([], [backends.AS_LOADED]):
+        return schedules
+    candidates, refused = backends.race(plan, engine, sample_of(request, engine), choices, clock, progress)
+    if not candidates:
         raise UnsupportedModelError("; ".join(refused.values()))
-    bare = replace(ladder, cache=0.0)
-    steps = _fewest(ladder, tried, request.quality)
+    bare = replace(schedules, cache=0.0)
+    steps = _fewest_steps(schedules, tried, request.quality)
     notes = [f"{who} can't run it: {why}" for who, why in refused.items()]
 
-    def cost(runner: Runner, calls: float) -> float:
-        return runner.picture(calls * (_cached(ladder, tried) if runner.way == backends.AS_LOADED else 1.0))
+    def cost(candidate: Candidate, calls: float) -> float:
+        return candidate.seconds_per_picture(
+            calls * (_uncached_share(schedules, tried) if candidate.spec == backends.AS_LOADED else 1.0)
+        )
 
-    best = runners[0]
-    while runners:
-        best = min(runners, key=lambda runner: cost(runner, steps))
-        full = [runner for runner in runners if runner.way[1] == "float32"]
+    best = candidates[0]
+    while candidates:
+        best = min(candidates, key=lambda candidate: cost(candidate, steps))
+        full = [candidate for candidate in candidates if candidate.spec[1] == "float32"]
         try:
-            if full and best.way[1] != "float32":
-                other = min(full, key=lambda runner: cost(runner, steps))
-                progress(f"trying {best.way[1]}")
-                with attempt(best.way[0], plan.source.name):
-                    found = _in_precision(assembly, bare, best, trying, reference, tried)
+            if full and best.spec[1] != "float32":
+                other = min(full, key=lambda candidate: cost(candidate, steps))
+                progress(f"trying {best.spec[1]}")
+                with attempt(best.spec[0], plan.source.name):
+                    found = _steps_in_precision(assembly, bare, best, trial_requests, reference, tried)
                 if found is None or cost(best, found) >= cost(other, steps):
                     why = f"takes {found} steps" if found else "doesn't reach the quality"
-                    notes.append(f"{best.way[1]} {why} where float32 takes {steps}")
+                    notes.append(f"{best.spec[1]} {why} where float32 takes {steps}")
                     best = other
-            loaded = next((runner for runner in runners if runner.way == backends.AS_LOADED), best)
-            if cost(best, steps) > PAYS * cost(loaded, steps):
+            loaded = next((candidate for candidate in candidates if candidate.spec == backends.AS_LOADED), best)
+            if cost(best, steps) > MAX_TIME_RATIO * cost(loaded, steps):
                 best = loaded
-            with attempt(best.way[0], plan.source.name):
-                use(assembly, best.kernels, ladder)
+            with attempt(best.spec[0], plan.source.name):
+                set_backend(assembly, best.kernels, schedules)
             break
         except UnsupportedModelError as e:
-            runners = [runner for runner in runners if runner is not best]
-            notes.append(f"{TITLES[best.way[0]]} {best.way[1]} can't run it: {e}")
-            if not runners:
+            candidates = [candidate for candidate in candidates if candidate is not best]
+            notes.append(f"{TITLES[best.spec[0]]} {best.spec[1]} can't run it: {e}")
+            if not candidates:
                 raise
-    said = "; ".join([*map(str, runners), *notes])
+    said = "; ".join([*map(str, candidates), *notes])
     plan.decisions.backend = Decision(
-        best.way[0], f"a network call and the start, {backends.PICTURES} pictures a run: {said}"
+        best.spec[0], f"a network call and the start, {backends.PICTURES_PER_RUN} pictures a run: {said}"
     )
-    plan.decisions.dtype = Decision(best.way[1], "asked for" if request.dtype != "auto" else "with the backend")
-    if best.way == backends.AS_LOADED or not ladder.cache:
-        return ladder
-    plan.decisions.cache = Decision("off", f"features are cached by PyTorch only, and {TITLES[best.way[0]]} is faster")
+    plan.decisions.dtype = Decision(best.spec[1], "asked for" if request.dtype != "auto" else "with the backend")
+    if best.spec == backends.AS_LOADED or not schedules.cache:
+        return schedules
+    plan.decisions.cache = Decision("off", f"features are cached by PyTorch only, and {TITLES[best.spec[0]]} is faster")
     return bare
 
 
-def use(assembly: LoadedImageGenerator, made: NetworkBackend | None, ladder: Ladder) -> None:
-    """Give kernels to the engine, ready for every call that the ladder leads to."""
+def set_backend(assembly: LoadedImageGenerator, made: NetworkBackend | None, schedules: StepSchedules) -> None:
+    """Set the engine's kernels, prepared for every call that the step schedules lead to."""
     engine = assembly.engine
     engine.kernels = None
     if made is not None:
         sample = sample_of(assembly.plan.request, engine)
-        backends.prepare(made, engine, sample, ladder.longest, cut=ladder.guided is not None)
+        backends.prepare(made, engine, sample, schedules.longest, guidance_interval=schedules.guided_share is not None)
     engine.kernels = made
 
 
-def take_up(assembly: LoadedImageGenerator, way: Sequence[str], why: Mapping[str, str], ladder: Ladder) -> None:
-    """What an earlier part of this calibration settled on. Raises UnsupportedModelError."""
+def restore_backend(
+    assembly: LoadedImageGenerator, spec: Sequence[str], why: Mapping[str, str], schedules: StepSchedules
+) -> None:
+    """Set the backend that an interrupted calibration had chosen. Raises UnsupportedModelError if it can't run."""
     plan = assembly.plan
-    spec = BackendSpec(*way)
-    use(assembly, backends.of(plan, assembly.engine, spec), ladder)
+    spec = BackendSpec(*spec)
+    set_backend(assembly, backends.build_kernels(plan, assembly.engine, spec), schedules)
     plan.decisions.backend = Decision(spec.backend, why["backend"])
     plan.decisions.dtype = Decision(spec.dtype, why["dtype"])
 
 
-def _alike(ladder: Ladder, entry: Mapping[str, Any], cache: float) -> bool:
+def _same_settings(schedules: StepSchedules, entry: Mapping[str, Any], cache: float) -> bool:
     return (entry["solver"], entry["guided"], entry["skip"], entry["cache"]) == (
-        ladder.solver,
-        ladder.guided,
-        ladder.skip,
+        schedules.solver,
+        schedules.guided_share,
+        schedules.skip,
         cache,
     )
 
 
-def _fewest(ladder: Ladder, tried: Sequence[Mapping[str, Any]], quality: float) -> int:
-    """Steps in which the trials of such a ladder reached the quality."""
-    good = [entry["steps"] for entry in tried if _alike(ladder, entry, ladder.cache) and entry["tail"] >= quality]
-    return int(min(good, default=ladder.levels[-1]))
+def _fewest_steps(schedules: StepSchedules, tried: Sequence[Mapping[str, Any]], quality: float) -> int:
+    """Return the fewest steps in which trials with these settings reached the quality."""
+    good = [
+        entry["steps"]
+        for entry in tried
+        if _same_settings(schedules, entry, schedules.cache) and entry["tail"] >= quality
+    ]
+    return int(min(good, default=schedules.levels[-1]))
 
 
-def _cached(ladder: Ladder, tried: Sequence[Mapping[str, Any]]) -> float:
-    """Share of the network's work that is left with the ladder's cache."""
-    if not ladder.cache:
+def _uncached_share(schedules: StepSchedules, tried: Sequence[Mapping[str, Any]]) -> float:
+    """Return the share of the network's rows that still run with the cache of the step schedules."""
+    if not schedules.cache:
         return 1.0
     rows = {
-        cache: {entry["steps"]: entry["rows"] for entry in tried if _alike(ladder, entry, cache)}
-        for cache in (0.0, ladder.cache)
+        cache: {entry["steps"]: entry["rows"] for entry in tried if _same_settings(schedules, entry, cache)}
+        for cache in (0.0, schedules.cache)
     }
-    both = rows[0.0].keys() & rows[ladder.cache].keys()
-    return min((rows[ladder.cache][steps] / rows[0.0][steps] for steps in both), default=1.0)
+    both = rows[0.0].keys() & rows[schedules.cache].keys()
+    return min((rows[schedules.cache][steps] / rows[0.0][steps] for steps in both), default=1.0)
 
 
-def _in_precision(
+def _steps_in_precision(
     assembly: LoadedImageGenerator,
-    ladder: Ladder,
-    runner: Runner,
-    trying: Sequence[Request],
+    schedules: StepSchedules,
+    candidate: Candidate,
+    trial_requests: Sequence[Request],
     reference: Sequence[Pixels],
     tried: list[dict[str, Any]],
 ) -> int | None:
-    """Steps in which a runner reaches the quality on the trial pictures; None for none."""
-    use(assembly, runner.kernels, ladder)
-    trials = Trials(assembly.engine, trying, reference)
-    at = trials.fewest(ladder, assembly.plan.request.quality)
-    tried += [{**entry, "backend": runner.way[0], "precision": runner.way[1]} for entry in trials.log]
-    return ladder.levels[at] if at < len(ladder.levels) else None
+    """Return the fewest steps in which a candidate reaches the quality on the trial pictures, or None."""
+    set_backend(assembly, candidate.kernels, schedules)
+    trials = Trials(assembly.engine, trial_requests, reference)
+    at = trials.fewest(schedules, assembly.plan.request.quality)
+    tried += [{**entry, "backend": candidate.spec[0], "precision": candidate.spec[1]} for entry in trials.log]
+    return schedules.levels[at] if at < len(schedules.levels) else None

@@ -1,8 +1,8 @@
-"""Which kernels compute a pipeline's network, and in what precision: decided beforehand, made ready, or raced.
+"""Choose, prepare and time the backends that compute a pipeline's network, each in some precision.
 
-The pipeline itself stays in float32 on a processor: texts, latents and decoder, and the network as its author made it, which is
-what pictures are compared with. Only the network's calls go elsewhere, so the one promise of likeness to the full run covers
-steps, kernels and precision together.
+On a processor the pipeline itself stays in float32: text encoders, latents, decoder, and the original network, whose pictures
+are the reference. Only the network's calls run on the backend, so the guarantee of similarity to the full run covers steps,
+backend and precision together.
 """
 
 from __future__ import annotations
@@ -39,27 +39,30 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.network import NetworkBackend
     from dynx.runtime.device import Device
 
-ROUNDS = 7
-"""Of a race: calls of each, in turns; the median counts."""
+TIMED_CALLS = 7
+"""Timed calls of each candidate, made in turns; the median is used."""
 
-PICTURES = 4
-"""Of a typical run: what a backend takes to start must be won back by these."""
+PICTURES_PER_RUN = 4
+"""Pictures of a typical run, over which the startup time of a backend is spread."""
 
 AS_LOADED = BackendSpec(TORCH, "float32")
+"""The network as diffusers loaded it."""
 
 
 def decide(
     asked: str, dtype: str, device: str, machine: Device, measured: BackendSpec | None
 ) -> tuple[Decision[str], Decision[str]]:
-    """Backend and precision of a run, as they are asked for; `measured` is what a profile was measured with.
+    """Decide the backend and precision of a run; `measured` is what a profile was measured with.
 
-    Raises InvalidInput for a name that isn't known, DeviceError for a backend that can't be had.
+    Raises InvalidInput for an unknown name, DeviceError for a backend that isn't available.
     """
     if asked == IPEX:
         raise DeviceError("`backend` ipex: pipelines that draw aren't run on it")
     backend = choose(asked, "none", device, None if measured is None else measured[0])
     if asked == "auto" and measured is None:
-        others = dict.fromkeys(TITLES[name] for name, _ in ways(asked, dtype, device, machine) if name != TORCH)
+        others = dict.fromkeys(
+            TITLES[name] for name, _ in candidate_specs(asked, dtype, device, machine) if name != TORCH
+        )
         tells = f"nothing is measured yet; calibrating times {' and '.join(others)} too"
         backend = Decision(TORCH, tells if others else "the only one here")
     if backend.value != TORCH and device != "cpu":
@@ -71,10 +74,10 @@ def decide(
     return backend, Decision("float32", "full precision unless asked otherwise")
 
 
-def ways(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSpec]:
-    """What a calibration may race: backends and precisions that can be had and aren't ruled out by what was asked for.
+def candidate_specs(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSpec]:
+    """List the available backends and precisions among which a calibration chooses, as far as the request allows.
 
-    A whole network takes PyTorch's compiler minutes, so unasked that is tried only where there is no OpenVINO.
+    PyTorch's compiler takes minutes for a whole network, so it is tried by default only where OpenVINO isn't installed.
     """
     if device != "cpu":
         return []
@@ -90,28 +93,33 @@ def ways(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSp
     return [BackendSpec(backend, precision) for backend in backends for precision in precisions]
 
 
-def of(plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec) -> NetworkBackend | None:
-    """Kernels that aren't ready for any call yet; None where the pipeline runs as it was loaded.
+def build_kernels(plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec) -> NetworkBackend | None:
+    """Build the kernels of a backend, not yet prepared for any call; None where the pipeline runs as it was loaded.
 
     Raises UnsupportedModelError for a pipeline of several networks.
     """
-    if way == AS_LOADED or plan.device != "cpu":
+    if spec == AS_LOADED or plan.device != "cpu":
         return None
-    slot = engine.family.slot
+    slot = engine.adapter.slot
     if slot is None:
-        raise UnsupportedModelError(f"{engine.family.name} has no single network to run on {TITLES[way[0]]}")
+        raise UnsupportedModelError(f"{engine.adapter.name} has no single network to run on {TITLES[spec[0]]}")
     from dynx.runtime.backends.network import NetworkBackend
 
-    backend, dtype = way
+    backend, dtype = spec
     cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights
     threads = plan.threads
     return NetworkBackend(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
 
 
 def prepare(
-    kernels: NetworkBackend, engine: Engine, request: Request, schedule: Schedule | None = None, *, cut: bool = False
+    kernels: NetworkBackend,
+    engine: Engine,
+    request: Request,
+    schedule: Schedule | None = None,
+    *,
+    guidance_interval: bool = False,
 ) -> None:
-    """Make ready for a request's calls, and where guidance is `cut`, for those of half the rows.
+    """Prepare the kernels for a request's calls; with a `guidance_interval` also for calls of half the rows.
 
     Raises UnsupportedModelError with the reason.
     """
@@ -120,67 +128,69 @@ def prepare(
     args, kwargs = engine.first_call(request, schedule)
     kernels.prepare(args, kwargs)
     rows = int(noisy_input(args, kwargs).shape[0])
-    if cut and rows == 2 * len(request):
+    if guidance_interval and rows == 2 * len(request):
         kernels.prepare(halved(args, rows, 0), halved(kwargs, rows, 0))
 
 
 @dataclass(frozen=True)
-class Runner:
-    """One of those in a race."""
+class Candidate:
+    """Hold a timed backend and precision."""
 
-    way: BackendSpec
+    spec: BackendSpec
     kernels: NetworkBackend | None
-    call: float
+    call_seconds: float
     """Seconds of a network call."""
-    start: float
-    """Seconds until it is ready in a process that finds it kept."""
+    start_seconds: float
+    """Seconds of startup in a process that finds the compiled network in the cache."""
 
-    def picture(self, calls: float) -> float:
-        """Seconds of a picture in a typical run that are spent on so many calls and its share of the start."""
-        return calls * self.call + self.start / PICTURES
+    def seconds_per_picture(self, calls: float) -> float:
+        """Return the seconds of `calls` network calls and of one picture's share of the startup."""
+        return calls * self.call_seconds + self.start_seconds / PICTURES_PER_RUN
 
     def __str__(self) -> str:
-        start = f", {self.start:.1f} s to start" if self.start >= 0.05 else ""
-        return f"{TITLES[self.way[0]]} {self.way[1]} {1e3 * self.call:.1f} ms{start}"
+        start = f", {self.start_seconds:.1f} s to start" if self.start_seconds >= 0.05 else ""
+        return f"{TITLES[self.spec[0]]} {self.spec[1]} {1e3 * self.call_seconds:.1f} ms{start}"
 
 
 def race(
     plan: ImageGeneratorPlan,
     engine: Engine,
     request: Request,
-    ways: Sequence[BackendSpec],
+    candidate_specs: Sequence[BackendSpec],
     clock: Callable[[], float],
     stages: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Runner], dict[str, str]]:
-    """Time a network call of `request` in each way; also what can't be used, and why."""
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Time a network call of `request` with each spec; also return the reasons of those that can't run it."""
     args, kwargs = engine.first_call(request)
-    network = getattr(engine.pipe, str(engine.family.slot))
+    network = getattr(engine.pipe, str(engine.adapter.slot))
     able: dict[BackendSpec, tuple[NetworkBackend | None, float]] = {}
     refused: dict[str, str] = {}
     imports: dict[str, float] = {}
-    for way in ways:
-        stages(f"preparing {TITLES[way[0]]} {way[1]}")
-        if way[0] not in imports:
+    for spec in candidate_specs:
+        stages(f"preparing {TITLES[spec[0]]} {spec[1]}")
+        if spec[0] not in imports:
             began = clock()
-            import_backend(way[0])
-            imports[way[0]] = clock() - began
+            import_backend(spec[0])
+            imports[spec[0]] = clock() - began
         try:
-            with attempt(way[0], plan.source.name):
-                kernels = of(plan, engine, way)
+            with attempt(spec[0], plan.source.name):
+                kernels = build_kernels(plan, engine, spec)
                 if kernels is not None:
                     kernels.prepare(args, kwargs)
-                able[way] = kernels, imports[way[0]] + _start(plan, engine, way, (args, kwargs), clock)
+                able[spec] = kernels, imports[spec[0]] + _startup_seconds(plan, engine, spec, (args, kwargs), clock)
         except UnsupportedModelError as e:
-            refused[f"{TITLES[way[0]]} {way[1]}"] = str(e)
-    seen = _timed(network, {way: kernels for way, (kernels, _) in able.items()}, args, kwargs, clock, refused)
-    return [Runner(way, kernels, seen[way], start) for way, (kernels, start) in able.items() if way in seen], refused
+            refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
+    seen = _call_seconds(network, {spec: kernels for spec, (kernels, _) in able.items()}, args, kwargs, clock, refused)
+    return [
+        Candidate(spec, kernels, seen[spec], start) for spec, (kernels, start) in able.items() if spec in seen
+    ], refused
 
 
-def _start(
-    plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec, call: tuple[Any, Any], clock: Callable[[], float]
+def _startup_seconds(
+    plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec, call: tuple[Any, Any], clock: Callable[[], float]
 ) -> float:
-    """Seconds that another process needs to take up what is kept."""
-    again = None if way[0] == TORCH else of(plan, engine, way)
+    """Return the seconds in which another process loads the compiled network from the cache."""
+    again = None if spec[0] == TORCH else build_kernels(plan, engine, spec)
     if again is None:
         return 0.0
     began = clock()
@@ -188,35 +198,35 @@ def _start(
     return clock() - began
 
 
-def _timed(
+def _call_seconds(
     network: Any,
-    ways: Mapping[BackendSpec, NetworkBackend | None],
+    candidate_specs: Mapping[BackendSpec, NetworkBackend | None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     clock: Callable[[], float],
     refused: dict[str, str],
 ) -> dict[BackendSpec, float]:
-    """Seconds of a call, medians; those that raise go into `refused`, except the network as it was loaded."""
+    """Return the median seconds of a call by spec; backends that raise are added to `refused`."""
     import torch
 
-    order, rng = list(ways), random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    seconds: dict[BackendSpec, list[float]] = {way: [] for way in ways}
+    order, rng = list(candidate_specs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    seconds: dict[BackendSpec, list[float]] = {spec: [] for spec in candidate_specs}
     with torch.no_grad():
-        for number in range(ROUNDS + 1):  # the first warms up
+        for number in range(TIMED_CALLS + 1):  # the first warms up
             rng.shuffle(order)
-            for way in [way for way in order if way in seconds]:
-                kernels = ways[way]
+            for spec in [spec for spec in order if spec in seconds]:
+                kernels = candidate_specs[spec]
                 began = clock()
                 if kernels is None:
                     network(*args, **kwargs)
                 else:
                     try:
-                        with attempt(way[0], type(network).__name__):
+                        with attempt(spec[0], type(network).__name__):
                             kernels(network, args, kwargs)
                     except UnsupportedModelError as e:
-                        refused[f"{TITLES[way[0]]} {way[1]}"] = str(e)
-                        del seconds[way]
+                        refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
+                        del seconds[spec]
                         continue
                 if number:
-                    seconds[way].append(clock() - began)
-    return {way: median(seen) for way, seen in seconds.items()}
+                    seconds[spec].append(clock() - began)
+    return {spec: median(seen) for spec, seen in seconds.items()}

@@ -1,8 +1,8 @@
-"""diffusers' first-block cache over a transformer: where the first block says about what it said before, the others are left out.
+"""Apply diffusers' first-block cache to a transformer: where the first block's output hardly changes, the others are skipped.
 
-The cache itself is diffusers' (`FirstBlockCacheConfig`, after TeaCache; Liu et al. 2024). Here it is put on for one run, each
-of a step's calls remembers for itself, and calls that ran their first block only are told from those that ran whole: by a
-hook inside the last block, which runs with that block or not at all.
+The cache itself is diffusers' (`FirstBlockCacheConfig`, after TeaCache; Liu et al. 2024). Here it is enabled for one run, with
+a separate state for each call of a step. A hook inside the last block, which runs with that block or not at all,
+distinguishes calls that ran the whole network from calls that ran its first block only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-BLOCKS = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
-"""Where transformers keep their blocks, in the order in which they run."""
+BLOCK_LIST_NAMES = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
+"""Attributes in which transformers keep their blocks, in the order in which they run."""
 
 
 def why_not(network: Any) -> str | None:
-    """Why a network can't be cached, or None."""
+    """Return why a network can't be cached, or None if it can."""
     if not all(hasattr(network, name) for name in ("enable_cache", "disable_cache", "cache_context")):
         return f"diffusers has no feature cache for {type(network).__name__}"
     if len(_blocks(network)) < 2:
@@ -35,13 +35,13 @@ def _blocks(network: Any) -> list[nn.Module]:
 
     found: list[nn.Module] = []
     for name, part in network.named_children():
-        if name in BLOCKS and isinstance(part, nn.ModuleList):
+        if name in BLOCK_LIST_NAMES and isinstance(part, nn.ModuleList):
             found += list(part)
     return found
 
 
 class BlockCache:
-    """The cache of one network, on between `attach` and `detach`. Raises ValueError where `why_not` has a reason."""
+    """Cache one network between `attach` and `detach`. Raises ValueError where `why_not` has a reason."""
 
     def __init__(self, network: Any, threshold: float) -> None:
         if reason := why_not(network):
@@ -51,7 +51,7 @@ class BlockCache:
         self._hook: Any = None
 
     def attach(self) -> None:
-        """Begin, with nothing remembered."""
+        """Enable the cache, empty."""
         from diffusers import FirstBlockCacheConfig
 
         self._network.enable_cache(FirstBlockCacheConfig(threshold=self._threshold))
@@ -59,7 +59,7 @@ class BlockCache:
         self._hook = inner.register_forward_pre_hook(self._seen)
 
     def detach(self) -> None:
-        """End, and leave the network as it was."""
+        """Disable the cache and restore the network."""
         if self._hook is not None:
             self._hook.remove()
             self._network.disable_cache()
@@ -67,7 +67,7 @@ class BlockCache:
 
     @contextmanager
     def call(self, name: str) -> Iterator[None]:
-        """Around one call of the network; calls of one name remember each other."""
+        """Wrap one call of the network; calls with the same name share a cache state."""
         self._ran = False
         with self._network.cache_context(name):
             yield

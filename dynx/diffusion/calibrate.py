@@ -1,14 +1,14 @@
-"""Learn a pipeline's steps once: which grid and solver, how many steps a picture needs, and what may be promised of it.
+"""Calibrate a pipeline once: choose grid and solver, predict how many steps a picture needs, and certify the quality.
 
-1. Draw some pictures plain: the full runs that quality is measured against.
-2. Record their way over the plain run's own grid, and plan grids for every number of steps by dynamic programming.
-3. On those pictures try solvers, γ, guidance for a part of the steps, skipping and caching, and keep what reaches the quality
-   cheapest; and put the clock to it.
-4. Draw new pictures at every number of steps, all numbers sharing their first nodes. One part fits the predictor and, each
-   predicted by the others, draws up the rules; the larger part, seen once, certifies.
+1. Draw some pictures plain; these full runs are the reference for quality.
+2. Record their trajectories over the plain run's own grid, and plan grids for every number of steps by dynamic programming.
+3. On those pictures try solvers, γ, guidance intervals, skipping and caching; keep the cheapest settings that reach the
+   quality, and time them.
+4. Draw new pictures at every number of steps; all numbers share their first nodes. One part of the pictures fits the predictor
+   and, by cross-fitting, proposes the rules; the larger part, used once, certifies.
 
-The full run is the pipeline's own, on a processor in float32 whatever its network is calibrated for. Nothing here prints;
-`progress` hears (share done, what is being done).
+The full run is the pipeline's own, on a processor in float32 whatever backend its network is calibrated for. Nothing here
+prints; `progress` receives (share done, current activity).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.diffusion.apply_profile import why_plain
-from dynx.diffusion.backend_search import settle, take_up
-from dynx.diffusion.plan import DELTA, SHARE
-from dynx.diffusion.predictor import Predictor, crossed
-from dynx.diffusion.profile_data import Evidence, Fitted, Ladder, to_arrays
-from dynx.diffusion.schedule_search import choose_ladder, draw, singles
+from dynx.diffusion.backend_search import choose_backend, restore_backend
+from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
+from dynx.diffusion.predictor import Predictor, cross_fit
+from dynx.diffusion.profile_data import Evidence, Fitted, StepSchedules, to_arrays
+from dynx.diffusion.schedule_search import choose_step_schedules, draw, one_by_one
 from dynx.diffusion.similarity import tails
-from dynx.diffusion.step_sweep import climb, clocked, colour_map
+from dynx.diffusion.step_sweep import colour_map, sweep_steps, time_steps
 from dynx.diffusion.trajectory import record
 from dynx.diffusion.types import Request
 from dynx.errors import InvalidInput, UnsupportedModelError
@@ -44,41 +44,48 @@ if TYPE_CHECKING:
 
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.similarity import Tails
-    from dynx.diffusion.step_sweep import Climb, Partial
+    from dynx.diffusion.step_sweep import Partial, StepSweep
     from dynx.runtime.certify import Certificate
 
     Array = NDArray[np.float64]
 
 Progress = Callable[[float, str], None]
 
-BATCH = 8
+PICTURES_PER_BATCH = 8
 """Pictures drawn together."""
 
-TRYING = 16
-"""Pictures on which grids, solvers and cuts are chosen."""
+TRIAL_PICTURES = 16
+"""Pictures on which grids, solvers and guidance intervals are chosen."""
 
-CLOCKED = 3
-"""Of those, drawn alone at every number of steps by the clock."""
+TIMED_PICTURES = 3
+"""Trial pictures that are drawn one by one at every number of steps and timed."""
 
-SHARES = (0.4, 0.6)
-"""Of the others: predictor and rules, certificate. In simulations of easy and hard pipelines 0.3 to 0.5 were alike."""
+SPLIT_SHARES = (0.4, 0.6)
+"""Shares of the other pictures for predictor and rules, and for the certificate.
 
-LEAST, MOST = 120, 400
-"""Pictures for those two; the certifying part of `LEAST` is enough for 95 % at 95 % if all of them are good."""
+First shares of 0.3 to 0.5 did equally well in simulations of easy and hard pipelines.
+"""
 
-PATIENCE = 1.5
-"""Budgets are overrun by so much at the most before the calibration is refused; a hint's number has half of that to spare."""
+MIN_PICTURES, MAX_PICTURES = 120, 400
+"""Least and most pictures after the trials.
 
-SEED = 0
+The certifying part of `MIN_PICTURES` suffices for 95 % at 95 % confidence if all of them reach the quality.
+"""
+
+MAX_BUDGET_OVERRUN_RATIO = 1.5
+"""Largest ratio of required time to budget at which calibration still starts; the budget in a hint leaves half of that spare."""
+
+CALIBRATION_SEED = 0
+"""Seed of the split and of the order of prompts."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything learned; `profile` and `arrays` are what gets stored."""
+    """Hold the results of a calibration; `profile` and `arrays` are stored."""
 
     pictures: int
     power: str
-    ladder: Ladder
+    schedules: StepSchedules
     likeness: dict[int, Tails]
     """SSIM to the plain run at each number of steps, on the certifying pictures."""
     seconds: dict[int, float]
@@ -86,11 +93,11 @@ class Findings:
     full_steps: int
     certificate: Certificate
     reached: Tails | None
-    """Under the certified rule."""
+    """SSIM under the certified rule; None where no rule is certified."""
     correlation: float | None
     """Between steps taken and steps needed, on the certifying pictures (Spearman)."""
     constant: int | None
-    """The fewest steps that would do as a constant, by the same test."""
+    """The fewest steps that the same test certifies for all pictures alike; None for none."""
     summary: str
     profile: Profile
     arrays: dict[str, NDArray[Any]]
@@ -106,53 +113,56 @@ def calibrate(
     partial: Partial | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Findings:
-    """Learn within about `budget` seconds; `prompts` are cycled, each time with other seeds.
+    """Calibrate within about `budget` seconds; `prompts` are cycled, each time with other seeds.
 
-    What an earlier run left in `partial` is taken over, and said. UnsupportedModelError: the pipeline draws plain only.
-    InvalidInput: no prompts, or a budget for too few pictures.
+    Pictures that an earlier run left in `partial` are reused, with a message to `say`. Raises UnsupportedModelError for a
+    pipeline that draws plain only, InvalidInput for no prompts or a budget for too few pictures.
     """
-    engine, family = assembly.engine, assembly.engine.family
+    engine, adapter = assembly.engine, assembly.engine.adapter
     began = clock()
     requests = _requests(assembly, prompts)
     if reason := engine.plain_reason(requests[0]):
-        raise UnsupportedModelError(f"{family.name} is drawn plain: {reason}")
-    if family.random:
+        raise UnsupportedModelError(f"{adapter.name} is drawn plain: {reason}")
+    if adapter.random:
         raise UnsupportedModelError(
-            f"{family.name} is drawn plain: {family.scheduler} draws noise at every step, and no other run gives its picture"
+            f"{adapter.name} is drawn plain: {adapter.scheduler} draws noise at every step, and no other run gives its picture"
         )
     known = partial.load() if partial else None
-    made: Climb | None = None
+    made: StepSweep | None = None
     if known is None:
-        state = _choose(assembly, requests[: TRYING // BATCH], budget, clock, progress)
+        state = _choose(assembly, requests[: TRIAL_PICTURES // PICTURES_PER_BATCH], budget, clock, progress)
         if partial:
             partial.save(state, None)
     else:
         state, made = known
         if "way" in state:
-            take_up(assembly, state["way"], state["why"], Ladder.from_json(state["ladder"]))
+            restore_backend(assembly, state["way"], state["why"], StepSchedules.from_json(state["ladder"]))
         say(f"going on after {len(made) if made else 'no'} pictures that an earlier calibration drew")
-    ladder = Ladder.from_json(state["ladder"])
+    schedules = StepSchedules.from_json(state["ladder"])
     costs = Costs(tuple(state["reach"]), state["full"], tuple(state["check"]))
     done = len(made) if made else 0
     count = _count(budget - (clock() - began), state["each"], done, clock() - began)
-    first, climbing = clock(), done
+    sweep_began, done_before = clock(), done
     while made is None or len(made) < count:
         have = len(made) if made else 0
-        left = (clock() - first) / (have - climbing) * (count - have) if have > climbing else state["each"] * count
+        drawn = have - done_before
+        left = (clock() - sweep_began) / drawn * (count - have) if drawn > 0 else state["each"] * count
         progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
-        batch = climb(engine, requests[TRYING // BATCH + have // BATCH], ladder)
+        batch = sweep_steps(
+            engine, requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH], schedules
+        )
         made = batch if made is None else made + batch
         if partial:
             partial.save(state, made)
-    choosing, certifying = split(len(made), SEED, SHARES)
+    choosing, certifying = split(len(made), CALIBRATION_SEED, SPLIT_SHARES)
     looks, texts, shown = made.looks, made.texts, made.likeness
     predictor = Predictor.fit(looks[choosing], texts[choosing], shown[choosing, :-1])
     fitted = Fitted(
-        ladder,
+        schedules,
         predictor,
         costs,
         state["plain"],
-        Evidence(shown[choosing], crossed(looks[choosing], texts[choosing], shown[choosing, :-1])),
+        Evidence(shown[choosing], cross_fit(looks[choosing], texts[choosing], shown[choosing, :-1])),
         Evidence(shown[certifying], predictor(looks[certifying], texts[certifying])),
     )
     found = _findings(assembly, prompts, fitted, state, colour_map(made.latents, made.colours))
@@ -161,27 +171,27 @@ def calibrate(
 
 
 def power(count: int) -> str:
-    """What so many pictures can show."""
-    n = len(split(count, SEED, SHARES)[1])
-    said = supports(n, round(1 - SHARE, 12), DELTA, noun="pictures", failure="failure")
+    """Describe what `count` pictures can certify."""
+    n = len(split(count, CALIBRATION_SEED, SPLIT_SHARES)[1])
+    said = supports(n, round(1 - PICTURE_SHARE, 12), ERROR_PROBABILITY, noun="pictures", failure="failure")
     return f"{n} of {count} pictures certify: {said}"
 
 
 def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str, Any]:
-    """What a calibration depends on, for knowing a partial one again."""
-    request, family = assembly.plan.request, assembly.engine.family
+    """Return the settings that a calibration depends on, which identify an unfinished one."""
+    request, adapter = assembly.plan.request, assembly.engine.adapter
     return {
         "format": 1,
         "profile": assembly.plan.key.id,
         "weights": assembly.plan.weights,
         "prompts": text_hash(prompts),
         "quality": request.quality,
-        "guidance": family.default_guidance if request.guidance is None else request.guidance,
+        "guidance": adapter.default_guidance if request.guidance is None else request.guidance,
         "negative": request.negative,
         "backend": request.backend,
         "dtype": request.dtype,
         "size": None if request.size is None else list(request.size),
-        "scheduler": family.scheduler,
+        "scheduler": adapter.scheduler,
         "versions": _versions(),
     }
 
@@ -191,64 +201,71 @@ def _versions() -> dict[str, str]:
 
 
 def _requests(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list[Request]:
-    """Batches of pictures, every one with a seed of its own."""
+    """Make the requests of all batches, every picture with its own seed."""
     request = assembly.plan.request
-    total = TRYING + MOST + BATCH
-    if assembly.engine.family.prompted and not prompts:
+    total = TRIAL_PICTURES + MAX_PICTURES + PICTURES_PER_BATCH
+    if assembly.engine.adapter.prompted and not prompts:
         raise InvalidInput("there are no prompts")
-    order = np.random.default_rng(SEED).permutation(max(1, len(prompts)))
+    order = np.random.default_rng(CALIBRATION_SEED).permutation(max(1, len(prompts)))
     made = []
-    for start in range(0, total, BATCH):
-        numbers = range(start, start + BATCH)
-        texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.family.prompted else ()
+    for start in range(0, total, PICTURES_PER_BATCH):
+        numbers = range(start, start + PICTURES_PER_BATCH)
+        texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.adapter.prompted else ()
         made.append(Request(texts, tuple(1000 + i for i in numbers), request.negative, request.guidance, request.size))
     return made
 
 
 def _choose(
     assembly: LoadedImageGenerator,
-    trying: Sequence[Request],
+    trial_requests: Sequence[Request],
     budget: float,
     clock: Callable[[], float],
     progress: Progress,
 ) -> dict[str, Any]:
-    """The ladder, and what it costs: as JSON."""
+    """Choose the step schedules and measure their costs; return both as JSON."""
     engine = assembly.engine
     began = clock()
     progress(0.0, "drawing in full")
-    first = draw(engine, trying[0])
-    each = (clock() - began) / len(trying[0])
+    first = draw(engine, trial_requests[0])
+    each = (clock() - began) / len(trial_requests[0])
     _count(budget, 2 * each, 0, clock() - began)  # plain and on the whole grid: the least that it can take
     full = [first]
-    for request in trying[1:]:
+    for request in trial_requests[1:]:
         before = clock()
         full.append(draw(engine, request))
         each = min(each, (clock() - before) / len(request))  # the first warms up
     reference = [pixels for drawn in full for pixels in drawn.pixels]
-    fine = engine.course(trying[0]).grid
+    fine = engine.initial_call(trial_requests[0]).grid
     progress(0.03, "recording their way")
     try:
-        ways = [record(engine, request, fine)[1] for request in trying]
+        trajectories = [record(engine, request, fine)[1] for request in trial_requests]
     except InvalidInput as e:
-        raise UnsupportedModelError(f"{engine.family.name} is drawn plain: {e}", hint=e.hint) from None
-    ladder, tried = choose_ladder(
-        engine, trying, ways, reference, assembly.plan.request.quality, lambda x, what: progress(0.05 + 0.25 * x, what)
+        raise UnsupportedModelError(f"{engine.adapter.name} is drawn plain: {e}", hint=e.hint) from None
+    schedules, tried = choose_step_schedules(
+        engine,
+        trial_requests,
+        trajectories,
+        reference,
+        assembly.plan.request.quality,
+        lambda x, what: progress(0.05 + 0.25 * x, what),
     )
     chosen: dict[str, Any] = {}
     if assembly.racing:
-        ladder = settle(assembly, ladder, tried, trying, reference, clock, lambda what: progress(0.3, what))
+        schedules = choose_backend(
+            assembly, schedules, tried, trial_requests, reference, clock, lambda what: progress(0.3, what)
+        )
         why = {"backend": assembly.decisions.backend.reason, "dtype": assembly.decisions.dtype.reason}
         chosen = {"way": list(assembly.plan.spec), "why": why}
     progress(0.32, "by the clock")
-    costs, plain = clocked(engine, singles(trying[0])[:CLOCKED], ladder, clock)
-    all_ways = each / len(fine) * (len(fine) + sum(ladder.steps))
+    costs, plain = time_steps(engine, one_by_one(trial_requests[0])[:TIMED_PICTURES], schedules, clock)
+    all_ways = each / len(fine) * (len(fine) + sum(schedules.steps))
     if engine.kernels is not None:
         all_ways = plain + sum(costs.reach) + costs.full
-    elif ladder.alone:
-        all_ways = plain / len(fine) * (len(fine) + sum(ladder.steps))
+    elif schedules.alone:
+        all_ways = plain / len(fine) * (len(fine) + sum(schedules.steps))
     high, wide = reference[0].shape[:2]
     return chosen | {
-        "ladder": ladder.to_json(),
+        "ladder": schedules.to_json(),
         "tried": tried,
         "reach": list(costs.reach),
         "full": costs.full,
@@ -261,16 +278,16 @@ def _choose(
 
 
 def _count(left: float, each: float, done: int, spent: float) -> int:
-    """Pictures that the time is enough for, those done included. Raises InvalidInput where that's too few."""
-    missing = max(0, LEAST - done) * each
-    if missing > PATIENCE * max(left, 0.0):
-        need = 10 * math.ceil((spent + missing) * (1 + PATIENCE) / 2 / 10)
+    """Return the number of pictures that fit in the time, those done included. Raises InvalidInput where that is too few."""
+    missing = max(0, MIN_PICTURES - done) * each
+    if missing > MAX_BUDGET_OVERRUN_RATIO * max(left, 0.0):
+        need = 10 * math.ceil((spent + missing) * (1 + MAX_BUDGET_OVERRUN_RATIO) / 2 / 10)
         raise InvalidInput(
-            f"{LEAST} pictures at every number of steps take at least {_duration(spent + missing)} here; the budget is "
+            f"{MIN_PICTURES} pictures at every number of steps take at least {_duration(spent + missing)} here; the budget is "
             f"{_duration(spent + left)}",
             hint=f"`budget` {need}",
         )
-    return int(min(MOST, max(LEAST, done, done + left / max(each, 1e-9))))
+    return int(min(MAX_PICTURES, max(MIN_PICTURES, done, done + left / max(each, 1e-9))))
 
 
 def _duration(seconds: float) -> str:
@@ -278,7 +295,7 @@ def _duration(seconds: float) -> str:
 
 
 def needed(likeness: Array, steps: Sequence[int], quality: float) -> Array:
-    """(n,) of the numbers of steps (L+1,), the last the most, the fewest at which each picture reaches the quality for good."""
+    """Return (n,) the fewest steps from which on each picture reaches the quality; `steps` (L+1,) rises."""
     good = likeness[:, :-1] >= quality
     lasting = np.flip(np.logical_and.accumulate(np.flip(good, 1), axis=1), 1)
     first = np.where(lasting.any(1), lasting.argmax(1), good.shape[1])
@@ -287,8 +304,8 @@ def needed(likeness: Array, steps: Sequence[int], quality: float) -> Array:
 
 
 def best_constant(likeness: Array, levels: Sequence[int], quality: float) -> int | None:
-    """The fewest steps that the same test finds as a constant, going down from the most; None where these fail already."""
-    allowed = most_failures(len(likeness), round(1 - SHARE, 12), DELTA)
+    """Return the fewest steps that the same test certifies for all pictures alike, tested from the most down, or None."""
+    allowed = most_failures(len(likeness), round(1 - PICTURE_SHARE, 12), ERROR_PROBABILITY)
     found = None
     for k in reversed(range(len(levels))):
         if allowed is None or int((likeness[:, k] < quality).sum()) > allowed:
@@ -298,7 +315,7 @@ def best_constant(likeness: Array, levels: Sequence[int], quality: float) -> int
 
 
 def rank_correlation(a: Array, b: Array) -> float | None:
-    """Spearman's, with ties by their mean rank; None where one of them doesn't vary."""
+    """Return Spearman's rank correlation, ties by their mean rank; None where one of the two doesn't vary."""
 
     def ranks(values: Array) -> Array:
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -316,31 +333,31 @@ def _findings(
     assembly: LoadedImageGenerator, prompts: Sequence[str], fitted: Fitted, state: dict[str, Any], colours: Array | None
 ) -> Findings:
     quality = assembly.plan.request.quality
-    certificate = fitted.certify(quality, SHARE, DELTA)
-    ladder, shown = fitted.ladder, fitted.certifying.likeness
+    certificate = fitted.certify(quality, PICTURE_SHARE, ERROR_PROBABILITY)
+    schedules, shown = fitted.schedules, fitted.certifying.likeness
     active = fitted.pays(certificate)
     reached = tails(fitted.reached(certificate, quality)) if active else None
     on = None if assembly.engine.kernels is None else f"on {assembly.engine.kernels}"
     scores = fitted.scores(fitted.certifying, quality)
-    taken = np.asarray(ladder.steps, dtype=np.float64)[leaves_at(np.asarray(certificate.thresholds), scores)]
-    constant = best_constant(shown, ladder.levels, quality)
+    taken = np.asarray(schedules.steps, dtype=np.float64)[leaves_at(np.asarray(certificate.thresholds), scores)]
+    constant = best_constant(shown, schedules.levels, quality)
     if reached is None:
         summary = f"plain: {why_plain(fitted, certificate, quality)}"
     else:
         summary = _in_words(fitted, certificate, taken, constant, reached, quality, state["full_steps"], on)
-    likeness = {k: tails(shown[:, i]) for i, k in enumerate(ladder.levels)}
+    likeness = {k: tails(shown[:, i]) for i, k in enumerate(schedules.levels)}
     n = len(shown) + len(fitted.choosing)
     return Findings(
         pictures=n,
         power=power(n),
-        ladder=ladder,
+        schedules=schedules,
         likeness=likeness,
-        seconds=dict(zip(ladder.levels, fitted.costs.reach, strict=True)),
+        seconds=dict(zip(schedules.levels, fitted.costs.reach, strict=True)),
         plain_seconds=fitted.plain,
         full_steps=state["full_steps"],
         certificate=certificate,
         reached=reached,
-        correlation=rank_correlation(taken, needed(shown, ladder.steps, quality)) if active else None,
+        correlation=rank_correlation(taken, needed(shown, schedules.steps, quality)) if active else None,
         constant=constant,
         summary=summary,
         profile=_profile(assembly, prompts, fitted, certificate, likeness, reached, state, summary),
@@ -358,15 +375,15 @@ def _in_words(
     full_steps: int,
     on: str | None,
 ) -> str:
-    ladder = fitted.ladder
+    schedules = fitted.schedules
     same = f"{constant} as a constant" if constant else "no constant number would do"
-    parts = [f"{ladder.solver} in {taken.min():.0f} to {taken.max():.0f} steps, {taken.mean():.1f} on average", same]
-    if ladder.guided:
-        parts.append(f"guided for {percent(ladder.guided)} of them")
-    if ladder.skip:
-        parts.append(f"skipping where it bends less than {ladder.skip:g}")
-    if ladder.cache:
-        parts.append(f"cached where the first block changes less than {ladder.cache:g}")
+    parts = [f"{schedules.solver} in {taken.min():.0f} to {taken.max():.0f} steps, {taken.mean():.1f} on average", same]
+    if schedules.guided_share:
+        parts.append(f"guided for {percent(schedules.guided_share)} of them")
+    if schedules.skip:
+        parts.append(f"skipping where it bends less than {schedules.skip:g}")
+    if schedules.cache:
+        parts.append(f"cached where the first block changes less than {schedules.cache:g}")
     if on is not None:
         parts.append(on)
     return (
@@ -403,7 +420,7 @@ def _profile(
             **({"kernels": state["why"]["backend"]} if "why" in state else {}),
         },
         fitted={
-            "ladder": fitted.ladder.to_json(),
+            "ladder": fitted.schedules.to_json(),
             "full_steps": state["full_steps"],
             "pixels": state["pixels"],
             "backend": plan.spec[0],

@@ -1,7 +1,7 @@
-"""Whether two pictures show the same thing, by a CLIP vision tower that a pipeline happens to carry.
+"""Compare what two pictures show, by the CLIP vision tower of a pipeline that has one.
 
-Stable Diffusion's folders have one in their safety checker, those with image prompts as `image_encoder`. What is compared are the
-directions of its embeddings (Radford et al. 2021); pixels may differ a lot between pictures that it finds alike, and the reverse.
+Stable Diffusion's folders have one in their safety checker, those with image prompts as `image_encoder`. The cosine of its
+embeddings is compared (Radford et al. 2021); similar embeddings don't imply similar pixels, nor the reverse.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Tower:
-    """A vision tower with its projection, and the processor that makes its pixels."""
+class VisionTower:
+    """Embed pictures with a vision tower, its projection and its image processor."""
 
     def __init__(self, vision: Any, project: Any, processor: Any) -> None:
         self._vision, self._project, self._processor = vision, project, processor
 
     @torch.inference_mode()
     def embed(self, picture: NDArray[np.uint8]) -> Tensor:
-        """(D,) of length 1, from (H, W, 3)."""
+        """Return the embedding (D,) of a picture (H, W, 3), normalised to length 1."""
         pixels = self._processor(images=picture, return_tensors="pt")["pixel_values"]
         place = next(self._vision.parameters())
         pooled = self._vision(pixels.to(place))[1]
@@ -33,12 +33,12 @@ class Tower:
         return direction
 
     def similarity(self, picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-        """Cosine, 1 for pictures that it can't tell apart."""
+        """Return the cosine of two embeddings, 1 for equal ones."""
         return float(self.embed(picture) @ self.embed(reference))
 
 
-def tower_of(pipe: Any) -> Tower | None:
-    """The pipeline's vision tower; None where it carries none, or no processor for it."""
+def vision_tower_of(pipe: Any) -> VisionTower | None:
+    """Return the pipeline's vision tower, or None if it lacks one or an image processor."""
     processor = getattr(pipe, "feature_extractor", None)
     if processor is None:
         return None
@@ -46,5 +46,5 @@ def tower_of(pipe: Any) -> Tower | None:
         part = getattr(pipe, name, None)
         vision, project = getattr(part, "vision_model", None), getattr(part, "visual_projection", None)
         if vision is not None and project is not None:
-            return Tower(vision, project, processor)
+            return VisionTower(vision, project, processor)
     return None

@@ -1,8 +1,8 @@
-"""A pipeline's network with dynx in front of it: calls are counted, answered from memory, or halved.
+"""Intercept the calls of a pipeline's network: count them, answer them with an earlier prediction, or run half the batch.
 
-`forward` is replaced on the instance, so pipelines, hooks and compiled code go on calling the same module, and leaving the `with`
-puts back what was there. It knows what a call is, and nothing of schedules or noise: it is told what to do with the
-calls of each step. Most pipelines call once a step, with guidance as a batch of two halves; some call twice.
+`forward` is replaced on the instance, so pipelines, hooks and compiled code still call the same module; leaving the `with`
+restores it. This module handles calls only, not schedules or noise: an `Order` states what happens to the calls of
+each step. Most pipelines call once a step, with guidance as a batch of two halves; some call twice.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
     Carry = Callable[[Tensor, Tensor, float, Tensor, float], Tensor]
 
-INPUTS = ("sample", "hidden_states", "x", "latents")
-"""What networks call their noisy input, where it isn't their first argument."""
+LATENT_ARGUMENTS = ("sample", "hidden_states", "x", "latents")
+"""Names of the noisy input of networks where it isn't the first argument."""
 
-SHARED = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "txt_seq_lens"})
-"""Arguments that are one for the whole batch, however long."""
+UNBATCHED_ARGUMENTS = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "txt_seq_lens"})
+"""Arguments without a batch dimension, whatever their length."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to do with the network's calls in a step."""
+    """State what to do with the network's calls in a step."""
 
     kind: Literal["compute", "reuse", "idle"] = "compute"
-    """Idle answers what it answered last, whatever the input: for the rest of a loop that has landed."""
+    """Idle repeats the last output whatever the input, for the rest of the loop after an early finish."""
     half: int | None = None
     """Compute only this half of the batch, 0 or 1, and answer with it for both."""
     rows: int = 0
-    """Of the batches that may be halved; others aren't what they look like."""
+    """Batch size of the calls that may be halved; calls of other sizes run whole."""
 
 
 @dataclass
 class Call:
-    """One call of a step: what went in, what came out."""
+    """Hold the input and the output of one call of a step."""
 
     noisy: Tensor  # (R, …) as the network took it
     level: float  # sigma
@@ -52,37 +52,38 @@ class Call:
 
 
 class Denoiser:
-    """Counts and answers the calls of `module` between `attach` and `detach`, or inside a `with`.
+    """Count and answer the calls of `module` between `attach` and `detach`, or inside a `with`.
 
-    `carry(prediction, x, sigma, x_now, sigma_now)` says what a prediction means at another place; the same tensor by default.
+    `carry(prediction, x, sigma, x_now, sigma_now)` converts a prediction to another point of the trajectory; by default the
+    tensor is reused unchanged.
     """
 
     def __init__(self, module: nn.Module, carry: Carry | None = None, kernels: NetworkBackend | None = None) -> None:
         self.module = module
         self.kernels = kernels
-        """What computes the calls that run, where that isn't the module as it is."""
+        """The backend that computes the calls; None: the module itself."""
         self.cache: BlockCache | None = None
-        """Put on and off with it."""
+        """The feature cache, enabled and disabled with the interception; None for none."""
         self.cached = 0
-        """Calls of which only the first block ran; they are none of `calls`."""
+        """Calls of which only the first block ran; `calls` doesn't include them."""
         self.calls = 0
-        """Times the network ran."""
+        """Number of times the network ran."""
         self.rows = 0
-        """Batch rows that it ran for."""
+        """Number of batch rows that the network ran for."""
         self.order = Order()
         self.level = 0.0
         """Sigma of the step in progress."""
         self.seen: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
-        """Shown every call's arguments before anything is done; may raise to leave the pipeline."""
+        """Callback with the arguments of every call before it is handled; it may raise to leave the pipeline."""
         self._carry = carry
         self._memory: list[Call] = []
-        self._told: list[Any] = []
+        self._timestep_arguments: list[Any] = []
         self._at = 0  # calls so far in this step
         self._forward: Callable[..., Any] | None = None
         self._before: Any = None
 
     def attach(self) -> None:
-        """Put `forward` in place. Raises RuntimeError if it is already."""
+        """Replace `forward`. Raises RuntimeError if it is replaced already."""
         if self._forward is not None:
             raise RuntimeError("attached twice")
         self._before = self.module.__dict__.get("forward")
@@ -92,7 +93,7 @@ class Denoiser:
             self.cache.attach()
 
     def detach(self) -> None:
-        """Put the module's own `forward` back."""
+        """Restore the module's own `forward`."""
         if self._forward is None:
             return
         if self.cache is not None:
@@ -111,13 +112,13 @@ class Denoiser:
         self.detach()
 
     def next(self, order: Order, level: float) -> None:
-        """A new step begins."""
+        """Begin a new step with this order, at the noise level `level` (sigma)."""
         self.order, self.level, self._at = order, level, 0
 
     @property
     def timesteps(self) -> list[float]:
-        """That the network was told, in its own unit, for each call that ran. Waits for the device."""
-        return [_number(value) for value in self._told]
+        """Timesteps passed to the network, one for each call that ran. Reading them synchronises with the device."""
+        return [_number(value) for value in self._timestep_arguments]
 
     @property
     def last(self) -> Call | None:
@@ -126,7 +127,7 @@ class Denoiser:
 
     @property
     def calls_in_step(self) -> int:
-        """How often the pipeline has called in this step, whether the network ran or not."""
+        """Number of calls that the pipeline has made in this step, whether the network ran or not."""
         return self._at
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +146,7 @@ class Denoiser:
         output = self._compute(args, kwargs, noisy, number)
         raw = prediction(output)
         self._memory[number : number + 1] = [Call(noisy, self.level, output, raw)]
-        self._told.append(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        self._timestep_arguments.append(kwargs.get("timestep", args[1] if len(args) > 1 else None))
         return output
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], noisy: Tensor, number: int) -> Any:
@@ -179,22 +180,22 @@ class Denoiser:
 
 
 def noisy_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The noisy latents among a network's arguments (R, …). Raises TypeError where there are none."""
-    for value in (*args[:1], *(kwargs.get(name) for name in INPUTS)):
+    """Return the noisy latents (R, …) among a network's arguments. Raises TypeError if there are none."""
+    for value in (*args[:1], *(kwargs.get(name) for name in LATENT_ARGUMENTS)):
         if isinstance(value, Tensor):
             return value
     raise TypeError("the network was called without latents")
 
 
 def _number(value: Any) -> float:
-    """A timestep as networks are told it, one or one for each row; NaN for anything else."""
+    """Return the number in a timestep argument, a scalar or one value for each row; NaN for anything else."""
     if isinstance(value, Tensor) and value.numel():
         return float(value.flatten()[0])
     return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
 def prediction(output: Any) -> Tensor:
-    """The predicted noise, picture or velocity in a network's answer. Raises TypeError where there's none."""
+    """Return the predicted noise, picture or velocity in a network's output. Raises TypeError if there is none."""
     first = output if isinstance(output, Tensor) else output[0]
     if not isinstance(first, Tensor):
         raise TypeError(f"the network answered with {type(first).__name__}")
@@ -202,7 +203,7 @@ def prediction(output: Any) -> Tensor:
 
 
 def _with_prediction(output: Any, raw: Tensor) -> Any:
-    """The same answer with another prediction in it."""
+    """Return the output with its prediction replaced."""
     if isinstance(output, Tensor):
         return raw
     if isinstance(output, tuple):
@@ -212,9 +213,9 @@ def _with_prediction(output: Any, raw: Tensor) -> Any:
 
 
 def halved(value: Any, rows: int, half: int, name: str | None = None) -> Any:
-    """Everything that has a row for each of `rows`, with only one half of them."""
+    """Slice one half of the batch from every tensor in `value` that has `rows` rows."""
     if isinstance(value, Tensor):
-        batched = value.dim() > 0 and value.shape[0] == rows and name not in SHARED
+        batched = value.dim() > 0 and value.shape[0] == rows and name not in UNBATCHED_ARGUMENTS
         return value[half * (rows // 2) : (half + 1) * (rows // 2)] if batched else value
     if isinstance(value, (tuple, list)):
         return type(value)(halved(item, rows, half) for item in value)
@@ -224,7 +225,7 @@ def halved(value: Any, rows: int, half: int, name: str | None = None) -> Any:
 
 
 def conditional_half(raw: Tensor, guided: Tensor) -> int | None:
-    """Which half of a batch (2B, …) is the conditional one, from what the pipeline made of both (B, …); None: can't tell.
+    """Return which half of a batch (2B, …) is the conditional one, given the guided result (B, …), or None if that is unclear.
 
     Classifier-free guidance is u + g·(c - u) with g > 1 (Ho and Salimans 2022). Seen from half 0 that is a step along the
     difference of halves by g where 1 is the conditional one, by 1 - g < 0 where 0 is. Anything that isn't such a step (another

@@ -1,4 +1,4 @@
-"""Pictures for prompts: how each is drawn is decided here, and the engine draws it."""
+"""Draw a picture for a prompt: choose plain execution, the profile's steps or a draft, and run the engine."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
     from dynx.diffusion.profile_data import Guarantee
     from dynx.diffusion.types import Picture, Step
 
-DRAFT = 6
-"""Steps of a draft where no profile knows better."""
+DRAFT_STEPS = 6
+"""Steps of a draft without a profile."""
 
-SOLVER = "dpm++2m"
+DEFAULT_SOLVER = "dpm++2m"
+"""Solver of drafts without a profile, and of static arms of the benchmark."""
 
 
-class Artist:
-    """A pipeline at work, one picture at a time."""
+class ImageGenerator:
+    """Draw with a loaded pipeline, one picture at a time."""
 
     def __init__(self, assembly: LoadedImageGenerator) -> None:
         self.assembly = assembly
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """What is promised of the pictures; None where nothing was measured."""
-        known = self.assembly.knowledge
+        """The guarantee of the pictures; None without a profile."""
+        known = self.assembly.step_profile
         return known.guarantee if known else None
 
     def request(self, prompt: str, seed: int) -> Request:
-        """As the pipeline is asked for one picture."""
+        """Make the engine's request for one picture."""
         request = self.assembly.plan.request
-        prompts = (prompt,) if self.assembly.engine.family.prompted else ()
-        known = self.assembly.knowledge
+        prompts = (prompt,) if self.assembly.engine.adapter.prompted else ()
+        known = self.assembly.step_profile
         plain_steps = request.steps if known is None else None
         return Request(prompts, (seed,), request.negative, request.guidance, request.size, plain_steps)
 
@@ -51,38 +52,38 @@ class Artist:
         seed: int,
         *,
         draft: bool = False,
-        watch: Callable[[Step], None] | None = None,
+        callback: Callable[[Step], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Picture:
-        """One picture: by the profile's steps for this prompt and seed, plain without a profile, in few steps for a draft.
+        """Draw one picture: in the profile's steps for this prompt and seed, plain without a profile, in few steps for a draft.
 
-        `watch` hears of every step; once `stop` says so, the picture is the one that the run is heading for then. Raises
-        InvalidInput for what the pipeline refuses, DeviceError when memory runs out.
+        `callback` is called after every step; once `stop` returns True the run finishes early, on the clean picture predicted
+        by then. Raises InvalidInput for what the pipeline refuses, DeviceError when memory runs out.
         """
-        engine, known = self.assembly.engine, self.assembly.knowledge
+        engine, known = self.assembly.engine, self.assembly.step_profile
         request = self.request(prompt, seed)
         if draft and engine.plain_reason(request) is None:
             schedule = known.draft if known else self._few(request)
-            return engine.draw(request, schedule, watch=watch, stop=stop)[0]
+            return engine.draw(request, schedule, callback=callback, stop=stop)[0]
         if known is None:
-            return engine.draw(request, watch=watch, stop=stop)[0]
-        pilot = known.pilot(engine, request)
-        return engine.draw(request, pilot.schedule, watch=watch, stop=stop, pilot=pilot)[0]
+            return engine.draw(request, callback=callback, stop=stop)[0]
+        controller = known.controller(engine, request)
+        return engine.draw(request, controller.schedule, callback=callback, stop=stop, controller=controller)[0]
 
     def _few(self, request: Request) -> Schedule:
-        """Few of the steps of the pipeline's own grid."""
-        grid = self.assembly.engine.course(request).grid
-        return Schedule(SOLVER, grid.thinned(min(DRAFT, len(grid))))
+        """Return a schedule of a few steps of the pipeline's own grid."""
+        grid = self.assembly.engine.initial_call(request).grid
+        return Schedule(DEFAULT_SOLVER, grid.thinned(min(DRAFT_STEPS, len(grid))))
 
     def preview(self, clean: Tensor) -> NDArray[np.uint8] | None:
-        """Small pictures (B, h, w, 3) of clean latents, by the profile's map; of a pixel pipeline the pixels themselves."""
+        """Return small pictures (B, h, w, 3) of clean latents by the profile's colour map, or a pixel pipeline's own pixels."""
         pixels = clean.detach().float().cpu()
         if pixels.dim() != 4:
             return None
         channels_last = pixels.permute(0, 2, 3, 1).numpy()
-        if not self.assembly.engine.family.latent:
+        if not self.assembly.engine.adapter.latent:
             return _bytes((channels_last + 1) / 2)
-        known = self.assembly.knowledge
+        known = self.assembly.step_profile
         if known is None or known.colours is None or len(known.colours) != channels_last.shape[-1] + 1:
             return None
         rgb = channels_last @ known.colours[:-1] + known.colours[-1]

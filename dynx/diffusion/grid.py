@@ -1,6 +1,6 @@
-"""The best grid for every number of steps, by dynamic programming over reference trajectories; arrays in, nodes out.
+"""Plan the best grid for every number of steps, by dynamic programming over reference trajectories.
 
-A reference run on a fine grid of nodes 0 … N says for any step i → j of a solver how far it would end from the reference at j.
+A reference run on a fine grid of nodes 0 … N gives for any step i → j of a solver its distance from the reference at j.
 E[h,i,j] is that error with h the node before i, which a solver with a memory needs; E[i,i,j] is without one. The
 best way from i to the end in k steps, having come from h:
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def step_errors(alphas: Array, sigmas: Array, latents: NDArray[Any], clean: NDArray[Any], *, order: int) -> Array:
-    """E (N+1, N+1, N+1) of one trajectory: root mean square over the D numbers of its latents, inf where not h ≤ i < j.
+    """Return E (N+1, N+1, N+1) of one trajectory: root mean square over the D numbers of its latents, inf where not h ≤ i < j.
 
     alphas, sigmas (N+1,), latents (N+1, D) at the nodes, clean (N, D) the pictures predicted there. Order 1 is Euler, 2 is
     DPM-Solver++(2M), whose step is Euler's with the picture extrapolated from that at h; a step to σ = 0 is Euler's always, and
@@ -72,7 +72,7 @@ def step_errors(alphas: Array, sigmas: Array, latents: NDArray[Any], clean: NDAr
 
 
 def _extrapolation(alphas: Array, sigmas: Array, h: int) -> Array:
-    """(N, N+1): the share of c_i - c_h that a step i → j of DPM-Solver++(2M) adds to c_i; 0 without a past or to σ = 0."""
+    """Return (N, N+1): the share of c_i - c_h that a step i → j of DPM-Solver++(2M) adds to c_i; 0 without a past or to σ = 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         depth = np.log(alphas) - np.log(sigmas)  # half the log signal-to-noise ratio
         share = (depth[None, :] - depth[:-1, None]) / (depth[:-1, None] - depth[h]) / 2
@@ -82,7 +82,7 @@ def _extrapolation(alphas: Array, sigmas: Array, h: int) -> Array:
 
 
 def mean_errors(errors: Iterable[Array]) -> Array:
-    """Of several trajectories over the same grid. Raises InvalidInput where there are none."""
+    """Return the mean errors of several trajectories over the same grid. Raises InvalidInput if there are none."""
     total, count = None, 0
     for each in errors:
         total = each.copy() if total is None else total + each
@@ -94,7 +94,7 @@ def mean_errors(errors: Iterable[Array]) -> Array:
 
 @dataclass(frozen=True)
 class Plans:
-    """The best nodes for 1, 2 … steps, each from node 0 to node N, and the sum that each was best by."""
+    """Hold the best nodes for 1, 2 … steps, each from node 0 to node N, and their minimal costs."""
 
     gamma: float
     nodes: tuple[tuple[int, ...], ...]
@@ -103,19 +103,19 @@ class Plans:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def of(self, steps: int) -> tuple[int, ...]:
-        """The nodes of a grid of so many steps. Raises InvalidInput for more than were planned, or none."""
+    def nodes_for(self, steps: int) -> tuple[int, ...]:
+        """Return the nodes of the grid of `steps` steps. Raises InvalidInput for a number that wasn't planned."""
         if not 1 <= index(steps) <= len(self.nodes):
             raise InvalidInput(f"{steps} steps aren't planned; 1 to {len(self.nodes)} are")
         return self.nodes[steps - 1]
 
     def to_json(self) -> dict[str, Any]:
-        """For a profile."""
+        """Return the JSON form for a profile."""
         return {"gamma": self.gamma, "nodes": [list(row) for row in self.nodes], "costs": list(self.costs)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plans:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         nodes = tuple(tuple(int(i) for i in row) for row in data["nodes"])
         costs = tuple(float(c) for c in data["costs"])
         good = all(
@@ -128,7 +128,7 @@ class Plans:
 
 
 def plan(errors: Array, gamma: float, most: int | None = None) -> Plans:
-    """The best grids of 1 … `most` steps (N by default) by errors (N+1, N+1, N+1), inf for steps that don't exist.
+    """Plan the best grids of 1 … `most` steps (N by default) from errors (N+1, N+1, N+1), inf for steps that don't exist.
 
     Raises InvalidInput on an array of another shape, NaN, or γ ≤ 0.
     """
@@ -139,7 +139,7 @@ def plan(errors: Array, gamma: float, most: int | None = None) -> Plans:
 
 
 def _table(errors: Array, gamma: float, steps: int) -> list[tuple[Array, NDArray[np.int64]]]:
-    """V and the best next node by (h, i) for 1 … `steps` steps to the end."""
+    """Return V and the best next node by (h, i) for 1 … `steps` steps to the end."""
     errors = np.asarray(errors, dtype=np.float64)
     n = errors.shape[0] - 1
     if errors.shape != (n + 1,) * 3 or n < 1 or np.isnan(errors).any() or not gamma > 0:
@@ -155,7 +155,7 @@ def _table(errors: Array, gamma: float, steps: int) -> list[tuple[Array, NDArray
 
 
 def _read_back(table: Sequence[tuple[Array, NDArray[np.int64]]], steps: int, before: int, here: int) -> tuple[int, ...]:
-    """The nodes of so many steps from `here`, itself included, having come from `before`."""
+    """Return the nodes of `steps` steps from `here`, itself included; `before` is the node before it."""
     path = [here]
     for k in range(steps - 1, -1, -1):
         before, here = here, int(table[k][1][before, here])
@@ -164,7 +164,7 @@ def _read_back(table: Sequence[tuple[Array, NDArray[np.int64]]], steps: int, bef
 
 
 def continuations(errors: Array, gamma: float, path: Sequence[int], most: int) -> dict[int, tuple[int, ...]]:
-    """The best grids of so many steps in all that begin with the nodes of `path`: from its length to `most`.
+    """Plan the best grids that begin with the nodes of `path`, for every total number of steps from its length to `most`.
 
     Where a run may still decide how many steps it takes, all its grids share their beginning. Errors as in `plan`; raises
     InvalidInput on them, and on a path that doesn't rise from 0 or leaves no step.

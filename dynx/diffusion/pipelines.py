@@ -1,7 +1,7 @@
-"""From a loaded diffusers pipeline to what dynx knows of it, and whether anything but its author's run may be tried.
+"""Describe a loaded diffusers pipeline, and decide whether another schedule than its own can be used.
 
-Pipelines are known by their parts rather than by name: one network, a scheduler of a known kind, a loop that draws from a prompt
-or from nothing. Whether the loop really is what it looks like is checked while it runs (`sampler`).
+Pipelines are recognised by their parts rather than by name: one network, a supported scheduler, a loop that draws from a prompt
+or unconditionally. `sampler` verifies the loop while it runs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 
-NETWORKS = ("unet", "transformer", "unet_2", "transformer_2", "prior", "decoder")
+NETWORK_ATTRIBUTES = ("unet", "transformer", "unet_2", "transformer_2", "prior", "decoder")
 
-UNIT_SPACE = frozenset(
+VARIANCE_PRESERVING_SCHEDULERS = frozenset(
     {
         "DDIMScheduler",
         "DDIMParallelScheduler",
@@ -39,9 +39,9 @@ UNIT_SPACE = frozenset(
         "TCDScheduler",
     }
 )
-"""Their latents keep the variance of noise, as the network takes them: α² + σ² = 1."""
+"""Schedulers whose latents keep the variance of the noise, α² + σ² = 1, and enter the network unscaled."""
 
-SIGMA_SPACE = frozenset(
+SIGMA_SPACE_SCHEDULERS = frozenset(
     {
         "EulerDiscreteScheduler",
         "EulerAncestralDiscreteScheduler",
@@ -52,11 +52,13 @@ SIGMA_SPACE = frozenset(
         "DPMSolverSDEScheduler",
     }
 )
-"""Their latents are x0 + σ·ε, and are scaled before the network takes them."""
+"""Schedulers whose latents are x0 + σ·ε and are scaled before they enter the network."""
 
-FLOW = frozenset({"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"})
+FLOW_SCHEDULERS = frozenset(
+    {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"}
+)
 
-RANDOM = frozenset(
+STOCHASTIC_SCHEDULERS = frozenset(
     {
         "DDPMScheduler",
         "DDPMParallelScheduler",
@@ -66,9 +68,9 @@ RANDOM = frozenset(
         "SASolverScheduler",
     }
 )
-"""They draw new noise at every step."""
+"""Schedulers that draw new noise at every step."""
 
-DISTILLED = frozenset(
+DISTILLED_SCHEDULERS = frozenset(
     {
         "LCMScheduler",
         "TCDScheduler",
@@ -79,88 +81,93 @@ DISTILLED = frozenset(
         "PiflowScheduler",
     }
 )
-"""They exist for models of few steps only."""
+"""Schedulers that are made for few-step models only."""
 
-FEW = 8
-"""Planned steps up to which a skipped one is a large part of the picture."""
+MAX_FEW_STEPS = 8
+"""Largest number of planned steps that counts as a few-step model, where each step is a large part of the picture."""
 
-NAMED = re.compile(r"turbo|lightning|hyper-?sd|schnell|lcm|tcd|distill|(?<!\d)[1248]-?steps?(?![a-z])", re.IGNORECASE)
-"""Words in a model's name by which its author says so."""
+FEW_STEP_NAME = re.compile(
+    r"turbo|lightning|hyper-?sd|schnell|lcm|tcd|distill|(?<!\d)[1248]-?steps?(?![a-z])", re.IGNORECASE
+)
+"""Words in the name of a model that mark it as a few-step model."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """What dynx knows of a pipeline."""
+class PipelineAdapter:
+    """Describe a pipeline to the engine: its network, scheduler, noise, guidance and defaults."""
 
     name: str  # of the pipeline's class
     slots: tuple[str, ...]
-    """Where its networks are: one of "unet" and "transformer" for all that dynx may change."""
-    scheduler: str  # class of its author's
+    """Attributes that hold its networks; exactly one, such as "unet" or "transformer", where schedules can be used."""
+    scheduler: str  # class of its own scheduler
     noise: Noise | None
-    """None where the scheduler is unknown."""
+    """Noise levels of its timesteps; None for an unknown scheduler."""
     unit: bool
-    """Whether the author's scheduler hands latents to the network as they are, up to rounding."""
+    """Whether its own scheduler passes latents to the network unscaled, up to rounding."""
     prediction: Prediction | None
-    """What the network predicts; None for what dynx doesn't know."""
+    """What the network predicts; None for an unsupported kind."""
     guidance: Literal["batched", "embedded", "none"]
-    """How prompts are enforced, as far as the pipeline's form tells: a batch of two halves, a number that the network is told."""
+    """Kind of guidance, judged by the pipeline's signature: a batch of two halves, an embedded scale, or none."""
     prompted: bool
     latent: bool
     """Whether a decoder makes the pixels."""
     multiple: int
-    """Width and height must be divisible by it."""
+    """Number of pixels of which width and height must be multiples."""
     default_steps: int
     default_guidance: float | None
     random: bool
-    """Its author's scheduler draws noise at every step: no deterministic run gives the same picture for the same seed."""
+    """Whether its own scheduler draws noise at every step, so that no deterministic run draws the same picture for a seed."""
     adaptive: Decision[bool]
 
     @property
     def slot(self) -> str | None:
-        """The place of its one network; None where it has none or several."""
+        """The attribute of its one network; None if it has none or several."""
         return self.slots[0] if len(self.slots) == 1 else None
 
 
-def recognise(pipe: Any) -> Family:
-    """What there is to know of a loaded pipeline."""
+def adapter_for(pipe: Any) -> PipelineAdapter:
+    """Make the adapter of a loaded pipeline."""
     scheduler = getattr(pipe, "scheduler", None)
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     call = inspect.signature(pipe.__call__).parameters
-    slots = tuple(name for name in NETWORKS if getattr(pipe, name, None) is not None)
+    slots = tuple(name for name in NETWORK_ATTRIBUTES if getattr(pipe, name, None) is not None)
     slot = slots[0] if len(slots) == 1 else None
     noise = noise_of(scheduler)
     flow = noise is not None and noise.flow
-    told: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
+    kind_predicted: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
     prompted = "prompt" in call
-    found = Family(
+    found = PipelineAdapter(
         name=type(pipe).__name__,
         slots=slots,
         scheduler=kind,
         noise=noise,
-        unit=kind not in SIGMA_SPACE,
-        prediction=told if told in get_args(Prediction) else None,
+        unit=kind not in SIGMA_SPACE_SCHEDULERS,
+        prediction=kind_predicted if kind_predicted in get_args(Prediction) else None,
         guidance=_guidance(pipe, slot, call, prompted),
         prompted=prompted,
         latent=getattr(pipe, "vae", None) is not None,
         multiple=_multiple(pipe, slot),
         default_steps=int(_default(call, "num_inference_steps") or 50),
         default_guidance=_default(call, "guidance_scale"),
-        random=kind in RANDOM
+        random=kind in STOCHASTIC_SCHEDULERS
         or str(config.get("algorithm_type", "")).startswith("sde")
         or bool(config.get("stochastic_sampling")),
         adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
     )
     reason = _obstacle(found, call) or few_step(pipe)
-    return found if reason is None else Family(**{**vars(found), "adaptive": Decision(False, reason)})
+    return found if reason is None else PipelineAdapter(**{**vars(found), "adaptive": Decision(False, reason)})
 
 
 def noise_of(scheduler: Any) -> Noise | None:
-    """What timesteps mean to a scheduler; None for an unknown one."""
+    """Return the noise levels of a scheduler's timesteps, or None for an unknown scheduler."""
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     steps = int(config.get("num_train_timesteps", 1000))
-    if kind in FLOW or (kind in UNIT_SPACE and config.get("use_flow_sigmas")):
+    if kind in FLOW_SCHEDULERS or (kind in VARIANCE_PRESERVING_SCHEDULERS and config.get("use_flow_sigmas")):
         return None if config.get("invert_sigmas") else Noise(None, steps)
-    if kind not in UNIT_SPACE | SIGMA_SPACE or config.get("timestep_type") == "continuous":
+    if (
+        kind not in VARIANCE_PRESERVING_SCHEDULERS | SIGMA_SPACE_SCHEDULERS
+        or config.get("timestep_type") == "continuous"
+    ):
         return None
     kept = np.asarray(scheduler.alphas_cumprod.detach().cpu().double().numpy())
     kept = np.maximum(kept, 2.0**-24)  # a schedule down to pure noise (Lin et al. 2024) ends at 0; diffusers' floor
@@ -168,56 +175,56 @@ def noise_of(scheduler: Any) -> Noise | None:
 
 
 def few_step(pipe: Any, *, steps: int | None = None, guidance: float | None = None) -> str | None:
-    """Why a pipeline is one of few steps that had better be left alone, or None.
+    """Return why a pipeline counts as a few-step model, which is drawn plain, or None.
 
-    `steps` and `guidance` are those of a request, where it says so.
+    `steps` and `guidance` are those of a request, None where it sets none.
     """
     scheduler = getattr(pipe, "scheduler", None)
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    networks = [getattr(pipe, slot) for slot in NETWORKS if getattr(pipe, slot, None) is not None]
+    networks = [getattr(pipe, slot) for slot in NETWORK_ATTRIBUTES if getattr(pipe, slot, None) is not None]
     configs = [pipe.config, *(network.config for network in networks)]
-    if kind in DISTILLED:
+    if kind in DISTILLED_SCHEDULERS:
         return f"a few-step model: {kind} is for those only"
     if any(c.get("time_cond_proj_dim") is not None for c in configs):
         return "a few-step model: its network is told the guidance, as consistency models are"
     if any(c.get("is_distilled") for c in configs):
         return "a few-step model: its config says that it's distilled"
-    if said := next((m for c in configs if (m := NAMED.search(_last_name(c)))), None):
+    if said := next((m for c in configs if (m := FEW_STEP_NAME.search(_last_name(c)))), None):
         return f"a few-step model: its name says {said[0]}"
     planned = (
         steps if steps is not None else _default(inspect.signature(pipe.__call__).parameters, "num_inference_steps")
     )
-    if planned is not None and planned <= FEW:
+    if planned is not None and planned <= MAX_FEW_STEPS:
         return f"{planned} steps are few: each is a large part of the picture"
     if config.get("timestep_spacing") == "trailing" and guidance is not None and guidance <= 1:
         return "a few-step model, by its trailing timesteps without guidance"
     return None
 
 
-def needs(call: Mapping[str, inspect.Parameter]) -> list[str]:
-    """What a pipeline's call must be given besides a prompt."""
+def required_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
+    """List the required arguments of a pipeline's call other than the prompt."""
     given = [n for n, p in call.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return [name for name in given if name != "prompt"]
 
 
-def pictures(call: Mapping[str, inspect.Parameter]) -> list[str]:
-    """The pictures that a pipeline's call takes to start from; whether it must be given them shows only when it's called."""
+def picture_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
+    """List the arguments for initial pictures of a pipeline's call; only a call shows whether they are required."""
     return [n for n in call if (n == "image" or n.endswith("_image")) and "ip_adapter" not in n and n[:4] != "num_"]
 
 
-def _obstacle(family: Family, call: Any) -> str | None:
-    """Why no other schedule than the author's can be tried, or None."""
-    if family.slot is None:
+def _obstacle(adapter: PipelineAdapter, call: Any) -> str | None:
+    """Return why only the pipeline's own schedule can be used, or None."""
+    if adapter.slot is None:
         return "it has no network that dynx knows, or more than one"
-    if family.noise is None:
-        return f"{family.scheduler} is not a scheduler that dynx knows"
+    if adapter.noise is None:
+        return f"{adapter.scheduler} is not a scheduler that dynx knows"
     if "num_inference_steps" not in call:
         return "it can't be told a number of steps"
-    if needed := needs(call):
+    if needed := required_arguments(call):
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
     if "image" in call:
         return "it can start from an image, and dynx knows loops that start from noise"
-    if family.prediction is None:
+    if adapter.prediction is None:
         return "its network predicts something that dynx doesn't know"
     return None
 
@@ -241,5 +248,5 @@ def _default(call: Any, name: str) -> Any:
 
 
 def _last_name(config: Any) -> str:
-    """The last part of the folder or hub id that something was loaded from."""
+    """Return the last part of the folder or hub id in a config."""
     return str(config.get("_name_or_path") or "").rstrip("/").rsplit("/", 1)[-1]

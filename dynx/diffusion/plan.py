@@ -1,4 +1,4 @@
-"""What a caller asks of a pipeline that draws and what is decided before its weights are read: data."""
+"""Define the request to draw, and the plan that is decided before any weights are read."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ if TYPE_CHECKING:
 
 TASK = "draw"
 BUNDLED = "steps.json"
-"""The file of a pipeline's folder that may hold a profile, as exporting one writes it."""
+"""File of a pipeline's folder that may hold an exported profile."""
 
-QUALITY = 0.95
-"""SSIM to the full run of the same seed that is promised unless asked otherwise."""
+DEFAULT_QUALITY = 0.95
+"""Default SSIM to the full run of the same seed that is guaranteed."""
 
-SHARE = 0.95
-"""Share of pictures that reach it."""
+PICTURE_SHARE = 0.95
+"""Share of pictures that reach the quality under the guarantee."""
 
-DELTA = 0.05
-"""1 - confidence of the promise."""
+ERROR_PROBABILITY = 0.05
+"""Probability that the guarantee is wrong: 1 - confidence."""
 
 
 @dataclass(frozen=True)
 class ImageGeneratorRequest(ModelRequest):
-    """What a caller asks of a pipeline that draws."""
+    """Hold a request for an image generator: the model and its settings."""
 
     model: str = "emoji"
-    quality: float = field(default=QUALITY, kw_only=True)
+    quality: float = field(default=DEFAULT_QUALITY, kw_only=True)
     steps: int | None = field(default=None, kw_only=True)
-    """A fixed number of steps, whatever a profile says."""
+    """A fixed number of steps, which overrides the profile."""
     guidance: float | None = field(default=None, kw_only=True)
     negative: str | None = field(default=None, kw_only=True)
-    """What the pictures should not be like."""
+    """Negative prompt."""
     size: tuple[int, int] | None = field(default=None, kw_only=True)
     """Width and height in pixels."""
 
 
 @dataclass(kw_only=True)
 class ImageGeneratorDecisions(Decisions):
-    """The settings of a pipeline, as decided."""
+    """Hold the decided settings of an image generator, each with its reason."""
 
     adapters: Decision[str] | None = None
     guidance: Decision[float] | None = None
@@ -51,14 +51,14 @@ class ImageGeneratorDecisions(Decisions):
 
 @dataclass
 class ImageGeneratorPlan(Plan[ImageGeneratorRequest, ImageGeneratorDecisions]):
-    """Everything that is decided before a pipeline is loaded."""
+    """Hold everything that is decided before a pipeline is loaded."""
 
     @property
     def spec(self) -> BackendSpec:
-        """What computes the network, and in what precision."""
+        """The backend that computes the network, and its precision."""
         return BackendSpec(self.backend, self.dtype)
 
     @property
     def loaded_dtype(self) -> str:
-        """The precision that the pipeline is loaded in: on a processor float32, and only its network may be computed in less."""
+        """The precision that the pipeline is loaded in: float32 on a processor, where only the network may use less."""
         return "float32" if self.device == "cpu" else self.dtype

@@ -1,8 +1,9 @@
-"""How many steps a picture needs, from its text and the first two predictions: StepSaver's question, asked of the seed as well.
+"""Predict how many steps a picture needs from its text and its first two predictions.
 
-For each number of steps K a ridge regression says y = log(1 - SSIM) to the full run; with the spread of its errors that is the
-chance that SSIM reaches any quality. Few pictures are enough for the few features used; how well it predicts is checked, and
-bounded, on others. Of pictures unlike all those that it was fitted on it says nothing, and no number of steps is enough.
+StepSaver predicts steps from the prompt; this predictor also uses the seed, through the first predictions. For each number of
+steps K a ridge regression predicts y = log(1 - SSIM) to the full run; with the spread of its errors that gives the probability
+that SSIM reaches a quality. The few features need few pictures; other pictures certify the outcome. For pictures outside
+the range of those it was fitted on it predicts that no number of steps suffices.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-WORDS = 4
-"""Directions of the text embedding that are used: the widest among the pictures fitted on."""
+TEXT_DIRECTIONS = 4
+"""Principal directions of the text embeddings that are used as features."""
 
-FLOOR = 1e-5
-"""Of 1 - SSIM: pictures more alike than that are equal."""
+MIN_SHORTFALL = 1e-5
+"""Smallest value of 1 - SSIM that is distinguished from 0."""
 
-PENALTIES = tuple(10.0**e for e in range(-2, 4))
+RIDGE_PENALTIES = tuple(10.0**e for e in range(-2, 4))
+"""Penalties of the ridge regression, of which leave-one-out errors choose one."""
 
-BEYOND = 1.5
-"""How far out a feature may lie, in units of the largest_difference fitted on, before it's unlike."""
+MAX_RANGE_RATIO = 1.5
+"""Largest ratio of a feature's deviation to the largest deviation in the fit; beyond it a picture is out of range."""
 
-FOLDS = 6
+CROSS_FIT_FOLDS = 6
+"""Parts into which pictures are divided for cross-fitting."""
 
-FEWEST = 12
-"""Pictures below which only the mean is used."""
+MIN_FIT_PICTURES = 12
+"""Least pictures for a regression; fewer are predicted by their mean."""
 
 
-def look_features(clean: Sequence[Tensor]) -> Array:
-    """(B, 6) of the clean pictures (B, C, …) predicted at the first steps, two at least: how large, how rough, how unsettled."""
+def prediction_features(clean: Sequence[Tensor]) -> Array:
+    """Return features (B, 6) of the clean pictures (B, C, …) predicted at the first steps: size, roughness, change."""
     import torch
 
     first, last = (c.detach().float().cpu() for c in (clean[0], clean[-1]))
@@ -55,7 +58,7 @@ def look_features(clean: Sequence[Tensor]) -> Array:
 
 
 def text_features(embedding: Tensor | None, pictures: int) -> Array:
-    """(B, D) mean over the tokens of the text that the network is given (R, T, D); the last B of R rows are the prompts'."""
+    """Return (B, D), the mean over tokens of a text embedding (R, T, D); the last B of its R rows are the prompts'."""
     if embedding is None or embedding.dim() < 2:
         return np.zeros((pictures, 0))
     rows = embedding[-pictures:].detach().float().cpu().numpy().astype(np.float64)
@@ -64,7 +67,10 @@ def text_features(embedding: Tensor | None, pictures: int) -> Array:
 
 @dataclass(frozen=True)
 class Predictor:
-    """y (n, L) from features: shift, spread and range (F,), words (D, W), weights (1 + F, L), and the spread of errors (L,)."""
+    """Predict y (n, L) from features.
+
+    Shift, spread and range are (F,), words (D, W), weights (1 + F, L), and sigma, the spread of errors, (L,).
+    """
 
     centre: Array
     words: Array
@@ -76,28 +82,28 @@ class Predictor:
 
     @classmethod
     def fit(cls, looks: Array, texts: Array, likeness: Array) -> Predictor:
-        """From looks (n, 6), texts (n, D) and SSIM (n, L). Raises InvalidInput on shapes that don't fit."""
+        """Fit to features of predictions (n, 6) and texts (n, D) and to SSIM. Raises InvalidInput for shapes that don't fit."""
         n, levels = likeness.shape
         if len(looks) != n or len(texts) != n or n < 3:
             raise InvalidInput(f"{len(looks)} looks, {len(texts)} texts and {n} pictures don't fit each other")
         centre = texts.mean(axis=0)
         words = np.zeros((texts.shape[1], 0))
-        if texts.shape[1] and n >= FEWEST:
+        if texts.shape[1] and n >= MIN_FIT_PICTURES:
             _, values, directions = np.linalg.svd(texts - centre, full_matrices=False)
-            words = directions[:WORDS][values[:WORDS] > 1e-9].T
+            words = directions[:TEXT_DIRECTIONS][values[:TEXT_DIRECTIONS] > 1e-9].T
         x = np.concatenate([looks, (texts - centre) @ words], axis=1)
         shift, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         y = shortfall(likeness)
-        reach = BEYOND * np.abs((x - shift) / spread).max(axis=0)
+        reach = MAX_RANGE_RATIO * np.abs((x - shift) / spread).max(axis=0)
         weights = np.zeros((1 + x.shape[1], levels))
         sigma = np.zeros(levels)
-        z = (x - shift) / spread if n >= FEWEST else np.zeros_like(x)
+        z = (x - shift) / spread if n >= MIN_FIT_PICTURES else np.zeros_like(x)
         for k in range(levels):
             weights[:, k], sigma[k] = _ridge(z, y[:, k])
         return cls(centre, words, shift, spread, np.maximum(reach, 1.0), weights, np.maximum(sigma, 1e-3))
 
     def __call__(self, looks: Array, texts: Array) -> Array:
-        """y (n, L); inf for pictures that are unlike those fitted on, or whose features aren't numbers."""
+        """Return y (n, L); inf for pictures out of the fitted range, or whose features aren't finite."""
         x = (np.concatenate([looks, (texts - self.centre) @ self.words], axis=1) - self.shift) / self.spread
         alike = (np.abs(x) <= self.range).all(axis=1)  # False for NaN
         predicted: Array = np.full((len(x), len(self.sigma)), math.inf)
@@ -105,18 +111,18 @@ class Predictor:
         return predicted
 
     def chances(self, predicted: Array, quality: float) -> Array:
-        """P(SSIM ≥ quality) (n, L) for predictions y; 0 only where y is inf."""
-        z = (math.log(max(1 - quality, FLOOR)) - predicted) / self.sigma
+        """Return P(SSIM ≥ quality) (n, L) for predictions y; 0 only where y is inf."""
+        z = (math.log(max(1 - quality, MIN_SHORTFALL)) - predicted) / self.sigma
         chance: Array = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
         return np.where(np.isinf(predicted), 0.0, np.clip(chance, 1e-9, 1.0))
 
     def to_arrays(self) -> dict[str, Array]:
-        """For a profile's safetensors file."""
+        """Return the arrays for a profile's safetensors file."""
         return {f"predictor.{name}": np.asarray(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Predictor:
-        """What `to_arrays` wrote. Raises KeyError or ValueError on anything else."""
+        """Read what `to_arrays` wrote. Raises KeyError or ValueError on anything else."""
         made = cls(**{name: np.asarray(arrays[f"predictor.{name}"], dtype=np.float64) for name in cls.__annotations__})
         features = len(made.shift)
         fits = (
@@ -132,38 +138,39 @@ class Predictor:
         return made
 
 
-def crossed(looks: Array, texts: Array, likeness: Array, seed: int = 0) -> Array:
-    """y (n, L) of each picture, by a predictor fitted on the others: what may be expected of one fitted on all, for new ones.
+def cross_fit(looks: Array, texts: Array, likeness: Array, seed: int = 0) -> Array:
+    """Predict y (n, L) of each picture by a predictor fitted on the others, which estimates its errors on new pictures.
 
-    In `FOLDS` parts; too few pictures for that are predicted by their mean. Shapes and errors as in `Predictor.fit`.
+    The pictures are divided into `CROSS_FIT_FOLDS` parts; too few are predicted by their mean. Shapes and errors are those of
+    `Predictor.fit`.
     """
     n = len(likeness)
-    if n < 2 * FOLDS:
+    if n < 2 * CROSS_FIT_FOLDS:
         return Predictor.fit(looks, texts, likeness)(looks, texts)
     order = np.random.default_rng(seed).permutation(n)
     found = np.zeros(likeness.shape)
-    for fold in range(FOLDS):
-        out = order[fold::FOLDS]
+    for fold in range(CROSS_FIT_FOLDS):
+        out = order[fold::CROSS_FIT_FOLDS]
         others = np.setdiff1d(order, out)
         found[out] = Predictor.fit(looks[others], texts[others], likeness[others])(looks[out], texts[out])
     return found
 
 
 def shortfall(likeness: Array) -> Array:
-    """log(1 - SSIM)."""
-    return np.log(np.maximum(1 - np.asarray(likeness, dtype=np.float64), FLOOR))
+    """Return log(1 - SSIM)."""
+    return np.log(np.maximum(1 - np.asarray(likeness, dtype=np.float64), MIN_SHORTFALL))
 
 
 def _ridge(z: Array, y: Array) -> tuple[Array, float]:
-    """Weights (1 + F,) at the best penalty, and the root mean square of the errors that leaving each row out makes there.
+    """Return weights (1 + F,) at the best penalty, and the root mean square of its leave-one-out errors.
 
-    Leaving one out takes the hat matrix's diagonal only (Allen 1974).
+    Leave-one-out errors need the diagonal of the hat matrix only (Allen 1974).
     """
     n = len(y)
     u, s, vt = np.linalg.svd(z, full_matrices=False)
     centred = y - y.mean()
     best: tuple[float, Array] | None = None
-    for penalty in PENALTIES:
+    for penalty in RIDGE_PENALTIES:
         shrink = s / (s**2 + penalty)
         coefficients = vt.T @ (shrink * (u.T @ centred))
         hat = 1 / n + ((u**2) * (s**2 / (s**2 + penalty))).sum(axis=1)

@@ -1,8 +1,9 @@
-"""What calibration learned of a pipeline's steps, in and out of a profile, and what follows for the quality asked for.
+"""Read and write the calibrated steps of a pipeline, and certify them for a requested quality.
 
-All numbers of steps share their first grid nodes, so a run may begin before it is known how many it takes: after `LOOK` network
-calls the predictor says how likely each number is to reach the quality, and a certified rule takes the first that is likely
-enough. The profile keeps the likeness of every certifying picture at every number, so another quality is certified on the spot.
+All numbers of steps share their first grid nodes, so a run begins before its number of steps is chosen: after `OBSERVED_STEPS`
+network calls the predictor gives the probability that each number reaches the quality, and a certified rule takes the first
+that is probable enough. The profile keeps the SSIM of every certifying picture at every number of steps, so any quality can be
+certified without new pictures.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.predictor import Predictor, look_features, text_features
-from dynx.diffusion.sampler import Tail
+from dynx.diffusion.predictor import Predictor, prediction_features, text_features
+from dynx.diffusion.sampler import RestOfSchedule
 from dynx.diffusion.schedule import Grid, Schedule
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent
@@ -27,24 +28,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.sampler import Look
+    from dynx.diffusion.sampler import StepState
     from dynx.diffusion.types import Request
 
     Array = NDArray[np.float64]
 
-LOOK = 2
+OBSERVED_STEPS = 2
 """Network calls before the number of steps is chosen."""
 
-RULES = 200
-"""From strict to loose: from every picture on the whole grid to every picture in the fewest steps."""
+CANDIDATE_RULES = 200
+"""Number of candidate rules, from strict (every picture on the whole grid) to loose (every picture in the fewest steps)."""
 
-PAYS = 1.05
-"""Expected speed-up from which fewer steps are used."""
+MIN_SPEEDUP = 1.05
+"""Least expected speed-up at which fewer steps are used."""
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is promised of pictures: SSIM to the full run of the same seed, for most of them.
+    """State the guarantee of pictures: SSIM to the full run of the same seed, for a share of them.
 
     The full run is the pipeline's own in the same precision, and the pictures are of prompts like those calibrated with.
     """
@@ -53,9 +54,9 @@ class Guarantee:
     share: float
     delta: float
     n: int
-    """Pictures that certified it."""
+    """Number of certifying pictures."""
     failures: int
-    """Of those, below the quality."""
+    """Number of certifying pictures below the quality."""
     p5: float
     worst: float
     bundled: bool
@@ -67,7 +68,7 @@ class Guarantee:
         )
 
     def json(self) -> dict[str, Any]:
-        """For a document."""
+        """Return the JSON form for a document."""
         return {
             "ssim": self.quality,
             "share": self.share,
@@ -81,79 +82,83 @@ class Guarantee:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Numbers of steps, rising, with their nodes on a fine grid; all share the first `LOOK` nodes."""
+class StepSchedules:
+    """Hold a schedule for each number of steps, as nodes on a fine grid; all share the first `OBSERVED_STEPS` nodes."""
 
     fine: Grid
     nodes: Mapping[int, tuple[int, ...]]
     solver: str
-    guided: float | None = None
-    """Share of the steps that are guided, None for all."""
+    guided_share: float | None = None
+    """Guidance interval: share of the steps, from the first, with classifier-free guidance; None for all."""
     skip: float = 0.0
     cache: float = 0.0
 
     @property
     def alone(self) -> bool:
-        """Whether it must draw pictures one by one to be measured: what it leaves out, it leaves out for a whole batch."""
+        """Whether pictures must be drawn one by one to be measured, because skipping and caching act on whole batches."""
         return bool(self.skip or self.cache)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The numbers of steps."""
+        """The numbers of steps, rising."""
         return tuple(sorted(self.nodes))
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The same, and last that of the whole grid: what a picture takes by the exit it leaves at."""
+        """The numbers of steps and, last, that of the whole grid; a picture takes the one at the index of its exit."""
         return (*self.levels, len(self.longest.grid))
 
     def schedule(self, steps: int) -> Schedule:
-        """To draw in so many of them."""
+        """Return the schedule of `steps` steps."""
         return self._over(self.nodes[steps])
 
     @property
     def longest(self) -> Schedule:
-        """The whole fine grid, with the ladder's beginning."""
-        first = self.nodes[self.levels[0]][:LOOK]
+        """The schedule over the whole fine grid after the shared first nodes."""
+        first = self.nodes[self.levels[0]][:OBSERVED_STEPS]
         return self._over((*first, *range(first[-1] + 1, len(self.fine) + 1)))
 
     def _over(self, nodes: tuple[int, ...]) -> Schedule:
         # The steps before the choice are guided whatever is chosen.
-        guided = None if self.guided is None else max(LOOK, math.ceil(self.guided * (len(nodes) - 1)))
-        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided=guided)
+        guided_steps = (
+            None if self.guided_share is None else max(OBSERVED_STEPS, math.ceil(self.guided_share * (len(nodes) - 1)))
+        )
+        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided_steps=guided_steps)
 
-    def tail(self, steps: int) -> Tail:
-        """What a pilot answers at its `LOOK`th step to go on in so many steps in all."""
+    def rest(self, steps: int) -> RestOfSchedule:
+        """Return what a controller returns at step `OBSERVED_STEPS` to take `steps` steps in all."""
         schedule = self.schedule(steps) if steps in self.nodes else self.longest
-        return Tail(schedule.grid.timesteps[LOOK:], schedule.grid.sigmas[LOOK:], schedule.guided)
+        return RestOfSchedule(
+            schedule.grid.timesteps[OBSERVED_STEPS:], schedule.grid.sigmas[OBSERVED_STEPS:], schedule.guided_steps
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """For a profile."""
+        """Return the JSON form for a profile."""
         return {
             "fine": self.fine.to_json(),
             "nodes": {str(k): list(v) for k, v in sorted(self.nodes.items())},
             "solver": self.solver,
-            "guided": self.guided,
+            "guided": self.guided_share,
             "skip": self.skip,
             "cache": self.cache,
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Ladder:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+    def from_json(cls, data: Mapping[str, Any]) -> StepSchedules:
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         nodes = {int(k): tuple(int(i) for i in v) for k, v in data["nodes"].items()}
         fine = Grid.from_json(data["fine"])
         if not nodes or any(
-            len(v) != k + 1 or v[0] != 0 or v[-1] != len(fine) or list(v) != sorted(set(v)) or k <= LOOK
+            len(v) != k + 1 or v[0] != 0 or v[-1] != len(fine) or list(v) != sorted(set(v)) or k <= OBSERVED_STEPS
             for k, v in nodes.items()
         ):
             raise ValueError("its grids don't fit each other")
-        if len({v[:LOOK] for v in nodes.values()}) != 1:
+        if len({v[:OBSERVED_STEPS] for v in nodes.values()}) != 1:
             raise ValueError("its grids begin differently")
-        guided = None if data["guided"] is None else float(data["guided"])
-        made = cls(fine, nodes, str(data["solver"]), guided, float(data["skip"]), float(data.get("cache", 0.0)))
+        guided_share = None if data["guided"] is None else float(data["guided"])
+        made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), float(data.get("cache", 0.0)))
         try:
-            made.longest  # noqa: B018 - a schedule says what can't be run
+            made.longest  # noqa: B018 - a schedule refuses what can't be run
         except InvalidInput as e:
             raise ValueError(str(e)) from None
         return made
@@ -161,9 +166,9 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Pictures drawn at every number of steps: SSIM to the plain run (n, L+1), and the predictions made of it (n, L).
+    """Hold the SSIM to the plain run (n, L+1) of pictures at every number of steps, and its predictions (n, L).
 
-    The last column is the ladder's own way over the whole fine grid, which isn't the plain run to the last pixel.
+    The last column is the schedule over the whole fine grid, whose pictures may differ slightly from the plain run's.
     """
 
     likeness: Array
@@ -175,26 +180,26 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A ladder ready for a promise; rules are drawn up from one evidence and certified on the other.
+    """Hold step schedules ready for certification; one set of evidence proposes rules, the other certifies them.
 
-    What was predicted of the choosing pictures must come from other pictures (`predictor.crossed`).
+    The predictions for the choosing pictures must come from other pictures (`predictor.cross_fit`).
     """
 
-    ladder: Ladder
+    schedules: StepSchedules
     predictor: Predictor
     costs: Costs
-    """Seconds of a picture; `full` is the ladder's whole grid."""
+    """Seconds of a picture at each number of steps; `full` is that of the whole grid."""
     plain: float
     """Seconds of a plain picture."""
     choosing: Evidence
     certifying: Evidence
 
     def scores(self, evidence: Evidence, quality: float) -> Array:
-        """(n, L)."""
+        """Return P(SSIM ≥ quality) (n, L) for the pictures of `evidence`."""
         return self.predictor.chances(evidence.predicted, quality)
 
     def certify(self, quality: float, share: float, delta: float) -> Certificate:
-        """The rule with the fewest steps of which the evidence shows that it reaches `quality` in `share` of pictures."""
+        """Certify the rule with the fewest steps that reaches `quality` in `share` of pictures with confidence 1 - `delta`."""
         eps = round(1 - share, 12)
         rules = choose_rules(
             self.scores(self.choosing, quality),
@@ -203,7 +208,7 @@ class Fitted:
             eps,
             delta,
             len(self.certifying),
-            levels=RULES,
+            levels=CANDIDATE_RULES,
             prune=False,
             every=True,
         )
@@ -211,78 +216,78 @@ class Fitted:
         return certify(rules, self.scores(self.certifying, quality), good, self.costs, eps, delta)
 
     def speedup(self, certificate: Certificate) -> float:
-        """Expected, against the plain run."""
+        """Return the expected speed-up over the plain run."""
         return self.plain / certificate.cost
 
     def pays(self, certificate: Certificate) -> bool:
-        """Whether pictures take fewer steps by it, and gain from that."""
-        return certificate.active and self.speedup(certificate) >= PAYS
+        """Return whether the certificate allows fewer steps with a worthwhile speed-up."""
+        return certificate.active and self.speedup(certificate) >= MIN_SPEEDUP
 
     def reached(self, certificate: Certificate, quality: float) -> Array:
-        """(n,) SSIM of the certifying pictures under a certificate's rule."""
+        """Return the SSIM (n,) of the certifying pictures under a certificate's rule."""
         at = leaves_at(np.asarray(certificate.thresholds), self.scores(self.certifying, quality))
         found: Array = self.certifying.likeness[np.arange(len(at)), at]
         return found
 
 
-class Pilot:
-    """Chooses the number of steps of one run, at its `LOOK`th prediction. `schedule` is what the run begins with."""
+class StepController:
+    """Choose the number of steps of one run at prediction `OBSERVED_STEPS`; the run starts with `schedule`."""
 
-    def __init__(self, knowledge: Knowledge, embedding: Tensor | None) -> None:
-        self._knowledge, self._embedding = knowledge, embedding
+    def __init__(self, step_profile: StepProfile, embedding: Tensor | None) -> None:
+        self._profile, self._embedding = step_profile, embedding
         self._clean: list[Tensor] = []
-        self.schedule = knowledge.longest
+        self.schedule = step_profile.longest
         self.steps: int | None = None
-        """Chosen; None until then."""
+        """The chosen number of steps; None before the choice."""
 
-    def __call__(self, look: Look) -> Tail | None:
-        """The rest of the grid, once."""
-        if look.index >= LOOK:
+    def __call__(self, state: StepState) -> RestOfSchedule | None:
+        """Return the rest of the schedule at the step of the choice, None at all others."""
+        if state.index >= OBSERVED_STEPS:
             return None
-        self._clean.append(look.clean)
-        if look.index < LOOK - 1:
+        self._clean.append(state.clean)
+        if state.index < OBSERVED_STEPS - 1:
             return None
-        pictures = look.clean.shape[0]
-        self.steps = self._knowledge.steps_for(look_features(self._clean), text_features(self._embedding, pictures))
-        return self._knowledge.fitted.ladder.tail(self.steps)
+        pictures = state.clean.shape[0]
+        self.steps = self._profile.steps_for(prediction_features(self._clean), text_features(self._embedding, pictures))
+        return self._profile.fitted.schedules.rest(self.steps)
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """A ladder with the certificate it is climbed under."""
+class StepProfile:
+    """Hold step schedules with the certificate for the requested quality."""
 
     fitted: Fitted
     certificate: Certificate
     guarantee: Guarantee
     full_steps: int
-    """Of the plain run, on the ladder's fine grid: what a picture gets that no number of steps is sure enough for."""
+    """Steps of the plain run."""
     colours: NDArray[np.float64] | None
-    """(C + 1, 3): red, green and blue of a clean latent's channels, the last row the ground."""
+    """(C + 1, 3): linear map from the channels of a clean latent to red, green and blue; the last row is the offset."""
 
     @property
     def longest(self) -> Schedule:
-        """What a run begins with."""
-        return self.fitted.ladder.longest
+        """The schedule with which a run starts."""
+        return self.fitted.schedules.longest
 
     @property
     def draft(self) -> Schedule:
-        """The fewest steps there are."""
-        return self.fitted.ladder.schedule(self.fitted.ladder.levels[0])
+        """The schedule with the fewest steps."""
+        return self.fitted.schedules.schedule(self.fitted.schedules.levels[0])
 
     def steps_for(self, looks: Array, texts: Array) -> int:
-        """The number of steps that all of these pictures may take together."""
+        """Return the number of steps that the rule allows for all of these pictures together."""
         predictor = self.fitted.predictor
         chances = predictor.chances(predictor(looks, texts), self.guarantee.quality)
         at = int(leaves_at(np.asarray(self.certificate.thresholds), chances).max())
-        return self.fitted.ladder.steps[at]
+        return self.fitted.schedules.steps[at]
 
-    def pilot(self, engine: Engine, request: Request) -> Pilot:
-        """For one run of a request."""
-        return Pilot(self, engine.course(request).embedding)
+    def controller(self, engine: Engine, request: Request) -> StepController:
+        """Make the controller of one run of a request."""
+        return StepController(self, engine.initial_call(request).embedding)
 
 
 def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:
-    """For a profile's safetensors file."""
+    """Return the arrays for a profile's safetensors file."""
     out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
     for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
         out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
@@ -290,8 +295,8 @@ def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, 
 
 
 def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
-    """What calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
-    ladder = Ladder.from_json(fitted["ladder"])
+    """Read what calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
+    schedules = StepSchedules.from_json(fitted["ladder"])
     predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]
     costs = Costs(tuple(map(float, c["reach"])), float(c["full"]), tuple(map(float, c["check"])))
@@ -301,15 +306,15 @@ def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays:
         found = Evidence(
             *(np.asarray(arrays[f"{name}.{part}"], dtype=np.float64) for part in ("likeness", "predicted"))
         )
-        n, levels = len(found.predicted), len(ladder.levels)
+        n, levels = len(found.predicted), len(schedules.levels)
         if found.likeness.shape != (n, levels + 1) or found.predicted.shape != (n, levels) or not n:
             raise ValueError("its evidence doesn't fit its grids")
         if np.isnan(found.likeness).any() or np.isnan(found.predicted).any():
             raise ValueError("its evidence has numbers missing")
         return found
 
-    if len(costs.reach) != len(ladder.levels) or len(predictor.sigma) != len(ladder.levels):
+    if len(costs.reach) != len(schedules.levels) or len(predictor.sigma) != len(schedules.levels):
         raise ValueError("its parts don't fit each other")
     if not plain > 0:
         raise ValueError("a plain picture takes no time")
-    return Fitted(ladder, predictor, costs, plain, evidence("choosing"), evidence("certifying"))
+    return Fitted(schedules, predictor, costs, plain, evidence("choosing"), evidence("certifying"))

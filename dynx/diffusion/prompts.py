@@ -1,4 +1,4 @@
-"""Prompts out of a pipeline's own vocabulary, for calibrating where there are none of the user's."""
+"""Make prompts from the vocabulary of a pipeline, for calibration without the user's prompts."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynx.diffusion.engine import Engine
 
-SHORTEST = 3
-"""Letters of a word; shorter ones are mostly pieces."""
+MIN_WORD_LETTERS = 3
+"""Least letters of a word; shorter tokens are mostly word pieces."""
 
 CALIBRATION_PROMPTS = 420
-"""Prompts that calibration draws from a vocabulary."""
+"""Number of prompts that calibration makes from a vocabulary."""
 
-WORD = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
+WORD_TOKEN = re.compile(r"(?:[Ġ▁ ])?([a-z]+)(?:</w>)?")
+"""Pattern of a token that is a whole lower-case word."""
 
-
-BEGINNINGS = frozenset("Ġ▁ ")
+WORD_START_MARKS = frozenset("Ġ▁ ")
+"""Characters with which tokenizers mark the start of a word."""
 
 
 def words(tokenizer: Any) -> list[str]:
-    """The whole words among a tokenizer's tokens, in the order of their ids, which for most is from frequent to rare.
+    """List the whole words among a tokenizer's tokens by token id, which usually sorts them from frequent to rare.
 
     Vocabularies mark the ends of words (CLIP's), their beginnings (Ġ, ▁), or only the pieces that go on (##).
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     ends = any(token.endswith("</w>") for token, _ in vocabulary)
-    begins = not ends and any(token[:1] in BEGINNINGS for token, _ in vocabulary if token)
+    begins = not ends and any(token[:1] in WORD_START_MARKS for token, _ in vocabulary if token)
     found = []
     for token, _ in vocabulary:
-        whole = token.endswith("</w>") if ends else token[:1] in BEGINNINGS if begins else True
-        match = WORD.fullmatch(token)
-        if token and match and whole and len(match[1]) >= SHORTEST:
+        whole = token.endswith("</w>") if ends else token[:1] in WORD_START_MARKS if begins else True
+        match = WORD_TOKEN.fullmatch(token)
+        if token and match and whole and len(match[1]) >= MIN_WORD_LETTERS:
             found.append(match[1])
     return list(dict.fromkeys(found))
 
 
 def prompts(tokenizer: Any, count: int, seed: int = 0) -> list[str]:
-    """So many of one to three words; the same for the same seed. Of a vocabulary without words, numbers."""
+    """Make `count` prompts of one to three words, reproducible by seed; numbered ones where the vocabulary has no words."""
     known = words(tokenizer)[:4000]
     rng = random.Random(seed)  # noqa: S311 - no secret
     if not known:
@@ -51,6 +52,6 @@ def own_prompts(engine: Engine, count: int = CALIBRATION_PROMPTS) -> list[str]:
     """Make `count` prompts from the words of a pipeline's own tokenizer; none for a pipeline that takes no prompt."""
     pipe = engine.pipe
     tokenizer = next((t for name in ("tokenizer", "tokenizer_2") if (t := getattr(pipe, name, None)) is not None), None)
-    if tokenizer is None or not engine.family.prompted:
+    if tokenizer is None or not engine.adapter.prompted:
         return []
     return prompts(tokenizer, count)

@@ -1,12 +1,12 @@
-"""One run of a pipeline's own loop, with dynx at its two doors: the network's `forward` and the scheduler's `step`.
+"""Control one run of a pipeline's own loop by intercepting the network's `forward` and the scheduler's `step`.
 
-Every diffusers loop goes through these two, whatever else it offers: callbacks, custom timesteps and interruption are missing
-here and there, and say neither the prediction nor the clean picture. So a schedule is followed by putting a `Solver` in the
-scheduler's place, a call is left out by answering it in front of the network, and a run lands by letting `step` return the clean
-picture, after which the rest of the loop turns idly: a noisy picture is never decoded. In a plain run both doors only
-watch. All is put back at the end of the `with`.
+Every diffusers loop calls these two; its callbacks, custom timesteps and interruption vary between pipelines and expose neither
+the prediction nor the clean picture. A schedule is followed by replacing the scheduler with a `Solver`; a network call is
+skipped by answering it before the network; and a run finishes early by returning the clean picture from `step`, after which the
+rest of the loop computes nothing, so a noisy picture is never decoded. In a plain run both are only observed. Everything is
+restored at the end of the `with`.
 
-That the loop is what it looks like is checked at its first step: the network must have been given the latents as they are.
+The first step verifies the loop: the network's input must equal the scheduler's latents.
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Self
 
-    from dynx.diffusion.pipelines import Family
+    from dynx.diffusion.pipelines import PipelineAdapter
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.solver import Solver
     from dynx.runtime.backends.network import NetworkBackend
 
-IDLE = Order("idle")
+IDLE_ORDER = Order("idle")
+"""Order for the rest of the loop once the run is over."""
 
-KEPT = "guidance kept: the pipeline doesn't combine two halves of a batch by the usual formula"
+GUIDANCE_KEPT_NOTE = "guidance kept: the pipeline doesn't combine two halves of a batch by the usual formula"
+"""Note of a run whose guidance interval can't be applied."""
 
 
 class Mismatch(Exception):  # noqa: N818 - a verdict, not a mistake
-    """Why a pipeline's loop can't be held; the engine runs it plain instead."""
+    """Signal that a pipeline's loop can't be controlled; the engine then runs it plain."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """A step is about to be made: what a pilot may judge by. Latents and picture are (B, …), as the network takes them."""
+class StepState:
+    """Hold the state before a step, for a controller. Latents and clean picture are (B, …), as the network takes them."""
 
     index: int  # from 0
     timestep: float
@@ -57,68 +59,68 @@ class Look:
     computed: bool
 
 
-class Tail(NamedTuple):
-    """Other levels for after this step: timesteps (m,), sigmas (m+1,), no more than were left."""
+class RestOfSchedule(NamedTuple):
+    """Replace the levels after this step: timesteps (m,), sigmas (m+1,); m is at most the number of steps left."""
 
     timesteps: Sequence[float]
     sigmas: Sequence[float]
-    guided: int | None = None
-    """Steps of the whole run with classifier-free guidance from now on; None leaves that as it is."""
+    guided_steps: int | None = None
+    """New number of steps of the whole run with classifier-free guidance; None leaves it unchanged."""
 
 
 if TYPE_CHECKING:
-    Pilot = Callable[[Look], Tail | None]
+    StepController = Callable[[StepState], RestOfSchedule | None]
 
 
 class Sampler:
-    """Holds a pipeline for one call of it, inside a `with`. `schedule` None is plain."""
+    """Control one call of a pipeline, inside a `with`. A `schedule` of None means plain execution."""
 
     def __init__(
         self,
         pipe: Any,
-        family: Family,
+        adapter: PipelineAdapter,
         schedule: Schedule | None = None,
         *,
-        watch: Callable[[Step], None] | None = None,
+        callback: Callable[[Step], None] | None = None,
         stop: Callable[[], bool] | None = None,
-        pilot: Pilot | None = None,
+        controller: StepController | None = None,
         kernels: NetworkBackend | None = None,
     ) -> None:
-        """`kernels` compute the pipeline's one network where it is not to run as it is."""
-        self.pipe, self.family, self.schedule = pipe, family, schedule
+        """Prepare a run; `kernels` compute the pipeline's one network, None runs it as it was loaded."""
+        self.pipe, self.adapter, self.schedule = pipe, adapter, schedule
         self.run = self.skipped = self.unguided = self.cached = 0
-        self.landed = False
+        self.finished_early = False
         self.notes: list[str] = []
-        self._watch, self._stop, self._pilot = watch, stop, pilot
-        carry = Carry(family.prediction, family.noise) if family.noise and family.prediction else None
-        self.denoisers = [Denoiser(getattr(pipe, slot), carry, kernels) for slot in family.slots]
+        self._callback, self._stop, self._controller = callback, stop, controller
+        carry = Carry(adapter.prediction, adapter.noise) if adapter.noise and adapter.prediction else None
+        self.denoisers = [Denoiser(getattr(pipe, slot), carry, kernels) for slot in adapter.slots]
         self._own: Any = getattr(pipe, "scheduler", None)
         self._solver: Solver | None = None
         if schedule is not None:
             self._prepare(schedule)
         self._half: int | None = None
         self._answer: Any = None
-        """What `step` returns once the run is over."""
+        """The value that `step` returns once the run is over."""
         self._over = False
 
     @property
     def calls(self) -> int:
-        """Times a network ran."""
+        """Number of times a network ran."""
         return sum(d.calls for d in self.denoisers)
 
     @property
     def rows(self) -> int:
-        """Batch rows that it ran for."""
+        """Number of batch rows that a network ran for."""
         return sum(d.rows for d in self.denoisers)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """That the networks were told, in the order of calls."""
+        """Timesteps passed to the networks, in the order of calls."""
         return tuple(t for d in self.denoisers for t in d.timesteps)
 
     @property
     def planned(self) -> int:
-        """Steps of the loop's grid."""
+        """Number of steps of the loop's grid."""
         return len(self._sigmas) - 1 if self._solver is not None else len(getattr(self._own, "timesteps", ()))
 
     def __enter__(self) -> Self:
@@ -157,43 +159,43 @@ class Sampler:
     def _end(self, answer: Any) -> None:
         self._over, self._answer = True, answer
 
-    def _tell(
+    def _report_step(
         self,
         index: int,
-        of: int,
+        total: int,
         clean: Tensor | None,
         *,
         computed: bool = True,
         guided: bool = True,
         cached: bool = False,
     ) -> None:
-        if self._watch is not None:
-            self._watch(Step(index, of, computed, guided, self.calls, clean, cached))
+        if self._callback is not None:
+            self._callback(Step(index, total, computed, guided, self.calls, clean, cached))
 
-    # Plain: only watch, and land if told to stop.
+    # Plain execution: observe, and finish early when `stop` returns True.
 
     def _plain_step(self, own_step: Any, *args: Any, **kwargs: Any) -> Any:
         if self._over:
-            self._order(IDLE)
+            self._order(IDLE_ORDER)
             return self._answer
         answer = own_step(*args, **kwargs)
         self.run += 1
         stopped = self._stop is not None and self._stop() and self.run < self.planned
         clean = None
-        if stopped or self._watch is not None:
+        if stopped or self._callback is not None:
             clean = self._own_clean(inspect.signature(own_step).bind(*args, **kwargs).arguments)
         if stopped and clean is not None:
             self._end(_ending_in(clean, answer))
-            self.landed = True
+            self.finished_early = True
         elif stopped and not self.notes:
-            self.notes.append(f"not stopped: what {self.family.scheduler} is heading for can't be told")
-        self._order(IDLE if self._over else Order())
-        self._tell(self.run, self.planned, clean)
+            self.notes.append(f"not stopped: what {self.adapter.scheduler} is heading for can't be told")
+        self._order(IDLE_ORDER if self._over else Order())
+        self._report_step(self.run, self.planned, clean)
         return self._answer if self._over else answer
 
     def _own_clean(self, given: dict[str, Any]) -> Tensor | None:
-        """The clean picture in the latents of the author's scheduler."""
-        noise, kind = self.family.noise, self.family.prediction
+        """Return the clean picture predicted in a step of the pipeline's own scheduler, or None where it is unknown."""
+        noise, kind = self.adapter.noise, self.adapter.prediction
         output, x, timestep = given.get("model_output"), given.get("sample"), given.get("timestep")
         if (
             noise is None
@@ -204,18 +206,18 @@ class Sampler:
         ):
             return None
         sigma = float(noise.sigmas([float(timestep)])[0])
-        unit = x if self.family.unit else x / (1 + sigma**2) ** 0.5
+        unit = x if self.adapter.unit else x / (1 + sigma**2) ** 0.5
         return clean_picture(kind, noise, output, unit, sigma)
 
-    # Dynamic: follow the schedule.
+    # Dynamic execution: follow the schedule.
 
     def _prepare(self, schedule: Schedule) -> None:
-        if self.family.noise is None or self.family.prediction is None or self.family.slot is None:
-            raise Mismatch(self.family.adaptive.reason)
-        self._solver = solver_for(schedule.solver, schedule.grid, self.family, self._own)
+        if self.adapter.noise is None or self.adapter.prediction is None or self.adapter.slot is None:
+            raise Mismatch(self.adapter.adaptive.reason)
+        self._solver = solver_for(schedule.solver, schedule.grid, self.adapter, self._own)
         self._solver_step = self._solver.step
         self._solver.step = self._step  # type: ignore[method-assign]
-        self._skipping = Skipping(schedule, self.family.noise)
+        self._skipping = Skipping(schedule, self.adapter.noise)
         self._sigmas = list(schedule.grid.sigmas)
         self._index = 0
         if schedule.cache:
@@ -226,8 +228,8 @@ class Sampler:
             else:
                 self.denoisers[0].cache = BlockCache(network, schedule.cache)
         self._cached_before = 0
-        if self.family.random:
-            self.notes.append(f"{self.family.scheduler} draws noise at every step: its own picture is another one")
+        if self.adapter.random:
+            self.notes.append(f"{self.adapter.scheduler} draws noise at every step: its own picture is another one")
 
     def _step(
         self,
@@ -239,7 +241,7 @@ class Sampler:
         **_: Any,
     ) -> Any:
         if self._over:
-            self._order(IDLE)
+            self._order(IDLE_ORDER)
             return as_step(self._answer, self._answer, return_dict)
         denoiser, index = self.denoisers[0], self._index
         order = denoiser.order
@@ -252,8 +254,8 @@ class Sampler:
             self._guidance_is_dear = denoiser.rows > sample.shape[0]
         elif denoiser.calls_in_step != 1:  # some pipelines guide by further calls, and not at every step
             self._half = None
-        if self._pilot is not None:
-            self._consult(self._pilot, model_output, sample, computed)
+        if self._controller is not None:
+            self._ask_controller(self._controller, model_output, sample, computed)
         after, clean = self._solver_step(model_output, timestep, sample, return_dict=False)
         self._index += 1
         self.run += computed
@@ -261,68 +263,68 @@ class Sampler:
         self.cached += answered
         self.unguided += computed and not guided
         self._conclude(sample, after, clean)
-        self._tell(self._index, self.planned, clean, computed=computed, guided=guided, cached=answered)
+        self._report_step(self._index, self.planned, clean, computed=computed, guided=guided, cached=answered)
         return as_step(self._answer if self._over else after, clean, return_dict)
 
     def _conclude(self, before: Tensor, after: Tensor, clean: Tensor) -> None:
-        """Decide about the next step."""
-        schedule, done, of = self.schedule, self._index, self.planned
+        """Decide what happens in the next step."""
+        schedule, done, total = self.schedule, self._index, self.planned
         if schedule is None:
             raise RuntimeError("a plain run has no schedule")
-        if done == of:
+        if done == total:
             self._end(after)
-        elif done == schedule.land_after or (self._stop is not None and self._stop()):
+        elif done == schedule.finish_after_steps or (self._stop is not None and self._stop()):
             self._end(clean)
-            self.landed = True
+            self.finished_early = True
         if self._over:
-            self._order(IDLE)
+            self._order(IDLE_ORDER)
             return
         self._skipping.note(before, after, self._sigmas[done - 1], self._sigmas[done])
         sigma = self._sigmas[done]
-        if self._skipping.next_is_skipped(last=done == of - 1):
+        if self._skipping.next_is_skipped(last=done == total - 1):
             self._order(Order("reuse"), sigma)
         else:
             self._order(Order(half=self._dropped(schedule, done), rows=2 * before.shape[0]), sigma)
 
     def _dropped(self, schedule: Schedule, done: int) -> int | None:
-        """The half to compute alone, None for both."""
-        if schedule.guided is None or done < schedule.guided:
+        """Return the half of the batch to compute in the next step; None for both."""
+        if schedule.guided_steps is None or done < schedule.guided_steps:
             return None
-        if self._half is None and self._guidance_is_dear and KEPT not in self.notes:
-            self.notes.append(KEPT)
+        if self._half is None and self._guidance_is_dear and GUIDANCE_KEPT_NOTE not in self.notes:
+            self.notes.append(GUIDANCE_KEPT_NOTE)
         return self._half
 
     def _check(self, denoiser: Denoiser, sample: Tensor) -> None:
         """Raise Mismatch unless the network was given the latents, once for each part of its batch."""
         call = denoiser.last
         if call is None:
-            raise Mismatch(f"{self.family.name} steps before it calls its network")
+            raise Mismatch(f"{self.adapter.name} steps before it calls its network")
         if call.noisy.shape[1:] != sample.shape[1:] or call.noisy.shape[0] % sample.shape[0]:
-            raise Mismatch(f"{self.family.name} gives its network other latents than its scheduler")
+            raise Mismatch(f"{self.adapter.name} gives its network other latents than its scheduler")
         copies = call.noisy.shape[0] // sample.shape[0]
         if not torch.equal(call.noisy, torch.cat([sample.to(call.noisy.dtype)] * copies)):
-            raise Mismatch(f"{self.family.name} changes its latents before its network sees them")
+            raise Mismatch(f"{self.adapter.name} changes its latents before its network sees them")
 
-    def _consult(self, pilot: Pilot, model_output: Tensor, sample: Tensor, computed: bool) -> None:
-        """Let the pilot look, and follow it if it plans anew."""
-        index, noise, kind = self._index, self.family.noise, self.family.prediction
+    def _ask_controller(self, controller: StepController, model_output: Tensor, sample: Tensor, computed: bool) -> None:
+        """Call the controller, and follow the rest of the schedule that it returns."""
+        index, noise, kind = self._index, self.adapter.noise, self.adapter.prediction
         if self._solver is None or noise is None or kind is None:
             raise RuntimeError("no schedule to change")
         sigma = self._sigmas[index]
         clean = clean_picture(kind, noise, model_output, sample, sigma)
-        told = float(self._solver.timesteps[index])
-        tail = pilot(Look(index, told, sigma, self._sigmas[index + 1], sample, clean, computed))
-        if tail is None:
+        timestep = float(self._solver.timesteps[index])
+        rest = controller(StepState(index, timestep, sigma, self._sigmas[index + 1], sample, clean, computed))
+        if rest is None:
             return
-        timesteps, sigmas = list(tail.timesteps), list(tail.sigmas)
+        timesteps, sigmas = list(rest.timesteps), list(rest.sigmas)
         levels = [sigma, *sigmas]
         falls = all(a > b for a, b in pairwise(levels)) and sigmas[-1] >= 0
         if len(sigmas) != len(timesteps) + 1 or len(timesteps) > self.planned - index - 1 or not falls:
-            raise ValueError(f"no plan for after step {index + 1} of {self.planned}: {tail}")
+            raise ValueError(f"no plan for after step {index + 1} of {self.planned}: {rest}")
         self._sigmas[index + 1 :] = sigmas
         self._solver.replan(timesteps, sigmas)
-        if tail.guided is not None and self.schedule is not None:
-            self.schedule = replace(self.schedule, guided=tail.guided)
+        if rest.guided_steps is not None and self.schedule is not None:
+            self.schedule = replace(self.schedule, guided_steps=rest.guided_steps)
 
 
 def _guidance_half(denoiser: Denoiser, guided: Tensor) -> int | None:
@@ -331,7 +333,7 @@ def _guidance_half(denoiser: Denoiser, guided: Tensor) -> int | None:
 
 
 def _ending_in(clean: Tensor, answer: Any) -> Any:
-    """A step's answer with the clean picture for every tensor of its shape in it."""
+    """Return a step's output with every tensor of the clean picture's shape replaced by it."""
 
     def ended(value: Any) -> Any:
         return clean.to(value.dtype) if isinstance(value, Tensor) and value.shape == clean.shape else value

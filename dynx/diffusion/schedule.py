@@ -1,7 +1,7 @@
-"""What a run is told: a solver, a grid of noise levels, and what it may leave out; all of it plain numbers.
+"""Define a schedule: a solver, a grid of noise levels, and what may be left out; all of it plain numbers.
 
-A noise level is written in two ways. The network is told a *timestep*; solvers count in *sigma*, the noise's share over the
-picture's: x = α·x0 + σ·ε. Pipelines that predict noise keep α² + σ² = 1, and their sigma here is σ/α (0 … about 15), as
+A noise level has two notations. The network takes a *timestep*; solvers use *sigma*, the ratio of noise to picture in
+x = α·x0 + σ·ε. Pipelines that predict noise keep α² + σ² = 1, and their sigma here is σ/α (0 … about 15), as
 in k-diffusion and ComfyUI. Flow matching keeps α + σ = 1, and its sigma is σ itself (0 … 1).
 """
 
@@ -20,69 +20,68 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SOLVERS = {"euler": 1, "dpm++2m": 2, "dpm++3m": 3}
-"""Their orders. Euler is DDIM without noise (Song et al. 2021); the others are DPM-Solver++ multistep (Lu et al. 2022)."""
+SOLVER_ORDERS = {"euler": 1, "dpm++2m": 2, "dpm++3m": 3}
+"""Orders of the solvers: Euler is DDIM without noise (Song et al. 2021), the others DPM-Solver++ multistep (Lu et al. 2022)."""
 
-WARMUP = 4
-LONGEST_SKIP = 4
-"""AdaptiveDiffusion's (Ye et al. 2024): steps always computed first, and most steps skipped in a row."""
+WARMUP_STEPS = 4
+MAX_SKIPPED_STEPS = 4
+"""Steps that are always computed first, and most consecutive skipped steps, both from AdaptiveDiffusion (Ye et al. 2024)."""
 
-
-NOISY = 0.1
-"""Last sigma above which a run would end in noise that can be seen; authors' own schedules end at 0 … 0.03."""
+MAX_FINAL_SIGMA = 0.1
+"""Largest last sigma without visible noise in the picture; pipelines' own schedules end at 0 … 0.03."""
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """How much noise the timesteps of a model mean."""
+    """Map the timesteps of a model to noise levels."""
 
     levels: NDArray[np.float64] | None = field(repr=False)
-    """(T,) rising sigma of each training timestep; None: flow matching, where sigma is the timestep's share of T."""
+    """(T,) rising sigma of each training timestep; None for flow matching, where sigma is timestep / T."""
     steps: int = 1000  # T
 
     @property
     def flow(self) -> bool:
-        """Whether it is flow matching."""
+        """Whether the model uses flow matching."""
         return self.levels is None
 
     def sigmas(self, timesteps: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of some timesteps (N,); between training timesteps linear, as diffusers has it."""
+        """Return the sigmas (N,) of timesteps, linear between training timesteps as in diffusers."""
         import numpy as np
 
         t = np.asarray(timesteps, dtype=np.float64)
         return t / self.steps if self.levels is None else np.interp(t, np.arange(len(self.levels)), self.levels)
 
     def grid(self, timesteps: Sequence[float], final: float = 0.0, scale: float = 1.0) -> Grid:
-        """Through these timesteps, down to a last sigma."""
+        """Make the grid of these timesteps that ends at the sigma `final`."""
         sigmas = (*(float(s) for s in self.sigmas(timesteps)), final)
         return Grid(tuple(float(t) for t in timesteps), sigmas, scale)
 
     def parts(self, sigma: float) -> tuple[float, float]:
-        """α and σ."""
+        """Return α and σ of x = α·x0 + σ·ε at a noise level."""
         if self.levels is None:
             return 1 - sigma, sigma
         alpha = 1 / math.sqrt(1 + sigma * sigma)
         return alpha, sigma * alpha
 
     def arc(self, sigma: float) -> float:
-        """How far along its way a level is, so that equal parts of it are equal ways for a straight trajectory.
+        """Return the arc length of a noise level, in which a straight trajectory moves at constant speed.
 
-        x moves on the circle (α, σ) by that angle, or on the line of flow matching.
+        It is the angle of x on the circle (α, σ), or the position on the line of flow matching.
         """
         return sigma if self.levels is None else math.atan(sigma)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The noise levels of N steps: what the network is told (N,), and where the steps lead (N+1,), usually down to 0."""
+    """Hold the noise levels of N steps: timesteps (N,) for the network and sigmas (N+1,), usually down to 0."""
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
     scale: float = 1.0
-    """Of the first noise: some schedulers start a hair below one."""
+    """Factor of the initial noise; some schedulers start slightly below 1."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidInput unless both fall strictly and fit each other."""
+        """Raise InvalidInput unless both fall strictly and fit each other."""
         numbers = (*self.timesteps, *self.sigmas, self.scale)
         falls = all(a > b for row in (self.timesteps, self.sigmas) for a, b in pairwise(row))
         fits = bool(self.timesteps) and len(self.sigmas) == len(self.timesteps) + 1 and self.sigmas[-1] >= 0
@@ -95,56 +94,59 @@ class Grid:
         return len(self.timesteps)
 
     def pick(self, nodes: Sequence[int]) -> Grid:
-        """The grid over some of its nodes 0 … N, rising; the last one is where it leads."""
+        """Return the grid over some of its nodes 0 … N, rising; the last node is the end of the last step."""
         return Grid(tuple(self.timesteps[i] for i in nodes[:-1]), tuple(self.sigmas[i] for i in nodes), self.scale)
 
     def thinned(self, steps: int) -> Grid:
-        """So many of its steps, evenly, from its first node to its last. Raises InvalidInput for more than it has."""
+        """Return a grid of `steps` evenly chosen steps, from the first node to the last. Raises InvalidInput for too many."""
         if not 1 <= steps <= len(self):
             raise InvalidInput(f"{steps} steps can't be taken from {len(self)}")
         return self.pick([round(i * len(self) / steps) for i in range(steps + 1)])
 
     def to_json(self) -> dict[str, Any]:
-        """For a profile."""
+        """Return the JSON form for a profile."""
         return {"timesteps": list(self.timesteps), "sigmas": list(self.sigmas), "scale": self.scale}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Grid:
-        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
         return cls(tuple(map(float, data["timesteps"])), tuple(map(float, data["sigmas"])), float(data["scale"]))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to draw a picture."""
+    """Hold how a picture is drawn: solver, grid, skipping, caching and guidance interval."""
 
     solver: str
     grid: Grid
     skip: float = 0.0
-    """δ: a step whose trajectory bends less than this is answered with the last prediction; 0 never."""
+    """Threshold δ: a step where the trajectory bends less reuses the last prediction; 0 disables skipping."""
     cache: float = 0.0
-    """Of a transformer that diffusers can cache: the first block's relative change below which the others are left out."""
-    warmup: int = WARMUP
-    longest_skip: int = LONGEST_SKIP
-    guided: int | None = None
-    """Steps with classifier-free guidance, after which it's left out; None: all."""
-    land_after: int | None = None
-    """Steps after which the run lands on the clean picture it is heading for; None: it goes to the end."""
+    """Relative change of the first block's output below which a transformer's other blocks are skipped; 0 disables caching."""
+    warmup: int = WARMUP_STEPS
+    longest_skip: int = MAX_SKIPPED_STEPS
+    guided_steps: int | None = None
+    """Guidance interval: number of steps, from the first, with classifier-free guidance; None for all."""
+    finish_after_steps: int | None = None
+    """Steps after which the run finishes early, on the clean picture predicted by then; None runs to the end."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidInput for what can't be run."""
-        if self.solver not in SOLVERS:
-            raise InvalidInput(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVERS)}")
-        counts = (self.warmup >= 1, self.longest_skip >= 1, self.guided is None or self.guided >= 1)
+        """Raise InvalidInput for a schedule that can't be run."""
+        if self.solver not in SOLVER_ORDERS:
+            raise InvalidInput(f"no solver {self.solver}", hint=f"solvers: {', '.join(SOLVER_ORDERS)}")
+        counts = (self.warmup >= 1, self.longest_skip >= 1, self.guided_steps is None or self.guided_steps >= 1)
         if not (
-            self.skip >= 0 and self.cache >= 0 and all(counts) and (self.land_after is None or self.land_after >= 1)
+            self.skip >= 0
+            and self.cache >= 0
+            and all(counts)
+            and (self.finish_after_steps is None or self.finish_after_steps >= 1)
         ):
             raise InvalidInput(f"a schedule of {self}")
-        if self.grid.sigmas[-1] > NOISY:
+        if self.grid.sigmas[-1] > MAX_FINAL_SIGMA:
             raise InvalidInput(f"a grid that ends at sigma {self.grid.sigmas[-1]:.3g} leaves noise in the picture")
 
     def to_json(self) -> dict[str, Any]:
-        """For a profile; an infinite δ becomes null."""
+        """Return the JSON form for a profile; an infinite δ becomes null."""
         return {
             "solver": self.solver,
             "grid": self.grid.to_json(),
@@ -152,13 +154,13 @@ class Schedule:
             "cache": self.cache,
             "warmup": self.warmup,
             "longest_skip": self.longest_skip,
-            "guided": self.guided,
-            "land_after": self.land_after,
+            "guided": self.guided_steps,
+            "land_after": self.finish_after_steps,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Schedule:
-        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
         return cls(
             solver=str(data["solver"]),
             grid=Grid.from_json(data["grid"]),
@@ -166,6 +168,6 @@ class Schedule:
             cache=float(data.get("cache", 0.0)),
             warmup=int(data["warmup"]),
             longest_skip=int(data["longest_skip"]),
-            guided=None if data["guided"] is None else int(data["guided"]),
-            land_after=None if data["land_after"] is None else int(data["land_after"]),
+            guided_steps=None if data["guided"] is None else int(data["guided"]),
+            finish_after_steps=None if data["land_after"] is None else int(data["land_after"]),
         )

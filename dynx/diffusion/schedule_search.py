@@ -1,6 +1,6 @@
-"""Trying ways of drawing on a few pictures: solvers, grids, guidance for a part of the steps, skipping.
+"""Search solvers, grids, guidance intervals, skipping and caching on a few trial pictures.
 
-Nothing is certified here; what looks best on these pictures is measured on others.
+Nothing is certified here; the best settings on these pictures are measured on others.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.diffusion.grid import continuations, mean_errors, plan
-from dynx.diffusion.plan import SHARE
+from dynx.diffusion.plan import PICTURE_SHARE
 from dynx.diffusion.predictor import shortfall
-from dynx.diffusion.profile_data import LOOK, Ladder
-from dynx.diffusion.schedule import WARMUP
+from dynx.diffusion.profile_data import OBSERVED_STEPS, StepSchedules
+from dynx.diffusion.schedule import WARMUP_STEPS
 from dynx.diffusion.similarity import compare
 from dynx.errors import UnsupportedModelError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.sampler import Look, Tail
+    from dynx.diffusion.sampler import RestOfSchedule, StepState
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.trajectory import Trajectory
     from dynx.diffusion.types import Request
@@ -33,36 +33,37 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     Pixels = NDArray[np.float32]
 
-LEVELS = (3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 30)
-"""Numbers of steps on the ladder; those above two thirds of the plain run's are left out."""
+STEP_COUNTS = (3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 30)
+"""Numbers of steps that are planned; those above two thirds of the plain run's are left out."""
 
-GAMMAS = (1.0, 1.1, 1.2)
-SOLVERS = ("euler", "dpm++2m")
-CUTS = (0.6, 0.4)
-"""Shares of the steps with classifier-free guidance that are tried."""
+TRIED_GAMMAS = (1.0, 1.1, 1.2)
+TRIED_SOLVERS = ("euler", "dpm++2m")
+TRIED_GUIDED_SHARES = (0.6, 0.4)
+"""Guidance intervals that are tried, as shares of the steps with classifier-free guidance."""
 
-SKIPS = (0.01, 0.03)
-"""δ that are tried."""
+TRIED_SKIP_THRESHOLDS = (0.01, 0.03)
+"""Skip thresholds δ that are tried."""
 
-CACHES = (0.03, 0.1)
+TRIED_CACHE_THRESHOLDS = (0.03, 0.1)
 """Thresholds of the feature cache that are tried, where diffusers has one for the network."""
 
-NEAR = (0.5, 2.5)
-"""Numbers of steps kept on the ladder, in units of the fewest that do for nearly all pictures."""
+KEPT_STEPS_RANGE = (0.5, 2.5)
+"""Range of the numbers of steps that are kept, relative to the fewest that suffice for nearly all pictures."""
 
-MARGIN = 0.4
-"""Of what the quality leaves to 1: how far above it a way that leaves something out must come on the few pictures of a trial.
+QUALITY_MARGIN_SHARE = 0.4
+"""Margin above the quality, as a share of 1 - quality, that settings which leave something out must reach in the trials.
 
-What it leaves out lowers every number of steps, so one that just reaches the quality here fails its certificate on all of them.
+Leaving something out lowers the SSIM at every number of steps, so settings that barely reach the quality in the trials would
+fail the certificate.
 """
 
-CHEAPER = 0.95
-"""Of the rows without it: what such a way may take at the most."""
+MAX_ROWS_RATIO = 0.95
+"""Largest ratio of rows with such settings to rows without them."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of one request: pixels, rows of the network for each, calls for all together."""
+    """Hold the pictures of one request: pixels, network rows for each, network calls for all together."""
 
     pixels: list[Pixels]
     rows: float
@@ -73,95 +74,102 @@ def draw(
     engine: Engine,
     request: Request,
     schedule: Schedule | None = None,
-    pilot: Callable[[Look], Tail | None] | None = None,
+    controller: Callable[[StepState], RestOfSchedule | None] | None = None,
 ) -> Drawn:
-    """All of a request's pictures. Raises UnsupportedModelError where one isn't made of numbers, or by its schedule."""
-    pictures = engine.draw(request, schedule, pilot=pilot)
+    """Draw a request. Raises UnsupportedModelError for pixels that aren't finite, or a run that fell back to plain."""
+    pictures = engine.draw(request, schedule, controller=controller)
     if bad := next((p.error for p in pictures if p.pixels is None), None):
-        raise UnsupportedModelError(f"{engine.family.name} draws no picture: {bad}", hint="try `dtype` float32")
-    receipt = pictures[0].receipt
-    if schedule is not None and receipt.plain:
-        raise UnsupportedModelError(f"{engine.family.name} is drawn {'; '.join(receipt.notes)}")
-    return Drawn([p.pixels for p in pictures if p.pixels is not None], receipt.rows / len(pictures), receipt.calls)
+        raise UnsupportedModelError(f"{engine.adapter.name} draws no picture: {bad}", hint="try `dtype` float32")
+    stats = pictures[0].stats
+    if schedule is not None and stats.plain:
+        raise UnsupportedModelError(f"{engine.adapter.name} is drawn {'; '.join(stats.notes)}")
+    return Drawn([p.pixels for p in pictures if p.pixels is not None], stats.rows / len(pictures), stats.calls)
 
 
-def singles(request: Request) -> list[Request]:
-    """A request for each of its pictures. Skipping is decided for a batch as a whole, so its pictures are drawn one by one."""
+def one_by_one(request: Request) -> list[Request]:
+    """Split a request into one for each picture, because skipping is decided for a batch as a whole."""
     prompts: list[tuple[str, ...]] = [(p,) for p in request.prompts] or [()] * len(request)
     return [replace(request, prompts=p, seeds=(s,)) for p, s in zip(prompts, request.seeds, strict=True)]
 
 
 def likeness(pixels: Sequence[Pixels], reference: Sequence[Pixels]) -> Array:
-    """(n,) SSIM."""
+    """Return the SSIM (n,) of pictures to their references."""
     return np.asarray([compare(p, q).ssim for p, q in zip(pixels, reference, strict=True)])
 
 
-def choose_ladder(
+def choose_step_schedules(
     engine: Engine,
-    trying: Sequence[Request],
-    ways: Sequence[Trajectory],
+    trial_requests: Sequence[Request],
+    trajectories: Sequence[Trajectory],
     reference: Sequence[Pixels],
     quality: float,
     progress: Callable[[float, str], None],
-) -> tuple[Ladder, list[dict[str, Any]]]:
-    """The ladder that reaches the quality with the fewest rows of the network; also what was tried, for the profile.
+) -> tuple[StepSchedules, list[dict[str, Any]]]:
+    """Choose the step schedules that reach the quality with the fewest network rows; also return the log of trials.
 
-    The fewest steps of a first ladder say where to look: there solvers and γ are compared by the SSIM of the worst, since that
-    is what is promised, and guidance for a part of the steps, skipping and caching are tried. Raises UnsupportedModelError for
-    a plain run of too few steps.
+    The fewest steps of a first plan set the range: there solvers and γ are compared by the SSIM of the worst pictures, which
+    the guarantee is about, and guidance intervals, skipping and caching are tried. Raises UnsupportedModelError for a plain
+    run of too few steps.
     """
-    fine = ways[0].grid
-    levels = [k for k in LEVELS if LOOK < k <= 2 * len(fine) // 3]
+    fine = trajectories[0].grid
+    levels = [k for k in STEP_COUNTS if OBSERVED_STEPS < k <= 2 * len(fine) // 3]
     if not levels:
         raise UnsupportedModelError(f"its plain run has {len(fine)} steps, too few to leave any out")
-    trials = Trials(engine, trying, reference)
-    errors = {solver: mean_errors(way.errors(solver) for way in ways) for solver in SOLVERS}
+    trials = Trials(engine, trial_requests, reference)
+    errors = {solver: mean_errors(way.errors(solver) for way in trajectories) for solver in TRIED_SOLVERS}
     progress(0.0, "looking for the fewest steps")
-    ladder = ladder_of(fine, errors[SOLVERS[0]], GAMMAS[0], SOLVERS[0], levels)
-    at = min(trials.fewest(ladder, quality), len(levels) - 1)
-    choices = [(solver, gamma) for solver in SOLVERS for gamma in GAMMAS]
+    schedules = plan_step_schedules(fine, errors[TRIED_SOLVERS[0]], TRIED_GAMMAS[0], TRIED_SOLVERS[0], levels)
+    at = min(trials.fewest(schedules, quality), len(levels) - 1)
+    choices = [(solver, gamma) for solver in TRIED_SOLVERS for gamma in TRIED_GAMMAS]
     best = math.inf
     for n, (solver, gamma) in enumerate(choices):
         progress(0.2 + 0.4 * n / len(choices), f"trying {solver}, γ {gamma:g}")
-        each = ladder_of(fine, errors[solver], gamma, solver, levels, levels[at])
+        each = plan_step_schedules(fine, errors[solver], gamma, solver, levels, levels[at])
         loss = float(shortfall(np.asarray([trials.run(each, k).tail for k in levels[at : at + 2]])).mean())
         if loss < best:
-            best, ladder = loss, each
-    progress(0.6, f"looking for the fewest steps of {ladder.solver}")
-    at = trials.fewest(ladder, quality)
+            best, schedules = loss, each
+    progress(0.6, f"looking for the fewest steps of {schedules.solver}")
+    at = trials.fewest(schedules, quality)
     if at == len(levels):
-        return ladder, trials.log
-    rows, safe = trials.run(ladder, levels[at]).rows, quality + MARGIN * (1 - quality)
-    if engine.family.guidance == "batched":
+        return schedules, trials.log
+    rows, safe = trials.run(schedules, levels[at]).rows, quality + QUALITY_MARGIN_SHARE * (1 - quality)
+    if engine.adapter.guidance == "batched":
         progress(0.7, "trying without guidance at the end")
-        cuts = [replace(ladder, guided=cut) for cut in CUTS]
-        ladder, rows = trials.cheapest(ladder, cuts, levels[at : at + 2], safe, rows)
-    if levels[at] > WARMUP + 1:  # the first steps and the last are never skipped
+        limited = [replace(schedules, guided_share=share) for share in TRIED_GUIDED_SHARES]
+        schedules, rows = trials.cheapest(schedules, limited, levels[at : at + 2], safe, rows)
+    if levels[at] > WARMUP_STEPS + 1:  # the first steps and the last are never skipped
         progress(0.8, "trying to skip")
-        skips = [replace(ladder, skip=skip) for skip in SKIPS]
-        ladder, rows = trials.cheapest(ladder, skips, levels[at : at + 3], safe, rows)
+        skips = [replace(schedules, skip=skip) for skip in TRIED_SKIP_THRESHOLDS]
+        schedules, rows = trials.cheapest(schedules, skips, levels[at : at + 3], safe, rows)
     if engine.cacheable:
         progress(0.9, "trying to cache")
-        caches = [replace(ladder, cache=threshold) for threshold in CACHES]
-        ladder, rows = trials.cheapest(ladder, caches, levels[at : at + 3], safe, rows)
-    kept = {k: nodes for k, nodes in ladder.nodes.items() if NEAR[0] * levels[at] <= k <= NEAR[1] * levels[at]}
-    return replace(ladder, nodes=kept), trials.log
+        caches = [replace(schedules, cache=threshold) for threshold in TRIED_CACHE_THRESHOLDS]
+        schedules, rows = trials.cheapest(schedules, caches, levels[at : at + 3], safe, rows)
+    kept = {
+        k: nodes
+        for k, nodes in schedules.nodes.items()
+        if KEPT_STEPS_RANGE[0] * levels[at] <= k <= KEPT_STEPS_RANGE[1] * levels[at]
+    }
+    return replace(schedules, nodes=kept), trials.log
 
 
-def ladder_of(
+def plan_step_schedules(
     fine: Any, errors: Array, gamma: float, solver: str, levels: Sequence[int], middle: int | None = None
-) -> Ladder:
-    """Grids for all levels that begin like the best grid of a middling number of steps, as far as the largest allows."""
+) -> StepSchedules:
+    """Plan grids for all `levels` that share the first nodes of the best grid of `middle` steps, as far as the largest allows."""
     middle = middle or levels[len(levels) // 3]
-    last = len(fine) - max(levels) + LOOK - 1
-    path = [min(node, last - LOOK + 1 + i) for i, node in enumerate(plan(errors, gamma, middle).of(middle)[:LOOK])]
+    last = len(fine) - max(levels) + OBSERVED_STEPS - 1
+    path = [
+        min(node, last - OBSERVED_STEPS + 1 + i)
+        for i, node in enumerate(plan(errors, gamma, middle).nodes_for(middle)[:OBSERVED_STEPS])
+    ]
     nodes = continuations(errors, gamma, path, max(levels))
-    return Ladder(fine, {k: nodes[k] for k in levels}, solver)
+    return StepSchedules(fine, {k: nodes[k] for k in levels}, solver)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way of drawing: SSIM of every picture, rows of the network for each on average."""
+    """Hold the result of one trial: the SSIM of every picture and the mean network rows of a picture."""
 
     likeness: Array
     rows: float
@@ -169,61 +177,61 @@ class Trial:
     @property
     def tail(self) -> float:
         """The SSIM that all but the allowed share of pictures reach."""
-        return float(np.quantile(self.likeness, 1 - SHARE))
+        return float(np.quantile(self.likeness, 1 - PICTURE_SHARE))
 
 
 class Trials:
-    """Draws the same few pictures in one way after another, none twice, and keeps the results."""
+    """Draw the same trial pictures with one schedule after another, none twice, and keep the results."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request], reference: Sequence[Pixels]) -> None:
         self._engine, self._requests, self._reference = engine, requests, reference
         self._known: list[tuple[Schedule, Trial]] = []
         self.log: list[dict[str, Any]] = []
 
-    def run(self, ladder: Ladder, steps: int) -> Trial:
-        """All pictures in so many steps of a ladder."""
-        schedule = ladder.schedule(steps)
+    def run(self, schedules: StepSchedules, steps: int) -> Trial:
+        """Draw all trial pictures in `steps` steps."""
+        schedule = schedules.schedule(steps)
         for known, trial in self._known:
             if known == schedule:
                 return trial
-        alone = ladder.alone or self._engine.kernels is not None  # which are made for one picture at a time
-        requests = [one for r in self._requests for one in singles(r)] if alone else self._requests
+        alone = schedules.alone or self._engine.kernels is not None  # which are made for one picture at a time
+        requests = [one for r in self._requests for one in one_by_one(r)] if alone else self._requests
         drawn = [draw(self._engine, request, schedule) for request in requests]
         alike = likeness([p for one in drawn for p in one.pixels], self._reference)
         rows = float(np.average([one.rows for one in drawn], weights=[len(one.pixels) for one in drawn]))
         trial = Trial(alike, rows)
         self._known.append((schedule, trial))
         way = {
-            "solver": ladder.solver,
-            "guided": ladder.guided,
-            "skip": ladder.skip,
-            "cache": ladder.cache,
+            "solver": schedules.solver,
+            "guided": schedules.guided_share,
+            "skip": schedules.skip,
+            "cache": schedules.cache,
             "steps": steps,
         }
         self.log.append(way | {"rows": rows, "tail": trial.tail, "median": float(np.median(alike))})
         return trial
 
-    def fewest(self, ladder: Ladder, quality: float) -> int:
-        """The place among the ladder's levels from which on they reach the quality, by halving; their number if none does."""
-        levels, low, high = ladder.levels, 0, len(ladder.levels)
+    def fewest(self, schedules: StepSchedules, quality: float) -> int:
+        """Find by bisection the index of the first level that reaches the quality; the number of levels if none does."""
+        levels, low, high = schedules.levels, 0, len(schedules.levels)
         while low < high:
             middle = (low + high) // 2
-            if self.run(ladder, levels[middle]).tail >= quality:
+            if self.run(schedules, levels[middle]).tail >= quality:
                 high = middle
             else:
                 low = middle + 1
         return low
 
     def cheapest(
-        self, best: Ladder, others: Sequence[Ladder], levels: Sequence[int], quality: float, rows: float
-    ) -> tuple[Ladder, float]:
-        """Of `best`, which takes so many rows, and others that take clearly fewer: the cheapest that is good enough."""
-        for ladder in others:
+        self, best: StepSchedules, others: Sequence[StepSchedules], levels: Sequence[int], quality: float, rows: float
+    ) -> tuple[StepSchedules, float]:
+        """Return the cheapest step schedules that reach the quality: `best`, which takes `rows`, or one of `others`."""
+        for schedules in others:
             for steps in levels:
-                trial = self.run(ladder, steps)
-                if trial.rows > CHEAPER * rows:
+                trial = self.run(schedules, steps)
+                if trial.rows > MAX_ROWS_RATIO * rows:
                     break
                 if trial.tail >= quality:
-                    best, rows = ladder, trial.rows
+                    best, rows = schedules, trial.rows
                     break
         return best, rows

@@ -1,4 +1,4 @@
-"""From what a caller asks for to a pipeline that draws: device, precision, model, and what a profile knows of its steps.
+"""Turn a request into a loaded image generator: device, precision, model, and the steps that a profile allows.
 
 `make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Profile
 
-DEFAULTS = "dynx.json"
-"""A pipeline's folder may say in this file what it is best drawn with: {"guidance": 2.5}. diffusers has no place for it."""
+DEFAULTS_FILE = "dynx.json"
+"""File in a pipeline's folder with its preferred settings, such as {"guidance": 2.5}, which diffusers doesn't store."""
 
 
 def make_plan(
@@ -45,12 +45,12 @@ def make_plan(
     preferred = preferred_guidance(source) if request.guidance is None else None
     if preferred is not None:
         request = replace(request, guidance=preferred)
-    found = resolve(request, source, RULES, warn=warn, machine=machine)
+    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine)
     decisions = ImageGeneratorDecisions(**found.common)
     if loose:
         decisions.adapters = Decision("none", said(loose))
     if preferred is not None:
-        decisions.guidance = Decision(preferred, f"{DEFAULTS} beside the model asks for it")
+        decisions.guidance = Decision(preferred, f"{DEFAULTS_FILE} beside the model asks for it")
     plan = ImageGeneratorPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
@@ -73,12 +73,12 @@ def measured_with(profile: Profile) -> BackendSpec:
     return BackendSpec(str(fitted.get("backend", TORCH)), str(fitted.get("precision", profile.key.dtype)))
 
 
-RULES: TaskRules[ImageGeneratorRequest] = TaskRules(TASK, BUNDLED, _execution, measured_with)
+TASK_RULES: TaskRules[ImageGeneratorRequest] = TaskRules(TASK, BUNDLED, _execution, measured_with)
 
 
 def preferred_guidance(source: Source) -> float | None:
-    """What the folder asks to be drawn with, None where it doesn't say. Raises ModelError for what is no guidance."""
-    path = source.folder / DEFAULTS
+    """Return the guidance that the folder prefers, or None. Raises ModelError for an invalid value."""
+    path = source.folder / DEFAULTS_FILE
     if not path.is_file():
         return None
     try:
@@ -98,9 +98,9 @@ def assemble(
     warn: Callable[[str], None] = lambda _: None,
     racing: bool = False,
 ) -> LoadedImageGenerator:
-    """Load what the plan names. Raises DynxError. `stages` hears what is being done, for a progress line.
+    """Load the pipeline of a plan. Raises DynxError.
 
-    `racing` leaves the choice of kernels to a calibration.
+    `stages` receives the current activity for a progress line. `racing` leaves the choice of backend to a calibration.
     """
     request = plan.request
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
@@ -109,7 +109,7 @@ def assemble(
         import torch
 
         torch.set_num_threads(plan.threads)
-        from dynx.diffusion.apply_profile import knowledge_of
+        from dynx.diffusion.apply_profile import read_step_profile
         from dynx.diffusion.engine import Engine
 
     stages(f"loading {plan.source.name}")
@@ -121,8 +121,8 @@ def assemble(
         check_size(request.size, engine)
     engine.check(sample_of(request, engine))
     assembly = LoadedImageGenerator(plan, engine, None, racing)
-    if not engine.family.adaptive.value:
-        plan.decisions.steps = Decision("plain", engine.family.adaptive.reason)
+    if not engine.adapter.adaptive.value:
+        plan.decisions.steps = Decision("plain", engine.adapter.adaptive.reason)
     elif request.plain:
         plan.decisions.steps = Decision("plain", "plain execution was asked for")
     elif request.steps is not None:
@@ -130,8 +130,8 @@ def assemble(
     elif plan.profile is None:
         plan.decisions.steps = Decision("plain", "no profile; calibrating measures how few steps suffice")
     else:
-        assembly.knowledge = knowledge_of(assembly, warn)
-        if assembly.knowledge is None and request.require_profile:
+        assembly.step_profile = read_step_profile(assembly, warn)
+        if assembly.step_profile is None and request.require_profile:
             raise NoProfileError(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_plain}",
             )
@@ -141,20 +141,24 @@ def assemble(
 
 
 def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """The plan's kernels for the assembly's network. What a profile found may not run it any more; then PyTorch does.
+    """Set the backend of the plan; if one chosen by a profile can't run the network, fall back to PyTorch.
 
-    Raises UnsupportedModelError for what was asked for and can't run it.
+    Raises UnsupportedModelError if a backend that the user asked for can't run it.
     """
-    plan, engine, known = assembly.plan, assembly.engine, assembly.knowledge
+    plan, engine, known = assembly.plan, assembly.engine, assembly.step_profile
     try:
-        made = backends.of(plan, engine, plan.spec)
+        made = backends.build_kernels(plan, engine, plan.spec)
         if made is None:
             return
         stages(f"preparing {made}")
         sample = sample_of(plan.request, engine)
         schedule = known.longest if known else None
         backends.prepare(
-            made, engine, sample, schedule, cut=known is not None and known.fitted.ladder.guided is not None
+            made,
+            engine,
+            sample,
+            schedule,
+            guidance_interval=known is not None and known.fitted.schedules.guided_share is not None,
         )
         engine.kernels = made
     except UnsupportedModelError as e:
@@ -163,5 +167,5 @@ def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None],
         plan.decisions.backend, plan.decisions.dtype = Decision(TORCH, str(e)), Decision("float32", str(e))
         plan.drop_profile(str(e), warn)
         if known is not None:
-            assembly.knowledge = None
+            assembly.step_profile = None
             plan.decisions.steps = Decision("plain", str(e))

@@ -1,4 +1,4 @@
-"""How alike two pictures of the same seed are, and what to say of many: the tail, not the mean.
+"""Measure the similarity of two pictures of the same seed, and summarise many by their lower tail.
 
 Pictures are (H, W, 3), uint8 or floats in 0 … 1. The measures are torchmetrics': SSIM with a Gaussian window of 11 pixels and
 σ = 1.5 (Wang et al. 2004), MS-SSIM (Wang et al. 2003) over as many of its five scales as the picture is large enough for.
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-WINDOW = 11
-BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW_PIXELS = 11
+"""Width of the window of SSIM."""
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of MS-SSIM's scales, from the paper."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Of a picture to a reference."""
+    """Hold the similarity of a picture to its reference."""
 
     ssim: float
     psnr: float
@@ -37,13 +39,13 @@ class Likeness:
     scales: int
 
     def json(self) -> dict[str, Any]:
-        """For a document; null for an infinite or missing number."""
+        """Return the JSON form for a document; null for an infinite or missing number."""
         psnr = self.psnr if math.isfinite(self.psnr) else None
         return {"ssim": self.ssim, "psnr": psnr, "ms_ssim": self.ms_ssim, "scales": self.scales}
 
 
 def compare(picture: NDArray[Any], reference: NDArray[Any]) -> Likeness:
-    """All measures. Raises InvalidInput for other shapes, pixels that aren't numbers, and pictures below 11 pixels."""
+    """Compute all measures. Raises InvalidInput for different shapes, pixels that aren't finite, and sides below 11 pixels."""
     a, b = _batch(picture), _batch(reference)
     if a.shape != b.shape:
         raise InvalidInput(f"pictures of {a.shape[-1]}×{a.shape[-2]} and {b.shape[-1]}×{b.shape[-2]} can't be compared")
@@ -56,14 +58,14 @@ def compare(picture: NDArray[Any], reference: NDArray[Any]) -> Likeness:
     scales = scales_for(min(a.shape[-2:]))
     if not scales:
         raise InvalidInput(
-            f"pictures of {a.shape[-1]}×{a.shape[-2]} are too small for SSIM, whose window is {WINDOW} pixels"
+            f"pictures of {a.shape[-1]}×{a.shape[-2]} are too small for SSIM, whose window is {WINDOW_PIXELS} pixels"
         )
     equal = bool((a == b).all())
     ssim = 1.0 if equal else float(structural_similarity_index_measure(a, b, data_range=1.0))
     psnr = math.inf if equal else float(peak_signal_noise_ratio(a, b, data_range=1.0))
     several: float | None = None
     if scales > 1:
-        weights = tuple(beta / sum(BETAS[:scales]) for beta in BETAS[:scales])
+        weights = tuple(beta / sum(SCALE_WEIGHTS[:scales]) for beta in SCALE_WEIGHTS[:scales])
         several = (
             1.0 if equal else float(multiscale_structural_similarity_index_measure(a, b, data_range=1.0, betas=weights))
         )
@@ -71,13 +73,13 @@ def compare(picture: NDArray[Any], reference: NDArray[Any]) -> Likeness:
 
 
 def ssim(picture: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Alone."""
+    """Return the SSIM of a picture to its reference; errors as in `compare`."""
     return compare(picture, reference).ssim
 
 
 def scales_for(side: int) -> int:
-    """Scales that MS-SSIM can use on a picture whose shorter side has so many pixels, each half as large as the last: 0 … 5."""
-    return max((k for k in range(1, len(BETAS) + 1) if side > (WINDOW - 1) * 2 ** (k - 1)), default=0)
+    """Return how many scales (0 … 5) MS-SSIM can use on a picture whose shorter side has `side` pixels."""
+    return max((k for k in range(1, len(SCALE_WEIGHTS) + 1) if side > (WINDOW_PIXELS - 1) * 2 ** (k - 1)), default=0)
 
 
 def check(picture: NDArray[Any]) -> None:
@@ -86,7 +88,7 @@ def check(picture: NDArray[Any]) -> None:
 
 
 def _batch(picture: NDArray[Any]) -> Tensor:
-    """(1, C, H, W) float32 in 0 … 1."""
+    """Convert a picture to a tensor (1, C, H, W), float32 in 0 … 1. Raises InvalidInput unless it is a picture."""
     import torch
 
     array = np.asarray(picture)
@@ -103,22 +105,22 @@ def _batch(picture: NDArray[Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class Tails:
-    """What to say of many values, of which larger is better."""
+    """Summarise many values, of which larger is better."""
 
     n: int
     mean: float
     median: float
     p5: float
-    """The value that 5 % are below; of fewer than 20 the worst."""
+    """The 5 % quantile; of fewer than 20 values the worst."""
     worst: float
 
     def json(self) -> dict[str, Any]:
-        """For a document."""
+        """Return the JSON form for a document."""
         return {"n": self.n, "mean": self.mean, "median": self.median, "p5": self.p5, "worst": self.worst}
 
 
 def tails(values: Sequence[float] | NDArray[np.float64]) -> Tails:
-    """Raises InvalidInput for none, or NaN."""
+    """Summarise values by mean and lower tail. Raises InvalidInput for no values, or NaN."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array) or np.isnan(array).any():
         raise InvalidInput("no values to summarise, or one that is not a number")

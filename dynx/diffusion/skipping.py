@@ -1,8 +1,8 @@
-"""When the next network call can be left out: AdaptiveDiffusion's rule (Ye et al. 2024), made independent of the grid.
+"""Decide when the next network call can be skipped, by AdaptiveDiffusion's rule (Ye et al. 2024) on uneven grids.
 
 Where a trajectory is straight its speed changes evenly, and the third-order difference of the latents is small: with dᵢ the
-mean |xᵢ - xᵢ₋₁|, the next call is skipped if |(dᵢ + dᵢ₋₂)/2 - dᵢ₋₁| ≤ δ·dᵢ₋₁. The paper's steps are equal. Ours are not, so d is
-divided by the step's share of the way (`Noise.arc`), or uneven steps would look like bends.
+mean |xᵢ - xᵢ₋₁|, the next call is skipped if |(dᵢ + dᵢ₋₂)/2 - dᵢ₋₁| ≤ δ·dᵢ₋₁. The paper's steps are equal; here they
+aren't, so d is divided by the arc length of the step (`Noise.arc`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Skipping:
-    """Decides for one run, after every step, about the next; the whole batch is skipped or none of it."""
+    """Decide after every step of a run whether the next is skipped, for the whole batch or not at all."""
 
     def __init__(self, schedule: Schedule, noise: Noise) -> None:
         self.threshold, self.warmup, self.longest = schedule.skip, schedule.warmup, schedule.longest_skip
@@ -27,14 +27,14 @@ class Skipping:
         self._row = 0
 
     def note(self, before: Tensor, after: Tensor, sigma: float, sigma_after: float) -> None:
-        """A step was made; latents (B, …) as the network takes them."""
+        """Record a step; latents are (B, …), as the network takes them."""
         self._steps += 1
         if self.threshold > 0:
-            way = self._noise.arc(sigma) - self._noise.arc(sigma_after)
-            self._speeds.append((after.float() - before.float()).flatten(1).abs().mean(1) / way)
+            distance = self._noise.arc(sigma) - self._noise.arc(sigma_after)
+            self._speeds.append((after.float() - before.float()).flatten(1).abs().mean(1) / distance)
 
     def next_is_skipped(self, *, last: bool) -> bool:
-        """Whether the next step does without the network. The `last` one never does: it decides the picture."""
+        """Return whether the next step skips the network; the `last` step never does."""
         skipped = not last and self._may_skip()
         self._row = self._row + 1 if skipped else 0
         return skipped

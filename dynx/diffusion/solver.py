@@ -1,8 +1,8 @@
-"""A scheduler that follows a given grid, and what predictions mean at a noise level.
+"""Follow a given grid with a multistep solver, and convert network predictions to clean pictures.
 
-It is diffusers' DPM-Solver++ with the grid handed in, not derived: nothing is spaced, shifted or rounded, and the pipelines'
-own wishes in `set_timesteps` are ignored. First order is Euler, which is DDIM without noise. Latents are at every step
-as the network takes them, so that pipelines which never scale them (pixel DDPM, DDIM) run as well.
+The solver is diffusers' DPM-Solver++ with a given grid: nothing is spaced, shifted or rounded, and the arguments of
+`set_timesteps` are ignored. First order is Euler, which is DDIM without noise. Latents are in the network's scaling at every
+step, so pipelines that never scale them (pixel DDPM, DDIM) work too.
 
 Letters: x the latents, x0 the clean picture, ε the noise; x = α·x0 + σ·ε.
 """
@@ -15,26 +15,26 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from dynx.diffusion.schedule import SOLVERS
+from dynx.diffusion.schedule import SOLVER_ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.diffusion.pipelines import Family, Prediction
+    from dynx.diffusion.pipelines import PipelineAdapter, Prediction
     from dynx.diffusion.schedule import Grid, Noise
 
-FLOOR = 1e-6
-"""Least α that anything is divided by: at a start from pure noise there's no picture to be seen in it."""
+MIN_ALPHA = 1e-6
+"""Smallest α used as a divisor; at pure noise α is 0."""
 
 
 class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is untyped
-    """For one run. Make it with `solver_for`."""
+    """Follow the grid of one run as a diffusers scheduler; `solver_for` makes it."""
 
     grid: Grid
     clip: float | None = None
-    """Clean pictures are kept within ± this, where the author's scheduler did so."""
+    """Bound ± of clean pictures, where the pipeline's own scheduler clips them; None for no clipping."""
     keeps_noise: bool = False
-    """The noise predicted stays what it was where a picture is clipped, as DDIM has it; else it is what x holds besides."""
+    """Whether clipping a picture keeps the predicted noise, as in DDIM; otherwise the noise is recomputed from x."""
 
     def set_timesteps(
         self,
@@ -45,7 +45,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         mu: Any = None,
         **_: Any,
     ) -> None:
-        """The grid's, whatever is asked for. Pipelines look for these names before they ask."""
+        """Set the grid's timesteps and ignore the arguments, whose names pipelines check for."""
         grid = self.grid
         whole = not self.config.use_flow_sigmas and all(t.is_integer() for t in grid.timesteps)
         self.timesteps = torch.tensor(grid.timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
@@ -56,7 +56,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         self._step_index = self._begin_index = 0
 
     def replan(self, timesteps: Sequence[float], sigmas: Sequence[float]) -> None:
-        """Other levels than planned after the next step: (m,) timesteps, sigmas (m+1,); no more of them than were left.
+        """Replace the levels after the next step: timesteps (m,), sigmas (m+1,); m is at most the number of steps left.
 
         The loop holds views of the timesteps' storage, so they are written in place.
         """
@@ -66,7 +66,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         self.sigmas = torch.cat([self.sigmas[:here], torch.tensor(sigmas, dtype=torch.float32)])
 
     def convert_model_output(self, model_output: Tensor, *args: Any, sample: Tensor | None = None, **_: Any) -> Tensor:
-        """The clean picture."""
+        """Return the clean picture, clipped where the pipeline's own scheduler clips."""
         clean: Tensor = super().convert_model_output(model_output, *args, sample=sample)
         if self.clip is None:
             return clean
@@ -83,7 +83,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         return_dict: bool = True,
         **_: Any,
     ) -> Any:
-        """One step, in float32 whatever the network's precision."""
+        """Make one step, in float32 whatever the network's precision."""
         output, latents = without_variance(model_output, sample).float(), sample.float()
         alpha, spread = self._sigma_to_alpha_sigma_t(self.sigmas[self._step_index])
         _, spread_next = self._sigma_to_alpha_sigma_t(self.sigmas[self._step_index + 1])
@@ -93,35 +93,35 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         return as_step(after.to(sample.dtype), self.model_outputs[-1].to(sample.dtype), return_dict)
 
 
-def solver_for(name: str, grid: Grid, family: Family, scheduler: Any) -> Solver:
-    """A fresh one in the place of the author's `scheduler`. Raises ValueError where the noise isn't known."""
-    if family.noise is None or family.prediction is None:
-        raise ValueError(f"no solver can stand in for {family.scheduler}")
+def solver_for(name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any) -> Solver:
+    """Make the solver that replaces the pipeline's `scheduler`. Raises ValueError for unknown noise."""
+    if adapter.noise is None or adapter.prediction is None:
+        raise ValueError(f"no solver can stand in for {adapter.scheduler}")
     config = scheduler.config
     thresholds = {
         key: config[key]
         for key in ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-        if key in config and not family.latent
+        if key in config and not adapter.latent
     }
     solver = Solver(
-        num_train_timesteps=family.noise.steps,
-        solver_order=SOLVERS[name],
-        prediction_type=family.prediction,
+        num_train_timesteps=adapter.noise.steps,
+        solver_order=SOLVER_ORDERS[name],
+        prediction_type=adapter.prediction,
         algorithm_type="dpmsolver++",
-        use_flow_sigmas=family.noise.flow,
+        use_flow_sigmas=adapter.noise.flow,
         final_sigmas_type="zero",
         **thresholds,
     )
     solver.grid = grid
     solver.init_noise_sigma = grid.scale
-    if config.get("clip_sample") and not family.latent:
+    if config.get("clip_sample") and not adapter.latent:
         solver.clip = float(config.get("clip_sample_range") or 1.0)
-        solver.keeps_noise = "DDIM" in family.scheduler
+        solver.keeps_noise = "DDIM" in adapter.scheduler
     return solver
 
 
 def as_step(after: Tensor, clean: Tensor, return_dict: bool) -> Any:
-    """What a scheduler's `step` returns."""
+    """Return the output of a scheduler's `step`."""
     if not return_dict:
         return after, clean
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -130,14 +130,14 @@ def as_step(after: Tensor, clean: Tensor, return_dict: bool) -> Any:
 
 
 def without_variance(output: Tensor, sample: Tensor) -> Tensor:
-    """A prediction alone, where the network predicts a variance in as many channels besides."""
+    """Return the prediction without the variance that some networks predict in as many further channels."""
     if output.dim() == sample.dim() and output.dim() > 1 and output.shape[1] == 2 * sample.shape[1]:
         return output[:, : sample.shape[1]]
     return output
 
 
 def clean_picture(kind: Prediction, noise: Noise, output: Tensor, x: Tensor, sigma: float) -> Tensor:
-    """x0, from a prediction about x; all (B, …)."""
+    """Return the clean picture x0 from a prediction at x; all (B, …)."""
     alpha, spread = noise.parts(sigma)
     output, latents = without_variance(output, x).float(), x.float()
     if kind == "sample":
@@ -147,18 +147,18 @@ def clean_picture(kind: Prediction, noise: Noise, output: Tensor, x: Tensor, sig
     elif kind == "v_prediction":
         clean = alpha * latents - spread * output
     else:
-        clean = (latents - spread * output) / max(alpha, FLOOR)
+        clean = (latents - spread * output) / max(alpha, MIN_ALPHA)
     return clean.to(x.dtype)
 
 
 class Carry:
-    """What a prediction about x means at another place of a straight trajectory: the noise stays, as in Euler's step."""
+    """Convert a prediction at x to another point of a straight trajectory, on which the noise is constant as in Euler's step."""
 
     def __init__(self, kind: Prediction, noise: Noise) -> None:
         self.kind, self.noise = kind, noise
 
     def __call__(self, output: Tensor, x: Tensor, sigma: float, there: Tensor, sigma_there: float) -> Tensor:
-        """The prediction about `there` with the noise that was predicted about x. Noise and flow are the noise's own."""
+        """Return the prediction at `there` for the noise predicted at x. Noise and flow predictions are unchanged."""
         if self.kind in ("epsilon", "flow_prediction"):
             return output
         alpha, spread = self.noise.parts(sigma)
@@ -166,7 +166,7 @@ class Carry:
         if self.kind == "v_prediction":
             noise = alpha * output.float() + spread * x.float()
         else:
-            noise = (x.float() - alpha * output.float()) / max(spread, FLOOR)
-        clean = (there.float() - spread_there * noise) / max(alpha_there, FLOOR)
+            noise = (x.float() - alpha * output.float()) / max(spread, MIN_ALPHA)
+        clean = (there.float() - spread_there * noise) / max(alpha_there, MIN_ALPHA)
         made = alpha_there * noise - spread_there * clean if self.kind == "v_prediction" else clean
         return made.to(output.dtype)

@@ -1,4 +1,4 @@
-"""Pictures drawn at every number of steps of a ladder: how alike each is to the plain run, what it costs, what colours it has."""
+"""Draw pictures at every number of steps, and measure SSIM to the plain run, time, and the colours of latents."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.predictor import look_features, text_features
-from dynx.diffusion.profile_data import LOOK, Ladder
-from dynx.diffusion.schedule_search import draw, likeness, singles
+from dynx.diffusion.predictor import prediction_features, text_features
+from dynx.diffusion.profile_data import OBSERVED_STEPS, StepSchedules
+from dynx.diffusion.schedule_search import draw, likeness, one_by_one
 from dynx.runtime.certify import Costs
 
 if TYPE_CHECKING:
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.engine import Engine
-    from dynx.diffusion.sampler import Look, Tail
+    from dynx.diffusion.sampler import RestOfSchedule, StepState
     from dynx.diffusion.types import Request
 
     Array = NDArray[np.float64]
 
-PATCHES = 4000
-"""Pairs of a latent and its colour that are kept: a map of a dozen numbers needs no more."""
+MAX_PATCHES = 4000
+"""Most pairs of a latent and its colour that are kept, enough for a linear map of a dozen numbers."""
 
 
 @dataclass(frozen=True)
-class Climb:
-    """n pictures on a ladder of L levels."""
+class StepSweep:
+    """Hold the measurements of n pictures at L numbers of steps; the field names are those of the stored arrays."""
 
-    looks: Array  # (n, 6)
-    texts: Array  # (n, D)
+    looks: Array  # (n, 6) features of the first predictions
+    texts: Array  # (n, D) features of the texts
     likeness: Array  # (n, L+1) SSIM to the plain run; the last on the whole fine grid
     latents: Array  # (m, C) clean ones; C is 0 where there is no decoder
     colours: Array  # (m, 3) that the decoder made of them
@@ -43,35 +43,35 @@ class Climb:
     def __len__(self) -> int:
         return len(self.likeness)
 
-    def __add__(self, other: Climb) -> Climb:
+    def __add__(self, other: StepSweep) -> StepSweep:
         rows = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
-        return Climb(**(rows | {name: rows[name][:PATCHES] for name in ("latents", "colours")}))
+        return StepSweep(**(rows | {name: rows[name][:MAX_PATCHES] for name in ("latents", "colours")}))
 
 
-def climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
-    """The pictures of one request. Raises UnsupportedModelError where they aren't made of numbers."""
-    requests = singles(request) if ladder.alone or engine.kernels is not None else [request]
-    parts = [_climb(engine, one, ladder) for one in requests]
+def sweep_steps(engine: Engine, request: Request, schedules: StepSchedules) -> StepSweep:
+    """Draw the pictures of one request at every number of steps. Raises UnsupportedModelError for pixels that aren't finite."""
+    requests = one_by_one(request) if schedules.alone or engine.kernels is not None else [request]
+    parts = [_sweep(engine, one, schedules) for one in requests]
     whole = parts[0]
     for part in parts[1:]:
         whole += part
     return whole
 
 
-def _climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
+def _sweep(engine: Engine, request: Request, schedules: StepSchedules) -> StepSweep:
     plain = draw(engine.reference, request).pixels
     clean: list[Any] = []
 
-    def keep(look: Look) -> None:
-        clean.append(look.clean)
+    def keep(state: StepState) -> None:
+        clean.append(state.clean)
 
-    whole = draw(engine, request, ladder.longest, keep)
-    columns = [likeness(draw(engine, request, ladder.schedule(k)).pixels, plain) for k in ladder.levels]
+    whole = draw(engine, request, schedules.longest, keep)
+    columns = [likeness(draw(engine, request, schedules.schedule(k)).pixels, plain) for k in schedules.levels]
     columns.append(likeness(whole.pixels, plain))
-    latents, colours = _colours(clean[-1], plain) if engine.family.latent else (np.zeros((0, 0)), np.zeros((0, 3)))
-    return Climb(
-        look_features(clean[:LOOK]),
-        text_features(engine.course(request).embedding, len(request)),
+    latents, colours = _colours(clean[-1], plain) if engine.adapter.latent else (np.zeros((0, 0)), np.zeros((0, 3)))
+    return StepSweep(
+        prediction_features(clean[:OBSERVED_STEPS]),
+        text_features(engine.initial_call(request).embedding, len(request)),
         np.stack(columns, axis=1),
         latents,
         colours,
@@ -79,7 +79,7 @@ def _climb(engine: Engine, request: Request, ladder: Ladder) -> Climb:
 
 
 def _colours(clean: Any, pixels: Sequence[NDArray[np.float32]]) -> tuple[Array, Array]:
-    """Latents (m, C) and the mean colours (m, 3) of the patches that the decoder made of them."""
+    """Return latents (m, C) and the mean colours (m, 3) of the patches that they decode to."""
     latents = clean.detach().float().cpu().numpy()
     none = np.zeros((0, latents.shape[1])), np.zeros((0, 3))
     if latents.ndim != 4:
@@ -97,7 +97,7 @@ def _colours(clean: Any, pixels: Sequence[NDArray[np.float32]]) -> tuple[Array, 
 
 
 def colour_map(latents: Array, colours: Array) -> Array | None:
-    """(C + 1, 3) by least squares; None without pairs."""
+    """Fit the linear map (C + 1, 3) from latents to colours by least squares; None without pairs."""
     if not len(latents) or latents.shape[1] == 0:
         return None
     x = np.concatenate([latents, np.ones((len(latents), 1))], axis=1)
@@ -105,37 +105,37 @@ def colour_map(latents: Array, colours: Array) -> Array | None:
     return found
 
 
-def clocked(
-    engine: Engine, requests: Sequence[Request], ladder: Ladder, clock: Callable[[], float]
+def time_steps(
+    engine: Engine, requests: Sequence[Request], schedules: StepSchedules, clock: Callable[[], float]
 ) -> tuple[Costs, float]:
-    """Seconds of one picture as it will be drawn, alone and with a pilot: at every level and on the whole grid; and plain.
+    """Time one picture, drawn alone and with a controller, at every number of steps and on the whole grid; also plain.
 
-    A line through the medians by the rows that the network really ran for, since few measurements on a busy machine differ by
-    more than two neighbouring numbers of steps do. Plain stands by itself where it runs on other kernels.
+    A line is fitted to the medians over the network rows that ran, because the noise of few measurements on a busy machine
+    exceeds the difference between neighbouring numbers of steps. Plain isn't part of the line where it runs on another backend.
     """
-    ways: list[int | None] = [None, *ladder.levels, len(ladder.longest.grid)]
-    rows, seconds = np.zeros((len(ways), len(requests))), np.zeros((len(ways), len(requests)))
+    step_counts: list[int | None] = [None, *schedules.levels, len(schedules.longest.grid)]
+    rows, seconds = np.zeros((len(step_counts), len(requests))), np.zeros((len(step_counts), len(requests)))
     for r, request in enumerate(requests):
-        for w, steps in enumerate(ways):
+        for w, steps in enumerate(step_counts):
             began = clock()
             if steps is None:
                 drawn = draw(engine.reference, request)
             else:
-                engine.course(request)  # as a pilot asks for the text
-                drawn = draw(engine, request, ladder.longest, _settled(ladder, steps))
+                engine.initial_call(request)  # as a controller does for the text
+                drawn = draw(engine, request, schedules.longest, _always(schedules, steps))
             rows[w, r], seconds[w, r] = drawn.rows, clock() - began
     x, y = rows.mean(axis=1), np.median(seconds, axis=1)
     line = _line(x, y) if engine.kernels is None else [float(y[0]), *_line(x[1:], y[1:])]
-    return Costs(tuple(line[1:-1]), line[-1], (0.0,) * len(ladder.levels)), line[0]
+    return Costs(tuple(line[1:-1]), line[-1], (0.0,) * len(schedules.levels)), line[0]
 
 
-def _settled(ladder: Ladder, steps: int) -> Callable[[Look], Tail | None]:
-    """A pilot that always chooses this number."""
-    return lambda look: ladder.tail(steps) if look.index == LOOK - 1 else None
+def _always(schedules: StepSchedules, steps: int) -> Callable[[StepState], RestOfSchedule | None]:
+    """Return a controller that always chooses `steps`."""
+    return lambda state: schedules.rest(steps) if state.index == OBSERVED_STEPS - 1 else None
 
 
 def _line(x: Array, y: Array) -> list[float]:
-    """y by x on the best line that rises from no less than 0; in proportion where there's none such."""
+    """Fit y by a line in x with positive slope and non-negative offset, or in proportion to x where the best line has neither."""
     slope, ground = np.polyfit(x, y, 1)
     if slope <= 0 or ground < 0:
         slope, ground = max(float(y.sum() / x.sum()), 1e-9), 0.0
@@ -143,17 +143,17 @@ def _line(x: Array, y: Array) -> list[float]:
 
 
 class Partial:
-    """A calibration that isn't finished, in one file: what it was asked, the ladder, the pictures so far.
+    """Store an unfinished calibration in one file: its settings, the step schedules, the pictures so far.
 
-    The file is replaced whole after every batch. One that was asked something else, or can't be read, counts as none, and a
-    folder that can't be written only means that nothing is kept.
+    The file is replaced atomically after every batch. A file with other settings, or one that can't be read, is ignored; if the
+    folder can't be written, nothing is stored.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, json.loads(json.dumps(settings))
 
-    def load(self) -> tuple[dict[str, Any], Climb | None] | None:
-        """What was saved, or None."""
+    def load(self) -> tuple[dict[str, Any], StepSweep | None] | None:
+        """Return the stored state and pictures, or None."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -162,18 +162,18 @@ class Partial:
                 arrays = {name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in file.keys()}  # noqa: SIM118
             if kept["settings"] != self.settings:
                 return None
-            ladder = Ladder.from_json(kept["state"]["ladder"])
-            made = Climb(**arrays) if arrays else None
+            schedules = StepSchedules.from_json(kept["state"]["ladder"])
+            made = StepSweep(**arrays) if arrays else None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
         if made is None:
             return kept["state"], None
         n = len(made)
-        fits = made.likeness.ndim == 2 and made.likeness.shape[1] == len(ladder.levels) + 1
+        fits = made.likeness.ndim == 2 and made.likeness.shape[1] == len(schedules.levels) + 1
         return (kept["state"], made) if fits and len(made.looks) == len(made.texts) == n else None
 
-    def save(self, state: Mapping[str, Any], made: Climb | None) -> None:
-        """Write it whole, or leave what is there."""
+    def save(self, state: Mapping[str, Any], made: StepSweep | None) -> None:
+        """Replace the file; on an error the existing one stays."""
         from safetensors.numpy import save
 
         arrays = {} if made is None else {f.name: np.array(getattr(made, f.name), order="C") for f in fields(made)}
@@ -189,7 +189,7 @@ class Partial:
             _remove(fresh)
 
     def remove(self) -> None:
-        """When it is finished."""
+        """Delete the file of a finished calibration."""
         _remove(self.path)
 
 

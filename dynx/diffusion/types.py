@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: a request, steps while they happen, pictures with a receipt."""
+"""Define the engine's input and output: a request, events for the steps, pictures with stats."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures to draw together, one for each seed; a picture doesn't depend on the others but for rounding."""
+    """Request pictures to draw in one batch, one for each seed; pictures are independent up to rounding."""
 
     prompts: tuple[str, ...]
-    """One for each picture; () where the pipeline takes none."""
+    """One prompt for each picture; () for a pipeline without prompts."""
     seeds: tuple[int, ...]
     negative: str | None = None
     guidance: float | None = None
-    """None: the pipeline's own."""
+    """Guidance scale; None for the pipeline's own."""
     size: tuple[int, int] | None = None
     """Width and height in pixels."""
     steps: int | None = None
-    """Of plain execution; None: the pipeline's own."""
+    """Steps of plain execution; None for the pipeline's own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the pipeline's call."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidInput for a request of nothing, or prompts that don't match the seeds."""
+        """Raise InvalidInput for an empty request, or prompts that don't match the seeds."""
         if not self.seeds or (self.prompts and len(self.prompts) != len(self.seeds)):
             raise InvalidInput(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds don't go together")
         if self.steps is not None and self.steps < 1:
@@ -47,55 +47,55 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the loop is done. The steps after landing are not told."""
+    """Report one finished step of the loop; the idle steps after an early finish aren't reported."""
 
     index: int  # from 1
-    of: int  # as planned now
-    computed: bool  # False: answered with what the network said before, or cached
+    total: int  # as planned now
+    computed: bool  # False: an earlier prediction was reused, or the step was cached
     guided: bool  # False: guidance was left out
     calls: int  # of the network so far
     clean: Tensor | None
-    """The picture it is heading for, in the pipeline's latents (B, …), for previews; None where it can't be told."""
+    """The predicted clean picture in the pipeline's latents (B, …), for previews; None where it is unknown."""
     cached: bool = False  # only the network's first block ran
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What the pictures of one request cost together."""
+class ImageStats:
+    """Hold what the pictures of one request cost together."""
 
     calls: int
-    """Times the network really ran."""
+    """Number of times the network ran."""
     rows: int
-    """Batch rows that went through it: a guided picture takes two in a call."""
+    """Batch rows that the network ran for; a guided picture takes two in a call."""
     planned: int
-    """Steps of the grid; a run that was stopped did fewer."""
+    """Steps of the grid; a stopped run made fewer."""
     run: int
-    """Steps of which the network ran."""
+    """Steps in which the network ran."""
     skipped: int
-    """Steps answered with an earlier prediction."""
+    """Steps that reused an earlier prediction."""
     unguided: int
-    """Of those run, without classifier-free guidance although it was asked for."""
+    """Steps run without classifier-free guidance although the request has it."""
     seconds: float
     solver: str
     """"euler", "dpm++2m" … , or the class of the pipeline's own scheduler."""
     schedule: Schedule | None
-    """None: plain."""
+    """The schedule that was followed; None for plain execution."""
     timesteps: tuple[float, ...]
-    """That the network was told at the steps run, in order."""
+    """Timesteps passed to the network at the steps run, in order."""
     cached: int = 0
-    """Steps of which only the network's first block ran; they are neither run nor skipped."""
-    landed: bool = False
-    """Stopped early, on the clean picture it was heading for."""
+    """Steps in which only the network's first block ran; they count neither as run nor as skipped."""
+    finished_early: bool = False
+    """Whether the run finished early, on the clean picture predicted by then."""
     notes: tuple[str, ...] = ()
-    """Why something that was asked for was not done, one clause each."""
+    """Reasons why requested settings weren't applied, one clause each."""
 
     @property
     def plain(self) -> bool:
-        """Whether the pipeline ran as its author made it."""
+        """Whether the pipeline ran unchanged."""
         return self.schedule is None
 
     def json(self) -> dict[str, Any]:
-        """For a document or the picture's metadata."""
+        """Return the JSON form for a document or the picture's metadata."""
         return {
             "calls": self.calls,
             "rows": self.rows,
@@ -110,27 +110,27 @@ class Receipt:
             "solver": self.solver,
             "timesteps": list(self.timesteps),
             "schedule": self.schedule.to_json() if self.schedule else None,
-            "landed": self.landed,
+            "landed": self.finished_early,
             "notes": list(self.notes),
         }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, or the reason why there is none; `receipt` is that of its whole request."""
+    """Hold one picture, or the reason why there is none; `stats` are those of its whole request."""
 
     prompt: str
     seed: int
     pixels: NDArray[np.float32] | None
     """(H, W, 3) in 0 … 1, as the pipeline made it."""
-    receipt: Receipt
+    stats: ImageStats
     flagged: bool = False
-    """The pipeline's safety checker blackened it."""
+    """Whether the pipeline's safety checker blackened the picture."""
     error: str | None = None
-    """None exactly where there are pixels."""
+    """Why there are no pixels; None if there are."""
 
     def bytes8(self) -> NDArray[np.uint8]:
-        """(H, W, 3) of 0 … 255, rounded as diffusers rounds. Raises InvalidInput where there is no picture."""
+        """Return the pixels (H, W, 3) as 0 … 255, rounded as in diffusers. Raises InvalidInput if there is no picture."""
         if self.pixels is None:
             raise InvalidInput(f"no picture: {self.error}")
         rounded: NDArray[np.float32] = (self.pixels * 255).round()

@@ -30,11 +30,11 @@ from dynx.bench.result import Verdict
 from dynx.bench.runner import Arm, measure
 from dynx.cli.bench.values import parse_steps
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.generator import Artist
+from dynx.diffusion.generator import ImageGenerator
 from dynx.diffusion.plan import ImageGeneratorRequest
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.similarity import ssim
-from dynx.diffusion.types import Picture, Receipt
+from dynx.diffusion.types import ImageStats, Picture
 from dynx.errors import DynxError, ModelError, UsageError
 from dynx.runtime.binomial import two_sided
 
@@ -45,32 +45,32 @@ STEPS = 12
 PAIR = Pair("a red cat", 5)
 
 
-def artist_of(name: str, *, steps: int = STEPS, knowledge: Any = None) -> Artist:
+def artist_of(name: str, *, steps: int = STEPS, step_profile: Any = None) -> ImageGenerator:
     """A tiny pipeline whose own run takes so few steps that tests are short."""
     engine = Engine(pipelines.pipeline(name))
-    engine.family = replace(engine.family, default_steps=steps)
+    engine.adapter = replace(engine.adapter, default_steps=steps)
     own = engine.draw
 
     def draw(request: Any, *others: Any, **named: Any) -> Any:
         return own(replace(request, steps=request.steps or steps), *others, **named)
 
     engine.draw = draw  # type: ignore[method-assign]
-    return Artist(
-        SimpleNamespace(engine=engine, plan=SimpleNamespace(wish=ImageGeneratorRequest()), knowledge=knowledge)
+    return ImageGenerator(
+        SimpleNamespace(engine=engine, plan=SimpleNamespace(request=ImageGeneratorRequest()), step_profile=step_profile)
     )  # type: ignore[arg-type]
 
 
-def knowing(name: str, steps: int) -> Artist:
+def knowing(name: str, steps: int) -> ImageGenerator:
     """One whose profile draws every picture in so many steps."""
     artist = artist_of(name)
-    grid = artist.assembly.engine.course(pipelines.request(name, steps=STEPS)).grid
+    grid = artist.assembly.engine.initial_call(pipelines.request(name, steps=STEPS)).grid
 
-    def pilot(*_: Any) -> Any:
+    def controller(*_: Any) -> Any:
         chosen: Any = lambda look: None  # noqa: E731 - it needs an attribute
         chosen.schedule = Schedule("dpm++2m", grid.thinned(steps))
         return chosen
 
-    return artist_of(name, knowledge=SimpleNamespace(pilot=pilot))
+    return artist_of(name, step_profile=SimpleNamespace(controller=controller))
 
 
 def run(arms: Sequence[Arm[Pair]], cases: Sequence[Pair], rounds: int = 1) -> Measurements:
@@ -94,8 +94,8 @@ def waves(phase: float, side: int = 32) -> np.ndarray:
 
 def picture(pixels: np.ndarray | None, calls: int = 10) -> Picture:
     """As an engine hands it over."""
-    receipt = Receipt(calls, 2 * calls, calls, calls, 0, 0, 1.0, "x", None, ())
-    return Picture("a", 1, pixels, receipt, error=None if pixels is not None else "all of its pixels are not numbers")
+    stats = ImageStats(calls, 2 * calls, calls, calls, 0, 0, 1.0, "x", None, ())
+    return Picture("a", 1, pixels, stats, error=None if pixels is not None else "all of its pixels are not numbers")
 
 
 def test_pairs_have_prompts_in_turn_and_seeds_of_their_own() -> None:

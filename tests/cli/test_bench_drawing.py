@@ -50,8 +50,8 @@ def bench(cli: Cli, folders: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     def opened(*arguments: Any, **named: Any) -> Any:
         assembly = real(*arguments, **named)
         engine = assembly.engine
-        if engine.family.default_steps > PLAIN:
-            engine.family = replace(engine.family, default_steps=PLAIN)
+        if engine.adapter.default_steps > PLAIN:
+            engine.adapter = replace(engine.adapter, default_steps=PLAIN)
             own = engine.draw
             engine.draw = lambda request, *a, **n: own(replace(request, steps=request.steps or PLAIN), *a, **n)
         return assembly
@@ -71,15 +71,15 @@ def profiled(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def opened(*arguments: Any, **named: Any) -> Any:
         assembly = real(*arguments, **named)
-        grid = assembly.engine.course(pipelines.request("stable-diffusion", steps=PLAIN)).grid
+        grid = assembly.engine.initial_call(pipelines.request("stable-diffusion", steps=PLAIN)).grid
 
-        def pilot(*_: Any) -> Any:
+        def controller(*_: Any) -> Any:
             chosen: Any = lambda look: None  # noqa: E731 - it needs an attribute
             chosen.schedule = Schedule("dpm++2m", grid.thinned(8))
             return chosen
 
         guarantee = Guarantee(0.95, 0.95, 0.05, n=60, failures=0, p5=0.97, worst=0.96, bundled=False)
-        assembly.knowledge = SimpleNamespace(pilot=pilot, guarantee=guarantee, certificate=None)
+        assembly.step_profile = SimpleNamespace(controller=controller, guarantee=guarantee, certificate=None)
         return assembly
 
     monkeypatch.setattr(bench_drawing, "open_assembly", opened)
@@ -196,12 +196,12 @@ def test_prompts_of_the_vocabulary_are_new_to_calibration() -> None:
     """None of those that it learns from, where there are enough words; nothing at all for a pipeline without a prompt."""
     words = {f"Ġword{chr(97 + i)}{chr(97 + j)}": 26 * i + j for i in range(26) for j in range(26)}
     tokenizer = SimpleNamespace(get_vocab=lambda: words)
-    family = SimpleNamespace(prompted=True)
-    assembly: Any = SimpleNamespace(engine=SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokenizer), family=family))
+    adapter = SimpleNamespace(prompted=True)
+    assembly: Any = SimpleNamespace(engine=SimpleNamespace(pipe=SimpleNamespace(tokenizer=tokenizer), adapter=adapter))
     from dynx.diffusion.prompts import own_prompts
 
     found = bench_drawing.prompts(assembly, None, 40)
-    family.prompted = False
+    adapter.prompted = False
 
     assert len(set(found)) == 40
     assert not set(found) & set(own_prompts(assembly.engine))
@@ -212,8 +212,8 @@ def test_prompts_of_the_vocabulary_are_new_to_calibration() -> None:
 def test_prompts_that_the_steps_were_learned_from_are_told(learned: list[str], warned: bool) -> None:
     """Whoever reads the figures should know."""
     profile = SimpleNamespace(evidence={"data": text_hash(learned)})
-    engine = SimpleNamespace(family=SimpleNamespace(random=False), kernels=None)
-    assembly: Any = SimpleNamespace(knowledge=object(), plan=SimpleNamespace(profile=profile), engine=engine)
+    engine = SimpleNamespace(adapter=SimpleNamespace(random=False), kernels=None)
+    assembly: Any = SimpleNamespace(step_profile=object(), plan=SimpleNamespace(profile=profile), engine=engine)
 
     assert bool(bench_drawing.notes(assembly, ["a cat", "b"])) == warned
 

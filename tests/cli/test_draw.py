@@ -24,7 +24,7 @@ from support.commands import Result, environment, spawn
 from dynx.cli import main as program
 from dynx.cli.classify.truncation import unread
 from dynx.cli.draw import png
-from dynx.diffusion.generator import Artist
+from dynx.diffusion.generator import ImageGenerator
 from dynx.diffusion.profile_data import Guarantee
 
 if TYPE_CHECKING:
@@ -90,17 +90,17 @@ def names(folder: Path) -> list[str]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], Any]) -> None:
     """Do something when a picture's step `at` is done."""
-    real = Artist.draw
+    real = ImageGenerator.draw
 
-    def spied(self: Artist, prompt: str, seed: int, *, watch: Callable[[Step], None], **others: Any) -> Any:
+    def spied(self: ImageGenerator, prompt: str, seed: int, *, callback: Callable[[Step], None], **others: Any) -> Any:
         def both(step: Step) -> None:
             if step.index == at:
                 act()
-            watch(step)
+            callback(step)
 
-        return real(self, prompt, seed, watch=both, **others)
+        return real(self, prompt, seed, callback=both, **others)
 
-    monkeypatch.setattr(Artist, "draw", spied)
+    monkeypatch.setattr(ImageGenerator, "draw", spied)
 
 
 def ctrl_c() -> None:
@@ -253,9 +253,9 @@ def test_a_line_that_cannot_be_read_first(draw: Cli, here: Path) -> None:
 @pytest.mark.parametrize("lines", [True, False], ids=["lines", "arguments"])
 def test_what_fails_while_it_is_drawn(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, lines: bool) -> None:
     """A prompt that the pipeline chokes on, and a file that can't be written: in their places, the rest is drawn."""
-    real, link = Artist.draw, Path.hardlink_to
+    real, link = ImageGenerator.draw, Path.hardlink_to
 
-    def picky(self: Artist, prompt: str, seed: int, **others: Any) -> Any:
+    def picky(self: ImageGenerator, prompt: str, seed: int, **others: Any) -> Any:
         if prompt == "blue moon":
             raise ValueError("index out of range\nin self")
         return real(self, prompt, seed, **others)
@@ -265,7 +265,7 @@ def test_what_fails_while_it_is_drawn(draw: Cli, here: Path, monkeypatch: pytest
             raise OSError(errno.ENOSPC, "No space left on device")
         link(self, target)
 
-    monkeypatch.setattr(Artist, "draw", picky)
+    monkeypatch.setattr(ImageGenerator, "draw", picky)
     monkeypatch.setattr(Path, "hardlink_to", full)
     monkeypatch.setattr(Path, "replace", full)
     prompts = ["a cat", "blue moon", "a red cat", "the apple"]
@@ -436,7 +436,7 @@ def test_a_wrong_command_line_is_told(
     draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
     """In one line, before anything is drawn."""
-    monkeypatch.setattr(Artist, "draw", None)
+    monkeypatch.setattr(ImageGenerator, "draw", None)
     prompt = [] if {"--finish", "--info", "--lines"} & set(arguments) else ["a cat"]
     result = draw(*prompt, *arguments, stdin=b"a cat\n" if "--lines" in arguments else None, steps=None)
 
@@ -473,7 +473,7 @@ def test_a_folder_that_cannot_be_written(draw: Cli, here: Path, monkeypatch: pyt
     """Is told before anything is computed."""
     Path("locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
-    monkeypatch.setattr(Artist, "draw", None)
+    monkeypatch.setattr(ImageGenerator, "draw", None)
     result = draw("a cat", "-o", "locked")
 
     assert result == Result(2, "", "dynx: can't write in locked: permission denied\n")
@@ -512,13 +512,13 @@ def test_encoders_that_read_more_or_less() -> None:
 
 def test_pictures_that_are_no_numbers(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reported, not saved; the others go on, and the exit code tells."""
-    real = Artist.draw
+    real = ImageGenerator.draw
 
-    def broken(self: Artist, prompt: str, seed: int, **others: Any) -> Any:
+    def broken(self: ImageGenerator, prompt: str, seed: int, **others: Any) -> Any:
         picture = real(self, prompt, seed, **others)
         return replace(picture, pixels=None, error="all of its pixels are not numbers") if seed == 2 else picture
 
-    monkeypatch.setattr(Artist, "draw", broken)
+    monkeypatch.setattr(ImageGenerator, "draw", broken)
     result = draw("a cat", "-c", 3, "--seed", 1)
     document = draw("a cat", "--seed", 2, "-o", "x.png", "--json")
 
@@ -588,15 +588,15 @@ def test_a_second_ctrl_c_ends_at_once(draw: Cli, here: Path, died: list[int], mo
 
 PRESSED = """
 import os, signal
-from dynx.diffusion.generator import Artist
-real = Artist.draw
-def spied(self, *args, watch, **others):
+from dynx.diffusion.generator import ImageGenerator
+real = ImageGenerator.draw
+def spied(self, *args, callback, **others):
     def both(step):
         if step.index == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        watch(step)
-    return real(self, *args, watch=both, **others)
-Artist.draw = spied
+        callback(step)
+    return real(self, *args, callback=both, **others)
+ImageGenerator.draw = spied
 from dynx.cli.main import main
 main()
 """
@@ -719,10 +719,10 @@ class Promise:
 
 def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the JSON, the receipt and the file of a picture drawn by a schedule; not to drafts."""
-    real = Artist.draw
-    monkeypatch.setattr(Artist, "guarantee", Promise())
+    real = ImageGenerator.draw
+    monkeypatch.setattr(ImageGenerator, "guarantee", Promise())
     drafted = draw("a cat", "--draft", "-o", "draft.png", "--json", steps=None).document
-    monkeypatch.setattr(Artist, "draw", lambda *args, **others: real(*args, **{**others, "draft": True}))
+    monkeypatch.setattr(ImageGenerator, "draw", lambda *args, **others: real(*args, **{**others, "draft": True}))
     result = draw("a cat", "--json", "--stats", steps=None)
 
     assert drafted["guarantee"] is None
@@ -735,13 +735,13 @@ def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.Monke
 
 def test_what_was_not_done_is_said_once(draw: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all pictures of a run, and not with -q."""
-    real = Artist.draw
+    real = ImageGenerator.draw
 
-    def noted(self: Artist, *args: Any, **others: Any) -> Any:
+    def noted(self: ImageGenerator, *args: Any, **others: Any) -> Any:
         picture = real(self, *args, **others)
-        return replace(picture, receipt=replace(picture.receipt, notes=("plain: it must",)))
+        return replace(picture, stats=replace(picture.stats, notes=("plain: it must",)))
 
-    monkeypatch.setattr(Artist, "draw", noted)
+    monkeypatch.setattr(ImageGenerator, "draw", noted)
     assert draw("a cat", "-c", 2).err == "plain: it must\n"
     assert draw("a cat", "-c", 2, "-q", "--force").err == ""
 
@@ -766,7 +766,7 @@ def test_a_strip_shows_what_became_of_each_step() -> None:
     steps = [SimpleNamespace(computed=c, guided=g, cached=k) for c, g, k in kinds]
     drawn: Any = SimpleNamespace(
         strip=[report.mark(step) for step in steps],  # type: ignore[arg-type]
-        picture=SimpleNamespace(receipt=SimpleNamespace(planned=5)),
+        picture=SimpleNamespace(stats=SimpleNamespace(planned=5)),
     )
     assert report.strip(drawn, unicode=True).startswith("█░▒▓·  █ 1 run, ▒ 1 run without guidance, ▓ 1 cached")
     assert report.strip(drawn, unicode=False).startswith("#.=+   ")

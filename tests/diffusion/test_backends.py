@@ -17,10 +17,10 @@ from dynx.cli.remedy import calibrate_command
 from dynx.diffusion import backend_search, backends, make_plan
 from dynx.diffusion import calibrate as learning
 from dynx.diffusion.assembly import LoadedImageGenerator
-from dynx.diffusion.backends import AS_LOADED, Runner
+from dynx.diffusion.backends import AS_LOADED, Candidate
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
-from dynx.diffusion.profile_data import Ladder
+from dynx.diffusion.profile_data import StepSchedules
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.setup import measured_with
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
@@ -74,10 +74,12 @@ def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
     return LoadedImageGenerator(plan, Engine(pipe), None, racing=True)
 
 
-def lowered(pipe: Any, request: Any, schedule: Schedule | None = None, *, cut: bool = False) -> NetworkBackend:
+def lowered(
+    pipe: Any, request: Any, schedule: Schedule | None = None, *, guidance_interval: bool = False
+) -> NetworkBackend:
     """Its network in bfloat16 for such requests."""
     made = NetworkBackend(pipe.unet, "torch-eager", dtype="bfloat16", threads=1, cache=None)
-    backends.prepare(made, Engine(pipe), request, schedule, cut=cut)
+    backends.prepare(made, Engine(pipe), request, schedule, guidance_interval=guidance_interval)
     return made
 
 
@@ -113,16 +115,16 @@ def test_what_cannot_be_had_is_one_sentence(there: dict[str, Decision[bool]]) ->
 
 def test_what_is_raced(there: dict[str, Decision[bool]]) -> None:
     """All that isn't ruled out; the slow compiler only where there's no OpenVINO; low precision where the processor has it."""
-    assert backends.ways("auto", "auto", "cpu", MACHINE) == [
+    assert backends.candidate_specs("auto", "auto", "cpu", MACHINE) == [
         AS_LOADED,
         LOW,
         ("openvino", "float32"),
         ("openvino", "bfloat16"),
     ]
-    assert backends.ways("openvino", "bfloat16", "cpu", MACHINE) == [("openvino", "bfloat16")]
-    assert backends.ways("auto", "float32", "cuda", MACHINE) == []
+    assert backends.candidate_specs("openvino", "bfloat16", "cpu", MACHINE) == [("openvino", "bfloat16")]
+    assert backends.candidate_specs("auto", "float32", "cuda", MACHINE) == []
     there["openvino"] = Decision(False, "not installed")
-    assert backends.ways("auto", "auto", "cpu", OLD) == [AS_LOADED, ("torch-compiled", "float32")]
+    assert backends.candidate_specs("auto", "auto", "cpu", OLD) == [AS_LOADED, ("torch-compiled", "float32")]
 
 
 def test_the_network_alone_is_lowered() -> None:
@@ -131,17 +133,17 @@ def test_the_network_alone_is_lowered() -> None:
     before = pipelines.own_state(pipe)
     engine = Engine(pipe)
     own = pipelines.pixels(engine.draw(one))
-    schedule = Schedule("dpm++2m", engine.course(one).grid.thinned(8), guided=4)
+    schedule = Schedule("dpm++2m", engine.initial_call(one).grid.thinned(8), guided_steps=4)
     want = pipelines.pixels(engine.draw(one, schedule))
-    engine.kernels = lowered(pipe, one, schedule, cut=True)
+    engine.kernels = lowered(pipe, one, schedule, guidance_interval=True)
     pictures = engine.draw(one, schedule)
 
     assert 0 < np.abs(pipelines.pixels(pictures) - want).max() < 0.3
-    assert (pictures[0].receipt.notes, pictures[0].receipt.unguided, engine.kernels.passed) == ((), 4, 0)
+    assert (pictures[0].stats.notes, pictures[0].stats.unguided, engine.kernels.passed) == ((), 4, 0)
     assert np.array_equal(pipelines.pixels(engine.reference.draw(one)), own)
     assert pipelines.own_state(pipe) == before
     two = engine.draw(pipelines.request("stable-diffusion", (1, 2)))
-    assert two[0].receipt.notes == ("12 network calls of another shape than was prepared for ran on PyTorch",)
+    assert two[0].stats.notes == ("12 network calls of another shape than was prepared for ran on PyTorch",)
 
 
 def test_features_are_not_cached_on_other_kernels() -> None:
@@ -150,14 +152,14 @@ def test_features_are_not_cached_on_other_kernels() -> None:
     engine = Engine(pipe)
     engine.kernels = lowered(pipe, one)
     assert not engine.cacheable
-    schedule = Schedule("dpm++2m", engine.course(one).grid.thinned(8), cache=0.1)
+    schedule = Schedule("dpm++2m", engine.initial_call(one).grid.thinned(8), cache=0.1)
 
-    assert "not cached: it runs on other kernels" in engine.draw(one, schedule)[0].receipt.notes
+    assert "not cached: it runs on other kernels" in engine.draw(one, schedule)[0].stats.notes
 
 
-def ladder_of(engine: Engine, **others: Any) -> Ladder:
-    fine = engine.course(pipelines.request("stable-diffusion", (1,), steps=12)).grid
-    return Ladder(fine, {4: (0, 1, 5, 9, 12), 6: (0, 1, 3, 6, 9, 11, 12)}, "dpm++2m", **others)
+def plan_step_schedules(engine: Engine, **others: Any) -> StepSchedules:
+    fine = engine.initial_call(pipelines.request("stable-diffusion", (1,), steps=12)).grid
+    return StepSchedules(fine, {4: (0, 1, 5, 9, 12), 6: (0, 1, 3, 6, 9, 11, 12)}, "dpm++2m", **others)
 
 
 def entry(steps: int, tail: float, cache: float = 0.0, rows: float = 0.0) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def entry(steps: int, tail: float, cache: float = 0.0, rows: float = 0.0) -> dic
 
 
 @pytest.mark.parametrize(
-    ("runners", "found", "chosen"),
+    ("candidates", "found", "chosen"),
     [
         ({AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 0.4)}, None, ("openvino", "float32")),
         ({AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 1.0)}, None, AS_LOADED),  # its start isn't won back
@@ -186,20 +188,20 @@ def entry(steps: int, tail: float, cache: float = 0.0, rows: float = 0.0) -> dic
 )
 @pytest.mark.usefixtures("there")
 def test_who_wins(
-    runners: dict[Any, tuple[float, float]], found: int | None, chosen: Any, monkeypatch: pytest.MonkeyPatch
+    candidates: dict[Any, tuple[float, float]], found: int | None, chosen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The least time of a typical run: calls, the start's share, and in low precision the steps that the quality then takes."""
     assembly = assembly_of(pipelines.pipeline("stable-diffusion"))
-    made = [Runner(way, None, call, start) for way, (call, start) in runners.items()]
+    made = [Candidate(way, None, call, start) for way, (call, start) in candidates.items()]
     monkeypatch.setattr(backends, "race", lambda *_: (made, {"compiled PyTorch float32": "no compiler"}))
-    monkeypatch.setattr(backend_search, "_in_precision", lambda *_: found)
-    ladder = ladder_of(assembly.engine)
-    settled = backend_search.settle(
-        assembly, ladder, [entry(4, 0.97), entry(6, 0.98)], [], [], lambda: 0.0, lambda _: None
+    monkeypatch.setattr(backend_search, "_steps_in_precision", lambda *_: found)
+    schedules = plan_step_schedules(assembly.engine)
+    settled = backend_search.choose_backend(
+        assembly, schedules, [entry(4, 0.97), entry(6, 0.98)], [], [], lambda: 0.0, lambda _: None
     )
 
     assert assembly.plan.spec == chosen
-    assert settled == ladder
+    assert settled == schedules
     assert "compiled PyTorch float32 can't run it: no compiler" in assembly.decisions.backend.reason
 
 
@@ -207,12 +209,12 @@ def test_who_wins(
 def test_the_cache_weighs_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What PyTorch saves by caching counts for it; whoever wins in spite of that draws without."""
     assembly = assembly_of(pipelines.pipeline("stable-diffusion"))
-    ladder = ladder_of(assembly.engine, cache=0.1)
+    schedules = plan_step_schedules(assembly.engine, cache=0.1)
     tried = [entry(4, 0.99, rows=8), entry(4, 0.98, cache=0.1, rows=4)]
     for call, way in ((0.06, AS_LOADED), (0.04, ("openvino", "float32"))):
-        made = [Runner(AS_LOADED, None, 0.1, 0.0), Runner(("openvino", "float32"), None, call, 0.0)]
+        made = [Candidate(AS_LOADED, None, 0.1, 0.0), Candidate(("openvino", "float32"), None, call, 0.0)]
         monkeypatch.setattr(backends, "race", lambda *_, made=made: (made, {}))
-        settled = backend_search.settle(assembly, ladder, list(tried), [], [], lambda: 0.0, lambda _: None)
+        settled = backend_search.choose_backend(assembly, schedules, list(tried), [], [], lambda: 0.0, lambda _: None)
 
         assert assembly.plan.spec == way
         assert settled.cache == (0.1 if way == AS_LOADED else 0.0)
@@ -230,15 +232,15 @@ def test_a_race_times_calls_and_starts() -> None:
 
     assembly = assembly_of(pipelines.exact())
     request = pipelines.request("ddim", (1,))
-    runners, refused = backends.race(
+    candidates, refused = backends.race(
         assembly.plan, assembly.engine, request, [AS_LOADED, ("torch-eager", "float16")], clock
     )
-    assert [(r.way, r.call) for r in runners] == [(AS_LOADED, 0.25), (("torch-eager", "float16"), 0.25)]
+    assert [(r.spec, r.call_seconds) for r in candidates] == [(AS_LOADED, 0.25), (("torch-eager", "float16"), 0.25)]
     assert refused == {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NetworkBackend, "_function", refusing("it is shy"))
-        runners, refused = backends.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], clock)
-    assert [r.way for r in runners] == [AS_LOADED]
+        candidates, refused = backends.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], clock)
+    assert [r.spec for r in candidates] == [AS_LOADED]
     assert refused == {"PyTorch bfloat16": "Exact isn't computed by PyTorch: it is shy"}
 
 
@@ -283,7 +285,7 @@ def test_a_profile_of_other_kernels_is_passed_over(folder: Path) -> None:
 def test_one_promise_for_steps_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures in bfloat16 are compared with the full run in float32; the profile says what they were drawn on."""
     pipelines.hurry(monkeypatch)
-    monkeypatch.setattr(backends, "ways", lambda *_: [LOW])
+    monkeypatch.setattr(backends, "candidate_specs", lambda *_: [LOW])
     drawn: list[tuple[bool, bool]] = []
     own = Engine.draw
 
@@ -306,11 +308,11 @@ def test_one_promise_for_steps_and_precision(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("error", [RuntimeError("same dtype"), KeyError("weight"), AssertionError()])
-@pytest.mark.parametrize("calls", [0, 3, backends.ROUNDS + 3])
+@pytest.mark.parametrize("calls", [0, 3, backends.TIMED_CALLS + 3])
 def test_kernels_that_raise_are_left_out(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
     """At once, while they are timed or on a trial picture: calibration goes on with the pipeline as it was loaded."""
     pipelines.hurry(monkeypatch)
-    monkeypatch.setattr(backends, "ways", lambda *_: [LOW, AS_LOADED])
+    monkeypatch.setattr(backends, "candidate_specs", lambda *_: [LOW, AS_LOADED])
     own, made = NetworkBackend.__call__, [0]
 
     def failing(self: NetworkBackend, *args: Any) -> Any:

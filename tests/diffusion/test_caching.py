@@ -24,7 +24,7 @@ def drawn(engine: Engine, cache: float, **changes: Any) -> tuple[Picture, list[S
     """A picture on an even grid, and its steps as they were told."""
     told: list[Step] = []
     schedule = Schedule("euler", grid(engine, "flux", STEPS), cache=cache, **changes)
-    return engine.draw(request("flux"), schedule, watch=told.append)[0], told
+    return engine.draw(request("flux"), schedule, callback=told.append)[0], told
 
 
 def test_below_any_change_nothing_is_left_out() -> None:
@@ -36,7 +36,7 @@ def test_below_any_change_nothing_is_left_out() -> None:
     assert without.pixels is not None
     assert cached.pixels is not None
     assert np.array_equal(without.pixels, cached.pixels)
-    assert (cached.receipt.run, cached.receipt.cached, cached.receipt.calls) == (STEPS, 0, STEPS)
+    assert (cached.stats.run, cached.stats.cached, cached.stats.calls) == (STEPS, 0, STEPS)
 
 
 def test_above_any_change_all_but_the_first_are_cached() -> None:
@@ -44,15 +44,15 @@ def test_above_any_change_all_but_the_first_are_cached() -> None:
     engine = Engine(flux())
     picture, told = drawn(engine, 1e9)
     without, _ = drawn(engine, 0.0)
-    receipt = picture.receipt
+    stats = picture.stats
 
-    assert (receipt.calls, receipt.run, receipt.skipped, receipt.cached) == (1, 1, 0, STEPS - 1)
-    assert receipt.rows * STEPS == without.receipt.rows
+    assert (stats.calls, stats.run, stats.skipped, stats.cached) == (1, 1, 0, STEPS - 1)
+    assert stats.rows * STEPS == without.stats.rows
     assert [step.cached for step in told] == [False] + [True] * (STEPS - 1)
     assert picture.pixels is not None
     assert without.pixels is not None
     assert not np.array_equal(picture.pixels, without.pixels)
-    assert receipt.json()["steps"]["cached"] == STEPS - 1
+    assert stats.json()["steps"]["cached"] == STEPS - 1
 
 
 def test_nothing_of_it_stays() -> None:
@@ -66,7 +66,7 @@ def test_nothing_of_it_stays() -> None:
 
     drawn(engine, 1e9)
     with pytest.raises(RuntimeError, match="by hand"):
-        engine.draw(request("flux"), Schedule("euler", grid(engine, "flux", STEPS), cache=1e9), watch=broken)
+        engine.draw(request("flux"), Schedule("euler", grid(engine, "flux", STEPS), cache=1e9), callback=broken)
     after = engine.draw(request("flux"))[0].pixels
 
     assert not pipe.transformer.is_cache_enabled
@@ -79,7 +79,7 @@ def test_runs_remember_nothing_of_each_other() -> None:
     """The same picture twice takes the same calls."""
     engine = Engine(flux())
 
-    assert drawn(engine, 1e9)[0].receipt.calls == drawn(engine, 1e9)[0].receipt.calls == 1
+    assert drawn(engine, 1e9)[0].stats.calls == drawn(engine, 1e9)[0].stats.calls == 1
 
 
 def test_what_cannot_be_cached_says_why() -> None:
@@ -92,10 +92,8 @@ def test_what_cannot_be_cached_says_why() -> None:
     pipe.transformer.enable_cache(FirstBlockCacheConfig())
 
     assert not unet.cacheable
-    assert any(
-        "not cached: diffusers has no feature cache for UNet2DConditionModel" in n for n in picture.receipt.notes
-    )
-    assert picture.receipt.run == STEPS
+    assert any("not cached: diffusers has no feature cache for UNet2DConditionModel" in n for n in picture.stats.notes)
+    assert picture.stats.run == STEPS
     assert Engine(flux()).cacheable
     assert caching.why_not(pipe.transformer) == "its author has put on a cache already"
 
@@ -104,10 +102,10 @@ def test_ladders_keep_their_cache() -> None:
     """In and out of a profile; and one from before there was a cache has none."""
     engine = Engine(flux())
     fine = grid(engine, "flux", STEPS)
-    ladder = profile_data.Ladder(fine, {3: (0, 1, 3, STEPS), 4: (0, 1, 3, 5, STEPS)}, "euler", cache=0.1)
-    kept = ladder.to_json()
+    schedules = profile_data.StepSchedules(fine, {3: (0, 1, 3, STEPS), 4: (0, 1, 3, 5, STEPS)}, "euler", cache=0.1)
+    kept = schedules.to_json()
     old = {name: value for name, value in kept.items() if name != "cache"}
 
-    assert profile_data.Ladder.from_json(kept).schedule(3).cache == 0.1
-    assert profile_data.Ladder.from_json(old).schedule(3).cache == 0.0
-    assert ladder.alone
+    assert profile_data.StepSchedules.from_json(kept).schedule(3).cache == 0.1
+    assert profile_data.StepSchedules.from_json(old).schedule(3).cache == 0.0
+    assert schedules.alone

@@ -17,14 +17,14 @@ from support.pipelines import SCALED, Exact, ddpm, pipeline, stable_diffusion, t
 from dynx.diffusion import calibrate as learning
 from dynx.diffusion import schedule_search
 from dynx.diffusion import step_sweep as climbing
-from dynx.diffusion.apply_profile import knowledge_of
+from dynx.diffusion.apply_profile import read_step_profile
 from dynx.diffusion.assembly import LoadedImageGenerator
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.generator import Artist
+from dynx.diffusion.generator import ImageGenerator
 from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
-from dynx.diffusion.profile_data import Ladder, from_profile
+from dynx.diffusion.profile_data import StepSchedules, from_profile
 from dynx.diffusion.similarity import ssim
-from dynx.diffusion.step_sweep import Climb, Partial, climb, clocked, colour_map
+from dynx.diffusion.step_sweep import Partial, StepSweep, colour_map, sweep_steps, time_steps
 from dynx.diffusion.types import Request
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.runtime.decision import Decision
@@ -73,20 +73,20 @@ def ticking() -> Any:
 def few() -> Any:
     """No more pictures than are needed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "MOST", learning.LEAST)
+        patch.setattr(learning, "MAX_PICTURES", learning.MIN_PICTURES)
         yield
 
 
 @pytest.fixture(scope="module")
 def learned(few: None) -> tuple[LoadedImageGenerator, learning.Findings, list[tuple[float, str]]]:
     """The perfect denoiser, calibrated once; without skipping, which would draw every picture alone."""
-    before, schedule_search.SKIPS = schedule_search.SKIPS, ()
+    before, schedule_search.TRIED_SKIP_THRESHOLDS = schedule_search.TRIED_SKIP_THRESHOLDS, ()
     assembly = assembly_of(smooth(), quality=0.9)
     heard: list[tuple[float, str]] = []
     found = learning.calibrate(
         assembly, [], budget=1e6, clock=clock_of(assembly), progress=lambda share, what: heard.append((share, what))
     )
-    schedule_search.SKIPS = before
+    schedule_search.TRIED_SKIP_THRESHOLDS = before
     return assembly, found, heard
 
 
@@ -97,13 +97,13 @@ def with_profile(
     profile = Profile.from_json(found.profile.to_json().encode())
     plan = replace(
         assembly.plan,
-        wish=replace(assembly.plan.request, **wish),
+        request=replace(assembly.plan.request, **wish),
         profile=profile,
         arrays=found.arrays,
-        decisions=dict(assembly.decisions),
+        decisions=replace(assembly.decisions),
     )
     made, warned = LoadedImageGenerator(plan, assembly.engine, None), list[str]()
-    made.knowledge = knowledge_of(made, warned.append)
+    made.step_profile = read_step_profile(made, warned.append)
     return made, warned
 
 
@@ -111,22 +111,22 @@ def test_what_is_promised_holds_on_new_pictures(learned: Any) -> None:
     """Few steps on average, and SSIM to the plain run where the certificate has it, on seeds that calibration never saw."""
     assembly, found, _ = learned
     used, warned = with_profile(assembly, found)
-    artist = Artist(used)
+    artist = ImageGenerator(used)
     alike, steps = [], set()
     for seed in range(60):
         plain = assembly.engine.draw(Request((), (seed,)))[0]
         picture = artist.draw("", seed)
         assert picture.pixels is not None
-        assert picture.receipt.calls == picture.receipt.run < plain.receipt.calls == found.full_steps
+        assert picture.stats.calls == picture.stats.run < plain.stats.calls == found.full_steps
         alike.append(ssim(picture.pixels, plain.pixels))
-        steps.add(picture.receipt.planned)
+        steps.add(picture.stats.planned)
 
     assert warned == []
     assert found.reached is not None
     assert artist.guarantee is not None
     assert (artist.guarantee.n, artist.guarantee.quality) == (found.certificate.n, 0.9)
     assert sum(s < 0.9 for s in alike) <= 7  # P(more | 5 %) = 1 %
-    assert steps <= {*found.ladder.steps}
+    assert steps <= {*found.schedules.steps}
     assert max(steps) < found.full_steps
     assert found.constant is None or found.certificate.cost <= found.seconds[found.constant] * 1.3
 
@@ -136,8 +136,8 @@ def test_findings_fit_each_other(learned: Any) -> None:
     _, found, heard = learned
     n = found.certificate.n
 
-    assert found.pictures >= learning.LEAST
-    assert n == round(found.pictures * learning.SHARES[1])
+    assert found.pictures >= learning.MIN_PICTURES
+    assert n == round(found.pictures * learning.SPLIT_SHARES[1])
     assert {tail.n for tail in found.likeness.values()} == {n}
     assert found.power == learning.power(found.pictures)
     assert f"of {n} pictures, p5 {found.reached.p5:.3f}, worst {found.reached.worst:.3f}" in found.summary
@@ -155,7 +155,7 @@ def test_parts_do_not_share_pictures(learned: Any) -> None:
     """Trying, choosing and certifying pictures have other seeds, and the certifying ones change neither rule nor predictor."""
     _, found, _ = learned
     seeds = [s for r in learning._requests(learned[0], []) for s in r.seeds]
-    choosing, certifying = learning.split(found.pictures, learning.SEED, learning.SHARES)
+    choosing, certifying = learning.split(found.pictures, learning.CALIBRATION_SEED, learning.SPLIT_SHARES)
     profile = json.loads(found.profile.to_json())
     fitted = from_profile(profile["fitted"], profile["measured"], found.arrays)
     worse = replace(fitted, certifying=replace(fitted.certifying, likeness=fitted.certifying.likeness - 1))
@@ -172,10 +172,10 @@ def test_another_quality_is_certified_from_the_same_evidence(learned: Any) -> No
     low, _ = with_profile(assembly, found, quality=0.7)
     high, _ = with_profile(assembly, found, quality=1.0)
 
-    assert low.knowledge is not None
-    assert low.knowledge.certificate.cost < found.certificate.cost
+    assert low.step_profile is not None
+    assert low.step_profile.certificate.cost < found.certificate.cost
     assert "SSIM to the full run at least 0.7 for 95 % of pictures" in low.decisions.steps.reason
-    assert high.knowledge is None
+    assert high.step_profile is None
     assert high.decisions.steps.value == "plain"
     assert "no fewer steps were seen to reach SSIM 1 in 95 % of pictures" in high.decisions.steps.reason
 
@@ -194,7 +194,7 @@ def test_other_settings_are_drawn_plain(learned: Any, setting: dict[str, Any], w
     assembly, found, _ = learned
     made, warned = with_profile(assembly, found, **setting)
 
-    assert made.knowledge is None
+    assert made.step_profile is None
     assert len(warned) == 1
     assert words in warned[0]
     assert made.decisions.steps.value == "plain"
@@ -204,13 +204,13 @@ def test_its_own_size_asked_for_is_no_other(learned: Any) -> None:
     """Asking for what the pipeline draws anyway changes nothing; another scheduler does."""
     assembly, found, _ = learned
     same, warned = with_profile(assembly, found, size=(16, 16))
-    assert same.knowledge is not None
+    assert same.step_profile is not None
     assert warned == []
 
-    family = replace(assembly.engine.family, scheduler="EulerDiscreteScheduler")
-    other = LoadedImageGenerator(assembly.plan, Engine(assembly.engine.pipe, family), None)
+    adapter = replace(assembly.engine.adapter, scheduler="EulerDiscreteScheduler")
+    other = LoadedImageGenerator(assembly.plan, Engine(assembly.engine.pipe, adapter), None)
     made, warned = with_profile(other, found)
-    assert made.knowledge is None
+    assert made.step_profile is None
     assert "measured with scheduler DDIMScheduler, not scheduler EulerDiscreteScheduler" in warned[0]
 
 
@@ -219,7 +219,7 @@ def test_damaged_profiles_are_passed_over(learned: Any) -> None:
     assembly, found, _ = learned
     for arrays in ({}, {**found.arrays, "certifying.likeness": np.zeros((3, 2))}):
         made, warned = with_profile(assembly, replace(found, arrays=arrays))
-        assert made.knowledge is None
+        assert made.step_profile is None
         assert len(warned) == 1
         assert "contents can't be used" in warned[0]
 
@@ -232,7 +232,7 @@ def test_an_unreachable_quality_is_plain_and_says_why() -> None:
 
     assert (found.reached, found.correlation, found.certificate.active) == (None, None, False)
     assert found.summary.startswith("plain: no fewer steps were seen to reach SSIM 1 in 95 % of pictures")
-    assert with_profile(assembly, found, quality=0.7)[0].knowledge is not None
+    assert with_profile(assembly, found, quality=0.7)[0].step_profile is not None
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_no_prompts() -> None:
 
 def test_a_budget_too_small_names_one_that_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused early or after trying; the number in the hint is enough, and what was tried is not tried again."""
-    monkeypatch.setattr(schedule_search, "SKIPS", ())
-    monkeypatch.setattr(schedule_search, "LEVELS", (5, 8, 12))
+    monkeypatch.setattr(schedule_search, "TRIED_SKIP_THRESHOLDS", ())
+    monkeypatch.setattr(schedule_search, "STEP_COUNTS", (5, 8, 12))
     assembly, budget = assembly_of(smooth(), quality=0.9), 0.1
     partial = Partial(tmp_path / "x", {})
     said: list[str] = []
@@ -293,7 +293,7 @@ def clock_of(assembly: LoadedImageGenerator) -> Any:
 
     def draw(*args: Any, **kwargs: Any) -> Any:
         pictures = own(engine, *args, **kwargs)
-        spent[0] += pictures[0].receipt.rows
+        spent[0] += pictures[0].stats.rows
         return pictures
 
     engine.draw = draw  # type: ignore[method-assign]
@@ -302,18 +302,18 @@ def clock_of(assembly: LoadedImageGenerator) -> Any:
 
 def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C leaves whole batches; the next run takes them over, says so, finds the same, and leaves no file."""
-    monkeypatch.setattr(schedule_search, "SKIPS", ())
+    monkeypatch.setattr(schedule_search, "TRIED_SKIP_THRESHOLDS", ())
     assembly = assembly_of(smooth(), quality=0.9)
     partial = Partial(tmp_path / "deep" / "x.safetensors", learning.settings(assembly, []))
     batches = []
 
-    def stopping(*args: Any) -> Climb:
+    def stopping(*args: Any) -> StepSweep:
         if len(batches) == 4:
             raise KeyboardInterrupt
-        batches.append(climb(*args))
+        batches.append(sweep_steps(*args))
         return batches[-1]
 
-    monkeypatch.setattr(learning, "climb", stopping)
+    monkeypatch.setattr(learning, "sweep_steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         learning.calibrate(assembly, [], budget=20, clock=ticking(), partial=partial)
     kept = partial.load()
@@ -321,8 +321,8 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch
     assert np.array_equal(kept[1].likeness, np.concatenate([b.likeness for b in batches]))
     assert [p.name for p in partial.path.parent.iterdir()] == ["x.safetensors"]
 
-    monkeypatch.setattr(learning, "climb", climb)
-    monkeypatch.setattr(learning, "choose_ladder", None)  # it isn't chosen again
+    monkeypatch.setattr(learning, "sweep_steps", sweep_steps)
+    monkeypatch.setattr(learning, "choose_step_schedules", None)  # it isn't chosen again
     said: list[str] = []
     found = learning.calibrate(assembly, [], budget=20, clock=ticking(), partial=partial, say=said.append)
     assert said == ["going on after 32 pictures that an earlier calibration drew"]
@@ -337,8 +337,8 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch
 
 def test_a_partial_file_of_something_else_counts_as_none(tmp_path: Path) -> None:
     """Other settings, damage, or a folder that can't be written: begun anew, without a word."""
-    steps = Ladder(FINE_OF(smooth()), {4: (0, 10, 20, 30, 50)}, "euler")
-    made = Climb(*(np.ones(shape) for shape in ((3, 6), (3, 0), (3, 2), (0, 0), (0, 3))))
+    steps = StepSchedules(FINE_OF(smooth()), {4: (0, 10, 20, 30, 50)}, "euler")
+    made = StepSweep(*(np.ones(shape) for shape in ((3, 6), (3, 0), (3, 2), (0, 0), (0, 3))))
     partial = Partial(tmp_path / "x", {"quality": 0.9})
     state = {"ladder": steps.to_json()}
     assert partial.load() is None
@@ -360,7 +360,7 @@ def test_a_partial_file_of_something_else_counts_as_none(tmp_path: Path) -> None
 
 def FINE_OF(pipe: Any) -> Any:  # noqa: N802
     """A pipeline's own grid."""
-    return Engine(pipe).course(Request((), (1,))).grid
+    return Engine(pipe).initial_call(Request((), (1,))).grid
 
 
 def test_skipped_pictures_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,10 +378,10 @@ def test_skipped_pictures_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(climbing, "draw", counting)
     for skip, size in ((0.0, 4), (0.5, 1)):
         sizes.clear()
-        steps = Ladder(FINE_OF(engine.pipe), nodes, "dpm++2m", None, skip)
-        made = climb(engine, asked, steps)
+        steps = StepSchedules(FINE_OF(engine.pipe), nodes, "dpm++2m", None, skip)
+        made = sweep_steps(engine, asked, steps)
         assert set(sizes) == {size}
-        alone = [climb(engine, one, steps) for one in schedule_search.singles(asked)]
+        alone = [sweep_steps(engine, one, steps) for one in schedule_search.one_by_one(asked)]
         assert made.likeness == pytest.approx(np.concatenate([a.likeness for a in alone]), abs=1e-4)
         assert made.looks == pytest.approx(np.concatenate([a.looks for a in alone]), abs=1e-3)
 
@@ -389,12 +389,12 @@ def test_skipped_pictures_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatc
 def test_costs_follow_the_rows_that_ran() -> None:
     """Seconds rise with the number of steps, plain included; a clock that makes no sense gives costs in proportion."""
     assembly = assembly_of(smooth())
-    steps = Ladder(FINE_OF(assembly.engine.pipe), {4: (0, 10, 20, 30, 50), 5: (0, 10, 20, 30, 40, 50)}, "euler")
-    costs, plain = clocked(assembly.engine, [Request((), (1,))], steps, clock_of(assembly))
+    steps = StepSchedules(FINE_OF(assembly.engine.pipe), {4: (0, 10, 20, 30, 50), 5: (0, 10, 20, 30, 40, 50)}, "euler")
+    costs, plain = time_steps(assembly.engine, [Request((), (1,))], steps, clock_of(assembly))
     assert (*costs.reach, costs.full, plain) == pytest.approx((4, 5, len(steps.longest.grid), 50))
 
     backwards = itertools.count(0, -1).__next__
-    costs, plain = clocked(assembly.engine, [Request((), (1,))], steps, backwards)
+    costs, plain = time_steps(assembly.engine, [Request((), (1,))], steps, backwards)
     assert 0 < costs.reach[0] < costs.reach[1] < costs.full < plain
 
 
@@ -408,8 +408,8 @@ def test_colours_are_fitted() -> None:
     pipe = stable_diffusion()
     engine = Engine(pipe)
     asked = Request(("a cat", "moon"), (1, 2))
-    fine = engine.course(asked).grid
-    made = climb(engine, asked, Ladder(fine, {4: (0, 10, 20, 30, len(fine))}, "euler"))
+    fine = engine.initial_call(asked).grid
+    made = sweep_steps(engine, asked, StepSchedules(fine, {4: (0, 10, 20, 30, len(fine))}, "euler"))
     assert made.latents.shape[1:] == (4,)
     assert len(made.latents) == len(made.colours) == 2 * 8 * 8
     assert (made + made).likeness.shape == (4, 2)
@@ -448,7 +448,7 @@ def test_ladders_leave_room_for_their_largest_number() -> None:
         if h <= i < j:
             errors[h, i, j] = 0.0 if (i, j) == (0, 8) else 1.0
     fine = FINE_OF(smooth()).thinned(n)
-    made = schedule_search.ladder_of(fine, errors, 1.0, "euler", [4, 5, 6, 7, 8])
+    made = schedule_search.plan_step_schedules(fine, errors, 1.0, "euler", [4, 5, 6, 7, 8])
 
     assert made.levels == (4, 5, 6, 7, 8)
     assert {nodes[:2] for nodes in made.nodes.values()} == {(0, 5)}

@@ -1,4 +1,4 @@
-"""CLIP similarity by a vision tower that a pipeline carries: alike is alike, and whoever has none is told nothing."""
+"""CLIP similarity by a vision tower that a pipeline carries: alike is alike, and without one there is no value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from dynx.bench.arms.drawing import PictureComparison, judge
 from dynx.bench.measurements import Measurements, Sample
-from dynx.diffusion.clip_similarity import tower_of
+from dynx.diffusion.clip_similarity import vision_tower_of
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(3)]
@@ -48,7 +48,7 @@ def checker() -> Any:
 @pytest.mark.parametrize(("place", "part"), [("image_encoder", encoder), ("safety_checker", checker)])
 def test_a_tower_is_found_where_pipelines_have_it(place: str, part: Any) -> None:
     """Equal pictures have similarity 1, others less, the same both ways round."""
-    tower = tower_of(SimpleNamespace(feature_extractor=processor(), **{place: part()}))
+    tower = vision_tower_of(SimpleNamespace(feature_extractor=processor(), **{place: part()}))
     assert tower is not None
     same = tower.similarity(PICTURES[0], PICTURES[0].copy())
     other = tower.similarity(PICTURES[0], PICTURES[1])
@@ -60,8 +60,8 @@ def test_a_tower_is_found_where_pipelines_have_it(place: str, part: Any) -> None
 
 def test_who_carries_none_has_none() -> None:
     """No tower, or no processor to feed it."""
-    assert tower_of(stable_diffusion()) is None
-    assert tower_of(SimpleNamespace(image_encoder=encoder(), feature_extractor=None)) is None
+    assert vision_tower_of(stable_diffusion()) is None
+    assert vision_tower_of(SimpleNamespace(image_encoder=encoder(), feature_extractor=None)) is None
 
 
 @pytest.mark.parametrize("alike", [None, lambda a, b: 0.25])

@@ -54,8 +54,8 @@ def test_no_grid_is_better_than_the_planned_one(n: int, seed: int, gamma: float)
         grids = [(0, *inner, n) for inner in combinations(range(1, n), steps - 1)]
         best = min(cost(errors, nodes, gamma) for nodes in grids)
         assert plans.costs[steps - 1] == pytest.approx(best)
-        assert cost(errors, plans.of(steps), gamma) == pytest.approx(best)
-        assert len(plans.of(steps)) == steps + 1
+        assert cost(errors, plans.nodes_for(steps), gamma) == pytest.approx(best)
+        assert len(plans.nodes_for(steps)) == steps + 1
 
 
 @pytest.mark.parametrize("flow", [False, True], ids=["noise", "flow"])
@@ -120,7 +120,7 @@ def test_steps_go_where_the_trajectory_bends() -> None:
 
     plans = plan(step_errors(alphas, sigmas, np.asarray(latents), clean, order=1), 1.0)
 
-    assert set(plans.of(4)[1:-1]) == {9, 10, 11}
+    assert set(plans.nodes_for(4)[1:-1]) == {9, 10, 11}
 
 
 @given(st.integers(3, 7), st.integers(0, 10_000), st.sampled_from([0.8, 1.15]), st.data())
@@ -202,4 +202,4 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(UsageError, match="no grids can be planned"):
         plan(random_errors(4, 1)[:3], 1.0)
     with pytest.raises(UsageError, match="aren't planned"):
-        plan(random_errors(4, 1), 1.0).of(5)
+        plan(random_errors(4, 1), 1.0).nodes_for(5)

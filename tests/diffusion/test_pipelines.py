@@ -18,7 +18,7 @@ from support.pipelines import (
     stable_diffusion_3,
 )
 
-from dynx.diffusion.pipelines import few_step, noise_of, recognise
+from dynx.diffusion.pipelines import adapter_for, few_step, noise_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 
@@ -36,26 +36,26 @@ KNOWN = {
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_families_are_known_by_their_parts(name: str) -> None:
     """Network, prediction, guidance, and what its author would run."""
-    family = recognise(pipeline(name))
+    adapter = adapter_for(pipeline(name))
 
     found = (
-        family.slot,
-        family.prediction,
-        family.guidance,
-        family.default_steps,
-        family.default_guidance,
-        family.random,
+        adapter.slot,
+        adapter.prediction,
+        adapter.guidance,
+        adapter.default_steps,
+        adapter.default_guidance,
+        adapter.random,
     )
     assert found == KNOWN[name]
-    assert family.adaptive.value
-    assert family.noise is not None
-    assert family.noise.flow == (family.prediction == "flow_prediction")
-    assert family.prompted == family.latent == (name not in ("ddpm", "ddim"))
+    assert adapter.adaptive.value
+    assert adapter.noise is not None
+    assert adapter.noise.flow == (adapter.prediction == "flow_prediction")
+    assert adapter.prompted == adapter.latent == (name not in ("ddpm", "ddim"))
 
 
 def test_sizes_must_be_divisible_by_what_network_and_decoder_halve() -> None:
     """The tiny decoders halve once, patches and packing once more."""
-    sides = {name: recognise(pipeline(name)).multiple for name in ADAPTIVE}
+    sides = {name: adapter_for(pipeline(name)).multiple for name in ADAPTIVE}
 
     assert sides == {
         "stable-diffusion": 2,
@@ -117,7 +117,7 @@ def test_what_is_unknown_stays_plain_with_a_reason(scheduler: Any) -> None:
     pipe = pipeline("stable-diffusion")
     own, pipe.scheduler = pipe.scheduler, scheduler
     try:
-        adaptive = recognise(pipe).adaptive
+        adaptive = adapter_for(pipe).adaptive
     finally:
         pipe.scheduler = own
 
@@ -130,13 +130,15 @@ def test_pipelines_of_other_kinds_stay_plain() -> None:
     """Those that start from a picture, or run two networks."""
     pipe = pipeline("stable-diffusion")
     other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    assert recognise(other).adaptive.reason == "it can start from an image, and dynx knows loops that start from noise"
+    assert (
+        adapter_for(other).adaptive.reason == "it can start from an image, and dynx knows loops that start from noise"
+    )
 
     two = stable_diffusion()
     two.transformer = two.unet
-    family = recognise(two)
-    assert (family.slot, family.slots) == (None, ("unet", "transformer"))
-    assert family.adaptive.reason == "it has no network that dynx knows, or more than one"
+    adapter = adapter_for(two)
+    assert (adapter.slot, adapter.slots) == (None, ("unet", "transformer"))
+    assert adapter.adaptive.reason == "it has no network that dynx knows, or more than one"
 
 
 @pytest.mark.parametrize("name", FEW_STEP)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynx.diffusion.predictor import Predictor, crossed, look_features, text_features
+from dynx.diffusion.predictor import Predictor, cross_fit, prediction_features, text_features
 from dynx.errors import UsageError
 
 
@@ -51,14 +51,14 @@ def test_crossed_predictions_are_as_good_as_new_ones() -> None:
 
     own, cross, fresh = (
         error(predictor(looks, texts), likeness),
-        error(crossed(looks, texts, likeness), likeness),
+        error(cross_fit(looks, texts, likeness), likeness),
         error(predictor(new[0], new[1]), new[2]),
     )
     assert own < cross
     assert cross == pytest.approx(fresh, rel=0.35)
-    assert not np.array_equal(crossed(looks, texts, likeness), crossed(looks, texts, likeness, seed=1))
+    assert not np.array_equal(cross_fit(looks, texts, likeness), cross_fit(looks, texts, likeness, seed=1))
     few = tuple(a[:6] for a in (looks, texts, likeness))
-    assert np.array_equal(crossed(*few), Predictor.fit(*few)(*few[:2]))
+    assert np.array_equal(cross_fit(*few), Predictor.fit(*few)(*few[:2]))
 
 
 def test_few_pictures_are_predicted_by_their_mean() -> None:
@@ -116,12 +116,12 @@ def test_looks_are_each_pictures_own() -> None:
     """Features of a batch are those of its pictures alone; a larger, rougher, restless picture has larger ones."""
     first = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     last = first + 0.1 * torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    together = look_features([first, last])
+    together = prediction_features([first, last])
 
     assert together.shape == (3, 6)
-    assert look_features([first[1:2], last[1:2]]) == pytest.approx(together[1:2], abs=1e-6)
-    assert (look_features([2 * first, 2 * last]) >= together - 1e-9).all()
-    assert np.isfinite(look_features([first, first])).all()
+    assert prediction_features([first[1:2], last[1:2]]) == pytest.approx(together[1:2], abs=1e-6)
+    assert (prediction_features([2 * first, 2 * last]) >= together - 1e-9).all()
+    assert np.isfinite(prediction_features([first, first])).all()
 
 
 def test_texts_are_the_prompts_half() -> None:

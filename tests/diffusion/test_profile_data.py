@@ -13,13 +13,13 @@ from support.pipelines import ADAPTIVE, GUIDED, pipeline, pixels, request
 from dynx.diffusion.apply_profile import why_plain
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.predictor import Predictor, shortfall
-from dynx.diffusion.profile_data import LOOK, Evidence, Fitted, Ladder, from_profile, to_arrays
+from dynx.diffusion.profile_data import OBSERVED_STEPS, Evidence, Fitted, StepSchedules, from_profile, to_arrays
 from dynx.diffusion.schedule import Grid
 from dynx.errors import UsageError
 from dynx.runtime.certify import Costs
 
 if TYPE_CHECKING:
-    from dynx.diffusion.sampler import Look, Tail
+    from dynx.diffusion.sampler import RestOfSchedule, StepState
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
 
@@ -27,9 +27,9 @@ NODES = {4: (0, 2, 5, 8, 12), 6: (0, 2, 4, 6, 8, 10, 12), 8: (0, 2, 3, 4, 6, 8, 
 FINE = Grid(tuple(float(t) for t in range(980, 20, -80)), tuple(float(s) for s in np.linspace(9, 0, 13)))
 
 
-def ladder(fine: Grid = FINE, **others: Any) -> Ladder:
+def schedules(fine: Grid = FINE, **others: Any) -> StepSchedules:
     """Three numbers of steps on a grid of twelve."""
-    return Ladder(fine, NODES, **{"solver": "dpm++2m", **others})
+    return StepSchedules(fine, NODES, **{"solver": "dpm++2m", **others})
 
 
 def fitted(n: int = 200, seed: int = 0, *, hard: float = 0.0) -> Fitted:
@@ -45,7 +45,7 @@ def fitted(n: int = 200, seed: int = 0, *, hard: float = 0.0) -> Fitted:
     looks, texts, likeness = pictures(n)
     predictor = Predictor.fit(looks, texts, likeness[:, :-1])
     evidence = [Evidence(a[2], predictor(a[0], a[1])) for a in (pictures(n), pictures(n))]
-    return Fitted(ladder(), predictor, Costs((4.0, 6.0, 8.0), 11.0, (0.0,) * 3), 12.0, *evidence)
+    return Fitted(schedules(), predictor, Costs((4.0, 6.0, 8.0), 11.0, (0.0,) * 3), 12.0, *evidence)
 
 
 @pytest.mark.parametrize("solver", ["dpm++2m", "euler"])
@@ -54,41 +54,41 @@ def test_a_pilot_draws_what_was_certified(name: str, solver: str) -> None:
     """A run that chooses its number of steps on the way is, to the last bit, the run that had it from the start."""
     engine = Engine(pipeline(name))
     asked = request(name)
-    fine = engine.course(asked).grid
-    steps = ladder(fine, solver=solver, guided=0.4 if name in GUIDED else None, skip=0.3)
+    fine = engine.initial_call(asked).grid
+    steps = schedules(fine, solver=solver, guided_share=0.4 if name in GUIDED else None, skip=0.3)
     receipts = set()
 
     for number in steps.steps:
 
-        def choose(look: Look, number: int = number) -> Tail | None:
-            return steps.tail(number) if look.index == LOOK - 1 else None
+        def choose(state: StepState, number: int = number) -> RestOfSchedule | None:
+            return steps.rest(number) if state.index == OBSERVED_STEPS - 1 else None
 
         schedule = steps.schedule(number) if number in NODES else steps.longest
         expected = engine.draw(asked, schedule)
-        found = engine.draw(asked, steps.longest, pilot=choose)
+        found = engine.draw(asked, steps.longest, controller=choose)
         assert np.array_equal(pixels(found), pixels(expected))
         for what in ("calls", "rows", "run", "skipped", "unguided", "planned", "timesteps"):
-            assert getattr(found[0].receipt, what) == getattr(expected[0].receipt, what)
-        assert found[0].receipt.planned == number
-        receipts.add((found[0].receipt.skipped > 0, found[0].receipt.unguided > 0))
+            assert getattr(found[0].stats, what) == getattr(expected[0].stats, what)
+        assert found[0].stats.planned == number
+        receipts.add((found[0].stats.skipped > 0, found[0].stats.unguided > 0))
     assert (True, name in GUIDED) in receipts or name == "ddpm"
 
 
 def test_the_ladder_begins_one_way() -> None:
     """Every number of steps and the whole grid share their first levels, and what comes after is told as a tail."""
-    steps = ladder(guided=0.1)
+    steps = schedules(guided_share=0.1)
 
     assert steps.levels == (4, 6, 8)
     assert steps.steps == (4, 6, 8, 11)
     for number in steps.steps:
         schedule = steps.schedule(number) if number in NODES else steps.longest
-        assert schedule.grid.timesteps[:LOOK] == steps.longest.grid.timesteps[:LOOK]
-        assert steps.tail(number) == (
-            schedule.grid.timesteps[LOOK:],
-            schedule.grid.sigmas[LOOK:],
-            LOOK,  # before the choice all is guided
+        assert schedule.grid.timesteps[:OBSERVED_STEPS] == steps.longest.grid.timesteps[:OBSERVED_STEPS]
+        assert steps.rest(number) == (
+            schedule.grid.timesteps[OBSERVED_STEPS:],
+            schedule.grid.sigmas[OBSERVED_STEPS:],
+            OBSERVED_STEPS,  # before the choice all is guided
         )
-    assert Ladder.from_json(json.loads(json.dumps(steps.to_json()))) == steps
+    assert StepSchedules.from_json(json.loads(json.dumps(steps.to_json()))) == steps
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_the_ladder_begins_one_way() -> None:
 )
 def test_a_ladder_that_does_not_fit_is_refused(damage: dict[str, Any]) -> None:
     """A damaged profile is noticed when it's read, not while a picture is drawn."""
-    whole = ladder().to_json()
-    Ladder.from_json(whole)
+    whole = schedules().to_json()
+    StepSchedules.from_json(whole)
     with pytest.raises((ValueError, TypeError)):
-        Ladder.from_json({**whole, **damage})
+        StepSchedules.from_json({**whole, **damage})
 
 
 def test_easy_pictures_take_fewer_steps() -> None:
@@ -121,7 +121,7 @@ def test_easy_pictures_take_fewer_steps() -> None:
     loose, usual, strict = (known.certify(q, 0.95, 0.05) for q in (0.9, 0.95, 0.98))
     from dynx.diffusion.calibrate import best_constant
 
-    constant = best_constant(known.certifying.likeness, known.ladder.levels, 0.95)
+    constant = best_constant(known.certifying.likeness, known.schedules.levels, 0.95)
     assert constant == 8
     assert usual.cost < constant
     assert loose.cost < usual.cost < strict.cost
@@ -138,7 +138,7 @@ def test_without_a_clue_the_rule_is_the_best_constant() -> None:
     evidence = [
         Evidence(e.likeness, blind(np.zeros((200, 6)), np.zeros((200, 0)))) for e in (known.choosing, known.certifying)
     ]
-    certificate = Fitted(known.ladder, blind, known.costs, 12.0, *evidence).certify(0.95, 0.95, 0.05)
+    certificate = Fitted(known.schedules, blind, known.costs, 12.0, *evidence).certify(0.95, 0.95, 0.05)
 
     assert certificate.exits == (0, 0, 200, 0)
 
@@ -161,7 +161,7 @@ def stored(known: Fitted) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     """As a profile keeps it."""
     c = known.costs
     seconds = {"reach": list(c.reach), "full": c.full, "check": list(c.check), "plain": known.plain}
-    return {"ladder": known.ladder.to_json()}, {"seconds": seconds}, to_arrays(known, None)
+    return {"ladder": known.schedules.to_json()}, {"seconds": seconds}, to_arrays(known, None)
 
 
 def test_knowledge_survives_the_profile() -> None:
@@ -190,20 +190,20 @@ def test_damaged_knowledge_is_refused(part: str) -> None:
 
 def test_unlike_pictures_take_the_whole_grid() -> None:
     """Of features out of range, or that aren't numbers, no number of steps is said to be enough."""
-    from dynx.diffusion.profile_data import Guarantee, Knowledge
+    from dynx.diffusion.profile_data import Guarantee, StepProfile
 
     known = fitted()
     certificate = known.certify(0.95, 0.95, 0.05)
     promise = Guarantee(0.95, 0.95, 0.05, 200, 0, 0.95, 0.9, bundled=False)
-    knowledge = Knowledge(known, certificate, promise, 12, None)
+    step_profile = StepProfile(known, certificate, promise, 12, None)
     none = np.zeros((1, 0))
 
-    assert knowledge.steps_for(np.full((1, 6), -0.5), none) < 11
-    assert knowledge.steps_for(np.full((1, 6), -50.0), none) == 11
-    assert knowledge.steps_for(np.full((1, 6), np.nan), none) == 11
-    assert knowledge.draft == known.ladder.schedule(4)
+    assert step_profile.steps_for(np.full((1, 6), -0.5), none) < 11
+    assert step_profile.steps_for(np.full((1, 6), -50.0), none) == 11
+    assert step_profile.steps_for(np.full((1, 6), np.nan), none) == 11
+    assert step_profile.draft == known.schedules.schedule(4)
     both = np.asarray([[-1.5] * 6, [1.5] * 6])
-    assert knowledge.steps_for(both, np.zeros((2, 0))) == max(knowledge.steps_for(b[None], none) for b in both)
+    assert step_profile.steps_for(both, np.zeros((2, 0))) == max(step_profile.steps_for(b[None], none) for b in both)
     assert shortfall(np.asarray([0.95]))[0] == pytest.approx(np.log(0.05))
     assert "SSIM to the full run at least 0.95 for 95 % of pictures (95 % confidence)" in str(promise)
     assert promise.json()["basis"] == "profile"

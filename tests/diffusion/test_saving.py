@@ -23,13 +23,13 @@ from support.pipelines import (
 )
 
 from dynx.diffusion.engine import Engine
-from dynx.diffusion.sampler import Tail
+from dynx.diffusion.sampler import RestOfSchedule
 from dynx.diffusion.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynx.diffusion.sampler import Look
+    from dynx.diffusion.sampler import StepState
     from dynx.diffusion.types import Step
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implementation):DeprecationWarning")
@@ -56,11 +56,11 @@ def test_skipping_is_bounded(name: str) -> None:
     steps: list[Step] = []
     schedule = Schedule("euler", grid(engine, name, 12), skip=math.inf, warmup=4, longest_skip=3)
 
-    drawn = engine.draw(request(name), schedule, watch=steps.append)
+    drawn = engine.draw(request(name), schedule, callback=steps.append)
 
     assert "".join("c" if s.computed else "s" for s in steps) == "ccccssscsssc"
-    receipt = drawn[0].receipt
-    assert (receipt.calls, receipt.run, receipt.skipped) == (6, 6, 6)
+    stats = drawn[0].stats
+    assert (stats.calls, stats.run, stats.skipped) == (6, 6, 6)
     assert steps[-1].calls == 6
     assert np.isfinite(pixels(drawn)).all()
 
@@ -72,9 +72,9 @@ def test_skipping_does_not_depend_on_what_is_predicted(solver: str) -> None:
     for kind in ("epsilon", "v_prediction", "sample"):
         engine = Engine(exact(kind))
         asked = request("ddim", (1, 2), steps=50)
-        drawn.append(engine.draw(asked, Schedule(solver, engine.course(asked).grid, skip=0.02)))
+        drawn.append(engine.draw(asked, Schedule(solver, engine.initial_call(asked).grid, skip=0.02)))
 
-    calls = {pictures[0].receipt.calls for pictures in drawn}
+    calls = {pictures[0].stats.calls for pictures in drawn}
     assert len(calls) == 1
     assert 14 < calls.pop() < 40
     for other in drawn[1:]:
@@ -88,7 +88,7 @@ def test_no_threshold_skips_nothing_and_a_low_one_little() -> None:
 
     def skipped(threshold: float) -> int:
         schedule = Schedule("euler", own, skip=threshold)
-        return engine.draw(request("stable-diffusion"), schedule)[0].receipt.skipped
+        return engine.draw(request("stable-diffusion"), schedule)[0].stats.skipped
 
     counts = [skipped(t) for t in (0.0, 0.003, 0.03, math.inf)]
     assert counts[0] == 0
@@ -101,14 +101,14 @@ def test_dropping_guidance_halves_the_rows(name: str) -> None:
     """After so many steps only the conditional half is computed."""
     engine = Engine(pipeline(name))
     steps: list[Step] = []
-    schedule = Schedule("euler", grid(engine, name, 12), guided=5)
+    schedule = Schedule("euler", grid(engine, name, 12), guided_steps=5)
 
-    drawn = engine.draw(request(name), schedule, watch=steps.append)
+    drawn = engine.draw(request(name), schedule, callback=steps.append)
 
-    receipt = drawn[0].receipt
-    assert (receipt.calls, receipt.rows, receipt.unguided) == (12, 5 * 4 + 7 * 2, 7)
+    stats = drawn[0].stats
+    assert (stats.calls, stats.rows, stats.unguided) == (12, 5 * 4 + 7 * 2, 7)
     assert [s.guided for s in steps] == [True] * 5 + [False] * 7
-    assert receipt.notes == ()
+    assert stats.notes == ()
     assert np.isfinite(pixels(drawn)).all()
 
 
@@ -121,7 +121,7 @@ def test_dropping_guidance_is_what_diffusers_cutoff_does(name: str) -> None:
     cutoff = SDXLCFGCutoffCallback if "xl" in name else SDCFGCutoffCallback
     callback = cutoff(cutoff_step_ratio=None, cutoff_step_index=4)
 
-    drawn = engine.draw(asked, Schedule("euler", grid(engine, name, 12), guided=5))
+    drawn = engine.draw(asked, Schedule("euler", grid(engine, name, 12), guided_steps=5))
 
     assert np.abs(pixels(drawn) - directly(name, asked, callback_on_step_end=callback)).max() < 1e-4
 
@@ -132,9 +132,9 @@ def test_guidance_that_costs_nothing_is_left_alone(name: str) -> None:
     engine = Engine(pipeline(name))
     own = grid(engine, name, 12)
 
-    drawn = engine.draw(request(name), Schedule("euler", own, guided=1))
+    drawn = engine.draw(request(name), Schedule("euler", own, guided_steps=1))
 
-    assert drawn[0].receipt.rows == 24
+    assert drawn[0].stats.rows == 24
     assert np.array_equal(pixels(drawn), pixels(engine.draw(request(name), Schedule("euler", own))))
 
 
@@ -143,25 +143,25 @@ def test_guidance_of_another_formula_is_kept() -> None:
     engine = Engine(pipeline("stable-diffusion"))
     asked = request("stable-diffusion", options={"guidance_rescale": 0.7})
 
-    drawn = engine.draw(asked, Schedule("euler", grid(engine, "stable-diffusion", 12), guided=5))
+    drawn = engine.draw(asked, Schedule("euler", grid(engine, "stable-diffusion", 12), guided_steps=5))
 
-    assert drawn[0].receipt.rows == 48
-    assert "guidance kept" in drawn[0].receipt.notes[0]
+    assert drawn[0].stats.rows == 48
+    assert "guidance kept" in drawn[0].stats.notes[0]
 
 
 def test_guidance_by_two_calls_is_kept_and_skipped_together() -> None:
     """Flux with a negative prompt calls twice a step: both are counted, both are skipped, none is dropped."""
     engine = Engine(pipeline("flux"))
     asked = request("flux", negative="blue", options={"true_cfg_scale": 2.0})
-    own = engine.course(asked).grid
+    own = engine.initial_call(asked).grid
 
     same = engine.draw(asked, Schedule("euler", own))
-    assert same[0].receipt.calls == 24
+    assert same[0].stats.calls == 24
     expected = directly("flux", asked, true_cfg_scale=2.0, negative_prompt=["blue", "blue"])
     assert np.abs(pixels(same) - expected).max() < 1e-4
-    drawn = engine.draw(asked, Schedule("euler", own, skip=math.inf, guided=2))
-    assert (drawn[0].receipt.calls, drawn[0].receipt.run, drawn[0].receipt.skipped) == (12, 6, 6)
-    assert "guidance kept" in drawn[0].receipt.notes[0]
+    drawn = engine.draw(asked, Schedule("euler", own, skip=math.inf, guided_steps=2))
+    assert (drawn[0].stats.calls, drawn[0].stats.run, drawn[0].stats.skipped) == (12, 6, 6)
+    assert "guidance kept" in drawn[0].stats.notes[0]
 
 
 def test_guidance_by_a_call_more_on_the_way_is_kept() -> None:
@@ -170,10 +170,10 @@ def test_guidance_by_a_call_more_on_the_way_is_kept() -> None:
     options = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.5}
     asked = request("stable-diffusion-3", options=options)
 
-    drawn = engine.draw(asked, Schedule("euler", engine.course(asked).grid, guided=4))
+    drawn = engine.draw(asked, Schedule("euler", engine.initial_call(asked).grid, guided_steps=4))
 
-    assert drawn[0].receipt.calls == 12 + 4
-    assert "guidance kept" in drawn[0].receipt.notes[0]
+    assert drawn[0].stats.calls == 12 + 4
+    assert "guidance kept" in drawn[0].stats.notes[0]
     assert np.abs(pixels(drawn) - directly("stable-diffusion-3", asked)).max() < 1e-4
 
 
@@ -183,9 +183,9 @@ def test_guidance_of_one_or_none_runs_one_half() -> None:
     for guidance in (0.0, 1.0):
         drawn = engine.draw(
             request("stable-diffusion", guidance=guidance),
-            Schedule("euler", grid(engine, "stable-diffusion", 12), guided=2),
+            Schedule("euler", grid(engine, "stable-diffusion", 12), guided_steps=2),
         )
-        assert (drawn[0].receipt.rows, drawn[0].receipt.unguided, drawn[0].receipt.notes) == (24, 0, ())
+        assert (drawn[0].stats.rows, drawn[0].stats.unguided, drawn[0].stats.notes) == (24, 0, ())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -198,13 +198,13 @@ def test_a_stop_lands_on_the_clean_picture(name: str, planned: bool) -> None:
     schedule = Schedule("dpm++2m", grid(engine, name, 12)) if planned else None
     steps: list[Step] = []
 
-    drawn = engine.draw(request(name), schedule, watch=steps.append, stop=after(3))
+    drawn = engine.draw(request(name), schedule, callback=steps.append, stop=after(3))
 
-    receipt = drawn[0].receipt
-    assert receipt.landed
-    assert (receipt.calls, receipt.run, len(steps)) == (3, 3, 3)
+    stats = drawn[0].stats
+    assert stats.finished_early
+    assert (stats.calls, stats.run, len(steps)) == (3, 3, 3)
     assert np.abs(pixels(drawn) - decoded(name, pipe, steps[-1].clean)).max() < 1e-3
-    assert not engine.draw(request(name), schedule)[0].receipt.landed
+    assert not engine.draw(request(name), schedule)[0].stats.finished_early
 
 
 @pytest.mark.parametrize("name", [n for n in ADAPTIVE if n != "ddpm"])
@@ -216,7 +216,7 @@ def test_plain_runs_land_where_schedules_do(name: str) -> None:
     plain = engine.draw(request(name), stop=after(4))
     planned = engine.draw(request(name), schedule, stop=after(4))
 
-    assert plain[0].receipt.plain
+    assert plain[0].stats.plain
     assert np.abs(pixels(plain) - pixels(planned)).max() < 1e-3
 
 
@@ -236,11 +236,11 @@ def test_landing_may_be_planned() -> None:
     engine = Engine(pipeline("stable-diffusion"))
     own = grid(engine, "stable-diffusion", 12)
 
-    drawn = engine.draw(request("stable-diffusion"), Schedule("euler", own, land_after=3))
+    drawn = engine.draw(request("stable-diffusion"), Schedule("euler", own, finish_after_steps=3))
 
     stopped = engine.draw(request("stable-diffusion"), Schedule("euler", own), stop=after(3))
     assert np.array_equal(pixels(drawn), pixels(stopped))
-    assert drawn[0].receipt.calls == 3
+    assert drawn[0].stats.calls == 3
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -249,18 +249,18 @@ def test_a_pilot_may_plan_the_rest_anew(name: str) -> None:
     engine = Engine(pipeline(name))
     own = grid(engine, name, 12)
     short = own.pick((0, 1, 2, 6, 12))
-    looks: list[Look] = []
+    looks: list[StepState] = []
 
-    def pilot(look: Look) -> Any:
-        looks.append(look)
-        return Tail(short.timesteps[2:], short.sigmas[2:]) if look.index == 1 else None
+    def controller(state: StepState) -> Any:
+        looks.append(state)
+        return RestOfSchedule(short.timesteps[2:], short.sigmas[2:]) if state.index == 1 else None
 
-    drawn = engine.draw(request(name), Schedule("dpm++2m", own), pilot=pilot)
+    drawn = engine.draw(request(name), Schedule("dpm++2m", own), controller=controller)
 
     straight = engine.draw(request(name), Schedule("dpm++2m", short))
     assert np.array_equal(pixels(drawn), pixels(straight))
-    assert drawn[0].receipt.calls == 4
-    assert [look.index for look in looks] == [0, 1, 2, 3]
+    assert drawn[0].stats.calls == 4
+    assert [state.index for state in looks] == [0, 1, 2, 3]
     assert looks[3].sigma_next == short.sigmas[-1]
 
 
@@ -272,6 +272,10 @@ def test_a_pilot_with_a_bad_plan_is_told() -> None:
     before = own_state(pipe)
 
     with pytest.raises(ValueError, match="no plan for after step 1"):
-        engine.draw(request("stable-diffusion"), Schedule("euler", own), pilot=lambda _: Tail((900.0,), (99.0, 0.0)))
+        engine.draw(
+            request("stable-diffusion"),
+            Schedule("euler", own),
+            controller=lambda _: RestOfSchedule((900.0,), (99.0, 0.0)),
+        )
 
     assert own_state(pipe) == before

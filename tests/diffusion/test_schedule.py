@@ -45,7 +45,7 @@ def test_grids_survive_json(timesteps: set[float], scale: float) -> None:
     "schedule",
     [
         Schedule("euler", GRID),
-        Schedule("dpm++2m", GRID, skip=0.013, warmup=2, longest_skip=3, guided=4, land_after=3),
+        Schedule("dpm++2m", GRID, skip=0.013, warmup=2, longest_skip=3, guided_steps=4, finish_after_steps=3),
         Schedule("dpm++3m", GRID, skip=math.inf),
     ],
 )
@@ -84,8 +84,8 @@ def test_levels_that_do_not_fall_are_refused(timesteps: tuple[float, ...], sigma
         {"skip": math.nan},
         {"warmup": 0},
         {"longest_skip": 0},
-        {"guided": 0},
-        {"land_after": 0},
+        {"guided_steps": 0},
+        {"finish_after_steps": 0},
         {"grid": GRID.pick((0, 1, 2))},
     ],
 )

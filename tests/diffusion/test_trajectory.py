@@ -21,7 +21,7 @@ def test_a_recorded_way_is_the_way_that_was_gone(name: str) -> None:
     """Nodes follow from each other by the solver's own step, and the pictures are those of an unrecorded run."""
     engine = Engine(pipeline(name))
     asked = request(name)
-    grid = engine.course(asked).grid
+    grid = engine.initial_call(asked).grid
 
     pictures, way = record(engine, asked, grid, "euler")
 
@@ -44,7 +44,7 @@ def test_a_planned_grid_ends_nearer_than_an_even_one(solver: str) -> None:
     """With as many steps, on seeds that the plan wasn't made from."""
     engine = Engine(pipeline("stable-diffusion"))
     asked = request("stable-diffusion", tuple(range(6)), steps=40)
-    fine = engine.course(asked).grid
+    fine = engine.initial_call(asked).grid
     _, way = record(engine, asked, fine)
     plans = plan(way.errors(solver), 1.1, most=10)
     others = request("stable-diffusion", (20, 21, 22, 23), steps=40)
@@ -52,12 +52,12 @@ def test_a_planned_grid_ends_nearer_than_an_even_one(solver: str) -> None:
 
     def distance(nodes: tuple[int, ...]) -> float:
         drawn = engine.draw(others, Schedule(solver, fine.pick(nodes)))
-        assert drawn[0].receipt.calls == len(nodes) - 1
+        assert drawn[0].stats.calls == len(nodes) - 1
         pairs = [(p.pixels, r.pixels) for p, r in zip(drawn, reference, strict=True)]
         return float(np.mean([np.sqrt(np.mean((a - b) ** 2)) for a, b in pairs if a is not None and b is not None]))
 
     even = tuple(round(k * 40 / 6) for k in range(7))
-    assert distance(plans.of(6)) < distance(even)
+    assert distance(plans.nodes_for(6)) < distance(even)
 
 
 def test_ten_planned_calls_are_better_than_twenty_even_ones() -> None:
@@ -66,19 +66,19 @@ def test_ten_planned_calls_are_better_than_twenty_even_ones() -> None:
     """
     engine = Engine(exact())
     plan_from, others = (request("ddim", tuple(seeds), steps=50) for seeds in (range(20), range(100, 130)))
-    fine = engine.course(plan_from).grid
+    fine = engine.initial_call(plan_from).grid
     _, way = record(engine, plan_from, fine)
     full = engine.draw(others)
 
     def distances(solver: str, nodes: tuple[int, ...]) -> np.ndarray:
         drawn = engine.draw(others, Schedule(solver, fine.pick(nodes)))
-        assert drawn[0].receipt.calls == len(nodes) - 1
+        assert drawn[0].stats.calls == len(nodes) - 1
         pairs = [(p.pixels, r.pixels) for p, r in zip(drawn, full, strict=True)]
         return np.asarray([np.sqrt(np.mean((a - b) ** 2)) for a, b in pairs if a is not None and b is not None])
 
     even = distances("euler", tuple(round(k * 50 / 20) for k in range(21)))
-    planned = distances("dpm++2m", plan(way.errors("dpm++2m"), 1.0, most=10).of(10))
-    for_euler = distances("dpm++2m", plan(way.errors("euler"), 1.0, most=10).of(10))
+    planned = distances("dpm++2m", plan(way.errors("dpm++2m"), 1.0, most=10).nodes_for(10))
+    for_euler = distances("dpm++2m", plan(way.errors("euler"), 1.0, most=10).nodes_for(10))
     assert np.median(planned) < np.median(even) / 5
     assert planned.mean() < even.mean()
     assert np.median(planned) < np.median(for_euler)
@@ -99,7 +99,7 @@ def test_few_step_models_have_no_trajectory() -> None:
     """There's nothing to plan for them."""
     engine = Engine(consistency())
     other = Engine(pipeline("stable-diffusion"))
-    grid = other.course(request("stable-diffusion")).grid
+    grid = other.initial_call(request("stable-diffusion")).grid
     with pytest.raises(UsageError, match="no trajectory: a few-step model"):
         record(engine, request("consistency", steps=4), grid)
 
@@ -114,4 +114,4 @@ def test_latents_that_are_not_numbers_are_refused() -> None:
     engine = Engine(pipe)
     asked = request("stable-diffusion", (1,))
     with pytest.raises(UsageError, match="aren't finite"):
-        record(engine, asked, engine.course(asked).grid)
+        record(engine, asked, engine.initial_call(asked).grid)

@@ -50,16 +50,16 @@ def test_plain_is_the_pipeline_bit_for_bit(name: str, seeds: tuple[int, ...]) ->
     before = own_state(pipe)
     steps: list[Step] = []
 
-    drawn = Engine(pipe).draw(asked, watch=steps.append)
+    drawn = Engine(pipe).draw(asked, callback=steps.append)
 
     assert np.array_equal(pixels(drawn), directly(name, asked))
-    receipt = drawn[0].receipt
-    assert (receipt.calls, receipt.run, receipt.planned, receipt.skipped) == (12, 12, 12, 0)
+    stats = drawn[0].stats
+    assert (stats.calls, stats.run, stats.planned, stats.skipped) == (12, 12, 12, 0)
     halves = 2 if name in GUIDED or name == "turbo" else 1
-    assert receipt.rows == 12 * len(seeds) * halves
-    assert [(s.index, s.of, s.calls, s.computed) for s in steps] == [(i, 12, i, True) for i in range(1, 13)]
-    assert receipt.plain
-    assert receipt.solver == type(pipe.scheduler).__name__
+    assert stats.rows == 12 * len(seeds) * halves
+    assert [(s.index, s.total, s.calls, s.computed) for s in steps] == [(i, 12, i, True) for i in range(1, 13)]
+    assert stats.plain
+    assert stats.solver == type(pipe.scheduler).__name__
     assert own_state(pipe) == before
 
 
@@ -70,7 +70,7 @@ def test_plain_runs_the_pipelines_own_number_of_steps() -> None:
 
     drawn = Engine(pipe).draw(asked)
 
-    assert drawn[0].receipt.calls == 50
+    assert drawn[0].stats.calls == 50
     assert np.array_equal(pixels(drawn), directly("stable-diffusion", asked))
     assert np.array_equal(drawn[0].bytes8(), (directly("stable-diffusion", asked)[0] * 255).round().astype("uint8"))
 
@@ -85,11 +85,11 @@ def test_a_grid_of_n_steps_makes_n_calls_along_it(name: str, solver: str) -> Non
     steps: list[Step] = []
     before = own_state(pipe)
 
-    drawn = engine.draw(request(name), Schedule(solver, chosen), watch=steps.append)
+    drawn = engine.draw(request(name), Schedule(solver, chosen), callback=steps.append)
 
-    receipt = drawn[0].receipt
-    assert (receipt.calls, receipt.rows) == (5, 5 * 2 * (2 if name in GUIDED else 1))
-    told = np.asarray(receipt.timesteps) * (1000 if name == "flux" else 1)  # Flux counts from 0 to 1
+    stats = drawn[0].stats
+    assert (stats.calls, stats.rows) == (5, 5 * 2 * (2 if name in GUIDED else 1))
+    told = np.asarray(stats.timesteps) * (1000 if name == "flux" else 1)  # Flux counts from 0 to 1
     assert told == pytest.approx(chosen.timesteps, rel=1e-6)
     assert [s.index for s in steps] == [1, 2, 3, 4, 5]
     assert np.isfinite(pixels(drawn)).all()
@@ -106,7 +106,7 @@ def test_the_authors_grid_with_the_authors_solver_gives_the_authors_picture(name
 
     drawn = engine.draw(asked, Schedule(solver, grid(engine, name, 12)))
 
-    assert drawn[0].receipt.solver == solver
+    assert drawn[0].stats.solver == solver
     assert np.abs(pixels(drawn) - directly(name, asked)).max() < 1e-4
 
 
@@ -142,7 +142,7 @@ def test_first_order_schedulers_are_euler(scheduler: Any) -> None:
     pipe = stable_diffusion(scheduler)
     engine = Engine(pipe)
     asked = request("stable-diffusion", guidance=3.0)
-    own = engine.course(asked).grid
+    own = engine.initial_call(asked).grid
 
     drawn = engine.draw(asked, Schedule("euler", own))
 
@@ -173,23 +173,23 @@ def test_schedulers_without_a_grid_of_ones_choice_give_way_to_a_solver(kind: Any
     }
     engine = Engine(stable_diffusion(kind(**SCALED, **special.get(kind, usual))))
     asked = request("stable-diffusion", (1,))
-    own = engine.course(asked).grid
+    own = engine.initial_call(asked).grid
 
     drawn = engine.draw(asked, Schedule("dpm++2m", own.thinned(6)))
 
-    receipt = drawn[0].receipt
+    stats = drawn[0].stats
     assert len(own) == (23 if kind is diffusers.KDPM2DiscreteScheduler else 12)  # it looks between, too
-    assert receipt.timesteps == pytest.approx(own.thinned(6).timesteps)
-    assert receipt.solver == "dpm++2m"
+    assert stats.timesteps == pytest.approx(own.thinned(6).timesteps)
+    assert stats.solver == "dpm++2m"
     assert np.isfinite(pixels(drawn)).all()
-    assert bool(receipt.notes) == engine.family.random
+    assert bool(stats.notes) == engine.adapter.random
 
 
 def test_a_grid_means_the_same_to_diffusers() -> None:
     """A grid's timesteps or sigmas, handed to diffusers' own schedulers, give the same picture: other tools can use them."""
     engine = Engine(pipeline("stable-diffusion"))
     asked = request("stable-diffusion", steps=None)
-    own = engine.course(request("stable-diffusion")).grid.pick((0, 1, 4, 8, 10))
+    own = engine.initial_call(request("stable-diffusion")).grid.pick((0, 1, 4, 8, 10))
     euler = diffusers.EulerDiscreteScheduler(**SCALED, steps_offset=1, timestep_spacing="leading")
     sampler = diffusers.DPMSolverMultistepScheduler(**SCALED, steps_offset=1)
     to_zero = type(own)(own.timesteps, (*own.sigmas[:-1], 0.0))
@@ -211,10 +211,10 @@ def test_half_precision(name: str) -> None:
     engine, asked = Engine(pipe), request(name)
 
     assert np.array_equal(pixels(engine.draw(asked)), directly(name, asked, pipe))
-    schedule = Schedule("dpm++2m" if name == "pixart" else "euler", engine.course(asked).grid, guided=12)
+    schedule = Schedule("dpm++2m" if name == "pixart" else "euler", engine.initial_call(asked).grid, guided_steps=12)
     drawn = pixels(engine.draw(asked, schedule))
     assert np.abs(drawn - directly(name, asked, pipe)).mean() < 0.03
-    halved = engine.draw(asked, Schedule("euler", schedule.grid, guided=3))[0].receipt
+    halved = engine.draw(asked, Schedule("euler", schedule.grid, guided_steps=3))[0].stats
     assert halved.notes == ()
     assert halved.unguided == (0 if name == "flux" else 9)
 
@@ -225,14 +225,14 @@ def test_few_step_models_are_left_alone(name: str) -> None:
     pipe = pipeline(name)
     asked = request(name, steps=4, guidance=0.0 if name == "turbo" else None)
     other = Engine(pipeline("stable-diffusion"))
-    schedule = Schedule("euler", grid(other, "stable-diffusion", 12), skip=math.inf, guided=1)
+    schedule = Schedule("euler", grid(other, "stable-diffusion", 12), skip=math.inf, guided_steps=1)
 
     drawn = Engine(pipe).draw(asked, schedule)
 
     assert np.array_equal(pixels(drawn), directly(name, asked))
-    assert drawn[0].receipt.plain
-    assert drawn[0].receipt.calls == 4
-    assert drawn[0].receipt.notes[0].startswith("plain: ")
+    assert drawn[0].stats.plain
+    assert drawn[0].stats.calls == 4
+    assert drawn[0].stats.notes[0].startswith("plain: ")
 
 
 def test_unknown_schedulers_run_plain() -> None:
@@ -244,7 +244,7 @@ def test_unknown_schedulers_run_plain() -> None:
     drawn = Engine(pipe).draw(asked, schedule)
 
     assert np.array_equal(pixels(drawn), directly("", asked, pipe))
-    assert drawn[0].receipt.notes == ("plain: EDMEulerScheduler is not a scheduler that dynx knows",)
+    assert drawn[0].stats.notes == ("plain: EDMEulerScheduler is not a scheduler that dynx knows",)
 
 
 def test_a_loop_that_changes_its_latents_runs_plain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,10 +258,8 @@ def test_a_loop_that_changes_its_latents_runs_plain(monkeypatch: pytest.MonkeyPa
     drawn = engine.draw(asked, Schedule("euler", grid(engine, "stable-diffusion", 12)))
 
     assert np.array_equal(pixels(drawn), directly("stable-diffusion", asked))
-    assert drawn[0].receipt.calls == 13
-    assert drawn[0].receipt.notes == (
-        "plain: StableDiffusionPipeline changes its latents before its network sees them",
-    )
+    assert drawn[0].stats.calls == 13
+    assert drawn[0].stats.notes == ("plain: StableDiffusionPipeline changes its latents before its network sees them",)
 
 
 @pytest.mark.parametrize("planned", [True, False], ids=["schedule", "plain"])
@@ -272,11 +270,11 @@ def test_whatever_happens_the_pipeline_is_whole_again(planned: bool) -> None:
     schedule = Schedule("euler", grid(engine, "stable-diffusion", 12)) if planned else None
     before = own_state(pipe)
 
-    def watch(step: Step) -> None:
+    def callback(step: Step) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.draw(request("stable-diffusion"), schedule, watch=watch)
+        engine.draw(request("stable-diffusion"), schedule, callback=callback)
 
     assert own_state(pipe) == before
     assert np.array_equal(
@@ -292,13 +290,13 @@ def test_the_course_is_found_without_the_network(name: str) -> None:
     ran: list[Any] = []
     handle = network.register_forward_hook(lambda *_: ran.append(1))
 
-    course = Engine(pipe).course(request(name, steps=20))
+    initial_call = Engine(pipe).initial_call(request(name, steps=20))
 
     handle.remove()
     assert not ran
-    assert len(course.grid) == 20
-    assert (course.embedding is None) == (name in UNPROMPTED)
-    assert course.latents.shape[0] == (4 if name in GUIDED else 2)
+    assert len(initial_call.grid) == 20
+    assert (initial_call.embedding is None) == (name in UNPROMPTED)
+    assert initial_call.latents.shape[0] == (4 if name in GUIDED else 2)
     assert "forward" not in network.__dict__
 
 
@@ -370,7 +368,7 @@ def test_seconds_come_from_the_clock() -> None:
 
     drawn = Engine(pipeline("ddim"), clock=lambda: next(ticks)).draw(request("ddim"))
 
-    assert drawn[0].receipt.seconds == 2.5
+    assert drawn[0].stats.seconds == 2.5
 
 
 def test_a_receipt_is_a_document() -> None:
@@ -378,7 +376,7 @@ def test_a_receipt_is_a_document() -> None:
     engine = Engine(pipeline("stable-diffusion"))
     schedule = Schedule("euler", grid(engine, "stable-diffusion", 12).thinned(4), skip=0.5)
 
-    found = engine.draw(request("stable-diffusion"), schedule)[0].receipt.json()
+    found = engine.draw(request("stable-diffusion"), schedule)[0].stats.json()
 
     assert found["calls"] == 4
     assert found["steps"] == {"planned": 4, "run": 4, "skipped": 0, "cached": 0, "unguided": 0}
@@ -417,7 +415,7 @@ def test_what_needs_more_than_a_prompt_is_refused(make: Callable[[], Any], words
     """With what is missing, and before its network runs; the pipeline is whole afterwards."""
     pipe = make()
     engine, before = Engine(pipe), own_state(pipe)
-    asked = Request(("a cat",) if engine.family.prompted else (), (1,))
+    asked = Request(("a cat",) if engine.adapter.prompted else (), (1,))
 
     with pytest.raises(UnsupportedModelError, match=f"{words} dynx draws from prompts alone"):
         engine.check(asked)
@@ -442,4 +440,4 @@ def test_an_image_that_may_be_left_out_is() -> None:
     drawn = engine.draw(asked, Schedule("euler", grid(Engine(pipeline("flux")), "flux", 6)))
 
     assert np.array_equal(pixels(drawn), directly("flux", asked, pipe, width=16, height=16))
-    assert drawn[0].receipt.notes == ("plain: it can start from an image, and dynx knows loops that start from noise",)
+    assert drawn[0].stats.notes == ("plain: it can start from an image, and dynx knows loops that start from noise",)

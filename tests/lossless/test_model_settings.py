@@ -482,18 +482,18 @@ def test_load_keeps_to_settings_in_an_old_folder(folder: Callable[..., Path]) ->
         json.dumps(config | {"no_repeat_ngram_size": 2, "eos_token_id": 0}), encoding="utf-8"
     )
 
-    assert list(dynx.load(str(path)).generate(WORDS, max_new_tokens=30).tokens) == theirs(path, WORDS, 30)
+    assert list(dynx.load_generator(str(path)).generate(WORDS, max_new_tokens=30).tokens) == theirs(path, WORDS, 30)
 
 
 def test_a_folders_stop_strings_end_the_text(folder: Callable[..., Path], cli: Callable[..., Result]) -> None:
     """As one of the caller's own: the same tokens as transformers, and the text up to there."""
     plain = folder()
-    whole = dynx.load(str(plain)).generate(WORDS, max_new_tokens=40).text
+    whole = dynx.load_generator(str(plain)).generate(WORDS, max_new_tokens=40).text
     stop = whole[20:23]
     (plain / "generation_config.json").write_text(
         json.dumps({"eos_token_id": 0, "stop_strings": [stop]}), encoding="utf-8"
     )
-    answer = dynx.load(str(plain)).generate(WORDS, max_new_tokens=40)
+    answer = dynx.load_generator(str(plain)).generate(WORDS, max_new_tokens=40)
     done = cli("generate", "-m", plain, "-n", 40, "--json", WORDS)
 
     assert answer.text == done.document["text"] == whole[: whole.index(stop)]
@@ -525,13 +525,13 @@ def test_a_file_that_cant_be_read_is_an_error(folder: Callable[..., Path]) -> No
     path = folder()
     (path / "generation_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(DynxError, match=r"generation_config\.json can't be read"):
-        dynx.load(str(path))
+        dynx.load_generator(str(path))
 
 
 def test_a_penalty_of_the_callers_replaces_the_models_own(folder: Callable[..., Path]) -> None:
     """And 1 switches it off, the other settings staying."""
     path = folder(repetition_penalty=1.5, no_repeat_ngram_size=3)
-    writer = dynx.load(str(path))
+    writer = dynx.load_generator(str(path))
     for penalty in (1.0, 1.2):
         answer = writer.generate(WORDS, max_new_tokens=30, repetition_penalty=penalty)
 

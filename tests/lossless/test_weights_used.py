@@ -235,9 +235,9 @@ def test_a_pipelines_kept_kernels_and_drafts(alone: None, tmp_path: Path) -> Non
 
     def facts() -> tuple[Any, ...]:
         plan = diffusion_setup.make_plan(ImageGeneratorRequest(model=str(folder)))
-        family = SimpleNamespace(slot="unet", name="tiny", default_guidance=1.0, scheduler="ddim")
-        engine: Any = SimpleNamespace(family=family, pipe=SimpleNamespace(unet=torch.nn.Linear(1, 1)))
-        made = drawing.of(plan, engine, ("openvino", "float32"))
+        adapter = SimpleNamespace(slot="unet", name="tiny", default_guidance=1.0, scheduler="ddim")
+        engine: Any = SimpleNamespace(adapter=adapter, pipe=SimpleNamespace(unet=torch.nn.Linear(1, 1)))
+        made = drawing.build_kernels(plan, engine, ("openvino", "float32"))
         assert made is not None
         assembly: Any = SimpleNamespace(plan=plan, engine=engine)
         return plan.key, plan.weights, made._cache, settings(assembly, ["a cat"])

@@ -252,7 +252,7 @@ def test_lines_are_prompts_and_no_answers(cli: Cli, own: Callable[..., Path]) ->
 def test_the_library_runs_no_code(own: Callable[..., Path], task: str, change: Callable[[Path], None]) -> None:
     """The functions of the Python side raise ModelError."""
     folder = own(task, change)
-    load = {"generate": dynx.load, "draw": dynx.load_artist}.get(task, dynx.load_classifier)
+    load = {"generate": dynx.load_generator, "draw": dynx.load_image_generator}.get(task, dynx.load_classifier)
 
     with pytest.raises(ModelError, match="needs code from its folder"):
         load(str(folder), profile="none")

@@ -390,11 +390,17 @@ def request(name: str, seeds: tuple[int, ...] = (1, 2), *, steps: int | None = 1
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
     """Calibrate with few numbers of steps and pictures, on PyTorch; what so few can show is tested elsewhere."""
-    ways = {"LEVELS": (6, 12), "SOLVERS": ("dpm++2m",), "GAMMAS": (1.0,), "CUTS": (), "SKIPS": ()}
-    for name, value in ways.items():
+    patched = {
+        "STEP_COUNTS": (6, 12),
+        "TRIED_SOLVERS": ("dpm++2m",),
+        "TRIED_GAMMAS": (1.0,),
+        "TRIED_GUIDED_SHARES": (),
+        "TRIED_SKIP_THRESHOLDS": (),
+    }
+    for name, value in patched.items():
         patch.setattr(schedule_search, name, value)
-    patch.setattr(backends, "ways", lambda *_: [])
-    for name, number in {"LEAST": 104, "MOST": 104, "CLOCKED": 1, "TRYING": 8}.items():
+    patch.setattr(backends, "candidate_specs", lambda *_: [])
+    for name, number in {"MIN_PICTURES": 104, "MAX_PICTURES": 104, "TIMED_PICTURES": 1, "TRIAL_PICTURES": 8}.items():
         patch.setattr(learning, name, number)
 
 
@@ -421,7 +427,7 @@ def pixels(pictures: list[Picture]) -> np.ndarray:
 
 def grid(engine: Engine, name: str, steps: int) -> Any:
     """So many steps of the family's own course."""
-    return engine.course(request(name, steps=steps)).grid
+    return engine.initial_call(request(name, steps=steps)).grid
 
 
 def own_state(pipe: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
 from dynx.bench.statistics import median
-from dynx.diffusion.generator import SOLVER
+from dynx.diffusion.generator import DEFAULT_SOLVER
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.similarity import scales_for, ssim, tails
 from dynx.errors import ModelError, UsageError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dynx.bench.measurements import JSON, Group, Measurements
     from dynx.diffusion.assembly import LoadedImageGenerator
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.similarity import Tails
     from dynx.diffusion.types import Picture
 
@@ -61,7 +61,7 @@ def pairs(prompts: Sequence[str], count: int) -> list[Pair]:
 
 
 def own_arms(
-    artist: Artist, steps: Sequence[int], comparison: PictureComparison, clock: Callable[[], float]
+    artist: ImageGenerator, steps: Sequence[int], comparison: PictureComparison, clock: Callable[[], float]
 ) -> list[Arm[Pair]]:
     """Build plain (the reference), static in each number of steps below plain's by either solver, and dynamic.
 
@@ -79,14 +79,14 @@ def own_arms(
 
     engine = artist.assembly.engine
     sample = replace(artist.request("", 0), steps=None)
-    fewer = [n for n in steps if n < engine.family.default_steps]
+    fewer = [n for n in steps if n < engine.adapter.default_steps]
     arms = [Arm(comparison.reference, arm(comparison.reference, _plain(artist)), "plain", reference=True)]
     arms += [Arm(f"author {n}", arm(f"author {n}", _by_its_author(artist, n)), "static") for n in fewer]
     if fewer and engine.plain_reason(sample) is None:
-        grid = engine.course(sample).grid
+        grid = engine.initial_call(sample).grid
         for n in fewer:
             if n < len(grid):
-                name, schedule = f"{SOLVER} {n}", Schedule(SOLVER, grid.thinned(n))
+                name, schedule = f"{DEFAULT_SOLVER} {n}", Schedule(DEFAULT_SOLVER, grid.thinned(n))
                 arms.append(Arm(name, arm(name, _by_schedule(artist, schedule)), "static"))
     arms.append(Arm("dynamic", arm("dynamic", lambda pair: artist.draw(pair.prompt, pair.seed)), "dynamic"))
     return arms
@@ -95,7 +95,7 @@ def own_arms(
 def further_arm(
     name: str,
     group: Group,
-    artist: Artist,
+    artist: ImageGenerator,
     steps: Sequence[int],
     comparison: PictureComparison,
     clock: Callable[[], float],
@@ -112,20 +112,20 @@ def further_arm(
     return Arm(name, run, group)
 
 
-def _plain(artist: Artist) -> Callable[[Pair], Picture]:
+def _plain(artist: ImageGenerator) -> Callable[[Pair], Picture]:
     return lambda pair: artist.assembly.engine.reference.draw(replace(artist.request(*pair), steps=None))[0]
 
 
-def _by_its_author(artist: Artist, steps: int) -> Callable[[Pair], Picture]:
+def _by_its_author(artist: ImageGenerator, steps: int) -> Callable[[Pair], Picture]:
     return lambda pair: artist.assembly.engine.draw(replace(artist.request(*pair), steps=steps))[0]
 
 
-def _by_schedule(artist: Artist, schedule: Schedule) -> Callable[[Pair], Picture]:
+def _by_schedule(artist: ImageGenerator, schedule: Schedule) -> Callable[[Pair], Picture]:
     return lambda pair: artist.assembly.engine.draw(replace(artist.request(*pair), steps=None), schedule)[0]
 
 
 def _outcome(picture: Picture, seconds: float, print_: str) -> Outcome:
-    receipt = picture.receipt
+    receipt = picture.stats
     facts: dict[str, JSON] = {
         "calls": receipt.calls,
         "rows": receipt.rows,
@@ -385,4 +385,4 @@ def floor(comparison: PictureComparison) -> str | None:
 
 def why_plain(assembly: LoadedImageGenerator) -> str | None:
     """Return the reason why dynamic is plain here, None where it isn't."""
-    return None if assembly.knowledge is not None else assembly.why_plain
+    return None if assembly.step_profile is not None else assembly.why_plain

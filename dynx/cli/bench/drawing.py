@@ -53,17 +53,17 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     """Build the arms and choose prompts and seeds, and say how a result is made of the pictures."""
     from dynx.bench import report
     from dynx.bench.arms import drawing
-    from dynx.diffusion.clip_similarity import tower_of
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.clip_similarity import vision_tower_of
+    from dynx.diffusion.generator import ImageGenerator
 
     own = settings(request, Settings)
     steps = parse_steps(own.static)
     texts = None if request.data is None else read_prompts(request.data)
     assembly = open_assembly(make_plan(request, terminal), terminal, draft=False)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
-    tower = tower_of(assembly.engine.pipe)
+    tower = vision_tower_of(assembly.engine.pipe)
     comparison = drawing.PictureComparison(alike=tower.similarity if tower else None)
-    arms = drawing.own_arms(Artist(assembly), steps, comparison, time.perf_counter)
+    arms = drawing.own_arms(ImageGenerator(assembly), steps, comparison, time.perf_counter)
     arms += further_arms(request, assembly, comparison, terminal)
     facts = header(assembly, own, cases)
 
@@ -94,7 +94,7 @@ def further_arms(
 ) -> list[Arm[Any]]:
     """Build the arms that --arm asks for."""
     from dynx.bench.arms import drawing
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
 
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(request.arms or []):
@@ -114,7 +114,7 @@ def further_arms(
         group: Group = "static" if steps else "dynamic"
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"
-        arm = drawing.further_arm(one.name, group, Artist(other), steps, comparison, time.perf_counter)
+        arm = drawing.further_arm(one.name, group, ImageGenerator(other), steps, comparison, time.perf_counter)
         arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
@@ -150,7 +150,7 @@ def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: 
     They are drawn at random, because files are sorted more often than not. Raises UsageError for texts that the pipeline
     can't take.
     """
-    if not assembly.engine.family.prompted:
+    if not assembly.engine.adapter.prompted:
         if texts is not None:
             raise UsageError(f"{assembly.plan.source.name} takes no prompt", hint="leave out --data")
         return [""]
@@ -180,17 +180,17 @@ def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair])
     """Return where and on what this was measured."""
     from dynx.runtime.hashing import text_hash
 
-    family, known, steps = assembly.engine.family, assembly.knowledge, assembly.decisions.steps
+    adapter, known, steps = assembly.engine.adapter, assembly.step_profile, assembly.decisions.steps
     return conditions(
         assembly.plan,
         library="diffusers",
-        pipeline=family.name,
-        scheduler=family.scheduler,
-        plain_steps=family.default_steps,
+        pipeline=adapter.name,
+        scheduler=adapter.scheduler,
+        plain_steps=adapter.default_steps,
         pictures=len(cases),
         data_hash=text_hash(f"{pair.seed} {pair.prompt}" for pair in cases),
         quality=own.quality,
-        guidance=family.default_guidance if assembly.plan.request.guidance is None else assembly.plan.request.guidance,
+        guidance=adapter.default_guidance if assembly.plan.request.guidance is None else assembly.plan.request.guidance,
         size=own.size or "the pipeline's own",
         steps=None if steps is None else {"value": steps.value, "reason": steps.reason},
         backend=assembly.plan.spec[0],
@@ -204,7 +204,7 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
     from dynx.runtime.hashing import text_hash
 
     out = []
-    family, profile, reason = assembly.engine.family, assembly.plan.profile, why_plain(assembly)
+    adapter, profile, reason = assembly.engine.adapter, assembly.plan.profile, why_plain(assembly)
     if reason is not None:
         out.append(f"dynamic equals plain: {reason}")
     elif profile is not None and texts is not None and profile.evidence.get("data") == text_hash(texts):
@@ -213,8 +213,8 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
         out.append(
             f"plain is the pipeline as it was loaded; the other arms run its network on {assembly.engine.kernels}"
         )
-    if family.random:
-        out.append(f"{family.scheduler} adds noise at every step, so fewer steps give another picture")
+    if adapter.random:
+        out.append(f"{adapter.scheduler} adds noise at every step, so fewer steps give another picture")
     return out
 
 

@@ -31,7 +31,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     from dynx.bench import plot
     from dynx.cli.output_files import parse_plot
     from dynx.diffusion import assemble, make_plan
-    from dynx.diffusion.plan import QUALITY, ImageGeneratorRequest
+    from dynx.diffusion.plan import DEFAULT_QUALITY, ImageGeneratorRequest
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a text-to-image pipeline")
@@ -41,7 +41,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     request = ImageGeneratorRequest(
         options.model,
         backend=str(options.backend or "auto"),
-        quality=QUALITY if options.quality is None else options.quality,
+        quality=DEFAULT_QUALITY if options.quality is None else options.quality,
         guidance=options.guidance,
         negative=options.negative,
         size=size,
@@ -86,9 +86,9 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
     """What would be learned, without loading a pipeline."""
-    from dynx.diffusion.calibrate import LEAST, power
+    from dynx.diffusion.calibrate import MIN_PICTURES, power
 
-    said = power(LEAST)
+    said = power(MIN_PICTURES)
     if options.json:
         terminal.document(
             {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dynx.cli.draw.requests import Batch, Item
     from dynx.cli.options.draw import Options
     from dynx.diffusion.assembly import LoadedImageGenerator
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
@@ -142,7 +142,7 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
         assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
     terminal.startup.mark("drawing")
     terminal.clear_status()
-    adaptive = assembly.engine.family.adaptive.value
+    adaptive = assembly.engine.adapter.adaptive.value
     if draft and adaptive:
         plan.decisions.steps = Decision("few", "--draft is given")
     for knob, decision in assembly.decisions.items():
@@ -150,7 +150,7 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
     wanted = (
         plan.request.plain or plan.request.profile == "none" or plan.request.steps is not None or (draft and adaptive)
     )
-    if assembly.knowledge is None and not wanted and terminal.interactive:
+    if assembly.step_profile is None and not wanted and terminal.interactive:
         remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
         terminal.notice(f"every step runs: {assembly.why_plain}{remedy}")
     return assembly
@@ -201,12 +201,12 @@ class Studio:
 
     def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
         """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
-        from dynx.diffusion.generator import Artist
+        from dynx.diffusion.generator import ImageGenerator
 
-        artist = Artist(assembly)
+        artist = ImageGenerator(assembly)
         self._overlong(artist, batch.asked.negative, "the negative prompt")
-        known = assembly.knowledge
-        self._sighted = not assembly.engine.family.latent or (known is not None and known.colours is not None)
+        known = assembly.step_profile
+        self._sighted = not assembly.engine.adapter.latent or (known is not None and known.colours is not None)
         if self._screen.previews and not self._sighted:
             self._terminal.notice("no preview: it needs a profile, which holds the map from latents to colours")
         for item in batch.items:
@@ -228,7 +228,7 @@ class Studio:
             pairs = [(knob, f"{d.value} ({d.reason})") for knob, d in assembly.decisions.items()]
             sys.stderr.write(table(pairs))
 
-    def _begin(self, item: Item, artist: Artist) -> None:
+    def _begin(self, item: Item, artist: ImageGenerator) -> None:
         """Say once of a prompt how much of it isn't read."""
         if item.prompt != self._read:
             self._read, self._prompts = item.prompt, self._prompts + 1
@@ -236,7 +236,7 @@ class Studio:
             several = asked.lines or asked.finish or len(asked.prompt or []) > 1
             self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
 
-    def _fail(self, item: Item, error: Exception, artist: Artist, asked: Asked) -> None:
+    def _fail(self, item: Item, error: Exception, artist: ImageGenerator, asked: Asked) -> None:
         """Tell of a picture that there is none of, in its place."""
         from dynx.cli.main import debugging
 
@@ -253,32 +253,32 @@ class Studio:
         about = f"of {printable(prompt)!r} " if prompt else ""
         self._terminal.warn(f"no picture {about}with seed {seed}: {error}")
 
-    def _overlong(self, artist: Artist, text: str | None, what: str) -> None:
+    def _overlong(self, artist: ImageGenerator, text: str | None, what: str) -> None:
         from dynx.cli.classify.truncation import unread
 
         cut = unread(artist.assembly.engine.pipe, text) if text else None
         if cut is not None:
             self._terminal.warn(cut.words(what))
 
-    def _draw(self, item: Item, artist: Artist, asked: Asked) -> None:
+    def _draw(self, item: Item, artist: ImageGenerator, asked: Asked) -> None:
         strip: list[str] = []
         label = printable(item.prompt)[:LABEL] or artist.assembly.plan.source.name
         with Stop() as self._stop:
             stop = self._stop
             with self._screen.live(label, sighted=self._sighted) as move:
 
-                def watch(step: Step) -> None:
+                def show_step(step: Step) -> None:
                     strip.append(report.mark(step))
                     skipped = strip.count("skipped") + strip.count("cached")
                     words = f"{len(strip) - skipped} run, {skipped} skipped{', stopping' if stop.pressed else ''}"
-                    move(step.index, step.of, words, self._becoming(step, artist))
+                    move(step.index, step.total, words, self._becoming(step, artist))
                     self.printer.step(item.index, step)
 
-                picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, watch=watch, stop=stop)
+                picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, callback=show_step, stop=stop)
             self._terminal.first("first picture")
-            draft = self._options.draft and not picture.receipt.plain
+            draft = self._options.draft and not picture.stats.plain
             drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
-            if self._options.verify and picture.error is None and not picture.receipt.landed:
+            if self._options.verify and picture.error is None and not picture.stats.finished_early:
                 self._terminal.status("drawing with the unmodified pipeline, to compare")
                 drawn.likeness = likeness(artist, picture)
                 self._terminal.clear_status()
@@ -288,7 +288,7 @@ class Studio:
         if stop.pressed:
             raise KeyboardInterrupt
 
-    def _becoming(self, step: Step, artist: Artist) -> Any:
+    def _becoming(self, step: Step, artist: ImageGenerator) -> Any:
         """The preview of a step, where there is to be one."""
         if not (self._screen.previews and self._sighted) or step.clean is None:
             return None
@@ -318,8 +318,8 @@ class Studio:
 
     def _aside(self, drawn: Drawn) -> None:
         """On stderr: what is odd about it, what it cost, which steps ran."""
-        terminal, receipt = self._terminal, drawn.picture.receipt
-        if receipt.landed:
+        terminal, receipt = self._terminal, drawn.picture.stats
+        if receipt.finished_early:
             done = receipt.run + receipt.skipped + receipt.cached
             terminal.warn(
                 f"stopped after {done} of {receipt.planned} steps, at the estimate of the clean image; "
@@ -349,14 +349,14 @@ class Studio:
             self._terminal.notice(words)
 
     def _why_plain(self, drawn: Drawn) -> str:
-        if drawn.picture.receipt.notes:
-            return "; ".join(drawn.picture.receipt.notes)
+        if drawn.picture.stats.notes:
+            return "; ".join(drawn.picture.stats.notes)
         artist = drawn.artist
         request = artist.request(drawn.picture.prompt, drawn.picture.seed)
         return artist.assembly.engine.plain_reason(request) or "the pipeline allows nothing else"
 
 
-def likeness(artist: Artist, picture: Picture) -> Likeness:
+def likeness(artist: ImageGenerator, picture: Picture) -> Likeness:
     """How like a picture is to the pipeline's own run of its prompt and seed, which is drawn for this."""
     from dynx.diffusion.similarity import compare
 

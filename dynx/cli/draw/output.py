@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.cli.draw.drafts import Asked
     from dynx.cli.draw.requests import Item
-    from dynx.diffusion.generator import Artist
+    from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
 
@@ -32,7 +32,7 @@ class Drawn:
 
     index: int
     picture: Picture
-    artist: Artist
+    artist: ImageGenerator
     asked: Asked
     draft: bool
     """Few steps on purpose."""
@@ -47,21 +47,21 @@ class Drawn:
     @property
     def promise(self) -> Any:
         """The guarantee, where the picture has one."""
-        receipt = self.picture.receipt
-        without = self.draft or receipt.landed or receipt.plain or self.picture.error
+        stats = self.picture.stats
+        without = self.draft or stats.finished_early or stats.plain or self.picture.error
         return None if without else self.artist.guarantee
 
     @property
     def promised(self) -> str:
         """That in words."""
-        receipt = self.picture.receipt
-        if receipt.landed:
+        stats = self.picture.stats
+        if stats.finished_early:
             return "none: stopped early"
         if self.draft:
             return "none: a draft"
-        if receipt.plain:
+        if stats.plain:
             kernels = self.artist.assembly.engine.kernels
-            return f"the pipeline's own run of {receipt.planned} steps{f' on {kernels}' if kernels else ''}"
+            return f"the pipeline's own run of {stats.planned} steps{f' on {kernels}' if kernels else ''}"
         return str(self.artist.guarantee or "none")
 
     @property
@@ -83,7 +83,7 @@ class Failure:
 
     item: Item
     error: str
-    artist: Artist
+    artist: ImageGenerator
     asked: Asked
     draft: bool
 
@@ -118,13 +118,13 @@ def failure_json(failure: Failure) -> dict[str, Any]:
     }
 
 
-def guidance_of(artist: Artist) -> float | None:
+def guidance_of(artist: ImageGenerator) -> float | None:
     """That is used, where the pipeline says."""
     asked = artist.assembly.plan.request.guidance  # with what the model's folder asks for
-    return artist.assembly.engine.family.default_guidance if asked is None else asked
+    return artist.assembly.engine.adapter.default_guidance if asked is None else asked
 
 
-def _decisions(artist: Artist) -> dict[str, Any]:
+def _decisions(artist: ImageGenerator) -> dict[str, Any]:
     return {k: {"value": d.value, "reason": d.reason} for k, d in artist.assembly.decisions.items()}
 
 
@@ -142,8 +142,8 @@ def facts(drawn: Drawn) -> dict[str, Any]:
     from dynx.schemas.documents.picture import PictureFile
 
     plan, picture = drawn.artist.assembly.plan, drawn.picture
-    receipt = picture.receipt.json()
-    del receipt["seconds"]
+    stats = picture.stats.json()
+    del stats["seconds"]
     document = PictureFile(
         prompt=picture.prompt,
         negative=drawn.asked.negative,
@@ -155,7 +155,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         weights=plan.weights,
         dtype=plan.dtype,
         backend=plan.backend,
-        **receipt,
+        **stats,
         draft=drawn.draft,
         flagged=picture.flagged,
         guarantee=drawn.promised,
@@ -192,7 +192,7 @@ def result_json(drawn: Drawn) -> dict[str, Any]:
         "source": str(drawn.source) if drawn.source else None,
         "flagged": picture.flagged,
         "error": picture.error,
-        "receipt": {**picture.receipt.json(), "profile": drawn.profile},
+        "receipt": {**picture.stats.json(), "profile": drawn.profile},
         "guarantee": drawn.promise.json() if drawn.promise else None,
         "decisions": _decisions(drawn.artist),
     }
@@ -201,46 +201,46 @@ def result_json(drawn: Drawn) -> dict[str, Any]:
 def strip(drawn: Drawn, *, unicode: bool) -> str:
     """A letter for each step, and what the letters mean."""
     marks = MARKS if unicode else PLAIN_MARKS
-    course = [*drawn.strip, *["left"] * (drawn.picture.receipt.planned - len(drawn.strip))]
+    course = [*drawn.strip, *["left"] * (drawn.picture.stats.planned - len(drawn.strip))]
     legend = [f"{marks[kind]} {course.count(kind)} {WORDS[kind]}" for kind in MARKS if kind in course]
     return f"{''.join(marks[kind] for kind in course)}  {', '.join(legend)}"
 
 
 def receipt_line(drawn: Drawn) -> str:
     """What a picture cost, in one line."""
-    receipt = drawn.picture.receipt
-    parts = [f"seed {drawn.picture.seed}", f"{_calls(drawn)} in {receipt.seconds:.2f} s"]
-    if receipt.skipped:
-        parts.append(f"{receipt.skipped} of {receipt.planned} steps skipped")
+    stats = drawn.picture.stats
+    parts = [f"seed {drawn.picture.seed}", f"{_calls(drawn)} in {stats.seconds:.2f} s"]
+    if stats.skipped:
+        parts.append(f"{stats.skipped} of {stats.planned} steps skipped")
     return " · ".join([*parts, drawn.promised])
 
 
 def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
     """The whole receipt, for --stats."""
-    receipt = drawn.picture.receipt
+    stats = drawn.picture.stats
     size = drawn.size
-    cached = f", {receipt.cached} cached" if receipt.cached else ""
+    cached = f", {stats.cached} cached" if stats.cached else ""
     rows = [
         ("picture", f"{size[0]}×{size[1]}, seed {drawn.picture.seed}" if size else f"none: {drawn.picture.error}"),
-        ("calls", f"{_calls(drawn)}, {receipt.rows} rows"),
-        ("steps", f"{receipt.run} run, {receipt.skipped} skipped{cached} of {receipt.planned}"),
-        ("time", f"{receipt.seconds:.3f} s"),
-        ("solver", receipt.solver),
+        ("calls", f"{_calls(drawn)}, {stats.rows} rows"),
+        ("steps", f"{stats.run} run, {stats.skipped} skipped{cached} of {stats.planned}"),
+        ("time", f"{stats.seconds:.3f} s"),
+        ("solver", stats.solver),
         ("guarantee", drawn.promised),
         ("profile", drawn.profile or "none"),
     ]
-    if receipt.unguided:
-        rows.insert(3, ("guidance", f"skipped in {receipt.unguided} of the steps run"))
-    return [*rows, *(("note", note) for note in receipt.notes)]
+    if stats.unguided:
+        rows.insert(3, ("guidance", f"skipped in {stats.unguided} of the steps run"))
+    return [*rows, *(("note", note) for note in stats.notes)]
 
 
 def _calls(drawn: Drawn) -> str:
     """Network calls, and how many the pipeline makes by itself where that is more."""
-    calls = drawn.picture.receipt.calls
+    calls = drawn.picture.stats.calls
     assembly = drawn.artist.assembly
-    full = assembly.knowledge.full_steps if assembly.knowledge else assembly.engine.family.default_steps
+    full = assembly.step_profile.full_steps if assembly.step_profile else assembly.engine.adapter.default_steps
     words = f"{calls} network call{'' if calls == 1 else 's'}"
-    return words if drawn.picture.receipt.plain or calls >= full else f"{words} instead of {full}"
+    return words if drawn.picture.stats.plain or calls >= full else f"{words} instead of {full}"
 
 
 class Printer:
@@ -301,7 +301,7 @@ class JsonLines(Printer):
 
     def step(self, index: int, step: Step) -> None:
         """An event of its own."""
-        body = {"index": index, "step": step.index, "of": step.of, "computed": step.computed, "guided": step.guided}
+        body = {"index": index, "step": step.index, "of": step.total, "computed": step.computed, "guided": step.guided}
         self._write("step", {**body, "calls": step.calls})
 
     def result(self, drawn: Drawn) -> None:
