@@ -1,4 +1,4 @@
-"""Values of options that weren't typed: environment variables, a project's `dynx.toml`, the user's, in this order.
+"""Finds values of options that weren't typed: environment variables, a project's `dynx.toml`, the user's, in this order.
 
     device = "cpu"             # for every command
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FILE = "dynx.toml"
 VARIABLE = "DYNX_CONFIG"
 OTHERS = {VARIABLE, "DYNX_BENCH_SLOW", "DYNX_CACHE_DIR", "DYNX_DEBUG"}
-"""Variables that set no option."""
+"""Environment variables that set no option."""
 
 ROOT_USER = 0
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -44,7 +44,7 @@ WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": 
 
 @dataclass(frozen=True)
 class Value:
-    """A value and where it was found: a variable's name, or a file and the key in it."""
+    """A value and its origin: a variable's name, or a file and the key in it."""
 
     value: Any
     origin: str
@@ -52,21 +52,21 @@ class Value:
 
 @dataclass
 class Settings:
-    """Click's `default_map` of one command: the values by parameter, found when the first one is asked for."""
+    """Click's `default_map` of one command: values by parameter, looked up when the first one is needed."""
 
     command: str
     typed: frozenset[str] = frozenset()
     """Keys of the options on the command line."""
 
     error: UsageError | None = None
-    """What is wrong with a file or a variable; kept, so that `--help` works all the same."""
+    """Error in a file or a variable; kept until the command runs, so that `--help` always works."""
 
     warnings: list[str] = field(default_factory=list)
     _found: dict[str, Value] | None = None
 
     @property
     def found(self) -> dict[str, Value]:
-        """Parameter → value and origin."""
+        """Values and origins by parameter."""
         if self._found is None:
             self._found = {}
             try:
@@ -76,7 +76,7 @@ class Settings:
         return self._found
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a parameter, for Click."""
+        """Return the value of a parameter, for Click."""
         if name in ("help", "version"):
             return default
         value = self.found.get(name)
@@ -87,12 +87,12 @@ class DefaultMap:
     """Click's `default_map` of the program: settings by command, made when a command is known."""
 
     def get(self, command: str, default: Any = None) -> Any:
-        """The settings of a command; nothing for the program's own options."""
+        """Return the settings of a command; none for the program's own options."""
         return default if command in ("help", "version") else Settings(command)
 
 
 class ConfiguredCommand(TyperCommand):
-    """A command that takes what wasn't typed from its settings, and says so with -vv."""
+    """A command that takes options which weren't typed from its settings, and lists them with -vv."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -101,14 +101,14 @@ class ConfiguredCommand(TyperCommand):
                 vars(parameter)["display_type_rich"] = _nothing
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; what is typed puts away its rivals among the settings."""
+        """Parse; a typed option removes the options that it excludes from the settings."""
         if isinstance(ctx.default_map, Settings):
             options = args[: args.index("--")] if "--" in args else args
             ctx.default_map.typed = frozenset(a[2:].partition("=")[0] for a in options if a.startswith("--"))
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run. Raises UsageError for a file that is wrong, now that it's known that no help was asked for."""
+        """Run the command. Raises UsageError for an invalid file, now that help isn't wanted."""
         settings = ctx.default_map
         if not isinstance(settings, Settings):
             return super().invoke(ctx)
@@ -135,11 +135,11 @@ class ConfiguredCommand(TyperCommand):
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """What help says of an argument's type."""
+    """Return an empty help text for an argument's type."""
 
 
 def origins_of(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
-    """Each parameter that isn't at its default, and where its value is from."""
+    """Return the origin of each parameter that isn't at its default."""
     for parameter in ctx.params:
         source = getattr(ctx.get_parameter_source(parameter), "name", "DEFAULT")
         if source == "DEFAULT_MAP" and parameter in found:
@@ -149,7 +149,7 @@ def origins_of(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]
 
 
 def origin_of(ctx: Any, parameter: str | None) -> str | None:
-    """Where the value of a parameter came from, if it wasn't typed."""
+    """Return the origin of a parameter's value, if it wasn't typed."""
     found = getattr(ctx, "default_map", None)
     if not isinstance(found, Settings) or parameter not in found.found:
         return None
@@ -158,7 +158,7 @@ def origin_of(ctx: Any, parameter: str | None) -> str | None:
 
 
 def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]) -> Iterator[tuple[str, Value]]:
-    """For each parameter the first layer's value that has one; a rival set further away doesn't count."""
+    """Return for each parameter the first layer's value; an option that excludes it in a later layer is dropped."""
     taken: dict[str, Value] = {}
     for layer in found:
         nearer = typed | taken.keys()
@@ -169,7 +169,7 @@ def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]
 
 
 def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
-    """The sources of values for a command, the one that counts most first. Raises UsageError."""
+    """Return the sources of values for a command, by precedence. Raises UsageError."""
     yield from environment(command, os.environ, warnings)
     chosen = os.environ.get(VARIABLE)
     if chosen == "none":
@@ -187,7 +187,7 @@ def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
 
 
 def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> Iterator[dict[str, Value]]:
-    """The command's own variables, then those for all commands; warns of names that are nearly one. Raises UsageError."""
+    """Return the command's own variables, then those for all commands; warn of misspelled names. Raises UsageError."""
     if not any(name.startswith(f"{PREFIX}_") and name not in OTHERS for name in env):
         return
     known = by_command()
@@ -215,7 +215,7 @@ def _from_text(setting: Setting, text: str, name: str) -> Any:
 
 
 def project_file(warnings: list[str]) -> Path | None:
-    """The nearest `dynx.toml` from the working folder upwards; one of somebody else's isn't trusted."""
+    """Return the nearest `dynx.toml` from the working folder upwards; another user's file isn't trusted."""
     try:
         here = Path.cwd()
     except OSError:  # the folder is gone
@@ -236,7 +236,7 @@ def project_file(warnings: list[str]) -> Path | None:
 
 
 def user_file() -> Path:
-    """The user's file, which need not exist."""
+    """Return the user's file, which need not exist."""
     import platformdirs
 
     return platformdirs.user_config_path("dynx", appauthor=False) / FILE
@@ -250,7 +250,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, Value]]:
-    """A file's table for the command, then its head. Raises UsageError for whatever is wrong anywhere in it."""
+    """Return a file's table for the command, then its top level. Raises UsageError for any error in the file."""
     data = read(path)
     known = by_command()
     heads = {key: known[command][key] for key in shared()}
@@ -272,7 +272,7 @@ def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, 
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's contents. Raises UsageError."""
+    """Read a file. Raises UsageError."""
     import tomllib
 
     try:
@@ -302,7 +302,7 @@ def _check(
 
 
 def _near(command: str | None, key: str, known: Mapping[str, Setting]) -> str | None:
-    """What was meant."""
+    """Return a hint with the closest known name."""
     if near := get_close_matches(key.replace("_", "-").lower(), known, n=1, cutoff=0.5):
         return f"did you mean {near[0]}?"
     commands = by_command()
@@ -335,7 +335,7 @@ def _toml(value: Any) -> str:
 
 
 def _located(setting: Setting, value: Any, folder: Path) -> Any:
-    """A file's value as the command takes it: texts, and paths seen from the file's folder."""
+    """Return a file's value as the command takes it: texts, and paths relative to the file's folder."""
     if setting.kind == "texts":
         return [_path(setting, text, folder) for text in ([value] if isinstance(value, str) else value)]
     return _path(setting, str(value), folder) if setting.kind == "text" else value

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a command would do, by knob with value, reason and origin, before a weight is read."""
+"""`--dry-run`: prints the decisions of a command with value, reason and origin, without loading weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(command: Task, plan: Any, options: Any, terminal: Terminal) -> None:
-    """A line per knob on stdout, or one JSON document."""
+    """Print a line per decision to stdout, or one JSON document."""
     decisions: dict[str, Decision[Any]] = {**dict(plan.decisions.items()), **dict(_dynamic(command, plan, options))}
     where = {knob: origin(knob) for knob in decisions}
     if options.json or options.jsonl:
@@ -42,7 +42,7 @@ def print_plan(command: Task, plan: Any, options: Any, terminal: Terminal) -> No
 
 
 def _dynamic(command: str, plan: Any, options: Any) -> Iterator[tuple[str, Decision[Any]]]:
-    """What is known beforehand of the knob that loading settles."""
+    """Yield the decisions that depend on loading, as far as they are known."""
     from dynx.cli.generate.stats import NAMES
     from dynx.runtime.decision import Decision
 

@@ -1,4 +1,4 @@
-"""Lines of stdin, and whether the next one is there yet."""
+"""Reads lines of stdin, and checks whether the next one has arrived."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 CHUNK = 1 << 16
 
 LONGEST = 16 << 20
-"""Bytes of one line; a stream without line ends must not fill the memory."""
+"""Largest line in bytes; a stream without line ends must not fill the memory."""
 
 ENDLESS = 1 << 30
-"""Bytes: what goes on so long without a line end has no lines at all."""
+"""Bytes after which a stream without a line end is an error."""
 
 LIMIT = 256
-"""Rows of a batch that may be asked for."""
+"""Largest batch that --batch takes, in sequences."""
 
 
 class Beginning(bytes):
@@ -32,7 +32,7 @@ class Beginning(bytes):
 
 
 class Arrivals:
-    """Lines of a stream, and whether the next one is there already. Reads past the stream's own buffer."""
+    """Lines of a stream, and whether the next one has arrived. Reads past the stream's own buffer."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._fd = stream.fileno()
@@ -42,7 +42,7 @@ class Arrivals:
         self._ended = False
 
     def readline(self) -> bytes:
-        """The next line, waited for; b"" at the end; a `Beginning` of one that is too long.
+        """Wait for the next line; b"" at the end; a `Beginning` of one that is too long.
 
         Raises UsageError where there are no line ends.
         """
@@ -93,7 +93,7 @@ class Arrivals:
 
 
 def rows_asked(batch: str) -> int | None:
-    """The number that --batch asks for, None for auto. Raises UsageError."""
+    """Parse the number of --batch, None for auto. Raises UsageError."""
     if batch == "auto":
         return None
     if not (batch.isascii() and batch.isdigit() and 1 <= int(batch) <= LIMIT):

@@ -1,4 +1,4 @@
-"""`dynx classify`: texts or pictures in, labels out, in the order of the input and as soon as they are known."""
+"""`dynx classify`: labels texts or pictures, in the order of the input and each as soon as it is known."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from dynx.early_exit.types import Prediction, Receipt
 
 SHOWN = 5
-"""Inputs that went all the way which --explain names."""
+"""Largest number of inputs that ran all layers which --explain lists."""
 
 BAR = 30
-"""Width of a full bar of --explain."""
+"""Width of a full bar of --explain, in characters."""
 
 
 def run(options: Options) -> None:
-    """Read, label, write. Raises DynxError at the end where single inputs couldn't be read."""
+    """Read, label and write. Raises DynxError at the end where some inputs couldn't be read."""
     from dynx.early_exit import make_plan
 
     check(options)
@@ -66,7 +66,7 @@ def run(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    """Options that exclude each other. Raises UsageError."""
+    """Check options that exclude each other. Raises UsageError."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.scores and options.top_k is not None:
@@ -82,7 +82,7 @@ def check(options: Options) -> None:
 
 
 def open_records(options: Options, *, images: bool) -> Records:
-    """The inputs. Raises UsageError if there are none."""
+    """Return the inputs. Raises UsageError if there are none."""
     shape = layout(
         nul=options.nul,
         tsv=options.tsv,
@@ -99,7 +99,7 @@ def open_records(options: Options, *, images: bool) -> Records:
 
 
 def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
-    """Load the model; says the choices with -v, and on a terminal why no input may leave early."""
+    """Load the model; print its decisions with -v, and on a terminal why there are no exits."""
     from dynx.early_exit import assemble
 
     with telling_the_remedy(plan.request):
@@ -116,7 +116,7 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
 
 
 def format_of(options: Options, terminal: Terminal, labels: int) -> Table | JsonLines:
-    """How answers of a model with so many labels are written."""
+    """Return the format of answers for a model with so many labels."""
     shown = options.top_k and min(options.top_k, labels)
     if options.jsonl:
         return JsonLines(shown, ascii_only=not terminal.unicode)
@@ -127,7 +127,7 @@ def format_of(options: Options, terminal: Terminal, labels: int) -> Table | Json
 
 
 def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
-    """The true labels to compare with. Raises UsageError."""
+    """Return the true labels to compare with. Raises UsageError."""
     if options.labels is None:
         return None
     from dynx.cli.classify.accuracy import Tally, read_gold
@@ -142,7 +142,7 @@ def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
 
 @contextlib.contextmanager
 def output(resumed: Resumed | None) -> Iterator[TextIO | None]:
-    """The file to continue, or None for stdout."""
+    """Open the file to continue; None means stdout."""
     if resumed is None:
         yield None
         return
@@ -180,11 +180,11 @@ class Job:
 
     @property
     def receipt(self) -> Receipt:
-        """What it cost so far."""
+        """Return the statistics so far."""
         return self.classifier.receipt
 
     def run(self, records: Records, resumed: Resumed | None, out: TextIO | None) -> None:
-        """All of them. What was answered by an interruption is written, also the end of a JSON document."""
+        """Label all records. On an interruption, write the finished answers and the end of a JSON document."""
         todo: Iterable[Record] = records
         if resumed is not None:
             todo = resumed.skip(records)
@@ -208,7 +208,7 @@ class Job:
             self._write(self._form.close(), out)
 
     def _certify(self, todo: Iterable[Record]) -> list[Record]:
-        """Read everything, and let a sample of it decide. Returns what was read."""
+        """Read all records and certify a rule on a sample of them. Returns the records."""
         from dynx.early_exit.sample_certificate import certify
 
         everything = list(todo)
@@ -227,7 +227,7 @@ class Job:
         return [next(answers) if record.error is None else Prediction.failed(record.error) for record in window]
 
     def _promise(self) -> None:
-        """What JSON says of the answers that follow."""
+        """Return the guarantee that JSON states for the answers that follow."""
         if isinstance(self._form, JsonLines):
             guarantee = self.receipt.guarantee
             self._form.guarantee = guarantee.json() if guarantee else None
@@ -241,7 +241,7 @@ class Job:
             out.flush()
 
     def _note(self, window: Sequence[Record], predictions: Sequence[Prediction]) -> None:
-        """Count for the words at the end."""
+        """Count an answer for the statistics at the end."""
         if self.receipt.truncated and not self._warned:
             self._warned = True
             limit = getattr(self._assembly.reader, "limit", None)
@@ -260,13 +260,13 @@ class Job:
                 self._deep.append((prediction, record))
 
     def _progress(self, out: TextIO | None) -> None:
-        """A line that moves, where stdout doesn't show how far it is."""
+        """Update a progress line, where stdout doesn't show the progress."""
         if out is not None or not sys.stdout.isatty():
             rate = self.receipt.per_second
             self._terminal.status(f"{self.seen:,} done{f', {rate:,.0f}/s' if rate else ''}")
 
     def aside(self, records: Records) -> None:
-        """On stderr, when all is written: how good, what it cost, and what was left out."""
+        """Print the statistics to stderr: accuracy, cost, and skipped inputs."""
         terminal, receipt = self._terminal, self.receipt
         if receipt.truncated:
             terminal.warn(f"{receipt.truncated:,} of {receipt.inputs:,} texts were truncated")
@@ -306,7 +306,7 @@ class Job:
 
 
 def verified(classifier: Classifier, options: Options) -> None:
-    """Raises GateFailed where more answers differ from the full model's than was promised."""
+    """Raise GateFailed where more answers differ from the full model's than the promise allows."""
     audit = classifier.audit
     if audit is not None and audit.disagreements > options.max_disagreement * audit.n:
         raise GateFailed(
@@ -316,7 +316,7 @@ def verified(classifier: Classifier, options: Options) -> None:
 
 
 def item_of(record: Record) -> str | Path:
-    """What the classifier takes."""
+    """Return a record as the classifier takes it."""
     item = record.path if record.path is not None else record.text
     if item is None:
         raise ValueError("a record with an error has no input")
@@ -329,7 +329,7 @@ def _rows(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def receipt_line(receipt: Receipt) -> str:
-    """What a job saved, in one line."""
+    """Format what a job saved as one line."""
     parts = [f"{receipt.inputs:,} input{'' if receipt.inputs == 1 else 's'}"]
     if receipt.inputs > 1 and receipt.per_second:
         parts[0] += f" at {receipt.per_second:,.0f}/s"
@@ -346,7 +346,7 @@ def _why_none(classifier: Classifier, assembly: LoadedClassifier) -> str:
 
 
 def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:
-    """The whole receipt, for --stats."""
+    """Return all statistics, for --stats."""
     receipt = classifier.receipt
     inputs = [f"{receipt.inputs:,}"]
     inputs += [

@@ -1,4 +1,4 @@
-"""`dynx draw`: prompts in, pictures out, each in a file that says how it was made."""
+"""`dynx draw`: draws pictures from prompts, each to a file that records how it was made."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LABEL = 30
 
 
 def run(options: Options) -> None:
-    """Draw all that was asked for. Raises DynxError at the end where single pictures failed."""
+    """Draw all pictures. Raises DynxError at the end where some failed."""
     check(options)
     if options.info:
         paths = [typed(p, "FILE") for p in [*options.info, *(options.prompt or [])]]
@@ -70,7 +70,7 @@ def run(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    """Options that exclude each other, and values out of range. Raises UsageError."""
+    """Check options that exclude each other, and ranges of values. Raises UsageError."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.info and options.finish:
@@ -99,7 +99,7 @@ def check(options: Options) -> None:
 
 
 def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
-    """Return what the pipeline is asked for."""
+    """Return the request for the pipeline."""
     from dynx.diffusion.plan import ImageGeneratorRequest
 
     return ImageGeneratorRequest(
@@ -118,7 +118,7 @@ def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
 
 
 def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGeneratorPlan:
-    """Decide, and refuse drafts that another model drew."""
+    """Resolve the plan. Raises UsageError for drafts that another model drew."""
     from dynx.diffusion import make_plan
 
     request = request_of(options, batch.asked)
@@ -133,7 +133,7 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGenera
 
 
 def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) -> LoadedImageGenerator:
-    """Load the pipeline; says the choices with -v, and on a terminal why every step runs, unless that was asked for."""
+    """Load the pipeline; print its decisions with -v, and on a terminal why every step runs, unless that is chosen."""
     from dynx.diffusion import assemble
     from dynx.runtime.decision import Decision
 
@@ -156,7 +156,7 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
 
 
 class Stop:
-    """Inside it the first Ctrl-C asks the run to stop, and the second is an ordinary one."""
+    """Context in which the first Ctrl-C stops the run after a picture, and the second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.pressed = False
@@ -199,7 +199,7 @@ class Studio:
         self._stop = Stop()
 
     def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
-        """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
+        """Draw the pictures of a batch. Raises KeyboardInterrupt after saving the picture that Ctrl-C interrupted."""
         from dynx.diffusion.generator import Artist
 
         artist = Artist(assembly)
@@ -228,7 +228,7 @@ class Studio:
             sys.stderr.write(table(pairs))
 
     def _begin(self, item: Item, artist: Artist) -> None:
-        """Say once of a prompt how much of it isn't read."""
+        """Warn once per prompt about the part that isn't read."""
         if item.prompt != self._read:
             self._read, self._prompts = item.prompt, self._prompts + 1
             asked = self._options
@@ -236,7 +236,7 @@ class Studio:
             self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
 
     def _fail(self, item: Item, error: Exception, artist: Artist, asked: Asked) -> None:
-        """Tell of a picture that there is none of, in its place."""
+        """Report a picture that failed, in its place."""
         from dynx.cli.main import debugging
 
         if not isinstance(error, DynxError) and debugging():
@@ -288,14 +288,14 @@ class Studio:
             raise KeyboardInterrupt
 
     def _becoming(self, step: Step, artist: Artist) -> Any:
-        """The preview of a step, where there is to be one."""
+        """Return the preview of a step, if previews are shown."""
         if not (self._screen.previews and self._sighted) or step.clean is None:
             return None
         small = artist.preview(step.clean)
         return None if small is None else image(small[0])
 
     def _keep(self, drawn: Drawn, item: Item) -> None:
-        """Save it, show it, print where it is."""
+        """Save a picture, show it, and print its path."""
         picture = drawn.picture
         if picture.error is not None:
             self.seen += 1
@@ -316,7 +316,7 @@ class Studio:
             self.printer.result(drawn)
 
     def _aside(self, drawn: Drawn) -> None:
-        """On stderr: what is odd about it, what it cost, which steps ran."""
+        """Print warnings, cost and steps of a picture to stderr."""
         terminal, receipt = self._terminal, drawn.picture.receipt
         if receipt.landed:
             done = receipt.run + receipt.skipped + receipt.cached
@@ -342,7 +342,7 @@ class Studio:
             terminal.notice(report.receipt_line(drawn))
 
     def _once(self, words: str) -> None:
-        """Say what is the same for many pictures."""
+        """Print a line that holds for many pictures only once."""
         if words not in self._said:
             self._said.add(words)
             self._terminal.notice(words)
@@ -356,7 +356,7 @@ class Studio:
 
 
 def likeness(artist: Artist, picture: Picture) -> Likeness:
-    """How like a picture is to the pipeline's own run of its prompt and seed, which is drawn for this."""
+    """Return the similarity of a picture to the pipeline's own run of its prompt and seed, which this draws."""
     from dynx.diffusion.similarity import compare
 
     request = replace(artist.request(picture.prompt, picture.seed), steps=None)
@@ -364,7 +364,7 @@ def likeness(artist: Artist, picture: Picture) -> Likeness:
 
 
 def write_bytes(data: bytes) -> None:
-    """To stdout, at once. Raises DynxError where it can't be written."""
+    """Write bytes to stdout at once. Raises DynxError where that fails."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)

@@ -1,4 +1,4 @@
-"""Where pictures go: one file, a folder, a pattern or stdout; nothing is overwritten unasked, and no half file is left."""
+"""Names and writes the files of pictures: one file, a folder, a pattern or stdout; never overwrites a file without --force."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynx.errors import DynxError, UsageError
 
 SUFFIX = ".png"
 SLUG = 40
-"""Letters of a prompt in a file's name."""
+"""Largest length of a prompt in a file name, in characters."""
 
 DEFAULT = "{slug}.png"
 SEVERAL = "{n}-{slug}.png"
@@ -21,17 +21,17 @@ _FIELDS = re.compile(r"\{(\w*)\}")
 
 
 FLAG = "REGIONAL INDICATOR SYMBOL LETTER "
-"""Flags are the two letters of a country."""
+"""Prefix of the Unicode names of the two letters that make a flag."""
 
 TONE = "EMOJI MODIFIER FITZPATRICK "
-"""Skin tones are types, in Unicode."""
+"""Prefix of the Unicode names of skin tones."""
 
 SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x20E3, *range(0xE0100, 0xE01F0))))
-"""Marks that only say how the letter or symbol before them is shown."""
+"""Characters that only select how the one before them is displayed."""
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name: letters and digits, the rest hyphens, cut at a word.
+    """Return a prompt as part of a file name: letters and digits, hyphens for the rest, cut at a word.
 
     A prompt without any is called by its symbols' names in Unicode.
     """
@@ -48,12 +48,12 @@ def _words(text: str) -> str:
 
 
 def _spells(letter: str) -> bool:
-    """Whether it is part of a word: accents and vowel signs stand beside the letters that they belong to."""
+    """Whether a character is part of a word: accents and vowel signs follow the letters that they belong to."""
     return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and letter not in SELECTORS)
 
 
 def _called(symbol: str) -> str:
-    """A symbol's name in lower case, letters and digits only; its number where this Python's Unicode doesn't know it yet."""
+    """Return a symbol's Unicode name in lower case, letters and digits only; its code point where this Python lacks the name."""
     category, name = unicodedata.category(symbol), unicodedata.name(symbol, "")
     if category in ("Cn", "Co"):
         return f" u{ord(symbol):x} "
@@ -70,11 +70,11 @@ class Outputs:
     pattern: str | None
     force: bool
     _taken: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
-    """The names given so far, each with the last number that was put behind it."""
+    """Names given so far, each with the last number that was appended."""
 
     @classmethod
     def parse(cls, text: str | None, count: int, *, force: bool) -> Outputs:
-        """From --output and the number of pictures to come. Raises UsageError, before anything is computed.
+        """Build the names from --output and the number of pictures. Raises UsageError before anything is computed.
 
         None: here, named after the prompt. A folder, or a name ending in a slash: in it. A name: that file, numbered if
         there are several. `{n}` (from 1), `{slug}` and `{seed}` are filled in. `-`: stdout, for one picture.
@@ -110,7 +110,7 @@ class Outputs:
         return cls(pattern, force)
 
     def path(self, n: int, prompt: str, seed: int) -> Path | None:
-        """The file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be, or is already.
+        """Return the file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be written or is taken.
 
         Where an earlier picture of this run has that name and it comes from the prompt, it is numbered: `a-cat-2.png`.
         """
@@ -131,7 +131,7 @@ class Outputs:
 
 
 def vacant(path: Path, *, force: bool) -> Path:
-    """`path`, where a picture may be written there. Raises UsageError."""
+    """Return `path` if a picture may be written there. Raises UsageError."""
     _check_folder(path.parent)
     if path.is_dir():
         raise UsageError(f"{path} is a folder")
@@ -149,7 +149,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def write(path: Path, data: bytes, *, force: bool) -> None:
-    """All of `data` or nothing: a full disk or Ctrl-C leaves no half file, and a file that came up meanwhile stays.
+    """Write all of `data` or nothing: a full disk or Ctrl-C leaves no partial file, and a file made meanwhile is kept.
 
     Raises DynxError.
     """
