@@ -108,7 +108,7 @@ class ConfiguredCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Raises UsageError for an invalid file, now that help isn't wanted."""
+        """Run the command. Raises UsageError for an invalid file, only here because help must always work."""
         settings = ctx.default_map
         if not isinstance(settings, Settings):
             return super().invoke(ctx)
@@ -135,7 +135,7 @@ class ConfiguredCommand(TyperCommand):
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Return an empty help text for an argument's type."""
+    """Return nothing: help doesn't show an argument's type."""
 
 
 def origins_of(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
@@ -158,7 +158,7 @@ def origin_of(ctx: Any, parameter: str | None) -> str | None:
 
 
 def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]) -> Iterator[tuple[str, Value]]:
-    """Return for each parameter the first layer's value; an option that excludes it in a later layer is dropped."""
+    """Yield each parameter's value from the first layer with one, unless an earlier layer sets an option that excludes it."""
     taken: dict[str, Value] = {}
     for layer in found:
         nearer = typed | taken.keys()
@@ -187,7 +187,7 @@ def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
 
 
 def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> Iterator[dict[str, Value]]:
-    """Return the command's own variables, then those for all commands; warn of misspelled names. Raises UsageError."""
+    """Yield the command's own variables, then those for all commands; warn of misspelled names. Raises UsageError."""
     if not any(name.startswith(f"{PREFIX}_") and name not in OTHERS for name in env):
         return
     known = by_command()
@@ -302,7 +302,7 @@ def _check(
 
 
 def _near(command: str | None, key: str, known: Mapping[str, Setting]) -> str | None:
-    """Return a hint with the closest known name."""
+    """Return a hint: the closest known name, or the tables where the key belongs."""
     if near := get_close_matches(key.replace("_", "-").lower(), known, n=1, cutoff=0.5):
         return f"did you mean {near[0]}?"
     commands = by_command()

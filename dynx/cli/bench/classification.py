@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
 
-TASK, MODELS, MODEL_DOES = "classify", "classifiers", "is a classifier"
+TASK, MODELS, MODEL_IS = "classify", "classifiers", "is a classifier"
 
 
 @dataclass(frozen=True)

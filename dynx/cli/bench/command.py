@@ -177,7 +177,7 @@ def task_of(request: Request) -> TaskModule:
     task = loading.task_of(source)
     module = modules()[task]
     if request.task not in (None, ALL, task):
-        raise UsageError(f"{source.name} {module.MODEL_DOES}; the task given is {request.task}")
+        raise UsageError(f"{source.name} {module.MODEL_IS}; the task given is {request.task}")
     return module
 
 
@@ -191,7 +191,7 @@ def check_tasks(request: Request, models: Sequence[tuple[Request, TaskModule]]) 
             shown = name.replace("_", "-")
             words = " and ".join(module.MODELS for module in takers)
             who = (
-                f"{Path(models[0][0].model).name} {here[0].MODEL_DOES}"
+                f"{Path(models[0][0].model).name} {here[0].MODEL_IS}"
                 if len(models) == 1
                 else "none of the models is one"
             )

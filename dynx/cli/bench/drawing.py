@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
 
-TASK, MODELS, MODEL_DOES = "draw", "text-to-image pipelines", "is a text-to-image pipeline"
+TASK, MODELS, MODEL_IS = "draw", "text-to-image pipelines", "is a text-to-image pipeline"
 
 PROMPT_SEED = 1
 """Seed of the prompts made from the vocabulary; calibration uses 0."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
 
-TASK, MODELS, MODEL_DOES = "generate", "language models", "is a language model"
+TASK, MODELS, MODEL_IS = "generate", "language models", "is a language model"
 
 
 @dataclass(frozen=True)

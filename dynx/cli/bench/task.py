@@ -60,7 +60,7 @@ class TaskModule(Protocol):
     TASK: str
     MODELS: str
     """Name of its models, in the plural."""
-    MODEL_DOES: str
+    MODEL_IS: str
     """Predicate about one model, as in "NAME is a classifier"."""
 
     @property

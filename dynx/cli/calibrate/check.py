@@ -111,7 +111,7 @@ def promised(profile: Profile, options: Options, module: TaskModule) -> dict[str
 
 
 def absent(plan: PlannedRun) -> str:
-    """Return the error for a missing profile, with what differs: device, version or model."""
+    """Return why there is no profile to test: none is stored, or one of another device, version or model."""
     from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 
     store = ProfileStore(profiles_folder(), lambda _: None)

@@ -76,7 +76,7 @@ def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gol
 
 
 def _label(row: Cells) -> tuple[str, str | None]:
-    """Return the last cell of a row, or why it can't be read; of a row that isn't a table's, the text after the last tab."""
+    """Return the last cell of a row, and why it isn't text; of a row that isn't a table's, the text after the last tab."""
     cell = (row.line.rpartition("\t")[2] if row.error is not None else row.cells[-1]).strip()
     return cell, undecoded(cell, row.offset)
 
@@ -98,7 +98,7 @@ class Share:
 
     @property
     def value(self) -> float:
-        """Return the proportion: hits / of."""
+        """The proportion: hits / of."""
         return self.hits / self.of
 
     def __str__(self) -> str:

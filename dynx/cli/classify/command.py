@@ -227,7 +227,7 @@ class Job:
         return [next(answers) if record.error is None else Prediction.failed(record.error) for record in window]
 
     def _promise(self) -> None:
-        """Return the guarantee that JSON states for the answers that follow."""
+        """Set the guarantee that JSON states for the answers that follow."""
         if isinstance(self._form, JsonLines):
             guarantee = self.receipt.guarantee
             self._form.guarantee = guarantee.json() if guarantee else None
@@ -241,7 +241,7 @@ class Job:
             out.flush()
 
     def _note(self, window: Sequence[Record], predictions: Sequence[Prediction]) -> None:
-        """Count an answer for the statistics at the end."""
+        """Add answers to the statistics, and warn once of truncated texts."""
         if self.receipt.truncated and not self._warned:
             self._warned = True
             limit = getattr(self._assembly.reader, "limit", None)

@@ -156,14 +156,14 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
 
 
 class Stop:
-    """Context in which the first Ctrl-C stops the run after a picture, and the second raises KeyboardInterrupt."""
+    """Context in which the first Ctrl-C requests a stop, and the second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.pressed = False
         self._before: Any = None
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Whether a stop is requested."""
         return self.pressed
 
     def __enter__(self) -> Stop:

@@ -64,7 +64,7 @@ def render(picture: Image, protocol: Protocol, columns: int, lines: int, *, true
 
 
 def fit(width: int, height: int, columns: int, lines: int) -> tuple[int, int]:
-    """Return columns and lines for a picture of width × height pixels; keeps its shape, and enlarges no pixel beyond one character."""
+    """Return columns and lines for a picture of width × height pixels: keeps its shape, with at most one column per pixel."""
     wide = max(1, min(columns, width, round(lines * CELL * width / height)))
     return wide, max(1, min(lines, round(wide * height / width / CELL)))
 

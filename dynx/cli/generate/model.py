@@ -44,7 +44,7 @@ def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False)
 
 
 def make_request(prompt: str, options: Any, assembly: LoadedGenerator) -> Request:
-    """Build token ids and settings for the engine. Raises UsageError for a chat without template, InputError if it rejects the prompt."""
+    """Build token ids and settings for the engine. Raises UsageError without chat template, InputError for a rejected prompt."""
     from dynx.speculation.types import Request
 
     tokenizer = assembly.tokenizer
