@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.plan import ModelRequest
 
-PROMISES = frozenset({"max_disagreement", "confidence", "quality", "batch_size"})
+PROMISE_OPTIONS = frozenset({"max_disagreement", "confidence", "quality", "batch_size"})
 """Options of `dynx calibrate` that a profile doesn't depend on: the same evidence certifies another promise."""
 
 
@@ -27,7 +27,7 @@ def calibrate_command(request: ModelRequest) -> str:
         words += ["--data", "FILE"]
     for field, declaration in COMMAND.declared():
         name = field.name
-        if name in {"model", "plain", *PROMISES} or name not in usual or declaration.key is None:
+        if name in {"model", "plain", *PROMISE_OPTIONS} or name not in usual or declaration.key is None:
             continue
         value = getattr(request, name)
         if value != usual[name]:

@@ -25,7 +25,16 @@ from typer.core import TyperCommand
 
 from dynx.cli import origins
 from dynx.cli.flags import in_flags
-from dynx.cli.settings import NAMES_OR_PATHS, PATHS, PREFIX, RIVALS, TRUSTED, TYPES, by_command, shared
+from dynx.cli.settings import (
+    EXCLUSIVE_KEYS,
+    NAME_OR_PATH_METAVARS,
+    PATH_METAVARS,
+    TRUSTED_KEYS,
+    TYPES,
+    VARIABLE_PREFIX,
+    by_command,
+    shared,
+)
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,13 +42,13 @@ if TYPE_CHECKING:
 
     from dynx.cli.settings import Setting
 
-FILE = "dynx.toml"
-VARIABLE = "DYNX_CONFIG"
-OTHERS = {VARIABLE, "DYNX_BENCH_SLOW", "DYNX_CACHE_DIR", "DYNX_DEBUG"}
+FILE_NAME = "dynx.toml"
+FILE_VARIABLE = "DYNX_CONFIG"
+OTHER_VARIABLES = {FILE_VARIABLE, "DYNX_BENCH_SLOW", "DYNX_CACHE_DIR", "DYNX_DEBUG"}
 """Environment variables that set no option."""
 
 ROOT_USER = 0
-WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]
     taken: dict[str, Value] = {}
     for layer in found:
         nearer = typed | taken.keys()
-        rivals = {key for group in RIVALS if group & nearer for key in group}
+        rivals = {key for group in EXCLUSIVE_KEYS if group & nearer for key in group}
         taken.update({k: v for k, v in layer.items() if k not in taken and k not in rivals})
     for key, value in taken.items():
         yield by_command()[command][key].parameter, value
@@ -171,12 +180,12 @@ def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]
 def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
     """Return the sources of values for a command, by precedence. Raises UsageError."""
     yield from environment(command, os.environ, warnings)
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(FILE_VARIABLE)
     if chosen == "none":
         return
     if chosen:
         if not Path(chosen).is_file():
-            raise UsageError(f"{VARIABLE}={chosen}: no such file")
+            raise UsageError(f"{FILE_VARIABLE}={chosen}: no such file")
         yield from layers_of(Path(chosen), command, trusted=True)
         return
     user, project = user_file(), project_file(warnings)
@@ -188,7 +197,7 @@ def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
 
 def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> Iterator[dict[str, Value]]:
     """Yield the command's own variables, then those for all commands; warn of misspelled names. Raises UsageError."""
-    if not any(name.startswith(f"{PREFIX}_") and name not in OTHERS for name in env):
+    if not any(name.startswith(f"{VARIABLE_PREFIX}_") and name not in OTHER_VARIABLES for name in env):
         return
     known = by_command()
     for which in (0, 1):
@@ -199,18 +208,18 @@ def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> It
             if text:
                 values[key] = Value(_from_text(setting, text, names[0]), names[0])
         yield values
-    start = f"{PREFIX}_{command.upper()}_"
+    start = f"{VARIABLE_PREFIX}_{command.upper()}_"
     right = {name for setting in known[command].values() for name in setting.variables}
-    for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHERS):
+    for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHER_VARIABLES):
         near = get_close_matches(name, right, n=1)
         warnings.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _from_text(setting: Setting, text: str, name: str) -> Any:
     if setting.kind == "switch":
-        if text.lower() not in WORDS:
+        if text.lower() not in SWITCH_WORDS:
             raise UsageError(f"{name}={text}: must be 1 or 0")
-        return WORDS[text.lower()]
+        return SWITCH_WORDS[text.lower()]
     return text.splitlines() if setting.kind == "texts" else text
 
 
@@ -221,7 +230,7 @@ def project_file(warnings: list[str]) -> Path | None:
     except OSError:  # the folder is gone
         return None
     for folder in (here, *here.parents):
-        path = folder / FILE
+        path = folder / FILE_NAME
         try:
             if not path.is_file():
                 continue
@@ -229,7 +238,7 @@ def project_file(warnings: list[str]) -> Path | None:
         except OSError:
             continue
         if hasattr(os, "geteuid") and owner not in (os.geteuid(), ROOT_USER):
-            warnings.append(f"{path} belongs to another user and isn't read; {VARIABLE}={path} reads it")
+            warnings.append(f"{path} belongs to another user and isn't read; {FILE_VARIABLE}={path} reads it")
             return None
         return path
     return None
@@ -239,7 +248,7 @@ def user_file() -> Path:
     """Return the user's file, which need not exist."""
     import platformdirs
 
-    return platformdirs.user_config_path("dynx", appauthor=False) / FILE
+    return platformdirs.user_config_path("dynx", appauthor=False) / FILE_NAME
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -294,7 +303,7 @@ def _check(
     setting = known.get(key)
     if setting is None:
         raise UsageError(f"{where} is not a setting", hint=_near(command, key, known))
-    if key in TRUSTED and value and not trusted:
+    if key in TRUSTED_KEYS and value and not trusted:
         raise UsageError(f"{where} can't be set by a project's file", hint=f"use --{key}, or set it in {user_file()}")
     if not _fits(setting, value):
         what = f"one of {', '.join(setting.choices)}" if setting.choices else TYPES[setting.kind]
@@ -342,10 +351,10 @@ def _located(setting: Setting, value: Any, folder: Path) -> Any:
 
 
 def _path(setting: Setting, text: str, folder: Path) -> str:
-    if setting.metavar in NAMES_OR_PATHS:
+    if setting.metavar in NAME_OR_PATH_METAVARS:
         parts = [_inside(folder, part) if part.strip().startswith(".") else part for part in text.split(",")]
         return ",".join(parts)
-    if setting.metavar in PATHS and text not in ("", "-") and not text.startswith("~"):
+    if setting.metavar in PATH_METAVARS and text not in ("", "-") and not text.startswith("~"):
         return _inside(folder, text)
     return text
 

@@ -5,8 +5,7 @@
 - an argument and a pipe or file on stdin: what is piped comes first, then the argument;
 - `-` among the arguments stands for stdin and waits as long as it takes.
 
-A pipe that was merely inherited and stays silent is given up after `GIVE_UP` seconds, with a word about it, when an argument
-makes it optional.
+An inherited pipe that stays silent is given up after `GIVE_UP_SECONDS`, with a notice, when an argument makes it optional.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from dynx.cli.stdin import LONGEST, Beginning
+from dynx.cli.stdin import MAX_LINE_BYTES, Beginning
 from dynx.errors import UsageError
 from dynx.runtime.utf8 import blank, decode, read
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.stdin import Arrivals
 
-SHOWN = 200
+SHOWN_BYTES = 200
 """Bytes kept of a line that is too long, to show it."""
 
 
@@ -34,8 +33,8 @@ class NoInputError(UsageError):
     """No input: no argument, and nothing on stdin."""
 
 
-NOTICE = 2.0
-GIVE_UP = 10.0
+NOTICE_SECONDS = 2.0
+GIVE_UP_SECONDS = 10.0
 """Seconds of silence on an optional stdin before a notice, and before going on without it."""
 
 
@@ -78,7 +77,9 @@ def read_prompt(
         return None if stdin.isatty() else _text(stdin.read(), example, also="PROMPT" if arguments else "")
     if not piped(stdin.fileno()):
         return prompt
-    data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
+    data = _read_optional(
+        stdin, say, NOTICE_SECONDS if notice is None else notice, GIVE_UP_SECONDS if give_up is None else give_up
+    )
     if blank(data):
         return prompt
     text = read(data, "stdin").removesuffix("\n")
@@ -100,8 +101,8 @@ def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
     while line := stdin.readline():
         text: str | BadLine
         if isinstance(line, Beginning):
-            error = UsageError(f"the line at offset {offset} is longer than {LONGEST >> 20} MiB")
-            yield BadLine(line[:SHOWN].decode("utf-8", "replace") + "…", error)
+            error = UsageError(f"the line at offset {offset} is longer than {MAX_LINE_BYTES >> 20} MiB")
+            yield BadLine(line[:SHOWN_BYTES].decode("utf-8", "replace") + "…", error)
             offset, seen = offset + line.size, True
             continue
         try:

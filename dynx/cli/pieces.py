@@ -15,14 +15,14 @@ from dynx.runtime.utf8 import BOM, decode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHUNK = 1 << 16
-LONGEST = 16 << 20
+CHUNK_BYTES = 1 << 16
+MAX_LINE_BYTES = 16 << 20
 """Largest line in bytes; a stream without line ends must not fill the memory."""
 
-ENDLESS = 1 << 30
+MAX_BYTES_WITHOUT_LINE_END = 1 << 30
 """Bytes after which a stream without a line end is an error."""
 
-HEAD = 200
+SHOWN_BYTES = 200
 """Bytes kept of a line that is too long, to show it."""
 
 _FOREIGN = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
@@ -82,18 +82,20 @@ def lines(stream: BinaryIO, what: str, end: bytes = b"\n", *, keep: bool = False
         yield line_of(data, len(piece), start)
 
 
-def line_of(data: bytes, size: int, offset: int, longest: int = LONGEST) -> Line:
+def line_of(data: bytes, size: int, offset: int, longest: int = MAX_LINE_BYTES) -> Line:
     """Return `data` as a line, with an error if it isn't valid text."""
     if size > longest:
-        head = data[:HEAD].decode("utf-8", "surrogateescape") + "…"
-        return Line(head, HEAD, f"longer than the {longest >> 20} MiB that a line may have", offset, cut=True)
+        head = data[:SHOWN_BYTES].decode("utf-8", "surrogateescape") + "…"
+        return Line(head, SHOWN_BYTES, f"longer than the {longest >> 20} MiB that a line may have", offset, cut=True)
     try:
         return Line(data.decode("utf-8"), size, None, offset)
     except UnicodeDecodeError:
         return Line(data.decode("utf-8", "surrogateescape"), size, not_utf8(data, offset), offset)
 
 
-def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LONGEST) -> Iterator[tuple[int, bytes]]:
+def pieces(
+    stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, bytes]]:
     """Yield each piece of `stream` as soon as its `end` arrives, with its offset; after the last end only if not empty.
 
     Of one longer than `longest` bytes the beginning comes at once, itself longer than `longest`, and the rest is passed over.
@@ -116,7 +118,7 @@ def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LO
                 yield offset, b"".join(parts)
                 parts = []
         held += len(rest)
-        if held > max(ENDLESS, longest):
+        if held > max(MAX_BYTES_WITHOUT_LINE_END, longest):
             raise UsageError(f"{what} has more than {held >> 20} MiB without a line end, from offset {offset}")
     if parts:
         yield offset, b"".join(parts)
@@ -128,7 +130,7 @@ def _chunks(stream: BinaryIO, what: str) -> Iterator[bytes]:
     read = getattr(source, "read1", source.read)
     while True:
         try:
-            chunk = read(CHUNK)
+            chunk = read(CHUNK_BYTES)
         except OSError as e:
             raise UsageError(f"can't read {what}: {e.strerror or e}") from None
         if chunk is None:  # non-blocking, as a program that shares the terminal may have left it

@@ -17,7 +17,7 @@ from dynx.cli.commands import COMMANDS
 if TYPE_CHECKING:
     from dynx.cli.options import Command, Declaration
 
-PREFIX = "DYNX"
+VARIABLE_PREFIX = "DYNX"
 
 Kind = Literal["switch", "count", "int", "float", "text", "texts", "choice"]
 
@@ -31,19 +31,19 @@ TYPES: dict[Kind, str] = {
     "choice": "one of its values",
 }
 
-APART = {"model", "json"}
+UNSHARED_KEYS = {"model", "json"}
 """Keys that every command has, without a value that suits all."""
 
-TRUSTED = {"allow-pickle", "trust-remote-code"}
+TRUSTED_KEYS = {"allow-pickle", "trust-remote-code"}
 """Keys that another user's project file may not set: both run code from a model's folder."""
 
-RIVALS = ({"json", "jsonl"},)
+EXCLUSIVE_KEYS = ({"json", "jsonl"},)
 """Options that exclude each other: the one that is set closer to the command line wins."""
 
-PATHS = {"FILE", "PATH", "GOLD", "OUT", "FOLDER", "DIR"}
+PATH_METAVARS = {"FILE", "PATH", "GOLD", "OUT", "FOLDER", "DIR"}
 """Metavars of files; in a `dynx.toml` they are relative to its folder."""
 
-NAMES_OR_PATHS = {"MODEL", "DRAFT"}
+NAME_OR_PATH_METAVARS = {"MODEL", "DRAFT"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Setting:
     def variables(self) -> tuple[str, ...]:
         """Environment variables that set it, by precedence."""
         name = self.key.upper().replace("-", "_")
-        own = f"{PREFIX}_{self.command.upper()}_{name}"
-        return (own, f"{PREFIX}_{name}") if self.shared else (own,)
+        own = f"{VARIABLE_PREFIX}_{self.command.upper()}_{name}"
+        return (own, f"{VARIABLE_PREFIX}_{name}") if self.shared else (own,)
 
 
 @cache
 def by_command() -> dict[str, dict[str, Setting]]:
     """Return the settings by command and key, in the order of help."""
-    common = set.intersection(*({key for key, *_ in _keyed(each)} for each in COMMANDS.values())) - APART
+    common = set.intersection(*({key for key, *_ in _keyed(each)} for each in COMMANDS.values())) - UNSHARED_KEYS
     return {
         name: {
             key: Setting(name, key, parameter, *_kind(command.types()[parameter], declaration), key in common)

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STAT = Path("/proc/self/stat")
-STARTED = 19
+STAT_FILE = Path("/proc/self/stat")
+START_TIME_FIELD = 19
 """Position of `starttime` among the fields after the name, in clock ticks since boot: proc(5)."""
 
 
-def process_age(stat: Path = STAT) -> float | None:
+def process_age(stat: Path = STAT_FILE) -> float | None:
     """Return the seconds since this process started, to about 10 ms; None where the system doesn't tell."""
     try:
-        ticks = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[STARTED])
+        ticks = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[START_TIME_FIELD])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return None

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.cli.pieces import LONGEST
+from dynx.cli.pieces import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class Cells:
     """Why it can't be read as a row."""
 
 
-def table(lines: Iterator[Line], *, longest: int = LONGEST) -> Iterator[Cells]:
+def table(lines: Iterator[Line], *, longest: int = MAX_LINE_BYTES) -> Iterator[Cells]:
     """Yield the rows of `lines`, which keep their carriage returns; a quoted cell may be up to `longest` bytes."""
     again: deque[Line] = deque()  # read inside quotes that were none
     csv.field_size_limit(max(csv.field_size_limit(), 2 * longest))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dynx.cli.bench.task import Prepared, TaskModule
     from dynx.cli.console import Terminal
 
-SLOW = "DYNX_BENCH_SLOW"
+SLOW_VARIABLE = "DYNX_BENCH_SLOW"
 """Environment variable for testing gates: an arm and how much slower to make it, like dynamic=15%."""
 
 
@@ -178,7 +178,7 @@ def equipped(prepared: Prepared) -> list[Arm[Any]]:
     from dynx.bench.wrappers import slowed
 
     arms = list(prepared.arms)
-    if setting := os.environ.get(SLOW):
+    if setting := os.environ.get(SLOW_VARIABLE):
         name, share = parse_slow(setting)
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
     return arms
@@ -208,8 +208,8 @@ def against(
 def annotated(result: BenchResult, measured: Measurements, interim: InterimPlan) -> BenchResult:
     """Add the method of measurement to the result: interim analyses and overhead."""
     notes = list(result.notes)
-    if setting := os.environ.get(SLOW):
-        notes.append(f"{SLOW}={setting} slows an arm down on purpose, so these results are not dynx's speed")
+    if setting := os.environ.get(SLOW_VARIABLE):
+        notes.append(f"{SLOW_VARIABLE}={setting} slows an arm down on purpose, so these results are not dynx's speed")
     if len(interim.rounds) > 1:
         notes.append(f"{interim}; {_times(measured)}")
     runner: dict[str, JSON] = {

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_inputs
 from dynx.errors import UsageError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.plan import ClassifierPlan
 
-WORST = 3
+MAX_REPORTED_CLASSES = 3
 """Largest number of classes in the report of the most changed ones."""
 
 
@@ -34,7 +34,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a classifier")
     refuse(options, ("quality", "guidance", "negative", "size", "plot"), "is a classifier")
-    budget = BUDGET if options.budget is None else options.budget
+    budget = BUDGET_SECONDS if options.budget is None else options.budget
     request = ClassifierRequest(
         options.model,
         backend=str(options.backend or "auto"),
@@ -156,5 +156,8 @@ def worst_classes(found: Findings, assembly: LoadedClassifier) -> str:
         for name, (rows, bad) in zip(assembly.labels.names, found.certificate.by_class, strict=False)
         if bad
     ]
-    named = [f"{name} {bad} of {rows} ({share:.1%})" for share, bad, rows, name in sorted(pairs, reverse=True)[:WORST]]
+    named = [
+        f"{name} {bad} of {rows} ({share:.1%})"
+        for share, bad, rows, name in sorted(pairs, reverse=True)[:MAX_REPORTED_CLASSES]
+    ]
     return f"answers that differ, by the full model's label: {', '.join(named)}" if named else ""

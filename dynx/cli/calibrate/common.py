@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCHEMA = "dynx.calibrate/1"
 
 
-BUDGET = 60.0
+BUDGET_SECONDS = 60.0
 """Default budget in seconds, except for pipelines."""
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.calibrate import Findings
     from dynx.diffusion.plan import ImageGeneratorPlan
 
-BUDGET = 600.0
+BUDGET_SECONDS = 600.0
 """Default budget in seconds."""
 
 
@@ -49,7 +49,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         **options.for_request(),
     )
     plan = make_plan(request, warn=terminal.warn)
-    budget = BUDGET if options.budget is None else options.budget
+    budget = BUDGET_SECONDS if options.budget is None else options.budget
     if options.dry_run:
         dry_run(plan, texts, budget, options, terminal)
         return

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.plan import GeneratorPlan
 
-ROOM = 16
+MIN_ANSWER_TOKENS = 16
 """Smallest number of new tokens that a prompt must leave room for."""
 
 
@@ -28,7 +28,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure costs and acceptance, store the profile, and report."""
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "is a language model")
-    budget = BUDGET if options.budget is None else options.budget
+    budget = BUDGET_SECONDS if options.budget is None else options.budget
     from dynx.cli.calibration_data import read_prompts
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
@@ -67,7 +67,7 @@ def fitting(texts: list[str], assembly: LoadedGenerator) -> list[list[int]]:
     """Return the token ids of the texts that leave room for an answer. Raises UsageError if none of them does."""
     limit = assembly.engine.target.context
     prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
-    short = [prompt for prompt in prompts if limit is None or len(prompt) + ROOM <= limit]
+    short = [prompt for prompt in prompts if limit is None or len(prompt) + MIN_ANSWER_TOKENS <= limit]
     if prompts and not short:
         raise UsageError(f"--data has only prompts too long for the model's context of {limit} tokens")
     return short

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Interval: TypeAlias = "Callable[[int, int, float], tuple[float, float]]"
 """Function from (trials, hits, 1 - confidence) to the bounds (low, high)."""
 
-NAMED = 5
+MAX_NAMED_LABELS = 5
 """Largest number of unknown labels in an error message."""
 
 
@@ -66,8 +66,8 @@ def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gol
     if unknown == [cells[0]] and found[cells[0]] == 1 and len(found) > 1:
         unknown, cells = [], cells[1:]
     if unknown:
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-        shown = ", ".join(cell[:40] for cell in unknown[:NAMED])
+        more = f" and {len(unknown) - MAX_NAMED_LABELS} more" if len(unknown) > MAX_NAMED_LABELS else ""
+        shown = ", ".join(cell[:40] for cell in unknown[:MAX_NAMED_LABELS])
         raise UsageError(
             f"{path} has labels that are unknown to the model: {shown}{more}",
             hint=f"its labels are {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}, or 0 to {len(labels) - 1}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
-from dynx.cli.classify.records import MOST, layout, read_records, windows
+from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
 from dynx.cli.pieces import shown
 from dynx.errors import DynxError, GateFailed, UsageError
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.types import Prediction, Receipt
 
-SHOWN = 5
+MAX_EXPLAINED_INPUTS = 5
 """Largest number of inputs that ran all layers which --explain lists."""
 
-BAR = 30
+BAR_CHARS = 30
 """Width of a full bar of --explain, in characters."""
 
 
@@ -176,7 +176,7 @@ class Job:
         )
         self.seen = self.errors = 0
         self._warned = False
-        self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=SHOWN)
+        self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=MAX_EXPLAINED_INPUTS)
 
     @property
     def receipt(self) -> Receipt:
@@ -193,7 +193,9 @@ class Job:
         if self._options.certify:
             todo = self._certify(todo)
         ahead = 8 * self._assembly.batch
-        stream = windows(todo, ahead if self._assembly.plan.kind == "image" else max(MOST, ahead))  # pixels take room
+        stream = windows(
+            todo, ahead if self._assembly.plan.kind == "image" else max(MAX_WINDOW_RECORDS, ahead)
+        )  # pixels take room
         try:
             for window in stream:
                 predictions = self._predict(window)
@@ -296,7 +298,7 @@ class Job:
         rows = []
         for layer in sorted(receipt.left):
             count = receipt.left[layer]
-            bar = full * max(1, round(BAR * count / most))
+            bar = full * max(1, round(BAR_CHARS * count / most))
             where = "all layers" if layer == receipt.depth else f"layer {layer}"
             rows.append((where, f"{bar} {count:,} ({count / receipt.left.total():.0%})"))
         _rows(rows)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dynx.cli.pieces import LONGEST, pieces, shown
+from dynx.cli.pieces import MAX_LINE_BYTES, pieces, shown
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -245,11 +245,11 @@ def resume(path: Path, form: Format) -> Resumed:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             # escaped, a record is longer than it was
-            for offset, line in pieces(file, str(path), longest=8 * LONGEST):
+            for offset, line in pieces(file, str(path), longest=8 * MAX_LINE_BYTES):
                 if offset + len(line) >= size:
                     tail = line
                     break
-                if len(line) > 8 * LONGEST or not form.fits(line):
+                if len(line) > 8 * MAX_LINE_BYTES or not form.fits(line):
                     raise _foreign(path, done, form)
                 done, kept, last = done + 1, offset + len(line) + 1, line
         echo = shown(form.echo(last)) if done else None

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-MOST = 1024
-ROOM = 8 << 20
+MAX_WINDOW_RECORDS = 1024
+MAX_WINDOW_BYTES = 8 << 20
 """Bytes of one window's records, and of the records read ahead."""
 
-LINGER = 0.005
+LINGER_SECONDS = 0.005
 """Seconds that a window waits for more records after its first one: too short to notice, long enough for a file to fill it."""
 
-PARTNER = "text_pair"
+PAIR_KEY = "text_pair"
 """The key of a pair's second text, in the objects that transformers' pipeline takes."""
 
 
@@ -250,8 +250,8 @@ def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
     if error is None and at < len(cells):
         if header and any(cells[len(header) :]):
             error = f"{len(cells)} columns, and the header has {len(header)}"
-        elif PARTNER in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
-            error = PAIR
+        elif PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
+            error = PAIR_ERROR
     elif error is None and row.line.strip():
         error = f"{len(cells)} columns, and {column} is number {at + 1}"
     if error is not None:
@@ -260,12 +260,12 @@ def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
     return _Row(text, row.size, bad=undecoded(text, row.offset))
 
 
-PAIR = f'half of a pair: the row has a "{PARTNER}" too, and dynx classifies single texts only'
+PAIR_ERROR = f'half of a pair: the row has a "{PAIR_KEY}" too, and dynx classifies single texts only'
 
 
 def _is_pair(row: Mapping[str, Any], key: str) -> bool:
     """Whether a row with a text under `key` is a pair in the form that transformers' pipeline takes."""
-    return row.get(PARTNER) is not None and (key != PARTNER or row.get("text") is not None)
+    return row.get(PAIR_KEY) is not None and (key != PAIR_KEY or row.get("text") is not None)
 
 
 def _json_row(found: Line, key: str) -> _Row:
@@ -291,7 +291,7 @@ def _json_row(found: Line, key: str) -> _Row:
     text = value.get(key)
     if isinstance(text, str):
         if _is_pair(value, key):
-            return _Row(None, size, PAIR, line, value)
+            return _Row(None, size, PAIR_ERROR, line, value)
         return _Row(text, size, original=value)
     reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
     return _Row(None, size, reason, line, value)
@@ -318,7 +318,7 @@ def _finite(digits: str) -> float:
 
 
 def windows(
-    records: Iterable[Record], most: int = MOST, *, linger: float = LINGER
+    records: Iterable[Record], most: int = MAX_WINDOW_RECORDS, *, linger: float = LINGER_SECONDS
 ) -> Generator[list[Record], None, None]:
     """Yield what has been read so far, 1 to `most` records at a time, while a thread reads at most `2 * most` ahead.
 
@@ -367,7 +367,7 @@ class _Shelf:
             return not self._abandoned
 
     def _full(self, most: int) -> bool:
-        return len(self._records) >= most or (self._size >= ROOM and bool(self._records))
+        return len(self._records) >= most or (self._size >= MAX_WINDOW_BYTES and bool(self._records))
 
     def take(self, linger: float) -> list[Record]:
         """Take the next window, in the consumer; it is empty at the end. Raises what `records` raised."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
-ABSURD = 100_000
+UNLIMITED_TOKENS = 100_000
 """Length in tokens above which a tokenizer's limit means unlimited; transformers uses 10³⁰."""
 
-QUOTED = 80
+MAX_QUOTED_CHARS = 80
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cut:
         """Format the warning; `what` names the text that was too long."""
         who = "one of the text encoders takes" if self.some else "the text encoder takes"
         flat = " ".join(self.text.split())
-        quoted = flat if len(flat) <= QUOTED else "… " + flat[-QUOTED:]
+        quoted = flat if len(flat) <= MAX_QUOTED_CHARS else "… " + flat[-MAX_QUOTED_CHARS:]
         return f"{what} is longer than the {self.limit} tokens that {who}; cut: {quoted!r}"
 
 
@@ -65,5 +65,5 @@ def _limit(pipe: Any, name: str) -> int | None:
     encoder = type(getattr(pipe, name.replace("tokenizer", "text_encoder"), None)).__name__
     call = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
     asked = call.default if call is not None and "CLIP" not in encoder else None
-    known = [n for n in (own, asked) if isinstance(n, int) and 0 < n < ABSURD]
+    known = [n for n in (own, asked) if isinstance(n, int) and 0 < n < UNLIMITED_TOKENS]
     return min(known) if known else None

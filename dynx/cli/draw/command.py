@@ -15,7 +15,7 @@ from dynx.cli.draw.drafts import print_facts, printable, table
 from dynx.cli.draw.files import write
 from dynx.cli.draw.png import encode
 from dynx.cli.draw.preview import Screen, image
-from dynx.cli.draw.requests import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
+from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.inputs import typed
 from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
 
-LABEL = 30
+MAX_LABEL_CHARS = 30
 
 
 def run(options: Options) -> None:
@@ -92,8 +92,8 @@ def check(options: Options) -> None:
             raise UsageError(f"--finish draws each draft once; leave out {'--lines' if options.lines else '--count'}")
     if options.guidance is not None and not math.isfinite(options.guidance):
         raise UsageError(f"--guidance must be a finite number, not {options.guidance}")
-    if options.seed is not None and options.seed + options.count > SEEDS:
-        raise UsageError(f"--seed must be at most {SEEDS - 1}")
+    if options.seed is not None and options.seed + options.count > SEED_LIMIT:
+        raise UsageError(f"--seed must be at most {SEED_LIMIT - 1}")
     parse_steps(options.steps)
     parse_size(options.size)
 
@@ -261,7 +261,7 @@ class Studio:
 
     def _draw(self, item: Item, artist: Artist, asked: Asked) -> None:
         strip: list[str] = []
-        label = printable(item.prompt)[:LABEL] or artist.assembly.plan.source.name
+        label = printable(item.prompt)[:MAX_LABEL_CHARS] or artist.assembly.plan.source.name
         with Stop() as self._stop:
             stop = self._stop
             with self._screen.live(label, sighted=self._sighted) as move:

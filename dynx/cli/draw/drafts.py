@@ -13,7 +13,7 @@ from dynx.schemas.documents import picture as documents
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SHOWN = 6
+MAX_PRINTED_TIMESTEPS = 6
 """Largest number of timesteps that are printed; JSON has all."""
 
 
@@ -134,7 +134,9 @@ def _steps(steps: dict[str, Any]) -> str:
 
 def _some(told: list[Any]) -> str:
     words = [f"{t:.5g}" if isinstance(t, float) else str(t) for t in told]
-    return ", ".join(words if len(words) <= SHOWN else [*words[: SHOWN - 1], "…", words[-1]])
+    return ", ".join(
+        words if len(words) <= MAX_PRINTED_TIMESTEPS else [*words[: MAX_PRINTED_TIMESTEPS - 1], "…", words[-1]]
+    )
 
 
 def printable(text: str) -> str:

@@ -12,21 +12,21 @@ from pathlib import Path
 from dynx.errors import DynxError, UsageError
 
 SUFFIX = ".png"
-SLUG = 40
+MAX_SLUG_CHARS = 40
 """Largest length of a prompt in a file name, in characters."""
 
-DEFAULT = "{slug}.png"
-SEVERAL = "{n}-{slug}.png"
+SINGLE_PATTERN = "{slug}.png"
+SEVERAL_PATTERN = "{n}-{slug}.png"
 _FIELDS = re.compile(r"\{(\w*)\}")
 
 
-FLAG = "REGIONAL INDICATOR SYMBOL LETTER "
+FLAG_NAME_PREFIX = "REGIONAL INDICATOR SYMBOL LETTER "
 """Prefix of the Unicode names of the two letters that make a flag."""
 
-TONE = "EMOJI MODIFIER FITZPATRICK "
+SKIN_TONE_NAME_PREFIX = "EMOJI MODIFIER FITZPATRICK "
 """Prefix of the Unicode names of skin tones."""
 
-SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x20E3, *range(0xE0100, 0xE01F0))))
+DISPLAY_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x20E3, *range(0xE0100, 0xE01F0))))
 """Characters that only select how the one before them is displayed."""
 
 
@@ -38,8 +38,8 @@ def slug(prompt: str) -> str:
     plain = unicodedata.normalize("NFKC", prompt).lower()
     spelt = any(c.isalnum() for c in plain)
     name = _words("".join(c if _spells(c) else " " for c in plain) if spelt else "".join(map(_called, prompt)))
-    if len(name) > SLUG:
-        name = name[: SLUG + 1].rpartition("-")[0] or name[:SLUG]
+    if len(name) > MAX_SLUG_CHARS:
+        name = name[: MAX_SLUG_CHARS + 1].rpartition("-")[0] or name[:MAX_SLUG_CHARS]
     return name or "untitled"
 
 
@@ -49,7 +49,7 @@ def _words(text: str) -> str:
 
 def _spells(letter: str) -> bool:
     """Whether a character is part of a word: accents and vowel signs follow the letters that they belong to."""
-    return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and letter not in SELECTORS)
+    return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and letter not in DISPLAY_SELECTORS)
 
 
 def _called(symbol: str) -> str:
@@ -57,9 +57,9 @@ def _called(symbol: str) -> str:
     category, name = unicodedata.category(symbol), unicodedata.name(symbol, "")
     if category in ("Cn", "Co"):
         return f" u{ord(symbol):x} "
-    if name.startswith(FLAG):
-        return name.removeprefix(FLAG).lower()
-    words = re.sub(r"[^a-z0-9]+", " ", name.removeprefix(TONE).lower())
+    if name.startswith(FLAG_NAME_PREFIX):
+        return name.removeprefix(FLAG_NAME_PREFIX).lower()
+    words = re.sub(r"[^a-z0-9]+", " ", name.removeprefix(SKIN_TONE_NAME_PREFIX).lower())
     return f" {words} " if category[0] == "S" else " "
 
 
@@ -85,9 +85,9 @@ class Outputs:
             return cls(None, force)
         several = count > 1
         if text is None or not text:
-            pattern = SEVERAL if several else DEFAULT
+            pattern = SEVERAL_PATTERN if several else SINGLE_PATTERN
         elif text.endswith("/") or Path(text).expanduser().is_dir():
-            pattern = str(Path(text).expanduser() / (SEVERAL if several else DEFAULT))
+            pattern = str(Path(text).expanduser() / (SEVERAL_PATTERN if several else SINGLE_PATTERN))
         else:
             pattern = str(Path(text).expanduser())
             if not pattern.lower().endswith(SUFFIX):

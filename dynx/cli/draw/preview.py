@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     Move = Callable[[int, int, str, Image | None], None]
     """Called after each step: steps done, steps in all, a note, and the preview if one is shown."""
 
-ROOM = (80, 24)
+DEFAULT_TERMINAL_SIZE = (80, 24)
 """Columns and lines of a terminal of unknown size."""
 
-SPARE = 3
+LINES_BELOW = 3
 """Lines left free below a picture: for its path and the shell's prompt."""
 
-PREVIEW = 64
+PREVIEW_PIXELS = 64
 """Width to which a small preview is enlarged, in pixels."""
 
 
@@ -36,10 +36,10 @@ def room(stream: TextIO) -> tuple[int, int]:
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
-        columns, lines = ROOM
+        columns, lines = DEFAULT_TERMINAL_SIZE
     given = (os.environ.get("COLUMNS", ""), os.environ.get("LINES", ""))
     columns, lines = (int(g) if g.isdigit() and int(g) else n for g, n in zip(given, (columns, lines), strict=True))
-    return columns or ROOM[0], max(2, (lines or ROOM[1]) - SPARE)
+    return columns or DEFAULT_TERMINAL_SIZE[0], max(2, (lines or DEFAULT_TERMINAL_SIZE[1]) - LINES_BELOW)
 
 
 class Screen:
@@ -129,7 +129,7 @@ def _unicode(stream: TextIO) -> bool:
 def _enlarged(picture: Image) -> Image:
     from PIL import Image as Pillow
 
-    factor = max(1, PREVIEW // max(picture.width, 1))
+    factor = max(1, PREVIEW_PIXELS // max(picture.width, 1))
     return picture.resize((picture.width * factor, picture.height * factor), Pillow.Resampling.BICUBIC)
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from dynx.cli.draw.options import Options
     from dynx.runtime.loading import Source
 
-SEEDS = 1 << 63
+SEED_LIMIT = 1 << 63
 """Number of seeds; torch takes at most 64 bits."""
 
-LOT = 1 << 32
+RANDOM_SEED_LIMIT = 1 << 32
 """Number of seeds from which a random one is chosen; small enough to type again."""
 
-FINISHED = "-finished"
+FINISHED_SUFFIX = "-finished"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def ordered(options: Options, terminal: Terminal) -> Batch:
     outputs = Outputs.parse(options.output, several, force=options.force)
     negative = None if options.negative is None else typed(options.negative, "--negative")
     asked = Asked(parse_size(options.size), options.guidance, negative)
-    seed = secrets.randbelow(LOT - options.count) if options.seed is None else options.seed
+    seed = secrets.randbelow(RANDOM_SEED_LIMIT - options.count) if options.seed is None else options.seed
     items = itemise(read_prompts(options, terminal), options, outputs, seed)
     return Batch(asked, items if options.lines else list(items))
 
@@ -197,7 +197,7 @@ def finishing(options: Options) -> list[Batch]:
     for index, draft in enumerate(drafts):
         path: Path | None
         if places is None:
-            path = vacant(draft.path.with_name(f"{draft.path.stem}{FINISHED}.png"), force=options.force)
+            path = vacant(draft.path.with_name(f"{draft.path.stem}{FINISHED_SUFFIX}.png"), force=options.force)
             if path in beside:
                 raise UsageError(f"{path} would be written twice", hint="use {n} in --output to tell pictures apart")
             beside.add(path)

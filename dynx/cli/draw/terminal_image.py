@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 Protocol = Literal["kitty", "iterm", "blocks"]
 
-CHUNK = 4096
+KITTY_CHUNK_BYTES = 4096
 """Largest number of base64 bytes in one of kitty's escapes."""
 
-CELL = 2.0
+CELL_ASPECT_RATIO = 2.0
 """Height of a character over its width, in most fonts."""
 
 _STEPS = (0, 95, 135, 175, 215, 255)
@@ -65,8 +65,8 @@ def render(picture: Image, protocol: Protocol, columns: int, lines: int, *, true
 
 def fit(width: int, height: int, columns: int, lines: int) -> tuple[int, int]:
     """Return columns and lines for a picture of width × height pixels: keeps its shape, with at most one column per pixel."""
-    wide = max(1, min(columns, width, round(lines * CELL * width / height)))
-    return wide, max(1, min(lines, round(wide * height / width / CELL)))
+    wide = max(1, min(columns, width, round(lines * CELL_ASPECT_RATIO * width / height)))
+    return wide, max(1, min(lines, round(wide * height / width / CELL_ASPECT_RATIO)))
 
 
 def _png(picture: Image) -> bytes:
@@ -81,9 +81,9 @@ def _kitty(picture: Image, wide: int) -> str:
 
 def _kitty_pieces(data: bytes, control: str) -> Iterator[str]:
     text = base64.standard_b64encode(data).decode("ascii")
-    for start in range(0, len(text), CHUNK):
-        more = int(start + CHUNK < len(text))
-        yield f"\x1b_G{control if start == 0 else 'q=2'},m={more};{text[start : start + CHUNK]}\x1b\\"
+    for start in range(0, len(text), KITTY_CHUNK_BYTES):
+        more = int(start + KITTY_CHUNK_BYTES < len(text))
+        yield f"\x1b_G{control if start == 0 else 'q=2'},m={more};{text[start : start + KITTY_CHUNK_BYTES]}\x1b\\"
 
 
 def _iterm(picture: Image, wide: int) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dynx.speculation.batch_size import Choice
     from dynx.speculation.batching import Batch, Row
 
-AHEAD = 64
+MAX_PROMPTS_AHEAD = 64
 """Largest number of prompts read ahead, to count those that wait."""
 
 
@@ -73,7 +73,7 @@ class Lines:
                 self._read()
             if not self._waiting:
                 break
-            self._look_ahead(AHEAD)
+            self._look_ahead(MAX_PROMPTS_AHEAD)
             choice = self._choose(len(self._waiting))
             if choice.rows > 1 and len(self._waiting) >= choice.least:
                 self._together(choice)
