@@ -55,7 +55,7 @@ def leave(code: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     except OSError:
-        sys.exit(code)  # says what it says
+        sys.exit(code)  # Python reports the failed flush
     atexit._run_exitfuncs()
     os._exit(code)
 

@@ -256,7 +256,7 @@ def test_inputs_that_the_exits_were_learned_from_are_told(data: list[str], warne
     profile = SimpleNamespace(evidence={"data": text_hash(["a", "b"])})
     assembly: Any = SimpleNamespace(
         knowledge=object(),
-        decisions={"exits": Decision("after layer 1 of 2", "it pays")},
+        decisions=SimpleNamespace(exits=Decision("after layer 1 of 2", "it pays")),
         plan=SimpleNamespace(profile=profile),
         attachment=SimpleNamespace(depth=2),
     )

@@ -56,7 +56,7 @@ def run(options: Options) -> None:
             print_plan("draw", plan, options, terminal)
         return
     studio = Studio(options, terminal)
-    try:  # whatever ends it early, Ctrl-C or an error, what was drawn by then is told
+    try:  # Ctrl-C and errors too report what was drawn before them
         for batch, plan in zip(batches, plans, strict=True):
             studio.work(batch, open_assembly(plan, terminal, draft=options.draft))
     finally:

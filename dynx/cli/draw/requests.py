@@ -181,7 +181,7 @@ def takes_prompt(source: Source) -> bool:
     try:
         parts = json.loads((source.folder / PIPELINE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return True  # what is wrong with it is told when it's loaded
+        return True  # loading reports what is wrong with it
     return not isinstance(parts, dict) or any(name.startswith(("tokenizer", "text_encoder")) for name in parts)
 
 

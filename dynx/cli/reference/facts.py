@@ -60,7 +60,7 @@ BY_METAVAR: Mapping[str, Completion] = {
     "LENGTHS": Completion(words=("none",)),
 }
 
-# Where an option takes more than its metavar says.
+# Options that take more values than their metavar names.
 BY_OPTION: Mapping[str, Completion] = {
     "--profile": Completion(words=("none",), profiles=True),
     "--steps": Completion(words=("auto",)),
