@@ -173,7 +173,7 @@ def _remedy(now: RatioEstimate, then: RatioEstimate, bar: float) -> str:
     """Say what would decide: more rounds now don't help where the stored result alone is too uncertain."""
     best = relative(replace(now, low=now.ratio, high=now.ratio), then)
     if best.low < bar <= best.high:
-        return "what is stored is too uncertain to tell: --runs 80 --export json:FILE stores more"
+        return "the stored result is too uncertain to tell: one of 80 rounds would tell more"
     return "more rounds would tell"
 
 

@@ -26,9 +26,9 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     try:
-        from dynx.runtime.lazy_imports import lean
+        from dynx.runtime import lazy_imports
 
-        lean()
+        lazy_imports.install()
         if not debugging():
             logging.disable(logging.WARNING)  # what libraries say of each other while they are imported
         open_missing_streams()
@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
             return explain_usage(arguments, e)
         if debug:
             raise
-        from dynx.runtime.loading import is_out_of_memory
+        from dynx.runtime.memory import is_out_of_memory
 
         if is_out_of_memory(e):
             hint = "try a shorter prompt, --dtype bfloat16 or a smaller model"

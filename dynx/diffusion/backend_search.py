@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.profile_data import Ladder
     from dynx.diffusion.schedule_search import Pixels
     from dynx.diffusion.types import Request
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
 
 
 PAYS = 0.9
@@ -97,7 +97,7 @@ def settle(
     return bare
 
 
-def use(assembly: LoadedImageGenerator, made: ModuleKernels | None, ladder: Ladder) -> None:
+def use(assembly: LoadedImageGenerator, made: NetworkBackend | None, ladder: Ladder) -> None:
     """Give kernels to the engine, ready for every call that the ladder leads to."""
     engine = assembly.engine
     engine.kernels = None

@@ -13,7 +13,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.registry import COMPILED, IPEX, OPENVINO, TITLES, TORCH, attempt, bring_in, choose, usable
+from dynx.runtime.backends.registry import (
+    COMPILED,
+    IPEX,
+    OPENVINO,
+    TITLES,
+    TORCH,
+    attempt,
+    choose,
+    import_backend,
+    usable,
+)
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec
@@ -26,7 +36,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.plan import ImageGeneratorPlan
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.types import Request
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
     from dynx.runtime.device import Device
 
 ROUNDS = 7
@@ -80,7 +90,7 @@ def ways(asked: str, dtype: str, device: str, machine: Device) -> list[BackendSp
     return [BackendSpec(backend, precision) for backend in backends for precision in precisions]
 
 
-def of(plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec) -> ModuleKernels | None:
+def of(plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec) -> NetworkBackend | None:
     """Kernels that aren't ready for any call yet; None where the pipeline runs as it was loaded.
 
     Raises UnsupportedModelError for a pipeline of several networks.
@@ -90,16 +100,16 @@ def of(plan: ImageGeneratorPlan, engine: Engine, way: BackendSpec) -> ModuleKern
     slot = engine.family.slot
     if slot is None:
         raise UnsupportedModelError(f"{engine.family.name} has no single network to run on {TITLES[way[0]]}")
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
 
     backend, dtype = way
     cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights
     threads = plan.threads
-    return ModuleKernels(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
+    return NetworkBackend(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
 
 
 def prepare(
-    kernels: ModuleKernels, engine: Engine, request: Request, schedule: Schedule | None = None, *, cut: bool = False
+    kernels: NetworkBackend, engine: Engine, request: Request, schedule: Schedule | None = None, *, cut: bool = False
 ) -> None:
     """Make ready for a request's calls, and where guidance is `cut`, for those of half the rows.
 
@@ -119,7 +129,7 @@ class Runner:
     """One of those in a race."""
 
     way: BackendSpec
-    kernels: ModuleKernels | None
+    kernels: NetworkBackend | None
     call: float
     """Seconds of a network call."""
     start: float
@@ -145,14 +155,14 @@ def race(
     """Time a network call of `request` in each way; also what can't be used, and why."""
     args, kwargs = engine.first_call(request)
     network = getattr(engine.pipe, str(engine.family.slot))
-    able: dict[BackendSpec, tuple[ModuleKernels | None, float]] = {}
+    able: dict[BackendSpec, tuple[NetworkBackend | None, float]] = {}
     refused: dict[str, str] = {}
     imports: dict[str, float] = {}
     for way in ways:
         stages(f"preparing {TITLES[way[0]]} {way[1]}")
         if way[0] not in imports:
             began = clock()
-            bring_in(way[0])
+            import_backend(way[0])
             imports[way[0]] = clock() - began
         try:
             with attempt(way[0], plan.source.name):
@@ -180,7 +190,7 @@ def _start(
 
 def _timed(
     network: Any,
-    ways: Mapping[BackendSpec, ModuleKernels | None],
+    ways: Mapping[BackendSpec, NetworkBackend | None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     clock: Callable[[], float],

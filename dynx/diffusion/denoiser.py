@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from dynx.diffusion.caching import BlockCache
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
 
     Carry = Callable[[Tensor, Tensor, float, Tensor, float], Tensor]
 
@@ -57,7 +57,7 @@ class Denoiser:
     `carry(prediction, x, sigma, x_now, sigma_now)` says what a prediction means at another place; the same tensor by default.
     """
 
-    def __init__(self, module: nn.Module, carry: Carry | None = None, kernels: ModuleKernels | None = None) -> None:
+    def __init__(self, module: nn.Module, carry: Carry | None = None, kernels: NetworkBackend | None = None) -> None:
         self.module = module
         self.kernels = kernels
         """What computes the calls that run, where that isn't the module as it is."""

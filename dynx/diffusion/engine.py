@@ -24,7 +24,8 @@ from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
 from dynx.diffusion.types import Picture, Receipt, Step
 from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
-from dynx.runtime.loading import PIPELINES, is_out_of_memory
+from dynx.runtime.loading import PIPELINES
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.sampler import Pilot
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.types import Request
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
 
 EMBEDDINGS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
 """What networks call the text that they're given."""
@@ -69,7 +70,7 @@ class Engine:
         pipe: Any,
         family: Family | None = None,
         *,
-        kernels: ModuleKernels | None = None,
+        kernels: NetworkBackend | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipe = pipe

@@ -32,7 +32,7 @@ FLOOR = 1e-5
 PENALTIES = tuple(10.0**e for e in range(-2, 4))
 
 BEYOND = 1.5
-"""How far out a feature may lie, in units of the farthest fitted on, before it's unlike."""
+"""How far out a feature may lie, in units of the largest_difference fitted on, before it's unlike."""
 
 FOLDS = 6
 

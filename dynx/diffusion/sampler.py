@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.pipelines import Family
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.solver import Solver
-    from dynx.runtime.backends.network import ModuleKernels
+    from dynx.runtime.backends.network import NetworkBackend
 
 IDLE = Order("idle")
 
@@ -82,7 +82,7 @@ class Sampler:
         watch: Callable[[Step], None] | None = None,
         stop: Callable[[], bool] | None = None,
         pilot: Pilot | None = None,
-        kernels: ModuleKernels | None = None,
+        kernels: NetworkBackend | None = None,
     ) -> None:
         """`kernels` compute the pipeline's one network where it is not to run as it is."""
         self.pipe, self.family, self.schedule = pipe, family, schedule

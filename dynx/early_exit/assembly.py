@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from dynx.early_exit.preprocessing import Row
 from dynx.errors import DeviceError, InvalidInput, ModelError, UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.registry import TORCH
@@ -16,6 +13,7 @@ from dynx.runtime.decision import Decision
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from dynx.early_exit.attach.full_depth import Whole
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.engine import Answer, Engine, Exits
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
-    from dynx.early_exit.preprocessing import Reader
+    from dynx.early_exit.preprocessing import Reader, Row
     from dynx.early_exit.profile_data import Knowledge
     from dynx.early_exit.types import Guarantee
 
@@ -166,6 +164,8 @@ class Reference:
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
         """Of texts or paths that were read before. ModelError: one of them can't be read any more."""
+        from dynx.early_exit.preprocessing import Row
+
         rows = self._reader.rows(items)
         if bad := [row for row in rows if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
@@ -173,4 +173,6 @@ class Reference:
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """(n, C)."""
+        import numpy as np
+
         return np.stack([answer.logits for answer in self.answers(items)])

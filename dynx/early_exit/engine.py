@@ -18,7 +18,7 @@ from torch import Tensor
 from dynx.early_exit.attach.hidden_state import State
 from dynx.early_exit.batching import Flight, Group, Waiting, batches
 from dynx.errors import DeviceError, InvalidInput
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-CONFIG = "adapter_config.json"
-PIPELINE = "model_index.json"
+CONFIG_FILE = "adapter_config.json"
+PIPELINE_FILE = "model_index.json"
 
-NAMED = re.compile(r"(adapter_model|pytorch_lora_weights)\b.*\.(safetensors|bin)")
+ADAPTER_NAME = re.compile(r"(adapter_model|pytorch_lora_weights)\b.*\.(safetensors|bin)")
 """What peft and diffusers call them."""
 
-OWN = re.compile(r"(model|diffusion_pytorch_model)\b.*\.safetensors")
+MODEL_NAME = re.compile(r"(model|diffusion_pytorch_model)\b.*\.safetensors")
 """What loaders take for the model itself; some models hold adapters of their own beside their other weights."""
 
-TENSOR = re.compile(r"(^|[._])(lora|hada|lokr|ia3)([._]|$)")
+ADAPTER_TENSOR_NAME = re.compile(r"(^|[._])(lora|hada|lokr|ia3)([._]|$)")
 """Names of tensors of low-rank adapters, in the styles of peft, diffusers, kohya and LyCORIS."""
 
-HEADER_LIMIT = 100_000_000  # safetensors refuses longer headers itself
+MAX_HEADER_BYTES = 100_000_000  # safetensors refuses longer headers itself
 
 HINT = (
     "merge it into the weights first (merge_and_unload in peft, fuse_lora in diffusers), or take it out of the folder"
@@ -41,19 +41,19 @@ def adapters(folder: Path) -> list[str]:
         names = sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
-    files = [n for n in names if NAMED.fullmatch(n) or (n.endswith(".safetensors") and _holds_one(folder / n))]
-    return files or [n for n in names if n == CONFIG]
+    files = [n for n in names if ADAPTER_NAME.fullmatch(n) or (n.endswith(".safetensors") and _holds_one(folder / n))]
+    return files or [n for n in names if n == CONFIG_FILE]
 
 
 def base_of(folder: Path) -> str | None:
-    """The model that the folder's adapter was made for, where it says so."""
-    base = _json(folder / CONFIG).get("base_model_name_or_path")
+    """Return the name of the model that the folder's adapter was made for, or None."""
+    base = _json(folder / CONFIG_FILE).get("base_model_name_or_path")
     return base if isinstance(base, str) and base.isprintable() and base else None
 
 
 def unapplied(folder: Path) -> list[str]:
-    """The adapters in a pipeline's folder and in those of its parts, by relative path."""
-    parts = [name for name, part in _json(folder / PIPELINE).items() if isinstance(part, list)]
+    """List the adapters in a pipeline's folder and in those of its parts, by relative path."""
+    parts = [name for name, part in _json(folder / PIPELINE_FILE).items() if isinstance(part, list)]
     return [*adapters(folder), *(f"{name}/{file}" for name in sorted(parts) for file in adapters(folder / name))]
 
 
@@ -74,28 +74,28 @@ def refuse_alone(name: str, folder: Path) -> None:
 
 
 def said(files: Sequence[str]) -> str:
-    """What a pipeline is drawn without, for a warning."""
+    """Describe the adapters that aren't applied, for a warning."""
     one = len(files) == 1
     words = f"{files[0]} is a LoRA adapter and isn't" if one else f"{', '.join(files)} are LoRA adapters and aren't"
     return f"{words} applied: the pictures are the pipeline's own without {'it' if one else 'them'}"
 
 
 def _holds_one(file: Path) -> bool:
-    """Whether most tensors of a safetensors file are an adapter's. What is wrong with the file is told when it's loaded."""
-    if OWN.fullmatch(file.name):
+    """Whether most tensors of a safetensors file are an adapter's; False for a damaged file, which its loader reports."""
+    if MODEL_NAME.fullmatch(file.name):
         return False
     try:
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            header: Any = json.loads(f.read(length)) if length < HEADER_LIMIT else None
+            header: Any = json.loads(f.read(length)) if length < MAX_HEADER_BYTES else None
     except (OSError, ValueError):
         return False
     names = [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
-    return 2 * sum(TENSOR.search(name) is not None for name in names) > len(names)
+    return 2 * sum(ADAPTER_TENSOR_NAME.search(name) is not None for name in names) > len(names)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object, empty where there is none; what is wrong with the file is told by who needs it."""
+    """Read a JSON object; return an empty one for a missing or damaged file, which its loader reports."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

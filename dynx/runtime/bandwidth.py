@@ -26,15 +26,15 @@ MIB = 2**20
 
 # Twice the last-level cache, so that at most half of a pass can be hits; bounded so that no machine is strained.
 CACHE_FACTOR = 2
-LEAST_BYTES, MOST_BYTES = 64 * MIB, 512 * MIB
-POINTLESS_BYTES = 8 * MIB
+MIN_BYTES, MAX_BYTES = 64 * MIB, 512 * MIB
+MIN_USEFUL_BYTES = 8 * MIB
 UNKNOWN_CACHE_BYTES = 64 * MIB
 BLOCK_BYTES = 16 * MIB
 
 # Mapping fresh pages can cost ten times as much as reading them (a virtual machine whose host maps them too: 1.8 s per
 # GiB seen), so the array grows until the first limit, and passes run until the second.
 TOUCH_SECONDS, TOTAL_SECONDS = 0.16, 0.26
-LEAST_PASSES, MOST_PASSES = 2, 8
+MIN_PASSES, MAX_PASSES = 2, 8
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def measure_bandwidth(
     `cache_bytes` is the last-level cache; `array_bytes` overrides the size that follows from it. The array takes at
     most an eighth of `memory_available`; None when that leaves too little to measure with, or the clock stands still.
     """
-    goal = array_bytes or min(MOST_BYTES, max(LEAST_BYTES, CACHE_FACTOR * (cache_bytes or UNKNOWN_CACHE_BYTES)))
+    goal = array_bytes or min(MAX_BYTES, max(MIN_BYTES, CACHE_FACTOR * (cache_bytes or UNKNOWN_CACHE_BYTES)))
     if memory_available is not None and goal > memory_available // 8:
         goal = memory_available // 8
-        if goal < POINTLESS_BYTES:
+        if goal < MIN_USEFUL_BYTES:
             return None
     start = clock()
     with ThreadPoolExecutor(threads) as pool:
@@ -96,9 +96,9 @@ def _best_pass(pool: ThreadPoolExecutor, shares: list[Blocks], clock: Callable[[
             np.maximum.reduce(block)
 
     best = float("inf")
-    for done in range(MOST_PASSES):
+    for done in range(MAX_PASSES):
         before = clock()
-        if done >= LEAST_PASSES and before >= until:
+        if done >= MIN_PASSES and before >= until:
             break
         list(pool.map(read, shares))
         best = min(best, clock() - before)

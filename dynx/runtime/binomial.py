@@ -39,10 +39,10 @@ __all__ = [
     "upper_bound",
 ]
 
-BISECTIONS = 200
+BISECTION_STEPS = 200
 """Halvings at most: the interval is down to neighbouring floats after about 60, or to 1e-60 where the bound is next to 0."""
 
-STIRLING_FROM = 16
+MIN_STIRLING_N = 16
 """From here the series below is good to the last bit; under it the logarithm of the factorial is."""
 
 
@@ -102,8 +102,8 @@ def _binomial_log(n: int, k: int, p: float) -> float:
 
 
 def _stirling(n: int) -> float:
-    """What Stirling's formula for ln n! leaves out."""
-    if n < STIRLING_FROM:
+    """Compute the remainder of Stirling's formula for ln n!."""
+    if n < MIN_STIRLING_N:
         return math.log(math.factorial(n)) - (0.5 * math.log(2 * math.pi * n) + n * math.log(n) - n)
     s = 1 / (n * n)
     return (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680 - s / 1188) * s) * s) * s) / n
@@ -125,7 +125,7 @@ def _deviance(x: float, mean: float) -> float:
 
 
 def upper_bound(n: int, k: int, delta: float) -> float:
-    """The highest rate that k failures in n leave possible at confidence 1-δ (Clopper and Pearson 1934, one-sided).
+    """Compute the highest rate that k failures in n leave possible at confidence 1-δ (Clopper and Pearson 1934, one-sided).
 
     The rate p at which P(Bin(n, p) ≤ k) = δ; 1.0 when everything failed or nothing was tried. Raises InvalidInput on bad counts.
     """
@@ -134,7 +134,7 @@ def upper_bound(n: int, k: int, delta: float) -> float:
     if k == n:
         return 1.0
     low, high = k / n, 1.0
-    for _ in range(BISECTIONS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         if not low < middle < high:
             break
@@ -146,7 +146,7 @@ def upper_bound(n: int, k: int, delta: float) -> float:
 
 
 def lower_bound(n: int, k: int, delta: float) -> float:
-    """The lowest rate that k failures in n leave possible at confidence 1-δ, one-sided; 0.0 when nothing failed."""
+    """Compute the lowest rate that k failures in n leave possible at confidence 1-δ, one-sided; 0.0 when nothing failed."""
     n, k = _counts(n, k)  # before the mirror: n failures of n left, none failed
     return 1 - upper_bound(n, n - k, delta)
 
@@ -157,7 +157,7 @@ def two_sided(n: int, k: int, delta: float) -> tuple[float, float]:
 
 
 def most_failures(n: int, eps: float, delta: float) -> int | None:
-    """The most failures in n trials that still show a rate of at most ε at confidence 1-δ; None if not even 0 does.
+    """Find the most failures in n trials that still show a rate of at most ε at confidence 1-δ; None if not even 0 does.
 
     The largest k with P(Bin(n, ε) ≤ k) ≤ δ. Raises InvalidInput unless 0 < ε < 1 and 0 < δ < 1.
     """
@@ -173,7 +173,7 @@ def most_failures(n: int, eps: float, delta: float) -> int | None:
 
 
 def smallest_sample(eps: float, delta: float, failures: int = 0) -> int:
-    """The fewest trials that show a rate of at most ε at confidence 1-δ when `failures` of them fail.
+    """Find the fewest trials that show a rate of at most ε at confidence 1-δ when `failures` of them fail.
 
     With none failing that is ln δ / ln(1-ε), rounded up.
     """
@@ -246,7 +246,7 @@ def _hypergeometric_log(total: int, bad: int, drawn: int, k: int) -> float:
 
 
 def most_failures_in_total(total: int, drawn: int, k: int, delta: float) -> int:
-    """The most failures among all `total` that k among a random `drawn` of them leave possible at confidence 1-δ.
+    """Compute the most failures among all `total` that k among a random `drawn` of them leave possible at confidence 1-δ.
 
     The largest D with P(Hyp ≤ k) > δ, exact, without any assumption about the population.
     """
@@ -264,7 +264,7 @@ def most_failures_in_total(total: int, drawn: int, k: int, delta: float) -> int:
 
 
 def most_failures_in_rest(total: int, drawn: int, k: int, delta: float) -> int:
-    """The same, among the `total - drawn` that were not drawn."""
+    """Compute the same among the `total - drawn` that were not drawn."""
     return most_failures_in_total(total, drawn, k, delta) - k
 
 
@@ -283,7 +283,7 @@ def supports(n: int, eps: float, delta: float, *, noun: str = "inputs", failure:
 
 
 def percent(share: float) -> str:
-    """A share as people write it: 0.02 is "2 %", 0.0145 "1.45 %"."""
+    """Format a share as a percentage: 0.02 is "2 %", 0.0145 "1.45 %"."""
     return f"{round(100 * share, 2):.10g} %"
 
 

@@ -1,7 +1,7 @@
-"""Ending early within a promise: at most a share ε of answers differ from the full computation's, at confidence 1-δ.
+"""Certifies early exits (risk control): at most a share ε of answers differ from the full model's, at confidence 1-δ.
 
-An exit is any place where computing may end: after a layer of a classifier, after a number of steps. This knows scores,
-agreements and costs as arrays and nothing of models. The share that differs needs no labels, and it bounds the loss of
+An exit is any place where computing may end: after a layer of a classifier, after a number of steps. This module sees scores,
+agreements and costs as arrays, and no models. The share that differs needs no labels, and it bounds the loss of
 accuracy too. Three disjoint parts of unlabelled data, by `split`: one fits what answers and scores at each exit; one (B)
 calibrates the score, and here `choose_rules` draws up a list of exit rules from strict to loose; the third (C) is seen once,
 by `certify`, which walks down the list while an exact test passes and keeps the last rule that did (fixed-sequence testing:
@@ -52,17 +52,17 @@ __all__ = [
 
 Family: TypeAlias = Literal["cost", "common"]
 
-SHARES = (0.3, 0.2, 0.5)
-"""Of the data for heads, for score and rules, to certify: the last decides how close to ε a rule may come."""
+SPLIT_SHARES = (0.3, 0.2, 0.5)
+"""Shares of the data for exit heads, for score and rules, and for certification. The last limits how close to ε a rule comes."""
 
-LEVELS = 100
-"""Rules from strict to loose. More cost nothing in confidence (they are tested in order), and little is left between them."""
+RULE_COUNT = 100
+"""Number of rules from strict to loose. More cost no confidence, since they are tested in order, and gain little."""
 
-LEAST = 1e-12
-"""No threshold is lower: a score of 0 says never, whatever the rule."""
+MIN_THRESHOLD = 1e-12
+"""Smallest threshold, so that a score of 0 never exits."""
 
-CHUNK = 4_000_000
-"""Comparisons held in memory at once."""
+MAX_COMPARISONS = 4_000_000
+"""Comparisons held in memory at once, a number of array elements."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Costs:
             raise InvalidInput("a cost is negative or not a number")
 
     def at(self, kept: Sequence[int]) -> Costs:
-        """Those of some of the exits."""
+        """Select the costs of some exits."""
         return Costs(tuple(self.reach[k] for k in kept), self.full, tuple(self.check[k] for k in kept))
 
     def of(self, used: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Cost of leaving at each exit, and last of not leaving: (…, K+1) for exits in use (…, K)."""
+        """Compute the cost of leaving at each exit, and last of not leaving: (…, K+1) for exits in use (…, K)."""
         checks = np.cumsum(np.where(used, self.check, 0.0), axis=-1)
         return np.concatenate([checks + self.reach, checks[..., -1:] + self.full], axis=-1)
 
@@ -108,7 +108,7 @@ class Outcome:
 
     @property
     def speedup(self) -> float:
-        """By cost, against the plain model."""
+        """Speedup by cost, against the full model."""
         return self.full_cost / self.cost
 
 
@@ -139,7 +139,7 @@ class Certificate:
 
     @property
     def speedup(self) -> float:
-        """By cost, against the plain model, on the rows that certified it."""
+        """Speedup by cost, against the full model, on the rows that certified it."""
         return self.full_cost / self.cost
 
     @property
@@ -164,9 +164,9 @@ class Certificate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Certificate:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         thresholds = tuple(math.inf if t is None else float(t) for t in data["thresholds"])
-        if not all(t >= LEAST for t in thresholds):
+        if not all(t >= MIN_THRESHOLD for t in thresholds):
             raise ValueError("a threshold is not above 0")
         return cls(
             eps=float(data["eps"]),
@@ -182,7 +182,7 @@ class Certificate:
         )
 
 
-def split(n: int, seed: int, shares: Sequence[float] = SHARES) -> tuple[NDArray[np.int64], ...]:
+def split(n: int, seed: int, shares: Sequence[float] = SPLIT_SHARES) -> tuple[NDArray[np.int64], ...]:
     """Cut 0 … n-1 at random into disjoint sorted parts of these shares: heads, score and rules, certificate.
 
     The same for the same seed. The last part takes what rounding leaves. Raises InvalidInput on bad shares.
@@ -195,7 +195,7 @@ def split(n: int, seed: int, shares: Sequence[float] = SHARES) -> tuple[NDArray[
 
 
 def deduplicate(texts: Iterable[str]) -> NDArray[np.int64]:
-    """Indices of the first of each text, in order; white space and Unicode's spellings of the same letters don't distinguish.
+    """Return the index of the first occurrence of each text, in order; white space and Unicode normalisation don't matter.
 
     The same text in two parts of a split would make them dependent, and the promise void.
     """
@@ -211,7 +211,7 @@ def deduplicate(texts: Iterable[str]) -> NDArray[np.int64]:
 
 
 def leaves_at(thresholds: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The exit that each row leaves at, K for none: (n,) for thresholds (K,), or (G, n) for (G, K); s is (n, K)."""
+    """Compute the exit that each row leaves at, K for none: (n,) for thresholds (K,), or (G, n) for (G, K); s is (n, K)."""
     may = s >= thresholds[..., None, :]
     exits: NDArray[np.int64] = np.where(may.any(-1), may.argmax(-1), s.shape[1])
     return exits
@@ -220,7 +220,7 @@ def leaves_at(thresholds: NDArray[np.float64], s: NDArray[np.float64]) -> NDArra
 def simulate(
     thresholds: Sequence[float] | NDArray[np.float64], s: NDArray[np.float64], agree: NDArray[np.bool_], costs: Costs
 ) -> Outcome:
-    """What one rule does on rows whose every exit is known.
+    """Simulate one rule on rows for which every exit was computed.
 
     thresholds (K,), scores s (n, K), agree (n, K): whether the answer at exit k is the full model's. A further column says it
     of the answer at full depth, where that is another computation than the one promised (in another precision, of texts
@@ -230,7 +230,7 @@ def simulate(
     s, agree = _checked(s, agree, costs)
     if t.shape != (s.shape[1],) or np.isnan(t).any():
         raise InvalidInput(f"thresholds of shape {t.shape} don't fit {s.shape[1]} exits")
-    t = np.maximum(t, LEAST)
+    t = np.maximum(t, MIN_THRESHOLD)
     exits = leaves_at(t, s)
     differs = _differs(exits, agree)
     cost = costs.of(np.isfinite(t))[exits].mean()
@@ -245,7 +245,7 @@ def choose_rules(
     delta: float,
     n: int,
     *,
-    levels: int = LEVELS,
+    levels: int = RULE_COUNT,
     prune: bool = True,
     every: bool = False,
 ) -> Rules:
@@ -296,7 +296,7 @@ def certify(
     candidates: int = 1,
     classes: NDArray[np.int64] | None = None,
 ) -> Certificate:
-    """The loosest of the rules of which part C shows that at most ε of answers differ, at confidence 1-δ.
+    """Certify the loosest rule for which part C shows that at most ε of answers differ, at confidence 1-δ.
 
     Walks from strict to loose, tests each with the exact p-value P(Bin(n, ε) ≤ k), stops at the first failure and keeps
     the last that passed. Where none passes, the data is too little or exits don't pay, the certificate is for full depth
@@ -374,7 +374,7 @@ def _differs(exits: NDArray[np.int64], agree: NDArray[np.bool_]) -> NDArray[np.b
 
 
 def _weights(family: Family, costs: Costs) -> NDArray[np.float64]:
-    """What 1 - s is measured by, per exit."""
+    """Compute the scale of 1 - s per exit."""
     if family == "common":
         return np.ones(len(costs.reach))
     saved: NDArray[np.float64] = 1 - np.asarray(costs.reach) / costs.full
@@ -394,7 +394,7 @@ def _grid(
         return np.full((1, s.shape[1]), math.inf)
     at = np.unique(np.round(np.linspace(0, len(need) - 1, levels)).astype(int))
     mu = np.unique(need[at])
-    return np.where(used, np.maximum(1 - mu[:, None] * weights, LEAST), math.inf)
+    return np.where(used, np.maximum(1 - mu[:, None] * weights, MIN_THRESHOLD), math.inf)
 
 
 def _best_cost(
@@ -412,7 +412,7 @@ def _best_cost(
     if not np.isfinite(rules).any():
         return costs.full
     by_exit = costs.of(used)
-    best, step = costs.full, max(1, CHUNK // s.size)
+    best, step = costs.full, max(1, MAX_COMPARISONS // s.size)
     for start in range(0, len(rules), step):
         exits = leaves_at(rules[start : start + step], s)
         failed = _differs(exits, agree).sum(-1) > target * len(s)

@@ -1,4 +1,4 @@
-"""What a forward pass costs, by how many tokens it carries and how many came before.
+"""Estimates the time of a forward pass from its number of tokens and the context before them.
 
 A `CostCurve` starts from a table that calibration measured, or from nothing, and keeps learning from the passes that the
 engine times anyway. Two things change under way and are kept apart: the machine gets slower or faster as a whole
@@ -24,17 +24,17 @@ WIDTH_RATE = 0.01
 """Steps of the exponential averages, in log space: drift follows within ten passes, a width's own correction ten times slower,
 so that a tenth of a change of pace, at most, is mistaken for a change of the widths in use."""
 
-CALIBRATED = 100.0
-"""Measurements that a calibrated figure counts for: as settled as a width gets."""
+CALIBRATED_WEIGHT = 100.0
+"""Weight of a calibrated time, in measurements; the largest that any time gets."""
 
 FOREIGN_WEIGHT = 0.0
-"""Measurements that a figure of another machine counts for: the first pass of a width here takes its place."""
+"""Weight of another machine's time, in measurements; the first pass here replaces it."""
 
-CLIP = 2.0
-"""A pass that took more than this many times its expectation (a page fault, a scheduler pause) counts as this."""
+MAX_SLOWDOWN = 2.0
+"""Factor to which a pass's time over its expectation is limited, against page faults and scheduler pauses."""
 
-LEAST = 1e-7
-"""Seconds that no pass beats, where extrapolation over contexts would say so."""
+MIN_SECONDS = 1e-7
+"""Smallest time of a pass, in seconds, where extrapolation over contexts goes below."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class CostCurve:
         """Seconds expected now for a pass of `n` tokens after `context`; 0 where nothing was measured."""
         if not self.table or n <= 0:
             return 0.0
-        return self.drift.factor * max(self._base(n) + self.per_context * (context - self.reference), LEAST)
+        return self.drift.factor * max(self._base(n) + self.per_context * (context - self.reference), MIN_SECONDS)
 
     def _base(self, n: int) -> float:
         if n in self.table:
@@ -105,7 +105,7 @@ class CostCurve:
         factor, more = self.drift.factor, self.per_context * (context - self.reference)
         if more >= 0:
             return [factor * (base + more) for base in self._line[:n]]
-        return [factor * max(base + more, LEAST) for base in self._line[:n]]
+        return [factor * max(base + more, MIN_SECONDS) for base in self._line[:n]]
 
     def _interpolate(self, n: int) -> list[float]:
         knots = [(width, seconds) for width, (seconds, _) in sorted(self.table.items()) if width <= n]
@@ -142,10 +142,13 @@ class CostCurve:
             guess = self._base(n) if self.table else 0.0
             base = seconds / self.drift.factor - self.per_context * (context - self.reference)
             # One sample of a new width may be a hiccup: trust it no further than twice, or half, the interpolation.
-            self.table[n] = (min(max(base, guess / CLIP), CLIP * guess) if guess else max(base, LEAST), 1.0)
+            self.table[n] = (
+                min(max(base, guess / MAX_SLOWDOWN), MAX_SLOWDOWN * guess) if guess else max(base, MIN_SECONDS),
+                1.0,
+            )
             return
         expected = self(n, context)
-        ratio = min(max(seconds / expected, 1 / CLIP), CLIP)
+        ratio = min(max(seconds / expected, 1 / MAX_SLOWDOWN), MAX_SLOWDOWN)
         value, weight = self.table[n]
         settled = weight >= 8
         if settled:
@@ -166,11 +169,11 @@ class CostCurve:
 
     @classmethod
     def from_json(cls, data: Mapping[str, object], drift: Drift) -> CostCurve:
-        """The curve that `to_json` described. Raises KeyError, TypeError or ValueError on anything else."""
+        """Build the curve that `to_json` described. Raises KeyError, TypeError or ValueError on anything else."""
         by_width = data["seconds_by_width"]
         if not isinstance(by_width, Mapping):
             raise TypeError("seconds_by_width is not an object")
-        curve = cls(drift, {int(n): (float(v), CALIBRATED) for n, v in by_width.items()})
+        curve = cls(drift, {int(n): (float(v), CALIBRATED_WEIGHT) for n, v in by_width.items()})
         curve.per_context = _number(data["seconds_per_context_token"])
         curve.reference = int(_number(data["reference_context"]))
         return curve
@@ -194,7 +197,7 @@ class CostCurve:
         widths: dict[int, list[float]] = {}
         for (n, c), value in medians.items():
             widths.setdefault(n, []).append(value - curve.per_context * (c - curve.reference))
-        curve.table = {n: (sum(v) / len(v), CALIBRATED) for n, v in widths.items()}
+        curve.table = {n: (sum(v) / len(v), CALIBRATED_WEIGHT) for n, v in widths.items()}
         return curve
 
 

@@ -1,4 +1,4 @@
-"""The form in which dynx decides: a value and the reason that the user is told."""
+"""A decision: a value and the reason that is shown to the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decision(Generic[T]):
-    """`value`, and in one clause why it is not another."""
+    """A value, and in one clause why it isn't another."""
 
     value: T
     reason: str

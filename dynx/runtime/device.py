@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime import accelerators as gpus
 from dynx.runtime.accelerators import Accelerator
-from dynx.runtime.backends.availability import for_another_torch
+from dynx.runtime.backends.availability import ipex_torch_conflict
 from dynx.runtime.bandwidth import Bandwidth, measure_bandwidth
 from dynx.runtime.decision import Decision
 from dynx.runtime.hardware import Caches, Host, read_cpu, read_limits, read_memory, usable_cores
@@ -120,7 +120,7 @@ class Device:
         return next(filter(self.has, BF16_ISA), None)
 
     def with_bandwidth(self, *, clock: Callable[[], float] = time.perf_counter) -> Device:
-        """Measure the memory bandwidth (about 0.3 s) and return a device that knows it; itself when it does already."""
+        """Measure the memory bandwidth (about 0.3 s) and return a device with it; itself where it was measured already."""
         if self.bandwidth:
             return self
         threads = choose_threads(None, self, environ={}).value
@@ -210,7 +210,7 @@ class Device:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """List (label, value) pairs for a table, in the order that a reader wants them."""
+        """List (label, value) pairs for a table, most important first."""
         caches = {"L1d": self.caches.l1d, "L2": self.caches.l2, "L3": self.caches.l3}
         rows = [
             ("processor", self.cpu or "unknown"),
@@ -384,7 +384,7 @@ def _minor(version: str | None) -> str | None:
 
 
 def _unusable(name: str, version: str, torch: str | None) -> str | None:
-    return for_another_torch(version, torch) if name == "intel-extension-for-pytorch" else None
+    return ipex_torch_conflict(version, torch) if name == "intel-extension-for-pytorch" else None
 
 
 def _what_is_here(name: str, device: Device) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LINKS = 4
+MAX_NESTED_LINKS = 4
 """Links to folders inside one another that are followed: n folders linked to each other hold n! paths without a loop."""
 
 
@@ -42,7 +42,7 @@ def _walk(
     yield inside, sorted(files)
     for name, linked in sorted(folders):
         real = os.path.realpath(folder / inside / name)
-        if real not in above and links + linked <= LINKS:
+        if real not in above and links + linked <= MAX_NESTED_LINKS:
             yield from _walk(folder, inside / name, keep, (*above, real), links + linked)
 
 

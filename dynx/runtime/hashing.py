@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-HEX = 16  # 64 bits: a collision among a million models has odds of 3 in 100 million
-SAMPLES = 64
+HASH_DIGITS = 16  # 64 bits: a collision among a million models has odds of 3 in 100 million
+SAMPLES_PER_FILE = 64
 SAMPLE_BYTES = 64 * 1024
-WHOLE_BYTES = SAMPLES * SAMPLE_BYTES  # up to 4 MiB a file is read through
-SMALL_TENSOR = 16 * 1024  # norms, biases and classifier heads are read whole: a fine-tune may have touched only those
-TENSOR_SAMPLE = 4 * 1024
-HEADER_LIMIT = 100_000_000  # safetensors refuses longer headers itself
+WHOLE_BYTES = SAMPLES_PER_FILE * SAMPLE_BYTES  # up to 4 MiB a file is read through
+WHOLE_TENSOR_BYTES = (
+    16 * 1024
+)  # norms, biases and classifier heads are read whole: a fine-tune may have touched only those
+TENSOR_SAMPLE_BYTES = 4 * 1024
+MAX_HEADER_BYTES = 100_000_000  # safetensors refuses longer headers itself
 
-CONFIGS = frozenset({"config.json", "model_index.json", "scheduler_config.json"})
-CODE = ".py"
+CONFIG_FILES = frozenset({"config.json", "model_index.json", "scheduler_config.json"})
+CODE_SUFFIX = ".py"
 
 
 def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False) -> str:
@@ -50,7 +52,7 @@ def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False)
     weights = 0
     try:
         for name, path in _model_files(folder, frozenset(item.strip("/") for item in exclude), code=code):
-            weights += path.name not in CONFIGS and path.suffix != CODE
+            weights += path.name not in CONFIG_FILES and path.suffix != CODE_SUFFIX
             _feed(digest, os.fsencode(name))
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -62,7 +64,7 @@ def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False)
         raise ModelError(f"can't read the model in {folder}: {error.strerror or error}") from error
     if not weights:
         raise ModelError(f"{folder} holds no weights", hint="a model folder has *.safetensors beside its config.json")
-    return digest.hexdigest()[:HEX]
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def text_hash(texts: Iterable[str]) -> str:
@@ -70,7 +72,7 @@ def text_hash(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         _feed(digest, text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:HEX]
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def hash_json(value: Any) -> str:
@@ -79,7 +81,7 @@ def hash_json(value: Any) -> str:
     Raises `TypeError` for what JSON can't hold and `ValueError` for NaN and Infinity.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:HEX]
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:HASH_DIGITS]
 
 
 def _feed(digest: hashlib._Hash, data: bytes) -> None:
@@ -97,19 +99,19 @@ def _model_files(folder: Path, exclude: frozenset[str], *, code: bool = False) -
     found = []
     for inside, names in walk(folder, counts):
         suffix = ".safetensors" if any(name.endswith(".safetensors") for name in names) else ".bin"
-        ends = (suffix, CODE) if code else (suffix,)
-        found += [(inside / name).as_posix() for name in names if name in CONFIGS or name.endswith(ends)]
+        ends = (suffix, CODE_SUFFIX) if code else (suffix,)
+        found += [(inside / name).as_posix() for name in names if name in CONFIG_FILES or name.endswith(ends)]
     for name in sorted(found):
         yield name, folder / name
 
 
 def _spans(file: BinaryIO, size: int, name: str) -> Iterator[tuple[int, int]]:
     """Yield the byte ranges of a file that stand for it."""
-    if size <= WHOLE_BYTES or name in CONFIGS or name.endswith(CODE):
+    if size <= WHOLE_BYTES or name in CONFIG_FILES or name.endswith(CODE_SUFFIX):
         yield 0, size
         return
-    for index in range(SAMPLES):
-        start = (size - SAMPLE_BYTES) * index // (SAMPLES - 1)
+    for index in range(SAMPLES_PER_FILE):
+        start = (size - SAMPLE_BYTES) * index // (SAMPLES_PER_FILE - 1)
         yield start, start + SAMPLE_BYTES
     if name.endswith(".safetensors"):
         yield from _tensor_spans(file, size)
@@ -122,7 +124,7 @@ def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     """
     file.seek(0)
     data = 8 + int.from_bytes(file.read(8), "little")
-    if data > min(size, HEADER_LIMIT):
+    if data > min(size, MAX_HEADER_BYTES):
         return
     yield 0, data
     file.seek(8)
@@ -135,7 +137,7 @@ def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     for start, end in ranges:
         if not 0 <= start <= end <= size:
             return
-        if end - start > SMALL_TENSOR:
-            start = (start + end - TENSOR_SAMPLE) // 2
-            end = start + TENSOR_SAMPLE
+        if end - start > WHOLE_TENSOR_BYTES:
+            start = (start + end - TENSOR_SAMPLE_BYTES) // 2
+            end = start + TENSOR_SAMPLE_BYTES
         yield start, end

@@ -12,13 +12,13 @@ from dynx.runtime import own_code
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FILES = ("*.json", "*.model", "*.txt", "*.jinja")
-SPARE = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
-"""The same weights in other layouts, which some repositories carry besides."""
+BASE_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
+IGNORED_PATTERNS = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
+"""Patterns of files that aren't downloaded: the same weights in other formats."""
 
 
 def fetch(name: str, weights: Sequence[str], *, offline: bool, code: bool, local: bool, hint: str | None) -> Path:
-    """The folder of the repository `name` with files of the patterns `weights`, and with `code` its Python files.
+    """Return the folder of the repository `name` with files of the patterns `weights`, and with `code` its Python files.
 
     Nothing is downloaded `offline`, nor where `local` says that the name is likelier a shipped model's, misspelt; `hint` goes
     with the ModelError that tells why there is no such folder.
@@ -46,9 +46,9 @@ def fetch(name: str, weights: Sequence[str], *, offline: bool, code: bool, local
         raise ModelError(f"no model {name}: not shipped, no such folder, {where}", hint=hint)
     if local:
         raise ModelError(f"no model {name}", hint=hint)
-    patterns = [*FILES, *weights, *((own_code.CODE,) if code else ())]
+    patterns = [*BASE_PATTERNS, *weights, *((own_code.CODE_PATTERN,) if code else ())]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=SPARE))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS))
     except GatedRepoError:
         raise ModelError(
             f"{name} is gated: its owner decides who may load it", hint="ask on its page, then run: hf auth login"
@@ -62,7 +62,9 @@ def fetch(name: str, weights: Sequence[str], *, offline: bool, code: bool, local
 
 
 def _has_any(folder: Path, patterns: Sequence[str]) -> bool:
-    within = "*/" if (folder / own_code.PIPELINE).is_file() else ""  # a pipeline's weights are in its parts' folders
+    within = (
+        "*/" if (folder / own_code.PIPELINE_FILE).is_file() else ""
+    )  # a pipeline's weights are in its parts' folders
     return any(file for pattern in patterns for file in folder.glob(within + pattern))
 
 

@@ -20,7 +20,8 @@ from dynx import shipped
 from dynx.errors import DeviceError, ModelError, UnsupportedModelError
 from dynx.runtime import hub, own_code
 from dynx.runtime.adapters import refuse, refuse_alone
-from dynx.runtime.lazy_imports import uncollected, unfilled
+from dynx.runtime.lazy_imports import paused_gc, skipped_meta_fills
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "*.pt", "*.pth"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
-PIPELINE = own_code.PIPELINE
+PIPELINE = own_code.PIPELINE_FILE
 CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …) or images (ViT, ResNet, …)"
 DRAFTER_FOLDER = "drafter"
 """A model folder may carry its drafter in this subfolder."""
@@ -145,7 +146,7 @@ def check(source: Source, *, allow_pickle: bool = False) -> None:
 
 
 def _check_safetensors(file: Path) -> None:
-    """The header is whole and the file as long as the header says."""
+    """Check that the header is complete and the file as long as it says. Raises ModelError."""
     try:
         size = file.stat().st_size
         with file.open("rb") as f:
@@ -213,7 +214,7 @@ def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["
 
 
 def _other_task(architecture: str) -> tuple[str, str]:
-    """What a model that is no classifier does, and which command fits."""
+    """Describe what a model that isn't a classifier does, and which command fits."""
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "writes text and has no labels", "dynx generate runs it"
     if architecture.endswith("Classification"):
@@ -254,12 +255,12 @@ def _loading(source: Source) -> Iterator[None]:
 @contextmanager
 def importing() -> Iterator[None]:
     """`quietly`, for importing the libraries: as fast as that goes."""
-    with uncollected(), quietly():
+    with paused_gc(), quietly():
         yield
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises ModelError."""
+    """Load the folder's tokenizer. Raises ModelError."""
     with importing():
         from transformers import AutoTokenizer
     with _loading(source):
@@ -277,7 +278,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def generation_config(source: Source) -> Any:
-    """What the folder says of how it is decoded, in a file of its own or, as older ones do, in its config.json.
+    """Read the folder's decoding settings, from a file of their own or, in older folders, from config.json.
 
     None where it says nothing. Raises ModelError for a file that can't be read.
     """
@@ -298,7 +299,7 @@ def generation_config(source: Source) -> Any:
 
 
 def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:
-    """The model in evaluation mode on `device` ("cpu", "cuda:0", …) in `dtype` ("float32", …).
+    """Load the model in evaluation mode on `device` ("cpu", "cuda:0", …) in `dtype` ("float32", …).
 
     Raises ModelError, UnsupportedModelError or DeviceError.
     """
@@ -314,7 +315,7 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
 def load_classifier(
     source: Source, kind: Literal["text", "image"], *, device: str, dtype: str, allow_pickle: bool = False
 ) -> PreTrainedModel:
-    """A classifier of texts or images, as `load_causal_lm` loads a language model."""
+    """Load a classifier of texts or images, as `load_causal_lm` loads a language model."""
     check_classifier(source, allow_pickle=allow_pickle)
     with importing():
         import transformers
@@ -359,7 +360,7 @@ def check_pipeline(source: Source, *, allow_pickle: bool = False) -> None:
 
 
 def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> Any:
-    """A diffusers pipeline on `device` in `dtype`. Raises ModelError, UnsupportedModelError or DeviceError."""
+    """Load a diffusers pipeline on `device` in `dtype`. Raises ModelError, UnsupportedModelError or DeviceError."""
     check_pipeline(source, allow_pickle=allow_pickle)
     with _loading(source):
         import torch
@@ -389,7 +390,7 @@ def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool
 
 
 def load_image_processor(source: Source) -> Any:
-    """What turns a picture into the model's pixels. Raises ModelError."""
+    """Load the processor that turns a picture into the model's pixels. Raises ModelError."""
     with _loading(source):
         from transformers import AutoImageProcessor
 
@@ -408,7 +409,7 @@ def load_image_processor(source: Source) -> Any:
 
 
 def _check_code(source: Source, config: dict[str, Any], task: str) -> None:
-    """Raises ModelError for a model that transformers only has by the folder's own code, where that isn't trusted."""
+    """Refuse a model that needs the folder's own code where that isn't trusted: ModelError."""
     if source.trusted or not own_code.of_model(config, f"AutoModelFor{task}"):
         return
     with importing():
@@ -464,21 +465,12 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
 def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:
     """`loader.from_pretrained`, without work on tensors that have no values yet, where the model can be built so."""
     try:
-        with unfilled():
+        with skipped_meta_fills():
             return loader.from_pretrained(folder, **options)
     except (RuntimeError, NotImplementedError, TypeError) as e:
         if "meta" not in str(e):  # else its code mixes what has values with what has none
             raise
     return loader.from_pretrained(folder, **options)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's error, torch's, or on processors a RuntimeError that has no type of its own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 def _first_line(error: Exception) -> str:

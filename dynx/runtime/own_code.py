@@ -1,8 +1,8 @@
-"""Code that a model's folder brings along: never run unless its user said so, and never asked about on the terminal.
+"""Keeps code in a model's folder from running unless the user allows it, without questions on the terminal.
 
 transformers and diffusers run a folder's Python where its JSON files name it (`auto_map`, a pipeline's own class). transformers
-asks first, on stdout, and takes whatever stands on stdin for the answer, which may be a prompt. So each loader is told outright,
-and what asks all the same gets its answer here. Where transformers knows the model by itself, its own class is loaded and the
+asks first, on stdout, and takes whatever stands on stdin for the answer, which may be a prompt. So each loader gets the setting,
+and remaining questions are answered here. Where transformers knows the model by itself, its own class is loaded and the
 folder's code stays unread.
 """
 
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-CODE = "*.py"
-PIPELINE = "model_index.json"
+CODE_PATTERN = "*.py"
+PIPELINE_FILE = "model_index.json"
 HINT = "code can do anything; `trust_remote_code` runs it, if you trust its author"
 
-DECLARING = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-"""The files of a folder that may name code of its own, under `auto_map`."""
+DECLARING_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+"""Files of a folder that may name code, under `auto_map`."""
 
-WORDS = "trust_remote_code"
-"""What the libraries' refusals have in common: the option that their caller lacks."""
+REFUSAL_TEXT = "trust_remote_code"
+"""Text that the libraries' refusals have in common: the option to allow the code."""
 
 
 def refusal(what: str) -> ModelError:
-    """The error for something that can only be loaded by code that came with it."""
+    """Return the error for something that can only be loaded by code from its folder."""
     return ModelError(f"{what} needs code from its folder, which isn't run", hint=HINT)
 
 
 def refused(error: BaseException) -> bool:
     """Whether a library refused to run a folder's code."""
-    return isinstance(error, ValueError) and WORDS in str(error)
+    return isinstance(error, ValueError) and REFUSAL_TEXT in str(error)
 
 
 def declared(folder: Path) -> list[str]:
-    """The code that a folder's files name, as `module.Class`, or `repository--module.Class` where it is somebody else's."""
+    """List the code that a folder's files name, as `module.Class`, or `repository--module.Class` where it is somebody else's."""
     found: set[str] = set()
-    for name in DECLARING:
+    for name in DECLARING_FILES:
         try:
             parts = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # what is wrong with it is told by whoever needs it
+            continue  # its loader reports what is wrong with it
         found.update(_named(parts.get("auto_map") if isinstance(parts, dict) else None))
     return sorted(found)
 
 
 def _named(part: Any) -> Iterator[str]:
-    """The texts in an `auto_map`: a class each, or for tokenizers a slow and a fast one."""
+    """Yield the class names in an `auto_map`: one each, or for tokenizers a slow and a fast one."""
     if isinstance(part, str):
         yield part
     elif isinstance(part, (list, dict)):
@@ -63,14 +63,18 @@ def _named(part: Any) -> Iterator[str]:
 
 def files(folder: Path) -> list[str]:
     """Names of the Python files in a folder and in those right below it."""
-    return sorted(p.relative_to(folder).as_posix() for pattern in (CODE, f"*/{CODE}") for p in folder.glob(pattern))
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for pattern in (CODE_PATTERN, f"*/{CODE_PATTERN}")
+        for p in folder.glob(pattern)
+    )
 
 
 def lacks(folder: Path) -> bool:
     """Whether a folder's files name code of its own that isn't there."""
     own = [name.partition(".")[0] for name in declared(folder) if "--" not in name]
     try:
-        whole = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))["_class_name"]
+        whole = json.loads((folder / PIPELINE_FILE).read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         whole = None
     own += [str(whole[0])] if isinstance(whole, list) and whole else []
@@ -90,7 +94,7 @@ def of_model(config: Mapping[str, Any], loader: str) -> bool:
 
 
 def in_pipeline(folder: Path, index: Mapping[str, Any]) -> str | None:
-    """The first file of code that diffusers would run for a pipeline's `model_index.json`, or None."""
+    """Return the first file of code that diffusers would run for a pipeline's `model_index.json`, or None."""
     whole = index.get("_class_name")
     own = [f"{whole[0]}.py"] if isinstance(whole, list) and whole else []
     own.append("None.py")  # diffusers looks for the file of a custom pipeline that nobody named, too

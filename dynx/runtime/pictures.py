@@ -1,4 +1,4 @@
-"""Picture files as pixels: the one place that opens them, so that every command sees the same picture.
+"""Reads picture files as pixels, in one place, so that every command sees the same picture.
 
 A picture is read as it is meant to be seen, as transformers' pipelines read it: turned as its EXIF orientation says, the first
 frame of an animation, then converted to RGB by Pillow.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_picture(path: str | Path) -> Image:
-    """The pixels of a file in RGB, upright. Raises InputError with the reason, which doesn't name the file."""
+    """Read a file's pixels in RGB, upright. Raises InputError with the reason, which doesn't name the file."""
     from PIL import ImageOps
 
     with opened(path) as file:
@@ -31,7 +31,7 @@ def read_picture(path: str | Path) -> Image:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image]:
-    """A file that Pillow can open, not read yet. Whatever fails inside, InputError says why this file can't be used."""
+    """Open a file with Pillow without reading its pixels. Any failure inside becomes InputError with the reason."""
     from PIL import Image
 
     try:

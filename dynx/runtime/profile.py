@@ -106,12 +106,12 @@ DEVICE_KEY = re.compile(r"(?P<machine>.+)-(?P<place>[^-]+)-(?P<threads>\d+)t")
 
 
 def device_key(fingerprint: str, place: str, threads: int) -> str:
-    """What `ProfileKey.device` holds: the machine, where on it a model runs ("cpu", "cuda:0"), and with how many threads."""
+    """Build `ProfileKey.device`: the machine, where on it a model runs ("cpu", "cuda:0"), and with how many threads."""
     return f"{fingerprint}-{place}-{threads}t"
 
 
 def _device_apart(measured: str, wanted: str, name: str) -> str:
-    """What differs between two `device_key`s."""
+    """Describe the difference between two `device_key`s."""
     one, two = DEVICE_KEY.fullmatch(measured), DEVICE_KEY.fullmatch(wanted)
     if one is None or two is None or one["machine"] != two["machine"]:
         return f"on another device{f' ({name})' if name else ''}"
@@ -123,7 +123,7 @@ def _device_apart(measured: str, wanted: str, name: str) -> str:
 
 
 def _companion_apart(measured: str | None, wanted: str | None) -> str:
-    """What differs between two draft models."""
+    """Describe the difference between two draft models."""
     if measured is None:
         return "without a draft model"
     return "with a draft model" if wanted is None else "with another draft model"

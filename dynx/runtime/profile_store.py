@@ -376,7 +376,7 @@ def _age(entry: _Entry) -> str:
 
 
 def device_name(profile: Profile) -> str:
-    """What people call the machine that a profile was measured on."""
+    """Return the name of the machine that a profile was measured on."""
     return str(profile.device.get("name") or profile.key.device)
 
 

@@ -1,15 +1,15 @@
-"""Bytes from outside as text, strictly."""
+"""Decodes input as UTF-8, strictly."""
 
 from __future__ import annotations
 
 from dynx.errors import InvalidInput
 
 BOM = b"\xef\xbb\xbf"
-"""The mark that some editors put at the start of a UTF-8 file. It is no part of the text."""
+"""Byte order mark that some editors put at the start of a UTF-8 file; it isn't part of the text."""
 
 
 def decode(data: bytes, what: str, *, offset: int = 0) -> str:
-    """Decode UTF-8, a mark in front kept. Raises InvalidInput with the offset of the first bad byte, counted from `offset`."""
+    """Decode UTF-8, keeping a byte order mark. Raises InvalidInput with the place of the first bad byte, from `offset` on."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -20,7 +20,7 @@ def decode(data: bytes, what: str, *, offset: int = 0) -> str:
 
 
 def read(data: bytes, what: str, *, offset: int = 0) -> str:
-    """The text of a file or a stream, or of the part of it from `offset` on: `decode`, without a byte order mark at its start."""
+    """Decode a file or a stream, or its part from `offset` on, without a byte order mark at its start."""
     if offset == 0 and data.startswith(BOM):
         return decode(data[len(BOM) :], what, offset=len(BOM))
     return decode(data, what, offset=offset)

@@ -1,4 +1,4 @@
-"""Whether a model's weights are surely those of before, to the byte: for what was converted from them or certified about them.
+"""Checks that a model's weights are unchanged to the byte, for what was converted from them or certified about them.
 
 `hashing.model_hash` reads samples, which is enough to look costs up by and not to vouch for an answer. Here every byte counts.
 A file is read once: its hash is kept in the cache folder with size, times, inode and device, and counts for as long as all of
@@ -27,28 +27,28 @@ from dynx.runtime.profile_store import cache_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-HEX = 32
-"""Digits of a hash: 128 bits."""
+HASH_DIGITS = 32
+"""Hexadecimal digits of a hash: 128 bits."""
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-ADAPTER = "adapter_config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+ADAPTER_CONFIG = "adapter_config.json"
 """Names the model that an adapter belongs to, and how much of it is added."""
 
-ASIDE = frozenset(
+IGNORED_CONFIGS = frozenset(
     {"generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"}
 )
-"""Configurations of something else than the network."""
+"""Configuration files that don't describe the network."""
 
-CHUNK = 64 << 20
+PIECE_BYTES = 64 << 20
 """Bytes hashed as one piece; a part of what the hash means, since the hash of a file is that of its pieces' hashes."""
 
-READ = 1 << 20
-"""Bytes read at a time."""
+READ_BYTES = 1 << 20
+"""Bytes of one read."""
 
-THREADS = 4
+HASH_THREADS = 4
 """Pieces hashed at the same time: SHA-256 takes 1.7 GB a second of a current core, as much as disks give to a few."""
 
-SETTLED_NS = 2_000_000_000
+MIN_AGE_NS = 2_000_000_000
 """Age of a file's last change from which its times tell further changes: more than the coarsest file system's tick."""
 
 
@@ -65,12 +65,12 @@ def weights_hash(folder: Path, exclude: Iterable[str] = (), cache: Path | None =
     try:
         for name, path in _files(folder, frozenset(item.strip("/") for item in exclude)):
             digest.update(hash_json([name, book.hash_of(name, path)]).encode())
-            if path.name == ADAPTER:
+            if path.name == ADAPTER_CONFIG:
                 digest.update(_base_of(path, folder).encode())
     except OSError as error:
         raise ModelError(f"can't read the model in {folder}: {error.strerror or error}") from error
     book.close()
-    return digest.hexdigest()[:HEX]
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def why_others(measured: str | None, weights: Callable[[], str]) -> str | None:
@@ -81,7 +81,7 @@ def why_others(measured: str | None, weights: Callable[[], str]) -> str | None:
 
 
 def still(before: str, folder: Path, exclude: Iterable[str] = ()) -> str:
-    """The hash `before` if it is the one now. Raises `ModelError` where weights changed in between."""
+    """Return the hash `before` if it still holds. Raises `ModelError` where weights changed in between."""
     if weights_hash(folder, exclude) != before:
         raise ModelError(f"the weights in {folder} changed while they were measured", hint="run it again")
     return before
@@ -111,13 +111,13 @@ def _files(folder: Path, exclude: frozenset[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _counts(name: str) -> bool:
-    if name.endswith((*WEIGHTS, ".py", ".index.json")) or name == "model_index.json":
+    if name.endswith((*WEIGHT_SUFFIXES, ".py", ".index.json")) or name == "model_index.json":
         return True
-    return name.endswith("config.json") and name not in ASIDE
+    return name.endswith("config.json") and name not in IGNORED_CONFIGS
 
 
 def _base_of(path: Path, folder: Path) -> str:
-    """What identifies the model that an adapter in `folder` is loaded onto; something else each time where that can't be told."""
+    """Identify the model that an adapter in `folder` is loaded onto; a random value where it is unknown."""
     try:
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):
@@ -129,7 +129,7 @@ def _base_of(path: Path, folder: Path) -> str:
         return secrets.token_hex(16)
     if other.resolve() == folder.resolve():
         return "itself"
-    return secrets.token_hex(16) if (other / ADAPTER).is_file() else weights_hash(other)
+    return secrets.token_hex(16) if (other / ADAPTER_CONFIG).is_file() else weights_hash(other)
 
 
 class _Book:
@@ -144,7 +144,7 @@ class _Book:
             self._known = dict(json.loads(self._path.read_text(encoding="utf-8")).items())
 
     def hash_of(self, name: str, path: Path) -> str:
-        """Of a file's content, known or read now."""
+        """Return the hash of a file's content, from the book or by reading it."""
         before = _look(path)
         known = self._known.get(name)
         if isinstance(known, dict) and known.get("look") == before and isinstance(known.get("sha256"), str):
@@ -152,12 +152,12 @@ class _Book:
             return str(known["sha256"])
         began = time.time_ns()
         found = content_hash(path)
-        if _look(path) == before and _changed(path) <= began - SETTLED_NS:
+        if _look(path) == before and _changed(path) <= began - MIN_AGE_NS:
             self._kept[name] = {"look": before, "sha256": found}
         return found
 
     def close(self) -> None:
-        """Keep what is known now."""
+        """Write the hashes known now."""
         if self._kept == self._known:
             return
         draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
@@ -168,7 +168,7 @@ class _Book:
 
 
 def _look(path: Path) -> list[Any]:
-    """What tells a file from another in its place, or from itself after a change, without reading it."""
+    """Return a file's path, size, times and inode, which show a change without reading it."""
     seen = path.stat()
     place = os.fsencode(path.resolve()).decode("utf-8", "backslashreplace")
     return [place, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino, seen.st_dev]
@@ -181,26 +181,26 @@ def _changed(path: Path) -> int:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the SHA-256 of each piece of `CHUNK` bytes of a file, pieces read side by side. Raises OSError."""
+    """SHA-256 of the SHA-256 of each piece of `PIECE_BYTES` bytes of a file, pieces read side by side. Raises OSError."""
     size = path.stat().st_size
 
     def piece(start: int) -> bytes:
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(READ))
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
         with path.open("rb", buffering=0) as file:
             file.seek(start)
-            left = min(CHUNK, size - start)
-            while left and (count := file.readinto(buffer[: min(READ, left)])):
+            left = min(PIECE_BYTES, size - start)
+            while left and (count := file.readinto(buffer[: min(READ_BYTES, left)])):
                 digest.update(buffer[:count])
                 left -= count
         return digest.digest()
 
-    starts = range(0, size, CHUNK)
+    starts = range(0, size, PIECE_BYTES)
     if len(starts) < 2:
         pieces = [piece(start) for start in starts]
     else:
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
             pieces = list(pool.map(piece, starts))
     whole = hashlib.sha256(size.to_bytes(8, "little"))
     for each in pieces:

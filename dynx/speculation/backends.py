@@ -19,14 +19,14 @@ from dynx.runtime.backends.registry import (
     TORCH,
     Quantization,
     attempt,
-    bring_in,
+    capture_model,
     compile_model,
-    convert,
-    converted,
-    optimize_model,
-    quantized,
+    convert_to_openvino,
+    import_backend,
+    load_converted,
+    load_ipex,
+    quantize_model,
     race,
-    record_model,
     usable,
 )
 from dynx.runtime.decision import Decision
@@ -101,7 +101,7 @@ class Kernels:
             if not able.value:
                 continue
             began = clock()
-            bring_in(name)
+            import_backend(name)
             imported = clock()
             try:
                 backend = self._open(name, plan.source, plan.key.model)
@@ -112,7 +112,7 @@ class Kernels:
             if "self" in plan.kinds and not plan.auto and not backend.can_exit.value:
                 notes.append(f"{TITLES[name]} is left out: {backend.can_exit.reason}")
                 continue
-            if name == COMPILED and (count := getattr(backend, "compiled", 0)):
+            if name == COMPILED and (count := backend.compiled):
                 notes.append(f"compiling took {clock() - imported:.1f} s, once ({count} graphs)")
             tested = backend.can_rollback.value
             del backend  # the next is a process's usual start, from what was kept
@@ -159,24 +159,24 @@ class Kernels:
             threads = plan.threads
             weights = weights_hash(source.folder, [loading.DRAFTER_FOLDER])
             place = cache / "openvino" / weights
-            if trusted and (kept := converted(precision=precision, threads=threads, cache=place)):
+            if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
             same = weights_hash(source.folder, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
-            return convert(model, precision=precision, threads=threads, cache=place if same else None)
+            return convert_to_openvino(model, precision=precision, threads=threads, cache=place if same else None)
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED:
             self._stages(f"quantizing to {precision}")
-            eager = quantized(eager, precision)
+            eager = quantize_model(eager, precision)
         if name == TORCH:
             return eager
         if name == IPEX:
             self._stages("optimizing with IPEX")
-            return optimize_model(eager, trusted=trusted)
+            return load_ipex(eager, trusted=trusted)
         if name == GRAPHS:
-            self._stages("recording passes")
-            return record_model(eager, trusted=trusted)
+            self._stages("capturing CUDA graphs")
+            return capture_model(eager, trusted=trusted)
         self._stages("compiling")
         return compile_model(eager, cache=cache / "compiled" / folder, trusted=trusted)
 
@@ -194,7 +194,7 @@ def verifier(plan: GeneratorPlan, target: Backend) -> Backend:
         return eager
     threads = plan.threads
     with attempt(OPENVINO, plan.source.name):
-        return convert(eager.model, precision=target.precision, threads=threads, cache=None)
+        return convert_to_openvino(eager.model, precision=target.precision, threads=threads, cache=None)
 
 
 def torch_backend(

@@ -127,7 +127,7 @@ def _filled(backend: EagerBackend, rows: int) -> BatchSession:
     others = []
     for r in range(rows):
         others.append(BatchSession(backend))
-        others[-1].read([(7 * i + r) % backend.vocab for i in range(context)])
+        others[-1].prefill([(7 * i + r) % backend.vocab for i in range(context)])
     session = BatchSession(backend)
     session.admit(others)
     return session

@@ -114,7 +114,7 @@ class Row(Run):
             return None
         self._began = self._clock()
         session = BatchSession(cast("EagerBackend", self._engine.target))
-        rows = session.read(self._tokens)[None]
+        rows = session.prefill(self._tokens)[None]
         kept = self._target_choice.keep([], rows, self._tokens)
         self._prefilled = self._first = self._clock()
         self._ready.extend(self._emit(kept, None))

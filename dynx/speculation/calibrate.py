@@ -193,7 +193,7 @@ def calibrate(
         versions={n: metadata.version(n) for n in ("torch", "transformers")},
         device={
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
-            "threads": assembly.decisions.threads.value,
+            "threads": plan.threads,
         },
         measured={
             "target": costs.target.to_json(),

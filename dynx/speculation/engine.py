@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dynx.errors import InvalidInput
-from dynx.runtime.backends.interface import reach, settle
 from dynx.runtime.inputs import InputError
 from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
 from dynx.speculation.acceptance_model import Reliability
@@ -239,9 +238,9 @@ class Run:
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
-        settle(self._session, 1)  # a text doesn't depend on those before it
+        self._session.set_padded_length(1)  # a text doesn't depend on those before it
         row = self._session.forward(self._tokens, keep=1)
-        settle(self._session, 1)
+        self._session.set_padded_length(1)
         kept = self._target_choice.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
         yield from self._emit(kept, None)
@@ -274,7 +273,7 @@ class Run:
         """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
         start, policy, tokens = self._clock(), self._policy, self._tokens
         context = len(tokens) - 1
-        if (most := reach(self._engine.target, context)) is not None:
+        if (most := self._engine.target.max_pass_length(context)) is not None:
             room = min(room, most - 1)
         origin = policy.choose(Prospects(self._drafters, tokens), context, room) if room and self._drafters else None
         if origin is None:
@@ -356,7 +355,7 @@ class Run:
     def _plainly(self, token: int) -> Tensor:
         """Logits (1, V) after a pass of one token; to the bit as plain decoding has it, where the run is to be exact."""
         if self._exact is not None and self._exact.bound:
-            settle(self._session, 1)
+            self._session.set_padded_length(1)
         return self._session.forward([token])
 
     def _verify(self, origin: Origin, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:

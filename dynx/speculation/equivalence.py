@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
@@ -139,8 +139,8 @@ def _deviation(log_p: Tensor, got: Tensor, rule: str) -> float | None:
 
 def plain_rows(target: Backend, tokens: Sequence[int], count: int) -> Tensor:
     """Logits (count, V) before each of the last `count` tokens: by the library's own forward where there is one."""
-    model: Any = getattr(target, "model", None)
-    if getattr(target, "growth", None) is not None:  # a pass over the whole text has one length, and decoding many
+    model = target.model
+    if target.max_pass_length(0) is not None:  # a pass over the whole text has one length, and decoding many
         session = StockSession(cast("EagerBackend", target), cached=True)
         prompt = len(tokens) - count
         rows = [session.forward(tokens[:prompt], keep=1), *(session.forward([each]) for each in tokens[prompt:-1])]

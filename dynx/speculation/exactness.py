@@ -8,7 +8,7 @@ from plain decoding's as several are (measured in bfloat16: 0.030 against 0.032 
    three precisions, contexts to 3,500), so there plain decoding's passes are run that wide as well, which next to a large model's
    weights costs 7 % or less. Where it costs less than 3 % they always are (`runtime.backends.widths`), and then every greedy text
    is plain decoding's without being asked to.
-2. The same of PyTorch's, with attention computed row by row (`runtime.backends.steady`), which takes time.
+2. The same of PyTorch's, with attention computed row by row (`runtime.backends.batch_invariant`), which takes time.
 3. Elsewhere a decision closer than `bound` is a near-tie. Everything from the last position that is known to be as plain
    decoding leaves it is read again one token a pass, which *is* plain decoding, and the tie is decided by that. In float32
    that hardly ever happens; where it happens often, the time it takes is part of the rounds, and the policy turns to plain.
@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dynx.runtime.backends.interface import run_instead
 from dynx.runtime.decision import Decision
 from dynx.speculation.timing import measure_noise
 
@@ -69,11 +68,11 @@ def make_alike(target: Backend, widened: Mapping[int, int] = NOT_WIDENED) -> Dec
     """
     if target.precision == "float32":
         return Decision(False, "float32")
-    if run_instead(target, {1: widened.get(2, 2), **widened}):
+    if target.set_padded_lengths({1: widened.get(2, 2), **widened}):
         return Decision(True, "passes of one token are run wider")
-    from dynx.runtime.backends.batch_invariant import steady
+    from dynx.runtime.backends.batch_invariant import set_batch_invariant
 
-    return steady(target)
+    return set_batch_invariant(target)
 
 
 def prepare(
@@ -116,10 +115,10 @@ def noise_if_exact(
     try:
         return {str(n): moved for n, moved in measure_noise(target, texts, exit_layers=exit_layers).items()}
     finally:
-        if made.value and not run_instead(target, widened):
-            from dynx.runtime.backends.batch_invariant import steady
+        if made.value and not target.set_padded_lengths(widened):
+            from dynx.runtime.backends.batch_invariant import set_batch_invariant
 
-            steady(target, on=False)
+            set_batch_invariant(target, on=False)
 
 
 def read_noise(known: Any) -> dict[int, float] | None:

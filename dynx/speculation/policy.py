@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from math import log2
 from typing import TYPE_CHECKING, Protocol
 
-from dynx.runtime.costs import CLIP, CostCurve, Drift
+from dynx.runtime.costs import MAX_SLOWDOWN, CostCurve, Drift
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -431,7 +431,7 @@ class Dynamic:
             expected = costs.drafts(origin, len(done.signals), done.lag, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
         # A hiccup of the machine is nobody's fault: it counts as little here as it does in the curves.
-        seconds = min(done.seconds, CLIP * expected)
+        seconds = min(done.seconds, MAX_SLOWDOWN * expected)
         self._settle(done, seconds / plain if plain > 0 else 1.0)
         seconds /= costs.drift.factor
         if self._seconds > 0:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import InvalidInput, ModelError
 from dynx.runtime import loading
-from dynx.runtime.backends.interface import run_instead
-from dynx.runtime.backends.padding import WIDEST
+from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
@@ -26,7 +25,6 @@ from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Profile
@@ -200,10 +198,10 @@ def assemble(
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
     widened = widened_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
-    run_instead(target, widened)
+    target.set_padded_lengths(widened)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
-    if (state := _state(target)) is not None:
+    if (state := target.state) is not None:
         decisions.state = state
     if plan.kinds and not target.can_rollback.value:
         decisions.draft = Decision("none", target.can_rollback.reason)
@@ -250,23 +248,6 @@ def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
     return own
 
 
-def _state(target: Backend) -> Decision[str] | None:
-    """What a target keeps between passes, where that isn't a cache that can be rolled back, or not in texts of every length.
-
-    Raises UnsupportedModelError for a model that can't be decoded.
-    """
-    if target.can_rollback.value:
-        growth = getattr(target, "growth", None)
-        if growth is None:
-            return None
-        said = f"{growth}: beyond {growth.limit} tokens {growth.beyond}, and there are no batches"
-        return Decision("key-value cache", f"{said}; {target.can_rollback.reason}")
-    stock = getattr(target, "stock", None)
-    if stock is None:
-        return None
-    return Decision("the model's own" if stock.cached.value else "none", stock.cached.reason)
-
-
 def _make_exact(plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
     """Have the engine's greedy text be plain decoding's to the token."""
     from dynx.speculation.exactness import make_alike, prepare
@@ -282,7 +263,7 @@ def _make_exact(plan: GeneratorPlan, engine: Engine, stages: Callable[[str], Non
 
 
 def _library(request: GeneratorRequest) -> str:
-    """The text of --lookup, read before anything slow."""
+    """The text of `lookup`, read before anything slow."""
     if request.lookup is None:
         return ""
     try:
@@ -365,7 +346,7 @@ def widened_of(profile: Profile) -> dict[int, int]:
         found = {int(asked): int(run) for asked, run in profile.fitted.get("widened", {}).items()}
     except (AttributeError, TypeError, ValueError):
         return {}
-    return {asked: run for asked, run in found.items() if 0 < asked < run <= WIDEST}
+    return {asked: run for asked, run in found.items() if 0 < asked < run <= MAX_PADDED_TOKENS}
 
 
 def knowledge_of(

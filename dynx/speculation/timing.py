@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dynx.runtime.backends.interface import run_instead, settle, settles
-from dynx.runtime.backends.padding import cheapest
+from dynx.runtime.backends.padding import padded_lengths
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.policy import Costs
 
@@ -109,7 +108,7 @@ def measure(
         widths = [n for n in WIDTHS if target.context is None or context + n <= target.context]
         for n in widths:
             jobs["target", n, context] = _pass(session, context, n)
-            if settles(session):
+            if session.pads:
                 before["target", n, context] = _pass(session, context, n, settled=True)
         for layers in exits:
             jobs[f"exit {layers}", 1, context] = _early(session, context, layers)
@@ -118,7 +117,7 @@ def measure(
             session = _filled(small, context)
             for n in LAGS:
                 jobs["draft", n, context] = _pass(session, context, n)
-                before["draft", n, context] = _pass(session, context, n if settles(session) else LAGS[0], settled=True)
+                before["draft", n, context] = _pass(session, context, n if session.pads else LAGS[0], settled=True)
     samples = Samples({cell: [] for cell in jobs})
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
@@ -149,10 +148,10 @@ def measure_and_widen(
     progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[Samples, dict[int, int]]:
     """`measure`, and have the target run passes wider that cost no more so: the samples as run, and run widths by asked ones."""
-    run_instead(target, {})
+    target.set_padded_lengths({})
     samples = measure(target, small, exits, budget=budget, clock=clock, progress=progress)
-    wider = cheapest({n: seconds for n, (seconds, _) in samples.curve("target").table.items()})
-    if not run_instead(target, wider):
+    wider = padded_lengths({n: seconds for n, (seconds, _) in samples.curve("target").table.items()})
+    if not target.set_padded_lengths(wider):
         return samples, {}
     samples.run_instead(wider)
     return samples, wider
@@ -169,7 +168,7 @@ def _pass(session: Session, context: int, n: int, *, settled: bool = False) -> C
 
     def job() -> None:
         if settled:
-            settle(session, n)
+            session.set_padded_length(n)
         rows = session.forward(tokens)
         rows.argmax(-1).tolist()  # what the engine does with it, and a wait for the device
         session.rollback(context)
@@ -235,9 +234,9 @@ def measure_noise(
     noise = dict.fromkeys(sorted({1, *(n for walk in WALKS for n in walk)}), 0.0)
     for tokens, prompt in texts or [_trial(target)]:
         plain, ids = target.open(), list(tokens)
-        settle(plain, 1)
+        plain.set_padded_length(1)
         plain.forward(ids[:prompt], keep=1)
-        settle(plain, 1)
+        plain.set_padded_length(1)
         want = torch.cat([plain.forward([token]) for token in ids[prompt:]])  # (N, V)
         for widths, early in ((WALKS[0], None), (WALKS[1], exit_layers)):
             session, at = target.open(), prompt
@@ -246,7 +245,7 @@ def measure_noise(
                 part = ids[at : at + n]
                 if len(part) < n:
                     break
-                settle(session, 1)
+                session.set_padded_length(1)
                 one = session.forward(part[:1])
                 session.rollback(at)
                 if early is None:

@@ -517,7 +517,7 @@ def test_out_of_memory_while_reading_a_long_prompt(
     def full(*args: Any) -> None:
         raise MEMORY["cuda"]
 
-    monkeypatch.setattr(eager, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(eager, "PREFILL_CHUNK_TOKENS", 4)
     monkeypatch.setattr(eager.EagerBackend, "run_body", full)
     result = cli("generate", "-m", tiny_folder, "the fox and the king " * 4, "-n", 8, "--plain")
 

@@ -24,7 +24,7 @@ from dynx.diffusion.profile_data import Ladder
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.setup import measured_with
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
-from dynx.runtime.backends.network import ModuleKernels
+from dynx.runtime.backends.network import NetworkBackend
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import Device
 from dynx.runtime.loading import Source
@@ -74,9 +74,9 @@ def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
     return LoadedImageGenerator(plan, Engine(pipe), None, racing=True)
 
 
-def lowered(pipe: Any, request: Any, schedule: Schedule | None = None, *, cut: bool = False) -> ModuleKernels:
+def lowered(pipe: Any, request: Any, schedule: Schedule | None = None, *, cut: bool = False) -> NetworkBackend:
     """Its network in bfloat16 for such requests."""
-    made = ModuleKernels(pipe.unet, "torch-eager", dtype="bfloat16", threads=1, cache=None)
+    made = NetworkBackend(pipe.unet, "torch-eager", dtype="bfloat16", threads=1, cache=None)
     backends.prepare(made, Engine(pipe), request, schedule, cut=cut)
     return made
 
@@ -236,7 +236,7 @@ def test_a_race_times_calls_and_starts() -> None:
     assert [(r.way, r.call) for r in runners] == [(AS_LOADED, 0.25), (("torch-eager", "float16"), 0.25)]
     assert refused == {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModuleKernels, "_function", refusing("it is shy"))
+        patch.setattr(NetworkBackend, "_function", refusing("it is shy"))
         runners, refused = backends.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], clock)
     assert [r.way for r in runners] == [AS_LOADED]
     assert refused == {"PyTorch bfloat16": "Exact isn't computed by PyTorch: it is shy"}
@@ -311,15 +311,15 @@ def test_kernels_that_raise_are_left_out(monkeypatch: pytest.MonkeyPatch, error:
     """At once, while they are timed or on a trial picture: calibration goes on with the pipeline as it was loaded."""
     pipelines.hurry(monkeypatch)
     monkeypatch.setattr(backends, "ways", lambda *_: [LOW, AS_LOADED])
-    own, made = ModuleKernels.__call__, [0]
+    own, made = NetworkBackend.__call__, [0]
 
-    def failing(self: ModuleKernels, *args: Any) -> Any:
+    def failing(self: NetworkBackend, *args: Any) -> Any:
         made[0] += 1
         if made[0] > calls:
             raise error
         return own(self, *args)
 
-    monkeypatch.setattr(ModuleKernels, "__call__", failing)
+    monkeypatch.setattr(NetworkBackend, "__call__", failing)
     scheduler = diffusers.DDIMScheduler(**pipelines.SCALED, clip_sample=False, timestep_spacing="trailing")
     pipe = diffusers.DDIMPipeline(unet=pipelines.Exact(sample_size=16), scheduler=scheduler)
     assembly = assembly_of(pipe, quality=0.1)
@@ -343,7 +343,7 @@ def test_memory_that_ran_out_is_no_fault_of_the_kernels(monkeypatch: pytest.Monk
                 raise error
 
             with monkeypatch.context() as patch:
-                patch.setattr(ModuleKernels, method, failing)
+                patch.setattr(NetworkBackend, method, failing)
                 with pytest.raises(type(error)) as caught:
                     backends.race(assembly.plan, assembly.engine, request, [AS_LOADED, LOW], lambda: 0.0)
                 assert caught.value is error

@@ -221,7 +221,7 @@ def test_what_an_exit_saves_sets_its_threshold() -> None:
     """In the family by cost an exit that saves less asks for more, in proportion: (1 - t) / saved is one number."""
     grid = certification._grid("cost", np.ones(K, bool), world(400, 5)[0], COSTS, 20)
     mu = (1 - grid) / (1 - np.array(COSTS.reach))
-    free = grid > certification.LEAST
+    free = grid > certification.MIN_THRESHOLD
     assert all(np.allclose(row[ok], row[ok][0]) for row, ok in zip(mu, free, strict=True) if ok.any())
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.runtime.costs import CALIBRATED, CLIP, PRIOR_SLOPE, CostCurve, Drift
+from dynx.runtime.costs import CALIBRATED_WEIGHT, MAX_SLOWDOWN, PRIOR_SLOPE, CostCurve, Drift
 
 
 def curve(**table: float) -> CostCurve:
@@ -96,7 +96,7 @@ def test_a_hiccup_counts_as_twice_at_most() -> None:
     """A pass that took a thousand times as long moves the curve no further than one that took twice."""
     once, twice = curve(w1=10.0), curve(w1=10.0)
     once.observe(1, 0, 10_000.0)
-    twice.observe(1, 0, 10.0 * CLIP)
+    twice.observe(1, 0, 10.0 * MAX_SLOWDOWN)
 
     assert once(1) == pytest.approx(twice(1))
 
@@ -115,7 +115,7 @@ def test_a_first_sample_is_trusted_within_bounds(seconds: float, taken: float) -
 
 def test_a_change_of_pace_is_hardly_mistaken_for_one_of_widths() -> None:
     """A machine twice as slow, seen at two widths for 300 passes, leaves the ratio to a third within 10 % of its table's."""
-    c = CostCurve(table={1: (10.0, CALIBRATED), 3: (12.0, CALIBRATED), 5: (14.0, CALIBRATED)})
+    c = CostCurve(table={1: (10.0, CALIBRATED_WEIGHT), 3: (12.0, CALIBRATED_WEIGHT), 5: (14.0, CALIBRATED_WEIGHT)})
     for _ in range(150):
         c.observe(3, 0, 24.0)
         c.observe(5, 0, 28.0)

@@ -1,6 +1,6 @@
-"""Recorded passes: replayed on the same memory, they are the model's own, wherever in a text and whatever was rolled back.
+"""Captured passes: replayed on the same memory, they are the model's own, wherever in a text and whatever was rolled back.
 
-The device is a tape (`tape.Recorder`), which forgets Python as a graphics processor's recording does.
+The device is a tape (`tape.Recorder`), which forgets Python as a graphics processor's capturing does.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 3e-4}
 TEXT = [(11 * i * i + 5 * i + 3) % VOCAB for i in range(120)]
 
 
-def load(model: Any) -> tuple[cuda_graphs.GraphBackend, Recorder]:
-    """A backend, and what it records with."""
-    recorder = Recorder()
-    return cuda_graphs.load(model, record=recorder), recorder
+def load(model: Any) -> tuple[cuda_graphs.CudaGraphBackend, Recorder]:
+    """A backend, and what it captures with."""
+    capturer = Recorder()
+    return cuda_graphs.load(model, capture=capturer), capturer
 
 
 @pytest.fixture(scope="module", params=sorted(set(ROLLING) - REFUSED))
 def kind(request: pytest.FixtureRequest) -> str:
-    """Every architecture that can be recorded."""
+    """Every architecture that can be captured."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def backend(kind: str) -> cuda_graphs.GraphBackend:
+def backend(kind: str) -> cuda_graphs.CudaGraphBackend:
     """One backend for all tests of an architecture: sessions must not leave traces."""
     return load(tiny(kind))[0]
 
@@ -60,17 +60,17 @@ def truth(kind: str, tokens: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", sorted(REFUSED))
-def test_what_cant_be_recorded_is_refused(kind: str) -> None:
+def test_what_cant_be_captured_is_refused(kind: str) -> None:
     """With a reason, as any foreign model would be."""
     with pytest.raises(
-        UnsupportedModelError, match=rf"{kind} (can't be recorded|gives other logits when it is replayed)"
+        UnsupportedModelError, match=rf"{kind} (can't be captured|gives other logits when it is replayed)"
     ):
         load(tiny(kind))
 
 
 @pytest.mark.parametrize("lengths", [[40] + [1] * 12, [7, 1, 2, 3, 5, 8, 11, 1], [33, 32, 31, 1], [1, 1, 1, 20, 4]])
-def test_any_split_is_one_forward(kind: str, backend: cuda_graphs.GraphBackend, lengths: list[int]) -> None:
-    """In passes of any widths, recorded or not, the logits are those of the whole."""
+def test_any_split_is_one_forward(kind: str, backend: cuda_graphs.CudaGraphBackend, lengths: list[int]) -> None:
+    """In passes of any widths, captured or not, the logits are those of the whole."""
     session, at, rows = backend.open(), 0, []
     for length in lengths:
         rows.append(session.forward(TEXT[at : at + length]))
@@ -79,8 +79,8 @@ def test_any_split_is_one_forward(kind: str, backend: cuda_graphs.GraphBackend, 
     torch.testing.assert_close(torch.cat(rows), truth(kind, TEXT[:at]), **CLOSE)
 
 
-def test_a_rollback_leaves_no_trace(kind: str, backend: cuda_graphs.GraphBackend) -> None:
-    """What was rolled back is as if it had never been read, however often the same recording ran since."""
+def test_a_rollback_leaves_no_trace(kind: str, backend: cuda_graphs.CudaGraphBackend) -> None:
+    """What was rolled back is as if it had never been read, however often the same capturing ran since."""
     session = backend.open()
     session.forward(TEXT[:10])
     for junk, width in ((3, 5), (9, 2), (1, 8)):
@@ -92,8 +92,8 @@ def test_a_rollback_leaves_no_trace(kind: str, backend: cuda_graphs.GraphBackend
     torch.testing.assert_close(rows, truth(kind, TEXT[:16])[10:], **CLOSE)
 
 
-def test_early_exits_run_unrecorded(kind: str, backend: cuda_graphs.GraphBackend) -> None:
-    """Some layers ahead and the rest afterwards are the whole, between recorded passes."""
+def test_early_exits_run_without_graphs(kind: str, backend: cuda_graphs.CudaGraphBackend) -> None:
+    """Some layers ahead and the rest afterwards are the whole, between captured passes."""
     if not backend.can_exit.value:
         pytest.skip(backend.can_exit.reason)
     session = backend.open()
@@ -106,11 +106,11 @@ def test_early_exits_run_unrecorded(kind: str, backend: cuda_graphs.GraphBackend
     torch.testing.assert_close(torch.cat(rows), truth(kind, TEXT[:17])[11:], **CLOSE)
 
 
-def test_texts_share_recordings_but_nothing_else() -> None:
+def test_texts_share_graphs_but_nothing_else() -> None:
     """A text that ends leaves its cache to the next; two at a time have two, and don't see each other."""
-    backend, recorder = load(tiny("llama"))
+    backend, capturer = load(tiny("llama"))
     gc.collect()
-    before = recorder.recorded
+    before = capturer.captured
     for start in (0, 30):
         session = backend.open()
         session.forward(TEXT[start : start + 40])
@@ -118,14 +118,14 @@ def test_texts_share_recordings_but_nothing_else() -> None:
         torch.testing.assert_close(rows, truth("llama", TEXT[start : start + 43])[40:], **CLOSE)
         del session
         gc.collect()
-    assert recorder.recorded == before  # loading recorded three tokens already
+    assert capturer.captured == before  # loading captured three tokens already
 
     one, two = backend.open(), backend.open()
     one.forward(TEXT[:40])
     two.forward(TEXT[40:77])
     torch.testing.assert_close(one.forward(TEXT[40:43]), truth("llama", TEXT[:43])[40:], **CLOSE)
     torch.testing.assert_close(two.forward(TEXT[77:80]), truth("llama", TEXT[40:80])[37:], **CLOSE)
-    assert recorder.recorded == before + 1
+    assert capturer.captured == before + 1
 
 
 def test_rows_stay() -> None:
@@ -141,10 +141,10 @@ def test_rows_stay() -> None:
 
 def test_caches_grow_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text moves to a cache twice as long, and what it held comes along."""
-    monkeypatch.setattr(cuda_graphs, "LENGTH", 48)
+    monkeypatch.setattr(cuda_graphs, "INITIAL_CACHE_TOKENS", 48)
     backend, _ = load(tiny("llama"))
     session = backend.open()
-    assert isinstance(session, cuda_graphs.GraphSession)
+    assert isinstance(session, cuda_graphs.CudaGraphSession)
     lengths, rows = {session._cache.length}, [session.forward(TEXT[:10])]
     for at in range(10, 120, 5):
         rows.append(session.forward(TEXT[at : at + 5]))
@@ -154,20 +154,20 @@ def test_caches_grow_by_doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(torch.cat(rows), truth("llama", TEXT), **CLOSE)
 
 
-def test_no_recording_reaches_beyond_the_context() -> None:
-    """Learned positions end there: the last passes are as wide as asked, and run unrecorded."""
+def test_no_graph_reaches_beyond_the_context() -> None:
+    """Learned positions end there: the last passes are as wide as asked, and run without graphs."""
     model = tiny("gpt2", n_positions=64)
-    backend, recorder = load(model)
+    backend, capturer = load(model)
     session, rows = backend.open(), []
     rows.append(session.forward(TEXT[:50]))
     for at, width in ((50, 5), (55, 7), (62, 1)):
         rows.append(session.forward(TEXT[at : at + width]))
-    before = recorder.replayed
+    before = capturer.replayed
     rows.append(session.forward([TEXT[63]]))
-    assert recorder.replayed == before + 1  # one token fits
+    assert capturer.replayed == before + 1  # one token fits
     session.rollback(59)
     session.forward(TEXT[59:64])
-    assert recorder.replayed == before + 1  # six don't, where five are asked for
+    assert capturer.replayed == before + 1  # six don't, where five are asked for
 
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:64]]), use_cache=False).logits[0]
@@ -176,13 +176,13 @@ def test_no_recording_reaches_beyond_the_context() -> None:
 
 @pytest.mark.parametrize("policy", [Plain, lambda: Static("draft", 5), lambda: Static("self", 3), lambda: None])
 def test_the_engine_writes_the_same_text(policy: Any) -> None:
-    """Speculation with target and drafter recorded writes what transformers' greedy decoding writes, token for token."""
-    target, recorder = load(tiny("llama"))
+    """Speculation with target and drafter captured writes what transformers' greedy decoding writes, token for token."""
+    target, capturer = load(tiny("llama"))
     drafter, _ = load(perturbed(tiny("llama"), 0.3))
     run = Engine(target, Drafters(drafter, 1)).start(Request(TEXT[:10], 60), policy())
 
     assert [token.id for token in run] == generated("llama", tuple(TEXT[:10]), 60)
-    assert recorder.replayed > 5
+    assert capturer.replayed > 5
 
 
 def test_greedy_decoding_reads_no_number_by_itself() -> None:
@@ -190,7 +190,7 @@ def test_greedy_decoding_reads_no_number_by_itself() -> None:
     target, _ = load(tiny("llama"))
     drafter, _ = load(perturbed(tiny("llama"), 0.3))
     engine, text = Engine(target, Drafters(drafter, lookup=False)), []
-    for tape in (nullcontext(), Tape()):  # the first text records
+    for tape in (nullcontext(), Tape()):  # the first text captures
         tokens = iter(engine.start(Request(TEXT[:40], 60), Static("draft", 4)))
         text = [next(tokens).id for _ in range(5)]  # the prompts' own passes are over
         with tape:
@@ -236,18 +236,18 @@ def test_random_walks(steps: list[tuple[int, int]]) -> None:
     torch.testing.assert_close(rows, truth("llama", [*held, 5, 6])[-2:], **CLOSE)
 
 
-WALKER = cuda_graphs.load(tiny("llama"), record=Recorder())
+WALKER = cuda_graphs.load(tiny("llama"), capture=Recorder())
 
 
 def test_numbers_that_python_held_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that tells its position as a number is right where it was recorded and wrong elsewhere, so it is refused."""
+    """A cache that tells its position as a number is right where it was captured and wrong elsewhere, so it is refused."""
     monkeypatch.setattr(cuda_graphs.SlotLayer, "get_seq_length", lambda self: self.owner.position)
     with pytest.raises(UnsupportedModelError, match="other logits when it is replayed"):
         load(tiny("llama"))
 
 
 def test_waiting_for_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that reads a number off the device can't be recorded, and the reason is given."""
+    """A model that reads a number off the device can't be captured, and the reason is given."""
     model = tiny("llama")
     inner = model.model.forward
 
@@ -256,19 +256,19 @@ def test_waiting_for_the_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         return out if float(out[0].sum()) < 1e30 else None
 
     monkeypatch.setattr(model.model, "forward", forward)
-    with pytest.raises(UnsupportedModelError, match="can't be recorded"):
+    with pytest.raises(UnsupportedModelError, match="can't be captured"):
         load(model)
 
 
-def test_a_processor_records_nothing() -> None:
-    """The real recorder is for devices that have one."""
-    with pytest.raises(UnsupportedModelError, match="records nothing on cpu"):
+def test_a_processor_captures_nothing() -> None:
+    """The real capturer is for devices that have one."""
+    with pytest.raises(UnsupportedModelError, match="captures no graphs on cpu"):
         cuda_graphs.load(tiny("llama"))
 
 
 def test_a_state_that_cant_go_back_is_left_alone() -> None:
     """As on every backend."""
-    backend = cuda_graphs.GraphBackend(tiny("llama"), Recorder())
+    backend = cuda_graphs.CudaGraphBackend(tiny("llama"), Recorder())
     assert isinstance(backend.open(), EagerSession)
     backend.__dict__["can_rollback"] = type(backend.can_rollback)(False, "for a test")
     assert isinstance(backend.open(), StockSession)

@@ -141,7 +141,7 @@ def test_complete_takes_a_prefix(kind: str, backend: EagerBackend, count: int | 
 
 def test_buffers_grow(kind: str, backend: EagerBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that grows many times, rolled back in between and while positions are pending, loses nothing."""
-    monkeypatch.setattr(eager, "HEADROOM", 2)
+    monkeypatch.setattr(eager, "CACHE_HEADROOM_TOKENS", 2)
     session = backend.open()
     session.forward(TEXT[:3])
     for end in range(4, 60, 4):
@@ -158,7 +158,7 @@ def test_long_prompts_are_chunked(
     kind: str, backend: EagerBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt longer than a chunk gives the same rows, however many are kept, and so does what follows it."""
-    monkeypatch.setattr(eager, "PREFILL_CHUNK", 6)
+    monkeypatch.setattr(eager, "PREFILL_CHUNK_TOKENS", 6)
     session = backend.open()
     rows, after = session.forward(TEXT[:20], keep=keep), session.forward(TEXT[20:28])
 
@@ -359,7 +359,7 @@ def test_out_of_memory_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
     def full(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 3 TiB")
 
-    monkeypatch.setattr(eager, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(eager, "PREFILL_CHUNK_TOKENS", 4)
     monkeypatch.setattr(backend.model.model, "forward", full)
     for tokens in (TEXT[:3], TEXT[:10]):  # the model, and its body alone for a chunk of which no row is kept
         with pytest.raises(DeviceError, match="out of memory on cpu") as caught:

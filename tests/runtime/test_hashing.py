@@ -88,7 +88,7 @@ def test_large_file_is_sampled_where_fine_tunes_show(tmp_path: Path, changes: di
 
 def test_small_tensor_between_samples_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head retrained on the same backbone changes the hash even where no evenly spaced sample falls."""
-    monkeypatch.setattr(hashing, "SAMPLES", 2)  # only the first and the last 64 KiB
+    monkeypatch.setattr(hashing, "SAMPLES_PER_FILE", 2)  # only the first and the last 64 KiB
     folders = []
     for index in range(2):
         folder = tmp_path / str(index)

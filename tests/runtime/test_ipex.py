@@ -17,7 +17,7 @@ from torch import nn
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import availability, ipex
-from dynx.runtime.backends.eager import HEADROOM
+from dynx.runtime.backends.eager import CACHE_HEADROOM_TOKENS
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.policy import Static
 from dynx.speculation.types import Request
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.ipex import IpexBackend
     from dynx.speculation.types import Origin
 
-CAN = availability.can_optimize("cpu")
+CAN = availability.can_use_ipex("cpu")
 real = pytest.mark.skipif(not CAN.value, reason=CAN.reason)
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 3e-4}
-TEXT = [(11 * i * i + 5 * i + 3) % VOCAB for i in range(HEADROOM + 60)]
+TEXT = [(11 * i * i + 5 * i + 3) % VOCAB for i in range(CACHE_HEADROOM_TOKENS + 60)]
 NAME = "intel_extension_for_pytorch"
 
 NOISY = """
@@ -97,7 +97,7 @@ def test_it_goes_with_its_own_torch(
 ) -> None:
     """Usable where the major and minor versions in the metadata agree; else both are named. Nothing is imported."""
     install("raise AssertionError('imported')", **{NAME: extension, "torch": torch_})
-    found = availability.can_optimize("cpu")
+    found = availability.can_use_ipex("cpu")
 
     assert found.value is usable
     assert said in found.reason
@@ -110,9 +110,9 @@ def test_absent_it_is_asked_for_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
     def absent(name: str) -> str:
         raise availability.metadata.PackageNotFoundError(name)
 
-    assert availability.can_optimize("cuda:0").reason == "IPEX is used on processors only, not on cuda:0"
+    assert availability.can_use_ipex("cuda:0").reason == "IPEX is used on processors only, not on cuda:0"
     monkeypatch.setattr(availability.metadata, "version", absent)
-    assert availability.can_optimize("cpu").reason == "IPEX isn't installed (pip install 'dynx[ipex]')"
+    assert availability.can_use_ipex("cpu").reason == "IPEX isn't installed (pip install 'dynx[ipex]')"
     with pytest.raises(UnsupportedModelError, match="IPEX isn't installed"):
         ipex.load(tiny("llama"))
 
@@ -233,7 +233,7 @@ def model(kind: str) -> Any:
 def test_any_split_is_one_forward(kind: str, backend: IpexBackend) -> None:
     """A text fed in pieces, guesses taken back in between, gives the logits of the unmodified model's single pass."""
     session, rows, at = backend.open(), [], 0
-    for count in (3, 1, 9, 4, HEADROOM, 1, 6):
+    for count in (3, 1, 9, 4, CACHE_HEADROOM_TOKENS, 1, 6):
         session.forward(TEXT[:5])
         session.rollback(at)
         rows.append(session.forward(TEXT[at : at + count]))

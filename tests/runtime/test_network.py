@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import network as modules
 from dynx.runtime.backends.availability import can_compile
-from dynx.runtime.backends.network import ModuleKernels
+from dynx.runtime.backends.network import NetworkBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +70,9 @@ def call(rows: int = 2, *, seed: int = 1, **others: Any) -> tuple[tuple[Any, ...
     return (torch.randn(rows, 4, 8, 8, generator=make), torch.tensor(100 * seed)), {"added": {"text": text}, **others}
 
 
-def prepared(backend: str, cache: Path | None, network: nn.Module, dtype: str = "float32") -> ModuleKernels:
+def prepared(backend: str, cache: Path | None, network: nn.Module, dtype: str = "float32") -> NetworkBackend:
     """Kernels for calls of two rows."""
-    kernels = ModuleKernels(network, backend, dtype=dtype, threads=1, cache=cache)
+    kernels = NetworkBackend(network, backend, dtype=dtype, threads=1, cache=cache)
     kernels.prepare(*call())
     return kernels
 
@@ -187,8 +187,8 @@ def test_other_answers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_compiler_that_crashes_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO is tried in a process of its own, by other settings next; if all end that process, this one says so and lives."""
     died = "import os, signal, sys\n'SNIPPETS' in sys.argv[2] or os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(modules, "TRIAL", died)
+    monkeypatch.setattr(modules, "TRIAL_SCRIPT", died)
     assert prepared("openvino", tmp_path / "kept", Network()).made == 1
-    monkeypatch.setattr(modules, "TRIAL", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(modules, "TRIAL_SCRIPT", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(UnsupportedModelError, match="its compiler ended by 11"):
         prepared("openvino", tmp_path / "other", Network())

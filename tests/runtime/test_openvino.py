@@ -99,7 +99,7 @@ def test_a_rollback_leaves_no_trace(kind: str, backend: OpenVINOBackend) -> None
 
 def test_caches_grow(kind: str, backend: OpenVINOBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that starts at one block and grows while it is rolled back loses nothing."""
-    monkeypatch.setattr(openvino, "BLOCKS", 1)
+    monkeypatch.setattr(openvino, "INITIAL_CACHE_BLOCKS", 1)
     session = backend.open()
     session.forward(TEXT[:3])
     for end in range(8, 112, 8):
@@ -115,7 +115,7 @@ def test_long_prompts_are_chunked(
     kind: str, backend: OpenVINOBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt longer than a chunk gives the same rows, however many are kept, and so does what follows it."""
-    monkeypatch.setattr(openvino, "PREFILL_CHUNK", 6)
+    monkeypatch.setattr(openvino, "PREFILL_CHUNK_TOKENS", 6)
     session = backend.open()
     rows, after = session.forward(TEXT[:20], keep=keep), session.forward(TEXT[20:28])
 
@@ -199,7 +199,7 @@ def test_four_bits_are_the_rounded_model() -> None:
         plain = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
-                groups = module.weight.view(len(module.weight), -1, weights.GROUP)
+                groups = module.weight.view(len(module.weight), -1, weights.WEIGHT_GROUP_SIZE)
                 low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
                 scale = (high - low) / 15
                 offset = (-low / scale).round()
@@ -214,7 +214,7 @@ def test_a_kept_model_is_read_back(precision: Any, tmp_path: Path, monkeypatch: 
     """What `load` kept gives the same logits in another load, which converts nothing, and in `reload` without torch's model."""
     model = tiny("llama")
     first = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
-    monkeypatch.setattr(openvino.openvino_convert, "convert", None)
+    monkeypatch.setattr(openvino.convert, "convert", None)
     second = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
     alone = openvino.reload(precision=precision, threads=1, cache=tmp_path / "kept")
 
@@ -265,8 +265,8 @@ def test_growing_rotations_are_refused() -> None:
 
 def test_other_logits_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A conversion that computes something else is found out, refused with the size of the difference, and not kept."""
-    honest = openvino.openvino_convert.convert
-    monkeypatch.setattr(openvino.openvino_convert, "convert", lambda model: honest(tiny("llama", seed=9)))
+    honest = openvino.convert.convert
+    monkeypatch.setattr(openvino.convert, "convert", lambda model: honest(tiny("llama", seed=9)))
     with pytest.raises(UnsupportedModelError, match="llama gives other logits on OpenVINO"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -297,7 +297,7 @@ def test_too_long_a_text_is_an_error() -> None:
 def test_availability_is_told_without_importing() -> None:
     """Asking whether OpenVINO is there doesn't load it."""
     code = (
-        "import sys; from dynx.runtime.backends import openvino as o; d = o.available(); "
+        "import sys; from dynx.runtime.backends import availability as o; d = o.available(); "
         "assert d.value, d.reason; assert 'openvino' not in sys.modules; print(d.reason)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -351,7 +351,7 @@ def test_what_doesnt_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     def rejected(*args: Any) -> None:
         raise RuntimeError("Unsupported operation of type: Zeta\nand more")
 
-    monkeypatch.setattr(openvino.openvino_convert, "assemble", rejected)
+    monkeypatch.setattr(openvino.convert, "assemble", rejected)
     with pytest.raises(UnsupportedModelError, match=r"llama can't be compiled by OpenVINO \(Unsupported .*: Zeta\)"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
 
@@ -371,7 +371,9 @@ def test_feed_forward_is_fused_only_where_that_is_safe(threads: int, inner: int,
     model = tiny("llama", hidden_size=128, intermediate_size=inner).to(torch.bfloat16)
     backend = openvino.load(model, precision="bfloat16", threads=threads, cache=None)
 
-    kinds = [node.get_rt_info()["layerType"].astype(str) for node in backend.compiled.get_runtime_model().get_ops()]
+    kinds = [
+        node.get_rt_info()["layerType"].astype(str) for node in backend.compiled_model.get_runtime_model().get_ops()
+    ]
     assert kinds.count("LLMMLP") == fused
 
 
@@ -380,10 +382,10 @@ def test_padding_may_pass_the_end_of_the_context() -> None:
     model, limit = tiny("llama", max_position_embeddings=64), 64
     backend = openvino.load(model, precision="float32", threads=1, cache=None)
     assert backend.context == limit
-    backend.run_instead({1: 4, 2: 4})
+    backend.set_padded_lengths({1: 4, 2: 4})
     session, rows = backend.open(), []
     session.forward(TEXT[: limit - 20], keep=1)
-    session.settle(1)
+    session.set_padded_length(1)
     for start, count in (
         (limit - 20, 8),
         (limit - 12, 5),
@@ -394,7 +396,7 @@ def test_padding_may_pass_the_end_of_the_context() -> None:
     ):
         rows.append(session.forward(TEXT[start : start + count]))
         assert (len(rows[-1]), session.length) == (count, start + count)
-    assert backend.width.now == 5
+    assert backend.padded_length.current == 5
 
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:limit]]), use_cache=False).logits[0, -20:]
@@ -406,18 +408,18 @@ def test_plain_decoding_is_as_wide_as_it_is_told(
     instead: dict[int, int], widths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However wide the graph stands from another text, so a text is one text."""
-    from dynx.runtime.backends.padding import Width
+    from dynx.runtime.backends.padding import PaddedLength
 
     backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
-    backend.run_instead(instead)
+    backend.set_padded_lengths(instead)
     seen: list[int] = []
-    real = Width.__call__
+    real = PaddedLength.__call__
 
-    def noted(self: Width, count: int) -> int:
+    def noted(self: PaddedLength, count: int) -> int:
         seen.append(real(self, count))
         return seen[-1]
 
-    monkeypatch.setattr(Width, "__call__", noted)
+    monkeypatch.setattr(PaddedLength, "__call__", noted)
     backend.open().forward(TEXT[:9])
     run = Engine(backend, Drafters(lookup=False)).start(Request(TEXT[:5], 4))
     assert len(list(run)) >= 4
@@ -433,7 +435,7 @@ def test_passes_of_two_or_more_tokens_give_the_same_bits(kind: str, precision: A
     """So no text depends on how it was guessed once plain passes are that wide, and before that it may."""
     backend = openvino.load(tiny(kind), precision=precision, threads=2, cache=None)
     narrow = measure_noise(backend)
-    backend.run_instead({1: 2})
+    backend.set_padded_lengths({1: 2})
     wide = measure_noise(backend, [(TEXT, 7), (TEXT[::-1], 70)])
     noise = noise_if_exact(backend, [(TEXT, 9)], None, {1: 2})
 
@@ -456,7 +458,7 @@ def test_exactness_is_two_rows_instead_of_one(precision: Any) -> None:
         assert run.receipt().guarantee == "identical to plain decoding"
 
     assert texts[0] == texts[1] == texts[2]
-    assert backend.width.instead == {1: 2}
+    assert backend.padded_length.lengths == {1: 2}
     assert "run wider" in decision.reason
 
 
@@ -464,7 +466,7 @@ def test_in_single_precision_no_pass_is_widened_for_exactness() -> None:
     """There it would be paid for nothing: decisions that close don't occur."""
     backend = openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
     exact, decision = prepare(backend)
-    assert backend.width.instead == {}
+    assert backend.padded_length.lengths == {}
     assert decision.value == ("near-ties read again" if exact.bound else "by every pass")
 
 
@@ -530,7 +532,7 @@ def test_tied_weights_stay_tied(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:9]]), use_cache=False).logits[0].float()
     found = backend.open().forward(TEXT[:9])
-    assert (found - want).abs().max() <= openvino.TOLERANCE[precision] * want.abs().max()
+    assert (found - want).abs().max() <= openvino.MAX_LOGIT_ERROR[precision] * want.abs().max()
 
 
 def test_a_preparation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

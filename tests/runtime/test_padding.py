@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynx.runtime.backends.padding import CHANGE, EXACTNESS, GAIN, WIDEST, Width, cheapest
+from dynx.runtime.backends.padding import (
+    CHANGE_COST_TOKENS,
+    MAX_EXACTNESS_COST,
+    MAX_PADDED_TOKENS,
+    MIN_SAVING,
+    PaddedLength,
+    padded_lengths,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,8 +26,8 @@ PLATEAU = {1: 30.0, 2: 34.0, 4: 25.0, 6: 25.2, 8: 29.0, 9: 29.1, 13: 33.0, 25: 6
 
 def run(counts: Sequence[int], instead: Mapping[int, int] | None = None) -> list[int]:
     """Widths of passes in a row."""
-    width = Width()
-    width.instead = instead or {}
+    width = PaddedLength()
+    width.lengths = instead or {}
     return [width(count) for count in counts]
 
 
@@ -39,50 +46,50 @@ def test_narrower_passes_are_padded_until_a_change_would_have_been_cheaper() -> 
 
 def test_a_prompt_is_no_width_to_stay_at() -> None:
     """Decoding goes on as wide as before it."""
-    assert run([4, WIDEST + 1, 4, 3]) == [4, WIDEST + 1, 4, 4]
+    assert run([4, MAX_PADDED_TOKENS + 1, 4, 3]) == [4, MAX_PADDED_TOKENS + 1, 4, 4]
 
 
 def test_settled_is_settled() -> None:
     """What came before is forgotten."""
-    width = Width()
+    width = PaddedLength()
     width(8)
-    width.settle(2)
+    width.set(2)
     assert (width(2), width(1)) == (2, 2)
 
 
 def test_a_cheaper_width_is_run_instead() -> None:
     """One and two tokens cost more than four; a saving below 3 % isn't worth it, and prompts aren't padded."""
-    found = cheapest(PLATEAU)
+    found = padded_lengths(PLATEAU)
     assert found == {1: 4, 2: 4}
     assert run([1, 1, 2, 3, 6, 2, 40, 1], found) == [4, 4, 4, 4, 6, 6, 40, 6]
 
 
 def test_one_token_is_run_wider_where_that_costs_next_to_nothing() -> None:
     """It then rounds as the others do; where it costs more, a pass of one stays one."""
-    assert cheapest({1: 1.0, 2: 1.03, 4: 1.2}) == {1: 2}
-    assert cheapest({1: 1.0, 2: 1.04, 4: 1.2}) == {}
-    assert cheapest({1: 1.0}) == {}
+    assert padded_lengths({1: 1.0, 2: 1.03, 4: 1.2}) == {1: 2}
+    assert padded_lengths({1: 1.0, 2: 1.04, 4: 1.2}) == {}
+    assert padded_lengths({1: 1.0}) == {}
 
 
 @given(st.dictionaries(st.integers(1, 40), st.floats(1e-4, 1.0), min_size=1))
 def test_what_is_run_instead_is_run_as_it_is(seconds: dict[int, float]) -> None:
     """Never narrower than asked, never a width that has another to be run instead, and at most 3 % dearer, for one token."""
-    found = cheapest(seconds)
+    found = padded_lengths(seconds)
     for asked, width in found.items():
-        assert asked < width <= WIDEST
+        assert asked < width <= MAX_PADDED_TOKENS
         assert width not in found
-        assert seconds[width] <= (1 + EXACTNESS if asked == 1 else 1 - GAIN) * seconds[asked]
+        assert seconds[width] <= (1 + MAX_EXACTNESS_COST if asked == 1 else 1 - MIN_SAVING) * seconds[asked]
 
 
 def test_settling_takes_the_width_that_is_run() -> None:
     """So that plain passes after a prompt don't change it."""
-    width = Width()
-    width.instead = {1: 4}
-    width.settle(1)
-    assert (width.now, width(1), width(3)) == (4, 4, 4)
+    width = PaddedLength()
+    width.lengths = {1: 4}
+    width.set(1)
+    assert (width.current, width(1), width(3)) == (4, 4, 4)
 
 
-@given(st.lists(st.integers(1, WIDEST), min_size=1, max_size=200))
+@given(st.lists(st.integers(1, MAX_PADDED_TOKENS), min_size=1, max_size=200))
 def test_it_is_never_thrice_as_dear_as_changing_every_time(counts: list[int]) -> None:
     """Tokens of padding, and changes at their price, against the changes that passes as wide as asked would make."""
     widths = run(counts)
@@ -92,4 +99,4 @@ def test_it_is_never_thrice_as_dear_as_changing_every_time(counts: list[int]) ->
 
     assert all(w >= c for w, c in zip(widths, counts, strict=True))
     assert changes(widths) <= changes(counts)
-    assert sum(widths) - sum(counts) + CHANGE * changes(widths) <= 3 * CHANGE * changes(counts)
+    assert sum(widths) - sum(counts) + CHANGE_COST_TOKENS * changes(widths) <= 3 * CHANGE_COST_TOKENS * changes(counts)

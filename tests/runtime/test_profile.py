@@ -269,7 +269,7 @@ def test_wrong_field_is_named(change: Callable[[dict[str, Any]], None], kind: Pr
         (b'{"schema": "\xff"}', ProfileFault.NOT_UTF8),
         (b"", ProfileFault.NOT_JSON),
         (b'{"schema": ', ProfileFault.NOT_JSON),
-        (b"\xef\xbb\xbf{}", ProfileFault.NOT_JSON),
+        (b"\xef\xbb\xbf{}", ProfileFault.SCHEMA_MISSING),
         (b"[" * 100_000, ProfileFault.NOT_JSON),
         (b'{"a": ' + b"9" * 5000 + b"}", ProfileFault.NOT_JSON),
         (b"[]", ProfileFault.NOT_OBJECT),

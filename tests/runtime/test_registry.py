@@ -31,7 +31,7 @@ def having(
     monkeypatch.setattr(
         registry, "can_compile", lambda _: Decision(True, "compiled by g++") if compiler else NO_COMPILER
     )
-    monkeypatch.setattr(registry, "can_optimize", lambda _: Decision(True, "IPEX") if ipex else NO_IPEX)
+    monkeypatch.setattr(registry, "can_use_ipex", lambda _: Decision(True, "IPEX") if ipex else NO_IPEX)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,20 @@ def test_what_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
             "graphs",
             "none",
             "cpu",
-            "`backend` graphs: passes are recorded on cuda and xpu devices, and this runs on cpu",
+            "`backend` graphs: CUDA graphs are captured on cuda and xpu devices, and this runs on cpu",
         ),
         (
             "graphs",
             "none",
             "mps",
-            "`backend` graphs: passes are recorded on cuda and xpu devices, and this runs on mps",
+            "`backend` graphs: CUDA graphs are captured on cuda and xpu devices, and this runs on mps",
         ),
-        ("graphs", "int8", "cuda:0", "`backend` graphs `quantize` int8: passes are recorded with weights as they are"),
+        (
+            "graphs",
+            "int8",
+            "cuda:0",
+            "`backend` graphs `quantize` int8: CUDA graphs are captured with weights as they are",
+        ),
         ("ipex", "int8", "cpu", "`backend` ipex `quantize` int8: IPEX is used for weights as they are, not in int8"),
     ):
         with pytest.raises(DeviceError, match=said):
@@ -131,7 +136,7 @@ def test_what_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_on_an_accelerator_only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eager, or recorded where calibration finds that faster; the others are for processors, and say so."""
+    """Eager, or captured where calibration finds that faster; the others are for processors, and say so."""
     monkeypatch.setattr(registry, "available", lambda: Decision(True, "OpenVINO"))
     found = usable("cuda:0")
 
@@ -142,7 +147,7 @@ def test_on_an_accelerator_only_pytorch(monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert (unmeasured.value, unmeasured.reason) == (
         TORCH,
-        "nothing is measured yet; calibrating times recorded PyTorch too",
+        "nothing is measured yet; calibrating times PyTorch with CUDA graphs too",
     )
     assert (measured.value, asked.value) == (GRAPHS, GRAPHS)
     assert choose("auto", "none", "cpu", GRAPHS).value == TORCH
@@ -155,7 +160,7 @@ def test_a_race_is_won_by_the_least_time() -> None:
     for order in ({"slow": slow, "fast": fast}, {"fast": fast, "slow": slow}):
         timed = race(order, clock)
         assert timed.winner == "fast"
-        assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in registry.WIDTHS})
+        assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in registry.RACE_TOKENS})
     assert "fast 4500.00, 5625.00" in str(timed)
     assert timed.passes["slow"][1] == pytest.approx(6000.0)
 
@@ -192,13 +197,13 @@ def ready(
             raise found
         return found
 
-    monkeypatch.setattr(speculation_backends, "convert", lambda *_, **__: loaded(OPENVINO))
-    monkeypatch.setattr(speculation_backends, "converted", lambda **_: None)
+    monkeypatch.setattr(speculation_backends, "convert_to_openvino", lambda *_, **__: loaded(OPENVINO))
+    monkeypatch.setattr(speculation_backends, "load_converted", lambda **_: None)
     monkeypatch.setattr(speculation_backends, "compile_model", lambda *_, **__: loaded(COMPILED))
-    monkeypatch.setattr(speculation_backends, "optimize_model", lambda *_, **__: loaded(IPEX))
-    monkeypatch.setattr(speculation_backends, "record_model", lambda *_, **__: loaded(GRAPHS))
+    monkeypatch.setattr(speculation_backends, "load_ipex", lambda *_, **__: loaded(IPEX))
+    monkeypatch.setattr(speculation_backends, "capture_model", lambda *_, **__: loaded(GRAPHS))
     monkeypatch.setattr(speculation_backends, "torch_backend", lambda *_, **__: loaded(TORCH))
-    monkeypatch.setattr(speculation_backends, "bring_in", lambda _: None)
+    monkeypatch.setattr(speculation_backends, "import_backend", lambda _: None)
     monkeypatch.setattr(speculation_backends, "weights_hash", lambda *_: "w")
     said: list[str] = []
     plan = SimpleNamespace(
@@ -288,8 +293,8 @@ def test_calibration_times_the_start_from_what_is_kept(monkeypatch: pytest.Monke
         return load
 
     monkeypatch.setattr(speculation_backends, "compile_model", slow(COMPILED, 9e6, 1.0))
-    monkeypatch.setattr(speculation_backends, "convert", slow(OPENVINO, 9e6, 1.0))
-    monkeypatch.setattr(speculation_backends, "converted", slow(OPENVINO, 2e6, 2e6))
+    monkeypatch.setattr(speculation_backends, "convert_to_openvino", slow(OPENVINO, 9e6, 1.0))
+    monkeypatch.setattr(speculation_backends, "load_converted", slow(OPENVINO, 2e6, 2e6))
 
     assert kernel.target() is three[COMPILED]
     assert opened[:2] == [(COMPILED, False), (COMPILED, True)]
@@ -400,7 +405,7 @@ def test_what_is_no_failure_of_a_backend(error: BaseException, where: str, monke
         def convert(*_: Any, **__: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(speculation_backends, "convert", convert)
+        monkeypatch.setattr(speculation_backends, "convert_to_openvino", convert)
     with pytest.raises(type(error)) as caught:
         kernel.target()
     assert caught.value is error

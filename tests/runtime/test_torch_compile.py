@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import availability, compile_cache, compile_graph, packed_linear, torch_compile
-from dynx.runtime.backends.eager import HEADROOM, EagerBackend
+from dynx.runtime.backends.eager import CACHE_HEADROOM_TOKENS, EagerBackend
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.policy import Static
 from dynx.speculation.types import Request
@@ -100,7 +100,7 @@ def test_a_long_text_outgrows_the_cache_and_compiles_nothing(kind: str, backend:
     """A prompt beyond a cache's first size, then growth by narrow passes: right logits, and the code that there was."""
     graphs, session = len(backend._graphs), backend.open()
     session.forward(TEXT[:20])
-    while session.length < 2 * HEADROOM + 40:
+    while session.length < 2 * CACHE_HEADROOM_TOKENS + 40:
         got = session.forward(TEXT[session.length : session.length + 31])
         session.forward([1])
         session.rollback(session.length - 1)
@@ -160,7 +160,7 @@ def test_what_was_compiled_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in kept.iterdir() if path.name.startswith(".")] == []
 
     names = {path.name for path in kept.glob("*.bin")}
-    monkeypatch.setattr(compile_graph, "FORMAT", -1)
+    monkeypatch.setattr(compile_graph, "FORMAT_VERSION", -1)
     torch_compile.load(tiny("llama"), cache=kept)
     assert len(list(kept.glob("*.bin"))) == 2 * len(names)
 
@@ -172,9 +172,9 @@ from torch._inductor.cpu_vec_isa import VecISA
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 trials = []
 VecISA.check_build = lambda self, code: trials.append(self) or True
-from dynx.runtime.backends import artifacts
+from dynx.runtime.backends import compile_cache
 folder = Path(sys.argv[1])
-with artifacts.trials_kept(folder):
+with compile_cache.reuse_trials(folder):
     for path in folder.glob("*.bin"):
         AOTCompiledArtifact.load(path=str(path))
 print(len(trials))
@@ -189,7 +189,7 @@ def test_instruction_sets_are_tried_once(tmp_path: Path) -> None:
         words = [sys.executable, "-c", LOAD, str(tmp_path)]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
-    note = tmp_path / compile_cache.TRIALS
+    note = tmp_path / compile_cache.TRIALS_FILE
     kept = note.read_text()
     assert trials() == 0
     for torn in (kept.replace(torch.__version__, "1.0"), kept[:40], "[]"):
@@ -326,7 +326,7 @@ def test_int8_products_are_those_of_integers(monkeypatch: pytest.MonkeyPatch, sh
     x = torch.randn(5, 96)
     x[0], x[1] = 1.0, -1.0  # levels of 127 and -127 all over
     weight, scale = packed_linear.quantized(layer.weight)
-    each = x.abs().amax(1, keepdim=True) / packed_linear.LEVELS
+    each = x.abs().amax(1, keepdim=True) / packed_linear.INT8_MAX
     sums = (x / each).round().long() @ weight.long().T
     with torch.inference_mode():
         torch.testing.assert_close(packed(x), sums * each * scale + layer.bias, rtol=1e-5, atol=1e-5)

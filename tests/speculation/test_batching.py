@@ -43,7 +43,7 @@ def test_rows_get_the_logits_that_they_get_alone(kind: str) -> None:
     def begun() -> tuple[list[int], BatchSession]:
         text = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 2, 30]))]
         session = BatchSession(backend)
-        session.read(text)
+        session.prefill(text)
         return text, session
 
     first = [begun() for _ in range(3)]
@@ -78,7 +78,7 @@ def test_columns_stay_few() -> None:
     backend = EagerBackend(tiny("llama"))
     batch, others = BatchSession(backend), [BatchSession(backend) for _ in range(2)]
     for other in others:
-        other.read([1, 2, 3])
+        other.prefill([1, 2, 3])
     batch.admit(others)
     for step in range(200):
         lengths = batch.lengths

@@ -30,6 +30,7 @@ def fewer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the texts at half the length: these tests are about logic, not about precision."""
     monkeypatch.setattr("dynx.speculation.traces.ANSWER", 48)
     monkeypatch.setattr("dynx.speculation.calibrate.MOST_TEXTS", 6)
+    monkeypatch.setattr("dynx.speculation.calibrate.still", lambda before, *_: before)  # there are no files
 
 
 def engine_of(clock: Clock, *, noise: float = 0.1, drafter_layer: float = 0.01, exits: bool = True) -> Engine:
@@ -45,11 +46,13 @@ def assembly_of(engine: Engine, kinds: set[str]) -> Any:
     plan = SimpleNamespace(
         kinds=frozenset(kinds),
         key=ProfileKey("generate", "0" * 16, None, "here", "float32"),
-        source=SimpleNamespace(name="tiny"),
+        source=SimpleNamespace(name="tiny", folder=None),
         machine=SimpleNamespace(cpu="a processor"),
         device="cpu",
+        threads=1,
+        weights="0" * 32,
     )
-    decisions = {"threads": Decision(1, "the tests'"), "backend": Decision("torch-eager", "the tests'")}
+    decisions = SimpleNamespace(backend=Decision("torch-eager", "the tests'"))
     return SimpleNamespace(engine=engine, plan=plan, decisions=decisions, sampling=Sampling)
 
 
@@ -155,9 +158,10 @@ class Padding(TimedBackend):
 
     instead: Mapping[int, int] = MappingProxyType({})
 
-    def run_instead(self, widths: Mapping[int, int]) -> None:
+    def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
         """As OpenVINO's."""
-        self.instead = widths
+        self.instead = lengths
+        return True
 
     def price(self, count: int, layers: int | None = None) -> float:
         """Of the width that is run."""

@@ -10,7 +10,7 @@ import pytest
 from support.commands import PROMPT, environment, finish, spawn
 
 from dynx import schemas
-from dynx.cli import verify as command
+from dynx.cli.generate import verify as command
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.models import Clock, Stub, Whim, perturbed, tiny
 
-from dynx.runtime.backends.batch_invariant import attend_by_rows, steady
+from dynx.runtime.backends.batch_invariant import rowwise_attention, set_batch_invariant
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.runtime.backends.interface import Session
 from dynx.runtime.decision import Decision
 from dynx.speculation.engine import Drafters, Engine, Run
 from dynx.speculation.exactness import Exact, noise_if_exact, prepare, read_noise
@@ -51,7 +52,7 @@ class Rounding(Stub):
         return RoundingSession(self)
 
 
-class RoundingSession:
+class RoundingSession(Session):
     """A sequence in a `Rounding`."""
 
     def __init__(self, backend: Rounding) -> None:
@@ -236,9 +237,9 @@ def test_attention_by_rows_is_attention(kind: str) -> None:
         return torch.cat([session.forward(tokens[at : at + 8]) for at in range(0, 40, 8)])
 
     before = walk()
-    assert steady(backend).value
+    assert set_batch_invariant(backend).value
     torch.testing.assert_close(walk(), before, rtol=0, atol=2e-4)
-    assert steady(backend, on=False).value
+    assert set_batch_invariant(backend, on=False).value
     assert torch.equal(walk(), before)
 
 
@@ -256,22 +257,22 @@ def test_each_row_is_the_pass_of_one(dtype: torch.dtype, window: int | None) -> 
         mask &= torch.arange(seen) > at - window
     module: Any = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 2, True
-    got = attend_by_rows(module, query, key, value, mask[None, None], scaling=0.3)[0]
+    got = rowwise_attention(module, query, key, value, mask[None, None], scaling=0.3)[0]
     for i in range(count):
         end = seen - count + i + 1
         alone = None if window is None else mask[None, None, i : i + 1, :end]
         one = query[:, :, i : i + 1], key[:, :, :end], value[:, :, :end]
-        assert torch.equal(got[:, i : i + 1], attend_by_rows(module, *one, alone, scaling=0.3)[0])
+        assert torch.equal(got[:, i : i + 1], rowwise_attention(module, *one, alone, scaling=0.3)[0])
 
 
 def test_other_attention_is_left_alone() -> None:
     """A model that computes attention in code of its own, and a backend with its own kernels, are told so."""
-    bloom = steady(EagerBackend(tiny("bloom")))
+    bloom = set_batch_invariant(EagerBackend(tiny("bloom")))
     stub: Any = Stub(V, row_of(1))
 
     assert not bloom.value
     assert "attention" in bloom.reason
-    assert "stub" in steady(stub).reason
+    assert "stub" in set_batch_invariant(stub).reason
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "gemma2"])

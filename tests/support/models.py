@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from dynx.runtime.backends.eager import EagerBackend, decoder_blocks
+from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -432,7 +433,7 @@ class Whim:
         self.seen.add(f"{done.origin}: {sent} submitted, {stayed} stayed")
 
 
-class Stub:
+class Stub(Backend):
     """A backend with no network: `row` maps a prefix to the logits (V,) of what follows, `early` likewise for the exit.
 
     Two layers, the exit after the first.
@@ -459,7 +460,7 @@ class Stub:
         return StubSession(self)
 
 
-class StubSession:
+class StubSession(Session):
     """A sequence in a `Stub`."""
 
     def __init__(self, backend: Stub) -> None:

@@ -57,7 +57,7 @@ class Recorder:
     """Records passes, and counts."""
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = 0
+        self.captured = self.replayed = 0
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Two passes to warm up, one to record."""
@@ -66,7 +66,7 @@ class Recorder:
         tape = Tape()
         with patch("transformers.utils.import_utils.is_cuda_stream_capturing", return_value=True), tape:
             out = run()
-        self.recorded += 1
+        self.captured += 1
 
         def replay() -> Tensor:
             self.replayed += 1

@@ -158,7 +158,7 @@ class PictureComparison:
         Raises ModelError where there is no picture, UsageError where it can't be compared.
         """
         if picture.error is not None:
-            raise ModelError(f"no picture: {picture.error}", hint="try --dtype float32")
+            raise ModelError(f"no picture: {picture.error}", hint="try `dtype` float32")
         pixels = picture.bytes8()
         height, width = pixels.shape[:2]
         if not scales_for(min(height, width)):

@@ -134,6 +134,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "DYNX_CONFIG": "A settings file to read instead of every dynx.toml; none reads no file.",
     "DYNX_CACHE_DIR": "The folder for profiles and compiled artifacts; by default the platform's cache folder.",
     "DYNX_BENCH_SLOW": "For testing gates of dynx bench: slows an arm down by a share of its time, such as dynamic=15%.",
+    "DYNX_LAZY_IMPORTS": "Set to 0 to import PyTorch and transformers as a whole, which takes longer.",
     "DYNX_DEBUG": "Set to 1 to show tracebacks of errors.",
     "NO_COLOR": "Set to any value to turn colour off.",
     "FORCE_COLOR": "Set to any value to use colour even if the output isn't a terminal.",

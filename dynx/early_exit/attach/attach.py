@@ -26,7 +26,7 @@ from dynx.early_exit.attach.blocks import (
 from dynx.early_exit.attach.equivalence_check import Sample, verify
 from dynx.early_exit.attach.model import Attachment
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

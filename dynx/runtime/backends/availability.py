@@ -1,4 +1,4 @@
-"""Which runtimes beside eager PyTorch can be had here, by metadata and files: nothing is imported, so asking is free."""
+"""Finds the backends that can be used here from package metadata and files, without importing any."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from dynx.runtime.decision import Decision
 
-OLDEST = (2026, 4)
+MIN_OPENVINO_VERSION = (2026, 4)
 """The first release of OpenVINO whose paged attention and preparation of 16-bit models are known to be as used here."""
 
-RECORDING = ("cuda", "xpu")
-"""Kinds of devices whose work can be recorded; ROCm's call themselves cuda too."""
+GRAPH_DEVICES = ("cuda", "xpu")
+"""Device types on which graphs can be captured; ROCm devices are called cuda too."""
 
 
 def available() -> Decision[bool]:
@@ -27,12 +27,12 @@ def available() -> Decision[bool]:
     except metadata.PackageNotFoundError:
         return Decision(False, "OpenVINO isn't installed (pip install 'dynx[openvino]')")
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if numbers < OLDEST:
-        return Decision(False, f"OpenVINO {version} is older than {OLDEST[0]}.{OLDEST[1]}")
+    if numbers < MIN_OPENVINO_VERSION:
+        return Decision(False, f"OpenVINO {version} is older than {MIN_OPENVINO_VERSION[0]}.{MIN_OPENVINO_VERSION[1]}")
     return Decision(True, f"OpenVINO {version}")
 
 
-def can_optimize(device: str) -> Decision[bool]:
+def can_use_ipex(device: str) -> Decision[bool]:
     """Whether Intel's extension can be used for a device here: the processor, under the torch that the extension is made for."""
     if device.partition(":")[0] != "cpu":
         return Decision(False, f"IPEX is used on processors only, not on {device}")
@@ -44,12 +44,12 @@ def can_optimize(device: str) -> Decision[bool]:
         torch = metadata.version("torch")
     except metadata.PackageNotFoundError:
         torch = None
-    why = for_another_torch(version, torch)
+    why = ipex_torch_conflict(version, torch)
     return Decision(True, f"IPEX {version}") if why is None else Decision(False, f"IPEX {version} is installed: {why}")
 
 
-def for_another_torch(ipex: str, torch: str | None) -> str | None:
-    """Why a version of IPEX doesn't go with a version of torch; None where it does.
+def ipex_torch_conflict(ipex: str, torch: str | None) -> str | None:
+    """Return why a version of IPEX doesn't match a version of torch; None where it does.
 
     Each release is for the torch of its own major and minor version, and breaks while it is imported under any other.
     """
@@ -57,18 +57,20 @@ def for_another_torch(ipex: str, torch: str | None) -> str | None:
     return None if wanted == found else f"it needs torch {wanted}, and {torch or 'none'} is installed"
 
 
-def can_record(device: str) -> Decision[bool]:
-    """Whether passes can be recorded and replayed on a device: a graphics processor, whether PyTorch reaches it or not."""
-    if device.partition(":")[0] not in RECORDING:
-        return Decision(False, f"passes are recorded on {' and '.join(RECORDING)} devices, and this runs on {device}")
-    return Decision(True, f"recorded on {device}")
+def can_capture(device: str) -> Decision[bool]:
+    """Whether CUDA graphs can be captured and replayed on a device: a GPU, whether PyTorch can use it or not."""
+    if device.partition(":")[0] not in GRAPH_DEVICES:
+        return Decision(
+            False, f"CUDA graphs are captured on {' and '.join(GRAPH_DEVICES)} devices, and this runs on {device}"
+        )
+    return Decision(True, f"captured on {device}")
 
 
 def can_compile(device: str) -> Decision[bool]:
     """Whether PyTorch can compile for a device here: the processor, with a C++ compiler and Python's headers."""
     if device.partition(":")[0] != "cpu":
         return Decision(False, f"blocks are compiled for the processor, and this runs on {device}")
-    if not keeps_compiled():
+    if not can_save_compiled():
         return Decision(False, f"PyTorch {metadata.version('torch')} is too old to keep what it compiles")
     found = compiler()
     if found is None:
@@ -80,15 +82,15 @@ def can_compile(device: str) -> Decision[bool]:
 
 
 def compiler() -> Path | None:
-    """The C++ compiler that PyTorch would call."""
+    """Return the C++ compiler that PyTorch would call, or None."""
     wanted = os.environ.get("CXX")
     found = (shutil.which(name) for name in ([wanted] if wanted else ["g++", "clang++", "c++"]))
     return next((Path(path) for path in found if path), None)
 
 
 @cache
-def keeps_compiled() -> bool:
-    """Whether this torch can write compiled code to a file on its own; those that can't don't trace blocks well either."""
+def can_save_compiled() -> bool:
+    """Whether this torch can write compiled code to a file; releases that can't don't trace blocks well either."""
     torch = find_spec("torch")
     if torch is None or torch.origin is None:
         return False

@@ -1,11 +1,11 @@
-"""Several sequences side by side in one cache of an eager model, each with its own length and its own rollback.
+"""Decodes several sequences in one cache of an eager model, each with its own length and its own rollback.
 
 All rows share the columns of the cache: a pass writes the same columns in each, however many tokens a row has for it. What is
 padding, or was rolled back, is a *hole*: a column that the attention mask hides from that row. Positions are passed explicitly
 and count a row's own tokens, so holes move nothing. Where holes become a burden the rows are moved together (`_compact`).
 
     batch = BatchSession(backend)
-    batch.admit(first)                           # a `BatchSession` that has read its prompt
+    batch.admit(first)                           # a `BatchSession` after `prefill`
     rows = batch.forward([[5, 17], [3]])         # (2, 2, V); the second row's second entry means nothing
     batch.rollback([7, 9])                       # tokens that each row keeps
 
@@ -24,19 +24,19 @@ import torch
 from torch import Tensor
 
 from dynx.errors import DeviceError
-from dynx.runtime.backends.eager import PREFILL_CHUNK, CounterCache, EagerBackend, cache_argument
-from dynx.runtime.backends.memory import enough_memory
+from dynx.runtime.backends.eager import PREFILL_CHUNK_TOKENS, CounterCache, EagerBackend, cache_argument
 from dynx.runtime.decision import Decision
+from dynx.runtime.memory import device_memory_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.eager import CounterLayer
 
-SLACK = 1.25
+MAX_COLUMNS_PER_TOKEN = 1.25
 """Columns for each token of the longest row beyond which rows are moved together; moving costs about what a pass does."""
 
-SPARE = 16
+SPARE_COLUMNS = 16
 """Columns that are never worth moving rows for."""
 
 
@@ -65,11 +65,11 @@ class BatchSession:
         limit = self._backend.context
         return None if limit is None else limit - max(self.lengths, default=0)
 
-    def read(self, tokens: Sequence[int]) -> Tensor:
-        """Begin the only row with its prompt, in pieces; logits (V,) of what follows it."""
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        """Run the prompt of the only sequence, in chunks; return the logits (V,) after it."""
         self._columns, self._seen = [[]], self._seen.new_zeros(1, 0)
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            out = self._pass([tokens[start : start + PREFILL_CHUNK]], keep=1)
+        for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
+            out = self._pass([tokens[start : start + PREFILL_CHUNK_TOKENS]], keep=1)
         return out[0, -1]
 
     def forward(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -77,7 +77,9 @@ class BatchSession:
         width = max(map(len, tokens))
         limit = self._backend.context
         longest = max(self.lengths)
-        crowded = self._end > SLACK * longest + SPARE or (limit is not None and self._end + width > limit)
+        crowded = self._end > MAX_COLUMNS_PER_TOKEN * longest + SPARE_COLUMNS or (
+            limit is not None and self._end + width > limit
+        )
         if crowded and self._end > longest:
             self._compact()
         return self._pass(tokens)
@@ -98,7 +100,7 @@ class BatchSession:
             kwargs["logits_to_keep"] = keep
         self._cache.position = start
         kwargs[self._cache_name] = self._cache
-        with torch.inference_mode(), enough_memory(device):
+        with torch.inference_mode(), device_memory_errors(device):
             out = self._backend.model(input_ids=ids, use_cache=True, return_dict=True, **kwargs)
         self._seen, self._end = mask, start + width
         for columns, row in zip(self._columns, tokens, strict=True):
@@ -198,7 +200,7 @@ class BatchSession:
 
 
 def can_batch(backend: Any) -> Decision[bool]:
-    """Whether rows side by side get the logits that each gets alone, tried once for each backend on a few tokens."""
+    """Whether sequences in a batch get the logits that each gets alone, tested once for each backend on a few tokens."""
     if not isinstance(backend, EagerBackend):
         return Decision(False, f"{getattr(backend, 'name', 'this backend')} runs one sequence at a time")
     known = getattr(backend, "_batch_decision", None)
@@ -211,8 +213,8 @@ def _tried(backend: EagerBackend) -> Decision[bool]:
     kind = backend.config.model_type
     if not backend.can_rollback.value:
         return backend.can_rollback
-    if backend.growth is not None:
-        return Decision(False, f"in {kind}, {backend.growth}, and a batch would go by its longest")
+    if backend.length_dependence is not None:
+        return Decision(False, f"in {kind}, {backend.length_dependence}, and a batch would go by its longest")
     window = _window(backend)
     if window is not None:
         return Decision(False, f"{kind} attends to the latest {window} columns, which aren't tokens in a batch")
@@ -229,7 +231,7 @@ def _tried(backend: EagerBackend) -> Decision[bool]:
 
 
 def _window(backend: EagerBackend) -> int | None:
-    """The window of a model whose attention is cut short before its context ends."""
+    """Return the attention window of a model in tokens, where it is shorter than the context; else None."""
     config = backend.config
     kinds = set(getattr(config, "layer_types", None) or ())
     for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
@@ -242,7 +244,7 @@ def _window(backend: EagerBackend) -> int | None:
 
 @torch.inference_mode()
 def _gap(backend: EagerBackend) -> tuple[float, float]:
-    """The largest difference of logits between rows of a batch and the same rows alone, and the scale of the logits."""
+    """Return the largest difference of logits between sequences in a batch and alone, and the largest logit."""
     texts = [[(7 * i + 3 + 5 * r) % backend.vocab for i in range(n)] for r, n in enumerate((14, 9, 11))]
     wants = []
     for text in texts:
@@ -251,7 +253,7 @@ def _gap(backend: EagerBackend) -> tuple[float, float]:
     firsts = []
     for text, prompt in zip(texts, (6, 3, 7), strict=True):
         firsts.append(BatchSession(backend))
-        firsts[-1].read(text[:prompt])
+        firsts[-1].prefill(text[:prompt])
     batch = BatchSession(backend)
     batch.admit(firsts[:2])
     gaps: list[float] = []
@@ -265,7 +267,7 @@ def _gap(backend: EagerBackend) -> tuple[float, float]:
 
     names = [0, 1]
     feed(texts[0][6:9], texts[1][3:4])
-    feed([1, 1], [2])  # guesses that come to nothing
+    feed([1, 1], [2])  # draft tokens that are rejected
     batch.rollback([9, 4])
     feed(texts[0][9:10], texts[1][4:7])
     batch._compact()

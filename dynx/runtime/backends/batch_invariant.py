@@ -1,9 +1,9 @@
-"""Passes whose every row has the bits that a pass over that row alone gives, for stock transformers models on a processor.
+"""Makes passes of stock transformers models on a CPU batch-invariant: each row has the bits of a pass over its token alone.
 
-The matrix kernels for half precision and int8 already compute each row of a pass by itself, in an order that doesn't depend on
-how many there are. PyTorch's attention doesn't: over several queries it rounds otherwise than over one, and every later layer
-and every stored key carries that on. So attention is given one query at a time, with the keys that this one would have
-seen. Whether that is enough on this processor is for the caller to measure (`speculation.measure.measure_noise`).
+The matrix kernels for half precision and int8 already compute each row of a pass in an order that doesn't depend on how many
+there are. PyTorch's attention doesn't: over several queries it rounds otherwise than over one, and every later layer and every
+stored key carries that on. So attention is computed one query at a time, over the keys up to that one. Whether that is enough on
+this CPU is measured by the caller (`speculation.timing.measure_noise`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dynx.runtime.decision import Decision
 if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
 
-STOCK, ROWS = "sdpa", "dynx_rows"
+SDPA, ROWWISE = "sdpa", "dynx_rows"
 
 _masks: list[tuple[Tensor, list[bool]]] = []
-"""The latest masks and which of their rows hide nothing but later positions: layers share one, or two with sliding windows."""
+"""The latest masks, and which of their rows hide later positions only. Layers share one mask, or two with sliding windows."""
 
 
 def _open_rows(mask: Tensor) -> list[bool]:
@@ -39,7 +39,7 @@ def _open_rows(mask: Tensor) -> list[bool]:
     return rows
 
 
-def attend_by_rows(
+def rowwise_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention of each query (1, heads, T, head width) by itself over the positions up to its own."""
@@ -57,18 +57,18 @@ def attend_by_rows(
     return torch.cat(parts, 1), None
 
 
-def steady(backend: Backend, *, on: bool = True) -> Decision[bool]:
-    """Switch a backend to passes by row, or back; false where its attention can't be told to."""
-    model: Any = getattr(backend, "model", None)
+def set_batch_invariant(backend: Backend, *, on: bool = True) -> Decision[bool]:
+    """Switch a backend to batch-invariant attention, or back; False with the reason where it can't."""
+    model = backend.model
     if str(getattr(model, "device", "cpu")) != "cpu":
         return Decision(False, "matrix kernels off the processor depend on how many rows there are")
     if backend.name != "torch-eager" or model is None:
         return Decision(False, f"{backend.name} computes attention inside its own kernels")
     known = getattr(model.config, "_attn_implementation", None)
-    if known not in (ROWS, STOCK) or not hasattr(model, "set_attn_implementation"):
-        return Decision(False, f"its attention is transformers' {known}, not {STOCK}")
+    if known not in (ROWWISE, SDPA) or not hasattr(model, "set_attn_implementation"):
+        return Decision(False, f"its attention is transformers' {known}, not {SDPA}")
     if on:
-        AttentionInterface.register(ROWS, attend_by_rows)
-        AttentionMaskInterface.register(ROWS, sdpa_mask)
-    model.set_attn_implementation(ROWS if on else STOCK)
+        AttentionInterface.register(ROWWISE, rowwise_attention)
+        AttentionMaskInterface.register(ROWWISE, sdpa_mask)
+    model.set_attn_implementation(ROWWISE if on else SDPA)
     return Decision(True, "attention is computed one row at a time")

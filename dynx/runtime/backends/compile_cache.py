@@ -1,7 +1,7 @@
-"""What PyTorch's compiler finds out about itself, kept beside the code that it makes.
+"""Caches the compiler's tests of instruction sets beside the compiled code.
 
-Before it compiles for a processor, and before it loads what it compiled, PyTorch asks whether the C++ compiler can use each of
-the processor's instruction sets, by compiling and loading a trial for each: about a second of every process.
+Before it compiles for a CPU, and before it loads compiled code, PyTorch tests whether the C++ compiler can use each of the CPU's
+instruction sets, by compiling and loading a trial for each: about a second of every process.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TRIALS = "instructions.json"
-"""Of a folder with compiled code: the trials that succeeded, and with what."""
+TRIALS_FILE = "instructions.json"
+"""File in a folder of compiled code that lists the trials that succeeded, with the versions of torch and the compiler."""
 
 _good: set[str] = set()
-"""Trials that have succeeded, as far as this process knows."""
+"""Trials known to succeed in this process."""
 
 
 @contextlib.contextmanager
-def trials_kept(folder: Path | None) -> Iterator[None]:
-    """No trial takes place that has succeeded before, in this process or according to a folder, which learns of new ones."""
+def reuse_trials(folder: Path | None) -> Iterator[None]:
+    """Skip trials that succeeded before, in this process or according to `folder`, and write new ones there."""
     from torch._inductor.cpu_vec_isa import VecISA
 
     check = getattr(VecISA, "check_build", None)
     if folder is None or check is None:
         yield
         return
-    known = _read(folder / TRIALS)
+    known = _read(folder / TRIALS_FILE)
     _good.update(known)
 
     def check_build(self: VecISA, code: str) -> bool:
@@ -52,11 +52,13 @@ def trials_kept(folder: Path | None) -> Iterator[None]:
         if _good - known:
             with contextlib.suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / TRIALS).write_text(json.dumps({"with": _setting(), "good": sorted(_good)}), encoding="utf-8")
+                (folder / TRIALS_FILE).write_text(
+                    json.dumps({"with": _setting(), "good": sorted(_good)}), encoding="utf-8"
+                )
 
 
 def _read(file: Path) -> set[str]:
-    """What a file knows of this compiler and PyTorch; nothing, where it is of others or torn."""
+    """Read the trials that succeeded with this compiler and torch; an empty set from a file of others or a damaged one."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return {str(name) for name in found["good"]} if found["with"] == _setting() else set()

@@ -1,4 +1,4 @@
-"""Tracing a decoder block into compiled code, and a name for that code among those kept.
+"""Traces a decoder block into compiled code, and names that code in the cache.
 
 The numbers of tokens and of cached positions are symbols; everything else is fixed and part of the name.
 """
@@ -21,8 +21,8 @@ from dynx.runtime.backends.eager import CounterCache
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT = 1
-"""Counts up when what is stored or how it is called changes."""
+FORMAT_VERSION = 1
+"""Version of the stored code; raise it when the code or its arguments change."""
 
 
 class Window:
@@ -88,7 +88,7 @@ def compile_block(block: nn.Module, names: list[str], inputs: list[Tensor], kwar
 
 @contextmanager
 def unlogged() -> Iterator[None]:
-    """Nothing is logged: what torch can't trace it logs with a traceback, by loggers of many names, and raises as well."""
+    """Disable logging: torch logs what it can't trace with a traceback, by loggers of many names, and raises as well."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -98,7 +98,7 @@ def unlogged() -> Iterator[None]:
 
 
 def _share(graph: torch.fx.GraphModule) -> None:
-    """Compute once what a graph computes several times, as layers that read one input do."""
+    """Merge equal operations of a graph, such as those of layers that read the same input."""
     met: dict[tuple[Any, ...], torch.fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -126,13 +126,13 @@ def _frozen(value: Any) -> Any:
 
 
 def digest(config: Any, key: tuple[Any, ...], names: list[str], inputs: list[Tensor]) -> str:
-    """A name for compiled code: of all that it depends on and that another process could have otherwise."""
+    """Name compiled code by everything that it depends on and that may differ in another process."""
     import transformers
 
     sizes = [(tuple(t.shape), str(t.dtype)) for t in inputs[-len(names) :]] if names else []
     settings = {k: v for k, v in config.to_dict().items() if not k.startswith(("_", "transformers", "name"))}
     facts = (
-        FORMAT,
+        FORMAT_VERSION,
         torch.__version__,
         transformers.__version__,
         platform.machine(),

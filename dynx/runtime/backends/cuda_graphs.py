@@ -1,15 +1,15 @@
-"""A transformers decoder on a graphics processor, its short passes recorded once and replayed.
+"""Decodes a transformers model on a GPU with CUDA graphs: short passes are captured once and replayed.
 
-A pass over a few tokens is hundreds of small kernels, and a processor takes longer to launch them one by one than the other
-takes to run them. Recorded (CUDA calls it a graph), they are launched as one. What is recorded is fixed: which memory is read and
-written, every shape, and every number that Python held. So tokens and their position are written into tensors beforehand, the
-key-value cache has its full length from the start, masked where nothing is yet, and a rollback changes the position.
+A pass over a few tokens is hundreds of small kernels, and the CPU takes longer to launch them one by one than the GPU takes to
+run them. A graph launches them at once. A captured graph is fixed: its addresses, its shapes, and every number that Python
+held. So tokens and their position are written into tensors beforehand, the key-value cache has its full length from the start,
+masked where nothing is written yet, and a rollback changes the position.
 
-A pass is recorded for each of a few widths, and one in between is run wider: rows behind it are computed and forgotten. A text
-that outgrows its cache moves to one twice as long, so attention never reads more than twice what there is. Caches and what was
-recorded with them go from one text to the next. Prompts, early exits, and the last positions of a model's context run unrecorded.
+A graph is captured for each of a few numbers of tokens; a pass between two of them is padded to the larger one. A sequence that
+outgrows its cache moves to one twice as long, so attention never reads more than twice what it needs. Caches and their graphs are
+reused for the next sequence. Prefill, early exits, and the last positions of a model's context run without graphs.
 
-What is replayed is compared with the unmodified model at several positions before it is used.
+Replayed passes are compared with the unmodified model at several positions before they are used.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend, EagerSession
-from dynx.runtime.backends.logit_check import farthest
-from dynx.runtime.backends.memory import enough_memory
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.backends.logit_check import largest_difference
+from dynx.runtime.memory import device_memory_errors, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,19 +32,19 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.stock import StockSession
 
     Pass = Callable[[], Tensor]
-    """What is recorded: it reads tensors that it holds and returns one."""
+    """A pass to capture: it reads tensors that it holds and returns one."""
 
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Tokens of the passes that are recorded; more are a prompt's, whose kernels run longer than launching them takes."""
+CAPTURED_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of tokens for which a graph is captured. Longer passes are prefill; launching is a small part of their time."""
 
-LENGTH = 512
-"""Positions of a new cache."""
+INITIAL_CACHE_TOKENS = 512
+"""Length of a new cache, in positions."""
 
-CHECKED = (1, 3, 5, 8)
+CHECKED_TOKENS = (1, 3, 5, 8)
 """Tokens of the passes that are compared with the unmodified model."""
 
-WARM = 2
-"""Passes before one is recorded, in which libraries choose their kernels and allocate what they keep."""
+WARMUP_PASSES = 2
+"""Passes run before one is captured, in which libraries choose kernels and allocate memory."""
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -87,7 +86,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.owner.length, 0
 
     def get_seq_length(self) -> Tensor:
-        """Positions before the call in progress: where tensors are, so that a recorded pass reads it anew each time."""
+        """Positions before the call in progress: where tensors are, so that a captured pass reads it anew each time."""
         return self.owner.place
 
     def get_max_length(self) -> int:
@@ -96,12 +95,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """A key-value cache of a fixed length, and the passes that were recorded with it."""
+    """A key-value cache of a fixed length, and the passes that were captured with it."""
 
     def __init__(self, layers: int, length: int, device: torch.device) -> None:
         self.length = length
         self.place = torch.zeros((), dtype=torch.long, device=device)
-        self.recorded: dict[
+        self.captured: dict[
             int, tuple[Tensor, Pass]
         ] = {}  # by width: where its tokens (1, width) go, and what replays it
         self._position = 0
@@ -129,16 +128,16 @@ class SlotCache(Cache):  # type: ignore[misc]
             mine.values[..., :count, :] = theirs.values[..., :count, :]
 
 
-def load(model: Any, *, trusted: bool = False, record: Callable[[Pass], Pass] | None = None) -> GraphBackend:
-    """`model`, which stays as it is, with passes recorded by `record` (by default the device's own way).
+def load(model: Any, *, trusted: bool = False, capture: Callable[[Pass], Pass] | None = None) -> CudaGraphBackend:
+    """`model`, which stays as it is, with passes captured by `capture` (by default the device's own way).
 
     Raises UnsupportedModelError with the reason where the device or the model can't, or where replays give other logits.
     """
-    backend = GraphBackend(model, record or recorder(model.device), trusted=trusted)
+    backend = CudaGraphBackend(model, capture or capturer(model.device), trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
-    if backend.growth is not None:
-        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
+    if backend.length_dependence is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     kind = backend.config.model_type
     try:
         found = None if trusted else backend.difference()
@@ -147,25 +146,25 @@ def load(model: Any, *, trusted: bool = False, record: Callable[[Pass], Pass] | 
     except Exception as e:  # a foreign model's code, and a driver's, may raise anything
         if is_out_of_memory(e):
             raise
-        raise UnsupportedModelError(f"{kind} can't be recorded ({type(e).__name__})") from e
+        raise UnsupportedModelError(f"{kind} can't be captured ({type(e).__name__})") from e
     if found is not None:
         raise UnsupportedModelError(f"{kind} gives other logits when it is replayed (by {found:.2g})")
     return backend
 
 
-def recorder(device: torch.device) -> Callable[[Pass], Pass]:
-    """What records a pass on a device. Raises UnsupportedModelError where this PyTorch can't."""
+def capturer(device: torch.device) -> Callable[[Pass], Pass]:
+    """Return a function that captures a pass on a device. Raises UnsupportedModelError where this PyTorch can't."""
     library = getattr(torch, device.type, None)
     kind = getattr(library, f"{device.type.upper()}Graph", None)
     if library is None or kind is None:
-        raise UnsupportedModelError(f"torch {torch.__version__} records nothing on {device.type}")
+        raise UnsupportedModelError(f"torch {torch.__version__} captures no graphs on {device.type}")
     pool = library.graph_pool_handle()
 
-    def record(run: Pass) -> Pass:
+    def capture(run: Pass) -> Pass:
         aside = library.Stream(device)
         aside.wait_stream(library.current_stream(device))
         with library.stream(aside):
-            for _ in range(WARM):
+            for _ in range(WARMUP_PASSES):
                 run()
         library.current_stream(device).wait_stream(aside)
         graph = kind()
@@ -178,50 +177,50 @@ def recorder(device: torch.device) -> Callable[[Pass], Pass]:
 
         return replay
 
-    return record
+    return capture
 
 
-class GraphBackend(EagerBackend):
-    """See the module."""
+class CudaGraphBackend(EagerBackend):
+    """A transformers model whose short passes are CUDA graphs."""
 
     name = "torch-graphs"
 
-    def __init__(self, model: Any, record: Callable[[Pass], Pass], *, trusted: bool = False) -> None:
+    def __init__(self, model: Any, capture: Callable[[Pass], Pass], *, trusted: bool = False) -> None:
         super().__init__(model, trusted=trusted)
-        self._record = record
+        self._capture = capture
         self._free: list[SlotCache] = []
 
-    def open(self) -> GraphSession | StockSession:
-        """A fresh sequence."""
-        return GraphSession(self) if self.can_rollback.value else super().open()  # type: ignore[return-value]
+    def open(self) -> CudaGraphSession | StockSession:
+        """Start an empty sequence."""
+        return CudaGraphSession(self) if self.can_rollback.value else super().open()  # type: ignore[return-value]
 
     def take(self, length: int) -> SlotCache:
-        """A cache of at least `length` positions that no sequence is in."""
+        """Take a free cache of at least `length` positions, or allocate one."""
         fitting = [cache for cache in self._free if cache.length >= length]
         if fitting:
             best = min(fitting, key=lambda cache: cache.length)
             self._free.remove(best)
             return best
-        size = LENGTH
+        size = INITIAL_CACHE_TOKENS
         while size < length:
             size *= 2
-        with enough_memory(self.device):
+        with device_memory_errors(self.device):
             return SlotCache(self.layers, size, self.device)
 
     def give_back(self, cache: SlotCache) -> None:
-        """No sequence is in `cache` any longer."""
+        """Return `cache` for other sequences."""
         self._free.append(cache)
 
     def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
-        """See `EagerBackend.run`: replayed, where a recorded pass is wide enough and ends within the context."""
+        """See `EagerBackend.run`: replayed, where a captured pass is wide enough and ends within the context."""
         count = len(tokens)
-        width = next((w for w in WIDTHS if w >= count), None)
+        width = next((w for w in CAPTURED_TOKENS if w >= count), None)
         if not isinstance(cache, SlotCache) or width is None or self._parted or self._ends(cache.position + width):
             return super().run(tokens, cache, keep)
-        with torch.inference_mode(), enough_memory(self.device):
-            if width not in cache.recorded:
-                cache.recorded[width] = self._recorded(cache, width)
-            ids, replay = cache.recorded[width]
+        with torch.inference_mode(), device_memory_errors(self.device):
+            if width not in cache.captured:
+                cache.captured[width] = self._captured(cache, width)
+            ids, replay = cache.captured[width]
             ids[0, :count] = torch.tensor(tokens)
             rows = replay()[:count]
             return (rows if keep is None else rows[-keep:]).clone()  # the next replay writes over them
@@ -236,7 +235,7 @@ class GraphBackend(EagerBackend):
         """Whether a pass up to position `end` leaves the context: a position that was never learned can't be looked up."""
         return self.context is not None and end > self.context
 
-    def _recorded(self, cache: SlotCache, width: int) -> tuple[Tensor, Pass]:
+    def _captured(self, cache: SlotCache, width: int) -> tuple[Tensor, Pass]:
         ids = torch.zeros(1, width, dtype=torch.long, device=self.device)
 
         def run() -> Tensor:
@@ -244,30 +243,30 @@ class GraphBackend(EagerBackend):
             logits: Tensor = out.logits[0]
             return logits
 
-        return ids, self._record(run)
+        return ids, self._capture(run)
 
     @torch.inference_mode()
     def difference(self) -> float | None:
-        """The largest difference of a logit from the unmodified model's where rounding doesn't explain it; None elsewhere."""
+        """Return the largest difference of a logit from the unmodified model's beyond rounding; None where there is none."""
         start = 11
-        probe = [(7 * i + 3) % self.vocab for i in range(2 * start + max(CHECKED))]
+        probe = [(7 * i + 3) % self.vocab for i in range(2 * start + max(CHECKED_TOKENS))]
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.08
-        for begin in (start, 2 * start):  # what was recorded at the first is replayed at the second
-            found = farthest(self, probe[: begin + max(CHECKED)], begin, CHECKED)
+        for begin in (start, 2 * start):  # what was captured at the first is replayed at the second
+            found = largest_difference(self, probe[: begin + max(CHECKED_TOKENS)], begin, CHECKED_TOKENS)
             if not found.gap <= tolerance * found.scale:  # also catches NaN
                 return found.gap
         return None
 
 
-class GraphSession(EagerSession):
-    """A sequence in a `GraphBackend`."""
+class CudaGraphSession(EagerSession):
+    """A sequence in a `CudaGraphBackend`."""
 
-    _backend: GraphBackend
+    _backend: CudaGraphBackend
     _cache: SlotCache
 
-    def __init__(self, backend: GraphBackend) -> None:
+    def __init__(self, backend: CudaGraphBackend) -> None:
         super().__init__(backend)
-        self._hold(backend.take(LENGTH))
+        self._hold(backend.take(INITIAL_CACHE_TOKENS))
 
     def _hold(self, cache: SlotCache) -> None:
         self._cache = cache
@@ -276,7 +275,7 @@ class GraphSession(EagerSession):
 
     def _reserve(self, count: int) -> None:
         """Room for `count` tokens behind those that there are, and for what a pass over them is padded with."""
-        need = self._length + len(self._waiting) + count + max(WIDTHS)
+        need = self._length + len(self._waiting) + count + max(CAPTURED_TOKENS)
         if need <= self._cache.length:
             return
         larger = self._backend.take(need)

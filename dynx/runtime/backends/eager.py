@@ -10,7 +10,7 @@ Two small pieces of machinery make stock modules fit the `Session` interface wit
 
 Both are checked against the unmodified model before they are trusted (`_verified`); a model that disagrees is decoded by
 `transformers`' own helpers in `StockSession`, plainly, with the reason. Where logits depend on the length of the whole text,
-passes are cut where transformers' `generate` would cut them (`growth`).
+passes are cut where transformers' `generate` would cut them (`length_dependence`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.growth import CUT, DYNAMIC, LONGROPE, find, growing
-from dynx.runtime.backends.memory import enough_memory
+from dynx.runtime.backends.interface import Backend, Session
+from dynx.runtime.backends.length_dependence import DYNAMIC, LONGROPE, TRIAL_LIMIT_TOKENS, find, growing
 from dynx.runtime.backends.stock import Stock, StockSession
 from dynx.runtime.decision import Decision
+from dynx.runtime.memory import device_memory_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.runtime.backends.growth import Growth
+    from dynx.runtime.backends.length_dependence import LengthDependence
 
-PREFILL_CHUNK = 1024
+PREFILL_CHUNK_TOKENS = 1024
 """Prompt tokens per forward: bounds the memory of the attention mask on long prompts."""
 
-HEADROOM = 256
+CACHE_HEADROOM_TOKENS = 256
 """Positions a cache buffer grows by at least; growth doubles, so copying stays linear in the final length."""
 
 
@@ -55,13 +56,13 @@ class CounterLayer(CacheLayerMixin):  # type: ignore[misc]
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: `update` allocates for the shape that it is given."""
+        """Do nothing: `update` allocates."""
 
     def _grown(self, old: Tensor | None, new: Tensor, end: int) -> Tensor:
         if old is not None and old.shape[-2] >= end:
             return old
         start = self.owner.position
-        capacity = max(end + HEADROOM, 2 * (0 if old is None else old.shape[-2]))
+        capacity = max(end + CACHE_HEADROOM_TOKENS, 2 * (0 if old is None else old.shape[-2]))
         grown = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
         if old is not None:
             grown[..., :start, :] = old[..., :start, :]
@@ -87,12 +88,12 @@ class CounterLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.owner.position
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """Return -1: no limit."""
         return -1
 
 
 class CounterCache(Cache):  # type: ignore[misc]
-    """A key-value cache whose length is a number somebody else may lower."""
+    """A key-value cache whose length is one number that its session sets."""
 
     def __init__(self, layers: int) -> None:
         self.position = 0
@@ -134,11 +135,11 @@ class DepthGate:
         return forward
 
     def open(self) -> None:
-        """Back to the whole model."""
+        """Run the whole model again."""
         self.first, self.last, self.resume, self.captured = 0, self.depth, None, None
 
 
-class EagerSession:
+class EagerSession(Session):
     """A sequence in an `EagerBackend`."""
 
     def __init__(self, backend: EagerBackend) -> None:
@@ -162,8 +163,8 @@ class EagerSession:
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`."""
         rows = []
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = tokens[start : start + PREFILL_CHUNK]
+        for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
+            chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
             self._cache.position = self._length
             if keep is not None and len(tokens) - (start + len(chunk)) >= keep:
                 self._backend.run_body(chunk, self._cache)
@@ -220,29 +221,29 @@ class EagerSession:
         return rows
 
 
-class GrowingSession(EagerSession):
+class LengthDependentSession(EagerSession):
     """A sequence whose logits depend on its length, cut into passes as `generate` cuts it.
 
     The first call is the prompt, in one pass.
     """
 
-    def __init__(self, backend: EagerBackend, growth: Growth) -> None:
+    def __init__(self, backend: EagerBackend, dependence: LengthDependence) -> None:
         super().__init__(backend)
-        self._growth = growth
+        self._length_dependence = dependence
         self._tokens: list[int] = []
         self._read = 0  # tokens of the latest pass that began at position 0: the prompt, or the text read again
         self._stale = False  # whether tokens are held as a longer prompt had them
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`."""
-        rows, growth, at = [], self._growth, 0
+        rows, dependence, at = [], self._length_dependence, 0
         while at < len(tokens):
             start = self._length
-            if start and not growth.rereads and self._stale:
+            if start and not dependence.rereads and self._stale:
                 self._pass(0, self._tokens, 1)
-            part = tokens[at : at + (growth.reach(start) or len(tokens))] if start else tokens
+            part = tokens[at : at + (dependence.max_pass_length(start) or len(tokens))] if start else tokens
             self._tokens.extend(part)
-            again = growth.rereads and (start >= growth.limit) != (self._read > growth.limit)
+            again = dependence.rereads and (start >= dependence.limit) != (self._read > dependence.limit)
             if again:
                 rows.append(self._pass(0, self._tokens, len(part)))
             else:
@@ -254,7 +255,7 @@ class GrowingSession(EagerSession):
     def _pass(self, start: int, tokens: Sequence[int], keep: int) -> Tensor:
         """One pass from position `start` on; logits (keep, V)."""
         self._cache.position = start
-        self._growth.reset()
+        self._length_dependence.reset()
         rows = self._backend.run(tokens, self._cache, keep)
         self._length = start + len(tokens)
         if start == 0:
@@ -265,25 +266,25 @@ class GrowingSession(EagerSession):
         """See `Session.rollback`."""
         super().rollback(length)
         del self._tokens[length:]
-        growth = self._growth
-        if length < self._read and self._read > growth.limit:
-            self._stale |= growth.kind != LONGROPE or length <= growth.limit
+        dependence = self._length_dependence
+        if length < self._read and self._read > dependence.limit:
+            self._stale |= dependence.kind != LONGROPE or length <= dependence.limit
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
-        """Not here: pending tokens may lie on both sides of a change."""
+        """Refuse: pending tokens may lie on both sides of a change."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Not here."""
+        """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
 
 def cache_argument(model: Any) -> str:
-    """What a model's forward calls its key-value cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    """Return the argument of a model's forward for its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-class EagerBackend:
+class EagerBackend(Backend):
     """A transformers causal language model, as loaded.
 
     `trusted` skips the self-test of the cache (a stored profile says that it passed for these weights).
@@ -313,10 +314,14 @@ class EagerBackend:
         self._body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
 
     def open(self) -> EagerSession | StockSession:
-        """A fresh sequence: with rollback where the model allows it. Raises UnsupportedModelError where it can't be decoded."""
+        """Start an empty sequence, with rollback where the model allows it. Raises UnsupportedModelError where decoding fails."""
         if not self.can_rollback.value:
             return StockSession(self)
-        return EagerSession(self) if self.growth is None else GrowingSession(self, self.growth)
+        return (
+            EagerSession(self)
+            if self.length_dependence is None
+            else LengthDependentSession(self, self.length_dependence)
+        )
 
     @cached_property
     def stock(self) -> Stock:
@@ -324,12 +329,12 @@ class EagerBackend:
         return Stock.of(self)
 
     @property
-    def growth(self) -> Growth | None:
+    def length_dependence(self) -> LengthDependence | None:
         """How logits depend on the text's length; None where they don't, or where `can_rollback` says why not."""
-        return self._growth[0]
+        return self._length_dependence[0]
 
     @cached_property
-    def _growth(self) -> tuple[Growth | None, str]:
+    def _length_dependence(self) -> tuple[LengthDependence | None, str]:
         try:
             return find(self.model), ""
         except UnsupportedModelError as e:
@@ -341,15 +346,26 @@ class EagerBackend:
                 f"{kind} depends on the text's length in an unknown way ({type(e).__name__})",
             )
 
-    def reach(self, start: int) -> int | None:
-        """See `interface.reach`."""
-        return None if self.growth is None else self.growth.reach(start)
+    def max_pass_length(self, start: int) -> int | None:
+        """See `Backend.max_pass_length`."""
+        return None if self.length_dependence is None else self.length_dependence.max_pass_length(start)
+
+    @property
+    def state(self) -> Decision[str] | None:
+        """See `Backend.state`. Raises UnsupportedModelError for a model that can't be decoded."""
+        if not self.can_rollback.value:
+            return Decision("the model's own" if self.stock.cached.value else "none", self.stock.cached.reason)
+        dependence = self.length_dependence
+        if dependence is None:
+            return None
+        said = f"{dependence}: beyond {dependence.limit} tokens {dependence.beyond}, and there are no batches"
+        return Decision("key-value cache", f"{said}; {self.can_rollback.reason}")
 
     def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
         """One call of the whole model; returns logits (T, V) or (keep, V)."""
         kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
         ids = torch.tensor([tokens], device=self.device)
-        with torch.inference_mode(), enough_memory(self.device):
+        with torch.inference_mode(), device_memory_errors(self.device):
             out = self.model(input_ids=ids, **{self.cache_name: cache}, use_cache=True, return_dict=True, **kwargs)
         logits: Tensor = out.logits[0]
         return logits
@@ -360,7 +376,7 @@ class EagerBackend:
             self.run(tokens, cache, 1)
             return
         ids = torch.tensor([tokens], device=self.device)
-        with torch.inference_mode(), enough_memory(self.device):
+        with torch.inference_mode(), device_memory_errors(self.device):
             self._body(input_ids=ids, **{cache_argument(self._body): cache}, use_cache=True, return_dict=True)
 
     @cached_property
@@ -369,9 +385,9 @@ class EagerBackend:
         kind = self.config.model_type
         if getattr(self.model, "_is_stateful", False):
             return Decision(False, f"{kind} keeps a recurrent state that can't be rolled back")
-        if fault := self._growth[1]:
+        if fault := self._length_dependence[1]:
             return Decision(False, fault)
-        if self._trusted and self.growth is None:
+        if self._trusted and self.length_dependence is None:
             return Decision(True, "tested when it was calibrated")
         return self._verified()
 
@@ -398,19 +414,21 @@ class EagerBackend:
         if not gap <= tolerance:  # also catches NaN
             return Decision(False, f"{kind} gives other logits on dynx's key-value cache (by {gap:.2g})")
         return (
-            Decision(True, "tested on loading: same logits after a rollback") if self.growth is None else self._turned()
+            Decision(True, "tested on loading: same logits after a rollback")
+            if self.length_dependence is None
+            else self._turned()
         )
 
     def _turned(self) -> Decision[bool]:
         """Whether passes across the length from which logits depend on it give what transformers' own steps give."""
-        kind, growth = self.config.model_type, self._growth[0]
-        assert growth is not None  # noqa: S101
-        probe = [(11 * i + 5) % self.vocab for i in range(3 * CUT)]
+        kind, dependence = self.config.model_type, self._length_dependence[0]
+        assert dependence is not None  # noqa: S101
+        probe = [(11 * i + 5) % self.vocab for i in range(3 * TRIAL_LIMIT_TOKENS)]
         worst, scale = 0.0, 1.0
         try:
-            with growth.lowered():
-                for prompt in (CUT - 2, CUT + 3):
-                    stock, session = StockSession(self, cached=True), GrowingSession(self, growth)
+            with dependence.lowered():
+                for prompt in (TRIAL_LIMIT_TOKENS - 2, TRIAL_LIMIT_TOKENS + 3):
+                    stock, session = StockSession(self, cached=True), LengthDependentSession(self, dependence)
                     want = torch.cat([stock.forward(probe[:prompt]), stock.forward(probe[prompt:])]).float()
                     rows = [session.forward(probe[:prompt])]
                     session.forward(probe[:4])  # to be forgotten, across the change
@@ -421,9 +439,9 @@ class EagerBackend:
         except DeviceError:
             raise
         except Exception as e:  # noqa: BLE001
-            return Decision(False, f"{kind} can't be tried where {growth} ({type(e).__name__})")
+            return Decision(False, f"{kind} can't be tried where {dependence} ({type(e).__name__})")
         if worst > (1e-3 if self.model.dtype == torch.float32 else 0.08) * scale:
-            return Decision(False, f"{kind} gives other logits where {growth} (by {worst:.2g})")
+            return Decision(False, f"{kind} gives other logits where {dependence} (by {worst:.2g})")
         return Decision(True, "tested on loading: transformers' logits across the length from which they depend on it")
 
     @cached_property
@@ -439,13 +457,13 @@ class EagerBackend:
         """Whether running the blocks in two parts gives the whole model's logits, tested once."""
         if not self.can_rollback.value:
             return self.can_rollback
-        if self.growth is not None:
-            return Decision(False, f"{self.growth}, so a pass can't be left early and completed later")
+        if self.length_dependence is not None:
+            return Decision(False, f"{self.length_dependence}, so a pass can't be left early and completed later")
         if self.layers < 2:
             return Decision(False, "a model of one layer has no early exit")
         probe = [(5 * i + 2) % self.vocab for i in range(5)]
         try:
-            _ = self.gate  # in place before the whole model runs: it learns there what the blocks return
+            _ = self.gate  # installed before the whole model runs, which shows what the blocks return
             want = self.open().forward(probe).float()
             session = EagerSession(self)
             session.forward(probe[:2])
@@ -463,7 +481,7 @@ class EagerBackend:
 
 
 def decoder_blocks(model: Any) -> list[nn.Module] | None:
-    """The decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
+    """List the decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
     recorded = getattr(model, "_can_record_outputs", None) or {}
     kind = recorded.get("hidden_states")
     kind = getattr(kind, "target_class", kind)

@@ -1,20 +1,20 @@
-"""What a decoder-only model must offer to be decoded by dynx, whatever kernels compute it.
+"""What a decoder-only model must offer to be decoded by dynx, on any backend.
 
-A `Backend` is a loaded model. A `Session` is one sequence inside it: a key-value cache and a counter. The engine and
-the drafters see nothing else, so a compiled or foreign runtime only has to implement these two.
+A `Backend` is a loaded model. A `Session` is one sequence in it: a key-value cache and its length. The engine and the drafters
+use nothing else, so a new backend implements these two and inherits the defaults of what it lacks.
 
     session = backend.open()
-    rows = session.forward([5, 17, 3])          # (3, V): what follows each of the three tokens
-    session.rollback(2)                          # forget token 3; costs nothing
+    rows = session.forward([5, 17, 3])          # (3, V): logits after each of the three tokens
+    session.rollback(2)                          # drop token 3; costs nothing
     rows = session.forward_early([9], layers=2)  # (1, V): layers 0 and 1, then norm and head
-    rows = session.complete()                    # (1, V): layers 2…L-1 for the same token, from the saved states
+    rows = session.complete()                    # (1, V): layers 2…L-1 for the same token, from the saved hidden states
 
-Letters in shapes: T tokens of one call, V vocabulary, D width.
+Letters in shapes: T tokens of one call, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """One sequence: the tokens it has seen are positions 0 … length-1."""
+    """One sequence: its tokens are positions 0 … length-1."""
+
+    pads: bool = False
+    """Whether a forward pass may be padded to more tokens; then a change of that number costs time."""
 
     @property
     def length(self) -> int:
@@ -33,7 +36,7 @@ class Session(Protocol):
 
     @property
     def pending(self) -> int:
-        """Positions beyond `length` that only the first layers hold, waiting for `complete`."""
+        """Positions beyond `length` that only the first layers hold, until `complete`."""
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """Run all layers on `tokens` and append them.
@@ -42,29 +45,42 @@ class Session(Protocol):
         """
 
     def rollback(self, length: int) -> None:
-        """Forget every position from `length` on, pending ones included."""
+        """Drop every position from `length` on, pending ones included."""
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
         """Run the first `layers` layers on `tokens`; they stay pending.
 
-        Returns what norm and head make of that layer's output, (T, V), or None without `logits`.
+        Returns the logits (T, V) of norm and head on that layer's output, or None without `logits`.
         """
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Run the remaining layers on the first `count` pending positions (all by default), from their saved states.
+        """Run the remaining layers on the first `count` pending positions (all by default), from their saved hidden states.
 
-        Returns logits (count, V); pending positions after those are forgotten. No layer runs twice on any position.
+        Returns logits (count, V); pending positions after those are dropped. No layer runs twice on any position.
         """
+
+    def set_padded_length(self, length: int) -> None:
+        """Run the next passes of `length` tokens as in a long series of such passes; without effect where `pads` is False."""
+        return
 
 
 class Backend(Protocol):
     """A loaded model."""
 
     name: str
-    precision: str  # of weights and passes, by name: "float32", "bfloat16", "int8", …
+    precision: str
+    """Data type of weights and passes: "float32", "bfloat16", "int8", …"""
+
     vocab: int
     layers: int
-    context: int | None  # most positions the model was made for; None where it claims no limit
+    context: int | None
+    """The longest sequence that the model was made for; None without a limit."""
+
+    model: Any = None
+    """The transformers module that computes the passes; None where another runtime does."""
+
+    compiled: int = 0
+    """Graphs that this process had to compile."""
 
     @property
     def can_rollback(self) -> Decision[bool]:
@@ -75,33 +91,20 @@ class Backend(Protocol):
         """Whether `forward_early` and `complete` are possible, and why not."""
 
     def open(self) -> Session:
-        """A fresh sequence."""
+        """Start an empty sequence."""
 
+    def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
+        """Pad passes of some numbers of tokens to others (`lengths`) from now on; False where this backend can't pad."""
+        return False
 
-def run_instead(backend: Backend, widths: Mapping[int, int]) -> bool:
-    """Have passes of so many tokens run as wide as `widths` says, from now on; False where they can't be run wider than asked."""
-    able = hasattr(backend, "run_instead")
-    if able:
-        getattr(backend, "run_instead")(widths)  # noqa: B009 - not of every backend
-    return able
+    def max_pass_length(self, start: int) -> int | None:
+        """Tokens of one pass from position `start` on whose logits equal those of passes of one token; None without a limit.
 
+        A session splits longer passes itself, so more draft tokens than that are correct and save nothing.
+        """
+        return None
 
-def reach(backend: Backend, start: int) -> int | None:
-    """Tokens of one pass from position `start` on that have the logits of passes of one token; None where any number has.
-
-    A session cuts wider passes itself, so more drafts than that are right and save nothing.
-    """
-    able = getattr(backend, "reach", None)
-    found: int | None = None if able is None else able(start)
-    return found
-
-
-def settles(session: Session) -> bool:
-    """Whether it may run a pass wider than asked, since a change of width takes time."""
-    return hasattr(session, "settle")
-
-
-def settle(session: Session, width: int) -> None:
-    """Have the next passes of `width` tokens run as in a long row of such passes, if that makes a difference."""
-    if settles(session):
-        getattr(session, "settle")(width)  # noqa: B009 - not of every session
+    @property
+    def state(self) -> Decision[str] | None:
+        """What a session keeps between passes; None for a key-value cache that can be rolled back at every length."""
+        return None

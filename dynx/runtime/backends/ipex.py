@@ -1,8 +1,8 @@
-"""Intel's extension for PyTorch (IPEX): linear layers and convolutions whose weights lie as oneDNN's kernels want them.
+"""Intel's extension for PyTorch (IPEX): linear layers and convolutions with weights prepacked for oneDNN.
 
-`optimize` takes any module and knows no task; `load` makes a decoder's backend of one. Whether the extension is there and
-made for this torch is settled from its metadata first, since under another torch it prints and breaks. What it says on the
-process's streams while it loads and works is dropped: stdout is the product's.
+`optimize` takes any module and knows no task; `load` makes a decoder's backend of one. Whether the extension is
+installed and matches this torch is read from its metadata first, since under another torch it prints and breaks. What it prints
+while it loads and works is dropped: stdout is the product's.
 
 Importing it takes a second or two and replaces some of PyTorch's kernels in the whole process.
 """
@@ -20,25 +20,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.availability import can_optimize
+from dynx.runtime.backends.availability import can_use_ipex
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
 
-CHECKED = (1, 2, 5, 8)
+CHECKED_TOKENS = (1, 2, 5, 8)
 """Tokens of the passes that are compared with the unmodified model: kernels differ by width."""
 
-START = 5
+CHECKED_CONTEXT_TOKENS = 5
 """Tokens before them."""
 
 
 def extension() -> Any:
-    """The imported extension, without a word. Raises UnsupportedModelError with the reason."""
-    able = can_optimize("cpu")
+    """Import the extension without output. Raises UnsupportedModelError with the reason."""
+    able = can_use_ipex("cpu")
     if not able.value:
         raise UnsupportedModelError(able.reason)
     try:
@@ -49,7 +49,7 @@ def extension() -> Any:
 
 
 def optimize(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`module` with the extension's layers, computing in `dtype`; in place, for inference.
+    """Replace `module`'s layers by the extension's, computing in `dtype`; in place, for inference.
 
     Raises UnsupportedModelError with the reason; `module` may be changed in part then and isn't fit for use.
     """
@@ -63,21 +63,21 @@ def optimize(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def load(model: Any, *, trusted: bool = False) -> IpexBackend:
-    """A decoder as a backend, changed in place; `trusted` skips the comparison with the model as it was.
+    """Load a decoder as a backend, changed in place; `trusted` skips the comparison with the model as it was.
 
     Raises UnsupportedModelError with the reason where the extension can't be used or gives other logits; `model` isn't fit for
     use afterwards.
     """
-    able = can_optimize(str(model.device))
+    able = can_use_ipex(str(model.device))
     if not able.value:
         raise UnsupportedModelError(able.reason)
     extension()  # before anything is compared: it replaces kernels of the unmodified model as well
     backend = IpexBackend(model, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
-    if backend.growth is not None:
-        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.growth}")
-    probe = [(7 * i + 3) % backend.vocab for i in range(START + max(CHECKED))]
+    if backend.length_dependence is not None:
+        raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
+    probe = [(7 * i + 3) % backend.vocab for i in range(CHECKED_CONTEXT_TOKENS + max(CHECKED_TOKENS))]
     want = None if trusted else _logits(model, probe)
     backend.model = optimize(model, model.dtype)
     if want is None:
@@ -94,35 +94,35 @@ def load(model: Any, *, trusted: bool = False) -> IpexBackend:
 
 
 class IpexBackend(EagerBackend):
-    """See the module."""
+    """A transformers model with IPEX's layers."""
 
     name = "ipex"
 
     @torch.inference_mode()
     def compare(self, probe: list[int], want: Tensor) -> None:
-        """Raises UnsupportedModelError where passes over `probe` don't give the logits `want`, (T, V)."""
+        """Compare passes over `probe` with the logits `want`, (T, V). Raises UnsupportedModelError where they differ."""
         tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.08) * max(1.0, want.abs().max().item())
         kind = self.config.model_type
         session = self.open()
-        session.forward(probe[:START])
-        for width in CHECKED:
-            rows = session.forward(probe[START : START + width]).float()
-            gap = (rows - want[START : START + width]).abs().max().item()
+        session.forward(probe[:CHECKED_CONTEXT_TOKENS])
+        for width in CHECKED_TOKENS:
+            rows = session.forward(probe[CHECKED_CONTEXT_TOKENS : CHECKED_CONTEXT_TOKENS + width]).float()
+            gap = (rows - want[CHECKED_CONTEXT_TOKENS : CHECKED_CONTEXT_TOKENS + width]).abs().max().item()
             if not gap <= tolerance:  # also catches NaN
                 raise UnsupportedModelError(f"{kind} gives other logits on IPEX (by {gap:.2g} at {width} tokens)")
-            session.rollback(START)
+            session.rollback(CHECKED_CONTEXT_TOKENS)
 
 
 @torch.inference_mode()
 def _logits(model: Any, tokens: list[int]) -> Tensor:
-    """Of one pass, (T, V)."""
+    """Compute the logits of one pass, (T, V)."""
     logits: Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
     return logits
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing reaches stdout or stderr from this process, neither Python's nor the libraries' own, nor as a warning."""
+    """Drop all output of this process to stdout and stderr, that of C libraries and warnings included."""
     kept: list[tuple[int, int]] = []
     for descriptor in (1, 2):
         try:
@@ -147,7 +147,7 @@ def silence() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """What C's standard streams hold back would otherwise come out where they lead later."""
+    """Flush C's standard streams, whose buffers would otherwise be written after redirection ends."""
     ctypes.CDLL(None).fflush(None)
 
 

@@ -1,4 +1,4 @@
-"""How far a backend's passes are from the model that it was made of: the question before any changed kernels are used."""
+"""Compares a backend's logits with those of the unmodified model, before changed kernels are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gap:
-    """The largest difference of a logit, at which width, and the largest logit or 1, by which to judge it."""
+    """The largest difference of a logit, the pass length that it occurred at, and the largest logit (at least 1) as its scale."""
 
     gap: float
     width: int
@@ -26,10 +26,10 @@ class Gap:
 
 
 @torch.inference_mode()
-def farthest(backend: EagerBackend, tokens: Sequence[int], start: int, widths: Sequence[int]) -> Gap:
-    """Passes of `widths` tokens behind the first `start`, after something else was rolled back, against one stock pass over all.
+def largest_difference(backend: EagerBackend, tokens: Sequence[int], start: int, widths: Sequence[int]) -> Gap:
+    """Compare passes of `widths` tokens after the first `start`, each after a rollback, with one unmodified pass over all tokens.
 
-    A difference that isn't a number is the largest.
+    NaN counts as the largest difference.
     """
     ids = torch.tensor([list(tokens)], device=backend.device)
     want: Tensor = backend.model(input_ids=ids, use_cache=False).logits[0].float()
@@ -37,7 +37,7 @@ def farthest(backend: EagerBackend, tokens: Sequence[int], start: int, widths: S
     session.forward(tokens[:start])
     worst = Gap(0.0, widths[0], max(1.0, want.abs().max().item()))
     for width in widths:
-        session.forward(tokens[:2])  # to be forgotten
+        session.forward(tokens[:2])  # rolled back
         session.rollback(start)
         rows = session.forward(tokens[start : start + width]).float()
         session.rollback(start)

@@ -1,8 +1,8 @@
-"""One module on other kernels: a call of fixed shapes is compiled by PyTorch or converted for OpenVINO, and kept in a folder.
+"""Runs one module on another backend: calls of fixed shapes are compiled by PyTorch or converted for OpenVINO, and cached.
 
 A call is known by its form: the shapes and types of its tensors, and the values of all else. Forms that nobody has prepared
 are left to the module as it is. What is made is compared with the module before it is kept or used, on the arguments that it
-was made from; a file's name says all that it depends on, so one that is found is taken at its word. It knows nothing of what
+was made from; a file's name contains all that it depends on, so a file that is found is used unchecked. It knows nothing of what
 a module computes; outputs come back as the module arranges them.
 """
 
@@ -32,27 +32,27 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import compile_cache
 from dynx.runtime.backends.compile_graph import unlogged
 from dynx.runtime.backends.registry import COMPILED, OPENVINO, TITLES, TORCH
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Function = Callable[[list[Tensor]], list[Tensor]]
 
-FORMAT = 1
-"""Counts up when what is kept, or how it is called, changes."""
+FORMAT_VERSION = 1
+"""Version of the cached files; raise it when they or their arguments change."""
 
-SIMPLE = type(None), bool, int, float, str
+PLAIN_TYPES = type(None), bool, int, float, str
 """Arguments beside tensors that mean the same in every process."""
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
-"""Of a call: how far from the module's answer, as a share of its norm; only what is wrong goes that far.
+MAX_RELATIVE_ERROR = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
+"""Largest difference from the module's output, relative to its norm; only a wrong result exceeds it.
 
 Whether rounding to 16 bits is harmless (it took 0.01 to 0.025 from trained networks, 0.11 from a random one) is for the task to
 judge, by its results.
 """
 
-TRIAL = """
+TRIAL_SCRIPT = """
 import json, sys
 import openvino as ov
 core = ov.Core()
@@ -60,35 +60,35 @@ core.compile_model(core.read_model(sys.argv[1]), "CPU", json.loads(sys.argv[2]))
 """
 """OpenVINO 2026.4 was seen to crash while it compiles some networks with attention in float32, and not without its "snippets"."""
 
-WAYS: tuple[dict[str, Any], ...] = ({}, {"SNIPPETS_MODE": "DISABLE"})
+OPENVINO_SETTINGS: tuple[dict[str, Any], ...] = ({}, {"SNIPPETS_MODE": "DISABLE"})
 
-PATIENCE = 900.0
-"""Seconds for one trial."""
+TRIAL_TIMEOUT_SECONDS = 900.0
+"""Time limit of one trial compilation, in seconds."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What two calls share that one function may compute."""
+    """What calls that one compiled function can compute have in common."""
 
     tree: Any  # how the arguments are nested
     leaves: tuple[Any, ...]  # shape and type of a tensor, or the value
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Form, list[Tensor]]:
-        """Of a call, and its tensors. Raises UnsupportedModelError for arguments of other kinds."""
+        """Describe a call; return its form and its tensors. Raises UnsupportedModelError for arguments of other kinds."""
         leaves, tree = pytree.tree_flatten((args, kwargs))
         seen: list[Any] = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 seen.append((tuple(leaf.shape), leaf.dtype))
-            elif isinstance(leaf, SIMPLE):
+            elif isinstance(leaf, PLAIN_TYPES):
                 seen.append(leaf)
             else:
                 raise UnsupportedModelError(f"it is called with a {type(leaf).__name__}")
         return cls(tree, tuple(seen)), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def arguments(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call of this form with these tensors."""
+        """Rebuild the arguments of a call of this form from its tensors."""
         rest = iter(tensors)
         leaves = [next(rest) if isinstance(leaf, tuple) else leaf for leaf in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.tree)
@@ -119,16 +119,16 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dim() > 1 else tensor
 
 
-class ModuleKernels:
-    """The calls of one module on the processor that `backend` computes in the precision `dtype`."""
+class NetworkBackend:
+    """Computes the calls of one module on the CPU by `backend`, in the precision `dtype`."""
 
     def __init__(self, module: nn.Module, backend: str, *, dtype: str, threads: int, cache: Path | None) -> None:
-        """`cache` is a folder for this very module."""
+        """Store compiled functions in the folder `cache`, which is for this module alone."""
         self.module, self.backend, self.dtype = module, backend, dtype
         self.made = 0
-        """Functions that this process had to compile or convert; the others were kept."""
+        """Functions that this process had to compile or convert; the others came from the cache."""
         self.passed = 0
-        """Calls left to the module as it is."""
+        """Calls that the unmodified module computed."""
         self._threads, self._cache = threads, cache
         self._known: dict[Form, tuple[Function, Any]] = {}
         self._lowered: nn.Module | None = None
@@ -138,7 +138,7 @@ class ModuleKernels:
 
     @torch.no_grad()
     def __call__(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the module answers; `inner`, the module as it is, is asked where the call has another form."""
+        """Compute a call; `inner`, the unmodified module, computes those of forms that aren't prepared."""
         try:
             form, tensors = Form.of(args, kwargs)
             function, tree = self._known[form]
@@ -168,7 +168,7 @@ class ModuleKernels:
             raise UnsupportedModelError(f"{kind} can't be prepared for {TITLES[self.backend]} ({said})") from e
 
     def _function(self, form: Form, tensors: list[Tensor]) -> tuple[Function, Any]:
-        """What computes calls of a form, and how its outputs are nested."""
+        """Return the function that computes calls of a form, and the structure of its outputs."""
         path = None if self._cache is None else self._cache / self._name(form)
         whole = Flat(self.module, form, torch.float32)
         if path is not None and (kept := self._kept(path, form)) is not None:
@@ -180,14 +180,14 @@ class ModuleKernels:
         else:
             flat = Flat(self._lower(), form, getattr(torch, self.dtype))
             found = self._compiled(path, flat, tensors) if self.backend == COMPILED else _eager(flat)
-        if fault := _difference(found(tensors), want, TOLERANCE[self.dtype]):
+        if fault := _difference(found(tensors), want, MAX_RELATIVE_ERROR[self.dtype]):
             if path is not None:
                 _remove(path)
             raise UnsupportedModelError(fault)
         return found, spec
 
     def _kept(self, path: Path, form: Form) -> tuple[Function, Any] | None:
-        """What an earlier process made."""
+        """Load what an earlier process compiled or converted; None where there is nothing usable."""
         if self.backend == TORCH:
             return None
         try:
@@ -198,7 +198,7 @@ class ModuleKernels:
             from torch._inductor.standalone_compile import AOTCompiledArtifact
 
             flat = Flat(self._lower(), form, getattr(torch, self.dtype))
-            with compile_cache.trials_kept(path.parent):
+            with compile_cache.reuse_trials(path.parent):
                 return _with_state(AOTCompiledArtifact.load(path=str(path / "code.bin")), flat), spec
         except Exception:  # noqa: BLE001 - missing, torn, or another version's: made anew
             return None
@@ -207,7 +207,7 @@ class ModuleKernels:
         """Of a folder: of all that its content depends on beside the module."""
         library = metadata.version("openvino") if self.backend == OPENVINO else torch.__version__
         facts = (
-            FORMAT,
+            FORMAT_VERSION,
             self.backend,
             library,
             _version("diffusers"),
@@ -222,7 +222,7 @@ class ModuleKernels:
         return f"{self.backend}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}"
 
     def _lower(self) -> nn.Module:
-        """A copy of the module in the precision asked for, its convolutions laid out as the processor's kernels have them."""
+        """Return a copy of the module in the precision `dtype`, in the channels-last layout of CPU kernels."""
         if self._lowered is None:
             lowered: Any = copy.deepcopy(self.module).to(getattr(torch, self.dtype))
             self._lowered = lowered.to(memory_format=torch.channels_last).eval()
@@ -259,11 +259,11 @@ class ModuleKernels:
         return found
 
     def _way(self, file: Path) -> dict[str, Any]:
-        """The first settings under which OpenVINO compiles the file and lives."""
+        """Return the first settings under which OpenVINO compiles the file without crashing."""
         said = ""
-        for way in WAYS:
-            words = [sys.executable, "-c", TRIAL, str(file), json.dumps(self._settings(way))]
-            ended = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)  # noqa: S603
+        for way in OPENVINO_SETTINGS:
+            words = [sys.executable, "-c", TRIAL_SCRIPT, str(file), json.dumps(self._settings(way))]
+            ended = subprocess.run(words, capture_output=True, timeout=TRIAL_TIMEOUT_SECONDS, check=False)  # noqa: S603
             if ended.returncode == 0:
                 return way
             lines = ended.stderr.decode(errors="replace").strip().splitlines()
@@ -290,7 +290,7 @@ class ModuleKernels:
         example = [mode.from_tensor(tensor) for tensor in (*tensors, *state)]
         with mode:
             graph = make_fx(call, tracing_mode="real")(*example)
-        with compile_cache.trials_kept(None if path is None else path.parent):
+        with compile_cache.reuse_trials(None if path is None else path.parent):
             made = compiler(graph, example, dynamic_shapes="from_graph", aot=True)
         self.made += 1
         if path is not None:
@@ -311,7 +311,7 @@ class _Converted:
         self._request = core.compile_model(core.read_model(file), "CPU", settings).create_infer_request()
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Outputs are copies, and outlive the next call."""
+        """Run the network; outputs are copies that outlive the next call."""
         found = self._request.infer([tensor.contiguous().numpy() for tensor in tensors], share_inputs=True)
         return [torch.from_numpy(found[i]) for i in range(len(found))]
 
@@ -333,7 +333,7 @@ def _with_state(code: Callable[..., Any], flat: Flat) -> Function:
 
 
 def _difference(found: list[Tensor], want: tuple[Tensor, ...], tolerance: float) -> str | None:
-    """What sets answers apart beyond rounding, in words."""
+    """Describe how outputs differ beyond rounding; None where they don't."""
     if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in want]:
         return "it answers in another shape"
     for ours, theirs in zip(found, want, strict=True):
@@ -345,7 +345,7 @@ def _difference(found: list[Tensor], want: tuple[Tensor, ...], tolerance: float)
 
 @contextlib.contextmanager
 def _draft(path: Path | None) -> Iterator[Path]:
-    """A folder to write in that becomes `path`, whole or not at all; without a path, or where it can't be, one that goes away."""
+    """Yield a folder that is renamed to `path` when it is complete; without a writable path, one that is deleted."""
     if path is not None:
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:

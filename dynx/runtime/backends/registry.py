@@ -1,4 +1,4 @@
-"""Which kernels compute a language model: PyTorch's own, eager, compiled or recorded, or OpenVINO's or IPEX's where installed.
+"""The backends for language models: PyTorch, eager, compiled or with CUDA graphs, and OpenVINO or IPEX where installed.
 
 What a run uses is decided without loading anything (`choose`): the backend asked for, else the one that calibration measured to
 be fastest, else eager PyTorch. Only calibration compiles and converts unasked, since that takes seconds; it times them side
@@ -15,8 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from dynx.errors import DeviceError, DynxError, InvalidInput, UnsupportedModelError
-from dynx.runtime.backends.availability import available, can_compile, can_optimize, can_record
-from dynx.runtime.backends.interface import settle, settles
+from dynx.runtime.backends.availability import available, can_capture, can_compile, can_use_ipex
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -38,54 +37,54 @@ IPEX: Name = "ipex"
 TITLES: dict[str, str] = {
     TORCH: "PyTorch",
     COMPILED: "compiled PyTorch",
-    GRAPHS: "recorded PyTorch",
+    GRAPHS: "PyTorch with CUDA graphs",
     OPENVINO: "OpenVINO",
     IPEX: "IPEX",
 }
 
 ALIASES: dict[str, Name] = {"torch": TORCH, "eager": TORCH, "compiled": COMPILED, "graphs": GRAPHS}
 
-UNMEASURED: tuple[Name, ...] = (OPENVINO, COMPILED, TORCH)
+QUANTIZED_PREFERENCE: tuple[Name, ...] = (OPENVINO, COMPILED, TORCH)
 """What computes quantized weights before anything is measured, the best first. Measured on 287 M parameters and two cores, a
 pass of one token: OpenVINO 24 ms, compiled 24 ms, eager 44 ms, and eager bfloat16 54 ms."""
 
-WIDTHS = (1, 6)
-"""Tokens per pass in a race: plain decoding's, and about what a round of guesses submits."""
+RACE_TOKENS = (1, 6)
+"""Tokens per pass in a race: one for plain decoding, and about as many as a round of draft tokens verifies."""
 
-IMPORTS: dict[str, tuple[str, ...]] = {
+BACKEND_IMPORTS: dict[str, tuple[str, ...]] = {
     COMPILED: ("torch._inductor.standalone_compile",),
     OPENVINO: ("openvino",),
 }
-"""Modules beyond PyTorch that a backend imports before its first pass."""
+"""Modules that a backend imports beyond PyTorch, before its first pass."""
 
-TYPICAL = 256
+TYPICAL_RUN_PASSES = 256
 """Passes of a run over which a later start is weighed against shorter passes: an answer of some hundred tokens."""
 
-CONTEXT, ROUNDS = 64, 9
-"""Of a race: tokens before each pass, and passes of each backend and width."""
+RACE_CONTEXT_TOKENS, RACE_ROUNDS = 64, 9
+"""Tokens of context before each pass of a race, and passes of each backend and number of tokens."""
 
 
 def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
-    """The backends, and whether each can be used on a device and with weights stored so, without importing any."""
+    """Decide which backends can be used on a device with weights in this precision, without importing any."""
     there = available()
     if there.value and device != "cpu":
         there = Decision(False, f"OpenVINO is used on processors only, not on {device}")
-    eager, torch_compile, recorded = Decision(True, "PyTorch"), can_compile(device), can_record(device)
+    eager, torch_compile, captured = Decision(True, "PyTorch"), can_compile(device), can_capture(device)
     if quantize == "int4":
         eager = torch_compile = Decision(False, "PyTorch has no fast kernels for int4 weights here")
     elif quantize != "none" and device.partition(":")[0] != "cpu":
         eager = torch_compile = Decision(
             False, f"PyTorch's {quantize} kernels are used on processors only, not on {device}"
         )
-    optimized = can_optimize(device)
+    optimized = can_use_ipex(device)
     if quantize != "none":
         optimized = Decision(False, f"IPEX is used for weights as they are, not in {quantize}")
-        recorded = Decision(False, f"passes are recorded with weights as they are, not in {quantize}")
-    return {TORCH: eager, COMPILED: torch_compile, GRAPHS: recorded, OPENVINO: there, IPEX: optimized}
+        captured = Decision(False, f"CUDA graphs are captured with weights as they are, not in {quantize}")
+    return {TORCH: eager, COMPILED: torch_compile, GRAPHS: captured, OPENVINO: there, IPEX: optimized}
 
 
 def choose(asked: str, quantize: str, device: str, measured: str | None) -> Decision[str]:
-    """The backend of a run. `measured` is what a profile found to be fastest.
+    """Choose the backend of a run. `measured` is the fastest by a profile.
 
     Raises InvalidInput for a name that isn't known, DeviceError for a backend that isn't there or lacks the kernels.
     """
@@ -104,7 +103,7 @@ def choose(asked: str, quantize: str, device: str, measured: str | None) -> Deci
     if measured is not None and measured in able:
         return Decision(measured, "measured to be the fastest here")
     if quantize != "none":
-        best = next(each for each in UNMEASURED if each in able)
+        best = next(each for each in QUANTIZED_PREFERENCE if each in able)
         others = "; calibrating times the others" if len(able) > 1 else ""
         return Decision(best, f"it has {quantize} kernels{others}")
     if measured is not None and measured in there:
@@ -121,7 +120,7 @@ def attempt(name: str, model: str) -> Iterator[None]:
 
     Running out of memory stays what it is, as do errors of dynx's own, Ctrl-C and exits.
     """
-    from dynx.runtime.loading import is_out_of_memory
+    from dynx.runtime.memory import is_out_of_memory
 
     try:
         yield
@@ -146,7 +145,7 @@ class Race:
     def run(self, name: str) -> float:
         """Seconds of a typical run, from the start."""
         by_width = self.passes[name].values()
-        return self.starts.get(name, 0.0) + TYPICAL * sum(by_width) / len(by_width) / 1e3
+        return self.starts.get(name, 0.0) + TYPICAL_RUN_PASSES * sum(by_width) / len(by_width) / 1e3
 
     @property
     def winner(self) -> str:
@@ -155,21 +154,21 @@ class Race:
 
     def __str__(self) -> str:
         timed = "; ".join(f"{name} {', '.join(f'{ms:.2f}' for ms in by.values())}" for name, by in self.passes.items())
-        said = f"{timed} ms a pass of {' and '.join(map(str, WIDTHS))} tokens"
+        said = f"{timed} ms a pass of {' and '.join(map(str, RACE_TOKENS))} tokens"
         if any(self.starts.values()):
             starts = ", ".join(f"{name} {self.run(name):.1f} s" for name in self.passes)
-            said += f"; with the start, a run of {TYPICAL} passes takes {starts}"
+            said += f"; with the start, a run of {TYPICAL_RUN_PASSES} passes takes {starts}"
         return said
 
 
 def race(
     backends: Mapping[str, Backend],
     clock: Callable[[], float],
-    widths: Sequence[int] = WIDTHS,
+    widths: Sequence[int] = RACE_TOKENS,
     starts: Mapping[str, float] | None = None,
     model: str = "the model",
 ) -> Race:
-    """Time them in turns, each on a sequence of its own; medians. `clock` and `starts` in seconds.
+    """Time backends in turns, each on its own sequence; return medians. `clock` and `starts` in seconds.
 
     A backend that raises is left out. Raises UnsupportedModelError, the first backend's, where none is left.
     """
@@ -187,7 +186,7 @@ def race(
             jobs |= made
     seen: dict[tuple[str, int], list[float]] = {cell: [] for cell in jobs}
     order, rng = list(jobs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    for _ in range(ROUNDS):
+    for _ in range(RACE_ROUNDS):
         rng.shuffle(order)
         for cell in order:
             ready, job = jobs[cell]
@@ -208,21 +207,23 @@ def race(
     return Race(passes, starts or {}, failed)
 
 
-def bring_in(name: str) -> None:
-    """Import what a backend needs beyond PyTorch, which is a part of each process's start."""
+def import_backend(name: str) -> None:
+    """Import what a backend needs beyond PyTorch, to time it as part of each process's start."""
     if name == IPEX:
         from dynx.runtime.backends import ipex
 
         with contextlib.suppress(Exception):  # said again, with the reason, when the backend is loaded
             ipex.extension()
-    for module in IMPORTS.get(name, ()):
+    for module in BACKEND_IMPORTS.get(name, ()):
         with contextlib.suppress(Exception):
             importlib.import_module(module)
 
 
 def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What makes ready for a pass, and the pass."""
-    context = CONTEXT if backend.context is None else max(1, min(CONTEXT, backend.context - width))
+    """Return a function that prepares a pass, and the pass."""
+    context = (
+        RACE_CONTEXT_TOKENS if backend.context is None else max(1, min(RACE_CONTEXT_TOKENS, backend.context - width))
+    )
     session = backend.open()
     session.forward([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
 
@@ -231,15 +232,15 @@ def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[]
         session.rollback(context)
 
     def ready() -> None:
-        if settles(session):
-            settle(session, width)
+        if session.pads:
+            session.set_padded_length(width)
             job()
 
     return ready, job
 
 
-def quantized(backend: EagerBackend, precision: str) -> EagerBackend:
-    """`backend` with its weights stored in int8, in place. Raises UnsupportedModelError with the reason."""
+def quantize_model(backend: EagerBackend, precision: str) -> EagerBackend:
+    """Quantize `backend`'s weights to int8, in place. Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends import packed_linear
 
     packed_linear.quantize(backend.model)
@@ -248,7 +249,7 @@ def quantized(backend: EagerBackend, precision: str) -> EagerBackend:
 
 
 def compile_model(eager: EagerBackend, *, cache: Path, trusted: bool) -> Backend:
-    """`eager`'s model compiled, in place; compiled code is kept in `cache`. Raises UnsupportedModelError with the reason."""
+    """Compile `eager`'s model in place; store compiled code in `cache`. Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends import torch_compile
 
     backend = torch_compile.load(eager.model, cache=cache, trusted=trusted)
@@ -256,29 +257,29 @@ def compile_model(eager: EagerBackend, *, cache: Path, trusted: bool) -> Backend
     return backend
 
 
-def record_model(eager: EagerBackend, *, trusted: bool) -> Backend:
-    """`eager`'s model with its passes recorded. Raises UnsupportedModelError with the reason."""
+def capture_model(eager: EagerBackend, *, trusted: bool) -> Backend:
+    """Capture the passes of `eager`'s model as CUDA graphs. Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends import cuda_graphs
 
     return cuda_graphs.load(eager.model, trusted=trusted)
 
 
-def optimize_model(eager: EagerBackend, *, trusted: bool) -> Backend:
-    """`eager`'s model with IPEX's layers, in place. Raises UnsupportedModelError with the reason."""
+def load_ipex(eager: EagerBackend, *, trusted: bool) -> Backend:
+    """Replace the layers of `eager`'s model by IPEX's, in place. Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends import ipex
 
     return ipex.load(eager.model, trusted=trusted)
 
 
-def convert(model: Any, *, precision: Any, threads: int, cache: Path | None) -> Backend:
-    """`model` on OpenVINO, kept in `cache` where there is one. Raises UnsupportedModelError with the reason."""
+def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path | None) -> Backend:
+    """Convert `model` for OpenVINO; store it in `cache` where there is one. Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends.openvino import decoder as openvino
 
     return openvino.load(model, precision=precision, threads=threads, cache=cache)
 
 
-def converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:
-    """What `convert` kept, without the torch model; None where there's nothing usable."""
+def load_converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:
+    """Load what `convert_to_openvino` stored, without the torch model; None where there is nothing usable."""
     from dynx.runtime.backends.openvino import decoder as openvino
 
     return openvino.reload(precision=precision, threads=threads, cache=cache)

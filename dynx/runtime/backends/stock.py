@@ -1,4 +1,4 @@
-"""Sequences decoded as transformers' own `generate` decodes them, for models whose state dynx's cache can't hold.
+"""Decodes sequences as transformers' own `generate` does, for models whose state dynx's cache can't hold.
 
 The model's helpers prepare each step, with the cache that `generate` would make. Two things are found out by trying on load:
 
@@ -12,53 +12,72 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends.memory import enough_memory
+from dynx.runtime.backends.interface import Session
 from dynx.runtime.decision import Decision
+from dynx.runtime.memory import device_memory_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
-    from dynx.runtime.backends.eager import EagerBackend
+    from dynx.runtime.backends.length_dependence import LengthDependence
 
-PROBE = 14
-"""Tokens of the trial: longer than the convolutions of recurrent models, which see four."""
+PROBE_TOKENS = 14
+"""Tokens of the trial, more than the four that convolutions of recurrent models cover."""
 
 Place = tuple["nn.Module", str]
 
 
-class StockSession:
+class StockBackend(Protocol):
+    """What a `StockSession` uses of the backend that opens it."""
+
+    model: Any
+    config: Any
+    device: torch.device
+    vocab: int
+    cache_name: str
+
+    @property
+    def stock(self) -> Stock:
+        """How the model decodes without dynx's cache."""
+
+    @property
+    def length_dependence(self) -> LengthDependence | None:
+        """How logits depend on the sequence's length; None where they don't."""
+
+
+class StockSession(Session):
     """A sequence decoded with the state that the model makes for itself; it can't go back.
 
     The first call is the prompt, in one pass; after it each token has a pass of its own.
     """
 
     pending = 0
+    length = 0
 
-    def __init__(self, backend: EagerBackend, *, cached: bool | None = None, stock: Stock | None = None) -> None:
-        """`cached`: with a cache, or each token from the whole text; by default as the trial on load decided.
+    def __init__(self, backend: StockBackend, *, cached: bool | None = None, stock: Stock | None = None) -> None:
+        """Decode with a cache (`cached`), or each token from the whole text; by default as the trial on load decided.
 
-        `stock` is what is known of the model so far, by default what that trial found.
+        `stock` describes the model, by default as that trial found.
         """
         self._backend = backend
         self._stock = stock = stock or backend.stock
         self._cached = stock.cached.value if cached is None else cached
         self._tokens: list[int] = []
         self._kwargs: dict[str, Any] = {"use_cache": self._cached}
-        if self._cached and takes_default_cache(backend.model):
+        if self._cached and uses_default_cache(backend.model):
             self._kwargs[backend.cache_name] = DynamicCache(config=backend.config)
         parameters = inspect.signature(backend.model.forward).parameters
         self._takes_keep, self._placed = "logits_to_keep" in parameters, "position_ids" in parameters
         self._held = dict(stock.fresh)
-        self.length = 0
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; the keyword arguments of each step come from transformers' own helpers."""
@@ -86,9 +105,9 @@ class StockSession:
             inputs["logits_to_keep"] = keep or 0  # some models' helpers ask for the last row alone
         for (module, name), value in held.items():
             setattr(module, name, value)
-        if backend.growth is not None:
-            backend.growth.reset()
-        with torch.inference_mode(), enough_memory(backend.device):
+        if backend.length_dependence is not None:
+            backend.length_dependence.reset()
+        with torch.inference_mode(), device_memory_errors(backend.device):
             out = model(**inputs, return_dict=True)
         for module, name in held:
             held[module, name] = _copied(getattr(module, name, None))
@@ -98,44 +117,44 @@ class StockSession:
         return rows[-len(tokens) :]
 
     def another(self) -> StockSession:
-        """A fresh sequence of the same kind."""
+        """Start an empty sequence of the same kind."""
         return StockSession(self._backend, cached=self._cached, stock=self._stock)
 
     def rollback(self, length: int) -> None:
-        """Only to where it is."""
+        """Refuse any length but the present one."""
         if length != self.length:
             raise UnsupportedModelError("this model's state can't be rolled back")
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
-        """Not for stateful models."""
+        """Refuse: stateful models have no early exit."""
         raise UnsupportedModelError("this model has no early exit")
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Not for stateful models."""
+        """Refuse: stateful models have no early exit."""
         raise UnsupportedModelError("this model has no early exit")
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What is known of a model's own way of decoding."""
+    """How a model decodes with transformers' own cache."""
 
     cached: Decision[bool]
     fresh: Mapping[Place, Any] = field(default_factory=dict)
-    """What modules keep between passes, and its value before the first."""
+    """State that modules keep between passes, with its value before the first."""
 
     @classmethod
-    def of(cls, backend: EagerBackend) -> Stock:
-        """Find it out on a few tokens. Raises UnsupportedModelError with the reason where no way is consistent."""
+    def of(cls, backend: StockBackend) -> Stock:
+        """Test the model on a few tokens. Raises UnsupportedModelError with the reason where no way is consistent."""
         with torch.inference_mode():
             return _tried(backend)
 
 
-def _tried(backend: EagerBackend) -> Stock:
+def _tried(backend: StockBackend) -> Stock:
     kind, model = backend.config.model_type, backend.model
-    probe = [(7 * i + 3) % backend.vocab for i in range(PROBE)]
+    probe = [(7 * i + 3) % backend.vocab for i in range(PROBE_TOKENS)]
     ids = torch.tensor([probe], device=backend.device)
     stock, why = Stock(Decision(True, "tested on loading: the same logits with the model's own cache as without")), ""
-    if backend.growth is not None and backend.growth.limit < PROBE:
+    if backend.length_dependence is not None and backend.length_dependence.limit < PROBE_TOKENS:
         return stock  # a cache keeps what a shorter text rotated: `generate`'s logits, and not those of the whole text
     try:
         model(input_ids=ids, use_cache=False)  # leaves no state of an earlier text
@@ -156,7 +175,7 @@ def _tried(backend: EagerBackend) -> Stock:
         return stock
     try:
         anew = _steps(StockSession(backend, cached=False, stock=stock), probe)
-        whole: Tensor = model(input_ids=ids, use_cache=False).logits[0, PROBE - len(anew) :].float()
+        whole: Tensor = model(input_ids=ids, use_cache=False).logits[0, PROBE_TOKENS - len(anew) :].float()
         gap, limit = _gap(backend, anew, whole)
     except DeviceError:
         raise
@@ -167,10 +186,11 @@ def _tried(backend: EagerBackend) -> Stock:
     return Stock(Decision(False, f"{why}, so each token is computed from the whole text"), stock.fresh)
 
 
-def _gap(backend: EagerBackend, got: Tensor, want: Tensor) -> tuple[float, float]:
-    """The largest difference of logits, and the largest that rounding explains."""
+def _gap(backend: StockBackend, got: Tensor, want: Tensor) -> tuple[float, float]:
+    """Return the largest difference of logits, and the largest that rounding explains."""
     tolerance = 1e-3 if backend.model.dtype == torch.float32 else 0.08
-    return float((got - want).abs().max()), tolerance * max(1.0, float(want.abs().max()))
+    apart = torch.where(got.isnan() & want.isnan(), 0.0, (got - want).abs())  # a model may write NaN by itself
+    return float(apart.max()), tolerance * max(1.0, float(want.nan_to_num().abs().max()))
 
 
 def _steps(session: StockSession, probe: Sequence[int], *, beside: bool = False) -> Tensor:
@@ -189,7 +209,7 @@ def _steps(session: StockSession, probe: Sequence[int], *, beside: bool = False)
     return torch.cat(rows).float()
 
 
-def takes_default_cache(model: Any) -> bool:
+def uses_default_cache(model: Any) -> bool:
     """Whether `generate` makes a `DynamicCache` for this model; others make their own state."""
     asked: Callable[[], bool] | None = getattr(model, "_supports_default_dynamic_cache", None)
     return asked is None or bool(asked())

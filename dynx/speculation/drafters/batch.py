@@ -52,7 +52,7 @@ class BatchDrafter:
             if new or not self._held[at]:
                 other = BatchSession(self._backend)
                 known = [0] if self.mute(row) else list(row.text[:-1]) or [0]
-                other.read(known)
+                other.prefill(known)
                 if new:
                     self._held.append(known)
                     fresh.append(other)

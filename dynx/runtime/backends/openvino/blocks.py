@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.openvino.convert import keep_apart
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     Ranges = Mapping[str, NDArray[np.float32]]
     Call = tuple[list[Tensor], tuple[Any, ...]]
 
-ATTENTION = "dynx_masked"
+ATTENTION_NAME = "dynx_masked"
 """PyTorch's fused attention, always with a mask: transformers leaves it out of batches without padding, and a graph can't."""
 
-SMOOTHING = 0.5
+SMOOTHING_EXPONENT = 0.5
 """Share of the spread of a layer's inputs that its weights take over, in logarithms."""
 
-LEVELS = 127
+INT8_MAX = 127
 """Largest magnitude of int8 weights."""
 
-SMALL = 1e-5
+MIN_MAGNITUDE = 1e-5
 """Ranges below are taken as this: a channel that was always zero has no scale."""
 
 
@@ -87,9 +87,9 @@ def always_mask(model: Any) -> None:
         return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-        AttentionMaskInterface.register(ATTENTION, mask)
-        model.config._attn_implementation = ATTENTION
+        AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
+        AttentionMaskInterface.register(ATTENTION_NAME, mask)
+        model.config._attn_implementation = ATTENTION_NAME
 
 
 def replace(
@@ -153,7 +153,7 @@ def _converted(
     threads: int,
     ranges: Ranges | None,
 ) -> Callable[..., Any]:
-    """What the block runs instead of its own forward."""
+    """Return the forward that replaces a block's own."""
     inner: Callable[..., Any] = block.forward
     flat = [_flatten((args, kwargs)) for args, kwargs, _ in calls]
     tensors, spec = flat[0]
@@ -178,7 +178,7 @@ def _converted(
 
 
 def _flatten(value: Any) -> Call:
-    """The tensors in nested arguments, in order, and whatever else they are, to compare with."""
+    """Return the tensors in nested arguments, in order, and a comparable description of the rest."""
     tensors: list[Tensor] = []
 
     def told(item: Any) -> Any:
@@ -219,7 +219,7 @@ class _Flat(nn.Module):
 
 
 def _traced(function: nn.Module, example: Sequence[Tensor], shapes: Sequence[list[int]]) -> Any:
-    """`function` as a graph. `openvino.convert_model` would do the same and tell Intel about it."""
+    """Convert `function` to a graph. `openvino.convert_model` would do the same and send telemetry to Intel."""
     import openvino as ov
     from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
@@ -246,7 +246,7 @@ def _traced(function: nn.Module, example: Sequence[Tensor], shapes: Sequence[lis
 
 
 def _compiled(graph: Any, precision: str, threads: int) -> Callable[[Sequence[Tensor]], Tensor]:
-    """A function of the graph's inputs."""
+    """Compile the graph to a function of its inputs."""
     import openvino as ov
 
     core = ov.Core()
@@ -271,7 +271,7 @@ def _compiled(graph: Any, precision: str, threads: int) -> Callable[[Sequence[Te
 
 
 def _quantized(number: int, block: nn.Module, ranges: Ranges | None) -> nn.Module:
-    """A copy of a block whose linear layers round their inputs and weights to int8."""
+    """Return a copy of a block whose linear layers round their inputs and weights to int8."""
     out = copy.deepcopy(block)
     for name, layer in _linear_layers([block]):
         path = name.partition(".")[2]
@@ -296,22 +296,22 @@ class _Rounded(nn.Module):
         super().__init__()
         weight = layer.get_parameter("weight").detach().float()
         weight = weight.T if isinstance(layer, Conv1D) else weight  # (N, K)
-        reach = ends.abs().amax(0).clamp(min=SMALL)  # (K,)
-        smooth = reach**SMOOTHING / weight.abs().amax(0).clamp(min=SMALL) ** (1 - SMOOTHING)
+        reach = ends.abs().amax(0).clamp(min=MIN_MAGNITUDE)  # (K,)
+        smooth = reach**SMOOTHING_EXPONENT / weight.abs().amax(0).clamp(min=MIN_MAGNITUDE) ** (1 - SMOOTHING_EXPONENT)
         smooth = (smooth / smooth.mean()).clamp(min=1e-3)
         low, high = (ends / smooth).amin().clamp(max=0).item(), (ends / smooth).amax().clamp(min=0).item()
-        self.scale = max(high - low, SMALL) / (2 * LEVELS + 1)
-        self.zero = max(-LEVELS - 1, min(LEVELS, round(-LEVELS - 1 - low / self.scale)))
+        self.scale = max(high - low, MIN_MAGNITUDE) / (2 * INT8_MAX + 1)
+        self.zero = max(-INT8_MAX - 1, min(INT8_MAX, round(-INT8_MAX - 1 - low / self.scale)))
         weight = (weight * smooth).contiguous()
         self.register_buffer("shrink", 1 / smooth)
         self.register_buffer("weight", weight)
-        self.register_buffer("scales", weight.abs().amax(1).clamp(min=1e-8) / LEVELS)
+        self.register_buffer("scales", weight.abs().amax(1).clamp(min=1e-8) / INT8_MAX)
         self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int32))
         bias: Any = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)."""
-        x = torch.fake_quantize_per_tensor_affine(x * self.shrink, self.scale, self.zero, -LEVELS - 1, LEVELS)
-        weight = torch.fake_quantize_per_channel_affine(self.weight, self.scales, self.zeros, 0, -LEVELS, LEVELS)
+        x = torch.fake_quantize_per_tensor_affine(x * self.shrink, self.scale, self.zero, -INT8_MAX - 1, INT8_MAX)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, self.scales, self.zeros, 0, -INT8_MAX, INT8_MAX)
         return nn.functional.linear(x, weight, self.bias)

@@ -1,11 +1,10 @@
-"""From a transformers decoder to an OpenVINO model whose key-value cache is an input that the caller owns.
+"""Converts a transformers decoder to an OpenVINO model whose key-value cache is an input that the caller owns.
 
-The model is traced without any cache, with an attention function of our own in the place of its own. In the graph that
-function is one node per layer, OpenVINO's paged attention: it writes the new keys and values into blocks that it is
-given, at positions that it is told, so that rolling back means to tell it a smaller number.
+The model is traced without a cache, with another attention function in the place of its own. In the graph that function is one
+node per layer, OpenVINO's paged attention. It writes new keys and values into the blocks and at the positions that its inputs
+name, so a rollback is a smaller position.
 
-This module knows graphs. It doesn't know how weights are stored (`openvino_weights.py`), nor sessions, files, or whether
-the result is right: `openvino.py` compares logits before anything is trusted.
+Weights are stored by `weights`; sessions, files and the comparison with the original logits are in `decoder`.
 
 Letters in shapes: T tokens of one call, H heads, G heads of keys and values, W head width, N rows asked for.
 """
@@ -23,17 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.growth import SPARSE, growing
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.backends.length_dependence import SPARSE_SETTINGS, growing
+from dynx.runtime.memory import is_out_of_memory
 
-ATTENTION = "dynx_paged"
+ATTENTION_NAME = "dynx_paged"
 """Name of the attention function among transformers' own."""
 
-TABLE_LIMIT = 32768
+MAX_TABLE_POSITIONS = 32768
 """Positions for which rotary tables are stored: 32 MiB of float32 at a head width of 128."""
 
-INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
-"""What paged attention is told about a batch of sequences, besides the caches."""
+PAGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
+"""Inputs of paged attention that describe a batch of sequences, besides the caches."""
 
 FUSED_PER_THREAD = 64
 """Widths of a gated feed-forward block, inner and outer, from which each thread has work: twice what a thread takes at a time."""
@@ -48,16 +47,16 @@ _UNSUPPORTED = {
 def convert(model: Any) -> Any:
     """`model` as an `openvino.Model` that can be written to a file; `assemble` makes it runnable.
 
-    Inputs: `input_ids` (1, T), `position_ids` (1, T), `rows` (N), then `INPUTS`, and `key_cache.L` and `value_cache.L`
+    Inputs: `input_ids` (1, T), `position_ids` (1, T), `rows` (N), then `PAGED_INPUTS`, and `key_cache.L` and `value_cache.L`
     for each layer L. Output: logits (N, V), float32. The model is left as it was; its weights are shared, not copied.
     Raises `UnsupportedModelError` where it can't be expressed so.
     """
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
     if what := growing(config):
-        part = "attention" if what in SPARSE else "rotary frequencies"
+        part = "attention" if what in SPARSE_SETTINGS else "rotary frequencies"
         raise UnsupportedModelError(f"{kind} changes its {part} with the length of the text ({what})")
-    limit = min(int(getattr(config, "max_position_embeddings", None) or TABLE_LIMIT), TABLE_LIMIT)
+    limit = min(int(getattr(config, "max_position_embeddings", None) or MAX_TABLE_POSITIONS), MAX_TABLE_POSITIONS)
     _register_attention()
     recorded: list[tuple[float, int, list[int]]] = []
     with warnings.catch_warnings():
@@ -81,7 +80,7 @@ def convert(model: Any) -> Any:
 
 
 def _traced(function: nn.Module, recorded: list[Any]) -> Any:
-    """`function` as a graph, with a mark for each attention that it ran.
+    """Convert `function` to a graph, with a marker for each attention that it ran.
 
     `openvino.convert_model` would do the same and tell Intel about it.
     """
@@ -106,7 +105,7 @@ def _traced(function: nn.Module, recorded: list[Any]) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    """What our attention function objected to, or else that tracing failed."""
+    """Return what the attention function refused, or else that tracing failed."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UnsupportedModelError):
@@ -152,7 +151,7 @@ class _Twin:
             module.__dict__.pop("forward", None)  # an early exit's gate would call the model we came from
             if hasattr(type(module), "loss_function"):
                 module.loss_function = None  # the tracer looks at every attribute; transformers would warn of this one
-        self._model.config.get_text_config(decoder=True)._attn_implementation = ATTENTION
+        self._model.config.get_text_config(decoder=True)._attn_implementation = ATTENTION_NAME
 
     def __enter__(self) -> Any:
         prepare = getattr(self._patches, "__make_16bit_traceable")  # in a class, Python would mangle the name
@@ -191,11 +190,11 @@ def _register_attention() -> None:
         scale = width**-0.5 if scale is None else float(scale)
         return attention(query, key, value, scale, int(window or 0), sizes), None
 
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, forward)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, forward)
 
 
 def _attention_node(recorded: list[tuple[float, int, list[int]]], context: Any) -> list[Any]:
-    """A mark where the attention of one layer goes, on its queries, keys and values, and a note of its settings.
+    """Mark the place of one layer's attention, on its queries, keys and values, and record its settings.
 
     OpenVINO can write its paged attention to a file and can't read it back, so `assemble` puts it in afterwards.
     """
@@ -210,13 +209,13 @@ def _attention_node(recorded: list[tuple[float, int, list[int]]], context: Any) 
     widths = (heads * width, groups * width, groups * value_width)
     parts = [tokens_first(context.get_input(i), size) for i, size in enumerate(widths)]
     mark = ops.concat(parts, 1)
-    mark.set_friendly_name(f"{ATTENTION}.{len(recorded)}")
+    mark.set_friendly_name(f"{ATTENTION_NAME}.{len(recorded)}")
     recorded.append((float(scale), int(window), [int(size) for size in sizes]))
     return [ops.reshape(mark.output(0), _ints(1, -1, heads, value_width), False).output(0)]
 
 
 def assemble(graph: Any) -> None:
-    """Put paged attention in the places that `convert` marked, with its inputs: `INPUTS` and the caches."""
+    """Put paged attention in the places that `convert` marked, with its inputs: `PAGED_INPUTS` and the caches."""
     import openvino as ov
     from openvino.op import Parameter
 
@@ -229,11 +228,11 @@ def assemble(graph: Any) -> None:
         added.append(made)
         return made.output(0)
 
-    told = [parameter(name, ov.Type.i32, 0 if name == "max_context_len" else 1) for name in INPUTS]
+    told = [parameter(name, ov.Type.i32, 0 if name == "max_context_len" else 1) for name in PAGED_INPUTS]
     settings = json.loads(graph.get_rt_info(["dynx", "attention"]).astype(str))
     marks = {node.get_friendly_name(): node for node in graph.get_ops() if node.get_type_name() == "Concat"}
     for layer, (scale, window, (_, groups, width, value_width)) in enumerate(settings):
-        mark = marks[f"{ATTENTION}.{layer}"]
+        mark = marks[f"{ATTENTION_NAME}.{layer}"]
         states = [mark.input_value(i) for i in range(3)]
         caches = [parameter(f"{which}_cache.{layer}", ov.Type.dynamic, 4) for which in ("key", "value")]
         node = _paged_attention(states, caches, told, scale, window)
@@ -269,7 +268,7 @@ def keep_apart(graph: Any, threads: int) -> None:
 
 
 def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scale: float, window: int) -> Any:
-    """The attention of one layer, all tokens before a token visible to it, or the last `window` of them."""
+    """Build the attention of one layer over all earlier tokens, or the last `window` of them."""
     from openvino import opset15 as ops
     from openvino.op import _PagedAttentionExtension
 

@@ -1,7 +1,7 @@
 """A transformers decoder on OpenVINO's kernels.
 
 A session owns its key-value cache: one pair of tensors per layer, in blocks of `BLOCK` positions, handed to the compiled
-model with every call. The attention of `openvino_convert` writes at the position that it is told, so rolling back is an
+model with every call. The attention of `openvino.convert` writes at the position given to it, so a rollback is an
 assignment here as well.
 
 A converted model is compared with the torch model that it came from, rollback included, before it is used. It is kept in
@@ -23,11 +23,12 @@ import torch
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.availability import available
+from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.openvino import convert
-from dynx.runtime.backends.openvino.weights import GROUP, store_weights
-from dynx.runtime.backends.padding import Width
+from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
+from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
-from dynx.runtime.loading import is_out_of_memory
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,19 +40,19 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 
-FORMAT = 1
+FORMAT_VERSION = 1
 """Of the converted models kept: raised when the conversion changes."""
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
 
-BLOCKS = 8
+INITIAL_CACHE_BLOCKS = 8
 """Blocks of a new cache; growth doubles, so copying stays linear in the final length."""
 
-QUANTIZED_TOGETHER = {"int8": 128, "int4": GROUP}
+ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE}
 """Activations that share a scale where weights are integers; no more than weights do, or they aren't quantized at all."""
 
-TOLERANCE: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0}
+MAX_LOGIT_ERROR: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0}
 """Largest difference of a logit from the torch model's, relative to the largest logit. A cache in the wrong place changes
 logits by their own scale; 4-bit weights may too, so there the root mean square is judged instead."""
 
@@ -103,7 +104,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend | None:
-    """What an earlier `load` kept in `cache`, without the torch model; None where there is nothing usable."""
+    """Load the converted model in `cache`, without the torch model; None where there is nothing usable."""
     if cache is None or not available().value:
         return None
     path = _folder(cache, precision) / "model.xml"
@@ -119,7 +120,7 @@ def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> 
 
 def _folder(cache: Path, precision: str) -> Path:
     version = ".".join(re.findall(r"\d+", metadata.version("openvino"))[:3])
-    return cache / f"openvino-{FORMAT}-{version}-{precision}"
+    return cache / f"openvino-{FORMAT_VERSION}-{version}-{precision}"
 
 
 def _kept(graph: Any, folder: Path) -> Any:
@@ -151,7 +152,7 @@ def _core() -> Any:
     return ov.Core()
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     """A converted model, compiled.
 
     `weights` is whatever owns the memory of weights that the graph only refers to.
@@ -178,48 +179,50 @@ class OpenVINOBackend:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if precision in QUANTIZED_TOGETHER:
+        if precision in ACTIVATION_GROUP_SIZE:
             # With float32 around them, products with integer weights run on integers. In bfloat16 they don't, and took
             # 1.4 times as long.
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = QUANTIZED_TOGETHER[precision]
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ACTIVATION_GROUP_SIZE[precision]
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self.compiled = core.compile_model(graph, "CPU", settings)
-        shapes = {port.get_any_name(): port for port in self.compiled.inputs if "_cache." in port.get_any_name()}
+        self.compiled_model = core.compile_model(graph, "CPU", settings)
+        shapes = {port.get_any_name(): port for port in self.compiled_model.inputs if "_cache." in port.get_any_name()}
         self.caches = {
             name: (port.get_element_type(), [d.get_length() for d in list(port.get_partial_shape())[1:]])
             for name, port in shapes.items()
         }
         self.block = next(iter(self.caches.values()))[1][1]
-        self.width = Width()  # of the one stream that all sessions take turns in
+        self.padded_length = PaddedLength()  # of the one stream that all sessions share
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:
-        """Always: models that couldn't were refused."""
+        """Always True: other models were refused on loading."""
         return Decision(True, "tested on loading: torch's logits after a rollback")
 
     @cached_property
     def can_exit(self) -> Decision[bool]:
-        """Not here."""
+        """Refuse."""
         return Decision(False, "OpenVINO compiles the model as a whole, so it can't be left early")
 
-    def run_instead(self, widths: Mapping[int, int]) -> None:
-        """Run passes of so many tokens wider, as `widths.cheapest` found."""
-        self.width.instead = widths
+    def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
+        """See `Backend.set_padded_lengths`."""
+        self.padded_length.lengths = lengths
+        return True
 
     def open(self) -> OpenVINOSession:
-        """A fresh sequence."""
+        """Start an empty sequence."""
         return OpenVINOSession(self)
 
 
-class OpenVINOSession:
+class OpenVINOSession(Session):
     """A sequence in an `OpenVINOBackend`."""
 
+    pads = True
     pending = 0
 
     def __init__(self, backend: OpenVINOBackend) -> None:
         self._backend = backend
-        self._request = backend.compiled.create_infer_request()
+        self._request = backend.compiled_model.create_infer_request()
         self._caches: dict[str, Any] = {}
         self._blocks = 0
         self._length = 0
@@ -238,23 +241,23 @@ class OpenVINOSession:
         self._fit(self._length + len(tokens))
         first = 0 if keep is None else max(0, len(tokens) - keep)  # row of the first token asked for
         rows = []
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = tokens[start : start + PREFILL_CHUNK]
+        for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
+            chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
             wanted = range(max(0, first - start), len(chunk))
             out = self._run(chunk, wanted or range(len(chunk) - 1, len(chunk)))
             if wanted:
                 rows.append(out)
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def settle(self, width: int) -> None:
-        """Run passes of so many tokens as wide as they are, whatever came before."""
-        self._backend.width.settle(width)
+    def set_padded_length(self, length: int) -> None:
+        """See `Session.set_padded_length`."""
+        self._backend.padded_length.set(length)
 
     def _run(self, tokens: Sequence[int], rows: range) -> Tensor:
-        """Logits at `rows` of a pass over `tokens`, which may be run wider: what stands behind them is written over later."""
+        """Logits at `rows` of a pass over `tokens`, which may be padded; positions of the padding are overwritten later."""
         backend, told = self._backend, self._told
         past, asked = self._length, len(tokens)
-        count = backend.width(asked)
+        count = backend.padded_length(asked)
         end = past + count
         self._reserve(end)
         if len(rows) == asked:
@@ -288,19 +291,19 @@ class OpenVINOSession:
         self._request.set_tensor(name, _shared(value))
 
     def _fit(self, length: int) -> None:
-        """Raises UnsupportedModelError where `length` tokens are too many for the model."""
+        """Check that `length` tokens fit the model. Raises UnsupportedModelError."""
         limit = self._backend.last + 1
         if length > limit:
             raise UnsupportedModelError(f"{length} tokens are more than {self._backend.kind}'s {limit} on OpenVINO")
 
     def _reserve(self, length: int) -> None:
-        """Caches for `length` positions."""
+        """Allocate caches for `length` positions."""
         need = -(-length // self._backend.block)
         if need <= self._blocks:
             return
         import openvino as ov
 
-        blocks = max(need, 2 * self._blocks, BLOCKS)
+        blocks = max(need, 2 * self._blocks, INITIAL_CACHE_BLOCKS)
         used = -(-self._length // self._backend.block)
         try:
             for name, (kind, shape) in self._backend.caches.items():
@@ -323,11 +326,11 @@ class OpenVINOSession:
         self._length = length
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
-        """Not here."""
+        """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
     def complete(self, count: int | None = None) -> Tensor:
-        """Not here."""
+        """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
 
 
@@ -339,7 +342,7 @@ def _shared(array: NDArray[Any]) -> Any:
 
 @torch.inference_mode()
 def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | None:
-    """What sets `backend` apart from `model` beyond rounding, in words; None where nothing does."""
+    """Describe how `backend`'s logits differ from `model`'s beyond rounding; None where they don't."""
     probe = [(7 * i + 3) % backend.vocab for i in range(12)]
     want = model(input_ids=torch.tensor([probe], device=model.device), use_cache=False).logits[0].float().cpu()
     try:
@@ -356,6 +359,6 @@ def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | N
     if precision == "int4":
         gap, scale = gap.square().mean().sqrt(), want.square().mean().sqrt().item()
     worst = gap.max().item() / scale
-    if worst <= max(TOLERANCE[precision], TOLERANCE[str(model.dtype).removeprefix("torch.")]):
+    if worst <= max(MAX_LOGIT_ERROR[precision], MAX_LOGIT_ERROR[str(model.dtype).removeprefix("torch.")]):
         return None
     return f"gives other logits on OpenVINO (by {worst:.0%} of the largest)"  # also for NaN

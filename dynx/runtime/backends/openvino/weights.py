@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GROUP = 64
+WEIGHT_GROUP_SIZE = 64
 """Weights that share a 4-bit scale."""
 
 ROWS_PER_PASS = 1 << 24
@@ -25,7 +25,7 @@ ROWS_PER_PASS = 1 << 24
 def store_weights(graph: Any, precision: str) -> None:
     """Rewrite the weights of `graph` as `precision`: "bfloat16", "float16", "int8" or "int4"; "float32" leaves them.
 
-    int8: one scale per output, symmetric. int4: a scale and an offset for every `GROUP` weights, but int8 for the
+    int8: one scale per output, symmetric. int4: a scale and an offset for every `WEIGHT_GROUP_SIZE` weights, but int8 for the
     embedding, for the head, and where the group doesn't divide a row.
     """
     if precision == "float32":
@@ -44,7 +44,7 @@ def store_weights(graph: Any, precision: str) -> None:
             node.input(at).replace_source_output(_quantized(weight, 8))
             continue
         rows = weight if transposed else weight.T
-        bits = 4 if precision == "int4" and node is not head and rows.shape[1] % GROUP == 0 else 8
+        bits = 4 if precision == "int4" and node is not head and rows.shape[1] % WEIGHT_GROUP_SIZE == 0 else 8
         product = ops.matmul(node.input_value(0), _quantized(rows, bits), False, True)
         product.set_friendly_name(node.get_friendly_name())
         for target in node.output(0).get_target_inputs():
@@ -70,7 +70,7 @@ def _weights(graph: Any) -> Iterator[tuple[Any, int, bool]]:
 
 
 def _constant(source: Any) -> Any | None:
-    """The constant of real numbers that this is, perhaps after a conversion."""
+    """Return the floating-point constant that an input is, possibly behind a conversion."""
     import openvino as ov
 
     node = source.get_node()
@@ -112,7 +112,7 @@ def _quantized(rows: Tensor, bits: int) -> Any:
     values, scales, offsets = (torch.cat(part).contiguous().numpy() for part in zip(*parts, strict=True))
     if bits == 8:
         return ops.multiply(ops.convert(ops.constant(values), "f32"), ops.constant(scales)).output(0)
-    shape = [len(rows), rows.shape[1] // GROUP, GROUP]
+    shape = [len(rows), rows.shape[1] // WEIGHT_GROUP_SIZE, WEIGHT_GROUP_SIZE]
     four = [
         ops.convert(Constant(ov.Tensor(raw, ov.Shape(size), ov.Type.u4), shared_memory=False), "f32")
         for raw, size in ((values, shape), (offsets, [*shape[:2], 1]))
@@ -127,7 +127,7 @@ def _eight(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _four(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    groups = rows.view(len(rows), -1, GROUP)
+    groups = rows.view(len(rows), -1, WEIGHT_GROUP_SIZE)
     low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
     scale = (high - low).clamp_min(1e-12) / 15
     offset = (-low / scale).round().clamp(0, 15)

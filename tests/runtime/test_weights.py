@@ -40,7 +40,7 @@ def hashed(folder: Path, tmp_path: Path) -> Callable[[], str]:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of files that are read through, of any age."""
-    monkeypatch.setattr(weights, "SETTLED_NS", 0)
+    monkeypatch.setattr(weights, "MIN_AGE_NS", 0)
     seen: list[str] = []
 
     def watched(path: Path) -> str:
@@ -112,7 +112,7 @@ def test_what_changed_a_moment_ago_is_not_kept(folder: Path, hashed: Callable[[]
     """A second change within the clock's tick would have the same times, so it's read again until it has settled."""
     hashed()
     assert not list(tmp_path.glob("known/*"))
-    assert weights.SETTLED_NS >= 2e9  # FAT counts in steps of two seconds
+    assert weights.MIN_AGE_NS >= 2e9  # FAT counts in steps of two seconds
 
 
 @pytest.mark.usefixtures("read")
@@ -134,7 +134,7 @@ def test_every_byte_counts_wherever_pieces_end(
     """In files of no, one and several pieces; and the size, where bytes are missing at the end."""
     file = tmp_path_factory.mktemp("bytes") / "f"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "CHUNK", chunk)
+        patch.setattr(weights, "PIECE_BYTES", chunk)
         file.write_bytes(data)
         found = content_hash(file)
         assert found == content_hash(file)

@@ -1,4 +1,4 @@
-"""What in a model depends on the length of the whole text, and what that asks of passes and caches.
+"""Finds how a model's logits depend on the length of the whole text, and what that requires of passes and caches.
 
 `rope_type: longrope` has two sets of frequencies, one for texts up to the original context and one for longer texts.
 `rope_type: dynamic` computes the frequencies anew for each length beyond it. transformers takes a pass's last position for the
@@ -9,9 +9,9 @@ frequencies change (Phi-3, PhiMoE) and read the whole text again.
 Sparse attention (`keep_window_size`, `index_topk`) chooses among the positions of a text as soon as there are more than it keeps,
 and there too a token's choice depends on the pass that it is in.
 
-    growth = find(model)  # None for every other model
-    growth.reach(start)   # tokens that one pass from this position may hold; None: as many as you like
-    growth.reset()        # before a pass: transformers keeps the latest length in the module
+    dependence = find(model)            # None for every other model
+    dependence.max_pass_length(start)   # tokens that one pass from this position may hold; None without a limit
+    dependence.reset()                  # before a pass: transformers keeps the latest length in the module
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 LONGROPE, DYNAMIC = "longrope", "dynamic"
-SPARSE = ("keep_window_size", "index_topk")
+SPARSE_SETTINGS = ("keep_window_size", "index_topk")
 """Settings of sparse attention: positions that a token attends to."""
 
-FAR = 1 << 20
+FAR_POSITION = 1 << 20
 """A position beyond every original context."""
 
-CUT = 5
+TRIAL_LIMIT_TOKENS = 5
 """Length at which logits begin to depend on it during a trial: a few passes of a few tokens then see that."""
 
 
-class Growth:
-    """How one model's logits depend on the length: by frequencies of `kind` LONGROPE or DYNAMIC, or by a setting of SPARSE.
+class LengthDependence:
+    """How one model's logits depend on the length: by frequencies of `kind` LONGROPE or DYNAMIC, or by sparse attention.
 
     `rereads`: where the text becomes longer than `limit`, the model's own `generate` reads the whole text again.
     """
@@ -61,24 +61,24 @@ class Growth:
         self.rereads = self._rereads()
 
     def __str__(self) -> str:
-        what = "attention" if self.kind in SPARSE else "rotation"
+        what = "attention" if self.kind in SPARSE_SETTINGS else "rotation"
         return f"{what} ({self.kind}) depends on the length of the whole text"
 
     @property
     def beyond(self) -> str:
-        """What is done about it in a text longer than `limit`."""
+        """How a text longer than `limit` is decoded, in words."""
         if self.rereads:
             return "the text is read once more"
         return "drafts go on" if self.kind == LONGROPE else "each token has a pass of its own"
 
-    def reach(self, start: int) -> int | None:
+    def max_pass_length(self, start: int) -> int | None:
         """Tokens of one pass from position `start` on that have the logits that passes of one token would give."""
         if start < self.limit:
             return self.limit - start
         return None if self.kind == LONGROPE else 1
 
     def reset(self) -> None:
-        """Forget the lengths of passes before."""
+        """Reset the lengths that earlier passes left in the modules."""
         if self.kind == DYNAMIC:
             for module, prefix in self._modules:
                 setattr(module, f"{prefix}inv_freq", getattr(module, f"{prefix}original_inv_freq"))
@@ -86,9 +86,9 @@ class Growth:
 
     @contextmanager
     def lowered(self) -> Iterator[None]:
-        """Have logits depend on the length from `CUT` tokens on, for a trial of what happens there."""
+        """Have logits depend on the length from `TRIAL_LIMIT_TOKENS` tokens on, for a trial of what happens there."""
         kept, undo = self.limit, []
-        rotary = [module.config for module, _ in self._modules if self.kind not in SPARSE]
+        rotary = [module.config for module, _ in self._modules if self.kind not in SPARSE_SETTINGS]
         configs = {id(config): config for config in (self._model.config, *rotary)}
         for config in configs.values():
             if self.kind == LONGROPE and hasattr(config, "original_max_position_embeddings"):
@@ -96,7 +96,7 @@ class Growth:
             if self.kind == DYNAMIC:
                 undo.append((config.__dict__, "max_position_embeddings"))
         for module, prefix in self._modules:
-            if self.kind in SPARSE:
+            if self.kind in SPARSE_SETTINGS:
                 undo.append((module.__dict__, self.kind))
             elif self.kind == LONGROPE:
                 undo.append((_parameters(module, prefix), "original_max_position_embeddings"))
@@ -105,9 +105,9 @@ class Growth:
                     [(module.__dict__, f"{prefix}max_seq_len_cached"), (module.__dict__, "original_max_seq_len")]
                 )
         before = [(where, name, where.get(name)) for where, name in undo]
-        self.limit = CUT
+        self.limit = TRIAL_LIMIT_TOKENS
         for where, name in undo:
-            where[name] = CUT
+            where[name] = TRIAL_LIMIT_TOKENS
         try:
             yield
         finally:
@@ -119,15 +119,15 @@ class Growth:
     def _rereads(self) -> bool:
         """Whether the model's own preparation of a step drops the cache where the text becomes longer than the limit."""
         with self.lowered():
-            ids = torch.zeros(1, CUT + 1, dtype=torch.long, device=self._model.device)
+            ids = torch.zeros(1, TRIAL_LIMIT_TOKENS + 1, dtype=torch.long, device=self._model.device)
             cache = DynamicCache()
-            cache.update(*(torch.zeros(1, 1, CUT, 2, device=ids.device) for _ in range(2)), 0)
+            cache.update(*(torch.zeros(1, 1, TRIAL_LIMIT_TOKENS, 2, device=ids.device) for _ in range(2)), 0)
             name = "cache" if "cache" in _arguments(self._model) else "past_key_values"
             inputs = self._model.prepare_inputs_for_generation(
                 ids, next_sequence_length=1, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache}
             )
         count = int(inputs["input_ids"].shape[1])
-        if count not in (1, CUT + 1):
+        if count not in (1, TRIAL_LIMIT_TOKENS + 1):
             raise UnsupportedModelError(
                 f"{self._model.config.model_type} reads {count} tokens where it should read one"
             )
@@ -135,8 +135,8 @@ class Growth:
 
 
 def growing(config: Any) -> str | None:
-    """What a text config says depends on the length: a `rope_type` of any kind of layer or a setting of SPARSE; or None."""
-    sparse = next((name for name in SPARSE if isinstance(getattr(config, name, None), int)), None)
+    """Return the `rope_type` or sparse setting of a text config that makes logits depend on the length, or None."""
+    sparse = next((name for name in SPARSE_SETTINGS if isinstance(getattr(config, name, None), int)), None)
     return next((kind for kind, _ in _types(getattr(config, "rope_parameters", None) or {})), sparse)
 
 
@@ -152,21 +152,21 @@ def _types(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _growing(kind: Any) -> str | None:
-    """As transformers reads a `rope_type`."""
+    """Classify a `rope_type` as transformers does."""
     if not isinstance(kind, str):
         return None
     return DYNAMIC if DYNAMIC in kind else LONGROPE if kind == LONGROPE else None
 
 
-def find(model: Any) -> Growth | None:
-    """What is known of how a model depends on the length; None where it doesn't.
+def find(model: Any) -> LengthDependence | None:
+    """Return how a model depends on the length; None where it doesn't.
 
     Raises UnsupportedModelError for one that depends on the length in a way that isn't known.
     """
     kind = model.config.model_type
     found: dict[tuple[str, int], list[tuple[Any, str]]] = {}
     for module in model.modules():
-        for name in SPARSE:
+        for name in SPARSE_SETTINGS:
             if isinstance(limit := vars(module).get(name), int):
                 found.setdefault((name, limit), []).append((module, ""))
         if not any(name.endswith("inv_freq") for name in module._buffers):
@@ -188,7 +188,7 @@ def find(model: Any) -> Growth | None:
     if len(found) > 1:
         raise UnsupportedModelError(f"{kind} depends on several lengths of the text")
     ((growth, limit), modules), *_ = found.items()
-    return Growth(model, growth, limit, modules)
+    return LengthDependence(model, growth, limit, modules)
 
 
 def _parameters(module: Any, prefix: str) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _depends_on_length(module: nn.Module, layers: list[str]) -> bool:
     """
     device = next(iter(module.buffers())).device
     near = torch.tensor([[3]], device=device)
-    both = torch.tensor([[3, FAR]], device=device)
+    both = torch.tensor([[3, FAR_POSITION]], device=device)
     for layer in layers or [""]:
         more = {"layer_type": layer} if layer else {}
         try:

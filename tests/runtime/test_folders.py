@@ -10,7 +10,7 @@ import pytest
 from support import pipelines
 
 from dynx.errors import ModelError
-from dynx.runtime.folders import LINKS, walk
+from dynx.runtime.folders import MAX_NESTED_LINKS, walk
 from dynx.runtime.hashing import model_hash
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_many_folders_linked_to_each_other(tmp_path: Path) -> None:
         for other in folders:
             (one / f"to{other.name}").symlink_to(other)
 
-    assert max(path.count("/") for path in found(tmp_path)) == LINKS + 1
+    assert max(path.count("/") for path in found(tmp_path)) == MAX_NESTED_LINKS + 1
 
 
 def test_a_pipeline_of_linked_parts_is_that_pipeline(tmp_path: Path) -> None:

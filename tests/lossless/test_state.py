@@ -14,8 +14,7 @@ import dynx
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import eager
 from dynx.runtime.backends.batch import can_batch
-from dynx.runtime.backends.eager import EagerBackend, GrowingSession
-from dynx.runtime.backends.interface import reach
+from dynx.runtime.backends.eager import EagerBackend, LengthDependentSession
 from dynx.runtime.backends.openvino import convert
 from dynx.runtime.backends.stock import StockSession
 from dynx.speculation.engine import Drafters, Engine
@@ -77,8 +76,8 @@ def test_growing_rotations_are_tried_on_load(growing: tuple[str, Engine]) -> Non
 
     assert target.can_rollback.value
     assert "across the length from which they depend on it" in target.can_rollback.reason
-    assert isinstance(target.open(), GrowingSession)
-    assert target.growth.limit == ORIGINAL
+    assert isinstance(target.open(), LengthDependentSession)
+    assert target.length_dependence.limit == ORIGINAL
     assert not target.can_exit.value
     assert "depends on the length of the whole text" in target.can_exit.reason
     assert not can_batch(target).value
@@ -97,13 +96,13 @@ def test_growing_rotations_draft_no_further_than_it_pays(growing: tuple[str, Eng
     assert any(r.context + r.submitted < ORIGINAL for r in drafted)
     assert not any(r.context < ORIGINAL <= r.context + r.submitted for r in drafted)
     assert any(r.context >= ORIGINAL for r in drafted) == ("longrope" in kind)
-    assert reach(engine.target, 10) == ORIGINAL - 10
+    assert engine.target.max_pass_length(10) == ORIGINAL - 10
 
 
 def test_growing_prompts_are_read_in_one_pass(growing: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt longer than a chunk and than the original context has the frequencies of its whole length."""
     kind, engine = growing
-    monkeypatch.setattr(eager, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(eager, "PREFILL_CHUNK_TOKENS", 16)
 
     assert written(engine, ORIGINAL + 12) == generated(kind, ORIGINAL + 12)
 
@@ -138,8 +137,8 @@ def test_a_session_goes_back_across_the_change(growing: tuple[str, Engine]) -> N
 def test_a_change_that_is_misjudged_is_found_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model wrongly thought to keep its cache across the change, or to drop it, is decoded by its own steps."""
     backend = EagerBackend(tiny(kind))
-    assert backend.growth is not None
-    backend.growth.rereads = not backend.growth.rereads
+    assert backend.length_dependence is not None
+    backend.length_dependence.rereads = not backend.length_dependence.rereads
 
     assert not backend.can_rollback.value
     assert "gives other logits where rotation (longrope) depends on" in backend.can_rollback.reason

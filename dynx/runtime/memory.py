@@ -1,0 +1,34 @@
+"""Recognises that memory ran out, and reports it as a `DeviceError`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dynx.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+
+@contextmanager
+def device_memory_errors(device: torch.device) -> Iterator[None]:
+    """Convert an allocation failure on `device` to a DeviceError with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        hint = "try a shorter prompt, `dtype` bfloat16, a smaller model or `device` cpu"
+        raise DeviceError(f"out of memory on {device}", hint=hint) from e
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's error, torch's, or on CPUs a RuntimeError without a type of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )
