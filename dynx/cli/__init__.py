@@ -1,1 +1,1 @@
-"""What the shell sees: parse, call, render. Loads no torch until a command runs."""
+"""The command line of dynx: parses arguments, runs commands, prints results. Loads no torch until a command runs."""

@@ -43,7 +43,7 @@ def dynx(
 
 
 def run(name: str, options: Any) -> None:
-    """Run a subcommand; only now is it imported."""
+    """Import a subcommand and run it."""
     importlib.import_module(f"dynx.cli.{name}.command").run(options)
 
 

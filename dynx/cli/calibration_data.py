@@ -1,4 +1,4 @@
-"""Reads what `--data` names: a file of prompts; a classifier's texts, or a folder or list of its pictures."""
+"""Reads `--data`: a file of prompts; a classifier's texts, or a folder or list of its pictures."""
 
 from __future__ import annotations
 

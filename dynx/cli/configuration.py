@@ -1,4 +1,4 @@
-"""Values of options that weren't typed: environment variables, a project's `dynx.toml`, the user's, in this order.
+"""Finds values of options that weren't typed: environment variables, a project's `dynx.toml`, the user's, in this order.
 
     device = "cpu"             # for every command
 
@@ -25,7 +25,16 @@ from typer.core import TyperCommand
 
 from dynx.cli import origins
 from dynx.cli.flags import in_flags
-from dynx.cli.settings import NAMES_OR_PATHS, PATHS, PREFIX, RIVALS, TRUSTED, TYPES, by_command, shared
+from dynx.cli.settings import (
+    EXCLUSIVE_KEYS,
+    NAME_OR_PATH_METAVARS,
+    PATH_METAVARS,
+    TRUSTED_KEYS,
+    TYPES,
+    VARIABLE_PREFIX,
+    by_command,
+    shared,
+)
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,18 +42,18 @@ if TYPE_CHECKING:
 
     from dynx.cli.settings import Setting
 
-FILE = "dynx.toml"
-VARIABLE = "DYNX_CONFIG"
-OTHERS = {VARIABLE, "DYNX_BENCH_SLOW", "DYNX_CACHE_DIR", "DYNX_DEBUG", "DYNX_LAZY_IMPORTS"}
-"""Variables that set no option."""
+FILE_NAME = "dynx.toml"
+FILE_VARIABLE = "DYNX_CONFIG"
+OTHER_VARIABLES = {FILE_VARIABLE, "DYNX_BENCH_SLOW", "DYNX_CACHE_DIR", "DYNX_DEBUG", "DYNX_LAZY_IMPORTS"}
+"""Environment variables that set no option."""
 
 ROOT_USER = 0
-WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value and where it was found: a variable's name, or a file and the key in it."""
+    """A value and its origin: a variable's name, or a file and the key in it."""
 
     value: Any
     origin: str
@@ -52,21 +61,21 @@ class Value:
 
 @dataclass
 class Settings:
-    """Click's `default_map` of one command: the values by parameter, found when the first one is asked for."""
+    """Click's `default_map` of one command: values by parameter, looked up when the first one is needed."""
 
     command: str
     typed: frozenset[str] = frozenset()
     """Keys of the options on the command line."""
 
     error: UsageError | None = None
-    """What is wrong with a file or a variable; kept, so that `--help` works all the same."""
+    """Error in a file or a variable; kept until the command runs, so that `--help` always works."""
 
     warnings: list[str] = field(default_factory=list)
     _found: dict[str, Value] | None = None
 
     @property
     def found(self) -> dict[str, Value]:
-        """Parameter → value and origin."""
+        """Values and origins by parameter."""
         if self._found is None:
             self._found = {}
             try:
@@ -76,7 +85,7 @@ class Settings:
         return self._found
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a parameter, for Click."""
+        """Return the value of a parameter, for Click."""
         if name in ("help", "version"):
             return default
         value = self.found.get(name)
@@ -87,12 +96,12 @@ class DefaultMap:
     """Click's `default_map` of the program: settings by command, made when a command is known."""
 
     def get(self, command: str, default: Any = None) -> Any:
-        """The settings of a command; nothing for the program's own options."""
+        """Return the settings of a command; none for the program's own options."""
         return default if command in ("help", "version") else Settings(command)
 
 
 class ConfiguredCommand(TyperCommand):
-    """A command that takes what wasn't typed from its settings, and says so with -vv."""
+    """A command that takes options which weren't typed from its settings, and lists them with -vv."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -101,14 +110,14 @@ class ConfiguredCommand(TyperCommand):
                 vars(parameter)["display_type_rich"] = _nothing
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; what is typed puts away its rivals among the settings."""
+        """Parse; a typed option removes the options that it excludes from the settings."""
         if isinstance(ctx.default_map, Settings):
             options = args[: args.index("--")] if "--" in args else args
             ctx.default_map.typed = frozenset(a[2:].partition("=")[0] for a in options if a.startswith("--"))
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run. Raises UsageError for a file that is wrong, now that it's known that no help was asked for."""
+        """Run the command. Raises UsageError for an invalid file, only here because help must always work."""
         settings = ctx.default_map
         if not isinstance(settings, Settings):
             return super().invoke(ctx)
@@ -135,11 +144,11 @@ class ConfiguredCommand(TyperCommand):
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """What help says of an argument's type."""
+    """Return nothing: help doesn't show an argument's type."""
 
 
 def origins_of(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
-    """Each parameter that isn't at its default, and where its value is from."""
+    """Return the origin of each parameter that isn't at its default."""
     for parameter in ctx.params:
         source = getattr(ctx.get_parameter_source(parameter), "name", "DEFAULT")
         if source == "DEFAULT_MAP" and parameter in found:
@@ -149,7 +158,7 @@ def origins_of(ctx: Any, found: Mapping[str, Value]) -> Iterator[tuple[str, str]
 
 
 def origin_of(ctx: Any, parameter: str | None) -> str | None:
-    """Where the value of a parameter came from, if it wasn't typed."""
+    """Return the origin of a parameter's value, if it wasn't typed."""
     found = getattr(ctx, "default_map", None)
     if not isinstance(found, Settings) or parameter not in found.found:
         return None
@@ -158,25 +167,25 @@ def origin_of(ctx: Any, parameter: str | None) -> str | None:
 
 
 def merge(command: str, typed: frozenset[str], found: Iterator[dict[str, Value]]) -> Iterator[tuple[str, Value]]:
-    """For each parameter the first layer's value that has one; a rival set further away doesn't count."""
+    """Yield each parameter's value from the first layer with one, unless an earlier layer sets an option that excludes it."""
     taken: dict[str, Value] = {}
     for layer in found:
         nearer = typed | taken.keys()
-        rivals = {key for group in RIVALS if group & nearer for key in group}
+        rivals = {key for group in EXCLUSIVE_KEYS if group & nearer for key in group}
         taken.update({k: v for k, v in layer.items() if k not in taken and k not in rivals})
     for key, value in taken.items():
         yield by_command()[command][key].parameter, value
 
 
 def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
-    """The sources of values for a command, the one that counts most first. Raises UsageError."""
+    """Return the sources of values for a command, by precedence. Raises UsageError."""
     yield from environment(command, os.environ, warnings)
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(FILE_VARIABLE)
     if chosen == "none":
         return
     if chosen:
         if not Path(chosen).is_file():
-            raise UsageError(f"{VARIABLE}={chosen}: no such file")
+            raise UsageError(f"{FILE_VARIABLE}={chosen}: no such file")
         yield from layers_of(Path(chosen), command, trusted=True)
         return
     user, project = user_file(), project_file(warnings)
@@ -187,8 +196,8 @@ def layers(command: str, warnings: list[str]) -> Iterator[dict[str, Value]]:
 
 
 def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> Iterator[dict[str, Value]]:
-    """The command's own variables, then those for all commands; warns of names that are nearly one. Raises UsageError."""
-    if not any(name.startswith(f"{PREFIX}_") and name not in OTHERS for name in env):
+    """Yield the command's own variables, then those for all commands; warn of misspelled names. Raises UsageError."""
+    if not any(name.startswith(f"{VARIABLE_PREFIX}_") and name not in OTHER_VARIABLES for name in env):
         return
     known = by_command()
     for which in (0, 1):
@@ -199,29 +208,29 @@ def environment(command: str, env: Mapping[str, str], warnings: list[str]) -> It
             if text:
                 values[key] = Value(_from_text(setting, text, names[0]), names[0])
         yield values
-    start = f"{PREFIX}_{command.upper()}_"
+    start = f"{VARIABLE_PREFIX}_{command.upper()}_"
     right = {name for setting in known[command].values() for name in setting.variables}
-    for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHERS):
+    for name in sorted(n for n in env if n.startswith(start) and n not in right | OTHER_VARIABLES):
         near = get_close_matches(name, right, n=1)
         warnings.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _from_text(setting: Setting, text: str, name: str) -> Any:
     if setting.kind == "switch":
-        if text.lower() not in WORDS:
+        if text.lower() not in SWITCH_WORDS:
             raise UsageError(f"{name}={text}: must be 1 or 0")
-        return WORDS[text.lower()]
+        return SWITCH_WORDS[text.lower()]
     return text.splitlines() if setting.kind == "texts" else text
 
 
 def project_file(warnings: list[str]) -> Path | None:
-    """The nearest `dynx.toml` from the working folder upwards; one of somebody else's isn't trusted."""
+    """Return the nearest `dynx.toml` from the working folder upwards; another user's file isn't trusted."""
     try:
         here = Path.cwd()
     except OSError:  # the folder is gone
         return None
     for folder in (here, *here.parents):
-        path = folder / FILE
+        path = folder / FILE_NAME
         try:
             if not path.is_file():
                 continue
@@ -229,17 +238,17 @@ def project_file(warnings: list[str]) -> Path | None:
         except OSError:
             continue
         if hasattr(os, "geteuid") and owner not in (os.geteuid(), ROOT_USER):
-            warnings.append(f"{path} belongs to another user and isn't read; {VARIABLE}={path} reads it")
+            warnings.append(f"{path} belongs to another user and isn't read; {FILE_VARIABLE}={path} reads it")
             return None
         return path
     return None
 
 
 def user_file() -> Path:
-    """The user's file, which need not exist."""
+    """Return the user's file, which need not exist."""
     import platformdirs
 
-    return platformdirs.user_config_path("dynx", appauthor=False) / FILE
+    return platformdirs.user_config_path("dynx", appauthor=False) / FILE_NAME
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -250,7 +259,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, Value]]:
-    """A file's table for the command, then its head. Raises UsageError for whatever is wrong anywhere in it."""
+    """Return a file's table for the command, then its top level. Raises UsageError for any error in the file."""
     data = read(path)
     known = by_command()
     heads = {key: known[command][key] for key in shared()}
@@ -272,7 +281,7 @@ def layers_of(path: Path, command: str, *, trusted: bool) -> Iterator[dict[str, 
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's contents. Raises UsageError."""
+    """Read a file. Raises UsageError."""
     import tomllib
 
     try:
@@ -294,7 +303,7 @@ def _check(
     setting = known.get(key)
     if setting is None:
         raise UsageError(f"{where} is not a setting", hint=_near(command, key, known))
-    if key in TRUSTED and value and not trusted:
+    if key in TRUSTED_KEYS and value and not trusted:
         raise UsageError(f"{where} can't be set by a project's file", hint=f"use --{key}, or set it in {user_file()}")
     if not _fits(setting, value):
         what = f"one of {', '.join(setting.choices)}" if setting.choices else TYPES[setting.kind]
@@ -302,7 +311,7 @@ def _check(
 
 
 def _near(command: str | None, key: str, known: Mapping[str, Setting]) -> str | None:
-    """What was meant."""
+    """Return a hint: the closest known name, or the tables where the key belongs."""
     if near := get_close_matches(key.replace("_", "-").lower(), known, n=1, cutoff=0.5):
         return f"did you mean {near[0]}?"
     commands = by_command()
@@ -335,17 +344,17 @@ def _toml(value: Any) -> str:
 
 
 def _located(setting: Setting, value: Any, folder: Path) -> Any:
-    """A file's value as the command takes it: texts, and paths seen from the file's folder."""
+    """Return a file's value as the command takes it: texts, and paths relative to the file's folder."""
     if setting.kind == "texts":
         return [_path(setting, text, folder) for text in ([value] if isinstance(value, str) else value)]
     return _path(setting, str(value), folder) if setting.kind == "text" else value
 
 
 def _path(setting: Setting, text: str, folder: Path) -> str:
-    if setting.metavar in NAMES_OR_PATHS:
+    if setting.metavar in NAME_OR_PATH_METAVARS:
         parts = [_inside(folder, part) if part.strip().startswith(".") else part for part in text.split(",")]
         return ",".join(parts)
-    if setting.metavar in PATHS and text not in ("", "-") and not text.startswith("~"):
+    if setting.metavar in PATH_METAVARS and text not in ("", "-") and not text.startswith("~"):
         return _inside(folder, text)
     return text
 

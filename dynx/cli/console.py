@@ -1,4 +1,4 @@
-"""The two streams: stdout carries the product, stderr everything said about it.
+"""Writes to the two streams: stdout carries the product, stderr everything about it.
 
 The only module that builds a rich Console or looks at terminals and colour. Messages have levels: errors always, warnings
 unless -qq, notices unless -q, details with -v.
@@ -33,7 +33,7 @@ def wants_color(stream: TextIO, choice: str = "auto") -> bool:
 
 
 class Terminal:
-    """stdout and stderr of one command."""
+    """The stdout and stderr of one command."""
 
     def __init__(self, *, quiet: int = 0, verbose: int = 0, color: str = "auto", json: bool = False) -> None:
         self.quiet, self.verbose, self._color, self._json = quiet, verbose, color, json
@@ -46,7 +46,7 @@ class Terminal:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the hub's client looks once, when imported
 
     def write(self, text: str) -> None:
-        """Product, at once. Raises DynxError where it can't be written, as on a full disk."""
+        """Write product to stdout at once. Raises DynxError where it can't be written, as on a full disk."""
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -56,7 +56,7 @@ class Terminal:
             raise DynxError(f"can't write to stdout: {e.strerror or e}") from None
 
     def document(self, body: dict[str, Any]) -> None:
-        """One line of JSON; null and never NaN, and plain ASCII where stdout can't take all of Unicode."""
+        """Write one line of JSON; null and never NaN, and plain ASCII where stdout can't encode all of Unicode."""
         import json
 
         text = json.dumps(body, ensure_ascii=not self.unicode, allow_nan=False)
@@ -64,21 +64,21 @@ class Terminal:
 
     @property
     def unicode(self) -> bool:
-        """Whether stdout takes any character."""
+        """Whether stdout can encode any character."""
         return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
     def warn(self, message: str) -> None:
-        """Something the user should know; survives -q."""
+        """Print a warning, also with -q."""
         if self.quiet < 2:
             self._line(f"dynx: {message}")
 
     def notice(self, message: str) -> None:
-        """Something worth knowing."""
+        """Print a notice, unless -q is given."""
         if not self.quiet:
             self._line(message)
 
     def detail(self, message: str) -> None:
-        """For -v."""
+        """Print a detail with -v."""
         if self.verbose:
             self._line(message)
 
@@ -88,11 +88,11 @@ class Terminal:
         sys.stderr.flush()
 
     def dim(self, text: str) -> str:
-        """Quiet on stderr."""
+        """Print a dim line to stderr."""
         return f"\x1b[2m{text}\x1b[0m" if self.err_color and text else text
 
     def status(self, message: str) -> None:
-        """What is being done now: a line on the terminal that the next word replaces; with -vv, a line that stays."""
+        """Show the current activity: a line on the terminal that the next output replaces; with -vv, a line that stays."""
         self.startup.mark(message)
         if self.verbose > 1:
             self._line(message)
@@ -110,17 +110,17 @@ class Terminal:
             self._status_shown = False
 
     def first(self, product: str) -> None:
-        """A token, label or picture is about to be written; with -vv, the first one says what it took to get there."""
+        """Mark that a token, label or picture is about to be written; with -vv, print how long the first one took."""
         line = self.startup.end(product)
         if line is not None and self.verbose > 1:
             self._line(line)
 
     def rich(self, stream: TextIO | None = None) -> Console:
-        """A rich console for tables and bars on `stream` (stderr by default)."""
+        """Return a rich console for tables and bars on `stream` (stderr by default)."""
         from rich.console import Console
 
         class Piped(Console):
-            """Leaves a closed pipe to `main`; rich would exit with 1."""
+            """A rich console that leaves a closed pipe to `main`; rich would exit with 1."""
 
             def on_broken_pipe(self) -> None:
                 raise BrokenPipeError
@@ -137,7 +137,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Any]:
-        """A function (done, total, note) that moves a bar on a terminal and does nothing elsewhere."""
+        """Return a function (done, total, note) that moves a bar on a terminal and does nothing elsewhere."""
         if not self.interactive:
             yield lambda *_: None
             return

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a command would do, by knob with value, reason and origin, before a weight is read."""
+"""`--dry-run`: prints the decisions of a command with value, reason and origin, without loading weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def print_plan(
     command: Task, plan: Any, options: Any, terminal: Terminal, on_loading: Mapping[str, Decision[Any]]
 ) -> None:
-    """Print a line per knob on stdout, or one JSON document; `on_loading` is what is known of the knobs that loading settles."""
+    """Print a line per decision to stdout, or one JSON document; `on_loading` holds what is known of those made on loading."""
     decisions: dict[str, Decision[Any]] = {**dict(plan.decisions.items()), **on_loading}
     where = {knob: origin(knob) for knob in decisions}
     if options.json or options.jsonl:
@@ -45,7 +45,7 @@ def print_plan(
 
 
 def chosen_from_profile(plain: str, options: Any, profile: Profile | None) -> Decision[Any]:
-    """Decide on a knob that a certified profile sets on loading; `plain` is its value without dynamic execution."""
+    """Decide on a setting that a certified profile fixes on loading; `plain` is its value without dynamic execution."""
     from dynx.runtime.decision import Decision
 
     if options.plain:

@@ -1,4 +1,4 @@
-"""Parameters in a library's messages, shown as the options of the command line."""
+"""Replaces parameters in a library's messages by the options of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dynx.errors import PARAMETER
 
 @cache
 def _flags() -> dict[str, str]:
-    """The long option of each parameter, over all commands."""
+    """Return the long option of each parameter, over all commands."""
     from dynx.cli.options.commands import COMMANDS
 
     return {f.name: f"--{d.key}" for each in COMMANDS.values() for f, d in each.declared() if d.key is not None}

@@ -1,12 +1,11 @@
-"""Where prompts come from: arguments, stdin, or both; without ever hanging on a pipe nobody writes to.
+"""Reads prompts from arguments, stdin, or both, without waiting forever for a silent pipe.
 
 - no argument, stdin a terminal: nothing to do (the caller shows help);
 - no argument, stdin anything else: read it to the end;
 - an argument and a pipe or file on stdin: what is piped comes first, then the argument;
 - `-` among the arguments stands for stdin and waits as long as it takes.
 
-A pipe that was merely inherited and stays silent is given up after `GIVE_UP` seconds, with a word about it, when an argument
-makes it optional.
+An inherited pipe that stays silent is given up after `GIVE_UP_SECONDS`, with a notice, when an argument makes it optional.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from dynx.cli.stdin import LONGEST, Beginning
+from dynx.cli.stdin import MAX_LINE_BYTES, Beginning
 from dynx.errors import UsageError
 from dynx.runtime.utf8 import blank, decode, read
 
@@ -26,26 +25,26 @@ if TYPE_CHECKING:
 
     from dynx.cli.stdin import Arrivals
 
-SHOWN = 200
-"""Bytes of a line that is too long which are kept to show it."""
+SHOWN_BYTES = 200
+"""Bytes kept of a line that is too long, to show it."""
 
 
 class NoInputError(UsageError):
-    """There is nothing to work on: no argument, and nobody pipes anything in."""
+    """No input: no argument, and nothing on stdin."""
 
 
-NOTICE = 2.0
-GIVE_UP = 10.0
-"""Seconds of silence on an optional stdin before saying so, and before going on without."""
+NOTICE_SECONDS = 2.0
+GIVE_UP_SECONDS = 10.0
+"""Seconds of silence on an optional stdin before a notice, and before going on without it."""
 
 
 def typed(text: str, what: str) -> str:
-    """An argument, checked: the shell passes any bytes. Raises UsageError with the offset of the first that isn't UTF-8."""
+    """Return an argument that is valid UTF-8. Raises UsageError with the offset of the first byte that isn't."""
     return decode(text.encode("utf-8", "surrogateescape"), what)
 
 
 def piped(fd: int) -> bool:
-    """Whether a pipe or a file stands there, as opposed to a terminal, a socket or /dev/null."""
+    """Whether stdin is a pipe or a file, as opposed to a terminal, a socket or /dev/null."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -63,7 +62,7 @@ def read_prompt(
     give_up: float | None = None,
     example: str = "dynx generate 'Once upon a time'",
 ) -> str | None:
-    """The prompt, or None if there is nothing to read and a terminal in front. Raises UsageError on empty or bad input."""
+    """Return the prompt, or None without input on a terminal. Raises UsageError on empty or bad input."""
     if "-" in arguments:
         if never:
             raise UsageError("- reads stdin, which --no-stdin forbids")
@@ -78,7 +77,9 @@ def read_prompt(
         return None if stdin.isatty() else _text(stdin.read(), example, also="PROMPT" if arguments else "")
     if not piped(stdin.fileno()):
         return prompt
-    data = _read_optional(stdin, say, NOTICE if notice is None else notice, GIVE_UP if give_up is None else give_up)
+    data = _read_optional(
+        stdin, say, NOTICE_SECONDS if notice is None else notice, GIVE_UP_SECONDS if give_up is None else give_up
+    )
     if blank(data):
         return prompt
     text = read(data, "stdin").removesuffix("\n")
@@ -87,21 +88,21 @@ def read_prompt(
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is no prompt."""
+    """A line that is not a valid prompt."""
 
     text: str
-    """As far as it can be read."""
+    """Its text as far as it can be decoded."""
     error: UsageError
 
 
 def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
-    """The non-empty lines of stdin, as they arrive, bad ones among them. Raises UsageError where there are none."""
+    """Yield the non-empty lines of stdin as they arrive, including bad ones. Raises UsageError where there are none."""
     offset, seen = 0, False
     while line := stdin.readline():
         text: str | BadLine
         if isinstance(line, Beginning):
-            error = UsageError(f"the line at offset {offset} is longer than {LONGEST >> 20} MiB")
-            yield BadLine(line[:SHOWN].decode("utf-8", "replace") + "…", error)
+            error = UsageError(f"the line at offset {offset} is longer than {MAX_LINE_BYTES >> 20} MiB")
+            yield BadLine(line[:SHOWN_BYTES].decode("utf-8", "replace") + "…", error)
             offset, seen = offset + line.size, True
             continue
         try:
@@ -117,7 +118,7 @@ def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
 
 
 def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:
-    """A prompt per non-empty line of stdin, as they arrive; an argument is put after each."""
+    """Yield a prompt per non-empty line of stdin as they arrive, with the arguments appended."""
     refuse_dash(arguments)
     after = " ".join(arguments)
     for line in each_line(stdin):
@@ -127,7 +128,7 @@ def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator
 
 
 def refuse_dash(arguments: Sequence[str]) -> None:
-    """Raises UsageError for - beside --lines."""
+    """Raise UsageError for - with --lines."""
     if "-" in arguments:
         raise UsageError("--lines already reads stdin; leave out -")
 
@@ -140,7 +141,7 @@ def _text(data: bytes, example: str, *, also: str = "") -> str:
 
 
 def _read_optional(stdin: BinaryIO, say: Callable[[str], None], notice: float, give_up: float) -> bytes:
-    """All of stdin, or nothing if it stays silent; once the first byte is there, all of it is waited for."""
+    """Read all of stdin, or nothing if it stays silent; after the first byte, wait for the rest."""
     fd = stdin.fileno()
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return stdin.read()

@@ -1,4 +1,4 @@
-"""The one place where errors become words and exit codes.
+"""Turns errors into messages and exit codes, in this one place.
 
 Commands raise; this prints and exits. A closed pipe ends quietly with 0, Ctrl-C ends by the signal itself (so that a
 shell's loop stops too), and a traceback appears only with DYNX_DEBUG=1. Under --json an error is a document too; it goes to
@@ -39,7 +39,7 @@ def main() -> NoReturn:
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C: an exception as ever, but death at once amid an import: torch's own imports would swallow the exception."""
+    """Handle Ctrl-C: raise KeyboardInterrupt, but end at once during an import, since torch's imports swallow exceptions."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             die_of(number)
@@ -48,20 +48,20 @@ def interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit, and at once where torch is loaded: Python would take it all apart for half a second, as the system does anyway."""
+    """Exit; at once where torch is loaded, because Python's cleanup takes half a second."""
     if "torch" not in sys.modules or sys.gettrace() or sys.getprofile():
         sys.exit(code)
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     except OSError:
-        sys.exit(code)  # says what it says
+        sys.exit(code)  # Python reports the failed flush
     atexit._run_exitfuncs()
     os._exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run `dynx`; returns its exit code."""
+    """Run `dynx` and return its exit code."""
     from dynx.errors import DeviceError, DynxError, InvalidInput
 
     debug = debugging()
@@ -97,12 +97,12 @@ def run(arguments: list[str]) -> int:
 
 
 def debugging() -> bool:
-    """Whether DYNX_DEBUG asks for tracebacks, and all that is logged."""
+    """Whether DYNX_DEBUG turns on tracebacks and all logging."""
     return os.environ.get("DYNX_DEBUG", "") not in ("", "0")
 
 
 def invoke(arguments: list[str]) -> int:
-    """Parse and run. Typer's own entry would make an exit code of Ctrl-C, and a failure of a closed pipe."""
+    """Parse and run. Typer's own entry point would give Ctrl-C an exit code, and report a closed pipe as a failure."""
     import typer
 
     from dynx.cli.app import app
@@ -118,7 +118,7 @@ def invoke(arguments: list[str]) -> int:
 
 
 def explain_usage(arguments: list[str], error: Exception) -> int:
-    """The parser's complaint in the words of all others; `dynx` alone gets its help. Returns the exit code."""
+    """Print the parser's error like all others; for `dynx` alone print its help. Returns the exit code."""
     parser: Any = error
     code = int(parser.exit_code)
     context = getattr(parser, "ctx", None)
@@ -136,7 +136,7 @@ def explain_usage(arguments: list[str], error: Exception) -> int:
 
 
 def complain(arguments: list[str], message: str, hint: str | None, kind: str, code: int) -> int:
-    """What went wrong on stderr: a line in words and one for what to do, or a JSON line for a program. Returns the exit code."""
+    """Print an error to stderr: a line and a hint, or a JSON line. Returns the exit code."""
     if told_to_a_program(arguments):
         import json
 
@@ -155,7 +155,7 @@ def complain(arguments: list[str], message: str, hint: str | None, kind: str, co
 
 
 def told_to_a_program(arguments: list[str]) -> bool:
-    """Whether JSON was asked for, on the command line or by the settings, and stderr isn't a terminal where people read."""
+    """Whether JSON is set by the command line or the settings, and stderr isn't a terminal."""
     if sys.stderr.isatty():
         return False
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -174,7 +174,7 @@ def told_to_a_program(arguments: list[str]) -> bool:
 
 
 def open_missing_streams() -> None:
-    """Give standard streams that the caller closed somewhere to go; Python leaves them None.
+    """Open standard streams that the caller closed, which Python leaves as None.
 
     Where stdout takes another encoding than UTF-8, what it lacks becomes ? rather than an error in mid-sentence; the bytes
     of a file name that weren't text come out as they were, so that a script finds the file.
@@ -188,7 +188,7 @@ def open_missing_streams() -> None:
 
 
 def lenient(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What to write for characters that an encoding lacks: the byte that a surrogate stands for, else a question mark."""
+    """Encode characters that an encoding lacks: the byte that a surrogate stands for, else a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -196,7 +196,7 @@ def lenient(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def discard_output() -> None:
-    """Nobody reads any more: Python flushes both streams once more on exit, so give them somewhere to go."""
+    """Redirect both streams after the reader closed them, since Python flushes them once more on exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -1,11 +1,11 @@
-"""Where each value of the running command came from."""
+"""Origins of the running command's values."""
 
 from __future__ import annotations
 
 ORIGINS: dict[str, str] = {}
-"""Parameter to origin, for those that aren't at their default: a variable's name, a file and its key, or the command line."""
+"""Origin of each parameter that isn't at its default: a variable's name, a file and its key, or the command line."""
 
 
 def origin(parameter: str) -> str:
-    """Return where the value of an option is from; `decided` where nobody set it."""
+    """Return the origin of an option's value; `decided` where nobody set it."""
     return ORIGINS.get(parameter, "decided")

@@ -1,4 +1,4 @@
-"""The files that a command is asked to write, checked before anything is measured: `--export FORMAT:PATH`, `--plot PATH`."""
+"""Checks the files that a command will write, before anything is measured: `--export FORMAT:PATH`, `--plot PATH`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parse_plot(name: str) -> Path:
 
 
 def writable(path: Path, prefix: str, ending: str) -> Path:
-    """Return the path with ~ filled in, where a file may be written. Raises UsageError; its hint begins with `prefix`."""
+    """Return the path with ~ expanded, if a file may be written there. Raises UsageError; its hint begins with `prefix`."""
     path = path.expanduser()
     if path.is_dir():
         hint = f"name a file in it: {prefix}{path / 'bench'}.{ending}"

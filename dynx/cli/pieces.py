@@ -1,4 +1,4 @@
-"""A stream of bytes, cut into lines as they arrive; a line that is no text says so itself, and those after it go on.
+"""Splits a stream of bytes into lines as they arrive; a line that isn't valid text carries its error, and reading goes on.
 
 Bytes that aren't UTF-8 stay in a line's text as Python's `surrogateescape` keeps them, so that it can still name a file, which on
 Linux any bytes do. `shown` and `escape` (in `answers`) write such a text as UTF-8 again.
@@ -15,41 +15,41 @@ from dynx.runtime.utf8 import BOM, decode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHUNK = 1 << 16
-LONGEST = 16 << 20
-"""Bytes of one line; a stream without line ends must not fill the memory."""
+CHUNK_BYTES = 1 << 16
+MAX_LINE_BYTES = 16 << 20
+"""Largest line in bytes; a stream without line ends must not fill the memory."""
 
-ENDLESS = 1 << 30
-"""Bytes: what goes on so long without a line end has no lines at all."""
+MAX_BYTES_WITHOUT_LINE_END = 1 << 30
+"""Bytes after which a stream without a line end is an error."""
 
-HEAD = 200
-"""Bytes that are kept of a line that is too long, to show which it was."""
+SHOWN_BYTES = 200
+"""Bytes kept of a line that is too long, to show it."""
 
 _FOREIGN = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
-"""Byte order marks of UTF-16 and UTF-32: the whole stream is in another encoding, where zeros and line ends would mislead."""
+"""Byte order marks of UTF-16 and UTF-32, in which zeros and line ends can't be read as bytes."""
 
 
 class Line(NamedTuple):
-    """One line without its end."""
+    """One line without its line end."""
 
     text: str
     size: int
     """Bytes that it takes in memory."""
     error: str | None = None
-    """Why it is no text: bytes that aren't UTF-8, or too many of them."""
+    """Why it isn't valid text: bytes that aren't UTF-8, or too many of them."""
     offset: int = 0
-    """Of its first byte in the stream."""
+    """Offset of its first byte in the stream."""
     cut: bool = False
     """Whether it was too long, and `text` is only its beginning."""
 
 
 def shown(text: str) -> str:
-    """`text` as UTF-8 can write it, with U+FFFD in place of what isn't UTF-8."""
+    """Return `text` as valid UTF-8, with U+FFFD in place of other bytes."""
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def not_utf8(data: bytes, offset: int = 0) -> str | None:
-    """Which byte isn't UTF-8, counted from `offset`; None where all are."""
+    """Return a message about the first byte that isn't UTF-8, counted from `offset`; None where all are."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -58,7 +58,7 @@ def not_utf8(data: bytes, offset: int = 0) -> str | None:
 
 
 def undecoded(text: str, offset: int) -> str | None:
-    """As `not_utf8`, for a cell of the row that begins at `offset`."""
+    """Return the message of `not_utf8`, for a cell of the row that begins at `offset`."""
     if text.isascii():
         return None
     bad = next((c for c in text if "\udc80" <= c <= "\udcff"), None)
@@ -66,7 +66,7 @@ def undecoded(text: str, offset: int) -> str | None:
 
 
 def lines(stream: BinaryIO, what: str, end: bytes = b"\n", *, keep: bool = False) -> Iterator[Line]:
-    """Each line; a carriage return before `\\n` (unless `keep`) and a byte order mark at the start go.
+    """Yield each line without its carriage return (unless `keep`) and without a byte order mark at the start.
 
     Raises UsageError where `stream` can't be read, has no line ends, or begins as UTF-16 or UTF-32 does.
     """
@@ -82,19 +82,21 @@ def lines(stream: BinaryIO, what: str, end: bytes = b"\n", *, keep: bool = False
         yield line_of(data, len(piece), start)
 
 
-def line_of(data: bytes, size: int, offset: int, longest: int = LONGEST) -> Line:
-    """`data` as a line, with the reason if it is no text."""
+def line_of(data: bytes, size: int, offset: int, longest: int = MAX_LINE_BYTES) -> Line:
+    """Return `data` as a line, with an error if it isn't valid text."""
     if size > longest:
-        head = data[:HEAD].decode("utf-8", "surrogateescape") + "…"
-        return Line(head, HEAD, f"longer than the {longest >> 20} MiB that a line may have", offset, cut=True)
+        head = data[:SHOWN_BYTES].decode("utf-8", "surrogateescape") + "…"
+        return Line(head, SHOWN_BYTES, f"longer than the {longest >> 20} MiB that a line may have", offset, cut=True)
     try:
         return Line(data.decode("utf-8"), size, None, offset)
     except UnicodeDecodeError:
         return Line(data.decode("utf-8", "surrogateescape"), size, not_utf8(data, offset), offset)
 
 
-def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LONGEST) -> Iterator[tuple[int, bytes]]:
-    """Each piece of `stream` as soon as its `end` is there, with its offset; after the last end only if not empty.
+def pieces(
+    stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Yield each piece of `stream` as soon as its `end` arrives, with its offset; after the last end only if not empty.
 
     Of one longer than `longest` bytes the beginning comes at once, itself longer than `longest`, and the rest is passed over.
     Raises UsageError where there are no ends at all, and where `stream` can't be read.
@@ -116,7 +118,7 @@ def pieces(stream: BinaryIO, what: str, end: bytes = b"\n", *, longest: int = LO
                 yield offset, b"".join(parts)
                 parts = []
         held += len(rest)
-        if held > max(ENDLESS, longest):
+        if held > max(MAX_BYTES_WITHOUT_LINE_END, longest):
             raise UsageError(f"{what} has more than {held >> 20} MiB without a line end, from offset {offset}")
     if parts:
         yield offset, b"".join(parts)
@@ -128,7 +130,7 @@ def _chunks(stream: BinaryIO, what: str) -> Iterator[bytes]:
     read = getattr(source, "read1", source.read)
     while True:
         try:
-            chunk = read(CHUNK)
+            chunk = read(CHUNK_BYTES)
         except OSError as e:
             raise UsageError(f"can't read {what}: {e.strerror or e}") from None
         if chunk is None:  # non-blocking, as a program that shares the terminal may have left it

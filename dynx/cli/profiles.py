@@ -1,4 +1,4 @@
-"""The stored profiles and this device: list, show, export, import, remove."""
+"""Manages stored profiles and describes this device: list, show, export, import, remove."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def device_info(options: Options, terminal: Terminal) -> None:
-    """What this machine has, and the choices that follow."""
+    """Print this machine's devices, and the resulting decisions."""
     from dynx.runtime.device import choose_device, choose_dtype, choose_threads, probe
 
     machine = probe(measure_bandwidth=True)
@@ -40,7 +40,7 @@ def _store(terminal: Terminal) -> Any:
 
 
 def list_profiles(options: Options, terminal: Terminal) -> None:
-    """A line per profile."""
+    """Print a line per profile."""
     store = _store(terminal)
     profiles: list[Profile] = list(store.list())
     if options.json:
@@ -70,12 +70,12 @@ def list_profiles(options: Options, terminal: Terminal) -> None:
 
 
 def show(options: Options, terminal: Terminal) -> None:
-    """A stored profile, as it is."""
+    """Print a stored profile as it is."""
     terminal.write(_store(terminal).get(options.show).to_json())
 
 
 def export(options: Options, terminal: Terminal) -> None:
-    """A stored profile as one file."""
+    """Write a stored profile as one file."""
     if options.output not in (None, "-"):
         terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
         return

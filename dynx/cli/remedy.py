@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
     from dynx.runtime.plan import ModelRequest
 
-PROMISES = frozenset({"max_disagreement", "confidence", "quality", "batch_size"})
-"""Options of `dynx calibrate` that a profile doesn't depend on: it certifies another promise from the same evidence."""
+PROMISE_OPTIONS = frozenset({"max_disagreement", "confidence", "quality", "batch_size"})
+"""Options of `dynx calibrate` that a profile doesn't depend on: the same evidence certifies another promise."""
 
 
 def calibrate_command(request: ModelRequest) -> str:
-    """Write the command that measures a profile for this request: its model, and whatever isn't at its default."""
+    """Return the command that measures a profile for this request: its model, and the options that aren't at their default."""
     usual = {each.name: each.default for each in fields(request)}
     words = ["dynx", "calibrate", "-m", request.model]
     if hasattr(request, "max_disagreement"):
         words += ["--data", "FILE"]
     for field, declaration in COMMAND.declared():
         name = field.name
-        if name in {"model", "plain", *PROMISES} or name not in usual or declaration.key is None:
+        if name in {"model", "plain", *PROMISE_OPTIONS} or name not in usual or declaration.key is None:
             continue
         value = getattr(request, name)
         if value != usual[name]:
@@ -36,7 +36,7 @@ def calibrate_command(request: ModelRequest) -> str:
 
 
 def _as_typed(value: Any) -> str:
-    """Write a value as the command line takes it; a size is a pair."""
+    """Format a value as it is typed; a size is a pair."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Every option that can be set without typing it: its key in `dynx.toml`, its environment variables, what it takes.
+"""Lists the options that can be set without typing them: key in `dynx.toml`, environment variables, kind of value.
 
 Read from the declarations in `options`. Options that ask for one action (`--list`, `--finish`, …) can't be
 set. Knows nothing of files or values.
@@ -17,7 +17,7 @@ from dynx.cli.options.commands import COMMANDS
 if TYPE_CHECKING:
     from dynx.cli.options import Command, Declaration
 
-PREFIX = "DYNX"
+VARIABLE_PREFIX = "DYNX"
 
 Kind = Literal["switch", "count", "int", "float", "text", "texts", "choice"]
 
@@ -31,24 +31,24 @@ TYPES: dict[Kind, str] = {
     "choice": "one of its values",
 }
 
-APART = {"model", "json"}
-"""Every command has them, and no value suits all."""
+UNSHARED_KEYS = {"model", "json"}
+"""Keys that every command has, without a value that suits all."""
 
-TRUSTED = {"allow-pickle", "trust-remote-code"}
-"""What a file that came with somebody's project may not set: a pickle can run any code, and so can a model's own."""
+TRUSTED_KEYS = {"allow-pickle", "trust-remote-code"}
+"""Keys that another user's project file may not set: both run code from a model's folder."""
 
-RIVALS = ({"json", "jsonl"},)
-"""Options that exclude each other: one that is set nearer to the command line puts away the other."""
+EXCLUSIVE_KEYS = ({"json", "jsonl"},)
+"""Options that exclude each other: the one that is set closer to the command line wins."""
 
-PATHS = {"FILE", "PATH", "GOLD", "OUT", "FOLDER", "DIR"}
-"""Metavars of files; in a `dynx.toml` they are named from its folder."""
+PATH_METAVARS = {"FILE", "PATH", "GOLD", "OUT", "FOLDER", "DIR"}
+"""Metavars of files; in a `dynx.toml` they are relative to its folder."""
 
-NAMES_OR_PATHS = {"MODEL", "DRAFT"}
+NAME_OR_PATH_METAVARS = {"MODEL", "DRAFT"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An option of a command, as files and the environment know it."""
+    """An option of a command that files and variables can set."""
 
     command: str
     key: str  # the long option without its dashes
@@ -60,16 +60,16 @@ class Setting:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Environment variables that set it; the first counts most."""
+        """Environment variables that set it, by precedence."""
         name = self.key.upper().replace("-", "_")
-        own = f"{PREFIX}_{self.command.upper()}_{name}"
-        return (own, f"{PREFIX}_{name}") if self.shared else (own,)
+        own = f"{VARIABLE_PREFIX}_{self.command.upper()}_{name}"
+        return (own, f"{VARIABLE_PREFIX}_{name}") if self.shared else (own,)
 
 
 @cache
 def by_command() -> dict[str, dict[str, Setting]]:
-    """The settings by command and key, in the order of help."""
-    common = set.intersection(*({key for key, *_ in _keyed(each)} for each in COMMANDS.values())) - APART
+    """Return the settings by command and key, in the order of help."""
+    common = set.intersection(*({key for key, *_ in _keyed(each)} for each in COMMANDS.values())) - UNSHARED_KEYS
     return {
         name: {
             key: Setting(name, key, parameter, *_kind(command.types()[parameter], declaration), key in common)
@@ -81,17 +81,17 @@ def by_command() -> dict[str, dict[str, Setting]]:
 
 
 def shared() -> list[str]:
-    """Keys that can be set for all commands at once."""
+    """Return the keys that can be set for all commands at once."""
     return [key for key, setting in next(iter(by_command().values())).items() if setting.shared]
 
 
 def _keyed(command: Command) -> list[tuple[str, str, Declaration]]:
-    """A command's options by key and parameter, without its positional arguments."""
+    """Return a command's options by key and parameter, without its positional arguments."""
     return [(d.key, f.name, d) for f, d in command.declared() if d.key is not None]
 
 
 def _kind(type_: Any, declaration: Declaration) -> tuple[Kind, str, tuple[str, ...]]:
-    """What kind of value an option takes, its metavar and its choices."""
+    """Return the kind of value that an option takes, its metavar and its choices."""
     metavar = str(declaration.about.get("metavar", ""))
     if declaration.about.get("count"):
         return "count", metavar, ()

@@ -1,4 +1,4 @@
-"""Where the time goes between the start of the process and its first token, label or picture, for -vv.
+"""Measures the time between the start of the process and its first token, label or picture, for -vv.
 
 A stage begins where it is marked and lasts until the next one, so the parts add up to the whole. What happens before dynx runs
 is counted where the system says when the process began.
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STAT = Path("/proc/self/stat")
-STARTED = 19
-"""Where `starttime` is among the fields after the name, in clock ticks since boot: proc(5)."""
+STAT_FILE = Path("/proc/self/stat")
+START_TIME_FIELD = 19
+"""Position of `starttime` among the fields after the name, in clock ticks since boot: proc(5)."""
 
 
-def process_age(stat: Path = STAT) -> float | None:
-    """Seconds since this process was started, to about 10 ms; None where the system doesn't tell."""
+def process_age(stat: Path = STAT_FILE) -> float | None:
+    """Return the seconds since this process started, to about 10 ms; None where the system doesn't tell."""
     try:
-        ticks = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[STARTED])
+        ticks = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[START_TIME_FIELD])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
         return None
@@ -31,7 +31,7 @@ def process_age(stat: Path = STAT) -> float | None:
 
 
 class Startup:
-    """The stages of one process up to its first product; `age` is how many seconds old the process is now."""
+    """The stages of one process up to its first product; `age` is the age of the process in seconds."""
 
     def __init__(self, age: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -39,12 +39,12 @@ class Startup:
         self.mark("deciding")
 
     def mark(self, stage: str) -> None:
-        """A stage begins."""
+        """Begin a stage."""
         if self._marks is not None:
             self._marks.append((stage, self._clock()))
 
     def end(self, product: str) -> str | None:
-        """The first product is here: what it took, in one line; None for any later one."""
+        """End at the first product: return the stages as one line; None for later products."""
         if self._marks is None:
             return None
         marks, self._marks = [*self._marks, ("", self._clock())], None

@@ -1,4 +1,4 @@
-"""Lines of stdin, and whether the next one is there yet."""
+"""Reads lines of stdin, and checks whether the next one has arrived."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-CHUNK = 1 << 16
+CHUNK_BYTES = 1 << 16
 
-LONGEST = 16 << 20
-"""Bytes of one line; a stream without line ends must not fill the memory."""
+MAX_LINE_BYTES = 16 << 20
+"""Largest line in bytes; a stream without line ends must not fill the memory."""
 
-ENDLESS = 1 << 30
-"""Bytes: what goes on so long without a line end has no lines at all."""
+MAX_BYTES_WITHOUT_LINE_END = 1 << 30
+"""Bytes after which a stream without a line end is an error."""
 
-LIMIT = 256
-"""Rows of a batch that may be asked for."""
+MAX_BATCH_ROWS = 256
+"""Largest batch that --batch takes, in sequences."""
 
 
 class Beginning(bytes):
@@ -32,7 +32,7 @@ class Beginning(bytes):
 
 
 class Arrivals:
-    """Lines of a stream, and whether the next one is there already. Reads past the stream's own buffer."""
+    """Lines of a stream, and whether the next one has arrived. Reads past the stream's own buffer."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._fd = stream.fileno()
@@ -42,13 +42,13 @@ class Arrivals:
         self._ended = False
 
     def readline(self) -> bytes:
-        """The next line, waited for; b"" at the end; a `Beginning` of one that is too long.
+        """Wait for the next line; b"" at the end; a `Beginning` of one that is too long.
 
         Raises UsageError where there are no line ends.
         """
         while not self._lines and not self._ended:
             self._read()
-        if not self._lines and self._size > ENDLESS:
+        if not self._lines and self._size > MAX_BYTES_WITHOUT_LINE_END:
             raise UsageError(f"stdin has more than {self._size >> 20} MiB without a line end")
         return self._lines.popleft() if self._lines else b""
 
@@ -65,13 +65,13 @@ class Arrivals:
         return True
 
     def _read(self) -> None:
-        data = os.read(self._fd, CHUNK)
+        data = os.read(self._fd, CHUNK_BYTES)
         *whole, rest = data.split(b"\n")
         for part in whole:
             self._keep(part)
             self._end(b"\n")
         self._keep(rest)
-        if self._size > ENDLESS:
+        if self._size > MAX_BYTES_WITHOUT_LINE_END:
             self._ended = True
         elif not data:
             self._ended = True
@@ -80,12 +80,12 @@ class Arrivals:
 
     def _keep(self, part: bytes) -> None:
         self._size += len(part)
-        if self._size <= LONGEST:
+        if self._size <= MAX_LINE_BYTES:
             self._parts.append(part)
 
     def _end(self, end: bytes) -> None:
         line = b"".join([*self._parts, end])
-        if self._size > LONGEST:
+        if self._size > MAX_LINE_BYTES:
             line = Beginning(line)
             line.size = self._size + len(end)
         self._lines.append(line)
@@ -93,9 +93,9 @@ class Arrivals:
 
 
 def rows_asked(batch: str) -> int | None:
-    """The number that --batch asks for, None for auto. Raises UsageError."""
+    """Parse the number of --batch, None for auto. Raises UsageError."""
     if batch == "auto":
         return None
-    if not (batch.isascii() and batch.isdigit() and 1 <= int(batch) <= LIMIT):
-        raise UsageError(f"--batch {batch}: must be auto or a number from 1 to {LIMIT}")
+    if not (batch.isascii() and batch.isdigit() and 1 <= int(batch) <= MAX_BATCH_ROWS):
+        raise UsageError(f"--batch {batch}: must be auto or a number from 1 to {MAX_BATCH_ROWS}")
     return int(batch)

@@ -1,4 +1,4 @@
-"""Tab-separated tables as Python's csv module writes them: its dialect `excel-tab`, strictly.
+"""Reads tab-separated tables as Python's csv module writes them: its dialect `excel-tab`, strictly.
 
 A cell may stand in quotes, with tabs, line ends and doubled quotes inside. A quote in the middle of a cell is a quote. A quote at
 its beginning that is closed too early, or never, is an error of that line alone: the lines after it are read afresh.
@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.cli.pieces import LONGEST
+from dynx.cli.pieces import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _WORDS = {
     "new-line": "a carriage return outside quotes",
     "field limit": "a cell too long",
 }
-"""What the csv module complains of, by a part of its message."""
+"""Messages for errors of the csv module, by a part of its own message."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Cells:
     """One row of a table."""
 
     cells: Sequence[str]
-    """None of them where there is an error."""
+    """Its cells; none where there is an error."""
     line: str
-    """As it was written."""
+    """The row as it was written."""
     size: int
     offset: int
     error: str | None = None
-    """Why it isn't a row."""
+    """Why it can't be read as a row."""
 
 
-def table(lines: Iterator[Line], *, longest: int = LONGEST) -> Iterator[Cells]:
-    """The rows of `lines`, which keep their carriage returns; a quoted cell may go on for `longest` bytes."""
+def table(lines: Iterator[Line], *, longest: int = MAX_LINE_BYTES) -> Iterator[Cells]:
+    """Yield the rows of `lines`, which keep their carriage returns; a quoted cell may be up to `longest` bytes."""
     again: deque[Line] = deque()  # read inside quotes that were none
     csv.field_size_limit(max(csv.field_size_limit(), 2 * longest))
     while (line := again.popleft() if again else next(lines, None)) is not None:
@@ -65,7 +65,7 @@ def table(lines: Iterator[Line], *, longest: int = LONGEST) -> Iterator[Cells]:
 
 
 def _lines_of_row(taken: list[Line], again: deque[Line], lines: Iterator[Line], longest: int) -> Iterator[str]:
-    """The first line of `taken`, and those that it goes on with, which are put there too."""
+    """Yield the first line of `taken`, and the lines that continue it, which are appended there."""
     yield taken[0].text + "\n"
     size = taken[0].size
     while size <= longest:

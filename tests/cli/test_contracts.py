@@ -217,8 +217,8 @@ def test_a_silent_pipe_is_not_waited_for(
     """A stdin that was merely inherited, on which nobody writes and which nobody closes: a word about it, and on it goes."""
     reader, writer = os.pipe()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dynx.cli.inputs.NOTICE", 0.01)
-    monkeypatch.setattr("dynx.cli.inputs.GIVE_UP", 0.02)
+    monkeypatch.setattr("dynx.cli.inputs.NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr("dynx.cli.inputs.GIVE_UP_SECONDS", 0.02)
     expected = cli(name, "-m", models[name], *COMMANDS[name])
     with os.fdopen(reader) as stdin, os.fdopen(writer, "w"):
         result = cli(name, "-m", models[name], *COMMANDS[name], stdin=stdin)

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynx.cli.classify.output import SCHEMA, Document, Format, JsonLines, Table, escape, resume, unescape
-from dynx.cli.classify.records import ROOM, Layout, Record, Records, layout, read_records, windows
-from dynx.cli.pieces import CHUNK, LONGEST, pieces
+from dynx.cli.classify.records import MAX_WINDOW_BYTES, Layout, Record, Records, layout, read_records, windows
+from dynx.cli.pieces import CHUNK_BYTES, MAX_LINE_BYTES, pieces
 from dynx.early_exit.types import Prediction
 from dynx.errors import UsageError
 
@@ -169,7 +169,7 @@ def test_names_of_files_are_any_bytes(tmp_path: Path) -> None:
 
 def test_a_line_that_is_too_long_is_an_error_in_its_row() -> None:
     """It isn't kept whole, and the lines around it are read, whatever their layout."""
-    long = b"x" * (LONGEST + 10)
+    long = b"x" * (MAX_LINE_BYTES + 10)
     for options, good, expected in (
         ({}, b"good", "good"),
         ({"tsv": True, "column": "1"}, b"good\t1", "good"),
@@ -181,7 +181,7 @@ def test_a_line_that_is_too_long_is_an_error_in_its_row() -> None:
         assert all(len(r.raw) < 300 for r in found)
 
 
-@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 12, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 12, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
 def test_a_piece_that_is_too_long_leaves_the_others_where_they_are(size: int) -> None:
     """Offsets after it count all of its bytes, and so much comes of it that it is known to be too long."""
     found = list(pieces(io.BytesIO(b"one\n" + b"x" * size + b"\ntwo\nlast"), "stdin", longest=10))
@@ -201,12 +201,12 @@ def test_a_stream_without_line_ends_is_refused_before_it_fills_the_memory() -> N
     tracemalloc.start()
     with Path("/dev/zero").open("rb") as zeros:
         found = pieces(zeros, "stdin")
-        assert len(next(found)[1]) > LONGEST
+        assert len(next(found)[1]) > MAX_LINE_BYTES
         with pytest.raises(UsageError, match="1024 MiB without a line end"):
             list(found)
-    assert tracemalloc.get_traced_memory()[1] < 4 * LONGEST
+    assert tracemalloc.get_traced_memory()[1] < 4 * MAX_LINE_BYTES
     tracemalloc.stop()
-    assert LONGEST == 16 << 20
+    assert MAX_LINE_BYTES == 16 << 20
 
 
 def test_a_directory_on_stdin_is_refused() -> None:
@@ -446,7 +446,7 @@ def test_windows_are_full_when_the_producer_is_fast() -> None:
     assert [r.index for window in found for r in window] == list(range(2500))
 
 
-@pytest.mark.parametrize(("size", "window", "ahead"), [(1, 4, 8), (ROOM, 1, 1)], ids=["records", "bytes"])
+@pytest.mark.parametrize(("size", "window", "ahead"), [(1, 4, 8), (MAX_WINDOW_BYTES, 1, 1)], ids=["records", "bytes"])
 def test_windows_read_ahead_within_bounds(size: int, window: int, ahead: int) -> None:
     """The reader stops at twice a window, or at `ROOM` bytes, with one more record in its hands."""
     made, reached = 0, threading.Event()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.models import ROLLING, STATEFUL, VOCAB, Stub, perturbed, scripted, tiny
 
-from dynx.cli.stdin import LONGEST, Arrivals, Beginning, rows_asked
+from dynx.cli.stdin import MAX_LINE_BYTES, Arrivals, Beginning, rows_asked
 from dynx.errors import UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
@@ -344,16 +344,18 @@ def test_memory_caps_the_rows() -> None:
 def test_a_line_that_is_too_long_arrives_as_its_beginning(tmp_path: Path) -> None:
     """It isn't kept whole, its size is known, and the lines around it are whole; without line ends there are no lines."""
     path = tmp_path / "lines"
-    path.write_bytes(b"one\n" + b"x" * (LONGEST + 5) + b"\n" + b"y" * LONGEST + b"\n" + b"z" * (LONGEST + 1))
+    path.write_bytes(
+        b"one\n" + b"x" * (MAX_LINE_BYTES + 5) + b"\n" + b"y" * MAX_LINE_BYTES + b"\n" + b"z" * (MAX_LINE_BYTES + 1)
+    )
     with path.open("rb") as stream:
         lines = Arrivals(stream)
         first, long, longest, last, end = (lines.readline() for _ in range(5))
     assert (first, end) == (b"one\n", b"")
     assert isinstance(long, Beginning)
-    assert (long.size, len(long) <= LONGEST, long[:3]) == (LONGEST + 6, True, b"xxx")
-    assert longest == b"y" * LONGEST + b"\n"
+    assert (long.size, len(long) <= MAX_LINE_BYTES, long[:3]) == (MAX_LINE_BYTES + 6, True, b"xxx")
+    assert longest == b"y" * MAX_LINE_BYTES + b"\n"
     assert isinstance(last, Beginning)
-    assert last.size == LONGEST + 1
+    assert last.size == MAX_LINE_BYTES + 1
     with Path("/dev/zero").open("rb") as zeros, pytest.raises(UsageError, match="1024 MiB without a line end"):
         Arrivals(zeros).readline()
 

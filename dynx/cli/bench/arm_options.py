@@ -42,14 +42,14 @@ class Variation:
     differs: dict[str, Any]
 
     def applied(self, request: Request) -> Request:
-        """Return what is asked for this arm."""
+        """Return the request of this arm."""
         differs = {name: value for name, value in self.differs.items() if name != "models"}
         models = self.differs.get("models")
         return replace(request, **differs, **({"model": models[0]} if models else {}))
 
 
 def request_of(options: Options, model: str) -> Request:
-    """Return what the command line asks for one model, with the options in `--with`. Raises UsageError."""
+    """Return the request for one model, with the options in `--with`. Raises UsageError."""
     given: dict[str, Any] = {}
     for line in options.with_ or []:
         given |= with_options(line)
@@ -133,7 +133,7 @@ def check_takes(one: Variation, settings: type[Any], what: str) -> None:
 
 
 def side_by_side(arm: Arm[Case], threads: int, usual: int) -> Arm[Case]:
-    """Return an arm of another model, which may want another number of threads than the `usual` one."""
+    """Return an arm of another model, run with that model's number of threads; `usual` is the number of the other arms."""
     import torch
 
     from dynx.bench.wrappers import threaded

@@ -1,4 +1,4 @@
-"""`dynx bench` for classifiers: length-bucketed batches against early exits, and how many labels those change."""
+"""`dynx bench` for classifiers: compares early exit with length-bucketed batches, in speed and in changed labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
 
-TASK, MODELS, MODEL_DOES = "classify", "classifiers", "is a classifier"
+TASK, MODELS, MODEL_IS = "classify", "classifiers", "is a classifier"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Settings:
 
 
 def prepare(request: Request, terminal: Terminal) -> Prepared:
-    """Build the arms and the cases of inputs, and say how a result is made of what the arms did."""
+    """Build the arms and the cases of inputs, and the function that builds a result from the measurements."""
     from dynx.bench.arms import classification
     from dynx.bench.report import summarize
 
@@ -109,14 +109,14 @@ def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[Lo
 
 
 def make_plan(request: Request, terminal: Terminal) -> ClassifierPlan:
-    """Decide what can be decided without loading anything. Raises DynxError."""
+    """Resolve a plan without loading anything. Raises DynxError."""
     from dynx import early_exit
 
     return early_exit.make_plan(request_of(request), warn=terminal.warn)
 
 
 def request_of(request: Request) -> ClassifierRequest:
-    """Return what is asked of the model's side, with this task's defaults."""
+    """Return the request for the classifier, with this task's defaults."""
     from dynx.early_exit.plan import ClassifierRequest
 
     own = settings(request, Settings)
@@ -137,7 +137,7 @@ def request_of(request: Request) -> ClassifierRequest:
 def further_arms(
     request: Request, assembly: LoadedClassifier, default: LoadedClassifier, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
-    """Build the arms that --arm asks for; `default` is the model as the peers run it."""
+    """Build the arms of --arm; `default` is the model as the peers run it."""
     from dynx.bench.arms.classification import own_arms, peer_arms
 
     arms: list[Arm[Any]] = []
@@ -208,7 +208,7 @@ def choose(
 
 
 def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[str, Any]:
-    """Return where and on what this was measured."""
+    """Return the header of a result: the device, the versions and the inputs."""
     from dynx.runtime.hashing import text_hash
 
     exits, known = assembly.decisions.exits, assembly.exit_profile
@@ -227,7 +227,7 @@ def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[s
 def notes(
     assembly: LoadedClassifier, inputs: Inputs, quality: Mapping[str, Quality], *, made_up: bool = False
 ) -> list[str]:
-    """Return sentences about the labels, and about what the comparison is worth."""
+    """Return sentences about the labels and about the limits of the comparison."""
     from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
 
@@ -243,7 +243,7 @@ def notes(
 
 
 def gates(result: BenchResult, quality: Mapping[str, Quality], request: Request) -> list[Gate]:
-    """Judge what the command line asks for; speed is judged against the faster of bucketed and plain."""
+    """Decide the gates that the command line sets; speed is compared with the faster of bucketed and plain."""
     from dynx.bench.gates import max_disagreement, min_speedup, require_identical
 
     arm = result.arm("dynamic")

@@ -1,4 +1,4 @@
-"""`dynx bench`: plain against static against dynamic, and a verdict. What is measured depends on each model's task."""
+"""`dynx bench`: compares plain, static and dynamic execution, and decides gates. Each model's task sets what is measured."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _run(options: Options) -> None:
 
 
 def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
-    """Print the table and what it says."""
+    """Print the table, notes and verdicts."""
     from dynx.bench.report import sentences
     from dynx.bench.table import render
 
@@ -79,7 +79,7 @@ def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
 
 
 def finish(results: list[BenchResult], errors: list[DynxError], options: Options, terminal: Terminal) -> None:
-    """Write what was asked for, and end as the worst of the results asks. Raises GateFailed, Undecided, or the first error."""
+    """Write the exports, then raise for the worst of the results. Raises GateFailed, Undecided, or the first error."""
     from dynx.bench import document, export
     from dynx.bench.result import Verdict, overall
     from dynx.cli.output_files import parse_export, parse_plot
@@ -115,7 +115,7 @@ def reasons(results: Sequence[BenchResult], chosen: Callable[[Gate], bool]) -> s
 
 
 def choose(options: Options) -> list[Request]:
-    """Return a request for each model given, else for each shipped one, of the task if one is given. Raises UsageError."""
+    """Return one request per given model, else per shipped model (of the task, if one is given). Raises UsageError."""
     from dynx import shipped
     from dynx.cli.bench.arm_options import request_of
 
@@ -133,7 +133,7 @@ def choose(options: Options) -> list[Request]:
 
 
 def check(options: Options) -> None:
-    """Raise UsageError for what is wrong whatever the model, before one is loaded and minutes are spent."""
+    """Raise UsageError for what is wrong with any model, before one is loaded."""
     from dynx.bench.gates import min_quality, min_speedup
     from dynx.cli.bench import arm_options
     from dynx.cli.bench.values import parse_tolerance
@@ -165,7 +165,7 @@ def modules() -> dict[str, TaskModule]:
 
 
 def task_of(request: Request) -> TaskModule:
-    """Return the module that measures this model. Raises UsageError where another task was asked for."""
+    """Return the module that measures this model. Raises UsageError where another task is given."""
     from dynx.runtime import loading
 
     source = loading.find(
@@ -177,12 +177,12 @@ def task_of(request: Request) -> TaskModule:
     task = loading.task_of(source)
     module = modules()[task]
     if request.task not in (None, ALL, task):
-        raise UsageError(f"{source.name} {module.MODEL_DOES}; the task given is {request.task}")
+        raise UsageError(f"{source.name} {module.MODEL_IS}; the task given is {request.task}")
     return module
 
 
 def check_tasks(request: Request, models: Sequence[tuple[Request, TaskModule]]) -> None:
-    """Raise UsageError for an option that none of the models has a use for."""
+    """Raise UsageError for an option that applies to none of the models."""
     known = list(modules().values())
     here = [module for _, module in models]
     for name, value in vars(request).items():
@@ -191,7 +191,7 @@ def check_tasks(request: Request, models: Sequence[tuple[Request, TaskModule]]) 
             shown = name.replace("_", "-")
             words = " and ".join(module.MODELS for module in takers)
             who = (
-                f"{Path(models[0][0].model).name} {here[0].MODEL_DOES}"
+                f"{Path(models[0][0].model).name} {here[0].MODEL_IS}"
                 if len(models) == 1
                 else "none of the models is one"
             )
@@ -199,7 +199,7 @@ def check_tasks(request: Request, models: Sequence[tuple[Request, TaskModule]]) 
 
 
 def applying(request: Request, module: TaskModule) -> Request:
-    """Return one of several requests with the options that its task has, and less time."""
+    """Return one of several requests without the options of other tasks, and with a share of the time."""
     mine = names_of(module.Settings)
     others = {name for other in modules().values() for name in names_of(other.Settings) if name not in mine}
     cleared: dict[str, Any] = dict.fromkeys(others)

@@ -1,4 +1,4 @@
-"""`dynx bench` for pipelines that draw: fewer steps for all pictures alike against as many as each picture needs."""
+"""`dynx bench` for pipelines: compares the same number of steps for all pictures with as many as each picture needs."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
 
-TASK, MODELS, MODEL_DOES = "draw", "text-to-image pipelines", "is a text-to-image pipeline"
+TASK, MODELS, MODEL_IS = "draw", "text-to-image pipelines", "is a text-to-image pipeline"
 
 PROMPT_SEED = 1
-"""Seed of prompts from the vocabulary; calibration makes its own with 0."""
+"""Seed of the prompts made from the vocabulary; calibration uses 0."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options that only pipelines that draw have, with their defaults here."""
+    """Options that only pipelines have, with their defaults here."""
 
     runs: int = 2
     prompts: int = 16
@@ -50,7 +50,7 @@ class Settings:
 
 
 def prepare(request: Request, terminal: Terminal) -> Prepared:
-    """Build the arms and choose prompts and seeds, and say how a result is made of the pictures."""
+    """Build the arms, choose prompts and seeds, and return the function that builds a result from the pictures."""
     from dynx.bench import report
     from dynx.bench.arms import drawing
     from dynx.diffusion.clip_similarity import vision_tower_of
@@ -92,7 +92,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
 def further_arms(
     request: Request, assembly: LoadedImageGenerator, comparison: PictureComparison, terminal: Terminal
 ) -> list[Arm[Any]]:
-    """Build the arms that --arm asks for."""
+    """Build the arms of --arm."""
     from dynx.bench.arms import drawing
     from dynx.diffusion.generator import ImageGenerator
 
@@ -120,14 +120,14 @@ def further_arms(
 
 
 def make_plan(request: Request, terminal: Terminal) -> ImageGeneratorPlan:
-    """Decide what can be decided without loading anything. Raises DynxError."""
+    """Resolve a plan without loading anything. Raises DynxError."""
     from dynx import diffusion
 
     return diffusion.make_plan(request_of(request), warn=terminal.warn)
 
 
 def request_of(request: Request) -> ImageGeneratorRequest:
-    """Return what is asked of the model's side, with this task's defaults. Raises UsageError for settings that can't be."""
+    """Return the request for the pipeline, with this task's defaults. Raises UsageError for settings that are out of range."""
     from dynx.diffusion.plan import ImageGeneratorRequest
 
     own = settings(request, Settings)
@@ -162,7 +162,7 @@ def prompts(assembly: LoadedImageGenerator, texts: Sequence[str] | None, count: 
 
 
 def unseen(assembly: LoadedImageGenerator, count: int) -> list[str]:
-    """Make prompts of the vocabulary that calibration doesn't make, unless it is too small for that."""
+    """Make prompts from the vocabulary that calibration doesn't make, unless the vocabulary is too small for that."""
     from dynx.diffusion import prompts
     from dynx.diffusion.prompts import own_prompts
 
@@ -177,7 +177,7 @@ def unseen(assembly: LoadedImageGenerator, count: int) -> list[str]:
 
 
 def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair]) -> dict[str, Any]:
-    """Return where and on what this was measured."""
+    """Return the header of a result: the device, the versions and the pictures."""
     from dynx.runtime.hashing import text_hash
 
     adapter, known, steps = assembly.engine.adapter, assembly.step_profile, assembly.decisions.steps
@@ -199,7 +199,7 @@ def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair])
 
 
 def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[str]:
-    """Return sentences about what the comparison is worth."""
+    """Return sentences about the limits of the comparison."""
     from dynx.bench.arms.drawing import why_plain
     from dynx.runtime.hashing import text_hash
 
@@ -219,7 +219,7 @@ def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[s
 
 
 def gates(result: BenchResult, quality: Mapping[str, Quality], request: Request) -> list[Gate]:
-    """Judge what the command line asks for: speed against plain, equal pixels, and pictures like plain's."""
+    """Decide the gates that the command line sets: speed against plain, equal pixels, and SSIM to plain's pictures."""
     from dynx.bench.gates import min_quality, min_speedup, require_identical
 
     arm = result.arm("dynamic")

@@ -1,4 +1,4 @@
-"""`dynx bench` for language models: static drafts of each length against dynamic ones, all writing the same tokens."""
+"""`dynx bench` for language models: compares static draft lengths with the dynamic policy; all arms write the same tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
 
-TASK, MODELS, MODEL_DOES = "generate", "language models", "is a language model"
+TASK, MODELS, MODEL_IS = "generate", "language models", "is a language model"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Settings:
 
 
 def prepare(request: Request, terminal: Terminal) -> Prepared:
-    """Build the arms and the prompts that they run on, and say how a result is made of what they did."""
+    """Build the arms and their prompts, and the function that builds a result from the measurements."""
     from dynx.bench.arms.generation import Task, own_arms
     from dynx.bench.builtin_inputs import PROMPTS
     from dynx.runtime.hashing import text_hash
@@ -78,14 +78,14 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
 
 
 def make_plan(request: Request, terminal: Terminal) -> GeneratorPlan:
-    """Decide what can be decided without loading anything. Raises DynxError."""
+    """Resolve a plan without loading anything. Raises DynxError."""
     from dynx import speculation
 
     return speculation.make_plan(request_of(request), warn=terminal.warn)
 
 
 def request_of(request: Request) -> GeneratorRequest:
-    """Return what is asked of the model's side, with this task's defaults."""
+    """Return the request for the language model, with this task's defaults."""
     from dynx.speculation.plan import GeneratorRequest
 
     own = settings(request, Settings)
@@ -107,7 +107,7 @@ def judged(
     assembly: LoadedGenerator,
     cases: Sequence[list[int]],
 ) -> BenchResult:
-    """Condense what was measured, add where answers first differ, and judge."""
+    """Summarize the measurements, add where outputs first differ, and decide the gates."""
     from dynx.bench import report
     from dynx.bench.arms.generation import by_position
     from dynx.bench.mismatch import first_mismatch
@@ -142,7 +142,7 @@ def further_arms(
     texts: dict[tuple[int, ...], str],
     terminal: Terminal,
 ) -> list[Arm[list[int]]]:
-    """Build the arms that --arm asks for."""
+    """Build the arms of --arm."""
     from dynx.bench.arms.generation import own_arms, peer_arms
 
     arms: list[Arm[list[int]]] = []
@@ -176,7 +176,7 @@ def further_arms(
 
 
 def retokenized(arm: Arm[list[int]], assembly: LoadedGenerator, texts: dict[tuple[int, ...], str]) -> Arm[list[int]]:
-    """Return an arm of another model that gets the same texts as tokens of its own."""
+    """Return an arm of another model that gets the same texts, tokenized by its own tokenizer."""
 
     def run(case: list[int]) -> Outcome:
         return arm.run(list(assembly.tokenizer(texts[tuple(case)])["input_ids"]))
@@ -185,7 +185,7 @@ def retokenized(arm: Arm[list[int]], assembly: LoadedGenerator, texts: dict[tupl
 
 
 def gates(result: BenchResult, request: Request) -> list[Gate]:
-    """Judge what the command line asks for: dynamic against plain, and token for token."""
+    """Decide the gates that the command line sets: speed against plain, and equal tokens."""
     from dynx.bench.gates import min_speedup, require_identical
 
     try:

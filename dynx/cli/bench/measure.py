@@ -1,4 +1,4 @@
-"""One model's measurement, from the request to a judged result: budgets, interim analyses, and the comparison with --baseline."""
+"""Measures one model, from the request to a decided result: budgets, interim analyses, and the comparison with --baseline."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.cli.options.bench import Options, Request
 
-SLOW = "DYNX_BENCH_SLOW"
+SLOW_VARIABLE = "DYNX_BENCH_SLOW"
 """Environment variable for testing gates: an arm and how much slower to make it, like dynamic=15%."""
 
 
 def read_baseline(options: Options, models: Sequence[tuple[Request, TaskModule]]) -> list[Baseline]:
-    """Read the results in --baseline and check that each model has one; none without it. Raises UsageError."""
+    """Read the results in --baseline and check that each model has one; return none without the option. Raises UsageError."""
     if options.baseline is None:
         return []
     from dynx.bench import baseline
@@ -54,7 +54,7 @@ def read_baseline(options: Options, models: Sequence[tuple[Request, TaskModule]]
 
 @contextmanager
 def naming_baseline(hint: str | None = None) -> Iterator[None]:
-    """Put the option's name before what is wrong with its file."""
+    """Prefix errors about the baseline's file with the option's name."""
     try:
         yield
     except UsageError as e:
@@ -62,12 +62,12 @@ def naming_baseline(hint: str | None = None) -> Iterator[None]:
 
 
 def measure(request: Request, module: TaskModule, known: list[Baseline], terminal: Terminal) -> BenchResult:
-    """Prepare one model's task, measure and judge."""
+    """Prepare one model's task, measure it and decide its gates."""
     return measured(prepare(request, module, terminal), request, known, terminal)
 
 
 def prepare(request: Request, module: TaskModule, terminal: Terminal) -> Prepared:
-    """Make the task ready. Raises DynxError where a gate waits and loading takes too long."""
+    """Prepare the task. Raises DynxError where a gate is given and loading takes too long."""
     from dynx.bench.deadline import OutOfTime, deadline
 
     seconds = max(request.budget or 0.0, LOADING_TIMEOUT_SECONDS)
@@ -83,7 +83,7 @@ def prepare(request: Request, module: TaskModule, terminal: Terminal) -> Prepare
 
 
 def measured(prepared: Prepared, request: Request, known: list[Baseline], terminal: Terminal) -> BenchResult:
-    """Run the arms on the cases until it is decided or time is up, condense, and judge."""
+    """Run the arms on the cases until the gates are decided or time is up, then summarize and decide."""
     from dynx.bench import baseline, runner
     from dynx.bench.deadline import deadline
 
@@ -136,7 +136,7 @@ def measured(prepared: Prepared, request: Request, known: list[Baseline], termin
 
 
 def plan(request: Request, prepared: Prepared) -> tuple[InterimPlan, float | None]:
-    """Return when to analyze, and the budget in seconds: by default a gate on speed is measured until it is decided.
+    """Return the rounds of the interim analyses, and the budget in seconds; a speed gate is by default measured until decided.
 
     A gate always has a budget, so that no machine can keep a build waiting; without one only --budget sets it.
     """
@@ -151,7 +151,7 @@ def plan(request: Request, prepared: Prepared) -> tuple[InterimPlan, float | Non
 
 
 def cut_short(result: BenchResult, measured: Measurements, budget: float | None) -> BenchResult:
-    """Return the result of a budget that ended before every input was run once: no gate passes, as the rest wasn't run."""
+    """Return the result for a budget that ended before every input ran once: no gate passes."""
     from dynx.bench.result import Verdict
 
     of = measured.planned_cases or measured.cases
@@ -167,18 +167,18 @@ def cut_short(result: BenchResult, measured: Measurements, budget: float | None)
 
 
 def confidence(interim: InterimPlan, measured: Measurements) -> float:
-    """Return the confidence of the intervals that gates are judged by, at an interim analysis or at the end."""
+    """Return the confidence level of the gates' intervals, for an interim analysis or for the end."""
     if measured.stopped == "decided" or not measured.ended:
         return interim.confidence_at(measured.analyzed, last=False)
     return interim.confidence_at([*measured.analyzed, max(measured.rounds, 1)], last=True)
 
 
 def equipped(prepared: Prepared) -> list[Arm[Any]]:
-    """Return the arms, with the slow-down of a test where one is set. Raises UsageError for a slow-down that can't be read."""
+    """Return the arms, slowed down where the variable for tests asks for it. Raises UsageError for a value that can't be read."""
     from dynx.bench.wrappers import slowed
 
     arms = list(prepared.arms)
-    if setting := os.environ.get(SLOW):
+    if setting := os.environ.get(SLOW_VARIABLE):
         name, share = parse_slow(setting)
         arms = [slowed(arm, share, time.perf_counter, time.sleep) if arm.name == name else arm for arm in arms]
     return arms
@@ -187,7 +187,7 @@ def equipped(prepared: Prepared) -> list[Arm[Any]]:
 def against(
     stored: Baseline, measured: Measurements, request: Request, confidence: float, differing: tuple[str, ...]
 ) -> list[Gate]:
-    """Judge each dynamic arm that the stored result has too."""
+    """Compare each dynamic arm with the same arm of the stored result."""
     from dynx.bench.baseline import DEFAULT_TOLERANCE, no_slower
 
     tolerance = tolerance_or(request.tolerance, DEFAULT_TOLERANCE)
@@ -206,10 +206,10 @@ def against(
 
 
 def annotated(result: BenchResult, measured: Measurements, interim: InterimPlan) -> BenchResult:
-    """Add to the result how it was measured: interim analyses and overhead."""
+    """Add the method of measurement to the result: interim analyses and overhead."""
     notes = list(result.notes)
-    if setting := os.environ.get(SLOW):
-        notes.append(f"{SLOW}={setting} slows an arm down on purpose, so these results are not dynx's speed")
+    if setting := os.environ.get(SLOW_VARIABLE):
+        notes.append(f"{SLOW_VARIABLE}={setting} slows an arm down on purpose, so these results are not dynx's speed")
     if len(interim.rounds) > 1:
         notes.append(f"{interim}; {_times(measured)}")
     runner: dict[str, JSON] = {

@@ -1,4 +1,4 @@
-"""What the parts of `dynx bench` share: a prepared task, its settings, budgets, and the header of a result."""
+"""Shared parts of the tasks of `dynx bench`: a prepared task, its settings, budgets, and the header of a result."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 Own = TypeVar("Own")
 
 SUITE_BUDGET_SECONDS = 50.0
-"""Time for each of several models, unless asked otherwise."""
+"""Budget of each of several models, unless --budget is given."""
 
 SPEED_GATE_BUDGET_SECONDS = 120.0
-"""Time in which a gate on speed is decided, unless asked otherwise; on a loaded machine it takes most of it."""
+"""Budget of a speed gate, unless --budget is given; on a loaded machine deciding takes most of it."""
 
 GATE_BUDGET_SECONDS = 300.0
-"""Time for any other gate, and for one on speed with --runs: what isn't measured by then is inconclusive."""
+"""Budget of other gates, and of a speed gate with --runs; a gate that isn't decided by then is inconclusive."""
 
 LOADING_TIMEOUT_SECONDS = 120.0
-"""Time that a model may take to load before a gate gives up, or the budget where that is more."""
+"""Longest time to load a model before a gate gives up; the budget, if longer, replaces it."""
 
 EARLY_ANALYSIS_SHARE = 0.1
-"""Share of the budget after which the first interim analysis is brought forward, so that slow arms which decide no gate stop."""
+"""Share of the budget after which the first interim analysis is brought forward, to stop slow arms that decide no gate."""
 
 TASKS = ("generate", "classify", "draw")
 ALL = "all"
@@ -39,16 +39,16 @@ ALL = "all"
 
 @dataclass
 class Prepared:
-    """A task made ready: what runs, on what, and how measurements become a result."""
+    """A task that is ready to run: its arms, its cases, and how measurements become a result."""
 
     task: str
     arms: Sequence[Arm[Any]]
     cases: Sequence[Any]
     header: dict[str, Any]
     rounds: int
-    """Rounds to measure, unless a gate wants more."""
+    """Number of rounds to measure, unless a gate needs more."""
     conclude: Callable[[Measurements, float], BenchResult]
-    """Condenses complete rounds, with the confidence of intervals, and judges the task's own gates."""
+    """Summarizes complete rounds, given the confidence level of the intervals, and decides the task's own gates."""
 
 
 PlannedRun: TypeAlias = "Plan[Any, Any]"
@@ -59,9 +59,9 @@ class TaskModule(Protocol):
 
     TASK: str
     MODELS: str
-    """What its models are called, in the plural."""
-    MODEL_DOES: str
-    """What one of them does, after its name."""
+    """Name of its models, in the plural."""
+    MODEL_IS: str
+    """Predicate about one model, as in "NAME is a classifier"."""
 
     @property
     def Settings(self) -> type[Any]:  # noqa: N802 - a class of the module
@@ -71,7 +71,7 @@ class TaskModule(Protocol):
         """Load the model, build the arms and choose the inputs."""
 
     def make_plan(self, request: Request, terminal: Terminal) -> PlannedRun:
-        """Decide what can be decided without loading anything."""
+        """Resolve a plan without loading anything."""
 
 
 def names_of(kind: type[Any]) -> list[str]:
@@ -80,13 +80,13 @@ def names_of(kind: type[Any]) -> list[str]:
 
 
 def settings(request: Request, kind: type[Own]) -> Own:
-    """Return a task's own settings: those that were given, and its defaults."""
+    """Return a task's own settings: the given ones, and its defaults for the rest."""
     given = {name: value for name, value in vars(request).items() if value is not None}
     return kind(**{name: given[name] for name in names_of(kind) if name in given})
 
 
 def conditions(plan: PlannedRun, *, library: str = "transformers", **details: Any) -> dict[str, Any]:
-    """Return the header of a result: where and on what was measured.
+    """Return the header of a result: device and versions.
 
     `library` is the one that the model comes from, `details` are the task's.
     """

@@ -7,10 +7,10 @@ import math
 from dynx.errors import UsageError
 
 MAX_DRAFT_LENGTH = 64
-"""Tokens of a static arm's draft."""
+"""Largest draft length of a static arm, in tokens."""
 
 MAX_STEPS = 1000
-"""Steps of a static arm's sampler."""
+"""Largest number of steps of a static arm."""
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -24,7 +24,7 @@ def parse_steps(text: str) -> list[int]:
 
 
 def parse_numbers(text: str, limit: int, what: str) -> list[int]:
-    """Return numbers from "1-10", "2,4" or "none", each once and rising. Raises UsageError, which calls them `what`."""
+    """Return numbers from "1-10", "2,4" or "none", each once and rising. Raises UsageError, which names them `what`."""
     if text.strip() in ("", "none", "0"):
         return []
     numbers: set[int] = set()
@@ -56,7 +56,7 @@ def parse_tolerance(text: str) -> float:
 
 
 def tolerance_or(text: str | None, default: float) -> float:
-    """Return the share that --tolerance gives, or this default. Raises UsageError."""
+    """Return the share of --tolerance, or this default. Raises UsageError."""
     return default if text is None else parse_tolerance(text)
 
 

@@ -1,4 +1,4 @@
-"""`dynx calibrate --check`: tests what a stored profile promises on inputs that it wasn't learned from.
+"""`dynx calibrate --check`: tests the promise of a stored profile on fresh inputs.
 
 The measuring is that of `dynx bench`. A language model's profile promises the same tokens and a speed; a classifier's that few
 labels differ; a pipeline's that most pictures look like the full run's. A promise is broken when the measurement rules it out.
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from dynx.runtime.profile import Profile
 
 MAX_SHORTFALL = 0.2
-"""Share of the promised speed that may be missing: other texts, or a machine with other work, may well take as much."""
+"""Share of the promised speed that may be missing, since other texts or other load on the machine can cost as much."""
 
 CHECKED_PICTURES = 60
-"""Pictures to compare; the fewest of which a few could break a promise for 95 % of pictures."""
+"""Number of pictures to compare: the smallest at which a few can break a promise for 95 % of pictures."""
 
 
 def check(options: Options, terminal: Terminal) -> None:
-    """Measure, print, and judge. Raises GateFailed for a broken promise, NoProfileError where there is none to test."""
+    """Measure, print and decide. Raises GateFailed for a broken promise, NoProfileError where no profile fits."""
     unused = {"--dry-run": options.dry_run, "--plot": options.plot, "--negative": options.negative}
     for name, value in unused.items():
         if value:
@@ -90,7 +90,7 @@ def request_of(options: Options) -> Request:
 
 
 def promised(profile: Profile, options: Options, module: TaskModule) -> dict[str, Any]:
-    """Return the gates that a profile's promise amounts to, and the settings of a measurement that decides them."""
+    """Return the gates that test a profile's promise, and the settings of a measurement that decides them."""
     if module is bench_generation:
         speed = max(1.0, float(profile.evidence["predicted_speedup"]))
         gates = {"min_speedup": speed, "tolerance": f"{100 * MAX_SHORTFALL:g}%", "require_identical": True}
@@ -111,7 +111,7 @@ def promised(profile: Profile, options: Options, module: TaskModule) -> dict[str
 
 
 def absent(plan: PlannedRun) -> str:
-    """Say why there is nothing to test: no profile at all, or one of another device, version or model."""
+    """Return why there is no profile to test: none is stored, or one of another device, version or model."""
     from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 
     store = ProfileStore(profiles_folder(), lambda _: None)
@@ -127,7 +127,7 @@ def absent(plan: PlannedRun) -> str:
 
 
 def refuse_learned(request: Request, module: TaskModule, plan: PlannedRun, profile: Profile) -> None:
-    """Raise UsageError for the inputs that the profile was learned from: they would prove nothing."""
+    """Raise UsageError for the inputs that the profile was learned from, which test nothing."""
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.runtime.hashing import text_hash
 
@@ -144,7 +144,7 @@ def refuse_learned(request: Request, module: TaskModule, plan: PlannedRun, profi
 
 
 def verdict(result: BenchResult, profile: Profile) -> str:
-    """In a line."""
+    """Format the verdict as one line."""
     from dynx.bench.result import Verdict, overall
 
     said = {

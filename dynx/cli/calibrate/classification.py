@@ -1,4 +1,4 @@
-"""`dynx calibrate` for classifiers: what the data can show before the run, and what was found after it."""
+"""`dynx calibrate` for classifiers: reports what the data can certify before the run, and the findings after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_inputs
 from dynx.errors import UsageError
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.plan import ClassifierPlan
 
-WORST = 3
-"""Classes with the most disagreement that the report names."""
+MAX_REPORTED_CLASSES = 3
+"""Largest number of classes in the report of the most changed ones."""
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
-    """Learn exits, certify, store, and say what was found."""
+    """Learn exits, certify and store them, and report."""
     from dynx.early_exit import assemble, make_plan
     from dynx.early_exit.plan import ClassifierRequest
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a classifier")
     refuse(options, ("quality", "guidance", "negative", "size", "plot"), "is a classifier")
-    budget = BUDGET if options.budget is None else options.budget
+    budget = BUDGET_SECONDS if options.budget is None else options.budget
     request = ClassifierRequest(
         options.model,
         backend=str(options.backend or "auto"),
@@ -78,7 +78,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 
 def dry_run(plan: ClassifierPlan, inputs: Inputs, budget: float, options: Options, terminal: Terminal) -> None:
-    """What would be learned and what the data can show, without loading a model."""
+    """Print what would be learned and what the data can certify, without loading a model."""
     from dynx.runtime.binomial import most_failures, supports
     from dynx.runtime.certify import deduplicate, split
 
@@ -111,7 +111,7 @@ def dry_run(plan: ClassifierPlan, inputs: Inputs, budget: float, options: Option
 
 
 def report(found: Findings, assembly: LoadedClassifier, terminal: Terminal, options: Options) -> None:
-    """The findings: a table and the decision in words, or one JSON document."""
+    """Print the findings: a table and the decision in words, or one JSON document."""
     if options.json:
         terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
         return
@@ -125,7 +125,7 @@ def report(found: Findings, assembly: LoadedClassifier, terminal: Terminal, opti
 
 
 def table_of(found: Findings, assembly: LoadedClassifier) -> Table:
-    """Each exit tried: how often it is right, what it costs, and how many inputs leave there."""
+    """Return a table of the exits tried: agreement, cost, and share of inputs that exit there."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -148,7 +148,7 @@ def table_of(found: Findings, assembly: LoadedClassifier) -> Table:
 
 
 def worst_classes(found: Findings, assembly: LoadedClassifier) -> str:
-    """The classes that exits change most, of those where they change any."""
+    """Return the classes whose labels exits change most, if they change any."""
     if found.certificate is None or not found.certificate.active:
         return ""
     pairs = [
@@ -156,5 +156,8 @@ def worst_classes(found: Findings, assembly: LoadedClassifier) -> str:
         for name, (rows, bad) in zip(assembly.labels.names, found.certificate.by_class, strict=False)
         if bad
     ]
-    named = [f"{name} {bad} of {rows} ({share:.1%})" for share, bad, rows, name in sorted(pairs, reverse=True)[:WORST]]
+    named = [
+        f"{name} {bad} of {rows} ({share:.1%})"
+        for share, bad, rows, name in sorted(pairs, reverse=True)[:MAX_REPORTED_CLASSES]
+    ]
     return f"answers that differ, by the full model's label: {', '.join(named)}" if named else ""

@@ -1,4 +1,4 @@
-"""`dynx calibrate`: measure a model here, and keep house among the stored profiles."""
+"""`dynx calibrate`: measures a model on this device, and manages stored profiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(options: Options) -> None:
-    """One of the housekeeping actions, or a calibration."""
+    """Run one of the actions on profiles, or a calibration."""
     actions: list[tuple[bool, str, Callable[[Options, Terminal], None]]] = [
         (options.device_info, "--device-info", profiles.device_info),
         (options.list_, "--list", profiles.list_profiles),
@@ -35,14 +35,14 @@ def run(options: Options) -> None:
 
 
 def check(options: Options, terminal: Terminal) -> None:
-    """Test on fresh inputs what a stored profile promises."""
+    """Test a stored profile's promise on fresh inputs."""
     from dynx.cli.calibrate import check
 
     check.check(options, terminal)
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
-    """Find out what kind of model it is, and learn what its task asks for."""
+    """Find the model's task, and run that task's calibration."""
     from dynx.runtime import loading
 
     source = loading.find(

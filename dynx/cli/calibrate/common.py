@@ -1,4 +1,4 @@
-"""What the three kinds of calibration share: budget, refusals, storing."""
+"""Shared parts of the three kinds of calibration: budget, refused options, storing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 SCHEMA = "dynx.calibrate/1"
 
 
-BUDGET = 60.0
-"""Seconds, unless asked otherwise; pipelines that draw have their own."""
+BUDGET_SECONDS = 60.0
+"""Default budget in seconds, except for pipelines."""
 
 
 def refuse(options: Options, names: Sequence[str], what: str) -> None:
-    """Raise UsageError where an option was given that is for another task: `what` is the model's."""
+    """Raise UsageError for a given option that is for another task; `what` completes "MODEL ..."."""
     for name in names:
         if getattr(options, name):
             shown = "--" + name.replace("_", "-")
@@ -30,7 +30,7 @@ def refuse(options: Options, names: Sequence[str], what: str) -> None:
 
 
 def store(profile: Profile, terminal: Terminal, arrays: Mapping[str, Any] | None = None) -> None:
-    """Keep what was learned; where that can't be, say so and go on."""
+    """Store the profile; where that fails, warn and go on."""
     from dynx.runtime.profile_store import ProfileStore, StoreError, profiles_folder
 
     try:

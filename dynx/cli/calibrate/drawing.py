@@ -1,4 +1,4 @@
-"""`dynx calibrate` for pipelines that draw: what the data can show before the run, and what was found after it."""
+"""`dynx calibrate` for pipelines: reports what the data can certify before the run, and the findings after it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from dynx.diffusion.calibrate import Findings
     from dynx.diffusion.plan import ImageGeneratorPlan
 
-BUDGET = 600.0
-"""Seconds, unless asked otherwise."""
+BUDGET_SECONDS = 600.0
+"""Default budget in seconds."""
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
-    """Learn grids and steps, certify, store, and say what was found."""
+    """Learn grids and numbers of steps, certify and store them, and report."""
     from dynx.bench import plot
     from dynx.cli.output_files import parse_plot
     from dynx.diffusion import assemble, make_plan
@@ -49,7 +49,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         **options.for_request(),
     )
     plan = make_plan(request, warn=terminal.warn)
-    budget = BUDGET if options.budget is None else options.budget
+    budget = BUDGET_SECONDS if options.budget is None else options.budget
     if options.dry_run:
         dry_run(plan, texts, budget, options, terminal)
         return
@@ -85,7 +85,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 
 def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
-    """What would be learned, without loading a pipeline."""
+    """Print what would be learned, without loading a pipeline."""
     from dynx.diffusion.calibrate import MIN_PICTURES, power
 
     said = power(MIN_PICTURES)
@@ -112,7 +112,7 @@ def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: 
 
 
 def report(found: Findings, assembly: LoadedImageGenerator, terminal: Terminal, options: Options) -> None:
-    """The findings: quality against calls and the decision in words, or one JSON document."""
+    """Print the findings: quality against calls and the decision in words, or one JSON document."""
     if options.json:
         terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
         return
@@ -125,7 +125,7 @@ def report(found: Findings, assembly: LoadedImageGenerator, terminal: Terminal, 
 
 
 def table_of(found: Findings) -> Table:
-    """SSIM to the plain run at every number of steps, on the pictures that certify."""
+    """Return a table of SSIM to the plain run by number of steps, on the held-out pictures."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

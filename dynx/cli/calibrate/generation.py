@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.common import BUDGET, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.plan import GeneratorPlan
 
-ROOM = 16
-"""Tokens that a prompt must leave for an answer to learn from."""
+MIN_ANSWER_TOKENS = 16
+"""Smallest number of new tokens that a prompt must leave room for."""
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
-    """Measure, store, and say what was found."""
+    """Measure costs and acceptance, store the profile, and report."""
     others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "is a language model")
-    budget = BUDGET if options.budget is None else options.budget
+    budget = BUDGET_SECONDS if options.budget is None else options.budget
     from dynx.cli.calibration_data import read_prompts
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
@@ -64,17 +64,17 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
 
 def fitting(texts: list[str], assembly: LoadedGenerator) -> list[list[int]]:
-    """The token ids of those texts that leave room for an answer. Raises UsageError if none of them does."""
+    """Return the token ids of the texts that leave room for an answer. Raises UsageError if none of them does."""
     limit = assembly.engine.target.context
     prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
-    short = [prompt for prompt in prompts if limit is None or len(prompt) + ROOM <= limit]
+    short = [prompt for prompt in prompts if limit is None or len(prompt) + MIN_ANSWER_TOKENS <= limit]
     if prompts and not short:
         raise UsageError(f"--data has only prompts too long for the model's context of {limit} tokens")
     return short
 
 
 def dry_run(plan: GeneratorPlan, budget: float, options: Options, terminal: Terminal) -> None:
-    """What would be measured, without loading anything."""
+    """Print what would be measured, without loading anything."""
     document = {
         "schema": SCHEMA,
         "model": plan.source.name,
@@ -97,7 +97,7 @@ def dry_run(plan: GeneratorPlan, budget: float, options: Options, terminal: Term
 
 
 def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, options: Options) -> None:
-    """The findings: a table and the decision in words, or one JSON document."""
+    """Print the findings: a table and the decision in words, or one JSON document."""
     if options.json:
         terminal.document(json.loads(found.profile.to_json()) | {"schema": SCHEMA})  # which stays in first place
         return
@@ -109,7 +109,7 @@ def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, optio
 
 
 def table_of(found: Findings, assembly: LoadedGenerator) -> Table:
-    """Costs and acceptance by drafter, then what each set of drafters promises."""
+    """Return a table of costs and acceptance by drafter, then the expected speed of each set of drafters."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""Answers against the truth: accuracy, macro-F1 and agreement, counted as the answers come.
+"""Compares answers with true labels: accuracy, macro-F1 and agreement, counted while answers arrive.
 
 The truth is a file with a row for each row of the input: a label, or a table with the label in its last column.
 """
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from dynx.cli.tables import Cells
 
 Interval: TypeAlias = "Callable[[int, int, float], tuple[float, float]]"
-"""(trials, hits, 1 - confidence) to (low, high)."""
+"""Function from (trials, hits, 1 - confidence) to the bounds (low, high)."""
 
-NAMED = 5
-"""Unknown labels that a complaint lists."""
+MAX_NAMED_LABELS = 5
+"""Largest number of unknown labels in an error message."""
 
 
 @dataclass(frozen=True)
 class Gold:
-    """The true label of each row, by id; None where the file has none."""
+    """The true label of each row, as an id; None where the file has none."""
 
     name: str
     labels: Sequence[str]
-    """The names, by id."""
+    """Names of the labels, by id."""
     rows: Sequence[int | None]
 
 
 def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gold:
-    """Read the truth; `labels` are the model's names by id, and the file uses either throughout, names if both fit.
+    """Read the true labels; `labels` are the model's names by id, and the file uses names or ids, names if both fit.
 
     `quoted`: it is a table as Python's csv module writes them, like the input; else each line is a row, whatever it quotes.
     Of a row whose text can't be read the label still counts. A first row with an unknown label above known ones is a header.
@@ -66,8 +66,8 @@ def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gol
     if unknown == [cells[0]] and found[cells[0]] == 1 and len(found) > 1:
         unknown, cells = [], cells[1:]
     if unknown:
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-        shown = ", ".join(cell[:40] for cell in unknown[:NAMED])
+        more = f" and {len(unknown) - MAX_NAMED_LABELS} more" if len(unknown) > MAX_NAMED_LABELS else ""
+        shown = ", ".join(cell[:40] for cell in unknown[:MAX_NAMED_LABELS])
         raise UsageError(
             f"{path} has labels that are unknown to the model: {shown}{more}",
             hint=f"its labels are {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}, or 0 to {len(labels) - 1}",
@@ -76,7 +76,7 @@ def read_gold(path: Path, labels: Sequence[str], *, quoted: bool = False) -> Gol
 
 
 def _label(row: Cells) -> tuple[str, str | None]:
-    """The last cell, and why it is no text; of a row that isn't one, what follows the last tab."""
+    """Return the last cell of a row, and why it isn't text; of a row that isn't a table's, the text after the last tab."""
     cell = (row.line.rpartition("\t")[2] if row.error is not None else row.cells[-1]).strip()
     return cell, undecoded(cell, row.offset)
 
@@ -98,32 +98,32 @@ class Share:
 
     @property
     def value(self) -> float:
-        """hits / of."""
+        """The proportion: hits / of."""
         return self.hits / self.of
 
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.hits} of {self.of})"
 
     def json(self) -> dict[str, Any]:
-        """For a document."""
+        """Return the proportion and its interval for a JSON document."""
         return {"value": self.value, "low": self.low, "high": self.high, "hits": self.hits, "of": self.of}
 
 
 @dataclass(frozen=True)
 class Report:
-    """How good the answers were; None where there was nothing to compare."""
+    """The quality of the answers; None where there was nothing to compare."""
 
     accuracy: Share | None
     macro_f1: float | None
-    """Mean F1 of the labels that occur among the truths or the answers."""
+    """Mean F1 of the labels that occur among the true labels or the answers."""
     agreement: Share | None
-    """With the full model."""
+    """Share of answers that equal the full model's."""
     unscored: int
-    """Rows without an answer or without a truth."""
+    """Number of rows without an answer or without a true label."""
     confidence: float
 
     def rows(self) -> list[tuple[str, str]]:
-        """What to print, as names and values."""
+        """Return names and values to print."""
         rows = []
         if self.accuracy is not None and self.macro_f1 is not None:
             rows = [("accuracy", str(self.accuracy)), ("macro-F1", f"{self.macro_f1:.4f}")]
@@ -134,7 +134,7 @@ class Report:
         return [*rows, ("intervals", f"{self.confidence:.4g}, Clopper-Pearson")] if rows else []
 
     def json(self) -> dict[str, Any]:
-        """For a document."""
+        """Return the report for a JSON document."""
         return {
             "accuracy": self.accuracy.json() if self.accuracy else None,
             "macro_f1": self.macro_f1,
@@ -154,7 +154,7 @@ class Tally:
         self._compared = self._agreed = 0
 
     def add(self, index: int, label: str | None, full: str | None = None) -> None:
-        """The answer to row `index`, and what the full model says if that is known. None: no answer."""
+        """Count the answer to row `index`, None for no answer, and the full model's label if known."""
         if label is None:
             return
         if full is not None:
@@ -165,12 +165,12 @@ class Tally:
             self._pairs[truth, self._ids.get(label, -1)] += 1
 
     def agreed(self, hits: int, of: int) -> None:
-        """As `add` with `full`, for answers that were compared elsewhere."""
+        """Count agreement of answers that were compared elsewhere."""
         self._agreed += hits
         self._compared += of
 
     def report(self, rows: int) -> Report:
-        """The figures, after an input of `rows` rows. Raises UsageError if the truth has another number of them."""
+        """Return the report for an input of `rows` rows. Raises UsageError if there are more or fewer true labels."""
         truths = len(self._gold.rows)
         while truths > rows and self._gold.rows[truths - 1] is None:
             truths -= 1  # blank lines at the end
@@ -201,7 +201,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def macro_f1(pairs: Counter[tuple[int, int]]) -> float:
-    """Mean over labels of 2·hits / (truths + answers); `pairs` counts (truth, answer)."""
+    """Return the mean over labels of 2·hits / (truths + answers); `pairs` counts (truth, answer)."""
     hits: Counter[int] = Counter()
     occurrences: Counter[int] = Counter()
     for (truth, answer), count in pairs.items():

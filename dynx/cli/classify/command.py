@@ -1,4 +1,4 @@
-"""`dynx classify`: texts or pictures in, labels out, in the order of the input and as soon as they are known."""
+"""`dynx classify`: labels texts or pictures, in the order of the input and each as soon as it is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
-from dynx.cli.classify.records import MOST, layout, read_records, windows
+from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
 from dynx.cli.pieces import shown
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.types import Prediction, Receipt
 
-SHOWN = 5
-"""Inputs that went all the way which --explain names."""
+MAX_EXPLAINED_INPUTS = 5
+"""Largest number of inputs that ran all layers which --explain lists."""
 
-BAR = 30
-"""Width of a full bar of --explain."""
+BAR_CHARS = 30
+"""Width of a full bar of --explain, in characters."""
 
 
 def run(options: Options) -> None:
-    """Read, label, write. Raises DynxError at the end where single inputs couldn't be read."""
+    """Read, label and write. Raises DynxError at the end where some inputs couldn't be read."""
     from dynx.early_exit import make_plan
 
     check(options)
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    """Options that exclude each other. Raises UsageError."""
+    """Check options that exclude each other. Raises UsageError."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.scores and options.top_k is not None:
@@ -85,7 +85,7 @@ def check(options: Options) -> None:
 
 
 def open_records(options: Options, *, images: bool) -> Records:
-    """The inputs. Raises UsageError if there are none."""
+    """Return the inputs. Raises UsageError if there are none."""
     shape = layout(
         nul=options.nul,
         tsv=options.tsv,
@@ -102,7 +102,7 @@ def open_records(options: Options, *, images: bool) -> Records:
 
 
 def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
-    """Load the model; says the choices with -v, and on a terminal why no input may leave early."""
+    """Load the model; print its decisions with -v, and on a terminal why there are no exits."""
     from dynx.early_exit import assemble
 
     with telling_the_remedy(plan.request):
@@ -119,7 +119,7 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
 
 
 def format_of(options: Options, terminal: Terminal, labels: int) -> Table | JsonLines:
-    """How answers of a model with so many labels are written."""
+    """Return the format of answers for a model with so many labels."""
     shown = options.top_k and min(options.top_k, labels)
     if options.jsonl:
         return JsonLines(shown, ascii_only=not terminal.unicode)
@@ -130,7 +130,7 @@ def format_of(options: Options, terminal: Terminal, labels: int) -> Table | Json
 
 
 def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
-    """The true labels to compare with. Raises UsageError."""
+    """Return the true labels to compare with. Raises UsageError."""
     if options.labels is None:
         return None
     from dynx.cli.classify.accuracy import Tally, read_gold
@@ -145,7 +145,7 @@ def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
 
 @contextlib.contextmanager
 def output(resumed: Resumed | None) -> Iterator[TextIO | None]:
-    """The file to continue, or None for stdout."""
+    """Open the file to continue; None means stdout."""
     if resumed is None:
         yield None
         return
@@ -179,15 +179,15 @@ class Job:
         )
         self.seen = self.errors = 0
         self._warned = False
-        self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=SHOWN)
+        self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=MAX_EXPLAINED_INPUTS)
 
     @property
     def receipt(self) -> Receipt:
-        """What it cost so far."""
+        """Return the statistics so far."""
         return self.classifier.receipt
 
     def run(self, records: Records, resumed: Resumed | None, out: TextIO | None) -> None:
-        """All of them. What was answered by an interruption is written, also the end of a JSON document."""
+        """Label all records. On an interruption, write the finished answers and the end of a JSON document."""
         todo: Iterable[Record] = records
         if resumed is not None:
             todo = resumed.skip(records)
@@ -196,7 +196,9 @@ class Job:
         if self._options.certify:
             todo = self._certify(todo)
         ahead = 8 * self._assembly.batch
-        stream = windows(todo, ahead if self._assembly.plan.kind == "image" else max(MOST, ahead))  # pixels take room
+        stream = windows(
+            todo, ahead if self._assembly.plan.kind == "image" else max(MAX_WINDOW_RECORDS, ahead)
+        )  # pixels take room
         try:
             for window in stream:
                 predictions = self._predict(window)
@@ -211,7 +213,7 @@ class Job:
             self._write(self._form.close(), out)
 
     def _certify(self, todo: Iterable[Record]) -> list[Record]:
-        """Read everything, and let a sample of it decide. Returns what was read."""
+        """Read all records and certify a rule on a sample of them. Returns the records."""
         from dynx.early_exit.sample_certificate import certify
 
         everything = list(todo)
@@ -230,7 +232,7 @@ class Job:
         return [next(answers) if record.error is None else Prediction.failed(record.error) for record in window]
 
     def _promise(self) -> None:
-        """What JSON says of the answers that follow."""
+        """Set the guarantee that JSON states for the answers that follow."""
         if isinstance(self._form, JsonLines):
             guarantee = self.receipt.guarantee
             self._form.guarantee = guarantee.json() if guarantee else None
@@ -244,7 +246,7 @@ class Job:
             out.flush()
 
     def _note(self, window: Sequence[Record], predictions: Sequence[Prediction]) -> None:
-        """Count for the words at the end."""
+        """Add answers to the statistics, and warn once of truncated texts."""
         if self.receipt.truncated and not self._warned:
             self._warned = True
             limit = getattr(self._assembly.preprocessor, "limit", None)
@@ -263,13 +265,13 @@ class Job:
                 self._deep.append((prediction, record))
 
     def _progress(self, out: TextIO | None) -> None:
-        """A line that moves, where stdout doesn't show how far it is."""
+        """Update a progress line, where stdout doesn't show the progress."""
         if out is not None or not sys.stdout.isatty():
             rate = self.receipt.per_second
             self._terminal.status(f"{self.seen:,} done{f', {rate:,.0f}/s' if rate else ''}")
 
     def aside(self, records: Records) -> None:
-        """On stderr, when all is written: how good, what it cost, and what was left out."""
+        """Print the statistics to stderr: accuracy, cost, and skipped inputs."""
         terminal, receipt = self._terminal, self.receipt
         if receipt.truncated:
             terminal.warn(f"{receipt.truncated:,} of {receipt.inputs:,} texts were truncated")
@@ -299,7 +301,7 @@ class Job:
         rows = []
         for layer in sorted(receipt.exit_counts):
             count = receipt.exit_counts[layer]
-            bar = full * max(1, round(BAR * count / most))
+            bar = full * max(1, round(BAR_CHARS * count / most))
             where = "all layers" if layer == receipt.depth else f"layer {layer}"
             rows.append((where, f"{bar} {count:,} ({count / receipt.exit_counts.total():.0%})"))
         _rows(rows)
@@ -309,7 +311,7 @@ class Job:
 
 
 def verified(classifier: Classifier, options: Options) -> None:
-    """Raises GateFailed where more answers differ from the full model's than was promised."""
+    """Raise GateFailed where more answers differ from the full model's than the promise allows."""
     audit = classifier.audit
     if audit is not None and audit.disagreements > options.max_disagreement * audit.n:
         raise GateFailed(
@@ -319,7 +321,7 @@ def verified(classifier: Classifier, options: Options) -> None:
 
 
 def item_of(record: Record) -> str | Path:
-    """What the classifier takes."""
+    """Return a record as the classifier takes it."""
     item = record.path if record.path is not None else record.text
     if item is None:
         raise ValueError("a record with an error has no input")
@@ -332,7 +334,7 @@ def _rows(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def receipt_line(receipt: Receipt) -> str:
-    """What a job saved, in one line."""
+    """Format what a job saved as one line."""
     parts = [f"{receipt.inputs:,} input{'' if receipt.inputs == 1 else 's'}"]
     if receipt.inputs > 1 and receipt.per_second:
         parts[0] += f" at {receipt.per_second:,.0f}/s"
@@ -349,7 +351,7 @@ def _why_none(classifier: Classifier, assembly: LoadedClassifier) -> str:
 
 
 def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:
-    """The whole receipt, for --stats."""
+    """Return all statistics, for --stats."""
     receipt = classifier.receipt
     inputs = [f"{receipt.inputs:,}"]
     inputs += [

@@ -1,4 +1,4 @@
-"""What `dynx classify` writes: an answer for each record, rendered by a format, and how far an interrupted run came.
+"""Writes the answers of `dynx classify` in a format, and finds how far an interrupted run came.
 
 A format (`Table`, `JsonLines`, `Document`) turns pairs of record and answer into text. Where it writes a line for each, `resume`
 counts those complete in an earlier output and cuts a torn last one.
@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dynx.cli.pieces import LONGEST, pieces, shown
+from dynx.cli.pieces import MAX_LINE_BYTES, pieces, shown
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _PLAIN = {escaped: plain for plain, escaped in _ESCAPES.items()}
 
 
 def escape(text: str) -> str:
-    """`text` on one line and in one column: backslash, tab and line ends written as \\\\, \\t, \\n and \\r.
+    """Return `text` on one line and in one column: backslash, tab and line ends written as \\\\, \\t, \\n and \\r.
 
     A byte that isn't UTF-8, which a file's name may have, is written as \\x and two digits.
     """
@@ -42,7 +42,7 @@ def escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """What `escape` made it from."""
+    """Return the text that `escape` wrote."""
     return re.sub(
         r"\\(?:x([89a-f][0-9a-f])|[\\tnr])",
         lambda match: chr(0xDC00 + int(match[1], 16)) if match[1] else _PLAIN[match[0]],
@@ -51,22 +51,22 @@ def unescape(text: str) -> str:
 
 
 class Format(Protocol):
-    """How answers are written: `render` as they come, then `close`; the rest tells `resume` what was written before."""
+    """A format of answers: `render` writes them as they come, `close` ends them; the other methods are for `resume`."""
 
     wants: str
-    """What one line is, in words; empty if an output can't be continued."""
+    """Description of a line; empty if an output in this format can't be continued."""
 
     def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
-        """The text of these answers."""
+        """Return these answers as text."""
 
     def close(self) -> str:
-        """The text after the last."""
+        """Return the text after the last answer."""
 
     def fits(self, line: bytes) -> bool:
-        """Whether it could have written this line, or, cut short at its end, this beginning of one."""
+        """Whether a line, or the beginning of one that was cut short, is in this format."""
 
     def echo(self, line: bytes) -> str:
-        """The input in a line that fits. Raises ValueError if it can't be read after all."""
+        """Return the input echoed in a line of this format. Raises ValueError if it can't be read."""
 
 
 class Table:
@@ -80,7 +80,7 @@ class Table:
         self.wants = f"{2 * shown + 1} columns: {'label, score, ' * min(shown, 2)}{'… ' if shown > 2 else ''}input"
 
     def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
-        """A line each."""
+        """Return a line for each answer."""
         return "".join(self._line(record, answer) for record, answer in answers)
 
     def _line(self, record: Record, answer: Prediction) -> str:
@@ -96,16 +96,16 @@ class Table:
         return "\t".join([*cells, escape(record.raw)]) + "\n"
 
     def close(self) -> str:
-        """Nothing."""
+        """Return nothing."""
         return ""
 
     def fits(self, line: bytes) -> bool:
-        """By the number of columns, and a score or an error in the second."""
+        """Check the number of columns, and the score or error in the second."""
         cells = line.split(b"\t")
         return len(cells) == 2 * self._shown + 1 and (_is_number(cells[1]) or cells[1].startswith(b"error: "))
 
     def echo(self, line: bytes) -> str:
-        """The last column."""
+        """Return the last column."""
         return unescape(line.rpartition(b"\t")[2].decode())
 
 
@@ -118,7 +118,7 @@ def _is_number(cell: bytes) -> bool:
 
 
 class JsonLines:
-    """An object a line, all with the same keys; null where there is nothing to say."""
+    """A JSON object per line, all with the same keys; null for what is unknown."""
 
     _START = f'{{"schema": "{SCHEMA}", "index": '.encode()
     wants = f"an object of schema {SCHEMA}"
@@ -128,10 +128,10 @@ class JsonLines:
     ) -> None:
         self._top_k, self._ascii = top_k, ascii_only
         self.guarantee = guarantee
-        """What is promised of the answers rendered from now on; set it to None when it no longer holds."""
+        """Guarantee of the answers rendered from now on; set it to None when it no longer holds."""
 
     def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
-        """A line each."""
+        """Return a line for each answer."""
         return "".join(self._dump({"schema": SCHEMA, **self._body(*pair)}) + "\n" for pair in answers)
 
     def _dump(self, body: dict[str, Any]) -> str:
@@ -153,15 +153,15 @@ class JsonLines:
         return body if record.original is None else {**body, "original": record.original}
 
     def close(self) -> str:
-        """Nothing."""
+        """Return nothing."""
         return ""
 
     def fits(self, line: bytes) -> bool:
-        """By its first keys."""
+        """Check the first keys."""
         return line.startswith(self._START)
 
     def echo(self, line: bytes) -> str:
-        """The value of "input"."""
+        """Return the value of "input"."""
         try:
             return str(json.loads(line)["input"])
         except (KeyError, TypeError, RecursionError) as e:
@@ -173,7 +173,7 @@ def _rounded(score: float | None) -> float | None:
 
 
 class Document(JsonLines):
-    """One JSON document, written as it grows: the list of results, or for a `single` input its result alone."""
+    """One JSON document, written piece by piece: the list of results, or for a `single` input only its result."""
 
     wants = ""
 
@@ -190,7 +190,7 @@ class Document(JsonLines):
         self._before = f'{{"schema": "{SCHEMA}", "results": [\n'
 
     def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
-        """The next results."""
+        """Return the next results."""
         if self._single:
             return super().render(answers)
         text = ""
@@ -199,7 +199,7 @@ class Document(JsonLines):
         return text
 
     def close(self) -> str:
-        """The end of the list, also of an empty one."""
+        """Return the end of the list, also of an empty one."""
         if self._single:
             return ""
         return "\n]}\n" if self._before == ",\n" else self._before + "]}\n"
@@ -207,16 +207,16 @@ class Document(JsonLines):
 
 @dataclass(frozen=True)
 class Resumed:
-    """How far an earlier output came."""
+    """The part of an earlier output that is complete."""
 
     path: Path
     done: int = 0
-    """Complete results in it, one for each of the first records."""
+    """Number of complete results in it, one for each of the first records."""
     last: str | None = None
-    """The input of the last of them."""
+    """Echoed input of its last result."""
 
     def skip(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The records still to do. Raises UsageError, before the first, if those done aren't the beginning of `records`."""
+        """Yield the records still to do. Raises UsageError, before the first, if the finished ones don't match `records`."""
         source = iter(records)
         for count in range(self.done):
             record = next(source, None)
@@ -245,11 +245,11 @@ def resume(path: Path, form: Format) -> Resumed:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             # escaped, a record is longer than it was
-            for offset, line in pieces(file, str(path), longest=8 * LONGEST):
+            for offset, line in pieces(file, str(path), longest=8 * MAX_LINE_BYTES):
                 if offset + len(line) >= size:
                     tail = line
                     break
-                if len(line) > 8 * LONGEST or not form.fits(line):
+                if len(line) > 8 * MAX_LINE_BYTES or not form.fits(line):
                     raise _foreign(path, done, form)
                 done, kept, last = done + 1, offset + len(line) + 1, line
         echo = shown(form.echo(last)) if done else None

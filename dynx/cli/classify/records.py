@@ -1,4 +1,4 @@
-"""What `dynx classify` reads: records, and nothing about models. What it writes is in `answers`.
+"""Reads the records of `dynx classify`. Knows nothing of models; `output` writes the answers.
 
 Input is streamed, so a file may be larger than memory, and cut by a `Layout`: a text per line, per NUL, per row of a
 tab-separated table or per line of JSON. A reader thread (`windows`) hands over whatever has arrived: one line of a
@@ -33,45 +33,45 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-MOST = 1024
-ROOM = 8 << 20
-"""Records of one window, and bytes read ahead of the consumer."""
+MAX_WINDOW_RECORDS = 1024
+MAX_WINDOW_BYTES = 8 << 20
+"""Bytes of one window's records, and of the records read ahead."""
 
-LINGER = 0.005
-"""Seconds a window waits for company after its first record: unnoticed by a reader, long enough for a file to fill it."""
+LINGER_SECONDS = 0.005
+"""Seconds that a window waits for more records after its first one: too short to notice, long enough for a file to fill it."""
 
-PARTNER = "text_pair"
+PAIR_KEY = "text_pair"
 """The key of a pair's second text, in the objects that transformers' pipeline takes."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to classify: a text, the path of an image, or the reason why it is neither."""
+    """One input to classify: a text, the path of an image, or the reason why it can't be read."""
 
     index: int
     """Position in the input, from 0; skipped rows count."""
     text: str | None
     path: Path | None
     raw: str
-    """What the output echoes; bytes that aren't UTF-8 as `surrogateescape` keeps them."""
+    """Text that the output echoes; bytes that aren't UTF-8 as `surrogateescape` keeps them."""
     error: str | None = None
     original: dict[str, Any] | None = None
-    """The whole object it came from, for JSON lines."""
+    """The whole JSON object, for JSON lines."""
     size: int = 0
-    """Bytes it took in the input."""
+    """Number of its bytes in the input."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How stdin is cut into records. At most one of `nul`, `column` and `field` is set; use `layout` to make one."""
+    """How stdin is split into records. At most one of `nul`, `column` and `field` is set; `layout` makes one."""
 
     nul: bool = False
     column: str | None = None
-    """A name in the header line, or digits: a column counted from 1 of a table without header."""
+    """Column name in the header line, or a number from 1 in a table without header."""
     field: str | None = None
-    """A key of JSON lines."""
+    """Key of the text in JSON lines."""
     images: bool | None = False
-    """Whether a text is the path of an image; None decides by its suffix."""
+    """Whether each text is the path of an image; None decides by its suffix."""
     skip_empty: bool = False
 
 
@@ -84,7 +84,7 @@ def layout(
     images: bool | None = False,
     skip_empty: bool = False,
 ) -> Layout:
-    """The layout that options ask for. Raises UsageError where they exclude or lack each other."""
+    """Return the layout for these options. Raises UsageError for options that exclude or require each other."""
     if tsv and column is None:
         raise UsageError("--tsv requires --column", hint="a name from the header line, or 1, 2, … without a header")
     if column is not None and not tsv:
@@ -102,7 +102,7 @@ def _number(column: str | None) -> int | None:
 
 
 def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, never: bool = False) -> Records | None:
-    """What to classify, or None if there is nothing and a terminal in front.
+    """Return the records, or None if there is no input and stdin is a terminal.
 
     Arguments are a record each and stdin is left alone, unless one of them is `-`: its records come in that place. Nothing
     may have been read from `stdin` before. Raises UsageError on arguments that don't fit together.
@@ -123,7 +123,7 @@ def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, n
 
 
 class Records:
-    """The records of one run, once over.
+    """The records of one run, to iterate once.
 
     A row that is bad becomes a record with an error, whatever is wrong with it: bytes that aren't UTF-8 where a text is wanted
     (a path may be any bytes), a length beyond measure, quotes that don't match, half of a pair. Iterating raises UsageError for
@@ -135,7 +135,7 @@ class Records:
         self._name = name  # of what stands in for stdin
         self._stream = self._read()
         self.rows = 0
-        """Rows read so far, skipped ones among them."""
+        """Number of rows read so far, including skipped ones."""
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Record]:
@@ -145,7 +145,7 @@ class Records:
         return next(self._stream)
 
     def begin(self) -> None:
-        """Wait for the first record and keep it, so that bad input is known before a model is loaded for it."""
+        """Wait for the first record and keep it, so that bad input is reported before a model is loaded."""
         first = next(self._stream, None)
         if first is not None:
             self._stream = chain([first], self._stream)
@@ -173,7 +173,7 @@ class _Row:
     line: str = ""
     original: dict[str, Any] | None = None
     bad: str | None = None
-    """Why `text`, which would do as a path, is no text."""
+    """Why `text` isn't valid text; it may still be a path."""
 
     @property
     def blank(self) -> bool:
@@ -245,13 +245,13 @@ def _table_rows(rows: Iterator[Cells], column: str, name: str) -> Iterator[_Row]
 
 
 def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
-    """The cell that is asked for, or why there is none; a row with more cells than the header may be a text cut by a tab."""
+    """Return the chosen cell, or why there is none; a row with more cells than the header may be a text cut by a tab."""
     cells, error = row.cells, row.error
     if error is None and at < len(cells):
         if header and any(cells[len(header) :]):
             error = f"{len(cells)} columns, and the header has {len(header)}"
-        elif PARTNER in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
-            error = PAIR
+        elif PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
+            error = PAIR_ERROR
     elif error is None and row.line.strip():
         error = f"{len(cells)} columns, and {column} is number {at + 1}"
     if error is not None:
@@ -260,12 +260,12 @@ def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
     return _Row(text, row.size, bad=undecoded(text, row.offset))
 
 
-PAIR = f'half of a pair: the row has a "{PARTNER}" too, and dynx classifies single texts only'
+PAIR_ERROR = f'half of a pair: the row has a "{PAIR_KEY}" too, and dynx classifies single texts only'
 
 
 def _is_pair(row: Mapping[str, Any], key: str) -> bool:
-    """Whether a row with the text under `key` is one of the pairs that transformers' pipeline takes."""
-    return row.get(PARTNER) is not None and (key != PARTNER or row.get("text") is not None)
+    """Whether a row with a text under `key` is a pair in the form that transformers' pipeline takes."""
+    return row.get(PAIR_KEY) is not None and (key != PAIR_KEY or row.get("text") is not None)
 
 
 def _json_row(found: Line, key: str) -> _Row:
@@ -291,14 +291,14 @@ def _json_row(found: Line, key: str) -> _Row:
     text = value.get(key)
     if isinstance(text, str):
         if _is_pair(value, key):
-            return _Row(None, size, PAIR, line, value)
+            return _Row(None, size, PAIR_ERROR, line, value)
         return _Row(text, size, original=value)
     reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
     return _Row(None, size, reason, line, value)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; each of two values under one key would be half of what was meant."""
+    """Build an object from JSON pairs. Raises ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -318,9 +318,9 @@ def _finite(digits: str) -> float:
 
 
 def windows(
-    records: Iterable[Record], most: int = MOST, *, linger: float = LINGER
+    records: Iterable[Record], most: int = MAX_WINDOW_RECORDS, *, linger: float = LINGER_SECONDS
 ) -> Generator[list[Record], None, None]:
-    """What has been read by now, 1 to `most` records at a time, while a thread reads on, at most `2 * most` ahead.
+    """Yield what has been read so far, 1 to `most` records at a time, while a thread reads at most `2 * most` ahead.
 
     An error of `records` is raised after the records before it. Closing the iterator early never waits for the thread.
     """
@@ -334,7 +334,7 @@ def windows(
 
 
 class _Shelf:
-    """A bounded queue whose consumer takes all there is."""
+    """A bounded queue whose consumer takes everything in it at once."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -345,7 +345,7 @@ class _Shelf:
         self._error: BaseException | None = None
 
     def fill(self, records: Iterable[Record]) -> None:
-        """In the reader thread: until the records end, fail, or nobody wants them."""
+        """Put records in, in the reader thread, until they end, fail, or the queue is abandoned."""
         error: BaseException | None = None
         try:
             for record in records:
@@ -367,10 +367,10 @@ class _Shelf:
             return not self._abandoned
 
     def _full(self, most: int) -> bool:
-        return len(self._records) >= most or (self._size >= ROOM and bool(self._records))
+        return len(self._records) >= most or (self._size >= MAX_WINDOW_BYTES and bool(self._records))
 
     def take(self, linger: float) -> list[Record]:
-        """In the consumer: the next window, empty at the end. Raises what `records` raised."""
+        """Take the next window, in the consumer; it is empty at the end. Raises what `records` raised."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or bool(self._records))
             self._changed.wait_for(lambda: self._ended or self._full(self._most), linger)
@@ -382,7 +382,7 @@ class _Shelf:
         return window
 
     def abandon(self) -> None:
-        """Nobody takes any more."""
+        """Stop the reader thread: nothing more is taken."""
         with self._changed:
             self._abandoned = True
             self._records.clear()

@@ -1,4 +1,4 @@
-"""Which part of a prompt its pipeline's text encoders don't read."""
+"""Finds which part of a prompt is longer than a pipeline's text encoders read."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from typing import Any
 
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
-ABSURD = 100_000
-"""A tokenizer that doesn't know its length says 10³⁰."""
+UNLIMITED_TOKENS = 100_000
+"""Length in tokens above which a tokenizer's limit means unlimited; transformers uses 10³⁰."""
 
-QUOTED = 80
+MAX_QUOTED_CHARS = 80
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The end of a prompt is left out."""
+    """The truncated end of a prompt."""
 
     text: str
     limit: int
-    """Tokens that are read, the special ones among them."""
+    """Largest number of tokens read, including special tokens."""
     some: bool
-    """Only some of the encoders leave it out."""
+    """Whether only some of the encoders truncate the prompt."""
 
     def words(self, what: str) -> str:
-        """For a warning; `what` was too long."""
+        """Format the warning; `what` names the text that was too long."""
         who = "one of the text encoders takes" if self.some else "the text encoder takes"
         flat = " ".join(self.text.split())
-        quoted = flat if len(flat) <= QUOTED else "… " + flat[-QUOTED:]
+        quoted = flat if len(flat) <= MAX_QUOTED_CHARS else "… " + flat[-MAX_QUOTED_CHARS:]
         return f"{what} is longer than the {self.limit} tokens that {who}; cut: {quoted!r}"
 
 
 def unread(pipe: Any, text: str) -> Cut | None:
-    """What would be cut off `text`, the most if the encoders differ; None where all of it is read."""
+    """Return what would be truncated from `text`, the most if encoders differ; None where all of it is read."""
     cuts = [_cut(pipe, name, text) for name in TOKENIZERS if getattr(pipe, name, None) is not None]
     missing = [cut for cut in cuts if cut is not None]
     if not missing:
@@ -60,10 +60,10 @@ def _cut(pipe: Any, name: str, text: str) -> tuple[str, int] | None:
 
 
 def _limit(pipe: Any, name: str) -> int | None:
-    """Tokens that an encoder is given. T5 takes any number, and pipelines have a limit of their own for it."""
+    """Return the number of tokens that an encoder reads. T5 has no limit, but pipelines set one for it."""
     own = getattr(getattr(pipe, name), "model_max_length", None)
     encoder = type(getattr(pipe, name.replace("tokenizer", "text_encoder"), None)).__name__
     call = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
     asked = call.default if call is not None and "CLIP" not in encoder else None
-    known = [n for n in (own, asked) if isinstance(n, int) and 0 < n < ABSURD]
+    known = [n for n in (own, asked) if isinstance(n, int) and 0 < n < UNLIMITED_TOKENS]
     return min(known) if known else None

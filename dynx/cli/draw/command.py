@@ -1,4 +1,4 @@
-"""`dynx draw`: prompts in, pictures out, each in a file that says how it was made."""
+"""`dynx draw`: draws pictures from prompts, each to a file that records how it was made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynx.cli.draw.drafts import print_facts, printable, table
 from dynx.cli.draw.files import write
 from dynx.cli.draw.png import encode
 from dynx.cli.draw.preview import Screen, image
-from dynx.cli.draw.requests import SEEDS, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
+from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.inputs import typed
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from dynx.diffusion.types import Picture, Step
     from dynx.runtime.decision import Decision
 
-LABEL = 30
+MAX_LABEL_CHARS = 30
 
 
 def run(options: Options) -> None:
-    """Draw all that was asked for. Raises DynxError at the end where single pictures failed."""
+    """Draw all pictures. Raises DynxError at the end where some failed."""
     check(options)
     if options.info:
         paths = [typed(p, "FILE") for p in [*options.info, *(options.prompt or [])]]
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
             print_plan("draw", plan, options, terminal, _on_loading(plan, options))
         return
     studio = Studio(options, terminal)
-    try:  # whatever ends it early, Ctrl-C or an error, what was drawn by then is told
+    try:  # Ctrl-C and errors too report what was drawn before them
         for batch, plan in zip(batches, plans, strict=True):
             studio.work(batch, open_assembly(plan, terminal, draft=options.draft))
     finally:
@@ -71,7 +71,7 @@ def run(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    """Options that exclude each other, and values out of range. Raises UsageError."""
+    """Check options that exclude each other, and ranges of values. Raises UsageError."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.info and options.finish:
@@ -93,14 +93,14 @@ def check(options: Options) -> None:
             raise UsageError(f"--finish draws each draft once; leave out {'--lines' if options.lines else '--count'}")
     if options.guidance is not None and not math.isfinite(options.guidance):
         raise UsageError(f"--guidance must be a finite number, not {options.guidance}")
-    if options.seed is not None and options.seed + options.count > SEEDS:
-        raise UsageError(f"--seed must be at most {SEEDS - 1}")
+    if options.seed is not None and options.seed + options.count > SEED_LIMIT:
+        raise UsageError(f"--seed must be at most {SEED_LIMIT - 1}")
     parse_steps(options.steps)
     parse_size(options.size)
 
 
 def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
-    """Return what the pipeline is asked for."""
+    """Return the request for the pipeline."""
     from dynx.diffusion.plan import ImageGeneratorRequest
 
     return ImageGeneratorRequest(
@@ -119,7 +119,7 @@ def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
 
 
 def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGeneratorPlan:
-    """Decide, and refuse drafts that another model drew."""
+    """Resolve the plan. Raises UsageError for drafts that another model drew."""
     from dynx.diffusion import make_plan
 
     request = request_of(options, batch.asked)
@@ -134,7 +134,7 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGenera
 
 
 def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) -> LoadedImageGenerator:
-    """Load the pipeline; says the choices with -v, and on a terminal why every step runs, unless that was asked for."""
+    """Load the pipeline; print its decisions with -v, and on a terminal why every step runs, unless that is chosen."""
     from dynx.diffusion import assemble
     from dynx.runtime.decision import Decision
 
@@ -157,14 +157,14 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
 
 
 class Stop:
-    """Inside it the first Ctrl-C asks the run to stop, and the second is an ordinary one."""
+    """Context in which the first Ctrl-C requests a stop, and the second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.pressed = False
         self._before: Any = None
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Whether a stop is requested."""
         return self.pressed
 
     def __enter__(self) -> Stop:
@@ -200,7 +200,7 @@ class Studio:
         self._stop = Stop()
 
     def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
-        """The pictures of a batch. Raises KeyboardInterrupt once the one that Ctrl-C came into is kept."""
+        """Draw the pictures of a batch. Raises KeyboardInterrupt after saving the picture that Ctrl-C interrupted."""
         from dynx.diffusion.generator import ImageGenerator
 
         artist = ImageGenerator(assembly)
@@ -229,7 +229,7 @@ class Studio:
             sys.stderr.write(table(pairs))
 
     def _begin(self, item: Item, artist: ImageGenerator) -> None:
-        """Say once of a prompt how much of it isn't read."""
+        """Warn once per prompt about the part that isn't read."""
         if item.prompt != self._read:
             self._read, self._prompts = item.prompt, self._prompts + 1
             asked = self._options
@@ -237,7 +237,7 @@ class Studio:
             self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
 
     def _fail(self, item: Item, error: Exception, artist: ImageGenerator, asked: Asked) -> None:
-        """Tell of a picture that there is none of, in its place."""
+        """Report a picture that failed, in its place."""
         from dynx.cli.main import debugging
 
         if not isinstance(error, DynxError) and debugging():
@@ -262,7 +262,7 @@ class Studio:
 
     def _draw(self, item: Item, artist: ImageGenerator, asked: Asked) -> None:
         strip: list[str] = []
-        label = printable(item.prompt)[:LABEL] or artist.assembly.plan.source.name
+        label = printable(item.prompt)[:MAX_LABEL_CHARS] or artist.assembly.plan.source.name
         with Stop() as self._stop:
             stop = self._stop
             with self._screen.live(label, sighted=self._sighted) as move:
@@ -289,14 +289,14 @@ class Studio:
             raise KeyboardInterrupt
 
     def _becoming(self, step: Step, artist: ImageGenerator) -> Any:
-        """The preview of a step, where there is to be one."""
+        """Return the preview of a step, if previews are shown."""
         if not (self._screen.previews and self._sighted) or step.clean is None:
             return None
         small = artist.preview(step.clean)
         return None if small is None else image(small[0])
 
     def _keep(self, drawn: Drawn, item: Item) -> None:
-        """Save it, show it, print where it is."""
+        """Save a picture, show it, and print its path."""
         picture = drawn.picture
         if picture.error is not None:
             self.seen += 1
@@ -317,7 +317,7 @@ class Studio:
             self.printer.result(drawn)
 
     def _aside(self, drawn: Drawn) -> None:
-        """On stderr: what is odd about it, what it cost, which steps ran."""
+        """Print warnings, cost and steps of a picture to stderr."""
         terminal, receipt = self._terminal, drawn.picture.stats
         if receipt.finished_early:
             done = receipt.run + receipt.skipped + receipt.cached
@@ -343,7 +343,7 @@ class Studio:
             terminal.notice(report.receipt_line(drawn))
 
     def _once(self, words: str) -> None:
-        """Say what is the same for many pictures."""
+        """Print a line that holds for many pictures only once."""
         if words not in self._said:
             self._said.add(words)
             self._terminal.notice(words)
@@ -357,7 +357,7 @@ class Studio:
 
 
 def likeness(artist: ImageGenerator, picture: Picture) -> Likeness:
-    """How like a picture is to the pipeline's own run of its prompt and seed, which is drawn for this."""
+    """Return the similarity of a picture to the pipeline's own run of its prompt and seed, which this draws."""
     from dynx.diffusion.similarity import compare
 
     request = replace(artist.request(picture.prompt, picture.seed), steps=None)
@@ -365,7 +365,7 @@ def likeness(artist: ImageGenerator, picture: Picture) -> Likeness:
 
 
 def write_bytes(data: bytes) -> None:
-    """To stdout, at once. Raises DynxError where it can't be written."""
+    """Write bytes to stdout at once. Raises DynxError where that fails."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)

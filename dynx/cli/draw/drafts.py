@@ -1,4 +1,4 @@
-"""What a picture's file says of itself, for a person, and for drawing it again."""
+"""Reads a picture's metadata: to print it, and to draw the picture again."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dynx.schemas.documents import picture as documents
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SHOWN = 6
-"""Timesteps in a row of words; JSON has them all."""
+MAX_PRINTED_TIMESTEPS = 6
+"""Largest number of timesteps that are printed; JSON has all."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a pipeline is asked for besides prompt and seed; None: its own."""
+    """Settings of a picture besides prompt and seed; None is the pipeline's default."""
 
     size: tuple[int, int] | None = None
     guidance: float | None = None
     negative: str | None = None
 
     def document(self) -> documents.Asked:
-        """For a picture's file."""
+        """Return the settings for a picture's metadata."""
         return documents.Asked(size=self.size, guidance=self.guidance, negative=self.negative)
 
 
@@ -42,14 +42,14 @@ class Draft:
     weights: str
 
     def check(self, model: str, weights: str) -> None:
-        """Raises UsageError unless this model drew it."""
+        """Raise UsageError unless this model drew it."""
         if self.weights != weights:
             by = f"the model {self.model}, not by {model}" if model != self.model else f"other weights of {model}"
             raise UsageError(f"{self.path} was drawn by {by}", hint="give that model with -m MODEL")
 
 
 def read_draft(path: Path) -> Draft:
-    """From a file that dynx drew. Raises UsageError for any other."""
+    """Read a draft from a file that dynx drew. Raises UsageError for any other file."""
     facts = png.read(path)
     try:
         asked = facts["asked"]
@@ -80,7 +80,7 @@ def _text(value: object) -> str:
 
 
 def print_facts(paths: Sequence[str], *, json: bool, jsonl: bool, schema: str) -> None:
-    """The facts of some files on stdout: rows of words, or JSON. Raises UsageError for the first that has none."""
+    """Print the metadata of files to stdout, as rows or as JSON. Raises UsageError for the first file without metadata."""
     from dynx.cli.console import Terminal
 
     terminal = Terminal(json=json or jsonl)
@@ -96,7 +96,7 @@ def print_facts(paths: Sequence[str], *, json: bool, jsonl: bool, schema: str) -
 
 
 def rows(path: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts in words; whatever a file may hold, only what can be printed."""
+    """Return the metadata as rows of printable text."""
     steps = facts.get("steps")
     told = facts.get("timesteps")
     size = facts.get("size")
@@ -134,15 +134,17 @@ def _steps(steps: dict[str, Any]) -> str:
 
 def _some(told: list[Any]) -> str:
     words = [f"{t:.5g}" if isinstance(t, float) else str(t) for t in told]
-    return ", ".join(words if len(words) <= SHOWN else [*words[: SHOWN - 1], "…", words[-1]])
+    return ", ".join(
+        words if len(words) <= MAX_PRINTED_TIMESTEPS else [*words[: MAX_PRINTED_TIMESTEPS - 1], "…", words[-1]]
+    )
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without what would move a terminal's cursor."""
+    """Return `text` on one line, without characters that control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def table(pairs: Sequence[tuple[str, str]]) -> str:
-    """Labels and values in two columns."""
+    """Format labels and values in two columns."""
     width = max((len(label) for label, _ in pairs), default=0)
     return "".join(f"{label:<{width}}  {value}\n" for label, value in pairs)

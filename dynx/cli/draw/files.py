@@ -1,4 +1,4 @@
-"""Where pictures go: one file, a folder, a pattern or stdout; nothing is overwritten unasked, and no half file is left."""
+"""Names and writes the files of pictures: one file, a folder, a pattern or stdout; never overwrites a file without --force."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from pathlib import Path
 from dynx.errors import DynxError, UsageError
 
 SUFFIX = ".png"
-SLUG = 40
-"""Letters of a prompt in a file's name."""
+MAX_SLUG_CHARS = 40
+"""Largest length of a prompt in a file name, in characters."""
 
-DEFAULT = "{slug}.png"
-SEVERAL = "{n}-{slug}.png"
+SINGLE_PATTERN = "{slug}.png"
+SEVERAL_PATTERN = "{n}-{slug}.png"
 _FIELDS = re.compile(r"\{(\w*)\}")
 
 
-FLAG = "REGIONAL INDICATOR SYMBOL LETTER "
-"""Flags are the two letters of a country."""
+FLAG_NAME_PREFIX = "REGIONAL INDICATOR SYMBOL LETTER "
+"""Prefix of the Unicode names of the two letters that make a flag."""
 
-TONE = "EMOJI MODIFIER FITZPATRICK "
-"""Skin tones are types, in Unicode."""
+SKIN_TONE_NAME_PREFIX = "EMOJI MODIFIER FITZPATRICK "
+"""Prefix of the Unicode names of skin tones."""
 
-SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x20E3, *range(0xE0100, 0xE01F0))))
-"""Marks that only say how the letter or symbol before them is shown."""
+DISPLAY_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x20E3, *range(0xE0100, 0xE01F0))))
+"""Characters that only select how the one before them is displayed."""
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name: letters and digits, the rest hyphens, cut at a word.
+    """Return a prompt as part of a file name: letters and digits, hyphens for the rest, cut at a word.
 
     A prompt without any is called by its symbols' names in Unicode.
     """
     plain = unicodedata.normalize("NFKC", prompt).lower()
     spelt = any(c.isalnum() for c in plain)
     name = _words("".join(c if _spells(c) else " " for c in plain) if spelt else "".join(map(_called, prompt)))
-    if len(name) > SLUG:
-        name = name[: SLUG + 1].rpartition("-")[0] or name[:SLUG]
+    if len(name) > MAX_SLUG_CHARS:
+        name = name[: MAX_SLUG_CHARS + 1].rpartition("-")[0] or name[:MAX_SLUG_CHARS]
     return name or "untitled"
 
 
@@ -48,18 +48,18 @@ def _words(text: str) -> str:
 
 
 def _spells(letter: str) -> bool:
-    """Whether it is part of a word: accents and vowel signs stand beside the letters that they belong to."""
-    return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and letter not in SELECTORS)
+    """Whether a character is part of a word: accents and vowel signs follow the letters that they belong to."""
+    return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and letter not in DISPLAY_SELECTORS)
 
 
 def _called(symbol: str) -> str:
-    """A symbol's name in lower case, letters and digits only; its number where this Python's Unicode doesn't know it yet."""
+    """Return a symbol's Unicode name in lower case, letters and digits only; its code point where this Python lacks the name."""
     category, name = unicodedata.category(symbol), unicodedata.name(symbol, "")
     if category in ("Cn", "Co"):
         return f" u{ord(symbol):x} "
-    if name.startswith(FLAG):
-        return name.removeprefix(FLAG).lower()
-    words = re.sub(r"[^a-z0-9]+", " ", name.removeprefix(TONE).lower())
+    if name.startswith(FLAG_NAME_PREFIX):
+        return name.removeprefix(FLAG_NAME_PREFIX).lower()
+    words = re.sub(r"[^a-z0-9]+", " ", name.removeprefix(SKIN_TONE_NAME_PREFIX).lower())
     return f" {words} " if category[0] == "S" else " "
 
 
@@ -70,11 +70,11 @@ class Outputs:
     pattern: str | None
     force: bool
     _taken: dict[Path, int] = field(default_factory=dict, repr=False, compare=False)
-    """The names given so far, each with the last number that was put behind it."""
+    """Names given so far, each with the last number that was appended."""
 
     @classmethod
     def parse(cls, text: str | None, count: int, *, force: bool) -> Outputs:
-        """From --output and the number of pictures to come. Raises UsageError, before anything is computed.
+        """Build the names from --output and the number of pictures. Raises UsageError before anything is computed.
 
         None: here, named after the prompt. A folder, or a name ending in a slash: in it. A name: that file, numbered if
         there are several. `{n}` (from 1), `{slug}` and `{seed}` are filled in. `-`: stdout, for one picture.
@@ -85,9 +85,9 @@ class Outputs:
             return cls(None, force)
         several = count > 1
         if text is None or not text:
-            pattern = SEVERAL if several else DEFAULT
+            pattern = SEVERAL_PATTERN if several else SINGLE_PATTERN
         elif text.endswith("/") or Path(text).expanduser().is_dir():
-            pattern = str(Path(text).expanduser() / (SEVERAL if several else DEFAULT))
+            pattern = str(Path(text).expanduser() / (SEVERAL_PATTERN if several else SINGLE_PATTERN))
         else:
             pattern = str(Path(text).expanduser())
             if not pattern.lower().endswith(SUFFIX):
@@ -110,7 +110,7 @@ class Outputs:
         return cls(pattern, force)
 
     def path(self, n: int, prompt: str, seed: int) -> Path | None:
-        """The file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be, or is already.
+        """Return the file for picture `n` (from 1), None for stdout. Raises UsageError where it can't be written or is taken.
 
         Where an earlier picture of this run has that name and it comes from the prompt, it is numbered: `a-cat-2.png`.
         """
@@ -131,7 +131,7 @@ class Outputs:
 
 
 def vacant(path: Path, *, force: bool) -> Path:
-    """`path`, where a picture may be written there. Raises UsageError."""
+    """Return `path` if a picture may be written there. Raises UsageError."""
     _check_folder(path.parent)
     if path.is_dir():
         raise UsageError(f"{path} is a folder")
@@ -149,7 +149,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def write(path: Path, data: bytes, *, force: bool) -> None:
-    """All of `data` or nothing: a full disk or Ctrl-C leaves no half file, and a file that came up meanwhile stays.
+    """Write all of `data` or nothing: a full disk or Ctrl-C leaves no partial file, and a file made meanwhile is kept.
 
     Raises DynxError.
     """

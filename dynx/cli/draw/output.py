@@ -1,4 +1,4 @@
-"""What is said of a drawn picture: in its file, in JSON, in a line, in rows, and as a strip of its steps."""
+"""Formats a drawn picture's facts: metadata, JSON, one line, rows, and a strip of its steps."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ WORDS = {"run": "run", "unguided": "run without guidance", "cached": "cached", "
 
 @dataclass
 class Drawn:
-    """A picture, or its failure, with what it came from."""
+    """A picture and its request."""
 
     index: int
     picture: Picture
     artist: ImageGenerator
     asked: Asked
     draft: bool
-    """Few steps on purpose."""
+    """Whether it was drawn in few steps by --draft."""
     strip: list[str] = field(default_factory=list)
-    """What became of each step, by the names of `MARKS`."""
+    """Outcome of each step, by the keys of `MARKS`."""
     source: Path | None = None
-    """The draft that it finishes."""
+    """Draft that it finishes."""
     path: Path | None = None
     likeness: Likeness | None = None
-    """To the pipeline's own run, where that was asked for."""
+    """Similarity to the pipeline's own run, if --verify measured it."""
 
     @property
     def promise(self) -> Any:
-        """The guarantee, where the picture has one."""
+        """Guarantee of the picture, if it has one."""
         stats = self.picture.stats
         without = self.draft or stats.finished_early or stats.plain or self.picture.error
         return None if without else self.artist.guarantee
 
     @property
     def promised(self) -> str:
-        """That in words."""
+        """Guarantee in words."""
         stats = self.picture.stats
         if stats.finished_early:
             return "none: stopped early"
@@ -66,20 +66,20 @@ class Drawn:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height."""
+        """Width and height in pixels."""
         pixels = self.picture.pixels
         return None if pixels is None else (pixels.shape[1], pixels.shape[0])
 
     @property
     def profile(self) -> str | None:
-        """Its id."""
+        """Id of the profile."""
         profile = self.artist.assembly.plan.profile
         return profile.key.id if profile else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that was never drawn, or not to its end."""
+    """A picture that wasn't drawn, or not to its end."""
 
     item: Item
     error: str
@@ -89,7 +89,7 @@ class Failure:
 
 
 def said(error: Exception) -> str:
-    """An error and what to do about it, in one line."""
+    """Format an error and its hint as one line."""
     words = next(iter(in_flags(str(error)).splitlines()), "")
     if not isinstance(error, DynxError):
         return f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -97,7 +97,7 @@ def said(error: Exception) -> str:
 
 
 def failure_json(failure: Failure) -> dict[str, Any]:
-    """As `result_json`, as far as there is anything to say."""
+    """Return a failure in the form of `result_json`, as far as it is known."""
     item, assembly = failure.item, failure.artist.assembly
     return {
         "index": item.index,
@@ -119,7 +119,7 @@ def failure_json(failure: Failure) -> dict[str, Any]:
 
 
 def guidance_of(artist: ImageGenerator) -> float | None:
-    """That is used, where the pipeline says."""
+    """Return the guidance scale in use, where the pipeline has one."""
     asked = artist.assembly.plan.request.guidance  # with what the model's folder asks for
     return artist.assembly.engine.adapter.default_guidance if asked is None else asked
 
@@ -129,14 +129,14 @@ def _decisions(artist: ImageGenerator) -> dict[str, Any]:
 
 
 def mark(step: Step) -> str:
-    """What became of a step."""
+    """Return the outcome of a step."""
     if step.cached:
         return "cached"
     return "skipped" if not step.computed else "run" if step.guided else "unguided"
 
 
 def facts(drawn: Drawn) -> dict[str, Any]:
-    """For the picture's file; nothing that differs when the same picture is drawn again."""
+    """Return the metadata of the picture's file, without what differs when the same picture is drawn again."""
     from dynx import __version__
     from dynx.schemas.documents.fields import as_document
     from dynx.schemas.documents.picture import PictureFile
@@ -166,7 +166,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
 
 
 def verified(drawn: Drawn) -> str:
-    """The outcome of --verify as a line."""
+    """Format the outcome of --verify as a line."""
     found = drawn.likeness
     if found is None:
         return "not verified"
@@ -176,7 +176,7 @@ def verified(drawn: Drawn) -> str:
 
 
 def result_json(drawn: Drawn) -> dict[str, Any]:
-    """The picture with everything known about it."""
+    """Return everything known about the picture, for JSON."""
     assembly, picture = drawn.artist.assembly, drawn.picture
     verification = {} if drawn.likeness is None else {"verification": drawn.likeness.json()}
     return verification | {
@@ -199,7 +199,7 @@ def result_json(drawn: Drawn) -> dict[str, Any]:
 
 
 def strip(drawn: Drawn, *, unicode: bool) -> str:
-    """A letter for each step, and what the letters mean."""
+    """Return a letter for each step, and the meaning of the letters."""
     marks = MARKS if unicode else PLAIN_MARKS
     course = [*drawn.strip, *["left"] * (drawn.picture.stats.planned - len(drawn.strip))]
     legend = [f"{marks[kind]} {course.count(kind)} {WORDS[kind]}" for kind in MARKS if kind in course]
@@ -207,7 +207,7 @@ def strip(drawn: Drawn, *, unicode: bool) -> str:
 
 
 def receipt_line(drawn: Drawn) -> str:
-    """What a picture cost, in one line."""
+    """Format what a picture cost as one line."""
     stats = drawn.picture.stats
     parts = [f"seed {drawn.picture.seed}", f"{_calls(drawn)} in {stats.seconds:.2f} s"]
     if stats.skipped:
@@ -216,7 +216,7 @@ def receipt_line(drawn: Drawn) -> str:
 
 
 def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
-    """The whole receipt, for --stats."""
+    """Return all statistics, for --stats."""
     stats = drawn.picture.stats
     size = drawn.size
     cached = f", {stats.cached} cached" if stats.cached else ""
@@ -235,7 +235,7 @@ def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
 
 
 def _calls(drawn: Drawn) -> str:
-    """Network calls, and how many the pipeline makes by itself where that is more."""
+    """Format the network calls, and how many the pipeline makes by default if that is more."""
     calls = drawn.picture.stats.calls
     assembly = drawn.artist.assembly
     full = assembly.step_profile.full_steps if assembly.step_profile else assembly.engine.adapter.default_steps
@@ -244,70 +244,70 @@ def _calls(drawn: Drawn) -> str:
 
 
 class Printer:
-    """What stdout carries; the subclasses are the output modes."""
+    """Writes to stdout; the subclasses are the output modes."""
 
     def __init__(self, terminal: Terminal, *, several: bool) -> None:
         self._terminal, self._several = terminal, several
 
     def step(self, index: int, step: Step) -> None:
-        """A step of picture `index` is done."""
+        """Write a step of picture `index`."""
 
     def result(self, drawn: Drawn) -> None:
-        """A picture is there, or isn't one of numbers."""
+        """Write a picture, or report that its pixels aren't finite."""
 
     def failure(self, failure: Failure) -> None:
-        """There is no picture."""
+        """Write a failure."""
 
     def close(self) -> None:
-        """No more pictures."""
+        """Finish the output."""
 
 
 class Paths(Printer):
-    """The path of each picture, on a line."""
+    """Prints the path of each picture on a line."""
 
     def result(self, drawn: Drawn) -> None:
-        """Write it."""
+        """Print the path."""
         if drawn.path is not None:
             self._terminal.write(f"{drawn.path}\n")
 
 
 class Document(Printer):
-    """One JSON document at the end: the picture, or a list where several were asked for."""
+    """Prints one JSON document at the end: the picture, or a list if several are requested."""
 
     def __init__(self, terminal: Terminal, *, several: bool) -> None:
         super().__init__(terminal, several=several)
         self._results: list[dict[str, Any]] = []
 
     def result(self, drawn: Drawn) -> None:
-        """Keep it."""
+        """Keep the picture."""
         self._results.append(result_json(drawn))
 
     def failure(self, failure: Failure) -> None:
-        """Keep its error in its place."""
+        """Keep the error in the picture's place."""
         self._results.append(failure_json(failure))
 
     def close(self) -> None:
-        """Write what there is."""
+        """Print the document."""
         if self._results:
             body: dict[str, Any] = {"results": self._results} if self._several else self._results[0]
             self._terminal.document({"schema": SCHEMA, **body})
 
 
 class JsonLines(Printer):
-    """A JSON line for each step and each picture."""
+    """Prints a JSON line for each step and each picture."""
 
     def _write(self, event: str, body: dict[str, Any]) -> None:
         self._terminal.document({"schema": SCHEMA, "event": event, **body})
 
     def step(self, index: int, step: Step) -> None:
-        """An event of its own."""
+        """Print an event."""
         body = {"index": index, "step": step.index, "of": step.total, "computed": step.computed, "guided": step.guided}
         self._write("step", {**body, "calls": step.calls})
 
     def result(self, drawn: Drawn) -> None:
-        """The picture with all that is known of it."""
+        """Print the picture with everything known about it."""
         self._write("result", result_json(drawn))
 
     def failure(self, failure: Failure) -> None:
-        """Its error in its place."""
+        """Print the error in the picture's place."""
         self._write("result", failure_json(failure))

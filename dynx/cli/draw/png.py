@@ -1,4 +1,4 @@
-"""What a picture's file says of how it was made: one JSON text in the PNG, and the standard's own keywords for everybody else."""
+"""Stores how a picture was made in its PNG: a JSON text, and the standard's own keywords for other programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA = "dynx.picture/1"
 
 
 def encode(picture: Image, facts: dict[str, Any]) -> bytes:
-    """A PNG of `picture` that carries `facts`; "prompt" among them is also its description."""
+    """Return a PNG of `picture` with `facts`; "prompt" among them is also its description."""
     from PIL.PngImagePlugin import PngInfo
 
     from dynx import __version__
@@ -37,7 +37,7 @@ def encode(picture: Image, facts: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The facts of a file that `encode` made. Raises UsageError for any other."""
+    """Return the facts of a file that `encode` made. Raises UsageError for any other file."""
     if not path.exists():
         raise UsageError(f"no such file: {path}")
     try:

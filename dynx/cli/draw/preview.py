@@ -1,4 +1,4 @@
-"""Pictures on the terminal: the finished one, and the one that is becoming."""
+"""Shows pictures on the terminal: finished ones, and previews while one is drawn."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from dynx.cli.options import Show
 
     Move = Callable[[int, int, str, Image | None], None]
-    """A step is done: so many, of so many, in words, and what the picture is becoming if that was asked for."""
+    """Called after each step: steps done, steps in all, a note, and the preview if one is shown."""
 
-ROOM = (80, 24)
-"""Columns and lines where nobody knows better."""
+DEFAULT_TERMINAL_SIZE = (80, 24)
+"""Columns and lines of a terminal of unknown size."""
 
-SPARE = 3
-"""Lines below a picture: its path, and the prompt that the shell writes."""
+LINES_BELOW = 3
+"""Lines left free below a picture: for its path and the shell's prompt."""
 
-PREVIEW = 64
-"""Pixels across to which a small preview is enlarged."""
+PREVIEW_PIXELS = 64
+"""Width to which a small preview is enlarged, in pixels."""
 
 
 def room(stream: TextIO) -> tuple[int, int]:
-    """Columns and lines for a picture on a stream."""
+    """Return the columns and lines for a picture on a stream."""
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
-        columns, lines = ROOM
+        columns, lines = DEFAULT_TERMINAL_SIZE
     given = (os.environ.get("COLUMNS", ""), os.environ.get("LINES", ""))
     columns, lines = (int(g) if g.isdigit() and int(g) else n for g, n in zip(given, (columns, lines), strict=True))
-    return columns or ROOM[0], max(2, (lines or ROOM[1]) - SPARE)
+    return columns or DEFAULT_TERMINAL_SIZE[0], max(2, (lines or DEFAULT_TERMINAL_SIZE[1]) - LINES_BELOW)
 
 
 class Screen:
-    """Where a run shows its pictures: on stdout if that is a terminal and free for them, else on stderr."""
+    """Chooses the stream for pictures: stdout if it is a terminal and carries nothing else, else stderr."""
 
     def __init__(self, terminal: Terminal, show: Show, *, preview: bool, json: bool, png: bool) -> None:
         self._terminal = terminal
@@ -55,7 +55,7 @@ class Screen:
         self._asked, self._said = show == "always", False
 
     def show(self, picture: Image) -> None:
-        """The finished picture."""
+        """Show the finished picture."""
         if self.shows:
             self._terminal.clear_status()
             protocol = choose(os.environ, color=self._colour(self._stream), unicode=_unicode(self._stream))
@@ -66,7 +66,7 @@ class Screen:
             self._stream.flush()
 
     def _say_why_not(self) -> None:
-        """Where a picture was asked for in so many words, and can't be shown."""
+        """Print why pictures can't be shown, where --show asks for them."""
         if self._asked and not self._said:
             why = "UTF-8" if self._colour(self._stream) else "colour"
             self._terminal.warn(f"the picture can't be shown: the output lacks {why}")
@@ -81,7 +81,7 @@ class Screen:
 
     @contextmanager
     def live(self, label: str, *, sighted: bool) -> Iterator[Move]:
-        """What to call after each step: it moves a bar, or shows the preview if there are any (`sighted`)."""
+        """Return a callback for each step: it moves a bar, or shows previews if there are any (`sighted`)."""
         if not (self.previews and sighted):
             with self._terminal.progress(label) as bar:
                 yield lambda done, of, words, _: bar(done, of, words)
@@ -101,19 +101,19 @@ class Screen:
 
 
 class _Region:
-    """Lines at the cursor that are written over again."""
+    """Lines at the cursor that are overwritten by each redraw."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._height = stream, 0
 
     def redraw(self, text: str) -> None:
-        """Show `text` in place of what was there."""
+        """Show `text` in place of the previous text."""
         self._stream.write(self._home() + text)
         self._stream.flush()
         self._height = text.count("\n")
 
     def clear(self) -> None:
-        """Leave nothing."""
+        """Clear the lines."""
         self._stream.write(self._home())
         self._stream.flush()
         self._height = 0
@@ -129,12 +129,12 @@ def _unicode(stream: TextIO) -> bool:
 def _enlarged(picture: Image) -> Image:
     from PIL import Image as Pillow
 
-    factor = max(1, PREVIEW // max(picture.width, 1))
+    factor = max(1, PREVIEW_PIXELS // max(picture.width, 1))
     return picture.resize((picture.width * factor, picture.height * factor), Pillow.Resampling.BICUBIC)
 
 
 def image(pixels: Any) -> Image:
-    """A picture of (H, W, 3) bytes."""
+    """Return a picture from an array of (H, W, 3) bytes."""
     from PIL import Image as Pillow
 
     return Pillow.fromarray(pixels)

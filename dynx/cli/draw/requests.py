@@ -1,4 +1,4 @@
-"""What `dynx draw` is asked for, as pictures with prompt, seed and place; what is wrong is told before a model is loaded."""
+"""Turns the command line of `dynx draw` into pictures with prompt, seed and path; reports errors before a model is loaded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from dynx.cli.options.draw import Options
     from dynx.runtime.loading import Source
 
-SEEDS = 1 << 63
-"""One more than the largest; torch takes no more than 64 bits."""
+SEED_LIMIT = 1 << 63
+"""Number of seeds; torch takes at most 64 bits."""
 
-LOT = 1 << 32
-"""Of these one is drawn by lot; short enough to be typed again."""
+RANDOM_SEED_LIMIT = 1 << 32
+"""Number of seeds from which a random one is chosen; small enough to type again."""
 
-FINISHED = "-finished"
+FINISHED_SUFFIX = "-finished"
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,25 @@ class Item:
     prompt: str
     seed: int
     path: Path | None
-    """None: stdout."""
+    """File to write; None is stdout."""
     source: Path | None = None
-    """The draft that it finishes."""
+    """Draft that it finishes."""
     error: DynxError | None = None
     """Why it can't be drawn."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that the pipeline is asked for in the same way."""
+    """Pictures with the same settings."""
 
     asked: Asked
     items: Iterable[Item]
     drafts: list[Draft] = field(default_factory=list)
-    """Those to be finished, in order."""
+    """Drafts to finish, in order."""
 
 
 def parse_steps(text: str) -> int | None:
-    """A number, or None for auto. Raises UsageError."""
+    """Parse a number of steps; None is auto. Raises UsageError."""
     if text == "auto":
         return None
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) < 1:
@@ -66,7 +66,7 @@ def parse_steps(text: str) -> int | None:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Width and height. Raises UsageError."""
+    """Parse width and height in pixels. Raises UsageError."""
     if text is None:
         return None
     found = re.fullmatch(r"([0-9]{1,5})(?:[x×X*]([0-9]{1,5}))?", text.strip())
@@ -76,26 +76,26 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def ordered(options: Options, terminal: Terminal) -> Batch:
-    """What the command line asks for; all that can be known before a model is loaded is checked. Raises UsageError."""
+    """Return the pictures of the command line; checks what can be checked before a model is loaded. Raises UsageError."""
     if options.lines and options.output == "-":
         raise UsageError("stdout takes one picture, and --lines may give several", hint="-o FOLDER/")
     several = 2 if options.lines else options.count * max(1, len(options.prompt or []))
     outputs = Outputs.parse(options.output, several, force=options.force)
     negative = None if options.negative is None else typed(options.negative, "--negative")
     asked = Asked(parse_size(options.size), options.guidance, negative)
-    seed = secrets.randbelow(LOT - options.count) if options.seed is None else options.seed
+    seed = secrets.randbelow(RANDOM_SEED_LIMIT - options.count) if options.seed is None else options.seed
     items = itemise(read_prompts(options, terminal), options, outputs, seed)
     return Batch(asked, items if options.lines else list(items))
 
 
 def anything(options: Options) -> Batch:
-    """The settings without pictures, for --dry-run: nothing is read or asked for. Raises UsageError."""
+    """Return the settings without pictures, for --dry-run: reads no prompt. Raises UsageError."""
     negative = None if options.negative is None else typed(options.negative, "--negative")
     return Batch(Asked(parse_size(options.size), options.guidance, negative), [])
 
 
 def itemise(prompts: Iterator[str | BadLine], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
-    """The pictures of each prompt. One that can't be has its error in its place under --lines, and else is a UsageError."""
+    """Yield the pictures of each prompt. A bad one carries its error with --lines; otherwise raises UsageError."""
     index = 0
     for prompt in prompts:
         if isinstance(prompt, BadLine):
@@ -115,7 +115,7 @@ def itemise(prompts: Iterator[str | BadLine], options: Options, outputs: Outputs
 
 
 def read_prompts(options: Options, terminal: Terminal) -> Iterator[str | BadLine]:
-    """The prompts, one for each argument; an empty one for a pipeline that takes none. Raises UsageError."""
+    """Return the prompts, one per argument; an empty one for an unconditional pipeline. Raises UsageError."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
@@ -130,14 +130,14 @@ def read_prompts(options: Options, terminal: Terminal) -> Iterator[str | BadLine
 
 
 def followed(line: str | BadLine, arguments: list[str]) -> list[str | BadLine]:
-    """A line with each of the arguments behind it; itself where there are none."""
+    """Yield a line with each of the arguments appended; the line itself if there are none."""
     if isinstance(line, BadLine) or not arguments:
         return [line]
     return [f"{line}\n{argument}" for argument in arguments]
 
 
 def given(arguments: list[str], options: Options, terminal: Terminal) -> list[str]:
-    """The prompts that arguments and stdin make: - is what stdin holds; else what is piped in stands before each."""
+    """Return the prompts from arguments and stdin: - is replaced by stdin, otherwise piped text comes before each."""
     if len(arguments) > 1 and not all(text.strip() for text in arguments):
         empty = next(i for i, text in enumerate(arguments, 1) if not text.strip())
         raise UsageError(f"PROMPT {empty} of {len(arguments)} is empty")
@@ -160,7 +160,7 @@ def given(arguments: list[str], options: Options, terminal: Terminal) -> list[st
 
 
 def find(options: Options) -> Source:
-    """Where the pipeline is. Raises ModelError."""
+    """Find the pipeline's folder. Raises ModelError."""
     from dynx.runtime import loading
 
     return loading.find(
@@ -173,7 +173,7 @@ def find(options: Options) -> Source:
 
 
 def takes_prompt(source: Source) -> bool:
-    """Whether a pipeline reads texts, by the parts that it lists; asked before anything waits for one."""
+    """Whether a pipeline takes prompts, by the components that it lists; checked before waiting for stdin."""
     import json
 
     from dynx.runtime.loading import PIPELINE
@@ -181,12 +181,12 @@ def takes_prompt(source: Source) -> bool:
     try:
         parts = json.loads((source.folder / PIPELINE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return True  # what is wrong with it is told when it's loaded
+        return True  # loading reports what is wrong with it
     return not isinstance(parts, dict) or any(name.startswith(("tokenizer", "text_encoder")) for name in parts)
 
 
 def finishing(options: Options) -> list[Batch]:
-    """The drafts, those that were asked for in the same way together. Raises UsageError."""
+    """Return the drafts, grouped by equal settings. Raises UsageError."""
     paths = [Path(typed(p, "FILE")) for p in [*(options.finish or []), *(options.prompt or [])]]
     drafts = [read_draft(path) for path in paths]
     places = None
@@ -197,7 +197,7 @@ def finishing(options: Options) -> list[Batch]:
     for index, draft in enumerate(drafts):
         path: Path | None
         if places is None:
-            path = vacant(draft.path.with_name(f"{draft.path.stem}{FINISHED}.png"), force=options.force)
+            path = vacant(draft.path.with_name(f"{draft.path.stem}{FINISHED_SUFFIX}.png"), force=options.force)
             if path in beside:
                 raise UsageError(f"{path} would be written twice", hint="use {n} in --output to tell pictures apart")
             beside.add(path)

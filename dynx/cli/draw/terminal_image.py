@@ -1,4 +1,4 @@
-"""A picture in the terminal: by the protocol the terminal has, else in half blocks, two pixels to a character.
+"""Encodes a picture for the terminal: by the terminal's own protocol, else in half blocks, two pixels per character.
 
 Protocols: kitty's graphics (https://sw.kovidgoyal.net/kitty/graphics-protocol/) and iTerm2's inline images
 (https://iterm2.com/documentation-images.html). They are told by the environment alone: asking the terminal would race with what
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 Protocol = Literal["kitty", "iterm", "blocks"]
 
-CHUNK = 4096
-"""Most bytes of base64 in one of kitty's escapes."""
+KITTY_CHUNK_BYTES = 4096
+"""Largest number of base64 bytes in one of kitty's escapes."""
 
-CELL = 2.0
+CELL_ASPECT_RATIO = 2.0
 """Height of a character over its width, in most fonts."""
 
 _STEPS = (0, 95, 135, 175, 215, 255)
 
 
 def choose(env: Mapping[str, str], *, color: bool, unicode: bool = True) -> Protocol | None:
-    """What the terminal described by `env` shows best, None for nothing; `color` and `unicode`: whether it may be sent those."""
+    """Return the best protocol of the terminal described by `env`, or None; `color` and `unicode` limit what may be sent."""
     if not color:
         return None
     term, program = env.get("TERM", ""), env.get("TERM_PROGRAM", "")
@@ -41,12 +41,12 @@ def choose(env: Mapping[str, str], *, color: bool, unicode: bool = True) -> Prot
 
 
 def true_color(env: Mapping[str, str]) -> bool:
-    """Whether the terminal described by `env` says that it takes any colour; else it gets the 256 that nearly all have."""
+    """Whether the terminal described by `env` supports true colour; others get the 256 colours that nearly all have."""
     return env.get("COLORTERM", "").lower() in ("truecolor", "24bit") or env.get("TERM", "").endswith("-direct")
 
 
 def render(picture: Image, protocol: Protocol, columns: int, lines: int, *, true_color: bool = True) -> str:
-    """The text that shows `picture` in at most `columns` × `lines` characters, ending with a line end."""
+    """Return the text that shows `picture` in at most `columns` × `lines` characters, ending with a line end."""
     from PIL import Image as Pillow
 
     flat = picture
@@ -64,9 +64,9 @@ def render(picture: Image, protocol: Protocol, columns: int, lines: int, *, true
 
 
 def fit(width: int, height: int, columns: int, lines: int) -> tuple[int, int]:
-    """Characters across and down for a picture of width × height pixels: its shape kept, not more than a pixel each across."""
-    wide = max(1, min(columns, width, round(lines * CELL * width / height)))
-    return wide, max(1, min(lines, round(wide * height / width / CELL)))
+    """Return columns and lines for a picture of width × height pixels: keeps its shape, with at most one column per pixel."""
+    wide = max(1, min(columns, width, round(lines * CELL_ASPECT_RATIO * width / height)))
+    return wide, max(1, min(lines, round(wide * height / width / CELL_ASPECT_RATIO)))
 
 
 def _png(picture: Image) -> bytes:
@@ -81,9 +81,9 @@ def _kitty(picture: Image, wide: int) -> str:
 
 def _kitty_pieces(data: bytes, control: str) -> Iterator[str]:
     text = base64.standard_b64encode(data).decode("ascii")
-    for start in range(0, len(text), CHUNK):
-        more = int(start + CHUNK < len(text))
-        yield f"\x1b_G{control if start == 0 else 'q=2'},m={more};{text[start : start + CHUNK]}\x1b\\"
+    for start in range(0, len(text), KITTY_CHUNK_BYTES):
+        more = int(start + KITTY_CHUNK_BYTES < len(text))
+        yield f"\x1b_G{control if start == 0 else 'q=2'},m={more};{text[start : start + KITTY_CHUNK_BYTES]}\x1b\\"
 
 
 def _iterm(picture: Image, wide: int) -> str:
@@ -93,7 +93,7 @@ def _iterm(picture: Image, wide: int) -> str:
 
 
 def _blocks(picture: Image, *, true_color: bool) -> str:
-    """▀ with the upper pixel in front and the lower behind."""
+    """Return ▀ characters with the upper pixel as foreground and the lower as background."""
     wide, high = picture.size
     data = picture.tobytes()
 
@@ -116,7 +116,7 @@ def _blocks(picture: Image, *, true_color: bool) -> str:
 
 
 def _nearest(rgb: tuple[int, int, int]) -> int:
-    """The closest of xterm's 256 colours: of its 6×6×6 cube, or of its 24 greys."""
+    """Return the closest of xterm's 256 colours: of its 6×6×6 cube, or of its 24 greys."""
 
     def distance(other: tuple[int, int, int]) -> int:
         return sum((a - b) ** 2 for a, b in zip(rgb, other, strict=True))

@@ -1,4 +1,4 @@
-"""One answer of `dynx generate`: started, shown as it is written, verified if that was asked for."""
+"""Continues one prompt of `dynx generate`: starts it, prints the text as it is generated, and verifies it with --verify."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def answer(index: int, prompt: str, options: Options, assembly: LoadedGenerator,
 
 
 def show(index: int, prompt: str, run_: Run, options: Options, assembly: LoadedGenerator, printer: Printer) -> None:
-    """Print an answer as it is written."""
+    """Print an answer as it is generated."""
     pieces: list[str] = []
     try:
         for token in run_:

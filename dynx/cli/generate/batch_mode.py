@@ -1,4 +1,4 @@
-"""`dynx generate --lines`: many prompts, answered in the order they came, together where that is faster.
+"""`dynx generate --lines`: answers many prompts in their order, batched where that is faster.
 
 Lines are read as they arrive and no further ahead than there is room for: a prompt that is there now may join a batch, and one
 that isn't is never waited for while another could be written. What is wrong with a prompt is told when its turn comes, and the
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from dynx.speculation.batch_size import BatchChoice
     from dynx.speculation.batching import Batch, SequenceRun
 
-AHEAD = 64
-"""Prompts read ahead at most, to see how many wait."""
+MAX_PROMPTS_AHEAD = 64
+"""Largest number of prompts read ahead, to count those that wait."""
 
 
 @dataclass
 class _Turn:
-    """An answer in progress, or what is wrong with its prompt."""
+    """An answer in progress, or the error of its prompt."""
 
     index: int
     prompt: str
@@ -44,7 +44,7 @@ class _Turn:
 
 
 class Lines:
-    """The prompts of one command; `arrivals` says which are there."""
+    """The prompts of one command; `arrivals` tells which have arrived."""
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class Lines:
         self._written = self._seconds = 0.0  # tokens, and seconds for them, one at a time
 
     def answer_all(self) -> int:
-        """Write every answer; returns how many prompts have none. Raises what ends the reading, after the answers before it."""
+        """Write every answer; return how many prompts have none. Raises what ends the reading, after the answers before it."""
         while True:
             if not self._waiting:
                 self._read()
             if not self._waiting:
                 break
-            self._look_ahead(AHEAD)
+            self._look_ahead(MAX_PROMPTS_AHEAD)
             choice = self._choose(len(self._waiting))
             if choice.sequences > 1 and len(self._waiting) >= choice.min_waiting:
                 self._together(choice)
@@ -95,7 +95,7 @@ class Lines:
             self._ended, self._broken = True, e
 
     def _look_ahead(self, most: int) -> None:
-        """Take what has arrived."""
+        """Take the prompts that have arrived."""
         while len(self._waiting) < most and not self._ended and self._arrivals.ready():
             self._read()
 
@@ -115,7 +115,7 @@ class Lines:
         return self._choice
 
     def _alone(self) -> None:
-        """Answer the next prompt by itself."""
+        """Answer the next prompt outside a batch."""
         turn = self._next_turn()
         if turn.error is None:
             try:
@@ -133,13 +133,13 @@ class Lines:
         return _Turn(index, line.text, error=line.error) if isinstance(line, BadLine) else _Turn(index, line)
 
     def _tell(self, turn: _Turn) -> None:
-        """What is wrong with a prompt, in its place."""
+        """Write the error of a prompt in its place."""
         if turn.error is not None:
             self._failed += 1
             self._printer.failure(turn.index, turn.prompt, turn.error, self._assembly)
 
     def _together(self, choice: BatchChoice) -> None:
-        """Answer what waits and what joins it, until nothing does."""
+        """Answer the waiting prompts in a batch, and those that join it, until it is empty."""
         from dynx.speculation.batching import Batch
 
         if self._batch is None:
@@ -157,7 +157,7 @@ class Lines:
                 self._batch.step()
 
     def _next_row(self) -> SequenceRun | None:
-        """The next prompt that can be continued, if one has arrived."""
+        """Return the next valid prompt, if one has arrived."""
         while self._batch is not None:
             self._look_ahead(1)
             if not self._waiting:

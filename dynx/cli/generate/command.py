@@ -1,4 +1,4 @@
-"""`dynx generate`: prompts in, text out as it is written."""
+"""`dynx generate`: continues prompts and prints the text as it is generated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def run(options: Options) -> None:
-    """Read prompts, open the engine once, write the answers in order."""
+    """Read prompts, load the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
     if options.exact and options.temperature >= MIN_SAMPLING_TEMPERATURE:
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
 
 
 def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str | BadLine], Arrivals | None]:
-    """The prompts to continue, and with --lines which are there. Raises UsageError before any model is loaded if none is."""
+    """Return the prompts, and with --lines which have arrived. Raises UsageError before a model is loaded if there is none."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
@@ -87,7 +87,7 @@ def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str | B
 
 
 def _with(lines: Iterator[str | BadLine], after: str) -> Iterator[str | BadLine]:
-    """Each line with the argument after it."""
+    """Yield each line with the argument after it."""
     for line in lines:
         yield line if isinstance(line, BadLine) or not after else f"{line}\n{after}"
 

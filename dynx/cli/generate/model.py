@@ -1,4 +1,4 @@
-"""The model, its drafters and the requests of `dynx generate`, from what was typed."""
+"""Builds the model, its drafters and the requests of `dynx generate` from the options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
-    """Plan and load; shows the choices with -v. `put_off`: see `assemble`."""
+    """Plan and load; print the decisions with -v. `put_off`: see `assemble`."""
     from dynx.cli.remedy import telling_the_remedy
     from dynx.speculation import make_plan
 
@@ -26,7 +26,7 @@ def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool =
 
 
 def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
-    """Load what a plan names; shows the choices with -v, and once how to calibrate. `put_off`: see `assemble`."""
+    """Load a plan; print the decisions with -v, and once how to calibrate. `put_off`: see `assemble`."""
     from dynx.cli.remedy import calibrate_command
     from dynx.speculation import assemble
 
@@ -44,7 +44,7 @@ def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False)
 
 
 def make_request(prompt: str, options: Any, assembly: LoadedGenerator) -> Request:
-    """Token ids and settings for the engine. Raises UsageError for a chat without template, InputError where it refuses."""
+    """Build token ids and settings for the engine. Raises UsageError without chat template, InputError for a rejected prompt."""
     from dynx.speculation.types import Request
 
     tokenizer = assembly.tokenizer

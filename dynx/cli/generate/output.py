@@ -1,4 +1,4 @@
-"""How `dynx generate` shows answers: text, one JSON document, or JSON lines."""
+"""Prints the answers of `dynx generate`: as text, one JSON document, or JSON lines."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ SCHEMA = "dynx.generate/1"
 
 
 class Printer:
-    """Renders one command's events; the subclasses are its output modes."""
+    """Prints one command's events; the subclasses are its output modes."""
 
     def __init__(self, terminal: Terminal, options: Options) -> None:
         self._terminal, self._options = terminal, options
         self.verified: list[Verification] = []
-        """What the plain model says of each answer so far, under --verify."""
+        """Result of --verify for each answer so far."""
 
     def first(self) -> None:
-        """Something is about to come."""
+        """Mark that output is about to begin."""
         self._terminal.first("first token")
 
     def token(self, index: int, token: Token) -> None:
-        """A piece of answer `index`."""
+        """Print a piece of answer `index`."""
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
-        """Answer `index` is complete, or cut short."""
+        """Print the end of answer `index`, complete or cut short."""
 
     def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
-        """Prompt `index` of --lines has no answer."""
+        """Print the failure of prompt `index` of --lines."""
 
     def verification(self, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
-        """What JSON says of the latest answer under --verify; null for one cut short."""
+        """Return the result of --verify for the latest answer, for JSON; null for one cut short."""
         if not self._options.verify:
             return {}
         done = run.receipt().finish_reason != "interrupted"
         return {"verification": verification_json(self.verified[-1], assembly, run) if done else None}
 
     def aside(self, run: Run, assembly: LoadedGenerator) -> None:
-        """On stderr in every mode: why it ended before its time, and what it cost if that was asked for."""
+        """Print to stderr in every mode: why an answer ended early, and with --stats what it cost."""
         terminal, receipt = self._terminal, run.receipt()
         if receipt.finish_reason == "context":
             limit = assembly.engine.target.context
@@ -66,11 +66,11 @@ class Printer:
             terminal.notice(words(self.verified[-1], assembly, run))
 
     def close(self) -> None:
-        """No more answers."""
+        """Finish the output."""
 
 
 class Text(Printer):
-    """The answer and nothing else; with --lines one line each, line breaks inside written as \\n."""
+    """Prints only the answer; with --lines one line each, line breaks inside written as \\n."""
 
     def __init__(self, terminal: Terminal, options: Options) -> None:
         super().__init__(terminal, options)
@@ -79,7 +79,7 @@ class Text(Printer):
         self._origins: set[DraftSource] = set()
 
     def token(self, index: int, token: Token) -> None:
-        """Write its text, shaded by origin under --explain."""
+        """Print its text, shaded by draft source with --explain."""
         if not token.text:
             return
         self._origins.add(token.origin)
@@ -88,7 +88,7 @@ class Text(Printer):
         self._terminal.write(f"{SHADES[token.origin]}{text}\x1b[0m" if self._shade and SHADES[token.origin] else text)
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
-        """End the line; say who wrote what."""
+        """End the line; with --explain, print the share of each draft source."""
         if self._last != "\n":
             self._terminal.write("\n")
         self._last = ""
@@ -100,63 +100,63 @@ class Text(Printer):
             sys.stderr.write(f"draft source: {', '.join(legend)}\n")
 
     def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
-        """Write an empty line in its place, so that lines can be counted; the reason goes to stderr."""
+        """Print an empty line in its place, so that lines can be counted; the reason goes to stderr."""
         self._terminal.write("\n")
         self._terminal.warn(f"prompt {index + 1}: {error}")
 
 
 class Document(Printer):
-    """One JSON document at the end: the result, or with --lines a list of them."""
+    """Prints one JSON document at the end: the result, or with --lines a list of them."""
 
     def __init__(self, terminal: Terminal, options: Options) -> None:
         super().__init__(terminal, options)
         self._results: list[dict[str, Any]] = []
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
-        """Keep it."""
+        """Keep the result."""
         body = result_json(index, prompt, text, run, assembly)
         self._results.append(body | self.verification(run, assembly))
 
     def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
-        """Keep the reason."""
+        """Keep the error."""
         self._results.append(failure_json(index, prompt, error, assembly))
 
     def close(self) -> None:
-        """Write what there is."""
+        """Print the document."""
         if self._results:
             body: dict[str, Any] = {"results": self._results} if self._options.lines else self._results[0]
             self._terminal.document({"schema": SCHEMA, **body})
 
 
 class JsonLines(Printer):
-    """One JSON line per event."""
+    """Prints one JSON line per event."""
 
     def _write(self, event: str, body: dict[str, Any]) -> None:
         self._terminal.document({"schema": SCHEMA, "event": event, **body})
 
     def token(self, index: int, token: Token) -> None:
-        """An event of its own; id null for text that was only held back."""
+        """Print an event; its id is null for text that was only held back."""
         self._write(
             "token",
             {"index": index, "id": token.id if token.id >= 0 else None, "text": token.text, "origin": token.origin},
         )
 
     def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
-        """The answer whole."""
+        """Print the whole answer."""
         self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
 
     def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
-        """Write the reason, in an event of its own."""
+        """Print the error as an event."""
         self._write("error", failure_json(index, prompt, error, assembly))
 
 
 def failure_json(index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> dict[str, Any]:
-    """Describe what stands in the place of an answer."""
+    """Return the JSON that takes the place of an answer."""
     return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": in_flags(str(error))}
 
 
 def result_json(index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
-    """One answer with everything known about it."""
+    """Return one answer with everything known about it, for JSON."""
     receipt, plan = run.receipt(), assembly.plan
     return {
         "index": index,
@@ -172,7 +172,7 @@ def result_json(index: int, prompt: str, text: str, run: Run, assembly: LoadedGe
 
 
 def explain(assembly: LoadedGenerator) -> None:
-    """Why each knob has its value."""
+    """Print the reason of each decision."""
     rows = list(assembly.decisions.items())
     width = max(len(knob) for knob, _ in rows)
     sys.stderr.write("".join(f"{knob:<{width}}  {d.value} ({d.reason})\n" for knob, d in rows))

@@ -1,4 +1,4 @@
-"""What an answer cost and saved, as a line, as rows and as JSON; and the names and shades of those who wrote it."""
+"""Formats what an answer cost and saved: as a line, as rows and as JSON; names and shades of the draft sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES: dict[str, str] = {
 
 
 def receipt_line(receipt: Receipt) -> str:
-    """What a run saved, in one line."""
+    """Format what a run saved as one line."""
     parts = [f"{receipt.tokens} tokens"]
     if receipt.tokens_per_second:
         parts[0] += f" at {receipt.tokens_per_second:.0f}/s"
@@ -35,7 +35,7 @@ def receipt_line(receipt: Receipt) -> str:
 
 
 def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
-    """The whole receipt, for --stats."""
+    """Return all statistics, for --stats."""
     speed, first = _number(receipt.tokens_per_second, ".1f"), _number(receipt.first_token_seconds, ".3f")
     each = _number(receipt.tokens_per_forward, ".2f")
     rows = [
@@ -86,7 +86,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
-    """The receipt as JSON: seconds, tokens, null for what is unknown."""
+    """Return the statistics as JSON: seconds, tokens, null for what is unknown."""
     return {
         "prompt_tokens": receipt.prompt_tokens,
         "tokens": receipt.tokens,

@@ -1,4 +1,4 @@
-"""`--verify` in words and as JSON: an answer beside what the plain model makes of it."""
+"""`--verify`: compares an answer with the plain model's, in words and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def verify_answer(run: Run, assembly: LoadedGenerator) -> Verification:
-    """Score what a run wrote once more, plainly."""
+    """Score a run's tokens again with the plain model."""
     from dynx.runtime.loading import quietly
     from dynx.speculation.equivalence import verify
 
@@ -25,7 +25,7 @@ def verify_answer(run: Run, assembly: LoadedGenerator) -> Verification:
 
 
 def words(found: Verification, assembly: LoadedGenerator, run: Run) -> str:
-    """The verdict as a line for stderr."""
+    """Format the result as a line for stderr."""
     n, first = found.tokens, found.first
     name = f"{assembly.plan.source.name} in {assembly.engine.target.precision}"
     if not n:
@@ -56,7 +56,7 @@ def words(found: Verification, assembly: LoadedGenerator, run: Run) -> str:
 
 
 def verification_json(found: Verification, assembly: LoadedGenerator, run: Run) -> dict[str, Any]:
-    """The verdict with its numbers; null for what doesn't apply."""
+    """Return the result with its numbers, for JSON; null for what doesn't apply."""
     first = found.first
     shown = _reader(assembly, run, first.position if first else 0)
     return {
@@ -82,7 +82,7 @@ def verification_json(found: Verification, assembly: LoadedGenerator, run: Run) 
 
 
 def check(found: list[Verification]) -> None:
-    """Raises GateFailed where an answer isn't what plain decoding writes."""
+    """Raise GateFailed where an answer isn't that of plain decoding."""
     failed = sum(v.verdict in ("different", "implausible") for v in found)
     if failed:
         which = "the answer isn't" if len(found) == 1 else f"{failed} of {len(found)} answers aren't"
@@ -94,7 +94,7 @@ def _by(margin: float) -> str:
 
 
 def _reader(assembly: LoadedGenerator, run: Run, position: int) -> Callable[[int], str]:
-    """The text that a token has at a position of the answer."""
+    """Return a function that decodes a token at a position of the answer."""
     from dynx.speculation.detokenizer import token_text
 
     before = [*run.request.prompt, *run.tokens[:position]]

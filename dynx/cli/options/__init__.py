@@ -1,4 +1,4 @@
-"""How a command-line option is declared, and the options that several commands share.
+"""Declares command-line options, and the options that several commands share.
 
 An option is a field of its command's `Options` dataclass: its name, type and default are the field's, the rest is its
 `Declaration`. Typer's signature, the help text, environment variables, `dynx.toml`, man pages and completions all read
@@ -70,14 +70,14 @@ class Show(StrEnum):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the command line says of an option beyond its field's name, type and default."""
+    """What help and the parser need of an option beyond its field's name, type and default."""
 
     names: tuple[str, ...]
-    """As typed, like `-n` and `--max-new-tokens`; none for a positional argument."""
+    """Names as they are typed, like `-n` and `--max-new-tokens`; none for a positional argument."""
     about: dict[str, Any]
     """Typer's own settings: help, metavar, bounds, callback."""
     once: bool = False
-    """Whether it asks for one action rather than a way of working, so that no file or variable may set it."""
+    """Whether it is a single action rather than a setting, so that no file or variable may set it."""
 
     @property
     def key(self) -> str | None:
@@ -90,17 +90,17 @@ class Declaration:
 
 
 def option(default: Any, *names: str, once: bool = False, **about: Any) -> Any:
-    """A dataclass field that is an option of the command line."""
+    """Return a dataclass field that is an option of the command line."""
     return field(default=default, metadata={_DECLARATION: Declaration(names, about, once)})
 
 
 def argument(**about: Any) -> Any:
-    """A dataclass field that takes the positional arguments; None where there are none."""
+    """Return a dataclass field that takes the positional arguments; None where there are none."""
     return field(default=None, metadata={_DECLARATION: Declaration((), about)})
 
 
 class Declared:
-    """An option that several commands have: call it with a command's default to get its field."""
+    """An option of several commands: call it with a command's default to get its field."""
 
     def __init__(self, *names: str, once: bool = False, **about: Any) -> None:
         self._names, self._once, self._about = names, once, about
@@ -192,7 +192,7 @@ COLOR = Declared("--color", help="When to use colour.")
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Where and how a model runs."""
+    """Options for device and precision."""
 
     device: str = DEVICE("auto")
     dtype: Dtype = DTYPE(Dtype.auto)
@@ -215,7 +215,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """How a command reports."""
+    """Options for output."""
 
     json: bool = JSON(False)
     quiet: int = QUIET(0)
@@ -225,23 +225,23 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its options and what its help says besides them."""
+    """A subcommand: its options and help."""
 
     name: str
     options: type[Any]
-    """The dataclass whose fields are its options."""
+    """Dataclass whose fields are its options."""
     help: str
     short_help: str
     epilog: str
 
     def declared(self) -> list[tuple[Field[Any], Declaration]]:
-        """The options in the order of help: the command's own, then the shared ones."""
+        """Return the options in the order of help: the command's own, then the shared ones."""
         found = [(f, f.metadata[_DECLARATION]) for f in fields(self.options) if _DECLARATION in f.metadata]
         own = inspect.get_annotations(self.options)
         return [pair for pair in found if pair[0].name in own] + [pair for pair in found if pair[0].name not in own]
 
     def types(self) -> dict[str, Any]:
-        """The type of each option by its field's name."""
+        """Return the type of each option by its field's name."""
         return get_type_hints(self.options)
 
     def register(self, app: typer.Typer, run: Callable[[Any], None], cls: type[Any] | None = None) -> None:
@@ -269,7 +269,7 @@ class Command:
 
     @functools.cached_property
     def parser(self) -> Any:
-        """The command as Click's parser, for reading a line of its options; running it does nothing."""
+        """Return a Click parser for a line of the command's options; running it does nothing."""
         app = typer.Typer(rich_markup_mode=None, add_completion=False)
         self.register(app, lambda _: None)
         return typer.main.get_command(app)

@@ -162,19 +162,19 @@ class Options(o.OutputOptions, o.DeviceOptions):
 
     @property
     def gates_speed(self) -> bool:
-        """Whether a verdict depends on how fast something is."""
+        """Whether the verdict depends on a measured speed."""
         return self.min_speedup is not None or self.baseline is not None
 
     @property
     def gated(self) -> bool:
-        """Whether there is a verdict to wait for at all."""
+        """Whether any gate is given."""
         others = (self.max_disagreement, self.min_quality)
         return self.gates_speed or self.require_identical or any(bar is not None for bar in others)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What `--with` takes: options of the models' own commands. None stands for the default there."""
+    """The options that `--with` takes: options of the models' own commands. None means that command's default."""
 
     temperature: float | None = o.option(None, "--temperature", metavar="T", min=0.0, max=100.0)
     tsv: bool | None = o.TSV(None)
@@ -192,14 +192,14 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Options, ModelOptions):
-    """What is asked for one model: the command line, with what `--with` holds as fields of their own."""
+    """The request for one model: the command line, with the options in `--with` as fields."""
 
     model: str = ""
-    """The model that is measured; not an option."""
+    """Name, folder or hub id of the model to measure; not an option."""
 
 
 LINE = o.Command("bench", Request, "", short_help="", epilog="")
-"""Reads the options in `--with` and `--arm`."""
+"""Parser of the options inside `--with` and `--arm`."""
 
 COMMAND = o.Command(
     "bench",

@@ -81,7 +81,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     require_profile: bool = o.option(False, "--require-profile", help="Exit with 4 unless a stored profile fits.")
 
     def request(self) -> ClassifierRequest:
-        """Return what the classifier is asked for."""
+        """Return the request for a classifier."""
         from dynx.early_exit.plan import ClassifierRequest
 
         return ClassifierRequest(

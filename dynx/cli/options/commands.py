@@ -1,4 +1,4 @@
-"""The five subcommands, by their declarations alone: nothing that runs one is imported."""
+"""The five subcommands as declarations; imports nothing that runs one."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ if TYPE_CHECKING:
     from dynx.cli.options import Command
 
 COMMANDS: Mapping[str, Command] = {each.name: each for each in (GENERATE, CLASSIFY, DRAW, CALIBRATE, BENCH)}
-"""By name, in the order of help."""
+"""Subcommands by name, in the order of help."""

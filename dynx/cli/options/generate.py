@@ -101,7 +101,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     require_profile: bool = o.option(False, "--require-profile", help="Exit with 4 unless a stored profile fits.")
 
     def request(self) -> GeneratorRequest:
-        """Return what the engine is asked for."""
+        """Return the request for the engine."""
         from dynx.speculation.plan import GeneratorRequest
 
         return GeneratorRequest(

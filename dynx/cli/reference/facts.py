@@ -27,12 +27,12 @@ ARCHITECTURES: Mapping[str, str] = {
     "classify": '(ForSequenceClassification|ForImageClassification)"',
     ANY: '(ForCausalLM|LMHeadModel|ForSequenceClassification|ForImageClassification)"',
 }
-"""By task, what `grep -E` finds in the config.json of a model that fits; what draws has a model_index.json instead."""
+"""Pattern by task that `grep -E` finds in the config.json of a model that fits; pipelines have a model_index.json instead."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What an option's value, or an argument, completes to; nothing at all for free text and numbers."""
+    """The values that complete an option or an argument; none for free text and numbers."""
 
     words: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()  # such as "json:", each followed by a file
@@ -60,7 +60,7 @@ BY_METAVAR: Mapping[str, Completion] = {
     "LENGTHS": Completion(words=("none",)),
 }
 
-# Where an option takes more than its metavar says.
+# Options that take more values than their metavar names.
 BY_OPTION: Mapping[str, Completion] = {
     "--profile": Completion(words=("none",), profiles=True),
     "--steps": Completion(words=("auto",)),
@@ -68,14 +68,14 @@ BY_OPTION: Mapping[str, Completion] = {
 
 
 Settings: TypeAlias = "Mapping[str, Mapping[str, Setting]]"
-"""What can be set by variables and files, by command and key."""
+"""Settings by command and key."""
 
 Shipped: TypeAlias = "Mapping[str, tuple[str, ...]]"
 """Names of the shipped models by task, which is the name of the command that runs them."""
 
 
 def _task(parameter: Option | Argument, command: Command, shipped: Shipped) -> str:
-    """Whose models and profiles a value can name: calibrate, for one, takes any."""
+    """Return the task whose models and profiles a value names; calibrate takes any."""
     task = "generate" if parameter.metavar == "DRAFT" else command.path[-1]
     return task if task in shipped else ANY
 
@@ -101,7 +101,7 @@ def completion_of(parameter: Option | Argument, command: Command, shipped: Shipp
 
 @dataclass(frozen=True)
 class ExitCode:
-    """An exit code, said of the commands that have one of `options` (of all, when there are none), and of the root."""
+    """An exit code of the commands that have one of `options` (of all, if there are none), and of the root."""
 
     code: str
     meaning: str

@@ -154,7 +154,7 @@ def _option_value(option: Option, command: Command, shipped: Shipped, program: s
 
 
 def _value(completion: Completion, program: str) -> str:
-    """What `complete` is told of a value; nothing for free text."""
+    """Return the arguments of `complete` for a value; nothing for free text."""
     offers = list(completion.words)
     if completion.prefixes:
         offers.append(f"(__{program}_files_after {' '.join(completion.prefixes)})")

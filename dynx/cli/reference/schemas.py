@@ -67,7 +67,7 @@ def stem(name: str) -> str:
 
 
 def name_of(document: type) -> str:
-    """Return what a document says that its schema is."""
+    """Return the name of a document's schema."""
     return str(get_args(parts(document.__annotations__["schema"])[0])[0])
 
 
@@ -77,7 +77,7 @@ def urn(document: type) -> str:
 
 
 def parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return an annotation's type, and what else it says."""
+    """Return an annotation's type, and its other arguments."""
     if get_origin(annotation) is Annotated:
         return annotation.__origin__, annotation.__metadata__
     return annotation, ()

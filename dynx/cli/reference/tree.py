@@ -1,4 +1,4 @@
-"""The command tree as plain data: what a man page or a completion can say without asking Typer again.
+"""Reads the command tree as plain data, for man pages and completions.
 
 Reads Typer's objects by attribute, never by class: which package the classes live in, and where a parameter keeps its
 choices and bounds, changed with Typer 0.26 and 0.29, and the files generated from this must not.
@@ -37,7 +37,7 @@ class Option:
 
     @property
     def long(self) -> str:
-        """Its first long name, or its only name."""
+        """The first long name, or the only name."""
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
 
@@ -66,7 +66,7 @@ class Command:
 
     @property
     def name(self) -> str:
-        """What is typed to run it, e.g. `dynx generate`."""
+        """Command line that runs it, such as `dynx generate`."""
         return " ".join(self.path)
 
     def walk(self) -> Iterator[Command]:
@@ -140,7 +140,7 @@ def _argument(parameter: Any) -> Argument:
 
 
 def _kind(parameter: Any) -> Any:
-    """Where a parameter keeps what it knows of its type: `type_descriptor` since Typer 0.29, `type` before."""
+    """Return where a parameter keeps the details of its type: `type_descriptor` since Typer 0.29, `type` before."""
     return getattr(parameter, "type_descriptor", None) or parameter.type
 
 
