@@ -79,7 +79,7 @@ def find(
     trust_remote_code: bool = False,
     task: str = "generate",
 ) -> Source:
-    """The model called `name`: a shipped one, else a folder, else one of the hub's. `task` is for the hints alone.
+    """Find the model called `name`: a shipped one, else a folder, else one of the hub's. `task` is for the hints alone.
 
     Raises ModelError with the closest shipped name where there is no such thing.
     """

@@ -57,7 +57,7 @@ def select_profile(
     measured_here: bool = False,
     wants_bundled: bool = True,
 ) -> SelectedProfile:
-    """The profile for `key`; `wanted` is an id, "none", or None for whichever fits; `bundled` the file beside the model.
+    """Select the profile for `key`; `wanted` is an id, "none", or None for any that fits; `bundled` the file beside the model.
 
     `weights` gives the hash of the model's weights, and is asked only where there is a profile. A bundled profile meets the
     requirement unless it must have been `measured_here`. Raises NoProfileError where one is
@@ -98,7 +98,7 @@ def select_profile(
 
 
 def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Callable[[str], None]) -> SelectedProfile:
-    """The profile that came with the model, if it is for these very weights in this precision."""
+    """Return the profile stored beside the model, if it is for exactly these weights in this precision."""
     if not path.is_file():
         return SelectedProfile()
     try:

@@ -36,5 +36,5 @@ def _takes(task: str, model: Path) -> bool:
 
 
 def folder(name: str) -> Path | None:
-    """The folder of a shipped model, or None."""
+    """Return the folder of a shipped model, or None."""
     return HERE / name if name in names() else None

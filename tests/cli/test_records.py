@@ -48,7 +48,7 @@ def errors(data: bytes, **options: Any) -> list[str | None]:
 
 
 def numbered(count: int) -> Iterator[Record]:
-    """Records called 0, 1, 2, …"""
+    """Records called 0, 1, 2 and so on."""
     return (Record(i, str(i), None, str(i), size=len(str(i))) for i in range(count))
 
 

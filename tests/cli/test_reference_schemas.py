@@ -29,7 +29,7 @@ MODULES = [import_module(f"{documents.__name__}.{module.name}") for module in pk
 class TwoWords:
     """Inside
     another.
-    """
+    """  # noqa: D205 - lines of a description are joined
 
     share: Annotated[Fraction, "A share."]
 

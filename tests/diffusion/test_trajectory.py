@@ -61,8 +61,9 @@ def test_a_planned_grid_ends_nearer_than_an_even_one(solver: str) -> None:
 
 
 def test_ten_planned_calls_are_better_than_twenty_even_ones() -> None:
-    """Against the full run of the perfect denoiser, on seeds of which the plan knows nothing; and planning for the solver's
-    memory is better than planning for Euler.
+    """Fewer steps stay close to the full run of the perfect denoiser, on seeds of which the plan knows nothing.
+
+    Planning for the solver's memory is better than planning for Euler.
     """
     engine = Engine(exact())
     plan_from, others = (request("ddim", tuple(seeds), steps=50) for seeds in (range(20), range(100, 130)))

@@ -12,7 +12,7 @@ from dynx.runtime.costs import CALIBRATED_WEIGHT, MAX_SLOWDOWN, PRIOR_SLOPE, Cos
 
 
 def curve(**table: float) -> CostCurve:
-    """A curve well established at widths given as w1=…, w4=…"""
+    """A curve well established at widths given as w1=…, w4=… and so on."""
     return CostCurve(Drift(), {int(k[1:]): (v, 16.0) for k, v in table.items()})
 
 

@@ -37,8 +37,10 @@ def row_of(seed: int, doubt: float = 0.0) -> Callable[[Sequence[int]], Tensor]:
 
 
 class Rounding(Stub):
-    """A backend whose kernels round by width: rows of wide passes move by up to `amount`, and so do, as wide passes write other
-    keys and values, all rows after those. What the prompt's own pass gives stands. `clock` gets a second for each pass.
+    """A backend whose kernels round by width: rows of wide passes move by up to `amount`.
+
+    So do all rows after those, as wide passes write other keys and values. What the prompt's own pass gives stands. `clock` gets
+    a second for each pass.
     """
 
     precision = "bfloat16"

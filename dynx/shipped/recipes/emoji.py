@@ -223,7 +223,7 @@ def catalogue() -> dict[str, str]:
 
 
 def words_of(names: dict[str, str]) -> list[list[str]]:
-    """What each emoji may be called: its name first, then aliases and MORE_WORDS, none of them another's name."""
+    """Return what each emoji may be called: its name first, then aliases and MORE_WORDS, none of them another's name."""
     import emoji
 
     plain = [name.replace("_", " ").replace("’", "'") for name in names]
@@ -241,7 +241,7 @@ def words_of(names: dict[str, str]) -> list[list[str]]:
 
 
 def with_article(word: str) -> str:
-    """`an apple`, `a pear`, but plain `french fries`."""
+    """Name with an article: `an apple`, `a pear`, but plain `french fries`."""
     if word.endswith("s") and not word.endswith("ss"):
         return word
     return f"{'an' if word[0].lower() in 'aeio8' else 'a'} {word}"
@@ -254,7 +254,7 @@ def turned(word: str) -> str:
 
 
 def caption(called: list[list[str]], pick: tuple[int, ...], rng: np.random.Generator) -> str:
-    """A caption for the picture of one or two emoji."""
+    """Return a caption for the picture of one or two emoji."""
     # The first of an emoji's names is long for some ("smiling face with heart-eyes"), so it has no privilege.
     a, *more = (called[i][int(rng.integers(len(called[i])))] for i in pick)
     if more:
@@ -267,7 +267,7 @@ def caption(called: list[list[str]], pick: tuple[int, ...], rng: np.random.Gener
 
 
 def draw_glyph(font: Any, glyph: str) -> np.ndarray:
-    """The font's picture of `glyph` on white, (64, 64, 3) uint8, a pixel of margin around it."""
+    """Return the font's picture of `glyph` on white, (64, 64, 3) uint8, a pixel of margin around it."""
     from PIL import Image, ImageDraw
 
     canvas = Image.new("RGBA", (2 * FONT_SIZE, 2 * FONT_SIZE), (255, 255, 255, 0))
@@ -308,7 +308,7 @@ class Pictures:
 
     @classmethod
     def load(cls, file: Path) -> Pictures:
-        """What `render` wrote."""
+        """Read what `render` wrote."""
         with np.load(file) as data:
             return cls(data["pictures"], json.loads(str(data["called"])), int(data["easy"]))
 
@@ -337,7 +337,7 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """The inverse of `to_tensor`, clipped and rounded."""
+    """Return the inverse of `to_tensor`, clipped and rounded."""
     return images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -372,7 +372,7 @@ def make_tokenizer(texts: Iterable[str], shape: Shape) -> CLIPTokenizer:
 
 
 def build_vae(shape: Shape) -> AutoencoderKL:
-    """An untrained autoencoder of two halvings; without attention, which the sizes here don't need."""
+    """Return an untrained autoencoder of two halvings; without attention, which the sizes here don't need."""
     blocks = len(shape.vae)
     return AutoencoderKL(
         block_out_channels=shape.vae,
@@ -400,7 +400,7 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, weight: float = 1e-4) -> Tensor
 
 
 def vae_batch(pictures: Pictures, plan: Plan, step: int, device: torch.device) -> Tensor:
-    """The images of `step`, (B, 3, H, W): single and paired emoji, every third one shifted and perhaps mirrored."""
+    """Return the images of `step`, (B, 3, H, W): single and paired emoji, every third one shifted and perhaps mirrored."""
     rng, rows = np.random.default_rng((11, step)), []
     for i in range(plan.batch):
         picture = pictures.show(pictures.pick(rng, 0.25))
@@ -519,7 +519,7 @@ def faithfulness(vae: AutoencoderKL, pixels: np.ndarray) -> float:
 
 
 def vae_look(sample: np.ndarray) -> Callable[[nn.Module, int], dict[str, Any]]:
-    """What the log says of an autoencoder, judged by the pictures `sample`."""
+    """Return the log line for an autoencoder, judged by the pictures `sample`."""
     return lambda average, _: {"psnr": round(faithfulness(average, sample), 2)}
 
 
@@ -540,7 +540,7 @@ def train_vae(pictures: Pictures, shape: Shape, plan: Plan, work: Path) -> Autoe
 
 
 def scheduler() -> DDIMScheduler:
-    """The noise of training, and how the folder samples unless told otherwise.
+    """Return the noise schedule of training, and the folder's default sampler.
 
     The linear betas of DDPM end in almost pure noise (α̅ = 4e-5), which pictures on white need: with a schedule that
     still shows the mean at the last step, a sampler that begins with pure noise ends in grey (arXiv 2305.08891). Zero
@@ -560,7 +560,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def build_denoiser(shape: Shape, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
-    """An untrained UNet and its text encoder, `unet` and `text`.
+    """Return an untrained UNet and its text encoder, `unet` and `text`.
 
     The UNet looks at the tokens at 8 × 8 and below; the caption as a whole also joins the time embedding, which every
     block sees.
@@ -672,7 +672,7 @@ def denoiser_loss(model: nn.ModuleDict, batch: tuple[Tensor, Tensor], noise: DDI
 
 
 def pipeline(vae: AutoencoderKL, model: nn.Module, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The networks as an ordinary pipeline."""
+    """Assemble the networks into an ordinary pipeline."""
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=model.get_submodule("text"),
@@ -781,7 +781,7 @@ def train_decoder(material: Material, vae: AutoencoderKL, plan: Plan, work: Path
 
 
 def half(model: nn.Module) -> nn.Module:
-    """A copy in float16, or in bfloat16 if a weight is too large for that."""
+    """Return a copy in float16, or in bfloat16 if a weight is too large for that."""
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit("training diverged: a weight is not finite")
     most = max(p.abs().max().item() for p in model.parameters())
@@ -830,7 +830,7 @@ def export(
 
 
 def card(figures: dict[str, Any], unet: Any, setup: Setup) -> str:
-    """The model card, from the figures measured at export."""
+    """Return the model card, from the figures measured at export."""
     sizes, plan, pairs = figures["parameters"], setup.denoiser, setup.shape.pairs
     seen = figures["steps_taken"] * plan.batch * (1 - pairs) / (figures["emoji"] + figures["easy"])
     return f"""---
@@ -874,7 +874,7 @@ learned for the best known only. No writing, no styles, no other language than E
 
 
 def deadline_of(text: str | None, minutes: float, now: dt.datetime) -> Deadline | None:
-    """The next time the clock shows `text`, HH:MM, after `now`; None without a text."""
+    """Return the next time the clock shows `text`, HH:MM, after `now`; None without a text."""
     if text is None:
         return None
     hour, minute = map(int, text.split(":"))
@@ -931,7 +931,7 @@ def prepare(o: argparse.Namespace, setup: Setup) -> tuple[Pictures, CLIPTokenize
 
 
 def stages(o: argparse.Namespace, setup: Setup, deadline: Deadline | None) -> None:
-    """The stages up to `o.until`, each as far as it has not run."""
+    """Run the stages up to `o.until`, each as far as it has not run."""
     until, device = STAGES.index(o.until), pick_device()
     pictures, tokenizer = prepare(o, setup)
     start = {"emoji": len(pictures.pixels), "vocabulary": len(tokenizer), "device": str(device)}

@@ -90,7 +90,7 @@ TEACHER = Plan(window=96, batch=32, steps=460, lr=5e-5, warmup=46)
 
 
 def read_tsv(path: Path) -> list[Example]:
-    """The (text, label) pairs of a file of `text<TAB>label` lines; label 1 is positive."""
+    """Return the (text, label) pairs of a file of `text<TAB>label` lines; label 1 is positive."""
     pairs = [line.rsplit("\t", 1) for line in path.read_text("utf-8").splitlines() if line]
     return [(text, int(label)) for text, label in pairs]
 
@@ -106,13 +106,13 @@ def _cut(lines: list[Example]) -> int:
 
 
 def held_out(data: Path) -> list[str]:
-    """The texts that no stage sees, in an order that depends on nothing but the file `data`/sst2/train.tsv."""
+    """Return the texts that no stage sees, in an order that depends on nothing but the file `data`/sst2/train.tsv."""
     lines = _shuffled(data)
     return [text for text, _ in lines[_cut(lines) :]]
 
 
 def key(text: str) -> str:
-    """What two texts share when they are the same sentence: letters and digits, lower case."""
+    """Return what two texts share when they are the same sentence: letters and digits, lower case."""
     return re.sub(r"[\W_]+", "", text.lower())
 
 
@@ -122,7 +122,7 @@ def forbidden(data: Path) -> set[str]:
 
 
 def training(data: Path) -> list[Example]:
-    """The labelled sentences to train on: each once, none equal to a held-out or a dev one."""
+    """Return the labelled sentences to train on: each once, none equal to a held-out or a dev one."""
     lines, seen, kept = _shuffled(data), forbidden(data), []
     for text, label in lines[: _cut(lines)]:
         if key(text) not in seen:
@@ -156,7 +156,7 @@ def teacher_folder() -> Path:
 
 
 def choose_pieces(whole: Tokenizer, labelled: list[str], unlabelled: list[str], size: int) -> list[str]:
-    """The `size` pieces to keep of the teacher's: specials, Latin characters, then by use, labelled texts first."""
+    """Return the `size` pieces to keep of the teacher's: specials, Latin characters, then by use, labelled texts first."""
     counts = [
         Counter(piece for row in whole.encode_batch(texts, add_special_tokens=False) for piece in row.tokens)
         for texts in (labelled, unlabelled)
@@ -201,7 +201,7 @@ def pad(rows: list[list[int]], device: torch.device, filler: int = PAD) -> tuple
 
 
 def load_teacher(folder: Path, pieces: list[str] | None = None) -> BertForSequenceClassification:
-    """The BERT of `folder` with a fresh two-way head; with `pieces`, only their embedding rows, in that order."""
+    """Return the BERT of `folder` with a fresh two-way head; with `pieces`, only their embedding rows, in that order."""
     torch.manual_seed(0)
     names: dict[str, Any] = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
     model = BertForSequenceClassification.from_pretrained(
@@ -216,7 +216,7 @@ def load_teacher(folder: Path, pieces: list[str] | None = None) -> BertForSequen
 
 
 def twice(model: BertForSequenceClassification) -> BertForSequenceClassification:
-    """A model of double depth: every layer two times, each adding half of what it added."""
+    """Return a model of double depth: every layer two times, each adding half of what it added."""
     config = BertConfig(**{**model.config.to_dict(), "num_hidden_layers": 2 * model.config.num_hidden_layers})
     config._attn_implementation = ATTENTION
     deep = BertForSequenceClassification(config)
@@ -232,7 +232,7 @@ def twice(model: BertForSequenceClassification) -> BertForSequenceClassification
 
 @torch.no_grad()
 def survey(model: BertForSequenceClassification, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
-    """What to keep of a teacher (hidden size D), from its activations on ids (B, T).
+    """Return what to keep of a teacher (hidden size D), from its activations on ids (B, T).
 
     Returns the principal directions of its hidden states over all layers, (D, D), most important first, and for each
     layer the importance of every input of its two output projections: (D,) for attention, (F,) for the MLP.
@@ -260,7 +260,7 @@ def survey(model: BertForSequenceClassification, ids: Tensor, mask: Tensor) -> t
 def carve(
     model: BertForSequenceClassification, plan: Plan, basis: Tensor, use: list[list[Tensor]]
 ) -> BertForSequenceClassification:
-    """A student whose hidden states are the teacher's seen along `basis` (D, d): its most used heads and MLP units.
+    """Return a student whose hidden states are the teacher's seen along `basis` (D, d): its most used heads and MLP units.
 
     Layer norms don't commute with a change of basis, so the result is a starting point and no more.
     """
@@ -311,7 +311,7 @@ def carve(
 
 
 def exit_logits(model: BertForSequenceClassification, hidden: Tensor) -> Tensor:
-    """What the model would say, (B, 2), if a layer's output (B, T, D) were its last."""
+    """Return the logits (B, 2) that the model would give if a layer's output (B, T, D) were its last."""
     return model.classifier(model.bert.pooler(hidden))  # type: ignore[no-any-return]
 
 
@@ -375,7 +375,7 @@ class Pool:
         return self.labelled[rng.integers(len(self.labelled))]
 
     def _blur(self, rng: np.random.Generator, ids: list[int]) -> list[int]:
-        """Some pieces left out, some exchanged for a like one, some for any."""
+        """Leave out some pieces, exchange some for a similar one and some for any."""
         share, out = rng.uniform(0.1, 0.6), []
         for i in ids:
             draw = rng.random() / share
@@ -391,14 +391,14 @@ class Pool:
 
 
 def _crop(rng: np.random.Generator, ids: list[int]) -> list[int]:
-    """A run of at least two ids, or all there are."""
+    """Return a run of at least two ids, or all there are."""
     length = int(rng.integers(min(2, len(ids)), len(ids) + 1))
     start = int(rng.integers(0, len(ids) - length + 1))
     return ids[start : start + length]
 
 
 def student_batch(pool: Pool, plan: Plan, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The batch of `step`, a function of its arguments alone, so that a resumed run sees what it would have seen.
+    """Return the batch of `step`, a function of its arguments alone, so that a resumed run sees what it would have seen.
 
     Of four times as many rows, those in one quarter by length: half the padding, and every row as likely as before.
     """
@@ -409,7 +409,7 @@ def student_batch(pool: Pool, plan: Plan, step: int, device: torch.device) -> tu
 
 
 def labelled_batch(rows: list[list[int]], plan: Plan, step: int) -> np.ndarray:
-    """Indices of the rows of `step`, (B,): one shuffle per pass, rows of like length together."""
+    """Return indices of the rows of `step`, (B,): one shuffle per pass, rows of like length together."""
     per_pass = max(1, len(rows) // plan.batch)
     epoch, place = divmod(step, per_pass)
     rng = np.random.default_rng((2, epoch))
@@ -546,7 +546,7 @@ def accuracies(
 
 
 def save_folder(model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """An ordinary Hugging Face folder with bfloat16 weights."""
+    """Write an ordinary Hugging Face folder with bfloat16 weights."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     half.config.dtype = torch.bfloat16
     half.save_pretrained(folder)
@@ -597,7 +597,7 @@ sentences. AdamW, peak rate {lr:g}. Nothing asked its earlier layers to answer."
 
 
 def card(figures: dict[str, Any], config: BertConfig, sentences: int) -> str:
-    """The model card, from the figures measured at export on `sentences` dev sentences."""
+    """Return the model card, from the figures measured at export on `sentences` dev sentences."""
     layers = config.num_hidden_layers
     pairs = zip(figures["layer_accuracy"], figures["layer_agreement"], strict=True)
     table = "\n".join(f"| {i + 1} of {layers} | {a:.1%} | {b:.1%} |" for i, (a, b) in enumerate(pairs))

@@ -72,7 +72,7 @@ DRAFTER = Plan(hidden=128, mlp=336, layers=2, heads=2, kv_heads=1, tokens=10_000
 
 
 def build(plan: Plan) -> LlamaForCausalLM:
-    """An untrained Llama of the plan's shape; embedding and head are one matrix."""
+    """Return an untrained Llama of the plan's shape; embedding and head are one matrix."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=plan.vocab,
@@ -90,7 +90,7 @@ def build(plan: Plan) -> LlamaForCausalLM:
 
 
 def read_books(path: Path) -> list[str]:
-    """The books of one `.txt.xz`: one paragraph per line, a blank line between books."""
+    """Return the books of one `.txt.xz`: one paragraph per line, a blank line between books."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
         text = file.read()
     return [book.strip() for book in text.split("\n\n") if book.strip()]
@@ -125,7 +125,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, books: list[str]) -> np.ndarray:
 
 
 def windows(ids: np.ndarray, plan: Plan, step: int, device: torch.device, seed: int = 0) -> Tensor:
-    """The batch of `step`, a pure function of its arguments so that a resumed run sees what it would have seen."""
+    """Return the batch of `step`, a pure function of its arguments so that a resumed run sees what it would have seen."""
     rng = np.random.default_rng((seed, step))
     starts = rng.integers(0, len(ids) - plan.window - 1, plan.batch)
     rows = np.stack([ids[s : s + plan.window + 1] for s in starts]).astype(np.int64)
@@ -138,7 +138,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def exit_logits(model: LlamaForCausalLM, hidden: Tensor) -> Tensor:
-    """What the model would say if a layer's output (B, T, D) were its last."""
+    """Return the logits that the model would give if a layer's output (B, T, D) were its last."""
     return model.lm_head(model.model.norm(hidden))  # type: ignore[no-any-return]
 
 
@@ -305,7 +305,7 @@ def sample_pool(
 
 
 def save_folder(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """An ordinary Hugging Face folder with bfloat16 weights."""
+    """Write an ordinary Hugging Face folder with bfloat16 weights."""
     import copy
 
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -319,7 +319,7 @@ def save_folder(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
 
 
 def card(figures: dict[str, Any], target: Plan, drafter: Plan) -> str:
-    """The model card, from the figures measured at export."""
+    """Return the model card, from the figures measured at export."""
     exits = "\n".join(f"| {i + 1} of {target.layers} | {a:.1%} |" for i, a in enumerate(figures["exit_agreement"]))
     return f"""---
 license: apache-2.0
