@@ -61,7 +61,7 @@ def read(path: Path) -> list[Baseline]:
     except OSError as e:
         raise UsageError(f"{path} can't be read: {e.strerror or e}") from None
     except (ValueError, RecursionError) as e:
-        raise UsageError(f"{path} is no JSON: {e}") from None
+        raise UsageError(f"{path} is not JSON: {e}") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema not in (SCHEMA, SUITE):
         said = f"of schema {schema!r}" if schema else "no result of dynx bench"

@@ -34,7 +34,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _alarm(seconds: float, error: Callable[[], BaseException], repeat: float = 0.0) -> Iterator[None]:
-    """Raise `error` after so many seconds. An alarm that is set already keeps its time, and comes first where it is earlier."""
+    """Raise `error` after `seconds`. An alarm that is already set keeps its time; the earlier of the two comes first."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return

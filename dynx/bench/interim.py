@@ -46,7 +46,7 @@ class InterimPlan:
         return self.rounds[-1]
 
     def confidence_at(self, analyzed: Sequence[int], *, last: bool) -> float:
-        """Return the confidence of the intervals at the newest of the analyses after so many rounds (`analyzed`).
+        """Return the confidence of the intervals at the last of the analyses after the rounds `analyzed`.
 
         Analyses may come at other times than planned, as long as it isn't the figures that call for them but, say, the clock.
         With `last` no other follows. An analysis that is both the first and the last has all of the confidence.

@@ -152,7 +152,7 @@ class _Measurement(Generic[Case]):
         self._begun: list[tuple[str, Sample]] = []  # of the round in progress
 
     def would_end_after(self, budget_s: float) -> bool:
-        """Whether a further round, lasting as long as they typically do, would end so many seconds after the start."""
+        """Return whether another round of typical length would end more than `budget_s` seconds after the start."""
         return bool(self._complete) and self._clock() - self.started + median(self._lasted) > budget_s
 
     def round(self, number: int, cases: Sequence[Case]) -> None:

@@ -227,7 +227,7 @@ class _FixedScore:
 
 
 def _costs(medians: Mapping[str, NDArray[np.float64]], rows: int, half: int) -> Costs:
-    """Derive costs per row from sums over batches of so many rows, or half of them."""
+    """Derive costs per row from sums over batches of `rows` rows, and of `half` as many."""
     *reached, end = medians["full_depth"]
     reach, exits = np.asarray(reached), len(reached)
     with_exits = float(medians["with_exits"][0])

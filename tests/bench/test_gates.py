@@ -270,9 +270,9 @@ def test_governors_of_all_cores(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "can't be read: No such file"),
-        (b"{", "is no JSON"),
-        (b"\xff\xfe\x00", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (b"[]", "is no result of dynx bench"),
         (b'{"schema": "dynx.bench/2"}', "is of schema 'dynx.bench/2', not 'dynx.bench/1'"),
         (b'{"schema": "dynx.bench/1"}', "is damaged"),

@@ -1,7 +1,7 @@
-"""Benchmark arms for pipelines that draw: the author's run, fewer steps for all pictures, and dynamic.
+"""Benchmark arms for pipelines that draw: the unmodified run, fewer steps for all pictures, and dynamic.
 
-A case is a prompt and a seed, of which every arm draws one picture. Static arms are the author's own scheduler with fewer steps,
-and DPM-Solver++ over as many evenly chosen steps of the author's grid. Speed alone proves nothing here: dynamic is compared with
+A case is a prompt and a seed; every arm draws one picture of it. Static arms are the pipeline's own scheduler with fewer steps,
+and DPM-Solver++ over as many evenly chosen steps of its grid. Speed alone proves nothing here: dynamic is compared with
 the cheapest static arm whose tail is as good, where the tail is the SSIM to plain's picture that 5 % of pictures are below.
 """
 

@@ -174,7 +174,7 @@ def confidence(interim: InterimPlan, measured: Measurements) -> float:
 
 
 def equipped(prepared: Prepared) -> list[Arm[Any]]:
-    """Return the arms, slowed down where the variable for tests asks for it. Raises UsageError for a value that can't be read."""
+    """Return the arms, slowed down as the variable for tests says. Raises UsageError for a value that can't be read."""
     from dynx.bench.wrappers import slowed
 
     arms = list(prepared.arms)

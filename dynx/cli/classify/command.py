@@ -119,7 +119,7 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
 
 
 def format_of(options: Options, terminal: Terminal, labels: int) -> Table | JsonLines:
-    """Return the format of answers for a model with so many labels."""
+    """Return the format of answers for a model with `labels` labels."""
     shown = options.top_k and min(options.top_k, labels)
     if options.jsonl:
         return JsonLines(shown, ascii_only=not terminal.unicode)

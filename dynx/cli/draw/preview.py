@@ -66,7 +66,7 @@ class Screen:
             self._stream.flush()
 
     def _say_why_not(self) -> None:
-        """Print why pictures can't be shown, where --show asks for them."""
+        """Print why pictures can't be shown, if --show is given."""
         if self._asked and not self._said:
             why = "UTF-8" if self._colour(self._stream) else "colour"
             self._terminal.warn(f"the picture can't be shown: the output lacks {why}")

@@ -1,1 +1,1 @@
-"""Kernels behind one small interface; `interface.py` says what a model must do to be decoded by dynx."""
+"""Execution backends behind one small interface; `interface.py` declares what a model must offer."""

@@ -110,7 +110,7 @@ class BatchSession:
 
     @torch.inference_mode()
     def rollback(self, lengths: Sequence[int]) -> None:
-        """Keep so many tokens of each row. It costs a mask; columns that nobody uses any more at the end are written again."""
+        """Keep the first `lengths` tokens of each row. This costs a mask; unused columns at the end are overwritten later."""
         rows: list[int] = []
         dropped: list[int] = []
         for r, (columns, length) in enumerate(zip(self._columns, lengths, strict=True)):

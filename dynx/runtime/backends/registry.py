@@ -149,7 +149,7 @@ class Race:
 
     @property
     def winner(self) -> str:
-        """The one with the shortest run: kernels that are a little faster and start seconds later lose."""
+        """Backend with the shortest run: one that is slightly faster but starts seconds later loses."""
         return min(self.passes, key=self.run)
 
     def __str__(self) -> str:

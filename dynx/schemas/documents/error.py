@@ -8,7 +8,7 @@ from dynx.schemas.documents.fields import NAME, Limit, NonEmpty
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """The last line on stderr of a command that failed under --json or --jsonl, where stderr is no terminal."""
+    """The last line on stderr of a command that failed under --json or --jsonl, unless stderr is a terminal."""
 
     schema: Annotated[Literal["dynx.error/1"], NAME] = "dynx.error/1"
     kind: Annotated[
