@@ -114,7 +114,7 @@ class Labeller:
         self.warnings: list[str] = []
         """What a user should know: above all that an audit has found the promise broken."""
         self._assembly = assembly
-        self._classifier = Classifier(assembly, audit=audit, say=self.warnings.append)
+        self._classifier = Classifier(assembly, audit=audit, on_alarm=self.warnings.append)
 
     def classify(self, inputs: Iterable[str | Path]) -> Iterator[Prediction]:
         """A prediction for each text, or for an image model each path, in order, as soon as its window is done."""

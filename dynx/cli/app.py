@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from dynx.cli.commands import COMMANDS
 from dynx.cli.configuration import ConfiguredCommand
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from dynx.cli.options.commands import COMMANDS
 
 SUMMARY = "Faster local AI inference by dynamic execution, with the saving in numbers."
 
@@ -49,9 +47,5 @@ def run(name: str, options: Any) -> None:
     importlib.import_module(f"dynx.cli.{name}.command").run(options)
 
 
-def _runner(name: str) -> Callable[[Any], None]:
-    return lambda options: run(name, options)
-
-
 for _name, _command in COMMANDS.items():
-    _command.register(app, _runner(_name), cls=ConfiguredCommand)
+    _command.register(app, partial(run, _name), cls=ConfiguredCommand)

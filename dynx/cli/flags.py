@@ -10,7 +10,7 @@ from dynx.errors import PARAMETER
 @cache
 def _flags() -> dict[str, str]:
     """Return the long option of each parameter, over all commands."""
-    from dynx.cli.commands import COMMANDS
+    from dynx.cli.options.commands import COMMANDS
 
     return {f.name: f"--{d.key}" for each in COMMANDS.values() for f, d in each.declared() if d.key is not None}
 

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.cli.options.calibrate import Options
     from dynx.runtime.profile import Profile
 
 

@@ -1,6 +1,6 @@
 """Lists the options that can be set without typing them: key in `dynx.toml`, environment variables, kind of value.
 
-Read from the declarations in each command's `options` module. Options that ask for one action (`--list`, `--finish`, …) can't be
+Read from the declarations in `options`. Options that ask for one action (`--list`, `--finish`, …) can't be
 set. Knows nothing of files or values.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from dynx.cli.commands import COMMANDS
+from dynx.cli.options.commands import COMMANDS
 
 if TYPE_CHECKING:
     from dynx.cli.options import Command, Declaration

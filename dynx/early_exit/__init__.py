@@ -1,4 +1,4 @@
-"""Early exit for classifiers: answer the easy rows after a few blocks and send only the rest through the whole model."""
+"""Early exit for classifiers: answer easy inputs after a few blocks and run only the rest through all layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["assemble", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two ways in when one is used, so that the data modules stay light."""
+    """Import `setup` when one of its functions is used, so that importing the data modules stays cheap."""
     if name in __all__:
         from dynx.early_exit import setup
 

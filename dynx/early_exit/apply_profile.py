@@ -1,4 +1,4 @@
-"""What a profile allows a loaded classifier, under the promise asked for."""
+"""Which exits of a profile a loaded classifier may use under the requested guarantee."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.early_exit.assembly import is_reference
-from dynx.early_exit.profile_data import HEADS, PAYS, Fitted, Knowledge, from_profile
+from dynx.early_exit.profile_data import HEADS_PREFIX, MIN_EXPECTED_SPEEDUP, ExitProfile, FittedExits, from_profile
 from dynx.early_exit.types import Guarantee
 from dynx.runtime.binomial import most_failures, percent
 from dynx.runtime.decision import Decision
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dynx.runtime.profile import Profile
 
 
-def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Knowledge | None:
-    """The exits that the profile allows under the promise asked for; None where there are none, and the decisions say why."""
-    plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.attachment.depth, assembly.batch
+def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> ExitProfile | None:
+    """Return the profile's exits under the requested guarantee; None: the plan's decisions hold the reason."""
+    plan, labels, depth, batch = assembly.plan, assembly.labels, assembly.exit_model.depth, assembly.batch
     profile, request = plan.profile, plan.request
     if profile is None:
         return None
@@ -33,7 +33,7 @@ def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Kno
             plan.decisions.exits = Decision("none", str(profile.decision["summary"]))
             return None
         fitted, evidence = from_profile(profile.fitted, profile.measured, plan.arrays)
-        outputs = plan.arrays[f"{HEADS}0.bias"].shape[0]
+        outputs = plan.arrays[f"{HEADS_PREFIX}0.bias"].shape[0]
         if fitted.depths[-1] >= depth or fitted.depths[0] < 1 or outputs != len(labels.names):
             raise ValueError("it was fitted to another model")
         fitted = replace(fitted, heads=fitted.heads.to(plan.device))
@@ -41,21 +41,21 @@ def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Kno
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions.exits = Decision("none", f"profile {profile.key.id} can't be used")
         return None
-    if refusal := _other_promise(assembly, profile, fitted):
+    if refusal := _promise_mismatch(assembly, profile, fitted):
         plan.decisions.exits = Decision("none", refusal)
         return None
     if assembly.certified is None and not is_reference(assembly):
-        plan.decisions.exits = Decision("none", certify_whole(plan)[1])
+        plan.decisions.exits = Decision("none", certify_full_depth(plan)[1])
         return None
     certificate = fitted.certify(evidence, batch, request.max_disagreement, request.delta)
     if not certificate.active:
         plan.decisions.exits = Decision("none", certificate.words)
         return None
-    if certificate.speedup < PAYS:
+    if certificate.speedup < MIN_EXPECTED_SPEEDUP:
         why = f"at batches of {batch} they would make it {certificate.speedup:.2f}x as fast"
         plan.decisions.exits = Decision("none", why)
         return None
-    if (clock := _slower(profile, batch, request.max_disagreement)) is not None:
+    if (clock := _measured_slowdown(profile, batch, request.max_disagreement)) is not None:
         why = f"they made it {clock:.2f}x as fast on the clock when it was calibrated"
         plan.decisions.exits = Decision("none", why)
         return None
@@ -65,13 +65,13 @@ def knowledge_of(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Kno
         f"after layer {' and '.join(used)} of {depth}",
         f"{certificate.speedup:.2f}x expected by costs measured {where}; {certificate.words}",
     )
-    return Knowledge(fitted, evidence, certificate, "model" if plan.bundled else "profile")
+    return ExitProfile(fitted, evidence, certificate, "model" if plan.bundled else "profile")
 
 
-def certify_whole(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
-    """What the profile shows of answers at full depth by a model that isn't the reference, and in words.
+def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
+    """Certify full-depth answers of a model that isn't the reference; return the guarantee, if any, and a sentence.
 
-    Tested before any exit rule, as the strictest of all: a rule is looked at only where this holds.
+    This is tested before any exit rule, as the strictest of all: rules are tested only where it holds.
     """
     request, profile = plan.request, plan.profile
     agree = plan.arrays.get("evidence.agree")
@@ -82,24 +82,24 @@ def certify_whole(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
     if not n:
         return None, "the profile has no evidence of its answers at full depth"
     allowed = most_failures(n, request.max_disagreement, request.delta)
-    said = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
+    counts = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
     if allowed is None or differ > allowed:
-        return None, f"{said}, which doesn't show {percent(request.max_disagreement)}"
+        return None, f"{counts}, which doesn't show {percent(request.max_disagreement)}"
     basis = "model" if plan.bundled else "profile"
-    return Guarantee(request.max_disagreement, request.delta, n, differ, basis), said
+    return Guarantee(request.max_disagreement, request.delta, n, differ, basis), counts
 
 
-def _slower(profile: Profile, batch: int, eps: float) -> float | None:
-    """Dynamic over plain as measured at calibration, if that was slower; None where it doesn't speak of this ε and batch."""
+def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None:
+    """Return the speed-up measured at calibration if it was below 1; None where it isn't about this ε and batch size."""
     clock, fitted = profile.measured.get("clock"), profile.fitted.get("max_disagreement")
     if clock is None or fitted is None or profile.measured.get("batch") != batch or eps > fitted:
         return None
     return float(clock[0]) if clock[0] < 1 else None
 
 
-def _other_promise(assembly: LoadedClassifier, profile: Profile, fitted: Fitted) -> str | None:
-    """Why the profile's evidence doesn't speak of what is asked for."""
-    if profile.fitted.get("max_length") != assembly.cut:
+def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: FittedExits) -> str | None:
+    """Say why the profile's evidence isn't about what is requested; None where it is."""
+    if profile.fitted.get("max_length") != assembly.truncation:
         cut = profile.fitted.get("max_length") or "the model's own number of"
         return f"the profile is for texts cut to {cut} tokens"
     if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:

@@ -1,4 +1,4 @@
-"""A classifier once it is loaded, with exits where it can have any, and the full model that a promise is measured against."""
+"""A loaded classifier, with exits where it supports them, and the full model that the guarantee compares it with."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.full_depth import Whole
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.engine import Answer, Engine, Exits
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
-    from dynx.early_exit.preprocessing import Reader, Row
-    from dynx.early_exit.profile_data import Knowledge
+    from dynx.early_exit.preprocessing import Example, Preprocessor
+    from dynx.early_exit.profile_data import ExitProfile
     from dynx.early_exit.types import Guarantee
 
     Ranges = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The blocks that a model runs: whose kernels, in which precision, and the ranges that int8 was made with."""
+class BlockBackend:
+    """What computes a model's blocks: backend, precision, and the activation ranges that int8 was quantized with."""
 
     backend: str = TORCH
     precision: str = "float32"
@@ -44,18 +43,18 @@ class Blocks:
 
 @dataclass
 class LoadedClassifier:
-    """A plan carried out."""
+    """A plan whose model is loaded."""
 
     plan: ClassifierPlan
-    attachment: Attachment | Whole
-    reader: Reader
+    exit_model: ClassifierModel
+    preprocessor: Preprocessor
     labels: Labels
-    knowledge: Knowledge | None
-    """What the profile says of this model's exits, where it has any that may be used."""
-    blocks: Blocks = field(default_factory=Blocks)
-    """What its blocks are computed by."""
+    exit_profile: ExitProfile | None
+    """The exits of the profile that may be used; None: all layers run."""
+    block_backend: BlockBackend = field(default_factory=BlockBackend)
+    """What computes the model's blocks."""
     certified: Guarantee | None = None
-    """What the profile shows of its answers at full depth, where it isn't the reference itself."""
+    """What the profile certifies of full-depth answers, where the model isn't the reference itself."""
 
     @property
     def decisions(self) -> ClassifierDecisions:
@@ -70,26 +69,28 @@ class LoadedClassifier:
     @property
     def batch(self) -> int:
         """Rows computed together."""
-        return 1 if not getattr(self.reader, "pads_batches", True) else self.plan.request.batch_size
+        return 1 if not getattr(self.preprocessor, "pads_batches", True) else self.plan.request.batch_size
 
     @property
-    def cut(self) -> int | None:
-        """The tokens that texts are cut to, where that is fewer than the model takes."""
-        limit = getattr(self.reader, "limit", None)
-        return None if limit == getattr(self.reader, "own_limit", None) else limit
+    def truncation(self) -> int | None:
+        """The number of tokens that texts are truncated to, where that is fewer than the model takes."""
+        limit = getattr(self.preprocessor, "limit", None)
+        return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
 
-    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Row]:
-        """A fresh engine over the model, with these exits or none."""
-        return engine_over(self.attachment, self.reader, batch or self.batch, exits)
+    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Example]:
+        """Make a new engine over the model, with these exits or none."""
+        return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits)
 
 
-def engine_over(attachment: Attachment | Whole, reader: Reader, batch: int, exits: Exits | None = None) -> Engine[Row]:
-    """An engine for a reader's rows."""
+def engine_over(
+    exit_model: ClassifierModel, preprocessor: Preprocessor, batch: int, exits: Exits | None = None
+) -> Engine[Example]:
+    """Make an engine for the examples of a preprocessor."""
     from dynx.early_exit.engine import Engine
 
     return Engine(
-        attachment,  # type: ignore[arg-type]  # a Whole has no exits and is never asked for them
-        reader.collate,
+        exit_model,
+        preprocessor.collate,
         length=lambda row: row.size,
         identity=lambda row: row.identity,
         exits=exits,
@@ -97,9 +98,9 @@ def engine_over(attachment: Attachment | Whole, reader: Reader, batch: int, exit
     )
 
 
-def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Reader]:
-    """The plan's model in some precision, and the reader of its inputs. Raises DynxError."""
-    from dynx.early_exit.preprocessing import Images, Texts
+def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Preprocessor]:
+    """Load the plan's model in a precision, and the preprocessor of its inputs. Raises DynxError."""
+    from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
 
     if plan.kind == "image" and max_length is not None:
         raise InvalidInput("`max_length` is about texts, and this model takes images")
@@ -107,72 +108,81 @@ def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> t
     model = loading.load_classifier(
         plan.source, plan.kind, device=plan.device, dtype=dtype, allow_pickle=plan.request.allow_pickle
     )
-    reader: Reader = Images(ready, model) if plan.kind == "image" else Texts(ready, model, max_length)
-    return model, reader
+    preprocessor: Preprocessor = (
+        ImagePreprocessor(ready, model) if plan.kind == "image" else TextPreprocessor(ready, model, max_length)
+    )
+    return model, preprocessor
 
 
-class Attached(NamedTuple):
-    """A model with exits, or at full depth where it can't have any, and why."""
+class AttachResult(NamedTuple):
+    """A model with exits, or one that runs at full depth, with the reason."""
 
-    model: Attachment | Whole
+    model: ClassifierModel
     exits: Decision[str] | None = None
     """Why there are none."""
     batch: Decision[int] | None = None
     """Why inputs are computed one by one."""
 
 
-def attach_exits(model: Any, reader: Reader) -> Attached:
-    """Attach exits to a model; one that can't have any stays whole, with the reason."""
+def attach_exits(model: Any, preprocessor: Preprocessor) -> AttachResult:
+    """Attach exits to a model; where that fails, return it as a full-depth model with the reason."""
     from dynx.early_exit.attach.attach import attach
-    from dynx.early_exit.attach.full_depth import Whole
+    from dynx.early_exit.attach.full_depth import FullDepthModel
 
-    example = reader.probe()
-    if not getattr(reader, "pads_batches", True):
+    probe_batch = preprocessor.probe()
+    if not getattr(preprocessor, "pads_batches", True):
         why = "neither model nor tokenizer has a padding token"
-        return Attached(Whole(model, reader.kind, example), Decision("none", why), Decision(1, why))
+        return AttachResult(
+            FullDepthModel(model, preprocessor.kind, probe_batch), Decision("none", why), Decision(1, why)
+        )
     try:
-        return Attached(attach(model, example))
+        return AttachResult(attach(model, probe_batch))
     except DeviceError:
         raise
     except UnsupportedModelError as e:
-        return Attached(Whole(model, reader.kind, example), Decision("none", str(e)))
+        return AttachResult(FullDepthModel(model, preprocessor.kind, probe_batch), Decision("none", str(e)))
 
 
 def is_reference(assembly: LoadedClassifier) -> bool:
     """Whether the assembly without exits is the reference itself."""
-    blocks = assembly.blocks
+    block_backend = assembly.block_backend
     return (
-        assembly.plan.dtype == "float32" and blocks.backend == TORCH and not blocks.quantized and assembly.cut is None
+        assembly.plan.dtype == "float32"
+        and block_backend.backend == TORCH
+        and not block_backend.quantized
+        and assembly.truncation is None
     )
 
 
 class Reference:
-    """The full model: the assembly's own where that is the reference, else loaded once more."""
+    """The full float32 model: the assembly's own where that is the reference, else a second copy."""
 
     def __init__(self, assembly: LoadedClassifier) -> None:
-        self._reader: Reader = assembly.reader
+        self._preprocessor: Preprocessor = assembly.preprocessor
         if is_reference(assembly):
-            self._engine: Engine[Row] = assembly.engine(exits=None)
+            self._engine: Engine[Example] = assembly.engine(exits=None)
         else:
-            model, self._reader = load_model(assembly.plan, dtype="float32", max_length=None)
-            self._engine = engine_over(attach_exits(model, self._reader).model, self._reader, assembly.batch)
+            model, self._preprocessor = load_model(assembly.plan, dtype="float32", max_length=None)
+            self._engine = engine_over(
+                attach_exits(model, self._preprocessor).model, self._preprocessor, assembly.batch
+            )
 
     @property
-    def blocks(self) -> int:
-        """Block calls so far, times rows."""
-        return self._engine.blocks
+    def block_calls(self) -> int:
+        """Number of block calls so far, times rows."""
+        return self._engine.block_calls
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
-        """Of texts or paths that were read before. ModelError: one of them can't be read any more."""
-        from dynx.early_exit.preprocessing import Row
+        """Answer texts or paths that were read before. ModelError: one of them can't be read any more."""
+        from dynx.early_exit.preprocessing import Example
 
-        rows = self._reader.rows(items)
+        rows = self._preprocessor.rows(items)
         if bad := [row for row in rows if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
-        return self._engine.window([row for row in rows if isinstance(row, Row)])
+        return self._engine.window([row for row in rows if isinstance(row, Example)])
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """(n, C)."""
+        """Return the logits (n, C) of texts or paths that were read before."""
         import numpy as np
 
         return np.stack([answer.logits for answer in self.answers(items)])

@@ -1,8 +1,8 @@
-"""A classifier's blocks on the kernels that a plan names: PyTorch's, or OpenVINO's where it is installed; in int8 on request.
+"""A classifier's blocks on the backend that a plan names: PyTorch, or OpenVINO where it is installed; in int8 on request.
 
-Embeddings, pooling and the head stay as they are. Whatever runs, its answers on a few inputs are compared with those of the
-model as it was loaded, and then exits are attached and tested like any model's. What a quantized model is worth on inputs
-like the user's isn't known here: calibration certifies it.
+Embeddings, pooling and the head stay as they are. The answers of the new blocks on a few inputs are compared with those of the
+model as it was loaded, and then exits are attached and tested as for any model. How often a quantized model disagrees on the
+user's inputs is measured and certified by calibration, not here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from statistics import median
 from typing import TYPE_CHECKING, cast
 
-from dynx.early_exit.assembly import Blocks
+from dynx.early_exit.assembly import BlockBackend
 from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, usable
 from dynx.runtime.binomial import percent
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.early_exit.assembly import LoadedClassifier, Ranges
-    from dynx.early_exit.attach.full_depth import Whole
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
-    from dynx.early_exit.preprocessing import Reader, Row
+    from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.runtime.profile import Profile
 
 
-FORMS = ("none", "int8")
+QUANTIZATIONS = ("none", "int8")
+"""Values of `quantize` that classifiers support."""
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "float16": 0.08, "int8": 0.25}
-"""Largest change of a logit, relative to the largest: a wrong scale, mask or order changes logits by their own size."""
+LOGIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "float16": 0.08, "int8": 0.25}
+"""Largest change of a logit, relative to the largest one, by precision: a wrong scale or mask changes them far more."""
 
-RANGES = "quantization."
-"""Arrays of a profile that say how large the inputs of each layer get."""
+RANGES_PREFIX = "quantization."
+"""Prefix of a profile's arrays with the activation ranges of each layer."""
 
-OBSERVED = 512
-"""Inputs that this is seen on, at most."""
+MAX_OBSERVED_INPUTS = 512
+"""Most inputs that activation ranges are observed on."""
 
-AMPLE = 0.6
-"""Of what may differ: kernels that use up more of it leave too little for a certificate, and for exits."""
+MAX_SHARE_OF_DISAGREEMENT = 0.6
+"""Largest share of the allowed disagreement that quantization may use up: more leaves too little for exits."""
 
-BATCHES, ROUNDS = 3, 7
-"""Of a race: batches of lengths spread over the inputs' in a round, and rounds."""
+RACE_BATCHES_PER_ROUND, RACE_ROUNDS = 3, 7
+"""Batches in a round of the timing comparison, of lengths spread over those of the inputs, and rounds."""
 
 
 def choose(request: ClassifierRequest, device: str, profile: Profile | None) -> Decision[str]:
-    """Whose kernels a run uses. Raises InvalidInput or DeviceError where those asked for can't be had."""
+    """Choose the backend of a run. Raises InvalidInput or DeviceError where the requested one isn't available."""
     asked = ALIASES.get(request.backend, request.backend)
     if asked not in ("auto", TORCH, OPENVINO):
         raise InvalidInput(f"`backend` {request.backend}: classifiers run on torch or openvino")
@@ -73,40 +73,44 @@ def choose(request: ClassifierRequest, device: str, profile: Profile | None) -> 
 
 
 def measured_backend(profile: Profile) -> str:
-    """The kernels that a profile's evidence and costs are of."""
+    """Return the backend that a profile's evidence and costs were measured on."""
     return str(profile.fitted.get("backend", TORCH))
 
 
 def ranges_of(plan: ClassifierPlan) -> dict[str, NDArray[np.float32]]:
-    """What the plan's profile says of the sizes of numbers."""
-    return {name.removeprefix(RANGES): array for name, array in plan.arrays.items() if name.startswith(RANGES)}
+    """Return the activation ranges in the plan's profile, by layer."""
+    return {
+        name.removeprefix(RANGES_PREFIX): array for name, array in plan.arrays.items() if name.startswith(RANGES_PREFIX)
+    }
 
 
-def wanted(plan: ClassifierPlan, backend: str, ranges: Ranges | None = None) -> Blocks:
-    """The blocks that a plan asks for, on these kernels."""
+def requested_blocks(plan: ClassifierPlan, backend: str, ranges: Ranges | None = None) -> BlockBackend:
+    """Return the block backend that a plan requests, on this backend."""
     precision = plan.request.quantize if plan.request.quantize != "none" else plan.dtype
-    return Blocks(backend, precision, ranges or {})
+    return BlockBackend(backend, precision, ranges or {})
 
 
-def loaded_in(plan: ClassifierPlan, backend: str) -> str:
-    """The precision that the model itself is loaded in: around OpenVINO's blocks everything stays exact."""
+def load_dtype(plan: ClassifierPlan, backend: str) -> str:
+    """Return the precision to load the model in: around OpenVINO's blocks everything stays in float32."""
     return "float32" if backend == OPENVINO else plan.dtype
 
 
-def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threads: int) -> Attachment | Whole:
-    """The model with such blocks, and exits attached anew. Raises UnsupportedModelError: it isn't fit for use then."""
+def replace_blocks(
+    exit_model: ClassifierModel, preprocessor: Preprocessor, block_backend: BlockBackend, threads: int
+) -> ClassifierModel:
+    """Replace the model's blocks and attach exits again. After UnsupportedModelError the model can't be used any more."""
     import torch
 
     from dynx.early_exit.attach.attach import attach
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.runtime.backends import packed_linear
 
-    if blocks.backend == TORCH and not blocks.quantized:
-        return attachment
-    if not isinstance(attachment, Attachment):
-        raise UnsupportedModelError(f"{type(attachment.model).__name__} has no blocks that could be replaced")
-    model, example, modules = attachment.model, reader.probe(), attachment.blocks
-    attachment.detach()
+    if block_backend.backend == TORCH and not block_backend.quantized:
+        return exit_model
+    if not isinstance(exit_model, ExitModel):
+        raise UnsupportedModelError(f"{type(exit_model.model).__name__} has no blocks that could be replaced")
+    model, probe_batch, modules = exit_model.model, preprocessor.probe(), exit_model.blocks
+    exit_model.detach()
 
     uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
@@ -115,21 +119,21 @@ def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threa
             out: Tensor = model(**inputs, **uncached).logits.float()
         return out
 
-    probes = _probes(example, attachment.kind)
+    probes = _probes(probe_batch, exit_model.kind)
     before = [logits(inputs) for inputs in probes]
-    if blocks.backend == OPENVINO:
+    if block_backend.backend == OPENVINO:
         from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
-        if blocks.quantized and not blocks.ranges:
+        if block_backend.quantized and not block_backend.ranges:
             raise UnsupportedModelError("OpenVINO multiplies in int8 once calibration has seen how large numbers get")
         openvino_blocks.always_mask(model)
         with torch.no_grad():
             openvino_blocks.replace(
                 modules,
                 [lambda inputs=inputs: logits(inputs) for inputs in probes],  # type: ignore[misc]
-                precision=blocks.precision,
+                precision=block_backend.precision,
                 threads=threads,
-                ranges=blocks.ranges,
+                ranges=block_backend.ranges,
             )
     else:
         able = packed_linear.available("int8")
@@ -139,50 +143,50 @@ def put_in(attachment: Attachment | Whole, reader: Reader, blocks: Blocks, threa
             if not packed_linear.pack(torch.nn.ModuleList(modules), "int8", lambda: logits(probes[0])):
                 raise UnsupportedModelError(f"{type(model).__name__} has no linear layers to quantize")
         model.eval()  # the new layers too
-    for inputs, want in zip(probes, before, strict=True):
-        gap = (logits(inputs) - want).abs().max().item() / max(1.0, want.abs().max().item())
-        if not gap <= TOLERANCE[blocks.precision]:  # also catches NaN
+    for inputs, expected in zip(probes, before, strict=True):
+        gap = (logits(inputs) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+        if not gap <= LOGIT_TOLERANCE[block_backend.precision]:  # also catches NaN
             raise UnsupportedModelError(
-                f"{type(model).__name__} gives other logits in {blocks.precision} on {TITLES[blocks.backend]} "
+                f"{type(model).__name__} gives other logits in {block_backend.precision} on {TITLES[block_backend.backend]} "
                 f"(by {gap:.0%} of the largest)"
             )
-    return attach(model, example, rounds=blocks.precision != "float32")
+    return attach(model, probe_batch, reduced_precision=block_backend.precision != "float32")
 
 
-def _probes(example: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
-    """Two batches of different numbers of rows, and for texts of different lengths."""
-    few = {name: value[:2] for name, value in example.items()}
+def _probes(probe_batch: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
+    """Make two batches of different numbers of rows, and for texts of different lengths."""
+    few = {name: value[:2] for name, value in probe_batch.items()}
     if kind == "text":
-        width = int(example["input_ids"].shape[1])
+        width = int(probe_batch["input_ids"].shape[1])
         shorter = max(1, width // 2 + 1)
         few = {n: v[:, :shorter] if v.dim() > 1 and v.shape[1] == width else v for n, v in few.items()}
-    return [dict(example), few]
+    return [dict(probe_batch), few]
 
 
-def fastest(
+def use_fastest_backend(
     assembly: LoadedClassifier,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     clock: Callable[[], float],
-    heard: Callable[[str], None] = lambda _: None,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Give the assembly the fastest of the kernels that its plan allows, timed on `rows`, which also say how large numbers get.
+    """Give the assembly the fastest backend that its plan allows, timed on `rows`, which also give the activation ranges.
 
-    `heard` is told what is being done. Raises UnsupportedModelError where kernels that were asked for can't run the model.
+    `on_stage` is called with what is being done. Raises UnsupportedModelError where the requested backend can't run the model.
     """
     plan = assembly.plan
     asked = plan.decisions.backend.value == OPENVINO
-    if assembly.blocks.backend == OPENVINO or (plan.request.backend != "auto" and not asked):
+    if assembly.block_backend.backend == OPENVINO or (plan.request.backend != "auto" and not asked):
         return
     if not usable(plan.device, plan.request.quantize)[OPENVINO].value:
         return
-    heard("converting for OpenVINO")
+    on_stage("converting for OpenVINO")
     times: dict[str, float] = {}
     try:
         with attempt(OPENVINO, plan.source.name):
-            other, reader, blocks = _on_openvino(assembly, rows)
+            other, preprocessor, block_backend = _on_openvino(assembly, rows)
             if not asked:
-                heard("timing PyTorch and OpenVINO")
-                times = _race(assembly, other, reader, rows, clock)
+                on_stage("timing PyTorch and OpenVINO")
+                times = _race(assembly, other, preprocessor, rows, clock)
     except UnsupportedModelError as e:
         if asked:
             raise
@@ -190,86 +194,90 @@ def fastest(
         return
     if not asked:
         winner = min(times, key=lambda name: times[name])
-        said = ", ".join(f"{TITLES[name]} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
-        plan.decisions.backend = Decision(winner, f"{said} an input, in batches of {assembly.batch}")
+        timings = ", ".join(f"{TITLES[name]} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
+        plan.decisions.backend = Decision(winner, f"{timings} an input, in batches of {assembly.batch}")
         if winner != OPENVINO:
             return
-    assembly.attachment, assembly.reader, assembly.blocks = other, reader, blocks
+    assembly.exit_model, assembly.preprocessor, assembly.block_backend = other, preprocessor, block_backend
 
 
-def _on_openvino(assembly: LoadedClassifier, rows: Sequence[Row]) -> tuple[Attachment | Whole, Reader, Blocks]:
-    """The assembly's model once more, with OpenVINO's blocks."""
+def _on_openvino(
+    assembly: LoadedClassifier, rows: Sequence[Example]
+) -> tuple[ClassifierModel, Preprocessor, BlockBackend]:
+    """Load the assembly's model again, with its blocks on OpenVINO."""
     import torch
 
+    from dynx.early_exit.agreement import agrees
     from dynx.early_exit.assembly import attach_exits, load_model
-    from dynx.early_exit.attach.model import Attachment
-    from dynx.early_exit.heads import agrees
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
     plan = assembly.plan
-    model, reader = load_model(plan, dtype=loaded_in(plan, OPENVINO), max_length=plan.request.max_length)
-    attachment = attach_exits(model, reader).model
-    blocks = wanted(plan, OPENVINO)
-    if blocks.quantized and isinstance(attachment, Attachment):
-        seen = sorted(rows[:OBSERVED], key=lambda row: row.size)
+    model, preprocessor = load_model(plan, dtype=load_dtype(plan, OPENVINO), max_length=plan.request.max_length)
+    exit_model = attach_exits(model, preprocessor).model
+    block_backend = requested_blocks(plan, OPENVINO)
+    if block_backend.quantized and isinstance(exit_model, ExitModel):
+        seen = sorted(rows[:MAX_OBSERVED_INPUTS], key=lambda row: row.size)
 
         def run() -> None:
             with torch.inference_mode():
                 for at in range(0, len(seen), assembly.batch):
-                    model(**reader.collate(seen[at : at + assembly.batch]))
+                    model(**preprocessor.collate(seen[at : at + assembly.batch]))
 
-        blocks = wanted(plan, OPENVINO, openvino_blocks.observe(attachment.blocks, run))
-    others = rows[OBSERVED:][:OBSERVED] or rows
-    want = _answers(attachment, reader, assembly.batch, others)
-    made = put_in(attachment, reader, blocks, plan.threads)
-    got = _answers(made, reader, assembly.batch, others)
-    if blocks.quantized:
-        same = agrees(got, want, assembly.labels.problem, plan.request.within or 0.0)
+        block_backend = requested_blocks(plan, OPENVINO, openvino_blocks.observe(exit_model.blocks, run))
+    others = rows[MAX_OBSERVED_INPUTS:][:MAX_OBSERVED_INPUTS] or rows
+    expected = _answers(exit_model, preprocessor, assembly.batch, others)
+    made = replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
+    got = _answers(made, preprocessor, assembly.batch, others)
+    if block_backend.quantized:
+        same = agrees(got, expected, assembly.labels.problem, plan.request.within or 0.0)
         differ, eps = int((~same).sum()), plan.request.max_disagreement
-        if differ > AMPLE * eps * len(others):
+        if differ > MAX_SHARE_OF_DISAGREEMENT * eps * len(others):
             raise UnsupportedModelError(
                 f"{differ:,} of {len(others):,} answers differ then, too many for {percent(eps)}"
             )
-    return made, reader, blocks
+    return made, preprocessor, block_backend
 
 
-def _answers(attachment: Attachment | Whole, reader: Reader, batch: int, rows: Sequence[Row]) -> Tensor:
-    """Logits at full depth (n, C)."""
+def _answers(exit_model: ClassifierModel, preprocessor: Preprocessor, batch: int, rows: Sequence[Example]) -> Tensor:
+    """Return logits at full depth (n, C)."""
     import torch
 
     from dynx.early_exit.assembly import engine_over
 
-    answers = engine_over(attachment, reader, batch).window(rows)
+    answers = engine_over(exit_model, preprocessor, batch).window(rows)
     return torch.stack([torch.from_numpy(answer.logits) for answer in answers])
 
 
 def _race(
     assembly: LoadedClassifier,
-    other: Attachment | Whole,
-    reader: Reader,
-    rows: Sequence[Row],
+    other: ClassifierModel,
+    preprocessor: Preprocessor,
+    rows: Sequence[Example],
     clock: Callable[[], float],
 ) -> dict[str, float]:
-    """Seconds for an input on both, full depth, batches in turns; medians.
+    """Time both backends at full depth, batches in turns; return median seconds per input.
 
-    No two rounds have batches of the same shape, as a job with exits hardly has: OpenVINO makes its kernels ready for each.
+    No two rounds have batches of the same shape, as runs with exits rarely do: OpenVINO compiles kernels for each shape.
     """
     from dynx.early_exit.assembly import engine_over
 
     ordered = sorted(rows, key=lambda row: row.size)
-    engines = {TORCH: assembly.engine(), OPENVINO: engine_over(other, reader, assembly.batch)}
+    engines = {TORCH: assembly.engine(), OPENVINO: engine_over(other, preprocessor, assembly.batch)}
     for engine in engines.values():
         engine.window(ordered[-assembly.batch :])  # the first allocates
     rng = random.Random(0)  # noqa: S311 - the order of measurements is no secret
     seen: dict[str, list[float]] = {name: [] for name in engines}
-    for done in range(ROUNDS):
+    for done in range(RACE_ROUNDS):
         size = min(len(ordered), assembly.batch - done % max(1, assembly.batch // 2))
-        starts = [(len(ordered) - size) * (2 * i + 1) // (2 * BATCHES) for i in range(BATCHES)]
+        starts = [
+            (len(ordered) - size) * (2 * i + 1) // (2 * RACE_BATCHES_PER_ROUND) for i in range(RACE_BATCHES_PER_ROUND)
+        ]
         names = list(engines)
         rng.shuffle(names)
         for name in names:
             began = clock()
             for start in starts:
                 engines[name].window(ordered[start : start + size])
-            seen[name].append((clock() - began) / (BATCHES * size))
+            seen[name].append((clock() - began) / (RACE_BATCHES_PER_ROUND * size))
     return {name: median(times) for name, times in seen.items()}

@@ -1,4 +1,4 @@
-"""Rows that are computed together, and those that stopped after a block and wait for others to go on with."""
+"""Batches of rows that are computed together, and rows parked after a block until others resume with them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.model import Attachment
-    from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.agreement import AgreementScore
+    from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.heads import ExitHeads
 
     Collate = Callable[[Sequence[int]], tuple[Mapping[str, Tensor], int]]
 
-CLOSE = 0.75
-"""Rows are put with longer ones only where these are at most a third longer: padding is computed too."""
+MIN_LENGTH_RATIO = 0.75
+"""Smallest ratio of lengths in a batch of parked rows: padding is computed too."""
 
 
-def batches(sizes: Mapping[int, int], most: int, merges_lengths: bool) -> Iterator[list[int]]:
-    """Rows, by number, in batches of like size, the longest first: memory runs out at once or never."""
+def batches(sizes: Mapping[int, int], max_rows: int, merges_lengths: bool) -> Iterator[list[int]]:
+    """Yield batches of row numbers of similar size, the longest first, so that memory runs out at once or never."""
     ordered = sorted(sizes, key=lambda number: (-sizes[number], number))
     at = 0
     while at < len(ordered):
-        group = ordered[at : at + most]
+        group = ordered[at : at + max_rows]
         if not merges_lengths:  # padding would change the answers: equal lengths only
             group = [number for number in group if sizes[number] == sizes[group[0]]]
         at += len(group)
@@ -38,28 +39,28 @@ def batches(sizes: Mapping[int, int], most: int, merges_lengths: bool) -> Iterat
 
 
 @dataclass(frozen=True)
-class Group:
-    """A batch: its rows' numbers in the window, and their inputs; `width` is the tokens of each, padding too, 1 for images."""
+class Batch:
+    """A batch: its rows' numbers in the window, and their inputs; `width` is their tokens with padding, 1 for images."""
 
     numbers: NDArray[np.int64]  # (R,)
     sizes: NDArray[np.int64]  # (R,) what rows are sorted by
     inputs: Mapping[str, Tensor]
     width: int
     state: State | None = None
-    """Where they stopped, if they did."""
+    """Hidden states of the block that the rows stopped after, if they did."""
     logits: Tensor | None = None  # (R, C) of the exit that they stopped at
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def select(self, rows: NDArray[np.int64]) -> Group:
-        """These rows alone (r,)."""
+    def select(self, rows: NDArray[np.int64]) -> Batch:
+        """Return a batch of these rows (r,)."""
         at = torch.from_numpy(rows)
 
         def cut(value: Tensor) -> Tensor:
             return value.index_select(0, at.to(value.device))
 
-        return Group(
+        return Batch(
             self.numbers[rows],
             self.sizes[rows],
             {key: cut(value) for key, value in self.inputs.items()},
@@ -69,76 +70,79 @@ class Group:
         )
 
 
-class Flight:
-    """A forward in progress: the rows still active, by their place in the group, and what the last exit's head said of them."""
+class InFlightBatch:
+    """A forward in progress: the active rows by their index in the batch, and their logits at the last exit."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Batch) -> None:
         self.group = group
         self.rows = np.arange(len(group))
         self.logits = group.logits
         self.values = None if group.logits is None else group.logits.float().cpu().numpy()
         mask = group.inputs.get("attention_mask")
         self.seen = group.inputs if mask is None or not bool(mask.all()) else {}
-        """What pooling needs of the inputs: no mask where it hides nothing."""
+        """The inputs that pooling needs: no mask where nothing is padded."""
         self.at: Tensor | None = None
         """`rows` for tensors, once they are fewer than the group."""
 
-    def look(
-        self, attachment: Attachment, heads: ExitHeads, score: AgreementScore, k: int, hidden: Tensor
+    def score_exit(
+        self, exit_model: ClassifierModel, heads: ExitHeads, score: AgreementScore, k: int, hidden: Tensor
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """What exit k's head says of the active rows (R, C), and how far that can be trusted (R,)."""
-        pooled = attachment.pool(hidden, self.seen, self.at)
+        """Return exit k's logits of the active rows (R, C), and their agreement scores (R,)."""
+        pooled = exit_model.pool(hidden, self.seen, self.at)
         self.logits = heads.logits(k, pooled, self.logits)
         values: NDArray[np.float32] = self.logits.float().cpu().numpy()
         scores = score(k, values, self.values)
         self.values = values
         return values, scores
 
-    def keep(self, stay: NDArray[np.int64]) -> Tensor:
-        """Only these of the active rows, by position (r,); for tensors."""
-        kept = torch.from_numpy(stay)
-        self.rows = self.rows[stay]
+    def keep(self, positions: NDArray[np.int64]) -> Tensor:
+        """Keep only these of the active rows, by position (r,), and return the positions as a tensor."""
+        kept = torch.from_numpy(positions)
+        self.rows = self.rows[positions]
         self.at = torch.from_numpy(self.rows)
         if self.logits is not None and self.values is not None:
             self.logits = self.logits.index_select(0, kept.to(self.logits.device))
-            self.values = self.values[stay]
+            self.values = self.values[positions]
         return kept
 
 
-class Waiting:
-    """The rows that stopped at one exit, longest first if they came so."""
+class ParkedRows:
+    """The rows parked at one exit, in the order in which they stopped."""
 
     def __init__(self, merges_lengths: bool) -> None:
-        self._groups: list[Group] = []
+        self._groups: list[Batch] = []
         self._merges = merges_lengths
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
 
-    def add(self, group: Group) -> None:
-        """Behind the others."""
+    def add(self, group: Batch) -> None:
+        """Append a batch."""
         self._groups.append(group)
 
-    def take(self, most: int, collate: Collate) -> Group:
-        """The first of them, up to so many, as a batch. `collate` makes the inputs of rows by number, and says how wide."""
-        head, taken, count = self._groups[0], list[Group](), 0
-        while self._groups and count < most and self._fits(self._groups[0], head):
+    def take(self, max_rows: int, collate: Collate) -> Batch:
+        """Remove the first rows, at most `max_rows`, as a batch.
+
+        `collate` returns the inputs of rows, by number, and their width.
+        """
+        head, taken, count = self._groups[0], list[Batch](), 0
+        while self._groups and count < max_rows and self._fits(self._groups[0], head):
             group = self._groups.pop(0)
-            if count + len(group) > most:
-                here = np.arange(most - count)
-                self._groups.insert(0, group.select(np.arange(most - count, len(group))))
+            if count + len(group) > max_rows:
+                here = np.arange(max_rows - count)
+                self._groups.insert(0, group.select(np.arange(max_rows - count, len(group))))
                 group = group.select(here)
             taken.append(group)
             count += len(group)
-        return taken[0] if len(taken) == 1 else _joined(taken, collate)
+        return taken[0] if len(taken) == 1 else _merge(taken, collate)
 
-    def _fits(self, group: Group, head: Group) -> bool:
+    def _fits(self, group: Batch, head: Batch) -> bool:
         if not self._merges:  # padding would change the answers: equal lengths only
             return bool(group.sizes[0] == head.sizes[0]) and group.width == head.width
-        return CLOSE * head.width <= group.width <= head.width / CLOSE
+        return MIN_LENGTH_RATIO * head.width <= group.width <= head.width / MIN_LENGTH_RATIO
 
 
-def _joined(groups: Sequence[Group], collate: Collate) -> Group:
+def _merge(groups: Sequence[Batch], collate: Collate) -> Batch:
     numbers = np.concatenate([group.numbers for group in groups])
     width = groups[0].width
     states = [group.state for group in groups if group.state is not None]
@@ -151,4 +155,4 @@ def _joined(groups: Sequence[Group], collate: Collate) -> Group:
     else:
         inputs, width = collate(numbers.tolist())
         state = State.merge(states, length=width)
-    return Group(numbers, np.concatenate([group.sizes for group in groups]), inputs, width, state, torch.cat(logits))
+    return Batch(numbers, np.concatenate([group.sizes for group in groups]), inputs, width, state, torch.cat(logits))

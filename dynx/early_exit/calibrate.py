@@ -1,13 +1,13 @@
-"""Learn a classifier's exits once, from inputs without labels: heads, score, rules, costs, and what may be promised.
+"""Learn a classifier's exits once, from inputs without labels: heads, score, rules, costs and certificate.
 
-1. Leave out repeated inputs, and cut the rest at random into three parts: heads, rules, certificate.
-2. Run all of them through the whole model, looking in after every block; and through the full float32 model, where that is
+1. Leave out repeated inputs, and split the rest at random into three parts: heads, rules, certificate.
+2. Run all of them through all layers, pooling features after every block; and through the full float32 model, where that is
    another one.
-3. Fit heads on the first part. On the second fit the score, time the exits (`measure`), and choose those that pay.
-4. Fit the heads that remain anew, draw up the rules, and certify one of them on the third part, seen here for the first time.
-5. Run plain and dynamic in turns on the third part, to see what the costs are worth.
+3. Fit heads on the first part. On the second fit the score, time the exits (`measure`), and keep those that save time.
+4. Fit the heads that remain again, list the rules, and certify one of them on the third part, which nothing was fitted to.
+5. Run plain and dynamic in turns on the third part, to check the costs by the clock.
 
-Nothing here prints; `progress` hears (share done, what is being done).
+Nothing here prints; `progress` is called with the share done and what is being done.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.attach.model import Attachment
-from dynx.early_exit.backends import RANGES, fastest
+from dynx.early_exit.attach.model import ExitModel
+from dynx.early_exit.backends import RANGES_PREFIX, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
-from dynx.early_exit.features import Collected, Inputs, candidates, collect
-from dynx.early_exit.heads import AgreementScore, ExitHeads, agrees
-from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.profile_data import Evidence, Fitted, to_arrays, to_json
+from dynx.early_exit.features import CollectedFeatures, Inputs, candidates, collect
+from dynx.early_exit.heads import ExitHeads
+from dynx.early_exit.preprocessing import Example
+from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.binomial import percent, smallest_sample, supports
 from dynx.runtime.certify import choose_rules, deduplicate, split
@@ -46,39 +47,40 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 
-MOST = {"text": 6000, "image": 3000}
-"""Inputs used: enough for 0.5 % at 95 %, and an end to how long it takes and, for pictures, to how much memory."""
+MAX_CALIBRATION_INPUTS = {"text": 6000, "image": 3000}
+"""Most inputs used: enough for 0.5 % at 95 %, and a bound on time and, for images, memory."""
 
-FEWEST = 60
-"""Inputs below which nothing is fitted."""
+MIN_CALIBRATION_INPUTS = 60
+"""Fewest inputs that exits are fitted to."""
 
-CHECKED = 600
-"""Inputs of the certificate that also time plain against dynamic."""
+MAX_TIMED_INPUTS = 600
+"""Most inputs of the certificate part that also time plain against dynamic."""
 
 SEED = 0
+"""Seed of the split, the choice of inputs and the fit."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything learned; `profile` and `arrays` are what gets stored."""
+    """The result of a calibration; `profile` and `arrays` are what is stored."""
 
     inputs: int  # given, repeated ones left out
     unreadable: int
     parts: tuple[int, int, int]
     power: str
-    fitted: Fitted | None
+    fitted: FittedExits | None
     certificate: Certificate | None
     agreement: dict[int, float]
-    """After each block tried: share of part two that its head answers like the full model."""
+    """By exit tried: share of the second part that its head answers like the full model."""
     measured: tuple[float, float, float] | None
-    """Plain time over dynamic time on inputs of part three: median, least, most of the rounds."""
+    """Plain time over dynamic time on inputs of the third part: median, minimum and maximum over rounds."""
     summary: str
     profile: Profile
     arrays: dict[str, NDArray[Any]]
 
 
 def power(n: int, eps: float, delta: float) -> str:
-    """What n inputs can show, before any of them is run."""
+    """Say what n inputs can certify, before any of them is run."""
     third = len(split(n, SEED)[2])
     return f"{third:,} of {n:,} inputs certify: {supports(third, eps, delta)}"
 
@@ -91,30 +93,33 @@ def calibrate(
     clock: Callable[[], float],
     progress: Progress = lambda _share, _what: None,
 ) -> Findings:
-    """Learn the assembly's exits; timing takes about `budget` seconds, the rest what the inputs take.
+    """Learn the assembly's exits; timing takes about `budget` seconds, everything else as long as the inputs take.
 
     InvalidInput: too few inputs, or a regression without a tolerance. UnsupportedModelError: the model can't have exits.
     """
     request = assembly.plan.request
-    if not isinstance(assembly.attachment, Attachment):
+    if not isinstance(assembly.exit_model, ExitModel):
         raise UnsupportedModelError(assembly.why_full_depth)
     require_tolerance(assembly)
     rows, items, unreadable = _distinct(assembly, inputs)
     parts = split(len(rows), SEED)
-    said = power(len(rows), request.max_disagreement, request.delta)
-    if len(rows) < FEWEST:
+    sample_power = power(len(rows), request.max_disagreement, request.delta)
+    if len(rows) < MIN_CALIBRATION_INPUTS:
         lost = f" ({unreadable:,} can't be read)" if unreadable else ""
         raise InvalidInput(
-            f"{len(rows)} different inputs{lost}; at least {FEWEST} are needed", hint=f"better: {_wanted(request)}"
+            f"{len(rows)} different inputs{lost}; at least {MIN_CALIBRATION_INPUTS} are needed",
+            hint=f"better: {_recommended_inputs(request)}",
         )
     first = [rows[i] for i in parts[0]]
-    fastest(assembly, first, clock, lambda what: progress(0.0, what))
+    use_fastest_backend(assembly, first, clock, lambda what: progress(0.0, what))
     progress(0.0, "running the full model")
-    truth = None
+    reference_logits = None
     if not is_reference(assembly):
-        truth = torch.from_numpy(Reference(assembly).logits(items))
-    depths = candidates(assembly.attachment.depth)
-    seen = collect(assembly, rows, depths, truth, lambda x: progress(0.05 + 0.35 * x, "running the full model"))
+        reference_logits = torch.from_numpy(Reference(assembly).logits(items))
+    depths = candidates(assembly.exit_model.depth)
+    seen = collect(
+        assembly, rows, depths, reference_logits, lambda x: progress(0.05 + 0.35 * x, "running the full model")
+    )
     learned = learn(
         assembly,
         seen,
@@ -125,29 +130,29 @@ def calibrate(
         clock=clock,
         progress=lambda x, what: progress(0.4 + 0.45 * x, what),
     )
-    whole = _at_full_depth(assembly, seen.rows(parts[2]))
+    full_depth = _full_depth_evidence(assembly, seen.rows(parts[2]))
     if learned is None:
-        return _nothing(assembly, inputs, rows, parts, unreadable, said, whole)
+        return _full_depth_findings(assembly, inputs, rows, parts, unreadable, sample_power, full_depth)
     fitted, agreement = learned
-    evidence = evidence_of(fitted, seen.rows(parts[2]), assembly)
+    evidence = collect_evidence(fitted, seen.rows(parts[2]), assembly)
     certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta)
     progress(0.87, "checking on the clock")
     measured = None
     if certificate.active:
         measured = confirm(assembly, fitted, certificate, [rows[i] for i in parts[2]], 0.3 * budget, clock)
-    summary = in_words(fitted, certificate, measured, assembly)
+    summary = summarize(fitted, certificate, measured, assembly)
     profile, arrays = _profile(
-        assembly, inputs, fitted, evidence, certificate, agreement, measured, parts, summary, whole
+        assembly, inputs, fitted, evidence, certificate, agreement, measured, parts, summary, full_depth
     )
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     progress(1.0, "")
     return Findings(
-        len(rows), unreadable, sizes, said, fitted, certificate, agreement, measured, summary, profile, arrays
+        len(rows), unreadable, sizes, sample_power, fitted, certificate, agreement, measured, summary, profile, arrays
     )
 
 
 def require_tolerance(assembly: LoadedClassifier) -> None:
-    """InvalidInput: a regression, and nobody said when two numbers agree."""
+    """Raise InvalidInput for a regression without a tolerance."""
     if assembly.labels.problem == "regression" and not assembly.plan.request.within:
         raise InvalidInput(
             "the model gives numbers, and numbers are hardly ever equal",
@@ -155,21 +160,21 @@ def require_tolerance(assembly: LoadedClassifier) -> None:
         )
 
 
-def _wanted(request: Any) -> str:
+def _recommended_inputs(request: Any) -> str:
     least = smallest_sample(request.max_disagreement, request.delta)
     return f"{10 * least:,} or more, for {percent(request.max_disagreement)} at {percent(request.confidence)}"
 
 
-def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Row], list[Any], int]:
-    """Rows that differ from each other, and their items; at most `MOST`, drawn at random."""
-    firsts, most = deduplicate(inputs.names), MOST[assembly.reader.kind]
+def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Example], list[Any], int]:
+    """Return distinct examples and their items, at most `MAX_CALIBRATION_INPUTS` drawn at random, and how many can't be read."""
+    firsts, most = deduplicate(inputs.names), MAX_CALIBRATION_INPUTS[assembly.preprocessor.kind]
     if len(firsts) > most:
         firsts = np.sort(np.random.default_rng(SEED).choice(firsts, most, replace=False))
     items = [inputs.items[i] for i in firsts]
-    made = assembly.reader.rows(items)
+    made = assembly.preprocessor.rows(items)
     rows, kept, known = [], [], set()
     for item, row in zip(items, made, strict=True):
-        if isinstance(row, Row) and row.identity not in known:
+        if isinstance(row, Example) and row.identity not in known:
             known.add(row.identity)
             rows.append(row)
             kept.append(item)
@@ -178,39 +183,39 @@ def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Row], li
 
 def learn(
     assembly: LoadedClassifier,
-    seen: Collected,
-    rows: Sequence[Row],
+    seen: CollectedFeatures,
+    rows: Sequence[Example],
     parts: tuple[NDArray[np.int64], NDArray[np.int64]],
     certifying: int,
     *,
     budget: float,
     clock: Callable[[], float],
     progress: Progress = lambda _share, _what: None,
-) -> tuple[Fitted, dict[int, float]] | None:
-    """Heads from the first part, score, rules and costs from the second, for a certificate on `certifying` other rows.
+) -> tuple[FittedExits, dict[int, float]] | None:
+    """Fit heads on the first part, and score, rules and costs on the second, for a certificate on `certifying` other rows.
 
-    Also the agreement of every exit tried. None where no exit pays at the risk that the certificate can show.
+    Returned with them is the agreement of every exit tried. None: no exit saves time at the risk that the certificate can show.
     """
     request, problem = assembly.plan.request, assembly.labels.problem
     tolerance = request.within or 0.0
     one, two = seen.rows(parts[0]), seen.rows(parts[1])
 
     def fit(depths: Sequence[int]) -> tuple[ExitHeads, AgreementScore]:
-        heads = ExitHeads.fit(one.at(depths).pooled, one.truth, problem, seed=SEED)
-        score = AgreementScore.fit(heads.run(two.at(depths).pooled), two.truth, problem, tolerance=tolerance)
+        heads = ExitHeads.fit(one.at(depths).pooled, one.reference_logits, problem, seed=SEED)
+        score = AgreementScore.fit(heads.run(two.at(depths).pooled), two.reference_logits, problem, tolerance=tolerance)
         return heads, score
 
     progress(0.0, f"fitting {len(seen.depths)} exits")
     heads, score = fit(seen.depths)
-    scores, agree = two.seen_by(heads, score, tolerance)
+    scores, agree = two.evaluate(heads, score, tolerance)
     agreement = {depth: float(share) for depth, share in zip(seen.depths, agree[:, :-1].mean(axis=0), strict=True)}
     progress(0.5, "timing exits")
     kept = list(seen.depths)
     sample = [rows[i] for i in parts[1]]
     costs = {
         batch: measure_costs(
-            assembly.attachment,  # type: ignore[arg-type]
-            assembly.reader.collate,
+            assembly.exit_model,
+            assembly.preprocessor.collate,
             sample,
             kept,
             heads=heads,
@@ -231,30 +236,30 @@ def learn(
         kept = [seen.depths[k] for k in rules.kept]
         costs = {size: c.at(rules.kept) for size, c in costs.items()}
         heads, score = fit(kept)
-        scores, agree = two.at(kept).seen_by(heads, score, tolerance)
+        scores, agree = two.at(kept).evaluate(heads, score, tolerance)
         rules = choose_rules(
             scores, agree, costs[assembly.batch], request.max_disagreement, request.delta, certifying, prune=False
         )
-    return Fitted(tuple(kept), heads, score, rules, costs), agreement
+    return FittedExits(tuple(kept), heads, score, rules, costs), agreement
 
 
-def evidence_of(fitted: Fitted, seen: Collected, assembly: LoadedClassifier) -> Evidence:
-    """What the rows of a certificate show."""
+def collect_evidence(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
+    """Return scores, agreements and classes of the rows that certify."""
     tolerance = assembly.plan.request.within or 0.0
-    scores, agree = seen.at(fitted.depths).seen_by(fitted.heads, fitted.score, tolerance)
-    return Evidence(scores, agree, assembly.labels.ids(seen.truth.numpy()))
+    scores, agree = seen.at(fitted.depths).evaluate(fitted.heads, fitted.score, tolerance)
+    return Evidence(scores, agree, assembly.labels.ids(seen.reference_logits.numpy()))
 
 
 def confirm(
     assembly: LoadedClassifier,
-    fitted: Fitted,
+    fitted: FittedExits,
     certificate: Certificate,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     budget: float,
     clock: Callable[[], float],
 ) -> tuple[float, float, float]:
-    """Plain over dynamic on the clock, in turns on the same rows: median, least and most of the rounds."""
-    rows = rows[:CHECKED]
+    """Time plain over dynamic, in turns on the same rows; return median, minimum and maximum over rounds."""
+    rows = rows[:MAX_TIMED_INPUTS]
     plain, dynamic = assembly.engine(), assembly.engine(fitted.exits(certificate.thresholds))
     plain.window(rows[: 2 * assembly.batch])
     dynamic.window(rows[: 2 * assembly.batch])
@@ -269,25 +274,28 @@ def confirm(
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def in_words(
-    fitted: Fitted, certificate: Certificate, measured: tuple[float, float, float] | None, assembly: LoadedClassifier
+def summarize(
+    fitted: FittedExits,
+    certificate: Certificate,
+    measured: tuple[float, float, float] | None,
+    assembly: LoadedClassifier,
 ) -> str:
-    """The decision in a sentence."""
+    """Describe the decision in a sentence."""
     if not certificate.active:
         return certificate.words
     if measured and measured[0] < 1:
         return f"full depth: on the clock exits within {percent(certificate.eps)} make it {measured[0]:.2f}x as fast"
     used = [d for d, t in zip(fitted.depths, certificate.thresholds, strict=True) if t != math.inf]
-    layers = mean_layers(fitted, certificate, assembly.attachment.depth)
+    layers = mean_layers(fitted, certificate, assembly.exit_model.depth)
     clock = f", {measured[0]:.2f}x on the clock" if measured else ""
     return (
-        f"exits after layer {' and '.join(map(str, used))}: {layers:.2f} of {assembly.attachment.depth} layers on average, "
+        f"exits after layer {' and '.join(map(str, used))}: {layers:.2f} of {assembly.exit_model.depth} layers on average, "
         f"{certificate.speedup:.2f}x of plain expected{clock}; {certificate.words}"
     )
 
 
-def mean_layers(fitted: Fitted, certificate: Certificate, depth: int) -> float:
-    """Layers per input, on the rows of the certificate."""
+def mean_layers(fitted: FittedExits, certificate: Certificate, depth: int) -> float:
+    """Return layers per input on the rows of the certificate."""
     each = np.asarray([*fitted.depths, depth], dtype=np.float64)
     return float((each * np.asarray(certificate.exits)).sum() / certificate.n)
 
@@ -295,14 +303,14 @@ def mean_layers(fitted: Fitted, certificate: Certificate, depth: int) -> float:
 def _profile(
     assembly: LoadedClassifier,
     inputs: Inputs,
-    fitted: Fitted,
+    fitted: FittedExits,
     evidence: Evidence,
     certificate: Certificate,
     agreement: dict[int, float],
     measured: tuple[float, float, float] | None,
     parts: Sequence[NDArray[np.int64]],
     summary: str,
-    whole: dict[str, int],
+    full_depth: dict[str, int],
 ) -> tuple[Profile, dict[str, NDArray[Any]]]:
     shape, seconds = to_json(fitted)
     labels, request = assembly.labels, assembly.plan.request
@@ -317,17 +325,17 @@ def _profile(
         | {
             "problem": labels.problem,
             "tolerance": request.within,
-            "max_length": assembly.cut,
+            "max_length": assembly.truncation,
             "max_disagreement": request.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
-            "backend": assembly.blocks.backend,
+            "backend": assembly.block_backend.backend,
         },
         "evidence": body["evidence"]
         | {
             "parts": [len(part) for part in parts],
             "certificate": certificate.to_json(),
             "by_class": by_class,
-            "full_depth": whole,
+            "full_depth": full_depth,
         },
         "decision": {"summary": summary},
     }
@@ -335,13 +343,13 @@ def _profile(
 
 
 def _ranges(assembly: LoadedClassifier) -> dict[str, NDArray[Any]]:
-    """What int8 was made with."""
-    return {RANGES + name: ends for name, ends in assembly.blocks.ranges.items()}
+    """Return the activation ranges of int8 as arrays of a profile."""
+    return {RANGES_PREFIX + name: ends for name, ends in assembly.block_backend.ranges.items()}
 
 
-def _at_full_depth(assembly: LoadedClassifier, seen: Collected) -> dict[str, int]:
-    """How many of these rows the model itself, before any exit, answers otherwise than the reference."""
-    same = agrees(seen.logits, seen.truth, assembly.labels.problem, assembly.plan.request.within or 0.0)
+def _full_depth_evidence(assembly: LoadedClassifier, seen: CollectedFeatures) -> dict[str, int]:
+    """Count the rows that the model answers differently from the reference at full depth."""
+    same = agrees(seen.logits, seen.reference_logits, assembly.labels.problem, assembly.plan.request.within or 0.0)
     return {"n": len(seen), "disagreements": int((~same).sum())}
 
 
@@ -361,26 +369,26 @@ def _envelope(assembly: LoadedClassifier, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _nothing(
+def _full_depth_findings(
     assembly: LoadedClassifier,
     inputs: Inputs,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     parts: Sequence[NDArray[np.int64]],
     unreadable: int,
-    said: str,
-    whole: dict[str, int],
+    sample_power: str,
+    full_depth: dict[str, int],
 ) -> Findings:
-    """Findings of a model whose exits don't pay: a profile that says so, so that nobody asks again."""
+    """Make the findings of a model whose exits save no time; their profile keeps it from being calibrated again."""
     eps = assembly.plan.request.max_disagreement
     summary = f"full depth: no exit is right often enough to pay for looking, within {percent(eps)}"
     body = _envelope(assembly, inputs)
     body |= {
         "measured": {},
-        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.blocks.backend},
-        "evidence": body["evidence"] | {"full_depth": whole},
+        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend},
+        "evidence": body["evidence"] | {"full_depth": full_depth},
         "decision": {"summary": summary},
     }
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     return Findings(
-        len(rows), unreadable, sizes, said, None, None, {}, None, summary, Profile(**body), _ranges(assembly)
+        len(rows), unreadable, sizes, sample_power, None, None, {}, None, summary, Profile(**body), _ranges(assembly)
     )

@@ -1,8 +1,8 @@
-"""A job: inputs in, window by window, predictions out in the same order, with a receipt, and a watch over the promise.
+"""Classify a stream of inputs window by window, in order, with a receipt and a check of the guarantee.
 
-Three ways to know that the answers are right. A certificate from earlier data, in the profile. An audit while the job runs:
-a share of the inputs also goes to full depth, and exits end when the evidence says that the promise is broken. Or a
-certificate of the job's own (`job.certify`): a random sample of the very inputs decides how early the rest of them may leave.
+A guarantee has three sources. The profile holds a certificate from earlier data. An audit runs a share of the inputs through all
+layers too, and turns exits off once the evidence contradicts the guarantee. Or a random sample of the inputs themselves decides
+how early the rest of them may exit (`sample_certificate.certify`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.audit import Audit, audited
 from dynx.early_exit.features import same_answers
-from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.types import EXACT, Guarantee, Prediction, Receipt
+from dynx.early_exit.preprocessing import Example
+from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee, Prediction, Receipt
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from dynx.early_exit.engine import Answer, Engine, Exits
 
 SEED = 0
-"""Of the draws of audits: the same inputs are drawn on every run."""
+"""Seed of the draws for audits: the same inputs are drawn in every run."""
 
 
 class Classifier:
-    """A model with its exits at work on one job. `say` hears of the audit's alarm, once."""
+    """A model with exits that classifies one stream of inputs; `on_alarm` is called once with the audit's alarm, if any."""
 
     def __init__(
-        self, assembly: LoadedClassifier, *, audit: float = 0.0, say: Callable[[str], None] = lambda _: None
+        self, assembly: LoadedClassifier, *, audit: float = 0.0, on_alarm: Callable[[str], None] = lambda _: None
     ) -> None:
         if not 0 <= audit <= 1:
             raise InvalidInput(f"`audit` {audit:g} is not a share between 0 and 1")
@@ -42,43 +42,43 @@ class Classifier:
         self.assembly = assembly
         self.labels = assembly.labels
         self.audit = Audit(request.max_disagreement, request.delta) if audit else None
-        self.receipt = Receipt(assembly.attachment.depth)
-        self._share, self._say = audit, say
+        self.receipt = Receipt(assembly.exit_model.depth)
+        self._share, self._on_alarm = audit, on_alarm
         self._reference: Reference | None = None
         self._answered: Mapping[int, Answer] = {}
         self._number = 0  # of the next input
-        known = assembly.knowledge
-        self._engine: Engine[Row]
-        self._use(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
+        known = assembly.exit_profile
+        self._engine: Engine[Example]
+        self._set_engine(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
 
-    def use(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
-        """Go on with other exits, and with the answers that are known already, by the input's number from now on."""
-        self._use(exits, guarantee)
+    def set_exits(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
+        """Switch to other exits, and to answers that are known already, by the input's number from now on."""
+        self._set_engine(exits, guarantee)
         self._answered = answered
 
-    def _use(self, exits: Exits | None, guarantee: Guarantee | None) -> None:
+    def _set_engine(self, exits: Exits | None, guarantee: Guarantee | None) -> None:
         self._engine = self.assembly.engine(exits=exits)
         self._depths = () if exits is None else exits.depths
         self.receipt.guarantee = guarantee
 
     @property
     def full_guarantee(self) -> Guarantee | None:
-        """What holds without exits: everything by the reference itself, and by another model what a profile shows of it."""
-        return EXACT if is_reference(self.assembly) else self.assembly.certified
+        """The guarantee without exits: exact for the reference itself, and what a profile certifies for another model."""
+        return EXACT_GUARANTEE if is_reference(self.assembly) else self.assembly.certified
 
     @property
     def exiting(self) -> bool:
-        """Whether any input may leave early."""
+        """Whether any input may exit early."""
         return self._engine.exits is not None
 
     def window(self, items: Sequence[Any]) -> list[Prediction]:
-        """Predictions for the next inputs (texts, or paths of pictures), in order. Raises DeviceError out of memory."""
+        """Predict the next inputs (texts, or paths of images), in order. DeviceError: out of memory."""
         began = time.perf_counter()
-        rows = self.assembly.reader.rows(items)
-        good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Row)]
-        known = self._answers([row for _, row in good], [number for number, _ in good])
-        read = iter(self.labels.read(np.stack([answer.logits for answer in known])) if known else ())
-        left = iter(known)
+        rows = self.assembly.preprocessor.rows(items)
+        good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Example)]
+        answers = self._answers([row for _, row in good], [number for number, _ in good])
+        read = iter(self.labels.read(np.stack([answer.logits for answer in answers])) if answers else ())
+        left = iter(answers)
         out = []
         for row in rows:
             if isinstance(row, str):
@@ -87,48 +87,48 @@ class Classifier:
                 (label, score, scores), answer = next(read), next(left)
                 after = None if answer.exit is None else self._depths[answer.exit]
                 out.append(Prediction(label, score, scores, after, answer.layers))
-        self._book(rows, known)
+        self._count(rows, answers)
         self._number += len(items)
-        self._watch(items, rows, known)
+        self._audit_window(items, rows, answers)
         self.receipt.seconds += time.perf_counter() - began
         return out
 
-    def _answers(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Answer]:
-        """From the engine, but for what is known already."""
-        known = [self._answered.get(number) for number in numbers]
-        fresh = iter(self._engine.window([row for row, answer in zip(rows, known, strict=True) if answer is None]))
-        return [next(fresh) if answer is None else answer for answer in known]
+    def _answers(self, rows: Sequence[Example], numbers: Sequence[int]) -> list[Answer]:
+        """Return answers from the engine, and those that are known already."""
+        answers = [self._answered.get(number) for number in numbers]
+        fresh = iter(self._engine.window([row for row, answer in zip(rows, answers, strict=True) if answer is None]))
+        return [next(fresh) if answer is None else answer for answer in answers]
 
-    def _book(self, rows: Sequence[Row | str], answers: Sequence[Answer]) -> None:
+    def _count(self, rows: Sequence[Example | str], answers: Sequence[Answer]) -> None:
         receipt = self.receipt
         receipt.inputs += len(rows)
         receipt.errors += sum(isinstance(row, str) for row in rows)
-        receipt.truncated += sum(isinstance(row, Row) and row.cut for row in rows)
+        receipt.truncated += sum(isinstance(row, Example) and row.truncated for row in rows)
         receipt.repeated += sum(answer.repeated for answer in answers)
         receipt.layers += sum(answer.layers for answer in answers)
-        receipt.left += Counter(
+        receipt.exit_counts += Counter(
             receipt.depth if answer.exit is None else self._depths[answer.exit]
             for answer in answers
             if not answer.repeated
         )
 
-    def _watch(self, items: Sequence[Any], rows: Sequence[Row | str], answers: Sequence[Answer]) -> None:
-        """Compare the audited share with the full model, and end the exits if the promise is past saving."""
+    def _audit_window(self, items: Sequence[Any], rows: Sequence[Example | str], answers: Sequence[Answer]) -> None:
+        """Compare the audited share with the full model, and turn exits off once the alarm is raised."""
         if self.audit is None or not self.exiting:
             return
-        numbers = [i for i, row in enumerate(rows) if isinstance(row, Row)]
+        numbers = [i for i, row in enumerate(rows) if isinstance(row, Example)]
         first = self._number - len(items)
         drawn = [k for k, i in enumerate(numbers) if audited(first + i, self._share, SEED)]
         if not drawn:
             return
         self._reference = self._reference or Reference(self.assembly)
-        before = self._reference.blocks
+        before = self._reference.block_calls
         full = self._reference.logits([items[numbers[k]] for k in drawn])
-        self.receipt.audit_layers += self._reference.blocks - before
+        self.receipt.audit_layers += self._reference.block_calls - before
         exited = np.stack([answers[k].logits for k in drawn])
         tolerance = self.assembly.plan.request.within or 0.0
         for agree in same_answers(exited, full, self.labels.problem, tolerance):
             if self.audit.update(not agree):
-                self._use(None, None)
-                self._say(f"{self.audit}; from here on every answer is the full model's")
+                self._set_engine(None, None)
+                self._on_alarm(f"{self.audit}; from here on every answer is the full model's")
                 return

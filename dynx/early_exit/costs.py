@@ -1,8 +1,8 @@
 """What exits cost and save on this device, in seconds per row, at one batch size.
 
-A row that leaves a batch saves less than its share of it: the rest still pays what a block costs whatever its batch. So the
-price of the blocks behind an exit is taken from batches whole and halved; or from joining those who stay to full batches again,
-where that is cheaper. Everything is measured in turn, many times, and medians count.
+A row that exits saves less than its share of the batch, as part of a block's cost doesn't depend on the batch size. So the cost
+of the blocks behind an exit is the difference between whole and halved batches; or the cost with the remaining rows merged into
+full batches again, where that is lower. Measurements alternate over many rounds, and medians count.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from dynx.early_exit.batching import Group, Waiting, batches
-from dynx.early_exit.engine import BATCH, Engine, Exits
+from dynx.early_exit.batching import Batch, ParkedRows, batches
+from dynx.early_exit.engine import DEFAULT_BATCH_SIZE, Engine, Exits
 from dynx.runtime.certify import Costs
 
 if TYPE_CHECKING:
@@ -25,69 +25,70 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.early_exit.agreement import AgreementScore
     from dynx.early_exit.attach.hidden_state import State
-    from dynx.early_exit.attach.model import Attachment
-    from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.heads import ExitHeads
 
-    Job = Callable[[], Sequence[float]]
+    Measurement = Callable[[], Sequence[float]]
 
 __all__ = ["measure_costs"]
 
-Row = TypeVar("Row")
+Input = TypeVar("Input")
 
-GROUPS = 8
-"""Batches measured at most, of lengths spread over the rows'."""
+MAX_MEASURED_BATCHES = 8
+"""Most batches measured, of lengths spread over those of the rows."""
 
-ENOUGH, FEWEST = 15, 3
-"""Rounds after which medians no longer move, and the fewest."""
+MAX_ROUNDS, MIN_ROUNDS = 15, 3
+"""Most rounds, after which medians no longer change, and fewest."""
 
-JOINS = 2.0
-"""How often rows that stay are joined, for each that leaves: once, and again at a later exit."""
+MERGES_PER_EXIT = 2.0
+"""How often remaining rows are merged for each that exits: once, and again at a later exit."""
 
-JOBS = 4
-"""What a round measures of a batch, in forwards."""
+FORWARDS_PER_ROUND = 4
+"""Forwards that a round takes for a batch, about."""
 
 
 def measure_costs(
-    attachment: Attachment,
-    collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
-    rows: Sequence[Row],
+    exit_model: ClassifierModel,
+    collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
+    rows: Sequence[Input],
     depths: Sequence[int],
     *,
     heads: ExitHeads,
     score: AgreementScore,
-    length: Callable[[Row], int] = lambda _: 1,
-    batch: int = BATCH,
+    length: Callable[[Input], int] = lambda _: 1,
+    batch: int = DEFAULT_BATCH_SIZE,
     budget: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Costs:
-    """Seconds per row of running to each of `depths`, to the answer, and of what an exit adds, in the engine's own regime.
+    """Measure seconds per row of running to each of `depths`, to the answer, and of what an exit adds, as the engine runs them.
 
-    `rows` are like those to come, at least one; `collate` and `length` as the engine takes them. It takes about `budget` seconds,
-    more where three rounds do; `progress` hears the share done.
+    `rows` represent the inputs to come, at least one; `collate` and `length` are the engine's. It takes about `budget` seconds,
+    more where `MIN_ROUNDS` rounds do; `progress` is called with the share done.
     """
-    tick = _tick(attachment, clock)
+    tick = _tick(exit_model, clock)
     sizes = {number: length(row) for number, row in enumerate(rows)}
-    groups = list(batches(sizes, batch, attachment.merges_lengths))
+    groups = list(batches(sizes, batch, exit_model.merges_lengths))
     full = [group for group in groups if len(group) == len(groups[0])]
     with torch.inference_mode():
-        middle = _Bench(attachment, collate, [rows[i] for i in full[len(full) // 2]], depths, heads, score, tick)
-        middle.whole()  # first calls allocate and choose kernels
-        count = int(budget / (FEWEST * JOBS * max(middle.whole()[-1], 1e-9)))
-        count = max(1, min(GROUPS, count, len(full)))
+        middle = _BatchTimer(exit_model, collate, [rows[i] for i in full[len(full) // 2]], depths, heads, score, tick)
+        middle.full_depth()  # first calls allocate and choose kernels
+        count = int(budget / (MIN_ROUNDS * FORWARDS_PER_ROUND * max(middle.full_depth()[-1], 1e-9)))
+        count = max(1, min(MAX_MEASURED_BATCHES, count, len(full)))
         chosen = [full[len(full) * (2 * i + 1) // (2 * count)] for i in range(count)]
         benches = [
-            _Bench(attachment, collate, [rows[i] for i in group], depths, heads, score, tick) for group in chosen
+            _BatchTimer(exit_model, collate, [rows[i] for i in group], depths, heads, score, tick) for group in chosen
         ]
-        medians = _medians([bench.jobs() for bench in benches], budget, clock, progress)
+        medians = _medians([bench.measurements() for bench in benches], budget, clock, progress)
     size = len(chosen[0])
     return _costs(medians, count * size, count * ((size + 1) // 2) if size > 1 else 0)
 
 
-def _tick(attachment: Attachment, clock: Callable[[], float]) -> Callable[[], float]:
-    """The clock, once the device has done all it was told to."""
-    device = attachment.model.device
+def _tick(exit_model: ClassifierModel, clock: Callable[[], float]) -> Callable[[], float]:
+    """Return a clock that waits for the device to finish its work."""
+    device = exit_model.model.device
     module = getattr(torch, device.type, None)
     wait = getattr(module, "synchronize", None) if device.type != "cpu" else None
 
@@ -100,25 +101,25 @@ def _tick(attachment: Attachment, clock: Callable[[], float]) -> Callable[[], fl
 
 
 def _medians(
-    jobs: Sequence[Mapping[str, Job]],
+    measurements: Sequence[Mapping[str, Measurement]],
     budget: float,
     clock: Callable[[], float],
     progress: Callable[[float], None],
 ) -> dict[str, NDArray[np.float64]]:
-    """Of every job the medians over rounds, summed over batches; in each round all of them, in another order."""
-    cells = [(number, name) for number, several in enumerate(jobs) for name in several]
+    """Take every measurement in each round, in random order; return medians over rounds, summed over batches."""
+    cells = [(number, name) for number, several in enumerate(measurements) for name in several]
     samples: dict[tuple[int, str], list[Sequence[float]]] = {cell: [] for cell in cells}
     rng = random.Random(0)  # noqa: S311 - the order of measurements is no secret
     for number, name in cells:
-        jobs[number][name]()
+        measurements[number][name]()
     began = clock()
-    for done in range(1, ENOUGH + 1):
+    for done in range(1, MAX_ROUNDS + 1):
         rng.shuffle(cells)
         for number, name in cells:
-            samples[number, name].append(jobs[number][name]())
+            samples[number, name].append(measurements[number][name]())
         spent = (clock() - began) / budget
-        progress(min(1.0, max(spent, done / ENOUGH)))
-        if done >= FEWEST and spent * (done + 1) / done > 1:
+        progress(min(1.0, max(spent, done / MAX_ROUNDS)))
+        if done >= MIN_ROUNDS and spent * (done + 1) / done > 1:
             break
     out: dict[str, NDArray[np.float64]] = {}
     for (_, name), values in samples.items():
@@ -126,84 +127,88 @@ def _medians(
     return out
 
 
-class _Bench(Generic[Row]):
-    """One batch of R rows, and what the engine may do with it."""
+class _BatchTimer(Generic[Input]):
+    """Timings of what the engine may do with one batch of R rows."""
 
     def __init__(
         self,
-        attachment: Attachment,
-        collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
-        rows: Sequence[Row],
+        exit_model: ClassifierModel,
+        collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
+        rows: Sequence[Input],
         depths: Sequence[int],
         heads: ExitHeads,
         score: AgreementScore,
         tick: Callable[[], float],
     ) -> None:
-        self._attachment, self._rows, self._depths, self._tick = attachment, rows, tuple(depths), tick
-        self._engine = Engine(attachment, collate, batch=len(rows))
-        script: Any = _Script(score, len(depths), alone=len(rows) == 1)
+        self._exit_model, self._rows, self._depths, self._tick = exit_model, rows, tuple(depths), tick
+        self._engine = Engine(exit_model, collate, batch=len(rows))
+        script: Any = _FixedScore(score, len(depths), alone=len(rows) == 1)
         exits = Exits(self._depths, heads, script, np.ones(len(depths)))
-        self._leaving = Engine(attachment, collate, batch=len(rows), exits=exits)
+        self._exit_engine = Engine(exit_model, collate, batch=len(rows), exits=exits)
         inputs = collate(rows)
-        width = int(inputs[attachment.model.main_input_name].shape[1]) if attachment.kind == "text" else 1
-        self._group = Group(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), inputs, width)
+        width = int(inputs[exit_model.model.main_input_name].shape[1]) if exit_model.kind == "text" else 1
+        self._group = Batch(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64), inputs, width)
         self._half = self._group.select(np.arange(0, len(rows), 2))
         self._middle = self._depths[len(self._depths) // 2]
         self._stopped: State | None = None
 
-    def jobs(self) -> dict[str, Job]:
-        """What is measured of it."""
-        alone: dict[str, Job] = {"whole": self.whole, "looked": self.looked, "answered": self.answered}
-        return alone if len(self._rows) == 1 else {**alone, "half": self.half, "joined": self.joined}
+    def measurements(self) -> dict[str, Measurement]:
+        """Return the measurements of this batch by name."""
+        alone: dict[str, Measurement] = {
+            "full_depth": self.full_depth,
+            "with_exits": self.with_exits,
+            "without_exits": self.without_exits,
+        }
+        return alone if len(self._rows) == 1 else {**alone, "half": self.half, "merged": self.merged}
 
-    def whole(self) -> list[float]:
-        """From the start to each depth, and to the end."""
+    def full_depth(self) -> list[float]:
+        """Time a forward to each depth, and to the end."""
         return self._stamped(self._group)
 
     def half(self) -> list[float]:
-        """The same with every second row."""
+        """Time the same with every second row."""
         return self._stamped(self._half)
 
-    def _stamped(self, group: Group) -> list[float]:
+    def _stamped(self, group: Batch) -> list[float]:
         stamps: list[float] = []
 
         def watch(_depth: int, _hidden: Tensor, _rows: Tensor) -> None:
             stamps.append(self._tick())
 
         began = self._tick()
-        self._attachment.run(group.inputs, watch=watch, exits=self._depths)
+        self._exit_model.run(group.inputs, watch=watch, exits=self._depths)
         return [stamp - began for stamp in (*stamps, self._tick())]
 
-    def answered(self) -> list[float]:
-        """From rows to answers, without exits."""
+    def without_exits(self) -> list[float]:
+        """Time rows to answers without exits."""
         began = self._tick()
         self._engine.window(self._rows)
         return [self._tick() - began]
 
-    def looked(self) -> list[float]:
-        """The same with a look at each exit: every second row leaves at the first; a row by itself at the last."""
+    def with_exits(self) -> list[float]:
+        """Time rows to answers with exits: every second row exits at the first; a single row at the last."""
         began = self._tick()
-        self._leaving.window(self._rows)
+        self._exit_engine.window(self._rows)
         return [self._tick() - began]
 
-    def joined(self) -> list[float]:
-        """On from the middle exit, for rows that stopped there in two batches."""
+    def merged(self) -> list[float]:
+        """Time the rest of the forward for rows parked at the middle exit in two batches."""
         if self._stopped is None:
-            self._stopped = self._attachment.run(self._group.inputs, stop=self._middle).state
+            self._stopped = self._exit_model.run(self._group.inputs, stop=self._middle).state
         rows = np.arange(len(self._rows))
         began = self._tick()
-        waiting = Waiting(self._attachment.merges_lengths)
+        parked = ParkedRows(self._exit_model.merges_lengths)
         logits = torch.zeros(len(rows), 1)
-        whole = replace(self._group, state=self._stopped, logits=logits)
-        waiting.add(whole.select(rows[::2]))
-        waiting.add(whole.select(rows[1::2]))
-        group = waiting.take(len(rows), lambda _: (self._group.inputs, self._group.width))
-        self._attachment.run(group.inputs, start=group.state)
+        stopped = replace(self._group, state=self._stopped, logits=logits)
+        parked.add(stopped.select(rows[::2]))
+        parked.add(stopped.select(rows[1::2]))
+        group = parked.take(len(rows), lambda _: (self._group.inputs, self._group.width))
+        self._exit_model.run(group.inputs, start=group.state)
         return [self._tick() - began]
 
 
-class _Script:
-    """A score that takes its time, and then says what is to be measured: 1 for leaving."""
+class _FixedScore:
+    """A score that computes the real one for its time, and returns fixed values: 1 to exit."""
 
     def __init__(self, score: AgreementScore, exits: int, *, alone: bool) -> None:
         self._score, self._exits, self._alone = score, exits, alone
@@ -213,34 +218,34 @@ class _Script:
 
     def __call__(self, k: int, logits: Any, previous: Any = None) -> NDArray[np.float64]:
         self._score(k, logits, previous)
-        said = np.zeros(len(logits))
+        scores = np.zeros(len(logits))
         if self._alone:
-            said[:] = k == self._exits - 1
+            scores[:] = k == self._exits - 1
         elif k == 0:
-            said[1::2] = 1.0
-        return said
+            scores[1::2] = 1.0
+        return scores
 
 
 def _costs(medians: Mapping[str, NDArray[np.float64]], rows: int, half: int) -> Costs:
-    """Per row, from sums over batches of so many rows, or half of them."""
-    *upto, end = medians["whole"]
-    reach, exits = np.asarray(upto), len(upto)
-    looked = float(medians["looked"][0])
-    around = max(0.0, float(medians["answered"][0]) - end)  # before and after the forward
+    """Derive costs per row from sums over batches of so many rows, or half of them."""
+    *reached, end = medians["full_depth"]
+    reach, exits = np.asarray(reached), len(reached)
+    with_exits = float(medians["with_exits"][0])
+    around = max(0.0, float(medians["without_exits"][0]) - end)  # before and after the forward
     full = (end + around) / rows
-    if not half:  # batches of one end where their row leaves
-        look = (looked - around - reach[-1]) / exits
-        return _ordered((reach + around) / rows, full, np.full(exits, look / rows))
-    *upto_half, end_half = medians["half"]
-    rest, rest_half = end - reach, end_half - np.asarray(upto_half)
-    joining = max(0.0, float(medians["joined"][0]) - float(rest[exits // 2]))
-    saved = np.maximum((rest - rest_half) / (rows - half), (rest - JOINS * joining) / rows)
-    look = (looked - around - reach[0] - rest_half[0]) / exits
+    if not half:  # a batch of one ends where its row exits
+        check = (with_exits - around - reach[-1]) / exits
+        return _ordered((reach + around) / rows, full, np.full(exits, check / rows))
+    *reached_half, end_half = medians["half"]
+    rest, rest_half = end - reach, end_half - np.asarray(reached_half)
+    merging = max(0.0, float(medians["merged"][0]) - float(rest[exits // 2]))
+    saved = np.maximum((rest - rest_half) / (rows - half), (rest - MERGES_PER_EXIT * merging) / rows)
+    check = (with_exits - around - reach[0] - rest_half[0]) / exits
     arriving = np.where(np.arange(exits) == 0, rows, (rows + half) / 2)
-    return _ordered(full - saved, full, look / arriving)
+    return _ordered(full - saved, full, check / arriving)
 
 
 def _ordered(reach: NDArray[np.float64], full: float, check: NDArray[np.float64]) -> Costs:
-    """No deeper exit is cheaper to reach, whatever the clock says, and none is free or dearer than the answer."""
+    """Make costs consistent: a deeper exit never costs less to reach than a shallower one, nor more than the answer."""
     reach = np.maximum.accumulate(np.clip(reach, 0.0, full))
     return Costs(tuple(reach.tolist()), full, tuple(np.maximum(check, 0.0).tolist()))

@@ -1,8 +1,8 @@
-"""Rows in, answers out, each with no more blocks than its exit rule asks for.
+"""Answer rows with early exit: each runs only the blocks that its exit rule requires.
 
-Batches of like length go through the model, the longest first. At every exit rows leave, and the rest of the batch goes on
-without them in the same forward. Where few are left, they stop and wait: rows that stopped at one exit go on together. Rows
-that are the same are computed once. Answers come in the order of the rows.
+Batches of similar length run through the model, the longest first. Rows exit after a block, and the rest of the batch continues
+in the same forward. Where few rows are left they are parked, and rows parked at the same exit resume together. Equal rows are
+computed once. Answers come in the order of the rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach.hidden_state import State
-from dynx.early_exit.batching import Flight, Group, Waiting, batches
+from dynx.early_exit.batching import Batch, InFlightBatch, ParkedRows, batches
 from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime.memory import is_out_of_memory
 
@@ -25,26 +25,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.attach.model import Attachment
-    from dynx.early_exit.heads import AgreementScore, ExitHeads
+    from dynx.early_exit.agreement import AgreementScore
+    from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.heads import ExitHeads
 
-Row = TypeVar("Row")
+Input = TypeVar("Input")
 
-BATCH = 32
-"""Rows computed together unless the caller says otherwise."""
+DEFAULT_BATCH_SIZE = 32
+"""Rows computed together by default."""
 
-RESUMING = 2.5
-"""What a stopped batch pays for going on (embeddings and masks made anew, states put together), in units of what a block costs
-whatever its batch, which is Python and small kernels for the most part."""
+RESUME_COST_IN_BLOCK_OVERHEADS = 2.5
+"""Cost of resuming a parked batch (embeddings and masks made again, states merged), in units of a block's overhead: the part of
+its cost that doesn't depend on the batch size, mostly Python and small kernels."""
 
-NOBODY = torch.empty(0, dtype=torch.long)
+NO_ROWS = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
 class Exits:
-    """Where rows may leave: after the blocks `depths` (rising, from 1), by heads and scores of the same number.
+    """Where rows may exit: after the blocks `depths` (ascending, from 1), by as many heads and scores.
 
-    `thresholds` (K,): a row leaves at the first exit whose score reaches its threshold; infinity is never.
+    `thresholds` (K,): a row exits at the first exit whose score reaches its threshold; infinity means never.
     """
 
     depths: tuple[int, ...]
@@ -53,29 +54,29 @@ class Exits:
     thresholds: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """InvalidInput where the parts don't belong together."""
+        """Raise InvalidInput where the parts don't fit each other."""
         sizes = {len(self.depths), len(self.heads), len(self.score), len(self.thresholds)}
         if len(sizes) != 1 or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 1:
             raise InvalidInput(f"exits after blocks {self.depths} don't fit their heads, scores and thresholds")
 
     @property
     def active(self) -> bool:
-        """Whether any row could leave."""
+        """Whether any row could exit."""
         return bool(np.isfinite(self.thresholds).any())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a row got: `logits` (C,) float32 of the head it left by; `exit` is that head's number, None for the model's own."""
+    """The answer to a row: `logits` (C,) float32 of the head it exited at; `exit` is that head's number, None for full depth."""
 
     logits: NDArray[np.float32]
     exit: int | None
     layers: int  # block calls computed for it
-    score: float | None  # of agreeing with the full model, where it left early
+    score: float | None  # of agreement with the full model, where it exited early
     repeated: bool = False  # the same as an earlier row, and not computed again
 
 
-class Engine(Generic[Row]):
+class Engine(Generic[Input]):
     """A classifier with exits attached, and how its rows become tensors.
 
     `collate` makes a batch, padded on the right, ready for the model; `length` is what rows are sorted by (tokens; the same
@@ -84,140 +85,142 @@ class Engine(Generic[Row]):
 
     def __init__(
         self,
-        attachment: Attachment,
-        collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
+        exit_model: ClassifierModel,
+        collate: Callable[[Sequence[Input]], Mapping[str, Tensor]],
         *,
-        length: Callable[[Row], int] = lambda _: 1,
-        identity: Callable[[Row], Hashable] | None = None,
+        length: Callable[[Input], int] = lambda _: 1,
+        identity: Callable[[Input], Hashable] | None = None,
         exits: Exits | None = None,
-        batch: int = BATCH,
+        batch: int = DEFAULT_BATCH_SIZE,
     ) -> None:
         if batch < 1:
             raise InvalidInput(f"a batch of {batch} rows")
-        if exits is not None and exits.depths[-1] >= attachment.depth:
-            raise InvalidInput(f"an exit after block {exits.depths[-1]} of {attachment.depth} saves nothing")
-        self.attachment = attachment
+        if exits is not None and exits.depths[-1] >= exit_model.depth:
+            raise InvalidInput(f"an exit after block {exits.depths[-1]} of {exit_model.depth} saves nothing")
+        self.exit_model = exit_model
         self.exits = exits if exits is not None and exits.active else None
         self.batch = batch
-        self.blocks = 0
-        """Block calls times rows so far: what was really computed."""
+        self.block_calls = 0
+        """Block calls times rows computed so far."""
         self._collate, self._length, self._identity = collate, length, identity
 
-    def window(self, rows: Sequence[Row]) -> list[Answer]:
-        """The answers to `rows`, in order. DeviceError: out of memory."""
+    def window(self, rows: Sequence[Input]) -> list[Answer]:
+        """Answer `rows`, in order. DeviceError: out of memory."""
         first: dict[Hashable, int] = {}
-        fresh, twins = [], []
+        fresh, duplicates = [], []
         for number, row in enumerate(rows):
             known = number if self._identity is None else first.setdefault(self._identity(row), number)
             if known == number:
                 fresh.append(number)
             else:
-                twins.append((number, known))
-        work = _Work(self.attachment, self.exits, self.batch, lambda which: self._collate([rows[i] for i in which]))
+                duplicates.append((number, known))
+        forward = _WindowForward(
+            self.exit_model, self.exits, self.batch, lambda which: self._collate([rows[i] for i in which])
+        )
         try:
             with torch.inference_mode():
-                to_come = len(fresh)
+                remaining = len(fresh)
                 sizes = {number: self._length(rows[number]) for number in fresh}
-                for numbers in batches(sizes, self.batch, self.attachment.merges_lengths):
-                    to_come -= len(numbers)
-                    work.add(numbers, [sizes[number] for number in numbers], to_come)
-                work.finish()
+                for numbers in batches(sizes, self.batch, self.exit_model.merges_lengths):
+                    remaining -= len(numbers)
+                    forward.add(numbers, [sizes[number] for number in numbers], remaining)
+                forward.finish()
         except Exception as e:
             if is_out_of_memory(e):
                 raise DeviceError("out of memory", hint=f"try `batch_size` {max(1, self.batch // 2)}") from e
             raise
         finally:
-            self.blocks += sum(answer.layers for answer in work.answers.values())
-        for number, known in twins:
-            answer = work.answers[known]
-            work.answers[number] = Answer(answer.logits, answer.exit, 0, answer.score, repeated=True)
-        return [work.answers[number] for number in range(len(rows))]
+            self.block_calls += sum(answer.layers for answer in forward.answers.values())
+        for number, known in duplicates:
+            answer = forward.answers[known]
+            forward.answers[number] = Answer(answer.logits, answer.exit, 0, answer.score, repeated=True)
+        return [forward.answers[number] for number in range(len(rows))]
 
 
-class _Work:
-    """A window on its way through the model."""
+class _WindowForward:
+    """The forward of one window of rows through the model."""
 
     def __init__(
         self,
-        attachment: Attachment,
+        exit_model: ClassifierModel,
         exits: Exits | None,
         batch: int,
         collate: Callable[[Sequence[int]], Mapping[str, Tensor]],
     ) -> None:
         self.answers: dict[int, Answer] = {}
-        self._attachment, self._exits, self._batch, self._inputs = attachment, exits, batch, collate
+        self._exit_model, self._exits, self._batch, self._inputs = exit_model, exits, batch, collate
         self._depths = () if exits is None else exits.depths
-        self._waiting = [Waiting(attachment.merges_lengths) for _ in self._depths]
-        self._to_come = 0
-        """Rows that no forward has seen yet."""
+        self._parked = [ParkedRows(exit_model.merges_lengths) for _ in self._depths]
+        self._remaining = 0
+        """Rows that haven't started yet."""
 
-    def add(self, numbers: Sequence[int], sizes: Sequence[int], to_come: int) -> None:
-        """Work on a batch of rows, by number, and on those of before that now fill batches; `to_come` others will follow."""
-        self._to_come = to_come
-        self._run(Group(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
+    def add(self, numbers: Sequence[int], sizes: Sequence[int], remaining: int) -> None:
+        """Run a batch of rows, by number, and parked rows that fill batches now; `remaining` others will follow."""
+        self._remaining = remaining
+        self._run(Batch(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
         for k in reversed(range(len(self._depths))):
-            while len(self._waiting[k]) >= self._batch:
-                self._go_on(k)
+            while len(self._parked[k]) >= self._batch:
+                self._resume(k)
 
     def finish(self) -> None:
-        """Work on whatever waits."""
-        for k, waiting in enumerate(self._waiting):
-            while len(waiting):
-                self._go_on(k)
+        """Run all parked rows."""
+        for k, parked in enumerate(self._parked):
+            while len(parked):
+                self._resume(k)
 
-    def _go_on(self, k: int) -> None:
-        """With a batch of the rows that stopped at exit k."""
-        self._run(self._waiting[k].take(self._batch, self._collate), k + 1)
+    def _resume(self, k: int) -> None:
+        """Resume a batch of the rows parked at exit k."""
+        self._run(self._parked[k].take(self._batch, self._collate), k + 1)
 
     def _collate(self, numbers: Sequence[int]) -> tuple[Mapping[str, Tensor], int]:
         inputs = self._inputs(numbers)
-        text = self._attachment.kind == "text"
-        return inputs, int(inputs[self._attachment.model.main_input_name].shape[1]) if text else 1
+        text = self._exit_model.kind == "text"
+        return inputs, int(inputs[self._exit_model.model.main_input_name].shape[1]) if text else 1
 
-    def _run(self, group: Group, first: int = 0) -> None:
-        """One forward, from where these rows stopped, with a look at the exits from number `first`."""
-        attachment, depths = self._attachment, self._depths[first:]
-        watch = partial(self._look, Flight(group)) if depths else None
-        run = attachment.run(group.inputs, start=group.state, watch=watch, exits=depths)
+    def _run(self, group: Batch, first: int = 0) -> None:
+        """Run one forward from where these rows stopped, with the exits from number `first`."""
+        exit_model, depths = self._exit_model, self._depths[first:]
+        watch = partial(self._leave_exit, InFlightBatch(group)) if depths else None
+        run = exit_model.run(group.inputs, start=group.state, watch=watch, exits=depths)
         if run.logits is not None:
             numbers = group.numbers[run.rows.cpu().numpy()].tolist()
             for number, logits in zip(numbers, run.logits.float().cpu().numpy(), strict=True):
-                self.answers[number] = Answer(logits, None, attachment.depth, None)
+                self.answers[number] = Answer(logits, None, exit_model.depth, None)
 
-    def _look(self, flight: Flight, depth: int, hidden: Tensor, _rows: Tensor) -> Tensor | None:
-        """Answer the rows that leave at this depth, stop those that had better wait: who goes on, None for all."""
-        exits, group, rows, k = self._exits, flight.group, flight.rows, self._depths.index(depth)
+    def _leave_exit(self, in_flight: InFlightBatch, depth: int, hidden: Tensor, _rows: Tensor) -> Tensor | None:
+        """Answer the rows that exit at this depth and park the rest where few are left; return who continues, None for all."""
+        exits, group, rows, k = self._exits, in_flight.group, in_flight.rows, self._depths.index(depth)
         if exits is None:
-            raise RuntimeError("a look without exits")
-        values, scores = flight.look(self._attachment, exits.heads, exits.score, k, hidden)
-        leaves = scores >= exits.thresholds[k]
-        going = leaves.nonzero()[0].tolist()
-        if not going:
+            raise RuntimeError("a callback without exits")
+        values, scores = in_flight.score_exit(self._exit_model, exits.heads, exits.score, k, hidden)
+        exits_here = scores >= exits.thresholds[k]
+        exiting = exits_here.nonzero()[0].tolist()
+        if not exiting:
             return None
         numbers = group.numbers[rows].tolist()
-        for i in going:
+        for i in exiting:
             self.answers[numbers[i]] = Answer(values[i], k, depth, float(scores[i]))
-        if len(going) == len(rows):
-            return NOBODY
-        stay = (~leaves).nonzero()[0]
-        kept = flight.keep(stay)
-        if self._should_wait(k, len(stay)) and self._can_wait(group, hidden):
+        if len(exiting) == len(rows):
+            return NO_ROWS
+        active = (~exits_here).nonzero()[0]
+        kept = in_flight.keep(active)
+        if self._should_park(k, len(active)) and self._can_park(group, hidden):
             state = State(depth, hidden.index_select(0, kept.to(hidden.device)))
-            self._waiting[k].add(replace(group.select(flight.rows), state=state, logits=flight.logits))
-            return NOBODY
+            self._parked[k].add(replace(group.select(in_flight.rows), state=state, logits=in_flight.logits))
+            return NO_ROWS
         return kept
 
-    def _should_wait(self, k: int, count: int) -> bool:
-        """Whether so many rows, still there after exit k, had better wait for others than go on by themselves.
+    def _should_park(self, k: int, count: int) -> bool:
+        """Tell whether parking `count` rows that are active after exit k costs less than continuing with them.
 
-        With a for a block and b for a row in it, m blocks cost m·(a + b·r) for r rows by themselves, and r/R of
-        m·(a + b·R) + RESUMING·a in a batch of R: the same where r/R = m/(m + RESUMING).
+        With overhead a per block and cost b per row, m blocks cost m·(a + b·r) for r rows on their own, and r/R of
+        m·(a + b·R) + c·a in a batch of R rows, where c is `RESUME_COST_IN_BLOCK_OVERHEADS`: the same at r/R = m/(m + c).
         """
-        m = self._attachment.depth - self._depths[k]
-        if count >= self._batch * m / (m + RESUMING):
+        m = self._exit_model.depth - self._depths[k]
+        if count >= self._batch * m / (m + RESUME_COST_IN_BLOCK_OVERHEADS):
             return False
-        return self._to_come > 0 or any(map(len, self._waiting[: k + 1]))
+        return self._remaining > 0 or any(map(len, self._parked[: k + 1]))
 
-    def _can_wait(self, group: Group, hidden: Tensor) -> bool:
-        """Models that pad texts by themselves do so to lengths that differ between batches."""
-        return self._attachment.kind != "text" or hidden.shape[1] == group.width
+    def _can_park(self, group: Batch, hidden: Tensor) -> bool:
+        """Tell whether these rows can resume: models that pad texts themselves pad to lengths that differ between batches."""
+        return self._exit_model.kind != "text" or hidden.shape[1] == group.width

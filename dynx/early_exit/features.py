@@ -1,4 +1,4 @@
-"""Rows seen at every exit and by the full model: what heads, scores, rules and certificates are made from."""
+"""Features at every exit and logits of the full model: what heads, scores, rules and certificates are fitted to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynx.early_exit.heads import agrees
+from dynx.early_exit.agreement import agrees
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -17,82 +17,89 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynx.early_exit.agreement import AgreementScore, Problem
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem
-    from dynx.early_exit.preprocessing import Row
+    from dynx.early_exit.heads import ExitHeads
+    from dynx.early_exit.preprocessing import Example
 
-MOST_EXITS = 12
-"""Exits tried on one model; deeper ones get as many, evenly spaced."""
+MAX_CANDIDATE_EXITS = 12
+"""Most exits tried on one model; in deeper ones they are evenly spaced."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to learn from: `items` as the reader takes them, `names` to tell them apart by, in the same order."""
+    """Inputs of a calibration: `items` as the preprocessor takes them, `names` that identify them, in the same order."""
 
     items: Sequence[Any]
     names: Sequence[str]
     places: Sequence[int] | None = None
-    """The row of the data that each was in, from 0; None: each row is one."""
+    """The index of each in the rows of the data; None: each row is an input."""
     rows: int | None = None
-    """Rows of the data, those among them that are no input."""
+    """Number of rows of the data, with those that hold no input."""
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedFeatures:
     """n rows: pooled features (n, F) after each of `depths`, the logits (n, C), and those of the full float32 model."""
 
     depths: tuple[int, ...]
     pooled: Sequence[Tensor]
     logits: Tensor
-    truth: Tensor
+    reference_logits: Tensor
 
     def __len__(self) -> int:
         return len(self.logits)
 
-    def rows(self, which: NDArray[np.int64]) -> Collected:
-        """These rows alone."""
+    def rows(self, which: NDArray[np.int64]) -> CollectedFeatures:
+        """Select rows."""
         index = torch.from_numpy(which)
-        return Collected(self.depths, [p[index] for p in self.pooled], self.logits[index], self.truth[index])
+        return CollectedFeatures(
+            self.depths, [p[index] for p in self.pooled], self.logits[index], self.reference_logits[index]
+        )
 
-    def at(self, depths: Sequence[int]) -> Collected:
-        """Only some of the exits."""
+    def at(self, depths: Sequence[int]) -> CollectedFeatures:
+        """Select exits by depth."""
         kept = [self.pooled[self.depths.index(depth)] for depth in depths]
-        return Collected(tuple(depths), kept, self.logits, self.truth)
+        return CollectedFeatures(tuple(depths), kept, self.logits, self.reference_logits)
 
-    def seen_by(
+    def evaluate(
         self, heads: ExitHeads, score: AgreementScore, tolerance: float
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Scores (n, K) and agreements with the truth (n, K+1), the last of the logits themselves."""
+        """Return scores (n, K) and agreements with the reference (n, K+1), the last those of the logits at full depth."""
         answers = heads.run(self.pooled)
         scores = [score(k, z, answers[k - 1] if k else None) for k, z in enumerate(answers)]
-        same = [agrees(z, self.truth, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)]
+        same = [
+            agrees(z, self.reference_logits, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)
+        ]
         return np.stack(scores, axis=1), np.stack(same, axis=1)
 
 
 def candidates(depth: int) -> tuple[int, ...]:
-    """Blocks after which an exit is tried: all but the last, or evenly spaced ones of a deep model."""
-    if depth - 1 <= MOST_EXITS:
+    """Choose the blocks after which exits are tried: all but the last, or evenly spaced ones of a deep model."""
+    if depth - 1 <= MAX_CANDIDATE_EXITS:
         return tuple(range(1, depth))
-    return tuple(sorted({round(depth * (k + 1) / (MOST_EXITS + 1)) for k in range(MOST_EXITS)}))
+    return tuple(sorted({round(depth * (k + 1) / (MAX_CANDIDATE_EXITS + 1)) for k in range(MAX_CANDIDATE_EXITS)}))
 
 
 def collect(
     assembly: LoadedClassifier,
-    rows: Sequence[Row],
+    rows: Sequence[Example],
     depths: Sequence[int],
-    truth: Tensor | None,
+    reference_logits: Tensor | None,
     progress: Callable[[float], None] = lambda _: None,
-) -> Collected:
-    """Run rows through the whole model and look in at `depths`. `truth` (n, C): None where the model is the reference itself.
+) -> CollectedFeatures:
+    """Run rows through all layers and pool features at `depths`.
+
+    `reference_logits` (n, C): None where the model is the reference itself.
 
     UnsupportedModelError: exits can't be attached to it.
     """
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
 
-    attachment, batch = assembly.attachment, assembly.batch
+    exit_model, batch = assembly.exit_model, assembly.batch
     if not rows:
         raise InvalidInput("there are no inputs")
-    if not isinstance(attachment, Attachment):
+    if not isinstance(exit_model, ExitModel):
         from dynx.errors import UnsupportedModelError
 
         raise UnsupportedModelError(assembly.why_full_depth)
@@ -103,15 +110,17 @@ def collect(
     at = 0
     while at < len(order):
         group = order[at : at + batch]
-        if not attachment.merges_lengths:
+        if not exit_model.merges_lengths:
             group = [i for i in group if rows[i].size == rows[group[0]].size]
-        inputs = assembly.reader.collate([rows[i] for i in group])
+        inputs = assembly.preprocessor.collate([rows[i] for i in group])
         seen: list[Tensor] = []
 
-        def look(_k: int, hidden: Tensor, _rows: Tensor, seen: list[Tensor] = seen, inputs: object = inputs) -> None:
-            seen.append(attachment.pool(hidden, inputs).cpu())  # type: ignore[arg-type]
+        def pool_hidden(
+            _k: int, hidden: Tensor, _rows: Tensor, seen: list[Tensor] = seen, inputs: object = inputs
+        ) -> None:
+            seen.append(exit_model.pool(hidden, inputs).cpu())  # type: ignore[arg-type]
 
-        out = attachment.run(inputs, watch=look, exits=depths).logits
+        out = exit_model.run(inputs, watch=pool_hidden, exits=depths).logits
         if out is None:
             raise RuntimeError("a full run gave no logits")
         pooled.append(seen)
@@ -120,14 +129,16 @@ def collect(
         at += len(group)
         progress(at / len(order))
     back = torch.from_numpy(np.argsort(np.asarray(taken)))
-    whole = torch.cat(logits)[back]
+    full_depth_logits = torch.cat(logits)[back]
     features = [torch.cat([batch_[k] for batch_ in pooled])[back] for k in range(len(depths))]
-    return Collected(tuple(depths), features, whole, whole if truth is None else truth)
+    return CollectedFeatures(
+        tuple(depths), features, full_depth_logits, full_depth_logits if reference_logits is None else reference_logits
+    )
 
 
 def same_answers(
     logits: NDArray[np.float32], full: NDArray[np.float32], problem: Problem, tolerance: float
 ) -> list[bool]:
-    """Whether each answer is the full model's: both (n, C)."""
+    """Tell whether each answer is the full model's: both (n, C)."""
     same: list[bool] = agrees(torch.from_numpy(logits), torch.from_numpy(full), problem, tolerance).tolist()
     return same

@@ -1,4 +1,4 @@
-"""From logits to labels: what kind of answer a classifier gives, and how it is read."""
+"""Turn logits into labels according to the kind of problem that a classifier solves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynx.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynx.early_exit.heads import Problem
+    from dynx.early_exit.agreement import Problem
 
 PROBLEMS: dict[str, Problem] = {
     "single_label_classification": "single",
@@ -21,20 +21,22 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def problem_of(config: Any) -> Problem:
-    """What a head answers: as its config says, else one label of several, or one number.
+    """Return the kind of problem: that of the config, else single-label, or regression for one output.
 
     UnsupportedModelError: a `problem_type` that transformers doesn't know either.
     """
-    said = getattr(config, "problem_type", None)
-    if said is None:
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type is None:
         return "regression" if getattr(config, "num_labels", 2) == 1 else "single"
-    if said not in PROBLEMS:
-        raise UnsupportedModelError(f"its config has the problem_type {said!r}", hint=f"known: {', '.join(PROBLEMS)}")
-    return PROBLEMS[said]
+    if problem_type not in PROBLEMS:
+        raise UnsupportedModelError(
+            f"its config has the problem_type {problem_type!r}", hint=f"known: {', '.join(PROBLEMS)}"
+        )
+    return PROBLEMS[problem_type]
 
 
 class Labels:
-    """The names of a model's outputs, and what logits say of them."""
+    """The names of a model's outputs, and how logits become labels and scores."""
 
     def __init__(self, config: Any) -> None:
         self.problem: Problem = problem_of(config)
@@ -42,7 +44,7 @@ class Labels:
         self.names = [str(named.get(i, f"LABEL_{i}")) for i in range(int(config.num_labels))]
 
     def read(self, logits: NDArray[np.float32]) -> list[tuple[str, float, list[tuple[str, float]]]]:
-        """Label, score and all scores of each row of logits (R, C).
+        """Return label, score and all scores of each row of logits (R, C).
 
         single: the likeliest and its probability (softmax). multi: all with a probability above a half (sigmoid), in the
         model's order and joined by commas, so that the same labels make the same text; and the highest probability.
@@ -71,5 +73,5 @@ class Labels:
         return ",".join(chosen), float(values.max()), self._scores(values)
 
     def ids(self, logits: NDArray[np.float32]) -> NDArray[np.int64] | None:
-        """The class of each row, for figures per class; None where there are no classes."""
+        """Return the class of each row, for statistics per class; None where there are no classes."""
         return np.asarray(logits).argmax(axis=1).astype(np.int64) if self.problem == "single" else None

@@ -1,4 +1,4 @@
-"""What a caller asks of a classifier and what is decided before its weights are read: data."""
+"""The request for a classifier and the plan that is made before its weights are read: data."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ BUNDLED = "exits.json"
 
 BATCH_SIZE = 32
 MAX_DISAGREEMENT = 0.02
-"""Share of labels that may differ from the full model's, unless asked otherwise."""
+"""Default share of labels that may differ from the full model's."""
 
 CONFIDENCE = 0.95
-"""How sure that promise is, unless asked otherwise."""
+"""Default confidence of that guarantee."""
 
 
 @dataclass(frozen=True)
 class ClassifierRequest(ModelRequest):
-    """What a caller asks of a classifier."""
+    """The settings of a classifier, as requested."""
 
     model: str = "mood"
     batch_size: int = field(default=BATCH_SIZE, kw_only=True)
     max_length: int | None = field(default=None, kw_only=True)
-    """Tokens that texts are cut to."""
+    """Tokens that texts are truncated to."""
     max_disagreement: float = field(default=MAX_DISAGREEMENT, kw_only=True)
     confidence: float = field(default=CONFIDENCE, kw_only=True)
     within: float | None = field(default=None, kw_only=True)
-    """How far the numbers of a regression may be off and still agree."""
+    """Largest difference of a regression's numbers that still counts as agreement."""
 
     @property
     def delta(self) -> float:
-        """1 - confidence, without the noise of the subtraction."""
+        """1 - confidence, without the rounding error of the subtraction."""
         return round(1 - self.confidence, 12)
 
 

@@ -1,7 +1,7 @@
-"""From texts and pictures to rows, and from rows to batches that a model takes.
+"""Turn texts and images into examples, and examples into batches that a model takes.
 
-A row is one input, made ready once: token ids cut to what the model takes, or the pixels its processor makes. A batch of
-texts is padded on the right. An input that can't be made ready becomes its reason.
+An example is one preprocessed input: token ids truncated to what the model takes, or pixels from its image processor. A batch of
+texts is padded on the right. An input that can't be preprocessed is replaced by the reason.
 """
 
 from __future__ import annotations
@@ -23,56 +23,56 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
-NO_LIMIT = 1_000_000
-"""Tokenizers without a limit name one far above this."""
+UNLIMITED_TOKENS = 1_000_000
+"""Limit in tokens from which a tokenizer is taken to have none."""
 
-SHORTEST = 8
-"""Tokens; fewer would leave room for nothing beside the special ones."""
+MIN_TEXT_TOKENS = 8
+"""Fewest tokens that texts may be truncated to: fewer leave no room beside special tokens."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One input, ready: token ids by argument name, or pixels."""
+class Example:
+    """One preprocessed input: token ids by argument name, or pixels."""
 
     values: Mapping[str, Sequence[int]] | Tensor
     size: int
-    """Tokens, by which rows are sorted into batches; 1 for a picture."""
+    """Number of tokens, which batches are sorted by; 1 for an image."""
     identity: Hashable
-    """Equal for equal rows."""
-    cut: bool = False
+    """Key that is equal for equal examples."""
+    truncated: bool = False
     """Whether the text was longer than the model takes."""
 
 
-class Reader(Protocol):
-    """How one model's inputs are made ready."""
+class Preprocessor(Protocol):
+    """The preprocessing of one model's inputs."""
 
     kind: Literal["text", "image"]
 
-    def rows(self, items: Sequence[Any]) -> list[Row | str]:
-        """The rows of texts or paths, in order; a reason in place of what can't be read."""
+    def rows(self, items: Sequence[Any]) -> list[Example | str]:
+        """Preprocess texts or paths, in order; an input that can't be read is replaced by the reason."""
 
-    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
-        """A batch on the model's device."""
+    def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Make a batch on the model's device."""
 
     def probe(self) -> Mapping[str, Tensor]:
-        """A small batch to try a model with."""
+        """Make a small batch to test a model with."""
 
 
-class Texts:
-    """Texts for a sequence classifier, cut to `limit` tokens: the model's own, or `max_length` if that is less."""
+class TextPreprocessor:
+    """Preprocessing of texts for a sequence classifier, truncated to `limit` tokens: the model's, or fewer by `max_length`."""
 
     kind: Literal["text", "image"] = "text"
 
     def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
-        if max_length is not None and max_length < SHORTEST:
-            raise InvalidInput(f"`max_length` {max_length}: at least {SHORTEST} tokens")
+        if max_length is not None and max_length < MIN_TEXT_TOKENS:
+            raise InvalidInput(f"`max_length` {max_length}: at least {MIN_TEXT_TOKENS} tokens")
         self.own_limit = token_limit(tokenizer, model)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
         self._tokenizer, self._device = tokenizer, model.device
         takes = inspect.signature(model.forward).parameters
         pad = _pad_id(tokenizer, model)
         self.pads_batches = pad is not None
-        """Whether several rows can go into one batch: a causal model without a padding token can't tell where texts end."""
+        """Whether a batch may hold several rows: without padding token a causal model can't find each last token."""
         fills = {
             "input_ids": 0 if pad is None else pad,
             "attention_mask": 0,
@@ -80,8 +80,8 @@ class Texts:
         }
         self._fills = {name: fill for name, fill in fills.items() if name in takes}
 
-    def rows(self, items: Sequence[str]) -> list[Row | str]:
-        """Token ids of each text."""
+    def rows(self, items: Sequence[str]) -> list[Example | str]:
+        """Tokenize each text."""
         if not items:
             return []
         encoded = self._encode(list(items))
@@ -92,9 +92,9 @@ class Texts:
         out = self._tokenizer(texts, return_attention_mask=True, verbose=False, **cutting)
         return {name: out[name] for name in self._fills if name in out}
 
-    def _row(self, text: str, values: dict[str, list[int]]) -> Row | str:
-        cut = self.limit is not None and len(values["input_ids"]) > self.limit
-        if cut:
+    def _row(self, text: str, values: dict[str, list[int]]) -> Example | str:
+        truncated = self.limit is not None and len(values["input_ids"]) > self.limit
+        if truncated:
             values = {name: ids[0] for name, ids in self._encode([text], self.limit).items()}
         if not values["input_ids"]:  # a tokenizer without special tokens, and an empty text
             start = next((i for i in _special_ids(self._tokenizer) if i is not None), None)
@@ -102,10 +102,10 @@ class Texts:
                 return "an empty text, and the tokenizer has no special token to stand for it"
             values = {"input_ids": [start], "attention_mask": [1], "token_type_ids": [0]}
             values = {name: ids for name, ids in values.items() if name in self._fills}
-        return Row(values, len(values["input_ids"]), tuple(values["input_ids"]), cut)
+        return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), truncated)
 
-    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
-        """(R, T) each, padded on the right to the longest."""
+    def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Make a batch (R, T) of each argument, padded on the right to the longest."""
         width = max(row.size for row in rows)
         batch = {}
         for name, fill in self._fills.items():
@@ -119,29 +119,29 @@ class Texts:
         return batch
 
     def probe(self) -> Mapping[str, Tensor]:
-        """Four texts of different lengths."""
+        """Make a batch of four texts of different lengths."""
         texts = ["one", "a little more of it", "and then something longer than that, of several words", "the end."]
-        rows = [row for row in self.rows(texts) if isinstance(row, Row)]
+        rows = [row for row in self.rows(texts) if isinstance(row, Example)]
         if not rows:
             raise ModelError("the tokenizer makes no tokens")
         return self.collate(rows if self.pads_batches else rows[:1])
 
 
 def token_limit(tokenizer: Any, model: nn.Module) -> int | None:
-    """The most tokens of a text that a model takes, None for any number.
+    """Return the most tokens of a text that a model takes, None for any number.
 
-    The least of what the tokenizer says and what the model's position table holds. Tables of RoBERTa's kin keep the places up to
-    their padding index free, which the configuration's `max_position_embeddings` counts.
+    It is the smaller of the tokenizer's limit and the size of the model's position table. RoBERTa-like tables leave the places up
+    to their padding index unused, which the configuration's `max_position_embeddings` counts.
     """
     limits = []
-    said = getattr(tokenizer, "model_max_length", None)
-    if said is not None and said < NO_LIMIT:
-        limits.append(int(said))
+    declared = getattr(tokenizer, "model_max_length", None)
+    if declared is not None and declared < UNLIMITED_TOKENS:
+        limits.append(int(declared))
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - offset)
-    if len(limits) == (said is not None and said < NO_LIMIT):  # no table: rotary or relative positions
+    if len(limits) == (declared is not None and declared < UNLIMITED_TOKENS):  # no table: rotary or relative positions
         config: Any = getattr(model, "config", None)
         if (most := getattr(config, "max_position_embeddings", None)) and most > 0:
             limits.append(int(most))
@@ -153,20 +153,20 @@ def _special_ids(tokenizer: Any) -> list[int | None]:
 
 
 def _pad_id(tokenizer: Any, model: Any) -> int | None:
-    """What batches are padded with. A causal classifier finds the last token by it, so its config must agree."""
+    """Return the padding token. A causal classifier finds the last token by it, so its config must agree."""
     own = getattr(model.config, "pad_token_id", None)
     if own is not None:
         return int(own)
-    said = getattr(tokenizer, "pad_token_id", None)
-    if said is None:
+    declared = getattr(tokenizer, "pad_token_id", None)
+    if declared is None:
         return None
     if hasattr(model, "score"):  # the causal ones, whose head is called so, look for it in the config
-        model.config.pad_token_id = said
-    return int(said)
+        model.config.pad_token_id = declared
+    return int(declared)
 
 
-class Images:
-    """Picture files for an image classifier, through its own processor; all come out in one shape."""
+class ImagePreprocessor:
+    """Preprocessing of image files by an image classifier's own processor; all must get the same shape."""
 
     kind: Literal["text", "image"] = "image"
 
@@ -174,19 +174,19 @@ class Images:
         self._processor, self._device, self._dtype = processor, model.device, model.dtype
         self._shape: tuple[int, ...] | None = None
 
-    def rows(self, items: Sequence[Path]) -> list[Row | str]:
-        """Pixels of each file."""
+    def rows(self, items: Sequence[Path]) -> list[Example | str]:
+        """Load and preprocess each file."""
         return [self._row(path) for path in items]
 
-    def _row(self, path: Path) -> Row | str:
+    def _row(self, path: Path) -> Example | str:
         try:
             picture = read_picture(path)
         except InputError as e:
             return str(e)
         return self.row(picture)
 
-    def row(self, picture: Any) -> Row | str:
-        """Pixels of a PIL image."""
+    def row(self, picture: Any) -> Example | str:
+        """Preprocess a PIL image."""
         try:
             values: Tensor = torch.as_tensor(self._processor(images=picture, return_tensors="pt")["pixel_values"][0])
         except (
@@ -197,23 +197,23 @@ class Images:
             MemoryError,
             RuntimeError,
         ) as e:  # a shape it can't take
-            said = next(iter(str(e).splitlines()), "") or type(e).__name__
-            return f"the model's image processor can't take its {picture.width} × {picture.height} pixels: {said}"
+            reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+            return f"the model's image processor can't take its {picture.width} × {picture.height} pixels: {reason}"
         self._shape = self._shape or tuple(values.shape)
         if tuple(values.shape) != self._shape:
             return f"comes out of the processor as {tuple(values.shape)}, others as {self._shape}"
         mark = hashlib.blake2b(values.numpy().tobytes(), digest_size=16).digest()
-        return Row(values, 1, mark)
+        return Example(values, 1, mark)
 
-    def collate(self, rows: Sequence[Row]) -> Mapping[str, Tensor]:
-        """(R, C, H, W)."""
+    def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Make a batch of pixels (R, C, H, W)."""
         pixels = torch.stack([row.values for row in rows if isinstance(row.values, Tensor)])
         return {"pixel_values": pixels.to(self._device, self._dtype)}
 
     def probe(self) -> Mapping[str, Tensor]:
-        """Four pictures of noise."""
+        """Make a batch of four images of noise."""
         from PIL import Image
 
         noise = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
         rows = [self.row(Image.fromarray(n)) for n in noise]
-        return self.collate([row for row in rows if isinstance(row, Row)])
+        return self.collate([row for row in rows if isinstance(row, Example)])

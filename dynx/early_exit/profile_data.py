@@ -1,7 +1,7 @@
-"""What calibration learned of a classifier's exits, in and out of a profile, and what follows for the promise asked for.
+"""A classifier's calibrated exits, how a profile stores them, and their certificate for the requested guarantee.
 
-A profile keeps the list of rules and the scores of the inputs that certify, not one threshold: so a promise of another ε or
-confidence than the calibration's is certified on the spot, by the same test on the same inputs.
+A profile keeps the list of rules and the scores of the certifying inputs, not one threshold. So a guarantee with another ε or
+confidence than the calibration's is certified when it is requested, by the same test on the same inputs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.engine import Exits
-from dynx.early_exit.heads import AgreementScore, ExitHeads
-from dynx.early_exit.types import EXACT, Guarantee
+from dynx.early_exit.heads import ExitHeads
+from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee
 from dynx.runtime.certify import Certificate, Costs, Family, Rules, certify
 
 if TYPE_CHECKING:
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-PAYS = 1.05
-"""Expected speed-up from which exits are used: costs measured apart tend to promise a few percent too much."""
+MIN_EXPECTED_SPEEDUP = 1.05
+"""Smallest expected speed-up at which exits are used: costs measured separately overestimate it by a few percent."""
 
-HEADS = "heads."
+HEADS_PREFIX = "heads."
+"""Prefix of a profile's arrays that hold exit heads."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs that no head, score or rule was made from, each seen at every exit and by the full float32 model.
+    """Scores and agreements of inputs that no head, score or rule was fitted to, at every exit and at full depth.
 
     scores (n, K), agree (n, K+1): the last column is the answer at full depth. classes (n,): the full model's labels, None
     where there are no classes.
@@ -46,8 +48,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """Exits ready for a promise: where they are, their heads and score, the rules to choose from, and costs by batch size."""
+class FittedExits:
+    """Fitted exits before certification: depths, heads, score, the rules to choose from, and costs by batch size."""
 
     depths: tuple[int, ...]
     heads: ExitHeads
@@ -56,43 +58,43 @@ class Fitted:
     costs: Mapping[int, Costs]
 
     def costs_at(self, batch: int) -> Costs:
-        """Those measured at the batch size nearest to `batch`, by ratio."""
+        """Return the costs measured at the batch size nearest to `batch`, by ratio."""
         return self.costs[min(self.costs, key=lambda size: (abs(math.log(size / batch)), size))]
 
     def certify(self, evidence: Evidence, batch: int, eps: float, delta: float) -> Certificate:
-        """The loosest rule that the evidence supports."""
+        """Certify the loosest rule that the evidence supports."""
         return certify(
             self.rules, evidence.scores, evidence.agree, self.costs_at(batch), eps, delta, classes=evidence.classes
         )
 
     def exits(self, thresholds: Sequence[float] | NDArray[np.float64]) -> Exits:
-        """For an engine, with these thresholds (K,)."""
+        """Make an engine's exits with these thresholds (K,)."""
         return Exits(self.depths, self.heads, self.score, np.asarray(thresholds, dtype=np.float64))
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """Exits with the certificate they run under."""
+class ExitProfile:
+    """Fitted exits and the certificate that they run under."""
 
-    fitted: Fitted
+    fitted: FittedExits
     evidence: Evidence
     certificate: Certificate
     basis: str
 
     def exits(self) -> Exits:
-        """For an engine."""
+        """Make an engine's exits with the certified thresholds."""
         return self.fitted.exits(self.certificate.thresholds)
 
     @property
     def guarantee(self) -> Guarantee:
-        """What may be said of the answers."""
+        """The guarantee that the certificate gives."""
         c = self.certificate
-        return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis) if c.active else EXACT
+        return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis) if c.active else EXACT_GUARANTEE
 
 
-def to_arrays(fitted: Fitted, evidence: Evidence) -> dict[str, NDArray[Any]]:
-    """For a profile's safetensors file; `from_profile` gives the same back."""
-    out: dict[str, NDArray[Any]] = {HEADS + name: array for name, array in fitted.heads.to_arrays().items()}
+def to_arrays(fitted: FittedExits, evidence: Evidence) -> dict[str, NDArray[Any]]:
+    """Return arrays for a profile's safetensors file; `from_profile` restores them."""
+    out: dict[str, NDArray[Any]] = {HEADS_PREFIX + name: array for name, array in fitted.heads.to_arrays().items()}
     out |= fitted.score.to_arrays()
     out["rules.thresholds"] = fitted.rules.thresholds
     out["evidence.scores"] = evidence.scores
@@ -102,8 +104,8 @@ def to_arrays(fitted: Fitted, evidence: Evidence) -> dict[str, NDArray[Any]]:
     return out
 
 
-def to_json(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rest of it: what was fitted and what was measured, as JSON."""
+def to_json(fitted: FittedExits) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was fitted and what was measured, without arrays, as JSON."""
     rules = {"family": fitted.rules.family, "kept": list(fitted.rules.kept), "words": fitted.rules.words}
     costs = {
         str(size): {"reach": list(c.reach), "full": c.full, "check": list(c.check)} for size, c in fitted.costs.items()
@@ -113,10 +115,12 @@ def to_json(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def from_profile(
     fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
-) -> tuple[Fitted, Evidence]:
-    """What `to_json` and `to_arrays` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+) -> tuple[FittedExits, Evidence]:
+    """Restore what `to_json` and `to_arrays` wrote. Raises KeyError, TypeError or ValueError on anything else."""
     depths = tuple(int(d) for d in fitted["depths"])
-    heads = ExitHeads.from_arrays({n.removeprefix(HEADS): a for n, a in arrays.items() if n.startswith(HEADS)})
+    heads = ExitHeads.from_arrays(
+        {n.removeprefix(HEADS_PREFIX): a for n, a in arrays.items() if n.startswith(HEADS_PREFIX)}
+    )
     score = AgreementScore.from_arrays(arrays)
     family: Family = fitted["rules"]["family"]
     thresholds = np.asarray(arrays["rules.thresholds"], dtype=np.float64)
@@ -141,4 +145,4 @@ def from_profile(
     if not fits or np.isnan(thresholds).any() or list(depths) != sorted(set(depths)):
         raise ValueError("its parts don't fit each other")
     rules = Rules(thresholds, family, tuple(int(i) for i in fitted["rules"]["kept"]), str(fitted["rules"]["words"]))
-    return Fitted(depths, heads, score, rules, costs), Evidence(scores, agree, classes)
+    return FittedExits(depths, heads, score, rules, costs), Evidence(scores, agree, classes)

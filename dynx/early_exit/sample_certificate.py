@@ -1,7 +1,7 @@
-"""A certificate from the job itself: a random sample of its inputs decides how early the rest may leave.
+"""A certificate from the inputs of a run: a random sample of them decides how early the rest may exit.
 
-The sample is answered by the full model, so only the rest can differ, and nothing is assumed of where inputs come from: the
-chance is in the draw alone. Exits come from the profile; without one they are learned from inputs drawn before the sample.
+The sample is answered by the full model, so only the rest can differ. Nothing is assumed about where inputs come from, as only
+the draw is random. Exits come from the profile; without one they are learned from inputs drawn before the sample.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.attach.model import Attachment
-from dynx.early_exit.audit import certify_job, sample_of
-from dynx.early_exit.calibrate import FEWEST, evidence_of, learn, require_tolerance
+from dynx.early_exit.attach.model import ExitModel
+from dynx.early_exit.audit import certify_sample, draw_sample
+from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
 from dynx.early_exit.engine import Answer
-from dynx.early_exit.features import Collected, candidates, collect
-from dynx.early_exit.preprocessing import Row
-from dynx.early_exit.profile_data import PAYS
+from dynx.early_exit.features import CollectedFeatures, candidates, collect
+from dynx.early_exit.preprocessing import Example
+from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
 from dynx.early_exit.types import Guarantee
 from dynx.runtime.binomial import percent, smallest_sample
 from dynx.runtime.certify import leaves_at, simulate, split
@@ -29,71 +29,73 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
-    from dynx.early_exit.profile_data import Evidence, Fitted
+    from dynx.early_exit.profile_data import Evidence, FittedExits
 
 SEED = 0
-AMPLE, SCANT = 5, 2
-"""Times the smallest sample that could show anything: what is drawn of a job, and less than what isn't worth drawing."""
+"""Seed of the draw: the same inputs give the same sample."""
 
-SHARE = 0.02
-"""Of a large job, if that is more: a larger sample allows looser exits."""
+TARGET_SAMPLE_MULTIPLE, MIN_SAMPLE_MULTIPLE = 5, 2
+"""Target and minimum size of a sample, as multiples of the smallest sample that can certify anything."""
 
-LEARN = 1500
-"""Inputs drawn to learn exits from where there is no profile."""
+SAMPLE_SHARE = 0.02
+"""Share of the inputs that is drawn if that is more than the target: a larger sample allows looser exits."""
 
-WORTH = 4
-"""A job must have this many times as many inputs as are drawn of it, or full depth is cheaper than finding out."""
+LEARNING_INPUTS = 1500
+"""Inputs drawn to learn exits from, where there is no profile."""
 
-BUDGET = 10.0
-"""Seconds for timing exits that are learned from the job."""
+MIN_INPUTS_PER_DRAWN = 4
+"""Fewest inputs for each that is drawn: with fewer, full depth is cheaper than a sample."""
+
+TIMING_BUDGET_SECONDS = 10.0
+"""Seconds for timing exits that are learned from the inputs."""
 
 
 def certify(classifier: Classifier, items: Sequence[Any]) -> str:
-    """Draw, look, and set the classifier's exits for exactly these `items`, all of the job; returns what was found, in words.
+    """Certify and set the classifier's exits for exactly these `items`, all inputs of the run; return the result in words.
 
-    Works whatever the profile promises, and without one. InvalidInput: a regression without a tolerance.
+    It works with any profile, and without one. InvalidInput: a regression without a tolerance.
     """
     assembly = classifier.assembly
-    if not isinstance(assembly.attachment, Attachment):
+    if not isinstance(assembly.exit_model, ExitModel):
         return f"full depth: {assembly.why_full_depth}"
     require_tolerance(assembly)
     eps, delta = assembly.plan.request.max_disagreement, assembly.plan.request.delta
-    known = assembly.knowledge
-    learning = 0 if known else LEARN
+    known = assembly.exit_profile
+    learning = 0 if known else LEARNING_INPUTS
     total, drawn = len(items), sample_size(len(items) - learning, eps, delta)
-    if not drawn or total < WORTH * (drawn + learning):
-        classifier.use(None, classifier.full_guarantee, {})
-        need = WORTH * (SCANT * smallest_sample(eps, delta) + learning)
+    if not drawn or total < MIN_INPUTS_PER_DRAWN * (drawn + learning):
+        classifier.set_exits(None, classifier.full_guarantee, {})
+        need = MIN_INPUTS_PER_DRAWN * (MIN_SAMPLE_MULTIPLE * smallest_sample(eps, delta) + learning)
         return f"full depth: {total:,} inputs are too few; from {need:,} on, a sample of them can show {percent(eps)}"
     order = _draw(total, learning + drawn)
     answered: dict[int, Answer] = {}
     fitted = known.fitted if known else _learn(assembly, items, order[:learning], drawn, answered)
     if fitted is None:
-        classifier.use(None, classifier.full_guarantee, answered)
+        classifier.set_exits(None, classifier.full_guarantee, answered)
         return f"full depth: no exit that can be learned from {learning:,} of them pays for looking"
     sample = order[learning:]
     seen, present = _run(assembly, items, sample, fitted.depths, answered)
-    evidence = evidence_of(fitted, seen, assembly)
-    found = certify_job(_differences(fitted, evidence, present, drawn), total - learning, drawn, eps, delta)
+    evidence = collect_evidence(fitted, seen, assembly)
+    found = certify_sample(_differences(fitted, evidence, present, drawn), total - learning, drawn, eps, delta)
     pays = found.rule is not None and _pays(fitted, evidence, found.rule, assembly.batch)
     if found.rule is None or not pays:
-        classifier.use(None, classifier.full_guarantee, answered)
+        classifier.set_exits(None, classifier.full_guarantee, answered)
         return found.words if pays else f"full depth: exits within {percent(eps)} would cost more than they save here"
     guarantee = Guarantee(eps, delta, drawn, found.disagreements, "job")
-    classifier.use(fitted.exits(fitted.rules.thresholds[found.rule]), guarantee, answered)
+    classifier.set_exits(fitted.exits(fitted.rules.thresholds[found.rule]), guarantee, answered)
     return found.words
 
 
 def sample_size(total: int, eps: float, delta: float) -> int:
-    """How many of `total` inputs to draw; 0 where too few to show anything."""
+    """Return how many of `total` inputs to draw; 0 where they are too few to certify anything."""
     least = smallest_sample(eps, delta)
-    drawn = min(max(AMPLE * least, int(SHARE * total)), total // WORTH)
-    return drawn if drawn >= SCANT * least else 0
+    drawn = min(max(TARGET_SAMPLE_MULTIPLE * least, int(SAMPLE_SHARE * total)), total // MIN_INPUTS_PER_DRAWN)
+    return drawn if drawn >= MIN_SAMPLE_MULTIPLE * least else 0
 
 
 def _draw(total: int, many: int) -> list[int]:
-    """`many` of the job's inputs in random order."""
-    chosen = sample_of(total, many, SEED)
+    """Draw `many` of the inputs in random order."""
+    chosen = draw_sample(total, many, SEED)
     order: list[int] = np.random.default_rng(SEED).permutation(np.asarray(chosen)).tolist()
     return order
 
@@ -104,39 +106,47 @@ def _run(
     numbers: Sequence[int],
     depths: Sequence[int],
     answered: dict[int, Answer],
-) -> tuple[Collected, list[int]]:
-    """These inputs at every exit and by the full model, whose answers go into `answered`.
+) -> tuple[CollectedFeatures, list[int]]:
+    """Run these inputs at every exit and by the full model, whose answers go into `answered`.
 
-    Also which of them could be read, as positions in `numbers`.
+    Returned with the features are the positions in `numbers` of inputs that could be read.
     """
-    made = assembly.reader.rows([items[n] for n in numbers])
-    present = [i for i, row in enumerate(made) if isinstance(row, Row)]
-    rows = [row for row in made if isinstance(row, Row)]
-    truth = None
+    made = assembly.preprocessor.rows([items[n] for n in numbers])
+    present = [i for i, row in enumerate(made) if isinstance(row, Example)]
+    rows = [row for row in made if isinstance(row, Example)]
+    reference_logits = None
     if not is_reference(assembly):
-        truth = torch.from_numpy(Reference(assembly).logits([items[numbers[i]] for i in present]))
-    seen = collect(assembly, rows, depths, truth)
-    for i, logits in zip(present, seen.truth.numpy(), strict=True):
-        answered[numbers[i]] = Answer(logits, None, assembly.attachment.depth, None)
+        reference_logits = torch.from_numpy(Reference(assembly).logits([items[numbers[i]] for i in present]))
+    seen = collect(assembly, rows, depths, reference_logits)
+    for i, logits in zip(present, seen.reference_logits.numpy(), strict=True):
+        answered[numbers[i]] = Answer(logits, None, assembly.exit_model.depth, None)
     return seen, present
 
 
 def _learn(
     assembly: LoadedClassifier, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
-) -> Fitted | None:
-    """Exits from inputs of the job that won't be in the sample."""
-    seen, present = _run(assembly, items, numbers, candidates(assembly.attachment.depth), answered)
-    rows = [row for row in assembly.reader.rows([items[numbers[i]] for i in present]) if isinstance(row, Row)]
+) -> FittedExits | None:
+    """Learn exits from inputs that won't be in the sample."""
+    seen, present = _run(assembly, items, numbers, candidates(assembly.exit_model.depth), answered)
+    rows = [row for row in assembly.preprocessor.rows([items[numbers[i]] for i in present]) if isinstance(row, Example)]
     distinct = np.asarray(list({row.identity: i for i, row in enumerate(rows)}.values()), dtype=np.int64)
-    if len(distinct) < FEWEST:
+    if len(distinct) < MIN_CALIBRATION_INPUTS:
         return None
     one, two = split(len(distinct), SEED, (0.6, 0.4))
-    learned = learn(assembly, seen, rows, (distinct[one], distinct[two]), drawn, budget=BUDGET, clock=time.perf_counter)
+    learned = learn(
+        assembly,
+        seen,
+        rows,
+        (distinct[one], distinct[two]),
+        drawn,
+        budget=TIMING_BUDGET_SECONDS,
+        clock=time.perf_counter,
+    )
     return learned[0] if learned else None
 
 
-def _differences(fitted: Fitted, evidence: Evidence, present: Sequence[int], drawn: int) -> Iterator[list[bool]]:
-    """Of each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does."""
+def _differences(fitted: FittedExits, evidence: Evidence, present: Sequence[int], drawn: int) -> Iterator[list[bool]]:
+    """Yield for each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does."""
     every = np.arange(len(evidence))
     for thresholds in fitted.rules.thresholds:
         differs = np.zeros(drawn, dtype=np.bool_)
@@ -144,7 +154,7 @@ def _differences(fitted: Fitted, evidence: Evidence, present: Sequence[int], dra
         yield differs.tolist()
 
 
-def _pays(fitted: Fitted, evidence: Evidence, rule: int, batch: int) -> bool:
-    """Whether the rule saves more than it costs, on the sample."""
+def _pays(fitted: FittedExits, evidence: Evidence, rule: int, batch: int) -> bool:
+    """Tell whether the rule saves enough time on the sample."""
     found = simulate(fitted.rules.thresholds[rule], evidence.scores, evidence.agree, fitted.costs_at(batch))
-    return found.speedup >= PAYS
+    return found.speedup >= MIN_EXPECTED_SPEEDUP

@@ -1,4 +1,4 @@
-"""From what a caller asks for to a classifier that runs: device, precision, model, exits and what is promised of them.
+"""Turn a request into a classifier that runs: device, precision, model, exits and their guarantee.
 
 `make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dynx.early_exit import backends
-from dynx.early_exit.assembly import Blocks, LoadedClassifier, attach_exits, is_reference, load_model
+from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exits, is_reference, load_model
 from dynx.early_exit.plan import BUNDLED, TASK, ClassifierDecisions, ClassifierPlan
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
@@ -35,8 +35,8 @@ def make_plan(
         raise InvalidInput(f"`max_disagreement` {request.max_disagreement:g} must lie between 0 and 1")
     if not 0 < request.confidence < 1:
         raise InvalidInput(f"`confidence` {request.confidence:g} must lie between 0 and 1")
-    if request.quantize not in backends.FORMS:
-        raise InvalidInput(f"`quantize` {request.quantize}: classifiers have {' and '.join(backends.FORMS)}")
+    if request.quantize not in backends.QUANTIZATIONS:
+        raise InvalidInput(f"`quantize` {request.quantize}: classifiers have {' and '.join(backends.QUANTIZATIONS)}")
     source = request.find(request.model, TASK)
     kind = loading.check_classifier(source, allow_pickle=request.allow_pickle)
     found = resolve(request, source, RULES, warn=warn, machine=machine)
@@ -61,12 +61,12 @@ def _execution(
     return backend, choose_dtype(None if request.dtype == "auto" else request.dtype, device, machine)
 
 
-def _measured_with(profile: Profile) -> BackendSpec:
-    """Return what a profile's evidence and costs are of."""
+def _measured_backend(profile: Profile) -> BackendSpec:
+    """Return the backend and precision that a profile's evidence and costs were measured with."""
     return BackendSpec(backends.measured_backend(profile), profile.key.dtype)
 
 
-RULES: TaskRules[ClassifierRequest] = TaskRules(TASK, BUNDLED, _execution, _measured_with)
+RULES: TaskRules[ClassifierRequest] = TaskRules(TASK, BUNDLED, _execution, _measured_backend)
 
 
 def assemble(
@@ -78,7 +78,8 @@ def assemble(
 ) -> LoadedClassifier:
     """Load what the plan names and attach exits. Raises DynxError.
 
-    `stages` hears what is being done, for a progress line. For calibration kernels that need numbers of it are left for later.
+    `stages` is called with what is being done, for a progress line. When `calibrating`, a backend that needs activation ranges
+    isn't set up yet.
     """
     unknown = plan.backend == OPENVINO and plan.request.quantize != "none"
     if unknown and not backends.ranges_of(plan) and not calibrating:
@@ -92,77 +93,77 @@ def assemble(
         import torch
 
         torch.set_num_threads(plan.threads)
-        from dynx.early_exit.apply_profile import knowledge_of
+        from dynx.early_exit.apply_profile import apply_profile
         from dynx.early_exit.labels import Labels
 
     stages(f"loading {plan.source.name}")
-    assembly = _running(plan, Labels, stages, warn)
+    assembly = _load_on_backend(plan, Labels, stages, warn)
     if plan.profile is not None:
-        _certify_whole(assembly, warn)
+        _certify_full_depth(assembly, warn)
     if plan.profile is None:
-        plan.decisions.exits = plan.decisions.exits or Decision("none", _without_profile(plan.request))
+        plan.decisions.exits = plan.decisions.exits or Decision("none", _reason_without_profile(plan.request))
     elif plan.decisions.exits is None:
-        assembly.knowledge = knowledge_of(assembly, warn)
-        if assembly.knowledge is None and plan.request.require_profile:
+        assembly.exit_profile = apply_profile(assembly, warn)
+        if assembly.exit_profile is None and plan.request.require_profile:
             raise NoProfileError(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_full_depth}",
             )
     return assembly
 
 
-def _running(
+def _load_on_backend(
     plan: ClassifierPlan, labels_of: Callable[[Any], Labels], stages: Callable[[str], None], warn: Callable[[str], None]
 ) -> LoadedClassifier:
-    """The model on the plan's kernels, or where those can't run it and weren't asked for, on PyTorch's."""
+    """Load the model on the plan's backend, or on PyTorch where that one can't run it and wasn't requested."""
     backend, ranges = plan.backend, backends.ranges_of(plan)
     stages(f"loading {plan.source.name}")
     if backend == OPENVINO and plan.request.quantize != "none" and not ranges:
         backend = TORCH  # as calibration begins
-    blocks = backends.wanted(plan, backend, ranges)
-    model, reader = load_model(plan, dtype=backends.loaded_in(plan, backend), max_length=plan.request.max_length)
+    block_backend = backends.requested_blocks(plan, backend, ranges)
+    model, preprocessor = load_model(plan, dtype=backends.load_dtype(plan, backend), max_length=plan.request.max_length)
     labels = labels_of(model.config)
     if plan.request.within is not None and labels.problem != "regression":
         raise InvalidInput(f"`within` is for models that give numbers, and {plan.source.name} gives labels")
     stages(f"trying {plan.source.name}")
-    attached = attach_exits(model, reader)
-    attachment = attached.model
+    attached = attach_exits(model, preprocessor)
+    exit_model = attached.model
     plan.decisions.exits, plan.decisions.batch = attached.exits, attached.batch
     try:
         with attempt(backend, plan.source.name):
-            attachment = backends.put_in(attachment, reader, blocks, plan.threads)
+            exit_model = backends.replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
     except UnsupportedModelError as e:
         if plan.request.backend != "auto" or backend == TORCH:
             raise
         why = f"OpenVINO can't run it: {e}"
         plan.drop_profile(why, warn)
         plan.decisions.backend = Decision(TORCH, why)
-        return _running(plan, labels_of, stages, warn)
-    return LoadedClassifier(plan, attachment, reader, labels, None, blocks)
+        return _load_on_backend(plan, labels_of, stages, warn)
+    return LoadedClassifier(plan, exit_model, preprocessor, labels, None, block_backend)
 
 
-def _certify_whole(assembly: LoadedClassifier, warn: Callable[[str], None]) -> None:
-    """Whether the profile shows the model's own answers, before any exit, to be within the promise.
+def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None]) -> None:
+    """Set the guarantee of full-depth answers that the profile certifies.
 
-    Where it doesn't, a quantized model gives way to the one that the promise is about.
+    Where there is none, a quantized model is replaced by the unquantized one.
     """
-    from dynx.early_exit.apply_profile import certify_whole
+    from dynx.early_exit.apply_profile import certify_full_depth
 
     plan = assembly.plan
     if is_reference(assembly):
         return
-    assembly.certified, words = certify_whole(plan)
+    assembly.certified, words = certify_full_depth(plan)
     if assembly.certified is not None or plan.request.quantize == "none":
         return
     plan.drop_profile(words, warn)
     plan.decisions.quantize = Decision("none", words)
     plan.decisions.backend = Decision(TORCH, "the model as it is")
     plan.decisions.exits = Decision("none", words)
-    model, reader = load_model(plan, dtype=plan.dtype, max_length=plan.request.max_length)
-    assembly.attachment, assembly.reader = attach_exits(model, reader).model, reader
-    assembly.blocks = Blocks(precision=plan.dtype)
+    model, preprocessor = load_model(plan, dtype=plan.dtype, max_length=plan.request.max_length)
+    assembly.exit_model, assembly.preprocessor = attach_exits(model, preprocessor).model, preprocessor
+    assembly.block_backend = BlockBackend(precision=plan.dtype)
 
 
-def _without_profile(request: ClassifierRequest) -> str:
+def _reason_without_profile(request: ClassifierRequest) -> str:
     if request.plain:
         return "plain execution was asked for"
     if request.profile == "none":

@@ -1,4 +1,4 @@
-"""What comes out of a classifier: a prediction for each input, and a receipt of what they cost."""
+"""The results of a classifier: a prediction for each input, and a receipt of what they cost."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from dynx.runtime.binomial import percent
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says about one input; label and score are None exactly where there is an error."""
+    """The answer to one input; label and score are None exactly where there is an error."""
 
     label: str | None
     score: float | None
     scores: list[tuple[str, float]] = field(default_factory=list)
     """All labels, in any order."""
     exit: int | None = None
-    """After which layer it left; None at full depth."""
+    """The layer that it exited after; None at full depth."""
     layers: int = 0
     """Layers that were computed."""
     error: str | None = None
 
     @classmethod
     def failed(cls, error: str) -> Prediction:
-        """No answer, and why."""
+        """Make a prediction that holds only an error."""
         return cls(None, None, error=error)
 
     def ranked(self) -> list[tuple[str, float]]:
-        """The scores from best to worst, the answer itself first."""
+        """Sort the scores from best to worst, the label itself first."""
         return sorted(self.scores, key=lambda pair: (pair[0] != self.label, -pair[1]))
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is promised of the answers, and what it rests on. `eps` 0: they are the full model's own."""
+    """The guarantee on answers, and its basis. `eps` 0: they are the full model's own."""
 
     eps: float
     delta: float
     n: int = 0
-    """Inputs that certified it."""
+    """Number of inputs that certified it."""
     disagreements: int = 0
     basis: str = "full depth"
-    """"full depth", "profile", "model" (a profile that came with it) or "job" (a sample of this very input)."""
+    """"full depth", "profile", "model" (a profile that came with it) or "job" (a sample of the inputs)."""
 
     def __str__(self) -> str:
         if self.eps == 0:
@@ -52,7 +52,7 @@ class Guarantee:
         return f"at most {percent(self.eps)} {where}differ from the full model's ({percent(1 - self.delta)} confidence)"
 
     def json(self) -> dict[str, Any]:
-        """For a document."""
+        """Return the guarantee for a JSON document."""
         return {
             "max_disagreement": self.eps,
             "confidence": 1 - self.delta if self.eps else 1.0,
@@ -62,46 +62,46 @@ class Guarantee:
         }
 
 
-EXACT = Guarantee(0.0, 0.0)
+EXACT_GUARANTEE = Guarantee(0.0, 0.0)
 
 
 @dataclass
 class Receipt:
-    """What a job cost so far. Layers are block calls of the model; `depth` of them are a full pass."""
+    """Counts and costs of a run so far. Layers are block calls of the model; `depth` of them are a full forward."""
 
     depth: int
     inputs: int = 0
     errors: int = 0
     truncated: int = 0
     repeated: int = 0
-    """Answered once already, and not computed again."""
+    """Inputs equal to an earlier one, which weren't computed again."""
     layers: int = 0
-    """Block calls behind all answers."""
+    """Block calls for all answers."""
     audit_layers: int = 0
     """Block calls that only checked answers."""
     seconds: float = 0.0
-    left: Counter[int] = field(default_factory=Counter)
-    """Answers by the layer they left after; full depth is `depth`."""
-    guarantee: Guarantee | None = EXACT
-    """None once an audit has found it broken."""
+    exit_counts: Counter[int] = field(default_factory=Counter)
+    """Answers by the layer they exited after; full depth is `depth`."""
+    guarantee: Guarantee | None = EXACT_GUARANTEE
+    """None once an audit has rejected it."""
 
     @property
     def computed(self) -> int:
-        """Inputs that went into the model."""
+        """Number of inputs that the model computed."""
         return self.inputs - self.errors - self.repeated
 
     @property
     def mean_layers(self) -> float | None:
-        """Layers for each input that was computed."""
+        """Layers per computed input."""
         return self.layers / self.computed if self.computed else None
 
     @property
     def per_second(self) -> float | None:
-        """Inputs per second of computing, reading left out."""
+        """Inputs per second of classifying, without reading them."""
         return self.inputs / self.seconds if self.seconds > 0 else None
 
     def json(self) -> dict[str, Any]:
-        """For a document; null for what is unknown."""
+        """Return the receipt for a JSON document; None for what is unknown."""
         return {
             "inputs": self.inputs,
             "errors": self.errors,
@@ -112,6 +112,6 @@ class Receipt:
             "depth": self.depth,
             "mean_layers": self.mean_layers,
             "audit_layers": self.audit_layers,
-            "left_after": {str(layer): self.left[layer] for layer in sorted(self.left)},
+            "left_after": {str(layer): self.exit_counts[layer] for layer in sorted(self.exit_counts)},
             "guarantee": self.guarantee.json() if self.guarantee else None,
         }

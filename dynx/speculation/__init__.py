@@ -1,8 +1,8 @@
-"""Language models: draft cheaply, verify in one pass, keep exactly what the model would have said.
+"""Speculative decoding of language models: draft cheaply, verify in one pass, keep the text of plain decoding.
 
-`engine` runs it, `drafters` guess, `acceptance` decides what stays, `policy` decides how far to guess from measured
-costs, `confidence` turns a drafter's confidence into a probability, `calibrate` learns all of it once, `replay` scores a
-policy on a recorded run.
+`engine` runs the loop, `drafters` propose tokens, `acceptance` verifies them, `policy` decides from measured costs how many to
+draft, `acceptance_model` turns a drafter's confidence into a probability, `calibrate` measures all of it once, `simulate` scores
+a policy on a recording.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["assemble", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two ways in when one is used, so that the data modules stay light."""
+    """Import `assemble` and `make_plan` on first use, so that the data modules stay light."""
     if name in __all__:
         from dynx.speculation import setup
 

@@ -1,6 +1,6 @@
-"""How likely a draft is to stay, learned from what stayed before.
+"""The probability that a draft token is accepted, learned from earlier verdicts.
 
-A drafter's own probability is a poor estimate of acceptance: it depends on how the two models differ. `Reliability` maps a
+A drafter's own probability is a poor estimate of acceptance: it depends on how the two models differ. `AcceptanceModel` maps a
 drafter's *signal* (a number that rises with confidence: the log-odds of its probability, or the length of a lookup's match) and
 the draft's position to P(accepted | all before it accepted), by logistic regression that is updated after every round:
 a Gaussian over the three weights, one Newton step per observation (the extended Kalman filter of the logistic model), and a
@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-MEMORY = 150.0
-"""Drafts that the regression remembers, about one change of topic."""
+MEMORY_DRAFTS = 150.0
+"""Draft tokens that the regression remembers: about as many as pass between changes of topic."""
 
 PRIOR_VARIANCE = (0.5, 0.1, 0.1)
-"""Of bias, signal, position: a fresh estimate's, and the most doubt that forgetting may restore."""
+"""Variances of the weights of bias, signal and position in a fresh model; forgetting restores no more than these."""
 
-TYPICAL_MEMORY = 32.0
-"""Drafts that the running mean of acceptance remembers."""
+MEAN_MEMORY_DRAFTS = 32.0
+"""Draft tokens that the running mean of acceptance remembers."""
 
-STALE_MEMORY = 8.0
-"""What is left of that memory for a drafter that hasn't been heard for long."""
+STALE_MEMORY_DRAFTS = 8.0
+"""Draft tokens to which that memory shrinks while a drafter isn't used."""
 
-LIMIT = 40.0
-"""Signals beyond this are as good as certain, and would overflow."""
+MAX_SIGNAL = 40.0
+"""Bound on a signal's absolute value: beyond it acceptance is as good as certain, and exp would overflow."""
 
-FIT_STEPS = 30
-"""Newton steps of a fit at most; about six are needed."""
+MAX_NEWTON_STEPS = 30
+"""Upper limit on the Newton steps of a fit; about six are needed."""
 
 
 def log_odds(probability: float, bound: float = 6.0) -> float:
@@ -45,28 +45,28 @@ def log_odds(probability: float, bound: float = 6.0) -> float:
     return max(-bound, min(bound, math.log(probability / (1 - probability))))
 
 
-class Reliability:
-    """P(accepted | signal, position) for one drafter in one sampling mode."""
+class AcceptanceModel:
+    """Estimates P(accepted | signal, position) for one drafter in one sampling mode."""
 
     def __init__(self, weights: Sequence[float] = (0.0, 1.0, 0.0), *, typical: float = 0.6) -> None:
         self.weights = list(weights)
         self.variance = [[PRIOR_VARIANCE[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
         self.typical = typical
-        """Share of drafts accepted lately, whatever their signal: the outlook before a draft is made."""
+        """Share of drafts accepted lately, whatever their signal: the estimate before a draft is made."""
         self._typical_weight = 4.0
         self.observed = 0
 
     def __call__(self, signal: float, position: int) -> float:
-        """Probability that the draft at `position` (from 1) stays."""
+        """Return the probability that the draft at `position` (from 1) is accepted."""
         w = self.weights
-        return _sigmoid(w[0] + w[1] * max(-LIMIT, min(LIMIT, signal)) + w[2] * math.log(position))
+        return _sigmoid(w[0] + w[1] * max(-MAX_SIGNAL, min(MAX_SIGNAL, signal)) + w[2] * math.log(position))
 
     def observe(self, signal: float, position: int, accepted: float) -> None:
-        """Learn from a draft that was judged: 1 stayed, 0 rejected, between for a known probability."""
+        """Learn from a verified draft: 1 accepted, 0 rejected, between for a known probability."""
         self.observed += 1
         self.expect(accepted)
         w, p = self.weights, self.variance
-        x1, x2 = max(-LIMIT, min(LIMIT, signal)), math.log(position)
+        x1, x2 = max(-MAX_SIGNAL, min(MAX_SIGNAL, signal)), math.log(position)
         px = [row[0] + row[1] * x1 + row[2] * x2 for row in p]
         doubt = max(0.0, px[0] + x1 * px[1] + x2 * px[2])  # variance of the logit
         chance = _sigmoid(w[0] + w[1] * x1 + w[2] * x2)
@@ -86,10 +86,10 @@ class Reliability:
             # weights with slope 0 (the others move along with it, or a rejection could raise the estimate).
             share = w[1] / max(p[1][1], 1e-9)
             w[0], w[1], w[2] = w[0] - p[0][1] * share, 0.0, w[2] - p[2][1] * share
-        # Forgetting: never surer of such a draft than `MEMORY` of them could make it, or unsurer than at first. What the
+        # Forgetting: never surer of such a draft than `MEMORY_DRAFTS` of them could make it, or unsurer than at first. What the
         # drafts don't show doesn't grow, and can't run away.
         prior = PRIOR_VARIANCE[0] + PRIOR_VARIANCE[1] * x1 * x1 + PRIOR_VARIANCE[2] * x2 * x2
-        missing = min(prior, 1 / (MEMORY * information + 1e-9)) - doubt * scale
+        missing = min(prior, 1 / (MEMORY_DRAFTS * information + 1e-9)) - doubt * scale
         if missing > 0:
             square = 1 + x1 * x1 + x2 * x2
             add = missing / (square * square)
@@ -99,22 +99,24 @@ class Reliability:
                 row[2] += by * x2
 
     def expect(self, accepted: float) -> None:
-        """Adjust the outlook alone: by a draft that nobody judged, with its probability."""
-        self._typical_weight = min(self._typical_weight + 1, TYPICAL_MEMORY)
+        """Adjust `typical` alone, by a draft that wasn't verified, with its probability."""
+        self._typical_weight = min(self._typical_weight + 1, MEAN_MEMORY_DRAFTS)
         self.typical += (accepted - self.typical) / self._typical_weight
 
     def fade(self) -> None:
-        """Trust the outlook less: a round went to another drafter, and this one wasn't heard."""
-        self._typical_weight += (STALE_MEMORY - self._typical_weight) * 0.02 * (self._typical_weight > STALE_MEMORY)
+        """Shorten the memory of `typical`, as a round went to another drafter."""
+        self._typical_weight += (
+            (STALE_MEMORY_DRAFTS - self._typical_weight) * 0.02 * (self._typical_weight > STALE_MEMORY_DRAFTS)
+        )
 
     def fit(self, drafts: Iterable[tuple[float, int, float]]) -> None:
-        """Learn from a recording of (signal, position, accepted), all of it alike, on top of what is known.
+        """Learn from a recording of (signal, position, accepted), all of equal weight, on top of what was learned before.
 
-        The most likely weights and their variance (Laplace), by Newton's method.
+        Finds the most likely weights and their variance (Laplace) by Newton's method.
         """
-        seen = [(1.0, max(-LIMIT, min(LIMIT, s)), math.log(k), y) for s, k, y in drafts]
+        seen = [(1.0, max(-MAX_SIGNAL, min(MAX_SIGNAL, s)), math.log(k), y) for s, k, y in drafts]
         before, doubt = list(self.weights), _inverse(self.variance)
-        for _ in range(FIT_STEPS):
+        for _ in range(MAX_NEWTON_STEPS):
             w, hessian = self.weights, [list(row) for row in doubt]
             gradient = [sum(row[j] * (before[j] - w[j]) for j in range(3)) for row in doubt]
             for *x, accepted in seen:
@@ -138,12 +140,12 @@ class Reliability:
         self._typical_weight = min(16.0, 4.0 + self.observed)
 
     def to_json(self) -> dict[str, object]:
-        """For a profile."""
+        """Return the model as a profile stores it."""
         return {"weights": [round(w, 5) for w in self.weights], "typical": round(self.typical, 5), "n": self.observed}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Reliability:
-        """What `to_json` wrote, ready to go on learning. Raises KeyError, TypeError or ValueError on anything else."""
+    def from_json(cls, data: Mapping[str, object]) -> AcceptanceModel:
+        """Restore a model from `to_json`'s form. Raises KeyError, TypeError or ValueError on anything else."""
         weights, typical, n = data["weights"], data["typical"], data["n"]
         if not isinstance(weights, list) or len(weights) != 3 or not isinstance(typical, float | int):
             raise TypeError("weights is not a list of three, or typical not a number")
@@ -167,7 +169,7 @@ def _surprise(
     doubt: Sequence[Sequence[float]],
     seen: Iterable[tuple[float, float, float, float]],
 ) -> float:
-    """What a fit makes small: -ln of the prior and of the likelihood, up to a constant."""
+    """Return what a fit minimises: -ln of prior times likelihood, up to a constant."""
     off = [a - b for a, b in zip(w, before, strict=True)]
     total = 0.5 * sum(off[i] * doubt[i][j] * off[j] for i in range(3) for j in range(3))
     for x0, x1, x2, accepted in seen:
@@ -177,7 +179,7 @@ def _surprise(
 
 
 def _inverse(a: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Of a symmetric positive definite 3x3, by its cofactors."""
+    """Invert a symmetric positive definite 3x3 matrix by its cofactors."""
     (p, q, r), (_, s, t), (_, _, u) = a
     b, c, d = s * u - t * t, r * t - q * u, q * t - r * s
     e, f, g = p * u - r * r, q * r - p * t, p * s - q * q

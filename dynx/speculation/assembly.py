@@ -56,5 +56,5 @@ class LoadedGenerator:
         repetition_penalty: float | None = None,
         seed: int | None = None,
     ) -> Sampling:
-        """Choose tokens as the caller says, under the model's own settings; the model's own penalty unless there is another."""
+        """Return the caller's sampling under the model's own settings, and the model's own penalty by default."""
         return own_sampling(self.settings, temperature, top_k, top_p, repetition_penalty, seed)

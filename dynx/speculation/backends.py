@@ -1,7 +1,7 @@
-"""A plan's target and drafter on the kernels that it names, or on the fastest of those that run the model.
+"""Loads a plan's target and drafter on the backend that it names, or on the fastest of those that run the model.
 
-What a backend is and which are there is known elsewhere; here models are loaded for them, and a backend that turns out not to run
-a model is replaced, with the reason in the plan's decisions.
+A backend that turns out not to run a model is replaced, with the reason in the plan's decisions. `runtime.backends.registry`
+lists the backends and what each needs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 QUANTIZED = frozenset(get_args(Quantization)) - {"none"}
 
 
-class Kernels:
+class ModelBackends:
     """Target and drafter on the plan's backend, the torch models loaded only where they are needed."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Kernels:
         self._plan, self._stages, self._warn, self._clock = plan, stages, warn, clock
 
     def target(self) -> Backend:
-        """The model. What was chosen may turn out not to run it; then the decision says so."""
+        """Load the target. A backend that can't run it is replaced, and the decision gives the reason."""
         plan = self._plan
         if self._clock is not None and plan.request.backend == "auto":
             return self._fastest(self._clock)
@@ -76,7 +76,7 @@ class Kernels:
         return self._open(TORCH, plan.source, plan.key.model)
 
     def drafter(self, source: Source) -> Backend:
-        """The smaller model, on the backend that the target is on where that can run it as far as the target goes."""
+        """Load the draft model, on the target's backend where that runs it up to the target's context."""
         plan = self._plan
         chosen = plan.backend
         name = plan.key.companion or source.name
@@ -91,7 +91,7 @@ class Kernels:
         return other if limit and other.context >= limit else torch_backend(plan, source, dtype=plan.drafter_dtype)
 
     def _fastest(self, clock: Callable[[], float]) -> Backend:
-        """The backend with the shortest runs, of those that can run the model and draft as was asked."""
+        """Load the fastest of the backends that can run the model and draft as requested."""
         plan = self._plan
         running: dict[str, Backend] = {}
         starts: dict[str, float] = {}
@@ -146,7 +146,7 @@ class Kernels:
     def _load(
         self, name: str, source: Source, folder: str, *, precision: str | None = None, trusted: bool = False
     ) -> Backend:
-        """A model on a backend, by default in the precision that was asked for; `folder` is where among those kept its own is.
+        """Load a model on a backend, by default in the requested precision; `folder` names its place in the cache.
 
         Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile. Code has no weights in
         it and is kept by the samples' hash; a converted model has, and is kept by the hash of every byte.
@@ -182,7 +182,7 @@ class Kernels:
 
 
 def verifier(plan: GeneratorPlan, target: Backend) -> Backend:
-    """What an answer of `target` is verified by: the weights that lie in the folder now, whatever else was kept of them.
+    """Return the backend that verifies an answer of `target`: the weights in the model's folder, without the cache.
 
     In float32 that is the library's own model. In fewer bits each set of kernels rounds in its own way, so what was converted is
     converted anew. Other backends read the folder when they were loaded. Raises UnsupportedModelError.
@@ -200,7 +200,7 @@ def verifier(plan: GeneratorPlan, target: Backend) -> Backend:
 def torch_backend(
     plan: GeneratorPlan, source: Source, *, dtype: str | None = None, trusted: bool = False
 ) -> EagerBackend:
-    """A plan's model or drafter on PyTorch, whatever the plan runs on: to compare with, and for its author's own methods."""
+    """Load a plan's model or drafter on PyTorch, whatever backend the plan runs on, for comparison and for its own methods."""
     from dynx.runtime.backends.eager import EagerBackend
 
     model = loading.load_causal_lm(

@@ -1,4 +1,4 @@
-"""From token ids to text that may be shown: whole characters only, no special tokens, and nothing of a stop string."""
+"""Incremental detokenization: whole characters only, no special tokens, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-UNFINISHED = "\ufffd"
-"""What decoders put for bytes that are not (yet) a character."""
+REPLACEMENT_CHARACTER = "\ufffd"
+"""The character that decoders write for bytes that are not (yet) a character."""
 
 
-CONTEXT = 16
-"""Tokens of a prompt that its continuation is decoded after, where they suffice."""
+CONTEXT_TOKENS = 16
+"""Tokens of the prompt that an answer is decoded after, where they suffice."""
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of token ids, without special tokens and with every space that they stand for."""
+    """Decode token ids without special tokens, keeping every space."""
     text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
 
 
 def context_of(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The end of `ids` after which a token decodes as it does after all of them.
+    """Return the shortest end of `ids` after which a token decodes as it does after all of them.
 
     Decoders treat the first token of a text differently (Llama 2's drops its space, WordPiece keeps its `##`), leave special
     tokens out before that, and read the bytes of a character together. So the end has to have a text, and to start and end with
     whole characters.
     """
-    count = CONTEXT
+    count = CONTEXT_TOKENS
     while count < len(ids):
         text = decode(tokenizer, ids[-count:])
-        if text.strip() and not text.startswith(UNFINISHED) and not text.endswith(UNFINISHED):
+        if text.strip() and not text.startswith(REPLACEMENT_CHARACTER) and not text.endswith(REPLACEMENT_CHARACTER):
             break
         count *= 4
     return list(ids[-count:])
 
 
 def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text that `ids` add to that of `before`."""
+    """Return the text that `ids` add to that of `before`."""
     decoder = StreamDecoder(tokenizer, before)
     return "".join([*map(decoder.push, ids), decoder.flush()])
 
 
 def token_text(tokenizer: Any, before: Sequence[int], token: int) -> str:
-    """What a token is shown as where one is spoken of: its text after `before`, else its name."""
+    """Return a token's label for messages: its text after `before`, else its name."""
     return continuation(tokenizer, before, [token]) or special(tokenizer, token) or str(tokenizer.decode([token]))
 
 
@@ -65,12 +65,12 @@ class StreamDecoder:
         return decode(self._tokenizer, ids) if ids else ""
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; "" while a character is unfinished."""
+        """Return the text that `token` completes; "" while a character is unfinished."""
         self._ids.append(token)
         end = len(self._ids)
         before = self._decode(self._ids[self._start : self._shown])
         after = self._decode(self._ids[self._start :])
-        if after.endswith(UNFINISHED):
+        if after.endswith(REPLACEMENT_CHARACTER):
             if end - self._shown < 8:
                 return ""
             end -= 3  # bytes that are no text; at most three of the last ones may yet begin a character
@@ -83,7 +83,7 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """What was held back, unfinished bytes as U+FFFD."""
+        """Return the text held back, unfinished bytes as U+FFFD."""
         before = self._decode(self._ids[self._start : self._shown])
         after = self._decode(self._ids[self._start :])
         self._start = self._shown = len(self._ids)
@@ -91,7 +91,7 @@ class StreamDecoder:
 
 
 def special(tokenizer: Any, token: int) -> str:
-    """What a token that decoding leaves out is called; "" for any other."""
+    """Return the name of a special token, which decoding leaves out; "" for any other."""
     if decode(tokenizer, [token]) or not tokenizer.decode([token], skip_special_tokens=False):
         return ""
     return str(tokenizer.convert_ids_to_tokens(token) or "")
@@ -115,7 +115,7 @@ class StopScanner:
         return bool(self._stops) and not self.stopped
 
     def push(self, text: str, *, hidden: bool = False) -> str:
-        """The part of what is known so far that can't belong to a stop string; `hidden` text is never passed on."""
+        """Return the text so far that can't belong to a stop string; `hidden` text is never passed on."""
         if not self._stops or self.stopped:
             return "" if self.stopped or hidden else text
         self._held += text
@@ -129,11 +129,11 @@ class StopScanner:
         return self._take(len(self._held) - keep)
 
     def flush(self) -> str:
-        """What was held back in vain."""
+        """Return the text held back for a stop string that didn't come."""
         return self._take(len(self._held))
 
     def _take(self, count: int) -> str:
-        """The first characters held, without those hidden; they are held no more."""
+        """Remove and return the first `count` characters held, without those hidden."""
         out = "".join(c for c, hidden in zip(self._held[:count], self._hidden, strict=False) if not hidden)
         self._held, self._hidden = self._held[count:], self._hidden[count:]
         return out

@@ -1,8 +1,8 @@
 """The decode loop: draft, verify, keep, repeat.
 
-One sequence, one target session whose cache holds every token but the last. A round asks the policy for a drafter, lets it guess,
-has the target judge the guesses in one pass, appends what the acceptance rule keeps and rolls the cache back to it. The loop
-knows no model family, no kernel, no tokenizer details and prints nothing:
+One sequence, one target session whose cache holds every token but the last. A round asks the policy for a drafter, drafts,
+verifies the draft tokens in one pass of the target, appends what the acceptance rule accepts and rolls the cache back to it.
+The loop is independent of model families, kernels and tokenizers, and prints nothing:
 
     engine = Engine(target, Drafters(model=small))
     run = engine.start(Request(prompt_ids))
@@ -20,21 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dynx.errors import InvalidInput
 from dynx.runtime.inputs import InputError
-from dynx.speculation.acceptance import keep_block, keep_picked, one_hot
-from dynx.speculation.acceptance_model import Reliability
+from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
-from dynx.speculation.drafters.base import Prospects
-from dynx.speculation.drafters.draft_sampler import Chooser
+from dynx.speculation.drafters.base import DrafterCandidates
+from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
-from dynx.speculation.sampling import PositionNoise, Warp
-from dynx.speculation.types import DrafterTally, FinishReason, Origin, Receipt, Recheck, Request, Token
+from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.types import DrafterTally, DraftSource, FinishReason, Receipt, RedecodeStats, Request, Token
+from dynx.speculation.verifier import Verifier, noise_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +41,9 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
     from dynx.speculation.drafters.late import LateDrafter
-    from dynx.speculation.exactness import Exact
+    from dynx.speculation.exactness import RoundingBound
 
-PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
+ACCEPTANCE_PRIORS: Mapping[DraftSource, tuple[tuple[float, float, float], float]] = {
     # Weights of (1, signal, ln position), and acceptance expected before the first draft. A model's odds are taken at their
     # word; the shallow exit's at less; a lookup believes a match of three tokens as often as not.
     "draft": ((0.0, 1.0, 0.0), 0.6),
@@ -53,22 +52,22 @@ PRIORS: Mapping[Origin, tuple[tuple[float, float, float], float]] = {
 }
 
 
-UNKNOWN_GRANT = 1.5
-"""Plain passes that may be risked at the start of a text while nothing is known, on drafters that were asked for."""
+UNPROFILED_REGRET_BUDGET_PASSES = 1.5
+"""Regret budget at the start of a text without a profile, for requested drafters, in plain passes."""
 
 
-def grant(promised: float) -> float:
-    """Plain passes that may be risked at the start of a text when a profile promises so many times plain's speed.
+def starting_regret_budget(promised_speedup: float) -> float:
+    """Return the regret budget, in plain passes, at the start of a text whose profile promises a speed-up.
 
     Four for each plain pass that it promises to save: a drafter worth three times plain loses a round or two now and then,
-    and must not be sent away for it; one that promises nothing gets half a pass to show that it was misjudged.
+    and must stay in use; one that promises nothing gets half a pass, in case its profile is wrong.
     """
-    return min(max(4 * (promised - 1), 0.5), 8.0)
+    return min(max(4 * (promised_speedup - 1), 0.5), 8.0)
 
 
 @dataclass(frozen=True)
 class Drafters:
-    """Which drafters a target has: a smaller model, an exit after some layers, a lookup (with a text to look in)."""
+    """The drafters of a target: a draft model, an early exit after some layers, prompt lookup (with a library text)."""
 
     model: Backend | None = None
     exit_layers: int | None = None
@@ -83,28 +82,30 @@ class Drafters:
 
 
 @dataclass
-class Knowledge:
-    """What is known of a target and its drafters, from a profile or from the runs so far."""
+class AcceptanceProfile:
+    """Costs and acceptance of a target and its drafters, from a profile or from the runs so far."""
 
     costs: Costs = field(default_factory=Costs)
-    reliability: dict[tuple[Origin, bool], Reliability] = field(default_factory=dict)  # by drafter and greedy
+    acceptance_models: dict[tuple[DraftSource, bool], AcceptanceModel] = field(
+        default_factory=dict
+    )  # by drafter and greedy
     rate: float | None = None  # tokens per second that the profile expects
     from_profile: bool = False
-    stake: float = UNKNOWN_GRANT  # plain passes that may be risked at the start of a text without a profile
+    regret_budget: float = UNPROFILED_REGRET_BUDGET_PASSES  # plain passes, at the start of a text without a profile
 
-    def of(self, origin: Origin, *, greedy: bool) -> Reliability:
-        """The drafter's reliability in a mode; what greedy decoding taught is where sampling starts."""
-        if (origin, greedy) not in self.reliability:
-            other = self.reliability.get((origin, not greedy))
-            weights, typical = PRIORS[origin]
-            self.reliability[origin, greedy] = (
-                Reliability.from_json(other.to_json()) if other else Reliability(weights, typical=typical)
+    def model_for(self, origin: DraftSource, *, greedy: bool) -> AcceptanceModel:
+        """Return a source's acceptance model in a mode; sampling starts from what greedy decoding learned."""
+        if (origin, greedy) not in self.acceptance_models:
+            other = self.acceptance_models.get((origin, not greedy))
+            weights, typical = ACCEPTANCE_PRIORS[origin]
+            self.acceptance_models[origin, greedy] = (
+                AcceptanceModel.from_json(other.to_json()) if other else AcceptanceModel(weights, typical=typical)
             )
-        return self.reliability[origin, greedy]
+        return self.acceptance_models[origin, greedy]
 
 
 class Engine:
-    """A target with its drafters and what is known of them; start as many runs as you like, one at a time."""
+    """A target with its drafters and their acceptance profile; starts any number of runs, one at a time."""
 
     def __init__(
         self,
@@ -112,20 +113,20 @@ class Engine:
         drafters: Drafters | None = None,
         *,
         tokenizer: Any = None,
-        knowledge: Knowledge | None = None,
+        acceptance_profile: AcceptanceProfile | None = None,
         clock: Callable[[], float] = time.perf_counter,
         entropy: Callable[[], int] = lambda: secrets.randbits(63),
-        exact: Exact | None = None,
-        alike: bool = False,
+        exact: RoundingBound | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         self.target = target
         self.drafters = drafters or Drafters()
         self.tokenizer = tokenizer
-        self.knowledge = knowledge or Knowledge()
+        self.acceptance_profile = acceptance_profile or AcceptanceProfile()
         self.clock = clock
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
-        self.alike = alike  # whether the target's passes give the same bits, however wide they are
+        self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
 
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
@@ -139,7 +140,7 @@ class Engine:
         return Run(self, request, policy, drafters)
 
     def check(self, request: Request) -> None:
-        """Raises InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
+        """Raise InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
 
         InvalidInput: the request can't be met whatever the prompt.
         """
@@ -157,41 +158,47 @@ class Engine:
             )
 
     def _dynamic(self, request: Request) -> Dynamic:
-        greedy, known = request.sampling.greedy, self.knowledge
-        origins: tuple[Origin, ...] = ("draft", "self", "lookup")
+        greedy, known = request.sampling.greedy, self.acceptance_profile
+        origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
         return Dynamic(
             known.costs,
-            {origin: known.of(origin, greedy=greedy) for origin in origins},
-            submit_prefixes=greedy or request.sampling.seed is not None,
+            {origin: known.model_for(origin, greedy=greedy) for origin in origins},
+            verify_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            grant=grant((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else known.stake,
+            regret_budget=starting_regret_budget((known.rate or 0.0) * known.costs.target(1))
+            if known.from_profile
+            else known.regret_budget,
         )
 
-    def _open_drafters(self, request: Request) -> dict[Origin, Drafter]:
+    def _open_drafters(self, request: Request) -> dict[DraftSource, Drafter]:
         if not self.target.can_rollback.value:
             return {}
         self.load_late()
-        chooser = self._chooser(request)
-        out: dict[Origin, Drafter] = {}
+        sampler = self._draft_sampler(request)
+        out: dict[DraftSource, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
         if model is not None and model.can_rollback.value:
-            out["draft"] = ModelDrafter(model, chooser, self.target.vocab)
+            out["draft"] = ModelDrafter(model, sampler, self.target.vocab)
         if layers and layers < self.target.layers and self.target.can_exit.value:
-            out["self"] = EarlyExitDrafter(layers, chooser)
+            out["self"] = EarlyExitDrafter(layers, sampler)
         if self.drafters.lookup:
             out["lookup"] = LookupDrafter(self.drafters.library, request.sampling.own.new_ngrams)
         return out
 
-    def _chooser(self, request: Request) -> Chooser:
-        noise = noise_of(request, self.target.vocab)
-        return Chooser(Warp.of(request, self.target.vocab), noise, torch.Generator().manual_seed(self.entropy()))
+    def _draft_sampler(self, request: Request) -> DraftSampler:
+        noise = noise_for(request, self.target.vocab)
+        return DraftSampler(
+            LogitsProcessors.for_request(request, self.target.vocab),
+            noise,
+            torch.Generator().manual_seed(self.entropy()),
+        )
 
     def model_drafter(self, request: Request, model: Backend) -> ModelDrafter:
-        """A drafter for one text."""
-        return ModelDrafter(model, self._chooser(request), self.target.vocab)
+        """Open a drafter for one text."""
+        return ModelDrafter(model, self._draft_sampler(request), self.target.vocab)
 
     def load_late(self) -> Backend | None:
-        """The draft model that was put off, where it is due now: loaded, and one of the drafters from here on."""
+        """Load the deferred draft model if it is due, and add it to the drafters; None otherwise."""
         late = self.drafters.late
         if late is None or not late.due:
             return None
@@ -201,24 +208,24 @@ class Engine:
 
 
 class Run:
-    """One continuation in progress: iterate for its tokens, ask for its receipt at any time."""
+    """One continuation in progress: iterating yields its tokens, and its receipt is available at any time."""
 
-    def __init__(self, engine: Engine, request: Request, policy: Policy, drafters: dict[Origin, Drafter]) -> None:
+    def __init__(self, engine: Engine, request: Request, policy: Policy, drafters: dict[DraftSource, Drafter]) -> None:
         self.request = request
         self._engine, self._policy, self._drafters = engine, policy, drafters
         self._clock = engine.clock
         self._session: Session = engine.target.open()
         self._tokens: list[int] = list(request.prompt)
-        self._target_choice = TargetChoice(request, engine.target.vocab, engine.entropy())
+        self._verifier = Verifier(request, engine.target.vocab, engine.entropy())
         before = request.prompt if request.continues else ()
         self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
-        self.tallies: dict[Origin, DrafterTally] = {}
+        self.tallies: dict[DraftSource, DrafterTally] = {}
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
         self._forwards = 0
         self._exact = engine.exact if request.sampling.greedy else None
-        self._recheck = Recheck(self._exact.bound) if self._exact else None
+        self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
         self._sure = len(request.prompt)  # positions whose keys and values are as plain decoding writes them
         self._plain_seconds = 0.0
         self._began = self._clock()
@@ -234,14 +241,14 @@ class Run:
         return self._tokens[len(self.request.prompt) :]
 
     def __iter__(self) -> Iterator[Token]:
-        """Write; each token as it becomes certain."""
+        """Yield the tokens as they are verified."""
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
         self._session.set_padded_length(1)  # a text doesn't depend on those before it
         row = self._session.forward(self._tokens, keep=1)
         self._session.set_padded_length(1)
-        kept = self._target_choice.keep([], row, self._tokens)
+        kept = self._verifier.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
         yield from self._emit(kept, None)
         while self.finish_reason == "interrupted":
@@ -255,7 +262,7 @@ class Run:
             yield from self._emit(kept, origin)
 
     def _join_late(self) -> None:
-        """Draft with a model that was put off, from the round on in which it is due."""
+        """Draft with the deferred model from the round in which it is due."""
         if (
             self._engine.drafters.late is not None
             and self._drafters
@@ -264,49 +271,51 @@ class Run:
             self._drafters = {"draft": self._engine.model_drafter(self.request, model), **self._drafters}
 
     def _room(self) -> int:
-        """Drafts that could still be used; negative when not even a plain pass fits the context."""
+        """Return how many drafts could still be used; negative when not even a plain pass fits the context."""
         left = self.request.max_new_tokens - (len(self._tokens) - len(self.request.prompt)) - 1
         limit = self._engine.target.context
         return left if limit is None else min(left, limit - len(self._tokens))
 
-    def _round(self, room: int) -> tuple[list[int], Origin | None]:
-        """Draft, verify, roll back; returns the tokens kept (the last is the target's own) and who drafted the others."""
+    def _round(self, room: int) -> tuple[list[int], DraftSource | None]:
+        """Draft, verify, roll back; returns the tokens to append (the last is the target's own) and the source of the others."""
         start, policy, tokens = self._clock(), self._policy, self._tokens
         context = len(tokens) - 1
         if (most := self._engine.target.max_pass_length(context)) is not None:
             room = min(room, most - 1)
-        origin = policy.choose(Prospects(self._drafters, tokens), context, room) if room and self._drafters else None
+        origin = (
+            policy.choose(DrafterCandidates(self._drafters, tokens), context, room) if room and self._drafters else None
+        )
         if origin is None:
             began = self._clock() if self._drafters else start
             rows = self._plainly(tokens[-1])
-            kept = self._target_choice.keep([], rows, tokens)
+            kept = self._verifier.keep([], rows, tokens)
             verified = self._clock()
             kept = self._settled(kept, None, rows)
             done = Round(context, None, verify_seconds=verified - began, seconds=self._clock() - start)
         else:
             drafter = self._drafters[origin]
-            lag = drafter.lag(len(tokens))
+            tokens_behind = drafter.tokens_behind(len(tokens))
             drafter.sync(tokens)
             drafts: list[Draft] = []
             began = self._clock()
-            while len(drafts) < room and policy.another([d.signal for d in drafts]):
+            while len(drafts) < room and policy.should_draft_more([d.signal for d in drafts]):
                 draft = drafter.propose()
                 if draft is None:
                     break
                 drafts.append(draft)
             drafted = self._clock()
-            submitted = drafts[: policy.submit([d.signal for d in drafts])]
+            submitted = drafts[: policy.verify_length([d.signal for d in drafts])]
             submitting = self._clock()
             rows = self._verify(origin, drafts, submitted)
-            kept = self._target_choice.keep(submitted, rows, tokens)
+            kept = self._verifier.keep(submitted, rows, tokens)
             verified = self._clock()
             kept = self._settled(kept, submitted, rows)
             self._session.rollback(context + len(kept))
-            drafter.settle(len(kept) - 1)
+            drafter.accept(len(kept) - 1)
             done = Round(
                 context,
                 origin,
-                lag,
+                tokens_behind,
                 [d.signal for d in drafts],
                 len(submitted),
                 len(kept) - 1,
@@ -319,23 +328,23 @@ class Run:
         policy.learn(done)
         self.rounds.append(done)
         # Priced round by round: what plain decoding would have cost at the speed that the machine had just then.
-        self._plain_seconds += done.tokens * self._engine.knowledge.costs.target(1, context)
+        self._plain_seconds += done.tokens * self._engine.acceptance_profile.costs.target(1, context)
         return kept, origin
 
     def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor) -> list[int]:
-        """`kept` up to the first token that rounding could have decided, and that one as plain decoding has it.
+        """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
 
         `drafts` is None after a plain pass.
         """
-        exact, recheck = self._exact, self._recheck
+        exact, recheck = self._exact, self._redecode_stats
         if exact is None or recheck is None or not exact.bound:
             return kept
         tokens = self._tokens
         if drafts is None and self._sure == len(tokens) - 1:
             self._sure += 1  # a plain pass over what plain passes wrote
             return kept
-        judged = (drafts or [])[: len(kept) - 1]
-        tie = self._target_choice.first_tie(exact, judged, rows[: len(kept)], tokens)
+        verified = (drafts or [])[: len(kept) - 1]
+        tie = self._verifier.first_tie(exact, verified, rows[: len(kept)], tokens)
         if tie is None:
             return kept
         began = self._clock()
@@ -343,23 +352,23 @@ class Run:
         self._session.rollback(self._sure)
         for token in text[self._sure :]:
             row = self._plainly(token)
-        self._recheck = Recheck(
+        self._redecode_stats = RedecodeStats(
             recheck.bound,
             recheck.near_ties + 1,
-            recheck.reread + len(text) - self._sure,
+            recheck.redecoded + len(text) - self._sure,
             recheck.seconds + self._clock() - began,
         )
         self._sure = len(text)
-        return [*kept[:tie], *self._target_choice.keep([], row, text)]
+        return [*kept[:tie], *self._verifier.keep([], row, text)]
 
     def _plainly(self, token: int) -> Tensor:
-        """Logits (1, V) after a pass of one token; to the bit as plain decoding has it, where the run is to be exact."""
+        """Return the logits (1, V) after a pass of one token, bit-identical to plain decoding's where the run is exact."""
         if self._exact is not None and self._exact.bound:
             self._session.set_padded_length(1)
         return self._session.forward([token])
 
-    def _verify(self, origin: Origin, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
-        """The target's rows (len(submitted) + 1, V)."""
+    def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
+        """Return the target's logits (len(submitted) + 1, V)."""
         if origin == "self" and drafts:
             drafter = self._drafters[origin]
             if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
@@ -367,12 +376,12 @@ class Run:
             return self._session.complete(len(submitted) + 1)
         return self._session.forward([self._tokens[-1], *[d.token for d in submitted]])
 
-    def _emit(self, kept: Sequence[int], origin: Origin | None) -> Iterator[Token]:
+    def _emit(self, kept: Sequence[int], origin: DraftSource | None) -> Iterator[Token]:
         """Append tokens and pass on their text, up to whatever ends the answer."""
         request = self.request
         for i, token in enumerate(kept):
             self._tokens.append(token)
-            source: Origin = "target" if origin is None or i == len(kept) - 1 else origin
+            source: DraftSource = "target" if origin is None or i == len(kept) - 1 else origin
             ended = token in request.eos
             text = "" if ended else self._text(token)
             if ended:
@@ -388,7 +397,7 @@ class Run:
                 return
 
     def _text(self, token: int) -> str:
-        """What can be shown with `token`."""
+        """Return the text that can be shown with `token`."""
         if self._decoder is None:
             return ""
         text = self._scanner.push(piece := self._decoder.push(token))
@@ -423,8 +432,8 @@ class Run:
             tally.accepted_by_position[i] += i < done.kept
 
     def receipt(self) -> Receipt:
-        """What it cost so far. Time between tokens that the caller spent elsewhere counts as the caller's."""
-        known, count = self._engine.knowledge, len(self.tokens)
+        """Return what the run cost so far, without the time that the caller spent between tokens."""
+        known, count = self._engine.acceptance_profile, len(self.tokens)
         spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
         return Receipt(
             prompt_tokens=len(self.request.prompt),
@@ -435,59 +444,10 @@ class Run:
             first_token_seconds=self._first - self._began if count else None,
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
-            guarantee=self._target_choice.guarantee(
-                self._engine.target, exact=self._engine.alike or self._exact is not None
+            guarantee=self._verifier.guarantee(
+                self._engine.target, exact=self._engine.batch_invariant or self._exact is not None
             ),
             plain_seconds=self._plain_seconds or None,
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
-            exact=self._recheck,
+            exact=self._redecode_stats,
         )
-
-
-class TargetChoice:
-    """How the target's rows are read: the acceptance rule that the request calls for."""
-
-    def __init__(self, request: Request, vocab: int, seed: int) -> None:
-        self._sampling = request.sampling
-        self._warp = Warp.of(request, vocab)
-        self._noise = noise_of(request, vocab)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
-        """The tokens to append after judging `drafts` by `rows` (len(drafts) + 1, V) of logits."""
-        guesses = [d.token for d in drafts]
-        if self._sampling.greedy:
-            scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, guesses)
-            picks: list[int] = scores.argmax(-1).tolist()
-            return keep_picked(guesses, picks.__getitem__)
-        p = self._warp.probabilities(rows, context, guesses).cpu()  # one wait for the device, not several a draft
-        noise = self._noise
-        if noise is not None:
-            return keep_picked(guesses, lambda i: noise.pick(p[i], len(context) + i))
-        vocab = p.shape[-1]
-        q = [one_hot(d.token, vocab, p) if d.row is None else pad(d.row, (0, vocab - len(d.row))) for d in drafts]
-        return keep_block(guesses, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
-
-    def _uniform(self) -> float:
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
-
-    def _draw(self, weights: Tensor) -> int:
-        return int(torch.multinomial(weights.float(), 1, generator=self._generator))
-
-    def first_tie(self, exact: Exact, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> int | None:
-        """The first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
-        scores = rows.float() if self._warp.idle else self._warp.scores(rows, context, [d.token for d in drafts])
-        return exact.first_tie(scores, self._warp.stretch(len(context) + len(drafts)))
-
-    def guarantee(self, target: Backend, *, exact: bool = False) -> str:
-        """What the output is, compared with plain decoding of the same model: a short phrase for the receipt."""
-        if self._sampling.greedy or self._noise is not None:
-            exact = exact or target.precision == "float32"
-            return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
-        return "same distribution as plain decoding"
-
-
-def noise_of(request: Request, vocab: int) -> PositionNoise | None:
-    """The noise that a seed stands for; None where nothing is sampled or no seed was given."""
-    sampling = request.sampling
-    return PositionNoise(sampling.seed, vocab) if sampling.seed is not None and not sampling.greedy else None

@@ -1,6 +1,6 @@
-"""Whether a text is what plain decoding writes: all of it scored again in one pass of the model, without drafts or their cache.
+"""Checks that a text is what plain decoding writes, by scoring all of it in one pass without drafts or their cache.
 
-The answer is teacher-forced: row i is what the plain model says after the prompt and the first i tokens as they were written.
+The answer is teacher-forced: row i holds the plain model's logits after the prompt and the first i tokens as written.
 If it picks each token itself, plain decoding writes the same text, by induction. After a first difference the rest follows a
 text that plain decoding wouldn't have written; differences there are counted and mean little. Letters: N tokens of the answer,
 V vocabulary.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynx.runtime.backends.stock import StockSession
-from dynx.speculation.sampling import PositionNoise, Warp
+from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 Verdict = Literal["identical", "rounding", "different", "plausible", "implausible"]
 
-ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
+RELATIVE_ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
 """How far a logit moves when the same sums are done in another order, relative to the largest logit of its row: a pass over
 one position, over several and over a whole text use different kernels. About a thousand units of float32's last place
 and four of the half precisions', whose rounding between layers weighs more than the sums."""
 
-ODD = 4.0
-"""Standard deviations from the expected log-likelihood beyond which a sampled text wasn't sampled from this model."""
+MAX_DEVIATIONS = 4.0
+"""Standard deviations from the expected log-likelihood beyond which a sampled text isn't from this model."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Difference:
     position: int  # in the answer, from 0
     written: int
     preferred: int
-    margin: float  # by how much, in logits; inf for a token of no probability
-    rounding: float  # what rounding alone can make here, in logits
+    margin: float  # how far below the preferred token, in logits; inf for a token of no probability
+    rounding: float  # the largest margin that rounding alone can make here, in logits
 
     @property
     def tie(self) -> bool:
@@ -54,7 +54,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the plain model says of an answer."""
+    """The plain model's verification of an answer."""
 
     tokens: int
     rule: Literal["greedy", "seed", "chance"]
@@ -75,7 +75,7 @@ class Verification:
     def verdict(self) -> Verdict:
         """One word."""
         if self.rule == "chance":
-            odd = self.deviation is not None and abs(self.deviation) > ODD
+            odd = self.deviation is not None and abs(self.deviation) > MAX_DEVIATIONS
             return "implausible" if odd or (self.first and not self.first.tie) else "plausible"
         if self.first is None:
             return "identical"
@@ -92,20 +92,20 @@ def verify(target: Backend, request: Request, tokens: Sequence[int]) -> Verifica
         return Verification(0, rule, 0, None, None, 0.0, None)
     rows = plain_rows(target, [*prompt, *tokens], len(tokens)).cpu()  # (N, V)
     largest = rows.float().abs().amax(-1)  # (N,)
-    warp = Warp(sampling, prompt, request.max_new_tokens, target.vocab)
-    scores = warp.scores(rows, prompt, list(tokens))
+    processors = LogitsProcessors(sampling, prompt, request.max_new_tokens, target.vocab)
+    scores = processors.scores(rows, prompt, list(tokens))
     written = torch.tensor(list(tokens), device=scores.device)
     log_p = scores.log_softmax(-1)  # (N, V)
     choice = scores
     if rule == "seed" and sampling.seed is not None:
-        noise = PositionNoise(sampling.seed, target.vocab)
+        noise = SeededGumbelNoise(sampling.seed, target.vocab)
         at = [noise.at(len(prompt) + i)[: scores.shape[-1]] for i in range(len(tokens))]
         choice = log_p.double() - torch.stack(at).to(scores.device).log()  # argmax p / e
     got = log_p.gather(-1, written[:, None])[:, 0]  # (N,)
     scale = 1.0 if sampling.greedy else 1 / sampling.temperature
-    stretch = warp.stretch(len(prompt) + len(tokens))
-    stretch = stretch if math.isfinite(stretch) else 1.0
-    rounding = ROUNDING.get(target.precision, ROUNDING["bfloat16"]) * largest * scale * stretch
+    distance_scale = processors.distance_scale(len(prompt) + len(tokens))
+    distance_scale = distance_scale if math.isfinite(distance_scale) else 1.0
+    rounding = RELATIVE_ROUNDING.get(target.precision, RELATIVE_ROUNDING["bfloat16"]) * largest * scale * distance_scale
     if rule == "chance":
         wrong = torch.isneginf(got)
         margins = torch.where(wrong, math.inf, 0.0)

@@ -1,4 +1,4 @@
-"""Greedy text that is plain decoding's token for token, in precisions where passes of several tokens round otherwise.
+"""Makes greedy text identical to plain decoding's in precisions where passes of several tokens round differently.
 
 A pass over several tokens may give slightly other logits than passes over one, and it leaves slightly other keys and values
 behind, so reading a doubtful token once more by itself settles nothing: over a cache that wide passes wrote, one row is as far
@@ -9,7 +9,7 @@ from plain decoding's as several are (measured in bfloat16: 0.030 against 0.032 
    weights costs 7 % or less. Where it costs less than 3 % they always are (`runtime.backends.widths`), and then every greedy text
    is plain decoding's without being asked to.
 2. The same of PyTorch's, with attention computed row by row (`runtime.backends.batch_invariant`), which takes time.
-3. Elsewhere a decision closer than `bound` is a near-tie. Everything from the last position that is known to be as plain
+3. Elsewhere a decision closer than `bound` is a near tie. Everything from the last position that is known to be as plain
    decoding leaves it is read again one token a pass, which *is* plain decoding, and the tie is decided by that. In float32
    that hardly ever happens; where it happens often, the time it takes is part of the rounds, and the policy turns to plain.
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend
 
-SAFETY = 2.0
-"""Times the most that was measured: of some hundred rows the furthest is about three standard deviations out, so about six."""
+NOISE_SAFETY_FACTOR = 2.0
+"""Factor on the largest measured noise: of some hundred rows that is about three standard deviations, so the bound is six."""
 
 
-NOT_WIDENED: Mapping[int, int] = MappingProxyType({})
-"""No passes are run wider than asked."""
+NO_PADDING: Mapping[int, int] = MappingProxyType({})
+"""The default: no pass is padded."""
 
 
 @dataclass(frozen=True)
-class Exact:
-    """How much rounding moves the distance of two leading logits, by width of the pass."""
+class RoundingBound:
+    """How much rounding moves the distance of two leading logits, by the pass's number of tokens."""
 
     noise: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def bound(self) -> float:
         """Logits; decisions no closer than this are plain decoding's. 0: all are."""
-        return SAFETY * max(self.noise.values(), default=0.0)
+        return NOISE_SAFETY_FACTOR * max(self.noise.values(), default=0.0)
 
     def first_tie(self, scores: Tensor, scale: float = 1.0) -> int | None:
-        """The first row of (T, V) that rounding could have decided otherwise; `scale` is what processing did to distances."""
+        """Return the first row of (T, V) that rounding could have decided; `scale` is the factor of processing on distances."""
         if not self.bound:
             return None
         best = scores.topk(2, -1).values
@@ -61,14 +61,14 @@ class Exact:
         return int(near.int().argmax()) if bool(near.any()) else None
 
 
-def make_alike(target: Backend, widened: Mapping[int, int] = NOT_WIDENED) -> Decision[bool]:
-    """Make `target`'s passes as alike as they get, whatever their width; `widened` are those that are run wider anyway.
+def make_batch_invariant(target: Backend, padded_lengths: Mapping[int, int] = NO_PADDING) -> Decision[bool]:
+    """Make `target`'s passes batch-invariant as far as it can; `padded_lengths` are those that are padded anyway.
 
     Not in float32: there every kernel depends on the width, and near-ties are too rare to matter.
     """
     if target.precision == "float32":
         return Decision(False, "float32")
-    if target.set_padded_lengths({1: widened.get(2, 2), **widened}):
+    if target.set_padded_lengths({1: padded_lengths.get(2, 2), **padded_lengths}):
         return Decision(True, "passes of one token are run wider")
     from dynx.runtime.backends.batch_invariant import set_batch_invariant
 
@@ -76,53 +76,53 @@ def make_alike(target: Backend, widened: Mapping[int, int] = NOT_WIDENED) -> Dec
 
 
 def prepare(
-    target: Backend, exit_layers: int | None = None, known: Any = None, widened: Mapping[int, int] = NOT_WIDENED
-) -> tuple[Exact, Decision[str]]:
-    """Make `target`'s passes as exact as they get, and measure what is left unless a profile says so (`known`)."""
-    made = make_alike(target, widened)
+    target: Backend, exit_layers: int | None = None, known: Any = None, padded_lengths: Mapping[int, int] = NO_PADDING
+) -> tuple[RoundingBound, Decision[str]]:
+    """Make `target`'s passes batch-invariant as far as it can, and measure the remaining noise unless `known` from a profile."""
+    made = make_batch_invariant(target, padded_lengths)
     noise = read_noise(known)
-    said = "calibration"
+    basis = "calibration"
     if noise is None:
-        noise, said = measure_noise(target, exit_layers=exit_layers), "a trial on loading"
-    exact = Exact(noise)
+        noise, basis = measure_noise(target, exit_layers=exit_layers), "a trial on loading"
+    exact = RoundingBound(noise)
     if not exact.bound:
         how = f"; {made.reason}" if made.value else ""
         return exact, Decision(
-            "by every pass", f"{said} found that wide passes differ from narrow ones by not a bit{how}"
+            "by every pass", f"{basis} found that wide passes differ from narrow ones by not a bit{how}"
         )
     why = "" if target.precision == "float32" else f"; {made.reason}"
     return exact, Decision(
         "near-ties read again",
-        f"{said} saw rounding move logits by {max(noise.values()):.2g}, so decisions closer than {exact.bound:.2g} are made by "
+        f"{basis} saw rounding move logits by {max(noise.values()):.2g}, so decisions closer than {exact.bound:.2g} are made by "
         f"plain passes from the last plain one on{why}",
     )
 
 
-def alike(known: Any, widened: Mapping[int, int]) -> bool:
-    """Whether by a profile (`known`) passes don't differ by a bit where those are run wider that are anyway."""
+def is_batch_invariant(known: Any, padded_lengths: Mapping[int, int]) -> bool:
+    """Whether a profile (`known`) measured bit-identical passes under `padded_lengths`."""
     noise = read_noise(known)
-    return 1 in widened and noise is not None and not any(noise.values())
+    return 1 in padded_lengths and noise is not None and not any(noise.values())
 
 
 def noise_if_exact(
     target: Backend,
     texts: Sequence[tuple[Sequence[int], int]],
     exit_layers: int | None,
-    widened: Mapping[int, int] = NOT_WIDENED,
+    padded_lengths: Mapping[int, int] = NO_PADDING,
 ) -> dict[str, float]:
-    """For a profile: what `prepare` would measure, on a target's own texts."""
-    made = make_alike(target, widened)
+    """Measure the noise that `prepare` would, on a target's own texts, for a profile."""
+    made = make_batch_invariant(target, padded_lengths)
     try:
         return {str(n): moved for n, moved in measure_noise(target, texts, exit_layers=exit_layers).items()}
     finally:
-        if made.value and not target.set_padded_lengths(widened):
+        if made.value and not target.set_padded_lengths(padded_lengths):
             from dynx.runtime.backends.batch_invariant import set_batch_invariant
 
             set_batch_invariant(target, on=False)
 
 
 def read_noise(known: Any) -> dict[int, float] | None:
-    """What `noise_if_exact` wrote; None for anything else."""
+    """Return what `noise_if_exact` wrote; None for anything else."""
     try:
         noise = {int(n): float(moved) for n, moved in known.items()}
     except (AttributeError, TypeError, ValueError):

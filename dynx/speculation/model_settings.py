@@ -1,9 +1,9 @@
-"""The model's own decoding settings: what its generation config asks for, and what becomes of each field.
+"""Reads the model's own decoding settings from its generation config, and decides how each field is treated.
 
 transformers' `generate` acts on all of them, so "plain decoding" means decoding under them:
 
     APPLIED     change the logits by the token ids alone; transformers' own processors apply them at every position
-    CALLER      how to sample and how much to write; the caller decides, and is told what the model asked for
+    CALLER      how to sample and how much to write; the caller decides, and the plan reports what the model asked for
     NO_EFFECT   speed, memory, padding, what `generate` returns besides the tokens: the text is the same
     REFUSED     other ways of decoding, or state besides the tokens; refused with the reason
 
@@ -54,10 +54,10 @@ CALLER: Mapping[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
 }
-"""Sampling, with the values that ask for nothing: `generate`'s defaults."""
+"""Fields of sampling, with `generate`'s defaults, which ask for nothing."""
 
 LENGTHS = ("max_length", "max_new_tokens")
-"""How much to write: the caller always says."""
+"""Fields that limit the length, which the caller always sets."""
 
 NO_EFFECT = (
     # beams alone, and without them nothing
@@ -141,13 +141,13 @@ REFUSED: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
 FIELDS = frozenset((*APPLIED, *ENDING, *CALLER, *LENGTHS, *NO_EFFECT, *REFUSED))
 """Every field that is accounted for."""
 
-FILE = "generation_config.json"
+CONFIG_FILE = "generation_config.json"
 
 
 def read_settings(config: Any, eos: Iterable[int] = ()) -> ModelSettings:
-    """What a GenerationConfig (None: nothing) asks for; `eos` are the ids that end an answer.
+    """Return the settings that a GenerationConfig (None: none) asks for; `eos` are the ids that end an answer.
 
-    Raises UnsupportedModelError for what can't be decoded here, or isn't known.
+    Raises UnsupportedModelError for fields that can't be honoured, or are unknown.
     """
     if config is None:
         return ModelSettings(eos=tuple(sorted(eos)))
@@ -156,14 +156,14 @@ def read_settings(config: Any, eos: Iterable[int] = ()) -> ModelSettings:
         if asks(value, config):
             raise UnsupportedModelError(
                 f"the model's generation config asks for {what} ({name}: {_short(value)})",
-                hint=f"without {name} in {FILE} it is decoded greedily or by sampling",
+                hint=f"without {name} in {CONFIG_FILE} it is decoded greedily or by sampling",
             )
     _check_watermark(config)
     for name in sorted(vars(type(config)()).keys() - FIELDS):
         if not name.startswith("_") and getattr(config, name, None) is not None:
             raise UnsupportedModelError(
                 f"the model's generation config sets {name}, and dynx doesn't know what that does to the text",
-                hint=f"take {name} out of {FILE}",
+                hint=f"take {name} out of {CONFIG_FILE}",
             )
     own = {name: getattr(config, name, None) for name in APPLIED}
     if own["min_new_tokens"] is not None:
@@ -180,7 +180,7 @@ def _number(penalty: Any) -> float:
         found = math.nan
     if not 0 < found < math.inf:
         raise ModelError(
-            f"the model's generation config has repetition_penalty {_short(penalty)}", hint=f"correct {FILE}"
+            f"the model's generation config has repetition_penalty {_short(penalty)}", hint=f"correct {CONFIG_FILE}"
         )
     return found
 
@@ -193,13 +193,13 @@ def own_sampling(
     repetition_penalty: float | None = None,
     seed: int | None = None,
 ) -> Sampling:
-    """The caller's choice under the model's own settings; without a penalty, the model's own. Raises InvalidInput."""
+    """Return the caller's sampling under the model's own settings, and the model's penalty by default. Raises InvalidInput."""
     penalty = own.repetition_penalty if repetition_penalty is None else repetition_penalty
     return Sampling(temperature, top_k, top_p, penalty, seed, own)
 
 
 def end_tokens(config: Any, tokenizer: Any = None) -> frozenset[int]:
-    """The ids that end an answer: the generation config's, else the tokenizer's."""
+    """Return the ids that end an answer: the generation config's, else the tokenizer's."""
     ids = getattr(config, "eos_token_id", None)
     if ids is None:
         ids = getattr(tokenizer, "eos_token_id", None)
@@ -207,19 +207,19 @@ def end_tokens(config: Any, tokenizer: Any = None) -> frozenset[int]:
 
 
 def stop_strings(config: Any) -> tuple[str, ...]:
-    """The texts that end an answer by the model's own settings."""
+    """Return the texts that end an answer by the model's own settings."""
     found = getattr(config, "stop_strings", None) or ()
     return (found,) if isinstance(found, str) else tuple(map(str, found))
 
 
 def sampling_asked(config: Any) -> str:
-    """The model's own sampling settings in words, "" where it has none; they aren't used."""
+    """Describe the model's own sampling settings, which aren't used; "" where it has none."""
     found = {name: getattr(config, name, None) for name in CALLER}
     return ", ".join(f"{n} {_short(v)}" for n, v in found.items() if v is not None and v not in CALLER[n])
 
 
 def in_words(settings: ModelSettings) -> str:
-    """The settings that are applied, for a decision."""
+    """Describe the settings that are applied, for a decision."""
     penalty = {} if settings.repetition_penalty == 1 else {"repetition_penalty": settings.repetition_penalty}
     words = [f"{name} {_short(value)}" for name, value in (penalty | dict(settings.values)).items()]
     if settings.stop:
@@ -245,7 +245,7 @@ def _check_watermark(config: Any) -> None:
     if kind not in ("NoneType", "WatermarkingConfig"):
         raise UnsupportedModelError(
             f"the model's generation config asks for a watermark that keeps a state besides the text ({kind})",
-            hint=f"take watermarking_config out of {FILE}",
+            hint=f"take watermarking_config out of {CONFIG_FILE}",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a caller asks of a language model, and what is decided before its weights are read: data."""
+"""Data of the generation task: a caller's request, and the plan decided before the weights are read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 TASK = "generate"
 BUNDLED = "drafts.json"
-"""The file of a model's folder that may hold a profile: what its drafters are worth, at costs that are another machine's."""
+"""File of a model's folder that may hold a profile with its drafters' acceptance and another machine's costs."""
 
 DRAFT_KINDS = ("auto", "none", "self", "lookup")
-"""What `draft` may say besides a model's name."""
+"""Values of `draft` besides a model's name."""
 
 
 @dataclass(frozen=True)
 class GeneratorRequest(ModelRequest):
-    """What a caller asks of a language model."""
+    """A caller's request to a language model."""
 
     model: str = "story"
     draft: str = field(default="auto", kw_only=True)
@@ -64,5 +64,5 @@ class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
 
     @property
     def fitted(self) -> dict[str, Any]:
-        """What a profile learned of the drafters; empty without one."""
+        """The profile's fitted values of the drafters; empty without one."""
         return {} if self.profile is None else self.profile.fitted

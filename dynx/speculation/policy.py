@@ -1,20 +1,20 @@
-"""How far to guess, how much of the guess to submit, and whether to guess at all.
+"""Decides whether to draft, how many tokens to draft, and how many of them to verify.
 
 Decoding is a renewal process: each round spends time and yields tokens, so the best long-run rate λ (tokens per second) prices
 every second (λ is the Dinkelbach multiplier of "maximise tokens/time", tracked from the rounds themselves). With S_i the
-probability that the first i drafts all stay, D the cost of a draft, T(n) that of a target pass of n tokens, o a round's fixed
-overhead, all measured:
+probability that the first i drafts are all accepted, D the cost of a draft, T(n) that of a target pass of n tokens, o a round's
+fixed overhead, all measured:
 
 1. draft one more while some number of further drafts is expected to yield more tokens than λ times what they cost;
-2. submit the prefix n that maximises 1 + Σ_{i≤n} S_i - λ·T(n+1);
+2. verify the prefix n that maximises 1 + Σ_{i≤n} S_i - λ·T(n+1);
 3. use the drafter whose round is worth most, 1 + Σ S_i - λ·(drafts + T(n+1) + o), if that beats plain's 1 - λ·T(1).
 
-"Never slower" is kept by an account in plain passes: a round faster than plain pays in, a slower one draws out, and no round is
-begun that could lose more than is there. It starts with a grant and earns `REGRET` of all time, so that is the most that can
-be lost however wrong the beliefs are. What was never run on this machine is feared to cost more than it is expected to, and
-deciding itself is charged too. A second, smaller account pays for trying what is believed to be second best.
+"Never slower" is kept by a regret budget in plain passes: a round faster than plain adds to it, a slower one takes from it, and
+no round is begun that could lose more than is left. It starts with a given amount and grows by `REGRET_BUDGET_SHARE` of all
+time, so that is the most that can be lost however wrong the estimates are. A pass that was never run on this machine counts at
+more than its expected cost, and the time of deciding is charged too. A second, smaller budget pays for exploring the second best.
 
-The policy sees numbers only, no tensors and no text. Times are seconds.
+The policy works on numbers only, not on tensors or text. Times are seconds.
 """
 
 from __future__ import annotations
@@ -28,59 +28,50 @@ from dynx.runtime.costs import MAX_SLOWDOWN, CostCurve, Drift
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.speculation.acceptance_model import Reliability
-    from dynx.speculation.types import Origin
+    from dynx.speculation.acceptance_model import AcceptanceModel
+    from dynx.speculation.types import DrafterCandidate, DraftSource
 
-LONGEST_DRAFT = 24
-"""Beyond this the prefix probabilities of real drafters are spent; lookup of verbatim copies is what gets here."""
+MAX_DRAFT_TOKENS = 24
+"""Longest draft; only prompt lookup in verbatim copies gets here, other drafters' prefix probabilities vanish before."""
 
-HORIZON = 32.0
+AVERAGING_ROUNDS = 32.0
 """Rounds over which λ and each drafter's surplus are averaged."""
 
-REGRET = 0.0125
-"""Share of all time that may be lost against plain, and as much against the best drafter for trying others."""
+REGRET_BUDGET_SHARE = 0.0125
+"""Share of all time that may be lost against plain, and as much against the best drafter by exploring others."""
 
-DEPOSIT = 16.0
-"""Plain passes that the account holds at most: what a change for the worse may cost before drafting stops."""
+MAX_REGRET_BUDGET_PASSES = 16.0
+"""Largest regret budget, in plain passes: what a change for the worse may cost before drafting stops."""
 
-TRIAL_DEPOSIT = 2.0
-"""Plain passes saved up at most for trials, or they would come in bursts."""
+MAX_EXPLORATION_BUDGET_PASSES = 2.0
+"""Largest exploration budget, in plain passes; a larger one would be spent in bursts."""
 
-STRETCH = 8
+PLAIN_STRETCH_TOKENS = 8
 """Tokens decoded plainly before the drafters are weighed again, unless a lookup matches well enough."""
 
-PATIENCE = 8
-"""Drafts looked ahead past the best number so far: enough to see over a step of T onto the next plateau."""
+LOOKAHEAD_DRAFT_TOKENS = 8
+"""Drafts considered past the best number so far, enough to look over a step of T onto the next plateau."""
 
-SPENT = 0.02
-"""Probability that all drafts so far stay, below which no further one is looked at."""
+MIN_SURVIVAL_PROBABILITY = 0.02
+"""Probability that all drafts so far are accepted below which no further one is considered."""
 
-READING_ROUNDS = 64
-"""At most so many rounds share what a drafter must read before its first guess."""
+CATCH_UP_ROUNDS = 64
+"""Most rounds over which the cost of catching up with the text is spread."""
 
-FIRST_PASS = 2.0
-"""What a pass wider than any so far on this machine may take, in passes of that width: it allocates, at an unknown slope."""
+FIRST_PASS_COST_FACTOR = 2.0
+"""Cost of a pass wider than any before on this machine, in passes of the widest: it allocates, at an unknown slope."""
 
-UNMEASURED = 0.25
-"""Cost of a model's draft against a target pass until it has been measured."""
-
-
-@dataclass(frozen=True)
-class Prospect:
-    """One drafter's position before a round: tokens it must read first, and its first guess's signal if known."""
-
-    origin: Origin
-    lag: int = 1
-    signal: float | None = None
+UNMEASURED_DRAFT_COST_SHARE = 0.25
+"""Cost of a model's draft, as a share of a target pass, until it has been measured."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a round was and what it cost, for the policy to learn from."""
+    """A finished round and its costs, for the policy to learn from."""
 
     context: int
-    origin: Origin | None  # None: plain
-    lag: int = 1
+    origin: DraftSource | None  # None: plain
+    tokens_behind: int = 1
     signals: Sequence[float] = ()  # of all drafts made
     submitted: int = 0
     kept: int = 0
@@ -95,67 +86,67 @@ class Round:
 
 
 class Policy(Protocol):
-    """Decides a round; the engine asks in this order and reports with `learn`."""
+    """Decides a round; the engine calls its methods in this order and reports with `learn`."""
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
-        """The drafter of this round, or None for a plain pass. `room`: drafts that could still be used."""
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Choose the drafter of this round, or None for a plain pass. `room`: drafts that could still be used."""
 
-    def another(self, signals: Sequence[float]) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Whether to make one more draft after those with `signals`."""
 
-    def submit(self, signals: Sequence[float]) -> int:
-        """How many of the drafts to have judged."""
+    def verify_length(self, signals: Sequence[float]) -> int:
+        """Return how many of the drafts to verify."""
 
     def learn(self, done: Round) -> None:
-        """Take note of a finished round."""
+        """Learn from a finished round."""
 
 
 class Plain:
     """Never drafts."""
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
-        """None."""
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Return None."""
         return None
 
-    def another(self, signals: Sequence[float]) -> bool:
-        """Never."""
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
+        """Return False."""
         return False
 
-    def submit(self, signals: Sequence[float]) -> int:
-        """Whatever there is."""
+    def verify_length(self, signals: Sequence[float]) -> int:
+        """Return the number of drafts."""
         return len(signals)
 
     def learn(self, done: Round) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Static(Plain):
     """Always `length` drafts from one drafter: what other tools let the user set, and the bar for the dynamic policy."""
 
-    def __init__(self, origin: Origin, length: int) -> None:
+    def __init__(self, origin: DraftSource, length: int) -> None:
         self.origin, self.length = origin, length
         self._room = 0
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
-        """Its drafter, if that has anything to say."""
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Return its drafter, if that can draft."""
         self._room = min(room, self.length)
-        here = any(p.origin == self.origin and (p.origin != "lookup" or p.signal is not None) for p in prospects)
+        here = any(p.origin == self.origin and (p.origin != "lookup" or p.signal is not None) for p in candidates)
         return self.origin if here and self._room else None
 
-    def another(self, signals: Sequence[float]) -> bool:
-        """Until the length is reached."""
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
+        """Whether the length isn't reached yet."""
         return len(signals) < self._room
 
 
 @dataclass
 class Costs:
-    """Everything the dynamic policy has measured, one drift for all of it."""
+    """All that the dynamic policy has measured, under one drift."""
 
     drift: Drift = field(default_factory=Drift)
     target: CostCurve = field(init=False)
     complete: CostCurve = field(init=False)  # the layers behind the exit, for n positions
-    draft: dict[Origin, CostCurve] = field(init=False)
-    overhead: dict[Origin, float] = field(default_factory=dict)  # of a round, beyond its passes
+    draft: dict[DraftSource, CostCurve] = field(init=False)
+    overhead: dict[DraftSource, float] = field(default_factory=dict)  # of a round, beyond its passes
     foreign: bool = False  # whether the tables were measured on another machine: then only their ratios mean something
     widest_here: int = 0  # tokens of the widest target pass seen on this machine, where the tables are foreign
 
@@ -163,124 +154,134 @@ class Costs:
         self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
         self.draft = {"draft": CostCurve(self.drift), "self": CostCurve(self.drift), "lookup": CostCurve(self.drift)}
 
-    def verify(self, origin: Origin, n: int, context: int, *, drafted: int | None = None) -> float:
-        """Seconds to have `n` of `drafted` drafts judged; of exactly `n` by default."""
+    def verify(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
+        """Return the seconds to verify `n` of `drafted` drafts; of exactly `n` by default."""
         if origin != "self":
             return self.target(n + 1, context)
-        # The last draft of the first layers must pass through them once more before it can be judged.
-        again = self.reading("self", 1, context) if drafted is None or n == drafted else 0.0
+        # The last draft of the first layers must pass through them once more before it can be verified.
+        resubmit = self.reading("self", 1, context) if drafted is None or n == drafted else 0.0
         known = self.complete.known
-        return again + (self.complete(n + 1, context) if known else (1 - UNMEASURED) * self.target(n + 1, context))
+        return resubmit + (
+            self.complete(n + 1, context) if known else (1 - UNMEASURED_DRAFT_COST_SHARE) * self.target(n + 1, context)
+        )
 
-    def judging(self, origin: Origin, most: int, context: int) -> list[float]:
-        """Seconds to have 0, 1 … `most` drafts judged, if more than those were made."""
+    def verifying(self, origin: DraftSource, most: int, context: int) -> list[float]:
+        """Return the seconds to verify 0, 1 … `most` drafts, if more than those were made."""
         if origin == "self" and self.complete.known:
             return self.complete.upto(most + 1, context)
         passes = self.target.upto(most + 1, context)
-        return [(1 - UNMEASURED) * t for t in passes] if origin == "self" else passes
+        return [(1 - UNMEASURED_DRAFT_COST_SHARE) * t for t in passes] if origin == "self" else passes
 
-    def charted(self, origin: Origin) -> int:
-        """Drafts whose cost is known well enough to risk: one at first, then what passes twice as wide as any so far carry."""
+    def max_drafts(self, origin: DraftSource) -> int:
+        """Return the most drafts worth the risk: one at first, then as many as a pass twice as wide as any before carries."""
         if origin != "lookup" and not self.draft[origin].known:
             return 1
-        return max(1, 2 * self._tried(origin) - 1)
+        return max(1, 2 * self._widest_pass(origin) - 1)
 
-    def _tried(self, origin: Origin) -> int:
-        """Tokens of the widest pass that judged drafts on this machine, or in its profile."""
+    def _widest_pass(self, origin: DraftSource) -> int:
+        """Return the tokens of the widest pass that verified drafts on this machine, or in its profile."""
         return self.widest_here if self.foreign else (self.complete if origin == "self" else self.target).widest
 
-    def feared(self, origin: Origin, n: int, context: int) -> float:
-        """Seconds by which a round with `n` drafts may exceed what is expected of it, as part of it was never run here.
+    def extra_risk(self, origin: DraftSource, n: int, context: int) -> float:
+        """Return the seconds by which a round with `n` drafts may exceed its expected cost, as part of it was never run here.
 
         A pass at most twice as wide as any before takes at most twice as long, as its work is at most proportional.
         """
-        wider = n + 1 > self._tried(origin)
+        wider = n + 1 > self._widest_pass(origin)
         unmeasured = origin != "lookup" and not self.draft[origin].known
         if not wider and not unmeasured:
             return 0.0
         plain = self.target(1, context)
-        widest = self.target(max(1, self._tried(origin)), context)
-        more = max(0.0, FIRST_PASS * widest - self.target(n + 1, context)) if wider else 0.0
-        return more + (1 - UNMEASURED) * plain if unmeasured else more
+        widest = self.target(max(1, self._widest_pass(origin)), context)
+        more = max(0.0, FIRST_PASS_COST_FACTOR * widest - self.target(n + 1, context)) if wider else 0.0
+        return more + (1 - UNMEASURED_DRAFT_COST_SHARE) * plain if unmeasured else more
 
     def cheapest_round(self, context: int) -> float:
-        """Plain passes that the cheapest round with a draft may take: looked up, and judged by a pass of two tokens."""
+        """Return the plain passes that the cheapest drafting round may take: prompt lookup and a pass of two tokens."""
         plain = self.target(1, context)
-        return (self.target(2, context) + self.feared("lookup", 1, context)) / plain if plain > 0 else FIRST_PASS
+        return (
+            (self.target(2, context) + self.extra_risk("lookup", 1, context)) / plain
+            if plain > 0
+            else FIRST_PASS_COST_FACTOR
+        )
 
     def adopt(self, seconds: float, context: int) -> None:
-        """Take a foreign table's ratios to this machine, on which a plain pass took so long."""
+        """Scale a foreign table to this machine, on which a plain pass took `seconds`."""
         expected = self.target(1, context)
         if expected > 0:
             self.drift.factor *= seconds / expected
         self.widest_here = 1
 
-    def reading(self, origin: Origin, n: int, context: int) -> float:
-        """Seconds of a drafter's pass over `n` tokens, which ends in one draft."""
+    def reading(self, origin: DraftSource, n: int, context: int) -> float:
+        """Return the seconds of a drafter's pass over `n` tokens, which ends in one draft."""
         curve = self.draft[origin]
-        return curve(n, context) if curve.known or origin == "lookup" else UNMEASURED * self.target(n, context)
+        return (
+            curve(n, context)
+            if curve.known or origin == "lookup"
+            else UNMEASURED_DRAFT_COST_SHARE * self.target(n, context)
+        )
 
-    def drafts(self, origin: Origin, count: int, lag: int, context: int) -> float:
-        """Seconds to make `count` drafts, the first after reading `lag` tokens."""
+    def drafts(self, origin: DraftSource, count: int, tokens_behind: int, context: int) -> float:
+        """Return the seconds to make `count` drafts, the first after reading `tokens_behind` tokens."""
         if count == 0:
             return 0.0
-        return self.reading(origin, lag, context) + (count - 1) * self.reading(origin, 1, context)
+        return self.reading(origin, tokens_behind, context) + (count - 1) * self.reading(origin, 1, context)
 
 
 @dataclass(slots=True)
 class _Plan:
-    """A drafter's round as foreseen, in seconds of now."""
+    """A drafter's expected round, in the machine's current seconds."""
 
-    origin: Origin
-    signal: float | None  # of its first guess, if known
+    origin: DraftSource
+    signal: float | None  # of its first draft, if known
     each: float  # one draft
     reading: float  # more for the first, which must read what the drafter missed
-    again: float  # more if everything drafted is submitted
-    judging: list[float]  # by drafts submitted
-    feared: list[float]  # that the round may take besides, by drafts submitted
+    resubmit: float  # more if everything drafted is submitted
+    verifying: list[float]  # by drafts submitted
+    extra_risk: list[float]  # that the round may take besides, by drafts submitted
     overhead: float
     most: float  # that the round may take
-    spared: float  # of `reading`: later rounds' share
-    foreseen: float = float("-inf")  # 1 + Σ S_i - λ·cost, best over numbers of drafts
-    worth: float = float("-inf")  # that, and what foresight lately missed
+    amortized: float  # of `reading`: later rounds' share
+    expected_worth: float = float("-inf")  # 1 + Σ S_i - λ·cost, best over numbers of drafts
+    worth: float = float("-inf")  # that, and what the expectation lately missed
 
     def drafting(self, k: int) -> float:
-        """Seconds up to the verdict on `k` drafts."""
+        """Return the seconds of a round with `k` drafts before verification."""
         return k * self.each + self.reading + self.overhead
 
     def seconds(self, k: int) -> float:
-        """Of the round if `k` drafts are made and all submitted."""
-        return self.drafting(k) + self.again + self.judging[k]
+        """Return the seconds of a round in which `k` drafts are made and all verified."""
+        return self.drafting(k) + self.resubmit + self.verifying[k]
 
 
 class Dynamic:
-    """The three decisions, from `costs` and `reliability`, both of which go on learning.
+    """The three decisions, from `costs` and `acceptance_model`, both of which go on learning.
 
-    `submit_prefixes` is off where the acceptance rule forbids dropping drafts after the fact (see `acceptance`). `rate`
+    `verify_prefixes` is off where the acceptance rule forbids dropping drafts after the fact (see `acceptance`). `rate`
     (tokens per second) starts λ where a profile knows it.
     """
 
     def __init__(
         self,
         costs: Costs,
-        reliability: Mapping[Origin, Reliability],
+        acceptance_models: Mapping[DraftSource, AcceptanceModel],
         *,
-        submit_prefixes: bool = True,
+        verify_prefixes: bool = True,
         rate: float | None = None,
-        grant: float = 2.0,
+        regret_budget: float = 2.0,
     ) -> None:
         self.costs = costs
-        self.reliability = reliability
-        self._submit_prefixes = submit_prefixes
-        self._tokens = HORIZON * 0.5
+        self.acceptance_models = acceptance_models
+        self._verify_prefixes = verify_prefixes
+        self._tokens = AVERAGING_ROUNDS * 0.5
         self._seconds = self._tokens / rate if rate else 0.0
-        self._account = grant  # plain passes
-        self._trials = 0.0  # plain passes
+        self._regret_budget = regret_budget  # plain passes
+        self._exploration_budget = 0.0  # plain passes
         # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
-        self._forgiven = set(reliability) if rate else set()
-        self._surplus: dict[Origin, tuple[float, float]] = {}  # tokens, and rounds behind them
-        self._plain_left = 0
-        self._lookup_bar = 0.0
+        self._free_prefill = set(acceptance_models) if rate else set()
+        self._surplus: dict[DraftSource, tuple[float, float]] = {}  # tokens, and rounds behind them
+        self._plain_rounds_left = 0
+        self._min_lookup_signal = 0.0
         self._context = 0
         self._price = 0.0  # λ in this round
         self._plan: _Plan | None = None
@@ -294,129 +295,136 @@ class Dynamic:
         achieved = self._tokens / (self._seconds * self.costs.drift.factor) if self._seconds > 0 else 0.0
         return max(achieved, 1 / plain if plain > 0 else 0.0)
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
-        """Decision 3, and now and then a trial of what was decided against."""
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Decide whether to draft and with what (3); now and then explore the second best."""
         self._context, self._plan, self._trying, self._survival = context, None, False, []
         if room < 1 or not self.costs.target.known or (self.costs.foreign and not self.costs.widest_here):
             return None  # measure a plain pass first
-        if not self._forgiven and self._account + 1 < self.costs.cheapest_round(context):
+        if not self._free_prefill and self._regret_budget + 1 < self.costs.cheapest_round(context):
             return None  # so that nothing is looked up that can't be used
-        if self._plain_left > 0:
-            self._plain_left -= 1
-            if not any(p.signal is not None and p.signal >= self._lookup_bar for p in prospects):
+        if self._plain_rounds_left > 0:
+            self._plain_rounds_left -= 1
+            if not any(p.signal is not None and p.signal >= self._min_lookup_signal for p in candidates):
                 return None
         self._price = self.rate
-        ready = [p for p in prospects if p.origin != "lookup" or p.signal is not None]
-        plans = sorted((self._foresee(p, room) for p in ready), key=lambda plan: -plan.worth)
+        ready = [p for p in candidates if p.origin != "lookup" or p.signal is not None]
+        plans = sorted((self._evaluate(p, room) for p in ready), key=lambda plan: -plan.worth)
         self._plan = self._pick(plans)
         if self._plan is None:
-            self._plain_left = STRETCH
-            self._lookup_bar = min((p.signal for p in ready if p.signal is not None), default=0.0) + 1
+            self._plain_rounds_left = PLAIN_STRETCH_TOKENS
+            self._min_lookup_signal = min((p.signal for p in ready if p.signal is not None), default=0.0) + 1
             return None
         return self._plan.origin
 
     def _pick(self, plans: Sequence[_Plan]) -> _Plan | None:
-        """The best of `plans` (best first) or plain; or the next best, if it costs no more than was saved up for trials."""
+        """Pick the best of `plans` (best first) or plain; or the next best, if the exploration budget covers the loss."""
         plain = self._price * self.costs.target(1, self._context)
         best = plans[0] if plans and plans[0].worth > 1 - plain else None
         others = plans[1:] if best else plans
         if others:
             loss = ((best.worth if best else 1 - plain) - others[0].worth) / plain
-            if loss < self._trials:
-                self._trials -= loss
+            if loss < self._exploration_budget:
+                self._exploration_budget -= loss
                 self._trying = True
                 return others[0]
         return best
 
-    def _foresee(self, prospect: Prospect, room: int) -> _Plan:
-        costs, origin, context, price = self.costs, prospect.origin, self._context, self._price
-        drafts = min(room, LONGEST_DRAFT, costs.charted(origin))
+    def _evaluate(self, candidate: DrafterCandidate, room: int) -> _Plan:
+        costs, origin, context, price = self.costs, candidate.origin, self._context, self._price
+        drafts = min(room, MAX_DRAFT_TOKENS, costs.max_drafts(origin))
         each = costs.reading(origin, 1, context)
-        reading = costs.reading(origin, prospect.lag, context) - each if prospect.lag > 1 else 0.0
+        reading = costs.reading(origin, candidate.tokens_behind, context) - each if candidate.tokens_behind > 1 else 0.0
         plan = _Plan(
             origin,
-            prospect.signal,
+            candidate.signal,
             each,
             reading,
-            again=each if origin == "self" else 0.0,
-            judging=costs.judging(origin, drafts, context),
-            feared=[costs.feared(origin, k, context) for k in range(drafts + 1)],
+            resubmit=each if origin == "self" else 0.0,
+            verifying=costs.verifying(origin, drafts, context),
+            extra_risk=[costs.extra_risk(origin, k, context) for k in range(drafts + 1)],
             overhead=costs.overhead.get(origin, 0.0) * costs.drift.factor,
-            most=(self._account + 1) * costs.target(1, context) + (reading if origin in self._forgiven else 0.0),
-            spared=reading * (1 - 1 / max(1, min(READING_ROUNDS, room / 4))),
+            most=(self._regret_budget + 1) * costs.target(1, context)
+            + (reading if origin in self._free_prefill else 0.0),
+            amortized=reading * (1 - 1 / max(1, min(CATCH_UP_ROUNDS, room / 4))),
         )
-        fixed, judging = plan.drafting(0) + plan.again, plan.judging
-        best, at, tokens, survival, ahead = plan.foreseen, 0, 1.0, 1.0, 0.0
+        fixed, verifying = plan.drafting(0) + plan.resubmit, plan.verifying
+        best, at, tokens, survival, ahead = plan.expected_worth, 0, 1.0, 1.0, 0.0
         for k in range(1, drafts + 1):
-            seconds = fixed + k * each + judging[k]
-            if seconds + plan.feared[k] > plan.most or k - at > PATIENCE or survival < SPENT:
+            seconds = fixed + k * each + verifying[k]
+            if (
+                seconds + plan.extra_risk[k] > plan.most
+                or k - at > LOOKAHEAD_DRAFT_TOKENS
+                or survival < MIN_SURVIVAL_PROBABILITY
+            ):
                 break
             if k & (k - 1) == 0:  # it changes slowly: between powers of two it is taken as it was
                 ahead = self._ahead(plan, k)
             survival *= ahead
             tokens += survival
-            worth = tokens - price * (seconds - plan.spared)
+            worth = tokens - price * (seconds - plan.amortized)
             if worth > best:
                 best, at = worth, k
-        plan.foreseen, plan.worth = best, best + self._surplus.get(origin, (0.0, 0.0))[0]
+        plan.expected_worth, plan.worth = best, best + self._surplus.get(origin, (0.0, 0.0))[0]
         return plan
 
     def _ahead(self, plan: _Plan, k: int) -> float:
-        """Acceptance of draft k before it is made."""
-        reliability = self.reliability[plan.origin]
+        """Return the expected acceptance of draft k before it is made."""
+        acceptance_model = self.acceptance_models[plan.origin]
         if plan.signal is None:
-            return reliability.typical
-        return reliability(log2(2**plan.signal + k - 1), k)  # a match grows by one with each guess that holds
+            return acceptance_model.typical
+        return acceptance_model(
+            log2(2**plan.signal + k - 1), k
+        )  # a match grows by one with each draft that is accepted
 
-    def another(self, signals: Sequence[float]) -> bool:
-        """Decision 1."""
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
+        """Decide whether to draft one more token (1)."""
         plan, k = self._plan, len(signals)
-        if plan is None or k + 1 >= len(plan.judging):
+        if plan is None or k + 1 >= len(plan.verifying):
             return False
         if k == 0:
             return True
-        if plan.seconds(k + 1) + plan.feared[k + 1] > plan.most:
+        if plan.seconds(k + 1) + plan.extra_risk[k + 1] > plan.most:
             return False
-        self._judge(plan, signals)
-        gain, ahead, here = 0.0, self._survival[-1], plan.judging[k]
-        for j in range(1, min(len(plan.judging) - 1 - k, PATIENCE) + 1):
+        self._update_survival(plan, signals)
+        gain, ahead, here = 0.0, self._survival[-1], plan.verifying[k]
+        for j in range(1, min(len(plan.verifying) - 1 - k, LOOKAHEAD_DRAFT_TOKENS) + 1):
             ahead *= self._ahead(plan, k + j)
             gain += ahead
-            if gain > self._price * (j * plan.each + plan.judging[k + j] - here):
+            if gain > self._price * (j * plan.each + plan.verifying[k + j] - here):
                 return True
-            if ahead < SPENT:
+            if ahead < MIN_SURVIVAL_PROBABILITY:
                 break
         return False
 
-    def submit(self, signals: Sequence[float]) -> int:
-        """Decision 2."""
+    def verify_length(self, signals: Sequence[float]) -> int:
+        """Decide how many drafts to verify (2)."""
         plan, k = self._plan, len(signals)
         if plan is None or k == 0:
             return 0
-        self._judge(plan, signals)
-        best, best_worth, tokens = 0, 1 - self._price * plan.judging[0], 1.0
+        self._update_survival(plan, signals)
+        best, best_worth, tokens = 0, 1 - self._price * plan.verifying[0], 1.0
         for n, survival in enumerate(self._survival, start=1):
             tokens += survival
-            worth = tokens - self._price * (plan.judging[n] + (plan.again if n == k else 0.0))
-            if worth > best_worth or (n == k and not self._submit_prefixes):
+            worth = tokens - self._price * (plan.verifying[n] + (plan.resubmit if n == k else 0.0))
+            if worth > best_worth or (n == k and not self._verify_prefixes):
                 best, best_worth = n, worth
-        self._compare(plan, best_worth - self._price * (plan.drafting(k) - plan.spared))
+        self._compare(plan, best_worth - self._price * (plan.drafting(k) - plan.amortized))
         return max(best, 1) if self._trying else best
 
-    def _judge(self, plan: _Plan, signals: Sequence[float]) -> None:
-        reliability = self.reliability[plan.origin]
+    def _update_survival(self, plan: _Plan, signals: Sequence[float]) -> None:
+        acceptance_model = self.acceptance_models[plan.origin]
         for i in range(len(self._survival), len(signals)):
             before = self._survival[-1] if self._survival else 1.0
-            self._survival.append(before * reliability(signals[i], i + 1))
+            self._survival.append(before * acceptance_model(signals[i], i + 1))
 
     def _compare(self, plan: _Plan, worth: float) -> None:
-        """Note what seeing the drafts was worth: stopping at a doubtful one has a value that no fixed number foresees."""
+        """Update the drafter's surplus: the value of stopping at a doubtful draft, which no fixed number of drafts has."""
         surplus, rounds = self._surplus.get(plan.origin, (0.0, 0.0))
-        rounds = min(rounds + 1, HORIZON)
-        self._surplus[plan.origin] = surplus + (worth - plan.foreseen - surplus) / (rounds + 4), rounds
+        rounds = min(rounds + 1, AVERAGING_ROUNDS)
+        self._surplus[plan.origin] = surplus + (worth - plan.expected_worth - surplus) / (rounds + 4), rounds
 
     def learn(self, done: Round) -> None:
-        """Costs, acceptance, λ and the accounts, from a finished round."""
+        """Update costs, acceptance, λ and the budgets from a finished round."""
         costs, origin, context = self.costs, done.origin, done.context
         if costs.foreign and not costs.widest_here:
             costs.adopt(done.verify_seconds, context)
@@ -428,59 +436,60 @@ class Dynamic:
             self._learn_costs(origin, done)
             self._learn_acceptance(origin, done)
             plain = costs.target(1, context)
-            expected = costs.drafts(origin, len(done.signals), done.lag, context) + costs.overhead[origin]
+            expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
-        # A hiccup of the machine is nobody's fault: it counts as little here as it does in the curves.
+        # An outlier of the machine counts as little here as it does in the curves.
         seconds = min(done.seconds, MAX_SLOWDOWN * expected)
-        self._settle(done, seconds / plain if plain > 0 else 1.0)
+        self._update_budgets(done, seconds / plain if plain > 0 else 1.0)
         seconds /= costs.drift.factor
         if self._seconds > 0:
-            keep = 1 - 1 / HORIZON
+            keep = 1 - 1 / AVERAGING_ROUNDS
             self._tokens, self._seconds = self._tokens * keep + done.tokens, self._seconds * keep + seconds
         else:
             self._seconds = seconds * self._tokens / done.tokens
 
-    def _settle(self, done: Round, passes: float) -> None:
-        """Book a round that took as long as so many plain passes."""
-        change = REGRET * passes
-        self._trials = min(self._trials + change, TRIAL_DEPOSIT)
+    def _update_budgets(self, done: Round, passes: float) -> None:
+        """Update both budgets by a round that took as long as `passes` plain passes."""
+        change = REGRET_BUDGET_SHARE * passes
+        self._exploration_budget = min(self._exploration_budget + change, MAX_EXPLORATION_BUDGET_PASSES)
         if done.origin is None:
             deciding = done.seconds - done.verify_seconds
             change -= passes * min(max(deciding / done.seconds, 0.0), 1.0) if done.seconds > 0 else 0.0
         else:
             change += done.tokens - passes
-            if done.origin in self._forgiven and done.signals:
-                self._forgiven.remove(done.origin)
+            if done.origin in self._free_prefill and done.signals:
+                self._free_prefill.remove(done.origin)
                 costs, plain = self.costs, self.costs.target(1, done.context)
                 change += (
-                    costs.drafts(done.origin, 1, done.lag, done.context) - costs.drafts(done.origin, 1, 1, done.context)
+                    costs.drafts(done.origin, 1, done.tokens_behind, done.context)
+                    - costs.drafts(done.origin, 1, 1, done.context)
                 ) / plain
-        self._account = min(self._account + change, DEPOSIT)
+        self._regret_budget = min(self._regret_budget + change, MAX_REGRET_BUDGET_PASSES)
 
-    def _learn_acceptance(self, origin: Origin, done: Round) -> None:
-        reliability = self.reliability[origin]
+    def _learn_acceptance(self, origin: DraftSource, done: Round) -> None:
+        acceptance_model = self.acceptance_models[origin]
         for i in range(min(done.kept + 1, done.submitted)):
-            reliability.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
+            acceptance_model.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
         if done.kept == done.submitted < len(done.signals):
-            # Or the outlook would know only of drafts that were good enough to submit.
-            reliability.expect(reliability(done.signals[done.kept], done.kept + 1))
-        for other, theirs in self.reliability.items():
+            # Or `typical` would cover only drafts that were good enough to verify.
+            acceptance_model.expect(acceptance_model(done.signals[done.kept], done.kept + 1))
+        for other, theirs in self.acceptance_models.items():
             if other != origin:
                 theirs.fade()
 
-    def _learn_costs(self, origin: Origin, done: Round) -> None:
-        costs, drafted, judging = self.costs, len(done.signals), done.verify_seconds
+    def _learn_costs(self, origin: DraftSource, done: Round) -> None:
+        costs, drafted, verifying = self.costs, len(done.signals), done.verify_seconds
         if drafted:
             curve, spent = costs.draft[origin], done.draft_seconds
-            if done.lag <= 2 or origin != "draft":
+            if done.tokens_behind <= 2 or origin != "draft":
                 curve.observe(1, done.context, spent / drafted)
             else:
                 rest = (drafted - 1) * curve(1, done.context)
-                curve.observe(done.lag, done.context, max(spent - rest, 0.2 * spent))
+                curve.observe(done.tokens_behind, done.context, max(spent - rest, 0.2 * spent))
         if origin == "self" and drafted:
-            again = costs.reading(origin, 1, done.context) if done.submitted == drafted else 0.0
-            costs.complete.observe(done.submitted + 1, done.context, max(judging - again, 0.2 * judging))
+            resubmit = costs.reading(origin, 1, done.context) if done.submitted == drafted else 0.0
+            costs.complete.observe(done.submitted + 1, done.context, max(verifying - resubmit, 0.2 * verifying))
         else:
-            costs.target.observe(done.submitted + 1, done.context, judging)
-        rest = max(0.0, done.seconds - done.draft_seconds - judging) / costs.drift.factor
+            costs.target.observe(done.submitted + 1, done.context, verifying)
+        rest = max(0.0, done.seconds - done.draft_seconds - verifying) / costs.drift.factor
         costs.overhead[origin] = costs.overhead.get(origin, rest) * 0.9 + rest * 0.1

@@ -1,4 +1,4 @@
-"""What drafting would be worth: texts replayed under the dynamic policy, for each set of drafters.
+"""Predicts the speed-up of each set of drafters by replaying texts under the dynamic policy.
 
 Fitting and prediction use different texts.
 """
@@ -10,58 +10,58 @@ import statistics
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
-from dynx.speculation.acceptance_model import Reliability
-from dynx.speculation.engine import PRIORS, grant
+from dynx.speculation.acceptance_model import AcceptanceModel
+from dynx.speculation.engine import ACCEPTANCE_PRIORS, starting_regret_budget
 from dynx.speculation.policy import Costs, Dynamic
-from dynx.speculation.simulate import Guess, Outcome, Recording, simulate
+from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
 from dynx.speculation.timing import Samples, costs_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from dynx.speculation.traces import Reading, Text
-    from dynx.speculation.types import Origin
+    from dynx.speculation.traces import DrafterPass, Text
+    from dynx.speculation.types import DraftSource
 
-ROUND, WALKS = 12, 3
-"""Drafts per round when acceptance is fitted, and how many walks through a text, each begun one token later."""
+FIT_DRAFT_TOKENS, FIT_WALKS = 12, 3
+"""Draft tokens per round when acceptance is fitted, and walks through a text, each begun one token later."""
 
-WORTH = 1.01
-"""A further drafter must promise this much more speed to be worth loading."""
+MIN_EXTRA_DRAFTER_SPEEDUP = 1.01
+"""Factor in speed from which a further drafter is worth loading."""
 
-PAYS = 1.02
-"""Predicted speed-up from which guessing is kept on by default."""
+MIN_SPEEDUP = 1.02
+"""Predicted speed-up from which drafting stays on by default."""
 
 
-def fit(traces: dict[Origin, list[list[Guess]]], chosen: Iterable[int]) -> dict[Origin, Reliability]:
-    """Acceptance as a function of signal and position, from the texts numbered `chosen`.
+def fit(traces: dict[DraftSource, list[list[DraftTrace]]], chosen: Iterable[int]) -> dict[DraftSource, AcceptanceModel]:
+    """Fit acceptance as a function of signal and position to the texts numbered `chosen`.
 
     Positions are visited as rounds would visit them, each beginning where the one before left off: where a text repeats
     itself a round covers a dozen tokens, and counting each of them would make the whole text look that easy.
     """
     numbers, out = list(chosen), {}
     for origin, by_text in traces.items():
-        weights, typical = PRIORS[origin]
-        out[origin] = Reliability(weights, typical=typical)
+        weights, typical = ACCEPTANCE_PRIORS[origin]
+        out[origin] = AcceptanceModel(weights, typical=typical)
         out[origin].fit(
             (signal, j + 1, float(j < kept))
             for i in numbers
-            for start in range(WALKS)
+            for start in range(FIT_WALKS)
             for signals, kept in _rounds(by_text[i], start)
             for j, signal in enumerate(signals[: kept + 1])
         )
     return out
 
 
-def _rounds(guesses: Sequence[Guess], at: int) -> Iterator[tuple[tuple[float, ...], int]]:
-    """(signals, kept) of rounds of at most `ROUND` drafts through one text from position `at`."""
-    while at < len(guesses):
-        kept = min(guesses[at].kept, ROUND)
-        yield guesses[at].signals[:ROUND], kept
+def _rounds(drafter_traces: Sequence[DraftTrace], at: int) -> Iterator[tuple[tuple[float, ...], int]]:
+    """(signals, kept) of rounds of at most `FIT_DRAFT_TOKENS` drafts through one text from position `at`."""
+    while at < len(drafter_traces):
+        kept = min(drafter_traces[at].kept, FIT_DRAFT_TOKENS)
+        yield drafter_traces[at].signals[:FIT_DRAFT_TOKENS], kept
         at += kept + 1
 
 
-def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> float:
-    """Expected speed-up over plain, each half of the texts replayed with what the other half taught.
+def predict(texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs) -> float:
+    """Return the expected speed-up over plain, each half of the texts replayed with models fitted to the other.
 
     Replayed twice: a user's run starts from the rate that the profile promises, and that is only known after the first time.
     """
@@ -73,16 +73,16 @@ def predict(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], cost
 
 
 def _replay(
-    texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs, rate: float | None
+    texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs, rate: float | None
 ) -> tuple[int, float]:
     halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
     tokens, seconds = 0, 0.0
-    stake = grant(rate * costs.target(1) if rate else 2.0)
+    regret_budget = starting_regret_budget(rate * costs.target(1) if rate else 2.0)
     for teach, play in (halves, reversed(halves)):
         learned = fit(traces, teach)
         for i in play:
             outcome = _replay_one(
-                texts[i], {o: by_text[i] for o, by_text in traces.items()}, costs, learned, rate, stake
+                texts[i], {o: by_text[i] for o, by_text in traces.items()}, costs, learned, rate, regret_budget
             )
             tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
     return tokens, seconds
@@ -90,27 +90,27 @@ def _replay(
 
 def _replay_one(
     text: Text,
-    guesses: dict[Origin, list[Guess]],
+    drafter_traces: dict[DraftSource, list[DraftTrace]],
     costs: Costs,
-    learned: dict[Origin, Reliability],
+    learned: dict[DraftSource, AcceptanceModel],
     rate: float | None,
-    stake: float,
+    regret_budget: float,
 ) -> Outcome:
-    policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, grant=stake)
-    return simulate(Recording(text.prompt + 1, guesses), policy, costs)
+    policy = Dynamic(copy.deepcopy(costs), copy.deepcopy(learned), rate=rate, regret_budget=regret_budget)
+    return simulate(Recording(text.prompt + 1, drafter_traces), policy, costs)
 
 
 def share_of_plain(
     texts: Sequence[Text],
-    traces: dict[Origin, list[list[Guess]]],
+    traces: dict[DraftSource, list[list[DraftTrace]]],
     costs: Costs,
-    learned: dict[Origin, Reliability],
+    learned: dict[DraftSource, AcceptanceModel],
     rate: float,
 ) -> float:
     """Predicted speed-up over plain on `texts` for an engine that starts from the finished fit, as the check's does."""
-    stake, plain, seconds = grant(rate * costs.target(1)), 0.0, 0.0
+    regret_budget, plain, seconds = starting_regret_budget(rate * costs.target(1)), 0.0, 0.0
     for i, text in enumerate(texts):
-        outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, stake)
+        outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, regret_budget)
         plain += outcome.tokens * costs.target(1, _middle([text]))
         seconds += outcome.seconds
     return plain / seconds
@@ -120,7 +120,9 @@ def _middle(texts: Sequence[Text]) -> int:
     return int(statistics.median((t.prompt + len(t.tokens)) / 2 for t in texts))
 
 
-def predict_sets(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]], costs: Costs) -> dict[str, float]:
+def predict_sets(
+    texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs
+) -> dict[str, float]:
     """Predicted speed-up for every set of drafters, under names like "draft + lookup"; "none" is plain."""
     out = {"none": 1.0}
     for size in range(1, len(traces) + 1):
@@ -129,29 +131,29 @@ def predict_sets(texts: Sequence[Text], traces: dict[Origin, list[list[Guess]]],
     return out
 
 
-def choose_set(predictions: dict[str, float]) -> tuple[tuple[Origin, ...], float]:
-    """The smallest set within `WORTH` of the best, and its prediction; no set at all below `PAYS`."""
+def choose_set(predictions: dict[str, float]) -> tuple[tuple[DraftSource, ...], float]:
+    """Choose the smallest set within `MIN_EXTRA_DRAFTER_SPEEDUP` of the best, with its prediction; none below `MIN_SPEEDUP`."""
     best = max(predictions.values())
     for name, value in sorted(
         predictions.items(), key=lambda item: (item[0].count("+") + (item[0] != "none"), -item[1])
     ):
-        if value * WORTH >= best and (name == "none" or value >= PAYS):
-            return cast("tuple[Origin, ...]", () if name == "none" else tuple(name.split(" + "))), value
+        if value * MIN_EXTRA_DRAFTER_SPEEDUP >= best and (name == "none" or value >= MIN_SPEEDUP):
+            return cast("tuple[DraftSource, ...]", () if name == "none" else tuple(name.split(" + "))), value
     return (), 1.0
 
 
 def pick_exit(
     texts: Sequence[Text],
-    readings: dict[str, list[Reading]],
+    drafter_passes: dict[str, list[DrafterPass]],
     samples: Samples,
     exits: Sequence[int],
     layers: int,
 ) -> int | None:
-    """The exit whose drafts alone would serve best, or None without candidates."""
+    """Return the exit with the best predicted speed-up alone, or None without candidates."""
     worth: dict[int, float] = {}
     for e in exits:
-        traces: dict[Origin, list[list[Guess]]] = {
-            "self": [r.traces(t) for r, t in zip(readings[f"exit {e}"], texts, strict=True)]
+        traces: dict[DraftSource, list[list[DraftTrace]]] = {
+            "self": [r.traces(t) for r, t in zip(drafter_passes[f"exit {e}"], texts, strict=True)]
         }
         worth[e] = predict(texts, traces, costs_from(samples, e, layers))
     return max(worth, key=lambda e: worth[e]) if worth else None

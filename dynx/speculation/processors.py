@@ -1,7 +1,7 @@
 """transformers' own logits processors for a model's decoding settings, in the order in which its `generate` builds them.
 
-All of them look at the token ids so far and at nothing else, so they give the same scores at a position whoever drafted what
-stands before it: a verification pass applies them row by row. Letters: V vocabulary.
+All of them look at the token ids so far and at nothing else, so the scores at a position don't depend on which drafter
+wrote the tokens before it: a verification pass applies them row by row. Letters: V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dynx.speculation.types import ModelSettings
 
 Process = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From token ids (1, T) and scores (1, V) to scores (1, V)."""
+"""Maps token ids (1, T) and scores (1, V) to scores (1, V)."""
 
 
 def make_processors(
@@ -30,7 +30,7 @@ def make_processors(
     vocab: int,
     device: torch.device,
 ) -> tuple[list[Process], list[Process]]:
-    """Those that come before temperature and filters, and those after.
+    """Build the processors that come before temperature and filters, and those after.
 
     `repetition_penalty` is the caller's choice, so it stands beside the model's settings. Raises what transformers raises for
     values that make no sense.
@@ -49,7 +49,7 @@ def make_processors(
 
 @dataclass(frozen=True)
 class _Begin:
-    """What an answer begins with."""
+    """The start of an answer, on which processors may depend."""
 
     settings: ModelSettings
     ids: torch.Tensor  # the prompt, (1, T)
@@ -89,10 +89,10 @@ BEFORE: Mapping[str, Callable[[Any, _Begin], Any]] = {
     "suppress_tokens": lambda value, at: hf.SuppressTokensLogitsProcessor(value, at.device),
     "begin_suppress_tokens": lambda value, at: hf.SuppressTokensAtBeginLogitsProcessor(value, at.free, at.device),
 }
-"""What comes before temperature and filters, in order."""
+"""Processors before temperature and filters, in order."""
 
 AFTER: Mapping[str, Callable[[Any, _Begin], Any]] = {
     "watermarking_config": lambda value, at: value.construct_processor(at.vocab, at.device),
     "renormalize_logits": lambda _value, _at: hf.LogitNormalization(),
 }
-"""What comes after them."""
+"""Processors after temperature and filters, in order."""

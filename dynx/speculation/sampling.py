@@ -1,4 +1,4 @@
-"""From logits to a distribution, or straight to the most likely token.
+"""Turns logits into a distribution, or takes the most likely token.
 
 The processors are transformers' own, in the order in which its `generate` applies them, so that a temperature or a penalty
 means here what it means there. They work on float32. Letters: T rows, V vocabulary.
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from dynx.speculation.processors import Process
     from dynx.speculation.types import ModelSettings, Request
 
-IMPOSSIBLE = -1e4
-"""Logit of a token that only the target knows, in a draft model's row: far from likely, and finite, so that penalties stay so."""
+UNKNOWN_TOKEN_LOGIT = -1e4
+"""Logit, in a draft model's row, of a token that only the target has: very unlikely, and finite so that penalties stay so."""
 
 
-class Warp:
+class LogitsProcessors:
     """The processors of one `Sampling`, applied to rows of logits.
 
     The model's own settings may depend on where the answer starts and ends: `prompt` and `max_new_tokens`. `vocab` is the
@@ -51,8 +51,8 @@ class Warp:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
 
     @classmethod
-    def of(cls, request: Request, vocab: int) -> Warp:
-        """A request's, for a target of `vocab` tokens."""
+    def for_request(cls, request: Request, vocab: int) -> LogitsProcessors:
+        """Build a request's processors for a target of `vocab` tokens."""
         return cls(request.sampling, request.prompt, request.max_new_tokens, vocab)
 
     @property
@@ -61,19 +61,19 @@ class Warp:
         return self.sampling.repetition_penalty != 1 or bool(self.sampling.own.values)
 
     @property
-    def idle(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether logits come back as they went in (besides their precision)."""
         return not self._by_position and not self._warpers
 
     def scores(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Tensor:
-        """Processed logits (T, V) in float32; row i follows `context` and the first i drafts."""
+        """Return processed logits (T, V) in float32; row i follows `context` and the first i drafts."""
         rows = rows.to(dtype=torch.float32, copy=True)
         before: Sequence[Process] = ()
         after: Sequence[Process] = ()
         seen = torch.empty(0)
         if self._by_position:
             if self.sampling.own.values and self._vocab is not None and rows.shape[-1] < self._vocab:
-                rows = pad(rows, (0, self._vocab - rows.shape[-1]), value=IMPOSSIBLE)
+                rows = pad(rows, (0, self._vocab - rows.shape[-1]), value=UNKNOWN_TOKEN_LOGIT)
             if self._made is None:
                 vocab = self._vocab or rows.shape[-1]
                 sampling = self.sampling
@@ -99,11 +99,11 @@ class Warp:
         return rows
 
     def probabilities(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Tensor:
-        """The distribution that is sampled from, (T, V)."""
+        """Return the distribution (T, V) that is sampled from."""
         return self.scores(rows, context, drafts).softmax(-1)
 
-    def stretch(self, length: int) -> float:
-        """By how much processing can multiply the distance of two logits in a text of up to `length` tokens; inf: by anything."""
+    def distance_scale(self, length: int) -> float:
+        """Return by how much processing can multiply two logits' distance in a text of up to `length` tokens; inf: unbounded."""
         own, factor = self.sampling.own.values, 1.0
         for penalty in (self.sampling.repetition_penalty, own.get("encoder_repetition_penalty", 1.0)):
             factor *= max(penalty, 1 / penalty)
@@ -118,12 +118,12 @@ class Warp:
         return math.inf if getattr(mark, "seeding_scheme", None) == "selfhash" else factor
 
 
-class PositionNoise:
-    """Randomness that belongs to a position of the text rather than to the order of the draws.
+class SeededGumbelNoise:
+    """Gumbel noise fixed by seed and position of the text rather than by the order of the draws.
 
     The sampled token is argmax(p / e) with e ~ Exp(1) for each entry, which is distributed as p. Since e depends on the seed
-    and the position alone, whoever chooses the token at that position, and after however many drafts, chooses the same
-    one; and a drafter that uses the same noise guesses it as often as its distribution is close
+    and the position alone, the token at a position is the same however many drafts came
+    before it, and a drafter with the same noise proposes it as often as its distribution is close
     ("drafter-invariant" speculation, Daliri et al., arXiv 2408.07978).
     """
 
@@ -133,7 +133,7 @@ class PositionNoise:
         self._kept: dict[int, Tensor] = {}
 
     def at(self, position: int) -> Tensor:
-        """The exponential variates of `position`, (V,), on the CPU so that every device draws the same."""
+        """Return the exponential variates of `position`, (V,), on the CPU so that every device draws the same."""
         if position not in self._kept:
             # PyTorch's Mersenne Twister uses 32 bits of a seed; a multiplicative hash spreads the user's seeds over them,
             # so that the positions of two seeds don't meet.
@@ -147,7 +147,7 @@ class PositionNoise:
         return self._kept[position]
 
     def pick(self, probabilities: Tensor, position: int) -> int:
-        """The token of a distribution (V,) at `position`."""
+        """Return the token sampled from a distribution (V,) at `position`."""
         noise = self.at(position)[: len(probabilities)].to(probabilities.device)
         return int((probabilities / noise).argmax())
 
@@ -159,7 +159,7 @@ def check_processors(settings: ModelSettings, vocab: int) -> None:
     sampling = Sampling(own=settings)
     try:
         for length in (1, 2):  # the first and the last position of an answer of two
-            Warp(sampling, [0], 2, vocab).scores(torch.zeros(1, vocab), [0] * length)
+            LogitsProcessors(sampling, [0], 2, vocab).scores(torch.zeros(1, vocab), [0] * length)
     except Exception as e:  # noqa: BLE001 - whatever transformers makes of values that anybody wrote
         reason = next(iter(str(e).splitlines()), "") or type(e).__name__
         raise ModelError(

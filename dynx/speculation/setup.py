@@ -1,4 +1,4 @@
-"""From what a caller asks for to an engine that writes: device, precision, models, drafters and what a profile knows of them.
+"""Resolves a request into a loaded engine: device, precision, models, drafters and their acceptance profile.
 
 `make_plan` decides what can be decided without loading; `assemble` loads. Every choice is a `Decision`, with its reason.
 """
@@ -18,7 +18,7 @@ from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
-from dynx.speculation.backends import Kernels, verifier
+from dynx.speculation.backends import ModelBackends, verifier
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Profile
-    from dynx.speculation.engine import Engine, Knowledge
+    from dynx.speculation.engine import AcceptanceProfile, Engine
     from dynx.speculation.plan import GeneratorRequest
     from dynx.speculation.types import ModelSettings
 
-SMALL = 96 << 20
-"""Bytes of float32 weights below which a processor's caches hold the model: halving them gains nothing and costs exactness."""
+MAX_CACHED_WEIGHTS_BYTES = 96 << 20
+"""Largest float32 weights, in bytes, that stay in a processor's caches: halving them gains nothing and costs exactness."""
 
 
 def make_plan(
@@ -74,7 +74,7 @@ def make_plan(
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
     if request.quantize != "none":
-        plan.decisions.quantize = Decision(request.quantize, _said_of(plan.own_profile, request.quantize))
+        plan.decisions.quantize = Decision(request.quantize, _quantization_reason(plan.own_profile, request.quantize))
     return plan
 
 
@@ -88,7 +88,7 @@ def _execution(
 
 
 def measured_with(profile: Profile) -> BackendSpec:
-    """Return what a profile's figures are of."""
+    """Return the backend and precision that a profile was measured with."""
     return BackendSpec(str(profile.fitted.get("backend", TORCH)), profile.key.dtype)
 
 
@@ -97,8 +97,8 @@ RULES: TaskRules[GeneratorRequest] = TaskRules(
 )
 
 
-def _said_of(profile: Profile | None, quantize: str) -> str:
-    """What is known of a quantized model's answers."""
+def _quantization_reason(profile: Profile | None, quantize: str) -> str:
+    """Describe a quantized model's answers, by a profile's evidence if there is one."""
     found = None if profile is None else profile.evidence.get("quantization")
     if not isinstance(found, dict):
         return f"weights in {quantize[3:]} bits; guessing is lossless relative to that model, which is another one"
@@ -154,7 +154,7 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     """Choose float32 for weights so few that a processor's caches hold them."""
     size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
     full = size * (2 if stored in ("bfloat16", "float16") else 1)
-    if device != "cpu" or not 0 < full <= SMALL:
+    if device != "cpu" or not 0 < full <= MAX_CACHED_WEIGHTS_BYTES:
         return None
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
 
@@ -169,9 +169,9 @@ def assemble(
 ) -> LoadedGenerator:
     """Load what the plan names and put the engine together. Raises DynxError.
 
-    `stages` hears what is being done, for a progress line. With a `clock`, in seconds, backends that nobody asked for are timed
-    against each other and the fastest is kept. With `put_off` a draft model that nobody asked for, and no profile recommends, is
-    loaded when the work has become long enough to pay for it.
+    `stages` is called with what is being done, for a progress line. With a `clock`, in seconds, backends are timed against each
+    other, unless one was requested, and the fastest is kept. With `put_off` a draft model that was neither requested nor
+    recommended by a profile is loaded when the work has become long enough to pay for it.
     """
     request, decisions = plan.request, plan.decisions
     if clock is not None:
@@ -186,19 +186,19 @@ def assemble(
         from dynx.speculation.engine import Drafters, Engine
         from dynx.speculation.sampling import check_processors
 
-    knowledge = _knowledge(plan, warn)
+    acceptance_profile = _acceptance_profile(plan, warn)
     stages("reading the tokenizer")
     tokenizer = loading.load_tokenizer(plan.source)
     own = _own_settings(plan, tokenizer)
     stages(f"loading {plan.source.name}")
     fitted = plan.fitted
-    kernels = Kernels(plan, stages, warn, clock)
+    kernels = ModelBackends(plan, stages, warn, clock)
     began = time.perf_counter()
     target = kernels.target()
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
-    widened = widened_of(plan.own_profile) if plan.own_profile else {}
+    padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
-    target.set_padded_lengths(widened)
+    target.set_padded_lengths(padded_lengths)
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if (state := target.state) is not None:
@@ -224,19 +224,19 @@ def assemble(
         decisions.draft = _describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
-    engine = Engine(target, drafters, tokenizer=tokenizer, knowledge=knowledge)
-    engine.alike = not drafters.present  # one token at a time is plain decoding
+    engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile)
+    engine.batch_invariant = not drafters.present  # one token at a time is plain decoding
     if request.exact:
-        _make_exact(plan, engine, stages, widened)
+        _make_exact(plan, engine, stages, padded_lengths)
     elif plan.own_profile is not None:
-        from dynx.speculation.exactness import alike
+        from dynx.speculation.exactness import is_batch_invariant
 
-        engine.alike |= alike(plan.own_profile.measured.get("noise"), widened)
+        engine.batch_invariant |= is_batch_invariant(plan.own_profile.measured.get("noise"), padded_lengths)
     return LoadedGenerator(plan, engine, tokenizer, own, lambda: verifier(plan, engine.target))
 
 
 def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
-    """The model's own decoding settings. Raises ModelError where they can't be read, UnsupportedModelError where not kept to."""
+    """Read the model's own decoding settings. Raises ModelError, or UnsupportedModelError for settings that aren't supported."""
     config = loading.generation_config(plan.source)
     own = read_settings(config, end_tokens(config, tokenizer))
     if words := in_words(own):
@@ -248,22 +248,24 @@ def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
     return own
 
 
-def _make_exact(plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], widened: dict[int, int]) -> None:
-    """Have the engine's greedy text be plain decoding's to the token."""
-    from dynx.speculation.exactness import make_alike, prepare
+def _make_exact(
+    plan: GeneratorPlan, engine: Engine, stages: Callable[[str], None], padded_lengths: dict[int, int]
+) -> None:
+    """Make the engine's greedy text identical to plain decoding's."""
+    from dynx.speculation.exactness import make_batch_invariant, prepare
 
     if not engine.drafters.present:
-        make_alike(engine.target, widened)
+        make_batch_invariant(engine.target, padded_lengths)
         plan.decisions.exact = Decision("by every pass", "it is plain decoding")
         return
 
     stages("measuring how passes round")
     known = plan.own_profile.measured.get("noise") if plan.own_profile else None
-    engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, widened)
+    engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, padded_lengths)
 
 
 def _library(request: GeneratorRequest) -> str:
-    """The text of `lookup`, read before anything slow."""
+    """Read the lookup text, before anything slow."""
     if request.lookup is None:
         return ""
     try:
@@ -272,20 +274,20 @@ def _library(request: GeneratorRequest) -> str:
         raise InvalidInput(f"`lookup` {request.lookup} can't be read: {e.strerror}") from None
 
 
-def _knowledge(plan: GeneratorPlan, warn: Callable[[str], None]) -> Knowledge:
-    """What the plan's profile says; one that can't be used leaves the plan as if there were none.
+def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> AcceptanceProfile:
+    """Read the plan's profile into an acceptance profile; one that can't be used is dropped from the plan.
 
-    Without one that was measured here nothing is staked at first, unless drafters were asked for.
+    Without one measured here the regret budget starts at 0, unless drafters were requested.
     """
-    knowledge = knowledge_of(plan.profile, warn=warn, foreign=plan.bundled)
-    if plan.profile is not None and not (knowledge.costs.foreign or knowledge.from_profile):
+    acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
+    if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
         plan.drop_profile("its contents can't be used", lambda _: None)
     if plan.auto:
-        knowledge.stake = 0.0
-    return knowledge
+        acceptance_profile.regret_budget = 0.0
+    return acceptance_profile
 
 
-def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: Kernels, stages: Callable[[str], None]) -> Any:
+def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
     source = plan.drafter
     if source is None:
         raise RuntimeError("there is no draft model to load")
@@ -303,7 +305,7 @@ def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: Kernels, stages:
 
 
 def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:
-    """The exit that a profile picked; without one, a third of the depth, and only if asked for by name."""
+    """Return a profile's exit layer; without a profile a third of the depth, and only if requested by name."""
     if "self" not in plan.kinds:
         return None
     known = fitted.get("exit_layers")
@@ -340,8 +342,8 @@ def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
     return Decision(", ".join(names) or "none", why)
 
 
-def widened_of(profile: Profile) -> dict[int, int]:
-    """Widths of passes that are run wider than asked, as calibration measured; none where that isn't written."""
+def padded_lengths_of(profile: Profile) -> dict[int, int]:
+    """Return the padded lengths of passes, by requested length, as calibration measured; none where they aren't written."""
     try:
         found = {int(asked): int(run) for asked, run in profile.fitted.get("widened", {}).items()}
     except (AttributeError, TypeError, ValueError):
@@ -349,21 +351,20 @@ def widened_of(profile: Profile) -> dict[int, int]:
     return {asked: run for asked, run in found.items() if 0 < asked < run <= MAX_PADDED_TOKENS}
 
 
-def knowledge_of(
+def acceptance_profile_of(
     profile: Profile | None, *, warn: Callable[[str], None] = lambda _: None, foreign: bool = False
-) -> Knowledge:
-    """What a profile says, as the engine takes it; a profile whose contents don't parse counts as none.
+) -> AcceptanceProfile:
+    """Read a profile into an acceptance profile; one whose contents don't parse counts as none.
 
-    Of a `foreign` one, measured on another machine, acceptance holds, costs are ratios that this machine may soon correct, and
-    nothing is promised.
+    A `foreign` profile, measured on another machine, gives acceptance and ratios of costs, but no rate.
     """
     from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
-    from dynx.speculation.acceptance_model import Reliability
-    from dynx.speculation.engine import Knowledge
+    from dynx.speculation.acceptance_model import AcceptanceModel
+    from dynx.speculation.engine import AcceptanceProfile
     from dynx.speculation.policy import Costs
 
     if profile is None:
-        return Knowledge()
+        return AcceptanceProfile()
     try:
         costs = Costs()
         measured, fitted = profile.measured, profile.fitted
@@ -374,14 +375,14 @@ def knowledge_of(
             costs.draft[origin] = CostCurve.from_json(curve, costs.drift)
         for origin, seconds in measured.get("overhead", {}).items():
             costs.overhead[origin] = float(seconds)
-        reliability = {(o, True): Reliability.from_json(r) for o, r in fitted.get("reliability", {}).items()}
+        acceptance_models = {(o, True): AcceptanceModel.from_json(r) for o, r in fitted.get("reliability", {}).items()}
         if foreign:
             for curve in (costs.target, costs.complete, *costs.draft.values()):
                 curve.table = {n: (seconds, FOREIGN_WEIGHT) for n, (seconds, _) in curve.table.items()}
             costs.foreign = True
-            return Knowledge(costs, reliability)
+            return AcceptanceProfile(costs, acceptance_models)
         rate = fitted.get("tokens_per_second")
-        return Knowledge(costs, reliability, float(rate) if rate else None, from_profile=True)
+        return AcceptanceProfile(costs, acceptance_models, float(rate) if rate else None, from_profile=True)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
-        return Knowledge()
+        return AcceptanceProfile()

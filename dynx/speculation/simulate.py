@@ -1,7 +1,7 @@
-"""Score a policy without a model: walk a recording of what every drafter would have said at every position.
+"""Scores a policy without a model, by walking a recording of every drafter's drafts at every position.
 
-A text is decoded once and, at each of its positions, each drafter guesses to full depth; kept are the signals of the guesses and
-how many of them the target would have kept. After that any policy can be walked over the recording with any costs, and so can two
+A text is decoded once and, at each of its positions, each drafter drafts to full depth; the recording holds the signals and how
+many drafts the target would have accepted. After that any policy can be walked over the recording with any costs, and so can two
 yardsticks:
 
 - the *clairvoyant* optimum, which knows what will be kept: no policy is faster;
@@ -18,27 +18,28 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dynx.speculation.acceptance_model import Reliability
-from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Prospect, Round, Static
+from dynx.speculation.acceptance_model import AcceptanceModel
+from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round, Static
+from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
-FIXED_POINT_STEPS = 6
-"""Dinkelbach's iteration converges superlinearly; the third step already moves the rate by less than 0.1 %."""
+MAX_FIXED_POINT_STEPS = 6
+"""Limit of Dinkelbach's iteration, which converges superlinearly: the third step moves the rate by less than 0.1 %."""
 
-STATIC_LENGTHS = 10
-"""Static draft lengths from 1 that the informed optimum is compared with, the ones that people set by hand."""
+MAX_STATIC_DRAFT_TOKENS = 10
+"""Longest static draft that the informed optimum is compared with; lengths that people set by hand are shorter."""
 
-OPTIMISM = 1.0
-"""Tokens by which the informed optimum overrates a drafter's first rounds, to learn what choosing by sight is worth."""
+OPTIMISM_TOKENS = 1.0
+"""Tokens by which the informed optimum overrates a drafter's first rounds, so that each is tried."""
 
 
 @dataclass(frozen=True)
-class Guess:
-    """What one drafter says at one position, to full depth, and how many of its drafts the target keeps."""
+class DraftTrace:
+    """One drafter's drafts at one position, to full depth, and how many of them the target accepts."""
 
     signals: tuple[float, ...] = ()
     kept: int = 0
@@ -46,29 +47,29 @@ class Guess:
 
 @dataclass(frozen=True)
 class Recording:
-    """One decoded text. `guesses[drafter][t]` is made when `prompt` + t tokens are written.
+    """One decoded text. `traces[drafter][t]` is made when `prompt` + t tokens are written.
 
     `prompt` counts the token that the prompt's own pass gives; `t` runs over the tokens after it.
     """
 
     prompt: int
-    guesses: Mapping[Origin, Sequence[Guess]]
+    traces: Mapping[DraftSource, Sequence[DraftTrace]]
 
     @property
     def tokens(self) -> int:
         """Tokens of the text after the prompt's pass, which is where drafting begins."""
-        return min((len(g) for g in self.guesses.values()), default=0)
+        return min((len(g) for g in self.traces.values()), default=0)
 
-    def judged(self, origin: Origin) -> Iterator[tuple[float, int, float]]:
-        """(signal, position, accepted) of every draft that was judged with all before it kept: what calibration fits."""
-        for guess in self.guesses[origin]:
-            for i, signal in enumerate(guess.signals[: guess.kept + 1]):
-                yield signal, i + 1, 1.0 if i < guess.kept else 0.0
+    def verified_drafts(self, origin: DraftSource) -> Iterator[tuple[float, int, float]]:
+        """(signal, position, accepted) of every draft verified with all before it accepted, as calibration fits them."""
+        for trace in self.traces[origin]:
+            for i, signal in enumerate(trace.signals[: trace.kept + 1]):
+                yield signal, i + 1, 1.0 if i < trace.kept else 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a walk yielded and took."""
+    """The tokens and time of a walk."""
 
     tokens: int
     seconds: float
@@ -82,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bound:
-    """What an oracle reaches."""
+    """The tokens and time of an oracle."""
 
     tokens: int
     seconds: float
@@ -96,17 +97,17 @@ class Bound:
 def simulate(
     recording: Recording, policy: Policy, costs: Costs, *, pace: Callable[[int], float] = lambda _: 1.0
 ) -> Outcome:
-    """Walk `recording` as the engine would, asking `policy` and charging `costs`.
+    """Walk `recording` as the engine would, under `policy` and charging `costs`.
 
     `costs` is what things truly take and isn't changed; a policy that learns has its own. `pace(t)` multiplies each measured
     piece of the round at position t: noise, or a machine that slows down.
     """
     at, rounds = 0, []
-    held = dict.fromkeys(recording.guesses, 0)  # tokens of the text that a drafter has read
+    held = dict.fromkeys(recording.traces, 0)  # tokens of the text that a drafter has read
     while at < recording.tokens:
         written = recording.prompt + at
-        lags = {o: written - held[o] if o == "draft" else 1 for o in recording.guesses}
-        done = _round(recording, at, policy, costs, lags, pace)
+        tokens_behind_by_drafter = {o: written - held[o] if o == "draft" else 1 for o in recording.traces}
+        done = _round(recording, at, policy, costs, tokens_behind_by_drafter, pace)
         policy.learn(done)
         if done.origin is not None and done.signals:
             # Its own last draft is the one token that a drafter hasn't read.
@@ -121,42 +122,44 @@ def _round(
     at: int,
     policy: Policy,
     costs: Costs,
-    lags: Mapping[Origin, int],
+    tokens_behind_by_drafter: Mapping[DraftSource, int],
     pace: Callable[[int], float],
 ) -> Round:
     room, context = recording.tokens - at - 1, recording.prompt + at - 1
-    prospects = [
-        Prospect(o, lags[o], g[at].signals[0] if o == "lookup" and g[at].signals else None)
-        for o, g in recording.guesses.items()
+    candidates = [
+        DrafterCandidate(o, tokens_behind_by_drafter[o], g[at].signals[0] if o == "lookup" and g[at].signals else None)
+        for o, g in recording.traces.items()
     ]
-    origin = policy.choose(prospects, context, room) if room and prospects else None
+    origin = policy.choose(candidates, context, room) if room and candidates else None
     if origin is None:
         spent = costs.target(1, context) * pace(at)
         return Round(context, None, verify_seconds=spent, seconds=spent)
-    guess = recording.guesses[origin][at]
+    trace = recording.traces[origin][at]
     signals: list[float] = []
-    while len(signals) < room and policy.another(signals) and len(signals) < len(guess.signals):
-        signals.append(guess.signals[len(signals)])
-    submitted = policy.submit(signals)
-    drafting = costs.drafts(origin, len(signals), lags[origin], context) * pace(at)
-    judging = costs.verify(origin, submitted, context, drafted=len(signals)) * pace(at)
-    seconds = drafting + judging + costs.overhead.get(origin, 0.0) * pace(at)
-    kept = min(guess.kept, submitted)
-    return Round(context, origin, lags[origin], signals, submitted, kept, drafting, judging, seconds)
+    while len(signals) < room and policy.should_draft_more(signals) and len(signals) < len(trace.signals):
+        signals.append(trace.signals[len(signals)])
+    submitted = policy.verify_length(signals)
+    drafting = costs.drafts(origin, len(signals), tokens_behind_by_drafter[origin], context) * pace(at)
+    verifying = costs.verify(origin, submitted, context, drafted=len(signals)) * pace(at)
+    seconds = drafting + verifying + costs.overhead.get(origin, 0.0) * pace(at)
+    kept = min(trace.kept, submitted)
+    return Round(
+        context, origin, tokens_behind_by_drafter[origin], signals, submitted, kept, drafting, verifying, seconds
+    )
 
 
 def speedup(recording: Recording, policy: Policy, costs: Costs) -> float:
-    """How many times faster than plain decoding `policy` walks `recording`."""
+    """Return how many times faster than plain decoding `policy` walks `recording`."""
     return simulate(recording, Plain(), costs).seconds / simulate(recording, policy, costs).seconds
 
 
 def oracle(recording: Recording, costs: Costs, *, informed: bool) -> Bound:
-    """The best possible: with hindsight, or (`informed`) with all that can be known beforehand."""
+    """Return the best possible: with hindsight, or (`informed`) with all that can be known beforehand."""
     return _informed(recording, costs) if informed else _clairvoyant(recording, costs)
 
 
 def _clairvoyant(recording: Recording, costs: Costs) -> Bound:
-    """The quickest way through the positions, by dynamic programming from the end.
+    """Find the quickest way through the positions by dynamic programming from the end.
 
     Drafters are taken to have read everything, so it is a bound that policies with a lagging drafter can't quite reach.
     """
@@ -165,26 +168,28 @@ def _clairvoyant(recording: Recording, costs: Costs) -> Bound:
     for t in range(total - 1, -1, -1):
         context, room = recording.prompt + t - 1, total - t - 1
         best = costs.target(1, context) + left[t + 1]
-        for origin, guesses in recording.guesses.items():
-            guess, overhead = guesses[t], costs.overhead.get(origin, 0.0)
+        for origin, traces in recording.traces.items():
+            trace, overhead = traces[t], costs.overhead.get(origin, 0.0)
             # More than will be kept is worth submitting only where a wider pass is a cheaper one: then too.
-            for n in range(min(len(guess.signals), room) + 1):
+            for n in range(min(len(trace.signals), room) + 1):
                 spent = costs.drafts(origin, n, 1, context) + costs.verify(origin, n, context, drafted=n) + overhead
-                best = min(best, spent + left[t + min(n, guess.kept) + 1])
+                best = min(best, spent + left[t + min(n, trace.kept) + 1])
         left[t] = best
     return Bound(total, left[0])
 
 
 class _Informed(Dynamic):
-    """The dynamic policy with calibration, costs and rate known, and no account to respect.
+    """The dynamic policy with calibration, costs and rate known, and an unlimited regret budget.
 
-    With `follow` it keeps track of how the text is going, as far as verdicts show; without, only signals say.
+    With `follow` it tracks acceptance through the text; without, it uses signals alone.
     """
 
-    def __init__(self, costs: Costs, reliability: Mapping[Origin, Reliability], rate: float, *, follow: bool) -> None:
-        super().__init__(costs, deepcopy(reliability), rate=rate, grant=math.inf)
+    def __init__(
+        self, costs: Costs, acceptance_models: Mapping[DraftSource, AcceptanceModel], rate: float, *, follow: bool
+    ) -> None:
+        super().__init__(costs, deepcopy(acceptance_models), rate=rate, regret_budget=math.inf)
         self._fixed, self._follow = rate, follow
-        self._surplus = dict.fromkeys(reliability, (OPTIMISM, 0.0))  # so that each is tried before it is judged
+        self._surplus = dict.fromkeys(acceptance_models, (OPTIMISM_TOKENS, 0.0))  # so that each is tried at least once
 
     @property
     def rate(self) -> float:
@@ -193,21 +198,21 @@ class _Informed(Dynamic):
     def learn(self, done: Round) -> None:
         if self._follow and done.origin is not None:
             for i in range(min(done.kept + 1, done.submitted)):
-                self.reliability[done.origin].expect(1.0 if i < done.kept else 0.0)
+                self.acceptance_models[done.origin].expect(1.0 if i < done.kept else 0.0)
 
 
 def _informed(recording: Recording, costs: Costs) -> Bound:
-    """The dynamic policy at the fixed point of its rate, or plain or a static length where that is faster."""
-    reliability = {origin: Reliability() for origin in recording.guesses}
-    for origin, fitted in reliability.items():
-        fitted.fit(recording.judged(origin))
+    """Run the dynamic policy at the fixed point of its rate, or plain or a static length where that is faster."""
+    acceptance_models = {origin: AcceptanceModel() for origin in recording.traces}
+    for origin, fitted in acceptance_models.items():
+        fitted.fit(recording.verified_drafts(origin))
     fixed: list[Policy] = [Plain()]
-    fixed += [Static(origin, length) for origin in recording.guesses for length in range(1, STATIC_LENGTHS + 1)]
+    fixed += [Static(origin, length) for origin in recording.traces for length in range(1, MAX_STATIC_DRAFT_TOKENS + 1)]
     best = max((simulate(recording, policy, costs) for policy in fixed), key=lambda outcome: outcome.rate)
     for follow in (False, True):
         rate = best.rate
-        for _ in range(FIXED_POINT_STEPS):
-            tried = simulate(recording, _Informed(costs, reliability, rate, follow=follow), costs)
+        for _ in range(MAX_FIXED_POINT_STEPS):
+            tried = simulate(recording, _Informed(costs, acceptance_models, rate, follow=follow), costs)
             best = max(best, tried, key=lambda outcome: outcome.rate)
             if tried.rate <= rate:
                 break

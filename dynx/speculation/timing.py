@@ -1,4 +1,4 @@
-"""How long the passes of a target and its drafters take on this machine, by width and context, and how they round.
+"""Measures the passes of a target and its drafters on this machine, by number of tokens and context, and their rounding.
 
 Cells are visited in shuffled rounds, one sample each, so that a slow minute hits all of them; the medians go into
 `CostCurve`s. Sessions are warmed before the first round. Times are seconds; the clock is passed in.
@@ -24,50 +24,50 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend, Session
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25)
+TARGET_PASS_TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25)
 """Tokens per target pass; between them costs are interpolated."""
 
-LAGS = (1, 2, 4, 16)
-"""Tokens that a draft model reads before its first guess."""
+DRAFT_PASS_TOKENS = (1, 2, 4, 16)
+"""Tokens that a draft model reads before its first draft."""
 
-SHORT, LONG = 32, 512
+SHORT_CONTEXT_TOKENS, LONG_CONTEXT_TOKENS = 32, 512
 """Contexts at which passes are measured, the longer cut to what the model allows."""
 
-ENOUGH = 15
-"""Samples per cell after which medians no longer move; fewer if the budget ends first, at least 3."""
+MAX_SAMPLES_PER_CELL = 15
+"""Samples per cell after which medians no longer move; at least 3 are taken, and fewer than this if the budget ends first."""
 
-WALKS = ((2, 5, 3, 8), (9, 4, 13, 6, 7))
-"""Widths of the passes that walk through a text, over and over, when rounding is measured."""
+NOISE_PASS_TOKENS = ((2, 5, 3, 8), (9, 4, 13, 6, 7))
+"""Numbers of tokens of the passes that go through a text, in a cycle, when rounding is measured."""
 
-LEADERS = 8
-"""Likeliest tokens whose logits are compared: those between which rounding could decide."""
+COMPARED_LEADING_TOKENS = 8
+"""Number of likeliest tokens whose logits are compared: those between which rounding could decide."""
 
-TRIAL = 40
+NOISE_TEXT_TOKENS = 40
 """Tokens that a target writes plainly where there is no text to measure rounding on."""
 
 Cell = tuple[str, int, int]
-"""What runs, its width, its context."""
+"""(name of the model or exit, tokens, context) of a timed pass."""
 
 
 @dataclass
 class Samples:
-    """Seconds by cell."""
+    """Measured seconds by cell."""
 
     cells: dict[Cell, list[float]] = field(default_factory=dict)
 
     def curve(self, what: str) -> CostCurve:
-        """The curve through the medians of one kind of pass, with its own drift."""
+        """Fit a curve through the medians of one kind of pass, with its own drift."""
         return CostCurve.fit((n, c, s) for (w, n, c), v in self.cells.items() if w == what for s in v)
 
-    def run_instead(self, widths: Mapping[int, int]) -> None:
-        """Take passes of the target for what they cost where they are run as wide as `widths` says."""
+    def use_padded_passes(self, widths: Mapping[int, int]) -> None:
+        """Replace the target's samples by those of the padded passes that `widths` names."""
         for what, n, context in list(self.cells):
             wider = self.cells.get(("target", widths.get(n, n), context))
             if what == "target" and wider is not None:
                 self.cells[what, n, context] = wider
 
     def spread(self, what: str) -> float:
-        """The median over cells of (third quartile - first quartile) / median: how noisy the machine was."""
+        """Return the machine's noise: the median over cells of (third quartile - first quartile) / median."""
         shares = []
         for (w, _, _), values in self.cells.items():
             ordered = sorted(values)
@@ -77,11 +77,15 @@ class Samples:
         return sorted(shares)[len(shares) // 2] if shares else 0.0
 
 
-def contexts_of(backend: Backend, extra: int = max(WIDTHS)) -> tuple[int, ...]:
-    """The contexts to measure at."""
+def contexts_of(backend: Backend, extra: int = max(TARGET_PASS_TOKENS)) -> tuple[int, ...]:
+    """Return the contexts to measure at, in tokens."""
     limit = (backend.context or 1 << 30) - extra
-    longest = max(1, min(LONG, limit))
-    return (SHORT, longest) if longest >= 4 * SHORT else (min(SHORT, longest),)
+    longest = max(1, min(LONG_CONTEXT_TOKENS, limit))
+    return (
+        (SHORT_CONTEXT_TOKENS, longest)
+        if longest >= 4 * SHORT_CONTEXT_TOKENS
+        else (min(SHORT_CONTEXT_TOKENS, longest),)
+    )
 
 
 def measure(
@@ -96,16 +100,16 @@ def measure(
 ) -> Samples:
     """Sample every cell of target ("target"), draft model ("draft") and exits ("exit E") within `budget` seconds.
 
-    `progress` hears the share of the budget spent.
+    `progress` is called with the share of the budget spent.
     """
     rng = rng or random.Random(0)  # noqa: S311 - the order of measurements is no secret
     jobs: dict[Cell, Callable[[], None]] = {}
-    # A round's first guess waits for weights that the target's pass drove out of the caches, its others don't: they are what a
-    # guess costs, and the first one's extra is part of what a round costs beside its passes.
+    # A round's first draft loads weights that the target's pass drove out of the caches; the others are the cost of a
+    # draft, and the first one's extra is part of a round's overhead.
     before: dict[Cell, Callable[[], None]] = {}
     for context in contexts_of(target):
         session = _filled(target, context)
-        widths = [n for n in WIDTHS if target.context is None or context + n <= target.context]
+        widths = [n for n in TARGET_PASS_TOKENS if target.context is None or context + n <= target.context]
         for n in widths:
             jobs["target", n, context] = _pass(session, context, n)
             if session.pads:
@@ -113,16 +117,18 @@ def measure(
         for layers in exits:
             jobs[f"exit {layers}", 1, context] = _early(session, context, layers)
     if small is not None:
-        for context in contexts_of(small, max(LAGS)):
+        for context in contexts_of(small, max(DRAFT_PASS_TOKENS)):
             session = _filled(small, context)
-            for n in LAGS:
+            for n in DRAFT_PASS_TOKENS:
                 jobs["draft", n, context] = _pass(session, context, n)
-                before["draft", n, context] = _pass(session, context, n if session.pads else LAGS[0], settled=True)
+                before["draft", n, context] = _pass(
+                    session, context, n if session.pads else DRAFT_PASS_TOKENS[0], settled=True
+                )
     samples = Samples({cell: [] for cell in jobs})
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
     began = clock()
-    for number in range(ENOUGH):
+    for number in range(MAX_SAMPLES_PER_CELL):
         cells = list(jobs)
         rng.shuffle(cells)
         for cell in cells:
@@ -132,13 +138,13 @@ def measure(
             jobs[cell]()
             samples.cells[cell].append(clock() - start)
         spent = (clock() - began) / budget
-        progress(min(1.0, max(spent, (number + 1) / ENOUGH)))
+        progress(min(1.0, max(spent, (number + 1) / MAX_SAMPLES_PER_CELL)))
         if number >= 2 and spent * (number + 2) / (number + 1) > 1:
             break
     return samples
 
 
-def measure_and_widen(
+def measure_with_padding(
     target: Backend,
     small: Backend | None,
     exits: tuple[int, ...],
@@ -147,13 +153,13 @@ def measure_and_widen(
     clock: Callable[[], float],
     progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[Samples, dict[int, int]]:
-    """`measure`, and have the target run passes wider that cost no more so: the samples as run, and run widths by asked ones."""
+    """Measure, and pad the target's passes where that costs no more; returns the samples as run and the padded lengths."""
     target.set_padded_lengths({})
     samples = measure(target, small, exits, budget=budget, clock=clock, progress=progress)
     wider = padded_lengths({n: seconds for n, (seconds, _) in samples.curve("target").table.items()})
     if not target.set_padded_lengths(wider):
         return samples, {}
-    samples.run_instead(wider)
+    samples.use_padded_passes(wider)
     return samples, wider
 
 
@@ -187,7 +193,7 @@ def _early(session: Session, context: int, layers: int) -> Callable[[], None]:
 
 
 def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
-    """The policy's costs from the samples.
+    """Compute the policy's costs from the samples.
 
     What remains after an exit is not timed by itself: its cost is the whole pass less the layers that ran already, each at the
     marginal price of a layer that two exits (or an exit and the whole model) show.
@@ -207,7 +213,7 @@ def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
 
 
 def layer_seconds(samples: Samples, layers: int) -> float:
-    """The price of one more layer in a pass of one token: the slope between the shallowest exit and the whole model."""
+    """Return the seconds of one layer in a pass of one token: the slope between the shallowest exit and the whole model."""
     exits = sorted(int(w.split()[1]) for w, _, _ in samples.cells if w.startswith("exit "))
     whole = samples.curve("target")(1)
     if not exits:
@@ -224,21 +230,21 @@ def _adopt(curve: CostCurve, costs: Costs) -> CostCurve:
 def measure_noise(
     target: Backend, texts: Sequence[tuple[Sequence[int], int]] = (), *, exit_layers: int | None = None
 ) -> dict[int, float]:
-    """By how much passes of several tokens move the distance between two leading logits, by width; 0: not a bit.
+    """Measure how far passes of several tokens move two leading logits' distance, by number of tokens; 0: bit-identical.
 
     `texts` are token ids and how many of them are a prompt. Each is read once one token a pass, as plain decoding does, and
     again in passes of mixed widths, so that what counts is the whole difference: of the pass, and of all the keys and values
     that passes before it wrote. Width 1 is a single token after those. With `exit_layers` the first layers also run ahead by
     themselves, as drafting with them does.
     """
-    noise = dict.fromkeys(sorted({1, *(n for walk in WALKS for n in walk)}), 0.0)
-    for tokens, prompt in texts or [_trial(target)]:
+    noise = dict.fromkeys(sorted({1, *(n for walk in NOISE_PASS_TOKENS for n in walk)}), 0.0)
+    for tokens, prompt in texts or [_noise_text(target)]:
         plain, ids = target.open(), list(tokens)
         plain.set_padded_length(1)
         plain.forward(ids[:prompt], keep=1)
         plain.set_padded_length(1)
         want = torch.cat([plain.forward([token]) for token in ids[prompt:]])  # (N, V)
-        for widths, early in ((WALKS[0], None), (WALKS[1], exit_layers)):
+        for widths, early in ((NOISE_PASS_TOKENS[0], None), (NOISE_PASS_TOKENS[1], exit_layers)):
             session, at = target.open(), prompt
             session.forward(ids[:prompt], keep=1)
             for n in itertools.cycle(widths):
@@ -260,10 +266,10 @@ def measure_noise(
     return noise
 
 
-def _trial(target: Backend) -> tuple[list[int], int]:
-    """A beginning of no meaning and what the target makes of it."""
+def _noise_text(target: Backend) -> tuple[list[int], int]:
+    """Return an arbitrary prompt with the target's continuation, and the prompt's length."""
     ids = [(7 * i + 1) % target.vocab for i in range(8)]
-    count = TRIAL if target.context is None else min(TRIAL, target.context - len(ids))
+    count = NOISE_TEXT_TOKENS if target.context is None else min(NOISE_TEXT_TOKENS, target.context - len(ids))
     session, feed = target.open(), list(ids)
     for _ in range(count):
         feed = [int(session.forward(feed, keep=1)[0].argmax())]
@@ -272,9 +278,9 @@ def _trial(target: Backend) -> tuple[list[int], int]:
 
 
 def _moved(rows: Tensor, want: Tensor) -> float:
-    """The largest change of a distance between leading logits in (T, V); of any logit, where none of those moved."""
+    """Return the largest change of a distance between leading logits in (T, V); of any logit, where none of those moved."""
     rows, want = rows.cpu(), want.cpu()  # not every device has double precision
     change = rows.double() - want.double()
-    leading = change.gather(-1, want.float().topk(min(LEADERS, want.shape[-1]), -1).indices)
+    leading = change.gather(-1, want.float().topk(min(COMPARED_LEADING_TOKENS, want.shape[-1]), -1).indices)
     moved = float((leading.amax(-1) - leading.amin(-1)).max())
     return moved or float(change.abs().max())

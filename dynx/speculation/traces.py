@@ -1,7 +1,7 @@
-"""Texts that a target wrote itself, and what each drafter would have offered at every position of them.
+"""Writes texts with the target and records each drafter's drafts at every position of them.
 
-One pass of a drafter over a whole text gives its guess and its confidence at each position; as long as guesses come true, a
-drafter that runs ahead sees the very same tokens, so that pass shows how many of its drafts would stay from every position.
+One pass of a drafter over a whole text gives its draft token and its confidence at each position. While drafts are accepted, a
+drafter that runs ahead reads the same tokens, so that pass shows how many drafts would be accepted from every position.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.engine import Engine
-from dynx.speculation.policy import LONGEST_DRAFT, Plain
-from dynx.speculation.sampling import Warp
-from dynx.speculation.simulate import Guess
+from dynx.speculation.policy import MAX_DRAFT_TOKENS, Plain
+from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.simulate import DraftTrace
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend
 
-ANSWER = 96
+ANSWER_TOKENS = 96
 """Tokens per text: enough for lookup to find repetitions, short enough for several texts."""
 
-OPENING = 24
-"""Tokens of an opening that the model makes up."""
+OPENING_TOKENS = 24
+"""Tokens of an opening that the model samples."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write_texts(
     for i in range(min(count, len(prompts)) if prompts else count):
         prompt = list(prompts[i]) if prompts else make_up_opening(writer, i)
         limit = engine.target.context
-        room = ANSWER if limit is None else min(ANSWER, limit - len(prompt))
+        room = ANSWER_TOKENS if limit is None else min(ANSWER_TOKENS, limit - len(prompt))
         if room < 8:
             continue
         run = writer.start(Request(prompt, room, sampling))
@@ -68,70 +68,70 @@ def write_texts(
 
 
 def make_up_opening(engine: Engine, number: int) -> list[int]:
-    """A prompt of the target's own, sampled at temperature 1 from a token chosen by `number`."""
+    """Sample a prompt from the target at temperature 1, after a token chosen by `number`."""
     start = (number * 7919 + 11) % engine.target.vocab  # any token will do; a prime step spreads them
-    run = engine.start(Request([start], OPENING, Sampling(temperature=1.0, seed=number)), Plain())
+    run = engine.start(Request([start], OPENING_TOKENS, Sampling(temperature=1.0, seed=number)), Plain())
     for _ in run:
         pass
     return [start, *run.tokens]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A drafter's guess for each token of a text from the second on: its signal, and whether it is the text's."""
+class DrafterPass:
+    """A drafter's draft for each token of a text from the second on: its signal, and whether it equals the text's."""
 
     signals: Sequence[float]
     right: Sequence[bool]
 
-    def traces(self, text: Text) -> list[Guess]:
-        """What the drafter would have offered at each position of the answer from its second token on."""
+    def traces(self, text: Text) -> list[DraftTrace]:
+        """Return the drafter's drafts at each position of the answer from its second token on."""
         out = []
         for at in range(text.prompt + 1, len(text.tokens)):
-            stop = min(at + LONGEST_DRAFT, len(text.tokens))
+            stop = min(at + MAX_DRAFT_TOKENS, len(text.tokens))
             run = self.right[at - 1 : stop - 1]
             kept = run.index(False) if False in run else len(run)
-            out.append(Guess(tuple(self.signals[at - 1 : stop - 1]), kept))
+            out.append(DraftTrace(tuple(self.signals[at - 1 : stop - 1]), kept))
         return out
 
 
-def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> Reading:
-    """A draft model over a whole text, in one pass."""
+def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> DrafterPass:
+    """Run a draft model over a whole text in one pass."""
     limit = small.context or len(text.tokens)
     tokens = list(text.tokens[:limit])
     rows = small.open().forward(tokens[:-1])[:, :vocab]
-    return _reading(rows, tokens, text, sampling, vocab)
+    return _drafter_pass(rows, tokens, text, sampling, vocab)
 
 
-def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> Reading:
-    """The target's first layers over a whole text, in one pass."""
+def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> DrafterPass:
+    """Run the target's first layers over a whole text in one pass."""
     rows = target.open().forward_early(list(text.tokens[:-1]), layers)
     if rows is None:
         raise RuntimeError("an early pass with a head gave no logits")
-    return _reading(rows, list(text.tokens), text, sampling, target.vocab)
+    return _drafter_pass(rows, list(text.tokens), text, sampling, target.vocab)
 
 
-def _reading(rows: Tensor, tokens: list[int], text: Text, sampling: Sampling, vocab: int) -> Reading:
-    warp = Warp(sampling, text.tokens[: text.prompt], len(text.tokens) - text.prompt, vocab)
-    probabilities = warp.probabilities(rows, tokens[:1], tokens[1:])
-    best, guesses = probabilities.max(-1)
-    return Reading(
-        [log_odds(p) for p in best.tolist()], [g == t for g, t in zip(guesses.tolist(), tokens[1:], strict=True)]
+def _drafter_pass(rows: Tensor, tokens: list[int], text: Text, sampling: Sampling, vocab: int) -> DrafterPass:
+    processors = LogitsProcessors(sampling, text.tokens[: text.prompt], len(text.tokens) - text.prompt, vocab)
+    probabilities = processors.probabilities(rows, tokens[:1], tokens[1:])
+    best, predicted = probabilities.max(-1)
+    return DrafterPass(
+        [log_odds(p) for p in best.tolist()], [g == t for g, t in zip(predicted.tolist(), tokens[1:], strict=True)]
     )
 
 
-def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = None) -> list[Guess]:
-    """What lookup would have offered at each position of the answer from its second token on."""
+def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = None) -> list[DraftTrace]:
+    """Return prompt lookup's drafts at each position of the answer from its second token on."""
     drafter, out = LookupDrafter(library, new_ngrams), []
     for at in range(text.prompt + 1, len(text.tokens)):
         drafter.sync(text.tokens[:at])
         signals: list[float] = []
         kept, missed = 0, False
-        for i in range(min(LONGEST_DRAFT, len(text.tokens) - at)):
+        for i in range(min(MAX_DRAFT_TOKENS, len(text.tokens) - at)):
             draft = drafter.propose()
             if draft is None:
                 break
             signals.append(draft.signal)
             missed = missed or draft.token != text.tokens[at + i]
             kept += not missed
-        out.append(Guess(tuple(signals), kept))
+        out.append(DraftTrace(tuple(signals), kept))
     return out

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: a request, a stream of tokens, a receipt."""
+"""The engine's input and output: a request, a stream of tokens, a receipt."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ from dynx.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Origin = Literal["target", "draft", "self", "lookup"]
-"""Who proposed a token first. A token the target chose by itself, in a plain pass or after a rejection, is "target"."""
+DraftSource = Literal["target", "draft", "self", "lookup"]
+"""The source of a token. A token of the target's own, from a plain pass or after a rejection, is "target"."""
 
-LEAST_PENALTY = 1e-6
-"""The repetition penalty that dividing and multiplying logits by can't overflow, nor by its inverse."""
+MIN_REPETITION_PENALTY = 1e-6
+"""Smallest repetition penalty by which, and by whose inverse, logits can be multiplied without overflow."""
 
-COLD = 1e-6
-"""A temperature below which a softmax in float32 gives the likeliest token all the probability, or overflows."""
+MIN_SAMPLING_TEMPERATURE = 1e-6
+"""Temperature below which a softmax in float32 gives the likeliest token all the probability, or overflows."""
 
 FinishReason = Literal["length", "eos", "stop", "context", "interrupted"]
+
+
+@dataclass(frozen=True)
+class DrafterCandidate:
+    """One candidate drafter of a round: tokens it must read first, and its first draft's signal if known."""
+
+    origin: DraftSource
+    tokens_behind: int = 1
+    signal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the logits; temperature 0, or one below `COLD`, takes the most likely one.
+    """How the next token is chosen from the logits; a temperature below `MIN_SAMPLING_TEMPERATURE` takes the most likely one.
 
     `seed` makes sampling reproducible: the same seed gives the text that plain decoding gives with it, whatever was
     drafted. Without a seed a rule that accepts more is used; its text has the same distribution. `own` are the model's
@@ -57,16 +66,16 @@ class Sampling:
     own: ModelSettings = field(default_factory=ModelSettings, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises InvalidInput for what no distribution can be made of, NaN included."""
+        """Raise InvalidInput for values that make no distribution, NaN included."""
         sane = 0 <= self.temperature < inf and self.top_k >= 0 and 0 <= self.top_p <= 1
-        sane = sane and LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY
+        sane = sane and MIN_REPETITION_PENALTY <= self.repetition_penalty <= 1 / MIN_REPETITION_PENALTY
         if not sane or (self.seed is not None and self.seed < 0):
             raise InvalidInput(f"can't sample with {self}")
 
     @property
     def greedy(self) -> bool:
-        """Whether no chance is involved."""
-        return self.temperature < COLD
+        """Whether decoding is deterministic: the argmax of the logits."""
+        return self.temperature < MIN_SAMPLING_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class Token:
 
     id: int
     text: str
-    origin: Origin
+    origin: DraftSource
 
 
 @dataclass
@@ -109,23 +118,23 @@ class DrafterTally:
 
     @property
     def acceptance(self) -> float | None:
-        """Share of submitted tokens that stayed."""
+        """Share of submitted tokens that were accepted."""
         return self.accepted / self.submitted if self.submitted else None
 
 
 @dataclass(frozen=True)
-class Recheck:
-    """What it took to be exact."""
+class RedecodeStats:
+    """What re-decoding near ties took in an exact run."""
 
-    bound: float  # logits that rounding may move a decision by; 0 where wide passes give narrow ones' bits
-    near_ties: int = 0  # decisions closer than that, made again by plain passes
-    reread: int = 0  # plain passes that this took
+    bound: float  # logits by which rounding may move a decision; 0 where passes are batch-invariant
+    near_ties: int = 0  # decisions closer than that, re-decoded by plain passes
+    redecoded: int = 0  # plain passes that this took
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an answer cost and what was saved. Times in seconds."""
+    """Statistics of an answer: what it cost and what was saved. Times are in seconds."""
 
     prompt_tokens: int
     tokens: int
@@ -138,8 +147,8 @@ class Receipt:
     guarantee: str
     plain_seconds: float | None  # what plain decoding would have taken, from its measured cost
     plain_measured: str | None  # where that cost comes from: "profile", "this run" or None
-    rows: float = 1.0  # answers that shared each pass, on average; times are this one's share of them
-    exact: Recheck | None = None  # where exactness was asked for
+    sequences: float = 1.0  # answers that shared each pass, on average; times are this one's share of them
+    exact: RedecodeStats | None = None  # where exactness was asked for
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -28,12 +28,13 @@ from dynx.bench.measurements import Measurements, Outcome
 from dynx.bench.result import Verdict
 from dynx.bench.runner import Arm, measure
 from dynx.early_exit import assemble, make_plan
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.assembly import LoadedClassifier
 from dynx.early_exit.engine import Exits
 from dynx.early_exit.features import collect
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.plan import ClassifierRequest
-from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.preprocessing import Example
 from dynx.errors import ModelError, UsageError
 from dynx.runtime.binomial import two_sided
 
@@ -63,15 +64,15 @@ def assembly(folder: Path) -> LoadedClassifier:
 
 def with_exits(assembly: LoadedClassifier, share: float) -> LoadedClassifier:
     """The same model with exits after layers 1 and 3, each taken by this share of the texts that they were fitted on."""
-    rows = [row for row in assembly.reader.rows(sentences(80, seed=1)) if isinstance(row, Row)]
+    rows = [row for row in assembly.preprocessor.rows(sentences(80, seed=1)) if isinstance(row, Example)]
     seen = collect(assembly, rows, DEPTHS, None)
-    heads = ExitHeads.fit(seen.pooled, seen.truth, "single")
-    score = AgreementScore.fit(heads.run(seen.pooled), seen.truth, "single")
-    scores, _ = seen.seen_by(heads, score, 0.0)
+    heads = ExitHeads.fit(seen.pooled, seen.reference_logits, "single")
+    score = AgreementScore.fit(heads.run(seen.pooled), seen.reference_logits, "single")
+    scores, _ = seen.evaluate(heads, score, 0.0)
     thresholds = np.quantile(scores, 1 - share, axis=0) if share < 1 else np.zeros(2)
     exits = Exits(DEPTHS, heads, score, thresholds)
-    knowledge: Any = SimpleNamespace(exits=lambda: exits, guarantee=None)
-    return LoadedClassifier(assembly.plan, assembly.attachment, assembly.reader, assembly.labels, knowledge)
+    exit_profile: Any = SimpleNamespace(exits=lambda: exits, guarantee=None)
+    return LoadedClassifier(assembly.plan, assembly.exit_model, assembly.preprocessor, assembly.labels, exit_profile)
 
 
 def outputs(arms: Sequence[Arm[Any]], items: Sequence[Any]) -> dict[str, Outcome]:

@@ -14,10 +14,10 @@ from dynx import schemas
 from dynx.cli.bench import arm_options
 from dynx.cli.bench import classification as bench_classification
 from dynx.cli.bench import generation as bench_generation
-from dynx.cli.bench import options as bench_options
-from dynx.cli.classify import options as classify_options
-from dynx.cli.draw import options as draw_options
-from dynx.cli.generate import options as generate_options
+from dynx.cli.options import bench as bench_options
+from dynx.cli.options import classify as classify_options
+from dynx.cli.options import draw as draw_options
+from dynx.cli.options import generate as generate_options
 from dynx.early_exit.features import Inputs
 from dynx.runtime.decision import Decision
 from dynx.runtime.hashing import text_hash
@@ -255,10 +255,10 @@ def test_inputs_that_the_exits_were_learned_from_are_told(data: list[str], warne
     """On them exits do better than on others, and whoever reads the figures should know."""
     profile = SimpleNamespace(evidence={"data": text_hash(["a", "b"])})
     assembly: Any = SimpleNamespace(
-        knowledge=object(),
+        exit_profile=object(),
         decisions=SimpleNamespace(exits=Decision("after layer 1 of 2", "it pays")),
         plan=SimpleNamespace(profile=profile),
-        attachment=SimpleNamespace(depth=2),
+        exit_model=SimpleNamespace(depth=2),
     )
     said = bench_classification.notes(assembly, Inputs(data, data), {})
 

@@ -14,7 +14,7 @@ from support.commands import helps
 from dynx import schemas
 from dynx.cli.bench import drawing as bench_drawing
 from dynx.cli.bench.arm_options import WITH_OPTIONS
-from dynx.cli.draw.options import Options
+from dynx.cli.options.draw import Options
 from dynx.diffusion.profile_data import Guarantee
 from dynx.diffusion.schedule import Schedule
 from dynx.runtime.hashing import text_hash

@@ -149,7 +149,7 @@ def test_a_dry_run_in_words(cli: Cli, folders: Path) -> None:
 
     assert (result.code, result.err) == (0, "")
     assert [line.split(":")[0] for line in lines[:-1]] == [
-        *("model", "device", "backend", "dtype", "threads"),
+        *("model", "device", "dtype", "threads", "backend"),
         *("prompts", "power"),
     ]
     assert lines[-2].startswith("power: at the least 72 of 120 pictures certify: ")

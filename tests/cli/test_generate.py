@@ -473,7 +473,7 @@ def test_a_batch_says_what_it_was(cli: Cli, tiny_folder: Path) -> None:
 
 def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With enough waiting, --batch auto times a batch and takes it where it wins; with --plain it never does."""
-    monkeypatch.setattr("dynx.speculation.batch_size.CREDIT", 0.01)
+    monkeypatch.setattr("dynx.speculation.batch_size.UNMEASURED_SPEEDUP", 0.01)
     stdin = "\n".join(LINES * 2).encode()
     common = ["generate", "-m", tiny_folder, "--lines", "-n", 60]
     found = cli(*common, "--json", stdin=stdin).document["results"]

@@ -10,7 +10,7 @@ import pytest
 from support.commands import ROOT
 
 from dynx.cli.app import app
-from dynx.cli.reference import read_tree
+from dynx.cli.reference.tree import read_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

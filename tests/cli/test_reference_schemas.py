@@ -14,7 +14,7 @@ import pytest
 
 from dynx.bench import gates, runner, statistics
 from dynx.cli.reference.schemas import DOCUMENTS, Writer, name_of, parts, schema_files
-from dynx.early_exit import heads
+from dynx.early_exit import agreement
 from dynx.runtime import certify
 from dynx.schemas import documents
 from dynx.schemas.documents import bench, generate, profile_classify
@@ -210,10 +210,10 @@ def test_every_class_is_in_a_document() -> None:
         (bench.Ratio, "scope", statistics.Scope),
         (bench.Ratio, "estimator", statistics.Estimator),
         (bench.Gate, "verdict", gates.Verdict),
-        (generate.Token, "origin", speculation.Origin),
+        (generate.Token, "origin", speculation.DraftSource),
         (generate.Answer, "finish_reason", speculation.FinishReason),
         (generate.Verification, "verdict", equivalence.Verdict),
-        (profile_classify.ClassifyFitted, "problem", heads.Problem),
+        (profile_classify.ClassifyFitted, "problem", agreement.Problem),
         (profile_classify.ExitRules, "family", certify.Family),
     ],
     ids=lambda part: part if isinstance(part, str) else getattr(part, "__name__", ""),

@@ -11,8 +11,8 @@ from support.commands import PROMPT, finish, spawn
 
 from dynx.cli import app as program
 from dynx.cli import configuration
-from dynx.cli.commands import COMMANDS
 from dynx.cli.main import run
+from dynx.cli.options.commands import COMMANDS
 from dynx.cli.reference.settings_table import settings_table, with_table
 from dynx.cli.settings import by_command, shared
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import pipelines
 
-from dynx.cli.calibrate_command import calibrate_command
+from dynx.cli.remedy import calibrate_command
 from dynx.diffusion import backend_search, backends, make_plan
 from dynx.diffusion import calibrate as learning
 from dynx.diffusion.assembly import LoadedImageGenerator

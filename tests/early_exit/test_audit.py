@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynx.early_exit.audit import Audit, audited, certify_job, sample_of
+from dynx.early_exit.audit import Audit, audited, certify_sample, draw_sample
 from dynx.errors import UsageError
 
 EPS, DELTA = 0.02, 0.05
@@ -100,7 +100,7 @@ def test_a_sample_is_uniform() -> None:
     """Every row is drawn about equally often over seeds, none twice."""
     counts = np.zeros(20)
     for seed in range(2000):
-        rows = sample_of(20, 5, seed)
+        rows = draw_sample(20, 5, seed)
         assert len(set(rows)) == 5
         assert rows == sorted(rows)
         counts[rows] += 1
@@ -117,7 +117,7 @@ def test_a_job_certifies_itself() -> None:
     for _ in range(500):
         sample = np.zeros(total, dtype=bool)
         sample[rng.choice(total, drawn, replace=False)] = True
-        found = certify_job(path[sample].T, total, drawn, EPS, DELTA)
+        found = certify_sample(path[sample].T, total, drawn, EPS, DELTA)
         if found.rule is not None:
             rest = path[~sample, found.rule]
             used += 1
@@ -134,13 +134,13 @@ def test_a_job_certifies_itself() -> None:
 
 def test_a_job_too_small_is_run_in_full() -> None:
     """Where the sample can't show it, the rule is None and the words say so; the walk stops at the first failure."""
-    small = certify_job([[False] * 20], 100, 20, EPS, DELTA)
+    small = certify_sample([[False] * 20], 100, 20, EPS, DELTA)
     assert small.rule is None
     assert "full depth" in small.words
 
     good, bad = [False] * 500, [True] * 20 + [False] * 480
-    assert certify_job([good, bad, good], 2000, 500, EPS, DELTA).rule == 0
-    assert "95 % confidence at most 30 of the other 1,500" in certify_job([good], 2000, 500, EPS, DELTA).words
+    assert certify_sample([good, bad, good], 2000, 500, EPS, DELTA).rule == 0
+    assert "95 % confidence at most 30 of the other 1,500" in certify_sample([good], 2000, 500, EPS, DELTA).words
 
 
 def test_nonsense_is_refused() -> None:
@@ -149,9 +149,9 @@ def test_nonsense_is_refused() -> None:
         lambda: Audit(0.0, DELTA),
         lambda: Audit(EPS, 1.0),
         lambda: audited(1, 1.5, 0),
-        lambda: sample_of(5, 6, 0),
-        lambda: certify_job([], 5, 6, EPS, DELTA),
-        lambda: certify_job([[True]], 100, 20, EPS, DELTA),
+        lambda: draw_sample(5, 6, 0),
+        lambda: certify_sample([], 5, 6, EPS, DELTA),
+        lambda: certify_sample([[True]], 100, 20, EPS, DELTA),
     ):
         with pytest.raises(UsageError):
             call()

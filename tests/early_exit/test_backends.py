@@ -13,11 +13,11 @@ from support.classifier_folders import write_text_classifier
 from support.classifiers import IMAGE, batch, classifier
 from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
-from dynx.cli.calibrate_command import calibrate_command
+from dynx.cli.remedy import calibrate_command
 from dynx.early_exit import make_plan
 from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.attach.attach import attach
-from dynx.early_exit.backends import RANGES, TOLERANCE, Blocks, put_in
+from dynx.early_exit.backends import LOGIT_TOLERANCE, RANGES_PREFIX, BlockBackend, replace_blocks
 from dynx.early_exit.classifier import Classifier
 from dynx.early_exit.plan import ClassifierRequest
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
@@ -40,7 +40,7 @@ pytestmark = [
 converts = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO isn't installed")
 
 
-class Reader:
+class Preprocessor:
     """Rows of a kind of tiny model."""
 
     def __init__(self, kind: str) -> None:
@@ -55,20 +55,20 @@ class Reader:
 def replaced(kind: str, backend: str, precision: str) -> tuple[Tensor, Tensor, float]:
     """Logits of the model as it was and with other blocks, whole; and the largest change where rows leave on the way."""
     model: Any = classifier(kind)
-    reader: Any = Reader(kind)
+    preprocessor: Any = Preprocessor(kind)
     inputs = batch(kind, 5, seed=9)
-    attachment = attach(model, reader.probe())
-    want = attachment.run(inputs).logits
+    exit_model = attach(model, preprocessor.probe())
+    want = exit_model.run(inputs).logits
     ranges: Any = {}
     if backend == OPENVINO and precision == "int8":
         from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
         def seen() -> None:
             for seed in range(4):
-                attachment.run(batch(kind, 6, seed=seed))
+                exit_model.run(batch(kind, 6, seed=seed))
 
-        ranges = openvino_blocks.observe(attachment.blocks, seen)
-    made: Any = put_in(attachment, reader, Blocks(backend, precision, ranges), 1)
+        ranges = openvino_blocks.observe(exit_model.blocks, seen)
+    made: Any = replace_blocks(exit_model, preprocessor, BlockBackend(backend, precision, ranges), 1)
     got = made.run(inputs).logits
     left = made.run(inputs, watch=lambda _k, _h, rows: rows != 1, exits=[2]).logits
     assert want is not None
@@ -79,7 +79,7 @@ def same(want: Tensor, got: Tensor, part: float, precision: str) -> bool:
     """Equal to what the precision allows, and not to the last bit, which would mean that nothing was replaced."""
     scale = max(1.0, float(want.abs().max()))
     gap = float((got - want).abs().max()) / scale
-    return gap <= TOLERANCE[precision] and part <= 0.02 * scale and (precision == "float32" or gap > 0)
+    return gap <= LOGIT_TOLERANCE[precision] and part <= 0.02 * scale and (precision == "float32" or gap > 0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2", "albert", "vit"])
@@ -182,7 +182,7 @@ def test_one_promise_for_exits_and_int8(easy: Path, quantized: Findings) -> None
     assert quantized.profile.key.quantization == "int8"
     assert quantized.profile.fitted["backend"] == TORCH
     assert quantized.profile.evidence["full_depth"]["n"] == quantized.parts[2]
-    assert assembly.knowledge is not None
+    assert assembly.exit_profile is not None
     assert job.receipt.guarantee is not None
     assert job.receipt.guarantee.eps == EPS
     differ = sum(a.label != b.label for a, b in zip(made, full, strict=True))
@@ -228,8 +228,8 @@ def test_calibration_keeps_what_openvino_needs(easy: Path, tmp_path: Path, monke
     assembly = assembled(easy, max_disagreement=EPS, quantize="int8")
 
     assert found.profile.fitted["backend"] == OPENVINO
-    assert any(name.startswith(RANGES) for name in found.arrays)
-    assert assembly.blocks.backend == OPENVINO
+    assert any(name.startswith(RANGES_PREFIX) for name in found.arrays)
+    assert assembly.block_backend.backend == OPENVINO
     assert assembly.decisions.backend.reason == "measured to be the fastest here"
     assert len(Classifier(assembly).window(LESSONS[:5])) == 5
 
@@ -238,7 +238,7 @@ def test_a_causal_classifier_quantizes_from_a_folder(tmp_path: Path) -> None:
     """A decoder's folder too, through the same door."""
     folder = write_text_classifier(tmp_path / "gpt2", "gpt2")
     assembly = assembled(folder, quantize="int8")
-    assert assembly.blocks.quantized
+    assert assembly.block_backend.quantized
     assert Classifier(assembly).window(["one", "two words"])[1].label
 
 
@@ -294,12 +294,12 @@ def test_converting_blocks_leaves_their_weights(kind: str, precision: str) -> No
     """Parameters and buffers are the same objects with the same bits: the rest of the model goes on with them."""
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
-    model, reader = classifier(kind), Reader(kind)
-    attachment = attach(model, reader.probe())
-    seen = openvino_blocks.observe(attachment.blocks, lambda: attachment.run(batch(kind, 6, seed=1)))
+    model, preprocessor = classifier(kind), Preprocessor(kind)
+    exit_model = attach(model, preprocessor.probe())
+    seen = openvino_blocks.observe(exit_model.blocks, lambda: exit_model.run(batch(kind, 6, seed=1)))
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {name: (tensor, tensor.clone(), tensor.dtype) for name, tensor in named.items()}
-    put_in(attachment, reader, Blocks(OPENVINO, precision, seen if precision == "int8" else {}), 1)  # type: ignore[arg-type]
+    replace_blocks(exit_model, preprocessor, BlockBackend(OPENVINO, precision, seen if precision == "int8" else {}), 1)  # type: ignore[arg-type]
     after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert after.keys() == before.keys()
     for name, tensor in after.items():

@@ -12,7 +12,7 @@ from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 from dynx.early_exit import calibrate as learning
 from dynx.early_exit.assembly import Reference
 from dynx.early_exit.features import Inputs, candidates, collect
-from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.preprocessing import Example
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.runtime.certify import split
 
@@ -102,7 +102,7 @@ def test_exits_that_never_pay(monkeypatch: pytest.MonkeyPatch, easy: Path) -> No
 
     assert found.fitted is None or not found.certificate.active  # type: ignore[union-attr]
     assert "full depth" in found.summary
-    assert later.knowledge is None
+    assert later.exit_profile is None
     assert later.decisions.exits.reason == found.summary
 
 
@@ -144,13 +144,13 @@ def test_collecting_sees_what_the_model_says(easy: Path) -> None:
     """Batched by length, in the order of the rows: logits equal those of each row by itself."""
     assembly = assembled(easy, plain=True)
     texts = sentences(40)
-    rows = [row for row in assembly.reader.rows(texts) if isinstance(row, Row)]
+    rows = [row for row in assembly.preprocessor.rows(texts) if isinstance(row, Example)]
     seen = collect(assembly, rows, (1, 3), None)
     alone = np.stack([assembly.engine().window([row])[0].logits for row in rows])
 
     np.testing.assert_allclose(seen.logits.numpy(), alone, rtol=1e-4, atol=1e-5)
     assert [len(features) for features in seen.pooled] == [40, 40]
-    assert seen.truth is seen.logits
+    assert seen.reference_logits is seen.logits
     with pytest.raises(UsageError, match="no inputs"):
         collect(assembly, [], (1,), None)
 

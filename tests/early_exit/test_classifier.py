@@ -12,7 +12,7 @@ from support.exits import EPS, LAYERS, assembled
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.types import EXACT, Guarantee, Prediction, Receipt
+from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee, Prediction, Receipt
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def test_the_receipt_adds_up(known: Findings, easy: Path) -> None:
     assert (receipt.inputs, receipt.errors, receipt.truncated, receipt.repeated) == (83, 0, 1, 1)
     assert receipt.computed == 82
     assert receipt.layers == sum(answer.layers for answer in answers)
-    assert receipt.left.total() == 82
-    assert receipt.layers == sum(layer * count for layer, count in receipt.left.items())
+    assert receipt.exit_counts.total() == 82
+    assert receipt.layers == sum(layer * count for layer, count in receipt.exit_counts.items())
     assert receipt.mean_layers == pytest.approx(receipt.layers / 82)
     assert {answer.exit for answer in answers} - {None} <= set(known.profile.fitted["depths"])
     assert answers[81].label == answers[80].label
     assert answers[81].layers == 0
-    assert receipt.json()["left_after"] == {str(k): v for k, v in sorted(receipt.left.items())}
+    assert receipt.json()["left_after"] == {str(k): v for k, v in sorted(receipt.exit_counts.items())}
 
 
 def test_what_cannot_be_read_stays_in_its_place(tmp_path: Path) -> None:
@@ -74,17 +74,17 @@ def test_what_cannot_be_read_stays_in_its_place(tmp_path: Path) -> None:
 
 def broken(assembly: LoadedClassifier) -> LoadedClassifier:
     """With exits that everything takes at once, whatever is promised."""
-    knowledge = assembly.knowledge
-    assert knowledge is not None
-    first = (1e-12, *(float("inf") for _ in knowledge.certificate.thresholds[1:]))
-    assembly.knowledge = replace(knowledge, certificate=replace(knowledge.certificate, thresholds=first))
+    exit_profile = assembly.exit_profile
+    assert exit_profile is not None
+    first = (1e-12, *(float("inf") for _ in exit_profile.certificate.thresholds[1:]))
+    assembly.exit_profile = replace(exit_profile, certificate=replace(exit_profile.certificate, thresholds=first))
     return assembly
 
 
 def test_the_audit_ends_a_broken_promise(known: Findings, easy: Path) -> None:
     """It says so once; nothing is promised from then on, and every answer is the full model's."""
     heard: list[str] = []
-    classifier = Classifier(broken(assembled(easy, max_disagreement=0.05)), audit=0.5, say=heard.append)
+    classifier = Classifier(broken(assembled(easy, max_disagreement=0.05)), audit=0.5, on_alarm=heard.append)
     texts = sentences(900, seed=5)
     assert classifier.exiting
     answers = [answer for at in range(0, 900, 100) for answer in classifier.window(texts[at : at + 100])]
@@ -102,7 +102,7 @@ def test_the_audit_of_a_promise_that_holds(known: Findings, easy: Path) -> None:
     """Nothing is heard, a share is checked, and the answers are those of a run without it."""
     heard: list[str] = []
     texts = sentences(400, seed=6)
-    watched = Classifier(assembled(easy, max_disagreement=EPS), audit=0.25, say=heard.append)
+    watched = Classifier(assembled(easy, max_disagreement=EPS), audit=0.25, on_alarm=heard.append)
     answers = watched.window(texts)
 
     assert heard == []
@@ -122,10 +122,10 @@ def test_shares_of_an_audit(easy: Path) -> None:
 
 def test_a_guarantee_in_words() -> None:
     """What is promised, at which confidence, and of which answers."""
-    assert str(EXACT) == "every answer is the full model's"
+    assert str(EXACT_GUARANTEE) == "every answer is the full model's"
     assert str(Guarantee(0.02, 0.05)) == "at most 2 % differ from the full model's (95 % confidence)"
     assert "of the others" in str(Guarantee(0.02, 0.05, basis="job"))
-    assert EXACT.json()["confidence"] == 1
+    assert EXACT_GUARANTEE.json()["confidence"] == 1
     assert Guarantee(0.01, 0.1, 500, 2, "profile").json() == {
         "max_disagreement": 0.01,
         "confidence": 0.9,

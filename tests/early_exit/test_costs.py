@@ -11,16 +11,17 @@ import torch
 from support.classifiers import PAD, VOCAB, classifier
 
 from dynx.early_exit import costs as module
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.attach.attach import attach
 from dynx.early_exit.costs import measure_costs
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import ExitHeads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
 
 Row = tuple[int, ...]
 
@@ -41,17 +42,17 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def attached() -> Iterator[Attachment]:
+def attached() -> Iterator[ExitModel]:
     """A tiny classifier of four blocks with exits attached."""
-    with attach(classifier("bert"), collate(rows_of_text(3))) as attachment:
-        yield attachment
+    with attach(classifier("bert"), collate(rows_of_text(3))) as exit_model:
+        yield exit_model
 
 
-def fitted(attachment: Attachment, depths: Sequence[int]) -> tuple[ExitHeads, AgreementScore]:
+def fitted(exit_model: ExitModel, depths: Sequence[int]) -> tuple[ExitHeads, AgreementScore]:
     inputs = collate(rows_of_text(60))
     pooled: list[Tensor] = []
-    full = attachment.run(
-        inputs, exits=depths, watch=lambda _k, h, _r: pooled.append(attachment.pool(h, inputs))
+    full = exit_model.run(
+        inputs, exits=depths, watch=lambda _k, h, _r: pooled.append(exit_model.pool(h, inputs))
     ).logits
     assert full is not None
     heads = ExitHeads.fit(pooled, full, "single")
@@ -61,11 +62,11 @@ def fitted(attachment: Attachment, depths: Sequence[int]) -> tuple[ExitHeads, Ag
 class Virtual:
     """A clock that stands still but for what a model does: every n-th block is `hiccup` times as slow."""
 
-    def __init__(self, attachment: Attachment, hiccup: float = 1.0) -> None:
+    def __init__(self, exit_model: ExitModel, hiccup: float = 1.0) -> None:
         self.now, self._blocks, self._hiccup = 0.0, 0, hiccup
-        for layer in attachment.model.bert.encoder.layer:
+        for layer in exit_model.model.bert.encoder.layer:
             layer.attention.register_forward_pre_hook(self._block, with_kwargs=True)
-        attachment.model.bert.embeddings.word_embeddings.register_forward_pre_hook(self._embedded)
+        exit_model.model.bert.embeddings.word_embeddings.register_forward_pre_hook(self._embedded)
 
     def __call__(self) -> float:
         """Now."""
@@ -89,12 +90,12 @@ class Virtual:
         return collate(rows)
 
 
-def costs_of(attachment: Attachment, batch: int, **settings: Any) -> Any:
+def costs_of(exit_model: ExitModel, batch: int, **settings: Any) -> Any:
     depths = settings.pop("depths", DEPTHS)
-    heads, _ = fitted(attachment, depths)
-    clock = Virtual(attachment, settings.pop("hiccup", 1.0))
+    heads, _ = fitted(exit_model, depths)
+    clock = Virtual(exit_model, settings.pop("hiccup", 1.0))
     return measure_costs(
-        attachment,
+        exit_model,
         clock.collate,
         settings.pop("rows", rows_of_text(32)),
         depths,
@@ -107,7 +108,7 @@ def costs_of(attachment: Attachment, batch: int, **settings: Any) -> Any:
     )
 
 
-def test_a_batch_is_priced_by_what_is_saved(attached: Attachment) -> None:
+def test_a_batch_is_priced_by_what_is_saved(attached: ExitModel) -> None:
     """Rows that stay can be joined to full batches for nothing here, so a row that leaves saves its share of the blocks."""
     costs = costs_of(attached, 8)
 
@@ -117,7 +118,7 @@ def test_a_batch_is_priced_by_what_is_saved(attached: Attachment) -> None:
     assert costs.check == pytest.approx([LOOK / 8, LOOK / 6, LOOK / 6])  # the first sees all, later ones some of them
 
 
-def test_a_batch_of_one_ends_where_its_row_leaves(attached: Attachment) -> None:
+def test_a_batch_of_one_ends_where_its_row_leaves(attached: ExitModel) -> None:
     """There is nothing to share."""
     costs = costs_of(attached, 1)
 
@@ -127,7 +128,7 @@ def test_a_batch_of_one_ends_where_its_row_leaves(attached: Attachment) -> None:
     assert costs.check == pytest.approx([LOOK] * 3)
 
 
-def test_a_slow_moment_changes_nothing(attached: Attachment) -> None:
+def test_a_slow_moment_changes_nothing(attached: ExitModel) -> None:
     """Medians forget what happens now and then."""
     assert costs_of(attached, 8, hiccup=50.0) == costs_of(attached, 8)
 
@@ -137,11 +138,11 @@ def test_where_joining_is_dear_the_rest_of_the_batch_pays_what_is_fixed() -> Non
     upto = np.array([33.0, 46.0, 59.0])
     half = np.array([29.0, 38.0, 47.0])
     medians = {
-        "whole": np.array([*upto, 72.0]),
+        "full_depth": np.array([*upto, 72.0]),
         "half": np.array([*half, 56.0]),
-        "looked": np.array([2 + 33 + 27 + 9.0]),
-        "answered": np.array([74.0]),
-        "joined": np.array([26.0 + 40.0]),
+        "with_exits": np.array([2 + 33 + 27 + 9.0]),
+        "without_exits": np.array([74.0]),
+        "merged": np.array([26.0 + 40.0]),
     }
 
     costs = module._costs(medians, 8, 4)
@@ -154,11 +155,11 @@ def test_where_joining_is_dear_the_rest_of_the_batch_pays_what_is_fixed() -> Non
 def test_costs_from_a_clock_that_makes_no_sense_are_in_order() -> None:
     """A deeper exit is never cheaper, and none is dearer than the answer or free of charge."""
     medians = {
-        "whole": np.array([30.0, 20.0, 90.0, 72.0]),
+        "full_depth": np.array([30.0, 20.0, 90.0, 72.0]),
         "half": np.array([10.0, 38.0, 47.0, 16.0]),
-        "looked": np.array([1.0]),
-        "answered": np.array([70.0]),
-        "joined": np.array([1.0]),
+        "with_exits": np.array([1.0]),
+        "without_exits": np.array([70.0]),
+        "merged": np.array([1.0]),
     }
     costs = module._costs(medians, 8, 4)
 
@@ -166,20 +167,20 @@ def test_costs_from_a_clock_that_makes_no_sense_are_in_order() -> None:
     assert 0 <= costs.reach[0] <= costs.reach[-1] <= costs.full == 9
 
 
-def test_the_budget_ends_it(attached: Attachment) -> None:
+def test_the_budget_ends_it(attached: ExitModel) -> None:
     """After three rounds of one batch at the earliest; the share done is told."""
     told: list[float] = []
     costs_of(attached, 8, budget=1e-6, progress=told.append)
-    assert len(told) == module.FEWEST
+    assert len(told) == module.MIN_ROUNDS
     assert told[-1] == 1.0
 
     costs_of(attached, 8, progress=told.append)
-    assert len(told) == module.FEWEST + module.ENOUGH
+    assert len(told) == module.MIN_ROUNDS + module.MAX_ROUNDS
     assert told[-1] == 1.0
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(1, 32), (5, 32), (3, 2)])
-def test_few_rows(attached: Attachment, rows: int, batch: int) -> None:
+def test_few_rows(attached: ExitModel, rows: int, batch: int) -> None:
     """The batch is what there is."""
     size = min(rows, batch)
     costs = costs_of(attached, batch, rows=rows_of_text(rows), depths=(2,))
@@ -200,14 +201,14 @@ def test_a_real_run(kind: str) -> None:
             return collate(several)
         return {"pixel_values": torch.stack(list(several))}
 
-    with attach(classifier(kind, **small), batch_of(rows[:3])) as attachment:
+    with attach(classifier(kind, **small), batch_of(rows[:3])) as exit_model:
         inputs = batch_of(rows[:8])
-        wide = [int(attachment.pool(h, inputs).shape[1]) for h in _hidden(attachment, inputs)]
+        wide = [int(exit_model.pool(h, inputs).shape[1]) for h in _hidden(exit_model, inputs)]
         heads = ExitHeads("single", [(torch.zeros(w), torch.ones(w, 5), torch.zeros(5), torch.zeros(5)) for w in wide])
         score = AgreementScore("single", np.ones((3, 6)), np.ones((3, 2, 5)), 0.0)
 
         costs = measure_costs(
-            attachment, batch_of, rows, DEPTHS, heads=heads, score=score,
+            exit_model, batch_of, rows, DEPTHS, heads=heads, score=score,
             length=len if kind != "swin" else lambda _: 1, batch=8, budget=0.01,
         )  # fmt: skip
 
@@ -216,9 +217,9 @@ def test_a_real_run(kind: str) -> None:
     assert all(0 <= check < 1 for check in costs.check)
 
 
-def _hidden(attachment: Attachment, inputs: dict[str, Tensor]) -> list[Tensor]:
+def _hidden(exit_model: ExitModel, inputs: dict[str, Tensor]) -> list[Tensor]:
     seen: list[Tensor] = []
-    attachment.run(inputs, exits=DEPTHS, watch=lambda _k, hidden, _rows: seen.append(hidden))
+    exit_model.run(inputs, exits=DEPTHS, watch=lambda _k, hidden, _rows: seen.append(hidden))
     return seen
 
 
@@ -226,7 +227,7 @@ def test_other_devices_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock read while the device is still at it would tell nothing."""
     waits: list[str] = []
     monkeypatch.setattr(torch, "fake", SimpleNamespace(synchronize=lambda: waits.append("now")), raising=False)
-    attachment: Any = SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="fake")))
+    exit_model: Any = SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="fake")))
 
-    assert module._tick(attachment, lambda: 5.0)() == 5.0
+    assert module._tick(exit_model, lambda: 5.0)() == 5.0
     assert waits == ["now"]

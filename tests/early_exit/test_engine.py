@@ -10,10 +10,11 @@ import torch
 from support.classifiers import PAD, VOCAB, classifier, images
 from torch import Tensor
 
+from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.attach.attach import attach
-from dynx.early_exit.batching import Group, Waiting
+from dynx.early_exit.batching import Batch, ParkedRows
 from dynx.early_exit.engine import Engine, Exits
-from dynx.early_exit.heads import AgreementScore, ExitHeads
+from dynx.early_exit.heads import ExitHeads
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,16 +42,16 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 @pytest.fixture(scope="module", params=["bert", "gpt2", "deberta-v2"])
 def attached(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A tiny classifier of four blocks with exits attached."""
-    with attach(classifier(request.param), collate(rows_of_text(3))) as attachment:
-        yield attachment
+    with attach(classifier(request.param), collate(rows_of_text(3))) as exit_model:
+        yield exit_model
 
 
-def learned(attachment: Any, thresholds: Any, rows: Sequence[Row] | None = None) -> Exits:
+def learned(exit_model: Any, thresholds: Any, rows: Sequence[Row] | None = None) -> Exits:
     """Heads and scores fitted on 200 rows."""
     inputs = collate(rows_of_text(200, seed=9) if rows is None else rows)
     pooled: list[Tensor] = []
-    full = attachment.run(
-        inputs, exits=DEPTHS, watch=lambda _k, hidden, _rows: pooled.append(attachment.pool(hidden, inputs))
+    full = exit_model.run(
+        inputs, exits=DEPTHS, watch=lambda _k, hidden, _rows: pooled.append(exit_model.pool(hidden, inputs))
     ).logits
     heads = ExitHeads.fit(pooled, full, "single")
     return Exits(
@@ -58,19 +59,19 @@ def learned(attachment: Any, thresholds: Any, rows: Sequence[Row] | None = None)
     )
 
 
-def alone(attachment: Any, row: Row) -> Tensor:
+def alone(exit_model: Any, row: Row) -> Tensor:
     """What the model itself says about one row."""
     with torch.no_grad():
-        logits: Tensor = attachment.model(**collate([row])).logits[0]
+        logits: Tensor = exit_model.model(**collate([row])).logits[0]
     return logits
 
 
-def by_hand(attachment: Any, exits: Exits, row: Row) -> tuple[int | None, Tensor]:
+def by_hand(exit_model: Any, exits: Exits, row: Row) -> tuple[int | None, Tensor]:
     """The exit and logits of one row, all of its exits looked at, in one full pass on its own."""
     inputs = collate([row])
     pooled: list[Tensor] = []
-    full = attachment.run(
-        inputs, exits=DEPTHS, watch=lambda _k, hidden, _rows: pooled.append(attachment.pool(hidden, inputs))
+    full = exit_model.run(
+        inputs, exits=DEPTHS, watch=lambda _k, hidden, _rows: pooled.append(exit_model.pool(hidden, inputs))
     ).logits
     previous = None
     for k, x in enumerate(pooled):
@@ -116,13 +117,13 @@ def test_staged_batches_answer_as_each_row_would_alone(attached: Any, batch: int
         assert answer.exit == exit_
         assert torch.from_numpy(answer.logits) == pytest.approx(logits, abs=1e-4)
         assert answer.layers == (attached.depth if exit_ is None else DEPTHS[exit_])
-    assert engine.blocks == sum(a.layers for a in answers) < attached.depth * len(rows)
+    assert engine.block_calls == sum(a.layers for a in answers) < attached.depth * len(rows)
 
 
-def _score(attachment: Any, exits: Exits, row: Row) -> list[float]:
+def _score(exit_model: Any, exits: Exits, row: Row) -> list[float]:
     inputs = collate([row])
     pooled: list[Tensor] = []
-    attachment.run(inputs, exits=DEPTHS, watch=lambda _k, h, _rows: pooled.append(attachment.pool(h, inputs)))
+    exit_model.run(inputs, exits=DEPTHS, watch=lambda _k, h, _rows: pooled.append(exit_model.pool(h, inputs)))
     logits = exits.heads.run(pooled)
     return [float(exits.score(k, z, logits[k - 1] if k else None)[0]) for k, z in enumerate(logits)]
 
@@ -136,7 +137,7 @@ def test_the_blocks_counted_are_the_blocks_computed(attached: Any) -> None:
     answers = engine.window(rows)
 
     stayed = sum(a.exit is None for a in answers)
-    assert engine.blocks == (len(rows) - stayed) + attached.depth * stayed
+    assert engine.block_calls == (len(rows) - stayed) + attached.depth * stayed
     assert stayed < len(rows)
 
 
@@ -147,7 +148,7 @@ def test_equal_rows_are_computed_once(attached: Any) -> None:
 
     first, second, third = engine.window([row, other, row])
 
-    assert engine.blocks == 2 * attached.depth
+    assert engine.block_calls == 2 * attached.depth
     assert (first.repeated, second.repeated, third.repeated, third.layers) == (False, False, True, 0)
     assert (third.logits == first.logits).all()
 
@@ -160,22 +161,22 @@ def test_an_empty_window_has_no_answers(attached: Any) -> None:
 def test_images_of_changing_shape_go_through_the_stages() -> None:
     """Swin halves its map between stages; there is nothing to pad."""
     pixels = images(9)["pixel_values"]
-    with attach(classifier("swin"), {"pixel_values": pixels[:3]}) as attachment:
-        depths = tuple(range(1, attachment.depth))
+    with attach(classifier("swin"), {"pixel_values": pixels[:3]}) as exit_model:
+        depths = tuple(range(1, exit_model.depth))
         pooled: list[Tensor] = []
         many = images(60, seed=5)
-        full = attachment.run(
-            many, exits=depths, watch=lambda _k, h, _r: pooled.append(attachment.pool(h, many))
+        full = exit_model.run(
+            many, exits=depths, watch=lambda _k, h, _r: pooled.append(exit_model.pool(h, many))
         ).logits
         heads = ExitHeads.fit(pooled, full, "single")
         score = AgreementScore.fit(heads.run(pooled), full, "single")
         exits = Exits(depths, heads, score, np.full(len(depths), 2.0))  # looked at, and never taken
-        engine = Engine[int](attachment, lambda rows: {"pixel_values": pixels[list(rows)]}, exits=exits, batch=4)
+        engine = Engine[int](exit_model, lambda rows: {"pixel_values": pixels[list(rows)]}, exits=exits, batch=4)
 
         answers = engine.window(range(9))
 
         with torch.no_grad():
-            want = attachment.model(pixel_values=pixels).logits
+            want = exit_model.model(pixel_values=pixels).logits
         assert torch.from_numpy(np.stack([a.logits for a in answers])) == pytest.approx(want, abs=2e-5)
 
 
@@ -184,18 +185,18 @@ def test_rows_that_are_few_wait_for_others(share: float, forwards: list[int], mo
     """Those of eight batches that stayed make two full ones; where most stay, they go on at once."""
     rows = [(*row[:6], *[7] * (6 - len(row))) for row in rows_of_text(64, seed=6)]
     seen: list[int] = []
-    with attach(classifier("bert"), collate(rows[:3])) as attachment:
-        exits = learned(attachment, NEVER)
-        scores = [_score(attachment, exits, row)[0] for row in rows]
+    with attach(classifier("bert"), collate(rows[:3])) as exit_model:
+        exits = learned(exit_model, NEVER)
+        scores = [_score(exit_model, exits, row)[0] for row in rows]
         exits = Exits(DEPTHS, exits.heads, exits.score, np.array([np.quantile(scores, 1 - share), np.inf, np.inf]))
-        run = attachment.run
+        run = exit_model.run
 
         def counted(inputs: Any, **how: Any) -> Any:
             seen.append(len(inputs["input_ids"]))
             return run(inputs, **how)
 
-        monkeypatch.setattr(attachment, "run", counted)
-        answers = Engine(attachment, collate, length=len, exits=exits, batch=8).window(rows)
+        monkeypatch.setattr(exit_model, "run", counted)
+        answers = Engine(exit_model, collate, length=len, exits=exits, batch=8).window(rows)
 
     assert sum(a.exit == 0 for a in answers) == pytest.approx(64 * share, abs=1)
     assert seen[:8] == [8] * 8
@@ -205,12 +206,12 @@ def test_rows_that_are_few_wait_for_others(share: float, forwards: list[int], mo
 def test_rows_wait_only_for_rows_of_like_length(attached: Any) -> None:
     """One long row doesn't make short ones as long."""
     rows = [(5,) * n for n in (17, 16, 4, 4, 3)]
-    groups = Waiting(merges_lengths=True)
+    groups = ParkedRows(merges_lengths=True)
     for numbers in ([0, 1], [2, 3, 4]):
         inputs = collate([rows[i] for i in numbers])
         state = attached.run(inputs, stop=1).state
         sizes = np.array([len(rows[i]) for i in numbers])
-        groups.add(Group(np.array(numbers), sizes, inputs, int(sizes[0]), state, torch.zeros(len(numbers), 5)))
+        groups.add(Batch(np.array(numbers), sizes, inputs, int(sizes[0]), state, torch.zeros(len(numbers), 5)))
 
     taken = [groups.take(4, lambda _: pytest.fail("nothing to pad")) for _ in range(2)]
 
@@ -222,16 +223,16 @@ def test_a_model_that_merges_no_lengths_is_given_equal_ones() -> None:
     """FNet mixes padding in, so that a longer neighbour would change the answer."""
     rows = rows_of_text(60, seed=8)
     small = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64}
-    with attach(classifier("fnet", **small), collate(rows[:3])) as attachment:
-        exits = learned(attachment, NEVER, [row[:2] for row in rows_of_text(200, seed=9)])
-        scores = np.array([_score(attachment, exits, row)[0] for row in rows])
+    with attach(classifier("fnet", **small), collate(rows[:3])) as exit_model:
+        exits = learned(exit_model, NEVER, [row[:2] for row in rows_of_text(200, seed=9)])
+        scores = np.array([_score(exit_model, exits, row)[0] for row in rows])
         exits = Exits(DEPTHS, exits.heads, exits.score, np.array([np.quantile(scores, 0.3), np.inf, np.inf]))
 
-        answers = Engine(attachment, collate, length=len, exits=exits, batch=8).window(rows)
+        answers = Engine(exit_model, collate, length=len, exits=exits, batch=8).window(rows)
 
-        assert not attachment.merges_lengths
+        assert not exit_model.merges_lengths
         for row, answer in zip(rows, answers, strict=True):
-            exit_, logits = by_hand(attachment, exits, row)
+            exit_, logits = by_hand(exit_model, exits, row)
             assert answer.exit == exit_
             assert torch.from_numpy(answer.logits) == pytest.approx(logits, abs=1e-4)
 

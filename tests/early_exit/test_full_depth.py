@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from dynx.early_exit.attach.full_depth import Whole
+from dynx.early_exit.attach.full_depth import FullDepthModel
 
 PAD, END = 1, 2
 IDS = torch.tensor([[5, 6, 7, END, PAD, PAD], [8, 9, 10, 11, 12, END], [4, END, PAD, PAD, PAD, PAD]])
@@ -45,13 +45,13 @@ def test_lengths_go_together_only_where_padding_changes_nothing(
     kind: str, options: dict[str, Any], merges: bool
 ) -> None:
     """BART masks what is padded; FNet mixes all places with each other."""
-    assert Whole(model(kind, options), "text", BATCH).merges_lengths is merges
+    assert FullDepthModel(model(kind, options), "text", BATCH).merges_lengths is merges
 
 
 def test_it_answers_as_the_model_does_and_in_no_other_way() -> None:
     """Logits are the model's; parts of it can't be had."""
     own = model("bart", BART)
-    whole = Whole(own, "text", BATCH)
+    whole = FullDepthModel(own, "text", BATCH)
     with torch.no_grad():
         assert torch.equal(whole.run(BATCH).logits, own(**BATCH).logits)
     with pytest.raises(ValueError, match="in parts"):
@@ -63,4 +63,4 @@ def test_one_text_says_nothing_about_padding() -> None:
     """So nothing is padded then."""
     one = {name: value[:1] for name, value in BATCH.items()}
 
-    assert not Whole(model("bart", BART), "text", one).merges_lengths
+    assert not FullDepthModel(model("bart", BART), "text", one).merges_lengths

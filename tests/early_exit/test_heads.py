@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from dynx.early_exit import heads as module
-from dynx.early_exit.heads import AgreementScore, ExitHeads, Problem, agrees
+from dynx.early_exit.agreement import AgreementScore, Problem, agrees
+from dynx.early_exit.heads import ExitHeads
 from dynx.errors import UsageError
 
 EXITS, OUTPUTS = 4, 3
@@ -79,7 +80,7 @@ def test_distillation_with_the_previous_exit_helps(monkeypatch: pytest.MonkeyPat
         )
 
     distilled = divergence(ExitHeads.fit(*world(400, 1), "single"))
-    monkeypatch.setattr(module, "STEPS", 1)
+    monkeypatch.setattr(module, "MAX_STEPS", 1)
     start = divergence(ExitHeads.fit(*world(400, 1), "single"))
 
     assert (distilled[:3] < 0.95 * start[:3]).all()
@@ -93,14 +94,14 @@ def test_leave_one_out_is_what_it_says() -> None:
     z = (z - z.mean(0)) / z.std(0, correction=0)
     ridge = module._Ridge(z, full.double())
     fitted = z @ ridge.weight + ridge.bias
-    hat = (fitted - full) / (ridge.honest - full)  # 1 - h of each row
+    hat = (fitted - full) / (ridge.left_out - full)  # 1 - h of each row
     lam = _penalty_of(ridge, z, full.double())
     for i in (0, 11, 29):
         rest = torch.arange(30) != i
         x = torch.cat([z, torch.ones(30, 1, dtype=torch.float64)], 1)
         gram = x[rest].T @ x[rest] + lam * torch.diag(torch.tensor([1.0] * 6 + [0.0], dtype=torch.float64))
         left_out = x[i] @ torch.linalg.solve(gram, x[rest].T @ full.double()[rest])
-        torch.testing.assert_close(ridge.honest[i], left_out, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(ridge.left_out[i], left_out, rtol=1e-8, atol=1e-8)
     assert ((hat > 0) & (hat < 1)).all()
 
 

@@ -13,7 +13,7 @@ from support.classifier_folders import VOCAB, write_pictures
 from support.classifiers import SIDE, classifier
 from support.commands import train_tokenizer
 
-from dynx.early_exit.preprocessing import Images, Row, Texts, token_limit
+from dynx.early_exit.preprocessing import Example, ImagePreprocessor, TextPreprocessor, token_limit
 from dynx.errors import UsageError
 from dynx.runtime.pictures import read_picture
 
@@ -29,9 +29,9 @@ def tokenizer(*, pads: bool = True, limit: int | None = None) -> Any:
     return made
 
 
-def texts(kind: str = "bert", *, pads: bool = True, max_length: int | None = None, **changes: Any) -> Texts:
+def texts(kind: str = "bert", *, pads: bool = True, max_length: int | None = None, **changes: Any) -> TextPreprocessor:
     model = classifier(kind, **{"vocab_size": VOCAB, "pad_token_id": 0, **changes})
-    return Texts(tokenizer(pads=pads), model, max_length)
+    return TextPreprocessor(tokenizer(pads=pads), model, max_length)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_how_many_tokens_a_model_takes(kind: str, limit: int | None) -> None:
 
 def test_a_long_text_is_cut_as_the_tokenizer_cuts_it() -> None:
     """To the model's limit or to less if asked, and the row says so."""
-    for reader, limit in ((texts(), 64), (texts(max_length=16), 16), (texts(max_length=1000), 64)):
-        short, long = reader.rows(["a fox", LONG])
-        assert isinstance(short, Row)
-        assert isinstance(long, Row)
-        assert (reader.limit, long.size, long.cut, short.cut) == (limit, limit, True, False)
+    for preprocessor, limit in ((texts(), 64), (texts(max_length=16), 16), (texts(max_length=1000), 64)):
+        short, long = preprocessor.rows(["a fox", LONG])
+        assert isinstance(short, Example)
+        assert isinstance(long, Example)
+        assert (preprocessor.limit, long.size, long.truncated, short.truncated) == (limit, limit, True, False)
         assert long.values["input_ids"] == tokenizer()(LONG, truncation=True, max_length=limit)["input_ids"]
     with pytest.raises(UsageError, match="at least 8"):
         texts(max_length=7)
@@ -64,9 +64,13 @@ def test_a_long_text_is_cut_as_the_tokenizer_cuts_it() -> None:
 
 def test_batches_are_padded_on_the_right() -> None:
     """With the model's padding token, which the mask hides; nothing that the model doesn't take."""
-    reader = texts("distilbert", pad_token_id=7)
-    rows = [row for row in reader.rows(["a fox", "the miller's daughter had a golden key"]) if isinstance(row, Row)]
-    batch = reader.collate(rows)
+    preprocessor = texts("distilbert", pad_token_id=7)
+    rows = [
+        row
+        for row in preprocessor.rows(["a fox", "the miller's daughter had a golden key"])
+        if isinstance(row, Example)
+    ]
+    batch = preprocessor.collate(rows)
     short = rows[0].size
 
     assert set(batch) == {"input_ids", "attention_mask"}
@@ -89,9 +93,9 @@ def test_an_empty_text_without_special_tokens() -> None:
     model = classifier("llama", vocab_size=VOCAB)
 
     (row,) = texts("llama").rows([""])
-    assert isinstance(row, Row)
+    assert isinstance(row, Example)
     assert (row.size, row.values["input_ids"]) == (1, [tokenizer().eos_token_id])
-    assert "no special token" in str(Texts(bare, model).rows([""])[0])
+    assert "no special token" in str(TextPreprocessor(bare, model).rows([""])[0])
     assert texts().rows([]) == []
 
 
@@ -99,7 +103,7 @@ def test_padding_of_causal_classifiers() -> None:
     """They find a text's last token by the padding token of the config: without any, rows can't share a batch."""
     alone = texts("gpt2", pads=False, pad_token_id=None)
     model = classifier("gpt2", vocab_size=VOCAB, pad_token_id=None)
-    shared = Texts(tokenizer(), model)
+    shared = TextPreprocessor(tokenizer(), model)
 
     assert not alone.pads_batches
     assert len(alone.probe()["input_ids"]) == 1
@@ -126,15 +130,20 @@ def test_pictures_and_what_is_none(tmp_path: Path) -> None:
     Image.new("RGBA", (9, 5)).save(tmp_path / "clear.png")
     good = [first, second, first, tmp_path / "grey.png", tmp_path / "clear.png"]
     bad = [tmp_path / name for name in ("torn.png", "text.png", "empty.png", "nowhere.png")] + [tmp_path]
-    reader = Images(processor(), classifier("vit"))
-    rows, reasons = reader.rows(good), reader.rows(bad)
+    preprocessor = ImagePreprocessor(processor(), classifier("vit"))
+    rows, reasons = preprocessor.rows(good), preprocessor.rows(bad)
 
-    assert all(isinstance(row, Row) for row in rows)
+    assert all(isinstance(row, Example) for row in rows)
     assert rows[0].identity == rows[2].identity != rows[1].identity  # type: ignore[union-attr]
-    assert reader.collate([row for row in rows if isinstance(row, Row)])["pixel_values"].shape == (5, 3, SIDE, SIDE)
+    assert preprocessor.collate([row for row in rows if isinstance(row, Example)])["pixel_values"].shape == (
+        5,
+        3,
+        SIDE,
+        SIDE,
+    )
     assert reasons[3:] == ["no such file", "a folder, not an image"]
     assert all("image" in str(reason) for reason in reasons[:3])
-    assert reader.probe()["pixel_values"].shape == (4, 3, SIDE, SIDE)
+    assert preprocessor.probe()["pixel_values"].shape == (4, 3, SIDE, SIDE)
 
 
 @pytest.mark.parametrize("orientation", [None, *range(10)])
@@ -158,9 +167,9 @@ def test_pictures_are_read_as_the_pipeline_reads_them(tmp_path: Path, orientatio
 def test_files_that_would_never_end(tmp_path: Path) -> None:
     """A pipe that nobody writes to and a device without end are errors in their rows."""
     os.mkfifo(tmp_path / "pipe")
-    reader = Images(processor(), classifier("vit"))
+    preprocessor = ImagePreprocessor(processor(), classifier("vit"))
 
-    assert set(reader.rows([tmp_path / "pipe", Path("/dev/zero")])) == {"no file: a pipe, a socket or a device"}
+    assert set(preprocessor.rows([tmp_path / "pipe", Path("/dev/zero")])) == {"no file: a pipe, a socket or a device"}
 
 
 def test_a_picture_that_the_processor_refuses(tmp_path: Path) -> None:
@@ -175,18 +184,18 @@ def test_a_picture_that_the_processor_refuses(tmp_path: Path) -> None:
 
     Image.new("RGB", (2, 9)).save(tmp_path / "thin.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
-    thin, good = Images(Picky(), classifier("vit")).rows([tmp_path / "thin.png", tmp_path / "good.png"])
+    thin, good = ImagePreprocessor(Picky(), classifier("vit")).rows([tmp_path / "thin.png", tmp_path / "good.png"])
 
     assert thin == "the model's image processor can't take its 2 × 9 pixels: too thin"
-    assert isinstance(good, Row)
+    assert isinstance(good, Example)
 
 
 def test_pictures_of_another_shape() -> None:
     """A processor that doesn't bring all to one size: the odd one out is an error, not the end."""
     from PIL import Image
 
-    reader = Images(processor(do_resize=False), classifier("vit"))
+    preprocessor = ImagePreprocessor(processor(do_resize=False), classifier("vit"))
     noise = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
 
-    assert isinstance(reader.row(Image.fromarray(noise)), Row)
-    assert "others as" in str(reader.row(Image.fromarray(noise[:-1])))
+    assert isinstance(preprocessor.row(Image.fromarray(noise)), Example)
+    assert "others as" in str(preprocessor.row(Image.fromarray(noise[:-1])))

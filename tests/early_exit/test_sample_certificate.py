@@ -10,10 +10,10 @@ from support.classifier_folders import sentences
 from support.exits import EPS, LAYERS, assembled
 
 from dynx.early_exit import sample_certificate
-from dynx.early_exit.audit import certify_job
+from dynx.early_exit.audit import certify_sample
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.profile_data import Evidence, Fitted
-from dynx.early_exit.types import EXACT
+from dynx.early_exit.profile_data import Evidence, FittedExits
+from dynx.early_exit.types import EXACT_GUARANTEE
 from dynx.errors import UsageError
 from dynx.runtime.certify import Costs, Rules, leaves_at
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 TOTAL, DRAWN, RISK, DELTA = 1500, 300, 0.03, 0.1
 
 
-def world() -> tuple[Evidence, Fitted]:
+def world() -> tuple[Evidence, FittedExits]:
     """A job whose every answer is known, and rules of which the looser differ too often."""
     rng = np.random.default_rng(0)
     scores = rng.random((TOTAL, 2))
@@ -35,7 +35,7 @@ def world() -> tuple[Evidence, Fitted]:
     levels = np.linspace(1, 0.2, 60)
     rules = Rules(np.stack([levels, levels], axis=1), "common", (0, 1), "")
     missing: Any = None
-    fitted = Fitted((1, 2), missing, missing, rules, {1: Costs((0.3, 0.6), 1.0, (0.0, 0.0))})
+    fitted = FittedExits((1, 2), missing, missing, rules, {1: Costs((0.3, 0.6), 1.0, (0.0, 0.0))})
     return Evidence(scores, agree, None), fitted
 
 
@@ -55,7 +55,7 @@ def test_the_guarantee_by_simulation() -> None:
         drawn, rest = order[:DRAWN], order[DRAWN:]
         seen = Evidence(evidence.scores[drawn], evidence.agree[drawn], None)
         columns = list(sample_certificate._differences(fitted, seen, range(DRAWN), DRAWN))
-        found = certify_job(columns, TOTAL, DRAWN, RISK, DELTA)
+        found = certify_sample(columns, TOTAL, DRAWN, RISK, DELTA)
         if found.rule is not None:
             used += 1
             broken += rest_differs(evidence, fitted.rules.thresholds[found.rule], rest) > RISK
@@ -104,7 +104,7 @@ def test_a_job_certifies_itself(known: Findings, easy: Path) -> None:
 
 def test_a_job_learns_exits_of_its_own(steady: None, easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a profile; broken rows don't shift the others' answers."""
-    monkeypatch.setattr(sample_certificate, "LEARN", 250)
+    monkeypatch.setattr(sample_certificate, "LEARNING_INPUTS", 250)
     texts, runs, run = sentences(1700, seed=3), list[set[int]](), sample_certificate._run
     monkeypatch.setattr(sample_certificate, "_run", lambda *a: runs.append(set(a[2])) or run(*a))  # type: ignore[func-returns-value]
     classifier = Classifier(assembled(easy, max_disagreement=EPS))
@@ -122,7 +122,7 @@ def test_a_job_learns_exits_of_its_own(steady: None, easy: Path, monkeypatch: py
 
 def test_jobs_that_run_at_full_depth(steady: None, easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few inputs, too few different ones, or exits that don't pay: said in words, and every answer the model's own."""
-    monkeypatch.setattr(sample_certificate, "LEARN", 250)
+    monkeypatch.setattr(sample_certificate, "LEARNING_INPUTS", 250)
     alike = [f"{i % 20} foxes" for i in range(1700)]
     for texts, words in (
         (sentences(50), "50 inputs are too few; from 1,232 on"),
@@ -130,7 +130,7 @@ def test_jobs_that_run_at_full_depth(steady: None, easy: Path, monkeypatch: pyte
     ):
         classifier = Classifier(assembled(easy, max_disagreement=EPS))
         assert words in sample_certificate.certify(classifier, texts)
-        assert classifier.receipt.guarantee == EXACT
+        assert classifier.receipt.guarantee == EXACT_GUARANTEE
         assert {answer.exit for answer in classifier.window(texts)} == {None}
 
 

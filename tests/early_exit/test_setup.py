@@ -13,12 +13,12 @@ from support.classifiers import classifier
 from support.commands import train_tokenizer
 from support.exits import EPS, LAYERS, assembled, keep, write_easy
 
-from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
+from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.early_exit import make_plan
-from dynx.early_exit.attach.full_depth import Whole
+from dynx.early_exit.attach.full_depth import FullDepthModel
 from dynx.early_exit.plan import ClassifierRequest
 from dynx.early_exit.profile_data import from_profile, to_arrays, to_json
-from dynx.early_exit.types import EXACT
+from dynx.early_exit.types import EXACT_GUARANTEE
 from dynx.errors import NoProfileError, UsageError
 from dynx.runtime.certify import certify
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 def why(folder: Path, **wish: Any) -> str:
     """The reason why no input may leave early."""
     assembly = assembled(folder, **wish)
-    assert assembly.knowledge is None
+    assert assembly.exit_profile is None
     assert assembly.decisions.exits.value == "none"
     return assembly.decisions.exits.reason
 
@@ -66,10 +66,10 @@ def test_a_profile_is_used(known: Findings, easy: Path) -> None:
     assembly = assembled(easy, max_disagreement=EPS)
 
     assert known.certificate is not None
-    assert assembly.knowledge is not None
-    assert assembly.knowledge.certificate == known.certificate
-    assert assembly.knowledge.guarantee.basis == "profile"
-    assert assembly.knowledge.guarantee.n == known.parts[2]
+    assert assembly.exit_profile is not None
+    assert assembly.exit_profile.certificate == known.certificate
+    assert assembly.exit_profile.guarantee.basis == "profile"
+    assert assembly.exit_profile.guarantee.n == known.parts[2]
     assert assembly.decisions.exits.value.startswith("after layer 1")
 
 
@@ -80,12 +80,12 @@ def test_another_promise_is_certified_from_the_stored_evidence(known: Findings, 
     _, evidence = from_profile(known.profile.fitted, known.profile.measured, known.arrays)
     layers = []
     for eps in (0.05, EPS, 0.3):
-        knowledge = assembled(easy, max_disagreement=eps).knowledge
-        assert knowledge is not None
+        exit_profile = assembled(easy, max_disagreement=eps).exit_profile
+        assert exit_profile is not None
         expected = certify(
             found.rules, evidence.scores, evidence.agree, found.costs_at(32), eps, 0.05, classes=evidence.classes
         )
-        assert knowledge.certificate == expected
+        assert exit_profile.certificate == expected
         layers.append(expected.cost)
 
     assert layers == sorted(layers, reverse=True)
@@ -122,7 +122,7 @@ def test_a_profile_with_foreign_contents_is_passed_over(findings: Findings, easy
         keep(replace(findings, profile=replace(findings.profile, fitted=fitted), arrays=arrays))
         heard: list[str] = []
         assembly = assembled(easy, max_disagreement=EPS, warn=heard.append)
-        assert assembly.knowledge is None
+        assert assembly.exit_profile is None
         assert len(heard) == 1
         assert "can't be used" in heard[0]
         with pytest.raises(NoProfileError, match="can't be used"):
@@ -136,7 +136,7 @@ def test_torn_arrays(known: Findings, easy: Path) -> None:
     heard: list[str] = []
     assembly = assembled(easy, max_disagreement=EPS, warn=heard.append)
 
-    assert assembly.knowledge is None
+    assert assembly.exit_profile is None
     assert len(heard) == 1
     assert "torn" in heard[0]
     assert "no profile; calibrating" in assembly.decisions.exits.reason
@@ -165,8 +165,8 @@ def test_exits_that_were_slower_on_the_clock(findings: Findings, easy: Path) -> 
 
     assert "0.90x as fast on the clock" in why(easy, max_disagreement=EPS)
     assert "0.90x as fast on the clock" in why(easy, max_disagreement=EPS / 2)
-    assert assembled(easy, max_disagreement=2 * EPS).knowledge is not None
-    assert assembled(easy, max_disagreement=EPS, batch_size=8).knowledge is not None
+    assert assembled(easy, max_disagreement=2 * EPS).exit_profile is not None
+    assert assembled(easy, max_disagreement=EPS, batch_size=8).exit_profile is not None
 
 
 def test_exits_that_cost_more_than_they_save(findings: Findings, easy: Path) -> None:
@@ -177,7 +177,7 @@ def test_exits_that_cost_more_than_they_save(findings: Findings, easy: Path) -> 
     keep(replace(findings, profile=replace(findings.profile, measured=measured)))
 
     assert "would cost more than they save" in why(easy, max_disagreement=EPS, batch_size=2)
-    assert assembled(easy, max_disagreement=EPS).knowledge is not None
+    assert assembled(easy, max_disagreement=EPS).exit_profile is not None
 
 
 def test_a_profile_that_came_with_the_model(findings: Findings, easy: Path, tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_profile_that_came_with_the_model(findings: Findings, easy: Path, tmp_
     store.remove(findings.profile.key.id)
 
     assembly = assembled(folder, max_disagreement=EPS)
-    assert assembly.knowledge is not None
-    assert assembly.knowledge.guarantee.basis == "model"
+    assert assembly.exit_profile is not None
+    assert assembly.exit_profile.guarantee.basis == "model"
     assert assembly.decisions.profile.reason == "came with the model"
     assert "measured elsewhere" in assembly.decisions.exits.reason
     assert make_plan(ClassifierRequest(str(folder), dtype="bfloat16")).profile is None
@@ -231,7 +231,7 @@ def test_models_that_run_whole(tmp_path: Path) -> None:
     assert "an encoder and a decoder" in why(bart)
     assert why(tmp_path / "gpt2") == "neither model nor tokenizer has a padding token"
     assembly = assembled(tmp_path / "gpt2")
-    assert isinstance(assembly.attachment, Whole)
+    assert isinstance(assembly.exit_model, FullDepthModel)
     assert assembly.batch == 1
     assert assembly.decisions.batch.value == 1
 
@@ -242,7 +242,7 @@ def test_rows_that_a_whole_model_cannot_take_together(tmp_path: Path) -> None:
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
     folder = write_text_classifier(tmp_path / "bart", "bart", **sizes, **heads, eos_token_id=0)
     assembly = assembled(folder)
-    rows = [row for row in assembly.reader.rows(["<|end|><|end|>", "a<|end|>"]) if not isinstance(row, str)]
+    rows = [row for row in assembly.preprocessor.rows(["<|end|><|end|>", "a<|end|>"]) if not isinstance(row, str)]
     together = assembly.engine().window(rows)
     alone = [assembly.engine().window([row])[0] for row in rows]
 
@@ -263,8 +263,8 @@ def test_full_depth_promises_exactness_in_float32_alone(easy: Path) -> None:
     """The model's own answers are what is promised; another precision or shorter texts were measured by nobody."""
     from dynx.early_exit.classifier import Classifier
 
-    assert Classifier(assembled(easy)).receipt.guarantee == EXACT
-    assert Classifier(assembled(easy, max_length=64)).receipt.guarantee == EXACT
+    assert Classifier(assembled(easy)).receipt.guarantee == EXACT_GUARANTEE
+    assert Classifier(assembled(easy, max_length=64)).receipt.guarantee == EXACT_GUARANTEE
     assert Classifier(assembled(easy, max_length=16)).receipt.guarantee is None
     assert Classifier(assembled(easy, dtype="bfloat16")).receipt.guarantee is None
 
@@ -280,6 +280,6 @@ def test_a_regression_and_its_tolerance(steady: None, tmp_path: Path, monkeypatc
         learned(assembled(folder, max_disagreement=EPS, profile="none"))
     keep(learned(assembled(folder, max_disagreement=EPS, within=0.5, profile="none")))
 
-    assert assembled(folder, max_disagreement=EPS, within=0.5).knowledge is not None
+    assert assembled(folder, max_disagreement=EPS, within=0.5).exit_profile is not None
     assert "a tolerance of 0.5" in why(folder, max_disagreement=EPS, within=0.2)
     assert "a tolerance of 0.5" in why(folder, max_disagreement=EPS)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynx.speculation.acceptance import excess, keep_block, keep_picked, keep_tokenwise, one_hot
+from dynx.speculation.acceptance import excess, one_hot, verify_block, verify_greedy, verify_tokenwise
 
 V = 3
 LONGEST = 3
@@ -170,7 +170,7 @@ def _without_one(row: Tensor) -> Tensor:
     return cut / cut.sum()
 
 
-@pytest.mark.parametrize("rule", [keep_tokenwise, keep_block])
+@pytest.mark.parametrize("rule", [verify_tokenwise, verify_block])
 def test_rule_is_lossless(rule: Rule) -> None:
     """Whatever the drafter and however it stops, total variation from the target is at most 1e-6, by enumeration."""
     assert worst(rule) <= TOLERANCE
@@ -200,14 +200,14 @@ def reuse_uniform(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, dra
 
 def bonus_off_by_one(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: the token after full acceptance comes from the row before."""
-    out = keep_tokenwise(drafts, q, p, lambda: uniform(), draw)  # type: ignore[arg-type, return-value]
+    out = verify_tokenwise(drafts, q, p, lambda: uniform(), draw)  # type: ignore[arg-type, return-value]
     return [*drafts, draw(p[len(drafts) - 1])] if drafts and len(out) > len(drafts) else out
 
 
 def prune_unlikely(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: drops a sampled tail because its tokens look unlikely to the drafter, the trap named in the module."""
     keep = next((i for i, x in enumerate(drafts) if q[i, x] < 0.3), len(drafts))
-    return keep_tokenwise(drafts[:keep], q[:keep], p[: keep + 1], uniform, draw)  # type: ignore[arg-type]
+    return verify_tokenwise(drafts[:keep], q[:keep], p[: keep + 1], uniform, draw)  # type: ignore[arg-type]
 
 
 def block_without_memory(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
@@ -262,7 +262,7 @@ def test_block_keeps_at_least_as_many(seed: int, stop: Stop) -> None:
     """Block verification's expected tokens per round are never below tokenwise acceptance's, however drafting stops."""
     p, q = random_model(seed, 1.5), random_model(seed + 50, 1.0)
 
-    assert expected_kept(keep_block, p, q, stop) >= expected_kept(keep_tokenwise, p, q, stop) - 1e-9
+    assert expected_kept(verify_block, p, q, stop) >= expected_kept(verify_tokenwise, p, q, stop) - 1e-9
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=["never", "length", "sum", "token"])
@@ -273,14 +273,14 @@ def test_block_is_tokenwise_for_certain_drafters(stop: Stop) -> None:
     def certain(drafts: tuple[int, ...]) -> Tensor:
         return one_hot((len(drafts) * 2 + sum(drafts)) % V, V, torch.empty(0, dtype=torch.float64))
 
-    block, tokenwise = (expected_kept(rule, p, certain, stop) for rule in (keep_block, keep_tokenwise))
+    block, tokenwise = (expected_kept(rule, p, certain, stop) for rule in (verify_block, verify_tokenwise))
     assert block == pytest.approx(tokenwise, abs=1e-12)
 
 
 def test_block_gains_somewhere() -> None:
     """On at least one pair block verification keeps strictly more, or preferring it would be pointless."""
     gains = [
-        expected_kept(keep_block, p, q) - expected_kept(keep_tokenwise, p, q)
+        expected_kept(verify_block, p, q) - expected_kept(verify_tokenwise, p, q)
         for p, q in ((random_model(s, 1.5), random_model(s + 50, 1.0)) for s in range(6))
     ]
 
@@ -291,7 +291,7 @@ def test_block_gains_somewhere() -> None:
 @settings(max_examples=200, deadline=None)
 def test_picked_tokens_are_the_targets(drafts: list[int], picks: list[int]) -> None:
     """Greedy and coupled acceptance append the target's own picks, as many as drafts matched, plus one."""
-    out = keep_picked(drafts, lambda i: picks[i])
+    out = verify_greedy(drafts, lambda i: picks[i])
 
     matched = next((i for i, d in enumerate(drafts) if d != picks[i]), len(drafts))
     assert out == picks[: matched + 1]

@@ -17,7 +17,7 @@ from dynx.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
 
 KINDS = [*TEXT, *IMAGE]
 DEPTHS = dict.fromkeys(KINDS, 4) | {"swin": 6, "convnext": 6, "resnet": 6}
@@ -36,7 +36,7 @@ NEAR = {"rtol": 0.0, "atol": 1e-5}
 
 
 @pytest.fixture(params=KINDS)
-def attached(request: pytest.FixtureRequest) -> tuple[str, Attachment]:
+def attached(request: pytest.FixtureRequest) -> tuple[str, ExitModel]:
     """An architecture with exits."""
     return request.param, attach(classifier(request.param), batch(request.param, 2, seed=9))
 
@@ -46,7 +46,7 @@ def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
         return model(**inputs).logits
 
 
-def state_after(exits: Attachment, inputs: dict[str, Tensor], depth: int) -> State:
+def state_after(exits: ExitModel, inputs: dict[str, Tensor], depth: int) -> State:
     state = exits.run(inputs, stop=depth).state
     assert state is not None
     return state
@@ -69,7 +69,7 @@ def snapshot(model: nn.Module) -> list[Any]:
 class Meter:
     """Counts calls of the layers inside the blocks, and the numbers they put out."""
 
-    def __init__(self, exits: Attachment) -> None:
+    def __init__(self, exits: ExitModel) -> None:
         self.calls = self.numbers = 0
         inside = {layer for block in exits._blocks for layer in block.module.modules() if not list(layer.children())}
         for layer in inside:
@@ -117,7 +117,7 @@ def test_exits_off_change_no_bit_and_detaching_leaves_nothing(kind: str) -> None
     exits.detach()
 
 
-def test_rows_that_leave_change_nothing_for_the_rest(attached: tuple[str, Attachment]) -> None:
+def test_rows_that_leave_change_nothing_for_the_rest(attached: tuple[str, ExitModel]) -> None:
     kind, exits = attached
     inputs = batch(kind, 7)
     want = logits_of(exits.model, inputs)
@@ -142,7 +142,7 @@ def test_rows_that_leave_change_nothing_for_the_rest(attached: tuple[str, Attach
     torch.testing.assert_close(outcome.logits, want[[2, 3, 5]], **NEAR)
 
 
-def test_stopping_and_resuming_gives_the_same_and_computes_no_block_twice(attached: tuple[str, Attachment]) -> None:
+def test_stopping_and_resuming_gives_the_same_and_computes_no_block_twice(attached: tuple[str, ExitModel]) -> None:
     kind, exits = attached
     inputs = batch(kind, 3)
     want = logits_of(exits.model, inputs)
@@ -163,7 +163,7 @@ def test_stopping_and_resuming_gives_the_same_and_computes_no_block_twice(attach
         assert torch.equal(state.hidden, kept)
 
 
-def test_finished_rows_are_not_computed(attached: tuple[str, Attachment]) -> None:
+def test_finished_rows_are_not_computed(attached: tuple[str, ExitModel]) -> None:
     kind, exits = attached
     inputs = batch(kind, 6)
     meter = Meter(exits)
@@ -176,7 +176,7 @@ def test_finished_rows_are_not_computed(attached: tuple[str, Attachment]) -> Non
     assert ended == first
 
 
-def test_survivors_of_different_batches_go_on_together(attached: tuple[str, Attachment]) -> None:
+def test_survivors_of_different_batches_go_on_together(attached: tuple[str, ExitModel]) -> None:
     kind, exits = attached
     middle = exits.depth // 2
     if kind in IMAGE:
@@ -209,7 +209,7 @@ def test_survivors_of_different_batches_go_on_together(attached: tuple[str, Atta
     torch.testing.assert_close(last.logits, wanted[some][last.rows], **NEAR)
 
 
-def test_a_batch_of_one(attached: tuple[str, Attachment]) -> None:
+def test_a_batch_of_one(attached: tuple[str, ExitModel]) -> None:
     kind, exits = attached
     inputs = batch(kind, 1)
     want = logits_of(exits.model, inputs)
@@ -461,7 +461,7 @@ def test_a_forward_that_was_replaced_before_comes_back() -> None:
 
 
 @pytest.fixture(scope="module")
-def bert() -> Iterator[Attachment]:
+def bert() -> Iterator[ExitModel]:
     with attach(classifier("bert"), texts([6, 5])) as exits:
         yield exits
 
@@ -483,7 +483,7 @@ def bert() -> Iterator[Attachment]:
         ({"exits": [1], "watch": lambda *_: torch.tensor([-1])}, "positions outside"),
     ],
 )
-def test_wrong_arguments(bert: Attachment, changes: dict[str, Any], message: str) -> None:
+def test_wrong_arguments(bert: ExitModel, changes: dict[str, Any], message: str) -> None:
     inputs = texts([6, 5])
     with pytest.raises(ValueError, match=message):
         bert.run(inputs, **changes)
@@ -502,12 +502,12 @@ def test_wrong_arguments(bert: Attachment, changes: dict[str, Any], message: str
         ({"input_ids": torch.zeros(0, 6, dtype=torch.long)}, "batch sizes or none"),
     ],
 )
-def test_wrong_inputs(bert: Attachment, inputs: dict[str, Any], message: str) -> None:
+def test_wrong_inputs(bert: ExitModel, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bert.run(inputs)
 
 
-def test_a_watch_that_fails_leaves_the_model_usable(bert: Attachment) -> None:
+def test_a_watch_that_fails_leaves_the_model_usable(bert: ExitModel) -> None:
     inputs = texts([6, 5, 4])
 
     def failing(k: int, hidden: Tensor, rows: Tensor) -> Tensor | None:

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.speculation.engine import Drafters, Engine, Knowledge, Run
+from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine, Run
 from dynx.speculation.policy import Plain, Policy, Static
 from dynx.speculation.types import Request, Sampling, Token
 
@@ -68,14 +68,18 @@ class Pair:
         self.target = TimedBackend(tiny(kind), self.clock)
         self.drafter = TimedBackend(perturbed(tiny(kind)), self.clock, 0.1)
 
-    def engine(self, *origins: str, knowledge: Knowledge | None = None, tokenizer: Any = None) -> Engine:
+    def engine(
+        self, *origins: str, acceptance_profile: AcceptanceProfile | None = None, tokenizer: Any = None
+    ) -> Engine:
         """An engine with these drafters."""
         drafters = Drafters(
             model=self.drafter if "draft" in origins else None,
             exit_layers=1 if "self" in origins else None,
             lookup="lookup" in origins,
         )
-        return Engine(self.target, drafters, knowledge=knowledge, clock=self.clock, tokenizer=tokenizer)
+        return Engine(
+            self.target, drafters, acceptance_profile=acceptance_profile, clock=self.clock, tokenizer=tokenizer
+        )
 
 
 @pytest.fixture(scope="module")
@@ -483,14 +487,14 @@ def test_receipt_adds_up() -> None:
     pair = Pair("llama")
     engine = pair.engine("draft")
     pass_of = pair.target.price
-    engine.knowledge.costs.target.observe(1, 20, pass_of(1))
+    engine.acceptance_profile.costs.target.observe(1, 20, pass_of(1))
     run = engine.start(Request(PROMPT, 21), Static("draft", 3))
     for _ in run:
         pair.clock.now += 1000
     got, rounds = run.receipt(), run.rounds
 
     drafting = sum(
-        pair.drafter.price(r.lag) + pair.drafter.price(1) * (len(r.signals) - 1) for r in rounds if r.signals
+        pair.drafter.price(r.tokens_behind) + pair.drafter.price(1) * (len(r.signals) - 1) for r in rounds if r.signals
     )
     judging = sum(pass_of(r.submitted + 1) for r in rounds)
     assert got.prefill_seconds == got.first_token_seconds == pytest.approx(pass_of(len(PROMPT)))

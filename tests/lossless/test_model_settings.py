@@ -18,11 +18,11 @@ import dynx
 from dynx.errors import DynxError, ModelError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import model_settings
-from dynx.speculation.batching import Batch, Row
+from dynx.speculation.batching import Batch, SequenceRun
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.equivalence import verify
-from dynx.speculation.exactness import Exact
+from dynx.speculation.exactness import RoundingBound
 from dynx.speculation.model_settings import end_tokens, own_sampling, read_settings
 from dynx.speculation.policy import Plain, Static
 from dynx.speculation.processors import AFTER, BEFORE
@@ -199,7 +199,7 @@ class Bold(Batch):
     def _worthwhile(self, *arguments: Any) -> bool:
         return True
 
-    def _another(self, *arguments: Any) -> bool:
+    def _should_draft_more(self, *arguments: Any) -> bool:
         return True
 
 
@@ -207,13 +207,13 @@ class Bold(Batch):
 def test_each_row_of_a_batch_is_generates(name: str) -> None:
     """Rows of other lengths begin and end elsewhere, and each keeps to the settings at its own place."""
     model = configured(name)
-    rows: list[Row] = []
+    rows: list[SequenceRun] = []
     waiting = [request_for(model, prompt, count) for prompt in PROMPTS for count in (LONG, 7)]
 
-    def more() -> Row | None:
+    def more() -> SequenceRun | None:
         if not waiting:
             return None
-        rows.append(batch.row(waiting.pop(0)))
+        rows.append(batch.sequence(waiting.pop(0)))
         return rows[-1]
 
     batch = Bold(Engine(EagerBackend(model), Drafters(EagerBackend(configured(name, noise=0.02)))), 3, more=more)
@@ -299,7 +299,7 @@ def test_lookup_doesnt_copy_what_may_not_be_repeated() -> None:
     assert copied(LookupDrafter()) == [2, 3, 4, 5]
     assert copied(LookupDrafter((), 3)) == [2]
     assert copied(LookupDrafter((), 1)) == []
-    assert LookupDrafter((), 2).outlook(text) is None
+    assert LookupDrafter((), 2).peek_confidence(text) is None
     assert copied(LookupDrafter((9, 5, 1, 8, 8, 8, 8), 3)) == [8, 8, 8, 8]
 
 
@@ -307,14 +307,14 @@ def test_lookup_doesnt_copy_what_may_not_be_repeated() -> None:
 def test_exactness_knows_how_far_settings_stretch_rounding(name: str) -> None:
     """A setting that multiplies a logit multiplies what rounding did to it, so more decisions are made again."""
     model = configured(name)
-    exact = Exact({2: 1e-3})
+    exact = RoundingBound({2: 1e-3})
     engine = Engine(EagerBackend(model), Drafters(EagerBackend(configured(name, noise=0.02))), exact=exact)
     run = engine.start(request_for(model, PROMPTS[0]), Static("draft", 4))
     list(run)
-    stretch = run._target_choice._warp.stretch(len(PROMPTS[0]) + LONG)
+    distance_scale = run._verifier._processors.distance_scale(len(PROMPTS[0]) + LONG)
 
     assert run.tokens == generated(model, PROMPTS[0])
-    assert stretch > 2
+    assert distance_scale > 2
 
 
 REFUSALS: dict[str, dict[str, Any]] = {

@@ -19,11 +19,11 @@ from support.models import Stub, Whim, perturbed, reference, tiny
 
 from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.speculation import engine as engine_module
-from dynx.speculation.acceptance import excess, keep_block
+from dynx.speculation import verifier as verifier_module
+from dynx.speculation.acceptance import excess, verify_block
 from dynx.speculation.engine import Drafters, Engine, Run
 from dynx.speculation.policy import Plain, Policy, Static
-from dynx.speculation.sampling import PositionNoise, Warp
+from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_scores_are_generates(kind: str, sampling: Sampling) -> None:
     rows = torch.cat(out.logits)
 
     # All rows of a round at once, the text's own tokens as drafts.
-    got = Warp(sampling).scores(rows, PROMPT, written[:-1])
+    got = LogitsProcessors(sampling).scores(rows, PROMPT, written[:-1])
     torch.testing.assert_close(got, torch.cat(out.scores), rtol=0, atol=0)
 
 
@@ -82,11 +82,11 @@ def test_scores_leave_logits_alone() -> None:
     """The rows that come in are not changed: the caller may still need them."""
     rows = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
     before = rows.clone()
-    Warp(Sampling(0.5, top_k=3, repetition_penalty=1.5)).scores(rows, [1, 2], [3, 4])
+    LogitsProcessors(Sampling(0.5, top_k=3, repetition_penalty=1.5)).scores(rows, [1, 2], [3, 4])
 
     assert torch.equal(rows, before)
-    assert Warp(Sampling()).idle
-    assert not Warp(Sampling(repetition_penalty=1.1)).idle
+    assert LogitsProcessors(Sampling()).is_identity
+    assert not LogitsProcessors(Sampling(repetition_penalty=1.1)).is_identity
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
@@ -151,7 +151,7 @@ def test_unseeded_texts_differ() -> None:
 
 def test_noise_is_of_the_position() -> None:
     """The variates of a position are the same whenever they are asked for, and unlike its neighbours'."""
-    noise, again = PositionNoise(5, 50), PositionNoise(5, 50)
+    noise, again = SeededGumbelNoise(5, 50), SeededGumbelNoise(5, 50)
     first = [noise.at(i).clone() for i in range(200)]  # more than are remembered
 
     assert all(torch.equal(again.at(i), first[i]) for i in reversed(range(200)))
@@ -165,7 +165,7 @@ def test_impossible_tokens_are_never_picked(weights: list[float], seed: int) -> 
     """A token that top-k or top-p removed isn't picked, whatever the seed."""
     row = torch.tensor(weights)
 
-    assert float(row[PositionNoise(seed, len(weights)).pick(row, 3)]) > 0
+    assert float(row[SeededGumbelNoise(seed, len(weights)).pick(row, 3)]) > 0
 
 
 # What a chi-square test can see: with N draws over cells of d degrees of freedom, a deviation of Cohen's size
@@ -218,11 +218,11 @@ NEAR = table(2, 0.8)
 
 def exact_joint() -> dict[tuple[int, ...], float]:
     """The distribution of the second to fourth token, by enumeration."""
-    warp, out = Warp(FREE), {}
+    processors, out = LogitsProcessors(FREE), {}
     for cell in itertools.product(range(V), repeat=3):
         text, probability = [*LOOK_BACK, 3], 1.0
         for token in cell:
-            probability *= float(warp.probabilities(TARGET(text)[None].double(), text)[0, token])
+            probability *= float(processors.probabilities(TARGET(text)[None].double(), text)[0, token])
             text.append(token)
         if probability > 0:
             out[cell] = probability
@@ -292,7 +292,7 @@ Draw = Any
 
 def skip_residual(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: after a rejection draws from the target instead of from what the drafter undersupplies."""
-    out = keep_block(drafts, q, p, uniform, draw)
+    out = verify_block(drafts, q, p, uniform, draw)
     return out if len(out) > len(drafts) else [*out[:-1], draw(p[len(out) - 1])]
 
 
@@ -307,14 +307,14 @@ def reuse_uniform(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, dra
 
 def bonus_from_the_wrong_row(drafts: list[int], q: Tensor, p: Tensor, uniform: Uniform, draw: Draw) -> list[int]:
     """Mutant: after full acceptance draws from the row before the last."""
-    out = keep_block(drafts, q, p, uniform, draw)
+    out = verify_block(drafts, q, p, uniform, draw)
     return [*drafts, draw(p[len(drafts) - 1])] if drafts and len(out) > len(drafts) else out
 
 
 @pytest.mark.parametrize("mutant", [skip_residual, reuse_uniform, bonus_from_the_wrong_row], ids=lambda f: f.__name__)
 def test_mutants_of_the_rule_are_caught(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same test on the same draws rejects an engine with each of three plausible mistakes."""
-    monkeypatch.setattr(engine_module, "keep_block", mutant)
+    monkeypatch.setattr(verifier_module, "verify_block", mutant)
 
     assert chi_square(written(lambda s: Static("draft", 2)), exact_joint(), EFFECT) < ALPHA
 
@@ -326,12 +326,17 @@ def test_real_models_have_the_distribution_too() -> None:
     """
     target = EagerBackend(tiny("gpt2", vocab=V, n_layer=2))
     sampling, prompt = Sampling(2.0, top_k=5), (1, 3, 5)
-    warp, exact, pairs = Warp(sampling), dict[tuple[int, ...], float](), list(itertools.product(range(V), repeat=2))
+    processors, exact, pairs = (
+        LogitsProcessors(sampling),
+        dict[tuple[int, ...], float](),
+        list(itertools.product(range(V), repeat=2)),
+    )
     with torch.inference_mode():
         rows = target.model(input_ids=torch.tensor([[*prompt, a] for a in range(V)])).logits[:, -2:]
     for a, b in pairs:
         probability = (
-            warp.probabilities(rows[a, :1], prompt)[0, a] * warp.probabilities(rows[a, 1:], [*prompt, a])[0, b]
+            processors.probabilities(rows[a, :1], prompt)[0, a]
+            * processors.probabilities(rows[a, 1:], [*prompt, a])[0, b]
         )
         if probability > 0:
             exact[a, b] = float(probability)
@@ -357,7 +362,7 @@ def test_seeded_tokens_have_the_distribution() -> None:
     counts: dict[int, int] = {}
     pairs: dict[tuple[int, int], int] = {}
     for seed in range(10000):
-        noise = PositionNoise(seed, 5)
+        noise = SeededGumbelNoise(seed, 5)
         a, b = noise.pick(row, 40), noise.pick(row, 41)
         counts[a] = counts.get(a, 0) + 1
         pairs[a, b] = pairs.get((a, b), 0) + 1
@@ -373,7 +378,7 @@ def test_seeded_positions_have_the_distribution() -> None:
     10000 positions over 25 cells, false alarm 1e-4: Cohen's w 0.09 with power 0.99.
     """
     row = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
-    noise = PositionNoise(12, 5)
+    noise = SeededGumbelNoise(12, 5)
     picks = [noise.pick(row, i) for i in range(10001)]
     pairs: dict[tuple[int, int], int] = {}
     for pair in itertools.pairwise(picks):
@@ -399,7 +404,7 @@ def test_a_temperature_near_zero_is_greedy(temperature: float, seed: int | None)
 def test_any_other_temperature_samples(temperature: float) -> None:
     """The coldest and the hottest give numbers that can be drawn from; whole numbers are taken for what they are."""
     rows = torch.tensor([[60.0, 59.0, -80.0], [-3e4, 3e4, 0.0]])
-    p = Warp(Sampling(temperature, repetition_penalty=2)).probabilities(rows, [0], [1])
+    p = LogitsProcessors(Sampling(temperature, repetition_penalty=2)).probabilities(rows, [0], [1])
 
     assert bool(p.isfinite().all())
     assert torch.allclose(p.sum(-1), torch.ones(2))

@@ -167,9 +167,9 @@ def test_verifying_reads_the_folder(cli: Cli, tmp_path: Path, dtype: str) -> Non
     plan = speculation_setup.make_plan(GeneratorRequest(str(folder), dtype=dtype, backend="openvino"))
     plan.profile = SimpleNamespace()  # type: ignore[assignment]  # trusts what is kept
     from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.backends import Kernels, verifier
+    from dynx.speculation.backends import ModelBackends, verifier
 
-    target = Kernels(plan, lambda _: None, pytest.fail, None).target()
+    target = ModelBackends(plan, lambda _: None, pytest.fail, None).target()
     judge = verifier(plan, target)
     assert judge is not target
     assert isinstance(judge, EagerBackend) == (dtype == "float32")

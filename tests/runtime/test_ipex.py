@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dynx.runtime.backends.ipex import IpexBackend
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
 CAN = availability.can_use_ipex("cpu")
 real = pytest.mark.skipif(not CAN.value, reason=CAN.reason)
@@ -274,7 +274,7 @@ def test_exits_in_two_parts(kind: str, backend: IpexBackend) -> None:
 @real
 @pytest.mark.parametrize("kind_", ["llama", "gpt2"])
 @pytest.mark.parametrize("origin", ["draft", "self", "lookup"])
-def test_the_engine_writes_the_same_text(kind_: str, origin: Origin) -> None:
+def test_the_engine_writes_the_same_text(kind_: str, origin: DraftSource) -> None:
     """Guessing on IPEX, whoever guesses, writes what transformers' greedy decoding writes, token for token."""
     drafter = ipex.load(perturbed(tiny(kind_), 0.3)) if origin == "draft" else None
     drafters = Drafters(model=drafter, exit_layers=2 if origin == "self" else None, lookup=origin == "lookup")

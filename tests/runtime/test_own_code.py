@@ -17,7 +17,7 @@ from support.classifier_folders import write_image_classifier, write_text_classi
 from support.commands import PROMPT, environment
 
 import dynx
-from dynx.cli.calibrate_command import calibrate_command
+from dynx.cli.remedy import calibrate_command
 from dynx.errors import ModelError
 from dynx.runtime import own_code
 from dynx.runtime.hashing import model_hash

@@ -13,7 +13,7 @@ from dynx.runtime.backends import registry
 from dynx.runtime.backends.registry import COMPILED, GRAPHS, IPEX, OPENVINO, TORCH, Race, choose, race, usable
 from dynx.runtime.decision import Decision
 from dynx.speculation import backends as speculation_backends
-from dynx.speculation.backends import Kernels
+from dynx.speculation.backends import ModelBackends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,7 +187,7 @@ def ready(
     profile: Any = None,
     draft: str = "auto",
     clock: Callable[[], float] | None = None,
-) -> tuple[Kernels, Any, list[str]]:
+) -> tuple[ModelBackends, Any, list[str]]:
     """Kernels of a made-up plan on a machine where loading gives `backends`, or raises what stands there."""
     having(monkeypatch)
 
@@ -227,7 +227,7 @@ def ready(
             plan.own_profile = None
 
     plan.drop_profile = drop_profile
-    return Kernels(plan, lambda _: None, said.append, clock), plan, said  # type: ignore[arg-type]
+    return ModelBackends(plan, lambda _: None, said.append, clock), plan, said  # type: ignore[arg-type]
 
 
 def backends(clock: Clock) -> dict[str, Any]:

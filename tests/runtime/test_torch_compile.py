@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.runtime.backends.torch_compile import CompiledBackend
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
 CAN = availability.can_compile("cpu")
 if not CAN.value:
@@ -127,7 +127,7 @@ def test_early_exits_are_the_eager_ones(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", ["draft", "self"])
-def test_the_engine_writes_the_same_text(kind: str, folder: Path, origin: Origin) -> None:
+def test_the_engine_writes_the_same_text(kind: str, folder: Path, origin: DraftSource) -> None:
     """Speculation on compiled target and drafter writes what transformers' greedy decoding writes, token for token."""
     target = torch_compile.load(tiny(kind), cache=folder)
     drafter = torch_compile.load(perturbed(tiny(kind), 0.3), cache=folder) if origin == "draft" else None

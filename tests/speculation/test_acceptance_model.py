@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynx.speculation.acceptance_model import PRIOR_VARIANCE, Reliability, log_odds
+from dynx.speculation.acceptance_model import PRIOR_VARIANCE, AcceptanceModel, log_odds
 
 
 def truth(weights: tuple[float, float, float], signal: float, position: int) -> float:
@@ -32,25 +32,25 @@ def draws(weights: tuple[float, float, float], count: int, seed: int = 0) -> lis
 @pytest.mark.parametrize("how", ["fit", "observe"])
 def test_it_finds_the_truth(weights: tuple[float, float, float], how: str) -> None:
     """After 2000 drafts the probability is within 0.1 of the truth wherever drafts are made."""
-    reliability = Reliability()
+    model = AcceptanceModel()
     if how == "fit":
-        reliability.fit(draws(weights, 2000))
+        model.fit(draws(weights, 2000))
     else:
         for draft in draws(weights, 2000):
-            reliability.observe(*draft)
+            model.observe(*draft)
 
     for signal in (-2.0, 0.0, 2.0):
         for position in (1, 4):
-            assert reliability(signal, position) == pytest.approx(truth(weights, signal, position), abs=0.1)
+            assert model(signal, position) == pytest.approx(truth(weights, signal, position), abs=0.1)
 
 
 def test_it_is_calibrated() -> None:
     """Among drafts it has not seen, those given about p are accepted about p of the time: the gap is below 0.04."""
-    reliability = Reliability()
-    reliability.fit(draws((-0.5, 0.7, -0.3), 2000))
+    model = AcceptanceModel()
+    model.fit(draws((-0.5, 0.7, -0.3), 2000))
     bins: dict[int, list[tuple[float, float]]] = {}
     for signal, position, accepted in draws((-0.5, 0.7, -0.3), 4000, seed=1):
-        p = reliability(signal, position)
+        p = model(signal, position)
         bins.setdefault(int(p * 10), []).append((p, accepted))
 
     total = sum(len(b) for b in bins.values())
@@ -60,15 +60,15 @@ def test_it_is_calibrated() -> None:
 
 def test_it_follows_a_change() -> None:
     """A drafter that was always right and turns wrong is disbelieved within 100 drafts."""
-    reliability = Reliability()
+    model = AcceptanceModel()
     for _ in range(500):
-        reliability.observe(2.0, 1, 1.0)
-    assert reliability(2.0, 1) > 0.9
+        model.observe(2.0, 1, 1.0)
+    assert model(2.0, 1) > 0.9
     for _ in range(100):
-        reliability.observe(2.0, 1, 0.0)
+        model.observe(2.0, 1, 0.0)
 
-    assert reliability(2.0, 1) < 0.3
-    assert reliability.typical < 0.3
+    assert model(2.0, 1) < 0.3
+    assert model.typical < 0.3
 
 
 @pytest.mark.parametrize("signal", [-2.0, 0.0, 2.0, 6.0, 12.0])
@@ -78,30 +78,30 @@ def test_no_length_of_agreement_makes_it_deaf(signal: float, before: int) -> Non
 
     Stopping the slope at nought without moving the bias along once let rejections raise the estimate at signal 6, to 1.0.
     """
-    reliability, rng = Reliability(), random.Random(5)
+    model, rng = AcceptanceModel(), random.Random(5)
     for _ in range(before):
-        reliability.observe(signal, 1, float(rng.random() < 0.9))
+        model.observe(signal, 1, float(rng.random() < 0.9))
     for _ in range(100):
-        reliability.observe(signal, 1, float(rng.random() < 0.2))
+        model.observe(signal, 1, float(rng.random() < 0.2))
 
-    assert reliability(signal, 1) < 0.5
+    assert model(signal, 1) < 0.5
 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=10, deadline=None)
 def test_doubt_stays_between_nothing_and_the_prior(seed: int) -> None:
     """Over 1500 drafts of any mixture, no variance turns negative (which once ended a long text) or much exceeds its start."""
-    reliability, rng = Reliability(), random.Random(seed)
+    model, rng = AcceptanceModel(), random.Random(seed)
     spread, kept = rng.choice([0.0, 0.5, 5.0]), rng.random()
     for _ in range(1500):
-        reliability.observe(rng.gauss(1, spread), rng.randint(1, 20), float(rng.random() < kept))
-        assert all(0 <= reliability.variance[i][i] <= 2 * PRIOR_VARIANCE[i] for i in range(3))
-    assert max(map(abs, reliability.weights)) < 10
+        model.observe(rng.gauss(1, spread), rng.randint(1, 20), float(rng.random() < kept))
+        assert all(0 <= model.variance[i][i] <= 2 * PRIOR_VARIANCE[i] for i in range(3))
+    assert max(map(abs, model.weights)) < 10
 
 
 def test_fitting_in_pieces_is_fitting_at_once() -> None:
     """A fit builds on what is known: ten recordings one after the other teach what they teach together."""
-    together, apart, drafts = Reliability(), Reliability(), draws((-0.5, 0.7, -0.3), 1000)
+    together, apart, drafts = AcceptanceModel(), AcceptanceModel(), draws((-0.5, 0.7, -0.3), 1000)
     together.fit(drafts)
     for at in range(0, 1000, 100):
         apart.fit(drafts[at : at + 100])
@@ -113,25 +113,25 @@ def test_fitting_in_pieces_is_fitting_at_once() -> None:
 
 def test_an_outlook_that_was_not_heard_for_long_yields_sooner() -> None:
     """A drafter left aside for a hundred rounds changes its outlook at least twice as fast as one in use."""
-    used, idle = Reliability(), Reliability()
-    for reliability in (used, idle):
+    used, idle = AcceptanceModel(), AcceptanceModel()
+    for model in (used, idle):
         for _ in range(100):
-            reliability.observe(0.0, 1, 0.0)
+            model.observe(0.0, 1, 0.0)
     for _ in range(200):
         idle.fade()
-    for reliability in (used, idle):
+    for model in (used, idle):
         for _ in range(3):
-            reliability.expect(1.0)
+            model.expect(1.0)
 
     assert idle.typical > 2 * used.typical
 
 
 def test_a_profile_is_a_start_and_not_an_end() -> None:
     """What a profile says comes back unchanged, and a hundred contrary drafts overturn it."""
-    taught = Reliability()
+    taught = AcceptanceModel()
     taught.fit(draws((1.0, 1.0, 0.0), 1000))
 
-    back = Reliability.from_json(taught.to_json())
+    back = AcceptanceModel.from_json(taught.to_json())
 
     assert back(0.0, 1) == pytest.approx(taught(0.0, 1), abs=1e-3)
     for _ in range(100):
@@ -141,13 +141,13 @@ def test_a_profile_is_a_start_and_not_an_end() -> None:
 
 def test_confidence_is_never_held_against_a_draft() -> None:
     """Even where surer drafts fail more often, the slope stops at nought: the probability doesn't fall with the signal."""
-    reliability = Reliability()
+    model = AcceptanceModel()
     rng = random.Random(3)
     for _ in range(300):
         signal = rng.gauss(0, 2)
-        reliability.observe(signal, 1, float(signal < 0))
+        model.observe(signal, 1, float(signal < 0))
 
-    assert reliability(3.0, 1) >= reliability(-3.0, 1)
+    assert model(3.0, 1) >= model(-3.0, 1)
 
 
 def test_a_signal_that_never_changes_does_not_unhinge_it() -> None:
@@ -155,13 +155,13 @@ def test_a_signal_that_never_changes_does_not_unhinge_it() -> None:
 
     An update that restored doubt along the observed direction only once let the bias run to thousands here.
     """
-    reliability, rng = Reliability(), random.Random(4)
+    model, rng = AcceptanceModel(), random.Random(4)
     for _ in range(5000):
-        reliability.observe(0.0, rng.randint(1, 20), float(rng.random() < 0.9))
+        model.observe(0.0, rng.randint(1, 20), float(rng.random() < 0.9))
 
-    assert reliability(0.0, 1) == pytest.approx(0.9, abs=0.12)
-    assert reliability(0.0, 10) == pytest.approx(0.9, abs=0.08)
-    assert max(map(abs, reliability.weights)) < 5
+    assert model(0.0, 1) == pytest.approx(0.9, abs=0.12)
+    assert model(0.0, 10) == pytest.approx(0.9, abs=0.08)
+    assert max(map(abs, model.weights)) < 5
 
 
 @given(
@@ -169,13 +169,13 @@ def test_a_signal_that_never_changes_does_not_unhinge_it() -> None:
 )
 def test_extremes_do_no_harm(drafts: list[tuple[float, int, float]]) -> None:
     """Whatever the signals, infinities included, every probability stays a number between 0 and 1."""
-    reliability = Reliability()
+    model = AcceptanceModel()
     for draft in drafts:
-        reliability.observe(*draft)
+        model.observe(*draft)
 
     for signal in (-math.inf, -5.0, 0.0, 5.0, math.inf):
-        assert 0.0 <= reliability(signal, 1) <= 1.0
-    assert 0.0 <= reliability.typical <= 1.0
+        assert 0.0 <= model(signal, 1) <= 1.0
+    assert 0.0 <= model.typical <= 1.0
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, 0.5, 1e-30, 1 - 1e-16, math.nan])
@@ -198,4 +198,4 @@ def test_log_odds_are_bounded(p: float) -> None:
 def test_other_json_is_refused(data: dict[str, Any]) -> None:
     """A missing field, too few weights, something infinite: an error, never a model."""
     with pytest.raises((KeyError, TypeError, ValueError)):
-        Reliability.from_json(data)
+        AcceptanceModel.from_json(data)

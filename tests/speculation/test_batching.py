@@ -19,7 +19,7 @@ from dynx.errors import UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import batch_size
-from dynx.speculation.batch_size import by_timing, choose, from_profile, measure_batches, rows_that_fit, weigh
+from dynx.speculation.batch_size import by_timing, choose, from_profile, measure_batches, sequences_that_fit, weigh
 from dynx.speculation.batching import Batch, BatchCosts
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.types import Request, Sampling
@@ -27,7 +27,7 @@ from dynx.speculation.types import Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.batching import Row
+    from dynx.speculation.batching import SequenceRun
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
@@ -121,10 +121,10 @@ class Bold(Batch):
     def _worthwhile(self, *arguments: Any) -> bool:
         return True
 
-    def _another(self, *arguments: Any) -> bool:
+    def _should_draft_more(self, *arguments: Any) -> bool:
         return self.chance.random() < 0.7
 
-    def _submitted(self, gains: Sequence[float], price: float) -> int:
+    def _verify_length(self, gains: Sequence[float], price: float) -> int:
         return self.chance.randrange(len(gains) + 1)
 
 
@@ -138,14 +138,14 @@ def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int], 
     return out
 
 
-def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[Batch] = Bold) -> list[Row]:
+def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[Batch] = Bold) -> list[SequenceRun]:
     """The answers of a batch."""
     waiting, begun = list(reversed(requests)), []
 
-    def more() -> Row | None:
+    def more() -> SequenceRun | None:
         if not waiting:
             return None
-        begun.append(batch.row(waiting.pop()))
+        begun.append(batch.sequence(waiting.pop()))
         return begun[-1]
 
     batch = kind(engine, rows, more=more)
@@ -188,8 +188,8 @@ def test_a_batch_writes_what_each_row_would_write_alone(kind: str, mode: str) ->
     assert [(row.tokens, row.finish_reason) for row in rows] == expected
     assert sum(t.accepted for t in tallies) > 0
     assert sum(t.submitted - t.accepted for t in tallies) > 0
-    assert all(1 <= receipt.rows <= 3 for receipt in receipts)
-    assert any(receipt.rows > 2 for receipt in receipts)
+    assert all(1 <= receipt.sequences <= 3 for receipt in receipts)
+    assert any(receipt.sequences > 2 for receipt in receipts)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
@@ -228,7 +228,7 @@ def test_a_prompt_that_cant_be_continued_is_refused() -> None:
     """As one at a time: with the same words."""
     engine = Engine(EagerBackend(tiny("gpt2", n_positions=48)))
     with pytest.raises(UsageError, match="49 tokens and the model's context is 48"):
-        Batch(engine, 2).row(Request([1] * 49))
+        Batch(engine, 2).sequence(Request([1] * 49))
 
 
 def costs(by_tokens: dict[int, float], draft: dict[int, float] | None = None) -> BatchCosts:
@@ -244,13 +244,13 @@ def test_a_batch_must_beat_one_at_a_time() -> None:
     linear = costs({n: 0.01 * n for n in (1, 2, 4, 8, 16)})
     shared = costs({1: 0.010, 2: 0.010, 4: 0.011, 8: 0.012, 16: 0.030})
 
-    assert weigh(linear, 250.0, "measured", 0.0, 16).rows == 1
+    assert weigh(linear, 250.0, "measured", 0.0, 16).sequences == 1
     better = weigh(shared, 250.0, "measured", 0.0, 16)
-    assert (better.rows, better.least) == (8, 3)
+    assert (better.sequences, better.min_waiting) == (8, 3)
     assert "a batch writes 667 tokens/s, and one at a time 250 (measured); from 3 waiting prompts on" in str(
         better.decision
     )
-    assert weigh(shared, 660.0, "measured", 0.0, 16).rows == 1, "a gain that noise could make"
+    assert weigh(shared, 660.0, "measured", 0.0, 16).sequences == 1, "a gain that noise could make"
 
 
 def test_guesses_count_in_a_small_batch() -> None:
@@ -270,7 +270,7 @@ def test_what_a_profile_says_is_used_or_ignored_whole() -> None:
     found = from_profile(whole, 16)
 
     assert found is not None
-    assert (found.rows, found.least) == (8, 3)
+    assert (found.sequences, found.min_waiting) == (8, 3)
     assert from_profile(None, 16) is None
     for bad in (
         {},
@@ -289,19 +289,19 @@ def test_timing_here_and_now_credits_speculation() -> None:
         EagerBackend(tiny("llama")), Drafters(lookup=True), clock=lambda: float(next(ticks))
     )  # every pass takes 1 s
 
-    assert by_timing(engine, None, 16).rows == 16
+    assert by_timing(engine, None, 16).sequences == 16
     assert "worth 3x plain, which nothing has measured" in by_timing(engine, None, 2).decision.reason
-    assert by_timing(engine, None, 2).rows == 1
-    assert by_timing(engine, 17.0, 16).rows == 1
+    assert by_timing(engine, None, 2).sequences == 1
+    assert by_timing(engine, 17.0, 16).sequences == 1
     found = measure_batches(EagerBackend(tiny("llama")), None, budget=1.0, clock=engine.clock)
-    assert set(found.target.table) == {b * n for b, n in batch_size.CELLS}
+    assert set(found.target.table) == {b * n for b, n in batch_size.TIMED_PASSES}
 
 
 def assembly(target: Any, **changes: Any) -> Any:
     """As much of one as the choice looks at."""
     plan = SimpleNamespace(
-        wish=SimpleNamespace(plain=changes.get("plain", False)),
-        profile=None,
+        request=SimpleNamespace(plain=changes.get("plain", False)),
+        own_profile=None,
         machine=SimpleNamespace(memory_available=changes.get("free", 1 << 30)),
         key=SimpleNamespace(quantization="none"),
     )
@@ -314,7 +314,10 @@ def test_the_choice_says_why() -> None:
     common = {"waiting": 9, "tokens": 100}
 
     assert choose(assembly(target), asked=1, **common).decision.reason == "asked for"
-    assert (choose(assembly(target), asked=6, **common).rows, choose(assembly(target), asked=6, **common).least) == (
+    assert (
+        choose(assembly(target), asked=6, **common).sequences,
+        choose(assembly(target), asked=6, **common).min_waiting,
+    ) == (
         6,
         1,
     )
@@ -322,7 +325,7 @@ def test_the_choice_says_why() -> None:
     assert "too little" in choose(assembly(target), asked=None, waiting=2, tokens=9).decision.reason
     assert "one sequence at a time" in choose(assembly(Stub(9, scripted(9, [1]))), asked=None, **common).decision.reason
     windowed = choose(assembly(EagerBackend(tiny("gemma2"))), asked=None, **common)
-    assert (windowed.rows, "latest 16" in windowed.decision.reason) == (1, True)
+    assert (windowed.sequences, "latest 16" in windowed.decision.reason) == (1, True)
     for refused in (assembly(EagerBackend(tiny("gemma2"))), assembly(target, exact=object()), assembly(target, free=1)):
         with pytest.raises(UsageError, match="`batch` 6: "):
             choose(refused, asked=6, **common)
@@ -333,9 +336,9 @@ def test_memory_caps_the_rows() -> None:
     backend = EagerBackend(tiny("llama", max_position_embeddings=256))
     each = 2 * backend.layers * 2 * 8 * 4 * 256 * 2  # keys and values, layers, heads, width, bytes, positions, growth
 
-    assert rows_that_fit(backend, 4 * 5 * each, 16) == 5
-    assert rows_that_fit(backend, 1 << 40, 16) == 16
-    assert rows_that_fit(backend, 10, 16) == 1
+    assert sequences_that_fit(backend, 4 * 5 * each, 16) == 5
+    assert sequences_that_fit(backend, 1 << 40, 16) == 16
+    assert sequences_that_fit(backend, 10, 16) == 1
 
 
 def test_a_line_that_is_too_long_arrives_as_its_beginning(tmp_path: Path) -> None:

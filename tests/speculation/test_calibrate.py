@@ -11,13 +11,13 @@ from support.models import Clock, TimedBackend, perturbed, tiny
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileKey
 from dynx.speculation.calibrate import Check, calibrate, exit_candidates
-from dynx.speculation.engine import Drafters, Engine, Knowledge
-from dynx.speculation.policy import LONGEST_DRAFT, Plain, Static
+from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
+from dynx.speculation.policy import MAX_DRAFT_TOKENS, Plain, Static
 from dynx.speculation.prediction import choose_set
-from dynx.speculation.setup import knowledge_of, widened_of
+from dynx.speculation.setup import acceptance_profile_of, padded_lengths_of
 from dynx.speculation.timing import Samples, measure
 from dynx.speculation.traces import Text, lookup_traces, read_early, read_model, write_texts
-from dynx.speculation.types import Origin, Request, Sampling
+from dynx.speculation.types import DraftSource, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +28,8 @@ GREEDY = Sampling()
 @pytest.fixture(autouse=True)
 def fewer_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the texts at half the length: these tests are about logic, not about precision."""
-    monkeypatch.setattr("dynx.speculation.traces.ANSWER", 48)
-    monkeypatch.setattr("dynx.speculation.calibrate.MOST_TEXTS", 6)
+    monkeypatch.setattr("dynx.speculation.traces.ANSWER_TOKENS", 48)
+    monkeypatch.setattr("dynx.speculation.calibrate.MAX_TEXTS", 6)
     monkeypatch.setattr("dynx.speculation.calibrate.still", lambda before, *_: before)  # there are no files
 
 
@@ -65,9 +65,9 @@ def written(engine: Engine, count: int = 3, tokens: int = 48) -> list[Text]:
     return texts
 
 
-def live(engine: Engine, text: Text, at: int, origin: Origin) -> tuple[list[float], int]:
+def live(engine: Engine, text: Text, at: int, origin: DraftSource) -> tuple[list[float], int]:
     """Signals and kept drafts of one real round from position `at`, to the depth that the text allows."""
-    depth = min(LONGEST_DRAFT, len(text.tokens) - at)
+    depth = min(MAX_DRAFT_TOKENS, len(text.tokens) - at)
     run = engine.start(Request(text.tokens[: at - 1], 2 + depth), Static(origin, depth))
     for _ in run:
         pass
@@ -76,7 +76,7 @@ def live(engine: Engine, text: Text, at: int, origin: Origin) -> tuple[list[floa
 
 
 @pytest.mark.parametrize("origin", ["draft", "self", "lookup"])
-def test_one_reading_shows_what_live_drafting_would_do(origin: Origin) -> None:
+def test_one_reading_shows_what_live_drafting_would_do(origin: DraftSource) -> None:
     """From every position, the drafts kept live and their signals are those read off the text in one pass."""
     engine = engine_of(Clock())
     for text in written(engine, count=2):
@@ -110,7 +110,7 @@ def test_a_good_drafter_is_kept_and_its_gain_foretold() -> None:
 
     assert "draft" in found.origins
     assert found.predicted > 1.3
-    assert found.measured == pytest.approx(found.said, rel=0.1)
+    assert found.measured == pytest.approx(found.replayed_speedup, rel=0.1)
     assert found.measured == pytest.approx(found.predicted, rel=0.1)
 
 
@@ -179,19 +179,19 @@ def test_passes_that_cost_less_wider_are_run_wider() -> None:
     found = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=clock)
     again = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=clock)
 
-    assert target.instead == {1: 4, 2: 4, 3: 4} == widened_of(found.profile) == widened_of(again.profile)
+    assert target.instead == {1: 4, 2: 4, 3: 4} == padded_lengths_of(found.profile) == padded_lengths_of(again.profile)
     assert found.costs.target(1) == found.costs.target(4) == pytest.approx(target.price(4))
     assert found.measured == pytest.approx(found.predicted, rel=0.1)
     plain = engine_of(Clock())
-    assert widened_of(calibrate(assembly_of(plain, {"draft"}), budget=1e9, clock=plain.clock).profile) == {}
+    assert padded_lengths_of(calibrate(assembly_of(plain, {"draft"}), budget=1e9, clock=plain.clock).profile) == {}
 
 
 @pytest.mark.parametrize("written", [None, [1, 4], {"one": 4}, {"1": None}, {"1": 1, "0": 4, "4": 2, "2": 99}])
 def test_widths_that_make_no_sense_are_left_out(written: Any) -> None:
     """A profile of another hand makes no pass narrower than asked, or endless."""
     profile = cast("Profile", SimpleNamespace(fitted={"widened": written}))
-    assert widened_of(profile) == {}
-    assert widened_of(cast("Profile", SimpleNamespace(fitted={}))) == {}
+    assert padded_lengths_of(profile) == {}
+    assert padded_lengths_of(cast("Profile", SimpleNamespace(fitted={}))) == {}
 
 
 def test_what_is_slower_than_plain_is_put_aside_whatever_the_replay_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +225,16 @@ def test_a_profile_teaches_the_next_engine() -> None:
     engine = engine_of(Clock(), noise=0.05)
     found = calibrate(assembly_of(engine, {"draft", "self", "lookup"}), budget=1e9, clock=engine.clock)
 
-    known = knowledge_of(Profile.from_json(found.profile.to_json()))
+    known = acceptance_profile_of(Profile.from_json(found.profile.to_json()))
 
     assert known.from_profile
     assert known.costs.target(1) == pytest.approx(found.costs.target(1) / found.costs.drift.factor, rel=0.01)
     request = Request([3, 1, 4], 60)
     plain = [t.id for t in engine.start(request, Plain())]
-    dynamic = [t.id for t in Engine(engine.target, engine.drafters, knowledge=known, clock=engine.clock).start(request)]
+    dynamic = [
+        t.id
+        for t in Engine(engine.target, engine.drafters, acceptance_profile=known, clock=engine.clock).start(request)
+    ]
     assert plain == dynamic
 
 
@@ -252,7 +255,7 @@ def test_a_profile_that_does_not_parse_is_ignored_with_one_word(damage: Any) -> 
     damage(profile)
     said: list[str] = []
 
-    known = knowledge_of(profile, warn=said.append)
+    known = acceptance_profile_of(profile, warn=said.append)
 
     assert not known.from_profile
     assert len(said) == 1
@@ -303,8 +306,8 @@ def test_exit_candidates_lie_in_the_first_two_thirds() -> None:
 
 def test_knowledge_without_a_profile_is_a_fresh_start() -> None:
     """No profile: nothing measured, priors for every drafter."""
-    known = knowledge_of(None)
+    known = acceptance_profile_of(None)
 
-    assert isinstance(known, Knowledge)
+    assert isinstance(known, AcceptanceProfile)
     assert not known.costs.target.known
-    assert 0 < known.of("draft", greedy=True).typical < 1
+    assert 0 < known.model_for("draft", greedy=True).typical < 1

@@ -12,10 +12,10 @@ from support.models import Clock, TimedBackend, perturbed, tiny
 from dynx.runtime.profile import Profile
 from dynx.runtime.weights import weights_hash
 from dynx.speculation import assemble, make_plan, setup
-from dynx.speculation.drafters.late import LOADING_SHARE, LateDrafter
-from dynx.speculation.engine import UNKNOWN_GRANT, Drafters, Engine, Knowledge
+from dynx.speculation.drafters.late import MAX_LOADING_SHARE, LateDrafter
+from dynx.speculation.engine import UNPROFILED_REGRET_BUDGET_PASSES, AcceptanceProfile, Drafters, Engine
 from dynx.speculation.plan import GeneratorRequest
-from dynx.speculation.setup import knowledge_of
+from dynx.speculation.setup import acceptance_profile_of
 from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def test_storys_profile_comes_with_it(alone: None, monkeypatch: pytest.MonkeyPat
     assert assembly.decisions.profile.reason == "came with the model"
     assert "plain decoding, unless the text repeats itself" in assembly.decisions.draft.reason
     assert (engine.drafters.model, engine.drafters.late, engine.drafters.lookup) == (None, None, True)
-    known = engine.knowledge
+    known = engine.acceptance_profile
     assert known.costs.foreign
-    assert (known.from_profile, known.rate, known.stake) == (False, None, 0.0)
-    assert known.of("lookup", greedy=True).observed > 100
+    assert (known.from_profile, known.rate, known.regret_budget) == (False, None, 0.0)
+    assert known.model_for("lookup", greedy=True).observed > 100
 
 
 def test_what_the_user_says_comes_before_a_bundled_profile(alone: None) -> None:
@@ -69,7 +69,10 @@ def test_what_the_user_says_comes_before_a_bundled_profile(alone: None) -> None:
     assert not make_plan(GeneratorRequest(draft="lookup")).bundled
     assert not make_plan(GeneratorRequest(profile="none")).bundled
     assert not make_plan(GeneratorRequest(plain=True)).bundled
-    assert assemble(make_plan(GeneratorRequest(draft="lookup", threads=1))).engine.knowledge.stake == UNKNOWN_GRANT
+    assert (
+        assemble(make_plan(GeneratorRequest(draft="lookup", threads=1))).engine.acceptance_profile.regret_budget
+        == UNPROFILED_REGRET_BUDGET_PASSES
+    )
 
 
 def test_a_bundled_profile_that_is_damaged_counts_as_none(alone: None, changed: Callable[..., Path]) -> None:
@@ -90,7 +93,7 @@ def test_a_bundled_profile_that_is_damaged_counts_as_none(alone: None, changed: 
     assert "can't be used" in heard[0]
     assert assembly.plan.profile is None
     assert assembly.decisions.profile.value == "none"
-    assert not assembly.engine.knowledge.costs.foreign
+    assert not assembly.engine.acceptance_profile.costs.foreign
 
 
 def test_an_unmeasured_draft_model_is_put_off(alone: None, tiny_folder: Path) -> None:
@@ -120,14 +123,14 @@ def test_it_is_loaded_when_the_work_is_long_enough(seconds: float) -> None:
 
     began = clock()
     engine = Engine(target, Drafters(lookup=True, late=LateDrafter(load, seconds, began, clock)), clock=clock)
-    engine.knowledge = Knowledge(stake=0.0)
+    engine.acceptance_profile = AcceptanceProfile(regret_budget=0.0)
     run = engine.start(request)
     tokens = [token.id for token in run]
     plain = [token.id for token in Engine(target, Drafters(lookup=False), clock=clock).start(request)]
 
     assert tokens == plain
     pass_seconds = run.rounds[0].seconds
-    due = seconds / LOADING_SHARE
+    due = seconds / MAX_LOADING_SHARE
     if due > 100 * pass_seconds:
         assert loaded == []
     else:
@@ -140,7 +143,7 @@ def test_it_is_loaded_when_the_work_is_long_enough(seconds: float) -> None:
 def test_another_machines_costs_are_ratios() -> None:
     """The first plain pass scales them all, and the first pass of a width takes its figure's place."""
     profile = make_plan(GeneratorRequest()).profile or pytest.fail("story has none")
-    costs = knowledge_of(profile, foreign=True).costs
+    costs = acceptance_profile_of(profile, foreign=True).costs
     ratio = costs.target(2) / costs.target(1)
     costs.adopt(50.0, costs.target.reference)
     assert costs.target(1, costs.target.reference) == pytest.approx(50.0)

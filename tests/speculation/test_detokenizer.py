@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dynx.speculation.detokenizer import CONTEXT, StopScanner, StreamDecoder, continuation, special, token_text
+from dynx.speculation.detokenizer import CONTEXT_TOKENS, StopScanner, StreamDecoder, continuation, special, token_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +167,7 @@ def test_a_continuation_is_what_it_adds(scheme: str, data: st.DataObject) -> Non
     tokenizer = SCHEMES[scheme]
     ids = st.integers(1, len(tokenizer) - 1)
     prompt = data.draw(
-        st.lists(ids, max_size=3 * CONTEXT) | st.lists(st.sampled_from([1, 2, 3]), max_size=12 * CONTEXT)
+        st.lists(ids, max_size=3 * CONTEXT_TOKENS) | st.lists(st.sampled_from([1, 2, 3]), max_size=12 * CONTEXT_TOKENS)
     )
     answer = data.draw(st.lists(ids, max_size=12))
     before, both = whole(tokenizer, prompt), whole(tokenizer, [*prompt, *answer])

@@ -13,7 +13,7 @@ from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Session
 from dynx.runtime.decision import Decision
 from dynx.speculation.engine import Drafters, Engine, Run
-from dynx.speculation.exactness import Exact, noise_if_exact, prepare, read_noise
+from dynx.speculation.exactness import RoundingBound, noise_if_exact, prepare, read_noise
 from dynx.speculation.policy import Plain, Policy, Static
 from dynx.speculation.timing import measure_noise
 from dynx.speculation.types import Request, Sampling
@@ -134,7 +134,7 @@ def test_rounding_parts_texts_and_exactness_joins_them(policy: Callable[[], Poli
         assert ids(run) == want
         found = run.receipt().exact
         assert found is not None
-        assert found.reread >= found.near_ties
+        assert found.redecoded >= found.near_ties
         ties += found.near_ties
 
     assert parted > 0
@@ -152,7 +152,7 @@ def test_noise_is_what_was_put_in() -> None:
 
     assert ROUNDING < max(noise.values()) <= 2 * ROUNDING
     assert set(measure_noise(Rounding(2, 0.0), exit_layers=1).values()) == {0.0}
-    assert Exact(noise).bound == 2 * max(noise.values())
+    assert RoundingBound(noise).bound == 2 * max(noise.values())
 
 
 def test_exactness_is_free_where_passes_agree() -> None:
@@ -163,7 +163,7 @@ def test_exactness_is_free_where_passes_agree() -> None:
     found = runs[0].receipt()
 
     assert found.exact is not None
-    assert (found.exact.bound, found.exact.near_ties, found.exact.reread) == (0.0, 0, 0)
+    assert (found.exact.bound, found.exact.near_ties, found.exact.redecoded) == (0.0, 0, 0)
     assert found.target_forwards == runs[1].receipt().target_forwards
     assert found.guarantee == "identical to plain decoding"
     assert "rounding" in runs[1].receipt().guarantee
@@ -216,14 +216,14 @@ def test_no_measurement_is_made_up(known: object) -> None:
 def test_ties_and_nonsense_are_near() -> None:
     """Equal logits and NaN are near-ties under any bound, wide margins are not."""
     scores = torch.tensor([[5.0, 1.0, 0.0], [2.0, 2.0, 0.0], [9.0, 1.0, 0.0]])
-    exact = Exact({2: 0.1})
+    exact = RoundingBound({2: 0.1})
 
     assert exact.first_tie(scores) == 1
     assert exact.first_tie(scores[::2]) is None
     assert exact.first_tie(scores[::2] * float("nan")) == 0
     assert exact.first_tie(torch.tensor([[5.0, 4.7, 0.0]])) is None
     assert exact.first_tie(torch.tensor([[5.0, 4.7, 0.0]]), scale=2.0) == 0
-    assert Exact({2: 0.0}).first_tie(scores) is None
+    assert RoundingBound({2: 0.0}).first_tie(scores) is None
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "mistral", "gemma3_text", "phi", "opt", "mixtral"])

@@ -13,18 +13,27 @@ from hypothesis import strategies as st
 from speculation.test_simulate import costs_of, invented
 
 from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
-from dynx.speculation.acceptance_model import Reliability
-from dynx.speculation.engine import PRIORS
-from dynx.speculation.policy import LONGEST_DRAFT, REGRET, Costs, Dynamic, Plain, Prospect, Round, Static
-from dynx.speculation.simulate import Guess, Outcome, Recording, simulate
+from dynx.speculation.acceptance_model import AcceptanceModel
+from dynx.speculation.engine import ACCEPTANCE_PRIORS
+from dynx.speculation.policy import (
+    MAX_DRAFT_TOKENS,
+    REGRET_BUDGET_SHARE,
+    Costs,
+    Dynamic,
+    Plain,
+    Round,
+    Static,
+)
+from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
+from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
 
-def constant(acceptance: float, tokens: int, seed: int = 0, origin: Origin = "draft") -> Recording:
+def constant(acceptance: float, tokens: int, seed: int = 0, origin: DraftSource = "draft") -> Recording:
     """Every draft stays with the same probability, and its signal says nothing."""
     rng = random.Random(seed)
     right = [rng.random() < acceptance for _ in range(tokens + 24)]
@@ -32,17 +41,17 @@ def constant(acceptance: float, tokens: int, seed: int = 0, origin: Origin = "dr
     for t in range(tokens):
         depth = min(24, tokens - t)
         run = right[t : t + depth]
-        guesses.append(Guess((0.0,) * depth, run.index(False) if False in run else depth))
+        guesses.append(DraftTrace((0.0,) * depth, run.index(False) if False in run else depth))
     return Recording(8, {origin: guesses})
 
 
 def informed(recording: Recording, costs: Costs) -> Dynamic:
     """The dynamic policy after a calibration: measured costs, acceptance taught by another text of the same kind."""
     taught = {}
-    for origin in recording.guesses:
-        taught[origin] = Reliability()
-        taught[origin].fit(recording.judged(origin))
-    return Dynamic(deepcopy(costs), taught, grant=0.5)
+    for origin in recording.traces:
+        taught[origin] = AcceptanceModel()
+        taught[origin].fit(recording.verified_drafts(origin))
+    return Dynamic(deepcopy(costs), taught, regret_budget=0.5)
 
 
 def settled_rate(walked: Outcome, acceptance: float, after: int = 200) -> float:
@@ -66,9 +75,9 @@ def yielded(acceptance: float, length: int) -> float:
 def test_with_constant_acceptance_it_settles_at_the_best_length(acceptance: float, draft: float, slope: float) -> None:
     """From priors alone, dynamic comes within 2 % of the closed form's best length, or of plain where no length pays."""
     recording, costs = constant(acceptance, 2000), costs_of(draft, slope)
-    best = max(yielded(acceptance, k) / (1 + k * (draft + slope)) for k in range(LONGEST_DRAFT + 1))
+    best = max(yielded(acceptance, k) / (1 + k * (draft + slope)) for k in range(MAX_DRAFT_TOKENS + 1))
 
-    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": Reliability()}), costs)
+    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": AcceptanceModel()}), costs)
 
     assert settled_rate(walked, acceptance) >= 0.98 * best
 
@@ -92,7 +101,7 @@ def by_sight(tokens: int, seed: int = 0) -> Recording:
         depth = min(12, tokens - t)
         run = right[t : t + depth]
         signals = tuple(3.0 if e else -3.0 for e in easy[t : t + depth])
-        rows.append(Guess(signals, run.index(False) if False in run else depth))
+        rows.append(DraftTrace(signals, run.index(False) if False in run else depth))
     return Recording(8, {"draft": rows})
 
 
@@ -101,23 +110,23 @@ def test_where_only_choosing_by_sight_pays_it_drafts_all_the_same() -> None:
     recording, costs = by_sight(2000), costs_of(0.1, 0.4)
     assert max(simulate(recording, Static("draft", k), costs).rate for k in range(1, 11)) < 1.02
 
-    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": Reliability()}), costs)
+    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": AcceptanceModel()}), costs)
 
     assert walked.rate >= 1.1
 
 
-OPTIMIST = Reliability((2.0, 1.0, 0.0), typical=0.95)
+OPTIMIST = AcceptanceModel((2.0, 1.0, 0.0), typical=0.95)
 
 
 @pytest.mark.parametrize("origin", ["draft", "self", "lookup"])
 @pytest.mark.parametrize("measured", [False, True])
-@pytest.mark.parametrize("belief", [Reliability(), OPTIMIST])
+@pytest.mark.parametrize("belief", [AcceptanceModel(), OPTIMIST])
 @pytest.mark.parametrize(("tokens", "loss"), [(100, 0.04), (400, 0.02)])
 def test_a_hostile_drafter_costs_next_to_nothing(
-    origin: Origin, measured: bool, belief: Reliability, tokens: int, loss: float
+    origin: DraftSource, measured: bool, belief: AcceptanceModel, tokens: int, loss: float
 ) -> None:
     """No draft is ever right: whatever was believed or measured before, 400 tokens lose 2 % against plain at most."""
-    recording = Recording(8, {origin: [Guess((5.0,) * 24, 0)] * tokens})
+    recording = Recording(8, {origin: [DraftTrace((5.0,) * 24, 0)] * tokens})
     for draft in (0.02, 0.3):
         for slope in (0.0, 0.05, 0.5):
             costs = costs_of(draft, slope)
@@ -133,10 +142,10 @@ def test_a_hostile_drafter_costs_next_to_nothing(
 def test_a_profile_that_lies_costs_next_to_nothing() -> None:
     """A profile that promises acceptance of 0.9 where none is left loses 2 %, the prompt's reading apart."""
     recording, costs = constant(0.0, 400), costs_of(0.2, 0.05)
-    hopeful = Reliability()
+    hopeful = AcceptanceModel()
     hopeful.fit((0.0, 1, float(i % 10 > 0)) for i in range(300))
 
-    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": hopeful}, rate=2.0, grant=0.5), costs)
+    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": hopeful}, rate=2.0, regret_budget=0.5), costs)
 
     assert walked.seconds <= 400 * 1.02 + 0.2
 
@@ -149,21 +158,23 @@ def test_a_profile_that_lies_costs_next_to_nothing() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_the_account_is_never_overdrawn(
-    rows: list[tuple[int, float]], draft: float, slope: float, grant: float
+    rows: list[tuple[int, float]], draft: float, slope: float, regret_budget: float
 ) -> None:
-    """With costs known, no text and no drafts whatever lose more than the grant and `REGRET` of the time."""
-    recording = Recording(8, {"draft": [Guess((signal,) * 12, kept) for kept, signal in rows]})
+    """With costs known, no text and no drafts whatever lose more than the grant and `REGRET_BUDGET_SHARE` of the time."""
+    recording = Recording(8, {"draft": [DraftTrace((signal,) * 12, kept) for kept, signal in rows]})
     costs = costs_of(draft, slope)
 
-    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": deepcopy(OPTIMIST)}, grant=grant), costs)
+    walked = simulate(
+        recording, Dynamic(deepcopy(costs), {"draft": deepcopy(OPTIMIST)}, regret_budget=regret_budget), costs
+    )
 
-    assert walked.seconds * (1 - REGRET) <= walked.tokens + grant + 1e-6
+    assert walked.seconds * (1 - REGRET_BUDGET_SHARE) <= walked.tokens + regret_budget + 1e-6
 
 
-def cold(origins: Sequence[Origin], costs: Costs | None = None) -> Dynamic:
+def cold(origins: Sequence[DraftSource], costs: Costs | None = None) -> Dynamic:
     """The policy of a first run: nothing measured here, nothing staked."""
-    reliability = {o: Reliability(PRIORS[o][0], typical=PRIORS[o][1]) for o in origins}
-    return Dynamic(costs or Costs(), reliability, grant=0.0)
+    reliability = {o: AcceptanceModel(ACCEPTANCE_PRIORS[o][0], typical=ACCEPTANCE_PRIORS[o][1]) for o in origins}
+    return Dynamic(costs or Costs(), reliability, regret_budget=0.0)
 
 
 def never_slower(rounds: Sequence[Round], share: float) -> None:
@@ -180,13 +191,13 @@ def never_slower(rounds: Sequence[Round], share: float) -> None:
 @pytest.mark.parametrize("draft", [0.0, 0.1, 0.25])
 def test_a_cold_start_is_never_slower_than_its_regret(seed: int, acceptance: float, slope: float, draft: float) -> None:
     """At no point of the first 400 tokens, also where each further token of a pass costs as much as the first."""
-    rows = {o: constant(acceptance, 400, seed + i, o).guesses[o] for i, o in enumerate(("draft", "lookup"))}
+    rows = {o: constant(acceptance, 400, seed + i, o).traces[o] for i, o in enumerate(("draft", "lookup"))}
     costs = costs_of(draft, slope)
     costs.draft["lookup"] = CostCurve(costs.drift, {1: (1e-9, 16.0)})
 
     walked = simulate(Recording(8, rows), cold(("draft", "lookup")), costs)
 
-    never_slower(walked.rounds, REGRET)
+    never_slower(walked.rounds, REGRET_BUDGET_SHARE)
     assert walked.rounds[0].origin is None
     if acceptance == 1.0 and slope == 0.0:
         assert walked.rate > 1.5
@@ -206,7 +217,7 @@ def test_costs_of_another_machine_promise_nothing(scale: float, acceptance: floa
 
     walked = simulate(recording, cold(("lookup",), told), costs)
 
-    never_slower(walked.rounds, REGRET)
+    never_slower(walked.rounds, REGRET_BUDGET_SHARE)
     if acceptance and slope < 1:
         assert walked.rate > 1.5
 
@@ -214,8 +225,8 @@ def test_costs_of_another_machine_promise_nothing(scale: float, acceptance: floa
 def test_nothing_is_looked_up_before_a_draft_can_be_afforded() -> None:
     """The first 60 passes of a cold start ask no drafter anything, and what deciding takes is charged."""
 
-    class Untouched(list[Prospect]):
-        def __iter__(self) -> Iterator[Prospect]:
+    class Untouched(list[DrafterCandidate]):
+        def __iter__(self) -> Iterator[DrafterCandidate]:
             raise AssertionError("a drafter was asked")
 
     policy = cold(("lookup",))
@@ -227,7 +238,7 @@ def test_nothing_is_looked_up_before_a_draft_can_be_afforded() -> None:
     chosen = {}
     for name, each, deciding in (("slow", slow, 0.02), ("quick", quick, 0.0)):
         for context in range(8, 208):
-            chosen.setdefault(name, []).append(each.choose([Prospect("lookup", 1, 5.0)], context, 64))
+            chosen.setdefault(name, []).append(each.choose([DrafterCandidate("lookup", 1, 5.0)], context, 64))
             each.learn(Round(context, None, verify_seconds=1.0, seconds=1.0 + deciding))
     assert set(chosen["slow"]) == {None}
     assert "lookup" in chosen["quick"]
@@ -245,7 +256,7 @@ def test_a_hiccup_does_not_end_drafting() -> None:
 
 def test_an_unmeasured_drafter_starts_with_one_draft_and_widens() -> None:
     """With nothing measured no pass is more than twice as wide as any before it, however sure the drafts look."""
-    recording, costs = Recording(8, {"draft": [Guess((6.0,) * 24, 24)] * 400}), costs_of(0.05, 0.02)
+    recording, costs = Recording(8, {"draft": [DraftTrace((6.0,) * 24, 24)] * 400}), costs_of(0.05, 0.02)
 
     walked = simulate(recording, Dynamic(Costs(), {"draft": deepcopy(OPTIMIST)}), costs)
 
@@ -260,10 +271,10 @@ def test_reading_a_long_prompt_needs_a_promise() -> None:
     """A drafter that must first read for ten passes' time stays out until a profile promises that it is worth it."""
     costs = costs_of(0.1, 0.02)
     costs.draft["draft"].table[1000] = (10.0, 16.0)
-    recording = Recording(1000, constant(0.8, 300).guesses)
+    recording = Recording(1000, constant(0.8, 300).traces)
 
     def drafting(rate: float | None) -> bool:
-        policy = Dynamic(deepcopy(costs), {"draft": Reliability()}, rate=rate)
+        policy = Dynamic(deepcopy(costs), {"draft": AcceptanceModel()}, rate=rate)
         return any(r.origin for r in simulate(recording, policy, costs).rounds[:20])
 
     assert not drafting(None)
@@ -285,13 +296,13 @@ def test_it_uses_a_plateau_and_stays_below_a_step() -> None:
 def test_two_drafters_whose_merits_alternate_beat_each_alone() -> None:
     """Lookup right in one half of the stretches and the model in the other: choosing each round beats either."""
     rng = random.Random(1)
-    rows: dict[Origin, list[Guess]] = {"draft": [], "lookup": []}
+    rows: dict[DraftSource, list[DraftTrace]] = {"draft": [], "lookup": []}
     for t in range(1200):
         copying = (t // 60) % 2 == 0
         depth = min(12, 1200 - t)
-        rows["draft"].append(Guess((0.0,) * depth, min(depth, 0 if copying else rng.randint(1, 4))))
+        rows["draft"].append(DraftTrace((0.0,) * depth, min(depth, 0 if copying else rng.randint(1, 4))))
         match = 4.0 if copying else 1.0
-        rows["lookup"].append(Guess((match,) * depth, min(depth, rng.randint(4, 12) if copying else 0)))
+        rows["lookup"].append(DraftTrace((match,) * depth, min(depth, rng.randint(4, 12) if copying else 0)))
     both, costs = Recording(8, rows), costs_of(0.1, 0.05)
     alone = [Recording(8, {o: g}) for o, g in rows.items()]
 
@@ -303,17 +314,17 @@ def test_two_drafters_whose_merits_alternate_beat_each_alone() -> None:
 def test_merits_that_alternate_unseen_are_found_by_trying() -> None:
     """Two models, good and bad by turns of 200 tokens with nothing known beforehand: trials pay, dynamic beats each alone."""
     rng = random.Random(4)
-    rows: dict[Origin, list[Guess]] = {"draft": [], "self": []}
+    rows: dict[DraftSource, list[DraftTrace]] = {"draft": [], "self": []}
     for t in range(2400):
         for origin in rows:
             good = (t // 200) % 2 == (origin == "self")
             kept = int(math.log(rng.random()) / math.log(0.9 if good else 0.3))
-            rows[origin].append(Guess((1.5 if good else 0.0,) * 24, min(kept, 24)))
+            rows[origin].append(DraftTrace((1.5 if good else 0.0,) * 24, min(kept, 24)))
     costs = costs_of(0.1, 0.1)
     costs.draft["self"], costs.complete = costs.draft["draft"], costs.target
 
-    def rate(*origins: Origin) -> float:
-        policy = Dynamic(deepcopy(costs), {o: Reliability() for o in origins})
+    def rate(*origins: DraftSource) -> float:
+        policy = Dynamic(deepcopy(costs), {o: AcceptanceModel() for o in origins})
         return simulate(Recording(8, {o: rows[o] for o in origins}), policy, costs).rate
 
     assert rate("draft", "self") > 1.15 * max(rate("draft"), rate("self"))
@@ -323,7 +334,7 @@ def test_the_price_of_a_second_follows_the_rate() -> None:
     """λ is within 15 % of what the last rounds achieved, before and after acceptance changes, and at least plain's."""
     easy, hard = constant(0.9, 600), constant(0.0, 600)
     costs = costs_of(0.05, 0.05)
-    policy = Dynamic(deepcopy(costs), {"draft": Reliability()})
+    policy = Dynamic(deepcopy(costs), {"draft": AcceptanceModel()})
 
     for recording in (easy, hard):
         rounds = simulate(recording, policy, costs).rounds[-40:]
@@ -337,7 +348,7 @@ def test_the_exit_is_charged_once_for_each_pass_it_makes() -> None:
     costs.draft["self"] = CostCurve(costs.drift, {1: (0.3, 16.0)})
     costs.complete.table = {n: (0.7 * t, w) for n, (t, w) in costs.target.table.items()}
     recording = constant(0.8, 1500, origin="self")
-    policy = Dynamic(Costs(), {"self": Reliability()})
+    policy = Dynamic(Costs(), {"self": AcceptanceModel()})
 
     walked = simulate(recording, policy, costs)
 
@@ -388,10 +399,12 @@ def test_noise_in_the_timings_costs_little() -> None:
 def test_any_sequence_of_rounds_is_legal(seed: int, room: int, prefixes: bool) -> None:
     """Never more drafts than room, never more submitted than made, all of them where prefixes are forbidden."""
     rng = random.Random(seed)
-    origins: tuple[Origin, ...] = ("draft", "self", "lookup")
-    policy = Dynamic(Costs(), {o: Reliability() for o in origins}, submit_prefixes=prefixes)
+    origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
+    policy = Dynamic(Costs(), {o: AcceptanceModel() for o in origins}, verify_prefixes=prefixes)
     for at in range(40):
-        offered = [Prospect(o, rng.randint(1, 9), rng.choice([None, 2.0]) if o == "lookup" else None) for o in origins]
+        offered = [
+            DrafterCandidate(o, rng.randint(1, 9), rng.choice([None, 2.0]) if o == "lookup" else None) for o in origins
+        ]
         chosen = policy.choose(offered, at, room)
         if chosen is None:
             spent = rng.uniform(0.5, 2)
@@ -399,10 +412,10 @@ def test_any_sequence_of_rounds_is_legal(seed: int, room: int, prefixes: bool) -
             continue
         assert room >= 1
         signals: list[float] = []
-        while policy.another(signals):
+        while policy.should_draft_more(signals):
             signals.append(rng.uniform(-6, 6))
             assert len(signals) <= room
-        submitted = policy.submit(signals)
+        submitted = policy.verify_length(signals)
         assert 0 <= submitted <= len(signals)
         assert prefixes or submitted == len(signals)
         a, b, c = (rng.uniform(0.01, 1) for _ in range(3))
@@ -411,16 +424,16 @@ def test_any_sequence_of_rounds_is_legal(seed: int, room: int, prefixes: bool) -
 
 def test_the_first_round_measures_a_plain_pass() -> None:
     """With nothing known there is nothing to compare a draft with."""
-    policy = Dynamic(Costs(), {"draft": Reliability()})
+    policy = Dynamic(Costs(), {"draft": AcceptanceModel()})
 
-    assert policy.choose([Prospect("draft")], 5, 10) is None
+    assert policy.choose([DrafterCandidate("draft")], 5, 10) is None
 
 
 def test_plain_and_static_do_as_they_say() -> None:
     """Plain never drafts; static always makes its number, unless there is no room or nothing to look up."""
-    assert Plain().choose([Prospect("draft")], 5, 10) is None
+    assert Plain().choose([DrafterCandidate("draft")], 5, 10) is None
     fixed = Static("draft", 3)
-    assert fixed.choose([Prospect("draft")], 5, 2) == "draft"
-    assert [fixed.another([0.0] * k) for k in range(3)] == [True, True, False]
-    assert Static("lookup", 3).choose([Prospect("lookup", signal=None)], 5, 9) is None
-    assert Static("lookup", 3).choose([Prospect("lookup", signal=1.0)], 5, 9) == "lookup"
+    assert fixed.choose([DrafterCandidate("draft")], 5, 2) == "draft"
+    assert [fixed.should_draft_more([0.0] * k) for k in range(3)] == [True, True, False]
+    assert Static("lookup", 3).choose([DrafterCandidate("lookup", signal=None)], 5, 9) is None
+    assert Static("lookup", 3).choose([DrafterCandidate("lookup", signal=1.0)], 5, 9) == "lookup"

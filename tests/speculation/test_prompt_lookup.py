@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dynx.speculation.drafters.prompt_lookup import REFRESH_DEPTH, LookupDrafter, SuffixAutomaton
+from dynx.speculation.drafters.prompt_lookup import MAX_REFRESHED_STATES, LookupDrafter, SuffixAutomaton
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +30,11 @@ def indexed(text: Sequence[int]) -> tuple[SuffixAutomaton, list[tuple[int, int]]
     for token in text:
         automaton.extend([token])
         matches.append(automaton.match())
-        automaton.settle()
+        automaton.record_ends()
     return automaton, matches
 
 
-@given(st.lists(st.integers(0, 2), max_size=REFRESH_DEPTH))
+@given(st.lists(st.integers(0, 2), max_size=MAX_REFRESHED_STATES))
 @example([0] * 12)
 @example([0, 1] * 8)
 @example([0, 0, 1, 0, 0, 2, 0, 0])
@@ -103,7 +103,7 @@ def test_nothing_known_nothing_said() -> None:
     drafter = LookupDrafter()
 
     assert guesses(drafter, [1, 2, 1, 3], 3) == []
-    assert drafter.outlook([1, 2, 1, 3]) is None
+    assert drafter.peek_confidence([1, 2, 1, 3]) is None
     assert guesses(LookupDrafter(), [4], 3) == []
 
 
@@ -150,10 +150,10 @@ def test_reading_in_pieces_is_reading_at_once(pieces: list[list[int]], library: 
         grown.sync(text)
         grown.propose()
         grown.propose()
-        grown.settle(0)
+        grown.accept(0)
     fresh = LookupDrafter(library)
 
-    assert grown.outlook(text) == fresh.outlook(text)
+    assert grown.peek_confidence(text) == fresh.peek_confidence(text)
     assert guesses(grown, text, 6) == guesses(fresh, text, 6)
 
 
@@ -165,5 +165,5 @@ def test_signal_rises_with_the_match() -> None:
     signals = [draft.signal for draft in (drafter.propose(), drafter.propose()) if draft]
 
     assert signals == [math.log2(3 + 1), math.log2(4 + 1)]
-    assert drafter.outlook(text) == signals[0]  # also right after a round, before the next one is synced
-    assert drafter.lag(len(text)) == 1
+    assert drafter.peek_confidence(text) == signals[0]  # also right after a round, before the next one is synced
+    assert drafter.tokens_behind(len(text)) == 1

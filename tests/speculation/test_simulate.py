@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynx.runtime.costs import CostCurve
-from dynx.speculation.acceptance_model import Reliability
+from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.policy import Costs, Dynamic, Plain, Static
-from dynx.speculation.simulate import Guess, Recording, oracle, simulate, speedup
+from dynx.speculation.simulate import DraftTrace, Recording, oracle, simulate, speedup
 
 
 def costs_of(draft: float = 0.1, slope: float = 0.05) -> Costs:
@@ -35,13 +35,13 @@ def invented(seed: int, tokens: int = 400) -> Recording:
     for t in range(tokens):
         depth = min(24, tokens - t)
         run = right[t : t + depth]
-        guesses.append(Guess(tuple(signals[t : t + depth]), run.index(False) if False in run else depth))
+        guesses.append(DraftTrace(tuple(signals[t : t + depth]), run.index(False) if False in run else depth))
     return Recording(8, {"draft": guesses})
 
 
 def test_a_walk_by_hand() -> None:
     """Four tokens, two drafts a round: one kept of two, then both of what room there is; passes and drafts add up."""
-    rows = [Guess((1.0, 1.0), 1), Guess((1.0, 1.0), 0), Guess((1.0,), 1), Guess((), 0)]
+    rows = [DraftTrace((1.0, 1.0), 1), DraftTrace((1.0, 1.0), 0), DraftTrace((1.0,), 1), DraftTrace((), 0)]
     recording = Recording(5, {"draft": rows})
 
     walked = simulate(recording, Static("draft", 2), costs_of(draft=0.1, slope=0.1))
@@ -66,11 +66,11 @@ def test_rounds_are_charged_as_the_engine_measures_them() -> None:
     costs.draft["draft"].table[6] = (0.4, 16.0)
     costs.draft["self"], costs.complete = CostCurve(costs.drift, {1: (0.3, 16.0)}), costs.target
     costs.overhead = {"draft": 0.05}
-    rows = [Guess((1.0, 1.0), 2)] * 9
+    rows = [DraftTrace((1.0, 1.0), 2)] * 9
 
     model, exit_ = (simulate(Recording(6, {o: rows}), Static(o, 2), costs).rounds for o in ("draft", "self"))
 
-    assert [r.lag for r in model] == [6, 2, 2]  # the prompt; then its own last draft and the target's token
+    assert [r.tokens_behind for r in model] == [6, 2, 2]  # the prompt; then its own last draft and the target's token
     assert model[0].draft_seconds == pytest.approx(0.4 + 0.1)
     assert model[0].seconds - model[0].draft_seconds - model[0].verify_seconds == pytest.approx(0.05)
     assert exit_[0].draft_seconds == pytest.approx(0.6)
@@ -79,7 +79,7 @@ def test_rounds_are_charged_as_the_engine_measures_them() -> None:
 
 def test_hindsight_by_hand() -> None:
     """Four tokens: two drafts that stay, then a plain token, is the quickest way; hindsight wastes no draft."""
-    rows = [Guess((1.0, 1.0), 2), Guess((1.0,), 1), Guess((1.0,), 0), Guess((), 0)]
+    rows = [DraftTrace((1.0, 1.0), 2), DraftTrace((1.0,), 1), DraftTrace((1.0,), 0), DraftTrace((), 0)]
 
     best = oracle(Recording(1, {"draft": rows}), costs_of(draft=0.1, slope=0.1), informed=False)
 
@@ -95,10 +95,10 @@ def test_hindsight_by_hand() -> None:
 @settings(max_examples=40, deadline=None)
 def test_hindsight_bounds_dynamic_too(rows: list[tuple[int, float]], draft: float, slope: float) -> None:
     """On any recording at all, whatever dynamic does takes at least as long as the clairvoyant walk."""
-    recording = Recording(8, {"draft": [Guess((signal,) * 6, kept) for kept, signal in rows]})
+    recording = Recording(8, {"draft": [DraftTrace((signal,) * 6, kept) for kept, signal in rows]})
     costs = costs_of(draft, slope)
 
-    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": Reliability()}), costs)
+    walked = simulate(recording, Dynamic(deepcopy(costs), {"draft": AcceptanceModel()}), costs)
 
     assert walked.tokens == recording.tokens
     assert walked.seconds >= oracle(recording, costs, informed=False).seconds - 1e-9
@@ -118,11 +118,11 @@ def test_no_policy_beats_hindsight(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_dynamic_comes_near_the_best_that_can_be_known(seed: int) -> None:
     """Taught on one text, on another it reaches 90 % of the optimum that knows all costs and acceptance beforehand."""
-    taught = Reliability()
-    taught.fit(invented(seed + 100).judged("draft"))
+    taught = AcceptanceModel()
+    taught.fit(invented(seed + 100).verified_drafts("draft"))
     recording, costs = invented(seed), costs_of()
     best = oracle(recording, costs, informed=True)
 
-    policy = Dynamic(deepcopy(costs), {"draft": taught}, rate=best.rate, grant=0.5)
+    policy = Dynamic(deepcopy(costs), {"draft": taught}, rate=best.rate, regret_budget=0.5)
 
     assert simulate(recording, policy, costs).rate >= 0.9 * best.rate

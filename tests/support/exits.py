@@ -50,8 +50,8 @@ def write_easy(folder: Path, **changes: Any) -> Path:
 def fix_costs(monkeypatch: pytest.MonkeyPatch, *, check: float = 0.03, clock: float = 1.5) -> None:
     """Every block costs the same, a look at an exit `check` of a full run, and the clock says `clock` times as fast."""
 
-    def measured(attachment: Any, collate: Any, rows: Any, depths: Sequence[int], **_: Any) -> Costs:
-        return Costs(tuple(d / attachment.depth for d in depths), 1.0, tuple(check for _ in depths))
+    def measured(exit_model: Any, collate: Any, rows: Any, depths: Sequence[int], **_: Any) -> Costs:
+        return Costs(tuple(d / exit_model.depth for d in depths), 1.0, tuple(check for _ in depths))
 
     monkeypatch.setattr(learning, "measure_costs", measured)
     monkeypatch.setattr(learning, "confirm", lambda *_: (clock, clock, clock))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from transformers.cache_utils import Cache
 
-    from dynx.speculation.policy import Prospect, Round
-    from dynx.speculation.types import Origin
+    from dynx.speculation.policy import Round
+    from dynx.speculation.types import DrafterCandidate, DraftSource
 
 torch.set_num_threads(1)  # a second thread costs more than these models do
 logging.set_verbosity_error()  # missing fast kernels of recurrent models, on every construction
@@ -406,17 +406,17 @@ class Whim:
         self.seen: set[str] = set()
         """States that occurred, for a test to check that they all did."""
 
-    def choose(self, prospects: Sequence[Prospect], context: int, room: int) -> Origin | None:
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
         """Any drafter, also one with nothing to say, or none."""
         self._room = min(room, int(self._random.integers(0, 10)))
-        at = int(self._random.integers(0, len(prospects) + 1))
-        return prospects[at].origin if at < len(prospects) else None
+        at = int(self._random.integers(0, len(candidates) + 1))
+        return candidates[at].origin if at < len(candidates) else None
 
-    def another(self, signals: Sequence[float]) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Most of the time."""
         return len(signals) < self._room and bool(self._random.random() < 0.8)
 
-    def submit(self, signals: Sequence[float]) -> int:
+    def verify_length(self, signals: Sequence[float]) -> int:
         """Any prefix, half of the time all."""
         if not self._prefixes or self._random.random() < 0.5:
             return len(signals)

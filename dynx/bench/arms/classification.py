@@ -18,9 +18,9 @@ import torch
 
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
-from dynx.early_exit.assembly import Blocks, Reference, attach_exits, is_reference, load_model
+from dynx.early_exit.assembly import BlockBackend, Reference, attach_exits, is_reference, load_model
 from dynx.early_exit.classifier import Classifier
-from dynx.early_exit.preprocessing import Row
+from dynx.early_exit.preprocessing import Example
 from dynx.errors import ModelError
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import two_sided
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dynx.bench.measurements import JSON, Measurements
+    from dynx.early_exit.agreement import Problem
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.heads import Problem
-    from dynx.early_exit.profile_data import Knowledge
+    from dynx.early_exit.profile_data import ExitProfile
 
 Case: TypeAlias = "Sequence[Any]"
 """Inputs that are labelled together."""
@@ -77,46 +77,54 @@ def own_arms(assembly: LoadedClassifier, default: LoadedClassifier | None = None
         Arm("bucketed", _in_batches(default, None), "static"),
     ]
     if default is not assembly:
-        blocks = assembly.blocks
-        name = " ".join(["bucketed", blocks.precision, *([blocks.backend] if blocks.backend != TORCH else [])])
+        block_backend = assembly.block_backend
+        name = " ".join(
+            ["bucketed", block_backend.precision, *([block_backend.backend] if block_backend.backend != TORCH else [])]
+        )
         arms.append(Arm(name, _in_batches(assembly, None), "static"))
-    return [*arms, Arm("dynamic", _in_batches(assembly, assembly.knowledge), "dynamic")]
+    return [*arms, Arm("dynamic", _in_batches(assembly, assembly.exit_profile), "dynamic")]
 
 
 def as_by_default(assembly: LoadedClassifier) -> LoadedClassifier:
     """Return the model in its default precision on the default backend; `assembly` itself where it is that."""
-    plan, blocks = assembly.plan, assembly.blocks
+    plan, block_backend = assembly.plan, assembly.block_backend
     dtype = "float32" if plan.device == "cpu" else plan.dtype
-    if blocks.backend == TORCH and not blocks.quantized and plan.dtype == dtype:
+    if block_backend.backend == TORCH and not block_backend.quantized and plan.dtype == dtype:
         return assembly
-    model, reader = load_model(plan, dtype=dtype, max_length=plan.request.max_length)
-    attachment = attach_exits(model, reader).model
-    return replace(assembly, attachment=attachment, reader=reader, knowledge=None, blocks=Blocks(TORCH, dtype))
+    model, preprocessor = load_model(plan, dtype=dtype, max_length=plan.request.max_length)
+    exit_model = attach_exits(model, preprocessor).model
+    return replace(
+        assembly,
+        exit_model=exit_model,
+        preprocessor=preprocessor,
+        exit_profile=None,
+        block_backend=BlockBackend(TORCH, dtype),
+    )
 
 
 def _one_by_one(assembly: LoadedClassifier) -> Callable[[Case], Outcome]:
-    model, reader, labels = assembly.attachment.model, assembly.reader, assembly.labels
+    model, preprocessor, labels = assembly.exit_model.model, assembly.preprocessor, assembly.labels
     uncached = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def run(case: Case) -> Outcome:
         answers = []
         for item in case:
-            (row,) = reader.rows([item])
+            (row,) = preprocessor.rows([item])
             if isinstance(row, str):
                 raise ModelError(f"an input can't be read a second time: {row}")
             with torch.inference_mode():
-                logits = model(**reader.collate([row]), **uncached).logits
+                logits = model(**preprocessor.collate([row]), **uncached).logits
             label, _, scores = labels.read(logits.float().cpu().numpy())[0]
             answers.append(answer_of(labels.problem, label, scores))
-        return Outcome(len(case), None, tuple(answers), {"mean_layers": assembly.attachment.depth, "repeated": 0})
+        return Outcome(len(case), None, tuple(answers), {"mean_layers": assembly.exit_model.depth, "repeated": 0})
 
     return run
 
 
-def _in_batches(assembly: LoadedClassifier, knowledge: Knowledge | None) -> Callable[[Case], Outcome]:
+def _in_batches(assembly: LoadedClassifier, exit_profile: ExitProfile | None) -> Callable[[Case], Outcome]:
     """Run batches as `dynx classify` does, with these exits."""
     problem = assembly.labels.problem
-    assembly = replace(assembly, knowledge=knowledge)
+    assembly = replace(assembly, exit_profile=exit_profile)
 
     def run(case: Case) -> Outcome:
         job = Classifier(assembly)
@@ -127,7 +135,7 @@ def _in_batches(assembly: LoadedClassifier, knowledge: Knowledge | None) -> Call
                 raise ModelError(f"an input can't be read a second time: {prediction.error}")
             answers.append(answer_of(problem, prediction.label, prediction.scores))
         receipt = job.receipt
-        left = {str(layer): receipt.left[layer] for layer in sorted(receipt.left)}
+        left = {str(layer): receipt.exit_counts[layer] for layer in sorted(receipt.exit_counts)}
         facts: dict[str, JSON] = {"mean_layers": receipt.mean_layers, "repeated": receipt.repeated, "left_after": left}
         return Outcome(len(case), None, tuple(answers), facts)
 
@@ -159,7 +167,7 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
     from dynx.runtime import loading
 
     plan, names, problem = assembly.plan, assembly.labels.names, assembly.labels.problem
-    model: Any = assembly.attachment.model
+    model: Any = assembly.exit_model.model
     settings = dict(options)
     if problem != "single":  # by default it gives one label only, and makes a probability of a single number
         settings["top_k"] = len(names)
@@ -177,7 +185,7 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
             tokenizer = loading.load_tokenizer(plan.source)
             pipe = make("text-classification", model=model, tokenizer=tokenizer, **common)
             if cutting:
-                settings |= {"truncation": True, "max_length": getattr(assembly.reader, "limit", None)}
+                settings |= {"truncation": True, "max_length": getattr(assembly.preprocessor, "limit", None)}
 
     def run(case: Case) -> Outcome:
         with loading.quietly():
@@ -358,8 +366,8 @@ def readable(assembly: LoadedClassifier, items: Sequence[Any]) -> tuple[list[int
     """Return the positions of inputs that can be read, and how many of them are truncated."""
     good, truncated = [], 0
     for start in range(0, len(items), MAX_CASE_INPUTS):
-        for i, row in enumerate(assembly.reader.rows(items[start : start + MAX_CASE_INPUTS])):
-            if isinstance(row, Row):
+        for i, row in enumerate(assembly.preprocessor.rows(items[start : start + MAX_CASE_INPUTS])):
+            if isinstance(row, Example):
                 good.append(start + i)
-                truncated += row.cut
+                truncated += row.truncated
     return good, truncated

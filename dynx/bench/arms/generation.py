@@ -14,7 +14,7 @@ from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
 from dynx.speculation.engine import Engine
 from dynx.speculation.policy import Plain, Policy, Static
-from dynx.speculation.types import Origin, Request, Sampling
+from dynx.speculation.types import DraftSource, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ def own_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> l
     return arms
 
 
-def _origins(engine: Engine) -> list[Origin]:
+def _origins(engine: Engine) -> list[DraftSource]:
     """Return the drafter that gets static arms: the draft model, else self, else lookup; none without any."""
     drafters = engine.drafters
     if drafters.model is not None:
@@ -57,7 +57,7 @@ def _origins(engine: Engine) -> list[Origin]:
     return ["self"] if drafters.exit_layers else ["lookup"] if drafters.lookup else []
 
 
-def _static(origin: Origin, k: int) -> Callable[[], Policy]:
+def _static(origin: DraftSource, k: int) -> Callable[[], Policy]:
     return lambda: Static(origin, k)
 
 
@@ -66,14 +66,14 @@ def _run(engine: Engine, task: Task, policy: Callable[[], Policy]) -> Callable[[
 
 
 def _run_dynamic(engine: Engine, task: Task) -> Callable[[list[int]], Outcome]:
-    known = engine.knowledge
+    known = engine.acceptance_profile
 
     def run(prompt: list[int]) -> Outcome:
         fresh = Engine(
             engine.target,
             engine.drafters,
             tokenizer=engine.tokenizer if task.stop else None,
-            knowledge=copy.deepcopy(known),
+            acceptance_profile=copy.deepcopy(known),
             clock=engine.clock,
         )
         began = engine.clock()  # a process reads its profile once and not for each text

@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynx.bench import PEERS
-from dynx.cli.bench.options import LINE, ModelOptions, Request
+from dynx.cli.options.bench import LINE, ModelOptions, Request
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.runner import Arm, Case
-    from dynx.cli.bench.options import Options
+    from dynx.cli.options.bench import Options
 
 Kind: TypeAlias = Literal["options", "peer"]
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dynx.bench.measurements import Group, Measurements
     from dynx.bench.result import BenchResult, Gate
     from dynx.bench.runner import Arm
-    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
+    from dynx.cli.options.bench import Request
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.features import Inputs
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
@@ -211,8 +211,8 @@ def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[s
     """Return the header of a result: the device, the versions and the inputs."""
     from dynx.runtime.hashing import text_hash
 
-    exits, known = assembly.decisions.exits, assembly.knowledge
-    texts: dict[str, Any] = {"max_length": getattr(assembly.reader, "limit", None), "truncated": cut}
+    exits, known = assembly.decisions.exits, assembly.exit_profile
+    texts: dict[str, Any] = {"max_length": getattr(assembly.preprocessor, "limit", None), "truncated": cut}
     return conditions(
         assembly.plan,
         batch_size=assembly.batch,
@@ -231,11 +231,11 @@ def notes(
     from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
 
-    out = list(sentences(quality, assembly.attachment.depth))
+    out = list(sentences(quality, assembly.exit_model.depth))
     if made_up:
         out.append("the inputs are generated sentences; use --data FILE to measure on your own")
     exits, profile = assembly.decisions.exits, assembly.plan.profile
-    if assembly.knowledge is None and exits is not None:
+    if assembly.exit_profile is None and exits is not None:
         out.append(f"dynamic has no exits, so it equals bucketed: {exits.reason}")
     elif profile is not None and profile.evidence.get("data") == text_hash(inputs.names):
         out.append("the exits were calibrated on these inputs; measure on others")

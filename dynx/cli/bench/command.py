@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dynx.bench.result import BenchResult, Gate
-    from dynx.cli.bench.options import Options, Request
     from dynx.cli.bench.task import TaskModule
+    from dynx.cli.options.bench import Options, Request
 
 
 def run(options: Options) -> None:

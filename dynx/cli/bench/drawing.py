@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dynx.bench.measurements import Group, Measurements
     from dynx.bench.result import BenchResult, Gate
     from dynx.bench.runner import Arm
-    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
+    from dynx.cli.options.bench import Request
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dynx.bench.measurements import Group, Measurements, Outcome
     from dynx.bench.result import BenchResult, Gate
     from dynx.bench.runner import Arm
-    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
+    from dynx.cli.options.bench import Request
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
 

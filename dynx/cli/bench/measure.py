@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from dynx.bench.measurements import JSON, Measurements
     from dynx.bench.result import BenchResult, Gate
     from dynx.bench.runner import Arm, Progress
-    from dynx.cli.bench.options import Options, Request
     from dynx.cli.bench.task import Prepared, TaskModule
     from dynx.cli.console import Terminal
+    from dynx.cli.options.bench import Options, Request
 
 SLOW_VARIABLE = "DYNX_BENCH_SLOW"
 """Environment variable for testing gates: an arm and how much slower to make it, like dynamic=15%."""

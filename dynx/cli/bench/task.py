@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dynx.bench.measurements import JSON, Measurements
     from dynx.bench.result import BenchResult
     from dynx.bench.runner import Arm
-    from dynx.cli.bench.options import Request
     from dynx.cli.console import Terminal
+    from dynx.cli.options.bench import Request
     from dynx.runtime.plan import Plan
 
 Own = TypeVar("Own")

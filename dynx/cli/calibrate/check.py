@@ -14,15 +14,15 @@ from dynx.cli.bench import command as bench
 from dynx.cli.bench import drawing as bench_drawing
 from dynx.cli.bench import generation as bench_generation
 from dynx.cli.bench import measure
-from dynx.cli.bench.options import Request
 from dynx.cli.calibration_data import read_inputs, read_prompts
 from dynx.cli.console import Terminal
+from dynx.cli.options.bench import Request
 from dynx.errors import NoProfileError, UsageError
 
 if TYPE_CHECKING:
     from dynx.bench.result import BenchResult
     from dynx.cli.bench.task import PlannedRun, TaskModule
-    from dynx.cli.calibrate.options import Options
+    from dynx.cli.options.calibrate import Options
     from dynx.runtime.profile import Profile
 
 MAX_SHORTFALL = 0.2

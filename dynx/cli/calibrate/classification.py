@@ -15,8 +15,8 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.cli.options.calibrate import Options
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.calibrate import Findings
     from dynx.early_exit.features import Inputs

@@ -11,7 +11,7 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynx.cli.calibrate.options import Options
+    from dynx.cli.options.calibrate import Options
 
 
 def run(options: Options) -> None:

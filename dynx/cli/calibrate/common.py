@@ -9,8 +9,8 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.cli.options.calibrate import Options
     from dynx.runtime.profile import Profile
 
 

@@ -16,8 +16,8 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.cli.options.calibrate import Options
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.calibrate import Findings
     from dynx.diffusion.plan import ImageGeneratorPlan

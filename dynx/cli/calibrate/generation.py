@@ -14,8 +14,8 @@ from dynx.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dynx.cli.calibrate.options import Options
     from dynx.cli.console import Terminal
+    from dynx.cli.options.calibrate import Options
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.plan import GeneratorPlan

@@ -8,20 +8,20 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
 from dynx.cli.pieces import shown
+from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from dynx.cli.classify.accuracy import Tally
-    from dynx.cli.classify.options import Options
     from dynx.cli.classify.output import Resumed
     from dynx.cli.classify.records import Record, Records
+    from dynx.cli.options.classify import Options
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
     from dynx.early_exit.plan import ClassifierPlan
@@ -46,9 +46,12 @@ def run(options: Options) -> None:
     with telling_the_remedy(request):
         plan = make_plan(request, warn=terminal.warn)
     if options.dry_run:
-        from dynx.cli.dry_run import print_plan
+        from dynx.cli.dry_run import chosen_from_profile, print_plan
 
-        print_plan("classify", plan, options, terminal)
+        exits = (
+            {} if plan.decisions.exits is not None else {"exits": chosen_from_profile("none", options, plan.profile)}
+        )
+        print_plan("classify", plan, options, terminal, exits)
         return
     records = open_records(options, images=plan.kind == "image")
     records.begin()
@@ -109,7 +112,7 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
     unwanted = plan.request.plain or plan.request.profile == "none"
-    if assembly.knowledge is None and not unwanted and terminal.interactive:
+    if assembly.exit_profile is None and not unwanted and terminal.interactive:
         remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
         terminal.notice(f"every layer runs: {assembly.why_full_depth}{remedy}")
     return assembly
@@ -172,7 +175,7 @@ class Job:
         self._tally = tally
         self._form = form
         self.classifier: Classifier = Classifier(
-            assembly, audit=float(options.verify) or options.audit, say=terminal.warn
+            assembly, audit=float(options.verify) or options.audit, on_alarm=terminal.warn
         )
         self.seen = self.errors = 0
         self._warned = False
@@ -246,7 +249,7 @@ class Job:
         """Add answers to the statistics, and warn once of truncated texts."""
         if self.receipt.truncated and not self._warned:
             self._warned = True
-            limit = getattr(self._assembly.reader, "limit", None)
+            limit = getattr(self._assembly.preprocessor, "limit", None)
             self._terminal.warn(f"texts longer than {limit} tokens are truncated; the count follows at the end")
         for record, prediction in zip(window, predictions, strict=True):
             self.seen += 1
@@ -293,14 +296,14 @@ class Job:
 
     def _histogram(self) -> None:
         receipt = self.receipt
-        most = max(receipt.left.values(), default=0)
+        most = max(receipt.exit_counts.values(), default=0)
         full = "█" if (sys.stderr.encoding or "").lower().replace("-", "") == "utf8" else "#"
         rows = []
-        for layer in sorted(receipt.left):
-            count = receipt.left[layer]
+        for layer in sorted(receipt.exit_counts):
+            count = receipt.exit_counts[layer]
             bar = full * max(1, round(BAR_CHARS * count / most))
             where = "all layers" if layer == receipt.depth else f"layer {layer}"
-            rows.append((where, f"{bar} {count:,} ({count / receipt.left.total():.0%})"))
+            rows.append((where, f"{bar} {count:,} ({count / receipt.exit_counts.total():.0%})"))
         _rows(rows)
         for prediction, record in self._deep:
             text = shown(record.raw if len(record.raw) <= 60 else record.raw[:59] + "…")
@@ -344,7 +347,7 @@ def receipt_line(receipt: Receipt) -> str:
 def _why_none(classifier: Classifier, assembly: LoadedClassifier) -> str:
     if classifier.audit is not None and classifier.audit.alarmed:
         return " any more (the audit ended them)"
-    return f" ({assembly.why_full_depth})" if assembly.knowledge is None else ""
+    return f" ({assembly.why_full_depth})" if assembly.exit_profile is None else ""
 
 
 def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.calibrate_command import calibrate_command, telling_the_remedy
 from dynx.cli.console import Terminal
 from dynx.cli.draw import output as report
 from dynx.cli.draw.drafts import print_facts, printable, table
@@ -17,20 +16,22 @@ from dynx.cli.draw.png import encode
 from dynx.cli.draw.preview import Screen, image
 from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.inputs import typed
+from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from dynx.cli.draw.drafts import Asked
-    from dynx.cli.draw.options import Options
     from dynx.cli.draw.output import Drawn
     from dynx.cli.draw.requests import Batch, Item
+    from dynx.cli.options.draw import Options
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.generator import Artist
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
     from dynx.diffusion.similarity import Likeness
     from dynx.diffusion.types import Picture, Step
+    from dynx.runtime.decision import Decision
 
 MAX_LABEL_CHARS = 30
 
@@ -53,7 +54,7 @@ def run(options: Options) -> None:
         from dynx.cli.dry_run import print_plan
 
         for plan in plans:
-            print_plan("draw", plan, options, terminal)
+            print_plan("draw", plan, options, terminal, _on_loading(plan, options))
         return
     studio = Studio(options, terminal)
     try:  # Ctrl-C and errors too report what was drawn before them
@@ -373,3 +374,15 @@ def write_bytes(data: bytes) -> None:
         raise
     except OSError as e:
         raise DynxError(f"can't write to stdout: {e.strerror or e}") from None
+
+
+def _on_loading(plan: ImageGeneratorPlan, options: Options) -> dict[str, Decision[Any]]:
+    """Say what is known beforehand of the steps, which loading settles."""
+    from dynx.cli.dry_run import chosen_from_profile
+    from dynx.runtime.decision import Decision
+
+    if plan.decisions.steps is not None:
+        return {}
+    if options.steps != "auto" and not options.plain:
+        return {"steps": Decision(options.steps, "asked for")}
+    return {"steps": chosen_from_profile("plain", options, plan.profile)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.cli.draw.drafts import Draft
-    from dynx.cli.draw.options import Options
+    from dynx.cli.options.draw import Options
     from dynx.runtime.loading import Source
 
 SEED_LIMIT = 1 << 63

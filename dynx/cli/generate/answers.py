@@ -8,8 +8,8 @@ from dynx.cli.generate.model import make_request
 from dynx.cli.generate.verify import verify_answer
 
 if TYPE_CHECKING:
-    from dynx.cli.generate.options import Options
     from dynx.cli.generate.output import Printer
+    from dynx.cli.options.generate import Options
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynx.cli.console import Terminal
-    from dynx.cli.generate.options import Options
     from dynx.cli.generate.output import Printer
+    from dynx.cli.options.generate import Options
     from dynx.cli.stdin import Arrivals
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.batch_size import Choice
-    from dynx.speculation.batching import Batch, Row
+    from dynx.speculation.batch_size import BatchChoice
+    from dynx.speculation.batching import Batch, SequenceRun
 
 MAX_PROMPTS_AHEAD = 64
 """Largest number of prompts read ahead, to count those that wait."""
@@ -39,7 +39,7 @@ class _Turn:
 
     index: int
     prompt: str
-    row: Row | None = None
+    row: SequenceRun | None = None
     error: DynxError | None = None
 
 
@@ -62,7 +62,7 @@ class Lines:
         self._turns: deque[_Turn] = deque()  # begun in the batch, not shown
         self._broken: DynxError | None = None  # what ended the reading
         self._ended = False
-        self._choice: Choice | None = None
+        self._choice: BatchChoice | None = None
         self._batch: Batch | None = None
         self._written = self._seconds = 0.0  # tokens, and seconds for them, one at a time
 
@@ -75,7 +75,7 @@ class Lines:
                 break
             self._look_ahead(MAX_PROMPTS_AHEAD)
             choice = self._choose(len(self._waiting))
-            if choice.rows > 1 and len(self._waiting) >= choice.least:
+            if choice.sequences > 1 and len(self._waiting) >= choice.min_waiting:
                 self._together(choice)
             else:
                 self._alone()
@@ -99,7 +99,7 @@ class Lines:
         while len(self._waiting) < most and not self._ended and self._arrivals.ready():
             self._read()
 
-    def _choose(self, waiting: int) -> Choice:
+    def _choose(self, waiting: int) -> BatchChoice:
         from dynx.speculation.batch_size import choose
 
         if self._choice is None or waiting > self._choice.until:
@@ -138,14 +138,14 @@ class Lines:
             self._failed += 1
             self._printer.failure(turn.index, turn.prompt, turn.error, self._assembly)
 
-    def _together(self, choice: Choice) -> None:
+    def _together(self, choice: BatchChoice) -> None:
         """Answer the waiting prompts in a batch, and those that join it, until it is empty."""
         from dynx.speculation.batching import Batch
 
         if self._batch is None:
             engine = choice.engine or self._assembly.engine
             self._batch = Batch(
-                engine, choice.rows, more=self._next_row, costs=choice.costs, guess=not self._options.plain
+                engine, choice.sequences, more=self._next_row, costs=choice.costs, speculate=not self._options.plain
             )
         self._batch.step()
         while self._turns:
@@ -156,7 +156,7 @@ class Lines:
             if not self._turns:
                 self._batch.step()
 
-    def _next_row(self) -> Row | None:
+    def _next_row(self) -> SequenceRun | None:
         """Return the next valid prompt, if one has arrived."""
         while self._batch is not None:
             self._look_ahead(1)
@@ -167,7 +167,7 @@ class Lines:
             if turn.error is not None:
                 continue
             try:
-                turn.row = self._batch.row(make_request(turn.prompt, self._options, self._assembly))
+                turn.row = self._batch.sequence(make_request(turn.prompt, self._options, self._assembly))
             except InputError as e:
                 turn.error = e
                 continue

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dynx.cli.calibrate_command import telling_the_remedy
 from dynx.cli.console import Terminal
 from dynx.cli.generate.answers import answer
 from dynx.cli.generate.model import open_model
 from dynx.cli.generate.output import Document, JsonLines, Printer, Text, explain
+from dynx.cli.generate.stats import NAMES
 from dynx.cli.generate.verify import check
 from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
+from dynx.cli.remedy import telling_the_remedy
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.errors import DynxError, UsageError
-from dynx.speculation.types import COLD
+from dynx.speculation.types import MIN_SAMPLING_TEMPERATURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dynx.cli.generate.options import Options
+    from dynx.cli.options.generate import Options
+    from dynx.runtime.decision import Decision
+    from dynx.speculation.plan import GeneratorPlan
 
 
 def run(options: Options) -> None:
     """Read prompts, load the engine once, write the answers in order."""
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other")
-    if options.exact and options.temperature >= COLD:
+    if options.exact and options.temperature >= MIN_SAMPLING_TEMPERATURE:
         raise UsageError(
             "--exact is for greedy decoding only",
             hint="sampling already has the distribution of plain decoding; leave out --exact or --temperature",
@@ -41,7 +44,7 @@ def run(options: Options) -> None:
         request = options.request()
         with telling_the_remedy(request):
             plan = make_plan(request, warn=terminal.warn)
-        print_plan("generate", plan, options, terminal)
+        print_plan("generate", plan, options, terminal, _on_loading(plan, options))
         return
     prompts, arrivals = read_prompts(options, terminal)
     failed = 0
@@ -97,3 +100,16 @@ def _ahead(prompts: Iterator[str | BadLine]) -> Iterator[str | BadLine]:
         yield from prompts
 
     return all_of_them()
+
+
+def _on_loading(plan: GeneratorPlan, options: Options) -> dict[str, Decision[Any]]:
+    """Say what is known beforehand of drafting, which loading settles."""
+    from dynx.runtime.decision import Decision
+
+    wanted = [NAMES[kind] for kind in ("draft", "self", "lookup") if kind in plan.kinds]
+    why = "asked for" if not plan.auto else "weighed each round"
+    known = {"draft": Decision[Any](", ".join(wanted) or "none", why if wanted else "plain decoding was asked for")}
+    if options.exact:
+        noise = plan.profile is not None and plan.profile.measured.get("noise")
+        known["exact"] = Decision("yes", f"rounding is {'known from the profile' if noise else 'measured on loading'}")
+    return known

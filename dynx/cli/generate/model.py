@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
     """Plan and load; print the decisions with -v. `put_off`: see `assemble`."""
-    from dynx.cli.calibrate_command import telling_the_remedy
+    from dynx.cli.remedy import telling_the_remedy
     from dynx.speculation import make_plan
 
     with telling_the_remedy(request):
@@ -27,7 +27,7 @@ def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool =
 
 def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
     """Load a plan; print the decisions with -v, and once how to calibrate. `put_off`: see `assemble`."""
-    from dynx.cli.calibrate_command import calibrate_command
+    from dynx.cli.remedy import calibrate_command
     from dynx.speculation import assemble
 
     request = plan.request

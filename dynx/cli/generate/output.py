@@ -11,12 +11,12 @@ from dynx.cli.generate.verify import verification_json, words
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
-    from dynx.cli.generate.options import Options
+    from dynx.cli.options.generate import Options
     from dynx.errors import DynxError
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
-    from dynx.speculation.types import Origin, Token
+    from dynx.speculation.types import DraftSource, Token
 
 
 SCHEMA = "dynx.generate/1"
@@ -76,7 +76,7 @@ class Text(Printer):
         super().__init__(terminal, options)
         self._shade = options.explain and terminal.out_color
         self._last = ""
-        self._origins: set[Origin] = set()
+        self._origins: set[DraftSource] = set()
 
     def token(self, index: int, token: Token) -> None:
         """Print its text, shaded by draft source with --explain."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.speculation.types import Receipt, Recheck
+    from dynx.speculation.types import Receipt, RedecodeStats
 
 SHADES: dict[str, str] = {
     "target": "",
@@ -50,33 +50,33 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
         share = _number(t.acceptance, ".0%")
         counts = f"{t.drafted} drafted, {t.submitted} verified, {t.accepted} accepted ({share}), {t.seconds:.3f} s"
         rows.append((NAMES[origin], counts))
-    if not receipt.drafters and receipt.rows <= 1:
+    if not receipt.drafters and receipt.sequences <= 1:
         rows.append(("saved", "nothing: no token was drafted, so this is plain decoding"))
     elif receipt.plain_seconds is not None and receipt.plain_measured:
         saved = round(receipt.plain_seconds - (receipt.seconds - receipt.prefill_seconds), 2) + 0.0  # no -0.00
         against = f"plain decoding's {receipt.plain_seconds:.2f} s ({_number(receipt.speedup, '.2f')}x)"
         rows.append(("saved", f"{saved:+.2f} s against {against}, as measured by {receipt.plain_measured}"))
-    if receipt.rows > 1:
+    if receipt.sequences > 1:
         rows.append(
-            ("batch", f"{receipt.rows:.1f} sequences per forward pass on average; times are this sequence's share")
+            ("batch", f"{receipt.sequences:.1f} sequences per forward pass on average; times are this sequence's share")
         )
     if receipt.exact is not None:
         rows.append(("exact", _recheck(receipt.exact)))
     return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
 
 
-def _recheck(found: Recheck) -> str:
+def _recheck(found: RedecodeStats) -> str:
     if not found.bound:
         return "nothing to check: passes over several tokens are bitwise equal"
-    times = f"{found.reread} plain passes, {found.seconds:.3f} s"
+    times = f"{found.redecoded} plain passes, {found.seconds:.3f} s"
     return f"{found.near_ties} near-ties (closer than {found.bound:.2g} logits) decoded again: {times}"
 
 
-def _recheck_json(found: Recheck) -> dict[str, Any]:
+def _recheck_json(found: RedecodeStats) -> dict[str, Any]:
     return {
         "bound_logits": found.bound,
         "near_ties": found.near_ties,
-        "reread_tokens": found.reread,
+        "reread_tokens": found.redecoded,
         "seconds": found.seconds,
     }
 
@@ -114,6 +114,6 @@ def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
         "plain_measured": receipt.plain_measured,
         "speedup": receipt.speedup,
         "exact": None if receipt.exact is None else _recheck_json(receipt.exact),
-        "rows": receipt.rows,
+        "rows": receipt.sequences,
         "profile": profile,
     }

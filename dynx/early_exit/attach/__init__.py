@@ -1,1 +1,1 @@
-"""A classifier with exits: its blocks taken apart, run layer by layer, and checked against the model as it was."""
+"""Exits attached to a transformers classifier, which then runs block by block, checked against the unchanged model."""

@@ -1,4 +1,4 @@
-"""What a module is called with, and what it returns: nested tuples, lists and dicts with tensors in them."""
+"""Arguments and outputs of modules: nested tuples, lists and dicts that hold tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     Path = tuple[int | str, ...]
-    """The way to a leaf."""
+    """Indices and keys that lead to a leaf."""
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Everything in nested tuples, lists and dicts, with the way to it."""
+    """Yield every leaf of nested tuples, lists and dicts, with its path."""
     if isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
             yield from leaves(item, (*path, index))
@@ -25,24 +25,24 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """The same structure with every leaf changed."""
+def map_leaves(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Return the same structure with every leaf changed."""
     if isinstance(value, (tuple, list)):
-        items = [mapped(item, change, (*path, index)) for index, item in enumerate(value)]
+        items = [map_leaves(item, change, (*path, index)) for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
-        made = {key: mapped(item, change, (*path, key)) for key, item in value.items()}
+        made = {key: map_leaves(item, change, (*path, key)) for key, item in value.items()}
         return made if type(value) is dict else type(value)(**made)
     return change(path, value)
 
 
 def tensors_of(value: Any) -> dict[Path, Tensor]:
-    """The tensors in it by the way to each."""
+    """Return the tensors in a structure by path."""
     return {path: leaf for path, leaf in leaves(value) if isinstance(leaf, Tensor)}
 
 
 def hidden_path(tensors: Mapping[Path, Tensor]) -> Path | None:
-    """Where a block takes its hidden states: first, or by that name."""
+    """Find the argument that holds a block's hidden states: the first, or the one of that name."""
     for path in ((0, 0), (1, "hidden_states")):
         if path in tensors:
             return path
@@ -50,7 +50,7 @@ def hidden_path(tensors: Mapping[Path, Tensor]) -> Path | None:
 
 
 def item_at(value: Any, path: Path) -> Any:
-    """What is at the end of the way."""
+    """Return the leaf at a path."""
     for key in path:
         value = value[key]
     return value

@@ -1,8 +1,8 @@
-"""Exits for any loaded transformers classifier: its own `forward` runs, and the blocks inside answer to dynx.
+"""Attach exits to any loaded transformers classifier: its own `forward` runs, with its blocks wrapped.
 
-`attach` replaces the `forward` of each block on the instance. A block then knows which rows of the batch are still wanted
-(`passing`). Which modules the blocks are is found out (`blocks`), the answers are then compared with the untouched model's
-(`trial`), and a model that disagrees is refused with the reason.
+`attach` replaces the `forward` of each block on the instance, so that a block computes only the active rows of a batch
+(`forward`). The blocks are found by probes (`blocks`), the answers are then compared with the unchanged model's
+(`equivalence_check`), and a model that disagrees is refused with the reason.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dynx.early_exit.attach.blocks import (
     PROBE_ROWS,
     Refusal,
     candidate_classes,
-    finer_first,
+    find_input_module,
+    order_inner_first,
     plan_blocks,
     record_calls,
-    source_of,
 )
-from dynx.early_exit.attach.equivalence_check import Sample, verify
-from dynx.early_exit.attach.model import Attachment
+from dynx.early_exit.attach.equivalence_check import ProbeInputs, verify
+from dynx.early_exit.attach.model import ExitModel
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.memory import is_out_of_memory
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind
 
 
-def attach(model: Any, example: Mapping[str, Tensor], *, rounds: bool = False) -> Attachment:
-    """Exits for a loaded classifier in evaluation mode, tested on rows made from `example`, a batch as it would be given.
+def attach(model: Any, probe_batch: Mapping[str, Tensor], *, reduced_precision: bool = False) -> ExitModel:
+    """Attach exits to a classifier in evaluation mode, and test them on rows made from `probe_batch`, a batch of its inputs.
 
-    `rounds`: its blocks compute in less than the model's own precision, and the test has to allow for that.
-    UnsupportedModelError: the model can't be run in parts or gives other answers then; it's left as it was. DeviceError: it
-    ran out of memory.
+    `reduced_precision`: its blocks compute in less than the model's own precision, and the test has to allow for that.
+    UnsupportedModelError: the model can't be run in parts or gives other answers then; it is unchanged. DeviceError: out of
+    memory.
     """
     name = type(model).__name__
     try:
-        kind = _kind(model, example)
+        kind = _kind(model, probe_batch)
         with torch.no_grad():
-            given = {key: value for key, value in example.items() if isinstance(value, Tensor)}
-            return _attached(model, kind, given, rounds)
+            given = {key: value for key, value in probe_batch.items() if isinstance(value, Tensor)}
+            return _attached(model, kind, given, reduced_precision)
     except (UnsupportedModelError, DeviceError):
         raise
     except Refusal as e:
@@ -63,8 +63,8 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
-    """Text or image, for a model that can be tried at all."""
+def _kind(model: Any, probe_batch: Mapping[str, Any]) -> Kind:
+    """Return text or image, for a model that passes the first checks."""
     config = model.config
     main = getattr(model, "main_input_name", None)
     if any(getattr(module.__dict__.get("forward"), "dynx_exits", False) for module in model.modules()):
@@ -77,55 +77,57 @@ def _kind(model: Any, example: Mapping[str, Any]) -> Kind:
         raise Refusal("its config asks for all hidden states or attentions, and those need every block")
     if main not in {"input_ids", "pixel_values"}:
         raise Refusal(f"its main input is {main}, neither text nor images")
-    if main not in example or not len(example[main]):
+    if main not in probe_batch or not len(probe_batch[main]):
         raise Refusal(f"the example has no {main}")
     return "image" if main == "pixel_values" else "text"
 
 
-def _attached(model: Any, kind: Kind, example: dict[str, Tensor], rounds: bool) -> Attachment:
-    """The first class of blocks that passes the self-test."""
-    if kind == "text" and "attention_mask" not in example:
-        example = {**example, "attention_mask": torch.ones_like(example["input_ids"])}
-    sample = Sample(model, kind, example)
+def _attached(model: Any, kind: Kind, probe_batch: dict[str, Tensor], reduced_precision: bool) -> ExitModel:
+    """Attach exits to the first class of blocks that passes the equivalence check."""
+    if kind == "text" and "attention_mask" not in probe_batch:
+        probe_batch = {**probe_batch, "attention_mask": torch.ones_like(probe_batch["input_ids"])}
+    probe_inputs = ProbeInputs(model, kind, probe_batch)
     candidates = candidate_classes(model)
     kinds = {one for several in candidates for one in several}
     probes: list[list[Call]] = []
-    wanted: list[Tensor] = []
-    for inputs in sample.probes():
-        calls, output = record_calls(model, kinds, {**inputs, **_quiet(model)})
+    expected: list[Tensor] = []
+    for inputs in probe_inputs.probes():
+        calls, output = record_calls(model, kinds, {**inputs, **_without_cache(model)})
         probes.append(calls)
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(next(iter(inputs.values()))):
             raise Refusal("it doesn't return logits (rows, classes)")
-        wanted.append(logits)
-    first: Refusal | None = None
-    for chosen in finer_first(candidates, probes[0]):
+        expected.append(logits)
+    reason_shown: Refusal | None = None
+    for chosen in order_inner_first(candidates, probes[0]):
         try:
             blocks = plan_blocks(chosen, probes)
-            source = source_of(model, blocks[0].module, {**sample.batch(range(PROBE_ROWS[0])), **_quiet(model)})
+            source = find_input_module(
+                model, blocks[0].module, {**probe_inputs.batch(range(PROBE_ROWS[0])), **_without_cache(model)}
+            )
             if source is not None:
                 with suppress(Refusal, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-                    return _tested(Attachment(model, kind, blocks, source), sample, wanted[0], rounds)
-            return _tested(Attachment(model, kind, blocks), sample, wanted[0], rounds)
+                    return _tested(ExitModel(model, kind, blocks, source), probe_inputs, expected[0], reduced_precision)
+            return _tested(ExitModel(model, kind, blocks), probe_inputs, expected[0], reduced_precision)
         except Refusal as e:
             reason = e
         except Exception as e:  # of a foreign model
             if is_out_of_memory(e):
                 raise
             reason = Refusal(f"it fails when run in parts ({_first_line(e)})")
-        if first is None or chosen == candidates[0]:
-            first = reason
-    raise first or Refusal("it has no list of equal blocks")
+        if reason_shown is None or chosen == candidates[0]:
+            reason_shown = reason
+    raise reason_shown or Refusal("it has no list of equal blocks")
 
 
-def _tested(attachment: Attachment, sample: Sample, want: Tensor, rounds: bool) -> Attachment:
+def _tested(exit_model: ExitModel, probe_inputs: ProbeInputs, want: Tensor, reduced_precision: bool) -> ExitModel:
     try:
-        verify(attachment, sample, want, rounds)
+        verify(exit_model, probe_inputs, want, reduced_precision)
     except BaseException:
-        attachment.detach()
+        exit_model.detach()
         raise
-    return attachment
+    return exit_model
 
 
-def _quiet(model: Any) -> dict[str, bool]:
+def _without_cache(model: Any) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}

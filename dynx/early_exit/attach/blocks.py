@@ -1,8 +1,8 @@
-"""The blocks of a classifier: which modules they are, in which order they run, and how to hand them fewer rows.
+"""The blocks of a classifier: which modules they are, in which order they run, and how to pass them fewer rows.
 
 Nothing is assumed about a model. Probes with two batch sizes find which arguments of a block grow with the batch (a position
-table of T rows isn't a batch of T); an argument that no probe saw makes that one call run whole, which is slower and
-right.
+table of T rows isn't a batch of T); a call with an argument that no probe had runs on the whole batch, which is slower but
+correct.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dynx.early_exit.attach.arguments import hidden_path, leaves, mapped, tensors_of
+from dynx.early_exit.attach.arguments import hidden_path, leaves, map_leaves, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.arguments import Path
 
 PROBE_ROWS = (3, 2)
-"""The two batch sizes that tell what grows with the batch."""
+"""Rows of the two probe batches; arguments that differ between them grow with the batch."""
 
-GAPS = 8
-"""Most places between blocks where something else runs: more means that these aren't the blocks of the network."""
+MAX_GAPS = 8
+"""Most places between blocks where something else runs: with more these aren't the blocks of the network."""
 
-CANDIDATES = 6
-"""Most classes of blocks that are tried on one model."""
+MAX_CANDIDATE_CLASSES = 6
+"""Most classes of modules that are tried as blocks of one model."""
 
 
 class Refusal(Exception):  # noqa: N818 - a verdict, not a mistake
-    """Why a class of blocks won't do; never leaves `attach`."""
+    """The reason why a class can't serve as blocks; `attach` catches it."""
 
 
 Role = int | Literal["one", "fixed"]
@@ -41,49 +41,49 @@ Role = int | Literal["one", "fixed"]
 
 @dataclass
 class Call:
-    """One call of a candidate block, as a probe saw it."""
+    """One call of a candidate block in a probe."""
 
     module: nn.Module
-    outer: tuple[int, ...]
+    enclosing: tuple[int, ...]
     arguments: dict[Path, Tensor]
     output: Any = None
-    opaque: str | None = None
+    unsupported: str | None = None
 
     @property
-    def into(self) -> Tensor | None:
-        """The hidden states that it took."""
+    def input_hidden(self) -> Tensor | None:
+        """The hidden states among its arguments."""
         path = hidden_path(self.arguments)
         return None if path is None else self.arguments[path]
 
     @property
-    def returned(self) -> Tensor | None:
-        """And those that it gave."""
+    def output_hidden(self) -> Tensor | None:
+        """The hidden states in its output."""
         return next(iter(tensors_of(self.output).values()), None)
 
 
 @dataclass
 class Block:
-    """One block call of the plan: how to hand rows to it and how to answer in its place."""
+    """One block call of a forward: how to pass rows to it, and how to return an output in its place."""
 
     module: nn.Module
     hidden: Path
     roles: dict[Path, set[Role]]
-    shell: Any
-    """Its output with None for all leaves: what else than hidden states it returns, the model must be able to do without."""
-    answer: Path
-    """Where in the output the hidden states are."""
+    output_template: Any
+    """The block's output with None for all leaves; the model must work without the leaves that aren't hidden states."""
+    output_path: Path
+    """Path of the hidden states in the output."""
     shapes: dict[tuple[int, ...], tuple[int, ...]]
-    """Of one row: what comes out for what goes in, where that changes."""
+    """Shapes of one row's output by those of its input."""
     keeps_shape: bool
     direct: bool = True
-    """Whether the next block takes this one's output itself."""
+    """Whether the next block takes this block's output tensor itself."""
 
-    def returning(self, hidden: Tensor) -> Any:
-        """The output that the block would wrap these hidden states in."""
-        return mapped(self.shell, lambda path, _: hidden if path == self.answer else None)
+    def wrap_output(self, hidden: Tensor) -> Any:
+        """Return an output of the block's structure with these hidden states."""
+        return map_leaves(self.output_template, lambda path, _: hidden if path == self.output_path else None)
 
     def copies(self, path: Path, value: Tensor, rows: int) -> int | None:
-        """How often each row of a batch of `rows` (two at least) is in this argument, 0 if not at all; None: can't tell."""
+        """Return how often this argument holds each row of a batch of `rows` (two at least); None where that is unknown."""
         if value.dim() == 0:
             return 0
         size, seen = value.shape[0], self.roles.get(path, set[Role]())
@@ -94,16 +94,16 @@ class Block:
 
 
 def record_calls(model: nn.Module, kinds: Collection[type], inputs: Mapping[str, Any]) -> tuple[list[Call], Any]:
-    """The calls of modules of these classes in one forward, in order of starting, and what the model returned."""
+    """Record the calls of modules of these classes in one forward, in order of starting, and the model's output."""
     calls: list[Call] = []
     stack: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        opaque = None
+        unsupported = None
         for _, leaf in leaves((args, kwargs)):
             if hasattr(leaf, "get_seq_length"):
-                opaque = "its blocks write to a key-value cache"
-        calls.append(Call(module, tuple(stack), tensors_of((args, kwargs)), opaque=opaque))
+                unsupported = "its blocks write to a key-value cache"
+        calls.append(Call(module, tuple(stack), tensors_of((args, kwargs)), unsupported=unsupported))
         stack.append(len(calls) - 1)
 
     def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
@@ -121,8 +121,8 @@ def record_calls(model: nn.Module, kinds: Collection[type], inputs: Mapping[str,
             handle.remove()
 
 
-def source_of(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> nn.Module | None:
-    """The module that returns the very tensor which the first block takes; the outermost, and only one that's called once."""
+def find_input_module(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> nn.Module | None:
+    """Find the outermost module whose output tensor is the first block's input; None unless it is called exactly once."""
     made: list[tuple[nn.Module, Any]] = []
     found: list[nn.Module] = []
 
@@ -146,7 +146,7 @@ def source_of(model: nn.Module, first: nn.Module, inputs: Mapping[str, Any]) -> 
 
 
 def candidate_classes(model: nn.Module) -> list[list[type]]:
-    """Classes that may be the blocks, the likeliest first."""
+    """List classes that may be the blocks, the likeliest first."""
     recorded = (getattr(model, "_can_record_outputs", None) or {}).get("hidden_states")
     named = [getattr(kind, "target_class", kind) for kind in (recorded if isinstance(recorded, list) else [recorded])]
     present = Counter(type(module) for module in model.modules())
@@ -160,13 +160,13 @@ def candidate_classes(model: nn.Module) -> list[list[type]]:
     return [kinds for index, kinds in enumerate(found) if kinds and kinds not in found[:index]]
 
 
-def finer_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[list[type]]:
-    """Before each class the classes of its insides that are called more often: blocks before their stages."""
+def order_inner_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[list[type]]:
+    """Order classes so that those inside another, called more often, come before it: blocks before their stages."""
     at = {tuple(kinds): [i for i, call in enumerate(calls) if type(call.module) in kinds] for kinds in candidates}
 
-    def is_inside(inner: list[type], outer: list[type]) -> bool:
-        around, called = set(at[tuple(outer)]), at[tuple(inner)]
-        return len(called) > len(around) and all(around & set(calls[i].outer) for i in called)
+    def is_inside(inner: list[type], enclosing: list[type]) -> bool:
+        around, called = set(at[tuple(enclosing)]), at[tuple(inner)]
+        return len(called) > len(around) and all(around & set(calls[i].enclosing) for i in called)
 
     order: list[list[type]] = []
     for kinds in candidates:
@@ -174,11 +174,11 @@ def finer_first(candidates: list[list[type]], calls: Sequence[Call]) -> list[lis
         for chosen in (*insides, kinds):
             if chosen not in order and at[tuple(chosen)]:
                 order.append(chosen)
-    return order[:CANDIDATES]
+    return order[:MAX_CANDIDATE_CLASSES]
 
 
 def _role(many: Tensor, few: Tensor) -> Role:
-    """What two batch sizes say about one argument."""
+    """Find the role of one argument from its values at two batch sizes."""
     if many.shape == few.shape:
         return "one" if many.dim() and many.shape[0] == 1 else "fixed"
     ratio, rest = divmod(many.shape[0], PROBE_ROWS[0])
@@ -188,11 +188,11 @@ def _role(many: Tensor, few: Tensor) -> Role:
 
 
 def plan_blocks(kinds: list[type], probes: Sequence[list[Call]]) -> list[Block]:
-    """The chain of block calls that the probes agree on; `probes` alternate between many and few rows."""
+    """Make the chain of block calls that all probes share; `probes` alternate between many and few rows."""
     chains: list[list[Call]] = []
     for probe in probes:
         inside = [index for index, call in enumerate(probe) if type(call.module) in kinds]
-        if any(set(probe[index].outer) & set(inside) for index in inside):
+        if any(set(probe[index].enclosing) & set(inside) for index in inside):
             raise Refusal("its blocks contain one another")
         chains.append([probe[index] for index in inside])
     first = chains[0]
@@ -202,27 +202,31 @@ def plan_blocks(kinds: list[type], probes: Sequence[list[Call]]) -> list[Block]:
         raise Refusal("the blocks that run depend on the input")
     blocks = [_block([chain[index] for chain in chains]) for index in range(len(first))]
     for index, block in enumerate(blocks[:-1]):
-        block.direct = all(chain[index + 1].into is chain[index].returned for chain in chains)
-    if sum(not block.direct for block in blocks[:-1]) > GAPS:
+        block.direct = all(chain[index + 1].input_hidden is chain[index].output_hidden for chain in chains)
+    if sum(not block.direct for block in blocks[:-1]) > MAX_GAPS:
         raise Refusal("its blocks don't follow one another")
     return blocks
 
 
 def _block(seen: Sequence[Call]) -> Block:
-    """One block of the plan from its call in every probe."""
+    """Make one block from its call in every probe."""
     call = seen[0]
     path = hidden_path(call.arguments)
-    opaque = next((one.opaque for one in seen if one.opaque), None)
-    if opaque:
-        raise Refusal(opaque)
+    unsupported = next((one.unsupported for one in seen if one.unsupported), None)
+    if unsupported:
+        raise Refusal(unsupported)
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     for index, one in enumerate(seen):
-        into, out, rows = one.into, one.returned, PROBE_ROWS[index % 2]
-        if into is None or out is None or hidden_path(one.arguments) != path:
+        input_hidden, out, rows = one.input_hidden, one.output_hidden, PROBE_ROWS[index % 2]
+        if input_hidden is None or out is None or hidden_path(one.arguments) != path:
             raise Refusal("its blocks don't take and return hidden states")
-        if not into.dim() == out.dim() >= 3 or not out.is_floating_point() or not into.shape[0] == out.shape[0] == rows:
+        if (
+            not input_hidden.dim() == out.dim() >= 3
+            or not out.is_floating_point()
+            or not input_hidden.shape[0] == out.shape[0] == rows
+        ):
             raise Refusal("its hidden states don't have the batch as first dimension")
-        shapes[tuple(into.shape[1:])] = tuple(out.shape[1:])
+        shapes[tuple(input_hidden.shape[1:])] = tuple(out.shape[1:])
     roles: dict[Path, set[Role]] = {}
     for many, few in zip(seen[::2], seen[1::2], strict=True):
         for name in many.arguments.keys() & few.arguments.keys():
@@ -231,8 +235,8 @@ def _block(seen: Sequence[Call]) -> Block:
         module=call.module,
         hidden=path or (),
         roles=roles,
-        shell=mapped(call.output, lambda _path, _leaf: None),
-        answer=next(iter(tensors_of(call.output))),
+        output_template=map_leaves(call.output, lambda _path, _leaf: None),
+        output_path=next(iter(tensors_of(call.output))),
         shapes=shapes,
         keeps_shape=all(before == after for before, after in shapes.items()),
     )

@@ -1,4 +1,4 @@
-"""Whether a classifier run in parts gives its own answers: what decides if it may have exits at all."""
+"""The check that a classifier run in parts gives the same answers as in one forward; exits require it."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dynx.early_exit.attach.blocks import Block
-    from dynx.early_exit.attach.model import Attachment
+    from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.attach.pooling import Kind
 
-PROBE_WIDTH = 7
-"""Tokens per row of a text probe: no batch size, nor a multiple of one."""
+PROBE_TOKENS = 7
+"""Tokens per row of a text probe; neither a batch size nor a multiple of one."""
 
-RESUMES = 16
-"""Up to this depth the self-test resumes after every block; deeper models after a sample of them."""
+MAX_EXHAUSTIVE_DEPTH = 16
+"""Largest depth at which the check resumes after every block; in deeper models it takes some of them."""
 
 
-class Sample:
-    """Rows of our own for probes, made from an example so that they suit the model; all different."""
+class ProbeInputs:
+    """Distinct rows for probes, made from an example batch so that they suit the model."""
 
-    def __init__(self, model: Any, kind: Kind, example: dict[str, Tensor]) -> None:
+    def __init__(self, model: Any, kind: Kind, probe_batch: dict[str, Tensor]) -> None:
         self.kind = kind
-        self._example = example
+        self._probe_batch = probe_batch
         config = model.config
         self._pad = getattr(
             config.get_text_config() if hasattr(config, "get_text_config") else config, "pad_token_id", None
         )
 
     def probes(self) -> Iterator[dict[str, Tensor]]:
-        """Batches of many and of few rows in turn: padded, and for text also without padding (a mask may be left out then)."""
+        """Yield batches of many and of few rows: padded, and for text also without padding (a model may skip the mask then)."""
         for padded in (True, False) if self.kind == "text" else (True,):
             for rows in PROBE_ROWS:
                 yield self.batch(range(rows), padded=padded)
 
-    def batch(self, rows: Sequence[int], *, width: int = PROBE_WIDTH, padded: bool = True) -> dict[str, Tensor]:
-        """These rows: for text of 7, 5, 4 … tokens, padded on the right to `width`."""
+    def batch(self, rows: Sequence[int], *, width: int = PROBE_TOKENS, padded: bool = True) -> dict[str, Tensor]:
+        """Make a batch of these rows: for text of 7, 5, 4 … tokens, padded on the right to `width`."""
         made = [self._text(row, width, padded=padded) if self.kind == "text" else self._image(row) for row in rows]
         return {key: torch.cat([one[key] for one in made]) for key in made[0]}
 
     @staticmethod
     def length(row: int) -> int:
-        """Tokens of a row."""
-        return PROBE_WIDTH if row == 0 else PROBE_WIDTH - 1 - row
+        """Return the tokens of a row."""
+        return PROBE_TOKENS if row == 0 else PROBE_TOKENS - 1 - row
 
     def _text(self, row: int, width: int, *, padded: bool) -> dict[str, Tensor]:
-        mask = self._example["attention_mask"]
+        mask = self._probe_batch["attention_mask"]
         source, length = row % mask.shape[0], self.length(row) if padded else width
         real = (mask[source] != 0).nonzero()[:, 0]
         tokens = real[(row + torch.arange(width, device=real.device)) % max(1, len(real))]
         out: dict[str, Tensor] = {}
-        for key, value in self._example.items():
+        for key, value in self._probe_batch.items():
             has_tokens = value.dim() > 1 and value.shape[1] == mask.shape[1]
             out[key] = value[source : source + 1].index_select(1, tokens) if has_tokens else value[source : source + 1]
         out["attention_mask"] = torch.ones_like(out["attention_mask"])
@@ -68,91 +68,91 @@ class Sample:
         return out
 
     def _image(self, row: int) -> dict[str, Tensor]:
-        out = {key: value[row % len(value)].unsqueeze(0) for key, value in self._example.items()}
+        out = {key: value[row % len(value)].unsqueeze(0) for key, value in self._probe_batch.items()}
         pixels = out["pixel_values"]
         out["pixel_values"] = pixels.roll(row * max(1, pixels.shape[-1] // 3), -1) * (1 - 0.2 * row) + 0.1 * row
         return out
 
 
-def verify(attachment: Attachment, sample: Sample, want: Tensor, rounds: bool) -> None:
-    """Compares runs in parts with `want`, the untouched model's logits for the first probe; Refusal where they differ."""
-    model, depth = attachment.model, attachment.depth
+def verify(exit_model: ExitModel, probe_inputs: ProbeInputs, expected: Tensor, reduced_precision: bool) -> None:
+    """Compare runs in parts with `expected`, the unchanged model's logits for the first probe; Refusal where they differ."""
+    model, depth = exit_model.model, exit_model.depth
     middle = (depth + 1) // 2
-    inputs = sample.batch(range(PROBE_ROWS[0]))
-    alone: Tensor = model(**sample.batch([2]), **attachment._options).logits
-    if not bool(torch.isfinite(want).all()):
+    inputs = probe_inputs.batch(range(PROBE_ROWS[0]))
+    alone: Tensor = model(**probe_inputs.batch([2]), **exit_model._options).logits
+    if not bool(torch.isfinite(expected).all()):
         raise Refusal("its logits aren't finite")
-    scale = max(1.0, want.abs().max().item())
-    floor = 2e-2 if rounds or want.dtype != torch.float32 else 1e-5
-    noise = (alone - want[2:]).abs().max().item()
+    scale = max(1.0, expected.abs().max().item())
+    floor = 2e-2 if reduced_precision or expected.dtype != torch.float32 else 1e-5
+    noise = (alone - expected[2:]).abs().max().item()
     if noise > 0.05 * scale:
         raise Refusal("the answer to a row depends on the rest of its batch")
     close = max(floor, 4 * noise / scale)
 
-    def same(got: Tensor | None, wanted: Tensor, how: str) -> None:
-        size = max(1.0, torch.nan_to_num(wanted).abs().max().item())
-        if got is None or got.shape != wanted.shape:
+    def same(got: Tensor | None, reference: Tensor, how: str) -> None:
+        size = max(1.0, torch.nan_to_num(reference).abs().max().item())
+        if got is None or got.shape != reference.shape:
             raise Refusal(f"it gives other rows when {how}")
-        gap = (torch.nan_to_num(got) - torch.nan_to_num(wanted)).abs().max().item()
+        gap = (torch.nan_to_num(got) - torch.nan_to_num(reference)).abs().max().item()
         if not gap <= close * size:
             raise Refusal(f"it gives other answers when {how} (by {gap:.2g})")
 
     states: dict[int, Tensor] = {}
 
-    def note(k: int, hidden: Tensor, _rows: Tensor) -> None:
+    def store_state(k: int, hidden: Tensor, _rows: Tensor) -> None:
         states[k] = hidden
 
-    off = attachment.run(inputs, watch=note, exits=range(1, depth + 1)).logits
-    if off is None or not torch.equal(off, want):
+    off = exit_model.run(inputs, watch=store_state, exits=range(1, depth + 1)).logits
+    if off is None or not torch.equal(off, expected):
         raise Refusal("it doesn't repeat its own logits with all exits off")
-    attachment.run(sample.batch([2, 0, 1]))  # what blocks leave lying about mustn't help those that resume
-    for k in _resumed(attachment._blocks):
-        same(attachment.run(inputs, start=State(k, states[k])).logits, want, f"resumed after block {k}")
-    stopped = attachment.run(inputs, stop=middle).state
+    exit_model.run(probe_inputs.batch([2, 0, 1]))  # blocks that keep state must not pass the check by it
+    for k in _resume_depths(exit_model._blocks):
+        same(exit_model.run(inputs, start=State(k, states[k])).logits, expected, f"resumed after block {k}")
+    stopped = exit_model.run(inputs, stop=middle).state
     same(None if stopped is None else stopped.hidden, states[middle], f"stopped after block {middle}")
 
-    def thin(k: int, hidden: Tensor, rows: Tensor) -> Tensor | None:
+    def drop_rows(k: int, hidden: Tensor, rows: Tensor) -> Tensor | None:
         same(hidden, states[k][rows], "rows leave its batch")
         gone = 1 if k == 1 else 0 if k == max(2, middle) else None
         return None if gone is None else (rows != gone).to(hidden.device)
 
-    left = attachment.run(inputs, watch=thin, exits=range(1, depth + 1))
-    same(left.logits, want[2:], "rows leave its batch")
-    causal = attachment.kind == "text" and _is_causal(attachment, sample, close)
-    attachment.style = pooling_style(model, attachment.kind, states[middle], causal=causal)
-    if attachment.kind == "text":
-        merged = _merged(attachment, sample, middle)
-        attachment.merges_lengths = (merged - want[[1, 2, 0]]).abs().max().item() <= close * scale
+    remaining = exit_model.run(inputs, watch=drop_rows, exits=range(1, depth + 1))
+    same(remaining.logits, expected[2:], "rows leave its batch")
+    causal = exit_model.kind == "text" and _is_causal(exit_model, probe_inputs, close)
+    exit_model.style = pooling_style(model, exit_model.kind, states[middle], causal=causal)
+    if exit_model.kind == "text":
+        merged = _merged_logits(exit_model, probe_inputs, middle)
+        exit_model.merges_lengths = (merged - expected[[1, 2, 0]]).abs().max().item() <= close * scale
 
 
-def _merged(attachment: Attachment, sample: Sample, middle: int) -> Tensor:
-    """Logits of rows 1, 2 and 0, stopped in two batches of different lengths."""
-    short = attachment.run(sample.batch([1, 2], width=sample.length(1)), stop=middle).state
-    long = attachment.run(sample.batch([0]), stop=middle).state
+def _merged_logits(exit_model: ExitModel, probe_inputs: ProbeInputs, middle: int) -> Tensor:
+    """Return logits of rows 1, 2 and 0, stopped in two batches of different lengths and merged."""
+    short = exit_model.run(probe_inputs.batch([1, 2], width=probe_inputs.length(1)), stop=middle).state
+    long = exit_model.run(probe_inputs.batch([0]), stop=middle).state
     if short is None or long is None:
         raise Refusal("it can't be stopped")
-    logits = attachment.run(sample.batch([1, 2, 0]), start=State.merge([short, long])).logits
+    logits = exit_model.run(probe_inputs.batch([1, 2, 0]), start=State.merge([short, long])).logits
     if logits is None:
         raise Refusal("it can't be resumed")
     return logits
 
 
-def _is_causal(attachment: Attachment, sample: Sample, close: float) -> bool:
-    """Whether the first token's state is the same whatever comes last."""
-    inputs = sample.batch([0, 0], padded=False)
+def _is_causal(exit_model: ExitModel, probe_inputs: ProbeInputs, close: float) -> bool:
+    """Tell whether the first token's state doesn't depend on the last token."""
+    inputs = probe_inputs.batch([0, 0], padded=False)
     ids = inputs["input_ids"]
     ids[1, -1] = ids[1, 0] if ids[1, 0] != ids[1, -1] else (ids[1, -1] - 1).abs()
-    state = attachment.run(inputs, stop=attachment.depth).state
+    state = exit_model.run(inputs, stop=exit_model.depth).state
     if state is None:
         raise Refusal("it can't be stopped")
     one, other = state.hidden[:, 0].float()
     return bool(((one - other).abs().max() <= close * one.abs().max().clamp(min=1.0)).item())
 
 
-def _resumed(blocks: Sequence[Block]) -> list[int]:
-    """Depths to resume at: all, or the first, a spread, and both sides of whatever lies between blocks."""
+def _resume_depths(blocks: Sequence[Block]) -> list[int]:
+    """Choose depths to resume at: all, or evenly spaced ones and both sides of whatever runs between blocks."""
     depth = len(blocks)
-    if depth <= RESUMES:
+    if depth <= MAX_EXHAUSTIVE_DEPTH:
         return list(range(1, depth + 1))
     spread = {1 + (depth - 1) * i // 7 for i in range(8)}
     gaps = {k for k, block in enumerate(blocks[:-1], 1) if not block.direct}

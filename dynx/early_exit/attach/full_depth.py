@@ -1,4 +1,4 @@
-"""A model that exits can't be attached to, behind the same face: every run goes all the way."""
+"""A model that exits can't be attached to, with the same interface: every run computes all layers."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind
 
 
-CLOSE = 1e-4
-"""Of the largest logit: what padding may move one by, and still not count."""
+PADDING_TOLERANCE = 1e-4
+"""Largest change of a logit by padding, relative to the largest logit, that counts as none."""
 
 
-class Whole:
-    """A classifier as one piece of `depth` layers.
+class FullDepthModel:
+    """A classifier of `depth` layers that runs only as a whole.
 
-    `example`, a batch of texts of several lengths, is tried with and without padding: where that changes the logits, only equal
-    lengths go together. A model that fails on it is taken to be of that kind.
+    `probe_batch`, a batch of texts of several lengths, is run with and without padding. Where padding changes the logits, or the
+    model fails, batches hold only texts of equal length.
     """
 
-    def __init__(self, model: Any, kind: Kind, example: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: Any, kind: Kind, probe_batch: Mapping[str, Tensor]) -> None:
         self.model = model
         self.kind: Kind = kind
-        self.merges_lengths = kind == "image" or self._takes_padding(example)
+        self.merges_lengths = kind == "image" or self._takes_padding(probe_batch)
         config = model.config
         layers = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", None)
         self.depth = int(layers) if isinstance(layers, int) and layers > 0 else 1
 
-    def _takes_padding(self, example: Mapping[str, Tensor]) -> bool:
-        mask = example.get("attention_mask")
+    def _takes_padding(self, probe_batch: Mapping[str, Tensor]) -> bool:
+        mask = probe_batch.get("attention_mask")
         if mask is None or len(mask) < 2:
             return False
         try:
-            together = self.run(example).logits
+            together = self.run(probe_batch).logits
             for i, length in enumerate(mask.sum(1).tolist()):
-                alone = self.run({name: value[i : i + 1, :length] for name, value in example.items()}).logits
+                alone = self.run({name: value[i : i + 1, :length] for name, value in probe_batch.items()}).logits
                 if alone is None or together is None:
                     return False
                 far = float((alone[0] - together[i]).abs().max())
-                if not far <= CLOSE * max(1.0, float(together[i].abs().max())):
+                if not far <= PADDING_TOLERANCE * max(1.0, float(together[i].abs().max())):
                     return False
         except Exception:  # noqa: BLE001 - any failure of a foreign model means: don't pad
             return False
@@ -61,7 +61,7 @@ class Whole:
         exits: Collection[int] = (),
         stop: int | None = None,
     ) -> Outcome:
-        """All rows, to the logits. ValueError where anything else is asked for."""
+        """Run all rows to the logits. ValueError: exits, `start` or `stop` are given."""
         if start is not None or exits or stop is not None:
             raise ValueError("this model can't be run in parts")
         with torch.no_grad():
@@ -80,8 +80,8 @@ class Whole:
         return logits
 
     def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """ValueError: there are no hidden states."""
+        """Raise ValueError, as there are no hidden states."""
         raise ValueError("this model can't be run in parts")
 
     def detach(self) -> None:
-        """Nothing was changed."""
+        """Do nothing, as nothing was attached."""

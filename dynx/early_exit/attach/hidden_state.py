@@ -1,4 +1,4 @@
-"""Rows on their way through a classifier: stopped after a block, or out at the end."""
+"""Hidden states of rows that stopped after a block, and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Watch = Callable[[int, Tensor, Tensor], Tensor | None]
-    """Asked after a block which rows go on; see `Attachment.run`."""
+    """Called after a block to choose the rows that continue; see `ExitModel.run`."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class State:
         return int(self.hidden.shape[0])
 
     def select(self, rows: Tensor) -> State:
-        """These rows alone: positions (r,) or a mask (R,)."""
+        """Select rows by positions (r,) or a mask (R,)."""
         rows = rows.to(self.hidden.device)
         return State(self.depth, self.hidden[rows])
 
     def fit(self, length: int) -> State:
-        """With `length` tokens: padded on the right with zeros, or cut. For hidden states (R, T, D)."""
+        """Pad hidden states (R, T, D) on the right with zeros, or truncate them, to `length` tokens."""
         short = length - self.hidden.shape[1]
         return self if short == 0 else State(self.depth, F.pad(self.hidden, (0, 0, 0, short)))
 
     @staticmethod
     def merge(states: Sequence[State], *, length: int | None = None) -> State:
-        """The rows of all, in order, brought to the longest or to `length` tokens.
+        """Concatenate the rows of all states, in order, at the longest or at `length` tokens.
 
-        The inputs they're resumed with must be padded to the same length, on the right. ValueError: none, or states of
-        different depths or of shapes that don't go together.
+        The inputs that they are resumed with must be padded to the same length, on the right. ValueError: none, or states of
+        different depths or of shapes that don't match.
         """
         if not states:
             raise ValueError("no states to merge")
@@ -60,10 +60,10 @@ class State:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run: `rows` (R,) of the inputs were still active at its end, in order.
+    """The outcome of a run: `rows` (R,) of the inputs were active at its end, in order.
 
-    `logits` (R, C) where they went through the whole model, `state` where the run was told to stop at a block. Both are None
-    when no row was left.
+    `logits` (R, C) where they ran all layers, `state` where the run was to stop after a block. Both are None when no row was
+    active.
     """
 
     rows: Tensor

@@ -1,4 +1,4 @@
-"""A classifier whose blocks answer to dynx, and give it back as it was."""
+"""A classifier whose wrapped blocks can stop, resume and drop rows, and that can be restored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynx.early_exit.attach.forward import Ended, Pass
+from dynx.early_exit.attach.forward import ForwardStopped, PartialForward
 from dynx.early_exit.attach.hidden_state import Outcome, State
 from dynx.early_exit.attach.pooling import pool
 from dynx.errors import UnsupportedModelError
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.pooling import Kind, Style
 
 
-class Attachment:
-    """A classifier whose blocks answer to `run`. Made by `attach`; undone by `detach`, or at the end of a `with`.
+class ExitModel:
+    """A classifier whose blocks `run` controls. Made by `attach`; undone by `detach`, or at the end of a `with`.
 
-    Between runs, and for whoever calls the model itself, it computes what it always did. One run at a time.
+    Between runs, and when the model itself is called, it computes what it did before. One run at a time.
     """
 
     def __init__(self, model: Any, kind: Kind, blocks: Sequence[Block], source: nn.Module | None = None) -> None:
         self.model = model
         self.kind: Kind = kind
         self.style: Style
-        """How `pool` makes features of hidden states; set by the self-test."""
+        """How `pool` makes features of hidden states; set by the equivalence check."""
         self.merges_lengths = True
-        """Whether padding leaves the model's answers alone, so that rows stopped at different lengths may go on together."""
+        """Whether padding leaves the model's answers unchanged, so that rows of different lengths may resume together."""
         self._blocks = blocks
-        self._run: Pass | None = None
-        self._own: list[tuple[nn.Module, Callable[..., Any], Any]] = []
+        self._run: PartialForward | None = None
+        self._replaced: list[tuple[nn.Module, Callable[..., Any], Any]] = []
         self._detached = False
         parameters = inspect.signature(model.forward).parameters
         wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
@@ -44,16 +44,16 @@ class Attachment:
         for module in {id(block.module): block.module for block in blocks}.values():
             self._wrap(module)
         if source is not None:
-            self._skip(source)
+            self._skip_embeddings(source)
 
     @property
     def depth(self) -> int:
-        """Block calls in a forward, L."""
+        """Number of block calls in a forward, L."""
         return len(self._blocks)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The modules called, each once, in order."""
+        """The block modules, each once, in order of their first call."""
         return list({id(block.module): block.module for block in self._blocks}.values())
 
     def _wrap(self, module: nn.Module) -> None:
@@ -64,8 +64,8 @@ class Attachment:
 
         self._replace(module, forward)
 
-    def _skip(self, source: nn.Module) -> None:
-        """Where rows go on from a state, the first block's input needn't be made: no block looks at it, only at its shape."""
+    def _skip_embeddings(self, source: nn.Module) -> None:
+        """Skip computing the first block's input where rows resume from a state: only its shape is used then."""
         inner: Callable[..., Any] = source.forward
         known: dict[tuple[int, ...], tuple[torch.Size, torch.dtype]] = {}
 
@@ -84,29 +84,29 @@ class Attachment:
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         forward.dynx_exits = True  # type: ignore[attr-defined]
-        self._own.append((module, forward, module.__dict__.get("forward")))
+        self._replaced.append((module, forward, module.__dict__.get("forward")))
         module.__dict__["forward"] = forward
 
     def detach(self) -> None:
-        """The model as it was. A second time does nothing."""
-        for module, ours, before in self._own:
+        """Restore the model as it was; a second call does nothing."""
+        for module, ours, previous in self._replaced:
             if module.__dict__.get("forward") is not ours:
-                continue  # somebody wrapped it since: ours stays inside, and only passes on
-            if before is None:
+                continue  # wrapped by others since: this forward stays inside and passes calls through
+            if previous is None:
                 del module.__dict__["forward"]
             else:
-                module.__dict__["forward"] = before
-        self._own.clear()
+                module.__dict__["forward"] = previous
+        self._replaced.clear()
         self._detached = True
 
-    def __enter__(self) -> Attachment:
+    def __enter__(self) -> ExitModel:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.detach()
 
     def _rows(self, inputs: Mapping[str, Tensor]) -> int:
-        """The batch size; ValueError where there isn't one."""
+        """Return the batch size; ValueError where there isn't one."""
         if any(not isinstance(value, Tensor) or value.dim() == 0 for value in inputs.values()):
             raise ValueError("inputs must be tensors with a row for each of the batch")
         if "labels" in inputs or self.model.main_input_name not in inputs:
@@ -125,17 +125,18 @@ class Attachment:
         exits: Collection[int] = (),
         stop: int | None = None,
     ) -> Outcome:
-        """One forward of the model over `inputs`, each (B, …), without gradients.
+        """Run one forward of the model over `inputs`, each (B, …), without gradients.
 
-        After every block call k in `exits` (1 … L), `watch(k, hidden, rows)` is given the hidden states (R, …) of the rows
-        still active and their indices (R,) in the batch. It returns the positions (r,) or a mask (R,) of those that go on,
-        or None for all. The rest is finished, and later blocks don't compute it; if none goes on, the forward ends there.
+        After every block call k in `exits` (1 … L), `watch(k, hidden, rows)` gets the hidden states (R, …) of the active rows
+        and their indices (R,) in the batch. It returns the positions (r,) or a mask (R,) of those that continue, or None for
+        all. Later blocks don't compute the others; if none continues, the forward ends there.
 
-        `stop` ends the forward after that block: the outcome has the state of the active rows and no logits. `start` goes on
-        from such a state, with `inputs` for exactly its rows: embeddings and masks are made anew, blocks up to `start.depth`
+        `stop` ends the forward after that block: the outcome has the state of the active rows and no logits. `start` resumes
+        from such a state, with `inputs` for exactly its rows: embeddings and masks are made again, blocks up to `start.depth`
         aren't computed, and rows stopped in different batches may be merged.
 
-        ValueError: inputs, state, exits or answer don't fit; RuntimeError: detached, in training mode, or inside a run.
+        ValueError: inputs, state, exits or the result of `watch` don't fit; RuntimeError: detached, in training mode, or inside
+        a run.
         """
         if self._detached:
             raise RuntimeError("the exits were detached from this model")
@@ -152,16 +153,16 @@ class Attachment:
         if start is not None and len(start) != batch:
             raise ValueError(f"inputs of {batch} rows for a state of {len(start)}")
         rows = torch.arange(batch, device=inputs[self.model.main_input_name].device)
-        if start is None and watch is None and stop is None:  # nothing to do but what the model does
+        if start is None and watch is None and stop is None:  # the model's own forward
             with torch.no_grad():
                 return Outcome(rows, self.model(**inputs, **self._options).logits, None)
         shape = tuple(inputs[self.model.main_input_name].shape[1:])
-        run = Pass(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
+        run = PartialForward(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
         self._run = run
         try:
             with torch.no_grad():
                 logits: Tensor = self.model(**inputs, **self._options).logits
-        except Ended:
+        except ForwardStopped:
             return Outcome(run.rows, None, run.state)
         finally:
             self._run = None
@@ -170,7 +171,7 @@ class Attachment:
         return Outcome(run.rows, logits if run.active is None else logits[run.rows.to(logits.device)], None)
 
     def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """Features (R, F) of hidden states (R, …): of all `inputs`, or of their `rows` (R,), as `watch` is given them."""
+        """Pool hidden states (R, …) into features (R, F): of all `inputs`, or of their `rows` (R,), as `watch` gets them."""
         mask = inputs.get("attention_mask") if self.kind == "text" else None
         if mask is not None and rows is not None:
             mask = mask[rows.to(mask.device)]

@@ -1,4 +1,4 @@
-"""One vector per row out of a block's hidden states: what an exit head looks at."""
+"""Pool a block's hidden states into one vector per row, the features of an exit head."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Style = Literal["first", "last", "mean", "channels_first", "channels_last"]
 
 
 def pool(hidden: Tensor, mask: Tensor | None, kind: Kind, style: Style) -> Tensor:
-    """The pooled features (R, F), float32, of the hidden states of R rows.
+    """Pool the hidden states of R rows into features (R, F), float32.
 
     `hidden` is (R, T, D) for text and for images cut into tokens, (R, C, H, W) or (R, H, W, C) for feature maps. `mask`
     (R, T) has 1 where a token counts; None where all do, and always for images. By style:
 
     * first: the first token beside the mean of all that count, F = 2 D (encoders, and images with a class token);
-    * last: the last token that counts beside the mean, F = 2 D (causal models, whose first token has seen nothing);
+    * last: the last token that counts beside the mean, F = 2 D (causal models, whose first token attends to nothing else);
     * mean: F = D; channels_first, channels_last: the mean over the places of a map, F = C.
 
     ValueError: a style for other shapes, or a mask for other rows or fewer tokens than the hidden states have.
@@ -55,7 +55,7 @@ def pool(hidden: Tensor, mask: Tensor | None, kind: Kind, style: Style) -> Tenso
 
 
 def pooling_style(model: nn.Module, kind: Kind, hidden: Tensor, *, causal: bool) -> Style:
-    """The style that fits `model`, given the hidden states of one of its blocks, and whether tokens see only earlier ones.
+    """Choose the pooling style for `model` from the hidden states of one of its blocks, and whether its attention is causal.
 
     ValueError: hidden states of a shape that no style is for.
     """
@@ -70,7 +70,7 @@ def pooling_style(model: nn.Module, kind: Kind, hidden: Tensor, *, causal: bool)
 
 
 def _map_style(model: Any, hidden: Tensor) -> Style:
-    """Where a map has its channels: its two sides are mostly equal, else the widths in the config tell."""
+    """Find the channels of a feature map: its two sides are mostly equal, else by the widths in the config."""
     _, first, middle, last = hidden.shape
     if (middle == last) != (first == middle):
         return "channels_first" if middle == last else "channels_last"

@@ -1,1 +1,1 @@
-"""Three ways to guess the next tokens, behind one interface (`base.py`): a small model, the target's first layers, a lookup."""
+"""Three drafters behind one interface (`base.py`): a draft model, early exit (self-speculation) and prompt lookup."""

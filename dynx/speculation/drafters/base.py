@@ -1,14 +1,14 @@
-"""What the engine asks of anything that guesses tokens.
+"""The interface between the engine and its drafters.
 
 One round, seen from the engine:
 
     drafter.sync(tokens)              # the text so far, prompt included
-    while policy wants another:
-        draft = drafter.propose()     # None: nothing (more) to say
-    ...the target judges a prefix...
-    drafter.settle(kept)              # how many of the proposed tokens stayed
+    while policy.should_draft_more(signals):
+        draft = drafter.propose()     # None: no (further) draft token
+    ...the target verifies a prefix...
+    drafter.accept(count)              # how many of the draft tokens were accepted
 
-A drafter knows nothing of costs or policy; it only says, with each token, how sure it is.
+A drafter is independent of costs and policy; each draft token carries its confidence.
 """
 
 from __future__ import annotations
@@ -18,84 +18,87 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, overload
 
-from dynx.speculation.policy import Prospect
+from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from dynx.speculation.drafters.draft_sampler import Chooser
-    from dynx.speculation.types import Origin
+    from dynx.speculation.drafters.draft_sampler import DraftSampler
+    from dynx.speculation.types import DraftSource
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A guessed token.
+    """A draft token.
 
-    `signal` rises with the drafter's confidence. `row` (V,) is the distribution it was drawn from, kept only where the
+    `signal` rises with the drafter's confidence. `probabilities` (V,) is the distribution it was drawn from, kept only where the
     acceptance rule needs it; None stands for certainty.
     """
 
     token: int
     signal: float
-    row: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 class Drafter(Protocol):
-    """Guesses the next tokens, one at a time."""
+    """Proposes draft tokens, one at a time."""
 
-    origin: Origin
+    origin: DraftSource
 
     def sync(self, tokens: Sequence[int]) -> None:
-        """Start a round: `tokens` is everything so far; what follows is to be guessed."""
+        """Start a round: `tokens` is the text so far, and drafts continue it."""
 
     def propose(self) -> Draft | None:
-        """The next guess after those of this round, or None."""
+        """Return the next draft token after those of this round, or None."""
 
-    def settle(self, kept: int) -> None:
-        """The round is over: the first `kept` guesses stayed."""
+    def accept(self, count: int) -> None:
+        """End the round: the first `count` draft tokens were accepted."""
 
-    def lag(self, length: int) -> int:
-        """Tokens to read before the first guess when the text has `length` tokens: 1 is up to date."""
+    def tokens_behind(self, length: int) -> int:
+        """Return the tokens to read before the first draft of a text of `length` tokens; 1 is up to date."""
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
-        """The signal of the first guess if it is known without making it; None otherwise."""
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
+        """Return the first draft's signal if it is known without drafting; None otherwise."""
 
     def reset(self) -> None:
-        """Forget the text: another one begins."""
+        """Forget the text, as another one begins."""
 
 
-class Prospects(Sequence[Prospect]):
-    """The drafters' positions before a round, found out when first asked for: a policy that can't afford a draft doesn't ask."""
+class DrafterCandidates(Sequence[DrafterCandidate]):
+    """The candidate drafters of a round, computed on first access: a policy that can't afford a draft makes none."""
 
-    def __init__(self, drafters: Mapping[Origin, Drafter], tokens: Sequence[int]) -> None:
+    def __init__(self, drafters: Mapping[DraftSource, Drafter], tokens: Sequence[int]) -> None:
         self._drafters, self._tokens = drafters, tokens
 
     @cached_property
-    def _found(self) -> list[Prospect]:
+    def _found(self) -> list[DrafterCandidate]:
         tokens = self._tokens
-        return [Prospect(o, d.lag(len(tokens)), d.outlook(tokens)) for o, d in self._drafters.items()]
+        return [
+            DrafterCandidate(o, d.tokens_behind(len(tokens)), d.peek_confidence(tokens))
+            for o, d in self._drafters.items()
+        ]
 
     @overload
-    def __getitem__(self, index: int) -> Prospect: ...
+    def __getitem__(self, index: int) -> DrafterCandidate: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Prospect]: ...
-    def __getitem__(self, index: int | slice) -> Prospect | Sequence[Prospect]:
-        """A prospect, or some."""
+    def __getitem__(self, index: slice) -> Sequence[DrafterCandidate]: ...
+    def __getitem__(self, index: int | slice) -> DrafterCandidate | Sequence[DrafterCandidate]:
+        """Return one candidate, or a slice of them."""
         return self._found[index]
 
     def __len__(self) -> int:
-        """How many drafters there are."""
+        """Return the number of drafters."""
         return len(self._drafters)
 
 
-class BatchRow(Protocol):
-    """What a drafter of a whole batch reads of one of its sequences."""
+class BatchSequence(Protocol):
+    """One sequence of a batch as its drafter sees it."""
 
-    choose: Chooser
+    sample_draft: DraftSampler
     simple: bool
-    """Whether its next token is the likeliest one, whatever came before."""
+    """Whether its next token is always the argmax of the raw logits."""
 
     @property
     def text(self) -> list[int]:

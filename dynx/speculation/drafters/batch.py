@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.drafters.base import BatchRow
+    from dynx.speculation.drafters.base import BatchSequence
 
 
 class BatchDrafter:
-    """The draft model, reading and guessing for all rows at once."""
+    """Drafts for all sequences of a batch at once with a draft model."""
 
     def __init__(self, backend: EagerBackend, vocab: int) -> None:
         self._backend, self._vocab = backend, vocab
         self._session = BatchSession(backend)
         self._held: list[list[int]] = []  # by row: the tokens behind its positions
 
-    def lag(self, rows: Sequence[BatchRow]) -> int:
-        """Tokens that the row furthest behind must read before its first guess."""
+    def tokens_behind(self, rows: Sequence[BatchSequence]) -> int:
+        """Return the tokens that the row furthest behind must read before its first draft."""
         held = [*map(len, self._held), *[0] * len(rows)]
         return max(1, *(len(row.text) - there for row, there in zip(rows, held, strict=False)))
 
     def replaced(self, at: int) -> None:
-        """Another answer stands in row `at` from now on."""
+        """Note that another answer took the place of row `at`."""
         if at < len(self._held):
             self._held[at] = []
 
@@ -39,13 +39,13 @@ class BatchDrafter:
             del self._held[at]
             self._session.remove(at)
 
-    def mute(self, row: BatchRow) -> bool:
-        """Whether it can't read this row: a token that only the target knows, or a text longer than its context."""
+    def mute(self, row: BatchSequence) -> bool:
+        """Whether the model can't read this row: a token that only the target knows, or a text longer than its context."""
         limit = self._backend.context
         return max(row.text) >= self._backend.vocab or (limit is not None and len(row.text) >= limit)
 
-    def sync(self, rows: Sequence[BatchRow]) -> None:
-        """Hold a prefix of every row's text, reading whole what is new."""
+    def sync(self, rows: Sequence[BatchSequence]) -> None:
+        """Bring the session to a prefix of every row's text; prefills new rows."""
         fresh = []
         for at, row in enumerate(rows):
             new = at >= len(self._held)
@@ -69,12 +69,12 @@ class BatchDrafter:
         self._session.rollback([len(held) for held in self._held])
 
     def propose(
-        self, rows: Sequence[BatchRow], guesses: Sequence[Sequence[Draft]], asked: Sequence[bool]
+        self, rows: Sequence[BatchSequence], drafted: Sequence[Sequence[Draft]], asked: Sequence[bool]
     ) -> list[Draft | None]:
-        """The next guess of each row that is `asked`, after its `guesses` of this round."""
+        """Return the next draft of each row that is `asked`, after the `drafted` of this round."""
         limit = self._backend.context
         feeds: list[list[int]] = []
-        for row, held, drafts, wanted in zip(rows, self._held, guesses, asked, strict=True):
+        for row, held, drafts, wanted in zip(rows, self._held, drafted, asked, strict=True):
             text = [*row.text, *(d.token for d in drafts)] if drafts else row.text
             able = wanted and not self.mute(row) and (limit is None or len(text) <= limit)
             able = able and (not drafts or drafts[-1].token < self._backend.vocab)
@@ -93,6 +93,6 @@ class BatchDrafter:
                 out[r] = Draft(token, log_odds(sure))
             return out
         for r, row in zip(speaking, last, strict=True):
-            token, sure, kept = rows[r].choose(row, rows[r].text, [d.token for d in guesses[r]])
+            token, sure, kept = rows[r].sample_draft(row, rows[r].text, [d.token for d in drafted[r]])
             out[r] = Draft(token, log_odds(sure), kept)
         return out

@@ -1,4 +1,4 @@
-"""How a drafter with a distribution picks its guess, in step with how the target will be read."""
+"""Samples draft tokens the way the target's tokens will be sampled."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.sampling import PositionNoise, Warp
+    from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 
 
-class Chooser:
-    """Picks a token from a drafter's logits (V,): most likely, by position noise, or drawn.
+class DraftSampler:
+    """Picks a token from a drafter's logits (V,): the argmax, by seeded Gumbel noise, or drawn.
 
-    Temperature, filters, penalty and the model's own settings are the target's, or acceptance would compare two different games.
+    Temperature, filters, penalty and the model's own settings are the target's, since acceptance compares the two distributions.
     """
 
-    def __init__(self, warp: Warp, noise: PositionNoise | None, generator: torch.Generator) -> None:
-        self._greedy = warp.sampling.greedy
-        self._warp = warp
+    def __init__(
+        self, processors: LogitsProcessors, noise: SeededGumbelNoise | None, generator: torch.Generator
+    ) -> None:
+        self._greedy = processors.sampling.greedy
+        self._processors = processors
         self._noise = noise
         self._generator = generator
 
-    def __call__(self, row: Tensor, context: Sequence[int], guesses: Sequence[int]) -> tuple[int, float, Tensor | None]:
-        """The token, the probability it was given, and the distribution if the acceptance rule will need it."""
-        if self._greedy and self._warp.idle:
+    def __call__(self, row: Tensor, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float, Tensor | None]:
+        """Return the token, its probability, and the distribution if the acceptance rule needs it."""
+        if self._greedy and self._processors.is_identity:
             probabilities = row.float().softmax(-1)
         else:
-            probabilities = self._warp.probabilities(row[None], [*context, *guesses])[0]
+            probabilities = self._processors.probabilities(row[None], [*context, *drafted])[0]
         if self._greedy:
             best = probabilities.argmax(-1, keepdim=True)
             # One wait for the device: a token's number has fewer bits than single precision holds.
@@ -38,7 +40,7 @@ class Chooser:
             return int(token), probability, None
         probabilities = probabilities.cpu()  # so that every device draws the same
         if self._noise is not None:
-            token = self._noise.pick(probabilities, len(context) + len(guesses))
+            token = self._noise.pick(probabilities, len(context) + len(drafted))
             return token, float(probabilities[token]), None
         token = int(torch.multinomial(probabilities, 1, generator=self._generator))
         return token, float(probabilities[token]), probabilities

@@ -1,6 +1,6 @@
-"""The target's own first layers guess, through its own norm and head.
+"""Early-exit drafting (self-speculation): the target's first layers draft through its own norm and head.
 
-It shares the target's session: the guesses' keys and values in the first layers are already where verification needs them,
+It shares the target's session: the draft tokens' keys and values in the first layers are already where verification needs them,
 and `Session.complete` runs only the layers that are left.
 """
 
@@ -15,49 +15,49 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Session
-    from dynx.speculation.drafters.draft_sampler import Chooser
-    from dynx.speculation.types import Origin
+    from dynx.speculation.drafters.draft_sampler import DraftSampler
+    from dynx.speculation.types import DraftSource
 
 
 class EarlyExitDrafter:
-    """Guesses with the first `layers` layers of the target whose session it is given."""
+    """Drafts with the first `layers` layers of the target whose session it shares."""
 
-    origin: Origin = "self"
+    origin: DraftSource = "self"
 
-    def __init__(self, layers: int, chooser: Chooser) -> None:
+    def __init__(self, layers: int, sampler: DraftSampler) -> None:
         self.layers = layers
-        self._choose = chooser
+        self._sample = sampler
         self._context: Sequence[int] = ()
-        self._guesses: list[int] = []
+        self._drafted: list[int] = []
         self.session: Session | None = None  # the target's; the engine sets it for each text
 
     def reset(self) -> None:
         """See `Drafter.reset`."""
         self.session = None
 
-    def lag(self, length: int) -> int:
-        """Always up to date: its past is the target's."""
+    def tokens_behind(self, length: int) -> int:
+        """Return 1: the shared session is always up to date."""
         return 1
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
-        """Unknown before the pass is made."""
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
+        """Return None: unknown before the pass."""
         return None
 
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
-        self._context, self._guesses = tokens, []
+        self._context, self._drafted = tokens, []
 
     def propose(self) -> Draft | None:
         """See `Drafter.propose`."""
         if self.session is None:
             raise RuntimeError("propose before the engine gave a session")
-        last = self._guesses[-1] if self._guesses else self._context[-1]
+        last = self._drafted[-1] if self._drafted else self._context[-1]
         rows = self.session.forward_early([last], self.layers)
         if rows is None:
             raise RuntimeError("an early pass with a head gave no logits")
-        token, probability, kept = self._choose(rows[0], self._context, self._guesses)
-        self._guesses.append(token)
+        token, probability, kept = self._sample(rows[0], self._context, self._drafted)
+        self._drafted.append(token)
         return Draft(token, log_odds(probability), kept)
 
-    def settle(self, kept: int) -> None:
-        """Nothing: the engine rolls the shared session back."""
+    def accept(self, count: int) -> None:
+        """Do nothing: the engine rolls the shared session back."""

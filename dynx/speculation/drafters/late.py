@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend
 
-LOADING_SHARE = 0.01
-"""Share of the time so far that loading a draft model may take which nobody asked for and no profile recommends."""
+MAX_LOADING_SHARE = 0.01
+"""Largest share of the time so far that loading a draft model may take if nobody requested it and no profile recommends it."""
 
 
 @dataclass
 class LateDrafter:
-    """A draft model that is loaded once that takes at most `LOADING_SHARE` of the time since `began`."""
+    """A draft model that is loaded once its loading takes at most `MAX_LOADING_SHARE` of the time since `began`."""
 
     load: Callable[[], Backend]
     seconds: float  # that loading is expected to take
@@ -25,5 +25,5 @@ class LateDrafter:
 
     @property
     def due(self) -> bool:
-        """Whether it is time."""
-        return self.seconds <= LOADING_SHARE * (self.clock() - self.began)
+        """Whether the model may be loaded now."""
+        return self.seconds <= MAX_LOADING_SHARE * (self.clock() - self.began)

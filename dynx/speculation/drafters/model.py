@@ -1,7 +1,7 @@
-"""A smaller model of the same vocabulary guesses.
+"""Drafting with a smaller model of the same vocabulary.
 
-Its key-value cache follows the text by itself: `sync` finds how much of what it holds is still true, rolls back to there, and
-the first `propose` reads whatever it missed while others drafted, in one pass.
+Its key-value cache follows the text by itself: `sync` rolls back to the longest prefix that it shares with the text, and the
+first `propose` reads in one pass what was written while others drafted.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Backend, Session
-    from dynx.speculation.drafters.draft_sampler import Chooser
-    from dynx.speculation.types import Origin
+    from dynx.speculation.drafters.draft_sampler import DraftSampler
+    from dynx.speculation.types import DraftSource
 
 
 class ModelDrafter:
-    """Guesses with a backend of its own."""
+    """Drafts with a backend of its own."""
 
-    origin: Origin = "draft"
+    origin: DraftSource = "draft"
 
-    def __init__(self, backend: Backend, chooser: Chooser, vocab: int) -> None:
+    def __init__(self, backend: Backend, sampler: DraftSampler, vocab: int) -> None:
         self._backend = backend
         self._vocab = vocab  # the target's: heads of one family are padded to different sizes
-        self._choose = chooser
+        self._sample = sampler
         self._session: Session | None = None
         self._held: list[int] = []  # the tokens behind the session's positions
         self._context: Sequence[int] = ()
-        self._guesses: list[int] = []
+        self._drafted: list[int] = []
 
     def reset(self) -> None:
         """See `Drafter.reset`."""
         self._session, self._held = None, []
 
-    def lag(self, length: int) -> int:
-        """See `Drafter.lag`."""
+    def tokens_behind(self, length: int) -> int:
+        """See `Drafter.tokens_behind`."""
         return max(1, length - len(self._held))
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
-        """Unknown before the pass is made."""
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
+        """Return None: unknown before the pass."""
         return None
 
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
         if self._session is None:
             self._session = self._backend.open()
-        self._context, self._guesses = tokens, []
-        # What it holds is a prefix of the text but for guesses that were rejected, so compare from the end.
+        self._context, self._drafted = tokens, []
+        # What it holds is a prefix of the text but for draft tokens that were rejected, so compare from the end.
         same = min(len(self._held), len(tokens) - 1)
         while same and self._held[same - 1] != tokens[same - 1]:
             same -= 1
@@ -65,16 +65,16 @@ class ModelDrafter:
         done = len(self._held)
         seen = len(self._context)
         limit = self._backend.context
-        if limit is not None and seen + len(self._guesses) > limit:
+        if limit is not None and seen + len(self._drafted) > limit:
             return None
-        feed = [*self._context[done:], *self._guesses[max(0, done - seen) :]]
+        feed = [*self._context[done:], *self._drafted[max(0, done - seen) :]]
         if max(feed) >= self._backend.vocab:
             return None  # a token that only the target knows; nothing after it can be read
         row = session.forward(feed, keep=1)[0, : self._vocab]
         self._held.extend(feed)
-        token, probability, kept = self._choose(row, self._context, self._guesses)
-        self._guesses.append(token)
+        token, probability, kept = self._sample(row, self._context, self._drafted)
+        self._drafted.append(token)
         return Draft(token, log_odds(probability), kept)
 
-    def settle(self, kept: int) -> None:
-        """Nothing: the next `sync` compares."""
+    def accept(self, count: int) -> None:
+        """Do nothing: the next `sync` compares."""

@@ -1,9 +1,9 @@
-"""The text itself guesses: what followed the last time these words stood here.
+"""Prompt lookup: drafts what followed the last occurrence of the text's longest repeated suffix.
 
 The longest suffix of the text that occurred before, in the prompt, in the answer so far or in a text given for the
 purpose, is found with a suffix automaton (Blumer et al. 1985) that grows by one token at a time in amortised constant time:
 the suffix link of the state of the whole text *is* that longest earlier suffix. Each state remembers where its strings
-last ended, so the guess is the most recent continuation on record.
+last ended, so the draft is the most recent continuation on record.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dynx.speculation.drafters.base import Draft
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dynx.speculation.types import Origin
+    from dynx.speculation.types import DraftSource
 
-REFRESH_DEPTH = 32
+MAX_REFRESHED_STATES = 32
 """Suffix states whose latest occurrence is brought up to date per token; shorter contexts are the ones nearest the root."""
 
 
 class SuffixAutomaton:
-    """All substrings of a growing token sequence."""
+    """An index of all substrings of a growing token sequence."""
 
     def __init__(self) -> None:
         self.text: list[int] = []
@@ -72,17 +72,17 @@ class SuffixAutomaton:
         return len(self._next) - 1
 
     def match(self) -> tuple[int, int]:
-        """(length, end): the longest suffix that occurred before, and the position after its latest earlier occurrence.
+        """Return (length, end) of the longest suffix that occurred before; `end` is the position after its latest occurrence.
 
         Length 0 where the last token is new.
         """
         state = self._link[self._last] if self._last else 0
         return (self._length[state], self._end[state]) if state > 0 else (0, 0)
 
-    def settle(self) -> None:
+    def record_ends(self) -> None:
         """Record that every suffix of the text now also ends here; call after `match` was read."""
         state, end = self._link[self._last] if self._last else 0, len(self.text)
-        for _ in range(REFRESH_DEPTH):
+        for _ in range(MAX_REFRESHED_STATES):
             if state <= 0:
                 return
             self._end[state] = end
@@ -90,12 +90,12 @@ class SuffixAutomaton:
 
 
 class LookupDrafter:
-    """Guesses by copying. `library` is text (token ids) to look in besides the text at hand.
+    """Drafts by copying. `library` is text (token ids) to look in besides the text at hand.
 
     `new_ngrams`, if given, is how many tokens in a row the answer may not repeat: copying stops before that many.
     """
 
-    origin: Origin = "lookup"
+    origin: DraftSource = "lookup"
 
     def __init__(self, library: Sequence[int] = (), new_ngrams: int | None = None) -> None:
         self._library = list(library)
@@ -104,7 +104,7 @@ class LookupDrafter:
         self._seen = 0  # tokens of the text at hand in the index
         self._length = 0
         self._at = 0
-        self._guesses: list[int] = []
+        self._drafted: list[int] = []
         self.reset()
 
     def reset(self) -> None:
@@ -113,49 +113,49 @@ class LookupDrafter:
             self._index = SuffixAutomaton()
             for token in self._library:
                 self._index.extend([token])
-                self._index.settle()
+                self._index.record_ends()
         self._seen, self._length = 0, 0
 
-    def lag(self, length: int) -> int:
-        """Reading is free."""
+    def tokens_behind(self, length: int) -> int:
+        """Return 1: reading is free."""
         return 1
 
     def _read(self, tokens: Sequence[int]) -> None:
         for i in range(self._seen, len(tokens)):
             self._index.extend([tokens[i]])
             self._length, self._at = self._index.match()
-            self._index.settle()
+            self._index.record_ends()
         self._seen = len(tokens)
 
-    def outlook(self, tokens: Sequence[int]) -> float | None:
-        """The signal that `propose` would give, or None where nothing matches."""
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
+        """Return the signal that `propose` would give, or None where nothing matches."""
         self._read(tokens)
         return self._signal(0) if self._length and not self._repeats(0) else None
 
     def sync(self, tokens: Sequence[int]) -> None:
         """See `Drafter.sync`."""
         self._read(tokens)
-        self._guesses = []
+        self._drafted = []
 
     def propose(self) -> Draft | None:
-        """See `Drafter.propose`. Past the end of the record it goes on with its own guesses, as a loop would."""
-        if not self._length or self._repeats(len(self._guesses)):
+        """See `Drafter.propose`. Past the end of the record it goes on with its own drafts, as a loop would."""
+        if not self._length or self._repeats(len(self._drafted)):
             return None
-        at = self._at + len(self._guesses)
+        at = self._at + len(self._drafted)
         text = self._index.text
-        token = text[at] if at < len(text) else self._guesses[at - len(text)]
-        signal = self._signal(len(self._guesses))
-        self._guesses.append(token)
+        token = text[at] if at < len(text) else self._drafted[at - len(text)]
+        signal = self._signal(len(self._drafted))
+        self._drafted.append(token)
         return Draft(token, signal)
 
-    def _repeats(self, guesses: int) -> bool:
-        """Whether one more token after `guesses` would repeat a sequence of the text that may not come again."""
+    def _repeats(self, drafted: int) -> bool:
+        """Whether one more token after `drafted` more would repeat a sequence of the text that may not come again."""
         size = self._new_ngrams
-        copied = self._length + guesses + 1
-        return size is not None and copied >= size and self._at + guesses + 1 - size >= len(self._library)
+        copied = self._length + drafted + 1
+        return size is not None and copied >= size and self._at + drafted + 1 - size >= len(self._library)
 
-    def _signal(self, guesses: int) -> float:
-        return math.log2(self._length + guesses + 1)
+    def _signal(self, drafted: int) -> float:
+        return math.log2(self._length + drafted + 1)
 
-    def settle(self, kept: int) -> None:
-        """Nothing: the next `sync` reads what stayed."""
+    def accept(self, count: int) -> None:
+        """Do nothing: the next `sync` reads what was accepted."""

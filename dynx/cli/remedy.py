@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.calibrate.options import COMMAND
+from dynx.cli.options.calibrate import COMMAND
 from dynx.errors import NoProfileError
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynx.cli.bench.options import COMMAND as BENCH
-from dynx.cli.calibrate.options import COMMAND as CALIBRATE
-from dynx.cli.classify.options import COMMAND as CLASSIFY
-from dynx.cli.draw.options import COMMAND as DRAW
-from dynx.cli.generate.options import COMMAND as GENERATE
+from dynx.cli.options.bench import COMMAND as BENCH
+from dynx.cli.options.calibrate import COMMAND as CALIBRATE
+from dynx.cli.options.classify import COMMAND as CLASSIFY
+from dynx.cli.options.draw import COMMAND as DRAW
+from dynx.cli.options.generate import COMMAND as GENERATE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,88 @@
+"""The target's side of a round: which draft tokens are accepted, by the rule that the request calls for.
+
+Greedy decoding and sampling with a seed accept drafts while they are the target's own tokens; sampling without a seed accepts
+blocks of them (`acceptance`). Letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dynx.speculation.acceptance import one_hot, verify_block, verify_greedy
+from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.runtime.backends.interface import Backend
+    from dynx.speculation.drafters.base import Draft
+    from dynx.speculation.exactness import RoundingBound
+    from dynx.speculation.types import Request
+
+
+class Verifier:
+    """Verifies drafts by the acceptance rule that the request calls for."""
+
+    def __init__(self, request: Request, vocab: int, seed: int) -> None:
+        self._sampling = request.sampling
+        self._processors = LogitsProcessors.for_request(request, vocab)
+        self._noise = noise_for(request, vocab)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
+        """Return the tokens to append after verifying `drafts` by the logits `rows` (len(drafts) + 1, V)."""
+        draft_tokens = [d.token for d in drafts]
+        if self._sampling.greedy:
+            scores = (
+                rows.float() if self._processors.is_identity else self._processors.scores(rows, context, draft_tokens)
+            )
+            picks: list[int] = scores.argmax(-1).tolist()
+            return verify_greedy(draft_tokens, picks.__getitem__)
+        p = self._processors.probabilities(
+            rows, context, draft_tokens
+        ).cpu()  # one wait for the device, not several a draft
+        noise = self._noise
+        if noise is not None:
+            return verify_greedy(draft_tokens, lambda i: noise.pick(p[i], len(context) + i))
+        vocab = p.shape[-1]
+        q = [
+            one_hot(d.token, vocab, p)
+            if d.probabilities is None
+            else pad(d.probabilities, (0, vocab - len(d.probabilities)))
+            for d in drafts
+        ]
+        return verify_block(draft_tokens, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def _draw(self, weights: Tensor) -> int:
+        return int(torch.multinomial(weights.float(), 1, generator=self._generator))
+
+    def first_tie(
+        self, exact: RoundingBound, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]
+    ) -> int | None:
+        """Return the first greedy decision of `rows` (len(drafts) + 1, V) that rounding could have made."""
+        scores = (
+            rows.float()
+            if self._processors.is_identity
+            else self._processors.scores(rows, context, [d.token for d in drafts])
+        )
+        return exact.first_tie(scores, self._processors.distance_scale(len(context) + len(drafts)))
+
+    def guarantee(self, target: Backend, *, exact: bool = False) -> str:
+        """Describe the output relative to plain decoding of the same model, in a short phrase for the receipt."""
+        if self._sampling.greedy or self._noise is not None:
+            exact = exact or target.precision == "float32"
+            return "identical to plain decoding" if exact else "identical to plain decoding but for rounding ties"
+        return "same distribution as plain decoding"
+
+
+def noise_for(request: Request, vocab: int) -> SeededGumbelNoise | None:
+    """Return the noise of the request's seed; None where nothing is sampled or no seed was given."""
+    sampling = request.sampling
+    return SeededGumbelNoise(sampling.seed, vocab) if sampling.seed is not None and not sampling.greedy else None
