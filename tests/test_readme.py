@@ -62,6 +62,7 @@ PLANNED = {
 BUDGETS = (
     (r"dynx calibrate .*(story-280m|--draft)", {"DYNX_CALIBRATE_BUDGET": "5", "DYNX_CALIBRATE_BACKEND": "torch"}),
     (r"dynx calibrate", {"DYNX_CALIBRATE_BUDGET": "5"}),
+    (r"dynx bench .*--data texts", {"DYNX_BENCH_RUNS": "3", "DYNX_BENCH_BUDGET": "3"}),
     (
         r"dynx bench .*(--draft|my-model)",
         {"DYNX_BENCH_RUNS": "3", "DYNX_BENCH_PROMPTS": "1", "DYNX_BENCH_MAX_NEW_TOKENS": "8", "DYNX_BENCH_BUDGET": "3"},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dynx.cli.configuration import ConfiguredCommand
 from dynx.cli.options.commands import COMMANDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SUMMARY = "Faster local AI inference by dynamic execution, with the saving in numbers."
 
@@ -47,5 +49,9 @@ def run(name: str, options: Any) -> None:
     importlib.import_module(f"dynx.cli.{name}.command").run(options)
 
 
+def _runner(name: str) -> Callable[[Any], None]:
+    return lambda options: run(name, options)
+
+
 for _name, _command in COMMANDS.items():
-    _command.register(app, partial(run, _name), cls=ConfiguredCommand)
+    _command.register(app, _runner(_name), cls=ConfiguredCommand)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def print_plan(
     command: Task, plan: Any, options: Any, terminal: Terminal, on_loading: Mapping[str, Decision[Any]]
 ) -> None:
-    """Print a line per decision to stdout, or one JSON document; `on_loading` holds what is known of those made on loading."""
+    """Print a line per decision to stdout, or one JSON document; `on_loading` are decisions that depend on loading."""
     decisions: dict[str, Decision[Any]] = {**dict(plan.decisions.items()), **on_loading}
     where = {knob: origin(knob) for knob in decisions}
     if options.json or options.jsonl:
@@ -45,7 +45,7 @@ def print_plan(
 
 
 def chosen_from_profile(plain: str, options: Any, profile: Profile | None) -> Decision[Any]:
-    """Decide on a setting that a certified profile fixes on loading; `plain` is its value without dynamic execution."""
+    """Return the decision that a certified profile sets on loading; `plain` is its value without dynamic execution."""
     from dynx.runtime.decision import Decision
 
     if options.plain:

@@ -1,7 +1,7 @@
 """Splits a stream of bytes into lines as they arrive; a line that isn't valid text carries its error, and reading goes on.
 
 Bytes that aren't UTF-8 stay in a line's text as Python's `surrogateescape` keeps them, so that it can still name a file, which on
-Linux any bytes do. `shown` and `escape` (in `answers`) write such a text as UTF-8 again.
+Linux any bytes do. `shown` and `escape` (in `classify.output`) write such a text as UTF-8 again.
 """
 
 from __future__ import annotations

@@ -464,7 +464,7 @@ def test_markdown_is_appended_to_the_step_summary(tmp_path: Path, monkeypatch: p
             f"the formats are {', '.join(FORMATS)}",
         ),
         ("json:", "--export json: names no file", "write json:bench.json"),
-        ("json:missing/a", "can't write missing/a: there is no folder missing", "mkdir -p missing"),
+        ("json:missing/a", "can't write missing/a: the folder missing doesn't exist", "mkdir -p missing"),
         ("md:.", "can't write .: it is a folder", "name a file in it: md:bench.md"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_bad_row_is_an_error_in_its_place(
 
     assert result.code == 1
     assert result.out.splitlines() == [good[0], f"\terror: {error}\t{echo}", good[1]]
-    assert result.err == "dynx: 1 of 3 inputs have no label; the reason stands in their place\n"
+    assert result.err == "dynx: 1 of 3 inputs could not be labelled; the output has the reason\n"
     assert [d["error"] for d in documents] == [None, error, None]
 
 

@@ -18,7 +18,7 @@ from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.openvino import decoder as openvino
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
-from dynx.speculation.exactness import batch_invariant, noise_if_exact, prepare
+from dynx.speculation.exactness import is_batch_invariant, noise_if_exact, prepare
 from dynx.speculation.policy import Plain, Static
 from dynx.speculation.timing import measure_noise
 from dynx.speculation.types import Request
@@ -441,8 +441,8 @@ def test_passes_of_two_or_more_tokens_give_the_same_bits(kind: str, precision: A
 
     assert max(narrow.values()) > 0
     assert set(wide.values()) == {0.0}
-    assert batch_invariant(noise, {1: 2})
-    assert not batch_invariant(noise, {})
+    assert is_batch_invariant(noise, {1: 2})
+    assert not is_batch_invariant(noise, {})
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
