@@ -85,7 +85,7 @@ class TextGenerator:
         )
 
 
-def load_generator(model: str = "story", **wish: Any) -> TextGenerator:
+def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     """Load a language model (shipped, a folder or a hub id) with its drafters and the profile that fits.
 
     Further options are those of the command line: `draft`, `lookup`, `device`, `dtype`, `threads`, `profile`, `offline`,
@@ -96,9 +96,9 @@ def load_generator(model: str = "story", **wish: Any) -> TextGenerator:
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 
-    if wish.get("lookup") is not None:
-        wish["lookup"] = Path(wish["lookup"])
-    return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **wish))))
+    if settings.get("lookup") is not None:
+        settings["lookup"] = Path(settings["lookup"])
+    return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **settings))))
 
 
 def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
@@ -134,7 +134,7 @@ class Classifier:
         return self._assembly.decisions
 
 
-def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> Classifier:
+def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any) -> Classifier:
     """Load a classifier of texts or images (shipped, a folder or a hub id) with the exits that its profile allows.
 
     Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`,
@@ -144,7 +144,7 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **wish: Any) -> 
     from dynx.early_exit import assemble, make_plan
     from dynx.early_exit.plan import ClassifierRequest
 
-    return Classifier(assemble(make_plan(ClassifierRequest(model=model, **wish))), audit)
+    return Classifier(assemble(make_plan(ClassifierRequest(model=model, **settings))), audit)
 
 
 def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
@@ -152,7 +152,7 @@ def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: An
     return list(load_classifier(model, **options).classify(inputs))
 
 
-def load_image_generator(model: str = "emoji", **wish: Any) -> ImageGenerator:
+def load_image_generator(model: str = "emoji", **settings: Any) -> ImageGenerator:
     """Load a text-to-image pipeline of diffusers (a folder or a hub id) with the steps that its profile allows.
 
     `draw(prompt, seed)` of the result returns a Picture: pixels (H, W, 3), and stats with the network calls made. Further
@@ -163,7 +163,7 @@ def load_image_generator(model: str = "emoji", **wish: Any) -> ImageGenerator:
     from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.plan import ImageGeneratorRequest
 
-    return ImageGenerator(assemble(make_plan(ImageGeneratorRequest(model=model, **wish))))
+    return ImageGenerator(assemble(make_plan(ImageGeneratorRequest(model=model, **settings))))
 
 
 def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) -> Picture:

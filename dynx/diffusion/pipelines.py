@@ -186,7 +186,7 @@ def few_step(pipe: Any, *, steps: int | None = None, guidance: float | None = No
     if kind in DISTILLED_SCHEDULERS:
         return f"a few-step model: {kind} is for those only"
     if any(c.get("time_cond_proj_dim") is not None for c in configs):
-        return "a few-step model: its network is told the guidance, as consistency models are"
+        return "a few-step model: its network takes the guidance scale as an input, like consistency models"
     if any(c.get("is_distilled") for c in configs):
         return "a few-step model: its config says that it's distilled"
     if said := next((m for c in configs if (m := FEW_STEP_NAME.search(_last_name(c)))), None):

@@ -434,7 +434,7 @@ def in_words(
             else draft - costs.target(1) + costs.complete(2)
         )
         even = max(0.0, (draft + step) / whole)
-        return f"{names[origin]} guesses {acceptance.get(origin, 0.0):.0%} right and breaks even at {even:.0%}"
+        return f"{names[origin]} has {acceptance.get(origin, 0.0):.0%} of its tokens accepted and breaks even at {even:.0%}"
 
     if not checked.origins:
         tried = "; ".join(case(o) for o in acceptance) or "there is nothing to draft with"

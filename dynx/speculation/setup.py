@@ -101,7 +101,7 @@ def _quantization_reason(profile: Profile | None, quantize: str) -> str:
     """Describe a quantized model's answers, by a profile's evidence if there is one."""
     found = None if profile is None else profile.evidence.get("quantization")
     if not isinstance(found, dict):
-        return f"weights in {quantize[3:]} bits; guessing is lossless relative to that model, which is another one"
+        return f"weights in {quantize[3:]} bits; speculation is lossless relative to this quantized model"
     return (
         f"lossless relative to the {quantize} model; of {found['tokens']} tokens of its texts {found['agreement']:.1%} are "
         f"{found['reference']}'s first choice too, perplexity {found['perplexity_ratio']:.3f}x"

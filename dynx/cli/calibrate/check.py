@@ -50,7 +50,7 @@ def check(options: Options, terminal: Terminal) -> None:
     prepared = module.prepare(asked, terminal)
     header = prepared.header
     if "guarantee" in header and header["guarantee"] is None:
-        reason = (header.get("exits") or header.get("steps") or {}).get("reason", "nothing is promised")
+        reason = (header.get("exits") or header.get("steps") or {}).get("reason", "no guarantee")
         raise NoProfileError(f"profile {profile.key.id} makes no promise here: {reason}")
     result = measure.measured(prepared, asked, [], terminal)
     result = replace(result, notes=(*result.notes, f"profile {profile.key.id} was measured {profile.created}"))

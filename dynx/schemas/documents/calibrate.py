@@ -28,7 +28,7 @@ class CalibrationPlan:
     prompts: Annotated[
         Count | None, "Of a pipeline that draws: prompts in --data; null where they are made from the vocabulary."
     ] = ABSENT
-    supports: Annotated[str, "Of a classifier or a pipeline: what so many can show, in words."] = ABSENT
+    supports: Annotated[str, "Of a classifier or a pipeline: what this number of inputs can show, in words."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class Label:
         float | None, "Probability of that label, or the number that a regression gives; null where it isn't finite."
     ]
     scores: Annotated[
-        dict[str, float | None] | None, "Scores by label, from best to worst; with --top-k so many of them."
+        dict[str, float | None] | None, "Scores by label, from best to worst; with --top-k only that many."
     ]
     exit: Annotated[CountFromOne | None, "After which layer it left; null at full depth."]
     layers: Annotated[Count | None, "Layers that were computed for it."]

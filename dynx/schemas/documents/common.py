@@ -49,7 +49,7 @@ class PicturesGuarantee:
 class Grid:
     """Where on the noise scale the steps are."""
 
-    timesteps: Annotated[list[float], "What the network is told at each step."]
+    timesteps: Annotated[list[float], "The timestep that the network gets at each step."]
     sigmas: Annotated[list[float], "Noise over signal before each step, and last after all of them."]
     scale: Annotated[float, "Scale of the latents that the network takes."]
 

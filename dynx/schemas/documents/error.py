@@ -18,6 +18,6 @@ class Error:
             "UnsupportedModelError, GateFailed, Undecided, NoProfileError, DeviceError, or DynxError for any other."
         ),
     ]
-    message: Annotated[NonEmpty, "What went wrong, as people are told."]
+    message: Annotated[NonEmpty, "What went wrong, in a sentence."]
     hint: Annotated[str | None, "What to do next; null where there is nothing to say."]
     exit_code: Annotated[int, Limit(minimum=1, maximum=125), "That the command ends with."]
