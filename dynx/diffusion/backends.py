@@ -7,9 +7,7 @@ backend and precision together.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import DeviceError, UnsupportedModelError
@@ -22,6 +20,7 @@ from dynx.runtime.backends.registry import (
     attempt,
     choose,
     import_backend,
+    time_in_turns,
     usable,
 )
 from dynx.runtime.decision import Decision
@@ -180,9 +179,11 @@ def race(
                 able[spec] = kernels, imports[spec[0]] + _startup_seconds(plan, engine, spec, (args, kwargs), clock)
         except UnsupportedModelError as e:
             refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
-    seen = _call_seconds(network, {spec: kernels for spec, (kernels, _) in able.items()}, args, kwargs, clock, refused)
+    kernels_of = {spec: kernels for spec, (kernels, _) in able.items()}
+    seconds, failed = _call_seconds(network, kernels_of, args, kwargs, clock)
+    refused |= {f"{TITLES[spec.backend]} {spec.dtype}": str(e) for spec, e in failed.items()}
     return [
-        Candidate(spec, kernels, seen[spec], start) for spec, (kernels, start) in able.items() if spec in seen
+        Candidate(spec, kernels, seconds[spec], start) for spec, (kernels, start) in able.items() if spec in seconds
     ], refused
 
 
@@ -200,33 +201,32 @@ def _startup_seconds(
 
 def _call_seconds(
     network: Any,
-    candidate_specs: Mapping[BackendSpec, NetworkBackend | None],
+    able: Mapping[BackendSpec, NetworkBackend | None],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     clock: Callable[[], float],
-    refused: dict[str, str],
-) -> dict[BackendSpec, float]:
-    """Return the median seconds of a call by spec; backends that raise are added to `refused`."""
+) -> tuple[dict[BackendSpec, float], dict[BackendSpec, UnsupportedModelError]]:
+    """Return the median seconds of a call by spec, and the errors of those that fail."""
     import torch
 
-    order, rng = list(candidate_specs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    seconds: dict[BackendSpec, list[float]] = {spec: [] for spec in candidate_specs}
+    def job(kernels: NetworkBackend | None) -> Callable[[int], int]:
+        def call(_: int) -> int:
+            if kernels is None:
+                network(*args, **kwargs)
+            else:
+                kernels(network, args, kwargs)
+            return 1
+
+        return call
+
     with torch.no_grad():
-        for number in range(TIMED_CALLS + 1):  # the first warms up
-            rng.shuffle(order)
-            for spec in [spec for spec in order if spec in seconds]:
-                kernels = candidate_specs[spec]
-                began = clock()
-                if kernels is None:
-                    network(*args, **kwargs)
-                else:
-                    try:
-                        with attempt(spec[0], type(network).__name__):
-                            kernels(network, args, kwargs)
-                    except UnsupportedModelError as e:
-                        refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
-                        del seconds[spec]
-                        continue
-                if number:
-                    seconds[spec].append(clock() - began)
-    return {spec: median(seen) for spec, seen in seconds.items()}
+        seconds, failed = time_in_turns(
+            {spec: job(kernels) for spec, kernels in able.items()},
+            clock,
+            rounds=TIMED_CALLS,
+            backend_of=lambda spec: spec.backend,
+            model=type(network).__name__,
+        )
+    if AS_LOADED in failed:
+        raise failed[AS_LOADED]
+    return seconds, failed

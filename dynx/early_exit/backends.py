@@ -8,13 +8,11 @@ user's inputs is measured and certified by calibration, not here.
 from __future__ import annotations
 
 import inspect
-import random
-from statistics import median
 from typing import TYPE_CHECKING, cast
 
 from dynx.early_exit.assembly import BlockBackend
 from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
-from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, usable
+from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, time_in_turns, usable
 from dynx.runtime.binomial import percent
 from dynx.runtime.decision import Decision
 
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import LoadedClassifier, Ranges
     from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.engine import Engine
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.runtime.profile import Profile
@@ -263,21 +262,31 @@ def _race(
     from dynx.early_exit.assembly import engine_over
 
     ordered = sorted(rows, key=lambda row: row.size)
-    engines = {TORCH: assembly.engine(), OPENVINO: engine_over(other, preprocessor, assembly.batch)}
-    for engine in engines.values():
-        engine.window(ordered[-assembly.batch :])  # the first allocates
-    rng = random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    seen: dict[str, list[float]] = {name: [] for name in engines}
-    for done in range(RACE_ROUNDS):
-        size = min(len(ordered), assembly.batch - done % max(1, assembly.batch // 2))
-        starts = [
-            (len(ordered) - size) * (2 * i + 1) // (2 * RACE_BATCHES_PER_ROUND) for i in range(RACE_BATCHES_PER_ROUND)
-        ]
-        names = list(engines)
-        rng.shuffle(names)
-        for name in names:
-            began = clock()
-            for start in starts:
-                engines[name].window(ordered[start : start + size])
-            seen[name].append((clock() - began) / (RACE_BATCHES_PER_ROUND * size))
-    return {name: median(times) for name, times in seen.items()}
+    engines: dict[str, Engine[Example]] = {
+        TORCH: assembly.engine(),
+        OPENVINO: engine_over(other, preprocessor, assembly.batch),
+    }
+
+    def job(engine: Engine[Example]) -> Callable[[int], int]:
+        def run(number: int) -> int:
+            if number == 0:
+                return len(engine.window(ordered[-assembly.batch :]))  # the longest inputs allocate what all need
+            size = min(len(ordered), assembly.batch - (number - 1) % max(1, assembly.batch // 2))
+            spread = 2 * RACE_BATCHES_PER_ROUND
+            for at in range(1, spread, 2):
+                start = (len(ordered) - size) * at // spread
+                engine.window(ordered[start : start + size])
+            return RACE_BATCHES_PER_ROUND * size
+
+        return run
+
+    seconds, failed = time_in_turns(
+        {name: job(engine) for name, engine in engines.items()},
+        clock,
+        rounds=RACE_ROUNDS,
+        backend_of=lambda name: name,
+        model=assembly.plan.source.name,
+    )
+    for error in failed.values():
+        raise error
+    return seconds

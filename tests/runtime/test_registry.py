@@ -10,7 +10,18 @@ from support.models import Clock, Stub, TimedBackend, scripted, tiny
 
 from dynx.errors import DeviceError, UnsupportedModelError, UsageError
 from dynx.runtime.backends import registry
-from dynx.runtime.backends.registry import COMPILED, GRAPHS, IPEX, OPENVINO, TORCH, Race, choose, race, usable
+from dynx.runtime.backends.registry import (
+    COMPILED,
+    GRAPHS,
+    IPEX,
+    OPENVINO,
+    TORCH,
+    Race,
+    choose,
+    race,
+    time_in_turns,
+    usable,
+)
 from dynx.runtime.decision import Decision
 from dynx.speculation import backends as speculation_backends
 from dynx.speculation.backends import ModelBackends
@@ -163,6 +174,37 @@ def test_a_race_is_won_by_the_least_time() -> None:
         assert timed.passes["slow"] == pytest.approx({n: 1e3 * slow.price(n) for n in registry.RACE_TOKENS})
     assert "fast 4500.00, 5625.00" in str(timed)
     assert timed.passes["slow"][1] == pytest.approx(6000.0)
+
+
+def test_jobs_are_timed_in_turns_per_unit() -> None:
+    """The warm-up isn't timed, a slow first round doesn't decide, units count, and failing jobs leave the others alone."""
+    now, calls = [0.0], []
+
+    def job(name: str, seconds: float, units: int, fails_in: int | None = None) -> Callable[[int], int]:
+        def run(number: int) -> int:
+            calls.append((number, name))
+            if number == fails_in:
+                raise RuntimeError("no such kernel")
+            now[0] += 100.0 if number < 2 else seconds
+            return units
+
+        return run
+
+    jobs = {
+        "a": job("a", 6.0, 3),
+        "b": job("b", 4.0, 1),
+        "c": job("c", 1.0, 1, fails_in=2),
+        "d": job("d", 1.0, 1, fails_in=0),
+    }
+    seconds, failed = time_in_turns(jobs, lambda: now[0], rounds=5, backend_of=lambda _: TORCH, model="tiny")
+
+    assert seconds == {"a": 2.0, "b": 4.0}
+    assert {name: str(e) for name, e in failed.items()} == dict.fromkeys(
+        ("d", "c"), "tiny fails on PyTorch (RuntimeError: no such kernel)"
+    )
+    assert [number for number, name in calls if name == "a"] == [0, 1, 2, 3, 4, 5]
+    assert [number for number, name in calls if name == "c"] == [0, 1, 2]
+    assert calls == sorted(calls, key=lambda call: call[0])
 
 
 def test_a_race_fits_a_short_context() -> None:

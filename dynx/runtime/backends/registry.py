@@ -12,7 +12,7 @@ import importlib
 import random
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from dynx.errors import DeviceError, DynxError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.availability import available, can_capture, can_compile, can_use_ipex
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Name = Literal["torch-eager", "torch-compiled", "torch-graphs", "openvino", "ipex"]
 Quantization = Literal["none", "int8", "int4"]
+Key = TypeVar("Key")
 
 TORCH: Name = "torch-eager"
 COMPILED: Name = "torch-compiled"
@@ -133,6 +134,42 @@ def attempt(name: str, model: str) -> Iterator[None]:
         raise UnsupportedModelError(f"{model} fails on {TITLES.get(name, name)} ({type(e).__name__}: {said})") from e
 
 
+def time_in_turns(
+    jobs: Mapping[Key, Callable[[int], int]],
+    clock: Callable[[], float],
+    *,
+    rounds: int,
+    backend_of: Callable[[Key], str],
+    model: str,
+    prepare: Callable[[Key], None] = lambda _: None,
+) -> tuple[dict[Key, float], dict[Key, UnsupportedModelError]]:
+    """Time jobs in turns and in random order; return the median seconds per unit of work, and the errors of jobs that failed.
+
+    A job takes the number of the round and returns the units that it did: passes, network calls, inputs. Round 0 warms up and
+    isn't timed, nor is `prepare`, which is called before each job. A job that raises isn't run again.
+    """
+    seconds: dict[Key, list[float]] = {key: [] for key in jobs}
+    failed: dict[Key, UnsupportedModelError] = {}
+    order, rng = list(jobs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    for number in range(rounds + 1):
+        rng.shuffle(order)
+        for key in order:
+            if key in failed:
+                continue
+            try:
+                with attempt(backend_of(key), model):
+                    if number == 0:
+                        jobs[key](number)
+                        continue
+                    prepare(key)
+                    began = clock()
+                    units = jobs[key](number)
+                    seconds[key].append((clock() - began) / units)
+            except UnsupportedModelError as e:
+                failed[key] = e
+    return {key: median(seen) for key, seen in seconds.items() if key not in failed}, failed
+
+
 @dataclass(frozen=True)
 class Race:
     """Backends timed side by side: milliseconds of a pass by name and width, and seconds until the first pass."""
@@ -172,39 +209,36 @@ def race(
 
     A backend that raises is left out. Raises UnsupportedModelError, the first backend's, where none is left.
     """
-    jobs: dict[tuple[str, int], tuple[Callable[[], None], Callable[[], None]]] = {}
+    passes: dict[tuple[str, int], tuple[Callable[[], None], Callable[[], None]]] = {}
     failed: dict[str, UnsupportedModelError] = {}
     for name, backend in backends.items():
         try:
             with attempt(name, model):
-                made = {(name, width): _pass(backend, width) for width in widths}
-                for _, job in made.values():
-                    job()  # the first allocates and chooses kernels
+                passes |= {(name, width): _pass(backend, width) for width in widths}
         except UnsupportedModelError as e:
             failed[name] = e
-        else:
-            jobs |= made
-    seen: dict[tuple[str, int], list[float]] = {cell: [] for cell in jobs}
-    order, rng = list(jobs), random.Random(0)  # noqa: S311 - the order of measurements is no secret
-    for _ in range(RACE_ROUNDS):
-        rng.shuffle(order)
-        for cell in order:
-            ready, job = jobs[cell]
-            if cell[0] in failed:
-                continue
-            try:
-                with attempt(cell[0], model):
-                    ready()
-                    began = clock()
-                    job()
-                    seen[cell].append(clock() - began)
-            except UnsupportedModelError as e:
-                failed[cell[0]] = e
+    seconds, refused = time_in_turns(
+        {cell: _once(job) for cell, (_, job) in passes.items()},
+        clock,
+        rounds=RACE_ROUNDS,
+        backend_of=lambda cell: cell[0],
+        model=model,
+        prepare=lambda cell: passes[cell][0](),
+    )
+    failed |= {name: why for (name, _), why in refused.items()}
     left = [name for name in backends if name not in failed]
     if not left:
         raise next(iter(failed.values()))
-    passes = {name: {width: 1e3 * median(seen[name, width]) for width in widths} for name in left}
-    return Race(passes, starts or {}, failed)
+    milliseconds = {name: {width: 1e3 * seconds[name, width] for width in widths} for name in left}
+    return Race(milliseconds, starts or {}, failed)
+
+
+def _once(job: Callable[[], None]) -> Callable[[int], int]:
+    def run(_: int) -> int:
+        job()
+        return 1
+
+    return run
 
 
 def import_backend(name: str) -> None:
