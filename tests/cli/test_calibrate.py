@@ -73,14 +73,10 @@ def test_from_measuring_to_use_and_removal(cli: Cli, tiny_folder: Path, tmp_path
     assert made.code == 0
     assert re.fullmatch(rf"profile {planned} stored in .*generate-tiny-{planned}\.json\n", made.err)
     assert rows[0] == ["cost per draft token", "first accepted", "expected alone"]
-    assert [re.sub(r"\d", "N", row[0]) for row in rows[1:6]] == [
-        "draft model",
-        "early exit, layer N of N",
-        "lookup",
-        "plain decoding",
-        "together",
-    ]
     *table, kernels, summary = made.out.splitlines()
+    exits = [] if kernels.startswith("backend openvino") else ["early exit, layer N of N"]  # it computes whole models
+    named = [re.sub(r"\d", "N", row[0]) for row in rows[1:]]
+    assert named[: 4 + len(exits)] == ["draft model", *exits, "lookup", "plain decoding", "together"]
     assert kernels.startswith("backend ")
     assert summary.startswith("tiny: ")
     assert max(map(len, table)) <= 80

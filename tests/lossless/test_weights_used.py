@@ -24,6 +24,7 @@ from dynx.errors import DynxError, ModelError, NoProfileError, UsageError
 from dynx.runtime import hashing
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.hashing import model_hash
+from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
 from dynx.runtime.profile_store import ProfileStore, profiles_folder
 from dynx.runtime.weights import weights_hash
@@ -212,18 +213,23 @@ def test_a_profile_of_other_weights_promises_nothing(alone: None, tmp_path: Path
 def test_a_profile_that_names_no_weights(alone: None, tmp_path: Path) -> None:
     """Isn't used: nobody knows what it was measured on."""
     folder, said = copied("story", tmp_path), []
+    (folder / speculation_setup.BUNDLED).unlink()
     identity = profiled(folder, None, "auto")
     plan = speculation_setup.make_plan(GeneratorRequest(str(folder)), warn=said.append)
     assert plan.profile is None
     assert said == [f"profile {identity} isn't used: it doesn't say which weights it was measured on"]
 
 
-@pytest.mark.parametrize("name", ["mood", "emoji"])
+@pytest.mark.parametrize("name", ["story", "mood", "emoji"])
 def test_bundled_profiles_are_of_the_shipped_weights(name: str, tmp_path: Path) -> None:
     """Whoever trains a shipped model anew calibrates it anew."""
     folder = shipped.HERE / name
-    file = {"mood": early_exit_setup.BUNDLED, "emoji": diffusion_setup.BUNDLED}[name]
-    assert Profile.from_json((folder / file).read_bytes()).weights == weights_hash(folder, cache=tmp_path)
+    file = {"story": speculation_setup.BUNDLED, "mood": early_exit_setup.BUNDLED, "emoji": diffusion_setup.BUNDLED}[
+        name
+    ]
+    assert Profile.from_json((folder / file).read_bytes()).weights == weights_hash(
+        folder, [DRAFTER_FOLDER], cache=tmp_path
+    )
 
 
 def test_a_pipelines_kept_kernels_and_drafts(alone: None, tmp_path: Path) -> None:
