@@ -12,7 +12,8 @@ STEPS = (
     ["ruff", "format", "--check", "."],
     ["mypy"],
     ["dynx.cli.reference", "--check"],
-    ["pytest", "-q", "-n", "auto", "--dist", "worksteal"],
+    ["pytest", "-q", "-n", "auto", "--dist", "worksteal", "-m", "not signals"],
+    ["pytest", "-q", "-m", "signals"],
 )
 
 

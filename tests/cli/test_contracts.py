@@ -147,6 +147,7 @@ def test_paths_of_any_letters(
 
 
 @ALL
+@pytest.mark.signals
 def test_ctrl_c_while_loading(
     cli: Cli, models: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +155,7 @@ def test_ctrl_c_while_loading(
     died: list[int] = []
 
     def pressed(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("went on")
 
     monkeypatch.chdir(tmp_path)
@@ -184,6 +185,7 @@ def test_file_names_survive_a_narrow_locale(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @ALL
+@pytest.mark.signals
 def test_ctrl_c_while_running(
     cli: Cli, models: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +195,7 @@ def test_ctrl_c_while_running(
 
     def pressed(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
         if next(count) == 60:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return forward(layer, x)
 
     monkeypatch.chdir(tmp_path)

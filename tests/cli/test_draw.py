@@ -104,7 +104,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], Any]) ->
 
 
 def ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_a_picture_and_its_path(draw: Cli, here: Path) -> None:
@@ -281,6 +281,7 @@ def test_what_fails_while_it_is_drawn(draw: Cli, here: Path, monkeypatch: pytest
     assert names(here) == ["1-a-cat.png", "4-the-apple.png"]
 
 
+@pytest.mark.signals
 def test_ctrl_c_beside_a_failure(draw: Cli, here: Path, died: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is told, and no further picture begins."""
 
@@ -546,6 +547,7 @@ def test_a_full_disk(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names(here) == []
 
 
+@pytest.mark.signals
 def test_ctrl_c_lands(draw: Cli, here: Path, died: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is finished stays, the picture in work is what it was heading for, and no further one begins."""
     done = iter(range(10**6))
@@ -565,6 +567,7 @@ def test_ctrl_c_lands(draw: Cli, here: Path, died: list[int], monkeypatch: pytes
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.signals
 def test_a_landed_picture_is_finished(draw: Cli, here: Path, died: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """As a draft is."""
     with monkeypatch.context() as changed:
@@ -577,6 +580,7 @@ def test_a_landed_picture_is_finished(draw: Cli, here: Path, died: list[int], mo
     assert (here / "a-cat-finished.png").read_bytes() == (here / "whole.png").read_bytes()
 
 
+@pytest.mark.signals
 def test_a_second_ctrl_c_ends_at_once(draw: Cli, here: Path, died: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a file; JSON stays JSON."""
     at_step(monkeypatch, 2, lambda: (ctrl_c(), ctrl_c()))

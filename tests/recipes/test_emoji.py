@@ -7,7 +7,6 @@ import datetime as dt
 import importlib.util
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -278,12 +277,13 @@ def test_a_resumed_run_ends_as_one_that_was_never_cut(tmp_path: Path) -> None:
     assert not equal(whole, models[0])
 
 
+@pytest.mark.signals
 def test_sigterm_writes_a_checkpoint_first(tmp_path: Path) -> None:
     """The step under way is finished and kept, and the next run goes on behind it."""
 
     def end(step: int) -> None:
         if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(recipe.Stopped):
         train(Little(), tmp_path, at=end)
