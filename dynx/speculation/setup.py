@@ -54,7 +54,7 @@ def make_plan(
         warn=warn,
         machine=machine,
         companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
-        wants_bundled=request.draft == "auto",
+        wants_bundled=request.draft == "auto" and request.lookup is None,
     )
     plan = GeneratorPlan(
         request,
@@ -277,12 +277,12 @@ def _library(request: GeneratorRequest) -> str:
 def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> AcceptanceProfile:
     """Read the plan's profile into an acceptance profile; one that can't be used is dropped from the plan.
 
-    Without one measured here the regret budget starts at 0, unless drafters were requested.
+    Without one measured here the regret budget starts at 0, unless a drafter or a lookup text was requested.
     """
     acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
     if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
         plan.drop_profile("its contents can't be used", lambda _: None)
-    if plan.auto:
+    if plan.auto and plan.request.lookup is None:
         acceptance_profile.regret_budget = 0.0
     return acceptance_profile
 

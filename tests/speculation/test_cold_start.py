@@ -64,8 +64,8 @@ def test_storys_profile_comes_with_it(alone: None, monkeypatch: pytest.MonkeyPat
     assert known.model_for("lookup", greedy=True).observed > 100
 
 
-def test_what_the_user_says_comes_before_a_bundled_profile(alone: None) -> None:
-    """Drafters asked for by name are loaded and tried, --profile none and --plain know of none."""
+def test_what_the_user_says_comes_before_a_bundled_profile(alone: None, tmp_path: Path) -> None:
+    """Drafters asked for by name and a text to look up in are loaded and tried, --profile none and --plain know of none."""
     assert not make_plan(GeneratorRequest(draft="lookup")).bundled
     assert not make_plan(GeneratorRequest(profile="none")).bundled
     assert not make_plan(GeneratorRequest(plain=True)).bundled
@@ -73,6 +73,11 @@ def test_what_the_user_says_comes_before_a_bundled_profile(alone: None) -> None:
         assemble(make_plan(GeneratorRequest(draft="lookup", threads=1))).engine.acceptance_profile.regret_budget
         == UNPROFILED_REGRET_BUDGET_PASSES
     )
+    text = tmp_path / "tale.txt"
+    text.write_text(TALE, encoding="utf-8")
+    plan = make_plan(GeneratorRequest(lookup=text, threads=1))
+    assert not plan.bundled
+    assert assemble(plan).engine.acceptance_profile.regret_budget == UNPROFILED_REGRET_BUDGET_PASSES
 
 
 def test_a_bundled_profile_that_is_damaged_counts_as_none(alone: None, changed: Callable[..., Path]) -> None:
