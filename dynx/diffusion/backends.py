@@ -181,7 +181,7 @@ def race(
             refused[f"{TITLES[spec[0]]} {spec[1]}"] = str(e)
     kernels_of = {spec: kernels for spec, (kernels, _) in able.items()}
     seconds, failed = _call_seconds(network, kernels_of, args, kwargs, clock)
-    refused |= {f"{TITLES[spec.backend]} {spec.dtype}": str(e) for spec, e in failed.items()}
+    refused |= {f"{TITLES[spec[0]]} {spec[1]}": str(e) for spec, e in failed.items()}
     return [
         Candidate(spec, kernels, seconds[spec], start) for spec, (kernels, start) in able.items() if spec in seconds
     ], refused
@@ -224,7 +224,7 @@ def _call_seconds(
             {spec: job(kernels) for spec, kernels in able.items()},
             clock,
             rounds=TIMED_CALLS,
-            backend_of=lambda spec: spec.backend,
+            backend_of=lambda spec: spec[0],
             model=type(network).__name__,
         )
     if AS_LOADED in failed:
