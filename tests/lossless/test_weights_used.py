@@ -102,8 +102,8 @@ def answered(folder: Path) -> list[int]:
     return [int(token) for token in out[0, given.shape[1] :]]
 
 
-def profiled(folder: Path, weights: str | None, draft: str = "none") -> str:
-    """Store a profile that names OpenVINO, measured on such weights; returns its id."""
+def profiled(folder: Path, weights: str | None, draft: str = "none", backend: str = "openvino") -> str:
+    """Store a profile that names a backend, measured on such weights; returns its id."""
     key = speculation_setup.make_plan(GeneratorRequest(str(folder), profile="none", draft=draft)).key
     curve = CostCurve.fit([(n, c, 0.001 * n) for n in (1, 2, 8) for c in (16, 64)]).to_json()
     profile = Profile(
@@ -113,7 +113,7 @@ def profiled(folder: Path, weights: str | None, draft: str = "none") -> str:
         versions={"torch": torch.__version__},
         device={"name": "a test"},
         measured={"target": curve, "draft": {}, "overhead": {}},
-        fitted={"reliability": {}, "tokens_per_second": 900.0, "origins": [], "lookup": False, "backend": "openvino"},
+        fitted={"reliability": {}, "tokens_per_second": 900.0, "origins": [], "lookup": False, "backend": backend},
         evidence={},
         decision={"summary": "made up"},
         weights=weights,
@@ -189,7 +189,7 @@ def test_a_profile_of_other_weights_promises_nothing(alone: None, tmp_path: Path
         return module.make_plan(REQUESTS[name](str(folder), **wish), warn=said.append)
 
     if name == "story":
-        profiled(folder, weights_hash(folder, ["drafter"]), "auto")
+        profiled(folder, weights_hash(folder, ["drafter"]), "auto", backend="torch-eager")
     found = planned().profile
     assert found is not None
     if name != "story":  # the bundled one, as if it had been measured here
