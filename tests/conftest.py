@@ -43,6 +43,7 @@ SLOW = (
     "early_exit/test_calibrate.py",
     "early_exit/test_costs.py",
     "early_exit/test_sample_certificate.py",
+    "gpu/test_check.py",
     "lossless/test_attach.py",
     "lossless/test_model_settings.py",
     "lossless/test_sampling.py",
