@@ -26,6 +26,8 @@ def check(source: Source, *, allow_pickle: bool = False) -> None:
 
     UnsupportedModelError for an adapter that transformers might apply.
     """
+    if source.file is not None:
+        return  # its header was read when it was found
     refuse(source.name, source.folder)
     weights = sorted(source.folder.glob("*.safetensors"))
     for index in sorted(source.folder.glob("*.safetensors.index.json")):

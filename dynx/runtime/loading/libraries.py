@@ -77,6 +77,8 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
         _check_type(source, KNOWN, AutoModelForCausalLM, "causal language model", SUPPORTED)
+    if source.file is not None:
+        return _load_gguf(source, source.file, device, dtype)
     return _load(AutoModelForCausalLM, source, device, dtype, allow_pickle)
 
 
@@ -187,6 +189,35 @@ def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bo
         if missing := sorted(seen["missing_keys"]):  # transformers would make them up
             raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {missing[0]}")
         loaded: PreTrainedModel = model.eval()
+        return loaded
+
+
+def _load_gguf(source: Source, file: Path, device: str, dtype: str) -> PreTrainedModel:
+    """Allocate the model that a GGUF file's description names, and write the file's values into it."""
+    with importing():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        from transformers.initialization import no_init_weights
+    from dynx.runtime.gguf.header import read_header
+    from dynx.runtime.gguf.tensors import fill
+
+    with loading(source):
+        try:
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+            model.tie_weights()
+            fill(model, read_header(file), source.name)
+            model.generation_config = GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+            loaded: PreTrainedModel = model.to(device).eval().requires_grad_(requires_grad=False)
+        except (ModelError, DeviceError):
+            raise
+        except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if is_out_of_memory(e):
+                raise DeviceError(
+                    f"{source.name} doesn't fit into the memory of {device}", hint="try `dtype` bfloat16"
+                ) from None
+            raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
         return loaded
 
 
