@@ -30,6 +30,8 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors refuses longer headers itself
 
 CONFIG_FILES = frozenset({"config.json", "model_index.json", "scheduler_config.json"})
 CODE_SUFFIX = ".py"
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+"""Of the files that hold a folder's weights, the first that there are; `.bin` where there are none."""
 
 
 def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False) -> str:
@@ -37,8 +39,8 @@ def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False)
 
     `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones
     don't, nor what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names,
-    the whole of `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.bin` where a
-    folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of
+    the whole of `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.gguf`, else
+    of `*.bin`, where a folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of
     64 KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from
     the middle of each larger one.
 
@@ -98,7 +100,7 @@ def _model_files(folder: Path, exclude: frozenset[str], *, code: bool = False) -
 
     found = []
     for inside, names in walk(folder, counts):
-        suffix = ".safetensors" if any(name.endswith(".safetensors") for name in names) else ".bin"
+        suffix = next((s for s in WEIGHT_SUFFIXES if any(name.endswith(s) for name in names)), ".bin")
         ends = (suffix, CODE_SUFFIX) if code else (suffix,)
         found += [(inside / name).as_posix() for name in names if name in CONFIG_FILES or name.endswith(ends)]
     for name in sorted(found):

@@ -61,6 +61,50 @@ def fetch(name: str, weights: Sequence[str], *, offline: bool, code: bool, local
         ) from None
 
 
+def gguf_files(name: str, *, offline: bool, alone: bool = True) -> list[str]:
+    """List the GGUF files of a repository, by the hub where it can be asked, else by the local cache.
+
+    `alone`: none where the repository has weights in another format as well, or where the hub can't be asked and the cache
+    has none; whatever is wrong then is told by `fetch`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True))
+        found = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
+    except (OSError, ValueError):  # not there, or a name that no repository can have
+        found = []
+    others = any(file.endswith((".safetensors", ".bin")) for file in found)
+    if alone and others:
+        return []
+    known = [file for file in found if file.endswith(".gguf")]
+    if known or offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        return known
+    try:
+        found = HfApi().list_repo_files(name)
+    except Exception:  # noqa: BLE001 - unreachable, gated, unknown: told by whoever fetches
+        return []
+    others = any(file.endswith((".safetensors", ".bin")) for file in found)
+    return [] if alone and others else [file for file in found if file.endswith(".gguf")]
+
+
+def fetch_gguf(name: str, file: str, *, offline: bool) -> Path:
+    """Return the path of a repository's GGUF file, downloaded with all its parts if need be. Raises ModelError."""
+    from huggingface_hub import hf_hub_download
+
+    from dynx.runtime.gguf.header import PART
+
+    part = PART.fullmatch(file)
+    count = int(part["parts"]) if part else 1
+    files = [f"{part['stem']}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)] if part else [file]
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    try:
+        return [Path(hf_hub_download(name, each, local_files_only=offline)) for each in files][0]
+    except (OSError, ValueError) as e:
+        where = "isn't in the hub's local cache" if offline else f"can't be had ({_first_line(e)})"
+        raise ModelError(f"{name}'s {file} {where}") from None
+
+
 def _has_any(folder: Path, patterns: Sequence[str]) -> bool:
     within = (
         "*/" if (folder / own_code.PIPELINE_FILE).is_file() else ""

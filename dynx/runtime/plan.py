@@ -195,7 +195,7 @@ class Resolved:
     def common(self) -> dict[str, Any]:
         """The decisions that every task has, by name."""
         return {
-            "model": Decision(self.source.name, f"{self.source.kind}: {self.source.folder}"),
+            "model": Decision(self.source.name, f"{self.source.kind}: {self.source.file or self.source.folder}"),
             "trust_remote_code": own_code.decision(self.source.folder, trusted=self.source.trusted),
             "device": self.device,
             "dtype": self.dtype,

@@ -14,6 +14,7 @@ from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
+from dynx.runtime.gguf.describe import types_of
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.utf8 import read
@@ -152,8 +153,11 @@ def _drafter_dtype(drafter: Source | None, device: str, dtype: str) -> str:
 
 def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] | None:
     """Choose float32 for weights so few that a processor's caches hold them."""
-    size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
-    full = size * (2 if stored in ("bfloat16", "float16") else 1)
+    if source.file is not None:
+        full = 4 * sum(types_of(source.folder).values())
+    else:
+        size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
+        full = size * (2 if stored in ("bfloat16", "float16") else 1)
     if device != "cpu" or not 0 < full <= MAX_CACHED_WEIGHTS_BYTES:
         return None
     return Decision("float32", f"{full >> 20} MiB of weights stay in cache, so exactness is free")
