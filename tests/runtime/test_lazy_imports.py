@@ -16,7 +16,8 @@ from support.models import perturbed, tiny
 from transformers import AutoModelForCausalLM
 from transformers.utils import import_utils
 
-from dynx.runtime import lazy_imports, loading
+from dynx.runtime import lazy_imports
+from dynx.runtime.loading import libraries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +172,7 @@ def test_a_model_built_without_values_is_the_same_model(kind: str, tmp_path: Pat
     """Every parameter and buffer, kept in the file or not, and the logits are bit for bit those of transformers' own loading."""
     perturbed(tiny(kind)).save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    ours = loading._from_pretrained(AutoModelForCausalLM, tmp_path).eval()
+    ours = libraries._from_pretrained(AutoModelForCausalLM, tmp_path).eval()
     ids = torch.arange(9).unsqueeze(0)
 
     for get in ("named_parameters", "named_buffers"):
@@ -203,10 +204,10 @@ def test_a_model_that_mixes_what_has_values_and_what_has_none_is_built_the_usual
             cls.calls += 1
             raise RuntimeError("size mismatch")
 
-    assert loading._from_pretrained(Mixing, tmp_path).is_meta
+    assert libraries._from_pretrained(Mixing, tmp_path).is_meta
     assert Mixing.calls == 2
     with pytest.raises(RuntimeError, match="size mismatch"):
-        loading._from_pretrained(Broken, tmp_path)
+        libraries._from_pretrained(Broken, tmp_path)
     assert Broken.calls == 1
 
 

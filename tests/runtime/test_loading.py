@@ -24,12 +24,12 @@ from dynx.runtime.loading import (
     check_classifier,
     check_pipeline,
     find,
-    is_out_of_memory,
     load_classifier,
     load_image_processor,
     same_vocabulary,
     task_of,
 )
+from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

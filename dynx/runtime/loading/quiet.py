@@ -1,0 +1,52 @@
+"""Keeps the libraries quiet while they are imported and while they load."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dynx.runtime import own_code
+from dynx.runtime.lazy_imports import paused_gc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dynx.runtime.loading.source import Source
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the libraries' advice, progress bars and warnings off the user's terminal."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.utils import logging as chatter
+
+        chatter.disable_progress_bar()
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # of every library, also of those that these try to import
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextmanager
+def loading(source: Source) -> Iterator[None]:
+    """`quietly`, for loading what is in a folder: nothing is asked, and no code in it runs but a trusted one's."""
+    with quietly(), own_code.answering(source.folder, trusted=source.trusted):
+        yield
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """`quietly`, for importing the libraries: as fast as that goes."""
+    with paused_gc(), quietly():
+        yield

@@ -1,0 +1,102 @@
+"""From a name to a model's place: shipped, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from dynx import shipped
+from dynx.errors import ModelError
+from dynx.runtime import hub
+from dynx.runtime.adapters import refuse_alone
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+DRAFTER_FOLDER = "drafter"
+"""A model folder may carry its drafter in this subfolder."""
+"""A model folder may carry its drafter in this subfolder."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: `name` as the user knows it, and whether code in its folder may run."""
+
+    name: str
+    folder: Path
+    kind: Literal["shipped", "folder", "hub"]
+    trusted: bool = False
+    file: Path | None = None
+    """The one file in another format that holds the model; `folder` then describes it (config, tokenizer) as a Hugging Face
+    folder would."""
+
+    @property
+    def bundled_drafter(self) -> Source | None:
+        """The drafter that came with it."""
+        inner = self.folder / DRAFTER_FOLDER
+        there = (inner / "config.json").is_file()
+        return Source(f"{self.name}/{DRAFTER_FOLDER}", inner, self.kind, self.trusted) if there else None
+
+    def config(self) -> dict[str, Any]:
+        """config.json. Raises ModelError if it is missing or isn't a JSON object."""
+        path = self.folder / "config.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            refuse_alone(self.name, self.folder)
+            hint = "a Hugging Face model folder holds config.json, tokenizer.json and model.safetensors"
+            raise ModelError(f"{self.folder} has no config.json", hint=hint) from None
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{path} can't be read: {e}") from None
+        if not isinstance(data, dict):
+            raise ModelError(f"{path} is not a JSON object")
+        return data
+
+
+def find(
+    name: str,
+    *,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    task: str = "generate",
+) -> Source:
+    """Find the model called `name`: a shipped one, else a folder, else one of the hub's. `task` is for the hints alone.
+
+    Raises ModelError with the closest shipped name where there is no such thing.
+    """
+    if not name.strip():
+        raise ModelError("the model's name is empty", hint=_shipped_in_words(task))
+    bundled = re.fullmatch(rf"(\w[\w-]*)/{DRAFTER_FOLDER}", name)
+    inside = shipped.folder(bundled[1]) if bundled else None
+    for folder in (shipped.folder(name), inside / DRAFTER_FOLDER if inside else None):
+        if folder is not None:
+            return Source(name, folder, "shipped")
+    try:
+        path = Path(name).expanduser()
+        folder = path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError) as e:  # ~somebody, or a name no file system takes
+        raise ModelError(f"there is no folder {name} ({getattr(e, 'strerror', None) or e})") from None
+    if folder is not None:
+        return Source(folder.name or name, path, "folder", trust_remote_code)
+    if path.is_file():
+        raise ModelError(f"{name} is a file; a model is a folder", hint=f"try -m {path.parent}")
+    if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+        raise ModelError(f"there is no folder {name}")
+    return _from_hub(name, offline=offline, allow_pickle=allow_pickle, trusted=trust_remote_code, task=task)
+
+
+def _shipped_in_words(task: str) -> str | None:
+    return f"shipped models: {', '.join(shipped.names(task))}" if shipped.names(task) else None
+
+
+def _from_hub(name: str, *, offline: bool, allow_pickle: bool, trusted: bool, task: str) -> Source:
+    close = get_close_matches(name, shipped.names(), n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else _shipped_in_words(task)
+    patterns = ("*.safetensors", *(PICKLES if allow_pickle else ()))
+    known = bool(close) and "/" not in name
+    folder = hub.fetch(name, patterns, offline=offline, code=trusted, local=known, hint=hint)
+    return Source(name, folder, "hub", trusted)
