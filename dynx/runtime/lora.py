@@ -50,10 +50,12 @@ UNFOLDABLE: dict[str, str] = {
     "use_bdlora": "it is block-diagonal",
     "monteclora_config": "it samples its weights",
     "velora_config": "its inputs are projected",
+    "kasa_config": "it changes the base's weights, too (KaSA)",
+    "lora_ga_config": "it changes the base's weights, too (LoRA-GA)",
 }
 """Settings under which weights plus B·A isn't what the adapter computes, and what they mean."""
 
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change the base's weights, too; peft repeats them on loading unless the adapter was converted."""
 
 
@@ -94,7 +96,7 @@ def split_weight(text: str) -> tuple[str, float]:
     """Return name and weight of an adapter as it is typed: `FOLDER` or `FOLDER:0.5`. Raises InvalidInput."""
     found = WEIGHT.fullmatch(text.strip())
     name, weight = (found[1], float(found[2])) if found else (text.strip(), 1.0)
-    if not name or weight in (float("inf"), float("-inf")):
+    if not name or name.startswith(":") or weight in (float("inf"), float("-inf")):
         raise InvalidInput(f"`adapters`: {text!r} names no adapter", hint="a folder or hub id, and after a colon its weight")
     return name, weight
 
@@ -123,6 +125,21 @@ def check(adapter: Adapter, *, allow_pickle: bool = False) -> None:
         if not allow_pickle:
             hint = "a pickle can run any code; `allow_pickle` loads it, if you trust its author"
             raise ModelError(f"{adapter.folder} has pickled weights only ({PICKLED_FILE})", hint=hint)
+
+
+def chat_template(adapters: Sequence[Adapter]) -> str | None:
+    """Return the chat template that lies in an adapter's folder, the last one's first; None where there is none."""
+    for each in reversed(adapters):
+        file = each.folder / "chat_template.jinja"
+        try:
+            if file.is_file():
+                return file.read_text(encoding="utf-8")
+            found = json.loads((each.folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def identity(adapters: Sequence[Adapter]) -> str:

@@ -29,6 +29,10 @@ NOT_WEIGHTS = re.compile(
 """Names of what kernels for quantized activations and caches read."""
 
 
+UNPACKABLE_KINDS = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8", "U8"})
+"""Types that weights of a model don't have unless they are packed."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which tensors of a module make its weights, by the ends of their names, and how."""
@@ -85,18 +89,21 @@ def _layouts(scheme: Scheme) -> tuple[Layout, ...]:
 class Packed:
     """The tensors of a quantized folder by the names that they have once they are unpacked."""
 
-    def __init__(self, folder: Path, scheme: Scheme, wanted: Callable[[str], bool] = lambda _: True) -> None:
-        """`wanted` says which tensors count, by their stored names. Raises ModelError for a file that can't be read."""
+    def __init__(self, folder: Path, scheme: Scheme | None, renamed: Callable[[str], str | None] = lambda name: name) -> None:
+        """`renamed` gives a tensor's name in the model by its name in the files, None for one that is left out.
+
+        Raises ModelError for a file that can't be read.
+        """
         from safetensors import SafetensorError, safe_open
 
-        self._scheme, self._stack = scheme, ExitStack()
+        self._scheme, self._stack, self._renamed = scheme, ExitStack(), renamed
         self._place: dict[str, Any] = {}
         for file in sorted(folder.glob("*.safetensors")):
             try:
                 opened = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as e:
                 raise ModelError(f"{file} can't be read: {e}") from None
-            self._place |= dict.fromkeys(filter(wanted, opened.keys()), opened)
+            self._place |= {name: opened for name in opened.keys() if renamed(name) is not None}  # noqa: SIM118 - it is no dict
         self._modules: dict[str, tuple[str, Layout, dict[str, str]]] = {}
         self._plain: list[str] = []
         self._sort()
@@ -104,7 +111,7 @@ class Packed:
     def _sort(self) -> None:
         """Find the modules that are packed, and the tensors that are as they are."""
         taken: set[str] = set()
-        for layout in _layouts(self._scheme):
+        for layout in _layouts(self._scheme) if self._scheme else ():
             end = f".{layout.packed}"
             for name in self._place:
                 if not name.endswith(end) or name in taken:
@@ -121,8 +128,10 @@ class Packed:
                 taken |= {name, *others.values()}
         for name in self._place:
             own = name.rpartition(".")[2]
-            if name in taken or NOT_WEIGHTS.fullmatch(own):
+            if name in taken or (self._scheme and NOT_WEIGHTS.fullmatch(own)):
                 continue
+            if (kind := self._place[name].get_slice(name).get_dtype()) in UNPACKABLE_KINDS:
+                raise UnsupportedModelError(f"its {name} is in {kind.lower()}, without scales in a layout that can be unpacked")
             if name.endswith(".act.scales"):
                 raise UnsupportedModelError(f"its activations are scaled ({name}), which unpacked weights don't make up for")
             self._plain.append(name)
@@ -139,6 +148,10 @@ class Packed:
             self._index = index
         return self._index
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name, once all are unpacked and renamed."""
+        return any(self._renamed(each) == name for each in (*self._plain, *self._modules))
+
     @property
     def elements(self) -> int:
         """Numbers in all tensors once they are unpacked."""
@@ -148,7 +161,7 @@ class Packed:
         return found
 
     def _density(self, name: str, layout: Layout) -> float:
-        items = layout.density(self._scheme.settings)
+        items = layout.density(self._scheme.settings if self._scheme else {})
         wide = self._place[name].get_slice(name).get_dtype() in ("BF16", "F16", "F32")  # bytes stored as something else
         return items * 2 if wide and layout.function == "bitsandbytes4" else items
 
@@ -166,7 +179,7 @@ class Packed:
 
         for name in self._plain:
             tensor = self._place[name].get_tensor(name)
-            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+            yield self._renamed(name) or name, tensor.to(dtype) if tensor.is_floating_point() else tensor
         for result, (name, layout, others) in self._modules.items():
             parts = {own: self._place[other].get_tensor(other) for own, other in others.items()}
             stored = self._place[name].get_tensor(name)
@@ -178,14 +191,15 @@ class Packed:
             try:
                 with torch.no_grad():
                     made: Tensor = function(parts, self._settings(parts))
-                    yield result, made.to(dtype).contiguous()
+                    yield self._renamed(result) or result, made.to(dtype).contiguous()
             except (ValueError, KeyError, IndexError, RuntimeError, StopIteration) as e:
                 module = result.rpartition(".")[0]
-                raise ModelError(f"the {self._scheme.title} weights of {module} can't be unpacked: {_line(e)}") from None
+                title = self._scheme.title if self._scheme else "packed"
+                raise ModelError(f"the {title} weights of {module} can't be unpacked: {_line(e)}") from None
 
     def _settings(self, parts: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """Return the settings of a module: the folder's, with the width that its words have where the folder has several."""
-        settings = self._scheme.settings
+        settings = self._scheme.settings if self._scheme else {}
         if "weight_shape" not in parts or settings.get("num_bits"):
             return settings
         inputs, words = int(parts["weight_shape"][1]), parts["weight_packed"].shape[1]
