@@ -88,6 +88,7 @@ class TextGenerator:
 def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     """Load a language model (shipped, a folder or a hub id) with its drafters and the profile that fits.
 
+    `adapters` are LoRA adapters to fold in: folders or hub ids, each maybe with a weight after a colon ("./tone:0.5").
     Further options are those of the command line: `draft`, `lookup`, `device`, `dtype`, `threads`, `profile`, `offline`,
     `plain`, … Raises DynxError.
     """
@@ -96,6 +97,8 @@ def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 
+    if (adapters := settings.get("adapters")) is not None:
+        settings["adapters"] = (adapters,) if isinstance(adapters, str) else tuple(map(str, adapters))
     if settings.get("lookup") is not None:
         settings["lookup"] = Path(settings["lookup"])
     return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **settings))))

@@ -30,7 +30,9 @@ def calibrate_command(request: ModelRequest) -> str:
         if name in {"model", "plain", *PROMISE_OPTIONS} or name not in usual or declaration.key is None:
             continue
         value = getattr(request, name)
-        if value != usual[name]:
+        if name == "adapters":
+            words += [word for each in value for word in (f"--{declaration.key}", each)]
+        elif value != usual[name]:
             words += [f"--{declaration.key}", *([] if value is True else [_as_typed(value)])]
     return shlex.join(words)
 

@@ -15,10 +15,9 @@ from dynx.runtime import loading, own_code
 from dynx.runtime.backends.registry import TITLES
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_device, choose_threads, probe
-from dynx.runtime.hashing import model_hash
+from dynx.runtime.identity import model_key, weights_key
 from dynx.runtime.profile import ProfileKey, device_key
 from dynx.runtime.profile_selection import select_profile
-from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -142,7 +141,7 @@ class Plan(Generic[R, D]):
     @cached_property
     def weights(self) -> str:
         """The hash of every byte of the weights, as they were when it was first asked for."""
-        return weights_hash(self.source.folder, self.excluded)
+        return weights_key(self.source, self.excluded)
 
     def drop_profile(self, reason: str, warn: Callable[[str], None]) -> None:
         """Go on as if there were no profile. Raises NoProfileError where one is required."""
@@ -213,22 +212,23 @@ def resolve(
     warn: Callable[[str], None],
     machine: Device | None = None,
     companion: str | None = None,
+    stored: str | None = None,
     wants_bundled: bool = True,
 ) -> Resolved:
     """Decide device, precision, threads, backend and profile. Raises DynxError.
 
-    `companion` is the hash of a draft model. A profile that came with the model is left out unless `wants_bundled`.
+    `companion` is the hash of a draft model; `stored` says how weights are stored, where it isn't as requested. A profile that came with the model is left out unless `wants_bundled`.
     """
     machine = machine or probe()
     device, threads = choose_device(request.device, machine), choose_threads(request.threads, machine)
     backend, dtype = rules.execution(request, source, device.value, machine, None)
     key = ProfileKey(
         task=rules.task,
-        model=model_hash(source.folder, exclude=rules.excluded, code=source.trusted),
+        model=model_key(source, rules.excluded),
         companion=companion,
         device=device_key(machine.fingerprint, device.value, threads.value),
         dtype=dtype.value,
-        quantization=request.quantize,
+        quantization=stored or request.quantize,
     )
     found = select_profile(
         key,
@@ -236,7 +236,7 @@ def resolve(
         wanted=request.profile,
         plain=request.plain,
         required=request.require_profile,
-        weights=lambda: weights_hash(source.folder, rules.excluded),
+        weights=lambda: weights_key(source, rules.excluded),
         warn=warn,
         measured_here=rules.needs_own_costs,
         wants_bundled=wants_bundled,

@@ -30,8 +30,8 @@ from dynx.runtime.backends.registry import (
     usable,
 )
 from dynx.runtime.decision import Decision
+from dynx.runtime.identity import weights_key
 from dynx.runtime.profile_store import cache_folder
-from dynx.runtime.weights import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ class ModelBackends:
         notes: list[str] = []
         refused: UnsupportedModelError | None = None
         for name, able in usable(plan.device, plan.request.quantize).items():
-            if not able.value:
+            if not able.value or (plan.packed and name != TORCH):
                 continue
             began = clock()
             import_backend(name)
@@ -157,13 +157,13 @@ class ModelBackends:
         dtype = plan.dtype if precision in QUANTIZED else precision
         if name == OPENVINO:
             threads = plan.threads
-            weights = weights_hash(source.folder, [loading.DRAFTER_FOLDER])
+            weights = weights_key(source, [loading.DRAFTER_FOLDER])
             place = cache / "openvino" / weights
             if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
-            same = weights_hash(source.folder, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
+            same = weights_key(source, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
             return convert_to_openvino(model, precision=precision, threads=threads, cache=place if same else None)
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED:
@@ -204,6 +204,10 @@ def torch_backend(
     from dynx.runtime.backends.eager import EagerBackend
 
     model = loading.load_causal_lm(
-        source, device=plan.device, dtype=dtype or plan.dtype, allow_pickle=plan.request.allow_pickle
+        source,
+        device=plan.device,
+        dtype=dtype or plan.dtype,
+        allow_pickle=plan.request.allow_pickle,
+        packed=plan.packed and source is plan.source,
     )
     return EagerBackend(model, trusted=trusted or plan.own_profile is not None)

@@ -22,9 +22,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, cast
 
 from dynx.runtime.hashing import text_hash
+from dynx.runtime.identity import still
 from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
-from dynx.runtime.weights import still
 from dynx.speculation.batch_size import for_profile
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 from dynx.speculation.exactness import noise_if_exact
@@ -239,7 +239,7 @@ def calibrate(
             "measured_speedup": checked.check.speedup if checked.check else None,
             "predicted_speedup_of_checked": checked.replayed_speedup,
         },
-        weights=still(plan.weights, plan.source.folder, [DRAFTER_FOLDER]),
+        weights=still(plan.weights, plan.source, [DRAFTER_FOLDER]),
         decision={"summary": summary},
     )
     return Findings(

@@ -27,6 +27,8 @@ class GeneratorRequest(ModelRequest):
     """A caller's request to a language model."""
 
     model: str = "story"
+    adapters: tuple[str, ...] = field(default=(), kw_only=True)
+    """LoRA adapters to fold in: folders or hub ids, each maybe with a weight after a colon."""
     draft: str = field(default="auto", kw_only=True)
     lookup: Path | None = field(default=None, kw_only=True)
     exact: bool = field(default=False, kw_only=True)
@@ -36,6 +38,12 @@ class GeneratorRequest(ModelRequest):
 class GeneratorDecisions(Decisions):
     """The settings of a language model, as decided."""
 
+    adapters: Decision[str] | None = None
+    """LoRA adapters, and which model they were made for."""
+    weights: Decision[str] | None = None
+    """What becomes of weights that are stored in few bits."""
+    part: Decision[str] | None = None
+    """Which part of a multimodal model runs."""
     state: Decision[str] | None = None
     """What the model keeps between forward passes, where that isn't an ordinary key-value cache."""
     decoding: Decision[str] | None = None
@@ -49,6 +57,8 @@ class GeneratorDecisions(Decisions):
 class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
     """Everything that is decided before a language model is loaded."""
 
+    packed: bool = False
+    """Whether quantized weights are left to the package that made them."""
     drafter: Source | None = None
     kinds: frozenset[str] = frozenset()
     """The drafters wanted: "draft", "self", "lookup"."""

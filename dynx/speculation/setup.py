@@ -13,7 +13,7 @@ from dynx.runtime import loading
 from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.backends.registry import TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
-from dynx.runtime.device import choose_dtype
+from dynx.runtime.device import choose_dtype, probe
 from dynx.runtime.gguf.describe import types_of
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
@@ -21,6 +21,7 @@ from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
+from dynx.speculation.formats import adapters_said, part_said, stored_weights
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
 if TYPE_CHECKING:
@@ -42,12 +43,16 @@ def make_plan(
 ) -> GeneratorPlan:
     """Decide all that can be decided without loading anything. Raises DynxError."""
     source = request.find(request.model, TASK)
+    if request.adapters:
+        source = loading.with_adapters(source, request.adapters, offline=request.offline, allow_pickle=request.allow_pickle)
     kinds, drafter, auto = _parse_draft(request, source)
     for each in (source, drafter):
         if each is not None:
             loading.check_causal_lm(each, allow_pickle=request.allow_pickle)
     if request.quantize not in get_args(Quantization):
         raise InvalidInput(f"`quantize` {request.quantize}: one of {', '.join(get_args(Quantization))}")
+    stored = stored_weights(request, source, machine := machine or probe())
+    packed = stored is not None and stored.value == loading.PACKED
     found = resolve(
         request,
         source,
@@ -55,6 +60,7 @@ def make_plan(
         warn=warn,
         machine=machine,
         companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
+        stored=loading.PACKED if packed else None,
         wants_bundled=request.draft == "auto" and request.lookup is None,
     )
     plan = GeneratorPlan(
@@ -67,6 +73,7 @@ def make_plan(
         found.bundled,
         GeneratorDecisions(**found.common),
         RULES.excluded,
+        packed,
         drafter,
         kinds,
         auto,
@@ -74,6 +81,11 @@ def make_plan(
     )
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
+    plan.decisions.adapters = adapters_said(source, warn)
+    plan.decisions.weights = stored
+    plan.decisions.part = part_said(source)
+    if packed:
+        plan.decisions.backend = Decision(TORCH, "packed weights run on PyTorch alone")
     if request.quantize != "none":
         plan.decisions.quantize = Decision(request.quantize, _quantization_reason(plan.own_profile, request.quantize))
     return plan
@@ -131,8 +143,7 @@ def _parse_draft(request: GeneratorRequest, source: Source) -> tuple[frozenset[s
 
 
 def _dtype(request: GeneratorRequest, source: Source, device: str, machine: Device) -> Decision[str]:
-    config = source.config()
-    stored = config.get("dtype") or config.get("torch_dtype")
+    stored = loading.stored_dtype(source)
     if request.dtype == "auto" and (small := _in_cache(source, stored, device)):
         return small
     return choose_dtype(None if request.dtype == "auto" else request.dtype, device, machine, stored)
@@ -146,8 +157,7 @@ def _drafter_dtype(drafter: Source | None, device: str, dtype: str) -> str:
     """
     if drafter is None:
         return dtype
-    config = drafter.config()
-    small = _in_cache(drafter, config.get("dtype") or config.get("torch_dtype"), device)
+    small = _in_cache(drafter, loading.stored_dtype(drafter), device)
     return dtype if small is None else small.value
 
 
@@ -155,6 +165,8 @@ def _in_cache(source: Source, stored: str | None, device: str) -> Decision[str] 
     """Choose float32 for weights so few that a processor's caches hold them."""
     if source.file is not None:
         full = 4 * sum(types_of(source.folder).values())
+    elif loading.needs_unpacking(source):
+        full = 4 * loading.elements(source)
     else:
         size = sum(f.stat().st_size for f in source.folder.glob("*.safetensors"))
         full = size * (2 if stored in ("bfloat16", "float16") else 1)

@@ -22,7 +22,7 @@ WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions))
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(
-    {"draft", "backend", "quantize", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length"}
+    {"adapters", "draft", "backend", "quantize", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length"}
     | {"max_disagreement", "confidence", "quality", "guidance", "size", "models"}
 )
 """Options in which one arm may differ from the others; what is measured, and how, is the same for all."""
@@ -116,7 +116,7 @@ def read_options(where: str, line: str, hint: str | None = None) -> dict[str, An
 
 def shown(field: str) -> str:
     """Return an option as it is typed."""
-    names = {"task": "a task", "models": "--model", "arms": "--arm", "with_": "--with"}
+    names = {"task": "a task", "models": "--model", "adapters": "--adapter", "arms": "--arm", "with_": "--with"}
     return names.get(field, "--" + field.replace("_", "-"))
 
 

@@ -32,6 +32,7 @@ TASK, MODELS, MODEL_IS = "generate", "language models", "is a language model"
 class Settings:
     """Options that only language models have, with their defaults here."""
 
+    adapters: list[str] | None = None
     draft: str = "auto"
     backend: str = "auto"
     quantize: str = "none"
@@ -91,6 +92,7 @@ def request_of(request: Request) -> GeneratorRequest:
     own = settings(request, Settings)
     return GeneratorRequest(
         model=request.model,
+        adapters=tuple(own.adapters or ()),
         draft=own.draft,
         backend=str(own.backend),
         quantize=str(own.quantize),

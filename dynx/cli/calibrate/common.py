@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dynx.cli.flags import in_flags
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def refuse(options: Options, names: Sequence[str], what: str) -> None:
     """Raise UsageError for a given option that is for another task; `what` completes "MODEL ..."."""
     for name in names:
         if getattr(options, name):
-            shown = "--" + name.replace("_", "-")
+            shown = in_flags(f"`{name}`")
             raise UsageError(f"{shown} does not apply: {options.model} {what}")
 
 

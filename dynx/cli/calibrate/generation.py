@@ -36,6 +36,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     texts = read_prompts(options.data) if options.data else []
     request = GeneratorRequest(
         options.model,
+        adapters=tuple(options.adapters or ()),
         draft=options.draft,
         backend=str(options.backend or "auto"),
         quantize=str(options.quantize or "none"),

@@ -125,6 +125,11 @@ DRAFT = Declared(
     "the same tokenizer, by name or folder. Separate several with commas.",
 )
 LOOKUP = Declared("--lookup", metavar="FILE", help="Prompt lookup also drafts from this text file.")
+ADAPTER = Declared(
+    "--adapter",
+    metavar="ADAPTER[:W]",
+    help="Fold a LoRA adapter, a folder or hub id, into the language model's weights; :W is its weight. Repeatable.",
+)
 DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
 DTYPE = Declared("--dtype", help="Compute precision.")
 BACKEND = Declared(

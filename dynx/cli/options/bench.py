@@ -57,6 +57,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         help="Largest number of inputs: by default the first 4 prompts, 1024 random inputs of a classifier, 16 pictures with "
         "different seeds.",
     )
+    adapters: list[str] | None = o.ADAPTER(None)
     draft: str | None = o.option(
         None,
         "--draft",

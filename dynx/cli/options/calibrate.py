@@ -24,6 +24,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     """The command line of `dynx calibrate`, by parameter name."""
 
     model: str = o.MODEL("story")
+    adapters: list[str] | None = o.ADAPTER(None)
     draft: str = o.DRAFT("auto")
     data: str | None = o.option(
         None,

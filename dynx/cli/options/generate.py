@@ -28,6 +28,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
 
     prompt: list[str] | None = o.argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
     model: str = o.MODEL("story")
+    adapters: list[str] | None = o.ADAPTER(None)
     draft: str = o.DRAFT("auto")
     lookup: str | None = o.LOOKUP(None)
     max_new_tokens: int = o.option(
@@ -106,6 +107,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
 
         return GeneratorRequest(
             self.model,
+            adapters=tuple(self.adapters or ()),
             draft=self.draft,
             lookup=Path(self.lookup) if self.lookup else None,
             backend=str(self.backend),

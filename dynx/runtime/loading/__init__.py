@@ -23,12 +23,16 @@ from dynx.runtime.loading.libraries import (
     load_tokenizer,
     same_vocabulary,
 )
+from dynx.runtime.loading.multimodal import text_part
+from dynx.runtime.loading.packed import PACKED, decide
 from dynx.runtime.loading.quiet import importing, quietly
-from dynx.runtime.loading.source import DRAFTER_FOLDER, PICKLES, Source, find
+from dynx.runtime.loading.source import DRAFTER_FOLDER, PICKLES, Source, find, with_adapters
+from dynx.runtime.loading.unpacked import elements, needs_unpacking, scheme_of, stored_dtype
 
 __all__ = [
     "CLASSIFIERS",
     "DRAFTER_FOLDER",
+    "PACKED",
     "PICKLES",
     "PIPELINE",
     "PIPELINES",
@@ -38,6 +42,8 @@ __all__ = [
     "check_causal_lm",
     "check_classifier",
     "check_pipeline",
+    "decide",
+    "elements",
     "find",
     "generation_config",
     "importing",
@@ -46,7 +52,12 @@ __all__ = [
     "load_image_processor",
     "load_pipeline",
     "load_tokenizer",
+    "needs_unpacking",
     "quietly",
     "same_vocabulary",
+    "scheme_of",
+    "stored_dtype",
     "task_of",
+    "text_part",
+    "with_adapters",
 ]

@@ -7,10 +7,11 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.errors import ModelError, UnsupportedModelError
-from dynx.runtime import own_code
-from dynx.runtime.adapters import refuse, refuse_alone
+from dynx.runtime import lora, own_code
+from dynx.runtime.adapters import HINT, refuse, refuse_alone
 from dynx.runtime.loading.quiet import importing
 from dynx.runtime.loading.source import PICKLES, Source
+from dynx.runtime.loading.unpacked import scheme_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +88,10 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
         )
     _check_code(source, config, "CausalLM")
     check(source, allow_pickle=allow_pickle)
+    if scheme_of(source) is not None and not list(source.folder.glob("*.safetensors")):
+        raise UnsupportedModelError(f"{source.name}'s quantized weights are pickled; they are read from safetensors only")
+    for adapter in source.adapters:
+        lora.check(adapter, allow_pickle=allow_pickle)
 
 
 def task_of(source: Source) -> Literal["generate", "classify", "draw"]:
@@ -101,6 +106,8 @@ def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["
     """`check`, and what kind of input the classifier takes by its config. Raises ModelError, UnsupportedModelError."""
     if (source.folder / PIPELINE).is_file():
         raise UnsupportedModelError(f"{source.name} is a pipeline that draws, not a classifier", hint=CLASSIFIERS)
+    if source.adapters:
+        raise UnsupportedModelError(f"{source.name} is an adapter for a classifier; only language models' are folded in", hint=HINT)
     config = source.config()
     architectures = [str(name) for name in config.get("architectures") or ()]
     if not architectures:

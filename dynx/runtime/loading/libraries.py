@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynx.errors import DeviceError, ModelError, UnsupportedModelError
-from dynx.runtime import own_code
+from dynx.errors import DeviceError, DynxError, ModelError, UnsupportedModelError
+from dynx.runtime import lora, own_code
 from dynx.runtime.lazy_imports import skipped_meta_fills
 from dynx.runtime.loading.check import (
     CLASSIFIERS,
@@ -14,7 +14,9 @@ from dynx.runtime.loading.check import (
     check_classifier,
     check_pipeline,
 )
+from dynx.runtime.loading.multimodal import text_part
 from dynx.runtime.loading.quiet import importing, loading
+from dynx.runtime.loading.unpacked import load_unpacked, needs_unpacking
 from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             if any((source.folder / file).is_file() for file in TOKENIZERS):
                 raise ModelError(f"{source.folder}'s tokenizer doesn't load: {_first_line(e)}") from None
             raise ModelError(f"{source.folder} has no tokenizer", hint="tokenizer.json belongs in it") from None
+        if source.adapters and not getattr(tokenizer, "chat_template", None):
+            tokenizer.chat_template = lora.chat_template(source.adapters)
         return tokenizer
 
 
@@ -66,9 +70,12 @@ def generation_config(source: Source) -> Any:
     return None
 
 
-def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> PreTrainedModel:
-    """Load the model in evaluation mode on `device` ("cpu", "cuda:0", …) in `dtype` ("float32", …).
+def load_causal_lm(
+    source: Source, *, device: str, dtype: str, allow_pickle: bool = False, packed: bool = False
+) -> PreTrainedModel:
+    """Load the model in evaluation mode on `device` ("cpu", "cuda:0", …) in `dtype` ("float32", …), its adapters folded in.
 
+    Quantized weights are unpacked, unless `packed` leaves them to their package. Of a multimodal model the text part is loaded.
     Raises ModelError, UnsupportedModelError or DeviceError.
     """
     check_causal_lm(source, allow_pickle=allow_pickle)
@@ -76,10 +83,27 @@ def load_causal_lm(source: Source, *, device: str, dtype: str, allow_pickle: boo
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-        _check_type(source, KNOWN, AutoModelForCausalLM, "causal language model", SUPPORTED)
+        _check_text_type(source, KNOWN, AutoModelForCausalLM)
+    if packed:
+        return _load(AutoModelForCausalLM, source, device, dtype, allow_pickle, device_map={"": device})
     if source.file is not None:
-        return _load_gguf(source, source.file, device, dtype)
-    return _load(AutoModelForCausalLM, source, device, dtype, allow_pickle)
+        model = _load_gguf(source, source.file, device, dtype)
+    else:
+        model = _load(AutoModelForCausalLM, source, device, dtype, allow_pickle, unpack=needs_unpacking(source))
+    if source.adapters:
+        lora.fold(model, source.adapters, source.base)
+    return model
+
+
+def _check_text_type(source: Source, known: Any, loader: Any) -> None:
+    part = text_part(source.config())
+    if part is None:
+        _check_type(source, known, loader, "causal language model", SUPPORTED)
+    elif part.runs_as not in known:
+        raise UnsupportedModelError(
+            f"{source.name} reads more than text, and its text part ({part.type or 'of no named type'}) can't run alone",
+            hint=SUPPORTED,
+        )
 
 
 def load_classifier(
@@ -159,23 +183,31 @@ def _check_type(source: Source, known: Any, loader: Any, what: str, hint: str) -
         )
 
 
-def _load(loader: Any, source: Source, device: str, dtype: str, allow_pickle: bool) -> PreTrainedModel:
+def _load(
+    loader: Any, source: Source, device: str, dtype: str, allow_pickle: bool, *, unpack: bool = False, **options: Any
+) -> PreTrainedModel:
     with importing():
         import torch
         import transformers.modeling_utils  # noqa: F401 - most of what any model's own module imports
     with loading(source):
         safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
         try:
-            model, seen = _from_pretrained(
-                loader,
-                source.folder,
-                dtype=getattr(torch, dtype),
-                use_safetensors=safe,
-                local_files_only=True,
-                output_loading_info=True,
-                trust_remote_code=source.trusted,
-            )
-            model = model.to(device)
+            if unpack:
+                model, seen = load_unpacked(loader, source, getattr(torch, dtype))
+            else:
+                model, seen = _from_pretrained(
+                    loader,
+                    source.folder,
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=safe,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    trust_remote_code=source.trusted,
+                    **options,
+                )
+            model = model if options else model.to(device)
+        except DynxError:
+            raise
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
             if own_code.refused(e):
                 raise own_code.refusal(f"a part of {source.name}") from None

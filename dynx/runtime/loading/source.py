@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynx import shipped
-from dynx.errors import ModelError
+from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime import hub
-from dynx.runtime.adapters import PIPELINE_FILE, refuse_alone
+from dynx.runtime.adapters import CONFIG_FILE, PIPELINE_FILE, refuse_alone
 from dynx.runtime.gguf import names as gguf_names
 from dynx.runtime.gguf.describe import describe
 from dynx.runtime.gguf.header import is_gguf
 from dynx.runtime.loading.quiet import importing
+from dynx.runtime.lora import Adapter, split_weight
+from dynx.runtime.model_names import hub_id, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PICKLES = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -36,6 +41,11 @@ class Source:
     file: Path | None = None
     """The one file in another format that holds the model; `folder` then describes it (config, tokenizer) as a Hugging Face
     folder would."""
+
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that are folded into the weights, in this order."""
+    base: str = ""
+    """Name of the model under the adapters; `name` may be an adapter's."""
 
     @property
     def bundled_drafter(self) -> Source | None:
@@ -88,17 +98,75 @@ def find(
         if _holds_gguf_alone(path):
             file = gguf_names.choose(gguf_names.names_in(path), None, name, f"{name.rstrip('/')}/")
             return gguf_source(path / file, "file")
-        return Source(folder.name or name, path, "folder", trust_remote_code)
+        name, path = snapshot(folder) or (folder.name or name, path)
+        found = Source(name, path, "folder", trust_remote_code)
+        return _with_base(found, offline=offline, allow_pickle=allow_pickle, task=task)
     if path.is_file():
         if is_gguf(path) or path.suffix == gguf_names.SUFFIX:
             return gguf_source(path, "file")
         raise ModelError(f"{name} is a file, and no GGUF; other models are folders", hint=f"try -m {path.parent}")
+    name = hub_id(name)
     of_hub = gguf_names.HUB_FILE.fullmatch(name)
     if of_hub and not name.startswith("."):
         return _gguf_from_hub(of_hub["id"], of_hub["which"] or of_hub["path"], offline=offline)
     if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise ModelError(f"there is no {'file' if name.endswith(gguf_names.SUFFIX) else 'folder'} {name}")
-    return _from_hub(name, offline=offline, allow_pickle=allow_pickle, trusted=trust_remote_code, task=task)
+    found = _from_hub(name, offline=offline, allow_pickle=allow_pickle, trusted=trust_remote_code, task=task)
+    return _with_base(found, offline=offline, allow_pickle=allow_pickle, task=task)
+
+
+def _with_base(found: Source, *, offline: bool, allow_pickle: bool, task: str) -> Source:
+    """Return the model that an adapter's folder is for, with that adapter; a model's folder as it is. Raises ModelError."""
+    if (found.folder / "config.json").is_file() or not (found.folder / CONFIG_FILE).is_file():
+        return found
+    adapter = Adapter(found.name, found.folder)
+    if adapter.base is None:
+        raise ModelError(
+            f"{found.name} is an adapter that names no model", hint="name its model, and the adapter with `adapters`"
+        )
+    permissions: dict[str, Any] = {"offline": offline, "allow_pickle": allow_pickle, "trust_remote_code": found.trusted}
+    try:
+        base = find(_base_near(adapter), task=task, **permissions)
+    except ModelError as e:
+        hint = "name its model, and the adapter with `adapters`"
+        raise ModelError(f"{found.name} is an adapter for {adapter.base}, which isn't found: {e}", hint=hint) from None
+    if base.adapters:
+        raise UnsupportedModelError(f"{found.name} is an adapter for another adapter, {base.name}")
+    return replace(base, name=found.name, adapters=(adapter,), base=base.name)
+
+
+def _base_near(adapter: Adapter) -> str:
+    """Return the name of an adapter's base model, or the path where it lies relative to the adapter's folder."""
+    name = str(adapter.base)
+    for folder in (Path(name).expanduser(), adapter.folder / name, adapter.folder.resolve().parent / name):
+        if folder.is_dir():
+            return str(folder)
+    return name
+
+
+def with_adapters(source: Source, texts: Sequence[str], *, offline: bool = False, allow_pickle: bool = False) -> Source:
+    """Return `source` with the adapters called `texts`: folders or hub ids, each maybe with a weight after a colon.
+
+    Raises ModelError for one that isn't there, InvalidInput for a name that can't be one.
+    """
+    found = list(source.adapters)
+    for text in texts:
+        whole = Path(text).expanduser()
+        name, weight = (text, 1.0) if text and whole.is_dir() else split_weight(text)
+        path = Path(name).expanduser()
+        if path.is_dir():
+            called, folder = snapshot(path.resolve()) or (path.resolve().name, path)
+        else:
+            name = hub_id(name)
+            if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name) or "/" not in name:
+                raise ModelError(f"there is no adapter {name}", hint="`adapters` takes folders and hub ids")
+            weights = ("adapter_model.safetensors", *(("adapter_model.bin",) if allow_pickle else ()))
+            folder = hub.fetch(name, weights, offline=offline, code=False, local=False, hint=None)
+            called = name
+        if (folder / "config.json").is_file() and not (folder / CONFIG_FILE).is_file():
+            raise ModelError(f"{called} is a model and no adapter", hint="`model` takes models")
+        found.append(Adapter(called, folder, weight))
+    return replace(source, adapters=tuple(found), base=source.base or source.name)
 
 
 def _shipped_in_words(task: str) -> str | None:
