@@ -116,3 +116,21 @@ def render(
             hint = "where the template knows no system message, put its text into the first user message"
         raise InputError(f"{model}'s chat template rejects this prompt: {reason}", hint=hint) from None
     return list(encoded["input_ids"])
+
+
+def encode(
+    tokenizer: Any,
+    prompt: str | Sequence[Message],
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    model: str = "the model",
+) -> tuple[list[int], bool]:
+    """Return the token ids of a prompt, and whether its answer goes on with the prompt's own text.
+
+    Messages, and with `chat` or `system` also a text, are rendered as a conversation. Raises what `render` raises.
+    """
+    if isinstance(prompt, str) and not chat and system is None:
+        return list(tokenizer(prompt)["input_ids"]), True
+    messages = conversation(prompt, system)
+    return render(tokenizer, messages, model=model), continues_answer(messages)

@@ -103,6 +103,6 @@ def test_what_the_template_refuses_is_told(tokenizer: Any) -> None:
 def test_without_a_template_there_is_no_conversation(tokenizer: Any) -> None:
     """It can't be told from the prompt, so this is no fault of one prompt among many."""
     tokenizer.chat_template = None
-    with pytest.raises(InvalidInput, match="^toy has no chat template$") as told:
+    with pytest.raises(InvalidInput, match=r"^toy has no chat template$") as told:
         render(tokenizer, [USER], model="toy")
     assert not isinstance(told.value, InputError)
