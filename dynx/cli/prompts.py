@@ -79,6 +79,12 @@ class BadPrompt:
     """Number of its line, from 1; None for a prompt that isn't a line of JSON."""
 
 
+def is_chat(prompts: Sequence[Prompt | BadPrompt], *, chat: bool, system: str | None) -> bool:
+    """Return whether the prompts run as chats: by the options, or because one of them is a conversation."""
+    conversations = (isinstance(prompt, Prompt) and prompt.messages is not None for prompt in prompts)
+    return chat or system is not None or any(conversations)
+
+
 def each_prompt(stream: BinaryIO | Arrivals, field: str | None) -> Iterator[Prompt | BadPrompt]:
     """Yield a prompt per non-empty line as it arrives: the line itself, or with `field` that of the JSON object on it."""
     for number, line in numbered_lines(stream):
