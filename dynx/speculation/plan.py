@@ -32,6 +32,8 @@ class GeneratorRequest(ModelRequest):
     draft: str = field(default="auto", kw_only=True)
     lookup: Path | None = field(default=None, kw_only=True)
     exact: bool = field(default=False, kw_only=True)
+    chat: bool = field(default=False, kw_only=True)
+    """Whether prompts run in the model's chat template, which a profile may have been measured on."""
 
 
 @dataclass(kw_only=True)

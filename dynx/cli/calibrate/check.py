@@ -68,6 +68,8 @@ def request_of(options: Options) -> Request:
         tsv=options.tsv or None,
         column=options.column,
         field=options.field,
+        chat=options.chat or None,
+        system=options.system,
         max_length=options.max_length,
         within=options.within,
         quality=options.quality,
