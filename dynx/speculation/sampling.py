@@ -85,9 +85,7 @@ class LogitsProcessors:
             rows = warper(None, rows)
         return rows
 
-    def row_by_row(
-        self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()
-    ) -> Callable[[int], Tensor]:
+    def row_by_row(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Callable[[int], Tensor]:
         """Return a function from i to the processed logits (1, V) of row i, which are computed when it is called.
 
         Called for row after row until a draft is rejected, processors see the prefixes of the text itself and no others.

@@ -23,16 +23,16 @@ from dynx.runtime.backends.batch import can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 
-UNREQUESTED = AcceptanceProfile().regret_budget
-
 
 class Attachment:
     """The `generate` of an attached model. Calls from several threads are decoded one after the other."""
 
     __name__ = "generate"
 
-    def __init__(self, model: Any, assistant: Any, tokenizer: Any, *, lookup: bool) -> None:
+    def __init__(self, model: Any, assistant: Any, tokenizer: Any, *, lookup: bool, replaced: Any = None) -> None:
         self.model, self.assistant, self.tokenizer, self.lookup = model, assistant, tokenizer, lookup
+        self.replaced = replaced
+        """What stood in the place of `generate` in the model itself; None where that was the class's method."""
         self.stats: CallStats | None = None
         """The latest call's statistics; None before the first."""
         self._reset()
@@ -78,14 +78,20 @@ class Attachment:
             reason = self._prepare(given, streamer)
             if reason is not None:
                 self.stats = CallStats(reason=reason)
-            return own(self.model, **given)
-        finally:
+            out = own(self.model, **given)
+        except BaseException:
             if streamer is not None:
-                streamer.end()
+                streamer.fail()
+            raise
+        if streamer is not None:
+            streamer.end()
+        return out
 
     def _prepare(self, given: dict[str, Any], streamer: OnceEnded | None) -> str | None:
         """Put dynx's loop into the arguments of a call, or return why not."""
-        inputs = {name: value for name, value in given.items() if name not in _signature(type(self.model).generate).parameters}
+        inputs = {
+            name: value for name, value in given.items() if name not in _signature(type(self.model).generate).parameters
+        }
         for name in reasons.FOR_GENERATE:
             inputs.pop(name, None)
         config, inputs = self.model._prepare_generation_config(given.get("generation_config"), **inputs)
@@ -118,7 +124,12 @@ class Attachment:
             input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
         )
         reason = reasons.of_inputs(
-            input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs, streams=streamer is not None
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            model_kwargs,
+            streams=streamer is not None,
         )
         if reason is None:
             with self._lock:
@@ -177,39 +188,29 @@ def attach(model: Any, *, assistant: Any = None, tokenizer: Any = None, lookup: 
     none. With `lookup` text is drafted by copying from the prompt and the answer. An attached model gets the arguments that are
     given, and stays attached once. Raises UnsupportedModelError with the reason for what can't be attached.
     """
-    current = getattr(model, "dynx", None)
+    current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, Attachment):
         if assistant is None and tokenizer is None and lookup == current.lookup:
             return model
         assistant = current.assistant if assistant is None else assistant
         tokenizer = current.tokenizer if tokenizer is None else tokenizer
+        replaced = current.replaced
     else:
         _check(model)
-    attachment = Attachment(model, assistant, tokenizer, lookup=lookup)
+        replaced = vars(model).get("generate")
+    attachment = Attachment(model, assistant, tokenizer, lookup=lookup, replaced=replaced)
     _ = attachment.engine  # raises before anything is changed
-    if not isinstance(current, Attachment):
-        _keep_replaced(model)
     model.dynx = model.generate = attachment
     return model
 
 
-REPLACED = "_dynx_replaced_generate"
-"""Attribute that holds what stood in the place of `generate` in the model itself, where anything did."""
-
-
-def _keep_replaced(model: Any) -> None:
-    if "generate" in vars(model):
-        setattr(model, REPLACED, vars(model)["generate"])
-
-
 def detach(model: Any) -> Any:
     """Give an attached model its original `generate` back, and return it; any other model stays as it is."""
-    if not isinstance(vars(model).get("dynx"), Attachment):
-        return model
-    del model.dynx, model.generate
-    if REPLACED in vars(model):
-        model.generate = vars(model)[REPLACED]
-        delattr(model, REPLACED)
+    attachment = getattr(model, "__dict__", {}).get("dynx")
+    if isinstance(attachment, Attachment):
+        del model.dynx, model.generate
+        if attachment.replaced is not None:
+            model.generate = attachment.replaced
     return model
 
 
@@ -220,7 +221,8 @@ def _check(model: Any) -> None:
         raise UnsupportedModelError(f"{name} hands its calls on", hint="attach model.get_base_model()")
     if not isinstance(model, GenerationMixin) or not model.can_generate():
         raise UnsupportedModelError(
-            f"{name} has no generate of transformers'", hint="attach a model with a language modeling head, or a pipeline's model"
+            f"{name} has no generate of transformers'",
+            hint="attach a model with a language modeling head, or a pipeline's model",
         )
     if type(model).generate is not GenerationMixin.generate:
         raise UnsupportedModelError(f"{name} has a generate of its own")

@@ -49,7 +49,11 @@ def of_call(model: Any, given: Mapping[str, Any], config: Any, inputs: Mapping[s
             return f"{name} is given"
     if model.training:
         return "the model is in training mode"
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         return "the process is one of several"
     mode = config.get_generation_mode(None)
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):

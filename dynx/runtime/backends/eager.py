@@ -144,7 +144,7 @@ class EagerSession(Session):
 
     def __init__(self, backend: EagerBackend) -> None:
         self._backend = backend
-        self.cache = CounterCache(backend.layers)
+        self._cache = CounterCache(backend.layers)
         self._length = 0
         self._waiting: list[int] = []  # tokens whose later layers have not run
         self._states: list[Tensor] = []  # their hidden states after layer `_depth`, each (1, T, D)
@@ -165,11 +165,11 @@ class EagerSession(Session):
         rows = []
         for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
-            self.cache.position = self._length
+            self._cache.position = self._length
             if keep is not None and len(tokens) - (start + len(chunk)) >= keep:
-                self._backend.run_body(chunk, self.cache)
+                self._backend.run_body(chunk, self._cache)
             else:
-                rows.append(self._backend.run(chunk, self.cache, keep))
+                rows.append(self._backend.run(chunk, self._cache, keep))
             self._length += len(chunk)
         out = rows[0] if len(rows) == 1 else torch.cat(rows)
         return out if keep is None else out[-keep:]
@@ -188,14 +188,14 @@ class EagerSession(Session):
             raise ValueError("pending positions stopped at another layer")
         gate = self._backend.gate
         self._depth = layers
-        self.cache.position = self._length + len(self._waiting)
+        self._cache.position = self._length + len(self._waiting)
         gate.first, gate.last = 0, layers
         try:
             rows = None
             if logits:
-                rows = self._backend.run(tokens, self.cache, None)
+                rows = self._backend.run(tokens, self._cache, None)
             else:
-                self._backend.run_body(tokens, self.cache)
+                self._backend.run_body(tokens, self._cache)
             if gate.captured is None:
                 raise UnsupportedModelError("the decoder ran without passing through its blocks")
             self._states.append(gate.captured)
@@ -208,11 +208,11 @@ class EagerSession(Session):
         """See `Session.complete`."""
         gate = self._backend.gate
         tokens = self._waiting if count is None else self._waiting[:count]
-        self.cache.position = self._length
+        self._cache.position = self._length
         states = self._states[0] if len(self._states) == 1 else torch.cat(self._states, dim=1)  # (1, pending, D)
         gate.first, gate.last, gate.resume = self._depth, gate.depth, states[:, : len(tokens)]
         try:
-            rows = self._backend.run(tokens, self.cache, None)
+            rows = self._backend.run(tokens, self._cache, None)
         finally:
             gate.open()
         self._length += len(tokens)
@@ -254,9 +254,9 @@ class LengthDependentSession(EagerSession):
 
     def _pass(self, start: int, tokens: Sequence[int], keep: int) -> Tensor:
         """One pass from position `start` on; logits (keep, V)."""
-        self.cache.position = start
+        self._cache.position = start
         self._length_dependence.reset()
-        rows = self._backend.run(tokens, self.cache, keep)
+        rows = self._backend.run(tokens, self._cache, keep)
         self._length = start + len(tokens)
         if start == 0:
             self._read, self._stale = len(tokens), False

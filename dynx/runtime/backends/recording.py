@@ -1,10 +1,10 @@
 """A backend that keeps the logits of a sequence, for callers who want them besides the tokens.
 
-    backend = RecordingBackend(target)
-    session = backend.open()
-    ...
-    backend.session.logits(4, 9)     # (5, V): what followed the tokens at positions 4 to 8
-    backend.session.cache(9)         # transformers' cache of the first nine positions
+backend = RecordingBackend(target)
+session = backend.open()
+...
+backend.session.logits(4, 9)     # (5, V): what followed the tokens at positions 4 to 8
+backend.session.cache(9)         # transformers' cache of the first nine positions
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RecordingSession(Session):
     def cache(self, length: int) -> DynamicCache:
         """Return keys and values of the first `length` positions as the cache that transformers would have made."""
         cache = DynamicCache(config=self._config)
-        for index, layer in enumerate(self._inner.cache.layers):
+        for index, layer in enumerate(self._inner._cache.layers):
             if layer.is_initialized:
                 # A copy outside inference mode: tensors of that mode can't be used where gradients are recorded.
                 keys, values = (states[..., :length, :].clone() for states in (layer.keys, layer.values))
