@@ -8,8 +8,8 @@
     for p in dynx.classify(["What a fine day"], model="mood"): ...  # Predictions: label, score, exit layer
     picture = dynx.draw("a lighthouse", model="./pipeline", seed=7)  # a Picture: pixels, stats
 
-    fast = dynx.wrap(model, assistant=small)                        # any loaded transformers causal LM
-    ids = fast.generate(input_ids, max_new_tokens=100)
+    dynx.attach(model, assistant=small)                             # any loaded transformers causal LM
+    ids = model.generate(**inputs, max_new_tokens=100)              # and so in pipelines, streamers, servers
 
 Importing dynx loads nothing heavy; the names below are imported on first use.
 """
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
         Answer,
         Classifier,
         TextGenerator,
-        WrappedModel,
+        attach,
         classify,
+        detach,
         draw,
         generate,
         load_classifier,
         load_generator,
         load_image_generator,
-        wrap,
     )
     from dynx.diffusion.generator import ImageGenerator
 
@@ -40,15 +40,15 @@ __all__ = [
     "Classifier",
     "ImageGenerator",
     "TextGenerator",
-    "WrappedModel",
     "__version__",
+    "attach",
     "classify",
+    "detach",
     "draw",
     "generate",
     "load_classifier",
     "load_generator",
     "load_image_generator",
-    "wrap",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Offer the tasks of the command line as Python functions, and wrap models that are already loaded."""
+"""Offer the tasks of the command line as Python functions, and attach to models that are already loaded."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import UnsupportedModelError, UsageError
 from dynx.speculation.types import Receipt, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from torch import Tensor
 
     from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.types import Picture
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
     from dynx.early_exit.types import Prediction
     from dynx.early_exit.types import Receipt as ClassifierReceipt
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.engine import Engine
 
 WINDOW_INPUTS = 1024
 """Inputs that are sorted by length and classified together."""
@@ -174,81 +170,20 @@ def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) ->
     return load_image_generator(model, **options).draw(prompt, seed)
 
 
-class WrappedModel:
-    """Run a transformers model in dynx's decode loop; `wrap` makes one."""
+def attach(model: Any, **options: Any) -> Any:
+    """Make `model.generate` of a loaded transformers language model decode with drafts, and return the model.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.stats: Receipt | None = None
-        """What the latest `generate` cost; None before the first."""
-
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-    ) -> Tensor:
-        """Return what the model's own `generate` returns for one sequence: ids (1, prompt + new).
-
-        Takes what a tokenizer returns, as `generate(**tokenizer(text, return_tensors="pt"))`. Raises UsageError for a batch, for
-        padding (an attention mask with zeros) and for token types, which the decode loop doesn't pass on. The model's
-        generation config is kept to; raises ModelError for settings that can't be kept to.
-        """
-        if token_type_ids is not None:
-            raise UsageError(
-                "token_type_ids aren't passed on to the model",
-                hint="leave them out: tokenizer(text, return_token_type_ids=False)",
-            )
-        if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                shapes = f"{tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}"
-                raise UsageError(f"the attention mask has shape {shapes}")
-            if not bool((attention_mask == 1).all()):
-                raise UsageError("the attention mask hides tokens", hint="one sequence needs no padding; leave it out")
-        if input_ids.ndim != 2 or input_ids.shape[0] != 1:
-            raise UsageError(f"input_ids have shape {tuple(input_ids.shape)}; one sequence, (1, T), is needed")
-        from dynx.speculation.model_settings import end_tokens, own_sampling, read_settings
-        from dynx.speculation.sampling import check_processors
-
-        prompt = input_ids[0].tolist()
-        config = getattr(getattr(self.engine.target, "model", None), "generation_config", None)
-        ends = end_tokens(config)
-        own = read_settings(config, ends)
-        if own.stop:
-            raise UnsupportedModelError(
-                f"the model's generation config has stop_strings {list(own.stop)}, and a wrapped model has no tokenizer",
-                hint="dynx.load_generator(folder) reads both",
-            )
-        check_processors(own, self.engine.target.vocab)
-        sampling = own_sampling(own, temperature, top_k, top_p, repetition_penalty, seed)
-        run = self.engine.start(Request(prompt, max_new_tokens, sampling, ends))
-        for _ in run:
-            pass
-        self.stats = run.receipt()
-        return input_ids.new_tensor([[*prompt, *run.tokens]])
-
-
-def wrap(model: Any, *, assistant: Any = None, exit_layers: int | None = None, lookup: bool = True) -> WrappedModel:
-    """Wrap a transformers causal language model that is already loaded in dynx's decode loop.
-
-    `assistant` is a smaller model with the same vocabulary that drafts; `exit_layers` is the number of first layers that
-    draft. What is measured stays with the wrapper. Raises UnsupportedModelError for encoder-decoder models, models whose
-    logits depend on how the text is cut into passes, and assistants that can't be rolled back.
+    Options: `assistant` (a smaller model with the same vocabulary, which drafts), `tokenizer` (for `stop_strings`), `lookup`
+    (True: drafts are copied from the prompt and the answer too). `model.dynx.stats` tells what the latest call cost, or why it
+    was left to transformers. Raises UnsupportedModelError with the reason for what can't be attached.
     """
-    from dynx.runtime.backends.eager import EagerBackend
-    from dynx.speculation.engine import Drafters, Engine
+    from dynx.integrations import transformers
 
-    small = EagerBackend(assistant) if assistant is not None else None
-    if small is not None and not small.can_rollback.value:
-        raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
-    target = EagerBackend(model)
-    if not target.can_rollback.value:
-        _ = target.stock  # refuses a model that can't be decoded
-    return WrappedModel(Engine(target, Drafters(small, exit_layers, lookup)))
+    return transformers.attach(model, **options)
+
+
+def detach(model: Any) -> Any:
+    """Give an attached model its original `generate` back, and return the model."""
+    from dynx.integrations import transformers
+
+    return transformers.detach(model)

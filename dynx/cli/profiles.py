@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from dynx.errors import UsageError
+
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.cli.options.calibrate import Options
@@ -75,7 +77,16 @@ def show(options: Options, terminal: Terminal) -> None:
 
 
 def export(options: Options, terminal: Terminal) -> None:
-    """Write a stored profile as one file."""
+    """Write a stored profile as one file, or dynx's part into a model's folder."""
+    folder = Path(options.export or "")
+    if folder.is_dir():
+        from dynx.integrations.folder import write
+
+        if options.output is not None:
+            raise UsageError(f"--output is for a profile, and {options.export} is a folder")
+        for path in write(folder):
+            terminal.notice(f"wrote {path}")
+        return
     if options.output not in (None, "-"):
         terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
         return

@@ -7,6 +7,7 @@ means here what it means there. They work on float32. Letters: T rows, V vocabul
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from dynx.speculation.processors import make_processors
 from dynx.speculation.types import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dynx.speculation.processors import Process
     from dynx.speculation.types import ModelSettings, Request
@@ -40,7 +41,7 @@ class LogitsProcessors:
     ) -> None:
         self.sampling = sampling
         self._prompt, self._max_new_tokens, self._vocab = prompt, max_new_tokens, vocab
-        self._made: tuple[list[Process], list[Process]] | None = None
+        self._made: list[Process] | None = None
         self._warpers: list[Any] = []
         if not sampling.greedy:
             if sampling.temperature != 1:
@@ -55,48 +56,71 @@ class LogitsProcessors:
         """Build a request's processors for a target of `vocab` tokens."""
         return cls(request.sampling, request.prompt, request.max_new_tokens, vocab)
 
+    def for_drafts(self) -> LogitsProcessors:
+        """Return the processors of draft tokens, without those that may only be asked about the text itself."""
+        own = self.sampling.own
+        if own.prepared is None or own.prepared.pure:
+            return self
+        sampling = replace(self.sampling, own=replace(own, prepared=own.prepared.without_functions()))
+        return LogitsProcessors(sampling, self._prompt, self._max_new_tokens, self._vocab)
+
     @property
-    def _by_position(self) -> bool:
+    def by_position(self) -> bool:
         """Whether a row's scores depend on the tokens before it."""
-        return self.sampling.repetition_penalty != 1 or bool(self.sampling.own.values)
+        own = self.sampling.own
+        return self.sampling.repetition_penalty != 1 or bool(own.values) or bool(own.prepared)
 
     @property
     def is_identity(self) -> bool:
         """Whether logits come back as they went in (besides their precision)."""
-        return not self._by_position and not self._warpers
+        return not self.by_position and not self._warpers
 
     def scores(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Tensor:
         """Return processed logits (T, V) in float32; row i follows `context` and the first i drafts."""
+        if self.by_position:
+            score = self.row_by_row(rows, context, drafts)
+            return torch.cat([score(i) for i in range(rows.shape[0])])
         rows = rows.to(dtype=torch.float32, copy=True)
-        before: Sequence[Process] = ()
-        after: Sequence[Process] = ()
-        seen = torch.empty(0)
-        if self._by_position:
-            if self.sampling.own.values and self._vocab is not None and rows.shape[-1] < self._vocab:
-                rows = pad(rows, (0, self._vocab - rows.shape[-1]), value=UNKNOWN_TOKEN_LOGIT)
-            if self._made is None:
-                vocab = self._vocab or rows.shape[-1]
-                sampling = self.sampling
-                self._made = make_processors(
-                    sampling.own, sampling.repetition_penalty, self._prompt, self._max_new_tokens, vocab, rows.device
-                )
-            before, after = self._made
-            seen = torch.tensor([[*context, *drafts]], device=rows.device)
-        rows = self._each(before, rows, seen, len(context))
         for warper in self._warpers:
             rows = warper(None, rows)
-        return self._each(after, rows, seen, len(context))
-
-    @staticmethod
-    def _each(processors: Sequence[Process], rows: Tensor, seen: Tensor, start: int) -> Tensor:
-        """`processors` on each of `rows` (T, V), the first of which follows `start` tokens of `seen` (1, N)."""
-        if processors:
-            for i in range(rows.shape[0]):
-                row = rows[i : i + 1]
-                for process in processors:
-                    row = process(seen[:, : start + i], row)
-                rows[i] = row[0]
         return rows
+
+    def row_by_row(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Callable[[int], Tensor]:
+        """Return a function from i to the processed logits (1, V) of row i, which are computed when it is called.
+
+        Called for row after row until a draft is rejected, processors see the prefixes of the text itself and no others.
+        """
+        rows = rows.to(dtype=torch.float32, copy=True)
+        own = self.sampling.own
+        if (own.values or own.prepared) and self._vocab is not None and rows.shape[-1] < self._vocab:
+            rows = pad(rows, (0, self._vocab - rows.shape[-1]), value=UNKNOWN_TOKEN_LOGIT)
+        processors = self._in_order(rows)
+        padding = own.prepared.padding if own.prepared else ()
+        seen = torch.tensor([[*padding, *context, *drafts]], device=rows.device)
+        start = len(padding) + len(context)
+
+        def score(i: int) -> Tensor:
+            row = rows[i : i + 1]
+            for process in processors:
+                row = process(seen[:, : start + i], row)
+            return row
+
+        return score
+
+    def _in_order(self, rows: Tensor) -> Sequence[Process]:
+        """Return all processors of a row in `generate`'s order."""
+        sampling, prepared = self.sampling, self.sampling.own.prepared
+        if self._made is None:
+            before, after = make_processors(
+                sampling.own,
+                sampling.repetition_penalty,
+                self._prompt,
+                self._max_new_tokens,
+                self._vocab or rows.shape[-1],
+                rows.device,
+            )
+            self._made = [*before, *(prepared.processors if prepared else ()), *self._warpers, *after]
+        return self._made
 
     def probabilities(self, rows: Tensor, context: Sequence[int], drafts: Sequence[int] = ()) -> Tensor:
         """Return the distribution (T, V) that is sampled from."""
@@ -104,6 +128,8 @@ class LogitsProcessors:
 
     def distance_scale(self, length: int) -> float:
         """Return by how much processing can multiply two logits' distance in a text of up to `length` tokens; inf: unbounded."""
+        if self.sampling.own.prepared:
+            return math.inf
         own, factor = self.sampling.own.values, 1.0
         for penalty in (self.sampling.repetition_penalty, own.get("encoder_repetition_penalty", 1.0)):
             factor *= max(penalty, 1 / penalty)

@@ -12,6 +12,8 @@ from dynx.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dynx.speculation.prepared import PreparedProcessors
+
 DraftSource = Literal["target", "draft", "self", "lookup"]
 """The source of a token. A token of the target's own, from a plain pass or after a rejection, is "target"."""
 
@@ -41,11 +43,13 @@ class ModelSettings:
     repetition_penalty: float = 1.0  # unless the caller has another
     eos: tuple[int, ...] = ()  # the ids that the settings about an answer's end mean
     stop: tuple[str, ...] = ()  # texts that end an answer
+    prepared: PreparedProcessors | None = None  # in place of `values`, where transformers' `generate` prepared them
 
     @property
     def new_ngrams(self) -> int | None:
         """The number of tokens in a row that a text may not have twice; None where it may repeat itself."""
-        sizes = (self.values.get(name) for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"))
+        sizes = [self.values.get(name) for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")]
+        sizes += [getattr(p, "ngram_size", None) for p in (self.prepared.processors if self.prepared else ())]
         return min((size for size in sizes if size), default=None)
 
 

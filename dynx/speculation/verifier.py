@@ -36,16 +36,18 @@ class Verifier:
     def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
         """Return the tokens to append after verifying `drafts` by the logits `rows` (len(drafts) + 1, V)."""
         draft_tokens = [d.token for d in drafts]
+        noise = self._noise
+        if self._processors.by_position and (self._sampling.greedy or noise is not None):
+            score = self._processors.row_by_row(rows, context, draft_tokens)  # none after the first rejected draft
+            if noise is None:
+                return verify_greedy(draft_tokens, lambda i: int(score(i).argmax()))
+            return verify_greedy(draft_tokens, lambda i: noise.pick(score(i)[0].softmax(-1).cpu(), len(context) + i))
         if self._sampling.greedy:
-            scores = (
-                rows.float() if self._processors.is_identity else self._processors.scores(rows, context, draft_tokens)
-            )
-            picks: list[int] = scores.argmax(-1).tolist()
+            picks: list[int] = rows.float().argmax(-1).tolist()
             return verify_greedy(draft_tokens, picks.__getitem__)
         p = self._processors.probabilities(
             rows, context, draft_tokens
         ).cpu()  # one wait for the device, not several a draft
-        noise = self._noise
         if noise is not None:
             return verify_greedy(draft_tokens, lambda i: noise.pick(p[i], len(context) + i))
         vocab = p.shape[-1]

@@ -77,7 +77,12 @@ class Options(o.OutputOptions, o.DeviceOptions):
     list_: bool = o.option(False, "--list", once=True, help="List the stored profiles.")
     show: str | None = o.option(None, "--show", once=True, metavar="ID", help="Print a stored profile.")
     export: str | None = o.option(
-        None, "--export", once=True, metavar="ID", help="Write a stored profile as one file, to --output or stdout."
+        None,
+        "--export",
+        once=True,
+        metavar="ID|FOLDER",
+        help="Write a stored profile as one file, to --output or stdout; or make a language model's folder run on dynx wherever "
+        "transformers loads it and trusts its code.",
     )
     output: str | None = o.option(
         None, "-o", "--output", once=True, metavar="FILE", help="The file that --export writes."

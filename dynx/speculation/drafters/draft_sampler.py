@@ -23,7 +23,7 @@ class DraftSampler:
         self, processors: LogitsProcessors, noise: SeededGumbelNoise | None, generator: torch.Generator
     ) -> None:
         self._greedy = processors.sampling.greedy
-        self._processors = processors
+        self._processors = processors.for_drafts()
         self._noise = noise
         self._generator = generator
 

@@ -1,0 +1,169 @@
+"""Decodes what `generate` has prepared: strips padding, runs the engine, and puts transformers' output together.
+
+Letters in shapes: B sequences, T tokens of the padded prompts, N new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation import stopping_criteria as stopping
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from dynx.integrations.transformers.reasons import OWN_LOOP
+from dynx.runtime.backends.recording import RecordingBackend
+from dynx.speculation.batching import Batch
+from dynx.speculation.engine import Engine
+from dynx.speculation.prepared import for_sequence
+from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.types import ModelSettings, Request, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from dynx.integrations.transformers.streaming import OnceEnded
+    from dynx.speculation.types import Receipt
+
+
+@dataclass
+class Prepared:
+    """What `generate` hands to a decoding loop."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor | None  # (B, T)
+    processors: Sequence[Any]
+    criteria: Any  # a StoppingCriteriaList
+    config: Any
+
+    @property
+    def padding(self) -> list[int]:
+        """Tokens on the left of each row that are no part of its text."""
+        if self.mask is None:
+            return [0] * self.ids.shape[0]
+        return [int(n) for n in (self.mask == 0).sum(-1)]
+
+    @property
+    def new_tokens(self) -> int:
+        """The largest number of new tokens; one at least, since criteria are asked after a token."""
+        limits = [c.max_length for c in self.criteria if type(c) is stopping.MaxLengthCriteria]
+        return max(1, min(limits, default=int(self.config.max_length)) - self.ids.shape[1])
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The token ids that end a sequence."""
+        found = [c.eos_token_id for c in self.criteria if type(c) is stopping.EosTokenCriteria]
+        return frozenset(int(token) for ids in found for token in ids.flatten().tolist())
+
+    @property
+    def asks_criteria(self) -> bool:
+        """Whether any criterion must be asked after every token."""
+        return any(type(c) not in OWN_LOOP for c in self.criteria)
+
+    def requests(self) -> list[Request]:
+        """Return a request for each row. Sampled rows get their seeds from PyTorch's generator, so `manual_seed` fixes the text."""
+        count, sampled = self.ids.shape[0], bool(self.config.do_sample)
+        seeds = torch.randint(1 << 62, (count,)).tolist() if sampled else [None] * count
+        out = []
+        for row, (tokens, pads, seed) in enumerate(zip(self.ids.tolist(), self.padding, seeds, strict=True)):
+            own = ModelSettings(prepared=for_sequence(self.processors, row, count, tokens[:pads]))
+            sampling = Sampling(temperature=1.0 if sampled else 0.0, seed=seed, own=own)
+            out.append(Request(tokens[pads:], self.new_tokens, sampling, self.ends))
+        return out
+
+
+def misfit(requests: Sequence[Request], engine: Engine) -> str | None:
+    """Return why the engine can't take the requests; None if it can."""
+    limit, vocab = engine.target.context, engine.target.vocab
+    if any(max(request.prompt) >= vocab for request in requests):
+        return f"a token of the prompt is beyond the vocabulary of {vocab}"
+    if limit is not None and any(len(r.prompt) + r.max_new_tokens > limit for r in requests):
+        return f"the text may grow beyond the model's context of {limit} tokens"
+    return None
+
+
+class Stopping:
+    """Asks stopping criteria after every token, as transformers' loop does: with all token ids of the row, padding included."""
+
+    def __init__(self, prepared: Prepared, row: int) -> None:
+        self._criteria = prepared.criteria if prepared.asks_criteria else None
+        if self._criteria is not None:
+            prompt = prepared.ids[row]
+            self._ids = torch.cat([prompt, prompt.new_zeros(prepared.new_tokens)])[None]  # (1, T + N)
+            self._length = len(prompt)
+
+    def __call__(self, token: int) -> bool:
+        """Return whether the row ends with `token`."""
+        if self._criteria is None:
+            return False
+        self._ids[0, self._length] = token
+        self._length += 1
+        return bool(self._criteria(self._ids[:, : self._length], None).all())
+
+
+def decode_one(prepared: Prepared, request: Request, engine: Engine, streamer: OnceEnded | None) -> tuple[Any, Receipt]:
+    """Decode a batch of one; return what `generate` returns, and the receipt."""
+    config = prepared.config
+    recording = None
+    if config.return_dict_in_generate:
+        recording = RecordingBackend(engine.target)  # type: ignore[arg-type]
+        engine = Engine(recording, engine.drafters, acceptance_profile=engine.acceptance_profile)
+    run, stop = engine.start(request), Stopping(prepared, 0)
+    tokens: list[int] = []
+    for token in run:
+        tokens.append(token.id)
+        stopped = stop(token.id)
+        if streamer is not None:
+            streamer.put(torch.tensor([token.id]))
+        if stopped:
+            break
+    sequences = torch.cat([prepared.ids, prepared.ids.new_tensor([tokens])], dim=-1)
+    if recording is None:
+        return sequences, run.receipt()
+    return _output(sequences, tokens, request, recording, config), run.receipt()
+
+
+def _output(sequences: Tensor, tokens: list[int], request: Request, recording: RecordingBackend, config: Any) -> Any:
+    """Return the tokens with the scores, logits and cache that were asked for."""
+    start = len(request.prompt)
+    values: dict[str, Any] = {"sequences": sequences}
+    if config.output_scores or config.output_logits:
+        logits = recording.session.logits(start - 1, start - 1 + len(tokens)).clone()  # (N, V)
+        if config.output_logits:
+            values["logits"] = tuple(row[None] for row in logits)
+        if config.output_scores:
+            processors = LogitsProcessors.for_request(request, recording.vocab)
+            scores = processors.scores(logits, request.prompt, tokens[:-1])
+            values["scores"] = tuple(row[None] for row in scores)
+    if config.use_cache:
+        names = {field.name for field in fields(GenerateDecoderOnlyOutput)}
+        values["cache" if "cache" in names else "past_key_values"] = recording.session.cache(start + len(tokens) - 1)
+    return GenerateDecoderOnlyOutput(**values)
+
+
+def decode_batch(prepared: Prepared, requests: Sequence[Request], engine: Engine) -> tuple[Tensor, list[Receipt]]:
+    """Decode several sequences together; return the padded tokens (B, T + N) and a receipt for each."""
+    batch = Batch(engine, len(requests))
+    runs = [batch.sequence(request) for request in requests]
+    batch.admit(runs)
+    stops = [Stopping(prepared, row) for row in range(len(runs))]
+    written: list[list[int]] = [[] for _ in runs]
+    left = {row: iter(run) for row, run in enumerate(runs)}
+    while left:
+        for row, tokens in list(left.items()):
+            token = next(tokens, None)
+            if token is None:
+                del left[row]
+                continue
+            written[row].append(token.id)
+            if stops[row](token.id):
+                runs[row].finish_reason = "stop"
+                del left[row]
+    width = max(map(len, written))
+    pad = prepared.config._pad_token_tensor
+    fill = 0 if pad is None else int(pad)
+    new = [[*tokens, *[fill] * (width - len(tokens))] for tokens in written]
+    return torch.cat([prepared.ids, prepared.ids.new_tensor(new)], dim=-1), [run.receipt() for run in runs]
