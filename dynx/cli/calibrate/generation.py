@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dynx.cli.console import Terminal
-    from dynx.cli.prompts import Prompt
     from dynx.cli.options.calibrate import Options
+    from dynx.cli.prompts import Prompt
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.plan import GeneratorPlan
