@@ -364,7 +364,7 @@ def _take_time(document: dict[str, Any]) -> str:
 
 
 def _take_form(parts: dict[str, Any]) -> Form:
-    form = parts.get("form", TEXT)
+    form: Form = parts.get("form", TEXT)
     if form not in FORMS:
         raise ProfileError(
             ProfileFault.BAD_VALUE, f"key.form is {form!r:.40}, and this dynx knows {' and '.join(FORMS)}"

@@ -65,10 +65,11 @@ def select_profile(
 ) -> SelectedProfile:
     """Select the profile for `key`; `wanted` is an id, "none", or None for any that fits; `bundled` the file beside the model.
 
-    A profile measured on another form of prompts stands in where none is required. `weights` gives the hash of the model's weights, and is asked only where there is a profile. A bundled profile meets the
-    requirement unless it must have been `measured_here`. Raises NoProfileError where one is
-    `required` and missing; InvalidInput where what is asked for contradicts itself or was measured under other conditions.
-    What can't be read or was measured on other weights is warned of and passed over.
+    A profile measured on another form of prompts stands in where none is required. `weights` gives the hash of the model's
+    weights, and is asked only where there is a profile. A bundled profile meets the requirement unless it must have been
+    `measured_here`. Raises NoProfileError where one is `required` and missing; InvalidInput where what is asked for contradicts
+    itself or was measured under other conditions. What can't be read or was measured on other weights is warned of and passed
+    over.
     """
     if plain or wanted == "none":
         if required:

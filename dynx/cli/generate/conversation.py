@@ -95,12 +95,13 @@ class Conversation:
         try:
             user: Message = {"role": USER, "content": typed(message, "the message")}
             prompt = Prompt(None, (*self._messages, user))
-            kept, self._kept = self._kept, None  # a pass that is broken off leaves its cache in an unknown state
-            run = self._assembly.engine.start(make_request(prompt, self._options, self._assembly), kept=kept)
+            request = make_request(prompt, self._options, self._assembly)
+            run = self._assembly.engine.start(request, kept=self._kept)
         except UsageError as e:
             self._terminal.warn(str(e))
             self._terminal.notice(f"  {e.hint or FORGET + ' begins a new conversation'}")
             return
+        self._kept = None  # a pass that is broken off leaves its cache in an unknown state
         index, self._turns = self._turns, self._turns + 1
         text = self._show(index, prompt, run)
         if text or run.receipt().finish_reason != "interrupted":
@@ -129,17 +130,17 @@ class Conversation:
 
 @contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop, which the function given tells of; a second one raises KeyboardInterrupt."""
-    wished = False
+    """Return a function that tells whether Ctrl-C was pressed; a second Ctrl-C raises KeyboardInterrupt."""
+    pressed = False
 
-    def wish(_number: int, _frame: FrameType | None) -> None:
-        nonlocal wished
-        if wished:
+    def press(_number: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
             raise KeyboardInterrupt
-        wished = True
+        pressed = True
 
-    before = signal.signal(signal.SIGINT, wish)
+    before = signal.signal(signal.SIGINT, press)
     try:
-        yield lambda: wished
+        yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
