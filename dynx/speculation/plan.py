@@ -76,5 +76,16 @@ class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
 
     @property
     def fitted(self) -> dict[str, Any]:
-        """The profile's fitted values of the drafters; empty without one."""
-        return {} if self.profile is None else self.profile.fitted
+        """The profile's fitted values of the drafters; empty without one.
+
+        A profile of other prompts, texts for chats or chats for texts, doesn't say which drafters are worth having.
+        """
+        if self.profile is None:
+            return {}
+        left_out = ("origins", "lookup") if self.of_other_prompts else ()
+        return {name: value for name, value in self.profile.fitted.items() if name not in left_out}
+
+    @property
+    def of_other_prompts(self) -> bool:
+        """Whether the profile was measured on texts and this run is of chats, or the other way round."""
+        return self.profile is not None and self.profile.key.form != self.key.form

@@ -66,6 +66,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
     by_case = dict(zip(map(tuple, cases), prompts, strict=True))
     arms += further_arms(request, assembly, task, lengths, by_case, terminal)
+    form: dict[str, Any] = {"chat": True, "system": own.system} if chat else {}
     header = conditions(
         plan,
         drafter=plan.drafter.name if plan.drafter else None,
@@ -76,7 +77,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         data_hash=text_hash([prompt.identity for prompt in prompts]),
         tokens_per_answer=own.max_new_tokens,
         temperature=own.temperature,
-        **({"chat": True, "system": own.system} if chat else {}),
+        **form,
     )
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
@@ -101,9 +102,7 @@ def encoded(prompt: Prompt, request: Request, assembly: LoadedGenerator) -> list
     from dynx.speculation.chat import encode
 
     name = assembly.plan.source.name
-    return encode(
-        assembly.tokenizer, prompt.content, chat=bool(request.chat), system=request.system, model=name
-    )[0]
+    return encode(assembly.tokenizer, prompt.content, chat=bool(request.chat), system=request.system, model=name)[0]
 
 
 def make_plan(request: Request, terminal: Terminal) -> GeneratorPlan:

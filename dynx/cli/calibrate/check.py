@@ -42,7 +42,7 @@ def check(options: Options, terminal: Terminal) -> None:
     module = bench.task_of(asked)
     plan = module.make_plan(asked, Terminal(quiet=2))
     profile = plan.profile
-    if profile is None:
+    if profile is None or profile.key.form != plan.key.form:
         raise NoProfileError(absent(plan), hint=f"dynx calibrate -m {options.model} measures one")
     asked = replace(asked, **promised(profile, options, module))
     bench.check_tasks(asked, [(asked, module)])

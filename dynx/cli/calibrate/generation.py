@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dynx.cli.console import Terminal
-    from dynx.cli.prompts import Prompt
     from dynx.cli.options.calibrate import Options
+    from dynx.cli.prompts import Prompt
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.plan import GeneratorPlan
@@ -118,7 +118,8 @@ def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, optio
     console.print(table_of(found, assembly))
     kernels = assembly.decisions.backend
     console.print(f"backend {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
-    console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
+    on = ", on chats" if assembly.plan.request.chat else ""
+    console.print(f"{assembly.plan.source.name}{on}: {found.summary}", soft_wrap=True, markup=False)
 
 
 def table_of(found: Findings, assembly: LoadedGenerator) -> Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
 from dynx.cli.generate.answers import answer
+from dynx.cli.generate.conversation import can_converse, converse
 from dynx.cli.generate.model import hint_template, open_model
 from dynx.cli.generate.output import Document, JsonLines, Printer, Text, explain
 from dynx.cli.generate.stats import NAMES
@@ -50,9 +51,7 @@ def run(options: Options) -> None:
             plan = make_plan(request, warn=terminal.warn)
         print_plan("generate", plan, options, terminal, _on_loading(plan, options))
         return
-    if options.messages is None and can_converse(options):
-        from dynx.cli.generate.conversation import converse
-
+    if can_converse(options):
         converse(options, terminal)
         return
     prompts, arrivals = read_prompts(options, terminal)
@@ -82,9 +81,7 @@ def run(options: Options) -> None:
         raise DynxError(f"{failed} prompt{' has' if failed == 1 else 's have'} no answer")
 
 
-def read_prompts(
-    options: Options, terminal: Terminal
-) -> tuple[Iterator[Prompt | BadPrompt], Arrivals | None]:
+def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[Prompt | BadPrompt], Arrivals | None]:
     """Return the prompts, and with --lines which have arrived. Raises UsageError before a model is loaded if there is none."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:

@@ -153,9 +153,7 @@ class JsonLines(Printer):
         self._write("error", failure_json(index, prompt, error, assembly))
 
 
-def failure_json(
-    index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator
-) -> dict[str, Any]:
+def failure_json(index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator) -> dict[str, Any]:
     """Return the JSON that takes the place of an answer."""
     line = {} if prompt.line is None else {"line": prompt.line}
     body = {"index": index, "model": assembly.plan.source.name, **prompt_json(prompt)}

@@ -167,9 +167,7 @@ PROMPT_FIELD = Declared(
     help="Read JSON lines; this key, or dotted path such as turns.0, holds the text or a list of messages.",
 )
 CHAT = Declared("--chat", help="Apply the model's chat template to each prompt.")
-SYSTEM = Declared(
-    "--system", metavar="TEXT", help="System message of conversations that have none; implies --chat."
-)
+SYSTEM = Declared("--system", metavar="TEXT", help="System message of conversations that have none; implies --chat.")
 TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column.")
 ALLOW_PICKLE = Declared(
     "--allow-pickle", help="Also load pickled weights. A pickle can run any code; use it only for authors you trust."

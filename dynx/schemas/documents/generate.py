@@ -4,7 +4,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from dynx.schemas.documents.common import Decision
-from dynx.schemas.documents.fields import ABSENT, EVENT, NAME, Count, CountFromOne, Drafter, Form, Fraction, Limit, NonNegative
+from dynx.schemas.documents.fields import (
+    ABSENT,
+    EVENT,
+    NAME,
+    Count,
+    CountFromOne,
+    Drafter,
+    Form,
+    Fraction,
+    Limit,
+    NonNegative,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,9 @@ class Receipt:
     """What an answer cost and what was saved."""
 
     prompt_tokens: Annotated[Count, "Tokens of the prompt."]
+    reused_tokens: Annotated[Count, "Of those, tokens that a kept cache held, so that they weren't read again."] = (
+        ABSENT
+    )
     tokens: Annotated[Count, "Tokens of the answer."]
     seconds: Annotated[NonNegative, "From the request to the last token."]
     prefill_seconds: Annotated[NonNegative, "Of that, the pass over the prompt."]
