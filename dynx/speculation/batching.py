@@ -239,16 +239,18 @@ class Batch:
 
     def admit(self, sequences: Sequence[SequenceRun]) -> None:
         """Prefill the prompts of `sequences` and add them to the batch."""
-        begun = [(row, session) for row in sequences if (session := row.begin()) is not None]
+        with self._engine.computing():
+            begun = [(row, session) for row in sequences if (session := row.begin()) is not None]
         if begun:
             self._target.admit([session for _, session in begun])
             self._sequences.extend(row for row, _ in begun)
 
     def step(self) -> None:
         """Fill free places and run one round."""
-        self._refill()
-        if self._sequences:
-            self._round()
+        with self._engine.computing():
+            self._refill()
+            if self._sequences:
+                self._round()
 
     def _refill(self) -> None:
         for at in reversed(range(len(self._sequences))):
