@@ -24,6 +24,7 @@ import torch
 
 from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch import BatchSession, can_batch
+from dynx.runtime.backends.picks import likeliest
 from dynx.runtime.costs import CostCurve, Drift
 from dynx.speculation.acceptance import verify_greedy
 from dynx.speculation.drafters.batch import BatchDrafter
@@ -238,16 +239,18 @@ class Batch:
 
     def admit(self, sequences: Sequence[SequenceRun]) -> None:
         """Prefill the prompts of `sequences` and add them to the batch."""
-        begun = [(row, session) for row in sequences if (session := row.begin()) is not None]
+        with self._engine.computing():
+            begun = [(row, session) for row in sequences if (session := row.begin()) is not None]
         if begun:
             self._target.admit([session for _, session in begun])
             self._sequences.extend(row for row, _ in begun)
 
     def step(self) -> None:
         """Fill free places and run one round."""
-        self._refill()
-        if self._sequences:
-            self._round()
+        with self._engine.computing():
+            self._refill()
+            if self._sequences:
+                self._round()
 
     def _refill(self) -> None:
         for at in reversed(range(len(self._sequences))):
@@ -280,7 +283,7 @@ class Batch:
         logits = self._target.forward(
             [[row.text[-1], *(d.token for d in own)] for row, own in zip(rows, drafts, strict=True)]
         )
-        picks = logits.float().argmax(-1).tolist() if all(row.simple for row in rows) else None
+        picks = [likeliest(one) for one in logits] if all(row.simple for row in rows) else None
         kept = [
             row.verify(own, logits[r, : len(own) + 1], picks[r] if picks is not None else None)
             for r, (row, own) in enumerate(zip(rows, drafts, strict=True))

@@ -132,8 +132,20 @@ def calibrate(
 ) -> Findings:
     """Measure the assembly's target and drafters within about `budget` seconds.
 
-    `prompts` (token ids) stand for the user's work; without any the target makes up openings.
+    `prompts` (token ids) stand for the user's work; without any the target makes up openings. Passes are timed with the threads
+    that answers are written with.
     """
+    with assembly.engine.computing():
+        return _calibrate(assembly, budget, clock, prompts, progress)
+
+
+def _calibrate(
+    assembly: LoadedGenerator,
+    budget: float,
+    clock: Callable[[], float],
+    prompts: Sequence[Sequence[int]],
+    progress: Progress,
+) -> Findings:
     engine, plan = assembly.engine, assembly.plan
     target, small = engine.target, engine.drafters.model
     sampling = assembly.sampling()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dynx.errors import InvalidInput
 from dynx.runtime.inputs import InputError
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
 from dynx.speculation.drafters.base import DrafterCandidates
@@ -38,6 +39,7 @@ from dynx.speculation.verifier import Verifier, noise_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
@@ -119,6 +121,7 @@ class Engine:
         entropy: Callable[[], int] = lambda: secrets.randbits(63),
         exact: RoundingBound | None = None,
         batch_invariant: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.target = target
         self.drafters = drafters or Drafters()
@@ -128,6 +131,11 @@ class Engine:
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
+        self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Give PyTorch the threads that it computes with here, inside a `with`: one where another runtime computes the target."""
+        return torch_threads(BESIDE_ANOTHER_RUNTIME if self.target.own_threads else self.threads)
 
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
@@ -138,7 +146,8 @@ class Engine:
         Raises InputError if the prompt doesn't fit the model's context.
         """
         self.check(request)
-        drafters = self._open_drafters(request)
+        with self.computing():
+            drafters = self._open_drafters(request)
         if policy is None:
             policy = self._dynamic(request) if drafters else Plain()
         if self.exact is not None or not self.target.can_rollback.value:
@@ -240,6 +249,8 @@ class Run:
         self._forwards = 0
         self._exact = engine.exact if request.sampling.greedy else None
         self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
+        # Near-ties are looked for in the logits; where none can matter, picks are all that a round needs.
+        self._picks = not self._verifier.needs_logits and not (self._exact and self._exact.bound)
         self._sure = len(request.prompt)  # positions whose keys and values are as plain decoding writes them
         self._plain_seconds = 0.0
         self._began = self._clock()
@@ -264,10 +275,11 @@ class Run:
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
-        self._session.set_padded_length(1)  # a text doesn't depend on those before it
-        row = self._session.forward(self._tokens[self._reused :], keep=1)
-        self._session.set_padded_length(1)
-        kept = self._verifier.keep([], row, self._tokens)
+        with self._engine.computing():
+            self._session.set_padded_length(1)  # a text doesn't depend on those before it
+            row = self._read(self._tokens[self._reused :], keep=1)
+            self._session.set_padded_length(1)
+            kept = self._verifier.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
         yield from self._emit(kept, None)
         while self.finish_reason == "interrupted":
@@ -276,8 +288,9 @@ class Run:
                 self.finish_reason = "context"
                 yield from self._flush()
                 return
-            self._join_late()
-            kept, origin = self._round(room)
+            with self._engine.computing():
+                self._join_late()
+                kept, origin = self._round(room)
             yield from self._emit(kept, origin)
 
     def _join_late(self) -> None:
@@ -350,13 +363,13 @@ class Run:
         self._plain_seconds += done.tokens * self._engine.acceptance_profile.costs.target(1, context)
         return kept, origin
 
-    def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor) -> list[int]:
+    def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor | list[int]) -> list[int]:
         """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
 
         `drafts` is None after a plain pass.
         """
         exact, recheck = self._exact, self._redecode_stats
-        if exact is None or recheck is None or not exact.bound:
+        if exact is None or recheck is None or isinstance(rows, list):
             return kept
         tokens = self._tokens
         if drafts is None and self._sure == len(tokens) - 1:
@@ -380,20 +393,24 @@ class Run:
         self._sure = len(text)
         return [*kept[:tie], *self._verifier.keep([], row, text)]
 
-    def _plainly(self, token: int) -> Tensor:
-        """Return the logits (1, V) after a pass of one token, bit-identical to plain decoding's where the run is exact."""
+    def _read(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor | list[int]:
+        """Return the target's logits after `tokens`, or only their picks where a round needs no more."""
+        return self._session.pick(tokens, keep=keep) if self._picks else self._session.forward(tokens, keep=keep)
+
+    def _plainly(self, token: int) -> Tensor | list[int]:
+        """Read one token, with logits bit-identical to plain decoding's where the run is exact."""
         if self._exact is not None and self._exact.bound:
             self._session.set_padded_length(1)
-        return self._session.forward([token])
+        return self._read([token])
 
-    def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
-        """Return the target's logits (len(submitted) + 1, V)."""
+    def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor | list[int]:
+        """Return the target's logits (len(submitted) + 1, V), or their picks."""
         if origin == "self" and drafts:
             drafter = self._drafters[origin]
             if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
                 self._session.forward_early([drafts[-1].token], drafter.layers, logits=False)
             return self._session.complete(len(submitted) + 1)
-        return self._session.forward([self._tokens[-1], *[d.token for d in submitted]])
+        return self._read([self._tokens[-1], *[d.token for d in submitted]])
 
     def _emit(self, kept: Sequence[int], origin: DraftSource | None) -> Iterator[Token]:
         """Append tokens and pass on their text, up to whatever ends the answer."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 from dynx.errors import DeviceError, DynxError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.availability import available, can_capture, can_compile, can_use_ipex
 from dynx.runtime.decision import Decision
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -259,10 +260,11 @@ def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[]
         RACE_CONTEXT_TOKENS if backend.context is None else max(1, min(RACE_CONTEXT_TOKENS, backend.context - width))
     )
     session = backend.open()
-    session.forward([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
+    session.pick([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
 
     def job() -> None:
-        session.forward([(3 + i) % backend.vocab for i in range(width)]).argmax(-1).tolist()
+        with torch_threads(BESIDE_ANOTHER_RUNTIME if backend.own_threads else None):
+            session.pick([(3 + i) % backend.vocab for i in range(width)])
         session.rollback(context)
 
     def ready() -> None:

@@ -31,7 +31,7 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -159,6 +159,7 @@ class OpenVINOBackend(Backend):
     """
 
     name = "openvino"
+    own_threads = True
 
     def __init__(self, graph: Any, *, precision: Precision, threads: int | None, weights: object = None) -> None:
         known = {key: graph.get_rt_info(["dynx", key]).astype(str) for key in ("layers", "vocab", "context", "kind")}
@@ -227,6 +228,7 @@ class OpenVINOSession(Session):
         self._blocks = 0
         self._length = 0
         self._told: dict[str, NDArray[Any]] = {}
+        self._logits = np.empty((0, backend.vocab), np.float32)
         for name, size in (("past_lens", 1), ("subsequence_begins", 2), ("block_indices_begins", 2)):
             self._share(name, np.zeros(size, np.int32))
         self._share("max_context_len", np.zeros((), np.int32))
@@ -238,22 +240,40 @@ class OpenVINOSession(Session):
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; logits are float32."""
+        vocab = self._backend.vocab
+        rows = [torch.from_numpy(out) for out in self._passes(tokens, keep, lambda n: np.empty((n, vocab), np.float32))]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def pick(self, tokens: Sequence[int], *, keep: int | None = None) -> list[int]:
+        """See `Session.pick`. The logits stay in memory that all passes share."""
+        return [token for out in self._passes(tokens, keep, self._scratch) for token in out.argmax(-1).tolist()]
+
+    def _passes(
+        self, tokens: Sequence[int], keep: int | None, room: Callable[[int], NDArray[np.float32]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Read `tokens` in passes, and yield the logits that were asked for in memory from `room`, given a number of rows."""
         self._fit(self._length + len(tokens))
         first = 0 if keep is None else max(0, len(tokens) - keep)  # row of the first token asked for
-        rows = []
         for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
             wanted = range(max(0, first - start), len(chunk))
-            out = self._run(chunk, wanted or range(len(chunk) - 1, len(chunk)))
+            out = self._run(chunk, wanted or range(len(chunk) - 1, len(chunk)), room)
             if wanted:
-                rows.append(out)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+                yield out
+
+    def _scratch(self, rows: int) -> NDArray[np.float32]:
+        """Memory for `rows` of logits, to be overwritten by the next pass."""
+        if len(self._logits) < rows:
+            self._logits = np.empty((rows, self._backend.vocab), np.float32)
+        return self._logits[:rows]
 
     def set_padded_length(self, length: int) -> None:
         """See `Session.set_padded_length`."""
         self._backend.padded_length.set(length)
 
-    def _run(self, tokens: Sequence[int], rows: range) -> Tensor:
+    def _run(
+        self, tokens: Sequence[int], rows: range, room: Callable[[int], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
         """Logits at `rows` of a pass over `tokens`, which may be padded; positions of the padding are overwritten later."""
         backend, told = self._backend, self._told
         past, asked = self._length, len(tokens)
@@ -272,11 +292,11 @@ class OpenVINOSession(Session):
         used = -(-end // backend.block)
         told["block_indices_begins"][1] = used
         self._tell("block_indices", np.arange(used, dtype=np.int32))
-        out = np.empty((len(rows), backend.vocab), np.float32)
+        out = room(len(rows))
         self._request.set_output_tensor(0, _shared(out))
         self._request.infer()
         self._length = past + asked
-        return torch.from_numpy(out)[:asked]
+        return out[:asked]
 
     def _tell(self, name: str, value: NDArray[Any]) -> None:
         """Give `value` to an input, through memory that it shares with us where the shape is as before."""
