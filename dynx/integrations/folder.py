@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynx.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 FILES = {
-    "custom_generate/generate.py": '''"""Decode this model with dynx, which drafts tokens and verifies them: the same text in fewer passes."""
+    "custom_generate/generate.py": '''"""Decode with dynx: draft tokens, verify them, and write the same text in fewer passes."""
 
 from dynx.integrations.transformers import generate
 
@@ -27,7 +27,10 @@ __all__ = ["generate"]
 
 
 def write(folder: Path) -> Sequence[Path]:
-    """Write the files into a model's folder, and return them. Raises ModelError for what isn't one, or holds other files there."""
+    """Write the files into a model's folder, and return them.
+
+    Raises ModelError for a folder without a model, and for one that has other files in those places.
+    """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json", hint="name the folder of a model in transformers' format")
     paths = {folder / name: text for name, text in FILES.items()}

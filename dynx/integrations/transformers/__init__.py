@@ -1,9 +1,11 @@
 """transformers: `attach` makes a loaded model's own `generate` decode with drafts, `detach` gives the original back.
 
-attach(model, assistant=small, tokenizer=tokenizer)
-model.generate(**inputs, max_new_tokens=100)     # pipelines, streamers and servers call this too
-model.dynx.stats                                 # what the latest call cost, or why transformers decoded it
-detach(model)
+    attach(model, assistant=small, tokenizer=tokenizer)
+    model.generate(**inputs, max_new_tokens=100)     # pipelines, streamers and servers call this too
+    model.dynx.stats                                 # what the latest call cost, or why transformers decoded it
+    detach(model)
+
+What dynx doesn't do is left to transformers, with the reason in `stats`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import GenerationMixin
 from transformers.generation import stopping_criteria as stopping
 
@@ -22,6 +21,9 @@ from dynx.integrations.transformers.streaming import OnceEnded
 from dynx.runtime.backends.batch import can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Attachment:
@@ -113,7 +115,7 @@ class Attachment:
         self,
         streamer: OnceEnded | None,
         model: Any,
-        input_ids: torch.Tensor,
+        input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,

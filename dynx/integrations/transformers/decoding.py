@@ -64,7 +64,7 @@ class Prepared:
         return any(type(c) not in OWN_LOOP for c in self.criteria)
 
     def requests(self) -> list[Request]:
-        """Return a request for each row. Sampled rows get their seeds from PyTorch's generator, so `manual_seed` fixes the text."""
+        """Return a request for each row; seeds come from PyTorch's generator, so that `manual_seed` fixes the text."""
         count, sampled = self.ids.shape[0], bool(self.config.do_sample)
         seeds = torch.randint(1 << 62, (count,)).tolist() if sampled else [None] * count
         out = []

@@ -10,9 +10,9 @@ from transformers import TextStreamer
 class OnceEnded:
     """Passes tokens on to a streamer of transformers, and ends it once.
 
-    Whoever iterates over a `TextIteratorStreamer` waits for its end in another thread and can't learn of a failure, so a call that
-    fails ends it too. Servers' own streamers report failures themselves, and an end before that would pass for success. One that
-    raises in `put` wants no more: that is how a request is cancelled.
+    Whoever iterates over a `TextIteratorStreamer` waits for its end in another thread and can't learn of a failure, so a call
+    that fails ends it too. Servers' own streamers report failures themselves, and an end before that would pass for success.
+    One that raises in `put` wants no more: that is how a request is cancelled.
     """
 
     def __init__(self, streamer: Any) -> None:

@@ -1,10 +1,12 @@
 """A backend that keeps the logits of a sequence, for callers who want them besides the tokens.
 
-backend = RecordingBackend(target)
-session = backend.open()
-...
-backend.session.logits(4, 9)     # (5, V): what followed the tokens at positions 4 to 8
-backend.session.cache(9)         # transformers' cache of the first nine positions
+    backend = RecordingBackend(target)
+    session = backend.open()
+    ...
+    backend.session.logits(4, 9)     # (5, V): what followed the tokens at positions 4 to 8
+    backend.session.cache(9)         # transformers' cache of the first nine positions
+
+It is for one sequence at a time.
 """
 
 from __future__ import annotations
