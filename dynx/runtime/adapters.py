@@ -1,6 +1,6 @@
-"""Adapters (LoRA and its kin) that lie in a model's folder. dynx applies none, so each is named rather than passed over.
+"""Adapters (LoRA and its kin) that lie in a model's folder. None is applied there, so each is named rather than passed over.
 
-diffusers loads an adapter only when told to. transformers applies the one that an `adapter_config.json` describes where peft
+Language models get those that the caller names (`lora`). diffusers loads an adapter only when told to. transformers applies the one that an `adapter_config.json` describes where peft
 is installed, and passes over it where it isn't: the same folder would be two models.
 """
 
@@ -31,7 +31,8 @@ ADAPTER_TENSOR_NAME = re.compile(r"(^|[._])(lora|hada|lokr|ia3)([._]|$)")
 MAX_HEADER_BYTES = 100_000_000  # safetensors refuses longer headers itself
 
 HINT = (
-    "merge it into the weights first (merge_and_unload in peft, fuse_lora in diffusers), or take it out of the folder"
+    "move it into a folder of its own, which `adapters` folds into a language model; or merge it into the weights first "
+    "(merge_and_unload in peft, fuse_lora in diffusers)"
 )
 
 
@@ -60,7 +61,9 @@ def unapplied(folder: Path) -> list[str]:
 def refuse(name: str, folder: Path) -> None:
     """Raise UnsupportedModelError where a folder that transformers loads holds an adapter. diffusers' configs name a class."""
     if "_class_name" not in _json(folder / "config.json") and (found := adapters(folder)):
-        raise UnsupportedModelError(f"{name} has a LoRA adapter ({found[0]}), which dynx can't apply", hint=HINT)
+        raise UnsupportedModelError(
+            f"{name} has a LoRA adapter ({found[0]}) among its weights, where it isn't applied", hint=HINT
+        )
 
 
 def refuse_alone(name: str, folder: Path) -> None:

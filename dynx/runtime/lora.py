@@ -97,7 +97,9 @@ def split_weight(text: str) -> tuple[str, float]:
     found = WEIGHT.fullmatch(text.strip())
     name, weight = (found[1], float(found[2])) if found else (text.strip(), 1.0)
     if not name or name.startswith(":") or weight in (float("inf"), float("-inf")):
-        raise InvalidInput(f"`adapters`: {text!r} names no adapter", hint="a folder or hub id, and after a colon its weight")
+        raise InvalidInput(
+            f"`adapters`: {text!r} names no adapter", hint="a folder or hub id, and after a colon its weight"
+        )
     return name, weight
 
 
@@ -193,7 +195,9 @@ def _parts(adapter: Adapter) -> Mapping[str, dict[str, Tensor]]:
     for key, tensor in tensors.items():
         matched = TENSOR.fullmatch(key)
         if matched is None:
-            raise UnsupportedModelError(f"{adapter.name} holds {key}, which isn't a part of a LoRA adapter that can be folded")
+            raise UnsupportedModelError(
+                f"{adapter.name} holds {key}, which isn't a part of a LoRA adapter that can be folded"
+            )
         part = matched["part"] + (".bias" if matched["kind"] == "bias" else "")
         found[matched["module"]][part] = tensor
     if not found:
@@ -240,7 +244,9 @@ def _apply(module: nn.Module, path: str, changes: Sequence[tuple[Adapter, dict[s
         held = getattr(module, what, None)
         if held is None:
             adapter = wanted[0][0]
-            raise ModelError(f"{adapter.name} is an adapter for another model: {name}'s {path} has no {what}", hint=_for(adapter))
+            raise ModelError(
+                f"{adapter.name} is an adapter for another model: {name}'s {path} has no {what}", hint=_for(adapter)
+            )
         total = held.detach().float()
         for adapter, parts in wanted:
             total = _changed(module, path, what, total, adapter, parts, name)
@@ -287,7 +293,9 @@ def _changed(
     if magnitude is None:
         return after
     if "lora_embedding_A" in given:
-        raise UnsupportedModelError(f"{adapter.name} can't be folded into weights: it is a DoRA of {path}, an embedding")
+        raise UnsupportedModelError(
+            f"{adapter.name} can't be folded into weights: it is a DoRA of {path}, an embedding"
+        )
     length = torch.linalg.vector_norm(after, dim=0 if inner else 1)
     factor = magnitude.flatten() / length
     return after * (factor[None, :] if inner else factor[:, None])

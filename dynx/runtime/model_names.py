@@ -28,7 +28,8 @@ def hub_id(name: str) -> str:
     if page := PAGE.fullmatch(name.partition("?")[0].partition("#")[0]):
         if not MAIN_BRANCH.fullmatch(page[2] or ""):
             raise ModelError(
-                f"{name} is a page of {page[1]} that isn't its main branch", hint=f"{page[1]} is the model; or download it"
+                f"{name} is a page of {page[1]} that isn't its main branch",
+                hint=f"{page[1]} is the model; or download it",
             )
         return page[1]
     return cached_id(name) or name

@@ -37,7 +37,9 @@ def stored_weights(request: GeneratorRequest, source: Source, machine: Device) -
     if decided.value == loading.PACKED:
         return decided
     size = loading.elements(source) * (4 if dtype == "float32" else 2) / 2**30
-    return Decision(decided.value, f"{decided.reason}; {size:.2f} GiB of weights, which is also the most that loading takes")
+    return Decision(
+        decided.value, f"{decided.reason}; {size:.2f} GiB of weights, which is also the most that loading takes"
+    )
 
 
 def adapters_said(source: Source, warn: Callable[[str], None]) -> Decision[str] | None:
@@ -52,12 +54,15 @@ def adapters_said(source: Source, warn: Callable[[str], None]) -> Decision[str] 
             continue
         said.append(f"{each.name} was made for {base}")
         if base.rstrip("/").rpartition("/")[2].casefold() != source.base.rpartition("/")[2].casefold():
-            warn(f"{each.name} was made for {base}, and is folded into {source.base}, whose modules have the same shapes")
+            warn(
+                f"{each.name} was made for {base}, and is folded into {source.base}, whose modules have the same shapes"
+            )
     return Decision(", ".join(map(str, source.adapters)), f"folded into {source.base}: {'; '.join(said)}")
 
 
 def part_said(source: Source) -> Decision[str] | None:
     """Describe the part of a multimodal model that runs."""
     part = loading.text_part(source.config())
-    return None if part is None else Decision(part.type, "the text part of a model that reads more; the rest isn't loaded")
-
+    return (
+        None if part is None else Decision(part.type, "the text part of a model that reads more; the rest isn't loaded")
+    )

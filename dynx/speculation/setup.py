@@ -21,8 +21,8 @@ from dynx.runtime.threads import beside
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
-from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.formats import adapters_said, part_said, stored_weights
+from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def make_plan(
     """Decide all that can be decided without loading anything. Raises DynxError."""
     source = request.find(request.model, TASK)
     if request.adapters:
-        source = loading.with_adapters(source, request.adapters, offline=request.offline, allow_pickle=request.allow_pickle)
+        source = loading.with_adapters(
+            source, request.adapters, offline=request.offline, allow_pickle=request.allow_pickle
+        )
     kinds, drafter, auto = _parse_draft(request, source)
     for each in (source, drafter):
         if each is not None:

@@ -87,12 +87,13 @@ def test_a_language_model_with_an_adapter_is_refused(cli: Cli, changed: Callable
 
     assert (tuned.code, tuned.out) == (1, "")
     assert tuned.err.splitlines()[0] == (
-        "dynx: tuned has a LoRA adapter (adapter_model.safetensors), which dynx can't apply"
+        "dynx: tuned has a LoRA adapter (adapter_model.safetensors) among its weights, where it isn't applied"
     )
     for result in (bare, drawn):
         assert (result.code, result.err.splitlines()[0]) == (
             1,
-            "dynx: alone is a LoRA adapter for somebody/base (adapter_model.safetensors) and no model",
+            "dynx: alone is an adapter for somebody/base, which isn't found: no model somebody/base: not shipped, no such folder, "
+            "not in the hub's local cache",
         )
 
 

@@ -34,7 +34,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def write(folder: Path, tensors: dict[str, Tensor], base: str = "somebody/tiny", **settings: Any) -> Adapter:
     """An adapter as peft writes one."""
     folder.mkdir(exist_ok=True)
-    save_file({f"base_model.model.{name}": tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+    )
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": base, **settings}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return Adapter(folder.name, folder)
@@ -131,7 +133,9 @@ def test_a_head_that_shares_the_embedding_gets_its_own(tmp_path: Path) -> None:
     parts = pair("lm_head", 2, 32, 64)
     fold(model, [write(tmp_path / "a", parts)], "tiny")
     assert torch.equal(model.model.embed_tokens.weight, before)
-    assert torch.equal(model.lm_head.weight, before + 2 * parts["lm_head.lora_B.weight"] @ parts["lm_head.lora_A.weight"])
+    assert torch.equal(
+        model.lm_head.weight, before + 2 * parts["lm_head.lora_B.weight"] @ parts["lm_head.lora_A.weight"]
+    )
     model.tie_weights()
     assert torch.equal(model.model.embed_tokens.weight, before)
 
@@ -208,7 +212,9 @@ def test_weights_as_they_are_typed() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_an_adapter_finds_its_model(changed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_finds_its_model(
+    changed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a path, relative to the working folder or to the adapter, or beside it; and it is called by its own name."""
     base = changed("base")
     parts = pair(QUERY, 2, 64, 64)

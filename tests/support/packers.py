@@ -35,7 +35,9 @@ def quantized_groups(weight: Tensor, bits: int, size: int) -> tuple[Tensor, Tens
     return numbers.view(weight.shape).int(), scale, zero.int()
 
 
-def gptq(weight: Tensor, bits: int, size: int, *, version: int = 1, order: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+def gptq(
+    weight: Tensor, bits: int, size: int, *, version: int = 1, order: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return the parts of one layer, and its weights."""
     inputs = weight.shape[1]
     group = torch.arange(inputs) // size
@@ -126,7 +128,9 @@ def float8_blocks(weight: Tensor, block: int) -> tuple[dict[str, Tensor], Tensor
     return {"weight": stored, "weight_scale_inv": scales}, want
 
 
-def bitsandbytes4(weight: Tensor, code: list[float], kind: str, size: int = 64, *, nested: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+def bitsandbytes4(
+    weight: Tensor, code: list[float], kind: str, size: int = 64, *, nested: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
     """Blocks in reading order, two numbers a byte, the first in the upper half; the peaks quantized again where `nested`."""
     table, blocks = torch.tensor(code), weight.float().reshape(-1, size)
     peaks = blocks.abs().amax(1)

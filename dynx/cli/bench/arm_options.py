@@ -22,7 +22,19 @@ WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field"}
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(
-    {"adapters", "draft", "backend", "quantize", "device", "dtype", "threads", "profile", "static", "batch_size", "max_length"}
+    {
+        "adapters",
+        "draft",
+        "backend",
+        "quantize",
+        "device",
+        "dtype",
+        "threads",
+        "profile",
+        "static",
+        "batch_size",
+        "max_length",
+    }
     | {"max_disagreement", "confidence", "quality", "guidance", "size", "models"}
 )
 """Options in which one arm may differ from the others; what is measured, and how, is the same for all."""

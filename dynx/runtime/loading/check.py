@@ -89,7 +89,9 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
     _check_code(source, config, "CausalLM")
     check(source, allow_pickle=allow_pickle)
     if scheme_of(source) is not None and not list(source.folder.glob("*.safetensors")):
-        raise UnsupportedModelError(f"{source.name}'s quantized weights are pickled; they are read from safetensors only")
+        raise UnsupportedModelError(
+            f"{source.name}'s quantized weights are pickled; they are read from safetensors only"
+        )
     for adapter in source.adapters:
         lora.check(adapter, allow_pickle=allow_pickle)
 
@@ -107,7 +109,9 @@ def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["
     if (source.folder / PIPELINE).is_file():
         raise UnsupportedModelError(f"{source.name} is a pipeline that draws, not a classifier", hint=CLASSIFIERS)
     if source.adapters:
-        raise UnsupportedModelError(f"{source.name} is an adapter for a classifier; only language models' are folded in", hint=HINT)
+        raise UnsupportedModelError(
+            f"{source.name} is an adapter for a classifier; only language models' are folded in", hint=HINT
+        )
     config = source.config()
     architectures = [str(name) for name in config.get("architectures") or ()]
     if not architectures:

@@ -29,7 +29,9 @@ TEXT_TYPES_OF_FLAT = {"qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_tex
 INSIDE = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.+)")
 """Name of a tensor of the text part inside the whole model."""
 
-OUTSIDE = re.compile(r"(?:model\.)?(?:vision|visual|audio|image|multi_modal|mm_|embed_vision|embed_audio|connector|speech)")
+OUTSIDE = re.compile(
+    r"(?:model\.)?(?:vision|visual|audio|image|multi_modal|mm_|embed_vision|embed_audio|connector|speech)"
+)
 """Beginnings of the names of what isn't text, where the text part has no name of its own."""
 
 
@@ -47,7 +49,11 @@ def text_part(config: Mapping[str, Any]) -> TextPart | None:
         return None
     inner = config.get("text_config") or config.get("llm_config")
     kind = inner.get("model_type") if isinstance(inner, dict) else None
-    kind = kind or TEXT_TYPES_OF_FLAT.get(str(config.get("model_type"))) or (f"{config.get('model_type')}_text" if inner else "")
+    kind = (
+        kind
+        or TEXT_TYPES_OF_FLAT.get(str(config.get("model_type")))
+        or (f"{config.get('model_type')}_text" if inner else "")
+    )
     return TextPart(str(kind), SAME_IN_TEXT.get(str(kind), str(kind)))
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 UNPACKED, PACKED = "unpacked", "packed"
 
 
-def decide(scheme: Scheme, config: dict[str, Any], *, name: str, device: str, dtype: str, whole: str | None) -> Decision[str]:
+def decide(
+    scheme: Scheme, config: dict[str, Any], *, name: str, device: str, dtype: str, whole: str | None
+) -> Decision[str]:
     """Decide between "unpacked" and "packed". `whole` says why the run needs ordinary weights, if it does.
 
     On a processor, weights that dynx can unpack are: its backends compute with them faster than the packages' kernels do there.
@@ -23,7 +25,9 @@ def decide(scheme: Scheme, config: dict[str, Any], *, name: str, device: str, dt
     """
     processor = device.partition(":")[0] == "cpu"
     if scheme.unpackable and (processor or whole):
-        return Decision(UNPACKED, f"{scheme.title}, unpacked to {dtype}" + (f": {whole}" if whole and not processor else ""))
+        return Decision(
+            UNPACKED, f"{scheme.title}, unpacked to {dtype}" + (f": {whole}" if whole and not processor else "")
+        )
     missing = why_not_packed(config, device)
     if missing is None and not (whole and not scheme.unpackable):
         return Decision(PACKED, f"{scheme.title}, computed by its own package")

@@ -80,7 +80,9 @@ def bitsandbytes4(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     facts = json.loads(bytes(state.tolist()).decode("utf-8"))
     peaks = parts["weight.absmax"]
     if "weight.nested_absmax" in parts:
-        nested = parts["weight.nested_absmax"].float().repeat_interleave(int(facts["nested_blocksize"]))[: peaks.numel()]
+        nested = (
+            parts["weight.nested_absmax"].float().repeat_interleave(int(facts["nested_blocksize"]))[: peaks.numel()]
+        )
         peaks = parts["weight.nested_quant_map"].float()[peaks.long()] * nested + float(facts["nested_offset"])
     shape = [int(size) for size in facts["shape"]]
     count = shape[0] * shape[1]

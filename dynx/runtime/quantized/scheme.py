@@ -56,9 +56,7 @@ PACKAGES = {
 }
 """What transformers needs for each."""
 
-UNPACKED = frozenset(
-    {"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "fbgemm_fp8", "modelopt", "mxfp4"}
-)
+UNPACKED = frozenset({"gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "fbgemm_fp8", "modelopt", "mxfp4"})
 """Methods whose weights dynx can unpack by itself."""
 
 COMPRESSED_FORMATS = frozenset(
@@ -125,7 +123,9 @@ def read_scheme(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
 
 def _from_modelopt(algorithm: str) -> Scheme:
     if algorithm not in ("FP8", "NVFP4"):
-        raise UnsupportedModelError(f"its weights are quantized by ModelOpt as {algorithm}; FP8 and NVFP4 can be unpacked")
+        raise UnsupportedModelError(
+            f"its weights are quantized by ModelOpt as {algorithm}; FP8 and NVFP4 can be unpacked"
+        )
     return Scheme("modelopt", {"num_bits": 8 if algorithm == "FP8" else 4})
 
 
@@ -163,12 +163,16 @@ def _of_groups(given: Mapping[str, Any]) -> dict[str, Any]:
     groups = [g for g in (given.get("config_groups") or {}).values() if isinstance(g, dict)]
     for each in (kind, *(g["format"] for g in groups if g.get("format"))):
         if each not in COMPRESSED_FORMATS:
-            raise UnsupportedModelError(f"its weights are in the format {each} of compressed-tensors, which can't be unpacked")
+            raise UnsupportedModelError(
+                f"its weights are in the format {each} of compressed-tensors, which can't be unpacked"
+            )
     sparse = (given.get("sparsity_config") or {}).get("format", "dense")
     if sparse not in ("dense", None):
         raise UnsupportedModelError(f"its weights are sparse ({sparse} of compressed-tensors), which can't be unpacked")
     if given.get("transform_config"):
-        raise UnsupportedModelError("its weights are rotated (transform_config of compressed-tensors), which can't be undone")
+        raise UnsupportedModelError(
+            "its weights are rotated (transform_config of compressed-tensors), which can't be undone"
+        )
     weights = [g["weights"] for g in groups if isinstance(g.get("weights"), dict)]
     widths = sorted({int(w["num_bits"]) for w in weights if w.get("num_bits")})
     first = weights[0] if weights else {}

@@ -72,7 +72,9 @@ def _layouts(scheme: Scheme) -> tuple[Layout, ...]:
             Layout("weight", _rest("SCB", "weight_format"), "SCB", "bitsandbytes8", one),
         ),
         "compressed-tensors": (
-            Layout("weight_packed", _COMPRESSED, "weight_shape", "packed_integers", lambda s: 32 / (s["num_bits"] or 4)),
+            Layout(
+                "weight_packed", _COMPRESSED, "weight_shape", "packed_integers", lambda s: 32 / (s["num_bits"] or 4)
+            ),
             Layout("weight_packed", _COMPRESSED, "weight_scale", "packed_floats", lambda _: 2.0),
             dense,
         ),
@@ -89,7 +91,9 @@ def _layouts(scheme: Scheme) -> tuple[Layout, ...]:
 class Packed:
     """The tensors of a quantized folder by the names that they have once they are unpacked."""
 
-    def __init__(self, folder: Path, scheme: Scheme | None, renamed: Callable[[str], str | None] = lambda name: name) -> None:
+    def __init__(
+        self, folder: Path, scheme: Scheme | None, renamed: Callable[[str], str | None] = lambda name: name
+    ) -> None:
         """`renamed` gives a tensor's name in the model by its name in the files, None for one that is left out.
 
         Raises ModelError for a file that can't be read.
@@ -131,9 +135,13 @@ class Packed:
             if name in taken or (self._scheme and NOT_WEIGHTS.fullmatch(own)):
                 continue
             if (kind := self._place[name].get_slice(name).get_dtype()) in UNPACKABLE_KINDS:
-                raise UnsupportedModelError(f"its {name} is in {kind.lower()}, without scales in a layout that can be unpacked")
+                raise UnsupportedModelError(
+                    f"its {name} is in {kind.lower()}, without scales in a layout that can be unpacked"
+                )
             if name.endswith(".act.scales"):
-                raise UnsupportedModelError(f"its activations are scaled ({name}), which unpacked weights don't make up for")
+                raise UnsupportedModelError(
+                    f"its activations are scaled ({name}), which unpacked weights don't make up for"
+                )
             self._plain.append(name)
 
     @property
