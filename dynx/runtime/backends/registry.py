@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
 
 Name = Literal["torch-eager", "torch-compiled", "torch-graphs", "openvino", "ipex"]
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int4", "file"]
 Key = TypeVar("Key")
 
 TORCH: Name = "torch-eager"
@@ -307,11 +307,15 @@ def load_ipex(eager: EagerBackend, *, trusted: bool) -> Backend:
     return ipex.load(eager.model, trusted=trusted)
 
 
-def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path | None) -> Backend:
-    """Convert `model` for OpenVINO; store it in `cache` where there is one. Raises UnsupportedModelError with the reason."""
+def convert_to_openvino(
+    model: Any, *, precision: Any, threads: int, cache: Path | None, stored: Any = None
+) -> Backend:
+    """Convert `model` for OpenVINO; keep it in `cache` where there is one.
+
+    `stored` reads the weights as the model's file holds them, for the precision "file". Raises UnsupportedModelError with the reason."""
     from dynx.runtime.backends.openvino import decoder as openvino
 
-    return openvino.load(model, precision=precision, threads=threads, cache=cache)
+    return openvino.load(model, precision=precision, threads=threads, cache=cache, stored=stored)
 
 
 def load_converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:
