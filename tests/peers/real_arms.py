@@ -155,6 +155,7 @@ def genai(setup: Setup, names: Sequence[str]) -> Arms:
 
         return run
 
+    properties["scheduler_config"] = no_prefix_cache()
     if wanted("plain", names):
         arms["plain"] = arm(ov.LLMPipeline(place, "CPU", **properties))
     if any(wanted(name, names) for name in GENAI_LOOKUP):
@@ -178,6 +179,16 @@ def genai_model(setup: Setup) -> tuple[str, dict[str, Any]]:
     width = "8" if setup.precision == "int8" else "16"
     exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     return str(Path(setup.openvino) / width), exact if setup.precision == "float32" else {}
+
+
+def no_prefix_cache() -> Any:
+    """Return GenAI's own settings for one text at a time, without its cache of prompts: the next arm has the same prompt."""
+    import openvino_genai as ov
+
+    scheduler = ov.SchedulerConfig()
+    scheduler.enable_prefix_caching = False
+    scheduler.max_num_batched_tokens = 1 << 30  # a prompt in one piece
+    return scheduler
 
 
 def genai_config(setup: Setup, **settings: Any) -> Any:
