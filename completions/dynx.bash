@@ -11,10 +11,10 @@ _dynx_list() {
     'dynx generate')
         commands=''
         options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
-            --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --jsonl --stats
-            --explain --plain --verify --exact --dry-run --backend= --quantize= --profile= --require-profile
-            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --repetition-penalty= --seed= --stop=+ --chat --system= --messages= --lines --field= --batch=
+            --no-stdin --jsonl --stats --explain --plain --verify --exact --dry-run --backend= --quantize=
+            --profile= --require-profile --device= --dtype= --threads= --allow-pickle --trust-remote-code
+            --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
@@ -33,18 +33,19 @@ _dynx_list() {
         ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
-            --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --dry-run --check
-            --device-info --list --show= --export= -o,--output= --import= --remove= --backend= --quantize=
-            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --draft= --data= --tsv --column= --field= --chat --system= --max-disagreement=
+            --confidence= --within= --batch-size= --max-length= --quality= --guidance= --negative= --size=
+            --budget= --dry-run --check --device-info --list --show= --export= -o,--output= --import= --remove=
+            --backend= --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline
+            --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static= --labels=
-            --with=+ --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality= --baseline=
-            --tolerance= --bisect --budget= --export=+ --plot= --backend= --quantize= --device= --dtype=
-            --threads= --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model=+ --data= --field= --chat --system= --runs= --prompts,--inputs= --draft=
+            -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --require-identical
+            --max-disagreement= --min-quality= --baseline= --tolerance= --bisect --budget= --export=+ --plot=
+            --backend= --quantize= --device= --dtype= --threads= --json -q,--quiet+ -v,--verbose+ --color=
+            -h,--help'
         ;;
     esac
 }
@@ -57,7 +58,8 @@ _dynx_value() {
         _dynx_words story; _dynx_hub generate; _dynx_folders ;;
     'dynx generate --draft')
         _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
-    'dynx generate --lookup')
+    'dynx generate --lookup' | \
+    'dynx generate --messages')
         _dynx_files ;;
     'dynx generate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;

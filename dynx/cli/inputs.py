@@ -97,24 +97,35 @@ class BadLine:
 
 def each_line(stdin: BinaryIO | Arrivals) -> Iterator[str | BadLine]:
     """Yield the non-empty lines of stdin as they arrive, including bad ones. Raises UsageError where there are none."""
-    offset, seen = 0, False
-    while line := stdin.readline():
+    return (line for _, line in numbered_lines(stdin))
+
+
+def numbered_lines(
+    stream: BinaryIO | Arrivals, what: str = "stdin", hint: str = "--lines takes one prompt per line"
+) -> Iterator[tuple[int, str | BadLine]]:
+    """Yield the non-empty lines as they arrive, each with its number, counted from 1 over all lines.
+
+    `what` is the stream's name. Raises UsageError, with `hint`, where there are none.
+    """
+    offset, number, seen = 0, 0, False
+    while line := stream.readline():
+        number += 1
         text: str | BadLine
         if isinstance(line, Beginning):
             error = UsageError(f"the line at offset {offset} is longer than {MAX_LINE_BYTES >> 20} MiB")
-            yield BadLine(line[:SHOWN_BYTES].decode("utf-8", "replace") + "…", error)
+            yield number, BadLine(line[:SHOWN_BYTES].decode("utf-8", "replace") + "…", error)
             offset, seen = offset + line.size, True
             continue
         try:
-            text = read(line, "stdin", offset=offset).rstrip("\r\n")
+            text = read(line, what, offset=offset).rstrip("\r\n")
         except UsageError as e:
             text = BadLine(line.decode("utf-8", "replace").rstrip("\r\n"), e)
         offset += len(line)
         if isinstance(text, BadLine) or text.strip():
             seen = True
-            yield text
+            yield number, text
     if not seen:
-        raise UsageError("stdin is empty", hint="--lines takes one prompt per line")
+        raise UsageError(f"{what} is empty", hint=hint)
 
 
 def read_lines(arguments: Sequence[str], stdin: BinaryIO | Arrivals) -> Iterator[str]:

@@ -41,6 +41,8 @@ def _store(terminal: Terminal) -> Any:
 
 def list_profiles(options: Options, terminal: Terminal) -> None:
     """Print a line per profile."""
+    from dynx.runtime.profile import FORMS, TEXT
+
     store = _store(terminal)
     profiles: list[Profile] = list(store.list())
     if options.json:
@@ -53,6 +55,7 @@ def list_profiles(options: Options, terminal: Terminal) -> None:
                 task=p.key.task,
                 model=p.model_name,
                 dtype=p.key.dtype,
+                form=p.key.form,
                 created=p.created,
                 stale=store.stale(p),
                 summary=p.decision["summary"],
@@ -64,9 +67,10 @@ def list_profiles(options: Options, terminal: Terminal) -> None:
     if not profiles:
         terminal.notice(f"no profiles in {store.folder}; dynx calibrate makes one")
     for p in profiles:
+        form = "" if p.key.form == TEXT else f"  [{FORMS[p.key.form]}]"
         note = f"  [unused: {store.stale(p)}]" if store.stale(p) else ""
         name = "".join(c for c in p.model_name if c.isprintable())
-        terminal.write(f"{p.key.id}  {p.key.task}  {name}  {p.key.dtype}  {p.created}{note}\n")
+        terminal.write(f"{p.key.id}  {p.key.task}  {name}  {p.key.dtype}  {p.created}{form}{note}\n")
 
 
 def show(options: Options, terminal: Terminal) -> None:

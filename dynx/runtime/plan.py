@@ -16,7 +16,7 @@ from dynx.runtime.backends.registry import TITLES
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_device, choose_threads, probe
 from dynx.runtime.hashing import model_hash
-from dynx.runtime.profile import ProfileKey, device_key
+from dynx.runtime.profile import TEXT, ProfileKey, device_key
 from dynx.runtime.profile_selection import select_profile
 from dynx.runtime.weights import weights_hash
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
-    from dynx.runtime.profile import Profile
+    from dynx.runtime.profile import Form, Profile
 
 R = TypeVar("R", bound="ModelRequest")
 D = TypeVar("D", bound="Decisions")
@@ -213,11 +213,13 @@ def resolve(
     warn: Callable[[str], None],
     machine: Device | None = None,
     companion: str | None = None,
+    form: Form = TEXT,
     wants_bundled: bool = True,
 ) -> Resolved:
     """Decide device, precision, threads, backend and profile. Raises DynxError.
 
-    `companion` is the hash of a draft model. A profile that came with the model is left out unless `wants_bundled`.
+    `companion` is the hash of a draft model, `form` what the prompts are. A profile that came with the
+    model is left out unless `wants_bundled`.
     """
     machine = machine or probe()
     device, threads = choose_device(request.device, machine), choose_threads(request.threads, machine)
@@ -229,6 +231,7 @@ def resolve(
         device=device_key(machine.fingerprint, device.value, threads.value),
         dtype=dtype.value,
         quantization=request.quantize,
+        form=form,
     )
     found = select_profile(
         key,

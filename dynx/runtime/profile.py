@@ -19,7 +19,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from dynx.errors import DynxError
 from dynx.runtime.hashing import hash_json
@@ -64,6 +64,14 @@ class ProfileError(DynxError):
         self.kind = kind
 
 
+Form = Literal["text", "chat"]
+"""What a language model's prompts are: plain texts, or chats in the model's template."""
+
+TEXT: Form = "text"
+FORMS: Mapping[Form, str] = {"text": "plain texts", "chat": "chats"}
+"""Their names in messages."""
+
+
 @dataclass(frozen=True)
 class ProfileKey:
     """What a profile holds for; two runs share a profile only when all of this is equal."""
@@ -74,11 +82,19 @@ class ProfileKey:
     device: str  # fingerprint
     dtype: str
     quantization: str = "none"
+    form: Form = TEXT
 
     @property
     def id(self) -> str:
         """12 hex digits that follow from the key alone, the same on every machine and in every release."""
-        return hash_json(asdict(self))[:ID_HEX]
+        return hash_json(self.to_json())[:ID_HEX]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the parts; the form of plain texts is left out, as it was before there were others."""
+        parts = asdict(self)
+        if self.form == TEXT:
+            del parts["form"]
+        return parts
 
     def differences(self, other: ProfileKey) -> tuple[str, ...]:
         """Name the fields in which two keys differ."""
@@ -97,6 +113,7 @@ class ProfileKey:
             "device": _device_apart(self.device, other.device, device),
             "dtype": f"in {self.dtype}, not {other.dtype}",
             "quantization": f"with {_weights(self.quantization)}, not with {_weights(other.quantization)}",
+            "form": f"on {FORMS[self.form]}, not {FORMS[other.form]}",
         }
         return " and ".join(said[name] for name in self.differences(other))
 
@@ -194,9 +211,8 @@ class Profile:
             if item.name == "extra":
                 document |= {name: _canonical(value[name], name) for name in sorted(value) if name not in document}
             elif item.name in ("key", "arrays") and value is not None:  # these keep the order of their own fields
-                document[item.name] = {
-                    name: _canonical(part, f"{item.name}.{name}") for name, part in asdict(value).items()
-                }
+                parts = value.to_json() if isinstance(value, ProfileKey) else asdict(value)
+                document[item.name] = {name: _canonical(part, f"{item.name}.{name}") for name, part in parts.items()}
             else:
                 document[item.name] = _canonical(value, item.name)
         document["id"] = self.key.id
@@ -287,6 +303,7 @@ def _from_document(document: dict[str, Any]) -> Profile:
     key = ProfileKey(
         **{name: _take(parts, name, str, "key.") for name in ("task", "model", "device", "dtype", "quantization")},
         companion=None if parts.get("companion", "") is None else _take(parts, "companion", str, "key."),
+        form=_take_form(parts),
     )
     identity = _take(document, "id", str)
     if identity != key.id or parts.keys() - asdict(key).keys():  # one more part makes another key
@@ -344,6 +361,15 @@ def _take_time(document: dict[str, Any]) -> str:
     if offset != dt.timedelta(0):
         raise ProfileError(ProfileFault.BAD_VALUE, "created isn't an ISO 8601 time in UTC")
     return created
+
+
+def _take_form(parts: dict[str, Any]) -> Form:
+    form: Form = parts.get("form", TEXT)
+    if form not in FORMS:
+        raise ProfileError(
+            ProfileFault.BAD_VALUE, f"key.form is {form!r:.40}, and this dynx knows {' and '.join(FORMS)}"
+        )
+    return form
 
 
 def _take_arrays(document: dict[str, Any]) -> ArraysFile | None:

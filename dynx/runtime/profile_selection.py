@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.errors import InvalidInput, NoProfileError
 from dynx.runtime.decision import Decision
-from dynx.runtime.profile import Profile, ProfileError, ProfileKey, read_arrays, unpack
+from dynx.runtime.profile import FORMS, Profile, ProfileError, ProfileKey, read_arrays, unpack
 from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folder
 from dynx.runtime.weights import why_others
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+
+GENERATE = "generate"
+"""The task whose prompts have several forms."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class SelectedProfile:
     bundled: bool = False
     """Whether it came with the model."""
     wanted: bool = True
+    aside: str = ""
+    """What there is to know of it besides, to follow the date."""
     refused: str | None = None
     """Why one that was found isn't used."""
 
@@ -38,7 +44,7 @@ class SelectedProfile:
     def decision(self) -> Decision[str]:
         """In words."""
         if self.profile is not None:
-            where = "came with the model" if self.bundled else f"measured {self.profile.created}"
+            where = "came with the model" if self.bundled else f"measured {self.profile.created}{self.aside}"
             return Decision(self.profile.key.id, where)
         if self.refused is not None:
             return Decision("none", self.refused)
@@ -59,10 +65,11 @@ def select_profile(
 ) -> SelectedProfile:
     """Select the profile for `key`; `wanted` is an id, "none", or None for any that fits; `bundled` the file beside the model.
 
-    `weights` gives the hash of the model's weights, and is asked only where there is a profile. A bundled profile meets the
-    requirement unless it must have been `measured_here`. Raises NoProfileError where one is
-    `required` and missing; InvalidInput where what is asked for contradicts itself or was measured under other conditions.
-    What can't be read or was measured on other weights is warned of and passed over.
+    A profile measured on another form of prompts stands in where none is required. `weights` gives the hash of the model's
+    weights, and is asked only where there is a profile. A bundled profile meets the requirement unless it must have been
+    `measured_here`. Raises NoProfileError where one is `required` and missing; InvalidInput where what is asked for contradicts
+    itself or was measured under other conditions. What can't be read or was measured on other weights is warned of and passed
+    over.
     """
     if plain or wanted == "none":
         if required:
@@ -71,6 +78,8 @@ def select_profile(
         return SelectedProfile(wanted=False)
     store = ProfileStore(profiles_folder(), warn)
     profile = store.get(wanted) if wanted is not None else store.find(key)
+    if profile is None and not required:
+        profile = _other_form(store, key)
     refused: str | None = None
     if profile is not None:
         if other := _conditions(profile, key):
@@ -83,7 +92,8 @@ def select_profile(
             raise InvalidInput(f"profile {profile.key.id} can't be used: {refused}")
         try:
             if refused is None:
-                return SelectedProfile(profile, store.arrays(profile))
+                aside = "" if profile.key.form == key.form else f" on {FORMS[profile.key.form]}"
+                return SelectedProfile(profile, store.arrays(profile), aside=aside)
             warn(f"profile {profile.key.id} isn't used: {refused}")
         except ProfileError as e:
             warn(f"profile {profile.key.id} ignored: {e}")
@@ -95,6 +105,13 @@ def select_profile(
             raise NoProfileError(f"no profile fits the model here{why}")
         return SelectedProfile(refused=refused)
     return found
+
+
+def _other_form(store: ProfileStore, key: ProfileKey) -> Profile | None:
+    """Return the profile that differs only in what the prompts were: its costs hold, and its acceptance is a beginning."""
+    others = [form for form in FORMS if form != key.form]
+    found = [store.find(replace(key, form=form)) for form in others] if key.task == GENERATE else []
+    return next((profile for profile in found if profile is not None), None)
 
 
 def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Callable[[str], None]) -> SelectedProfile:
@@ -120,13 +137,14 @@ def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Calla
 
 def _elsewhere(profile: Profile, key: ProfileKey) -> str:
     """How else than by the device two keys differ, in words; empty where they don't."""
-    return profile.key.told_apart(replace(key, device=profile.key.device))
+    return profile.key.told_apart(replace(key, device=profile.key.device, form=profile.key.form))
 
 
 def _conditions(profile: Profile, key: ProfileKey) -> str:
     """How the conditions of a profile differ from those of a run, in words; empty where they don't.
 
-    A run without a draft model may use what was measured with one: the target's passes are the same.
+    A run without a draft model may use what was measured with one, and a run of chats what was measured on texts, or the other
+    way round: the target's passes are the same.
     """
-    run = key if key.companion is not None else replace(key, companion=profile.key.companion)
+    run = replace(key, form=profile.key.form, companion=key.companion or profile.key.companion)
     return profile.key.told_apart(run, device_name(profile))

@@ -30,6 +30,7 @@ from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
+from dynx.speculation.kept_cache import KeptCache
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.types import DrafterTally, DraftSource, FinishReason, Receipt, RedecodeStats, Request, Token
@@ -128,8 +129,11 @@ class Engine:
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
 
-    def start(self, request: Request, policy: Policy | None = None) -> Run:
+    def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
+
+        `kept` is the cache of an earlier run of this engine, which is used up: what it shares with the prompt isn't read again.
+        Where the target can't roll back, or the text must be exact, the whole prompt is read.
 
         Raises InputError if the prompt doesn't fit the model's context.
         """
@@ -137,7 +141,9 @@ class Engine:
         drafters = self._open_drafters(request)
         if policy is None:
             policy = self._dynamic(request) if drafters else Plain()
-        return Run(self, request, policy, drafters)
+        if self.exact is not None or not self.target.can_rollback.value:
+            kept = None
+        return Run(self, request, policy, drafters, kept)
 
     def check(self, request: Request) -> None:
         """Raise InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
@@ -210,11 +216,19 @@ class Engine:
 class Run:
     """One continuation in progress: iterating yields its tokens, and its receipt is available at any time."""
 
-    def __init__(self, engine: Engine, request: Request, policy: Policy, drafters: dict[DraftSource, Drafter]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        policy: Policy,
+        drafters: dict[DraftSource, Drafter],
+        kept: KeptCache | None = None,
+    ) -> None:
         self.request = request
         self._engine, self._policy, self._drafters = engine, policy, drafters
         self._clock = engine.clock
-        self._session: Session = engine.target.open()
+        self._reused = 0 if kept is None else kept.resume(request.prompt)
+        self._session: Session = kept.session if kept is not None and self._reused else engine.target.open()
         self._tokens: list[int] = list(request.prompt)
         self._verifier = Verifier(request, engine.target.vocab, engine.entropy())
         before = request.prompt if request.continues else ()
@@ -240,13 +254,18 @@ class Run:
         """The ids written so far."""
         return self._tokens[len(self.request.prompt) :]
 
+    @property
+    def kept(self) -> KeptCache:
+        """The cache as it is now, for a run to come; this run must not go on then."""
+        return KeptCache(self._session, self._tokens[: self._session.length])
+
     def __iter__(self) -> Iterator[Token]:
         """Yield the tokens as they are verified."""
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
         self._session.set_padded_length(1)  # a text doesn't depend on those before it
-        row = self._session.forward(self._tokens, keep=1)
+        row = self._session.forward(self._tokens[self._reused :], keep=1)
         self._session.set_padded_length(1)
         kept = self._verifier.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
@@ -445,9 +464,12 @@ class Run:
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
             guarantee=self._verifier.guarantee(
-                self._engine.target, exact=self._engine.batch_invariant or self._exact is not None
+                self._engine.target,
+                # A cache that wasn't written by one pass over the prompt may hold other bits.
+                exact=not self._reused and (self._engine.batch_invariant or self._exact is not None),
             ),
             plain_seconds=self._plain_seconds or None,
             plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
             exact=self._redecode_stats,
+            reused_tokens=self._reused,
         )

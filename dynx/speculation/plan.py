@@ -30,6 +30,8 @@ class GeneratorRequest(ModelRequest):
     draft: str = field(default="auto", kw_only=True)
     lookup: Path | None = field(default=None, kw_only=True)
     exact: bool = field(default=False, kw_only=True)
+    chat: bool = field(default=False, kw_only=True)
+    """Whether prompts run in the model's chat template, which a profile may have been measured on."""
 
 
 @dataclass(kw_only=True)
@@ -64,5 +66,16 @@ class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
 
     @property
     def fitted(self) -> dict[str, Any]:
-        """The profile's fitted values of the drafters; empty without one."""
-        return {} if self.profile is None else self.profile.fitted
+        """The profile's fitted values of the drafters; empty without one.
+
+        A profile of other prompts, texts for chats or chats for texts, doesn't say which drafters are worth having.
+        """
+        if self.profile is None:
+            return {}
+        left_out = ("origins", "lookup") if self.of_other_prompts else ()
+        return {name: value for name, value in self.profile.fitted.items() if name not in left_out}
+
+    @property
+    def of_other_prompts(self) -> bool:
+        """Whether the profile was measured on texts and this run is of chats, or the other way round."""
+        return self.profile is not None and self.profile.key.form != self.key.form

@@ -55,6 +55,7 @@ def make_plan(
         warn=warn,
         machine=machine,
         companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
+        form="chat" if request.chat else "text",
         wants_bundled=request.draft == "auto" and request.lookup is None,
     )
     plan = GeneratorPlan(
@@ -286,6 +287,8 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
     acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
     if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
         plan.drop_profile("its contents can't be used", lambda _: None)
+    if plan.of_other_prompts:
+        acceptance_profile.rate = None
     if plan.auto and plan.request.lookup is None:
         acceptance_profile.regret_budget = 0.0
     return acceptance_profile

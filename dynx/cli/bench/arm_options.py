@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["options", "peer"]
 
-WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions))
+WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field"}
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.bench import arm_options
 from dynx.cli.bench.task import Prepared, conditions, settings
 from dynx.cli.bench.values import parse_lengths, tolerance_or
-from dynx.cli.calibration_data import read_prompts
-from dynx.cli.generate.model import open_plan
+from dynx.cli.generate.model import hint_template, open_plan
+from dynx.cli.prompts import Prompt, is_chat, read_data
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,25 +40,32 @@ class Settings:
     prompts: int = 4
     static: str = "1-10"
     temperature: float = 0.0
+    field: str | None = None
+    chat: bool = False
+    system: str | None = None
 
 
 def prepare(request: Request, terminal: Terminal) -> Prepared:
     """Build the arms and their prompts, and the function that builds a result from the measurements."""
     from dynx.bench.arms.generation import Task, own_arms
-    from dynx.bench.builtin_inputs import PROMPTS
     from dynx.runtime.hashing import text_hash
 
     own = settings(request, Settings)
     lengths = parse_lengths(own.static)
-    texts = list(PROMPTS if request.data is None else read_prompts(request.data))[: own.prompts]
+    prompts = read_prompts(request, own, terminal)[: own.prompts]
+    chat = is_chat(prompts, chat=own.chat, system=own.system)
+    request = replace(request, chat=chat)
     assembly = open_plan(make_plan(request, terminal), terminal)
+    hint_template(assembly, terminal)
     plan = assembly.plan
     seed = 0 if own.temperature else None
     sampling = assembly.sampling(own.temperature, seed=seed)
     task = Task(own.max_new_tokens, sampling, assembly.end_tokens, assembly.settings.stop)
-    cases = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
+    cases = [encoded(prompt, request, assembly) for prompt in prompts]
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
-    arms += further_arms(request, assembly, task, lengths, dict(zip(map(tuple, cases), texts, strict=True)), terminal)
+    by_case = dict(zip(map(tuple, cases), prompts, strict=True))
+    arms += further_arms(request, assembly, task, lengths, by_case, terminal)
+    form: dict[str, Any] = {"chat": True, "system": own.system} if chat else {}
     header = conditions(
         plan,
         drafter=plan.drafter.name if plan.drafter else None,
@@ -66,15 +73,35 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         draft=assembly.drafts,
         backend=assembly.decisions.backend.value,
         quantization=plan.key.quantization,
-        data_hash=text_hash(texts),
+        data_hash=text_hash([prompt.identity for prompt in prompts]),
         tokens_per_answer=own.max_new_tokens,
         temperature=own.temperature,
+        **form,
     )
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
         return judged(measured, confidence, request, header, assembly, cases)
 
     return Prepared(TASK, arms, cases, header, own.runs, conclude)
+
+
+def read_prompts(request: Request, own: Settings, terminal: Terminal) -> list[Prompt]:
+    """Return the prompts of `--data`, or the ones to measure on where none are brought."""
+    from dynx.bench.builtin_inputs import PROMPTS
+
+    if request.data is not None:
+        return read_data(request.data, own.field, terminal.warn)
+    if own.field is not None:
+        raise UsageError("--field requires --data")
+    return [Prompt(text) for text in PROMPTS]
+
+
+def encoded(prompt: Prompt, request: Request, assembly: LoadedGenerator) -> list[int]:
+    """Return a prompt's token ids. Raises UsageError for what the model's chat template doesn't take."""
+    from dynx.speculation.chat import encode
+
+    name = assembly.plan.source.name
+    return encode(assembly.tokenizer, prompt.content, chat=bool(request.chat), system=request.system, model=name)[0]
 
 
 def make_plan(request: Request, terminal: Terminal) -> GeneratorPlan:
@@ -95,6 +122,7 @@ def request_of(request: Request) -> GeneratorRequest:
         backend=str(own.backend),
         quantize=str(own.quantize),
         profile=request.profile,
+        chat=own.chat or own.system is not None,
         **request.for_request(),
     )
 
@@ -139,7 +167,7 @@ def further_arms(
     assembly: LoadedGenerator,
     task: Task,
     lengths: Sequence[int],
-    texts: dict[tuple[int, ...], str],
+    prompts: dict[tuple[int, ...], Prompt],
     terminal: Terminal,
 ) -> list[Arm[list[int]]]:
     """Build the arms of --arm."""
@@ -169,17 +197,19 @@ def further_arms(
         group: Group = (
             "external" if other.plan.key.model != assembly.plan.key.model else "static" if fixed else "dynamic"
         )
-        run = retokenized(chosen, other, texts) if group == "external" else chosen
+        run = retokenized(chosen, other, prompts, request) if group == "external" else chosen
         arm = replace(run, name=one.name, group=group, reference=False)
         arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
 
-def retokenized(arm: Arm[list[int]], assembly: LoadedGenerator, texts: dict[tuple[int, ...], str]) -> Arm[list[int]]:
-    """Return an arm of another model that gets the same texts, tokenized by its own tokenizer."""
+def retokenized(
+    arm: Arm[list[int]], assembly: LoadedGenerator, prompts: dict[tuple[int, ...], Prompt], request: Request
+) -> Arm[list[int]]:
+    """Return an arm of another model that gets the same prompts, by its own tokenizer and chat template."""
 
     def run(case: list[int]) -> Outcome:
-        return arm.run(list(assembly.tokenizer(texts[tuple(case)])["input_ids"]))
+        return arm.run(encoded(prompts[tuple(case)], request, assembly))
 
     return replace(arm, run=run)
 

@@ -42,7 +42,7 @@ def check(options: Options, terminal: Terminal) -> None:
     module = bench.task_of(asked)
     plan = module.make_plan(asked, Terminal(quiet=2))
     profile = plan.profile
-    if profile is None:
+    if profile is None or profile.key.form != plan.key.form:
         raise NoProfileError(absent(plan), hint=f"dynx calibrate -m {options.model} measures one")
     asked = replace(asked, **promised(profile, options, module))
     bench.check_tasks(asked, [(asked, module)])
@@ -68,6 +68,8 @@ def request_of(options: Options) -> Request:
         tsv=options.tsv or None,
         column=options.column,
         field=options.field,
+        chat=options.chat or None,
+        system=options.system,
         max_length=options.max_length,
         within=options.within,
         quality=options.quality,

@@ -35,7 +35,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a text-to-image pipeline")
-    refuse(options, ("tsv", "column", "field", "within", "max_length", "quantize"), "is a text-to-image pipeline")
+    others = ("tsv", "column", "field", "chat", "system", "within", "max_length", "quantize")
+    refuse(options, others, "is a text-to-image pipeline")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
     request = ImageGeneratorRequest(

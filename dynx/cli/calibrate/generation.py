@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
+from dynx.cli.generate.model import hint_template
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from dynx.cli.console import Terminal
     from dynx.cli.options.calibrate import Options
+    from dynx.cli.prompts import Prompt
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.calibrate import Findings
     from dynx.speculation.plan import GeneratorPlan
@@ -26,20 +28,25 @@ MIN_ANSWER_TOKENS = 16
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure costs and acceptance, store the profile, and report."""
-    others = ("tsv", "column", "field", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
+    others = ("tsv", "column", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "is a language model")
     budget = BUDGET_SECONDS if options.budget is None else options.budget
-    from dynx.cli.calibration_data import read_prompts
+    from dynx.bench.builtin_inputs import PROMPTS
+    from dynx.cli.prompts import Prompt, is_chat, read_data
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 
-    texts = read_prompts(options.data) if options.data else []
+    if options.field is not None and options.data is None:
+        raise UsageError("--field requires --data")
+    prompts = read_data(options.data, options.field, terminal.warn) if options.data else []
+    chat = is_chat(prompts, chat=options.chat, system=options.system)
     request = GeneratorRequest(
         options.model,
         draft=options.draft,
         backend=str(options.backend or "auto"),
         quantize=str(options.quantize or "none"),
         profile="none",  # what is stored must not colour what is measured
+        chat=chat,
         **options.for_request(),
     )
     plan = make_plan(request, warn=terminal.warn)
@@ -48,27 +55,32 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         return
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, clock=time.perf_counter)
     terminal.clear_status()
+    hint_template(assembly, terminal)
     from dynx.speculation import calibrate as learning
 
-    prompts = fitting(texts, assembly)
+    if chat and not prompts:
+        prompts = [Prompt(text) for text in PROMPTS]
+    cases = fitting(prompts, assembly, chat=chat, system=options.system)
     with terminal.progress(f"calibrating {plan.source.name}") as move:
         found = learning.calibrate(
             assembly,
             budget=budget,
             clock=time.perf_counter,
-            prompts=prompts,
+            prompts=cases,
             progress=lambda share, what: move(share, 1.0, what),
         )
     report(found, assembly, terminal, options)
     store(found.profile, terminal)
 
 
-def fitting(texts: list[str], assembly: LoadedGenerator) -> list[list[int]]:
-    """Return the token ids of the texts that leave room for an answer. Raises UsageError if none of them does."""
-    limit = assembly.engine.target.context
-    prompts = [list(assembly.tokenizer(text)["input_ids"]) for text in texts]
-    short = [prompt for prompt in prompts if limit is None or len(prompt) + MIN_ANSWER_TOKENS <= limit]
-    if prompts and not short:
+def fitting(prompts: list[Prompt], assembly: LoadedGenerator, *, chat: bool, system: str | None) -> list[list[int]]:
+    """Return the token ids of the prompts that leave room for an answer. Raises UsageError if none of them does."""
+    from dynx.speculation.chat import encode
+
+    limit, name = assembly.engine.target.context, assembly.plan.source.name
+    cases = [encode(assembly.tokenizer, p.content, chat=chat, system=system, model=name)[0] for p in prompts]
+    short = [case for case in cases if limit is None or len(case) + MIN_ANSWER_TOKENS <= limit]
+    if cases and not short:
         raise UsageError(f"--data has only prompts too long for the model's context of {limit} tokens")
     return short
 
@@ -105,7 +117,8 @@ def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, optio
     console.print(table_of(found, assembly))
     kernels = assembly.decisions.backend
     console.print(f"backend {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
-    console.print(f"{assembly.plan.source.name}: {found.summary}", soft_wrap=True, markup=False)
+    on = ", on chats" if assembly.plan.request.chat else ""
+    console.print(f"{assembly.plan.source.name}{on}: {found.summary}", soft_wrap=True, markup=False)
 
 
 def table_of(found: Findings, assembly: LoadedGenerator) -> Table:

@@ -11,8 +11,6 @@ tab-separated table or per line of JSON. A reader thread (`windows`) hands over 
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import threading
 from collections import deque
@@ -21,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dynx.cli.json_lines import NotAnObjectError, parse_object
 from dynx.cli.pieces import lines, not_utf8, shown, undecoded
 from dynx.cli.tables import table
 from dynx.errors import UsageError
@@ -272,22 +271,10 @@ def _json_row(found: Line, key: str) -> _Row:
     line, size, bad, _, _ = found
     if bad is not None:
         return _Row(None, size, bad, line)
-    if not line.strip():
-        return _Row(None, size, "an empty line, not JSON", line)
     try:
-        value = json.loads(line, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
-        if "\\ud" in line or "\\uD" in line:
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as e:
-        return _Row(None, size, f"not JSON: {e.msg} at character {e.pos + 1}", line)
-    except UnicodeEncodeError:
-        return _Row(None, size, "not text: half of a surrogate pair", line)
-    except RecursionError:
-        return _Row(None, size, "JSON is nested too deeply", line)
-    except ValueError as e:
-        return _Row(None, size, f"not JSON: {e}", line)
-    if not isinstance(value, dict):
-        return _Row(None, size, "not a JSON object", line)
+        value = parse_object(line)
+    except NotAnObjectError as e:
+        return _Row(None, size, str(e), line)
     text = value.get(key)
     if isinstance(text, str):
         if _is_pair(value, key):
@@ -295,26 +282,6 @@ def _json_row(found: Line, key: str) -> _Row:
         return _Row(text, size, original=value)
     reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
     return _Row(None, size, reason, line, value)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object from JSON pairs. Raises ValueError for a key that occurs twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f'the key "{next(key for key in keys if keys.count(key) > 1)[:40]}" occurs twice')
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"{digits[:20]} is too large")
-    return value
 
 
 def windows(

@@ -10,18 +10,19 @@ from dynx.cli.generate.verify import verify_answer
 if TYPE_CHECKING:
     from dynx.cli.generate.output import Printer
     from dynx.cli.options.generate import Options
+    from dynx.cli.prompts import Prompt
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
 
 
-def answer(index: int, prompt: str, options: Options, assembly: LoadedGenerator, printer: Printer) -> Run:
+def answer(index: int, prompt: Prompt, options: Options, assembly: LoadedGenerator, printer: Printer) -> Run:
     """Continue one prompt. Raises InputError where it can't be."""
     run_ = assembly.engine.start(make_request(prompt, options, assembly))
     show(index, prompt, run_, options, assembly, printer)
     return run_
 
 
-def show(index: int, prompt: str, run_: Run, options: Options, assembly: LoadedGenerator, printer: Printer) -> None:
+def show(index: int, prompt: Prompt, run_: Run, options: Options, assembly: LoadedGenerator, printer: Printer) -> None:
     """Print an answer as it is generated."""
     pieces: list[str] = []
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.generate.answers import answer, show
 from dynx.cli.generate.model import make_request
-from dynx.cli.inputs import BadLine
+from dynx.cli.prompts import BadPrompt, Prompt
 from dynx.cli.stdin import rows_asked
 from dynx.errors import DynxError
 from dynx.runtime.inputs import InputError
@@ -38,7 +38,7 @@ class _Turn:
     """An answer in progress, or the error of its prompt."""
 
     index: int
-    prompt: str
+    prompt: Prompt | BadPrompt
     row: SequenceRun | None = None
     error: DynxError | None = None
 
@@ -48,7 +48,7 @@ class Lines:
 
     def __init__(
         self,
-        prompts: Iterator[str | BadLine],
+        prompts: Iterator[Prompt | BadPrompt],
         arrivals: Arrivals,
         options: Options,
         assembly: LoadedGenerator,
@@ -58,7 +58,7 @@ class Lines:
         self._prompts, self._arrivals, self._terminal = prompts, arrivals, terminal
         self._options, self._assembly, self._printer = options, assembly, printer
         self._begun = self._failed = 0  # answers
-        self._waiting: deque[str | BadLine] = deque()  # read, not begun
+        self._waiting: deque[Prompt | BadPrompt] = deque()  # read, not begun
         self._turns: deque[_Turn] = deque()  # begun in the batch, not shown
         self._broken: DynxError | None = None  # what ended the reading
         self._ended = False
@@ -117,7 +117,7 @@ class Lines:
     def _alone(self) -> None:
         """Answer the next prompt outside a batch."""
         turn = self._next_turn()
-        if turn.error is None:
+        if isinstance(turn.prompt, Prompt):
             try:
                 receipt = answer(turn.index, turn.prompt, self._options, self._assembly, self._printer).receipt()
             except InputError as e:
@@ -128,9 +128,9 @@ class Lines:
         self._tell(turn)
 
     def _next_turn(self) -> _Turn:
-        line = self._waiting.popleft()
+        prompt = self._waiting.popleft()
         index, self._begun = self._begun, self._begun + 1
-        return _Turn(index, line.text, error=line.error) if isinstance(line, BadLine) else _Turn(index, line)
+        return _Turn(index, prompt, error=prompt.error if isinstance(prompt, BadPrompt) else None)
 
     def _tell(self, turn: _Turn) -> None:
         """Write the error of a prompt in its place."""
@@ -151,7 +151,7 @@ class Lines:
         while self._turns:
             turn = self._turns.popleft()
             self._tell(turn)
-            if turn.row is not None:
+            if turn.row is not None and isinstance(turn.prompt, Prompt):
                 show(turn.index, turn.prompt, turn.row, self._options, self._assembly, self._printer)
             if not self._turns:
                 self._batch.step()
@@ -164,7 +164,7 @@ class Lines:
                 break
             turn = self._next_turn()
             self._turns.append(turn)
-            if turn.error is not None:
+            if not isinstance(turn.prompt, Prompt):
                 continue
             try:
                 turn.row = self._batch.sequence(make_request(turn.prompt, self._options, self._assembly))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
 from dynx.cli.generate.answers import answer
-from dynx.cli.generate.model import open_model
+from dynx.cli.generate.conversation import can_converse, converse
+from dynx.cli.generate.model import hint_template, open_model
 from dynx.cli.generate.output import Document, JsonLines, Printer, Text, explain
 from dynx.cli.generate.stats import NAMES
 from dynx.cli.generate.verify import check
-from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
+from dynx.cli.inputs import NoInputError, read_prompt, refuse_dash, typed
+from dynx.cli.prompts import Prompt, each_prompt, is_chat, read_conversation
 from dynx.cli.remedy import telling_the_remedy
 from dynx.cli.stdin import Arrivals, rows_asked
 from dynx.errors import DynxError, UsageError
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dynx.cli.options.generate import Options
+    from dynx.cli.prompts import BadPrompt
     from dynx.runtime.decision import Decision
     from dynx.speculation.plan import GeneratorPlan
 
@@ -46,18 +51,26 @@ def run(options: Options) -> None:
             plan = make_plan(request, warn=terminal.warn)
         print_plan("generate", plan, options, terminal, _on_loading(plan, options))
         return
+    if can_converse(options):
+        converse(options, terminal)
+        return
     prompts, arrivals = read_prompts(options, terminal)
+    first = next(prompts)
+    request = replace(options.request(), chat=is_chat([first], chat=options.chat, system=options.system))
     failed = 0
-    assembly = open_model(options.request(), terminal, put_off=True)
+    assembly = open_model(request, terminal, put_off=True)
+    hint_template(assembly, terminal)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)
     try:  # whatever ends it early, Ctrl-C or an error, what was written by then is kept
         if arrivals is not None:
             from dynx.cli.generate.batch_mode import Lines
 
-            failed = Lines(prompts, arrivals, options, assembly, printer, terminal).answer_all()
+            failed = Lines(chain([first], prompts), arrivals, options, assembly, printer, terminal).answer_all()
         else:
-            answer(0, str(next(prompts)), options, assembly, printer)
+            if not isinstance(first, Prompt):
+                raise first.error
+            answer(0, first, options, assembly, printer)
     finally:
         printer.close()
     if options.explain:
@@ -68,38 +81,50 @@ def run(options: Options) -> None:
         raise DynxError(f"{failed} prompt{' has' if failed == 1 else 's have'} no answer")
 
 
-def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[str | BadLine], Arrivals | None]:
+def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[Prompt | BadPrompt], Arrivals | None]:
     """Return the prompts, and with --lines which have arrived. Raises UsageError before a model is loaded if there is none."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
             raise UsageError("--lines reads stdin, which --no-stdin forbids")
+        if options.messages is not None:
+            raise UsageError(
+                "--lines and --messages exclude each other", hint="a conversation per line: --lines --field messages"
+            )
         rows_asked(options.batch)
         arrivals = Arrivals(sys.stdin.buffer)
         refuse_dash(arguments)
-        return _ahead(_with(each_line(arrivals), " ".join(arguments))), arrivals
+        return _with(each_prompt(arrivals, options.field), " ".join(arguments)), arrivals
     if options.batch != "auto":
         raise UsageError("--batch requires --lines")
+    if options.field is not None:
+        raise UsageError("--field requires --lines")
+    if options.messages is not None:
+        return iter([_conversation(options, arguments, terminal)]), None
     prompt = read_prompt(arguments, sys.stdin.buffer, never=options.no_stdin, say=terminal.notice)
     if prompt is None:
         raise NoInputError("no prompt", hint='for example: dynx generate "Once upon a time"')
-    return iter([prompt]), None
+    return iter([Prompt(prompt)]), None
 
 
-def _with(lines: Iterator[str | BadLine], after: str) -> Iterator[str | BadLine]:
-    """Yield each line with the argument after it."""
-    for line in lines:
-        yield line if isinstance(line, BadLine) or not after else f"{line}\n{after}"
+def _conversation(options: Options, arguments: list[str], terminal: Terminal) -> Prompt:
+    """Return the conversation of --messages, with PROMPT as the user's next message. Raises UsageError."""
+    path = options.messages or "-"
+    if path == "-" and options.no_stdin:
+        raise UsageError("--messages - reads stdin, which --no-stdin forbids")
+    if path == "-" and "-" in arguments:
+        raise UsageError("- can be given only once")
+    found = read_conversation(path, sys.stdin.buffer)
+    if not arguments:
+        return found
+    never = options.no_stdin or path == "-"
+    return found.followed_by(read_prompt(arguments, sys.stdin.buffer, never=never, say=terminal.notice) or "")
 
 
-def _ahead(prompts: Iterator[str | BadLine]) -> Iterator[str | BadLine]:
-    first = next(prompts)
-
-    def all_of_them() -> Iterator[str | BadLine]:
-        yield first
-        yield from prompts
-
-    return all_of_them()
+def _with(prompts: Iterator[Prompt | BadPrompt], after: str) -> Iterator[Prompt | BadPrompt]:
+    """Yield each prompt with the argument after it."""
+    for prompt in prompts:
+        yield prompt.followed_by(after) if isinstance(prompt, Prompt) else prompt
 
 
 def _on_loading(plan: GeneratorPlan, options: Options) -> dict[str, Decision[Any]]:

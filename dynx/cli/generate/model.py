@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dynx.cli.inputs import typed
-from dynx.errors import UsageError
-from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
+    from dynx.cli.options.generate import Options
+    from dynx.cli.prompts import Prompt
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.plan import GeneratorPlan, GeneratorRequest
     from dynx.speculation.types import Request
@@ -43,27 +43,28 @@ def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False)
     return loaded
 
 
-def make_request(prompt: str, options: Any, assembly: LoadedGenerator) -> Request:
+def hint_template(assembly: LoadedGenerator, terminal: Terminal) -> None:
+    """Tell a person whose prompts run as plain texts that the model has a chat template."""
+    from dynx.speculation.chat import has_template
+
+    plan = assembly.plan
+    if terminal.interactive and not plan.request.chat and has_template(assembly.tokenizer):
+        terminal.notice(f"{plan.source.name} has a chat template; `chat` applies it")
+
+
+def make_request(prompt: Prompt, options: Options, assembly: LoadedGenerator) -> Request:
     """Build token ids and settings for the engine. Raises UsageError without chat template, InputError for a rejected prompt."""
+    from dynx.speculation.chat import encode
     from dynx.speculation.types import Request
 
-    tokenizer = assembly.tokenizer
     stop = tuple(typed(text, "--stop") for text in options.stop or ())
-    system = None if options.system is None else typed(options.system, "--system")
-    chat = options.chat or system is not None
-    if chat:
-        if not getattr(tokenizer, "chat_template", None):
-            raise UsageError(f"{assembly.plan.source.name} has no chat template", hint="leave out --chat and --system")
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": prompt})
-        try:
-            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
-            reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise InputError(f"{assembly.plan.source.name}'s chat template rejects this prompt: {reason}") from None
-        ids = list(encoded["input_ids"])
-    else:
-        ids = list(tokenizer(prompt)["input_ids"])
+    ids, continues = encode(
+        assembly.tokenizer,
+        prompt.content,
+        chat=options.chat,
+        system=None if options.system is None else typed(options.system, "--system"),
+        model=assembly.plan.source.name,
+    )
     given = (options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed)
     return Request(
         prompt=ids,
@@ -71,5 +72,5 @@ def make_request(prompt: str, options: Any, assembly: LoadedGenerator) -> Reques
         sampling=assembly.sampling(*given),
         eos=assembly.end_tokens,
         stop=(*stop, *assembly.settings.stop),
-        continues=not chat,
+        continues=continues,
     )

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.flags import in_flags
 from dynx.cli.generate.stats import NAMES, SHADES, receipt_json, receipt_line, receipt_rows
 from dynx.cli.generate.verify import verification_json, words
+from dynx.cli.prompts import Prompt
 
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.cli.options.generate import Options
+    from dynx.cli.prompts import BadPrompt
     from dynx.errors import DynxError
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Run
@@ -37,10 +39,10 @@ class Printer:
     def token(self, index: int, token: Token) -> None:
         """Print a piece of answer `index`."""
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
+    def result(self, index: int, prompt: Prompt, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """Print the end of answer `index`, complete or cut short."""
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
+    def failure(self, index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator) -> None:
         """Print the failure of prompt `index` of --lines."""
 
     def verification(self, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class Text(Printer):
         self._last = text[-1]
         self._terminal.write(f"{SHADES[token.origin]}{text}\x1b[0m" if self._shade and SHADES[token.origin] else text)
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
+    def result(self, index: int, prompt: Prompt, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """End the line; with --explain, print the share of each draft source."""
         if self._last != "\n":
             self._terminal.write("\n")
@@ -99,10 +101,11 @@ class Text(Printer):
             ]
             sys.stderr.write(f"draft source: {', '.join(legend)}\n")
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
+    def failure(self, index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator) -> None:
         """Print an empty line in its place, so that lines can be counted; the reason goes to stderr."""
         self._terminal.write("\n")
-        self._terminal.warn(f"prompt {index + 1}: {error}")
+        where = f"prompt {index + 1}" if prompt.line is None else f"line {prompt.line}"
+        self._terminal.warn(f"{where}: {error}")
 
 
 class Document(Printer):
@@ -112,12 +115,12 @@ class Document(Printer):
         super().__init__(terminal, options)
         self._results: list[dict[str, Any]] = []
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
+    def result(self, index: int, prompt: Prompt, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """Keep the result."""
         body = result_json(index, prompt, text, run, assembly)
         self._results.append(body | self.verification(run, assembly))
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
+    def failure(self, index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator) -> None:
         """Keep the error."""
         self._results.append(failure_json(index, prompt, error, assembly))
 
@@ -141,27 +144,39 @@ class JsonLines(Printer):
             {"index": index, "id": token.id if token.id >= 0 else None, "text": token.text, "origin": token.origin},
         )
 
-    def result(self, index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> None:
+    def result(self, index: int, prompt: Prompt, text: str, run: Run, assembly: LoadedGenerator) -> None:
         """Print the whole answer."""
         self._write("result", result_json(index, prompt, text, run, assembly) | self.verification(run, assembly))
 
-    def failure(self, index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> None:
+    def failure(self, index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator) -> None:
         """Print the error as an event."""
         self._write("error", failure_json(index, prompt, error, assembly))
 
 
-def failure_json(index: int, prompt: str, error: DynxError, assembly: LoadedGenerator) -> dict[str, Any]:
+def failure_json(index: int, prompt: Prompt | BadPrompt, error: DynxError, assembly: LoadedGenerator) -> dict[str, Any]:
     """Return the JSON that takes the place of an answer."""
-    return {"index": index, "model": assembly.plan.source.name, "prompt": prompt, "error": in_flags(str(error))}
+    line = {} if prompt.line is None else {"line": prompt.line}
+    body = {"index": index, "model": assembly.plan.source.name, **prompt_json(prompt)}
+    return {**body, **line, "error": in_flags(str(error))}
 
 
-def result_json(index: int, prompt: str, text: str, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
+def prompt_json(prompt: Prompt | BadPrompt) -> dict[str, Any]:
+    """Return a prompt for JSON: its text or messages, and the caller's object as `original`, beside dynx's own keys."""
+    body: dict[str, Any] = {"prompt": prompt.text}
+    if isinstance(prompt, Prompt) and prompt.messages is not None:
+        body["messages"] = list(prompt.messages)
+    if prompt.fields is not None:
+        body["original"] = prompt.fields
+    return body
+
+
+def result_json(index: int, prompt: Prompt, text: str, run: Run, assembly: LoadedGenerator) -> dict[str, Any]:
     """Return one answer with everything known about it, for JSON."""
     receipt, plan = run.receipt(), assembly.plan
     return {
         "index": index,
         "model": plan.source.name,
-        "prompt": prompt,
+        **prompt_json(prompt),
         "text": text,
         "token_ids": run.tokens,
         "finish_reason": receipt.finish_reason,

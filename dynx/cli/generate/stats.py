@@ -24,6 +24,8 @@ NAMES: dict[str, str] = {
 def receipt_line(receipt: Receipt) -> str:
     """Format what a run saved as one line."""
     parts = [f"{receipt.tokens} tokens"]
+    if receipt.reused_tokens:
+        parts.append(f"{receipt.prompt_tokens - receipt.reused_tokens} of {receipt.prompt_tokens} prompt tokens read")
     if receipt.tokens_per_second:
         parts[0] += f" at {receipt.tokens_per_second:.0f}/s"
     if receipt.tokens_per_forward and receipt.drafters:
@@ -41,7 +43,7 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     rows = [
         (
             "tokens",
-            f"{receipt.tokens} generated after {receipt.prompt_tokens} of prompt; finish reason: {receipt.finish_reason}",
+            f"{receipt.tokens} generated after {_prompt(receipt)}; finish reason: {receipt.finish_reason}",
         ),
         ("speed", f"{speed} tokens/s, first token after {first} s"),
         ("passes", f"{receipt.target_forwards} forward passes of the model, {each} tokens each"),
@@ -63,6 +65,12 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     if receipt.exact is not None:
         rows.append(("exact", _recheck(receipt.exact)))
     return [*rows, ("guarantee", receipt.guarantee), ("profile", profile)]
+
+
+def _prompt(receipt: Receipt) -> str:
+    read = receipt.prompt_tokens - receipt.reused_tokens
+    kept = f" ({receipt.reused_tokens} kept from earlier turns, {read} read)" if receipt.reused_tokens else ""
+    return f"{receipt.prompt_tokens} of prompt{kept}"
 
 
 def _recheck(found: RedecodeStats) -> str:
@@ -89,6 +97,7 @@ def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
     """Return the statistics as JSON: seconds, tokens, null for what is unknown."""
     return {
         "prompt_tokens": receipt.prompt_tokens,
+        "reused_tokens": receipt.reused_tokens,
         "tokens": receipt.tokens,
         "seconds": receipt.seconds,
         "prefill_seconds": receipt.prefill_seconds,

@@ -156,6 +156,13 @@ COLUMN = Declared(
     "--column", metavar="NAME", help="With --tsv: the column that holds the texts, by header or number from 1."
 )
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; this key holds the text.")
+PROMPT_FIELD = Declared(
+    "--field",
+    metavar="NAME",
+    help="Read JSON lines; this key, or dotted path such as turns.0, holds the text or a list of messages.",
+)
+CHAT = Declared("--chat", help="Apply the model's chat template to each prompt.")
+SYSTEM = Declared("--system", metavar="TEXT", help="System message of conversations that have none; implies --chat.")
 TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column.")
 ALLOW_PICKLE = Declared(
     "--allow-pickle", help="Also load pickled weights. A pickle can run any code; use it only for authors you trust."

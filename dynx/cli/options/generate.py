@@ -19,6 +19,8 @@ Examples:
   cat letter.txt | dynx generate "A short summary:" -m ./my-model
   dynx generate "The fox" --temperature 0.8 --seed 7 --stats
   dynx generate --lines --jsonl < prompts.txt
+  dynx generate -m ./my-model --chat
+  dynx generate -m ./my-model --messages conversation.json
 """
 
 
@@ -62,14 +64,25 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None, "--seed", metavar="SEED", min=0, help="Random seed; the text does not depend on the drafter."
     )
     stop: list[str] | None = o.option(None, "--stop", metavar="STRING", help="Stop before this text. Repeatable.")
-    chat: bool = o.option(False, "--chat", help="Apply the model's chat template to the prompt.")
-    system: str | None = o.option(
-        None, "--system", metavar="TEXT", help="System message for the chat template; implies --chat."
+    chat: bool = o.CHAT(False)
+    system: str | None = o.SYSTEM(None)
+    messages: str | None = o.option(
+        None,
+        "--messages",
+        metavar="FILE",
+        help="Answer a conversation: a JSON list of messages with role and content; - reads it from stdin.",
     )
     lines: bool = o.option(
         False,
         "--lines",
         help="One prompt per line of stdin, one answer per line of stdout; empty, and exit code 1, if there is none.",
+    )
+    field: str | None = o.option(
+        None,
+        "--field",
+        metavar="NAME",
+        help="With --lines: read JSON lines; this key, or dotted path such as turns.0, holds the prompt: a text or a list of "
+        "messages.",
     )
     batch: str = o.option(
         "auto",
@@ -114,6 +127,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
             require_profile=self.require_profile,
             plain=self.plain,
             exact=self.exact,
+            chat=self.chat or self.system is not None or self.messages is not None,
             **self.for_request(),
         )
 

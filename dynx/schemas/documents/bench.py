@@ -162,6 +162,10 @@ class Header:
     quantization: Annotated[str, "generate: how weights are stored: none, int8 or int4."] = ABSENT
     tokens_per_answer: Annotated[Count, "generate: most tokens of an answer."] = ABSENT
     temperature: Annotated[NonNegative, "generate: of the sampling; 0 is greedy."] = ABSENT
+    chat: Annotated[bool, "generate: whether prompts ran in the model's chat template; absent where they didn't."] = (
+        ABSENT
+    )
+    system: Annotated[str | None, "generate: system message of chats that have none of their own."] = ABSENT
     batch_size: Annotated[Count, "classify: inputs computed together."] = ABSENT
     inputs: Annotated[Count, "classify: how many there are."] = ABSENT
     max_length: Annotated[Count | None, "classify: tokens to which texts are cut; null for as many as there are."] = (

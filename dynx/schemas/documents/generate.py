@@ -1,10 +1,21 @@
 """Answers of a language model, and their tokens."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from dynx.schemas.documents.common import Decision
-from dynx.schemas.documents.fields import ABSENT, EVENT, NAME, Count, Drafter, Form, Fraction, Limit, NonNegative
+from dynx.schemas.documents.fields import (
+    ABSENT,
+    EVENT,
+    NAME,
+    Count,
+    CountFromOne,
+    Drafter,
+    Form,
+    Fraction,
+    Limit,
+    NonNegative,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,9 @@ class Receipt:
     """What an answer cost and what was saved."""
 
     prompt_tokens: Annotated[Count, "Tokens of the prompt."]
+    reused_tokens: Annotated[Count, "Of those, tokens that a kept cache held, so that they weren't read again."] = (
+        ABSENT
+    )
     tokens: Annotated[Count, "Tokens of the answer."]
     seconds: Annotated[NonNegative, "From the request to the last token."]
     prefill_seconds: Annotated[NonNegative, "Of that, the pass over the prompt."]
@@ -127,7 +141,9 @@ class Answer:
 
     index: Annotated[Count, "Place of the prompt, from 0."]
     model: Annotated[str, "Name of the model."]
-    prompt: Annotated[str, "The text that was continued."]
+    prompt: Annotated[str | None, "The text that was continued or answered; null for a conversation."]
+    messages: Annotated[list[dict[str, Any]], "The conversation that was answered."] = ABSENT
+    original: Annotated[object | dict[str, Any], "The JSON line that the prompt came from, with --field."] = ABSENT
     text: Annotated[str, "What was written."]
     token_ids: Annotated[list[Count], "The same in the model's tokens."]
     finish_reason: Annotated[
@@ -165,8 +181,15 @@ class Failure:
     index: Annotated[Count, "Place of the prompt, from 0."]
     model: Annotated[str, "Name of the model."]
     prompt: Annotated[
-        str, "The line, with U+FFFD in place of what isn't UTF-8; of one that is too long, its beginning."
+        str | None,
+        (
+            "The prompt; of a line that is none the line itself, with U+FFFD in place of what isn't UTF-8, and of one that is "
+            "too long its beginning; null for a conversation."
+        ),
     ]
+    messages: Annotated[list[dict[str, Any]], "The conversation that can't be answered."] = ABSENT
+    original: Annotated[object | dict[str, Any], "The JSON line that the prompt came from, with --field."] = ABSENT
+    line: Annotated[CountFromOne, "Number of the line, with --field."] = ABSENT
     error: Annotated[str, "Why it has no answer."]
 
 

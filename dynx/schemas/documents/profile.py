@@ -19,6 +19,9 @@ class ProfileKey:
     device: Annotated[str, "Fingerprint of the machine, device and threads."]
     dtype: Annotated[str, "Precision of the computation."]
     quantization: Annotated[str, "How weights are stored: none, int8 or int4."] = ABSENT
+    form: Annotated[
+        Literal["chat"], "What a language model's prompts were: chats in its template; absent for plain texts."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
