@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
-from dynx.speculation.engine import Engine
+from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.policy import Plain, Policy, Static
 from dynx.speculation.types import DraftSource, Request, Sampling
 
@@ -42,11 +42,24 @@ def own_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> l
     engine = assembly.engine
     arms = [Arm("plain", _run(engine, task, lambda: Plain()), "plain", reference=True)]
     for origin in _origins(engine):
-        for k in lengths:
-            arms.append(Arm(f"{origin} k={k}", _run(engine, task, _static(origin, k)), "static"))  # noqa: PERF401
+        arms += [Arm(f"{origin} k={k}", _run(engine, task, _static(origin, k)), "static") for k in lengths]
     if engine.target.can_rollback.value:
         arms.append(Arm("dynamic", _run_dynamic(engine, task), "dynamic"))
     return arms
+
+
+def lookup_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
+    """Build static prompt lookup at each length, also where the plan has put lookup aside; none on a model that can't roll back."""
+    engine = assembly.engine
+    if not engine.target.can_rollback.value:
+        return []
+    looking = Engine(
+        engine.target,
+        Drafters(lookup=True, library=engine.drafters.library),
+        tokenizer=engine.tokenizer,
+        clock=engine.clock,
+    )
+    return [Arm(f"lookup k={k}", _run(looking, task, _static("lookup", k)), "static") for k in lengths]
 
 
 def _origins(engine: Engine) -> list[DraftSource]:
@@ -88,7 +101,11 @@ def _outcome(engine: Engine, task: Task, prompt: list[int], policy: Policy | Non
     for _ in run:
         pass
     receipt = run.receipt()
-    facts: dict[str, Any] = {"tokens_per_forward": receipt.tokens_per_forward}
+    facts: dict[str, Any] = {
+        "tokens_per_forward": receipt.tokens_per_forward,
+        "passes": receipt.target_forwards,
+        "first_token_seconds": receipt.first_token_seconds,
+    }
     for origin, tally in receipt.drafters.items():
         facts[f"{origin} drafted"], facts[f"{origin} kept"] = tally.drafted, tally.accepted
     if receipt.drafters:
