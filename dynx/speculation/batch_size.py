@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.runtime.backends.picks import likeliest
 from dynx.runtime.backends.registry import TITLES
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.decision import Decision
@@ -138,7 +139,7 @@ def _filled(backend: EagerBackend, sequences: int) -> BatchSession:
 def _pass(session: BatchSession, sequences: int, width: int) -> Callable[[], None]:
     def job() -> None:
         lengths = session.lengths
-        session.forward([[3 + i for i in range(width)]] * sequences).argmax(-1).tolist()
+        likeliest(session.forward([[3 + i for i in range(width)]] * sequences).flatten(0, 1))
         session.rollback(lengths)
 
     return job

@@ -24,6 +24,7 @@ import torch
 
 from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch import BatchSession, can_batch
+from dynx.runtime.backends.picks import likeliest
 from dynx.runtime.costs import CostCurve, Drift
 from dynx.speculation.acceptance import verify_greedy
 from dynx.speculation.drafters.batch import BatchDrafter
@@ -280,7 +281,7 @@ class Batch:
         logits = self._target.forward(
             [[row.text[-1], *(d.token for d in own)] for row, own in zip(rows, drafts, strict=True)]
         )
-        picks = logits.float().argmax(-1).tolist() if all(row.simple for row in rows) else None
+        picks = [likeliest(one) for one in logits] if all(row.simple for row in rows) else None
         kept = [
             row.verify(own, logits[r, : len(own) + 1], picks[r] if picks is not None else None)
             for r, (row, own) in enumerate(zip(rows, drafts, strict=True))

@@ -226,6 +226,8 @@ class Run:
         self._forwards = 0
         self._exact = engine.exact if request.sampling.greedy else None
         self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
+        # Near-ties are looked for in the logits; where none can matter, picks are all that a round needs.
+        self._picks = not self._verifier.needs_logits and not (self._exact and self._exact.bound)
         self._sure = len(request.prompt)  # positions whose keys and values are as plain decoding writes them
         self._plain_seconds = 0.0
         self._began = self._clock()
@@ -246,7 +248,7 @@ class Run:
             self.finish_reason = "length"
             return
         self._session.set_padded_length(1)  # a text doesn't depend on those before it
-        row = self._session.forward(self._tokens, keep=1)
+        row = self._read(self._tokens, keep=1)
         self._session.set_padded_length(1)
         kept = self._verifier.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
@@ -331,13 +333,13 @@ class Run:
         self._plain_seconds += done.tokens * self._engine.acceptance_profile.costs.target(1, context)
         return kept, origin
 
-    def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor) -> list[int]:
+    def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor | list[int]) -> list[int]:
         """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
 
         `drafts` is None after a plain pass.
         """
         exact, recheck = self._exact, self._redecode_stats
-        if exact is None or recheck is None or not exact.bound:
+        if exact is None or recheck is None or isinstance(rows, list):
             return kept
         tokens = self._tokens
         if drafts is None and self._sure == len(tokens) - 1:
@@ -361,20 +363,24 @@ class Run:
         self._sure = len(text)
         return [*kept[:tie], *self._verifier.keep([], row, text)]
 
-    def _plainly(self, token: int) -> Tensor:
-        """Return the logits (1, V) after a pass of one token, bit-identical to plain decoding's where the run is exact."""
+    def _read(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor | list[int]:
+        """Return the target's logits after `tokens`, or only their picks where a round needs no more."""
+        return self._session.pick(tokens, keep=keep) if self._picks else self._session.forward(tokens, keep=keep)
+
+    def _plainly(self, token: int) -> Tensor | list[int]:
+        """Read one token, with logits bit-identical to plain decoding's where the run is exact."""
         if self._exact is not None and self._exact.bound:
             self._session.set_padded_length(1)
-        return self._session.forward([token])
+        return self._read([token])
 
-    def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor:
-        """Return the target's logits (len(submitted) + 1, V)."""
+    def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor | list[int]:
+        """Return the target's logits (len(submitted) + 1, V), or their picks."""
         if origin == "self" and drafts:
             drafter = self._drafters[origin]
             if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
                 self._session.forward_early([drafts[-1].token], drafter.layers, logits=False)
             return self._session.complete(len(submitted) + 1)
-        return self._session.forward([self._tokens[-1], *[d.token for d in submitted]])
+        return self._read([self._tokens[-1], *[d.token for d in submitted]])
 
     def _emit(self, kept: Sequence[int], origin: DraftSource | None) -> Iterator[Token]:
         """Append tokens and pass on their text, up to whatever ends the answer."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dynx.runtime.backends.padding import padded_lengths
+from dynx.runtime.backends.picks import likeliest_with_probability
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.policy import Costs
 
@@ -175,8 +176,7 @@ def _pass(session: Session, context: int, n: int, *, settled: bool = False) -> C
     def job() -> None:
         if settled:
             session.set_padded_length(n)
-        rows = session.forward(tokens)
-        rows.argmax(-1).tolist()  # what the engine does with it, and a wait for the device
+        session.pick(tokens)  # as the engine does, with its wait for the device
         session.rollback(context)
 
     return job
@@ -186,7 +186,7 @@ def _early(session: Session, context: int, layers: int) -> Callable[[], None]:
     def job() -> None:
         rows = session.forward_early([3], layers)
         if rows is not None:
-            rows.float().softmax(-1).max().item()
+            likeliest_with_probability(rows[0])
         session.rollback(context)
 
     return job

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dynx.runtime.backends.picks import likeliest
 from dynx.speculation.acceptance import one_hot, verify_block, verify_greedy
 from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 
@@ -33,15 +34,22 @@ class Verifier:
         self._noise = noise_for(request, vocab)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def keep(self, drafts: Sequence[Draft], rows: Tensor, context: Sequence[int]) -> list[int]:
-        """Return the tokens to append after verifying `drafts` by the logits `rows` (len(drafts) + 1, V)."""
+    @property
+    def needs_logits(self) -> bool:
+        """Whether decisions take more than the likeliest token of each row."""
+        return not (self._sampling.greedy and self._processors.is_identity)
+
+    def keep(self, drafts: Sequence[Draft], rows: Tensor | list[int], context: Sequence[int]) -> list[int]:
+        """Return the tokens to append after verifying `drafts` by the logits `rows` (len(drafts) + 1, V).
+
+        Where `needs_logits` is False, `rows` may be the likeliest token of each row instead.
+        """
         draft_tokens = [d.token for d in drafts]
+        if isinstance(rows, list):
+            return verify_greedy(draft_tokens, rows.__getitem__)
         if self._sampling.greedy:
-            scores = (
-                rows.float() if self._processors.is_identity else self._processors.scores(rows, context, draft_tokens)
-            )
-            picks: list[int] = scores.argmax(-1).tolist()
-            return verify_greedy(draft_tokens, picks.__getitem__)
+            scores = rows if self._processors.is_identity else self._processors.scores(rows, context, draft_tokens)
+            return verify_greedy(draft_tokens, likeliest(scores).__getitem__)
         p = self._processors.probabilities(
             rows, context, draft_tokens
         ).cpu()  # one wait for the device, not several a draft

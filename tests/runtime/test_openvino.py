@@ -150,6 +150,25 @@ def test_the_engine_writes_the_same_text(kind: str) -> None:
     assert 0 < (run.tallies["draft"].acceptance or 0) < 1
 
 
+@pytest.mark.parametrize("keep", [None, 1, 2, 7, 20])
+def test_picks_are_the_argmax_of_the_logits(
+    backend: OpenVINOBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that returns picks writes the same keys and values, and picks what the logits say, in passes of any length."""
+    monkeypatch.setattr(openvino, "PREFILL_CHUNK_TOKENS", 7)
+    by_logits, by_picks = backend.open(), backend.open()
+
+    assert by_picks.pick(TEXT[:20], keep=keep) == by_logits.forward(TEXT[:20], keep=keep).argmax(-1).tolist()
+    by_picks.rollback(17)
+    by_logits.rollback(17)
+    rows = by_logits.forward(TEXT[17:22])
+    copy = rows.clone()
+    assert by_picks.pick(TEXT[17:22]) == rows.argmax(-1).tolist()
+    by_logits.pick(TEXT[22:27])
+
+    assert torch.equal(rows, copy)  # logits that were handed out stay
+
+
 def test_sessions_are_apart(backend: OpenVINOBackend, kind: str) -> None:
     """Two sequences in one backend don't see each other."""
     one, two = backend.open(), backend.open()

@@ -6,6 +6,7 @@ use nothing else, so a new backend implements these two and inherits the default
     session = backend.open()
     rows = session.forward([5, 17, 3])          # (3, V): logits after each of the three tokens
     session.rollback(2)                          # drop token 3; costs nothing
+    picks = session.pick([3])                    # [t]: the likeliest token after it, where logits aren't needed
     rows = session.forward_early([9], layers=2)  # (1, V): layers 0 and 1, then norm and head
     rows = session.complete()                    # (1, V): layers 2…L-1 for the same token, from the saved hidden states
 
@@ -14,14 +15,16 @@ Letters in shapes: T tokens of one call, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
-
-    from dynx.runtime.decision import Decision
 
 
 class Session(Protocol):
@@ -44,6 +47,13 @@ class Session(Protocol):
         Returns logits (T, V) in the model's precision, or only the last `keep` rows (keep, V).
         """
 
+    def pick(self, tokens: Sequence[int], *, keep: int | None = None) -> list[int]:
+        """Run all layers on `tokens`, append them, and return the likeliest next token after each, or after the last `keep`.
+
+        These are the argmax of the logits that `forward` returns, the first of equals; a backend may save itself those.
+        """
+        return likeliest(self.forward(tokens, keep=keep))
+
     def rollback(self, length: int) -> None:
         """Drop every position from `length` on, pending ones included."""
 
@@ -64,6 +74,19 @@ class Session(Protocol):
         return
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sequence's part in a pass: tokens to append, and how many of the last rows are wanted (`keep`; None: all).
+
+    With `picks` the likeliest tokens are wanted instead of logits, as from `Session.pick`.
+    """
+
+    session: Any
+    tokens: Sequence[int]
+    keep: int | None = None
+    picks: bool = False
+
+
 class Backend(Protocol):
     """A loaded model."""
 
@@ -75,6 +98,9 @@ class Backend(Protocol):
     layers: int
     context: int | None
     """The longest sequence that the model was made for; None without a limit."""
+
+    own_threads: bool = False
+    """Whether passes run on threads of the backend's own, beside PyTorch's."""
 
     model: Any = None
     """The transformers module that computes the passes; None where another runtime does."""
@@ -92,6 +118,15 @@ class Backend(Protocol):
 
     def open(self) -> Session:
         """Start an empty sequence."""
+
+    @property
+    def can_batch(self) -> Decision[bool]:
+        """Whether one pass may hold several sequences, with the logits that each gets alone, and why not."""
+        return Decision(False, f"{self.name} runs one sequence at a time")
+
+    def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
+        """Run one pass of several sequences; returns each one's rows. Only where `can_batch`."""
+        raise NotImplementedError
 
     def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
         """Pad passes of some numbers of tokens to others (`lengths`) from now on; False where this backend can't pad."""

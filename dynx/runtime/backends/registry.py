@@ -259,10 +259,10 @@ def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[]
         RACE_CONTEXT_TOKENS if backend.context is None else max(1, min(RACE_CONTEXT_TOKENS, backend.context - width))
     )
     session = backend.open()
-    session.forward([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
+    session.pick([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
 
     def job() -> None:
-        session.forward([(3 + i) % backend.vocab for i in range(width)]).argmax(-1).tolist()
+        session.pick([(3 + i) % backend.vocab for i in range(width)])
         session.rollback(context)
 
     def ready() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dynx.runtime.backends.picks import likeliest_with_probability
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,15 +31,12 @@ class DraftSampler:
 
     def __call__(self, row: Tensor, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float, Tensor | None]:
         """Return the token, its probability, and the distribution if the acceptance rule needs it."""
-        if self._greedy and self._processors.is_identity:
-            probabilities = row.float().softmax(-1)
-        else:
-            probabilities = self._processors.probabilities(row[None], [*context, *drafted])[0]
         if self._greedy:
-            best = probabilities.argmax(-1, keepdim=True)
-            # One wait for the device: a token's number has fewer bits than single precision holds.
-            token, probability = torch.cat((best.float(), probabilities.gather(-1, best))).tolist()
-            return int(token), probability, None
+            if not self._processors.is_identity:
+                row = self._processors.scores(row[None], [*context, *drafted])[0]
+            token, probability = likeliest_with_probability(row)
+            return token, probability, None
+        probabilities = self._processors.probabilities(row[None], [*context, *drafted])[0]
         probabilities = probabilities.cpu()  # so that every device draws the same
         if self._noise is not None:
             token = self._noise.pick(probabilities, len(context) + len(drafted))

@@ -1,7 +1,7 @@
 """A transformers decoder on OpenVINO's kernels.
 
 Sessions share one pool of key-value blocks (`pool`) and one stream of passes. The attention of `openvino.convert` writes at the
-blocks and positions given to it, so a rollback is an assignment here as well, and a pass may hold any number of sequences with any
+blocks and positions given to it, so a rollback is an assignment here as well, and a pass may hold many sequences with any
 number of tokens each (`OpenVINOBackend.forward`); a session's own pass is the case of one.
 
 A row of logits has the same bits whatever the other sequences of its pass are, and however many, with one distinction: whether
@@ -26,7 +26,7 @@ import torch
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.availability import available
-from dynx.runtime.backends.interface import Backend, Session
+from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import convert
 from dynx.runtime.backends.openvino.pool import BlockPool
 from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
@@ -35,7 +35,7 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -165,6 +165,7 @@ class OpenVINOBackend(Backend):
     """
 
     name = "openvino"
+    own_threads = True
 
     def __init__(self, graph: Any, *, precision: Precision, threads: int | None, weights: object = None) -> None:
         known = {key: graph.get_rt_info(["dynx", key]).astype(str) for key in ("layers", "vocab", "context", "kind")}
@@ -201,6 +202,7 @@ class OpenVINOBackend(Backend):
         self.padded_length = PaddedLength()  # of the one stream that all sessions share
         self._request = self.compiled_model.create_infer_request()
         self._told: dict[str, NDArray[Any]] = {}
+        self._logits = np.empty((0, self.vocab), np.float32)
         self.pool = self.new_pool()
 
     def new_pool(self, limit: int | None = None) -> BlockPool:
@@ -235,48 +237,56 @@ class OpenVINOBackend(Backend):
         """Always True: ragged passes are compared on loading."""
         return Decision(True, "tested on loading: torch's logits in passes of several sequences")
 
-    def forward(self, parts: Sequence[tuple[OpenVINOSession, Sequence[int], int | None]], *, widen: bool = False) -> list[Tensor]:
-        """Run one pass of several sequences: each session's tokens, and how many of the last rows are wanted (None: all).
-
-        Returns each session's logits (rows, V). With `widen` a sequence of one token is run as two, so that rows have the bits of
-        wider passes. Raises OutOfBlocks with nothing changed.
-        """
-        asked = [len(tokens) for _, tokens, _ in parts]
-        if len(parts) == 1 and not widen:
+    def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
+        """See `Backend.forward`. Raises OutOfBlocks with nothing changed."""
+        asked = [len(part.tokens) for part in parts]
+        if len(parts) == 1:
             counts = [self.padded_length(asked[0])]
         else:
-            counts = [max(2, n) if widen else n for n in asked]
+            least = min(2, self.padded_length.lengths.get(1, 1))
+            counts = [max(least, n) for n in asked]
             self.padded_length.set(sum(counts))
-        sizes = [
-            (session.table, n, count) for (session, _, _), n, count in zip(parts, asked, counts, strict=True)
-        ]
-        self._reserve(sizes)
+        tables = [part.session.table for part in parts]
+        self._reserve(tables, counts)
         ids: list[int] = []
         wanted: list[int] = []
-        for (_, tokens, keep), n, count in zip(parts, asked, counts, strict=True):
+        for part, n, count in zip(parts, asked, counts, strict=True):
             first = len(ids)
-            wanted.extend(range(first if keep is None else first + max(0, n - keep), first + n))
-            ids.extend(tokens)
+            wanted.extend(range(first if part.keep is None else first + max(0, n - part.keep), first + n))
+            ids.extend(part.tokens)
             ids.extend([0] * (count - n))
-        out = self._pass(ids, sizes, wanted)
-        rows, at = [], 0
-        for (session, tokens, keep), n in zip(parts, asked, strict=True):
-            session.table.length += n
-            size = n if keep is None else min(n, keep)
-            rows.append(out[at : at + size])
-            at += size
+        out = self._pass(ids, tables, counts, wanted, scratch=all(part.picks for part in parts))
+        rows: list[Tensor | list[int]] = []
+        at = 0
+        for part, n in zip(parts, asked, strict=True):
+            part.session.table.length += n
+            own = out[at : at + (n if part.keep is None else min(n, part.keep))]
+            at += len(own)
+            rows.append(own.argmax(-1).tolist() if part.picks else torch.from_numpy(own))
         return rows
 
-    def _reserve(self, sizes: Sequence[tuple[BlockTable, int, int]]) -> None:
-        if len(sizes) > 1:
-            self.pool.require(sum(table.missing(table.length + count) for table, _, count in sizes))
-        for table, _, count in sizes:
+    def _reserve(self, tables: Sequence[BlockTable], counts: Sequence[int]) -> None:
+        if len(tables) > 1:
+            missing = [table.missing(table.length + count) for table, count in zip(tables, counts, strict=True)]
+            self.pool.require(sum(missing))
+        for table, count in zip(tables, counts, strict=True):
             table.reserve(table.length + count)
 
-    def _pass(self, ids: list[int], sizes: Sequence[tuple[BlockTable, int, int]], wanted: Sequence[int]) -> Tensor:
-        """Logits (rows wanted, V) of a pass; positions of the padding are overwritten later."""
-        starts = np.array([table.length for table, _, _ in sizes], np.int32)
-        counts = np.array([count for _, _, count in sizes], np.int32)
+    def _pass(
+        self,
+        ids: list[int],
+        tables: Sequence[BlockTable],
+        sizes: Sequence[int],
+        wanted: Sequence[int],
+        *,
+        scratch: bool,
+    ) -> NDArray[np.float32]:
+        """Logits (rows wanted, V), with `scratch` in memory that the next pass overwrites.
+
+        Positions of padding are overwritten by the tokens that come to be there.
+        """
+        starts = np.array([table.length for table in tables], np.int32)
+        counts = np.array(sizes, np.int32)
         ends = starts + counts
         used = -(-ends // self.block)
         positions = np.concatenate([np.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
@@ -287,12 +297,17 @@ class OpenVINOBackend(Backend):
         self._tell("subsequence_begins", _begins(counts))
         self._tell("max_context_len", ends.max())
         self._tell("block_indices_begins", _begins(used))
-        blocks = [table.blocks[:n] for (table, _, _), n in zip(sizes, used.tolist(), strict=True)]
+        blocks = [table.blocks[:n] for table, n in zip(tables, used.tolist(), strict=True)]
         self._tell("block_indices", np.concatenate(blocks))
-        out = np.empty((len(wanted), self.vocab), np.float32)
+        if not scratch:
+            out = np.empty((len(wanted), self.vocab), np.float32)
+        else:
+            if len(self._logits) < len(wanted):
+                self._logits = np.empty((len(wanted), self.vocab), np.float32)
+            out = self._logits[: len(wanted)]
         self._request.set_output_tensor(0, _shared(out))
         self._request.infer()
-        return torch.from_numpy(out)
+        return out
 
     def _tell(self, name: str, value: Any) -> None:
         """Give `value` to an input, through memory that it shares with us where the shape is as before."""
@@ -321,14 +336,22 @@ class OpenVINOSession(Session):
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; logits are float32."""
+        rows = [torch.as_tensor(out) for out in self._passes(tokens, keep, picks=False)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def pick(self, tokens: Sequence[int], *, keep: int | None = None) -> list[int]:
+        """See `Session.pick`. The logits stay in memory that all passes share."""
+        return [int(token) for out in self._passes(tokens, keep, picks=True) for token in out]
+
+    def _passes(self, tokens: Sequence[int], keep: int | None, *, picks: bool) -> Iterator[Tensor | list[int]]:
+        """Read `tokens` in passes; yield the rows that were asked for."""
         self.fit(len(tokens))
         first = 0 if keep is None else max(0, len(tokens) - keep)  # row of the first token asked for
-        rows = []
         for start, end in prefill_chunks(len(tokens)):
-            out = self._backend.forward([(self, tokens[start:end], max(1, end - max(first, start)))])[0]
+            part = Part(self, tokens[start:end], max(1, end - max(first, start)), picks)
+            out = self._backend.forward([part])[0]
             if first < end:
-                rows.append(out)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+                yield out
 
     def set_padded_length(self, length: int) -> None:
         """See `Session.set_padded_length`."""
@@ -422,10 +445,10 @@ def _side_by_side(backend: OpenVINOBackend, probe: list[int]) -> Tensor:
     """Logits of `probe` as computed in passes with other sequences, one of which shares its blocks and parts from it."""
     session, other = backend.open(), backend.open()
     other.forward([probe[1]] * 3)
-    rows = [backend.forward([(other, probe[:2], 1), (session, probe[:5], None)])[1]]
+    out = [backend.forward([Part(other, probe[:2], 1), Part(session, probe[:5])])[1]]
     twin = session.fork()
     twin.rollback(3)
-    rows += backend.forward([(session, probe[5:7], None), (other, probe[:1], None), (twin, [probe[0]] * 4, 1)])[:1]
-    rows += backend.forward([(twin, probe[:3], 1), (session, probe[7:8], None)])[1:]
-    rows += backend.forward([(session, probe[8:], None), (other, probe[:3], 1)])[:1]
-    return torch.cat(rows)
+    out += backend.forward([Part(session, probe[5:7]), Part(other, probe[:1]), Part(twin, [probe[0]] * 4, 1)])[:1]
+    out += backend.forward([Part(twin, probe[:3], 1), Part(session, probe[7:8])])[1:]
+    out += backend.forward([Part(session, probe[8:]), Part(other, probe[:3], 1)])[:1]
+    return torch.cat([torch.as_tensor(rows) for rows in out])

@@ -5,8 +5,8 @@ by a copy of a sequence (`BlockTable.fork`), and by sequences that begin with th
 `publish`). A shared block is never written. Who writes into one gets a block of its own first, with the positions before the
 first that is written copied.
 
-Memory is reserved by doubling and is only taken when a block is first written. There is a limit; blocks that are kept for reuse
-alone are given up before it is reached (the least recently used first), and then `OutOfBlocks` is raised, before anything has changed.
+Memory is reserved by doubling and is only taken when a block is first written. There is a limit. Blocks that are kept for reuse
+alone are given up there, the least recently used first; then `OutOfBlocks` is raised, before anything has changed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OutOfBlocks(DeviceError):  # noqa: N818 - named for what has happened
 
 
 class BlockPool:
-    """`caches` maps inputs to their element type and the shape of a block (heads, positions, width); `bind` gives the model a tensor.
+    """`caches` maps inputs to an element type and the shape of a block (heads, positions, width); `bind` gives the model a tensor.
 
     `limit` is the most blocks that may be reserved; None without a limit.
     """
