@@ -1,4 +1,4 @@
-"""Recognises that memory ran out, and reports it as a `DeviceError`."""
+"""Says how much memory is free; recognises that memory ran out, and reports it as a `DeviceError`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dynx.errors import DeviceError
+from dynx.runtime.hardware import Host, read_limits, read_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,3 +33,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
     )
+
+
+def free_memory() -> int | None:
+    """Return the bytes of main memory that this process may still take; None where that can't be known."""
+    host = Host.here()
+    return read_memory(host, read_limits(host))[1]

@@ -16,6 +16,7 @@ from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, referen
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.openvino import decoder as openvino
+from dynx.runtime.backends.openvino import pool
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.exactness import is_batch_invariant, noise_if_exact, prepare
@@ -99,7 +100,8 @@ def test_a_rollback_leaves_no_trace(kind: str, backend: OpenVINOBackend) -> None
 
 def test_caches_grow(kind: str, backend: OpenVINOBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that starts at one block and grows while it is rolled back loses nothing."""
-    monkeypatch.setattr(openvino, "INITIAL_CACHE_BLOCKS", 1)
+    monkeypatch.setattr(pool, "INITIAL_BLOCKS", 1)
+    backend.new_pool()
     session = backend.open()
     session.forward(TEXT[:3])
     for end in range(8, 112, 8):

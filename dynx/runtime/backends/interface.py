@@ -15,16 +15,16 @@ Letters in shapes: T tokens of one call, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
-
-    from dynx.runtime.decision import Decision
 
 
 class Session(Protocol):
@@ -74,6 +74,19 @@ class Session(Protocol):
         return
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sequence's part in a pass: tokens to append, and how many of the last rows are wanted (`keep`; None: all).
+
+    With `picks` the likeliest tokens are wanted instead of logits, as from `Session.pick`.
+    """
+
+    session: Any
+    tokens: Sequence[int]
+    keep: int | None = None
+    picks: bool = False
+
+
 class Backend(Protocol):
     """A loaded model."""
 
@@ -105,6 +118,15 @@ class Backend(Protocol):
 
     def open(self) -> Session:
         """Start an empty sequence."""
+
+    @property
+    def can_batch(self) -> Decision[bool]:
+        """Whether one pass may hold several sequences, with the logits that each gets alone, and why not."""
+        return Decision(False, f"{self.name} runs one sequence at a time")
+
+    def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
+        """Run one pass of several sequences; returns each one's rows. Only where `can_batch`."""
+        raise NotImplementedError
 
     def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
         """Pad passes of some numbers of tokens to others (`lengths`) from now on; False where this backend can't pad."""

@@ -292,7 +292,7 @@ def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scal
 
     inputs = [*states, *caches, *told[:4], number(scale, np.float32), number(window), nothing(np.float32), told[4]]
     # What scores of evicted blocks, rotated blocks, sparse attention, sinks, images and trees would need.
-    inputs += [number(0), nothing(), nothing(), nothing(np.float32), nothing(np.float32), number(0), number(0)]
+    inputs += [nothing(), nothing(), nothing(), nothing(np.float32), nothing(np.float32), number(0), number(0)]
     inputs += [nothing(np.float32), number(0), nothing(), nothing(), nothing(), nothing(), nothing(np.uint8), nothing()]
     return _PagedAttentionExtension(inputs)
 

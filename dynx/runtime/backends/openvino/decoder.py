@@ -1,8 +1,11 @@
 """A transformers decoder on OpenVINO's kernels.
 
-A session owns its key-value cache: one pair of tensors per layer, in blocks of `BLOCK` positions, handed to the compiled
-model with every call. The attention of `openvino.convert` writes at the position given to it, so a rollback is an
-assignment here as well.
+Sessions share one pool of key-value blocks (`pool`) and one stream of passes. The attention of `openvino.convert` writes at the
+blocks and positions given to it, so a rollback is an assignment here as well, and a pass may hold many sequences with any
+number of tokens each (`OpenVINOBackend.forward`); a session's own pass is the case of one.
+
+A row of logits has the same bits whatever the other sequences of its pass are, and however many, with one distinction: whether
+its own sequence has one token in the pass or several. In float32 a pass of one token altogether makes a third case.
 
 A converted model is compared with the torch model that it came from, rollback included, before it is used. It is kept in
 a folder that the caller names, whole or not at all.
@@ -21,18 +24,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from dynx.errors import DeviceError, UnsupportedModelError
+from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.availability import available
-from dynx.runtime.backends.interface import Backend, Session
+from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import convert
 from dynx.runtime.backends.openvino.integers import store_integers
+from dynx.runtime.backends.openvino.pool import BlockPool
 from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
-from dynx.runtime.memory import is_out_of_memory
+from dynx.runtime.memory import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dynx.runtime.backends.openvino.integers import Stored
+    from dynx.runtime.backends.openvino.pool import BlockTable
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4", "file"]
 
@@ -49,8 +54,8 @@ FORMAT_VERSION = 1
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
 
-INITIAL_CACHE_BLOCKS = 8
-"""Blocks of a new cache; growth doubles, so copying stays linear in the final length."""
+MAX_POOL_SHARE = 0.5
+"""Share of the memory that is free when the pool is made that it may take."""
 
 ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE, "file": 32}
 """Activations that share a scale where weights are integers; no more than weights do, or they aren't quantized at all."""
@@ -210,6 +215,18 @@ class OpenVINOBackend(Backend):
         }
         self.block = next(iter(self.caches.values()))[1][1]
         self.padded_length = PaddedLength()  # of the one stream that all sessions share
+        self._request = self.compiled_model.create_infer_request()
+        self._told: dict[str, NDArray[Any]] = {}
+        self._logits = np.empty((0, self.vocab), np.float32)
+        self.pool = self.new_pool()
+
+    def new_pool(self, limit: int | None = None) -> BlockPool:
+        """Replace the pool by an empty one of at most `limit` blocks; by default as many as a share of free memory holds."""
+        pool = BlockPool(self.caches, self._request.set_tensor, limit=limit)
+        if limit is None and (free := free_memory()) is not None:
+            pool.limit = max(1, int(MAX_POOL_SHARE * free / pool.block_bytes))
+        self.pool = pool
+        return pool
 
     @cached_property
     def can_rollback(self) -> Decision[bool]:
@@ -228,7 +245,93 @@ class OpenVINOBackend(Backend):
 
     def open(self) -> OpenVINOSession:
         """Start an empty sequence."""
-        return OpenVINOSession(self)
+        return OpenVINOSession(self, self.pool.open())
+
+    @property
+    def can_batch(self) -> Decision[bool]:
+        """Always True: ragged passes are compared on loading."""
+        return Decision(True, "tested on loading: torch's logits in passes of several sequences")
+
+    def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
+        """See `Backend.forward`. Raises OutOfBlocks with nothing changed."""
+        asked = [len(part.tokens) for part in parts]
+        if len(parts) == 1:
+            counts = [self.padded_length(asked[0])]
+        else:
+            least = min(2, self.padded_length.lengths.get(1, 1))
+            counts = [max(least, n) for n in asked]
+            self.padded_length.set(sum(counts))
+        tables = [part.session.table for part in parts]
+        self._reserve(tables, counts)
+        ids: list[int] = []
+        wanted: list[int] = []
+        for part, n, count in zip(parts, asked, counts, strict=True):
+            first = len(ids)
+            wanted.extend(range(first if part.keep is None else first + max(0, n - part.keep), first + n))
+            ids.extend(part.tokens)
+            ids.extend([0] * (count - n))
+        out = self._pass(ids, tables, counts, wanted, scratch=all(part.picks for part in parts))
+        rows: list[Tensor | list[int]] = []
+        at = 0
+        for part, n in zip(parts, asked, strict=True):
+            part.session.table.length += n
+            own = out[at : at + (n if part.keep is None else min(n, part.keep))]
+            at += len(own)
+            rows.append(own.argmax(-1).tolist() if part.picks else torch.from_numpy(own))
+        return rows
+
+    def _reserve(self, tables: Sequence[BlockTable], counts: Sequence[int]) -> None:
+        if len(tables) > 1:
+            missing = [table.missing(table.length + count) for table, count in zip(tables, counts, strict=True)]
+            self.pool.require(sum(missing))
+        for table, count in zip(tables, counts, strict=True):
+            table.reserve(table.length + count)
+
+    def _pass(
+        self,
+        ids: list[int],
+        tables: Sequence[BlockTable],
+        sizes: Sequence[int],
+        wanted: Sequence[int],
+        *,
+        scratch: bool,
+    ) -> NDArray[np.float32]:
+        """Logits (rows wanted, V), with `scratch` in memory that the next pass overwrites.
+
+        Positions of padding are overwritten by the tokens that come to be there.
+        """
+        starts = np.array([table.length for table in tables], np.int32)
+        counts = np.array(sizes, np.int32)
+        ends = starts + counts
+        used = -(-ends // self.block)
+        positions = np.concatenate([np.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+        self._tell("input_ids", np.asarray(ids, np.int64)[None])
+        self._tell("position_ids", np.minimum(positions, self.last)[None])
+        self._tell("rows", np.asarray(wanted, np.int64))
+        self._tell("past_lens", starts)
+        self._tell("subsequence_begins", _begins(counts))
+        self._tell("max_context_len", ends.max())
+        self._tell("block_indices_begins", _begins(used))
+        blocks = [table.blocks[:n] for table, n in zip(tables, used.tolist(), strict=True)]
+        self._tell("block_indices", np.concatenate(blocks))
+        if not scratch:
+            out = np.empty((len(wanted), self.vocab), np.float32)
+        else:
+            if len(self._logits) < len(wanted):
+                self._logits = np.empty((len(wanted), self.vocab), np.float32)
+            out = self._logits[: len(wanted)]
+        self._request.set_output_tensor(0, _shared(out))
+        self._request.infer()
+        return out
+
+    def _tell(self, name: str, value: Any) -> None:
+        """Give `value` to an input, through memory that it shares with us where the shape is as before."""
+        held = self._told.get(name)
+        if held is None or held.shape != value.shape:
+            self._told[name] = value = np.array(value)
+            self._request.set_tensor(name, _shared(value))
+        else:
+            held[...] = value
 
 
 class OpenVINOSession(Session):
@@ -237,129 +340,65 @@ class OpenVINOSession(Session):
     pads = True
     pending = 0
 
-    def __init__(self, backend: OpenVINOBackend) -> None:
+    def __init__(self, backend: OpenVINOBackend, table: BlockTable) -> None:
         self._backend = backend
-        self._request = backend.compiled_model.create_infer_request()
-        self._caches: dict[str, Any] = {}
-        self._blocks = 0
-        self._length = 0
-        self._told: dict[str, NDArray[Any]] = {}
-        self._logits = np.empty((0, backend.vocab), np.float32)
-        for name, size in (("past_lens", 1), ("subsequence_begins", 2), ("block_indices_begins", 2)):
-            self._share(name, np.zeros(size, np.int32))
-        self._share("max_context_len", np.zeros((), np.int32))
+        self.table = table
 
     @property
     def length(self) -> int:
         """Positions that the cache holds."""
-        return self._length
+        return self.table.length
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; logits are float32."""
-        vocab = self._backend.vocab
-        rows = [torch.from_numpy(out) for out in self._passes(tokens, keep, lambda n: np.empty((n, vocab), np.float32))]
+        rows = [torch.as_tensor(out) for out in self._passes(tokens, keep, picks=False)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def pick(self, tokens: Sequence[int], *, keep: int | None = None) -> list[int]:
         """See `Session.pick`. The logits stay in memory that all passes share."""
-        return [token for out in self._passes(tokens, keep, self._scratch) for token in out.argmax(-1).tolist()]
+        return [int(token) for out in self._passes(tokens, keep, picks=True) for token in out]
 
-    def _passes(
-        self, tokens: Sequence[int], keep: int | None, room: Callable[[int], NDArray[np.float32]]
-    ) -> Iterator[NDArray[np.float32]]:
-        """Read `tokens` in passes, and yield the logits that were asked for in memory from `room`, given a number of rows."""
-        self._fit(self._length + len(tokens))
+    def _passes(self, tokens: Sequence[int], keep: int | None, *, picks: bool) -> Iterator[Tensor | list[int]]:
+        """Read `tokens` in passes; yield the rows that were asked for."""
+        self.fit(len(tokens))
         first = 0 if keep is None else max(0, len(tokens) - keep)  # row of the first token asked for
-        for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
-            chunk = tokens[start : start + PREFILL_CHUNK_TOKENS]
-            wanted = range(max(0, first - start), len(chunk))
-            out = self._run(chunk, wanted or range(len(chunk) - 1, len(chunk)), room)
-            if wanted:
+        for start, end in prefill_chunks(len(tokens)):
+            part = Part(self, tokens[start:end], max(1, end - max(first, start)), picks)
+            out = self._backend.forward([part])[0]
+            if first < end:
                 yield out
-
-    def _scratch(self, rows: int) -> NDArray[np.float32]:
-        """Memory for `rows` of logits, to be overwritten by the next pass."""
-        if len(self._logits) < rows:
-            self._logits = np.empty((rows, self._backend.vocab), np.float32)
-        return self._logits[:rows]
 
     def set_padded_length(self, length: int) -> None:
         """See `Session.set_padded_length`."""
         self._backend.padded_length.set(length)
 
-    def _run(
-        self, tokens: Sequence[int], rows: range, room: Callable[[int], NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        """Logits at `rows` of a pass over `tokens`, which may be padded; positions of the padding are overwritten later."""
-        backend, told = self._backend, self._told
-        past, asked = self._length, len(tokens)
-        count = backend.padded_length(asked)
-        end = past + count
-        self._reserve(end)
-        if len(rows) == asked:
-            rows = range(count)
-        self._tell("input_ids", np.asarray([*tokens, *[0] * (count - asked)], np.int64)[None])
-        positions = np.arange(past, end)
-        self._tell("position_ids", np.minimum(positions, backend.last)[None])
-        self._tell("rows", np.arange(rows.start, rows.stop))
-        told["past_lens"][0] = past
-        told["subsequence_begins"][1] = count
-        told["max_context_len"][...] = end
-        used = -(-end // backend.block)
-        told["block_indices_begins"][1] = used
-        self._tell("block_indices", np.arange(used, dtype=np.int32))
-        out = room(len(rows))
-        self._request.set_output_tensor(0, _shared(out))
-        self._request.infer()
-        self._length = past + asked
-        return out[:asked]
-
-    def _tell(self, name: str, value: NDArray[Any]) -> None:
-        """Give `value` to an input, through memory that it shares with us where the shape is as before."""
-        held = self._told.get(name)
-        if held is None or held.shape != value.shape:
-            self._share(name, value)
-        else:
-            held[...] = value
-
-    def _share(self, name: str, value: NDArray[Any]) -> None:
-        self._told[name] = value
-        self._request.set_tensor(name, _shared(value))
-
-    def _fit(self, length: int) -> None:
-        """Check that `length` tokens fit the model. Raises UnsupportedModelError."""
-        limit = self._backend.last + 1
+    def fit(self, count: int) -> None:
+        """Check that `count` more tokens fit the model. Raises UnsupportedModelError."""
+        length, limit = self.table.length + count, self._backend.last + 1
         if length > limit:
             raise UnsupportedModelError(f"{length} tokens are more than {self._backend.kind}'s {limit} on OpenVINO")
 
-    def _reserve(self, length: int) -> None:
-        """Allocate caches for `length` positions."""
-        need = -(-length // self._backend.block)
-        if need <= self._blocks:
-            return
-        import openvino as ov
+    def fork(self) -> OpenVINOSession:
+        """Return a sequence with the same positions; they are shared until one of the two writes over them."""
+        return OpenVINOSession(self._backend, self.table.fork())
 
-        blocks = max(need, 2 * self._blocks, INITIAL_CACHE_BLOCKS)
-        used = -(-self._length // self._backend.block)
-        try:
-            for name, (kind, shape) in self._backend.caches.items():
-                tensor = ov.Tensor(kind, ov.Shape([blocks, *shape]))
-                # What isn't written yet is read, and weighted with zero: it must be a number.
-                view = tensor.data.view(np.uint8)
-                view[used:] = 0
-                if used:
-                    view[:used] = self._caches[name].data.view(np.uint8)[:used]
-                self._request.set_tensor(name, tensor)
-                self._caches[name] = tensor
-        except MemoryError as e:
-            raise DeviceError("out of memory for the key-value cache", hint="try a shorter prompt") from e
-        self._blocks = blocks
+    def reuse(self, tokens: Sequence[int]) -> int:
+        """Begin an empty sequence with what others published of the beginning of `tokens`; return how many tokens that are."""
+        return self.table.reuse(tokens)
+
+    def publish(self, tokens: Sequence[int]) -> None:
+        """Let others begin with `tokens`, the first that this sequence holds."""
+        self.table.publish(tokens)
+
+    def close(self) -> None:
+        """Give the memory back; the sequence is empty."""
+        self.table.close()
 
     def rollback(self, length: int) -> None:
         """See `Session.rollback`."""
-        if length > self._length:
-            raise ValueError(f"can't roll forward from {self._length} to {length}")
-        self._length = length
+        if length > self.table.length:
+            raise ValueError(f"can't roll forward from {self.table.length} to {length}")
+        self.table.rollback(length)
 
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
         """Refuse."""
@@ -368,6 +407,21 @@ class OpenVINOSession(Session):
     def complete(self, count: int | None = None) -> Tensor:
         """Refuse."""
         raise UnsupportedModelError(self._backend.can_exit.reason)
+
+
+def prefill_chunks(count: int) -> list[tuple[int, int]]:
+    """Split `count` tokens into chunks, none of them of one token alone if there are more."""
+    ends = [*range(PREFILL_CHUNK_TOKENS, count, PREFILL_CHUNK_TOKENS), count]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1 and PREFILL_CHUNK_TOKENS > 2:
+        ends[-2] -= 1
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _begins(counts: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Where each of several parts begins, and where the last ends."""
+    begins = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=begins[1:])
+    return begins
 
 
 def _shared(array: NDArray[Any]) -> Any:
@@ -387,14 +441,29 @@ def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | N
         session.forward([probe[0], probe[0], probe[1]])
         session.rollback(4)
         parts += [session.forward(probe[4:9]), *[session.forward([token], keep=1) for token in probe[9:]]]
+        side_by_side = _side_by_side(backend, probe)
     except RuntimeError as e:
         if is_out_of_memory(e):
             raise
         return f"doesn't run on OpenVINO ({type(e).__name__})"
-    gap, scale = (torch.cat(parts) - want).abs(), max(1.0, want.abs().max().item())
+    gap = torch.maximum((torch.cat(parts) - want).abs(), (side_by_side - want).abs())
+    scale = max(1.0, want.abs().max().item())
     if precision == "int4":
         gap, scale = gap.square().mean().sqrt(), want.square().mean().sqrt().item()
     worst = gap.max().item() / scale
     if worst <= max(MAX_LOGIT_ERROR[precision], MAX_LOGIT_ERROR[str(model.dtype).removeprefix("torch.")]):
         return None
     return f"gives other logits on OpenVINO (by {worst:.0%} of the largest)"  # also for NaN
+
+
+def _side_by_side(backend: OpenVINOBackend, probe: list[int]) -> Tensor:
+    """Logits of `probe` as computed in passes with other sequences, one of which shares its blocks and parts from it."""
+    session, other = backend.open(), backend.open()
+    other.forward([probe[1]] * 3)
+    out = [backend.forward([Part(other, probe[:2], 1), Part(session, probe[:5])])[1]]
+    twin = session.fork()
+    twin.rollback(3)
+    out += backend.forward([Part(session, probe[5:7]), Part(other, probe[:1]), Part(twin, [probe[0]] * 4, 1)])[:1]
+    out += backend.forward([Part(twin, probe[:3], 1), Part(session, probe[7:8])])[1:]
+    out += backend.forward([Part(session, probe[8:]), Part(other, probe[:3], 1)])[:1]
+    return torch.cat([torch.as_tensor(rows) for rows in out])

@@ -1,0 +1,272 @@
+"""The key-value caches of all sequences of an OpenVINO model: blocks of positions, counted by those who refer to them.
+
+A sequence is a `BlockTable`: the numbers of its blocks and its length, so a rollback is a smaller length. Blocks can be shared:
+by a copy of a sequence (`BlockTable.fork`), and by sequences that begin with the same tokens (`BlockTable.reuse`, after another's
+`publish`). A shared block is never written. Who writes into one gets a block of its own first, with the positions before the
+first that is written copied.
+
+Memory is reserved by doubling and is only taken when a block is first written. There is a limit. Blocks that are kept for reuse
+alone are given up there, the least recently used first; then `OutOfBlocks` is raised, before anything has changed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynx.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+INITIAL_BLOCKS = 16
+"""Blocks of a new pool; growth doubles, so copying stays linear in the final size."""
+
+ALIGNMENT = 64
+"""Of a cache in memory, in bytes: a cache line and the widest vector."""
+
+
+class OutOfBlocks(DeviceError):  # noqa: N818 - named for what has happened
+    """The pool is at its limit and every block is in use."""
+
+
+class BlockPool:
+    """`caches` maps inputs to an element type and the shape of a block (heads, positions, width); `bind` gives the model a tensor.
+
+    `limit` is the most blocks that may be reserved; None without a limit.
+    """
+
+    def __init__(
+        self,
+        caches: Mapping[str, tuple[Any, Sequence[int]]],
+        bind: Callable[[str, Any], None],
+        *,
+        limit: int | None = None,
+    ) -> None:
+        self._caches, self._bind = caches, bind
+        self.limit = limit
+        self.block = next(iter(caches.values()))[1][1]  # positions of a block
+        self._views: dict[str, NDArray[np.uint8]] = {}  # by cache: (blocks, bytes of a block)
+        self._references: list[int] = []
+        self._free: list[int] = []  # the next one last
+        self._known: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # (block before, tokens) → block, by use
+        self._parents: dict[int, int] = {}  # published block → identity of the text up to its end
+        self._keys: dict[int, tuple[int, bytes]] = {}  # published block → its key in `_known`
+        self._identities = 0
+        self.copied = 0
+        """Blocks copied because they were shared."""
+
+    @property
+    def size(self) -> int:
+        """Blocks reserved."""
+        return len(self._references)
+
+    @property
+    def used(self) -> int:
+        """Blocks that something refers to."""
+        return self.size - len(self._free)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all caches."""
+        return sum(kind.size * int(np.prod(shape)) for kind, shape in self._caches.values())
+
+    def open(self) -> BlockTable:
+        """Start an empty sequence."""
+        return BlockTable(self)
+
+    def references(self, block: int) -> int:
+        """Return how many refer to a block."""
+        return self._references[block]
+
+    def require(self, count: int) -> None:
+        """Make `count` blocks free, or raise OutOfBlocks with nothing changed."""
+        if count <= len(self._free):
+            return
+        kept = sum(self._references[block] == 1 for block in self._known.values())
+        most = self.size if self.limit is None else max(self.limit, self.size)
+        if self.limit is not None and count > len(self._free) + kept + most - self.size:
+            raise OutOfBlocks(
+                f"the key-value cache is full: {self.limit} blocks of {self.block} tokens",
+                hint="try fewer prompts at a time, or shorter ones",
+            )
+        while count > len(self._free) and (self.limit is None or self.size < self.limit):
+            need = self.size + count - len(self._free)
+            grown = max(need, 2 * self.size, INITIAL_BLOCKS)
+            self._grow(grown if self.limit is None else min(grown, self.limit))
+        while count > len(self._free):
+            self._forget_oldest()
+
+    def take(self) -> int:
+        """Return a block that nothing else refers to."""
+        self.require(1)
+        block = self._free.pop()
+        self._references[block] = 1
+        return block
+
+    def share(self, block: int) -> int:
+        """Add a reference to a block."""
+        self._references[block] += 1
+        return block
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop a reference to each of `blocks`."""
+        for block in blocks:
+            self._references[block] -= 1
+            if not self._references[block]:
+                self._free.append(block)
+
+    def copy(self, block: int) -> int:
+        """Return a copy of a block, in exchange for a reference to it."""
+        new = self.take()
+        for view in self._views.values():
+            view[new] = view[block]
+        self.copied += 1
+        self.release([block])
+        return new
+
+    def find(self, tokens: NDArray[np.int64]) -> list[int]:
+        """Return the published blocks that hold the beginning of `tokens`, without a reference to them."""
+        found: list[int] = []
+        before = 0
+        for start in range(0, len(tokens) - self.block + 1, self.block):
+            key = (before, tokens[start : start + self.block].tobytes())
+            block = self._known.get(key)
+            if block is None:
+                break
+            found.append(block)
+            before = self._parents[block]
+        for block in reversed(found):
+            self._known.move_to_end(self._keys[block])  # the beginning of a text is the last to be forgotten
+        return found
+
+    def publish(self, tokens: NDArray[np.int64], blocks: Sequence[int]) -> None:
+        """Make the full blocks of `tokens`, held in `blocks`, known to `find`."""
+        before, chain = 0, []
+        for i, start in enumerate(range(0, len(tokens) - self.block + 1, self.block)):
+            key = (before, tokens[start : start + self.block].tobytes())
+            known = self._known.get(key)
+            if known is None:
+                known = blocks[i]
+                if known in self._keys:  # published once before, and what came before it was forgotten since
+                    del self._known[self._keys[known]]
+                else:
+                    self.share(known)
+                self._identities += 1
+                self._known[key], self._keys[known], self._parents[known] = known, key, self._identities
+            before = self._parents[known]
+            chain.append(key)
+        for key in reversed(chain):
+            self._known.move_to_end(key)
+
+    def forget(self) -> None:
+        """Give up all blocks that are kept for reuse."""
+        while self._known:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, block = self._known.popitem(last=False)
+        del self._parents[block], self._keys[block]
+        self.release([block])
+
+    def _grow(self, size: int) -> None:
+        before = self.size
+        try:
+            for name, (kind, shape) in self._caches.items():
+                self._views[name] = self._reserved(name, kind, [size, *shape], self._views.get(name))
+        except MemoryError as e:
+            raise OutOfBlocks("out of memory for the key-value cache", hint="try a shorter prompt") from e
+        self._references.extend([0] * (size - before))
+        self._free = [*range(size - 1, before - 1, -1), *self._free]
+
+    def _reserved(self, name: str, kind: Any, shape: list[int], old: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Reserve a cache that begins with `old`. What isn't written yet is read, and weighted with zero: it must be a number."""
+        import openvino as ov
+
+        count = kind.size * int(np.prod(shape))
+        memory = np.zeros(count + ALIGNMENT, np.uint8)  # pages are taken when they are written
+        start = -memory.ctypes.data % ALIGNMENT
+        raw = memory[start : start + count]
+        view = raw.reshape(shape[0], -1)
+        if old is not None:
+            view[: len(old)] = old
+        self._bind(name, ov.Tensor(raw, ov.Shape(shape), kind))
+        return view
+
+
+class BlockTable:
+    """One sequence: its blocks and how many positions of them it holds."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.length = 0
+        self.blocks: NDArray[np.int32] = np.zeros(0, np.int32)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the blocks back."""
+        if len(self.blocks):
+            self._pool.release(self.blocks.tolist())
+        self.blocks, self.length = self.blocks[:0], 0
+
+    def missing(self, end: int) -> int:
+        """Return how many blocks must be free before positions up to `end` can be written."""
+        block, pool = self._pool.block, self._pool
+        need, first = -(-end // block), self.length // block
+        held = self.blocks[first:need].tolist()
+        return max(0, need - len(self.blocks)) + sum(pool.references(each) > 1 for each in held)
+
+    def reserve(self, end: int) -> None:
+        """Have blocks of one's own for the positions from the length to `end`. Raises OutOfBlocks with nothing changed."""
+        pool = self._pool
+        missing = self.missing(end)
+        if not missing:
+            return
+        pool.require(missing)
+        size = pool.block
+        for at in range(self.length // size, min(-(-end // size), len(self.blocks))):
+            shared = int(self.blocks[at])
+            if pool.references(shared) > 1:
+                if at * size < self.length:
+                    self.blocks[at] = pool.copy(shared)
+                else:
+                    self.blocks[at] = pool.take()
+                    pool.release([shared])
+        more = -(-end // size) - len(self.blocks)
+        if more > 0:
+            self.blocks = np.concatenate([self.blocks, np.array([pool.take() for _ in range(more)], np.int32)])
+
+    def rollback(self, length: int) -> None:
+        """Hold the first `length` positions only."""
+        self.length = length
+
+    def fork(self) -> BlockTable:
+        """Return a sequence with the same positions, in the same blocks."""
+        other = BlockTable(self._pool)
+        other.blocks = self.blocks[: -(-self.length // self._pool.block)].copy()
+        for block in other.blocks.tolist():
+            self._pool.share(block)
+        other.length = self.length
+        return other
+
+    def reuse(self, tokens: Sequence[int]) -> int:
+        """Hold published positions of the beginning of `tokens`, if the sequence is empty; return how many.
+
+        At least two tokens are left, if there are two: a pass of one token rounds differently.
+        """
+        if self.length or len(self.blocks):
+            return self.length
+        found = self._pool.find(np.asarray(tokens[: max(0, len(tokens) - 2)], np.int64))
+        self.blocks = np.array([self._pool.share(block) for block in found], np.int32)
+        self.length = len(found) * self._pool.block
+        return self.length
+
+    def publish(self, tokens: Sequence[int]) -> None:
+        """Make the full blocks of `tokens`, which the sequence holds, known to others that begin with them."""
+        self._pool.publish(np.asarray(tokens[: self.length], np.int64), self.blocks.tolist())
