@@ -84,9 +84,7 @@ class SequenceRun(Run):
         super().__init__(engine, request, Plain(), {})
         self._batch = batch
         self._ready: deque[Token] = deque()
-        self.lookup = (
-            LookupDrafter(engine.drafters.library, request.sampling.own.new_ngrams) if engine.drafters.lookup else None
-        )
+        self.lookup = LookupDrafter(engine.library, request.sampling.own.new_ngrams) if engine.drafters.lookup else None
         generator = torch.Generator().manual_seed(engine.entropy())
         vocab = engine.target.vocab
         processors = LogitsProcessors.for_request(request, vocab)

@@ -170,7 +170,7 @@ def _calibrate(
         drafter_passes["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
     ngrams = sampling.own.new_ngrams
-    looked_up = [lookup_traces(t, engine.drafters.library, ngrams) for t in texts] if "lookup" in plan.kinds else None
+    looked_up = [lookup_traces(t, engine.library, ngrams) for t in texts] if "lookup" in plan.kinds else None
     fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
 
     def check(given: FitResult, predictions: dict[str, float], lookup: bool) -> tuple[CheckedDrafters, Drafters]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from dynx.speculation.drafters.base import DrafterCandidates
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
+from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.kept_cache import KeptCache
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
@@ -133,6 +135,13 @@ class Engine:
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
         self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
 
+    @cached_property
+    def library(self) -> NgramIndex:
+        """The text that lookup drafts from besides those at hand, indexed once for all of them."""
+        index = NgramIndex()
+        index.extend(self.drafters.library)
+        return index
+
     def computing(self) -> AbstractContextManager[None]:
         """Give PyTorch the threads that it computes with here, inside a `with`: one where another runtime computes the target."""
         return torch_threads(BESIDE_ANOTHER_RUNTIME if self.target.own_threads else self.threads)
@@ -197,7 +206,7 @@ class Engine:
         if layers and layers < self.target.layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(layers, sampler)
         if self.drafters.lookup:
-            out["lookup"] = LookupDrafter(self.drafters.library, request.sampling.own.new_ngrams)
+            out["lookup"] = LookupDrafter(self.library, request.sampling.own.new_ngrams)
         return out
 
     def _draft_sampler(self, request: Request) -> DraftSampler:
