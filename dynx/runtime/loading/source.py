@@ -13,6 +13,7 @@ from dynx import shipped
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime import hub
 from dynx.runtime.adapters import CONFIG_FILE, refuse_alone
+from dynx.runtime.loading.exported import is_exported
 from dynx.runtime.lora import Adapter, split_weight
 from dynx.runtime.model_names import hub_id, snapshot
 
@@ -42,6 +43,11 @@ class Source:
     """LoRA adapters that are folded into the weights, in this order."""
     base: str = ""
     """Name of the model under the adapters; `name` may be an adapter's."""
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is a model in OpenVINO's own format, which that backend alone runs."""
+        return is_exported(self.folder)
 
     @property
     def bundled_drafter(self) -> Source | None:
