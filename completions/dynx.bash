@@ -10,7 +10,7 @@ _dynx_list() {
         ;;
     'dynx generate')
         commands=''
-        options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
+        options='-m,--model= --adapter=+ --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --lines --batch= --no-stdin --jsonl --stats
             --explain --plain --verify --exact --dry-run --backend= --quantize= --profile= --require-profile
             --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
@@ -33,18 +33,18 @@ _dynx_list() {
         ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --draft= --data= --tsv --column= --field= --max-disagreement= --confidence= --within=
-            --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --dry-run --check
-            --device-info --list --show= --export= -o,--output= --import= --remove= --backend= --quantize=
-            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --adapter=+ --draft= --data= --tsv --column= --field= --max-disagreement= --confidence=
+            --within= --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --dry-run
+            --check --device-info --list --show= --export= -o,--output= --import= --remove= --backend=
+            --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --runs= --prompts,--inputs= --draft= -n,--max-new-tokens= --static= --labels=
-            --with=+ --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality= --baseline=
-            --tolerance= --bisect --budget= --export=+ --plot= --backend= --quantize= --device= --dtype=
-            --threads= --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model=+ --data= --runs= --prompts,--inputs= --adapter=+ --draft= -n,--max-new-tokens= --static=
+            --labels= --with=+ --arm=+ --min-speedup= --require-identical --max-disagreement= --min-quality=
+            --baseline= --tolerance= --bisect --budget= --export=+ --plot= --backend= --quantize= --device=
+            --dtype= --threads= --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }

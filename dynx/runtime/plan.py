@@ -217,7 +217,8 @@ def resolve(
 ) -> Resolved:
     """Decide device, precision, threads, backend and profile. Raises DynxError.
 
-    `companion` is the hash of a draft model; `stored` says how weights are stored, where it isn't as requested. A profile that came with the model is left out unless `wants_bundled`.
+    `companion` is the hash of a draft model; `stored` says how weights are stored, where it isn't as requested. A profile that
+    came with the model is left out unless `wants_bundled`.
     """
     machine = machine or probe()
     device, threads = choose_device(request.device, machine), choose_threads(request.threads, machine)

@@ -1,8 +1,9 @@
 """Language models that were exported to OpenVINO's own format, as optimum-intel writes them, on the sessions of `decoder`.
 
-Such a graph keeps its keys and values in variables and can't drop the last of them. OpenVINO's own transformation replaces them by
-paged attention, whose cache is an input that the caller owns; around that the inputs are given the form that `convert` gives them.
-The transformation is private to OpenVINO, and this module alone knows it. The result is compared with the graph as it was exported.
+Such a graph keeps its keys and values in variables and can't drop the last of them. OpenVINO's own transformation replaces them
+by paged attention, whose cache is an input that the caller owns; around that the inputs are given the form that `convert` gives
+them. The transformation is private to OpenVINO, and this module alone knows it. The result is compared with the graph as it was
+exported.
 
 Letters in shapes: T tokens of one pass, N rows asked for, D hidden size, V vocabulary.
 """
