@@ -46,7 +46,7 @@ def load(folder: Path, *, name: str, dtype: str, threads: int, trusted: bool = F
         others = ", ".join(sorted(names - EXPORTED_INPUTS)[:3]) or "no key-value cache"
         raise UnsupportedModelError(
             f"{name} is an OpenVINO model of another kind ({others})",
-            hint="export a language model with its cache: optimum-cli export openvino --task text-generation-with-past",
+            hint="optimum-intel exports a language model with its cache for the task text-generation-with-past",
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     precision = weights_kind(folder)
