@@ -228,9 +228,10 @@ def _untie(model: Any, path: str) -> None:
     weight: Any = getattr(module, "weight", None)
     if weight is None:
         return
+    own = weight.detach()
     for other in model.modules():
         if other is not module and getattr(other, "weight", None) is weight:
-            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            module.weight = nn.Parameter(own.clone(), requires_grad=False)
             for config in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
                 config.tie_word_embeddings = False
             return
