@@ -1,7 +1,8 @@
 """Adapters (LoRA and its kin) that lie in a model's folder. None is applied there, so each is named rather than passed over.
 
-Language models get those that the caller names (`lora`). diffusers loads an adapter only when told to. transformers applies the one that an `adapter_config.json` describes where peft
-is installed, and passes over it where it isn't: the same folder would be two models.
+Language models get those that the caller names (`lora`). diffusers loads an adapter only when told to. transformers applies the
+one that an `adapter_config.json` describes where peft is installed, and passes over it where it isn't: the same folder would be
+two models.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ WHOLE_TENSOR_BYTES = (
 TENSOR_SAMPLE_BYTES = 4 * 1024
 MAX_HEADER_BYTES = 100_000_000  # safetensors refuses longer headers itself
 
-CONFIG_FILES = frozenset({"config.json", "model_index.json", "scheduler_config.json"})
+CONFIG_FILES = frozenset({"config.json", "model_index.json", "scheduler_config.json", "openvino_model.xml"})
 CODE_SUFFIX = ".py"
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 """Of the files that hold a folder's weights, the first that there are; `.bin` where there are none."""
@@ -37,12 +37,12 @@ WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False) -> str:
     """Identify a model's weights and configuration by 16 hex digits, reading a few MiB of each weight file.
 
-    `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones
-    don't, nor what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names,
-    the whole of `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.gguf`, else
-    of `*.bin`, where a folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of
-    64 KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from
-    the middle of each larger one.
+    `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones don't, nor
+    what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names, the whole of
+    `config.json`, `model_index.json`, `scheduler_config.json` and `openvino_model.xml`, and of each `*.safetensors` (of `*.gguf`,
+    else of `*.bin`, where a folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of 64
+    KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from the middle
+    of each larger one.
 
     With `code` the folder's Python files count too, for a model that is run by them. They are read whole.
 

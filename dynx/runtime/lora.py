@@ -1,8 +1,9 @@
 """LoRA adapters in peft's layout, folded into a language model's weights when it is loaded.
 
-An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. For each module that it changes it holds A (r, in)
-and B (out, r), and the weights become W + s·B·A with s = alpha / r, or alpha / sqrt(r) for rank-stabilised adapters. The sum is made in
-float32 and rounded once to the model's precision, so a folded model runs on every backend at the speed of its base.
+An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors`. For each module that it changes it holds A
+(r, in) and B (out, r), and the weights become W + s·B·A with s = alpha / r, or alpha / sqrt(r) for rank-stabilised adapters.
+The sum is made in float32 and rounded once to the model's precision, so a folded model runs on every backend at the speed of
+its base.
 
 Nothing here loads a model. Letters in shapes: r rank, in and out the widths of a linear layer.
 """
@@ -224,12 +225,13 @@ def _untie(model: Any, path: str) -> None:
     from torch import nn
 
     module = model.get_submodule(path)
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if weight is None:
         return
+    own = weight.detach()
     for other in model.modules():
         if other is not module and getattr(other, "weight", None) is weight:
-            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            module.weight = nn.Parameter(own.clone(), requires_grad=False)
             for config in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
                 config.tie_word_embeddings = False
             return
@@ -298,7 +300,8 @@ def _changed(
         )
     length = torch.linalg.vector_norm(after, dim=0 if inner else 1)
     factor = magnitude.flatten() / length
-    return after * (factor[None, :] if inner else factor[:, None])
+    scaled: Tensor = after * (factor[None, :] if inner else factor[:, None])
+    return scaled
 
 
 def _scale(adapter: Adapter, path: str, parts: Mapping[str, Tensor]) -> float:

@@ -111,7 +111,7 @@ def _files(folder: Path, exclude: frozenset[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _counts(name: str) -> bool:
-    if name.endswith((*WEIGHT_SUFFIXES, ".py", ".index.json")) or name == "model_index.json":
+    if name.endswith((*WEIGHT_SUFFIXES, ".py", ".index.json")) or name in ("model_index.json", "openvino_model.xml"):
         return True
     return name.endswith("config.json") and name not in IGNORED_CONFIGS
 

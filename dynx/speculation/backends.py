@@ -24,6 +24,7 @@ from dynx.runtime.backends.registry import (
     convert_to_openvino,
     import_backend,
     load_converted,
+    load_exported,
     load_ipex,
     quantize_model,
     race,
@@ -67,7 +68,7 @@ class ModelBackends:
             return self._open(name, plan.source, plan.key.model)
         except UnsupportedModelError as e:
             able = usable(plan.device, plan.request.quantize)[TORCH].value
-            if plan.request.backend != "auto" or name == TORCH or not able:
+            if plan.request.backend != "auto" or name == TORCH or not able or plan.source.is_exported:
                 raise
             why = f"{TITLES[name]} can't run it: {e}"
         plan.decisions.backend = Decision(TORCH, why)
@@ -97,8 +98,9 @@ class ModelBackends:
         starts: dict[str, float] = {}
         notes: list[str] = []
         refused: UnsupportedModelError | None = None
+        only = TORCH if plan.packed else OPENVINO if plan.source.is_exported else None
         for name, able in usable(plan.device, plan.request.quantize).items():
-            if not able.value or (plan.packed and name != TORCH):
+            if not able.value or (only is not None and name != only):
                 continue
             began = clock()
             import_backend(name)
@@ -155,6 +157,10 @@ class ModelBackends:
         trusted = trusted or plan.own_profile is not None
         precision = precision or (plan.dtype if plan.request.quantize == "none" else plan.request.quantize)
         dtype = plan.dtype if precision in QUANTIZED else precision
+        if source.is_exported:
+            return load_exported(
+                source.folder, name=source.name, dtype=precision, threads=plan.threads, trusted=trusted
+            )
         if name == OPENVINO:
             threads = plan.threads
             weights = weights_key(source, [loading.DRAFTER_FOLDER])
@@ -189,6 +195,9 @@ def verifier(plan: GeneratorPlan, target: Backend) -> Backend:
     """
     if target.name != OPENVINO:
         return target
+    if plan.source.is_exported:
+        source = plan.source
+        return load_exported(source.folder, name=source.name, dtype=plan.dtype, threads=plan.threads, trusted=False)
     eager = torch_backend(plan, plan.source)
     if target.precision == "float32":
         return eager

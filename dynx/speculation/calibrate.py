@@ -337,7 +337,7 @@ def against_unquantized(
     texts' prompts and answers differs from its. Both read the same tokens, one pass a text.
     """
     plan = assembly.plan
-    if plan.key.quantization == "none":
+    if plan.request.quantize == "none":
         return None
     from dynx.speculation.backends import torch_backend
 

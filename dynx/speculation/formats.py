@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import ALIASES, TORCH
+from dynx.runtime.backends.registry import ALIASES, OPENVINO, TORCH, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_device, choose_dtype
 
@@ -17,8 +18,43 @@ if TYPE_CHECKING:
     from dynx.speculation.plan import GeneratorRequest
 
 
+EXPORTED = "openvino"
+"""How a profile's key calls the weights of a model in OpenVINO's own format."""
+
+
+def exported_execution(
+    request: GeneratorRequest, source: Source, device: str, machine: Device
+) -> tuple[Decision[str], Decision[str]]:
+    """Choose backend and precision for a model in OpenVINO's own format.
+
+    Raises InvalidInput for a request that contradicts what the model is, DeviceError where it can't run.
+    """
+    if source.adapters:
+        raise UnsupportedModelError(f"{source.name} is an OpenVINO model, into which no adapter can be folded")
+    if ALIASES.get(request.backend, request.backend) not in ("auto", OPENVINO):
+        raise InvalidInput(f"`backend` {request.backend}: {source.name} is an OpenVINO model, which only OpenVINO runs")
+    backend = choose(OPENVINO, "none", device, None)
+    kind = loading.weights_kind(source.folder)
+    if request.quantize not in ("none", kind):
+        raise InvalidInput(
+            f"`quantize` {request.quantize}: {source.name} is an OpenVINO model whose weights are stored as {kind}",
+            hint="export it again, or start from the Hugging Face model",
+        )
+    reason = f"an OpenVINO model runs as it is, with weights in {kind}"
+    if kind in ("int8", "int4"):
+        if request.dtype not in ("auto", "float32"):
+            raise InvalidInput(f"`dtype` {request.dtype}: {source.name}'s weights are {kind}, computed with in float32")
+        dtype = Decision("float32", f"around weights in {kind}")
+    else:
+        dtype = choose_dtype(None if request.dtype == "auto" else request.dtype, device, machine, kind)
+    return Decision(backend.value, reason), dtype
+
+
 def stored_weights(request: GeneratorRequest, source: Source, machine: Device) -> Decision[str] | None:
     """Decide what becomes of weights in few bits: unpacked, or left to their package. None for ordinary weights."""
+    if source.is_exported:
+        kind = loading.weights_kind(source.folder)
+        return Decision(kind, "an OpenVINO model's own; speculation is lossless relative to it")
     scheme = loading.scheme_of(source)
     if scheme is None:
         return None

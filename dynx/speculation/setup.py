@@ -21,7 +21,7 @@ from dynx.runtime.threads import beside
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
-from dynx.speculation.formats import adapters_said, part_said, stored_weights
+from dynx.speculation.formats import EXPORTED, adapters_said, exported_execution, part_said, stored_weights
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
@@ -63,7 +63,7 @@ def make_plan(
         warn=warn,
         machine=machine,
         companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
-        stored=loading.PACKED if packed else None,
+        stored=loading.PACKED if packed else EXPORTED if source.is_exported else None,
         form="chat" if request.chat else "text",
         wants_bundled=request.draft == "auto" and request.lookup is None,
     )
@@ -99,6 +99,8 @@ def _execution(
     request: GeneratorRequest, source: Source, device: str, machine: Device, profile: Profile | None
 ) -> tuple[Decision[str], Decision[str]]:
     """Choose backend and precision."""
+    if source.is_exported:
+        return exported_execution(request, source, device, machine)
     measured = None if profile is None else measured_with(profile).backend
     backend = choose(request.backend, request.quantize, device, measured)
     return backend, _dtype(request, source, device, machine)

@@ -92,8 +92,8 @@ def test_a_language_model_with_an_adapter_is_refused(cli: Cli, changed: Callable
     for result in (bare, drawn):
         assert (result.code, result.err.splitlines()[0]) == (
             1,
-            "dynx: alone is an adapter for somebody/base, which isn't found: no model somebody/base: not shipped, no such folder, "
-            "not in the hub's local cache",
+            "dynx: alone is an adapter for somebody/base, which isn't found: no model somebody/base: not shipped, no such "
+            "folder, not in the hub's local cache",
         )
 
 

@@ -180,7 +180,7 @@ def test_pickled_adapters_are_asked_for(tmp_path: Path) -> None:
     file = adapter.folder / "adapter_model.safetensors"
     tensors = load_file(file)
     file.unlink()
-    with pytest.raises(ModelError, match="has no adapter_model.safetensors"):
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
         check(adapter)
     torch.save(tensors, adapter.folder / "adapter_model.bin")
     with pytest.raises(ModelError, match="pickled weights only"):

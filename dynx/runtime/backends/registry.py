@@ -318,6 +318,13 @@ def convert_to_openvino(
     return openvino.load(model, precision=precision, threads=threads, cache=cache, stored=stored)
 
 
+def load_exported(folder: Path, *, name: str, dtype: str, threads: int, trusted: bool) -> Backend:
+    """Load a model in OpenVINO's own format. Raises ModelError, UnsupportedModelError with the reason."""
+    from dynx.runtime.backends.openvino import exported
+
+    return exported.load(folder, name=name, dtype=dtype, threads=threads, trusted=trusted)
+
+
 def load_converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:
     """Load what `convert_to_openvino` stored, without the torch model; None where there is nothing usable."""
     from dynx.runtime.backends.openvino import decoder as openvino

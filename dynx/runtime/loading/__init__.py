@@ -14,6 +14,7 @@ from dynx.runtime.loading.check import (
     check_pipeline,
     task_of,
 )
+from dynx.runtime.loading.exported import weights_kind
 from dynx.runtime.loading.libraries import (
     generation_config,
     load_causal_lm,
@@ -59,5 +60,6 @@ __all__ = [
     "stored_dtype",
     "task_of",
     "text_part",
+    "weights_kind",
     "with_adapters",
 ]

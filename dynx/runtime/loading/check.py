@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime import lora, own_code
 from dynx.runtime.adapters import HINT, refuse, refuse_alone
+from dynx.runtime.loading.exported import check_files
 from dynx.runtime.loading.quiet import importing
 from dynx.runtime.loading.source import PICKLES, Source
 from dynx.runtime.loading.unpacked import scheme_of
@@ -86,6 +87,9 @@ def check_causal_lm(source: Source, *, allow_pickle: bool = False) -> None:
         raise UnsupportedModelError(
             f"{source.name} ({architectures[0]}) is a classifier and writes no text", hint=SUPPORTED
         )
+    if source.is_exported:
+        check_files(source.folder)
+        return
     _check_code(source, config, "CausalLM")
     check(source, allow_pickle=allow_pickle)
     if scheme_of(source) is not None and not list(source.folder.glob("*.safetensors")):

@@ -79,6 +79,8 @@ def load_causal_lm(
     Raises ModelError, UnsupportedModelError or DeviceError.
     """
     check_causal_lm(source, allow_pickle=allow_pickle)
+    if source.is_exported:
+        raise UnsupportedModelError(f"{source.name} is an OpenVINO model, which PyTorch can't run")
     with importing():
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN

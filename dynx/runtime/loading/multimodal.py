@@ -1,6 +1,6 @@
 """The text part of a model that also reads images or sounds: a language model of its own, if it can run alone.
 
-Only the tensors of that part are read. Letters: none.
+Only the tensors of that part are read.
 """
 
 from __future__ import annotations

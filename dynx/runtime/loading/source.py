@@ -16,6 +16,7 @@ from dynx.runtime.adapters import CONFIG_FILE, PIPELINE_FILE, refuse_alone
 from dynx.runtime.gguf import names as gguf_names
 from dynx.runtime.gguf.describe import describe
 from dynx.runtime.gguf.header import is_gguf
+from dynx.runtime.loading.exported import is_exported
 from dynx.runtime.loading.quiet import importing
 from dynx.runtime.lora import Adapter, split_weight
 from dynx.runtime.model_names import hub_id, snapshot
@@ -46,6 +47,11 @@ class Source:
     """LoRA adapters that are folded into the weights, in this order."""
     base: str = ""
     """Name of the model under the adapters; `name` may be an adapter's."""
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is a model in OpenVINO's own format, which that backend alone runs."""
+        return is_exported(self.folder)
 
     @property
     def bundled_drafter(self) -> Source | None:

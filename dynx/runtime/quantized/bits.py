@@ -26,7 +26,8 @@ def integers(words: Tensor, bits: int, count: int, axis: int) -> Tensor:
     crossing = shift + bits > WORD_BITS
     if bool(crossing.any()):
         found[..., crossing] |= words[..., word[crossing] + 1] << (WORD_BITS - shift[crossing])
-    return (found & (2**bits - 1)).to(torch.int32).movedim(-1, axis)
+    numbers: Tensor = (found & (2**bits - 1)).to(torch.int32).movedim(-1, axis)
+    return numbers
 
 
 def nibbles(packed: Tensor, *, low_first: bool = True) -> Tensor:

@@ -31,8 +31,8 @@ DEFAULT_BLOCK = (128, 128)
 def gptq(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     """GPTQ, as AutoGPTQ and GPTQModel write it.
 
-    `qweight` (K·bits/32, N) int32, packed along inputs; `qzeros` (G, N·bits/32), packed along outputs; `scales` (G, N); `g_idx` (K),
-    the group of each input. Version 1 stores zeros less one. W = scale · (q - zero).
+    `qweight` (K·bits/32, N) int32, packed along inputs; `qzeros` (G, N·bits/32), packed along outputs; `scales` (G, N); `g_idx`
+    (K), the group of each input. Version 1 stores zeros less one. W = scale · (q - zero).
     """
     bits, scales = int(settings["bits"]), parts["scales"].float()
     groups, outputs = scales.shape
@@ -71,9 +71,10 @@ def awq(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
 def bitsandbytes4(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     """NF4 and FP4 of bitsandbytes: blocks of weights in reading order, each with its largest magnitude.
 
-    `weight` holds two numbers a byte, the first in the upper half, for the 16 values of `weight.quant_map`; `weight.absmax` is one
-    per block, or bytes for `weight.nested_quant_map` times `weight.nested_absmax` plus an offset. The shape, and what else is needed,
-    is JSON in `weight.quant_state.bitsandbytes__nf4` (or fp4). The values are rounded to the precision that it names.
+    `weight` holds two numbers a byte, the first in the upper half, for the 16 values of `weight.quant_map`; `weight.absmax` is
+    one per block, or bytes for `weight.nested_quant_map` times `weight.nested_absmax` plus an offset. The shape, and what else
+    is needed, is JSON in `weight.quant_state.bitsandbytes__nf4` (or fp4). The values are rounded to the precision that it
+    names.
     """
     del settings
     state = next(tensor for name, tensor in parts.items() if name.startswith("weight.quant_state."))
@@ -93,7 +94,7 @@ def bitsandbytes4(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
 
 
 def bitsandbytes8(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
-    """LLM.int8() of bitsandbytes: `weight` (N, K) int8 and `SCB` (N), the largest magnitude of each row. W = weight · SCB / 127."""
+    """LLM.int8() of bitsandbytes: `weight` (N, K) int8 and `SCB` (N), the largest magnitudes of rows. W = weight · SCB / 127."""
     del settings
     if "weight_format" in parts and int(parts["weight_format"]) != 0:
         raise ValueError("its int8 weights are in the order of a GPU's kernels")
@@ -128,7 +129,7 @@ def packed_integers(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     if width != -(-inputs * bits // 32):
         raise ValueError(f"{width} words a row for {inputs} numbers of {bits} bits")
     half = 2 ** (bits - 1)
-    weight = (integers(parts["weight_packed"], bits, inputs, 1) - half).float()
+    weight: Tensor = (integers(parts["weight_packed"], bits, inputs, 1) - half).float()
     scale = parts["weight_scale"].float()
     scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
     zero = parts.get("weight_zero_point")
@@ -137,10 +138,12 @@ def packed_integers(parts: Parts, settings: Mapping[str, Any]) -> Tensor:
     order = parts.get("weight_g_idx")
     if order is not None and bool((order >= 0).all()):
         weight = weight - signed[:, order.long()] if zero is not None else weight
-        return weight * scale[:, order.long()]
+        weight *= scale[:, order.long()]
+        return weight
     if zero is not None:
         weight = weight - spread(signed, (outputs, inputs))
-    return weight * spread(scale, (outputs, inputs))
+    weight *= spread(scale, (outputs, inputs))
+    return weight
 
 
 def packed_floats(parts: Parts, settings: Mapping[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """A quantized folder's tensors, unpacked one by one: no more than one of them is in memory as float32 at a time.
 
-What was stored beside the weights for kernels that quantize activations or the key-value cache, too, is left out: dynx computes those
-in the run's precision.
+What was stored beside the weights for kernels that quantize activations or the key-value cache, too, is left out: dynx computes
+those in the run's precision.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Packed:
     def __init__(
         self, folder: Path, scheme: Scheme | None, renamed: Callable[[str], str | None] = lambda name: name
     ) -> None:
-        """`renamed` gives a tensor's name in the model by its name in the files, None for one that is left out.
+        """Open the files. `renamed` gives a tensor's name in the model by that in the files, None for one that is left out.
 
         Raises ModelError for a file that can't be read.
         """

@@ -197,7 +197,7 @@ def test_parts_that_are_missing_or_unknown_are_named(changed: Callable[..., Path
     name = next(name for name in whole if name.endswith("weight_scale_inv"))
     save_file({key: tensor for key, tensor in whole.items() if key != name}, file, {"format": "pt"})
     with pytest.raises(
-        UnsupportedModelError, match="quantized can't be unpacked: its .* is in f8_e4m3, without scales"
+        UnsupportedModelError, match=r"quantized can't be unpacked: its .* is in f8_e4m3, without scales"
     ):
         loaded(folder)
 
@@ -208,7 +208,7 @@ def test_parts_that_are_missing_or_unknown_are_named(changed: Callable[..., Path
     name = next(name for name in whole if name.endswith("qzeros"))
     whole[name] = whole[name][:, :1].clone()
     save_file(whole, file, {"format": "pt"})
-    with pytest.raises(ModelError, match="GPTQ, 4 bits weights of .* can't be unpacked"):
+    with pytest.raises(ModelError, match=r"GPTQ, 4 bits weights of .* can't be unpacked"):
         loaded(folder)
 
 

@@ -227,7 +227,12 @@ def _attention_node(recorded: list[tuple[float, int, list[int]]], context: Any) 
 
 
 def assemble(graph: Any) -> None:
-    """Put paged attention in the places that `convert` marked, with its inputs: `PAGED_INPUTS` and the caches."""
+    """Put paged attention in the places that `convert` marked, with its inputs: `PAGED_INPUTS` and the caches.
+
+    A graph that has it already stays as it is.
+    """
+    if any(port.get_any_name().startswith("key_cache.") for port in graph.inputs):
+        return
     import openvino as ov
     from openvino.op import Parameter
 
