@@ -103,8 +103,8 @@ class TextGenerator:
 def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     """Load a language model (shipped, a folder or a hub id) with its drafters and the profile that fits.
 
-    Further options are those of the command line: `draft`, `lookup`, `chat` (for the profile measured on chats), `device`, `dtype`, `threads`, `profile`, `offline`,
-    `plain`, … Raises DynxError.
+    Further options are those of the command line: `draft`, `lookup`, `device`, `dtype`, `threads`, `profile`, `offline`,
+    `plain`, …; `chat` takes the profile measured on chats. Raises DynxError.
     """
     from pathlib import Path
 
