@@ -84,8 +84,8 @@ def export(options: Options, terminal: Terminal) -> None:
 
         if options.output is not None:
             raise UsageError(f"--output is for a profile, and {options.export} is a folder")
-        for path in write(folder):
-            terminal.notice(f"wrote {path}")
+        for written in write(folder):
+            terminal.notice(f"wrote {written}")
         return
     if options.output not in (None, "-"):
         terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
