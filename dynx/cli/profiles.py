@@ -90,8 +90,8 @@ def export(options: Options, terminal: Terminal) -> None:
     if options.output not in (None, "-"):
         terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
         return
-    with TemporaryDirectory() as folder:
-        file = _store(terminal).export(options.export, Path(folder) / "profile.json")
+    with TemporaryDirectory() as place:
+        file = _store(terminal).export(options.export, Path(place) / "profile.json")
         terminal.write(file.read_text(encoding="utf-8"))
 
 

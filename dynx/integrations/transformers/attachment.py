@@ -190,8 +190,9 @@ def attach(model: Any, *, assistant: Any = None, tokenizer: Any = None, lookup: 
     """Make `model.generate` decode with drafts, and return `model`; `model.dynx.stats` tells what each call cost.
 
     `assistant` is a smaller model with the same vocabulary that drafts. `tokenizer` is used for `stop_strings` where a call has
-    none. Drafts are also copied from the prompt and the answer: by default once that has proved to pay, with `lookup` True from the
-    start, with False never. An attached model gets the arguments that are given, and stays attached once. Raises UnsupportedModelError with the reason for what can't be attached.
+    none. Drafts are also copied from the prompt and the answer: by default once that has proved to pay, with `lookup` True from
+    the start, with False never. An attached model gets the arguments that are given, and stays attached once. Raises
+    UnsupportedModelError with the reason for what can't be attached.
     """
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, Attachment):
