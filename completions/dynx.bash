@@ -125,7 +125,6 @@ _dynx_value() {
     'dynx calibrate --import')
         _dynx_files ;;
     'dynx calibrate --show' | \
-    'dynx calibrate --export' | \
     'dynx calibrate --remove')
         _dynx_profiles any ;;
     'dynx calibrate --backend')

@@ -197,8 +197,9 @@ def attach(model: Any, **options: Any) -> Any:
     """Make `model.generate` of a loaded transformers language model decode with drafts, and return the model.
 
     Options: `assistant` (a smaller model with the same vocabulary, which drafts), `tokenizer` (for `stop_strings`), `lookup`
-    (True: drafts are copied from the prompt and the answer too). `model.dynx.stats` tells what the latest call cost, or why it
-    was left to transformers. Raises UnsupportedModelError with the reason for what can't be attached.
+    (drafts are copied from the prompt and the answer too: True from the start, False never, by default once that pays).
+    `model.dynx.stats` tells what the latest call cost, or why it was left to transformers. Raises UnsupportedModelError with
+    the reason for what can't be attached.
     """
     from dynx.integrations import transformers
 

@@ -1,4 +1,4 @@
-"""The Python side: `dynx.load_generator`, `generate`, `stream` and `wrap` write what transformers writes."""
+"""The Python side: `dynx.load_generator`, `generate` and `stream` write what transformers writes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from support.commands import CONTEXT, PROMPT
-from support.models import perturbed, tiny
 from support.pipelines import pipeline
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dynx
-from dynx.errors import ModelError, UnsupportedModelError, UsageError
+from dynx.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,102 +100,13 @@ def test_errors_are_dynx_errors(tiny_folder: Path) -> None:
     assert told.value.hint
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"exit_layers": 1}, {"lookup": False}, {"assistant": True}], ids=str)
-def test_a_wrapped_model_generates_as_before(kind: str, options: dict[str, Any]) -> None:
-    """`wrap` gives a model whose `generate` returns what the model's own returned, prompt included."""
-    prompt = torch.tensor([[5, 9, 2, 33, 5, 9]])
-    want = tiny(kind).generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False, pad_token_id=0
-    )
-    if options.get("assistant"):
-        options = {"assistant": perturbed(tiny(kind), 0.02)}
-    wrapped = dynx.wrap(tiny(kind), **options)
-
-    assert wrapped.stats is None
-    for _ in range(3):  # what was learned changes the pace, not the text
-        assert wrapped.generate(prompt, max_new_tokens=40).tolist() == want.tolist()
-        assert wrapped.stats is not None
-        assert wrapped.stats.tokens == 40
-
-
-def test_a_wrapped_model_keeps_its_own_settings() -> None:
-    """End tokens and penalty come from the model's generation config, as they would without wrapping."""
-    prompt = torch.tensor([[5, 9, 2]])
-    model = tiny("llama")
-    model.generation_config.repetition_penalty = 1.4
-    free = model.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0].tolist()
-    model.generation_config.eos_token_id = free[10]
-    want = model.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)
-    got = dynx.wrap(model).generate(prompt, max_new_tokens=40)
-
-    assert got.tolist() == want.tolist()
-    assert got.shape[1] <= 11
-
-
-def test_a_wrapped_model_takes_what_a_tokenizer_gives(tiny_folder: Path) -> None:
-    """`generate(**tokenizer(text, return_tensors="pt"))`, as everywhere in transformers."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder)
-    given = tokenizer(PROMPT, return_tensors="pt")
-    want = model.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=0)
-    wrapped = dynx.wrap(model)
-
-    assert "attention_mask" in given
-    assert wrapped.generate(**given, max_new_tokens=24).tolist() == want.tolist()
-    assert (
-        wrapped.generate(given["input_ids"], given["attention_mask"].bool(), max_new_tokens=24).tolist()
-        == want.tolist()
-    )
-
-
-@pytest.mark.parametrize(
-    ("others", "words"),
-    [
-        ({"attention_mask": torch.tensor([[0, 1, 1]])}, "the attention mask hides tokens"),
-        ({"attention_mask": torch.tensor([[1, 1]])}, r"has shape \(1, 2\) and input_ids \(1, 3\)"),
-        ({"token_type_ids": torch.tensor([[0, 0, 0]])}, "token_type_ids aren't passed on"),
-    ],
-    ids=["padding", "shape", "types"],
-)
-def test_what_would_change_the_text_is_refused(others: dict[str, Any], words: str) -> None:
-    """Padding and token types are refused rather than ignored: transformers' `generate` acts on them."""
-    with pytest.raises(UsageError, match=words):
-        dynx.wrap(tiny("gpt2")).generate(torch.tensor([[5, 9, 2]]), **others, max_new_tokens=4)
-
-
 def test_a_temperature_near_zero_is_greedy(tiny_folder: Path) -> None:
     """Also where no command line has looked at it, with a seed and without; and it may be a whole number."""
-    generator, wrapped = dynx.load_generator(str(tiny_folder)), dynx.wrap(tiny("llama"))
-    prompt = torch.tensor([[5, 9, 2]])
+    generator = dynx.load_generator(str(tiny_folder))
     for seed in (None, 3):
         cold = generator.generate(PROMPT, max_new_tokens=12, temperature=1e-38, seed=seed)
         assert cold.text == generator.generate(PROMPT, max_new_tokens=12).text
-        ids = wrapped.generate(prompt, max_new_tokens=12, temperature=1e-38, seed=seed)
-        assert ids.tolist() == wrapped.generate(prompt, max_new_tokens=12).tolist()
     assert generator.generate(PROMPT, max_new_tokens=4, temperature=2, repetition_penalty=2).stats.tokens == 4
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (3,), (1, 1, 3)], ids=str)
-def test_batches_are_refused(shape: tuple[int, ...]) -> None:
-    """One sequence at a time, and the shape that came instead is told."""
-    with pytest.raises(UsageError, match=r"one sequence, \(1, T\), is needed") as told:
-        dynx.wrap(tiny("llama")).generate(torch.ones(shape, dtype=torch.long))
-
-    assert str(shape) in str(told.value)
-
-
-def test_encoder_decoders_cannot_be_wrapped() -> None:
-    """A model with an encoder is refused by name."""
-    config = AutoConfig.for_model("t5", d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=32)
-
-    with pytest.raises(UnsupportedModelError, match="t5 is an encoder-decoder"):
-        dynx.wrap(AutoModelForSeq2SeqLM.from_config(config))
-
-
-def test_an_assistant_must_be_able_to_go_back() -> None:
-    """A recurrent assistant can't unsay its guesses."""
-    with pytest.raises(UnsupportedModelError, match="recurrent"):
-        dynx.wrap(tiny("llama"), assistant=tiny("mamba"))
 
 
 def test_names_arrive_when_asked_for() -> None:

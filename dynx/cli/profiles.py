@@ -88,14 +88,14 @@ def export(options: Options, terminal: Terminal) -> None:
 
         if options.output is not None:
             raise UsageError(f"--output is for a profile, and {options.export} is a folder")
-        for path in write(folder):
-            terminal.notice(f"wrote {path}")
+        for written in write(folder):
+            terminal.notice(f"wrote {written}")
         return
     if options.output not in (None, "-"):
         terminal.notice(f"wrote {_store(terminal).export(options.export, Path(options.output))}")
         return
-    with TemporaryDirectory() as folder:
-        file = _store(terminal).export(options.export, Path(folder) / "profile.json")
+    with TemporaryDirectory() as place:
+        file = _store(terminal).export(options.export, Path(place) / "profile.json")
         terminal.write(file.read_text(encoding="utf-8"))
 
 

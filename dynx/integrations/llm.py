@@ -49,9 +49,9 @@ class DynxModel(llm.Model):  # type: ignore[misc]
 
         max_tokens: int = Field(default=256, ge=1, description="Largest number of new tokens")
         temperature: float = Field(default=0.0, ge=0, description="0 takes the most likely token")
-        top_k: int = Field(default=0, ge=0, description="Sample among so many tokens; 0: all")
+        top_k: int = Field(default=0, ge=0, description="Sample among the k most likely tokens; 0 for all")
         top_p: float = Field(
-            default=1.0, ge=0, le=1, description="Sample among tokens with so much probability together"
+            default=1.0, ge=0, le=1, description="Sample among the most likely tokens with this total probability"
         )
         seed: int | None = Field(default=None, ge=0, description="Makes sampling reproducible")
 

@@ -26,6 +26,7 @@ from dynx.speculation.exactness import RoundingBound
 from dynx.speculation.model_settings import end_tokens, own_sampling, read_settings
 from dynx.speculation.policy import Plain, Static
 from dynx.speculation.processors import AFTER, BEFORE
+from dynx.speculation.sampling import check_processors
 from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
@@ -182,15 +183,13 @@ def test_a_drafted_text_is_generates(name: str) -> None:
         assert verify(engine.target, run.request, run.tokens).verdict == "identical"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_wrapped_model_keeps_to_its_settings(name: str) -> None:
-    """`wrap(model).generate` is `model.generate`, whatever the model's generation config says."""
-    assistant = None if name in NOT_ROLLED_BACK else configured(name, noise=0.02)
-    wrapped = dynx.wrap(configured(name), assistant=assistant)
+@pytest.mark.parametrize("name", sorted(CASES.keys() - NOT_ROLLED_BACK))
+def test_an_attached_model_keeps_to_its_settings(name: str) -> None:
+    """An attached model's `generate` writes what the model's own writes, whatever its generation config says."""
+    model = dynx.attach(configured(name), assistant=configured(name, noise=0.02))
     for prompt in PROMPTS:
-        out = wrapped.generate(torch.tensor([prompt]), max_new_tokens=LONG)
-
-        assert out[0, len(prompt) :].tolist() == expected(name, prompt)
+        assert generated(model, prompt) == expected(name, prompt)
+        assert model.dynx.stats.reason is None
 
 
 class Bold(Batch):
@@ -340,7 +339,7 @@ def test_other_ways_of_decoding_are_refused(name: str) -> None:
     for field, value in REFUSALS[name].items():
         setattr(model.generation_config, field, value)
     with pytest.raises(UnsupportedModelError, match=f"asks for .*{name}: ") as told:
-        dynx.wrap(model).generate(torch.tensor([PROMPTS[0]]))
+        read_settings(model.generation_config)
 
     assert REFUSALS.keys() == model_settings.REFUSED.keys()
     assert told.value.hint
@@ -352,7 +351,7 @@ def test_state_besides_the_text_is_refused() -> None:
     model = tiny("llama")
     model.generation_config.watermarking_config = SynthIDTextWatermarkingConfig(ngram_len=3, keys=[1, 2, 3])
     with pytest.raises(UnsupportedModelError, match="watermark that keeps a state"):
-        dynx.wrap(model).generate(torch.tensor([PROMPTS[0]]))
+        read_settings(model.generation_config)
 
 
 def test_a_field_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,10 +378,11 @@ def test_what_leaves_the_text_as_it_is_is_left_alone(harmless: dict[str, Any]) -
     """Neutral values, speed, memory, and what the caller decides."""
     model = tiny("llama")
     model.generation_config = GenerationConfig.from_dict(harmless)
-    out = dynx.wrap(model).generate(torch.tensor([PROMPTS[0]]), max_new_tokens=LONG)
+    run = Engine(EagerBackend(model)).start(request_for(model, PROMPTS[0]))
+    list(run)
 
     assert not read_settings(model.generation_config).values
-    assert out[0, len(PROMPTS[0]) :].tolist() == free()
+    assert run.tokens == free()
 
 
 @pytest.mark.parametrize(
@@ -406,18 +406,10 @@ def test_values_that_make_no_sense_are_an_error_in_one_line(wrong: dict[str, Any
     for name, value in wrong.items():
         setattr(model.generation_config, name, value)
     with pytest.raises(ModelError) as told:
-        dynx.wrap(model).generate(torch.tensor([PROMPTS[0]]))
+        check_processors(read_settings(model.generation_config), VOCAB)
 
     assert "\n" not in str(told.value)
     assert told.value.hint
-
-
-def test_stop_strings_need_a_tokenizer() -> None:
-    """A wrapped model has none; transformers says so too."""
-    model = tiny("llama")
-    model.generation_config.stop_strings = ["."]
-    with pytest.raises(UnsupportedModelError, match="stop_strings"):
-        dynx.wrap(model).generate(torch.tensor([PROMPTS[0]]))
 
 
 @pytest.fixture

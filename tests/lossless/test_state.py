@@ -243,4 +243,4 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"bert .* logits change with the tokens after it"):
         EagerBackend(model).open()
     with pytest.raises(UnsupportedModelError, match="bert"):
-        dynx.wrap(model)
+        dynx.attach(model)

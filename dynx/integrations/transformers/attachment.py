@@ -31,7 +31,9 @@ class Attachment:
 
     __name__ = "generate"
 
-    def __init__(self, model: Any, assistant: Any, tokenizer: Any, *, lookup: bool, replaced: Any = None) -> None:
+    def __init__(
+        self, model: Any, assistant: Any, tokenizer: Any, *, lookup: bool | None, replaced: Any = None
+    ) -> None:
         self.model, self.assistant, self.tokenizer, self.lookup = model, assistant, tokenizer, lookup
         self.replaced = replaced
         """What stood in the place of `generate` in the model itself; None where that was the class's method."""
@@ -170,7 +172,7 @@ def _state(model: Any) -> tuple[Any, ...]:
     return id(model), model.device, model.dtype, getattr(model.config, "_attn_implementation", None)
 
 
-def _engine(model: Any, assistant: Any, *, lookup: bool) -> Engine:
+def _engine(model: Any, assistant: Any, *, lookup: bool | None) -> Engine:
     """Make an engine. Raises UnsupportedModelError where the model or the assistant can't be rolled back."""
     target = EagerBackend(model)
     if not target.can_rollback.value:
@@ -178,24 +180,27 @@ def _engine(model: Any, assistant: Any, *, lookup: bool) -> Engine:
     small = None if assistant is None else EagerBackend(assistant)
     if small is not None and not small.can_rollback.value:
         raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
-    # What wasn't asked for must not cost anything: without an assistant, drafting starts when it has proved to pay.
-    profile = AcceptanceProfile(regret_budget=0.0) if small is None else AcceptanceProfile()
-    return Engine(target, Drafters(small, None, lookup), acceptance_profile=profile)
+    # What wasn't asked for must not cost anything: it drafts when it has proved to pay.
+    asked = small is not None or lookup
+    profile = AcceptanceProfile() if asked else AcceptanceProfile(regret_budget=0.0)
+    return Engine(target, Drafters(small, None, lookup is not False), acceptance_profile=profile)
 
 
-def attach(model: Any, *, assistant: Any = None, tokenizer: Any = None, lookup: bool = True) -> Any:
+def attach(model: Any, *, assistant: Any = None, tokenizer: Any = None, lookup: bool | None = None) -> Any:
     """Make `model.generate` decode with drafts, and return `model`; `model.dynx.stats` tells what each call cost.
 
     `assistant` is a smaller model with the same vocabulary that drafts. `tokenizer` is used for `stop_strings` where a call has
-    none. With `lookup` text is drafted by copying from the prompt and the answer. An attached model gets the arguments that are
-    given, and stays attached once. Raises UnsupportedModelError with the reason for what can't be attached.
+    none. Drafts are also copied from the prompt and the answer: by default once that has proved to pay, with `lookup` True from
+    the start, with False never. An attached model gets the arguments that are given, and stays attached once. Raises
+    UnsupportedModelError with the reason for what can't be attached.
     """
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, Attachment):
-        if assistant is None and tokenizer is None and lookup == current.lookup:
+        if assistant is None and tokenizer is None and lookup in (None, current.lookup):
             return model
         assistant = current.assistant if assistant is None else assistant
         tokenizer = current.tokenizer if tokenizer is None else tokenizer
+        lookup = current.lookup if lookup is None else lookup
         replaced = current.replaced
     else:
         _check(model)

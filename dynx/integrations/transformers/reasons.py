@@ -63,7 +63,7 @@ def of_call(model: Any, given: Mapping[str, Any], config: Any, inputs: Mapping[s
         return f"cache_implementation is {kind}"
     if any(inputs.get(name) is not None for name in CACHES):
         return "a cache is given"
-    for name in ("output_attentions", "output_hidden_states", "token_healing", "is_assistant"):
+    for name in ("output_attentions", "output_hidden_states", "token_healing", "is_assistant", "prefill_chunk_size"):
         if getattr(config, name, None):
             return f"{name} is set"
     other = sorted(name for name, value in inputs.items() if value is not None and value is not False)

@@ -1,4 +1,4 @@
-"""A streamer that is told about the end exactly once."""
+"""A streamer that is ended once, whatever happens."""
 
 from __future__ import annotations
 
