@@ -195,7 +195,7 @@ class Drafting:
     ) -> list[int]:
         """Return how many drafts of each row to verify.
 
-        What a model drew for a sequence that samples freely is verified whole: to drop drafts after they were drawn would bias the
+        What a model drew for a sequence that samples freely is verified whole: to drop drafts once they were drawn biases the
         text. What a lookup found was not drawn.
         """
         drawn = [
@@ -289,7 +289,11 @@ class Drafting:
         for j in range(1, min(most - width, LOOKAHEAD_DRAFT_TOKENS) + 1):
             left = [s * a for s, a in zip(left, ahead, strict=True)]
             gain += sum(s for s, room in zip(left, rooms, strict=True) if width + j <= room)
-            extra = costs.target(len(ahead) + count * (width + j)) - here + (costs.drafting(j, count, 1) if modelled else 0.0)
+            extra = (
+                costs.target(len(ahead) + count * (width + j))
+                - here
+                + (costs.drafting(j, count, 1) if modelled else 0.0)
+            )
             if gain > price * extra:
                 return True
         return False

@@ -8,19 +8,19 @@ waiting prompts. Times are seconds. Letters: B sequences, k drafts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from dynx.errors import InvalidInput
-from dynx.runtime.backends.batch import BatchSession, can_batch
+from dynx.runtime.backends.batch_rows import batches, open_batch
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.registry import TITLES
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.decision import Decision
-from dynx.speculation.batching import BatchCosts
+from dynx.speculation.batch_drafting import BatchCosts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dynx.runtime.backends.interface import Backend
     from dynx.runtime.profile import Profile
@@ -69,8 +69,8 @@ class BatchChoice:
 
 
 def measure_batches(
-    target: EagerBackend,
-    small: EagerBackend | None,
+    target: Backend,
+    small: Backend | None,
     *,
     budget: float,
     clock: Callable[[], float],
@@ -83,10 +83,10 @@ def measure_batches(
         if backend is None:
             continue
         for sequences in sorted({b for b, _ in TIMED_PASSES if b <= most}):
-            session = _filled(backend, sequences)
+            batch, sessions = _filled(backend, sequences)
             for b, width in TIMED_PASSES:
                 if b == sequences and (width == 1 or backend is target):
-                    jobs.append((curve, sequences * width, _pass(session, sequences, width)))
+                    jobs.append((curve, sequences * width, _pass(batch, sessions, width)))
     seen: list[list[float]] = [[] for _ in jobs]
     for _, _, job in jobs:
         job()  # the first allocates and chooses kernels
@@ -108,39 +108,39 @@ def for_profile(
 ) -> dict[str, Any] | None:
     """Measure a profile's section on batches; None without batches. `drafting`: whether the draft model is worth having."""
     engine = assembly.engine
-    if not isinstance(engine.target, EagerBackend):
+    if not batches(engine.target).value and not isinstance(engine.target, EagerBackend):
         if assembly.plan.key.quantization != "none":
             return None
         engine = _eager(assembly)
     target, small = engine.target, engine.drafters.model if drafting else None
-    if not can_batch(target).value:
+    if not batches(target).value:
         return None
-    other = cast("EagerBackend", small) if small is not None and can_batch(small).value else None
-    costs = measure_batches(cast("EagerBackend", target), other, budget=budget, clock=clock)
+    other = small if small is not None and batches(small).value else None
+    costs = measure_batches(target, other, budget=budget, clock=clock)
     return {
         "target": costs.target.to_json(),
         "draft": costs.draft.to_json() if costs.draft.known else None,
     }
 
 
-def _filled(backend: EagerBackend, sequences: int) -> BatchSession:
+def _filled(backend: Backend, sequences: int) -> tuple[Any, list[Any]]:
+    """Return a batch and its sequences, each with some context."""
     context = (
         TIMED_CONTEXT_TOKENS if backend.context is None else max(1, min(TIMED_CONTEXT_TOKENS, backend.context - 8))
     )
-    others = []
-    for r in range(sequences):
-        others.append(BatchSession(backend))
-        others[-1].prefill([(7 * i + r) % backend.vocab for i in range(context)])
-    session = BatchSession(backend)
-    session.admit(others)
-    return session
+    batch = open_batch(backend)
+    sessions = [batch.open() for _ in range(sequences)]
+    for r, session in enumerate(sessions):
+        batch.read(session, [(7 * i + r) % backend.vocab for i in range(context)])
+    return batch, sessions
 
 
-def _pass(session: BatchSession, sequences: int, width: int) -> Callable[[], None]:
+def _pass(batch: Any, sessions: Sequence[Any], width: int) -> Callable[[], None]:
     def job() -> None:
-        lengths = session.lengths
-        likeliest(session.forward([[3 + i for i in range(width)]] * sequences).flatten(0, 1))
-        session.rollback(lengths)
+        lengths = [session.length for session in sessions]
+        batch.forward([Part(session, [3 + i for i in range(width)], None, picks=True) for session in sessions])
+        for session, length in zip(sessions, lengths, strict=True):
+            session.rollback(length)
 
     return job
 
@@ -212,8 +212,8 @@ def from_profile(profile: Profile | None, most: int, margin: float = MIN_BATCH_S
 
 def by_timing(engine: Engine, single: float | None, most: int, budget: float = 1.0) -> BatchChoice:
     """Choose by timing batches now. `single`: tokens per second that one at a time made so far, if it did."""
-    target, small = cast("EagerBackend", engine.target), engine.drafters.model
-    other = cast("EagerBackend", small) if small is not None and can_batch(small).value else None
+    target, small = engine.target, engine.drafters.model
+    other = small if small is not None and batches(small).value else None
     costs = measure_batches(target, other, budget=budget, clock=engine.clock, most=most)
     single_source = "as measured so far"
     if single is None:
@@ -236,21 +236,22 @@ def choose(
     engine, plan = assembly.engine, assembly.plan
     if asked == 1:
         return BatchChoice(Decision(1, "asked for"))
-    if engine.exact is not None:
+    own = isinstance(engine.target, EagerBackend) or batches(engine.target).value
+    if engine.exact is not None and (engine.exact.bound or isinstance(engine.target, EagerBackend)):
         return _alone(asked, "`exact` is about the rounding of a single row")
     if plan.request.plain and asked is None:
         return BatchChoice(Decision(1, "plain decoding was asked for"))
     profiled = from_profile(
         plan.own_profile,
         asked or MAX_AUTO_SEQUENCES,
-        MIN_BATCH_SPEEDUP if isinstance(engine.target, EagerBackend) else MIN_BATCH_SPEEDUP_OTHER_BACKEND,
+        MIN_BATCH_SPEEDUP if own else MIN_BATCH_SPEEDUP_OTHER_BACKEND,
     )
-    if not isinstance(engine.target, EagerBackend):
+    if not own:
         refused = _refused(assembly, asked, profiled)
         if refused is not None:
             return refused
         engine = _eager(assembly)
-    able = can_batch(engine.target)
+    able = batches(engine.target)
     if not able.value:
         return _alone(asked, able.reason)
     most = sequences_that_fit(engine.target, plan.machine.memory_available or 0, asked or MAX_AUTO_SEQUENCES)
@@ -314,7 +315,7 @@ def _eager(assembly: LoadedGenerator) -> Engine:
 def sequences_that_fit(target: Backend, free: int, most: int) -> int:
     """Return how many sequences' keys and values fit their share of `free` bytes when each fills the context."""
     if not isinstance(target, EagerBackend) or free <= 0:
-        return most
+        return most  # a pool of blocks has a limit of its own, at which sequences wait
     config = target.config
     heads = int(getattr(config, "num_attention_heads", 1))
     width = int(getattr(config, "head_dim", 0) or config.hidden_size // heads)

@@ -238,7 +238,7 @@ class OpenVINOBackend(Backend):
         return Decision(True, "tested on loading: torch's logits in passes of several sequences")
 
     def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
-        """See `Backend.forward`. Raises OutOfBlocks with nothing changed."""
+        """See `Backend.forward`. Raises CacheFull with nothing changed."""
         asked = [len(part.tokens) for part in parts]
         if len(parts) == 1:
             counts = [self.padded_length(asked[0])]
