@@ -93,12 +93,14 @@ def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     """
     from pathlib import Path
 
+    from dynx.runtime.threads import torch_threads
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 
     if settings.get("lookup") is not None:
         settings["lookup"] = Path(settings["lookup"])
-    return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **settings))))
+    with torch_threads():
+        return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **settings))))
 
 
 def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
@@ -143,8 +145,10 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any)
     """
     from dynx.early_exit import assemble, make_plan
     from dynx.early_exit.plan import ClassifierRequest
+    from dynx.runtime.threads import torch_threads
 
-    return Classifier(assemble(make_plan(ClassifierRequest(model=model, **settings))), audit)
+    with torch_threads():
+        return Classifier(assemble(make_plan(ClassifierRequest(model=model, **settings))), audit)
 
 
 def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynx.errors import DeviceError, InvalidInput, ModelError, UnsupportedModelError
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import TORCH
+from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,11 +80,17 @@ class LoadedClassifier:
 
     def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Example]:
         """Make a new engine over the model, with these exits or none."""
-        return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits)
+        threads = BESIDE_ANOTHER_RUNTIME if self.block_backend.backend == OPENVINO else self.plan.threads
+        return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits, threads=threads)
 
 
 def engine_over(
-    exit_model: ClassifierModel, preprocessor: Preprocessor, batch: int, exits: Exits | None = None
+    exit_model: ClassifierModel,
+    preprocessor: Preprocessor,
+    batch: int,
+    exits: Exits | None = None,
+    *,
+    threads: int | None = None,
 ) -> Engine[Example]:
     """Make an engine for the examples of a preprocessor."""
     from dynx.early_exit.engine import Engine
@@ -95,6 +102,7 @@ def engine_over(
         identity=lambda row: row.identity,
         exits=exits,
         batch=batch,
+        threads=threads,
     )
 
 
@@ -164,7 +172,10 @@ class Reference:
         else:
             model, self._preprocessor = load_model(assembly.plan, dtype="float32", max_length=None)
             self._engine = engine_over(
-                attach_exits(model, self._preprocessor).model, self._preprocessor, assembly.batch
+                attach_exits(model, self._preprocessor).model,
+                self._preprocessor,
+                assembly.batch,
+                threads=assembly.plan.threads,
             )
 
     @property

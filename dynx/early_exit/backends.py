@@ -15,6 +15,7 @@ from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, time_in_turns, usable
 from dynx.runtime.binomial import percent
 from dynx.runtime.decision import Decision
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -264,7 +265,7 @@ def _race(
     ordered = sorted(rows, key=lambda row: row.size)
     engines: dict[str, Engine[Example]] = {
         TORCH: assembly.engine(),
-        OPENVINO: engine_over(other, preprocessor, assembly.batch),
+        OPENVINO: engine_over(other, preprocessor, assembly.batch, threads=BESIDE_ANOTHER_RUNTIME),
     }
 
     def job(engine: Engine[Example]) -> Callable[[int], int]:

@@ -19,6 +19,7 @@ from dynx.early_exit.attach.hidden_state import State
 from dynx.early_exit.batching import Batch, InFlightBatch, ParkedRows, batches
 from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime.memory import is_out_of_memory
+from dynx.runtime.threads import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -80,7 +81,8 @@ class Engine(Generic[Input]):
     """A classifier with exits attached, and how its rows become tensors.
 
     `collate` makes a batch, padded on the right, ready for the model; `length` is what rows are sorted by (tokens; the same
-    for all images); `identity` tells rows apart, so that equal ones are computed once: None for never.
+    for all images); `identity` tells rows apart, so that equal ones are computed once: None for never. `threads` is the number
+    that PyTorch computes with; None: as many as it has.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Engine(Generic[Input]):
         identity: Callable[[Input], Hashable] | None = None,
         exits: Exits | None = None,
         batch: int = DEFAULT_BATCH_SIZE,
+        threads: int | None = None,
     ) -> None:
         if batch < 1:
             raise InvalidInput(f"a batch of {batch} rows")
@@ -103,6 +106,7 @@ class Engine(Generic[Input]):
         self.block_calls = 0
         """Block calls times rows computed so far."""
         self._collate, self._length, self._identity = collate, length, identity
+        self._threads = threads
 
     def window(self, rows: Sequence[Input]) -> list[Answer]:
         """Answer `rows`, in order. DeviceError: out of memory."""
@@ -118,7 +122,7 @@ class Engine(Generic[Input]):
             self.exit_model, self.exits, self.batch, lambda which: self._collate([rows[i] for i in which])
         )
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch_threads(self._threads):
                 remaining = len(fresh)
                 sizes = {number: self._length(rows[number]) for number in fresh}
                 for numbers in batches(sizes, self.batch, self.exit_model.merges_lengths):

@@ -12,10 +12,11 @@ from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exit
 from dynx.early_exit.plan import BUNDLED, TASK, ClassifierDecisions, ClassifierPlan
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import OPENVINO, TORCH, attempt
+from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.threads import beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +99,8 @@ def assemble(
 
     stages(f"loading {plan.source.name}")
     assembly = _load_on_backend(plan, Labels, stages, warn)
+    if assembly.block_backend.backend == OPENVINO:
+        plan.decisions.threads = beside(TITLES[OPENVINO], plan.decisions.threads)
     if plan.profile is not None:
         _certify_full_depth(assembly, warn)
     if plan.profile is None:

@@ -192,14 +192,16 @@ class Batch(Drafting):
             self._sequences.append(row)
             if not self._target.ragged:
                 began = self._engine.clock()
-                rows = self._target.read(row.session, row.text)[None]
+                with self._engine.computing():
+                    rows = self._target.read(row.session, row.text)[None]
                 self._read(row, rows, self._engine.clock() - began)
 
     def step(self) -> None:
         """Fill free places and run one round."""
-        self._refill()
-        if self._sequences:
-            self._round()
+        with self._engine.computing():
+            self._refill()
+            if self._sequences:
+                self._round()
 
     def _refill(self) -> None:
         for row in [row for row in self._sequences if row.done or row.stop_if_full()]:

@@ -132,8 +132,20 @@ def calibrate(
 ) -> Findings:
     """Measure the assembly's target and drafters within about `budget` seconds.
 
-    `prompts` (token ids) stand for the user's work; without any the target makes up openings.
+    `prompts` (token ids) stand for the user's work; without any the target makes up openings. Passes are timed with the threads
+    that answers are written with.
     """
+    with assembly.engine.computing():
+        return _calibrate(assembly, budget, clock, prompts, progress)
+
+
+def _calibrate(
+    assembly: LoadedGenerator,
+    budget: float,
+    clock: Callable[[], float],
+    prompts: Sequence[Sequence[int]],
+    progress: Progress,
+) -> Findings:
     engine, plan = assembly.engine, assembly.plan
     target, small = engine.target, engine.drafters.model
     sampling = assembly.sampling()
@@ -158,7 +170,7 @@ def calibrate(
         drafter_passes["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
     ngrams = sampling.own.new_ngrams
-    looked_up = [lookup_traces(t, engine.drafters.library, ngrams) for t in texts] if "lookup" in plan.kinds else None
+    looked_up = [lookup_traces(t, engine.library, ngrams) for t in texts] if "lookup" in plan.kinds else None
     fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
 
     def check(given: FitResult, predictions: dict[str, float], lookup: bool) -> tuple[CheckedDrafters, Drafters]:

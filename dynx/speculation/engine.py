@@ -16,6 +16,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from dynx.errors import InvalidInput
 from dynx.runtime.inputs import InputError
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
 from dynx.speculation.drafters.base import DrafterCandidates
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import ModelDrafter
+from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round
 from dynx.speculation.sampling import LogitsProcessors
@@ -37,6 +40,7 @@ from dynx.speculation.verifier import Verifier, noise_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Draft, Drafter
@@ -118,6 +122,7 @@ class Engine:
         entropy: Callable[[], int] = lambda: secrets.randbits(63),
         exact: RoundingBound | None = None,
         batch_invariant: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.target = target
         self.drafters = drafters or Drafters()
@@ -127,6 +132,18 @@ class Engine:
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
+        self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
+
+    @cached_property
+    def library(self) -> NgramIndex:
+        """The text that lookup drafts from besides those at hand, indexed once for all of them."""
+        index = NgramIndex()
+        index.extend(self.drafters.library)
+        return index
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Give PyTorch the threads that it computes with here, inside a `with`: one where another runtime computes the target."""
+        return torch_threads(BESIDE_ANOTHER_RUNTIME if self.target.own_threads else self.threads)
 
     def start(self, request: Request, policy: Policy | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
@@ -134,7 +151,8 @@ class Engine:
         Raises InputError if the prompt doesn't fit the model's context.
         """
         self.check(request)
-        drafters = self._open_drafters(request)
+        with self.computing():
+            drafters = self._open_drafters(request)
         if policy is None:
             policy = self._dynamic(request) if drafters else Plain()
         return Run(self, request, policy, drafters)
@@ -182,7 +200,7 @@ class Engine:
         if layers and layers < self.target.layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(layers, sampler)
         if self.drafters.lookup:
-            out["lookup"] = LookupDrafter(self.drafters.library, request.sampling.own.new_ngrams)
+            out["lookup"] = LookupDrafter(self.library, request.sampling.own.new_ngrams)
         return out
 
     def _draft_sampler(self, request: Request) -> DraftSampler:
@@ -247,10 +265,11 @@ class Run:
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
-        self._session.set_padded_length(1)  # a text doesn't depend on those before it
-        row = self._read(self._tokens, keep=1)
-        self._session.set_padded_length(1)
-        kept = self._verifier.keep([], row, self._tokens)
+        with self._engine.computing():
+            self._session.set_padded_length(1)  # a text doesn't depend on those before it
+            row = self._read(self._tokens, keep=1)
+            self._session.set_padded_length(1)
+            kept = self._verifier.keep([], row, self._tokens)
         self._prefilled = self._first = self._clock()
         yield from self._emit(kept, None)
         while self.finish_reason == "interrupted":
@@ -259,8 +278,9 @@ class Run:
                 self.finish_reason = "context"
                 yield from self._flush()
                 return
-            self._join_late()
-            kept, origin = self._round(room)
+            with self._engine.computing():
+                self._join_late()
+                kept, origin = self._round(room)
             yield from self._emit(kept, origin)
 
     def _join_late(self) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from dynx.errors import InvalidInput, ModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
-from dynx.runtime.backends.registry import TORCH, Quantization, choose
+from dynx.runtime.backends.registry import TITLES, TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.threads import beside
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
@@ -224,7 +225,9 @@ def assemble(
         decisions.draft = _describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
-    engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile)
+    engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile, threads=plan.threads)
+    if target.own_threads:
+        decisions.threads = beside(TITLES[target.name], decisions.threads)
     engine.batch_invariant = not drafters.present  # one token at a time is plain decoding
     if request.exact:
         _make_exact(plan, engine, stages, padded_lengths)

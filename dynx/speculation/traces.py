@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.runtime.backends.interface import Backend
+    from dynx.speculation.drafters.ngram_index import NgramIndex
 
 ANSWER_TOKENS = 96
 """Tokens per text: enough for lookup to find repetitions, short enough for several texts."""
@@ -119,7 +120,7 @@ def _drafter_pass(rows: Tensor, tokens: list[int], text: Text, sampling: Samplin
     )
 
 
-def lookup_traces(text: Text, library: Sequence[int], new_ngrams: int | None = None) -> list[DraftTrace]:
+def lookup_traces(text: Text, library: Sequence[int] | NgramIndex, new_ngrams: int | None = None) -> list[DraftTrace]:
     """Return prompt lookup's drafts at each position of the answer from its second token on."""
     drafter, out = LookupDrafter(library, new_ngrams), []
     for at in range(text.prompt + 1, len(text.tokens)):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 from dynx.errors import DeviceError, DynxError, InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.availability import available, can_capture, can_compile, can_use_ipex
 from dynx.runtime.decision import Decision
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -262,7 +263,8 @@ def _pass(backend: Backend, width: int) -> tuple[Callable[[], None], Callable[[]
     session.pick([(7 * i + 1) % backend.vocab for i in range(context)], keep=1)
 
     def job() -> None:
-        session.pick([(3 + i) % backend.vocab for i in range(width)])
+        with torch_threads(BESIDE_ANOTHER_RUNTIME if backend.own_threads else None):
+            session.pick([(3 + i) % backend.vocab for i in range(width)])
         session.rollback(context)
 
     def ready() -> None:
