@@ -354,6 +354,7 @@ def _engine_over(assembly: LoadedGenerator, target: Backend, small: Backend | No
         tokenizer=ours.tokenizer,
         acceptance_profile=ours.acceptance_profile,
         clock=ours.clock,
+        threads=assembly.plan.threads,
     )
 
 

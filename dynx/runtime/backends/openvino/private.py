@@ -1,7 +1,7 @@
 """OpenVINO's names that aren't part of its public interface, all that dynx uses of them.
 
-A release may drop or rename them. `availability.MIN_OPENVINO_VERSION` is the first that is known to have them. Where one is missing,
-`UnsupportedModelError` says so, and the model runs on PyTorch.
+A release may drop or rename them. `availability.MIN_OPENVINO_VERSION` is the first that is known to have them. Where one is
+missing, `UnsupportedModelError` says so, and the model runs on PyTorch.
 """
 
 from __future__ import annotations
