@@ -627,11 +627,13 @@ def test_a_row_has_the_same_bits_whatever_its_neighbours_are(precision: Any) -> 
     assert torch.equal(singly(1, 1), singly(3, 5))
 
 
-def test_passes_widened_for_exactness_are_so_in_batches() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_passes_widened_for_exactness_are_so_in_batches(precision: Any) -> None:
     """Where passes of one token run as two, a sequence's only token has the bits that it has alone."""
-    backend = openvino.load(tiny("llama"), precision="bfloat16", threads=1, cache=None)
+    backend = openvino.load(tiny("llama"), precision=precision, threads=1, cache=None)
     backend.set_padded_lengths({1: 2})
     alone = ragged(backend, [TEXT[:30]], [[20, *[1] * 10]])[0]
     together = ragged(backend, [TEXT[:30], TEXT[40:70]], [[20, *[1] * 10], [3, *[2] * 10]])[0]
     assert torch.equal(alone, together)
     assert torch.equal(alone, ragged(backend, [TEXT[:30]], [[30]])[0])
+    assert torch.equal(backend.open().forward(TEXT[:20], keep=1)[0], alone[19])

@@ -255,6 +255,8 @@ class OpenVINOBackend(Backend):
             wanted.extend(range(first if part.keep is None else first + max(0, n - part.keep), first + n))
             ids.extend(part.tokens)
             ids.extend([0] * (count - n))
+        if len(wanted) == 1 < len(ids):
+            wanted *= 2  # the head rounds one row otherwise than several, as every product does
         out = self._pass(ids, tables, counts, wanted, scratch=all(part.picks for part in parts))
         rows: list[Tensor | list[int]] = []
         at = 0
