@@ -6,7 +6,8 @@ by a copy of a sequence (`BlockTable.fork`), and by sequences that begin with th
 first that is written copied.
 
 Memory is reserved by doubling and is only taken when a block is first written. There is a limit. Blocks that are kept for reuse
-alone are given up there, the least recently used first; then `CacheFull` is raised, before anything has changed.
+alone are given up before memory grows if nothing began with them so far, and at the limit in any case, the least recently used
+first; then `CacheFull` is raised, before anything has changed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class BlockPool:
         self._known: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # (block before, tokens) → block, by use
         self._parents: dict[int, int] = {}  # published block → identity of the text up to its end
         self._keys: dict[int, tuple[int, bytes]] = {}  # published block → its key in `_known`
+        self._reused: set[int] = set()  # published blocks that others took over
         self._identities = 0
         self.copied = 0
         """Blocks copied because they were shared."""
@@ -83,19 +85,23 @@ class BlockPool:
         """Make `count` blocks free, or raise CacheFull with nothing changed."""
         if count <= len(self._free):
             return
-        kept = sum(self._references[block] == 1 for block in self._known.values())
-        most = self.size if self.limit is None else max(self.limit, self.size)
-        if self.limit is not None and count > len(self._free) + kept + most - self.size:
+        spare = [block for block in self._known.values() if self._references[block] == 1]
+        if self.limit is not None and count > len(self._free) + len(spare) + max(0, self.limit - self.size):
             raise CacheFull(
                 f"the key-value cache is full: {self.limit} blocks of {self.block} tokens",
                 hint="try fewer prompts at a time, or shorter ones",
             )
-        while count > len(self._free) and (self.limit is None or self.size < self.limit):
-            need = self.size + count - len(self._free)
-            grown = max(need, 2 * self.size, INITIAL_BLOCKS)
-            self._grow(grown if self.limit is None else min(grown, self.limit))
-        while count > len(self._free):
-            self._forget_oldest()
+        for block in spare:  # of texts that are done, and that no other began with so far
+            if count > len(self._free) and block not in self._reused:
+                self._forget(block)
+        if count > len(self._free):
+            grown = max(self.size + count - len(self._free), 2 * self.size, INITIAL_BLOCKS)
+            grown = grown if self.limit is None else min(grown, self.limit)
+            if grown > self.size:
+                self._grow(grown)
+        for block in spare:
+            if count > len(self._free) and block in self._keys:
+                self._forget(block)
 
     def take(self) -> int:
         """Return a block that nothing else refers to."""
@@ -108,6 +114,11 @@ class BlockPool:
         """Add a reference to a block."""
         self._references[block] += 1
         return block
+
+    def take_over(self, found: Sequence[int]) -> list[int]:
+        """Add a reference to each of the published blocks that `find` gave."""
+        self._reused.update(found)
+        return [self.share(block) for block in found]
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop a reference to each of `blocks`."""
@@ -161,12 +172,12 @@ class BlockPool:
 
     def forget(self) -> None:
         """Give up all blocks that are kept for reuse."""
-        while self._known:
-            self._forget_oldest()
+        for block in list(self._known.values()):
+            self._forget(block)
 
-    def _forget_oldest(self) -> None:
-        _, block = self._known.popitem(last=False)
-        del self._parents[block], self._keys[block]
+    def _forget(self, block: int) -> None:
+        del self._known[self._keys.pop(block)], self._parents[block]
+        self._reused.discard(block)
         self.release([block])
 
     def _grow(self, size: int) -> None:
@@ -260,7 +271,7 @@ class BlockTable:
         if self.length == self._borrowed:
             found = self._pool.find(np.asarray(tokens[: max(0, len(tokens) - 2)], np.int64))
             if len(found) * self._pool.block > self.length:
-                shared = [self._pool.share(block) for block in found]
+                shared = self._pool.take_over(found)
                 self.close()
                 self.blocks = np.array(shared, np.int32)
                 self.length = self._borrowed = len(shared) * self._pool.block
