@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.batch_rows import EagerBatch, SessionBatch
     from dynx.speculation.acceptance_model import AcceptanceModel
-    from dynx.speculation.batching import SequenceRun
     from dynx.speculation.drafters.base import Draft
     from dynx.speculation.drafters.batch import BatchDrafter
     from dynx.speculation.engine import Engine
+    from dynx.speculation.sequence import SequenceRun
     from dynx.speculation.types import DraftSource
 
 INITIAL_REGRET_BUDGET_PASSES = 2.0

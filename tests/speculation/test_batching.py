@@ -28,7 +28,7 @@ from dynx.speculation.types import Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.batching import SequenceRun
+    from dynx.speculation.sequence import SequenceRun
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
