@@ -55,7 +55,7 @@ class BatchCosts:
         self.target, self.draft = CostCurve(self.drift), CostCurve(self.drift)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from a pass of the target over `tokens` in all; what it tells is told of the nearest size known."""
+        """Learn from a pass of the target over `tokens` in all; it corrects the time of the nearest size that is known."""
         curve = self.target
         near = min(curve.table, key=lambda n: max(n, tokens) / min(n, tokens), default=tokens)
         if max(near, tokens) >= NEW_SIZE * min(near, tokens) or not curve.known:
