@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+class CacheFull(DeviceError):  # noqa: N818 - named for what has happened
+    """The key-value cache of all sequences is at its limit; nothing has changed."""
+
+
 @contextmanager
 def device_memory_errors(device: torch.device) -> Iterator[None]:
     """Convert an allocation failure on `device` to a DeviceError with advice."""

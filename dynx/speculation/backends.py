@@ -76,6 +76,10 @@ class ModelBackends:
             plan.drop_profile(why, self._warn)
         return self._open(TORCH, plan.source, plan.key.model)
 
+    def target_on(self, name: str) -> Backend:
+        """Load the target on a backend other than the plan's. Raises UnsupportedModelError."""
+        return self._open(name, self._plan.source, self._plan.key.model)
+
     def drafter(self, source: Source) -> Backend:
         """Load the draft model, on the target's backend where that runs it up to the target's context."""
         plan = self._plan

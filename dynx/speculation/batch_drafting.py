@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.batch_rows import EagerBatch, SessionBatch
     from dynx.speculation.acceptance_model import AcceptanceModel
-    from dynx.speculation.batching import SequenceRun
     from dynx.speculation.drafters.base import Draft
     from dynx.speculation.drafters.batch import BatchDrafter
     from dynx.speculation.engine import Engine
+    from dynx.speculation.sequence import SequenceRun
     from dynx.speculation.types import DraftSource
 
 INITIAL_REGRET_BUDGET_PASSES = 2.0
@@ -55,7 +55,7 @@ class BatchCosts:
         self.target, self.draft = CostCurve(self.drift), CostCurve(self.drift)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from a pass of the target over `tokens` in all; what it tells is told of the nearest size known."""
+        """Learn from a pass of the target over `tokens` in all; it corrects the time of the nearest size that is known."""
         curve = self.target
         near = min(curve.table, key=lambda n: max(n, tokens) / min(n, tokens), default=tokens)
         if max(near, tokens) >= NEW_SIZE * min(near, tokens) or not curve.known:
@@ -160,10 +160,13 @@ class Drafting:
         for row, origin in zip(rows, origins, strict=True):
             if origin == "lookup" and row.lookup is not None:
                 row.lookup.sync(row.text)
-        clock = self._engine.clock
+        clock, least = self._engine.clock, self._least_chance(count, price)
         for k in range(1, most + 1):
             began = clock()
-            asked = [len(own) == k - 1 and k <= room for own, room in zip(drafts, rooms, strict=True)]
+            asked = [
+                len(own) == k - 1 and k <= room and (not chances or chances[-1] >= least)
+                for own, room, chances in zip(drafts, rooms, survival, strict=True)
+            ]
             found: list[Draft | None] = [None] * count
             if modelled and self._drafter is not None:
                 found = self._drafter.propose(
@@ -195,7 +198,7 @@ class Drafting:
     ) -> list[int]:
         """Return how many drafts of each row to verify.
 
-        What a model drew for a sequence that samples freely is verified whole: to drop drafts after they were drawn would bias the
+        What a model drew for a sequence that samples freely is verified whole: to drop drafts once they were drawn biases the
         text. What a lookup found was not drawn.
         """
         drawn = [
@@ -214,17 +217,26 @@ class Drafting:
             if not whole
             for chance in own
         ]
-        size = len(rows) + sum(lengths)
-        best, at, total, plain = 0.0, 0, 0.0, self.costs.target(size)
-        left.sort(key=lambda item: -item[0])  # chances of a row only fall, and the order is stable
-        for n, (chance, _) in enumerate(left, start=1):
+        left = sorted((item for item in left if item[0] >= MIN_SURVIVAL_PROBABILITY), key=lambda item: -item[0])
+        size, count = len(rows) + sum(lengths), len(rows)
+        times = self.costs.target.upto(size + len(left))  # by tokens, from one on
+        plain, total = times[size - 1], 0.0
+        best, at = (0.0 if sum(lengths) else price * self._pace.overhead(count)), 0
+        for n, (chance, _) in enumerate(left, start=1):  # chances of a row only fall, and the order is stable
             total += chance
-            worth = total - price * (self.costs.target(size + n) - plain)
-            if worth > best:
-                best, at = worth, n
+            extra = times[size + n - 1] - plain
+            if total - price * extra > best and extra <= (self._pace.regret_budget + total / count) * plain:
+                best, at = total - price * extra, n
         for _, r in left[:at]:
             lengths[r] += 1
         return lengths
+
+    def _least_chance(self, count: int, price: float) -> float:
+        """Return the probability of being kept below which a sequence's drafts aren't worth continuing."""
+        if not self._target.ragged:
+            return 0.0
+        target = self.costs.target
+        return max(MIN_SURVIVAL_PROBABILITY, 0.5 * price * (target(2 * count) - target(count)) / count)
 
     def _verify_length(self, gains: Sequence[float], price: float) -> int:
         """Return how many columns of drafts are worth verifying."""
@@ -257,6 +269,8 @@ class Drafting:
     ) -> bool:
         """Whether some number of drafts each is worth more than a plain pass and the regret budget covers the possible loss."""
         count, costs = len(ahead), self.costs
+        if self._target.ragged and not tokens_behind:
+            return any(ahead)  # drafts cost nothing before they are verified, and each is weighed then
         drafting = sum(a > 0 for a in ahead) if self._target.ragged else count
         plain, survival, gain = costs.target(count), list(ahead), 0.0
         for k in range(1, most + 1):
@@ -289,7 +303,11 @@ class Drafting:
         for j in range(1, min(most - width, LOOKAHEAD_DRAFT_TOKENS) + 1):
             left = [s * a for s, a in zip(left, ahead, strict=True)]
             gain += sum(s for s, room in zip(left, rooms, strict=True) if width + j <= room)
-            extra = costs.target(len(ahead) + count * (width + j)) - here + (costs.drafting(j, count, 1) if modelled else 0.0)
+            extra = (
+                costs.target(len(ahead) + count * (width + j))
+                - here
+                + (costs.drafting(j, count, 1) if modelled else 0.0)
+            )
             if gain > price * extra:
                 return True
         return False

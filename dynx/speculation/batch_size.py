@@ -8,27 +8,30 @@ waiting prompts. Times are seconds. Letters: B sequences, k drafts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from dynx.errors import InvalidInput
-from dynx.runtime.backends.batch import BatchSession, can_batch
+from dynx.errors import InvalidInput, UnsupportedModelError
+from dynx.runtime.backends.batch_rows import batches, open_batch
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.backends.picks import likeliest
-from dynx.runtime.backends.registry import TITLES
+from dynx.runtime.backends.interface import Part
+from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, usable
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.decision import Decision
-from dynx.speculation.batching import BatchCosts
+from dynx.speculation.batch_drafting import BatchCosts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from dynx.runtime.backends.interface import Backend
     from dynx.runtime.profile import Profile
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Engine
 
-MAX_AUTO_SEQUENCES = 16
-"""Largest batch that is chosen automatically: in a larger one an answer waits long for the others, and nothing is gained."""
+MAX_AUTO_SEQUENCES, MAX_AUTO_RAGGED_SEQUENCES = 16, 32
+"""Largest batch that is chosen automatically: in a larger one an answer waits long for the others, and nothing is gained.
+
+The second where passes are ragged: there a sequence that is done leaves nothing behind, and many keep the next prompts' company.
+"""
 
 TIMED_PASSES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 4), (16, 4))
 """(Sequences, tokens of each) of the target's timed passes; of the draft model's, those of one token."""
@@ -47,6 +50,9 @@ MIN_BATCH_SPEEDUP, MIN_BATCH_SPEEDUP_OTHER_BACKEND = 1.05, 1.25
 
 MIN_WAITING_PROMPTS, MIN_WAITING_TOKENS = 4, 512
 """Waiting prompts, and tokens of their answers, below which a second of timing isn't earned back."""
+
+MIN_CONVERTED_TOKENS = 2048
+"""Waiting tokens from which converting a model for OpenVINO, some seconds the first time, is earned back by faster batches."""
 
 MAX_MEMORY_SHARE = 0.25
 """Share of free memory that the keys and values of a batch may take."""
@@ -69,8 +75,8 @@ class BatchChoice:
 
 
 def measure_batches(
-    target: EagerBackend,
-    small: EagerBackend | None,
+    target: Backend,
+    small: Backend | None,
     *,
     budget: float,
     clock: Callable[[], float],
@@ -83,10 +89,10 @@ def measure_batches(
         if backend is None:
             continue
         for sequences in sorted({b for b, _ in TIMED_PASSES if b <= most}):
-            session = _filled(backend, sequences)
+            batch, sessions = _filled(backend, sequences)
             for b, width in TIMED_PASSES:
                 if b == sequences and (width == 1 or backend is target):
-                    jobs.append((curve, sequences * width, _pass(session, sequences, width)))
+                    jobs.append((curve, sequences * width, _pass(batch, sessions, width)))
     seen: list[list[float]] = [[] for _ in jobs]
     for _, _, job in jobs:
         job()  # the first allocates and chooses kernels
@@ -108,39 +114,45 @@ def for_profile(
 ) -> dict[str, Any] | None:
     """Measure a profile's section on batches; None without batches. `drafting`: whether the draft model is worth having."""
     engine = assembly.engine
-    if not isinstance(engine.target, EagerBackend):
+    if not batches(engine.target).value and not isinstance(engine.target, EagerBackend):
         if assembly.plan.key.quantization != "none":
             return None
         engine = _eager(assembly)
     target, small = engine.target, engine.drafters.model if drafting else None
-    if not can_batch(target).value:
+    if not batches(target).value:
         return None
-    other = cast("EagerBackend", small) if small is not None and can_batch(small).value else None
-    costs = measure_batches(cast("EagerBackend", target), other, budget=budget, clock=clock)
+    other = small if small is not None and batches(small).value else None
+    costs = measure_batches(target, other, budget=budget, clock=clock)
     return {
+        "backend": target.name,
         "target": costs.target.to_json(),
         "draft": costs.draft.to_json() if costs.draft.known else None,
     }
 
 
-def _filled(backend: EagerBackend, sequences: int) -> BatchSession:
+def _filled(backend: Backend, sequences: int) -> tuple[Any, list[Any]]:
+    """Return a batch and its sequences, each with some context."""
     context = (
         TIMED_CONTEXT_TOKENS if backend.context is None else max(1, min(TIMED_CONTEXT_TOKENS, backend.context - 8))
     )
-    others = []
-    for r in range(sequences):
-        others.append(BatchSession(backend))
-        others[-1].prefill([(7 * i + r) % backend.vocab for i in range(context)])
-    session = BatchSession(backend)
-    session.admit(others)
-    return session
+    batch = open_batch(backend)
+    sessions: list[Any] = [batch.open()]
+    batch.read(sessions[0], [7 * i % backend.vocab for i in range(context)])
+    for r in range(1, sequences):
+        if batch.ragged:
+            sessions.append(sessions[0].fork())
+        else:
+            sessions.append(batch.open())
+            batch.read(sessions[r], [(7 * i + r) % backend.vocab for i in range(context)])
+    return batch, sessions
 
 
-def _pass(session: BatchSession, sequences: int, width: int) -> Callable[[], None]:
+def _pass(batch: Any, sessions: Sequence[Any], width: int) -> Callable[[], None]:
     def job() -> None:
-        lengths = session.lengths
-        likeliest(session.forward([[3 + i for i in range(width)]] * sequences).flatten(0, 1))
-        session.rollback(lengths)
+        lengths = [session.length for session in sessions]
+        batch.forward([Part(session, [3 + i for i in range(width)], None, picks=True) for session in sessions])
+        for session, length in zip(sessions, lengths, strict=True):
+            session.rollback(length)
 
     return job
 
@@ -196,11 +208,15 @@ def weigh(
     )
 
 
-def from_profile(profile: Profile | None, most: int, margin: float = MIN_BATCH_SPEEDUP) -> BatchChoice | None:
-    """Choose by a profile's measurements; None where it has none that can be used."""
+def from_profile(
+    profile: Profile | None, most: int, margin: float = MIN_BATCH_SPEEDUP, backend: str = TORCH
+) -> BatchChoice | None:
+    """Choose by a profile's measurements; None where it has none of batches on `backend`."""
     if profile is None or not profile.measured.get("batch"):
         return None
     try:
+        if profile.measured["batch"].get("backend", TORCH) != backend:
+            return None
         costs = from_json(profile.measured["batch"])
         single = float(profile.fitted["tokens_per_second"])
         drafting = "draft" in profile.fitted["origins"]
@@ -212,8 +228,8 @@ def from_profile(profile: Profile | None, most: int, margin: float = MIN_BATCH_S
 
 def by_timing(engine: Engine, single: float | None, most: int, budget: float = 1.0) -> BatchChoice:
     """Choose by timing batches now. `single`: tokens per second that one at a time made so far, if it did."""
-    target, small = cast("EagerBackend", engine.target), engine.drafters.model
-    other = cast("EagerBackend", small) if small is not None and can_batch(small).value else None
+    target, small = engine.target, engine.drafters.model
+    other = small if small is not None and batches(small).value else None
     costs = measure_batches(target, other, budget=budget, clock=engine.clock, most=most)
     single_source = "as measured so far"
     if single is None:
@@ -236,24 +252,29 @@ def choose(
     engine, plan = assembly.engine, assembly.plan
     if asked == 1:
         return BatchChoice(Decision(1, "asked for"))
-    if engine.exact is not None:
+    own = isinstance(engine.target, EagerBackend) or batches(engine.target).value
+    if engine.exact is not None and (isinstance(engine.target, EagerBackend) or engine.exact.bound):
         return _alone(asked, "`exact` is about the rounding of a single row")
     if plan.request.plain and asked is None:
         return BatchChoice(Decision(1, "plain decoding was asked for"))
     profiled = from_profile(
         plan.own_profile,
-        asked or MAX_AUTO_SEQUENCES,
-        MIN_BATCH_SPEEDUP if isinstance(engine.target, EagerBackend) else MIN_BATCH_SPEEDUP_OTHER_BACKEND,
+        asked or (MAX_AUTO_SEQUENCES if engine.target.name == TORCH or not own else MAX_AUTO_RAGGED_SEQUENCES),
+        MIN_BATCH_SPEEDUP if own else MIN_BATCH_SPEEDUP_OTHER_BACKEND,
+        engine.target.name if own else TORCH,
     )
-    if not isinstance(engine.target, EagerBackend):
+    if not own:
         refused = _refused(assembly, asked, profiled)
         if refused is not None:
             return refused
         engine = _eager(assembly)
-    able = can_batch(engine.target)
+    elif engine.target.name == TORCH and profiled is None and waiting * tokens >= MIN_CONVERTED_TOKENS:
+        engine = _converted(assembly) or engine
+    able = batches(engine.target)
     if not able.value:
         return _alone(asked, able.reason)
-    most = sequences_that_fit(engine.target, plan.machine.memory_available or 0, asked or MAX_AUTO_SEQUENCES)
+    most = asked or (MAX_AUTO_SEQUENCES if isinstance(engine.target, EagerBackend) else MAX_AUTO_RAGGED_SEQUENCES)
+    most = sequences_that_fit(engine.target, plan.machine.memory_available or 0, most)
     if most < 2:
         return _alone(asked, "the memory that is free holds no second answer")
     if asked is not None:
@@ -295,26 +316,52 @@ def _alone(asked: int | None, reason: str) -> BatchChoice:
 def _eager(assembly: LoadedGenerator) -> Engine:
     """Load the assembly's models on PyTorch, which has batches."""
     from dynx.speculation.backends import torch_backend
-    from dynx.speculation.engine import Drafters, Engine
 
     plan, ours = assembly.plan, assembly.engine
     small = plan.drafter if ours.drafters.model is not None else None
-    drafters = Drafters(
-        None if small is None else torch_backend(plan, small), None, ours.drafters.lookup, ours.drafters.library
+    return _engine_over(
+        assembly, torch_backend(plan, plan.source), None if small is None else torch_backend(plan, small)
     )
+
+
+def _converted(assembly: LoadedGenerator) -> Engine | None:
+    """Load the assembly's target on OpenVINO; None where that isn't there, wasn't to be chosen or can't run it.
+
+    Its draft model, where it has one, goes on where it is.
+    """
+    from dynx.speculation.backends import ModelBackends
+
+    plan, ours = assembly.plan, assembly.engine
+    able = usable(plan.device, plan.request.quantize)[OPENVINO].value
+    if plan.request.backend != "auto" or plan.own_profile is not None or not able or ours.exact is not None:
+        return None
+    try:
+        target = ModelBackends(plan, lambda _: None, lambda _: None, None).target_on(OPENVINO)
+    except UnsupportedModelError:
+        return None
+    if target.context is not None and ours.target.context is not None and target.context < ours.target.context:
+        return None
+    return _engine_over(assembly, target, ours.drafters.model)
+
+
+def _engine_over(assembly: LoadedGenerator, target: Backend, small: Backend | None) -> Engine:
+    from dynx.speculation.engine import Drafters, Engine
+
+    ours = assembly.engine
     return Engine(
-        torch_backend(plan, plan.source),
-        drafters,
+        target,
+        Drafters(small, None, ours.drafters.lookup, ours.drafters.library),
         tokenizer=ours.tokenizer,
         acceptance_profile=ours.acceptance_profile,
         clock=ours.clock,
+        threads=assembly.plan.threads,
     )
 
 
 def sequences_that_fit(target: Backend, free: int, most: int) -> int:
     """Return how many sequences' keys and values fit their share of `free` bytes when each fills the context."""
     if not isinstance(target, EagerBackend) or free <= 0:
-        return most
+        return most  # a pool of blocks has a limit of its own, at which sequences wait
     config = target.config
     heads = int(getattr(config, "num_attention_heads", 1))
     width = int(getattr(config, "head_dim", 0) or config.hidden_size // heads)

@@ -15,6 +15,7 @@ from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, referen
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.openvino import decoder as openvino
 from dynx.runtime.backends.openvino import pool
 from dynx.runtime.device import probe
@@ -569,3 +570,70 @@ def test_a_preparation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError, match="half-way"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
     assert torch.bmm is before
+
+
+def ragged(backend: OpenVINOBackend, texts: list[list[int]], cuts: list[list[int]]) -> list[Tensor]:
+    """Logits of `texts`, read side by side in passes of `cuts` tokens each (0: not in that pass)."""
+    sessions = [backend.open() for _ in texts]
+    rows: list[list[Tensor]] = [[] for _ in texts]
+    for widths in zip(*cuts, strict=True):
+        going = [r for r, n in enumerate(widths) if n]
+        parts = [Part(sessions[r], texts[r][sessions[r].length :][: widths[r]]) for r in going]
+        for r, out in zip(going, backend.forward(parts), strict=True):
+            rows[r].append(torch.as_tensor(out))
+    return [torch.cat(own) for own in rows]
+
+
+def test_side_by_side_is_as_alone(kind: str, backend: OpenVINOBackend) -> None:
+    """Sequences of other lengths in passes of other widths, beyond the window and across blocks, get torch's logits."""
+    texts = [TEXT[:44], TEXT[30:79], TEXT[50:60]]
+    cuts = [[20, 1, 1, 7, 15, 0], [1, 40, 1, 5, 1, 1], [0, 0, 3, 2, 1, 4]]
+    for text, got in zip(texts, ragged(backend, texts, cuts), strict=True):
+        torch.testing.assert_close(got, truth(kind, text), **CLOSE)
+
+
+def test_a_shared_beginning_is_read_once(kind: str, backend: OpenVINOBackend) -> None:
+    """What is published is reused, and what is written behind it or over it stays apart."""
+    backend.new_pool()
+    first, second = backend.open(), backend.open()
+    first.forward(TEXT[:70])
+    first.publish(TEXT[:70])
+    text = [*TEXT[:66], 5, 6, 7]
+    assert second.reuse(text) == 64
+    torch.testing.assert_close(second.forward(text[64:]), truth(kind, text)[64:], **CLOSE)
+    second.rollback(40)
+    torch.testing.assert_close(second.forward([9, 9]), truth(kind, [*text[:40], 9, 9])[40:], **CLOSE)
+    torch.testing.assert_close(first.forward(TEXT[70:72]), truth(kind, TEXT[:72])[70:], **CLOSE)
+    twin = first.fork()
+    torch.testing.assert_close(twin.forward([3, 4]), truth(kind, [*TEXT[:72], 3, 4])[72:], **CLOSE)
+    torch.testing.assert_close(first.forward(TEXT[72:74]), truth(kind, TEXT[:74])[72:], **CLOSE)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_row_has_the_same_bits_whatever_its_neighbours_are(precision: Any) -> None:
+    """With two or more tokens of its own: alone, beside one, beside many, in any chunks. With one: beside any others."""
+    backend = openvino.load(tiny("llama"), precision=precision, threads=1, cache=None)
+    text, others = TEXT[:50], [TEXT[r : r + 50] for r in range(1, 9)]
+    cuts = [20, 2, 3, 7, 2, 16]
+    alone = ragged(backend, [text], [cuts])[0]
+    assert torch.equal(alone, ragged(backend, [text], [[50]])[0])
+    for count, own in ((1, [1] * 6), (4, [1, 4, 1, 1, 9, 2]), (8, [2, 1, 8, 3, 1, 1])):
+        assert torch.equal(ragged(backend, [text, *others[:count]], [cuts, *[own] * count])[0], alone)
+
+    def singly(count: int, width: int) -> Tensor:
+        return ragged(backend, [text, *others[:count]], [[20, 1, 1, 1], *[[2, *[width] * 3]] * count])[0]
+
+    assert torch.equal(singly(1, 1), singly(8, 1))
+    assert torch.equal(singly(1, 1), singly(3, 5))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_passes_widened_for_exactness_are_so_in_batches(precision: Any) -> None:
+    """Where passes of one token run as two, a sequence's only token has the bits that it has alone."""
+    backend = openvino.load(tiny("llama"), precision=precision, threads=1, cache=None)
+    backend.set_padded_lengths({1: 2})
+    alone = ragged(backend, [TEXT[:30]], [[20, *[1] * 10]])[0]
+    together = ragged(backend, [TEXT[:30], TEXT[40:70]], [[20, *[1] * 10], [3, *[2] * 10]])[0]
+    assert torch.equal(alone, together)
+    assert torch.equal(alone, ragged(backend, [TEXT[:30]], [[30]])[0])
+    assert torch.equal(backend.open().forward(TEXT[:20], keep=1)[0], alone[19])

@@ -15,19 +15,20 @@ import torch
 from support.models import ROLLING, STATEFUL, VOCAB, Stub, perturbed, scripted, tiny
 
 from dynx.cli.stdin import MAX_LINE_BYTES, Arrivals, Beginning, rows_asked
-from dynx.errors import UsageError
+from dynx.errors import DeviceError, UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import batch_size
+from dynx.speculation.batch_drafting import BatchCosts
 from dynx.speculation.batch_size import by_timing, choose, from_profile, measure_batches, sequences_that_fit, weigh
-from dynx.speculation.batching import Batch, BatchCosts
+from dynx.speculation.batching import Batch
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.batching import SequenceRun
+    from dynx.speculation.sequence import SequenceRun
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
@@ -117,6 +118,11 @@ class Bold(Batch):
     """Guesses always, and however far chance will have it."""
 
     chance = random.Random(0)
+
+    def _verify_lengths(self, rows: Any, origins: Any, survival: Any, price: float) -> list[int]:
+        if not self._target.ragged:
+            return super()._verify_lengths(rows, origins, survival, price)
+        return [self.chance.randrange(len(own) + 1) for own in survival]
 
     def _worthwhile(self, *arguments: Any) -> bool:
         return True
@@ -210,6 +216,78 @@ def test_free_sampling_is_each_rows_own() -> None:
     greedy = [replace(r, sampling=Sampling()) for r in requests]
 
     assert [row.tokens for row in rows] == [tokens for tokens, _ in alone(Engine(target), greedy)]
+
+
+@pytest.fixture(scope="module")
+def converted() -> tuple[Any, Any]:
+    """A target and a draft model on OpenVINO, whose passes are ragged."""
+    pytest.importorskip("openvino")
+    from dynx.runtime.backends.openvino import decoder
+
+    models = tiny("llama"), perturbed(tiny("llama"), 0.03)
+    target, small = (decoder.load(model, precision="float32", threads=1, cache=None) for model in models)
+    return target, small
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("mode", MODES)
+def test_ragged_passes_write_what_each_sequence_would_write_alone(mode: str, converted: tuple[Any, Any]) -> None:
+    """As above on OpenVINO, prompts read beside sequences that are being written; and it is what PyTorch writes."""
+    target, small = converted
+    requests = requests_for(MODES[mode])
+    rows = together(Engine(target, Drafters(small)), requests, 3)
+    tallies = [t for row in rows for t in row.receipt().drafters.values()]
+
+    assert [(row.tokens, row.finish_reason) for row in rows] == alone(Engine(EagerBackend(tiny("llama"))), requests)
+    assert sum(t.accepted for t in tallies) > 0
+    assert sum(t.submitted - t.accepted for t in tallies) > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_prompts_that_begin_alike_are_read_once(rows: int, converted: tuple[Any, Any]) -> None:
+    """The common beginning is read by one of them, however many begin at the same time, and the texts are their own."""
+    target, _ = converted
+    target.new_pool()
+    rng = random.Random(6)
+    common = [rng.randrange(VOCAB) for _ in range(200)]
+    requests = [Request([*common, *[rng.randrange(VOCAB) for _ in range(1 + r % 4)]], 6) for r in range(9)]
+    read = 0
+    inner = target.forward
+
+    def counted(parts: Any) -> Any:
+        nonlocal read
+        read += sum(len(part.tokens) for part in parts)
+        return inner(parts)
+
+    expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
+    target.forward = counted
+    try:
+        found = together(Engine(target, Drafters(lookup=False)), requests, rows, Batch)
+    finally:
+        del target.forward
+
+    assert [(row.tokens, row.finish_reason) for row in found] == expected
+    assert read < 200 + 9 * (200 % 32 + 4 + 6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_full_cache_delays_the_newest_and_loses_nothing(converted: tuple[Any, Any]) -> None:
+    """Sequences that don't fit at the same time take turns; one that doesn't fit at all is an error."""
+    target, _ = converted
+    rng = random.Random(7)
+    requests = [Request([rng.randrange(VOCAB) for _ in range(40)], 60) for _ in range(5)]
+    expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
+    target.new_pool(limit=9)
+    try:
+        found = together(Engine(target), requests, 5)
+        assert [(row.tokens, row.finish_reason) for row in found] == expected
+        assert target.pool.size == 9
+        target.new_pool(limit=2)
+        with pytest.raises(DeviceError, match="key-value cache is full"):
+            together(Engine(target), requests, 5)
+    finally:
+        target.new_pool()
 
 
 def test_a_full_context_ends_a_row_and_no_other() -> None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from dynx.cli.stdin import Arrivals
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.batch_size import BatchChoice
-    from dynx.speculation.batching import Batch, SequenceRun
+    from dynx.speculation.batching import Batch
+    from dynx.speculation.sequence import SequenceRun
 
 MAX_PROMPTS_AHEAD = 64
 """Largest number of prompts read ahead, to count those that wait."""

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.picks import likeliest
-from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.runtime.backends.interface import Backend
+    from dynx.runtime.backends.interface import Backend, Part
+    from dynx.runtime.decision import Decision
 
 Rows = Tensor | list[int]
 """Logits (T, V), or the likeliest token of each of T rows."""
@@ -161,7 +160,9 @@ class EagerBatch:
 
     def _join(self) -> None:
         """Put the rows that were read in the places of those that left, or behind the others."""
-        self._session.rollback([n if r is None else r.length for r, n in zip(self._rows, self._session.lengths, strict=True)])
+        self._session.rollback(
+            [n if r is None else r.length for r, n in zip(self._rows, self._session.lengths, strict=True)]
+        )
         for at in range(len(self._rows)):
             if self._rows[at] is None and self._read:
                 self._rows[at], session = self._read.pop(0)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.picks import likeliest
 from dynx.runtime.decision import Decision
 
@@ -125,8 +126,8 @@ class Backend(Protocol):
         return Decision(False, f"{self.name} runs one sequence at a time")
 
     def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
-        """Run one pass of several sequences; returns each one's rows. Only where `can_batch`."""
-        raise NotImplementedError
+        """Run one pass of several sequences; returns each one's rows. Raises UnsupportedModelError unless `can_batch`."""
+        raise UnsupportedModelError(self.can_batch.reason)
 
     def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
         """Pad passes of some numbers of tokens to others (`lengths`) from now on; False where this backend can't pad."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
+from dynx.runtime.backends.openvino import private
 from dynx.runtime.backends.openvino.convert import keep_apart
 from dynx.runtime.memory import is_out_of_memory
 
@@ -221,9 +222,7 @@ class _Flat(nn.Module):
 def _traced(function: nn.Module, example: Sequence[Tensor], shapes: Sequence[list[int]]) -> Any:
     """Convert `function` to a graph. `openvino.convert_model` would do the same and send telemetry to Intel."""
     import openvino as ov
-    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     kinds = {
         torch.float32: ov.Type.f32,
@@ -232,7 +231,7 @@ def _traced(function: nn.Module, example: Sequence[Tensor], shapes: Sequence[lis
         torch.int32: ov.Type.i32,
     }
     frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(function, example_input=tuple(example), trace_kwargs={"check_trace": False})
+    decoder = private.tracer(function, example_input=tuple(example), trace_kwargs={"check_trace": False})
     program = frontend.load(decoder)  # which doesn't keep it alive: the name above must
     places = program.get_inputs()
     if len(places) != len(example):
@@ -241,7 +240,7 @@ def _traced(function: nn.Module, example: Sequence[Tensor], shapes: Sequence[lis
         program.set_partial_shape(place, ov.PartialShape(shape))
         program.set_element_type(place, kinds[tensor.dtype])
     graph = frontend.convert(program)
-    apply_moc_transformations(graph, cf=True)
+    private.simplify(graph)
     return graph
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.length_dependence import SPARSE_SETTINGS, growing
+from dynx.runtime.backends.openvino import private
 from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -91,22 +92,20 @@ def _traced(function: nn.Module, recorded: list[Any]) -> Any:
     `openvino.convert_model` would do the same and tell Intel about it.
     """
     import openvino as ov
-    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch import ConversionExtension
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     example = (torch.zeros(1, 3, dtype=torch.long), torch.arange(3)[None], torch.arange(2))
     frontend = FrontEndManager().load_by_framework("pytorch")
     frontend.add_extension(ConversionExtension("dynx::attention", functools.partial(_attention_node, recorded)))
     settings = {"check_trace": False}
-    decoder = TorchScriptPythonDecoder(function, example_input=example, trace_kwargs=settings)
+    decoder = private.tracer(function, example_input=example, trace_kwargs=settings)
     program = frontend.load(decoder)  # which doesn't keep it alive: the name above must
     for place, shape in zip(program.get_inputs(), ([1, -1], [1, -1], [-1]), strict=True):
         program.set_partial_shape(place, ov.PartialShape(shape))
         program.set_element_type(place, ov.Type.i64)
     graph = frontend.convert(program)
-    apply_moc_transformations(graph, cf=True)
+    private.simplify(graph)
     return graph
 
 
@@ -145,10 +144,8 @@ class _Twin:
 
     def __init__(self, model: Any, vectors: Callable[[str], NDArray[np.float32] | None] | None = None) -> None:
         self._vectors = vectors
-        from openvino.frontend.pytorch import patch_model
         from transformers.pytorch_utils import Conv1D
 
-        self._patches = patch_model
         large = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
         own = {id(p): p for m in large for p in m.parameters(recurse=False)}
         self._model = copy.deepcopy(
@@ -161,9 +158,8 @@ class _Twin:
         self._model.config.get_text_config(decoder=True)._attn_implementation = ATTENTION_NAME
 
     def __enter__(self) -> Any:
-        prepare = getattr(self._patches, "__make_16bit_traceable")  # in a class, Python would mangle the name
         try:
-            prepare(self._model)
+            private.make_traceable(self._model)
         except BaseException:  # functions of torch's own are replaced by then
             self.__exit__()
             raise
@@ -175,7 +171,7 @@ class _Twin:
         return self._model
 
     def __exit__(self, *exc: object) -> None:
-        self._patches.unpatch_model(self._model, "_openvino_module_extension_patch_orig_forward")
+        private.undo_traceable(self._model)
 
 
 @functools.cache
@@ -287,7 +283,6 @@ def keep_apart(graph: Any, threads: int) -> None:
 def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scale: float, window: int) -> Any:
     """Build the attention of one layer over all earlier tokens, or the last `window` of them."""
     from openvino import opset15 as ops
-    from openvino.op import _PagedAttentionExtension
 
     def number(value: float, kind: type = np.int32) -> Any:
         return ops.constant(np.array(value, kind)).output(0)
@@ -299,7 +294,7 @@ def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scal
     # What scores of evicted blocks, rotated blocks, sparse attention, sinks, images and trees would need.
     inputs += [nothing(), nothing(), nothing(), nothing(np.float32), nothing(np.float32), number(0), number(0)]
     inputs += [nothing(np.float32), number(0), nothing(), nothing(), nothing(), nothing(), nothing(np.uint8), nothing()]
-    return _PagedAttentionExtension(inputs)
+    return private.paged_attention(inputs)
 
 
 def _ints(*values: int) -> Any:

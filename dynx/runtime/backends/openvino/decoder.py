@@ -253,7 +253,7 @@ class OpenVINOBackend(Backend):
         return Decision(True, "tested on loading: torch's logits in passes of several sequences")
 
     def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
-        """See `Backend.forward`. Raises OutOfBlocks with nothing changed."""
+        """See `Backend.forward`. Raises CacheFull with nothing changed."""
         asked = [len(part.tokens) for part in parts]
         if len(parts) == 1:
             counts = [self.padded_length(asked[0])]
@@ -270,6 +270,8 @@ class OpenVINOBackend(Backend):
             wanted.extend(range(first if part.keep is None else first + max(0, n - part.keep), first + n))
             ids.extend(part.tokens)
             ids.extend([0] * (count - n))
+        if len(wanted) == 1 < len(ids):
+            wanted *= 2  # the head rounds one row otherwise than several, as every product does
         out = self._pass(ids, tables, counts, wanted, scratch=all(part.picks for part in parts))
         rows: list[Tensor | list[int]] = []
         at = 0

@@ -6,7 +6,8 @@ by a copy of a sequence (`BlockTable.fork`), and by sequences that begin with th
 first that is written copied.
 
 Memory is reserved by doubling and is only taken when a block is first written. There is a limit. Blocks that are kept for reuse
-alone are given up there, the least recently used first; then `OutOfBlocks` is raised, before anything has changed.
+alone are given up before memory grows if nothing began with them so far, and at the limit in any case, the least recently used
+first; then `CacheFull` is raised, before anything has changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.errors import DeviceError
+from dynx.runtime.memory import CacheFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +31,8 @@ ALIGNMENT = 64
 """Of a cache in memory, in bytes: a cache line and the widest vector."""
 
 
-class OutOfBlocks(DeviceError):  # noqa: N818 - named for what has happened
-    """The pool is at its limit and every block is in use."""
-
-
 class BlockPool:
-    """`caches` maps inputs to an element type and the shape of a block (heads, positions, width); `bind` gives the model a tensor.
+    """`caches` maps inputs to an element type and the shape of a block (heads, positions, width); `bind` gives one its tensor.
 
     `limit` is the most blocks that may be reserved; None without a limit.
     """
@@ -56,6 +53,7 @@ class BlockPool:
         self._known: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # (block before, tokens) → block, by use
         self._parents: dict[int, int] = {}  # published block → identity of the text up to its end
         self._keys: dict[int, tuple[int, bytes]] = {}  # published block → its key in `_known`
+        self._reused: set[int] = set()  # published blocks that others took over
         self._identities = 0
         self.copied = 0
         """Blocks copied because they were shared."""
@@ -84,22 +82,26 @@ class BlockPool:
         return self._references[block]
 
     def require(self, count: int) -> None:
-        """Make `count` blocks free, or raise OutOfBlocks with nothing changed."""
+        """Make `count` blocks free, or raise CacheFull with nothing changed."""
         if count <= len(self._free):
             return
-        kept = sum(self._references[block] == 1 for block in self._known.values())
-        most = self.size if self.limit is None else max(self.limit, self.size)
-        if self.limit is not None and count > len(self._free) + kept + most - self.size:
-            raise OutOfBlocks(
+        spare = [block for block in self._known.values() if self._references[block] == 1]
+        if self.limit is not None and count > len(self._free) + len(spare) + max(0, self.limit - self.size):
+            raise CacheFull(
                 f"the key-value cache is full: {self.limit} blocks of {self.block} tokens",
                 hint="try fewer prompts at a time, or shorter ones",
             )
-        while count > len(self._free) and (self.limit is None or self.size < self.limit):
-            need = self.size + count - len(self._free)
-            grown = max(need, 2 * self.size, INITIAL_BLOCKS)
-            self._grow(grown if self.limit is None else min(grown, self.limit))
-        while count > len(self._free):
-            self._forget_oldest()
+        for block in spare:  # of texts that are done, and that no other began with so far
+            if count > len(self._free) and block not in self._reused:
+                self._forget(block)
+        if count > len(self._free):
+            grown = max(self.size + count - len(self._free), 2 * self.size, INITIAL_BLOCKS)
+            grown = grown if self.limit is None else min(grown, self.limit)
+            if grown > self.size:
+                self._grow(grown)
+        for block in spare:
+            if count > len(self._free) and block in self._keys:
+                self._forget(block)
 
     def take(self) -> int:
         """Return a block that nothing else refers to."""
@@ -112,6 +114,11 @@ class BlockPool:
         """Add a reference to a block."""
         self._references[block] += 1
         return block
+
+    def take_over(self, found: Sequence[int]) -> list[int]:
+        """Add a reference to each of the published blocks that `find` gave."""
+        self._reused.update(found)
+        return [self.share(block) for block in found]
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop a reference to each of `blocks`."""
@@ -165,12 +172,12 @@ class BlockPool:
 
     def forget(self) -> None:
         """Give up all blocks that are kept for reuse."""
-        while self._known:
-            self._forget_oldest()
+        for block in list(self._known.values()):
+            self._forget(block)
 
-    def _forget_oldest(self) -> None:
-        _, block = self._known.popitem(last=False)
-        del self._parents[block], self._keys[block]
+    def _forget(self, block: int) -> None:
+        del self._known[self._keys.pop(block)], self._parents[block]
+        self._reused.discard(block)
         self.release([block])
 
     def _grow(self, size: int) -> None:
@@ -179,7 +186,7 @@ class BlockPool:
             for name, (kind, shape) in self._caches.items():
                 self._views[name] = self._reserved(name, kind, [size, *shape], self._views.get(name))
         except MemoryError as e:
-            raise OutOfBlocks("out of memory for the key-value cache", hint="try a shorter prompt") from e
+            raise CacheFull("out of memory for the key-value cache", hint="try a shorter prompt") from e
         self._references.extend([0] * (size - before))
         self._free = [*range(size - 1, before - 1, -1), *self._free]
 
@@ -205,6 +212,7 @@ class BlockTable:
         self._pool = pool
         self.length = 0
         self.blocks: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._borrowed = 0  # positions taken over by `reuse`, while there are no others
 
     def __del__(self) -> None:
         self.close()
@@ -213,7 +221,7 @@ class BlockTable:
         """Give the blocks back."""
         if len(self.blocks):
             self._pool.release(self.blocks.tolist())
-        self.blocks, self.length = self.blocks[:0], 0
+        self.blocks, self.length, self._borrowed = self.blocks[:0], 0, 0
 
     def missing(self, end: int) -> int:
         """Return how many blocks must be free before positions up to `end` can be written."""
@@ -223,9 +231,9 @@ class BlockTable:
         return max(0, need - len(self.blocks)) + sum(pool.references(each) > 1 for each in held)
 
     def reserve(self, end: int) -> None:
-        """Have blocks of one's own for the positions from the length to `end`. Raises OutOfBlocks with nothing changed."""
+        """Have blocks of one's own for the positions from the length to `end`. Raises CacheFull with nothing changed."""
         pool = self._pool
-        missing = self.missing(end)
+        missing, self._borrowed = self.missing(end), -1
         if not missing:
             return
         pool.require(missing)
@@ -256,15 +264,17 @@ class BlockTable:
         return other
 
     def reuse(self, tokens: Sequence[int]) -> int:
-        """Hold published positions of the beginning of `tokens`, if the sequence is empty; return how many.
+        """Hold published positions of the beginning of `tokens`, if the sequence holds nothing else; return its length.
 
         At least two tokens are left, if there are two: a pass of one token rounds differently.
         """
-        if self.length or len(self.blocks):
-            return self.length
-        found = self._pool.find(np.asarray(tokens[: max(0, len(tokens) - 2)], np.int64))
-        self.blocks = np.array([self._pool.share(block) for block in found], np.int32)
-        self.length = len(found) * self._pool.block
+        if self.length == self._borrowed:
+            found = self._pool.find(np.asarray(tokens[: max(0, len(tokens) - 2)], np.int64))
+            if len(found) * self._pool.block > self.length:
+                shared = self._pool.take_over(found)
+                self.close()
+                self.blocks = np.array(shared, np.int32)
+                self.length = self._borrowed = len(shared) * self._pool.block
         return self.length
 
     def publish(self, tokens: Sequence[int]) -> None:
