@@ -29,6 +29,7 @@ class GeneratorRequest(ModelRequest):
     model: str = "story"
     adapters: tuple[str, ...] = field(default=(), kw_only=True)
     """LoRA adapters to fold in: folders or hub ids, each maybe with a weight after a colon."""
+    quantize: str = field(default="auto", kw_only=True)
     draft: str = field(default="auto", kw_only=True)
     lookup: Path | None = field(default=None, kw_only=True)
     exact: bool = field(default=False, kw_only=True)

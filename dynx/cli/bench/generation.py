@@ -35,7 +35,7 @@ class Settings:
     adapters: list[str] | None = None
     draft: str = "auto"
     backend: str = "auto"
-    quantize: str = "none"
+    quantize: str = "auto"
     max_new_tokens: int = 64
     runs: int = 5
     prompts: int = 4

@@ -45,7 +45,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         adapters=tuple(options.adapters or ()),
         draft=options.draft,
         backend=str(options.backend or "auto"),
-        quantize=str(options.quantize or "none"),
+        quantize=str(options.quantize or "auto"),
         profile="none",  # what is stored must not colour what is measured
         chat=chat,
         **options.for_request(),

@@ -23,6 +23,7 @@ from dynx.runtime.loading.libraries import (
     load_pipeline,
     load_tokenizer,
     same_vocabulary,
+    stored_weights,
 )
 from dynx.runtime.loading.multimodal import text_part
 from dynx.runtime.loading.packed import PACKED, decide
@@ -58,6 +59,7 @@ __all__ = [
     "same_vocabulary",
     "scheme_of",
     "stored_dtype",
+    "stored_weights",
     "task_of",
     "text_part",
     "weights_kind",

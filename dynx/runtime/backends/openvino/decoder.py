@@ -13,6 +13,7 @@ a folder that the caller names, whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -51,6 +52,9 @@ Precision = Literal["float32", "float16", "bfloat16", "int8", "int4", "file"]
 FORMAT_VERSION = 1
 """Of the converted models kept: raised when the conversion changes."""
 
+CHECKED_FILE = "checked"
+"""Beside a converted model whose logits were compared with the torch model's."""
+
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
 
@@ -60,7 +64,14 @@ MAX_POOL_SHARE = 0.5
 ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE, "file": 32}
 """Activations that share a scale where weights are integers; no more than weights do, or they aren't quantized at all."""
 
-MAX_LOGIT_ERROR: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0, "file": 0.25}
+MAX_LOGIT_ERROR: dict[str, float] = {
+    "float32": 1e-3,
+    "float16": 0.08,
+    "bfloat16": 0.08,
+    "int8": 0.25,
+    "int4": 1.0,
+    "file": 0.25,
+}
 """Largest difference of a logit from the torch model's, relative to the largest logit. A cache in the wrong place changes
 logits by their own scale; 4-bit weights may too, so there the root mean square is judged instead."""
 
@@ -75,8 +86,9 @@ def load(
 ) -> OpenVINOBackend:
     """`model` compiled by OpenVINO for the processor, its weights stored as `precision`.
 
-    "file" is as the model's own file holds them, which `stored` then reads. `cache` is a folder for this model alone, where the converted model is kept. Raises `UnsupportedModelError` with the
-    reason when OpenVINO isn't there, can't run this model, or computes something else.
+    "file" is as the model's own file holds them, which `stored` then reads. `cache` is a folder for this model alone,
+    where the converted model is kept. Raises `UnsupportedModelError` with the reason when OpenVINO isn't there, can't
+    run this model, or computes something else.
     """
     usable = available()
     if not usable.value:
@@ -96,7 +108,15 @@ def load(
         if cache is not None:
             shutil.rmtree(_folder(cache, precision), ignore_errors=True)
         raise UnsupportedModelError(f"{model.config.model_type} {fault}")
+    if cache is not None and (folder := _folder(cache, precision)).is_dir():
+        with contextlib.suppress(OSError):
+            (folder / CHECKED_FILE).touch()
     return backend
+
+
+def was_checked(*, precision: Precision, cache: Path) -> bool:
+    """Whether the converted model in `cache` was compared with the torch model after it was written."""
+    return available().value and (_folder(cache, precision) / CHECKED_FILE).is_file()
 
 
 def _converted(
