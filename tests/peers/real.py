@@ -135,12 +135,21 @@ def run(given: argparse.Namespace, model: Model) -> None:
                         arms.remove((name, arm))
                     prompt = len(ids[question.id])
                     where = {"round": number, "question": question.id, "kind": question.kind, "prompt": prompt}
-                    note({**where, "peer": name, "arm": arm, "idle": round(idle, 3), "foreign": round(foreign, 3), **answer})
+                    note(
+                        {
+                            **where,
+                            "peer": name,
+                            "arm": arm,
+                            "idle": round(idle, 3),
+                            "foreign": round(foreign, 3),
+                            **answer,
+                        }
+                    )
         close(peers)
 
 
 def undisturbed(peers: dict[str, Peer], name: str, arm: str, ids: list[int]) -> tuple[dict[str, Any], float, float]:
-    """Return one peer's answer as `turn` does: of up to `TRIES`, the first that other processes left alone, or the least disturbed."""
+    """Return one peer's answer as `turn` does: of up to `TRIES`, the first that was left alone, or the least disturbed one."""
     found: list[tuple[dict[str, Any], float, float]] = []
     while len(found) < TRIES:
         found.append(turn(peers, name, arm, ids))

@@ -26,7 +26,12 @@ from typing import Any
 from real_arms import Setup, genai_config, genai_model
 
 ARMS = ("genai plain", "genai lookup k=3 n=3", "genai lookup k=5 n=3", "dynx plain", "dynx auto")
-PRECISIONS = {"bf16": ["--dtype", "bfloat16"], "float32": ["--dtype", "float32"], "int8": ["--quantize", "int8"], "file": []}
+PRECISIONS = {
+    "bf16": ["--dtype", "bfloat16"],
+    "float32": ["--dtype", "float32"],
+    "int8": ["--quantize", "int8"],
+    "file": [],
+}
 
 
 def serve(setup: Setup, arm: str, *, shared: bool) -> None:
@@ -94,7 +99,8 @@ def answer(worker: Worker, texts: list[str], ids: list[list[int]]) -> dict[str, 
     worker.send([json.dumps({"text": text}) for text in texts])
     count = 0
     for _ in texts:
-        document = worker.receive()
+        while (document := worker.receive())["event"] == "token":
+            pass
         first = time.perf_counter() - began if first is None else first
         count += document["stats"]["tokens"] - (document["stats"]["finish_reason"] == "eos")
     return {"seconds": time.perf_counter() - began, "first": first, "count": count}

@@ -114,8 +114,8 @@ class Options(o.OutputOptions, o.DeviceOptions):
         help="Gate: dynamic is at least X times as fast as plain; for classifiers, as the faster of plain and length-bucketed "
         "batches.",
     )
-    each_category: bool = o.option(
-        False, "--each-category", help="Apply --min-speedup to every category of prompts too."
+    each_category: bool | None = o.option(
+        None, "--each-category", help="Apply --min-speedup to every category of prompts too."
     )
     require_identical: bool = o.option(
         False,
