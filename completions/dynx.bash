@@ -41,11 +41,11 @@ _dynx_list() {
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --field= --chat --system= --runs= --prompts,--inputs= --draft=
-            -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --require-identical
-            --max-disagreement= --min-quality= --baseline= --tolerance= --bisect --budget= --export=+ --plot=
-            --backend= --quantize= --device= --dtype= --threads= --json -q,--quiet+ -v,--verbose+ --color=
-            -h,--help'
+        options='-m,--model=+ --data= --field= --chat --system= --by= --runs= --prompts,--inputs= --draft=
+            -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --each-category
+            --require-identical --max-disagreement= --min-quality= --baseline= --tolerance= --bisect --budget=
+            --export=+ --plot= --backend= --quantize= --device= --dtype= --threads= --json -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }

@@ -14,7 +14,7 @@ from dynx.bench.statistics import detectable_effect
 
 if TYPE_CHECKING:
     from dynx.bench.measurements import JSON
-    from dynx.bench.result import ArmResult, BenchResult
+    from dynx.bench.result import ArmResult, BenchResult, Comparison
     from dynx.bench.statistics import RatioEstimate
 
 
@@ -31,15 +31,8 @@ def to_document(result: BenchResult) -> dict[str, JSON]:
             "seconds": result.elapsed,
             "stopped": result.stopped,
             "arms": [_arm_document(arm) for arm in result.arms],
-            "comparisons": [
-                {
-                    "arm": item.arm,
-                    "baseline": item.baseline,
-                    "basis": item.basis,
-                    "ratio": _ratio_document(item.ratio),
-                }
-                for item in result.comparisons
-            ],
+            "comparisons": [_comparison_document(item) for item in result.comparisons],
+            **_categories_document(result),
             "gates": [vars(gate) for gate in result.gates],
             "verdict": result.verdict,
             "reading": sentences(result),
@@ -86,6 +79,35 @@ def _arm_document(arm: ArmResult) -> dict[str, object]:
             }
             for sample in arm.samples
         ],
+    }
+
+
+def _comparison_document(item: Comparison) -> dict[str, object]:
+    return {
+        "arm": item.arm,
+        "baseline": item.baseline,
+        "basis": item.basis,
+        "ratio": _ratio_document(item.ratio),
+    }
+
+
+def _categories_document(result: BenchResult) -> dict[str, object]:
+    """Return the categories, where there are any."""
+    if not result.categories:
+        return {}
+    return {
+        "categories": [
+            {
+                "name": category.name,
+                "cases": category.cases,
+                "arms": [
+                    {"name": a.name, "speed": a.speed, "ratio": _ratio_document(a.ratio), "identical": a.identical}
+                    for a in category.arms
+                ],
+                "comparisons": [_comparison_document(item) for item in category.comparisons],
+            }
+            for category in result.categories
+        ]
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dynx.bench.statistics import Series
@@ -114,6 +114,18 @@ class Measurements:
             units=tuple(tuple(sample.units for sample in row) for row in rows),
             seconds=tuple(tuple(sample.seconds for sample in row) for row in rows),
         )
+
+    def only(self, cases: Sequence[int]) -> Measurements:
+        """Return the measurements of these cases alone, numbered anew in this order."""
+        place = {case: number for number, case in enumerate(cases)}
+        samples = {
+            arm: sorted(
+                (replace(sample, case=place[sample.case]) for sample in own if sample.case in place),
+                key=lambda sample: (sample.round, sample.case),
+            )
+            for arm, own in self.samples.items()
+        }
+        return replace(self, cases=len(cases), samples=samples, planned_cases=None)
 
     def mismatches(self, arm: str) -> tuple[Sample, ...]:
         """Return the arm's samples whose output differs from the reference's of the same round and case."""

@@ -85,6 +85,16 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Category:
+    """One kind of inputs: the same arms, condensed over its cases alone."""
+
+    name: str
+    cases: int
+    arms: Sequence[ArmResult]
+    comparisons: Sequence[Comparison]
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """Everything that one benchmark found; `header` holds device, threads, dtype, versions and model hashes."""
 
@@ -104,6 +114,8 @@ class BenchResult:
     """Name of a case: an input, or a part of the inputs."""
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Further columns of tables, by title: a cell for each arm by its name."""
+    categories: Sequence[Category] = ()
+    """Kinds of inputs, where they have any."""
 
     @property
     def verdict(self) -> Verdict | None:

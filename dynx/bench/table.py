@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from dynx.bench.result import ArmResult, BenchResult
+    from dynx.bench.result import ArmResult, BenchResult, Category
 
 GAP_COLUMNS = 2
 """Terminal columns between two cells."""
@@ -97,6 +97,35 @@ def _layout(width: int, longest_name: int, needs: Mapping[str, int], further: Se
     return _Layout(name + longer, min(bar + left - longer, MAX_BAR_COLUMNS) if bar else 0, tuple(shown))
 
 
+def render_categories(result: BenchResult, *, ascii_only: bool = False) -> Table:
+    """Return a rich table of the categories: plain, dynamic and external arms, and each category's best static one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, padding=(0, GAP_COLUMNS, 0, 0), pad_edge=False, header_style="bold")
+    drawn.add_column("category", no_wrap=True, overflow="ellipsis")
+    drawn.add_column("arm", no_wrap=True, overflow="ellipsis")
+    for title in (f"{result.unit}/s", "ratio", "interval", "to best static"):
+        drawn.add_column(title, justify="right", no_wrap=True, overflow="ellipsis")
+    for category in result.categories:
+        name = f"{category.name} ({category.cases})"
+        for arm, cells in _category_rows(category, "-" if ascii_only else NOTHING):
+            if arm.group != "static" or any(item.baseline == arm.name for item in category.comparisons):
+                drawn.add_row(Text(name), Text(arm.name, style=STYLES[arm.group]), *map(Text, cells))
+                name = ""
+    return drawn
+
+
+def _category_rows(category: Category, nothing: str = NOTHING) -> list[tuple[ArmResult, list[str]]]:
+    """Return each arm with its cells: speed, ratio, interval, and a dynamic arm's ratio to the best static one."""
+    rows = []
+    for arm in category.arms:
+        cells = cells_of(arm, {}, nothing)
+        best = [str(item.ratio) for item in category.comparisons if item.arm == arm.name]
+        rows.append((arm, [cells["speed"], cells["ratio"], cells["interval"], best[0] if best else nothing]))
+    return rows
+
+
 def to_markdown(results: Sequence[BenchResult]) -> str:
     """Return one Markdown page for one result or several, without the samples: step summaries may have 1 MiB at most."""
     return "\n".join(markdown(result) for result in results)
@@ -119,6 +148,13 @@ def markdown(result: BenchResult) -> str:
         lines.append(
             f"| {name} | {cells['speed']} | {cells['ratio']} | {cells['interval']} |{further} {cells['same']} | {odd} |"
         )
+    if result.categories:
+        lines += ["", f"| category | arm | {result.unit}/s | ratio | interval | to best static |"]
+        lines += ["| --- | --- |" + " ---: |" * 4]
+        for category in result.categories:
+            name = _escaped(f"{category.name} ({category.cases})")
+            for arm, row in _category_rows(category):
+                lines.append(f"| {name} | {_escaped(arm.name)} | {' | '.join(map(_escaped, row))} |")
     if result.gates:
         lines += ["", "| gate | verdict | measured | bar |", "| --- | --- | ---: | ---: |"]
         for gate in result.gates:

@@ -1,4 +1,7 @@
-"""dynx against transformers, OpenVINO GenAI and llama.cpp: the same weights, prompts and machine, in one interleaved run.
+"""A microbenchmark of draft models: dynx against transformers, OpenVINO GenAI and llama.cpp on an inflated pair.
+
+The pair is a small model with layers added that change nothing, and its draft model: a large model's costs, a small one's
+text. Same weights, prompts and machine, in one interleaved run. `real.py` has real models and real questions.
 
     python tests/peers/compare.py MODEL --prompts FILE [-n 128] [--temperature T] [--only NAME…] [--python NAME=PATH…]
 

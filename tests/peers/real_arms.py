@@ -264,7 +264,7 @@ def llama(setup: Setup, names: Sequence[str]) -> Arms:
 
 def dynx(setup: Setup, names: Sequence[str]) -> Arms:
     """dynx with the plan that `dynx generate` makes and the profile that is stored; each answer starts as a new process would."""
-    from dynx.bench.arms.generation import Task, lookup_arms, own_arms
+    from dynx.bench.arms.generation import Task, lookup_arm, own_arms
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 
@@ -289,8 +289,9 @@ def dynx(setup: Setup, names: Sequence[str]) -> Arms:
 
         return answer
 
+    looking = [lookup_arm(assembly, task, f"lookup k={k}", k) for k in LENGTHS]
     found: Arms = {}
-    for each in (*own_arms(assembly, task, LENGTHS), *lookup_arms(assembly, task, LENGTHS)):
+    for each in (*own_arms(assembly, task, LENGTHS), *looking):
         name = "auto" if each.name == "dynamic" else each.name
         if wanted(name, names):
             found[name] = arm(each.run)

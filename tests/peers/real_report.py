@@ -131,6 +131,7 @@ def summary(answers: Answers) -> list[dict[str, Any]]:
                 "equal_to_dynx_plain": same,
                 "first_token_seconds": median([e["first"] for e in flat if e["first"] is not None] or [0.0]) or None,
                 "others_share": sum(e["idle"] for e in flat) / sum(e["seconds"] for e in flat),
+                "foreign_share": sum(e.get("foreign", 0.0) for e in flat) / sum(e["seconds"] for e in flat),
                 "tokens": sum(len(e["tokens"]) for e in flat),
             }
         )
@@ -178,8 +179,9 @@ def answer_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         for name, found in row["ratios"].items():
             cells = [_ratio_text(found[kind]) for kind in kinds]
             lines.append(f"| dynx {row['arm']} to {name} ({found['arm']}) | {' | '.join(cells)} |")
-    busy = max((row["others_share"] for row in rows), default=0.0)
-    return [*lines, "", f"the other processes took at most {100 * busy:.1f} % of a processor's time meanwhile"]
+    peers, all_ = (max((row[key] for row in rows), default=0.0) for key in ("others_share", "foreign_share"))
+    said = f"the other peers took at most {100 * peers:.1f} % of a processor's time meanwhile, everything else {100 * all_:.1f} %"
+    return [*lines, "", said]
 
 
 def _ratio_text(found: dict[str, Any] | None) -> str:

@@ -82,9 +82,13 @@ def genai(
     }
     if temperature:
         options |= {"do_sample": True, "temperature": temperature}
-    plain = ov.LLMPipeline(str(target), "CPU")
-    drafting = ov.LLMPipeline(str(target), "CPU", draft_model=ov.draft_model(str(small), "CPU"))
-    looking = ov.LLMPipeline(str(target), "CPU", prompt_lookup=True)
+    scheduler = ov.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # every arm gets the same prompt, and must read it
+    scheduler.max_num_batched_tokens = 1 << 30
+    alone = {"scheduler_config": scheduler}
+    plain = ov.LLMPipeline(str(target), "CPU", **alone)
+    drafting = ov.LLMPipeline(str(target), "CPU", draft_model=ov.draft_model(str(small), "CPU"), **alone)
+    looking = ov.LLMPipeline(str(target), "CPU", prompt_lookup=True, **alone)
 
     def arm(pipe: Any, **more: Any) -> Callable[[str], list[int]]:
         config = ov.GenerationConfig(**options, **more)

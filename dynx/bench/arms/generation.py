@@ -7,6 +7,7 @@ the profile alone, as a new process would.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from dynx.bench.measurements import JSON, Measurements
     from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.types import DrafterCandidate
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,43 @@ class Task:
 
 
 def own_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
-    """Build plain (the reference), static at each length with the main drafter, and dynamic."""
+    """Build plain (the reference), static at each length with the main drafter, and dynamic.
+
+    Where the plan has put all drafters aside, the static arms are those of prompt lookup.
+    """
     engine = assembly.engine
     arms = [Arm("plain", _run(engine, task, lambda: Plain()), "plain", reference=True)]
     for origin in _origins(engine):
         arms += [Arm(f"{origin} k={k}", _run(engine, task, _static(origin, k)), "static") for k in lengths]
     if engine.target.can_rollback.value:
+        if not engine.drafters.present and assembly.plan.auto:
+            arms += [lookup_arm(assembly, task, f"lookup k={k}", k) for k in lengths]
         arms.append(Arm("dynamic", _run_dynamic(engine, task), "dynamic"))
     return arms
 
 
-def lookup_arms(assembly: LoadedGenerator, task: Task, lengths: Sequence[int]) -> list[Arm[list[int]]]:
-    """Build static prompt lookup at each length, also where the plan has put lookup aside; none on a model that can't roll back."""
+class StaticLookup(Static):
+    """Always `length` drafts of prompt lookup, but only after a match of at least `shortest` tokens."""
+
+    def __init__(self, length: int, shortest: int = 1) -> None:
+        super().__init__("lookup", length)
+        self._least = math.log2(shortest + 1)
+
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Return lookup, if it has a match that is long enough."""
+        return super().choose([c for c in candidates if (c.signal or 0.0) >= self._least], context, room)
+
+
+def lookup_arm(assembly: LoadedGenerator, task: Task, name: str, length: int, shortest: int = 1) -> Arm[list[int]]:
+    """Build static prompt lookup on the same model, also where the plan has put lookup aside."""
     engine = assembly.engine
-    if not engine.target.can_rollback.value:
-        return []
     looking = Engine(
         engine.target,
         Drafters(lookup=True, library=engine.drafters.library),
         tokenizer=engine.tokenizer,
         clock=engine.clock,
     )
-    return [Arm(f"lookup k={k}", _run(looking, task, _static("lookup", k)), "static") for k in lengths]
+    return Arm(name, _run(looking, task, lambda: StaticLookup(length, shortest)), "static")
 
 
 def _origins(engine: Engine) -> list[DraftSource]:

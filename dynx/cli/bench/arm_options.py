@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynx.bench import PEERS
+from dynx.cli.bench.values import MAX_DRAFT_LENGTH
 from dynx.cli.options.bench import LINE, ModelOptions, Request
 from dynx.errors import UsageError
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from dynx.bench.runner import Arm, Case
     from dynx.cli.options.bench import Options
 
-Kind: TypeAlias = Literal["options", "peer"]
+Kind: TypeAlias = Literal["options", "peer", "lookup"]
+
+LOOKUP = "lookup:"
+"""Beginning of an arm of static prompt lookup."""
 
 WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field"}
 """Options that `--with` takes, by field."""
@@ -42,16 +46,18 @@ ARM_OPTIONS = frozenset(
 TASK_OPTIONS = ARM_OPTIONS - {"models", "device", "dtype", "threads", "profile"}
 """Options of an arm that only some tasks have."""
 
-WANTED = f"an arm is NAME=OPTIONS or NAME={PEERS[0]}"
+WANTED = f"an arm is NAME=OPTIONS, NAME={LOOKUP}K, NAME={LOOKUP}K:N or NAME={PEERS[0]}"
 
 
 @dataclass(frozen=True)
 class Variation:
-    """One `--arm`: the options in which it differs, by field; a peer differs in none."""
+    """One `--arm`: the options in which it differs, by field; a peer and static lookup differ in none."""
 
     name: str
     kind: Kind
     differs: dict[str, Any]
+    lookup: tuple[int, int] = (0, 0)
+    """Draft tokens, and the shortest match, of static prompt lookup."""
 
     def applied(self, request: Request) -> Request:
         """Return the request of this arm."""
@@ -97,6 +103,8 @@ def parse(text: str) -> Variation:
         raise UsageError(f"--arm {text} needs a name", hint=f"--arm 'mine={text}'")
     if rest in PEERS:
         return Variation(name, "peer", {})
+    if rest.startswith(LOOKUP):
+        return Variation(name, "lookup", {}, parse_lookup(f"--arm {text}", rest.removeprefix(LOOKUP)))
     if not rest.startswith("-"):
         raise UsageError(f"--arm {text}: {rest.split()[0]} is neither an option nor a peer", hint=WANTED)
     given = read_options(f"--arm {name}", rest)
@@ -107,6 +115,17 @@ def parse(text: str) -> Variation:
     if len(given.get("models") or ()) > 1:
         raise UsageError(f"--arm {name}: an arm has one model")
     return Variation(name, "options", given)
+
+
+def parse_lookup(where: str, text: str) -> tuple[int, int]:
+    """Return draft tokens and shortest match from "5" or "5:3". Raises UsageError about `where`."""
+    numbers = text.split(":")
+    if 1 <= len(numbers) <= 2 and all(n.isascii() and n.isdigit() and 1 <= int(n) <= MAX_DRAFT_LENGTH for n in numbers):
+        return int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else 1
+    raise UsageError(
+        f"{where}: static lookup has 1 to {MAX_DRAFT_LENGTH} draft tokens and a match of 1 to {MAX_DRAFT_LENGTH}",
+        hint=f"{LOOKUP}5, or {LOOKUP}5:3",
+    )
 
 
 def read_options(where: str, line: str, hint: str | None = None) -> dict[str, Any]:
@@ -139,6 +158,8 @@ def shown_all(names: Collection[str]) -> str:
 
 def check_takes(one: Variation, settings: type[Any], what: str) -> None:
     """Raise UsageError for an option that does not apply to `what`, the kind of model that the arm runs."""
+    if one.kind == "lookup":
+        raise UsageError(f"--arm {one.name}: prompt lookup does not apply to {what}")
     for name in one.differs:
         if name in TASK_OPTIONS and name not in {f.name for f in fields(settings)}:
             raise UsageError(f"--arm {one.name}: {shown(name)} does not apply to {what}")

@@ -66,12 +66,14 @@ def _run(options: Options) -> None:
 def show(result: BenchResult, terminal: Terminal, *, titled: bool) -> None:
     """Print the table, notes and verdicts."""
     from dynx.bench.report import sentences
-    from dynx.bench.table import render
+    from dynx.bench.table import render, render_categories
 
     console = terminal.rich(sys.stdout)
     if titled:
         console.print(f"{result.header['model']}: {result.task}", style="bold", markup=False)
     console.print(render(result, console.width, ascii_only=not terminal.unicode))
+    if result.categories:
+        console.print(render_categories(result, ascii_only=not terminal.unicode))
     for sentence in sentences(result):
         console.print(sentence, soft_wrap=True, markup=False)
     if titled:

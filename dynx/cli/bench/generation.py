@@ -10,11 +10,12 @@ from dynx.cli.bench import arm_options
 from dynx.cli.bench.task import Prepared, conditions, settings
 from dynx.cli.bench.values import parse_lengths, tolerance_or
 from dynx.cli.generate.model import hint_template, open_plan
+from dynx.cli.json_lines import NoFieldError, field_of
 from dynx.cli.prompts import Prompt, is_chat, read_data
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dynx.bench.arms.generation import Task
     from dynx.bench.measurements import Group, Measurements, Outcome
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 TASK, MODELS, MODEL_IS = "generate", "language models", "is a language model"
 
+CATEGORY = "category"
+"""Key of a prompt's category where none is named."""
+
+DEFAULT_PROMPTS, DEFAULT_PER_CATEGORY = 4, 2
+"""Prompts to measure on, and of each category where they have categories."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -38,12 +45,14 @@ class Settings:
     quantize: str = "auto"
     max_new_tokens: int = 64
     runs: int = 5
-    prompts: int = 4
+    prompts: int = DEFAULT_PROMPTS
     static: str = "1-10"
     temperature: float = 0.0
     field: str | None = None
     chat: bool = False
     system: str | None = None
+    by: str | None = None
+    each_category: bool = False
 
 
 def prepare(request: Request, terminal: Terminal) -> Prepared:
@@ -53,7 +62,9 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
 
     own = settings(request, Settings)
     lengths = parse_lengths(own.static)
-    prompts = read_prompts(request, own, terminal)[: own.prompts]
+    prompts, labels = chosen(read_prompts(request, own, terminal), request.prompts, own.by)
+    if own.each_category and (request.min_speedup is None or not labels):
+        raise UsageError("--each-category requires --min-speedup, and prompts with categories")
     chat = is_chat(prompts, chat=own.chat, system=own.system)
     request = replace(request, chat=chat)
     assembly = open_plan(make_plan(request, terminal), terminal)
@@ -81,7 +92,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     )
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
-        return judged(measured, confidence, request, header, assembly, cases)
+        return judged(measured, confidence, request, header, assembly, cases, labels)
 
     return Prepared(TASK, arms, cases, header, own.runs, conclude)
 
@@ -95,6 +106,46 @@ def read_prompts(request: Request, own: Settings, terminal: Terminal) -> list[Pr
     if own.field is not None:
         raise UsageError("--field requires --data")
     return [Prompt(text) for text in PROMPTS]
+
+
+def chosen(prompts: list[Prompt], count: int | None, by: str | None) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts to measure on and their categories, none where they have none. Raises UsageError."""
+    labels = labels_of(prompts, by)
+    if not labels:
+        return prompts[: count or DEFAULT_PROMPTS], []
+    spread = in_turn(labels)[: count or max(DEFAULT_PROMPTS, DEFAULT_PER_CATEGORY * len(set(labels)))]
+    return [prompts[i] for i in spread], [labels[i] for i in spread]
+
+
+def labels_of(prompts: Sequence[Prompt], by: str | None) -> list[str]:
+    """Return each prompt's category by a field, by default `category`; none where that is missing. Raises UsageError for `by`."""
+    if by == "none":
+        return []
+    values = [prompt.fields and found_in(prompt.fields, by or CATEGORY) for prompt in prompts]
+    if by is not None and not all(values):
+        line = next(prompt.line or i + 1 for i, prompt in enumerate(prompts) if not values[i])
+        raise UsageError(f"--by {by}: the prompt on line {line} has no such text or number")
+    labels = [value for value in values if value]
+    return labels if len(labels) == len(prompts) and len(set(labels)) > 1 else []
+
+
+def found_in(fields: Mapping[str, Any], name: str) -> str | None:
+    """Return a field that is text or a number as text."""
+    try:
+        value = field_of(dict(fields), name)
+    except NoFieldError:
+        return None
+    return str(value) if isinstance(value, str | int | float) and str(value).strip() else None
+
+
+def in_turn(labels: Sequence[str]) -> list[int]:
+    """Return all places in an order that has every category's first, then every one's second, and so on."""
+    seen: dict[str, int] = {}
+    turns = []
+    for at, label in enumerate(labels):
+        turns.append((seen.setdefault(label, 0), at))
+        seen[label] += 1
+    return [at for _, at in sorted(turns)]
 
 
 def encoded(prompt: Prompt, request: Request, assembly: LoadedGenerator) -> list[int]:
@@ -136,10 +187,12 @@ def judged(
     header: dict[str, Any],
     assembly: LoadedGenerator,
     cases: Sequence[list[int]],
+    labels: Sequence[str],
 ) -> BenchResult:
     """Summarize the measurements, add where outputs first differ, and decide the gates."""
     from dynx.bench import report
     from dynx.bench.arms.generation import by_position
+    from dynx.bench.categories import by_category
     from dynx.bench.mismatch import first_mismatch
 
     facts: dict[str, dict[str, Any]] = by_position(measured)
@@ -161,6 +214,7 @@ def judged(
         identical=identical,
         notes=notes,
     )
+    result = by_category(result, measured, labels, rng=random.Random(0), confidence=confidence)  # noqa: S311
     return result.judged(gates(result, request))
 
 
@@ -173,7 +227,7 @@ def further_arms(
     terminal: Terminal,
 ) -> list[Arm[list[int]]]:
     """Build the arms of --arm."""
-    from dynx.bench.arms.generation import own_arms, peer_arms
+    from dynx.bench.arms.generation import lookup_arm, own_arms, peer_arms
 
     arms: list[Arm[list[int]]] = []
     for one in arm_options.parse_all(request.arms or []):
@@ -182,6 +236,11 @@ def further_arms(
                 raise UsageError("transformers is compared in greedy decoding; leave out --temperature")
             peers = peer_arms(assembly, task, lengths)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
+            continue
+        if one.kind == "lookup":
+            if not assembly.engine.target.can_rollback.value:
+                raise UsageError(f"--arm {one.name}: {assembly.engine.target.can_rollback.reason}")
+            arms.append(lookup_arm(assembly, task, one.name, *one.lookup))
             continue
         arm_options.check_takes(one, Settings, "language models")
         theirs = one.applied(request)
@@ -218,6 +277,7 @@ def retokenized(
 
 def gates(result: BenchResult, request: Request) -> list[Gate]:
     """Decide the gates that the command line sets: speed against plain, and equal tokens."""
+    from dynx.bench.categories import min_speedup_of_each
     from dynx.bench.gates import min_speedup, require_identical
 
     try:
@@ -229,6 +289,8 @@ def gates(result: BenchResult, request: Request) -> list[Gate]:
     if request.min_speedup is not None:
         tolerance = tolerance_or(request.tolerance, 0.0)
         judged.append(min_speedup(arm.ratio, request.min_speedup, failure=failure, tolerance=tolerance))
+        if request.each_category:
+            judged += min_speedup_of_each(result, arm.name, request.min_speedup, tolerance=tolerance)
     if request.require_identical:
         judged.append(require_identical(arm.identical, failure=failure))
     return judged

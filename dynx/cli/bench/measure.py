@@ -107,8 +107,13 @@ def measured(prepared: Prepared, request: Request, known: list[Baseline], termin
         result = conclude(measured)
         undecided = [gate.name for gate in result.gates if gate.verdict == "inconclusive"]
         dynamic = {arm.name for arm in result.arms if arm.group == "dynamic"}
-        if "min-speedup" in undecided:
-            return dynamic | {name for item in result.comparisons for name in (item.arm, item.baseline)}
+        if any(name.startswith("min-speedup") for name in undecided):
+            return dynamic | {
+                name
+                for comparisons in (result.comparisons, *(category.comparisons for category in result.categories))
+                for item in comparisons
+                for name in (item.arm, item.baseline)
+            }
         return dynamic if any(name.startswith("baseline") for name in undecided) else ()
 
     arms = equipped(prepared)

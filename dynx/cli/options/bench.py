@@ -18,6 +18,7 @@ Examples:
   dynx bench -m ./my-model --arm 'bf16=--dtype bfloat16' --arm hf=transformers
   dynx bench -m ./my-model --draft ./my-drafter --min-speedup 1.2
   dynx bench -m ./my-model --chat --data questions.jsonl --field turns.0
+  dynx bench -m ./my-model --chat --data questions.jsonl --static 3,5,8
   dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
   dynx bench -m ./my-classifier --data table.tsv --with '--tsv --column text --batch-size 8'
   dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
@@ -43,6 +44,13 @@ class Options(o.OutputOptions, o.DeviceOptions):
     field: str | None = o.PROMPT_FIELD(None)
     chat: bool | None = o.CHAT(None)
     system: str | None = o.SYSTEM(None)
+    by: str | None = o.option(
+        None,
+        "--by",
+        metavar="FIELD",
+        help="Report each category of prompts, by this key of JSON lines (or dotted path), or none; by default by category, "
+        "where prompts have that.",
+    )
     runs: int | None = o.option(
         None,
         "--runs",
@@ -59,7 +67,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="N",
         min=1,
         help="Largest number of inputs: by default the first 4 prompts, 1024 random inputs of a classifier, 16 pictures with "
-        "different seeds.",
+        "different seeds. Of prompts with categories as many of each, 2 by default.",
     )
     adapters: list[str] | None = o.ADAPTER(None)
     draft: str | None = o.option(
@@ -95,7 +103,8 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None,
         "--arm",
         metavar="NAME=OPTIONS",
-        help="Add an arm with other options (-m, --dtype, --profile, --static K, …), or run by transformers: "
+        help="Add an arm with other options (-m, --dtype, --profile, --static K, …), of static prompt lookup "
+        "(NAME=lookup:K with K draft tokens, lookup:K:N after a match of at least N), or run by transformers: "
         "NAME=transformers. Repeatable.",
     )
     min_speedup: float | None = o.option(
@@ -105,6 +114,9 @@ class Options(o.OutputOptions, o.DeviceOptions):
         min=0.0,
         help="Gate: dynamic is at least X times as fast as plain; for classifiers, as the faster of plain and length-bucketed "
         "batches.",
+    )
+    each_category: bool | None = o.option(
+        None, "--each-category", help="Apply --min-speedup to every category of prompts too."
     )
     require_identical: bool = o.option(
         False,

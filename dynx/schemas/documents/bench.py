@@ -116,7 +116,13 @@ class Arm:
 class Gate:
     """A bar that the caller set, and the verdict."""
 
-    name: Annotated[str, "Which gate: min-speedup, baseline, require-identical, max-disagreement or min-quality."]
+    name: Annotated[
+        str,
+        (
+            "Which gate: min-speedup, baseline, require-identical, max-disagreement or min-quality; min-speedup may be "
+            "followed by a category."
+        ),
+    ]
     verdict: Annotated[
         Literal["pass", "fail", "inconclusive"],
         "Whether the bar is met; inconclusive where the measurement can't tell.",
@@ -201,6 +207,28 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CategoryArm:
+    """One arm on the inputs of one category."""
+
+    name: Annotated[str, "Its name."]
+    speed: Annotated[NonNegative | None, "Median over rounds of units per second."]
+    ratio: Annotated[Ratio | None, "Its speed over the reference's; null where there is none."]
+    identical: Annotated[Fraction | None, "Share of outputs equal to the reference's of the same case and round."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    """One kind of inputs, by a field that they carry."""
+
+    name: Annotated[str, "Value of the field."]
+    cases: Annotated[CountFromOne, "Inputs of this kind."]
+    arms: Annotated[list[CategoryArm], Limit(min_items=1), "The arms of the whole result, in the same order."]
+    comparisons: Annotated[
+        list[Comparison], "Dynamic arms against static ones; the best static one is that of this category."
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """What `dynx bench` measured, compared and judged."""
 
@@ -220,6 +248,9 @@ class Bench:
         list[Comparison],
         "Dynamic arms against static ones.",
     ]
+    categories: Annotated[
+        list[Category], "The same by the kind of inputs, where they carry one; absent where they don't."
+    ] = ABSENT
     gates: Annotated[list[Gate], "What was asked of the figures, and whether they meet it."]
     verdict: Annotated[Literal["pass", "fail", "inconclusive"] | None, "The worst of the gates; null without gates."]
     reading: Annotated[list[str], "The figures in sentences."]
