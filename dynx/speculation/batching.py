@@ -36,10 +36,10 @@ from dynx.speculation.policy import (
     MAX_DRAFT_TOKENS,
     MAX_REGRET_BUDGET_PASSES,
     REGRET_BUDGET_SHARE,
-    UNMEASURED_DRAFT_COST_SHARE,
     Plain,
     Round,
 )
+from dynx.speculation.round_costs import UNMEASURED_DRAFT_COST_SHARE
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.verifier import noise_for
 
