@@ -40,9 +40,9 @@ def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False)
     `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones don't, nor
     what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names, the whole of
     `config.json`, `model_index.json`, `scheduler_config.json` and `openvino_model.xml`, and of each `*.safetensors` (of `*.gguf`,
-    else of `*.bin`, where a folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of 64
-    KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from the middle
-    of each larger one.
+    else of `*.bin`, where a folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly
+    spaced samples of 64 KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and
+    4 KiB from the middle of each larger one.
 
     With `code` the folder's Python files count too, for a model that is run by them. They are read whole.
 

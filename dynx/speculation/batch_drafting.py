@@ -22,8 +22,8 @@ from dynx.speculation.policy import (
     MAX_REGRET_BUDGET_PASSES,
     MIN_SURVIVAL_PROBABILITY,
     REGRET_BUDGET_SHARE,
-    UNMEASURED_DRAFT_COST_SHARE,
 )
+from dynx.speculation.round_costs import UNMEASURED_DRAFT_COST_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

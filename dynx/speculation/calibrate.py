@@ -28,7 +28,7 @@ from dynx.runtime.profile import Profile
 from dynx.speculation.batch_size import for_profile
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 from dynx.speculation.exactness import noise_if_exact
-from dynx.speculation.policy import Costs, Plain
+from dynx.speculation.policy import Plain
 from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.timing import Samples, costs_from, measure_with_padding
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.round_costs import Costs
     from dynx.speculation.simulate import DraftTrace
 
 MAX_TEXTS, MIN_TEXTS = 12, 4

@@ -19,16 +19,17 @@ The policy works on numbers only, not on tensors or text. Times are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import log2
 from typing import TYPE_CHECKING, Protocol
 
-from dynx.runtime.costs import MAX_SLOWDOWN, CostCurve, Drift
+from dynx.runtime.costs import MAX_SLOWDOWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dynx.speculation.acceptance_model import AcceptanceModel
+    from dynx.speculation.round_costs import Costs
     from dynx.speculation.types import DrafterCandidate, DraftSource
 
 MAX_DRAFT_TOKENS = 24
@@ -55,14 +56,14 @@ LOOKAHEAD_DRAFT_TOKENS = 8
 MIN_SURVIVAL_PROBABILITY = 0.02
 """Probability that all drafts so far are accepted below which no further one is considered."""
 
+UNPROVEN_LOOKUP_DRAFTS = 5
+"""Drafts of a lookup that are believed as its match says, until a whole draft is accepted; then twice that draft's."""
+
+UNPROVEN_BELIEF = 0.5
+"""Factor of the believed acceptance of further ones: text that quotes parts with what is copied, text that loops doesn't."""
+
 CATCH_UP_ROUNDS = 64
 """Most rounds over which the cost of catching up with the text is spread."""
-
-FIRST_PASS_COST_FACTOR = 2.0
-"""Cost of a pass wider than any before on this machine, in passes of the widest: it allocates, at an unknown slope."""
-
-UNMEASURED_DRAFT_COST_SHARE = 0.25
-"""Cost of a model's draft, as a share of a target pass, until it has been measured."""
 
 
 @dataclass(frozen=True)
@@ -138,96 +139,6 @@ class Static(Plain):
         return len(signals) < self._room
 
 
-@dataclass
-class Costs:
-    """All that the dynamic policy has measured, under one drift."""
-
-    drift: Drift = field(default_factory=Drift)
-    target: CostCurve = field(init=False)
-    complete: CostCurve = field(init=False)  # the layers behind the exit, for n positions
-    draft: dict[DraftSource, CostCurve] = field(init=False)
-    overhead: dict[DraftSource, float] = field(default_factory=dict)  # of a round, beyond its passes
-    foreign: bool = False  # whether the tables were measured on another machine: then only their ratios mean something
-    widest_here: int = 0  # tokens of the widest target pass seen on this machine, where the tables are foreign
-
-    def __post_init__(self) -> None:
-        self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
-        self.draft = {"draft": CostCurve(self.drift), "self": CostCurve(self.drift), "lookup": CostCurve(self.drift)}
-
-    def verify(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
-        """Return the seconds to verify `n` of `drafted` drafts; of exactly `n` by default."""
-        if origin != "self":
-            return self.target(n + 1, context)
-        # The last draft of the first layers must pass through them once more before it can be verified.
-        resubmit = self.reading("self", 1, context) if drafted is None or n == drafted else 0.0
-        known = self.complete.known
-        return resubmit + (
-            self.complete(n + 1, context) if known else (1 - UNMEASURED_DRAFT_COST_SHARE) * self.target(n + 1, context)
-        )
-
-    def verifying(self, origin: DraftSource, most: int, context: int) -> list[float]:
-        """Return the seconds to verify 0, 1 … `most` drafts, if more than those were made."""
-        if origin == "self" and self.complete.known:
-            return self.complete.upto(most + 1, context)
-        passes = self.target.upto(most + 1, context)
-        return [(1 - UNMEASURED_DRAFT_COST_SHARE) * t for t in passes] if origin == "self" else passes
-
-    def max_drafts(self, origin: DraftSource) -> int:
-        """Return the most drafts worth the risk: one at first, then as many as a pass twice as wide as any before carries."""
-        if origin != "lookup" and not self.draft[origin].known:
-            return 1
-        return max(1, 2 * self._widest_pass(origin) - 1)
-
-    def _widest_pass(self, origin: DraftSource) -> int:
-        """Return the tokens of the widest pass that verified drafts on this machine, or in its profile."""
-        return self.widest_here if self.foreign else (self.complete if origin == "self" else self.target).widest
-
-    def extra_risk(self, origin: DraftSource, n: int, context: int) -> float:
-        """Return the seconds by which a round with `n` drafts may exceed its expected cost, as part of it was never run here.
-
-        A pass at most twice as wide as any before takes at most twice as long, as its work is at most proportional.
-        """
-        wider = n + 1 > self._widest_pass(origin)
-        unmeasured = origin != "lookup" and not self.draft[origin].known
-        if not wider and not unmeasured:
-            return 0.0
-        plain = self.target(1, context)
-        widest = self.target(max(1, self._widest_pass(origin)), context)
-        more = max(0.0, FIRST_PASS_COST_FACTOR * widest - self.target(n + 1, context)) if wider else 0.0
-        return more + (1 - UNMEASURED_DRAFT_COST_SHARE) * plain if unmeasured else more
-
-    def cheapest_round(self, context: int) -> float:
-        """Return the plain passes that the cheapest drafting round may take: prompt lookup and a pass of two tokens."""
-        plain = self.target(1, context)
-        return (
-            (self.target(2, context) + self.extra_risk("lookup", 1, context)) / plain
-            if plain > 0
-            else FIRST_PASS_COST_FACTOR
-        )
-
-    def adopt(self, seconds: float, context: int) -> None:
-        """Scale a foreign table to this machine, on which a plain pass took `seconds`."""
-        expected = self.target(1, context)
-        if expected > 0:
-            self.drift.factor *= seconds / expected
-        self.widest_here = 1
-
-    def reading(self, origin: DraftSource, n: int, context: int) -> float:
-        """Return the seconds of a drafter's pass over `n` tokens, which ends in one draft."""
-        curve = self.draft[origin]
-        return (
-            curve(n, context)
-            if curve.known or origin == "lookup"
-            else UNMEASURED_DRAFT_COST_SHARE * self.target(n, context)
-        )
-
-    def drafts(self, origin: DraftSource, count: int, tokens_behind: int, context: int) -> float:
-        """Return the seconds to make `count` drafts, the first after reading `tokens_behind` tokens."""
-        if count == 0:
-            return 0.0
-        return self.reading(origin, tokens_behind, context) + (count - 1) * self.reading(origin, 1, context)
-
-
 @dataclass(slots=True)
 class _Plan:
     """A drafter's expected round, in the machine's current seconds."""
@@ -280,6 +191,7 @@ class Dynamic:
         # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
         self._free_prefill = set(acceptance_models) if rate else set()
         self._surplus: dict[DraftSource, tuple[float, float]] = {}  # tokens, and rounds behind them
+        self._proven = UNPROVEN_LOOKUP_DRAFTS
         self._plain_rounds_left = 0
         self._min_lookup_signal = 0.0
         self._context = 0
@@ -287,6 +199,11 @@ class Dynamic:
         self._plan: _Plan | None = None
         self._trying = False
         self._survival: list[float] = []
+
+    def resume(self, earlier: Dynamic, *, at_least: float = 0.0) -> None:
+        """Go on with the regret budget and the rate that the text before ended with."""
+        self._regret_budget = max(earlier._regret_budget, at_least)
+        self._tokens, self._seconds = earlier._tokens, earlier._seconds
 
     @property
     def rate(self) -> float:
@@ -318,7 +235,7 @@ class Dynamic:
 
     def _pick(self, plans: Sequence[_Plan]) -> _Plan | None:
         """Pick the best of `plans` (best first) or plain; or the next best, if the exploration budget covers the loss."""
-        plain = self._price * self.costs.target(1, self._context)
+        plain = self._price * (self.costs.target(1, self._context) + self.costs.switch(1))
         best = plans[0] if plans and plans[0].worth > 1 - plain else None
         others = plans[1:] if best else plans
         if others:
@@ -357,7 +274,7 @@ class Dynamic:
                 or survival < MIN_SURVIVAL_PROBABILITY
             ):
                 break
-            if k & (k - 1) == 0:  # it changes slowly: between powers of two it is taken as it was
+            if k & (k - 1) == 0 or k == self._proven + 1:  # it changes slowly: between these it is taken as it was
                 ahead = self._ahead(plan, k)
             survival *= ahead
             tokens += survival
@@ -369,12 +286,14 @@ class Dynamic:
 
     def _ahead(self, plan: _Plan, k: int) -> float:
         """Return the expected acceptance of draft k before it is made."""
-        acceptance_model = self.acceptance_models[plan.origin]
         if plan.signal is None:
-            return acceptance_model.typical
-        return acceptance_model(
-            log2(2**plan.signal + k - 1), k
-        )  # a match grows by one with each draft that is accepted
+            return self.acceptance_models[plan.origin].typical
+        return self._believed(plan.origin, log2(2**plan.signal + k - 1), k)  # a match grows by one with each draft
+
+    def _believed(self, origin: DraftSource, signal: float, k: int) -> float:
+        """Return the expected acceptance of draft k with `signal`."""
+        chance = self.acceptance_models[origin](signal, k)
+        return chance * UNPROVEN_BELIEF if origin == "lookup" and k > self._proven else chance
 
     def should_draft_more(self, signals: Sequence[float]) -> bool:
         """Decide whether to draft one more token (1)."""
@@ -412,10 +331,9 @@ class Dynamic:
         return max(best, 1) if self._trying else best
 
     def _update_survival(self, plan: _Plan, signals: Sequence[float]) -> None:
-        acceptance_model = self.acceptance_models[plan.origin]
         for i in range(len(self._survival), len(signals)):
             before = self._survival[-1] if self._survival else 1.0
-            self._survival.append(before * acceptance_model(signals[i], i + 1))
+            self._survival.append(before * self._believed(plan.origin, signals[i], i + 1))
 
     def _compare(self, plan: _Plan, worth: float) -> None:
         """Update the drafter's surplus: the value of stopping at a doubtful draft, which no fixed number of drafts has."""
@@ -430,11 +348,14 @@ class Dynamic:
             costs.adopt(done.verify_seconds, context)
         costs.widest_here = max(costs.widest_here, done.submitted + 1)
         if origin is None:
-            costs.target.observe(1, context, done.verify_seconds)
+            costs.observe(1, context, done.verify_seconds)
             expected = plain = costs.target(1, context)
         else:
             self._learn_costs(origin, done)
             self._learn_acceptance(origin, done)
+            if origin == "lookup" and done.submitted:
+                whole = done.kept == done.submitted
+                self._proven = max(UNPROVEN_LOOKUP_DRAFTS, 2 * done.submitted if whole else 0)
             plain = costs.target(1, context)
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
@@ -490,6 +411,6 @@ class Dynamic:
             resubmit = costs.reading(origin, 1, done.context) if done.submitted == drafted else 0.0
             costs.complete.observe(done.submitted + 1, done.context, max(verifying - resubmit, 0.2 * verifying))
         else:
-            costs.target.observe(done.submitted + 1, done.context, verifying)
+            costs.observe(done.submitted + 1, done.context, verifying)
         rest = max(0.0, done.seconds - done.draft_seconds - verifying) / costs.drift.factor
         costs.overhead[origin] = costs.overhead.get(origin, rest) * 0.9 + rest * 0.1

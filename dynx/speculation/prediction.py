@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, cast
 
 from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.engine import ACCEPTANCE_PRIORS, starting_regret_budget
-from dynx.speculation.policy import Costs, Dynamic
+from dynx.speculation.policy import Dynamic
 from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
 from dynx.speculation.timing import Samples, costs_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from dynx.speculation.round_costs import Costs
     from dynx.speculation.traces import DrafterPass, Text
     from dynx.speculation.types import DraftSource
 

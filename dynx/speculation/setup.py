@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from dynx.speculation.plan import GeneratorRequest
     from dynx.speculation.types import ModelSettings
 
+UNASKED_REGRET_BUDGET_PASSES = 1.0
+"""Regret budget at the start of work without a profile, for drafters that nobody asked for, in plain passes: one first try."""
+
 MAX_CACHED_WEIGHTS_BYTES = 96 << 20
 """Largest float32 weights, in bytes, that stay in a processor's caches: halving them gains nothing and costs exactness."""
 
@@ -332,7 +335,8 @@ def _library(request: GeneratorRequest) -> str:
 def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> AcceptanceProfile:
     """Read the plan's profile into an acceptance profile; one that can't be used is dropped from the plan.
 
-    Without one measured here the regret budget starts at 0, unless a drafter or a lookup text was requested.
+    Without one measured here the regret budget starts at one pass, at none for a profile of another machine, and at more for
+    a drafter or a lookup text that was requested.
     """
     acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
     if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
@@ -340,7 +344,7 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
     if plan.of_other_prompts:
         acceptance_profile.rate = None
     if plan.auto and plan.request.lookup is None:
-        acceptance_profile.regret_budget = 0.0
+        acceptance_profile.regret_budget = 0.0 if plan.bundled else UNASKED_REGRET_BUDGET_PASSES
     return acceptance_profile
 
 
@@ -418,7 +422,7 @@ def acceptance_profile_of(
     from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
     from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.engine import AcceptanceProfile
-    from dynx.speculation.policy import Costs
+    from dynx.speculation.round_costs import Costs
 
     if profile is None:
         return AcceptanceProfile()

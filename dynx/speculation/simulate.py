@@ -14,17 +14,18 @@ Times are seconds. Nothing here loads a tensor library.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.policy import Costs, Dynamic, Plain, Policy, Round, Static
+from dynx.speculation.policy import Dynamic, Plain, Policy, Round, Static
 from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from dynx.speculation.round_costs import Costs
     from dynx.speculation.types import DraftSource
 
 MAX_FIXED_POINT_STEPS = 6
@@ -103,12 +104,15 @@ def simulate(
     piece of the round at position t: noise, or a machine that slows down.
     """
     at, rounds = 0, []
+    costs = copy(costs)  # so that the widths of this walk aren't those of the next
+    costs.recent = ()
     held = dict.fromkeys(recording.traces, 0)  # tokens of the text that a drafter has read
     while at < recording.tokens:
         written = recording.prompt + at
         tokens_behind_by_drafter = {o: written - held[o] if o == "draft" else 1 for o in recording.traces}
         done = _round(recording, at, policy, costs, tokens_behind_by_drafter, pace)
         policy.learn(done)
+        costs.ran(done.submitted + 1)
         if done.origin is not None and done.signals:
             # Its own last draft is the one token that a drafter hasn't read.
             held[done.origin] = written + min(done.kept, len(done.signals) - 1)
@@ -132,7 +136,7 @@ def _round(
     ]
     origin = policy.choose(candidates, context, room) if room and candidates else None
     if origin is None:
-        spent = costs.target(1, context) * pace(at)
+        spent = (costs.target(1, context) + costs.switch(1)) * pace(at)
         return Round(context, None, verify_seconds=spent, seconds=spent)
     trace = recording.traces[origin][at]
     signals: list[float] = []

@@ -16,7 +16,7 @@ import torch
 from dynx.runtime.backends.padding import padded_lengths
 from dynx.runtime.backends.picks import likeliest_with_probability
 from dynx.runtime.costs import CostCurve
-from dynx.speculation.policy import Costs
+from dynx.speculation.round_costs import Costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

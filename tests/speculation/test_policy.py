@@ -18,12 +18,12 @@ from dynx.speculation.engine import ACCEPTANCE_PRIORS
 from dynx.speculation.policy import (
     MAX_DRAFT_TOKENS,
     REGRET_BUDGET_SHARE,
-    Costs,
     Dynamic,
     Plain,
     Round,
     Static,
 )
+from dynx.speculation.round_costs import Costs
 from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
 from dynx.speculation.types import DrafterCandidate
 

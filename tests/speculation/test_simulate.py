@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.policy import Costs, Dynamic, Plain, Static
+from dynx.speculation.policy import Dynamic, Plain, Static
+from dynx.speculation.round_costs import Costs
 from dynx.speculation.simulate import DraftTrace, Recording, oracle, simulate, speedup
 
 

@@ -314,7 +314,8 @@ def load_ipex(eager: EagerBackend, *, trusted: bool) -> Backend:
 def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path | None, stored: Any = None) -> Backend:
     """Convert `model` for OpenVINO; keep it in `cache` where there is one.
 
-    `stored` reads the weights as the model's file holds them, for the precision "file". Raises UnsupportedModelError with the reason.
+    `stored` reads the weights as the model's file holds them, for the precision "file". Raises UnsupportedModelError with the
+    reason.
     """
     from dynx.runtime.backends.openvino import decoder as openvino
 

@@ -1,8 +1,8 @@
 """Weights of a GGUF file as the small integers that they are: no rounding, and no float32 copy of a whole tensor.
 
 Most types hold, for every 16 or 32 values of a row, integers of up to 8 bits, a scale and perhaps an offset:
-value = scale · integer + offset. Scales and offsets are multiplied out in float32 here, in the order in which llama.cpp does it, so
-that the values are those of the unpacked tensor to the last bit.
+value = scale · integer + offset. Scales and offsets are multiplied out in float32 here, in the order in which llama.cpp does
+it, so that the values are those of the unpacked tensor to the last bit.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def _nibbles(packed: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """Unpack stretches of `width` bytes: all lower halves, then all upper ones."""
     stretches = packed.reshape(len(packed), -1, 1, width)
     both = stretches >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    return (both & 15).reshape(len(packed), -1)
+    return np.asarray(both & 15, np.uint8).reshape(len(packed), -1)
 
 
 def _fifth_bits(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the 32 bits of four bytes, each as 0 or 16."""
-    return np.unpackbits(packed, axis=1, bitorder="little") << 4
+    return np.asarray(np.unpackbits(packed, axis=1, bitorder="little") << 4, np.uint8)
 
 
 def _q4_0(b: NDArray[np.uint8]) -> Parts:
@@ -150,7 +150,7 @@ def _q5_k(b: NDArray[np.uint8]) -> Parts:
 def _pairs(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Unpack stretches of 32 bytes into fields of two bits, stretch by stretch, the lowest fields first."""
     fields = packed.reshape(len(packed), -1, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    return (fields & 3).reshape(len(packed), -1)
+    return np.asarray(fields & 3, np.uint8).reshape(len(packed), -1)
 
 
 def _q6_k(b: NDArray[np.uint8]) -> Parts:

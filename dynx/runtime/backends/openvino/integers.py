@@ -43,7 +43,7 @@ def store_integers(graph: Any, names: Mapping[int, str], stored: Stored) -> None
     smallest = 0
     for node, at, transposed in list(matrices(graph)):
         constant = constant_of(node.input_value(at))
-        name = names.get(constant.data.__array_interface__["data"][0])
+        name = None if constant is None else names.get(constant.data.__array_interface__["data"][0])
         found = None if name is None or not transposed else stored.integers(name)
         if found is None:
             exact = None if name is None else stored.exact(name)
