@@ -10,7 +10,7 @@ _dynx_list() {
         ;;
     'dynx generate')
         commands=''
-        options='-m,--model= --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
+        options='-m,--model= --adapter=+ --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --messages= --lines --field= --batch=
             --no-stdin --jsonl --stats --explain --plain --verify --exact --dry-run --backend= --quantize=
             --profile= --require-profile --device= --dtype= --threads= --allow-pickle --trust-remote-code
@@ -33,16 +33,16 @@ _dynx_list() {
         ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --draft= --data= --tsv --column= --field= --chat --system= --max-disagreement=
-            --confidence= --within= --batch-size= --max-length= --quality= --guidance= --negative= --size=
-            --budget= --dry-run --check --device-info --list --show= --export= -o,--output= --import= --remove=
-            --backend= --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline
-            --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --adapter=+ --draft= --data= --tsv --column= --field= --chat --system=
+            --max-disagreement= --confidence= --within= --batch-size= --max-length= --quality= --guidance=
+            --negative= --size= --budget= --dry-run --check --device-info --list --show= --export= -o,--output=
+            --import= --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle
+            --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --field= --chat --system= --by= --runs= --prompts,--inputs= --draft=
-            -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --each-category
+        options='-m,--model=+ --data= --field= --chat --system= --by= --runs= --prompts,--inputs= --adapter=+
+            --draft= -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --each-category
             --require-identical --max-disagreement= --min-quality= --baseline= --tolerance= --bisect --budget=
             --export=+ --plot= --backend= --quantize= --device= --dtype= --threads= --json -q,--quiet+
             -v,--verbose+ --color= -h,--help'
@@ -64,7 +64,7 @@ _dynx_value() {
     'dynx generate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx generate --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx generate --profile')
         _dynx_words none; _dynx_profiles generate ;;
     'dynx generate --device')
@@ -83,7 +83,7 @@ _dynx_value() {
     'dynx classify --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx classify --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx classify --profile')
         _dynx_words none; _dynx_profiles classify ;;
     'dynx classify --device')
@@ -130,7 +130,7 @@ _dynx_value() {
     'dynx calibrate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx calibrate --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx calibrate --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx calibrate --dtype')
@@ -154,7 +154,7 @@ _dynx_value() {
     'dynx bench --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx bench --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx bench --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')

@@ -45,7 +45,7 @@ def as_integers(tensor: TensorInfo, heads: int = 0) -> Integers | None:
     reader = READERS.get(tensor.type)
     if reader is None or len(tensor.shape) != 2:
         return None
-    read, block, size, group, bits = reader
+    read, _, size, group, bits = reader
     raw = raw_rows(tensor)
     rows, columns = tensor.shape
     order = row_order(rows, heads) if heads else None

@@ -38,7 +38,8 @@ def raw_rows(tensor: TensorInfo) -> NDArray[np.uint8]:
 def unpack(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """Return the float32 values (rows, values) of rows stored as `kind`. Raises ModelError where gguf is missing or too old."""
     if kind in PLAIN:
-        plain: NDArray[np.float32] = np.ascontiguousarray(raw).view(np.dtype(PLAIN[kind])).astype(np.float32)
+        stored: Any = np.dtype(PLAIN[kind])
+        plain: NDArray[np.float32] = np.ascontiguousarray(raw).view(stored).astype(np.float32)
         return plain
     if kind == "BF16":
         return (np.ascontiguousarray(raw).view("<u2").astype(np.uint32) << 16).view(np.float32)
