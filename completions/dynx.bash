@@ -127,6 +127,8 @@ _dynx_value() {
     'dynx calibrate --show' | \
     'dynx calibrate --remove')
         _dynx_profiles any ;;
+    'dynx calibrate --export')
+        _dynx_folders; _dynx_profiles any ;;
     'dynx calibrate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx calibrate --quantize')

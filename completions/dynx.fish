@@ -255,7 +255,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l check -d 'Test the stored prof
 complete -c dynx -n '__dynx_at dynx calibrate' -l device-info -d 'Show this machine\'s hardware and what dynx chooses on it'
 complete -c dynx -n '__dynx_at dynx calibrate' -l list -d 'List the stored profiles'
 complete -c dynx -n '__dynx_at dynx calibrate' -l show -x -a '(__dynx_profiles any)' -d 'Print a stored profile'
-complete -c dynx -n '__dynx_at dynx calibrate' -l export -x -d 'Write a stored profile as one file, to --output or stdout'
+complete -c dynx -n '__dynx_at dynx calibrate' -l export -x -a '(__dynx_folders) (__dynx_profiles any)' -d 'Write a stored profile as one file, to --output or stdout'
 complete -c dynx -n '__dynx_at dynx calibrate' -s o -l output -r -F -d 'The file that --export writes'
 complete -c dynx -n '__dynx_at dynx calibrate' -l import -r -F -d 'Import an exported profile'
 complete -c dynx -n '__dynx_at dynx calibrate' -l remove -x -a '(__dynx_profiles any)' -d 'Delete a stored profile'

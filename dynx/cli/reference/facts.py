@@ -55,6 +55,7 @@ BY_METAVAR: Mapping[str, Completion] = {
     "DRAFT": Completion(words=("auto", "none", "self", "lookup"), models=True, folders=True),
     "DEVICE": Completion(words=("auto", "cpu", "cuda", "xpu", "mps")),
     "ID": Completion(profiles=True),
+    "ID|FOLDER": Completion(profiles=True, folders=True),
     "FORMAT:PATH": Completion(prefixes=("json:", "md:", "csv:", "junit:", "github-action-benchmark:")),
     "TASK": Completion(words=("generate", "classify", "draw", "all")),
     "LENGTHS": Completion(words=("none",)),

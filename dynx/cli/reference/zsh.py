@@ -158,8 +158,8 @@ def _value(metavar: str, completion: Completion, command: Command) -> str:
         "prefixes": bool(completion.prefixes),
         "models": completion.models,
         "files": completion.files,
-        "folders": completion.folders,
         "profiles": completion.profiles,
+        "folders": completion.folders,
     }
     kind = next((name for name, wanted in kinds.items() if wanted), "words")
     words = completion.prefixes or completion.words
