@@ -470,17 +470,7 @@ class Run:
         if done.origin is None:
             return
         tally = self.tallies.setdefault(done.origin, DrafterTally())
-        tally.rounds += 1
-        tally.drafted += len(done.signals)
-        tally.submitted += done.submitted
-        tally.accepted += done.kept
-        tally.seconds += done.draft_seconds
-        for i in range(done.submitted):
-            if i == len(tally.submitted_by_position):
-                tally.submitted_by_position.append(0)
-                tally.accepted_by_position.append(0)
-            tally.submitted_by_position[i] += 1
-            tally.accepted_by_position[i] += i < done.kept
+        tally.add(drafted=len(done.signals), submitted=done.submitted, accepted=done.kept, seconds=done.draft_seconds)
 
     def receipt(self) -> Receipt:
         """Return what the run cost so far, without the time that the caller spent between tokens."""

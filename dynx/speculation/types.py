@@ -125,6 +125,20 @@ class DrafterTally:
         """Share of submitted tokens that were accepted."""
         return self.accepted / self.submitted if self.submitted else None
 
+    def add(self, *, drafted: int, submitted: int, accepted: int, seconds: float) -> None:
+        """Count one round; `seconds` is the time of drafting."""
+        self.rounds += 1
+        self.drafted += drafted
+        self.submitted += submitted
+        self.accepted += accepted
+        self.seconds += seconds
+        for i in range(submitted):
+            if i == len(self.submitted_by_position):
+                self.submitted_by_position.append(0)
+                self.accepted_by_position.append(0)
+            self.submitted_by_position[i] += 1
+            self.accepted_by_position[i] += i < accepted
+
 
 @dataclass(frozen=True)
 class RedecodeStats:

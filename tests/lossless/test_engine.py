@@ -61,12 +61,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 class Pair:
-    """A target and a drafter on one simulated clock; a layer of the drafter costs a tenth."""
+    """A target and a drafter on one simulated clock; a layer of the drafter costs `drafter_cost` of the target's."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, drafter_cost: float = 0.1) -> None:
         self.clock = Clock()
         self.target = TimedBackend(tiny(kind), self.clock)
-        self.drafter = TimedBackend(perturbed(tiny(kind)), self.clock, 0.1)
+        self.drafter = TimedBackend(perturbed(tiny(kind)), self.clock, drafter_cost)
 
     def engine(
         self, *origins: str, acceptance_profile: AcceptanceProfile | None = None, tokenizer: Any = None
@@ -143,15 +143,15 @@ def test_arbitrary_policies_reach_every_state() -> None:
 
 def test_dynamic_policy_reaches_its_states() -> None:
     """With a cheap drafter the dynamic policy is seen plain, drafting, submitting less than it drafted, and trying others."""
-    pair = Pair("gpt2")
-    engine = pair.engine(*ORIGINS)
     kinds: set[str] = set()
-    for start in range(6):
-        prompt = tuple((5 * start + 11 * i) % VOCAB for i in range(10))
-        run = engine.start(Request(prompt, 96))
-        assert ids(run) == generated("gpt2", prompt, 96)
-        kinds |= {str(r.origin) for r in run.rounds}
-        kinds |= {"pruned" for r in run.rounds if r.submitted < len(r.signals)}
+    for drafter_cost in (0.1, 0.02):
+        engine = Pair("gpt2", drafter_cost).engine(*ORIGINS)
+        for start in range(6):
+            prompt = tuple((5 * start + 11 * i) % VOCAB for i in range(10))
+            run = engine.start(Request(prompt, 96))
+            assert ids(run) == generated("gpt2", prompt, 96)
+            kinds |= {str(r.origin) for r in run.rounds}
+            kinds |= {"pruned" for r in run.rounds if r.submitted < len(r.signals)}
 
     assert kinds >= {"None", "draft", "pruned"}
     assert kinds & {"self", "lookup"}

@@ -246,7 +246,7 @@ def ready(
     monkeypatch.setattr(speculation_backends, "capture_model", lambda *_, **__: loaded(GRAPHS))
     monkeypatch.setattr(speculation_backends, "torch_backend", lambda *_, **__: loaded(TORCH))
     monkeypatch.setattr(speculation_backends, "import_backend", lambda _: None)
-    monkeypatch.setattr(speculation_backends, "weights_hash", lambda *_: "w")
+    monkeypatch.setattr(speculation_backends, "weights_key", lambda *_: "w")
     said: list[str] = []
     plan = SimpleNamespace(
         request=SimpleNamespace(backend=backend, quantize=quantize, allow_pickle=False),
@@ -257,7 +257,8 @@ def ready(
         threads=1,
         bundled=False,
         own_profile=profile,
-        source=SimpleNamespace(name="tiny", folder=None),
+        source=SimpleNamespace(name="tiny", folder=None, is_exported=False),
+        packed=False,
         key=SimpleNamespace(model="m", companion=None),
         kinds=frozenset({"self"}),
         auto=draft == "auto",

@@ -91,7 +91,7 @@ class Conversation:
         self._messages, self._kept = [], None
 
     def say(self, message: str) -> None:
-        """Answer a message of the user. One that can't be answered is told and left out of the conversation."""
+        """Answer a message of the user. One that can't be answered is reported and left out of the conversation."""
         try:
             user: Message = {"role": USER, "content": typed(message, "the message")}
             prompt = Prompt(None, (*self._messages, user))

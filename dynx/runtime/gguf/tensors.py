@@ -51,7 +51,7 @@ def unpack(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     try:
         found: NDArray[np.float32] = dequantize(np.ascontiguousarray(raw), GGMLQuantizationType[kind])
     except (KeyError, NotImplementedError):
-        raise ModelError(f"the installed gguf can't unpack {kind} weights", hint="pip install --upgrade gguf") from None
+        raise ModelError(f"the installed gguf can't unpack {kind} weights", hint="pip install -U gguf") from None
     return found
 
 

@@ -34,7 +34,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Load the folder's tokenizer. Raises ModelError."""
     with importing():
         from transformers import AutoTokenizer
-    with loading(source):
+    with loading(source.folder, trusted=source.trusted):
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 source.folder, local_files_only=True, trust_remote_code=source.trusted
@@ -56,7 +56,7 @@ def generation_config(source: Source) -> Any:
     None where it says nothing. Raises ModelError for a file that can't be read.
     """
     file = source.folder / "generation_config.json"
-    with loading(source):
+    with loading(source.folder, trusted=source.trusted):
         from transformers import GenerationConfig
 
         try:
@@ -131,7 +131,7 @@ def load_classifier(
 def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> Any:
     """Load a diffusers pipeline on `device` in `dtype`. Raises ModelError, UnsupportedModelError or DeviceError."""
     check_pipeline(source, allow_pickle=allow_pickle)
-    with loading(source):
+    with loading(source.folder, trusted=source.trusted):
         import torch
         from diffusers import DiffusionPipeline
         from diffusers.utils import logging as chatter
@@ -160,7 +160,7 @@ def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool
 
 def load_image_processor(source: Source) -> Any:
     """Load the processor that turns a picture into the model's pixels. Raises ModelError."""
-    with loading(source):
+    with loading(source.folder, trusted=source.trusted):
         from transformers import AutoImageProcessor
 
         try:
@@ -192,7 +192,7 @@ def _load(
     with importing():
         import torch
         import transformers.modeling_utils  # noqa: F401 - most of what any model's own module imports
-    with loading(source):
+    with loading(source.folder, trusted=source.trusted):
         safe = None if allow_pickle and not list(source.folder.glob("*.safetensors")) else True
         try:
             if unpack:
@@ -236,7 +236,7 @@ def _load_gguf(source: Source, file: Path, device: str, dtype: str) -> PreTraine
     from dynx.runtime.gguf.header import read_header
     from dynx.runtime.gguf.tensors import fill
 
-    with loading(source):
+    with loading(source.folder, trusted=source.trusted):
         try:
             config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
             with no_init_weights():

@@ -11,8 +11,7 @@ from dynx.runtime.lazy_imports import paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from dynx.runtime.loading.source import Source
+    from pathlib import Path
 
 
 @contextmanager
@@ -39,9 +38,9 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
-def loading(source: Source) -> Iterator[None]:
-    """`quietly`, for loading what is in a folder: nothing is asked, and no code in it runs but a trusted one's."""
-    with quietly(), own_code.answering(source.folder, trusted=source.trusted):
+def loading(folder: Path, *, trusted: bool) -> Iterator[None]:
+    """`quietly`, for loading what is in a folder: nothing is asked, and no code in it runs unless it is `trusted`."""
+    with quietly(), own_code.answering(folder, trusted=trusted):
         yield
 
 

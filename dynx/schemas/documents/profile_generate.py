@@ -19,6 +19,7 @@ class Curve:
 class BatchCurves:
     """Passes over several answers at once."""
 
+    backend: Annotated[str, "What computed them; PyTorch where it isn't said."] = ABSENT
     target: Annotated[Curve, "Passes of the model, by answers in them."] = ABSENT
     draft: Annotated[Curve | None, "Passes of the draft model, by answers in them; null for none."] = ABSENT
 
