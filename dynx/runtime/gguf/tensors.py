@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VALUES_PER_STEP = 1 << 22
 """Values unpacked at a time: bounds the memory of their float32 copies to 16 MiB, and of what the unpacking needs to a few."""
 
-PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+PLAIN: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 UNUSED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors that describe rotations."""
 
@@ -38,8 +38,7 @@ def raw_rows(tensor: TensorInfo) -> NDArray[np.uint8]:
 def unpack(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """Return the float32 values (rows, values) of rows stored as `kind`. Raises ModelError where gguf is missing or too old."""
     if kind in PLAIN:
-        stored: Any = np.dtype(PLAIN[kind])
-        plain: NDArray[np.float32] = np.ascontiguousarray(raw).view(stored).astype(np.float32)
+        plain: NDArray[np.float32] = np.ascontiguousarray(raw).view(PLAIN[kind]).astype(np.float32)
         return plain
     if kind == "BF16":
         return (np.ascontiguousarray(raw).view("<u2").astype(np.uint32) << 16).view(np.float32)
