@@ -391,5 +391,5 @@ def test_the_form_of_prompts_is_part_of_the_key() -> None:
     again = Profile.from_json(replace(PROFILE, key=chats).to_json())
     assert again.key == chats
     text = replace(PROFILE, key=chats).to_json().replace('"form": "chat"', '"form": "song"')
-    with pytest.raises(ProfileError, match="key.form is 'song'"):
+    with pytest.raises(ProfileError, match=r"key\.form is 'song'"):
         Profile.from_json(text)
