@@ -116,6 +116,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(screen: Callable[..., Scree
     second = facts(chat.say("a time"))
     assert second[1] > first[0]
     os.write(chat.fd, b"half a line")
+    chat.until("half a line")
+    time.sleep(0.5)  # a signal between two keys waits for the next one
     chat.process.send_signal(signal.SIGINT)
     chat.until(PROMPT)
     assert chat.process.poll() is None
