@@ -112,8 +112,8 @@ def render(
     except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
         reason = next(iter(str(e).splitlines()), type(e).__name__)
         hint = None
-        if any(message.get("role") in SYSTEM_ROLES for message in messages):
-            hint = "where the template knows no system message, put its text into the first user message"
+        if "system" in reason.lower() and any(message.get("role") in SYSTEM_ROLES for message in messages):
+            hint = "put the system message's text into the first user message"
         raise InputError(f"{model}'s chat template rejects this prompt: {reason}", hint=hint) from None
     return list(encoded["input_ids"])
 
