@@ -45,12 +45,16 @@ PAGES = {
 README = PAGES["README.md"]
 LONGEST_README = 1200
 """Words, so that it stays a front door; the guides have the rest."""
+CHAT = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+"""A chat template."""
 HERE = Path(__file__).parent
 SHIPPED = ROOT / "dynx" / "shipped"
 
 ELSEWHERE = {
     r"pip install": "needs the network; .ci/run does it in a fresh environment",
     r"python tests/all\.py": "is what runs this file",
+    r"(llm|transformers|lm-eval) [a-z-]": "need packages of their own; tests/environments/integrations.py brings them",
+    r"dynx generate -m \./my-model --chat +#": "needs a terminal; tests/cli/test_conversation.py has one",
 }
 """Parts of a line that don't run here, and why."""
 
@@ -183,6 +187,8 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("my-model", 3), ("my-smaller-model", 4)):
         tiny("llama", seed=seed, vocab=400, max_position_embeddings=512).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    shutil.copytree(folder / "my-model", folder / "my-chat-model")
+    (folder / "my-chat-model" / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
     config = AutoConfig.from_pretrained(SHIPPED / "story", num_hidden_layers=1, intermediate_size=32)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "random-weights")
     for path in (SHIPPED / "story").glob("tokenizer*"):
@@ -203,6 +209,11 @@ def lay_out(folder: Path, stock: Path, block: str) -> None:
         "dev.txt": films,
         "dev.tsv": [f"{film}\t{'positive' if 'warm' in film or 'brave' in film else 'negative'}" for film in films],
         "posts.jsonl": ['{"body": "a dull , empty film"}', '{"body": "a warm day"}'],
+        "questions.jsonl": [
+            '{"question": "Who was king?", "turns": ["Who was king?"], "category": "tales"}',
+            '{"question": "Where?", "turns": ["Where did he live?"], "category": "places"}',
+        ],
+        "conversation.json": ['[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]'],
     }.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     write_pictures(folder / "photos", 3)
@@ -210,7 +221,8 @@ def lay_out(folder: Path, stock: Path, block: str) -> None:
         Image.open(path).save(path.with_suffix(".jpg"))
     for name in ("my-vit", "my-pipeline", "my-smaller-model", "random-weights"):
         (folder / name).symlink_to(stock / name)
-    (folder / "my-model").symlink_to(stock / ("classifier" if "texts.txt" in block else "my-model"))
+    chatty = "my-chat-model" if "--chat" in block else "my-model"
+    (folder / "my-model").symlink_to(stock / ("classifier" if "texts.txt" in block else chatty))
     (folder / "story-280m").symlink_to(SHIPPED / "story")
 
 
@@ -279,7 +291,7 @@ def test_every_command_runs(page: str, dynx: dict[str, str], stock: Path, tmp_pa
 
     assert problems == [], "\n".join(problems)
     assert planned == sum(any(re.match(p, command.text) for p in PLANNED) for command in found)
-    assert left == (["pip install '.[test]' && python tests/all.py"] if page == "README.md" else [])
+    assert all(re.match("|".join(ELSEWHERE), part) for text in left for part in text.split(" && "))
 
 
 def run(line: str, folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -346,7 +358,7 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     names: dict[str, Any] = {
         "model": tiny("llama", seed=3, vocab=400),
         "small_model": tiny("llama", seed=4, vocab=400),
-        "input_ids": torch.tensor([[5, 6, 7, 8]]),
+        "inputs": {"input_ids": torch.tensor([[5, 6, 7, 8]])},
     }
     exec(codes.pop("README.md"), names)  # noqa: S102 - our own page
     text = capsys.readouterr().out
@@ -363,7 +375,8 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def blocks(language: str) -> dict[str, str]:
     """The code block of a language by page; a page has one at most."""
     pattern = rf"^```{language}\n(.*?)^```$"
-    found = {page: re.findall(pattern, text, re.MULTILINE | re.DOTALL) for page, text in PAGES.items()}
+    pages = {page: text for page, text in PAGES.items() if page != "man/guides/integrations.md"}  # needs other packages
+    found = {page: re.findall(pattern, text, re.MULTILINE | re.DOTALL) for page, text in pages.items()}
     assert all(len(codes) <= 1 for codes in found.values())
     return {page: codes[0] for page, codes in found.items() if codes}
 

@@ -288,7 +288,7 @@ def test_growing_rotations_are_refused() -> None:
 def test_other_logits_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A conversion that computes something else is found out, refused with the size of the difference, and not kept."""
     honest = openvino.convert.convert
-    monkeypatch.setattr(openvino.convert, "convert", lambda model: honest(tiny("llama", seed=9)))
+    monkeypatch.setattr(openvino.convert, "convert", lambda model, *given: honest(tiny("llama", seed=9), *given))
     with pytest.raises(UnsupportedModelError, match="llama gives other logits on OpenVINO"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ def likeliest_with_probability(row: Tensor) -> tuple[int, float]:
     probabilities = row.float().softmax(-1)
     if row.device.type == "cpu":
         token = likeliest(row[None])[0]
-        return token, float(probabilities[token])
+        return token, float(probabilities.detach().numpy()[token])
     best = row.argmax(-1, keepdim=True)
     # One wait for the device: a token's number has fewer bits than single precision holds.
     number, probability = torch.cat((best.float(), probabilities.gather(-1, best))).tolist()

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.errors import ModelError
 from dynx.runtime.gguf.architectures import config_of
-from dynx.runtime.gguf.header import check_kind, parts_of, read_header
-from dynx.runtime.gguf.tensors import HINT
+from dynx.runtime.gguf.header import HINT, check_kind, parts_of, read_header
 from dynx.runtime.profile_store import cache_folder
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynx.errors import ModelError
 from dynx.runtime.gguf.architectures import ROTATION_FACTORS, Target, architecture_of
+from dynx.runtime.gguf.header import HINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +25,6 @@ VALUES_PER_STEP = 1 << 22
 PLAIN: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 UNUSED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 """Tensors that describe rotations."""
-
-HINT = "pip install 'dynx[gguf]'"
 
 
 def raw_rows(tensor: TensorInfo) -> NDArray[np.uint8]:
