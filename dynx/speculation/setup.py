@@ -16,6 +16,7 @@ from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, Quantization
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype, probe
 from dynx.runtime.gguf.describe import types_of
+from dynx.runtime.gguf.header import INTEGER_TYPES
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.threads import beside
@@ -132,8 +133,9 @@ def _quantization(request: GeneratorRequest, source: Source) -> str:
         raise InvalidInput("`quantize` file: adapters change the file's values")
     if request.quantize != "auto":
         return request.quantize
-    as_it_is = source.file is not None and request.dtype == "auto" and not source.adapters
-    return "file" if as_it_is else "none"
+    if source.file is None or request.dtype != "auto" or source.adapters:
+        return "none"
+    return "none" if INTEGER_TYPES.isdisjoint(types_of(source.folder)) else "file"
 
 
 def _stored_in_words(plan: GeneratorPlan) -> str:
@@ -252,6 +254,8 @@ def assemble(
     began = time.perf_counter()
     target = kernels.target()
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
+    if request.quantize == "file":
+        decisions.quantize = Decision("file", _stored_in_words(plan))  # by the backend that runs it after all
     padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
     target.set_padded_lengths(padded_lengths)

@@ -64,6 +64,9 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
 }
 """Tensor types by number: name, values in a block, bytes of a block."""
 
+INTEGER_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"})
+"""Types whose values are integers in groups, each with a scale and perhaps an offset."""
+
 KINDS = {
     "clip": "a projector of pictures or sound (mmproj), which goes with a language model",
     "whisper": "a speech recognizer",
