@@ -240,6 +240,14 @@ def test_a_language_model_has_none_of_a_classifier_s_options(cli: Cli, tiny_fold
     assert result.err.startswith(f"dynx: {name} is for classifiers; tiny is a language model\n")
 
 
+def test_a_field_is_one_of_the_data(cli: Cli, tiny_folder: Path) -> None:
+    """A language model takes --field too, and it is refused where there are no inputs to take it from."""
+    result = cli("bench", "-m", tiny_folder, "--with", "--field x")
+
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("dynx: --field requires --data\n")
+
+
 def test_inputs_are_needed(cli: Cli, folder: Path) -> None:
     """A classifier brings no inputs of its own, and what to give is said."""
     result = cli("bench", "-m", folder)

@@ -359,13 +359,16 @@ def test_what_is_no_classifier(changed: Callable[..., Path], architectures: list
 
 def test_a_pipeline_is_told_apart(tmp_path: Path) -> None:
     """A diffusers folder draws, and has no config.json."""
-    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
+    folder, empty = tmp_path / "pipeline", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    (folder / "model_index.json").write_text("{}", encoding="utf-8")
 
-    assert task_of(find(str(tmp_path))) == "draw"
+    assert task_of(find(str(folder))) == "draw"
     with pytest.raises(UnsupportedModelError, match="a pipeline that draws"):
-        check_classifier(find(str(tmp_path)))
+        check_classifier(find(str(folder)))
     with pytest.raises(ModelError, match=r"no config\.json"):
-        task_of(find(str(tmp_path.parent)))
+        task_of(find(str(empty)))
 
 
 def test_a_head_that_was_never_trained(tiny_folder: Path, changed: Callable[..., Path]) -> None:
