@@ -143,6 +143,14 @@ def test_a_key_too_many_is_seen(cli: Cli, tiny_folder: Path) -> None:
         assert len(found) > (20 if document is answers else 6)
 
 
+def test_facts_of_an_arm_are_averages() -> None:
+    """An arm's counters are averaged over its rounds, so that none of them is promised to be a whole number."""
+    facts = schemas.load("dynx.bench/1")["$defs"]["facts"]["properties"]
+
+    assert facts["passes"]["type"] == "number"
+    assert [name for name, about in facts.items() if about.get("type") == "integer"] == []
+
+
 def test_what_has_no_schema_is_told() -> None:
     """Something else than an object, one without a name, and one of an unknown schema each have their sentence."""
     assert schemas.complaint([1]) == "it names no schema"

@@ -47,7 +47,7 @@ class Facts:
     tokens_per_forward: Annotated[
         NonNegative | None, "generate: tokens for each pass of the model after the prompt's own; 1 is plain decoding."
     ] = ABSENT
-    passes: Annotated[Count, "generate: passes of the model after the prompt's own."] = ABSENT
+    passes: Annotated[NonNegative, "generate: passes of the model after the prompt's own, on average."] = ABSENT
     first_token_seconds: Annotated[NonNegative | None, "generate: seconds to the first token."] = ABSENT
     draft_drafted: Annotated[NonNegative, Key("draft drafted"), "Draft tokens of the draft model."] = ABSENT
     draft_kept: Annotated[NonNegative, Key("draft kept"), "Of those, tokens that were accepted."] = ABSENT
