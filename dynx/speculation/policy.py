@@ -205,9 +205,8 @@ class Dynamic:
         self._survival: list[float] = []
 
     def resume(self, earlier: Dynamic, *, at_least: float = 0.0) -> None:
-        """Go on with the regret budget and the rate that the text before ended with."""
+        """Go on with the regret budget that the text before ended with."""
         self._regret_budget = max(earlier._regret_budget, at_least)
-        self._tokens, self._seconds = earlier._tokens, earlier._seconds
 
     @property
     def rate(self) -> float:

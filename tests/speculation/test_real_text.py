@@ -207,7 +207,7 @@ def test_without_a_profile_a_text_is_as_fast_after_its_first_tokens(precision: s
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_without_a_profile_one_process_keeps_up(precision: str) -> None:
-    """One engine answers all questions, kind after kind, from nothing: 0.95x of each kind's best constant, 0.98x of all."""
+    """One engine answers all questions, kind after kind, from nothing: 0.98x of each kind's best constant at least."""
     costs, models, earlier = Costs(), lookup_prior(), list[Dynamic]()
 
     def policy() -> Dynamic:
@@ -218,10 +218,9 @@ def test_without_a_profile_one_process_keeps_up(precision: str) -> None:
         return made
 
     dynamic, constant = rates(precision, policy), best_constant(precision)
-    shares = [speed / constant[kind] for kind, speed in dynamic.items()]
 
-    assert min(shares) >= 0.95
-    assert math.prod(shares) ** (1 / len(shares)) >= MIN_SHARE
+    for kind, speed in dynamic.items():
+        assert speed >= MIN_SHARE * constant[kind], kind
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
