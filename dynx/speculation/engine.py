@@ -99,6 +99,7 @@ class AcceptanceProfile:
     rate: float | None = None  # tokens per second that the profile expects
     from_profile: bool = False
     regret_budget: float = UNPROFILED_REGRET_BUDGET_PASSES  # plain passes, at the start of a text without a profile
+    first_regret_budget: float = 0.0  # the same, at the start of the first text only
 
     def model_for(self, origin: DraftSource, *, greedy: bool) -> AcceptanceModel:
         """Return a source's acceptance model in a mode; sampling starts from what greedy decoding learned."""
@@ -187,16 +188,17 @@ class Engine:
     def _dynamic(self, request: Request) -> Dynamic:
         greedy, known = request.sampling.greedy, self.acceptance_profile
         origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
-        least = starting_regret_budget((known.rate or 0.0) * known.costs.target(1)) if known.from_profile else 0.0
+        promised = (known.rate or 0.0) * known.costs.target(1)
+        each = starting_regret_budget(promised) if known.from_profile else known.regret_budget
         policy = Dynamic(
             known.costs,
             {origin: known.model_for(origin, greedy=greedy) for origin in origins},
             verify_prefixes=greedy or request.sampling.seed is not None,
             rate=known.rate,
-            regret_budget=least if known.from_profile else known.regret_budget,
+            regret_budget=max(each, known.first_regret_budget),
         )
         if self._earlier is not None:
-            policy.resume(self._earlier, at_least=least)
+            policy.resume(self._earlier, at_least=each)
         self._earlier = policy
         return policy
 

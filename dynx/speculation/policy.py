@@ -62,6 +62,9 @@ UNPROVEN_LOOKUP_DRAFTS = 5
 UNPROVEN_BELIEF = 0.5
 """Factor of the believed acceptance of further ones: text that quotes parts with what is copied, text that loops doesn't."""
 
+HICCUP_FACTOR = 1.25
+"""Factor over its expected time from which a round was disturbed, or is priced wrongly."""
+
 CATCH_UP_ROUNDS = 64
 """Most rounds over which the cost of catching up with the text is spread."""
 
@@ -198,12 +201,12 @@ class Dynamic:
         self._price = 0.0  # λ in this round
         self._plan: _Plan | None = None
         self._trying = False
+        self._late = True  # whether the last round with drafts took much longer than expected
         self._survival: list[float] = []
 
     def resume(self, earlier: Dynamic, *, at_least: float = 0.0) -> None:
-        """Go on with the regret budget and the rate that the text before ended with."""
+        """Go on with the regret budget that the text before ended with."""
         self._regret_budget = max(earlier._regret_budget, at_least)
-        self._tokens, self._seconds = earlier._tokens, earlier._seconds
 
     @property
     def rate(self) -> float:
@@ -359,8 +362,11 @@ class Dynamic:
             plain = costs.target(1, context)
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
-        # An outlier of the machine counts as little here as it does in the curves.
-        seconds = min(done.seconds, MAX_SLOWDOWN * expected)
+        # An outlier of the machine counts as little here as it does in the curves. One by itself is nobody's fault: plain passes
+        # have them too. Two rounds in a row are what drafting costs.
+        late = done.seconds > HICCUP_FACTOR * expected
+        seconds = min(done.seconds, (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected)
+        self._late = late if origin is not None else self._late
         self._update_budgets(done, seconds / plain if plain > 0 else 1.0)
         seconds /= costs.drift.factor
         if self._seconds > 0:

@@ -339,8 +339,8 @@ def _library(request: GeneratorRequest) -> str:
 def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> AcceptanceProfile:
     """Read the plan's profile into an acceptance profile; one that can't be used is dropped from the plan.
 
-    Without one measured here the regret budget starts at one pass, at none for a profile of another machine, and at more for
-    a drafter or a lookup text that was requested.
+    Without any the regret budget starts at one pass, for all texts together; with one of another machine at none. A drafter or a
+    lookup text that was requested has its own for each text.
     """
     acceptance_profile = acceptance_profile_of(plan.profile, warn=warn, foreign=plan.bundled)
     if plan.profile is not None and not (acceptance_profile.costs.foreign or acceptance_profile.from_profile):
@@ -348,7 +348,9 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
     if plan.of_other_prompts:
         acceptance_profile.rate = None
     if plan.auto and plan.request.lookup is None:
-        acceptance_profile.regret_budget = 0.0 if plan.bundled else UNASKED_REGRET_BUDGET_PASSES
+        acceptance_profile.regret_budget = 0.0
+        if plan.profile is None:
+            acceptance_profile.first_regret_budget = UNASKED_REGRET_BUDGET_PASSES
     return acceptance_profile
 
 
@@ -398,7 +400,7 @@ def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
         why = (
             "weighed each round by measured costs"
             if plan.own_profile
-            else "tried where that can't cost more than 1 %: nothing is measured here yet"
+            else "tried where that can't cost more than one pass and 1 %: nothing is measured here yet"
         )
     if dropped and known is not None:
         why = f"{'came with the model' if plan.bundled else 'calibration'}: {known.decision['summary']}"

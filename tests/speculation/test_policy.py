@@ -437,3 +437,50 @@ def test_plain_and_static_do_as_they_say() -> None:
     assert [fixed.should_draft_more([0.0] * k) for k in range(3)] == [True, True, False]
     assert Static("lookup", 3).choose([DrafterCandidate("lookup", signal=None)], 5, 9) is None
     assert Static("lookup", 3).choose([DrafterCandidate("lookup", signal=1.0)], 5, 9) == "lookup"
+
+
+def test_widths_that_cost_to_change_to_are_changed_less() -> None:
+    """Where a width that isn't one of the last two costs a third of a pass, that is learned from a run and fewer are used."""
+
+    class Changing(Costs):
+        def ran(self, n: int) -> None:
+            super().ran(n)
+            self.switching = 0.35
+
+    recording, plain = invented(3, 1500), costs_of(0.01, 0.03)
+    costs = Changing()
+    costs.target, costs.draft = plain.target, plain.draft
+    costs.switching = 0.35
+    policy = informed(recording, plain)
+
+    walked = simulate(recording, policy, costs)
+
+    assert policy.costs.switching == pytest.approx(0.35, rel=0.35)
+
+    def changes(outcome: Outcome) -> int:
+        at, count = Costs(), 0
+        for r in outcome.rounds:
+            count += r.submitted + 1 not in at.recent
+            at.ran(r.submitted + 1)
+        return count
+
+    free = simulate(recording, informed(recording, plain), plain)
+    assert changes(walked) < 0.8 * changes(free)
+    assert simulate(recording, informed(recording, plain), costs).seconds <= free.seconds + 0.35 * changes(free)
+
+
+def test_a_long_lookup_needs_a_proof() -> None:
+    """However long the match, a first draft is short; it doubles with each that is accepted whole, no other does."""
+    costs = costs_of(0.0, 0.1)
+    costs.draft["lookup"] = CostCurve(costs.drift, {1: (1e-9, 16.0)})
+    rows = [DraftTrace(tuple(5.0 + i / 100 for i in range(24)), 24)] * 200 + [DraftTrace((5.0,) * 24, 3)] * 200
+    model = AcceptanceModel((0.0, 0.6, 0.0))
+
+    walked = simulate(Recording(8, {"lookup": rows}), Dynamic(deepcopy(costs), {"lookup": model}), costs)
+
+    looping = [r for r in walked.rounds if r.context < 200]
+    parting = [r for r in walked.rounds if 208 <= r.context < 400]
+    first = next(r.submitted for r in looping if r.submitted)
+    assert first <= 8
+    assert max(r.submitted for r in looping) > 15
+    assert all(r.submitted <= first for r in parting[1:] if r.submitted)
