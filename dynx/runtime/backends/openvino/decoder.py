@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the converted models kept: raised when the conversion changes."""
 
 PREFILL_CHUNK_TOKENS = 512
