@@ -211,6 +211,49 @@ def test_positions_stay_exact_at_low_precision(precision: Any) -> None:
     assert gap.mean() < 0.1 * want.square().mean().sqrt()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
+def test_float32_holds_sixteen_bits_where_they_are_all_there_is(kind: str, dtype: torch.dtype) -> None:
+    """A checkpoint of 16 bits gives float32's logits, from constants of 16 bits; one of more stays as it is."""
+    wide = tiny(kind)
+    narrow = tiny(kind)
+    with torch.no_grad():
+        for parameter in narrow.parameters():
+            parameter.copy_(parameter.to(dtype).float())
+    held = {}
+    for name, model in (("wide", wide), ("narrow", narrow)):
+        graph = openvino.convert.convert(model)
+        openvino.store_weights(graph, "float32")
+        kinds = [
+            node.get_output_element_type(0).get_type_name()
+            for node in graph.get_ops()
+            if node.get_type_name() == "Constant" and len(node.get_output_shape(0)) == 2
+        ]
+        held[name] = sum(each in ("bf16", "f16") for each in kinds)
+    got = openvino.load(narrow, precision="float32", threads=1, cache=None).open().forward(TEXT[:30])
+    with torch.inference_mode():
+        want = narrow(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
+
+    assert held["wide"] == 0 < held["narrow"]
+    torch.testing.assert_close(got, want, **CLOSE)
+
+
+def test_a_format_must_hold_every_value() -> None:
+    """The least values of a matrix decide: bfloat16 has no more bits than eight, and float16 none below its subnormals."""
+    from dynx.runtime.backends.openvino.halves import halved
+
+    def kind(*values: float) -> torch.dtype | None:
+        half = halved(torch.tensor([values]))
+        return None if half is None else half.dtype
+
+    assert kind(1.0, -0.0, 2.0**-130, 1e38 * 0) == torch.bfloat16
+    assert kind(1.0, 1 + 2.0**-10) == torch.float16
+    assert kind(1 + 2.0**-10, 2.0**-24) == torch.float16  # its least subnormal
+    assert kind(1 + 2.0**-10, 2.0**-25) is None
+    assert kind(1 + 2.0**-10, 65536.0) is None
+    assert kind(1 + 2.0**-20) is None
+
+
 def test_four_bits_are_the_rounded_model() -> None:
     """With 4-bit weights the logits are those of the torch model with its weights rounded the same way."""
     from dynx.runtime.backends.openvino import weights

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4", "file"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 3
 """Of the converted models kept: raised when the conversion changes."""
 
 CHECKED_FILE = "checked"

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynx.runtime.backends.openvino.halves import decompressed, halved
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,19 +25,23 @@ ROWS_PER_PASS = 1 << 24
 
 
 def store_weights(graph: Any, precision: str) -> None:
-    """Rewrite the weights of `graph` as `precision`: "bfloat16", "float16", "int8" or "int4"; "float32" leaves them.
+    """Rewrite the weights of `graph` as `precision`: "float32", "bfloat16", "float16", "int8" or "int4".
 
+    float32: in 16 bits where these hold every value of a matrix, under float32 arithmetic (`halves`).
     int8: one scale per output, symmetric. int4: a scale and an offset for every `WEIGHT_GROUP_SIZE` weights, but int8 for the
     embedding, for the head, and where the group doesn't divide a row.
     """
-    if precision == "float32":
-        return
     from openvino import opset15 as ops
 
     found = list(matrices(graph))
     head = found[-1][0] if found else None  # in order of execution
     for node, at, transposed in found:
         weight = _as_tensor(constant_of(node.input_value(at)))
+        if precision == "float32":
+            half = halved(weight) if weight.dtype == torch.float32 else weight
+            if half is not None:
+                node.input(at).replace_source_output(decompressed(_sixteen(half)))
+            continue
         if precision in ("bfloat16", "float16"):
             if weight.dtype == torch.float32:
                 node.input(at).replace_source_output(_converted(weight.to(getattr(torch, precision))))
@@ -91,14 +97,19 @@ def _as_tensor(constant: Any) -> Tensor:
 
 def _converted(weight: Tensor) -> Any:
     """16-bit weights and their conversion to float32, which the plugin leaves out."""
-    import openvino as ov
     from openvino import opset15 as ops
+
+    return ops.convert(_sixteen(weight), "f32").output(0)
+
+
+def _sixteen(weight: Tensor) -> Any:
+    """Return 16-bit weights as a constant of the graph."""
+    import openvino as ov
     from openvino.op import Constant
 
     kind = ov.Type.bf16 if weight.dtype == torch.bfloat16 else ov.Type.f16
     raw = weight.contiguous().view(torch.int16).numpy()
-    constant = Constant(ov.Tensor(raw, ov.Shape(list(weight.shape)), kind), shared_memory=False)
-    return ops.convert(constant, "f32").output(0)
+    return Constant(ov.Tensor(raw, ov.Shape(list(weight.shape)), kind), shared_memory=False)
 
 
 def _quantized(rows: Tensor, bits: int) -> Any:
