@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import UnsupportedModelError, UsageError
+from dynx.errors import InvalidInput, UnsupportedModelError, UsageError
 from dynx.speculation.types import Receipt, Request
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.types import Prediction
     from dynx.early_exit.types import Receipt as ClassifierReceipt
     from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.chat import Message
     from dynx.speculation.engine import Engine
 
 WINDOW_INPUTS = 1024
@@ -47,16 +48,18 @@ class TextGenerator:
     def __init__(self, assembly: LoadedGenerator) -> None:
         self._assembly = assembly
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[Message] | None = None, **options: Any) -> Iterator[str]:
         """Yield the text piece by piece as its tokens are verified; the options are those of `generate`."""
         for token in self._assembly.engine.start(self._request(prompt, **options)):
             if token.text:
                 yield token.text
 
-    def generate(self, prompt: str, **options: Any) -> Answer:
-        """Generate the whole continuation of `prompt`.
+    def generate(self, prompt: str | Sequence[Message] | None = None, **options: Any) -> Answer:
+        """Generate the whole continuation of `prompt`, or the answer to a conversation.
 
-        Options: `max_new_tokens` (256), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`, `stop`
+        A conversation is a list of messages with role and content, as `prompt` or as `messages`; with `chat` or `system` (a
+        system message) a text is one too. Raises InputError for messages that the model's chat template doesn't take.
+        Further options: `max_new_tokens` (256), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`, `stop`
         (a string or several). Raises UsageError for a prompt that is empty or doesn't fit.
         """
         run = self._assembly.engine.start(self._request(prompt, **options))
@@ -65,8 +68,11 @@ class TextGenerator:
 
     def _request(
         self,
-        prompt: str,
+        prompt: str | Sequence[Message] | None,
         *,
+        messages: Sequence[Message] | None = None,
+        chat: bool = False,
+        system: str | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -75,13 +81,22 @@ class TextGenerator:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
     ) -> Request:
+        from dynx.speculation.chat import encode, read_messages
+
         assembly = self._assembly
+        if (prompt is None) == (messages is None):
+            raise InvalidInput("give either a prompt or `messages`")
+        given = messages if prompt is None else prompt
+        if not isinstance(given, str):
+            given = read_messages(given)
+        ids, continues = encode(assembly.tokenizer, given, chat=chat, system=system, model=assembly.plan.source.name)
         return Request(
-            list(assembly.tokenizer(prompt)["input_ids"]),
+            ids,
             max_new_tokens,
             assembly.sampling(temperature, top_k, top_p, repetition_penalty, seed),
             assembly.end_tokens,
             (*((stop,) if isinstance(stop, str) else stop), *assembly.settings.stop),
+            continues,
         )
 
 
@@ -89,7 +104,7 @@ def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     """Load a language model (shipped, a folder or a hub id) with its drafters and the profile that fits.
 
     Further options are those of the command line: `draft`, `lookup`, `device`, `dtype`, `threads`, `profile`, `offline`,
-    `plain`, … Raises DynxError.
+    `plain`, …; `chat` takes the profile measured on chats. Raises DynxError.
     """
     from pathlib import Path
 
@@ -101,9 +116,12 @@ def load_generator(model: str = "story", **settings: Any) -> TextGenerator:
     return TextGenerator(assemble(make_plan(GeneratorRequest(model=model, **settings))))
 
 
-def generate(prompt: str, *, model: str = "story", draft: str = "auto", **options: Any) -> Answer:
-    """Continue `prompt`; this loads the model each time, so for several prompts use `load_generator`."""
-    return load_generator(model, draft=draft).generate(prompt, **options)
+def generate(
+    prompt: str | Sequence[Message] | None = None, *, model: str = "story", draft: str = "auto", **options: Any
+) -> Answer:
+    """Continue `prompt`, or answer a conversation (`messages`); this loads the model each time, `load_generator` once."""
+    chat = bool(options.get("chat")) or options.get("system") is not None or not isinstance(prompt, str)
+    return load_generator(model, draft=draft, chat=chat).generate(prompt, **options)
 
 
 class Classifier:

@@ -39,6 +39,7 @@ def model_hash(folder: Path, exclude: Iterable[str] = (), *, code: bool = False)
 
     `folder` is in Hugging Face layout, transformers or diffusers; subfolders count, linked ones too, hidden ones
     don't, nor what lies under the relative paths in `exclude` (a helper model kept inside). Hashed are relative names,
+
     the whole of `config.json`, `model_index.json` and `scheduler_config.json`, and of each `*.safetensors` (of `*.gguf`, else
     of `*.bin`, where a folder has none) its size and, up to 4 MiB, every byte. Of a larger file: the header, 64 evenly spaced samples of
     64 KiB (the last ends the file, where a `.bin` keeps its parts' checksums), each tensor up to 16 KiB, and 4 KiB from

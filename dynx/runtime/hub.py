@@ -99,10 +99,11 @@ def fetch_gguf(name: str, file: str, *, offline: bool) -> Path:
     files = [f"{part['stem']}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)] if part else [file]
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     try:
-        return [Path(hf_hub_download(name, each, local_files_only=offline)) for each in files][0]
+        paths = [Path(hf_hub_download(name, each, local_files_only=offline)) for each in files]
     except (OSError, ValueError) as e:
         where = "isn't in the hub's local cache" if offline else f"can't be had ({_first_line(e)})"
         raise ModelError(f"{name}'s {file} {where}") from None
+    return paths[0]
 
 
 def _has_any(folder: Path, patterns: Sequence[str]) -> bool:

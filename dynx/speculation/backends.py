@@ -28,6 +28,7 @@ from dynx.runtime.backends.registry import (
     quantize_model,
     race,
     usable,
+    was_checked,
 )
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile_store import cache_folder
@@ -159,14 +160,18 @@ class ModelBackends:
             threads = plan.threads
             weights = weights_hash(source.folder, [loading.DRAFTER_FOLDER])
             place = cache / "openvino" / weights
+            trusted = trusted or (precision == "file" and was_checked(precision=precision, cache=place))
             if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
             same = weights_hash(source.folder, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
-            return convert_to_openvino(model, precision=precision, threads=threads, cache=place if same else None)
+            stored = loading.stored_weights(source) if precision == "file" else None
+            return convert_to_openvino(
+                model, precision=precision, threads=threads, cache=place if same else None, stored=stored
+            )
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
-        if precision in QUANTIZED:
+        if precision in QUANTIZED and precision != "file":
             self._stages(f"quantizing to {precision}")
             eager = quantize_model(eager, precision)
         if name == TORCH:
@@ -193,8 +198,9 @@ def verifier(plan: GeneratorPlan, target: Backend) -> Backend:
     if target.precision == "float32":
         return eager
     threads = plan.threads
+    stored = loading.stored_weights(plan.source) if target.precision == "file" else None
     with attempt(OPENVINO, plan.source.name):
-        return convert_to_openvino(eager.model, precision=target.precision, threads=threads, cache=None)
+        return convert_to_openvino(eager.model, precision=target.precision, threads=threads, cache=None, stored=stored)
 
 
 def torch_backend(

@@ -26,10 +26,10 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def require_template(tokenizer: Any, model: str) -> None:
+def require_template(tokenizer: Any, model: str, hint: str = "leave out `chat` and `system`") -> None:
     """Raise InvalidInput for a tokenizer without chat template; `model` is the model's name."""
     if not has_template(tokenizer):
-        raise InvalidInput(f"{model} has no chat template", hint="leave out `chat`, `system` and messages")
+        raise InvalidInput(f"{model} has no chat template", hint=hint)
 
 
 def conversation(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
@@ -100,7 +100,7 @@ def render(
     that text; any other ends with the beginning of an answer. Without it the conversation is complete. `model` is the name in
     messages. Raises InvalidInput without a chat template, InputError where the template fails on this conversation.
     """
-    require_template(tokenizer, model)
+    require_template(tokenizer, model, "a conversation needs a model that has one")
     open_end = add_generation_prompt and continues_answer(messages)
     try:
         encoded = tokenizer.apply_chat_template(
@@ -112,8 +112,8 @@ def render(
     except Exception as e:  # noqa: BLE001 - a template is a program of the model's author
         reason = next(iter(str(e).splitlines()), type(e).__name__)
         hint = None
-        if any(message.get("role") in SYSTEM_ROLES for message in messages):
-            hint = "where the template knows no system message, put its text into the first user message"
+        if "system" in reason.lower() and any(message.get("role") in SYSTEM_ROLES for message in messages):
+            hint = "put the system message's text into the first user message"
         raise InputError(f"{model}'s chat template rejects this prompt: {reason}", hint=hint) from None
     return list(encoded["input_ids"])
 
@@ -132,5 +132,7 @@ def encode(
     """
     if isinstance(prompt, str) and not chat and system is None:
         return list(tokenizer(prompt)["input_ids"]), True
+    if isinstance(prompt, str):
+        require_template(tokenizer, model)
     messages = conversation(prompt, system)
     return render(tokenizer, messages, model=model), continues_answer(messages)

@@ -27,6 +27,7 @@ class GeneratorRequest(ModelRequest):
     """A caller's request to a language model."""
 
     model: str = "story"
+    quantize: str = field(default="auto", kw_only=True)
     draft: str = field(default="auto", kw_only=True)
     lookup: Path | None = field(default=None, kw_only=True)
     exact: bool = field(default=False, kw_only=True)

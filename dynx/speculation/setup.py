@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import InvalidInput, ModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
-from dynx.runtime.backends.registry import TORCH, Quantization, choose
+from dynx.runtime.backends.registry import OPENVINO, TORCH, Quantization, choose
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.gguf.describe import types_of
@@ -46,8 +47,7 @@ def make_plan(
     for each in (source, drafter):
         if each is not None:
             loading.check_causal_lm(each, allow_pickle=request.allow_pickle)
-    if request.quantize not in get_args(Quantization):
-        raise InvalidInput(f"`quantize` {request.quantize}: one of {', '.join(get_args(Quantization))}")
+    request = replace(request, quantize=_quantization(request, source))
     found = resolve(
         request,
         source,
@@ -75,7 +75,9 @@ def make_plan(
     )
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
-    if request.quantize != "none":
+    if request.quantize == "file":
+        plan.decisions.quantize = Decision("file", _stored_in_words(plan))
+    elif request.quantize != "none":
         plan.decisions.quantize = Decision(request.quantize, _quantization_reason(plan.own_profile, request.quantize))
     return plan
 
@@ -97,6 +99,32 @@ def measured_with(profile: Profile) -> BackendSpec:
 RULES: TaskRules[GeneratorRequest] = TaskRules(
     TASK, BUNDLED, _execution, measured_with, excluded=(loading.DRAFTER_FOLDER,), needs_own_costs=True
 )
+
+
+def _quantization(request: GeneratorRequest, source: Source) -> str:
+    """Decide how weights are stored: by default a GGUF file's as they are in it. Raises InvalidInput."""
+    names = ("auto", *get_args(Quantization))
+    if request.quantize not in names:
+        raise InvalidInput(f"`quantize` {request.quantize}: one of {', '.join(names)}")
+    if request.quantize == "file" and source.file is None:
+        raise InvalidInput(f"`quantize` file: {source.name} is no GGUF file")
+    if request.quantize != "auto":
+        return request.quantize
+    return "file" if source.file is not None and request.dtype == "auto" else "none"
+
+
+def _stored_in_words(plan: GeneratorPlan) -> str:
+    """Describe the types of a GGUF file's weights, and how they run."""
+    types = types_of(plan.source.folder)
+    whole = sum(types.values()) or 1
+    shares = ", ".join(f"{kind} {count / whole:.0%}" for kind, count in types.items() if count >= 0.005 * whole)
+    if plan.backend != OPENVINO:
+        return (
+            f"the file's weights ({shares}) unpacked to {plan.dtype}; speculation is lossless relative to these values"
+        )
+    return (
+        f"the file's own integers ({shares}), inputs in 8 bits; speculation is lossless relative to the file's values"
+    )
 
 
 def _quantization_reason(profile: Profile | None, quantize: str) -> str:

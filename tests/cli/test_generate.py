@@ -29,6 +29,14 @@ DRAFTS = ["auto", "none", "self", "lookup", "drafter", "drafter,self,lookup"]
 
 
 @pytest.fixture
+def chatty(changed: Callable[..., Path]) -> Path:
+    """The tiny model with a chat template."""
+    folder = changed("chatty")
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
 def answer(cli: Cli, tiny_folder: Path) -> str:
     """What the tiny model says to PROMPT in 24 tokens."""
     return cli("generate", "-m", tiny_folder, PROMPT, "-n", 24, "--plain").out.removesuffix("\n")
@@ -499,3 +507,75 @@ def test_batches_that_make_no_sense_are_refused(cli: Cli, tiny_folder: Path, opt
 
     assert (result.code, result.out) == (2, "")
     assert said in result.err
+
+
+def test_json_lines_carry_the_callers_fields_back(cli: Cli, chatty: Path) -> None:
+    """A prompt may hold line breaks, or be a conversation; a bad line has its error in its place."""
+    user = {"role": "user", "content": PROMPT}
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "index": 9, "q": f"{PROMPT}\nagain"},
+        {"id": "b"},
+        {"id": "c", "q": [user]},
+        {"id": "d", "q": [{"role": "user"}]},
+    ]
+    stdin = "\n".join([json.dumps(rows[0]), "", *map(json.dumps, rows[1:]), "{"]).encode()
+    result = cli("generate", "-m", chatty, "--lines", "--field", "q", "-n", 3, "--json", stdin=stdin)
+    found = result.documents[0]["results"]
+
+    assert result.code == 1
+    assert [r["index"] for r in found] == [0, 1, 2, 3, 4]
+    assert [r.get("original") for r in found] == [*rows, None]
+    assert [r.get("line") for r in found] == [None, 3, None, 5, 6]
+    assert (found[0]["prompt"], found[2]["prompt"], found[2]["messages"]) == (rows[0]["q"], None, [user])
+    assert found[1]["error"] == 'no field "q"'
+    assert found[3]["error"] == 'field "q": message 1 has no content'
+    assert found[0]["text"] == cli("generate", "-m", chatty, rows[0]["q"], "-n", 3, "--json").document["text"]
+    assert found[2]["text"] == cli("generate", "-m", chatty, PROMPT, "--chat", "-n", 3, "--json").document["text"]
+    told = cli("generate", "-m", chatty, "--lines", "--field", "q", "-n", 3, stdin=stdin)
+    assert 'dynx: line 3: no field "q"\n' in told.err
+    assert told.out.count("\n") == 5
+
+
+def test_a_conversation_is_answered_at_its_end(cli: Cli, chatty: Path, tmp_path: Path) -> None:
+    """From a file or stdin; PROMPT is the user's next message, and --system goes before messages without one."""
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": [{"type": "text", "text": "three"}]},
+    ]
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps(turns), encoding="utf-8")
+
+    def told(*arguments: object, stdin: bytes = b"") -> tuple[int, list[int]]:
+        found = cli("generate", "-m", chatty, *arguments, "-n", 3, "--json", stdin=stdin).document
+        return found["receipt"]["prompt_tokens"], found["token_ids"]
+
+    text = "[user] one\n[assistant] two\n[user] three\n[assistant] "
+    assert told("--messages", file) == told(text) == told("--messages", "-", stdin=file.read_bytes())
+    system = told("--messages", file, "--system", "Be brief")
+    assert system == told(f"[system] Be brief\n{text}")
+    assert told("--messages", file, "four") == told(text.removesuffix("[assistant] ") + "[user] four\n[assistant] ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--field", "q", "x"], "--field requires --lines"),
+        (["--lines", "--messages", "x"], "--lines and --messages exclude each other"),
+        (["--messages", "-", "--no-stdin"], "--messages - reads stdin, which --no-stdin forbids"),
+        (["--messages", "-", "-"], "- can be given only once"),
+    ],
+)
+def test_options_of_conversations_fit_together(cli: Cli, tiny_folder: Path, arguments: list[str], said: str) -> None:
+    """Or are refused before the model is read."""
+    result = cli("generate", "-m", tiny_folder, *arguments, stdin=b"x")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"dynx: {said}\n")
+
+
+def test_a_conversation_needs_a_template(cli: Cli, tiny_folder: Path) -> None:
+    """Where the model has none, it is told once, and not of each line."""
+    row = b'{"m": [{"role": "user", "content": "x"}]}\n'
+    result = cli("generate", "-m", tiny_folder, "--lines", "--field", "m", stdin=row * 2)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "dynx: tiny has no chat template\n  a conversation needs a model that has one\n"

@@ -380,3 +380,16 @@ def test_wrong_embedded_arrays_are_named(document: dict[str, Any], kind: Profile
     with pytest.raises(ProfileError) as caught:
         unpack(json.dumps(document))
     assert caught.value.kind is kind
+
+
+def test_the_form_of_prompts_is_part_of_the_key() -> None:
+    """Chats have a profile of their own; the id of plain texts' is what it was before there were chats."""
+    chats = replace(KEY, form="chat")
+    assert "form" not in KEY.to_json()
+    assert chats.id != KEY.id
+    assert chats.told_apart(KEY) == "on chats, not plain texts"
+    again = Profile.from_json(replace(PROFILE, key=chats).to_json())
+    assert again.key == chats
+    text = replace(PROFILE, key=chats).to_json().replace('"form": "chat"', '"form": "song"')
+    with pytest.raises(ProfileError, match=r"key\.form is 'song'"):
+        Profile.from_json(text)

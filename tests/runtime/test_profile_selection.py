@@ -111,3 +111,24 @@ def test_one_that_came_with_the_model_was_not_measured_here(tmp_path: Path) -> N
     with pytest.raises(NoProfileError, match="no profile fits the model here"):
         found(KEY, bundled=path, required=True, measured_here=True)
     assert found(KEY, "none", bundled=path).profile is None
+
+
+def test_a_profile_of_another_form_of_prompts_stands_in() -> None:
+    """Chats go by their own profile, else by that of texts, and say so; not where one is required."""
+    store = ProfileStore(profiles_folder(), pytest.fail)
+    chats = replace(KEY, form="chat")
+    store.save(profile(KEY))
+    stand_in = found(chats)
+    assert stand_in.profile is not None
+    assert stand_in.profile.key == KEY
+    assert stand_in.decision.reason.endswith(" on plain texts")
+    with pytest.raises(NoProfileError):
+        found(chats, required=True)
+    store.save(profile(chats))
+    own = found(chats, required=True)
+    assert own.profile is not None
+    assert own.profile.key == chats
+    assert " on " not in own.decision.reason
+    texts = found(KEY)
+    assert texts.profile is not None
+    assert texts.profile.key == KEY

@@ -41,7 +41,7 @@ class Settings:
 
     draft: str = "auto"
     backend: str = "auto"
-    quantize: str = "none"
+    quantize: str = "auto"
     max_new_tokens: int = 64
     runs: int = 5
     prompts: int = DEFAULT_PROMPTS

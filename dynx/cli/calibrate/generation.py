@@ -44,7 +44,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         options.model,
         draft=options.draft,
         backend=str(options.backend or "auto"),
-        quantize=str(options.quantize or "none"),
+        quantize=str(options.quantize or "auto"),
         profile="none",  # what is stored must not colour what is measured
         chat=chat,
         **options.for_request(),

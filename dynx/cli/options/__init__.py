@@ -47,9 +47,11 @@ class Backend(StrEnum):
 class Quantize(StrEnum):
     """How weights are stored."""
 
+    auto = "auto"
     none = "none"
     int8 = "int8"
     int4 = "int4"
+    file = "file"
 
 
 class Color(StrEnum):
@@ -111,18 +113,20 @@ class Declared:
         return option(default, *self._names, once=self._once, **about)
 
 
-MODEL = Declared("-m", "--model", metavar="MODEL", help="A shipped model's name, a Hugging Face folder, or a hub id.")
+MODEL = Declared(
+    "-m", "--model", metavar="MODEL", help="A shipped model's name, a GGUF file, a Hugging Face folder, or a hub id."
+)
 MODELS = Declared(
     "-m",
     "--model",
     metavar="MODEL",
-    help="A shipped model's name, a Hugging Face folder, or a hub id. Repeatable; all shipped models by default.",
+    help="A shipped model's name, a GGUF file, a Hugging Face folder, or a hub id. Repeatable; all shipped models by default.",
 )
 DRAFT = Declared(
     "--draft",
     metavar="DRAFT",
     help="Draft source: auto, none, self (early-exit layers of the model), lookup (prompt lookup), or a draft model with "
-    "the same tokenizer, by name or folder. Separate several with commas.",
+    "the same tokenizer, by name, folder or GGUF file. Separate several with commas.",
 )
 LOOKUP = Declared("--lookup", metavar="FILE", help="Prompt lookup also drafts from this text file.")
 DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
@@ -134,8 +138,9 @@ BACKEND = Declared(
 )
 QUANTIZE = Declared(
     "--quantize",
-    help="Quantize weights to 8 or 4 bits. Speculative decoding is lossless relative to the quantized model. A classifier "
-    "(int8 only) is quantized only if it stays within --max-disagreement of the original model.",
+    help="Quantize weights to 8 or 4 bits, or run a GGUF file's weights in the file's own bits (file; auto does so unless "
+    "--dtype is given). Speculative decoding is lossless relative to the quantized model. A classifier (int8 only) is "
+    "quantized only if it stays within --max-disagreement of the original model.",
 )
 THREADS = Declared("--threads", metavar="N", min=1, max=1024, help="CPU threads; by default all available cores.")
 PROFILE = Declared(

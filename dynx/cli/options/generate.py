@@ -109,7 +109,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     )
     dry_run: bool = o.DRY_RUN(False)
     backend: o.Backend = o.BACKEND(o.Backend.auto)
-    quantize: o.Quantize = o.QUANTIZE(o.Quantize.none)
+    quantize: o.Quantize = o.QUANTIZE(o.Quantize.auto)
     profile: str | None = o.PROFILE(None)
     require_profile: bool = o.option(False, "--require-profile", help="Exit with 4 unless a stored profile fits.")
 

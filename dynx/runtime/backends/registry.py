@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
 
 Name = Literal["torch-eager", "torch-compiled", "torch-graphs", "openvino", "ipex"]
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int4", "file"]
 Key = TypeVar("Key")
 
 TORCH: Name = "torch-eager"
@@ -70,6 +70,8 @@ def usable(device: str, quantize: str = "none") -> dict[Name, Decision[bool]]:
     there = available()
     if there.value and device != "cpu":
         there = Decision(False, f"OpenVINO is used on processors only, not on {device}")
+    if quantize == "file":
+        quantize = "none"  # to OpenVINO the file's integers go; PyTorch has them unpacked
     eager, torch_compile, captured = Decision(True, "PyTorch"), can_compile(device), can_capture(device)
     if quantize == "int4":
         eager = torch_compile = Decision(False, "PyTorch has no fast kernels for int4 weights here")
@@ -103,7 +105,9 @@ def choose(asked: str, quantize: str, device: str, measured: str | None) -> Deci
         raise DeviceError(f"`quantize` {quantize}: {there[OPENVINO].reason}")
     if measured is not None and measured in able:
         return Decision(measured, "measured to be the fastest here")
-    if quantize != "none":
+    if quantize == "file" and OPENVINO in able:
+        return Decision(OPENVINO, "it computes with the file's own integers; calibrating times the others")
+    if quantize not in ("none", "file"):
         best = next(each for each in QUANTIZED_PREFERENCE if each in able)
         others = "; calibrating times the others" if len(able) > 1 else ""
         return Decision(best, f"it has {quantize} kernels{others}")
@@ -305,11 +309,21 @@ def load_ipex(eager: EagerBackend, *, trusted: bool) -> Backend:
     return ipex.load(eager.model, trusted=trusted)
 
 
-def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path | None) -> Backend:
-    """Convert `model` for OpenVINO; store it in `cache` where there is one. Raises UnsupportedModelError with the reason."""
+def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path | None, stored: Any = None) -> Backend:
+    """Convert `model` for OpenVINO; keep it in `cache` where there is one.
+
+    `stored` reads the weights as the model's file holds them, for the precision "file". Raises UnsupportedModelError with the reason.
+    """
     from dynx.runtime.backends.openvino import decoder as openvino
 
-    return openvino.load(model, precision=precision, threads=threads, cache=cache)
+    return openvino.load(model, precision=precision, threads=threads, cache=cache, stored=stored)
+
+
+def was_checked(*, precision: Any, cache: Path) -> bool:
+    """Whether what is kept in `cache` was compared with the torch model after it was written."""
+    from dynx.runtime.backends.openvino import decoder as openvino
+
+    return openvino.was_checked(precision=precision, cache=cache)
 
 
 def load_converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:

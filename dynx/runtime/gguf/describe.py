@@ -127,7 +127,7 @@ def _write_json(path: Path, value: Any) -> None:
 def _generation(header: Header, config: dict[str, Any]) -> dict[str, Any]:
     """Return the decoding settings: the tokens that end an answer or a turn, by the metadata or by their names."""
     keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ends = {header.metadata.get(f"tokenizer.ggml.{key}") for key in keys} - {None}
+    ends = {int(found) for key in keys if (found := header.metadata.get(f"tokenizer.ggml.{key}")) is not None}
     tokens, kinds = (header.metadata.get(f"tokenizer.ggml.{key}") or () for key in ("tokens", "token_type"))
     wanted = set(TURN_ENDS)
     ends |= {
@@ -135,12 +135,12 @@ def _generation(header: Header, config: dict[str, Any]) -> dict[str, Any]:
         for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
         if kind == CONTROL and token in wanted
     }
-    found = {
+    settings = {
         "eos_token_id": sorted(ends),
         "bos_token_id": config["bos_token_id"],
         "pad_token_id": config["pad_token_id"],
     }
-    return {key: value for key, value in found.items() if value not in (None, [])}
+    return {key: value for key, value in settings.items() if value not in (None, [])}
 
 
 def _save_tokenizer(header: Header, folder: Path, name: str) -> None:
@@ -155,7 +155,7 @@ def _save_tokenizer(header: Header, folder: Path, name: str) -> None:
     tokens: Sequence[str] = meta.get("tokens") or ()
     if not tokens or "model" not in meta:
         raise ModelError(f"{name} has no tokenizer", hint="its tokens belong into the file's metadata")
-    parts = {
+    parts: dict[str, Any] = {
         key: meta[key] for key in ("tokens", "scores", "token_type", "merges", "precompiled_charsmap") if key in meta
     }
     parts |= {"tokenizer_type": meta["model"], "pre_tokenizer_type": meta.get("pre")}

@@ -178,7 +178,7 @@ def check_kind(header: Header, name: str) -> None:
         raise UnsupportedModelError(f"{name} is {words}", hint="generate takes GGUF files of language models")
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """The header contradicts itself or the file's length."""
 
 
@@ -195,7 +195,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
         raise ModelError(f"{path} can't be read: {e.strerror or e}") from None
     except struct.error:
         raise ModelError(f"{path} is truncated: it ends within its header", hint="download or copy it again") from None
-    except (_Damaged, UnicodeDecodeError, OverflowError) as e:
+    except (_DamagedError, UnicodeDecodeError, OverflowError) as e:
         raise ModelError(f"{path} has a damaged header ({e})", hint="download or copy it again") from None
     placed = list(_placed(path, tensors, start))
     end = max((tensor.start + tensor.size for tensor in placed), default=0)
@@ -239,7 +239,7 @@ class _Reader:
         tensors = [self._tensor() for _ in range(count)]
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
-            raise _Damaged(f"general.alignment is {alignment}")
+            raise _DamagedError(f"general.alignment is {alignment}")
         return metadata, tensors, -(-self._at // alignment) * alignment
 
     def _take(self, what: str) -> tuple[Any, ...]:
@@ -268,14 +268,14 @@ class _Reader:
 
     def _format(self, kind: int) -> str:
         if kind not in NUMBERS:
-            raise _Damaged(f"a value of type {kind}")
+            raise _DamagedError(f"a value of type {kind}")
         return NUMBERS[kind]
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         (dimensions,) = self._take("I")
         if dimensions > MAX_DIMENSIONS:
-            raise _Damaged(f"{name} has {dimensions} dimensions")
+            raise _DamagedError(f"{name} has {dimensions} dimensions")
         shape = self._take(f"{dimensions}Q")
         number, offset = self._take("IQ")
         return name, tuple(reversed(shape)), number, offset

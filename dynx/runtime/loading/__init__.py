@@ -22,6 +22,7 @@ from dynx.runtime.loading.libraries import (
     load_pipeline,
     load_tokenizer,
     same_vocabulary,
+    stored_weights,
 )
 from dynx.runtime.loading.quiet import importing, quietly
 from dynx.runtime.loading.source import DRAFTER_FOLDER, PICKLES, Source, find
@@ -48,5 +49,6 @@ __all__ = [
     "load_tokenizer",
     "quietly",
     "same_vocabulary",
+    "stored_weights",
     "task_of",
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dynx.runtime.gguf.blocks import StoredWeights
     from dynx.runtime.loading.source import Source
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -219,6 +220,16 @@ def _load_gguf(source: Source, file: Path, device: str, dtype: str) -> PreTraine
                 ) from None
             raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
         return loaded
+
+
+def stored_weights(source: Source) -> StoredWeights | None:
+    """Return the weights of a GGUF file as they are stored; None for other models."""
+    if source.file is None:
+        return None
+    from dynx.runtime.gguf.blocks import StoredWeights
+    from dynx.runtime.gguf.header import read_header
+
+    return StoredWeights(read_header(source.file), source.name)
 
 
 def _from_pretrained(loader: Any, folder: Path, **options: Any) -> Any:

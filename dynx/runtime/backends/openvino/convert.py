@@ -15,7 +15,7 @@ import copy
 import functools
 import json
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ from torch import Tensor, nn
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.length_dependence import SPARSE_SETTINGS, growing
 from dynx.runtime.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 ATTENTION_NAME = "dynx_paged"
 """Name of the attention function among transformers' own."""
@@ -44,12 +49,13 @@ _UNSUPPORTED = {
 }
 
 
-def convert(model: Any) -> Any:
+def convert(model: Any, vectors: Callable[[str], NDArray[np.float32] | None] | None = None) -> Any:
     """`model` as an `openvino.Model` that can be written to a file; `assemble` makes it runnable.
 
     Inputs: `input_ids` (1, T), `position_ids` (1, T), `rows` (N), then `PAGED_INPUTS`, and `key_cache.L` and `value_cache.L`
     for each layer L. Output: logits (N, V), float32. The model is left as it was; its weights are shared, not copied.
-    Raises `UnsupportedModelError` where it can't be expressed so.
+    `vectors` returns the exact values of a vector of weights by its name, where the model has them rounded. Raises
+    `UnsupportedModelError` where it can't be expressed so.
     """
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
@@ -61,7 +67,7 @@ def convert(model: Any) -> Any:
     recorded: list[tuple[float, int, list[int]]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about constants that are meant to be
-        with _Twin(model) as twin:
+        with _Twin(model, vectors) as twin:
             try:
                 graph = _traced(_Wrapped(twin), recorded)
             except Exception as e:
@@ -137,7 +143,8 @@ class _Twin:
     so to ours: parameters are objects of the twin's own, of which only the memory is shared.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, vectors: Callable[[str], NDArray[np.float32] | None] | None = None) -> None:
+        self._vectors = vectors
         from openvino.frontend.pytorch import patch_model
         from transformers.pytorch_utils import Conv1D
 
@@ -160,6 +167,11 @@ class _Twin:
         except BaseException:  # functions of torch's own are replaced by then
             self.__exit__()
             raise
+        for name, parameter in self._model.named_parameters() if self._vectors else ():
+            if parameter.dtype == torch.float32 and parameter.dim() == 1 and self._vectors:
+                exact = self._vectors(name)
+                if exact is not None:
+                    parameter.data = torch.from_numpy(exact)
         return self._model
 
     def __exit__(self, *exc: object) -> None:

@@ -10,6 +10,7 @@ a folder that the caller names, whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.openvino import convert
+from dynx.runtime.backends.openvino.integers import store_integers
 from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
@@ -38,10 +40,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+    from dynx.runtime.backends.openvino.integers import Stored
+
+Precision = Literal["float32", "float16", "bfloat16", "int8", "int4", "file"]
 
 FORMAT_VERSION = 1
 """Of the converted models kept: raised when the conversion changes."""
+
+CHECKED_FILE = "checked"
+"""Beside a converted model whose logits were compared with the torch model's."""
 
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
@@ -49,19 +56,34 @@ PREFILL_CHUNK_TOKENS = 512
 INITIAL_CACHE_BLOCKS = 8
 """Blocks of a new cache; growth doubles, so copying stays linear in the final length."""
 
-ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE}
+ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE, "file": 32}
 """Activations that share a scale where weights are integers; no more than weights do, or they aren't quantized at all."""
 
-MAX_LOGIT_ERROR: dict[str, float] = {"float32": 1e-3, "float16": 0.08, "bfloat16": 0.08, "int8": 0.25, "int4": 1.0}
+MAX_LOGIT_ERROR: dict[str, float] = {
+    "float32": 1e-3,
+    "float16": 0.08,
+    "bfloat16": 0.08,
+    "int8": 0.25,
+    "int4": 1.0,
+    "file": 0.25,
+}
 """Largest difference of a logit from the torch model's, relative to the largest logit. A cache in the wrong place changes
 logits by their own scale; 4-bit weights may too, so there the root mean square is judged instead."""
 
 
-def load(model: PreTrainedModel, *, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend:
+def load(
+    model: PreTrainedModel,
+    *,
+    precision: Precision,
+    threads: int | None,
+    cache: Path | None,
+    stored: Stored | None = None,
+) -> OpenVINOBackend:
     """`model` compiled by OpenVINO for the processor, its weights stored as `precision`.
 
-    `cache` is a folder for this model alone, where the converted model is kept. Raises `UnsupportedModelError` with the
-    reason when OpenVINO isn't there, can't run this model, or computes something else.
+    "file" is as the model's own file holds them, which `stored` then reads. `cache` is a folder for this model alone,
+    where the converted model is kept. Raises `UnsupportedModelError` with the reason when OpenVINO isn't there, can't
+    run this model, or computes something else.
     """
     usable = available()
     if not usable.value:
@@ -75,18 +97,31 @@ def load(model: PreTrainedModel, *, precision: Precision, threads: int | None, c
     backend = reload(precision=precision, threads=threads, cache=cache)
     if backend is not None and _difference(backend, model, precision) is None:
         return backend
-    backend = _converted(model, precision, threads, cache)
+    backend = _converted(model, precision, threads, cache, stored)
     fault = _difference(backend, model, precision)
     if fault is not None:
         if cache is not None:
             shutil.rmtree(_folder(cache, precision), ignore_errors=True)
         raise UnsupportedModelError(f"{model.config.model_type} {fault}")
+    if cache is not None and (folder := _folder(cache, precision)).is_dir():
+        with contextlib.suppress(OSError):
+            (folder / CHECKED_FILE).touch()
     return backend
 
 
-def _converted(model: Any, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend:
-    graph = convert.convert(model)
-    store_weights(graph, precision)
+def was_checked(*, precision: Precision, cache: Path) -> bool:
+    """Whether the converted model in `cache` was compared with the torch model after it was written."""
+    return available().value and (_folder(cache, precision) / CHECKED_FILE).is_file()
+
+
+def _converted(
+    model: Any, precision: Precision, threads: int | None, cache: Path | None, stored: Stored | None
+) -> OpenVINOBackend:
+    graph = convert.convert(model, stored.exact if stored else None)
+    if stored is not None:
+        store_integers(graph, {p.data_ptr(): name for name, p in model.named_parameters()}, stored)
+    else:
+        store_weights(graph, precision)
     kept = None if cache is None else _kept(graph, _folder(cache, precision))
     try:
         if kept is None:
@@ -182,7 +217,8 @@ class OpenVINOBackend(Backend):
         if precision in ACTIVATION_GROUP_SIZE:
             # With float32 around them, products with integer weights run on integers. In bfloat16 they don't, and took
             # 1.4 times as long.
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = ACTIVATION_GROUP_SIZE[precision]
+            known_group = int(graph.get_rt_info(["dynx", "group"]).astype(str)) if precision == "file" else 0
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = known_group or ACTIVATION_GROUP_SIZE[precision]
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         self.compiled_model = core.compile_model(graph, "CPU", settings)

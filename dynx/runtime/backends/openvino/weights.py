@@ -32,10 +32,10 @@ def store_weights(graph: Any, precision: str) -> None:
         return
     from openvino import opset15 as ops
 
-    found = list(_weights(graph))
+    found = list(matrices(graph))
     head = found[-1][0] if found else None  # in order of execution
     for node, at, transposed in found:
-        weight = _as_tensor(_constant(node.input_value(at)))
+        weight = _as_tensor(constant_of(node.input_value(at)))
         if precision in ("bfloat16", "float16"):
             if weight.dtype == torch.float32:
                 node.input(at).replace_source_output(_converted(weight.to(getattr(torch, precision))))
@@ -52,13 +52,13 @@ def store_weights(graph: Any, precision: str) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def _weights(graph: Any) -> Iterator[tuple[Any, int, bool]]:
-    """Each product with a matrix of weights, and the embedding of tokens: node, input, whether rows are outputs."""
+def matrices(graph: Any) -> Iterator[tuple[Any, int, bool]]:
+    """Yield each product with a matrix of weights, and the embedding of tokens: node, input, whether rows are outputs."""
     vocabulary = int(graph.get_rt_info(["dynx", "vocab"]).astype(str))
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
         at = {"MatMul": 1, "Gather": 0}.get(kind)
-        constant = None if at is None else _constant(node.input_value(at))
+        constant = None if at is None else constant_of(node.input_value(at))
         if constant is None or len(constant.get_output_shape(0)) != 2:
             continue
         if kind == "MatMul":
@@ -69,7 +69,7 @@ def _weights(graph: Any) -> Iterator[tuple[Any, int, bool]]:
             yield node, 0, True
 
 
-def _constant(source: Any) -> Any | None:
+def constant_of(source: Any) -> Any | None:
     """Return the floating-point constant that an input is, possibly behind a conversion."""
     import openvino as ov
 
