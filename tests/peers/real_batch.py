@@ -30,7 +30,7 @@ PRECISIONS = {
     "bf16": ["--dtype", "bfloat16"],
     "float32": ["--dtype", "float32"],
     "int8": ["--quantize", "int8"],
-    "file": [],
+    "file": ["--quantize", "file"],
 }
 
 
