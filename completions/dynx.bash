@@ -64,7 +64,7 @@ _dynx_value() {
     'dynx generate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx generate --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx generate --profile')
         _dynx_words none; _dynx_profiles generate ;;
     'dynx generate --device')
@@ -83,7 +83,7 @@ _dynx_value() {
     'dynx classify --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx classify --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx classify --profile')
         _dynx_words none; _dynx_profiles classify ;;
     'dynx classify --device')
@@ -131,7 +131,7 @@ _dynx_value() {
     'dynx calibrate --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx calibrate --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx calibrate --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx calibrate --dtype')
@@ -155,7 +155,7 @@ _dynx_value() {
     'dynx bench --backend')
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx bench --quantize')
-        _dynx_words 'none int8 int4' ;;
+        _dynx_words 'auto none int8 int4 file' ;;
     'dynx bench --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx bench --dtype')

@@ -108,7 +108,7 @@ complete -c dynx -n '__dynx_at dynx' -l version -d 'Print the version and exit'
 complete -c dynx -n '__dynx_at dynx' -s h -l help -d 'Show this message and exit'
 
 # dynx generate
-complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_hub generate) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx generate' -s m -l model -x -a 'story (__dynx_hub generate) (__dynx_folders)' -d 'A shipped model\'s name, a GGUF file, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx generate' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Draft source'
 complete -c dynx -n '__dynx_at dynx generate' -l lookup -r -F -d 'Prompt lookup also drafts from this text file'
 complete -c dynx -n '__dynx_at dynx generate' -s n -l max-new-tokens -x -d 'Stop after this many tokens'
@@ -133,7 +133,7 @@ complete -c dynx -n '__dynx_at dynx generate' -l verify -d 'Score the answer wit
 complete -c dynx -n '__dynx_at dynx generate' -l exact -d 'Guarantee the text of --plain --exact also in bfloat16 or int8, where rounding can decide near ties'
 complete -c dynx -n '__dynx_at dynx generate' -l dry-run -d 'Print what would be done and why, without loading the model, and exit'
 complete -c dynx -n '__dynx_at dynx generate' -l backend -x -a 'auto torch compiled graphs openvino ipex' -d 'Execution backend'
-complete -c dynx -n '__dynx_at dynx generate' -l quantize -x -a 'none int8 int4' -d 'Quantize weights to 8 or 4 bits'
+complete -c dynx -n '__dynx_at dynx generate' -l quantize -x -a 'auto none int8 int4 file' -d 'Quantize weights to 8 or 4 bits, or run a GGUF file\'s weights in the file\'s own bits (file'
 complete -c dynx -n '__dynx_at dynx generate' -l profile -x -a 'none (__dynx_profiles generate)' -d 'Use this stored profile, or none'
 complete -c dynx -n '__dynx_at dynx generate' -l require-profile -d 'Exit with 4 unless a stored profile fits'
 complete -c dynx -n '__dynx_at dynx generate' -l device -x -a 'auto cpu cuda xpu mps' -d 'Device: auto, cpu, cuda, cuda:1, xpu or mps'
@@ -150,7 +150,7 @@ complete -c dynx -n '__dynx_at dynx generate' -s h -l help -d 'Show this message
 
 # dynx classify
 complete -c dynx -n '__dynx_at dynx classify' -F
-complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_hub classify) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx classify' -s m -l model -x -a 'mood (__dynx_hub classify) (__dynx_folders)' -d 'A shipped model\'s name, a GGUF file, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx classify' -s 0 -l null -d 'Inputs on stdin end with NUL instead of a newline'
 complete -c dynx -n '__dynx_at dynx classify' -l tsv -d 'Read a tab-separated table, quoted as Python\'s csv module does'
 complete -c dynx -n '__dynx_at dynx classify' -l column -x -d 'With --tsv: the column that holds the texts, by header or number from 1'
@@ -175,7 +175,7 @@ complete -c dynx -n '__dynx_at dynx classify' -l plain -d 'Run the full model on
 complete -c dynx -n '__dynx_at dynx classify' -l verify -d 'Also run the full model on every input'
 complete -c dynx -n '__dynx_at dynx classify' -l dry-run -d 'Print what would be done and why, without loading the model, and exit'
 complete -c dynx -n '__dynx_at dynx classify' -l backend -x -a 'auto torch compiled graphs openvino ipex' -d 'Execution backend'
-complete -c dynx -n '__dynx_at dynx classify' -l quantize -x -a 'none int8 int4' -d 'Quantize weights to 8 or 4 bits'
+complete -c dynx -n '__dynx_at dynx classify' -l quantize -x -a 'auto none int8 int4 file' -d 'Quantize weights to 8 or 4 bits, or run a GGUF file\'s weights in the file\'s own bits (file'
 complete -c dynx -n '__dynx_at dynx classify' -l profile -x -a 'none (__dynx_profiles classify)' -d 'Use this stored profile, or none'
 complete -c dynx -n '__dynx_at dynx classify' -l require-profile -d 'Exit with 4 unless a stored profile fits'
 complete -c dynx -n '__dynx_at dynx classify' -l device -x -a 'auto cpu cuda xpu mps' -d 'Device: auto, cpu, cuda, cuda:1, xpu or mps'
@@ -191,7 +191,7 @@ complete -c dynx -n '__dynx_at dynx classify' -l color -x -a 'auto always never'
 complete -c dynx -n '__dynx_at dynx classify' -s h -l help -d 'Show this message and exit'
 
 # dynx draw
-complete -c dynx -n '__dynx_at dynx draw' -s m -l model -x -a 'emoji (__dynx_hub draw) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx draw' -s m -l model -x -a 'emoji (__dynx_hub draw) (__dynx_folders)' -d 'A shipped model\'s name, a GGUF file, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx draw' -s o -l output -r -F -d 'A file, a folder, or a pattern with {n}, {slug} (the prompt) and {seed}; {slug}.png by default, {n}-{slug}.png for several pictures. - writes the PNG to stdout'
 complete -c dynx -n '__dynx_at dynx draw' -s c -l count -x -d 'Pictures per prompt, with consecutive seeds'
 complete -c dynx -n '__dynx_at dynx draw' -l seed -x -d 'Random seed'
@@ -230,7 +230,7 @@ complete -c dynx -n '__dynx_at dynx draw' -l color -x -a 'auto always never' -d 
 complete -c dynx -n '__dynx_at dynx draw' -s h -l help -d 'Show this message and exit'
 
 # dynx calibrate
-complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx calibrate' -s m -l model -x -a 'story emoji mood (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a GGUF file, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx calibrate' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Draft source'
 complete -c dynx -n '__dynx_at dynx calibrate' -l data -r -F -d 'Calibration data: prompts, one per line or as JSON lines (generated by default)'
 complete -c dynx -n '__dynx_at dynx calibrate' -l tsv -d 'Read a tab-separated table, quoted as Python\'s csv module does'
@@ -258,7 +258,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -s o -l output -r -F -d 'The file
 complete -c dynx -n '__dynx_at dynx calibrate' -l import -r -F -d 'Import an exported profile'
 complete -c dynx -n '__dynx_at dynx calibrate' -l remove -x -a '(__dynx_profiles any)' -d 'Delete a stored profile'
 complete -c dynx -n '__dynx_at dynx calibrate' -l backend -x -a 'auto torch compiled graphs openvino ipex' -d 'Execution backend'
-complete -c dynx -n '__dynx_at dynx calibrate' -l quantize -x -a 'none int8 int4' -d 'Quantize weights to 8 or 4 bits'
+complete -c dynx -n '__dynx_at dynx calibrate' -l quantize -x -a 'auto none int8 int4 file' -d 'Quantize weights to 8 or 4 bits, or run a GGUF file\'s weights in the file\'s own bits (file'
 complete -c dynx -n '__dynx_at dynx calibrate' -l device -x -a 'auto cpu cuda xpu mps' -d 'Device: auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Compute precision'
 complete -c dynx -n '__dynx_at dynx calibrate' -l threads -x -d 'CPU threads'
@@ -273,7 +273,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -s h -l help -d 'Show this messag
 
 # dynx bench
 complete -c dynx -n '__dynx_at dynx bench' -a 'generate classify draw all'
-complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'emoji mood story (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a Hugging Face folder, or a hub id'
+complete -c dynx -n '__dynx_at dynx bench' -s m -l model -x -a 'emoji mood story (__dynx_hub any) (__dynx_folders)' -d 'A shipped model\'s name, a GGUF file, a Hugging Face folder, or a hub id'
 complete -c dynx -n '__dynx_at dynx bench' -l data -r -F -d 'Inputs'
 complete -c dynx -n '__dynx_at dynx bench' -l field -x -d 'Read JSON lines'
 complete -c dynx -n '__dynx_at dynx bench' -l chat -d 'Apply the model\'s chat template to each prompt'
@@ -299,7 +299,7 @@ complete -c dynx -n '__dynx_at dynx bench' -l budget -x -d 'Time limit, checked 
 complete -c dynx -n '__dynx_at dynx bench' -l export -x -a '(__dynx_files_after json: md: csv: junit: github-action-benchmark:)' -d 'Write the result as json, md, csv, junit or github-action-benchmark'
 complete -c dynx -n '__dynx_at dynx bench' -l plot -r -F -d 'Plot speed, and speed against quality, as SVG or PNG'
 complete -c dynx -n '__dynx_at dynx bench' -l backend -x -a 'auto torch compiled graphs openvino ipex' -d 'Execution backend'
-complete -c dynx -n '__dynx_at dynx bench' -l quantize -x -a 'none int8 int4' -d 'Quantize weights to 8 or 4 bits'
+complete -c dynx -n '__dynx_at dynx bench' -l quantize -x -a 'auto none int8 int4 file' -d 'Quantize weights to 8 or 4 bits, or run a GGUF file\'s weights in the file\'s own bits (file'
 complete -c dynx -n '__dynx_at dynx bench' -l device -x -a 'auto cpu cuda xpu mps' -d 'Device: auto, cpu, cuda, cuda:1, xpu or mps'
 complete -c dynx -n '__dynx_at dynx bench' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Compute precision'
 complete -c dynx -n '__dynx_at dynx bench' -l threads -x -d 'CPU threads'
