@@ -39,9 +39,10 @@ for part in "$@"; do
         ;;
     optimum)
         environment optimum
-        # Without dependencies: one of them is torchvision, which would bring another torch.
+        # Without dependencies: one of them is torchvision, which would bring another torch. Gemma 3 is exported by
+        # transformers up to 5.0.
         "$place/optimum/bin/python" -m pip install "${find[@]}" --no-deps optimum-intel optimum openvino-tokenizers
-        "$place/optimum/bin/python" -m pip install "${find[@]}" "transformers<5.6" "huggingface-hub<1.22" nncf
+        "$place/optimum/bin/python" -m pip install "${find[@]}" "transformers<5.1" "huggingface-hub<1.22" "diffusers<0.38" nncf
         ;;
     *)
         echo "llama, genai or optimum, not $part" >&2

@@ -273,7 +273,7 @@ def dynx(setup: Setup, names: Sequence[str]) -> Arms:
         "float32": {"dtype": "float32"},
         "int8": {"quantize": "int8"},
         "4": {"quantize": "int4"},
-        "file": {},
+        "file": {"quantize": "file"},
     }[setup.precision]
     model = setup.gguf if setup.precision == "file" else setup.folder
     assembly = assemble(make_plan(GeneratorRequest(model, draft=setup.drafter or "auto", **options), warn=tell))

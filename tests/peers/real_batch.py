@@ -30,7 +30,7 @@ PRECISIONS = {
     "bf16": ["--dtype", "bfloat16"],
     "float32": ["--dtype", "float32"],
     "int8": ["--quantize", "int8"],
-    "file": [],
+    "file": ["--quantize", "file"],
 }
 
 
@@ -47,7 +47,7 @@ def serve(setup: Setup, arm: str, *, shared: bool) -> None:
     settings = {"num_assistant_tokens": int(lookup[1]), "max_ngram_size": int(lookup[2])} if lookup else {}
     if lookup:
         properties["prompt_lookup"] = True
-    pipe = openvino_genai.ContinuousBatchingPipeline(place, scheduler, "CPU", **properties)
+    pipe = openvino_genai.ContinuousBatchingPipeline(place, scheduler, "CPU", properties)
     config = genai_config(setup, **settings)
     for line in sys.stdin:
         prompts = json.loads(line)["prompts"]
@@ -102,7 +102,7 @@ def answer(worker: Worker, texts: list[str], ids: list[list[int]]) -> dict[str, 
         while (document := worker.receive())["event"] == "token":
             pass
         first = time.perf_counter() - began if first is None else first
-        count += document["stats"]["tokens"] - (document["stats"]["finish_reason"] == "eos")
+        count += len(document["token_ids"]) - (document["finish_reason"] == "eos")
     return {"seconds": time.perf_counter() - began, "first": first, "count": count}
 
 

@@ -171,7 +171,8 @@ def answer_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells.append("–" if row["equal_to_dynx_plain"] is None else f"{100 * row['equal_to_dynx_plain']:.0f} %")
         first = row["first_token_seconds"]
         cells.append("–" if first is None else f"{1e3 * first:.0f} ms")
-        lines.append(f"| {row['peer']} {row['arm']} | {' | '.join(cells)} |")
+        where = " (the file)" if row["peer"] == "llama" else ""
+        lines.append(f"| {row['peer']}{where} {row['arm']} | {' | '.join(cells)} |")
     lines += ["", f"| ratio | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
     for row in rows:
         if row["peer"] != "dynx":
