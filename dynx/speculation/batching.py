@@ -46,7 +46,7 @@ PASS_TOKENS = CHUNK_TOKENS
 MIN_CHUNK_TOKENS = 32
 """Tokens of prompts that a pass may read however many sequences are being written."""
 
-MIN_SHARED_TOKENS = 32
+MIN_SHARED_TOKENS = 16
 """Tokens that must be the same as another's for a prompt to wait until they are read."""
 
 

@@ -272,6 +272,21 @@ def test_prompts_that_begin_alike_are_read_once(rows: int, converted: tuple[Any,
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_beginning_shorter_than_a_block_is_read_once(converted: tuple[Any, Any]) -> None:
+    """As chats have it, whose template begins with the same few tokens, however different the rest of the prompts is."""
+    target, _ = converted
+    target.new_pool()
+    rng = random.Random(8)
+    common = [rng.randrange(VOCAB) for _ in range(24)]
+    requests = [Request([*common, *[rng.randrange(VOCAB) for _ in range(40)]], 4) for _ in range(6)]
+    expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
+    found = together(Engine(target, Drafters(lookup=False)), requests, 6, Batch)
+
+    assert [(row.tokens, row.finish_reason) for row in found] == expected
+    assert target.pool.copied == 5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_full_cache_delays_the_newest_and_loses_nothing(converted: tuple[Any, Any]) -> None:
     """Sequences that don't fit at the same time take turns; one that doesn't fit at all is an error."""
     target, _ = converted
