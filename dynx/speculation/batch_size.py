@@ -17,7 +17,7 @@ from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, usable
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.decision import Decision
-from dynx.speculation.batch_drafting import BatchCosts
+from dynx.speculation.shared_costs import BatchCosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

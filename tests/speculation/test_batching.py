@@ -19,16 +19,18 @@ from dynx.errors import DeviceError, UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import batch_size
-from dynx.speculation.batch_drafting import BatchCosts
 from dynx.speculation.batch_size import by_timing, choose, from_profile, measure_batches, sequences_that_fit, weigh
 from dynx.speculation.batching import Batch
 from dynx.speculation.engine import Drafters, Engine
+from dynx.speculation.policy import Plain
+from dynx.speculation.shared_costs import BatchCosts
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.speculation.sequence import SequenceRun
+    from dynx.speculation.types import DrafterCandidate, DraftSource
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
@@ -114,24 +116,22 @@ def test_a_model_that_counts_columns_is_found_out() -> None:
     assert "llama gives other logits in a batch of unequal rows" in able.reason
 
 
-class Bold(Batch):
-    """Guesses always, and however far chance will have it."""
+class Bold(Plain):
+    """Drafts always, with any drafter there is, and however far chance will have it."""
 
     chance = random.Random(0)
 
-    def _verify_lengths(self, rows: Any, origins: Any, survival: Any, price: float) -> list[int]:
-        if not self._target.ragged:
-            return super()._verify_lengths(rows, origins, survival, price)
-        return [self.chance.randrange(len(own) + 1) for own in survival]
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Return any of them."""
+        return self.chance.choice([c.origin for c in candidates]) if candidates else None
 
-    def _worthwhile(self, *arguments: Any) -> bool:
-        return True
-
-    def _should_draft_more(self, *arguments: Any) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
+        """Flip a coin."""
         return self.chance.random() < 0.7
 
-    def _verify_length(self, gains: Sequence[float], price: float) -> int:
-        return self.chance.randrange(len(gains) + 1)
+    def verify_length(self, signals: Sequence[float]) -> int:
+        """Return any number of them."""
+        return self.chance.randrange(len(signals) + 1)
 
 
 def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int], str]]:
@@ -144,7 +144,7 @@ def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int], 
     return out
 
 
-def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[Batch] = Bold) -> list[SequenceRun]:
+def together(engine: Engine, requests: Sequence[Request], rows: int, *, bold: bool = True) -> list[SequenceRun]:
     """The answers of a batch."""
     waiting, begun = list(reversed(requests)), []
 
@@ -154,7 +154,7 @@ def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[
         begun.append(batch.sequence(waiting.pop()))
         return begun[-1]
 
-    batch = kind(engine, rows, more=more)
+    batch = Batch(engine, rows, more=more, policy=(lambda _: Bold()) if bold else None)
     batch.step()
     for at in range(len(requests)):
         list(begun[at])
@@ -203,7 +203,7 @@ def test_any_number_of_rows_will_do(rows: int) -> None:
     """One row, fewer rows than prompts, more rows than prompts: the same texts, by the policy itself."""
     target = EagerBackend(tiny("llama"))
     requests = requests_for(Sampling(), 5)
-    found = together(Engine(target, Drafters(EagerBackend(perturbed(tiny("llama"), 0.03)))), requests, rows, Batch)
+    found = together(Engine(target, Drafters(EagerBackend(perturbed(tiny("llama"), 0.03)))), requests, rows, bold=False)
 
     assert [(row.tokens, row.finish_reason) for row in found] == alone(Engine(target), requests)
 
@@ -263,7 +263,7 @@ def test_prompts_that_begin_alike_are_read_once(rows: int, converted: tuple[Any,
     expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
     target.forward = counted
     try:
-        found = together(Engine(target, Drafters(lookup=False)), requests, rows, Batch)
+        found = together(Engine(target, Drafters(lookup=False)), requests, rows, bold=False)
     finally:
         del target.forward
 
@@ -280,7 +280,7 @@ def test_a_beginning_shorter_than_a_block_is_read_once(converted: tuple[Any, Any
     common = [rng.randrange(VOCAB) for _ in range(24)]
     requests = [Request([*common, *[rng.randrange(VOCAB) for _ in range(40)]], 4) for _ in range(6)]
     expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
-    found = together(Engine(target, Drafters(lookup=False)), requests, 6, Batch)
+    found = together(Engine(target, Drafters(lookup=False)), requests, 6, bold=False)
 
     assert [(row.tokens, row.finish_reason) for row in found] == expected
     assert target.pool.copied == 5
