@@ -32,6 +32,7 @@ from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Dynamic, Plain
 from dynx.speculation.round_costs import Costs
+from dynx.speculation.rounds import Rounds
 from dynx.speculation.run import Run
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.verifier import noise_for
@@ -151,6 +152,10 @@ class Engine:
         """Give PyTorch the threads that it computes with here, inside a `with`: one where another runtime computes the target."""
         return torch_threads(BESIDE_ANOTHER_RUNTIME if self.target.own_threads else self.threads)
 
+    def rounds(self) -> Rounds:
+        """Return the loop of a text by itself."""
+        return Rounds(self.clock)
+
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
 
@@ -189,14 +194,18 @@ class Engine:
             )
 
     def policy(self, request: Request, shared: SharedCosts | None = None) -> Dynamic:
-        """Return the dynamic policy for a text, with what those before it taught; `shared` prices passes of several texts."""
+        """Return the dynamic policy for a text, with what those before it taught; `shared` prices passes of several texts.
+
+        Each of several texts has its own belief in its drafts, from what all of them taught so far.
+        """
         greedy, known = request.sampling.greedy, self.acceptance_profile
         origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
         promised = (known.rate or 0.0) * known.costs.target(1)
         each = starting_regret_budget(promised) if known.from_profile else known.regret_budget
+        models = {origin: known.model_for(origin, greedy=greedy) for origin in origins}
         policy = Dynamic(
             shared or known.costs,
-            {origin: known.model_for(origin, greedy=greedy) for origin in origins},
+            models if shared is None else {origin: model.branch() for origin, model in models.items()},
             verify_prefixes=request.any_prefix,
             rate=known.rate,
             regret_budget=max(each, known.first_regret_budget),

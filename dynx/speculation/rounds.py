@@ -10,7 +10,6 @@ Times are seconds. Letters: V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dynx.runtime.costs import MIN_SECONDS
@@ -22,34 +21,9 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.batch_rows import EagerBatch, Rows, SessionBatch
     from dynx.runtime.backends.interface import Part
-    from dynx.speculation.drafters.base import Draft
-    from dynx.speculation.run import Run
+    from dynx.speculation.run import Proposal, Run
     from dynx.speculation.shared_costs import SharedCosts
     from dynx.speculation.types import DraftSource
-
-
-@dataclass
-class Proposal:
-    """What a text asks the target to read in a round, and what it took to get there."""
-
-    last: int  # the text's last token, which the target hasn't read yet
-    room: int  # drafts that could be used
-    context: int  # tokens that the target has read
-    origin: DraftSource | None = None
-    tokens_behind: int = 1
-    drafts: list[Draft] = field(default_factory=list)
-    submitted: Sequence[Draft] = ()
-    draft_seconds: float = 0.0
-
-    @property
-    def tokens(self) -> list[int]:
-        """Tokens for the target to read."""
-        return [self.last, *[d.token for d in self.submitted]]
-
-    @property
-    def signals(self) -> list[float]:
-        """The drafter's confidence in each draft."""
-        return [d.signal for d in self.drafts]
 
 
 class Rounds:
@@ -107,7 +81,7 @@ class Rounds:
         return [(new, p.origin) for new, p in zip(kept, proposals, strict=True)]
 
     def _propose(self, runs: Sequence[Run]) -> list[Proposal]:
-        """Return what each text wants verified. Policies are asked in turn, each in view of what those before it want."""
+        """Return what each text has to verify. Policies decide in turn, each by a pass that holds what those before it decided."""
         costs, limit = self._costs, None if self._batch is None else self._batch.room
         if costs is not None:
             costs.begin(len(runs))

@@ -8,28 +8,85 @@ Times are seconds. Letters: V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.runtime.backends.interface import Part
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
 from dynx.speculation.drafters.base import DrafterCandidates
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.kept_cache import KeptCache
-from dynx.speculation.rounds import Proposal, Rounds
 from dynx.speculation.types import DrafterTally, FinishReason, Receipt, RedecodeStats, Token
 from dynx.speculation.verifier import Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
     from dynx.runtime.backends.batch_rows import Rows
+    from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.base import Draft, Drafter
-    from dynx.speculation.engine import Engine
+    from dynx.speculation.exactness import RoundingBound
     from dynx.speculation.policy import Policy, Round
     from dynx.speculation.types import DraftSource, Request
+
+
+@dataclass
+class Proposal:
+    """The tokens of a text for the target to read in a round, and how long they took to draft."""
+
+    last: int  # the text's last token, which the target hasn't read yet
+    room: int  # drafts that could be used
+    context: int  # tokens that the target has read
+    origin: DraftSource | None = None
+    tokens_behind: int = 1
+    drafts: list[Draft] = field(default_factory=list)
+    submitted: Sequence[Draft] = ()
+    draft_seconds: float = 0.0
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens for the target to read."""
+        return [self.last, *[d.token for d in self.submitted]]
+
+    @property
+    def signals(self) -> list[float]:
+        """The drafter's confidence in each draft."""
+        return [d.signal for d in self.drafts]
+
+
+class Loop(Protocol):
+    """Runs rounds (see `rounds`)."""
+
+    def run(self, runs: Sequence[Run]) -> list[tuple[list[int], DraftSource | None]]:
+        """Run a round; return each text's tokens to append and the source of all but the last."""
+
+
+class Starter(Protocol):
+    """What a text needs of the engine that starts it."""
+
+    target: Backend
+    tokenizer: Any
+    clock: Callable[[], float]
+    entropy: Callable[[], int]
+    exact: RoundingBound | None
+    batch_invariant: bool
+    drafters: Any
+    acceptance_profile: Any
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Give PyTorch its threads inside a `with`."""
+
+    def rounds(self) -> Loop:
+        """Return the loop of a text by itself."""
+
+    def load_late(self) -> Backend | None:
+        """Load the deferred draft model if it is due."""
+
+    def model_drafter(self, request: Request, model: Backend) -> Drafter:
+        """Open a drafter for one text."""
 
 
 class Run:
@@ -37,7 +94,7 @@ class Run:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Starter,
         request: Request,
         policy: Policy,
         drafters: dict[DraftSource, Drafter],
@@ -92,7 +149,7 @@ class Run:
         if self.request.max_new_tokens < 1:
             self.finish_reason = "length"
             return
-        rounds = Rounds(self._clock)
+        rounds = self._engine.rounds()
         with self._engine.computing():
             self.session.set_padded_length(1)  # a text doesn't depend on those before it
             row = self._read(self._tokens[self._reused :], keep=1)
@@ -138,7 +195,7 @@ class Run:
         return proposal
 
     def wants_more(self, proposal: Proposal) -> bool:
-        """Whether the policy wants one more draft."""
+        """Whether to make one more draft."""
         return len(proposal.drafts) < proposal.room and self.policy.should_draft_more(proposal.signals)
 
     def draft(self, proposal: Proposal) -> None:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.speculation.policy import Pace
-    from dynx.speculation.rounds import Proposal
-    from dynx.speculation.run import Run
+    from dynx.speculation.run import Proposal, Run
     from dynx.speculation.types import DraftSource
 
 NEW_SIZE = 1.3
@@ -72,11 +71,11 @@ class _Part(CostCurve):
 
     def __call__(self, n: int, context: int = 0) -> float:
         """Return the seconds expected for a pass in which the text has `n` tokens."""
-        return self._costs.part(self._whole, n)
+        return self._costs.parts(self._whole, n, n)[0] if n > 0 and self._whole.known else 0.0
 
     def upto(self, n: int, context: int = 0) -> list[float]:
         """Return the same for 1 … n tokens."""
-        return [self._costs.part(self._whole, k) for k in range(1, n + 1)]
+        return self._costs.parts(self._whole, n)
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Do nothing: the time of the pass is learned once for all of its texts."""
@@ -89,13 +88,15 @@ class SharedCosts(Costs):
         super().__init__(whole.drift)
         self.whole, self.pace, self._ragged = whole, pace, ragged
         self.sequences = self._tokens = self._planned = self._widest = 1
+        self._line: list[float] = []  # of passes of 1, 2, … tokens, as expected in this round
         self.target = _Part(self, whole.target)
         self.draft["draft"] = _Part(self, whole.draft)
 
     def begin(self, sequences: int) -> None:
-        """Plan a pass of so many sequences, of a token each so far."""
+        """Begin to plan a pass, with a token of each of the sequences."""
         self.sequences = self._tokens = self._planned = max(1, sequences)
         self._widest = 1
+        self._line = []
 
     def add(self, drafts: int) -> None:
         """Add drafts of one of them."""
@@ -112,16 +113,20 @@ class SharedCosts(Costs):
         """Return how many of a pass's `tokens` are left for one text beside the others."""
         return tokens - self._planned + 1 if self._ragged else tokens // self.sequences
 
-    def part(self, whole: CostCurve, n: int) -> float:
-        """Return the seconds of one text's part of a pass, with `n` tokens of its own and what is planned for the others."""
-        if not whole.known or n < 1:
-            return 0.0
-        count = self.sequences
-        if whole is self.whole.draft:
-            return whole(count * n) / count  # all read and draft together
+    def parts(self, whole: CostCurve, last: int, first: int = 1) -> list[float]:
+        """Return the seconds of a text's part of a pass with `first` … `last` tokens of its own besides those of the others."""
+        count, planned = self.sequences, self._planned
+        if not whole.known:
+            return [0.0] * (last + 1 - first)
+        if whole is self.whole.draft:  # all read and draft together
+            return [whole(count * n) / count for n in range(first, last + 1)]
         if not self._ragged:
-            return whole(count * max(n, self._widest)) / count
-        return whole(count) / count + max(0.0, whole(self._planned + n - 1) - whole(self._planned))
+            return [whole(count * max(n, self._widest)) / count for n in range(first, last + 1)]
+        if len(self._line) < planned + last:
+            self._line = whole.upto(2 * (planned + last))
+        line = self._line
+        mine, plain = line[count - 1] / count, line[planned - 1]
+        return [mine + max(0.0, each - plain) for each in line[planned + first - 2 : planned + last - 1]]
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Do nothing: `BatchCosts` learns from passes as a whole."""
@@ -146,7 +151,7 @@ class SharedCosts(Costs):
         policies = [run.policy for run in runs]
         if drawn or not all(isinstance(policy, Dynamic) for policy in policies):
             return
-        count, price = len(runs), self.pace.rate(self.whole.target(len(runs)) / len(runs))
+        count, price = len(runs), self.pace.rate(self.whole.target(len(runs)) / len(runs), self.drift.factor)
         survival = [
             p.survival[: len(q.submitted)] for p, q in zip(policies, proposals, strict=True) if isinstance(p, Dynamic)
         ]
@@ -157,3 +162,4 @@ class SharedCosts(Costs):
                 best, worth = n, total - price * self.whole.target(count * (n + 1))
         for proposal in proposals:
             proposal.submitted = proposal.submitted[:best]
+        self._widest = best + 1

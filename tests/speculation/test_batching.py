@@ -414,7 +414,6 @@ def test_the_choice_says_why() -> None:
         6,
         1,
     )
-    assert "plain" in choose(assembly(target, plain=True), asked=None, **common).decision.reason
     assert "too little" in choose(assembly(target), asked=None, waiting=2, tokens=9).decision.reason
     assert "one sequence at a time" in choose(assembly(Stub(9, scripted(9, [1]))), asked=None, **common).decision.reason
     windowed = choose(assembly(EagerBackend(tiny("gemma2"))), asked=None, **common)
@@ -422,6 +421,22 @@ def test_the_choice_says_why() -> None:
     for refused in (assembly(EagerBackend(tiny("gemma2"))), assembly(target, exact=object()), assembly(target, free=1)):
         with pytest.raises(UsageError, match="`batch` 6: "):
             choose(refused, asked=6, **common)
+
+
+def test_plain_decoding_is_batched_too() -> None:
+    """It is weighed against plain decoding one at a time, whatever speculation could be worth."""
+    ticks = iter(range(10**9))
+    target = assembly(
+        EagerBackend(tiny("llama")), plain=True
+    )  # whose passes take as long, however many sequences they have
+    target.engine.clock = lambda: float(next(ticks))
+    found = choose(target, asked=None, waiting=9, tokens=100)
+    stored = costs({1: 0.010, 2: 0.010, 4: 0.011, 8: 0.012, 16: 0.030}).target.to_json()
+    fitted = {"tokens_per_second": 800.0, "origins": [], "reliability": {}}
+    profile: Any = SimpleNamespace(measured={"batch": {"target": stored, "draft": None}}, fitted=fitted)
+
+    assert (found.sequences, "(plain)" in found.decision.reason) == (16, True)
+    assert [getattr(from_profile(profile, 16, plain=plain), "sequences", None) for plain in (False, True)] == [1, 8]
 
 
 def test_memory_caps_the_rows() -> None:
