@@ -59,51 +59,6 @@ MAX_QUIET_SPREAD = 0.35
 Progress = Callable[[float, str], None]
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """Costs and acceptance fitted to timings and texts together."""
-
-    costs: Costs
-    exit_layers: int | None  # the best exit, wanted or not
-    traces: dict[DraftSource, list[list[DraftTrace]]]
-    acceptance_models: dict[DraftSource, AcceptanceModel]
-    predictions: dict[str, float]  # by set of drafters
-
-
-@dataclass(frozen=True)
-class Check:
-    """A measured speed-up: plain decoding's time over dynamic's, summed over `runs` answers without their prompts."""
-
-    speedup: float
-    runs: int
-
-
-@dataclass(frozen=True)
-class CheckedDrafters:
-    """A set of drafters with its expected and its measured speed-up."""
-
-    origins: tuple[DraftSource, ...]  # worth having
-    expected: float
-    check: Check | None
-    replayed_speedup: float | None  # the replay's speed-up on the texts of the check
-
-    @property
-    def contradicts_replay(self) -> bool:
-        """Whether check and replay differ too much for both to be right."""
-        if self.check is None or self.replayed_speedup is None:
-            return False
-        return (
-            not 1 / MAX_PREDICTION_ERROR_FACTOR
-            <= self.check.speedup / self.replayed_speedup
-            <= MAX_PREDICTION_ERROR_FACTOR
-        )
-
-    @property
-    def refuted(self) -> bool:
-        """Whether it was slower than plain."""
-        return self.check is not None and self.check.speedup < (1.0 if self.origins else MIN_LOOKUP_SPEEDUP)
-
-
 @dataclass
 class Findings:
     """All that calibration found; `profile` is what gets stored."""
@@ -272,63 +227,6 @@ def _calibrate(
     )
 
 
-def learn(
-    texts: Sequence[Text],
-    drafter_passes: dict[str, list[DrafterPass]],
-    looked_up: list[list[DraftTrace]] | None,
-    samples: Samples,
-    exits: Sequence[int],
-    layers: int,
-) -> FitResult:
-    """Costs, the best exit, and what each set of drafters is worth. `drafter_passes` are by "draft" and "exit E"."""
-    best_exit = pick_exit(texts, drafter_passes, samples, exits, layers)
-    costs = costs_from(samples, best_exit, layers)
-    traces: dict[DraftSource, list[list[DraftTrace]]] = {}
-    if "draft" in drafter_passes:
-        traces["draft"] = [r.traces(t) for r, t in zip(drafter_passes["draft"], texts, strict=True)]
-    if best_exit is not None:
-        traces["self"] = [r.traces(t) for r, t in zip(drafter_passes[f"exit {best_exit}"], texts, strict=True)]
-    if looked_up is not None:
-        traces["lookup"] = looked_up
-    return FitResult(costs, best_exit, traces, fit(traces, range(len(texts))), predict_sets(texts, traces, costs))
-
-
-def check_best_set(
-    engine: Engine,
-    fit_result: FitResult,
-    predictions: dict[str, float],
-    texts: Sequence[Text],
-    sampling: Sampling,
-    budget: float,
-    *,
-    lookup: bool,
-    progress: Progress,
-) -> tuple[CheckedDrafters, Drafters]:
-    """Check the best set of `predictions` by running it; returns the outcome and the drafters. Keeping lookup ready is free."""
-    origins, expected = choose_set(predictions)
-    small = engine.drafters.model if "draft" in origins else None
-    chosen = Drafters(small, fit_result.exit_layers if "self" in origins else None, lookup, engine.drafters.library)
-    rate = expected / fit_result.costs.target(1)
-    acceptance_models = {(o, True): r for o, r in fit_result.acceptance_models.items()}
-    acceptance_profile = AcceptanceProfile(fit_result.costs, acceptance_models, rate, from_profile=True)
-    if not chosen_origins(chosen):
-        return CheckedDrafters(origins, expected, None, None), chosen
-    found = confirm(
-        Engine(engine.target, chosen, acceptance_profile=acceptance_profile, clock=engine.clock),
-        texts,
-        sampling,
-        budget,
-        lambda x: progress(0.85 + 0.15 * x, "checking"),
-    )
-    drafting = {o: t for o, t in fit_result.traces.items() if o in chosen_origins(chosen)}
-    replayed_speedup = None
-    if found is not None and drafting:
-        count = min(found.runs, len(texts))
-        replayed = {o: t[:count] for o, t in drafting.items()}
-        replayed_speedup = share_of_plain(texts[:count], replayed, fit_result.costs, fit_result.acceptance_models, rate)
-    return CheckedDrafters(origins, expected, found, replayed_speedup), chosen
-
-
 def against_unquantized(
     assembly: LoadedGenerator, texts: Sequence[Text], sampling: Sampling
 ) -> dict[str, float | int | str] | None:
@@ -376,60 +274,9 @@ def exit_candidates(target: Backend) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(last * i / 6)) for i in range(1, 7)}))
 
 
-def chosen_origins(drafters: Drafters) -> tuple[DraftSource, ...]:
-    """Return the sources that an engine with these drafters can draft with."""
-    has = {"draft": drafters.model is not None, "self": bool(drafters.exit_layers), "lookup": drafters.lookup}
-    return tuple(cast("DraftSource", origin) for origin, there in has.items() if there)
-
-
-def confirm(
-    engine: Engine, texts: Sequence[Text], sampling: Sampling, budget: float, progress: Callable[[float], None]
-) -> Check | None:
-    """Run plain and dynamic decoding in turns on the first texts' prompts, each dynamic run starting from the fit.
-
-    The texts are those that were fitted, so this tests the replay, not how well the texts stand for others.
-    What rounds cost beyond their passes stays in the engine's acceptance profile; its fits are not touched.
-    """
-    began, count, totals = engine.clock(), 0, {True: 0.0, False: 0.0}
-    tables = copy.deepcopy(engine.acceptance_profile)
-    for i in range(max(len(texts), MIN_CHECK_RUNS) if texts else 0):
-        text = texts[i % len(texts)]
-        request = Request(text.tokens[: text.prompt], len(text.tokens) - text.prompt, sampling)
-        for policy in (Plain(), None) if i % 2 else (None, Plain()):
-            fresh = copy.deepcopy(tables)
-            run = Engine(engine.target, engine.drafters, acceptance_profile=fresh, clock=engine.clock).start(
-                request, policy
-            )
-            for _ in run:
-                pass
-            receipt = run.receipt()
-            totals[policy is None] += receipt.seconds - receipt.prefill_seconds
-            if policy is None:
-                for origin, seconds in fresh.costs.overhead.items():
-                    known = engine.acceptance_profile.costs.overhead
-                    known[origin] = min(seconds, known.get(origin, seconds))
-        count = i + 1
-        progress(count / max(len(texts), MIN_CHECK_RUNS))
-        if count >= MIN_CHECK_RUNS and engine.clock() - began > budget:
-            break
-    return Check(totals[False] / totals[True], count) if count else None
-
-
 def _first_rate(by_text: Sequence[Sequence[DraftTrace]]) -> float:
     offered = [t for traces in by_text for t in traces if t.signals]
     return sum(t.kept > 0 for t in offered) / len(offered) if offered else 0.0
-
-
-def _names(lesson_exit: int | None) -> dict[DraftSource, str]:
-    return {"draft": "the draft model", "self": f"an exit after layer {lesson_exit}", "lookup": "lookup"}
-
-
-def _refutation(checked: CheckedDrafters, fit_result: FitResult) -> str:
-    names = _names(fit_result.exit_layers)
-    what = " and ".join(names[o] for o in checked.origins) or "looking for repetitions"
-    took = f"{checked.check.speedup:.2f}x of plain over {checked.check.runs} answers" if checked.check else "slower"
-    expected = f" where the replay said {checked.replayed_speedup:.2f}x" if checked.replayed_speedup else ""
-    return f"{what} took {took}{expected}"
 
 
 def in_words(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +32,17 @@ MIN_EXTRA_DRAFTER_SPEEDUP = 1.01
 
 MIN_SPEEDUP = 1.02
 """Predicted speed-up from which drafting stays on by default."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Costs and acceptance fitted to timings and texts together."""
+
+    costs: Costs
+    exit_layers: int | None  # the best exit, wanted or not
+    traces: dict[DraftSource, list[list[DraftTrace]]]
+    acceptance_models: dict[DraftSource, AcceptanceModel]
+    predictions: dict[str, float]  # by set of drafters
 
 
 def fit(traces: dict[DraftSource, list[list[DraftTrace]]], chosen: Iterable[int]) -> dict[DraftSource, AcceptanceModel]:
@@ -101,20 +113,19 @@ def _replay_one(
     return simulate(Recording(text.prompt + 1, drafter_traces), policy, costs)
 
 
-def share_of_plain(
+def replay(
     texts: Sequence[Text],
     traces: dict[DraftSource, list[list[DraftTrace]]],
     costs: Costs,
     learned: dict[DraftSource, AcceptanceModel],
     rate: float,
-) -> float:
-    """Predicted speed-up over plain on `texts` for an engine that starts from the finished fit, as the check's does."""
-    regret_budget, plain, seconds = starting_regret_budget(rate * costs.target(1)), 0.0, 0.0
+) -> list[tuple[float, float]]:
+    """Predicted seconds of plain and dynamic decoding by text, for an engine that starts from the finished fit, as a check's does."""
+    regret_budget, out = starting_regret_budget(rate * costs.target(1)), []
     for i, text in enumerate(texts):
         outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, regret_budget)
-        plain += outcome.tokens * costs.target(1, _middle([text]))
-        seconds += outcome.seconds
-    return plain / seconds
+        out.append((outcome.tokens * costs.target(1, _middle([text])), outcome.seconds))
+    return out
 
 
 def _middle(texts: Sequence[Text]) -> int:
@@ -158,3 +169,24 @@ def pick_exit(
         }
         worth[e] = predict(texts, traces, costs_from(samples, e, layers))
     return max(worth, key=lambda e: worth[e]) if worth else None
+
+
+def learn(
+    texts: Sequence[Text],
+    drafter_passes: dict[str, list[DrafterPass]],
+    looked_up: list[list[DraftTrace]] | None,
+    samples: Samples,
+    exits: Sequence[int],
+    layers: int,
+) -> FitResult:
+    """Costs, the best exit, and what each set of drafters is worth. `drafter_passes` are by "draft" and "exit E"."""
+    best_exit = pick_exit(texts, drafter_passes, samples, exits, layers)
+    costs = costs_from(samples, best_exit, layers)
+    traces: dict[DraftSource, list[list[DraftTrace]]] = {}
+    if "draft" in drafter_passes:
+        traces["draft"] = [r.traces(t) for r, t in zip(drafter_passes["draft"], texts, strict=True)]
+    if best_exit is not None:
+        traces["self"] = [r.traces(t) for r, t in zip(drafter_passes[f"exit {best_exit}"], texts, strict=True)]
+    if looked_up is not None:
+        traces["lookup"] = looked_up
+    return FitResult(costs, best_exit, traces, fit(traces, range(len(texts))), predict_sets(texts, traces, costs))
