@@ -1,62 +1,54 @@
 """Calibrates a target and its drafters once: costs, acceptance, the exit layer, and whether any of it pays.
 
 1. Time the passes (`measure`), and run those wider that cost less so.
-2. Let the target write texts, from prompts given or from openings that it samples, and run each drafter over every text once
-   (`traces`).
+2. Let the target write texts, from prompts given or of the form that will run (`calibration_prompts`), and run each drafter over
+   every text once (`traces`).
 3. Fit acceptance, then replay the texts under the dynamic policy for each set of drafters, and take the smallest set that is as
    good as any (`prediction`).
 4. Run it, plain and dynamic in turns. Where that contradicts the replay, the passes are timed once more, since a busy moment may
-   have hit some of them only; what still turns out slower than plain is put aside, whatever the replay says.
+   have hit some of them only; what still turns out slower than plain is put aside (`calibration_check`).
 
 Nothing here prints; `progress` is called with (share done, what is being done).
 """
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.identity import still
 from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
 from dynx.speculation.batch_size import for_profile
-from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
+from dynx.speculation.calibration_check import CheckedDrafters, Progress, check_best_set, names, refutation
+from dynx.speculation.calibration_prompts import evenly, own_prompts
 from dynx.speculation.exactness import noise_if_exact
-from dynx.speculation.policy import Plain
-from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
+from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
-from dynx.speculation.timing import Samples, costs_from, measure_with_padding
-from dynx.speculation.traces import ANSWER_TOKENS, DrafterPass, Text, lookup_traces, read_early, read_model, write_texts
-from dynx.speculation.types import DraftSource, Request, Sampling
+from dynx.speculation.timing import Samples, measure_with_padding
+from dynx.speculation.traces import ANSWER_TOKENS, Text, lookup_traces, read_early, read_model, write_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.engine import Drafters
     from dynx.speculation.round_costs import Costs
     from dynx.speculation.simulate import DraftTrace
+    from dynx.speculation.types import DraftSource, Sampling
 
-MAX_TEXTS, MIN_TEXTS = 12, 4
+MAX_TEXTS, MIN_TEXTS = 16, 4
 
-MIN_CHECK_RUNS = 3
-"""Fewest runs of the check; texts are repeated where there are fewer."""
-
-MAX_PREDICTION_ERROR_FACTOR = 1.5
-"""Factor between the check and its prediction beyond which the measured costs must be wrong."""
-
-MIN_LOOKUP_SPEEDUP = 0.97
-"""Share of plain's speed below which prompt lookup is given up; above it the loss is a short check's noise."""
+CHECK_SHARE, SHARE_AFTER_CHECK = 0.15, 0.08
+"""Shares of the budget: least for the check, and what is kept for that which follows it."""
 
 MAX_QUIET_SPREAD = 0.35
 """Spread of a pass's times, as a share of their median, beyond which the machine counts as busy."""
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass
@@ -84,15 +76,16 @@ def calibrate(
     budget: float,
     clock: Callable[[], float],
     prompts: Sequence[Sequence[int]] = (),
+    system: str | None = None,
     progress: Progress = lambda _share, _what: None,
 ) -> Findings:
     """Measure the assembly's target and drafters within about `budget` seconds.
 
-    `prompts` (token ids) stand for the user's work; without any the target makes up openings. Passes are timed with the threads
-    that answers are written with.
+    `prompts` (token ids) stand for the user's work; without any they are chats under the message `system` where the plan's form
+    is a chat's, else beginnings of texts. Passes are timed with the threads that answers are written with.
     """
     with assembly.engine.computing():
-        return _calibrate(assembly, budget, clock, prompts, progress)
+        return _calibrate(assembly, budget, clock, prompts, system, progress)
 
 
 def _calibrate(
@@ -100,8 +93,10 @@ def _calibrate(
     budget: float,
     clock: Callable[[], float],
     prompts: Sequence[Sequence[int]],
+    system: str | None,
     progress: Progress,
 ) -> Findings:
+    began = clock()
     engine, plan = assembly.engine, assembly.plan
     target, small = engine.target, engine.drafters.model
     sampling = assembly.sampling()
@@ -117,9 +112,16 @@ def _calibrate(
     samples, padded_lengths = time_passes(0.0, 0.35)
     each = samples.curve("target")(1)
     count = int(min(MAX_TEXTS, max(MIN_TEXTS, 0.35 * budget / (ANSWER_TOKENS * each))))
-    texts = write_texts(
-        engine, prompts, count, sampling, clock, 0.4 * budget, lambda x: progress(0.35 + 0.35 * x, "writing texts")
+    written = write_texts(
+        engine,
+        evenly(prompts, count) if prompts else own_prompts(assembly, count, system),
+        sampling,
+        clock,
+        0.4 * budget,
+        lambda x: progress(0.35 + 0.35 * x, "writing texts"),
+        end_tokens=assembly.end_tokens,
     )
+    texts = written.texts
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
     if small is not None:
@@ -130,9 +132,8 @@ def _calibrate(
     fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
 
     def check(given: FitResult, predictions: dict[str, float], lookup: bool) -> tuple[CheckedDrafters, Drafters]:
-        return check_best_set(
-            engine, given, predictions, texts, sampling, 0.15 * budget, lookup=lookup, progress=progress
-        )
+        left = max(CHECK_SHARE * budget, (1 - SHARE_AFTER_CHECK) * budget - (clock() - began))
+        return check_best_set(engine, given, predictions, texts, sampling, left, lookup=lookup, progress=progress)
 
     lookup = looked_up is not None
     checked, chosen = check(fit_result, fit_result.predictions, lookup)
@@ -143,7 +144,7 @@ def _calibrate(
     put_aside: list[str] = []
     left = dict(fit_result.predictions)
     while checked.refuted and checked.check is not None and (checked.origins or lookup):
-        put_aside.append(_refutation(checked, fit_result))
+        put_aside.append(refutation(checked, fit_result))
         blamed: list[DraftSource] = [o for o in checked.origins if o != "lookup"] or ["lookup"]
         lookup = lookup and "lookup" not in blamed
         left = {name: value for name, value in left.items() if not set(name.split(" + ")) & set(blamed)}
@@ -158,6 +159,8 @@ def _calibrate(
     quantization = against_unquantized(assembly, texts, sampling)
     spread = samples.spread("target")
     summary = in_words(checked, acceptance, costs, best_exit)
+    if written.loops:
+        summary = f"{summary}; {written.loops} of {len(texts)} texts were cut where they began to loop"
     if put_aside:
         summary = f"{summary}; put aside: {'; '.join(put_aside)}"
     if spread > MAX_QUIET_SPREAD:
@@ -198,6 +201,7 @@ def _calibrate(
             "tokens": sum(len(t.tokens) - t.prompt for t in texts),
             "data": text_hash(" ".join(map(str, t.tokens)) for t in texts),
             "self_written": not prompts,
+            "loops_cut": written.loops,
             "first_guess_acceptance": dict(acceptance),
             "first_guess_acceptance_by_exit": {str(e): a for e, a in by_exit.items()},
             "predicted_speedup": predicted,
@@ -205,6 +209,7 @@ def _calibrate(
             "put_aside": put_aside,
             "checked_texts": checked.check.runs if checked.check else 0,
             "measured_speedup": checked.check.speedup if checked.check else None,
+            "measured_margin": checked.check.margin if checked.check and math.isfinite(checked.check.margin) else None,
             "predicted_speedup_of_checked": checked.replayed_speedup,
         },
         weights=still(plan.weights, plan.source, [DRAFTER_FOLDER]),
@@ -283,7 +288,7 @@ def in_words(
     checked: CheckedDrafters, acceptance: dict[DraftSource, float], costs: Costs, exit_layers: int | None
 ) -> str:
     """Describe the decision in a sentence."""
-    names = _names(exit_layers)
+    named = names(exit_layers)
     whole = costs.target(1)
 
     def case(origin: DraftSource) -> str:
@@ -294,7 +299,7 @@ def in_words(
             else draft - costs.target(1) + costs.complete(2)
         )
         even = max(0.0, (draft + step) / whole)
-        return f"{names[origin]} has {acceptance.get(origin, 0.0):.0%} of its tokens accepted and breaks even at {even:.0%}"
+        return f"{named[origin]} has {acceptance.get(origin, 0.0):.0%} of its tokens accepted and breaks even at {even:.0%}"
 
     if not checked.origins:
         tried = "; ".join(case(o) for o in acceptance) or "there is nothing to draft with"

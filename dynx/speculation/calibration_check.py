@@ -29,7 +29,7 @@ MAX_PREDICTION_ERROR_FACTOR = 1.5
 """Factor between the check and its prediction beyond which the measured costs must be wrong."""
 
 MIN_LOOKUP_SPEEDUP = 0.97
-"""Share of plain's speed below which prompt lookup is given up that isn't expected to gain: kept ready it costs next to nothing."""
+"""Share of plain's speed below which prompt lookup is given up where no gain is expected: kept ready it costs next to nothing."""
 
 STUDENT_QUANTILES = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77)
 """Student's t at 95 %, one-sided, by degrees of freedom from 1; the last for all that follow."""
