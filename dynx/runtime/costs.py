@@ -80,7 +80,7 @@ class CostCurve:
         return self.drift.factor * max(self._base(n) + self.slope(n) * (context - self.reference), MIN_SECONDS)
 
     def slope(self, n: int) -> float:
-        """Extra seconds of a pass of `n` tokens for each token of context: between measured widths a line, beyond them the last."""
+        """Return the extra seconds of a pass of `n` tokens for each token of context: a line between measured widths."""
         if not self.slopes:
             return self.per_context
         widths = sorted(self.slopes)

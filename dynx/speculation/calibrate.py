@@ -309,6 +309,6 @@ def in_words(
         found, replayed_speedup = checked.check, checked.replayed_speedup
         seen = f" ({found.runs} answers took {found.speedup:.2f}x where the replay says {replayed_speedup:.2f}x)"
     return (
-        f"draft with {' and '.join(names[o] for o in checked.origins)}: {checked.expected:.2f}x of plain expected{seen}; "
+        f"draft with {' and '.join(named[o] for o in checked.origins)}: {checked.expected:.2f}x of plain expected{seen}; "
         + "; ".join(case(o) for o in checked.origins)
     )

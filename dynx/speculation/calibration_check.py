@@ -149,7 +149,7 @@ def correction(measured: Times, replayed: Times) -> float:
     logs = [math.log(speedup_of([m]) / speedup_of([r])) for m, r in zip(measured, replayed, strict=True)]
     variance = statistics.variance(logs) / len(logs)
     share = REPLAY_ERROR**2 / (REPLAY_ERROR**2 + variance)
-    return (speedup_of(measured) / speedup_of(replayed)) ** share
+    return math.exp(share * math.log(speedup_of(measured) / speedup_of(replayed)))
 
 
 def speedup_of(times: Times) -> float:

@@ -40,8 +40,7 @@ def own_prompts(assembly: LoadedGenerator, count: int, system: str | None = None
     Left out are conversations that the chat template rejects and prompts too long for the model's context.
     """
     engine, tokenizer = assembly.engine, assembly.tokenizer
-    limit = engine.target.context
-    most = engine.target.context - MIN_ANSWER_ROOM if limit is not None else None
+    most = None if (limit := engine.target.context) is None else limit - MIN_ANSWER_ROOM
     if assembly.plan.request.chat:
         asked = (_chat(assembly, messages, system) for messages in chats())
         yield from [ids for ids in asked if ids and (most is None or len(ids) <= most)][:count]

@@ -120,7 +120,7 @@ def replay(
     learned: dict[DraftSource, AcceptanceModel],
     rate: float,
 ) -> list[tuple[float, float]]:
-    """Predict each text's seconds of plain and dynamic decoding, for an engine that starts from the finished fit as a check's does."""
+    """Predict each text's seconds of plain and of dynamic decoding, by an engine that starts from the finished fit."""
     regret_budget, out = starting_regret_budget(rate * costs.target(1)), []
     for i, text in enumerate(texts):
         outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, regret_budget)

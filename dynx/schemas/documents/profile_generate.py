@@ -106,9 +106,7 @@ class GenerateEvidence:
     first_guess_acceptance_by_exit: Annotated[
         dict[str, Fraction], "The same of the model's own layers, by how many of them."
     ] = ABSENT
-    predicted_speedup: Annotated[
-        NonNegative, "Over plain decoding, by replaying the texts, as far as timed answers agree."
-    ] = ABSENT
+    predicted_speedup: Annotated[NonNegative, "Over plain decoding, by replaying the texts."] = ABSENT
     predicted_speedup_by_drafters: Annotated[dict[str, NonNegative], "The same for each set of drafters."] = ABSENT
     put_aside: Annotated[list[str], "Sets of drafters that were slower on the clock than in the replay, in words."] = (
         ABSENT

@@ -1,0 +1,31 @@
+"""Loops at the ends of answers are found where they begin to repeat, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynx.speculation.loops import MIN_LOOP_PERIODS, MIN_LOOP_TOKENS, loop_start
+
+
+@pytest.mark.parametrize("period", [1, 2, 5, 11])
+@pytest.mark.parametrize("before", [0, 7])
+def test_a_loop_is_cut_after_its_first_period(period: int, before: int) -> None:
+    """What leads to it and one period stay."""
+    loop = [100 + i for i in range(period)]
+    repeats = max(MIN_LOOP_PERIODS, -(-MIN_LOOP_TOKENS // period))
+
+    assert loop_start([*range(before), *(loop * repeats)]) == before + period
+
+
+def test_the_text_after_a_loop_does_not_hide_it() -> None:
+    """Nor does a loop of loops."""
+    assert loop_start([1, 2, *([7, 8] * 20), 3, 4, 5]) == 4
+    assert loop_start(([7] * 30 + [8]) * 3) == 1
+
+
+@pytest.mark.parametrize(
+    "tokens", [[], [1], list(range(90)), [*range(40), *range(40)], [1, *([5] * (MIN_LOOP_TOKENS - 1)), 2]], ids=len
+)
+def test_copies_and_short_repetitions_are_no_loops(tokens: list[int]) -> None:
+    """A passage copied once is what lookup is for."""
+    assert loop_start(tokens) is None
