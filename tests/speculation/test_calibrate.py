@@ -217,7 +217,8 @@ def test_what_is_slower_than_plain_is_put_aside_whatever_the_replay_says(monkeyp
     assert "draft" not in found.origins
     assert "draft" not in found.profile.fitted["origins"]
     assert len(found.put_aside) == 1
-    assert "the draft model took 0." in found.summary
+    assert "put aside: the draft model" in found.summary
+    assert " took 0." in found.summary
     assert "where the replay said" in found.summary
 
 

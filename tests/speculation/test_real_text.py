@@ -50,6 +50,19 @@ EIGHT_BITS = {
     "2000": {"1": 13.0, "2": 15.5, "4": 18.0, "6": 20.5, "8": 23.4, "12": 29.0, "16": 34.8, "24": 46.0},
 }
 
+STEP, STEPS = 4, 6
+"""Rows that kernels take at a time in `STEPPED`, and how many times."""
+
+# Kernels that hold weights in 16 bits and compute in 32 do four rows at a time: up to that one costs as much as all.
+STEPPED = {
+    str(context): {
+        str(n): (18.0 + 4.0 * context / 1000) * (1.0 + 0.5 * step)
+        for step in range(STEPS)
+        for n in (STEP * step + 1, STEP * (step + 1))
+    }
+    for context in (100, 1000, 2000)
+}
+
 
 class Measured(CostCurve):
     """Seconds of a pass, between measured numbers of tokens and contexts by lines: what a machine charges."""
@@ -91,7 +104,8 @@ def recorded() -> dict[str, Any]:
 def recordings(precision: str) -> list[tuple[str, Recording]]:
     """(kind, recording) of each answer that is long enough to draft for."""
     out = []
-    for question, answer in zip(recorded()["questions"], recorded()[precision], strict=True):
+    texts = recorded()["float32" if precision == "stepped" else precision]
+    for question, answer in zip(recorded()["questions"], texts, strict=True):
         if len(answer) >= SHORTEST_ANSWER:
             prompt = question["prompt"]
             traces = lookup_traces(Text([*prompt, *answer], len(prompt)), ())
@@ -104,7 +118,7 @@ def machine(precision: str) -> Costs:
     """What rounds truly take."""
     costs = Costs()
     tables = recorded()["costs_ms"]
-    costs.target = Measured(EIGHT_BITS if precision == "int8" else tables[precision])
+    costs.target = Measured({**tables, "int8": EIGHT_BITS, "stepped": STEPPED}[precision])
     costs.overhead = {"lookup": OVERHEAD_SECONDS}
     costs.draft["lookup"] = CostCurve(costs.drift, {1: (3e-6, 16.0)})
     return costs
@@ -166,7 +180,7 @@ def unprofiled() -> Dynamic:
     return Dynamic(Costs(), lookup_prior(), regret_budget=UNASKED_REGRET_BUDGET_PASSES)
 
 
-PRECISIONS = ["float32", "bfloat16", "int8"]
+PRECISIONS = ["float32", "bfloat16", "int8", "stepped"]
 SEEDS = range(3)
 
 
@@ -192,7 +206,9 @@ def test_a_machine_that_hiccups_changes_little(precision: str) -> None:
         assert min(shares) >= 0.95, kind
 
 
-@pytest.mark.parametrize(("precision", "share"), [("float32", MIN_SHARE), ("bfloat16", MIN_SHARE), ("int8", 0.93)])
+@pytest.mark.parametrize(
+    ("precision", "share"), [("float32", MIN_SHARE), ("bfloat16", MIN_SHARE), ("stepped", MIN_SHARE), ("int8", 0.93)]
+)
 def test_without_a_profile_a_text_is_as_fast_after_its_first_tokens(precision: str, share: float) -> None:
     """Each text by an engine of its own that knows nothing: past 64 tokens it keeps up with the best constant.
 
@@ -233,3 +249,16 @@ def test_texts_whose_drafts_are_all_wrong_lose_next_to_nothing(precision: str) -
         walked = simulate(wrong, unprofiled(), machine(precision)).seconds
         passes = (walked - plain) / plain * wrong.tokens
         assert passes <= UNASKED_REGRET_BUDGET_PASSES + 0.1 + REGRET_BUDGET_SHARE * wrong.tokens, kind
+
+
+@pytest.mark.parametrize("policy", [profiled("stepped"), unprofiled], ids=["profiled", "unprofiled"])
+def test_rounds_fill_a_step_of_the_kernels(policy: Callable[[], Dynamic]) -> None:
+    """Where passes of up to four tokens cost the same, drafts are three tokens long, or fill a later step."""
+    rounds: list[int] = []
+    for _, recording in recordings("stepped"):
+        walk = simulate(recording, policy(), machine("stepped")).rounds[:-1]
+        rounds += [done.submitted for done in walk if done.origin and len(done.signals) >= STEP - 1]
+    filled = sum((submitted + 1) % STEP == 0 for submitted in rounds)
+
+    assert rounds.count(STEP - 1) > 0.8 * len(rounds)
+    assert filled > 0.9 * len(rounds)
