@@ -12,7 +12,7 @@ Times are seconds. Letters: n tokens in the pass, c tokens of context before it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from statistics import median
@@ -206,37 +206,33 @@ class CostCurve:
     def fit(cls, samples: Iterable[tuple[int, int, float]], drift: Drift | None = None) -> CostCurve:
         """From measurements (n, c, seconds): of each width the median at every context, and a slope over contexts.
 
-        Slopes are Theil and Sen's, the median of those between any two measurements, and of each width and its two neighbours
-        the middle one counts: single outliers change nothing, and a jump stays one. Passes of one token may read the cache by
+        Slopes are Theil and Sen's, the median of those between any two contexts, and of each width and its two neighbours the
+        middle one counts: single outliers change nothing, and a jump stays one. Passes of one token may read the cache by
         another kernel than wider ones, so their slopes differ. A width without a slope of its own has its neighbours'.
         """
-        by_width: dict[int, dict[int, list[float]]] = {}
+        cells: dict[int, dict[int, list[float]]] = {}
         for n, c, seconds in samples:
-            by_width.setdefault(n, {}).setdefault(c, []).append(seconds)
-        curve = cls(drift or Drift(), reference=min(c for cells in by_width.values() for c in cells))
-        sloped = {n: _theil_sen(cells) for n, cells in sorted(by_width.items()) if len(cells) > 1}
-        widths, found = list(sloped), list(sloped.values())
-        for i, n in enumerate(widths):
+            cells.setdefault(n, {}).setdefault(c, []).append(seconds)
+        by_width = {
+            n: {c: median(values) for c, values in by_context.items()} for n, by_context in sorted(cells.items())
+        }
+        curve = cls(drift or Drift(), reference=min(c for medians in by_width.values() for c in medians))
+        sloped = {n: _theil_sen(medians) for n, medians in by_width.items() if len(medians) > 1}
+        found = list(sloped.values())
+        for i, n in enumerate(sloped):
             near = found[max(0, i - 1) : i + 2]
             curve.slopes[n] = max(0.0, median(near) if len(near) == 3 else found[i])
         curve.per_context = curve.slope(1)
-        for n, cells in by_width.items():
+        for n, medians in by_width.items():
             rise = curve.slope(n)
-            curve.table[n] = (
-                median([median(values) - rise * (c - curve.reference) for c, values in cells.items()]),
-                CALIBRATED_WEIGHT,
-            )
+            base = median(value - rise * (c - curve.reference) for c, value in medians.items())
+            curve.table[n] = base, CALIBRATED_WEIGHT
         return curve
 
 
-def _theil_sen(cells: Mapping[int, Sequence[float]]) -> float:
-    """Return the median slope between any two measurements at different contexts."""
-    return median(
-        (later - earlier) / (high - low)
-        for (low, before), (high, after) in combinations(sorted(cells.items()), 2)
-        for earlier in before
-        for later in after
-    )
+def _theil_sen(seconds: Mapping[int, float]) -> float:
+    """Return the median slope between any two contexts."""
+    return median((y - x) / (high - low) for (low, x), (high, y) in combinations(sorted(seconds.items()), 2))
 
 
 def _number(value: object) -> float:

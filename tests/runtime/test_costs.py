@@ -169,7 +169,7 @@ def test_passes_of_one_token_have_a_slope_of_their_own(
 
 
 def test_costs_that_jump_keep_their_steps() -> None:
-    """Kernels that take four rows at a time: measured on both sides of its steps the curve is the machine's, also between them."""
+    """Kernels that take four rows at a time: measured beside each step the curve is the machine's, also between them."""
     machine = {n: 10.0 * (1 + 0.5 * ((n - 1) // 4)) for n in range(1, 18)}
 
     found = CostCurve.fit((n, 32, machine[n]) for n in TARGET_PASS_TOKENS if n in machine)
