@@ -30,7 +30,7 @@ from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.timing import Samples, measure_with_padding
-from dynx.speculation.traces import ANSWER_TOKENS, Text, lookup_traces, read_early, read_model, write_texts
+from dynx.speculation.traces import Text, lookup_traces, read_early, read_model, write_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +42,11 @@ if TYPE_CHECKING:
     from dynx.speculation.simulate import DraftTrace
     from dynx.speculation.types import DraftSource, Sampling
 
-MAX_TEXTS, MIN_TEXTS = 16, 4
+MAX_TEXTS, MIN_TEXTS = 24, 4
+"""Texts to write: they differ more from each other than their parts do, so many short ones are worth more than few long ones."""
+
+WRITING_SHARE, TYPICAL_ANSWER_PASSES = 0.4, 64
+"""Share of the budget for writing, and plain passes that a text takes: most end before they reach `ANSWER_TOKENS`."""
 
 CHECK_SHARE, SHARE_AFTER_CHECK = 0.15, 0.08
 """Shares of the budget: least for the check, and what is kept for that which follows it."""
@@ -111,13 +115,13 @@ def _calibrate(
 
     samples, padded_lengths = time_passes(0.0, 0.35)
     each = samples.curve("target")(1)
-    count = int(min(MAX_TEXTS, max(MIN_TEXTS, 0.35 * budget / (ANSWER_TOKENS * each))))
+    count = int(min(MAX_TEXTS, max(MIN_TEXTS, WRITING_SHARE * budget / (TYPICAL_ANSWER_PASSES * each))))
     written = write_texts(
         engine,
         evenly(prompts, count) if prompts else own_prompts(assembly, count, system),
         sampling,
         clock,
-        0.4 * budget,
+        WRITING_SHARE * budget,
         lambda x: progress(0.35 + 0.35 * x, "writing texts"),
         end_tokens=assembly.end_tokens,
     )

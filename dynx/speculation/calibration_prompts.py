@@ -71,8 +71,14 @@ def make_up_opening(engine: Engine, number: int, before: Sequence[int] = ()) -> 
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` items spread evenly over a sequence, which may be sorted by kind; all of them where there are fewer."""
-    return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
+    """Return `count` items spread evenly over a sequence, which may be sorted by kind; all of them where there are fewer.
+
+    So are the first of them, in case that there is no time for all.
+    """
+    if count >= len(items):
+        return list(items)
+    halves = sorted(range(count), key=lambda i: f"{i:b}"[::-1].ljust(count.bit_length(), "0"))
+    return [items[i * len(items) // count] for i in halves]
 
 
 def chats() -> list[tuple[Message, ...]]:
