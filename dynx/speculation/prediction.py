@@ -6,7 +6,6 @@ Fitting and prediction use different texts.
 from __future__ import annotations
 
 import copy
-import statistics
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
@@ -32,6 +31,10 @@ MIN_EXTRA_DRAFTER_SPEEDUP = 1.01
 
 MIN_SPEEDUP = 1.02
 """Predicted speed-up from which drafting stays on by default."""
+
+
+UNKNOWN_SPEEDUP = 2.0
+"""Speed-up that is promised to a replay before one is known."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +81,26 @@ def predict(texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrac
 
     Replayed twice: a user's run starts from the rate that the profile promises, and that is only known after the first time.
     """
-    rate = None
+    speedup = None
     for _ in range(2):
-        tokens, seconds = _replay(texts, traces, costs, rate)
-        rate = tokens / seconds
-    return rate * costs.target(1, _middle(texts)) if rate else 1.0
+        plain, dynamic = _replay_halves(texts, traces, costs, speedup)
+        speedup = plain / dynamic if dynamic else 1.0
+    return speedup or 1.0
 
 
-def _replay(
-    texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs, rate: float | None
-) -> tuple[int, float]:
-    halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
-    tokens, seconds = 0, 0.0
-    regret_budget = starting_regret_budget(rate * costs.target(1) if rate else 2.0)
+def _replay_halves(
+    texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs, promised: float | None
+) -> tuple[float, float]:
+    """Return the seconds of plain and of dynamic decoding of all texts."""
+    # By the parity of the number's bits, so that texts whose kinds take turns are in both halves.
+    halves = [[i for i in range(len(texts)) if i.bit_count() % 2 == half] for half in (0, 1)]
+    rate = promised / costs.target(1) if promised else None
+    times: list[tuple[float, float]] = []
     for teach, play in (halves, reversed(halves)):
         learned = fit(traces, teach)
-        for i in play:
-            outcome = _replay_one(
-                texts[i], {o: by_text[i] for o, by_text in traces.items()}, costs, learned, rate, regret_budget
-            )
-            tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
-    return tokens, seconds
+        mine = {origin: [by_text[i] for i in play] for origin, by_text in traces.items()}
+        times += replay([texts[i] for i in play], mine, costs, learned, rate)
+    return sum(plain for plain, _ in times), sum(dynamic for _, dynamic in times)
 
 
 def _replay_one(
@@ -118,18 +120,17 @@ def replay(
     traces: dict[DraftSource, list[list[DraftTrace]]],
     costs: Costs,
     learned: dict[DraftSource, AcceptanceModel],
-    rate: float,
+    rate: float | None,
 ) -> list[tuple[float, float]]:
-    """Predict each text's seconds of plain and of dynamic decoding, by an engine that starts from the finished fit."""
-    regret_budget, out = starting_regret_budget(rate * costs.target(1)), []
+    """Predict each text's seconds of plain and of dynamic decoding, by an engine that starts from `learned` and `rate`.
+
+    Plain passes are counted after the text's own context: where prompts differ in length, long ones take most of the time.
+    """
+    regret_budget, out = starting_regret_budget(rate * costs.target(1) if rate else UNKNOWN_SPEEDUP), []
     for i, text in enumerate(texts):
         outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, regret_budget)
-        out.append((outcome.tokens * costs.target(1, _middle([text])), outcome.seconds))
+        out.append((outcome.tokens * costs.target(1, (text.prompt + len(text.tokens)) // 2), outcome.seconds))
     return out
-
-
-def _middle(texts: Sequence[Text]) -> int:
-    return int(statistics.median((t.prompt + len(t.tokens)) / 2 for t in texts))
 
 
 def predict_sets(

@@ -19,7 +19,7 @@ from dynx.runtime.costs import CostCurve
 from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.engine import ACCEPTANCE_PRIORS, starting_regret_budget
 from dynx.speculation.policy import REGRET_BUDGET_SHARE, Dynamic, Plain, Policy, Static
-from dynx.speculation.prediction import fit
+from dynx.speculation.prediction import fit, predict
 from dynx.speculation.round_costs import Costs
 from dynx.speculation.setup import UNASKED_REGRET_BUDGET_PASSES
 from dynx.speculation.simulate import DraftTrace, Recording, simulate
@@ -271,3 +271,22 @@ def test_rounds_fill_a_step_of_the_kernels(policy: Callable[[], Dynamic]) -> Non
 
     assert rounds.count(STEP - 1) > 0.8 * len(rounds)
     assert filled > 0.9 * len(rounds)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_prediction_is_what_a_run_gives(precision: str) -> None:
+    """On answers after long and short prompts: texts replayed with the other half's models gain what runs with a profile do."""
+    found = recordings(precision)
+    costs = Costs()
+    curve = machine(precision).target
+    assert isinstance(curve, Measured)
+    costs.target, costs.overhead = curve.calibrated(), {"lookup": OVERHEAD_SECONDS}
+    costs.target.drift = costs.drift
+    texts = [Text([0] * (r.prompt + r.tokens), r.prompt - 1) for _, r in found]
+
+    predicted = predict(texts, {"lookup": [list(r.traces["lookup"]) for _, r in found]}, costs)
+
+    def total(policy: Callable[[], Policy]) -> float:
+        return sum(simulate(r, policy(), machine(precision)).seconds for _, r in found)
+
+    assert predicted == pytest.approx(total(Plain) / total(profiled(precision)), rel=0.05)
