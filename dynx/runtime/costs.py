@@ -158,6 +158,7 @@ class CostCurve:
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a pass that took `seconds`."""
+        seconds = max(seconds, MIN_SECONDS)  # what takes less than the clock shows doesn't make the machine faster
         if n not in self.table:
             self._line = []
             guess = self._base(n) if self.table else 0.0

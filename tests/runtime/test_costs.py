@@ -104,6 +104,15 @@ def test_a_hiccup_counts_as_twice_at_most() -> None:
     assert once(1) == pytest.approx(twice(1))
 
 
+def test_what_takes_no_time_says_nothing_about_the_pace() -> None:
+    """Passes that the clock doesn't show leave the drift alone."""
+    c = CostCurve()
+    for _ in range(50):
+        c.observe(1, 0, 0.0)
+
+    assert c.drift.factor == 1.0
+
+
 @pytest.mark.parametrize(("seconds", "taken"), [(1000.0, 2 * 13.0), (0.001, 13.0 / 2)])
 def test_a_first_sample_is_trusted_within_bounds(seconds: float, taken: float) -> None:
     """A width that was never measured moves from its interpolation by a factor of two at most."""

@@ -91,9 +91,8 @@ class Measured(CostCurve):
         return x + (y - x) * (n - a) / (b - a)
 
     def calibrated(self) -> CostCurve:
-        """What calibration would make of passes at its two contexts."""
-        contexts = sorted(self.rows)[:2]
-        return CostCurve.fit((n, c, s) for c in contexts for n, s in self.rows[c])
+        """What calibration would make of passes at its contexts."""
+        return CostCurve.fit((n, c, s) for c, row in self.rows.items() for n, s in row)
 
 
 @cache
