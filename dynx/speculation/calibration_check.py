@@ -34,7 +34,10 @@ MIN_LOOKUP_SPEEDUP = 0.97
 STUDENT_QUANTILES = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77)
 """Student's t at 95 %, one-sided, by degrees of freedom from 1; the last for all that follow."""
 
-REPLAY_ERROR = 0.1
+NORMAL_QUANTILE = 1.645
+"""The same of a normal distribution."""
+
+REPLAY_ERROR = 0.05
 """Typical error of a replay, as a share: how far a check is believed that contradicts it depends on the check's own."""
 
 Progress = Callable[[float, str], None]
@@ -60,8 +63,9 @@ class Check:
         if runs < 2:
             return cls(ratio, runs, math.inf, tuple(times))
         error = math.sqrt(sum((plain - ratio * dynamic) ** 2 for plain, dynamic in times) / (runs - 1) / runs)
-        quantile = STUDENT_QUANTILES[min(runs - 1, len(STUDENT_QUANTILES)) - 1]
-        return cls(ratio, runs, quantile * error / statistics.fmean(dynamic for _, dynamic in times), tuple(times))
+        return cls(
+            ratio, runs, _student(runs) * error / statistics.fmean(dynamic for _, dynamic in times), tuple(times)
+        )
 
     def below(self, limit: float) -> bool:
         """Whether the speed-up is below `limit` beyond its margin."""
@@ -147,9 +151,15 @@ def correction(measured: Times, replayed: Times) -> float:
     if len(measured) < 2:
         return 1.0
     logs = [math.log(speedup_of([m]) / speedup_of([r])) for m, r in zip(measured, replayed, strict=True)]
-    variance = statistics.variance(logs) / len(logs)
+    # Few logarithms show too little of their own spread, by about as much as their quantiles are further out.
+    variance = statistics.variance(logs) / len(logs) * (_student(len(logs)) / NORMAL_QUANTILE) ** 2
     share = REPLAY_ERROR**2 / (REPLAY_ERROR**2 + variance)
     return math.exp(share * math.log(speedup_of(measured) / speedup_of(replayed)))
+
+
+def _student(count: int) -> float:
+    """Return Student's quantile for the mean of `count` values."""
+    return STUDENT_QUANTILES[min(count - 1, len(STUDENT_QUANTILES)) - 1]
 
 
 def speedup_of(times: Times) -> float:
