@@ -118,7 +118,8 @@ def _calibrate(
     count = int(min(MAX_TEXTS, max(MIN_TEXTS, WRITING_SHARE * budget / (TYPICAL_ANSWER_PASSES * each))))
     written = write_texts(
         engine,
-        evenly(prompts, count) if prompts else own_prompts(assembly, count, system),
+        evenly(prompts, count) if prompts else own_prompts(assembly, system),
+        count,
         sampling,
         clock,
         WRITING_SHARE * budget,

@@ -28,14 +28,17 @@ FILE = Path(__file__).with_name("calibration_prompts.json")
 OPENING_TOKENS = 24
 """Tokens of an opening that the model samples."""
 
+MIN_OPENINGS = 8
+"""Openings to sample where the model's context holds fewer of the texts."""
+
 MIN_ANSWER_ROOM = 16
 """Smallest number of tokens that a prompt must leave of the model's context."""
 
 T = TypeVar("T")
 
 
-def own_prompts(assembly: LoadedGenerator, count: int, system: str | None = None) -> Iterator[list[int]]:
-    """Yield the token ids of up to `count` prompts, chats under the message `system` where the plan's form is a chat's.
+def own_prompts(assembly: LoadedGenerator, system: str | None = None) -> Iterator[list[int]]:
+    """Yield the token ids of prompts, chats under the message `system` where the plan's form is a chat's.
 
     Left out are conversations that the chat template rejects and prompts too long for the model's context.
     """
@@ -43,12 +46,12 @@ def own_prompts(assembly: LoadedGenerator, count: int, system: str | None = None
     most = None if (limit := engine.target.context) is None else limit - MIN_ANSWER_ROOM
     if assembly.plan.request.chat:
         asked = (_chat(assembly, messages, system) for messages in chats())
-        yield from [ids for ids in asked if ids and (most is None or len(ids) <= most)][:count]
+        yield from (ids for ids in asked if ids and (most is None or len(ids) <= most))
         return
     written = [encode(tokenizer, text)[0] for text in texts()]
     written = [ids for ids in written if ids and (most is None or len(ids) <= most)]
     before = encode(tokenizer, "")[0]
-    for number in range(count):
+    for number in range(2 * max(len(written), MIN_OPENINGS)):
         ids = written[number // 2] if number % 2 == 0 and number // 2 < len(written) else None
         yield make_up_opening(engine, number, before) if ids is None else ids
 

@@ -112,7 +112,7 @@ def measure(
 
     `progress` is called with the share of the budget spent.
     """
-    rng = rng or random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    rng, began = rng or random.Random(0), clock()  # noqa: S311 - the order of measurements is no secret
     jobs: dict[Cell, Callable[[], None]] = {}
     # A round's first draft loads weights that the target's pass drove out of the caches; the others are the cost of a
     # draft, and the first one's extra is part of a round's overhead.
@@ -138,7 +138,6 @@ def measure(
     samples = Samples({cell: [] for cell in jobs})
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
-    began = clock()
     for number in range(MAX_SAMPLES_PER_CELL):
         cells = list(jobs)
         rng.shuffle(cells)

@@ -55,6 +55,7 @@ class WrittenTexts:
 def write_texts(
     engine: Engine,
     prompts: Iterable[Sequence[int]],
+    count: int,
     sampling: Sampling,
     clock: Callable[[], float],
     budget: float,
@@ -62,16 +63,17 @@ def write_texts(
     *,
     end_tokens: frozenset[int] = frozenset(),
 ) -> WrittenTexts:
-    """Greedy answers to `prompts`, at least two of them whatever the budget, up to their end or to where they begin to loop.
+    """Up to `count` greedy answers to `prompts`, up to their end or to where they begin to loop; at least two in any budget.
 
-    A model that writes nothing but loops is measured on those.
+    Prompts whose answers are loops from the beginning, or empty, are passed over. A model that writes nothing else is measured on
+    those.
     """
-    began, given = clock(), list(prompts)
+    began = clock()
     kept: list[Text] = []
     whole: list[Text] = []
     loops = 0
     writer = Engine(engine.target, engine.drafters, clock=clock)
-    for i, prompt in enumerate(given):
+    for prompt in prompts:
         limit = engine.target.context
         room = ANSWER_TOKENS if limit is None else min(ANSWER_TOKENS, limit - len(prompt))
         if room >= MIN_ANSWER_TOKENS:
@@ -80,8 +82,8 @@ def write_texts(
             if length >= MIN_ANSWER_TOKENS:
                 kept.append(Text([*prompt, *answer[:length]], len(prompt)))
                 loops += length < len(answer)
-        progress((i + 1) / len(given))
-        if len(kept) >= 2 and clock() - began > budget:
+        progress(max(len(kept) / count, min(1.0, (clock() - began) / budget)))
+        if len(kept) >= count or (len(kept) >= 2 and clock() - began > budget):
             break
     return WrittenTexts(kept, loops) if len(kept) >= 2 else WrittenTexts(whole, 0)
 

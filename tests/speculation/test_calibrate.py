@@ -280,7 +280,7 @@ def test_prompts_of_the_user_are_what_is_learned_from() -> None:
     engine = engine_of(Clock())
     prompts = [[5, 6, 7], [8, 9], [10]]
 
-    texts = write_texts(engine, prompts, GREEDY, engine.clock, 1e9, lambda _: None).texts
+    texts = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None).texts
     found = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=engine.clock, prompts=prompts)
 
     assert [list(t.tokens[: t.prompt]) for t in texts] == prompts
@@ -387,9 +387,9 @@ def test_answers_end_where_they_end_and_loops_are_cut() -> None:
     prompts = [[1, 2, 3], [5, 6], [40, 41], [17]]
     whole = [answer(engine, prompt) for prompt in prompts]
 
-    found = write_texts(engine, prompts, GREEDY, engine.clock, 1e9, lambda _: None)
+    found = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None)
     ends = frozenset([whole[0][9], whole[1][12]])
-    ended = write_texts(engine, prompts, GREEDY, engine.clock, 1e9, lambda _: None, end_tokens=ends)
+    ended = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None, end_tokens=ends)
 
     assert len(found.texts) >= 2
     assert all(loop_start(text.tokens[text.prompt :]) is None for text in found.texts)

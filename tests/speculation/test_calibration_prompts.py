@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_chats_ask_and_texts_go_on() -> None:
 def test_a_chats_prompts_are_chats() -> None:
     """Those that the template takes, with the system message before them."""
     spelled = Spelled()
-    found = list(own_prompts(assembly(chat=True, context=4096), 99, "Be brief."))
+    found = list(own_prompts(assembly(chat=True, context=4096), "Be brief."))
 
     single = [messages for messages in chats() if len(messages) == 1]
     assert found == [spelled("Be brief." + messages[0]["content"])["input_ids"] for messages in single]
@@ -63,7 +64,7 @@ def test_a_chats_prompts_are_chats() -> None:
 def test_texts_are_begun_for_the_model_or_by_it() -> None:
     """Every other one is sampled after the token that begins all texts, and each is another."""
     spelled = Spelled()
-    found = list(own_prompts(assembly(chat=False, context=4096), 8))
+    found = list(islice(own_prompts(assembly(chat=False, context=4096)), 8))
 
     assert found[::2] == [spelled(text)["input_ids"] for text in texts()[:4]]
     assert all(ids[0] == Spelled.begin for ids in found)
@@ -73,7 +74,7 @@ def test_texts_are_begun_for_the_model_or_by_it() -> None:
 @pytest.mark.parametrize("chat", [True, False])
 def test_what_the_context_does_not_hold_is_left_out(chat: bool) -> None:
     """Long passages aren't asked about by a model that can't read them."""
-    found = list(own_prompts(assembly(chat=chat, context=200), 16))
+    found = list(own_prompts(assembly(chat=chat, context=200)))
 
     assert found
     assert max(map(len, found)) <= 200 - 16
