@@ -148,7 +148,8 @@ def _stored_in_words(plan: GeneratorPlan) -> str:
             f"the file's weights ({shares}) unpacked to {plan.dtype}; speculation is lossless relative to these values"
         )
     return (
-        f"the file's own integers ({shares}), inputs in 8 bits; speculation is lossless relative to the file's values"
+        f"the file's own integers ({shares}), inputs in 8 bits; speculation is lossless relative to the file's values; other "
+        "precisions round those again, so they run only where `dtype` or `quantize` asks for one"
     )
 
 
