@@ -59,6 +59,7 @@ class CostCurve:
     per_context: float = 0.0  # extra seconds for each token of context beyond `reference`
     reference: int = 0
     slopes: dict[int, float] = field(default_factory=dict)  # `per_context` by width, where widths differ in it
+    padded: Mapping[int, int] = field(default_factory=dict)  # widths that run as another one
     _line: list[float] = field(default_factory=list, init=False, repr=False, compare=False)  # of widths 1, 2, …
     _rises: list[float] = field(default_factory=list, init=False, repr=False, compare=False)  # their slopes
     _changed: int = field(default=0, init=False, repr=False, compare=False)  # the width that `_line` must catch up with
@@ -67,6 +68,12 @@ class CostCurve:
     def known(self) -> bool:
         """Whether anything has been measured."""
         return bool(self.table)
+
+    def pad(self, lengths: Mapping[int, int]) -> None:
+        """Give widths the time of those that they run as: two times for the same pass would part by chance."""
+        self.padded, self._line, self._rises = lengths, [], []
+        for n in [n for n in lengths if n in self.table and lengths[n] in self.table]:
+            del self.table[n]
 
     @property
     def widest(self) -> int:
@@ -83,6 +90,7 @@ class CostCurve:
         """Return the extra seconds of a pass of `n` tokens for each token of context: a line between measured widths."""
         if not self.slopes:
             return self.per_context
+        n = self.padded.get(n, n)
         widths = sorted(self.slopes)
         at = bisect_left(widths, n)
         if at == len(widths) or at == 0:
@@ -91,6 +99,7 @@ class CostCurve:
         return self.slopes[low] + (n - low) / (high - low) * (self.slopes[high] - self.slopes[low])
 
     def _base(self, n: int) -> float:
+        n = self.padded.get(n, n)
         if n in self.table:
             return self.table[n][0]
         widths = sorted(self.table)
@@ -116,17 +125,23 @@ class CostCurve:
         if self._changed:
             self._redraw(self._changed)
             self._changed = 0
-        if len(self._line) < n:
-            self._line = self._interpolate(n)
+        last = max(n, max((self.padded[width] for width in self.padded if width <= n), default=0))
+        if len(self._line) < last:
+            self._line = self._interpolate(last)
+        line = self._line[:n]
+        for width, run in self.padded.items():
+            if width <= n:
+                line[width - 1] = self._line[run - 1]
         factor, beyond = self.drift.factor, context - self.reference
         if self.slopes:
             self._rises.extend(self.slope(width) for width in range(len(self._rises) + 1, n + 1))
-            pairs = zip(self._line[:n], self._rises, strict=False)
-            return [factor * max(base + rise * beyond, MIN_SECONDS) for base, rise in pairs]
+            return [
+                factor * max(base + rise * beyond, MIN_SECONDS) for base, rise in zip(line, self._rises, strict=False)
+            ]
         more = self.per_context * beyond
         if more >= 0:
-            return [factor * (base + more) for base in self._line[:n]]
-        return [factor * max(base + more, MIN_SECONDS) for base in self._line[:n]]
+            return [factor * (base + more) for base in line]
+        return [factor * max(base + more, MIN_SECONDS) for base in line]
 
     def _interpolate(self, n: int) -> list[float]:
         knots = [(width, seconds) for width, (seconds, _) in sorted(self.table.items()) if width <= n]
@@ -158,6 +173,7 @@ class CostCurve:
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a pass that took `seconds`."""
+        n = self.padded.get(n, n)
         seconds = max(seconds, MIN_SECONDS)  # what takes less than the clock shows doesn't make the machine faster
         if n not in self.table:
             self._line = []

@@ -259,7 +259,7 @@ def assemble(
         decisions.quantize = Decision("file", _stored_in_words(plan))  # by the backend that runs it after all
     padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
-    target.set_padded_lengths(padded_lengths)
+    acceptance_profile.costs.target.pad(padded_lengths if target.set_padded_lengths(padded_lengths) else {})
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if (state := target.state) is not None:

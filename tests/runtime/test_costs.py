@@ -222,3 +222,15 @@ def test_other_json_is_refused(data: dict[str, Any]) -> None:
     """A missing field, another type, a width that is no number: an error, never a curve."""
     with pytest.raises((KeyError, TypeError, ValueError)):
         CostCurve.from_json(data, Drift())
+
+
+def test_widths_that_run_as_another_have_its_time():
+    curve = CostCurve(table={1: (0.010, 100), 2: (0.011, 100), 3: (0.0101, 100), 5: (0.009, 100), 8: (0.012, 100)})
+    curve.pad({1: 5, 2: 5})
+    assert curve(1) == curve(2) == curve(5) == pytest.approx(0.009)
+    assert curve.upto(8)[:3] == pytest.approx([0.009, 0.009, 0.0101])
+    for _ in range(300):
+        curve.observe(1, 0, 0.018)  # the machine is slower now
+    assert curve(1) == curve(5) == pytest.approx(0.018, rel=0.02)
+    assert curve.upto(5)[0] == pytest.approx(curve(5))
+    assert curve(8) > curve(5)
