@@ -38,7 +38,7 @@ NORMAL_QUANTILE = 1.645
 """The same of a normal distribution."""
 
 REPLAY_ERROR, ANSWER_ERROR = 0.07, 0.15
-"""Typical errors of a replay and of one answer's timed ratio, as shares: how far a check is believed that contradicts a replay."""
+"""Typical errors of a replay and of one answer's timed ratio, as shares: they weigh a check that contradicts a replay."""
 
 Progress = Callable[[float, str], None]
 
