@@ -37,8 +37,8 @@ STUDENT_QUANTILES = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81,
 NORMAL_QUANTILE = 1.645
 """The same of a normal distribution."""
 
-REPLAY_ERROR = 0.05
-"""Typical error of a replay, as a share: how far a check is believed that contradicts it depends on the check's own."""
+REPLAY_ERROR, ANSWER_ERROR = 0.07, 0.15
+"""Typical errors of a replay and of one answer's timed ratio, as shares: they weigh a check that contradicts a replay."""
 
 Progress = Callable[[float, str], None]
 
@@ -151,8 +151,10 @@ def correction(measured: Times, replayed: Times) -> float:
     if len(measured) < 2:
         return 1.0
     logs = [math.log(speedup_of([m]) / speedup_of([r])) for m, r in zip(measured, replayed, strict=True)]
-    # Few logarithms show too little of their own spread, by about as much as their quantiles are further out.
-    variance = statistics.variance(logs) / len(logs) * (_student(len(logs)) / NORMAL_QUANTILE) ** 2
+    # Few logarithms show too little of their own spread, by about as much as their quantiles are further out; and a slow minute
+    # of the machine moves several answers alike.
+    each = max(statistics.variance(logs), ANSWER_ERROR**2) * (_student(len(logs)) / NORMAL_QUANTILE) ** 2
+    variance = each / len(logs)
     share = REPLAY_ERROR**2 / (REPLAY_ERROR**2 + variance)
     return math.exp(share * math.log(speedup_of(measured) / speedup_of(replayed)))
 
