@@ -17,6 +17,7 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.openvino import decoder as openvino
+from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.backends.openvino import pool
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
@@ -264,7 +265,7 @@ def test_four_bits_are_the_rounded_model() -> None:
         plain = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
-                groups = module.weight.view(len(module.weight), -1, weights.WEIGHT_GROUP_SIZE)
+                groups = module.weight.view(len(module.weight), -1, WEIGHT_GROUP_SIZE)
                 low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
                 scale = (high - low) / 15
                 offset = (-low / scale).round()
@@ -597,7 +598,7 @@ def test_tied_weights_stay_tied(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:9]]), use_cache=False).logits[0].float()
     found = backend.open().forward(TEXT[:9])
-    assert (found - want).abs().max() <= openvino.MAX_LOGIT_ERROR[precision] * want.abs().max()
+    assert (found - want).abs().max() <= MAX_LOGIT_ERROR[precision] * want.abs().max()
 
 
 def test_a_preparation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
