@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import re
@@ -43,6 +44,16 @@ TESTED_VERSIONS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 
 MAX_STRUCTURE_BYTES = 8 << 20
 """Largest cache file of transformers' import structure that is read; a larger one is damaged."""
+
+
+class OnUse:
+    """A module's names, imported when the first of them is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
 
 
 class LazyModule:
@@ -159,6 +170,8 @@ LAZY: dict[str, dict[str, StandIn]] = {
         "eval_frame": _attribute_holder,
     },
     "torch._dynamo._trace_wrapped_higher_order_op": {"TransformGetItemToIndex": _call_on_use},
+    "torch._meta_registrations": {},
+    "torch.export": {},
     "scipy.optimize": {"linear_sum_assignment": _call_on_use},
     "scipy.integrate": {},
     "scipy.stats": {},
@@ -166,6 +179,12 @@ LAZY: dict[str, dict[str, StandIn]] = {
     "diffusers.models.transformers": {},
 }
 """Modules loaded lazily, and stand-ins for the names that other modules take from them while they are imported."""
+
+NEEDED_BY_MODELS = ("torch._meta_registrations", "torch.export")
+"""Modules of `LAZY` that register what tensors without values and tracing need, without being called by name: they are loaded
+with `MODEL_LIBRARIES`. A process that computes on another runtime has no use for them, and they are half of torch's import."""
+
+MODEL_LIBRARIES = frozenset({"transformers", "diffusers", "accelerate", "torch._dynamo", "torch._subclasses"})
 
 INDEX_PACKAGES = frozenset({"diffusers.models.autoencoders", "diffusers.models.transformers"})
 """Packages of `LAZY` that only re-export their modules: importing one module doesn't load the package."""
@@ -176,9 +195,19 @@ class LazyFinder(MetaPathFinder):
 
     def __init__(self) -> None:
         self._lazy: dict[str, LazyModule] = {}
+        self._models = False  # whether models are about to be built
+
+    def _load_needed(self) -> None:
+        """Load what was put off until models are built."""
+        self._models = True
+        for name in NEEDED_BY_MODELS:
+            if name in self._lazy:
+                self._lazy[name].load()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See the base class."""
+        if name in MODEL_LIBRARIES:
+            self._load_needed()
         parent = self._lazy.get(name.rpartition(".")[0])
         if name not in LAZY:
             if parent is not None:
@@ -187,7 +216,7 @@ class LazyFinder(MetaPathFinder):
                 return None
             if name != "transformers.utils.import_utils":
                 return None
-        elif parent is not None and parent.loaded:
+        elif (parent is not None and parent.loaded) or (name in NEEDED_BY_MODELS and self._models):
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:

@@ -57,6 +57,7 @@ PREFILL_CHUNK_TOKENS = 512
 MAX_POOL_SHARE = 0.5
 """Share of the memory that is free when the pool is made that it may take."""
 
+
 def load(
     model: PreTrainedModel,
     *,
