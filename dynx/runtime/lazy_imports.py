@@ -170,8 +170,6 @@ LAZY: dict[str, dict[str, StandIn]] = {
         "eval_frame": _attribute_holder,
     },
     "torch._dynamo._trace_wrapped_higher_order_op": {"TransformGetItemToIndex": _call_on_use},
-    "torch._meta_registrations": {},
-    "torch.export": {},
     "scipy.optimize": {"linear_sum_assignment": _call_on_use},
     "scipy.integrate": {},
     "scipy.stats": {},
@@ -179,12 +177,6 @@ LAZY: dict[str, dict[str, StandIn]] = {
     "diffusers.models.transformers": {},
 }
 """Modules loaded lazily, and stand-ins for the names that other modules take from them while they are imported."""
-
-NEEDED_BY_MODELS = ("torch._meta_registrations", "torch.export")
-"""Modules of `LAZY` that register what tensors without values and tracing need, without being called by name: they are loaded
-with `MODEL_LIBRARIES`. A process that computes on another runtime has no use for them, and they are half of torch's import."""
-
-MODEL_LIBRARIES = frozenset({"transformers", "diffusers", "accelerate", "torch._dynamo", "torch._subclasses"})
 
 INDEX_PACKAGES = frozenset({"diffusers.models.autoencoders", "diffusers.models.transformers"})
 """Packages of `LAZY` that only re-export their modules: importing one module doesn't load the package."""
@@ -195,19 +187,9 @@ class LazyFinder(MetaPathFinder):
 
     def __init__(self) -> None:
         self._lazy: dict[str, LazyModule] = {}
-        self._models = False  # whether models are about to be built
-
-    def _load_needed(self) -> None:
-        """Load what was put off until models are built."""
-        self._models = True
-        for name in NEEDED_BY_MODELS:
-            if name in self._lazy:
-                self._lazy[name].load()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See the base class."""
-        if name in MODEL_LIBRARIES:
-            self._load_needed()
         parent = self._lazy.get(name.rpartition(".")[0])
         if name not in LAZY:
             if parent is not None:
@@ -216,7 +198,7 @@ class LazyFinder(MetaPathFinder):
                 return None
             if name != "transformers.utils.import_utils":
                 return None
-        elif (parent is not None and parent.loaded) or (name in NEEDED_BY_MODELS and self._models):
+        elif parent is not None and parent.loaded:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:

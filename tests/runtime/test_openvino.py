@@ -17,8 +17,8 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.openvino import decoder as openvino
-from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.backends.openvino import pool
+from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.exactness import is_batch_invariant, noise_if_exact, prepare
@@ -257,8 +257,6 @@ def test_a_format_must_hold_every_value() -> None:
 
 def test_four_bits_are_the_rounded_model() -> None:
     """With 4-bit weights the logits are those of the torch model with its weights rounded the same way."""
-    from dynx.runtime.backends.openvino import weights
-
     model = tiny("llama", hidden_size=64, intermediate_size=128)
     got = openvino.load(model, precision="int4", threads=1, cache=None).open().forward(TEXT[:30])
     with torch.inference_mode():

@@ -45,8 +45,9 @@ _UNSUPPORTED = {
 def convert(model: Any, vectors: Callable[[str], NDArray[np.float32] | None] | None = None) -> Any:
     """`model` as an `openvino.Model` that can be written to a file; `paged.assemble` makes it runnable.
 
-    Inputs: `input_ids` (1, T), `position_ids` (1, T), `rows` (N); from `paged.assemble` on `paged.PAGED_INPUTS` too, and
-    `key_cache.L` and `value_cache.L` for each layer L. Output: logits (N, V), float32. The model is left as it was; its weights are shared, not copied.
+    Inputs: `input_ids` (1, T), `position_ids` (1, T), `rows` (N); `paged.assemble` adds `paged.PAGED_INPUTS`, and
+    `key_cache.L` and `value_cache.L` for each layer L. Output: logits (N, V), float32. The model is left as it was; its
+    weights are shared, not copied.
     `vectors` returns the exact values of a vector of weights by its name, where the model has them rounded. Raises
     `UnsupportedModelError` where it can't be expressed so.
     """

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.openvino.integers import Stored
     from dynx.runtime.backends.openvino.pool import BlockTable
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of the converted models kept: raised when the conversion changes."""
 
 CHECKED_FILE = "checked"
@@ -115,6 +115,7 @@ def _converted(
         store_integers(graph, {p.data_ptr(): name for name, p in model.named_parameters()}, stored)
     else:
         store_weights(graph, precision)
+    paged.share_constants(graph)
     kept = None if cache is None else _kept(graph, _folder(cache, precision))
     try:
         if kept is None:

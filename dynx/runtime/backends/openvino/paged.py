@@ -18,6 +18,9 @@ ATTENTION_NAME = "dynx_paged"
 PAGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
 """Inputs of paged attention that describe a batch of sequences, besides the caches."""
 
+SHARED_BYTES = 64
+"""Largest constants that are shared: shapes, axes and numbers."""
+
 FUSED_PER_THREAD = 64
 """Widths of a gated feed-forward block, inner and outer, from which each thread has work: twice what a thread takes at a time."""
 
@@ -55,7 +58,22 @@ def assemble(graph: Any) -> None:
         for target in mark.output(0).get_target_inputs():
             target.replace_source_output(node.output(0))
     graph.add_parameters(added)
+    share_constants(graph)
     graph.validate_nodes_and_infer_types()
+
+
+def share_constants(graph: Any) -> None:
+    """Let equal small constants be one: compiling takes time for each node, and half of a traced graph's are such constants."""
+    known: dict[tuple[Any, ...], Any] = {}
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_byte_size() > SHARED_BYTES:
+            continue
+        shape = tuple(node.get_output_shape(0))
+        key = (node.get_output_element_type(0).get_type_name(), shape, bytes(node.get_vector().tobytes()))
+        first = known.setdefault(key, node)
+        if first is not node:
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(first.output(0))
 
 
 def keep_apart(graph: Any, threads: int) -> None:
