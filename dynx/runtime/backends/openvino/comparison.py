@@ -13,11 +13,9 @@ from dynx.runtime.memory import is_out_of_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dynx.runtime.backends.openvino.decoder import OpenVINOBackend
-
 
 @torch.inference_mode()
-def difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | None:
+def difference(backend: Any, model: Any, precision: str) -> str | None:
     """Describe how `backend`'s logits differ from `model`'s beyond rounding; None where they don't."""
     probe = [(7 * i + 3) % backend.vocab for i in range(12)]
     want = model(input_ids=torch.tensor([probe], device=model.device), use_cache=False).logits[0].float().cpu()
@@ -42,7 +40,7 @@ def difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | No
     return f"gives other logits on OpenVINO (by {worst:.0%} of the largest)"  # also for NaN
 
 
-def _side_by_side(backend: OpenVINOBackend, probe: list[int]) -> Tensor:
+def _side_by_side(backend: Any, probe: list[int]) -> Tensor:
     """Logits of `probe` as computed in passes with other sequences, one of which shares its blocks and parts from it."""
     session, other = backend.open(), backend.open()
     other.forward([probe[1]] * 3)
