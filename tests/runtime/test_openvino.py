@@ -16,8 +16,8 @@ from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, referen
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Part
+from dynx.runtime.backends.openvino import convert, pool, weights
 from dynx.runtime.backends.openvino import decoder as openvino
-from dynx.runtime.backends.openvino import pool
 from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
@@ -223,8 +223,8 @@ def test_float32_holds_sixteen_bits_where_they_are_all_there_is(kind: str, dtype
             parameter.copy_(parameter.to(dtype).float())
     held = {}
     for name, model in (("wide", wide), ("narrow", narrow)):
-        graph = openvino.convert.convert(model)
-        openvino.store_weights(graph, "float32")
+        graph = convert.convert(model)
+        weights.store_weights(graph, "float32")
         kinds = [
             node.get_output_element_type(0).get_type_name()
             for node in graph.get_ops()
