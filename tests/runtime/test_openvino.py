@@ -278,7 +278,7 @@ def test_a_kept_model_is_read_back(precision: Any, tmp_path: Path, monkeypatch: 
     """What `load` kept gives the same logits in another load, which converts nothing, and in `reload` without torch's model."""
     model = tiny("llama")
     first = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
-    monkeypatch.setattr(openvino.convert, "convert", None)
+    monkeypatch.setattr(convert, "convert", None)
     second = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
     alone = openvino.reload(precision=precision, threads=1, cache=tmp_path / "kept")
 
@@ -329,8 +329,8 @@ def test_growing_rotations_are_refused() -> None:
 
 def test_other_logits_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A conversion that computes something else is found out, refused with the size of the difference, and not kept."""
-    honest = openvino.convert.convert
-    monkeypatch.setattr(openvino.convert, "convert", lambda model, *given: honest(tiny("llama", seed=9), *given))
+    honest = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda model, *given: honest(tiny("llama", seed=9), *given))
     with pytest.raises(UnsupportedModelError, match="llama gives other logits on OpenVINO"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -415,7 +415,7 @@ def test_what_doesnt_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     def rejected(*args: Any) -> None:
         raise RuntimeError("Unsupported operation of type: Zeta\nand more")
 
-    monkeypatch.setattr(openvino.convert, "assemble", rejected)
+    monkeypatch.setattr(paged, "assemble", rejected)
     with pytest.raises(UnsupportedModelError, match=r"llama can't be compiled by OpenVINO \(Unsupported .*: Zeta\)"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
 
