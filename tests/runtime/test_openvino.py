@@ -16,7 +16,7 @@ from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, referen
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Part
-from dynx.runtime.backends.openvino import convert, pool, weights
+from dynx.runtime.backends.openvino import convert, paged, pool, weights
 from dynx.runtime.backends.openvino import decoder as openvino
 from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.device import probe
