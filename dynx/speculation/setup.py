@@ -30,6 +30,7 @@ from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Profile
@@ -236,25 +237,15 @@ def assemble(
     if clock is not None:
         _ = plan.weights  # before they are read
     library_text = _library(request)
-    stages("importing torch and transformers")
-    with loading.importing():
-        import torch
-
-        torch.set_num_threads(plan.threads)
-        from dynx.speculation.drafters.late import LateDrafter
-        from dynx.speculation.engine import Drafters, Engine
-        from dynx.speculation.sampling import check_processors
+    fitted = plan.fitted
+    began = time.perf_counter()
+    tokenizer, own, kernels, target = _load_target(plan, stages, warn, clock)
+    loading_seconds = time.perf_counter() - began  # the draft model is smaller
+    from dynx.speculation.drafters.late import LateDrafter
+    from dynx.speculation.engine import Drafters, Engine
+    from dynx.speculation.sampling import check_processors
 
     acceptance_profile = _acceptance_profile(plan, warn)
-    stages("reading the tokenizer")
-    tokenizer = loading.load_tokenizer(plan.source)
-    own = _own_settings(plan, tokenizer)
-    stages(f"loading {plan.source.name}")
-    fitted = plan.fitted
-    kernels = ModelBackends(plan, stages, warn, clock)
-    began = time.perf_counter()
-    target = kernels.target()
-    loading_seconds = time.perf_counter() - began  # the draft model is smaller
     if request.quantize == "file":
         decisions.quantize = Decision("file", _stored_in_words(plan))  # by the backend that runs it after all
     padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
@@ -296,6 +287,32 @@ def assemble(
 
         engine.batch_invariant |= is_batch_invariant(plan.own_profile.measured.get("noise"), padded_lengths)
     return LoadedGenerator(plan, engine, tokenizer, own, lambda: verifier(plan, engine.target))
+
+
+def _load_target(
+    plan: GeneratorPlan,
+    stages: Callable[[str], None],
+    warn: Callable[[str], None],
+    clock: Callable[[], float] | None,
+) -> tuple[Any, ModelSettings, ModelBackends, Backend]:
+    """Load tokenizer, settings and target; a model kept for another runtime loads while a thread imports torch."""
+    with loading.importing():
+        torch_ahead = loading.Ahead("torch", "dynx.speculation.engine")
+        if plan.backend != OPENVINO or clock is not None or plan.source.is_exported:
+            stages("importing torch")
+            torch_ahead.join()
+        stages("reading the tokenizer")
+        tokenizer = loading.load_text_tokenizer(plan.source)
+        own = _own_settings(plan, tokenizer)
+        stages(f"loading {plan.source.name}")
+        kernels = ModelBackends(plan, stages, warn, clock, torch_ahead.join)
+        target = kernels.target()
+        stages("importing torch")
+        torch_ahead.join()
+        import torch
+
+        torch.set_num_threads(plan.threads)
+    return tokenizer, own, kernels, target
 
 
 def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
@@ -360,7 +377,7 @@ def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, s
     if source is None:
         raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
-    why = loading.same_vocabulary(tokenizer, loading.load_tokenizer(source))
+    why = loading.same_vocabulary(tokenizer, loading.load_text_tokenizer(source))
     if why:
         raise ModelError(
             f"{source.name} can't draft for {plan.source.name}: another vocabulary ({why})",
