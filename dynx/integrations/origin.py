@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -40,7 +40,7 @@ def difference(module: nn.Module, folder: Path, reload: Callable[[], nn.Module] 
             again: Mapping[str, Tensor] = reload().state_dict()
         except Exception as e:  # noqa: BLE001 - any library's
             return f"its weights can't be compared with those in {folder} ({type(e).__name__})"
-        missing, changed = _compare(own, again.get)
+        missing, changed = _compare(own, lambda name: [again[name]] if name in again else [])
     if changed:
         return f"its weights aren't those in {folder} any more ({changed})"
     if missing:
@@ -48,17 +48,19 @@ def difference(module: nn.Module, folder: Path, reload: Callable[[], nn.Module] 
     return None
 
 
-def _compare(own: Mapping[str, Tensor], stored: Callable[[str], Tensor | None]) -> tuple[str, str]:
+def _compare(own: Mapping[str, Tensor], stored: Callable[[str], Sequence[Tensor]]) -> tuple[str, str]:
     """Return the first weight that isn't stored, and the first that is another; empty for none."""
     seen, missing = set[tuple[int, torch.Size]](), dict[str, Tensor]()
     for name, tensor in own.items():
         if not isinstance(tensor, torch.Tensor):
             return name, ""
         there = stored(name)
-        if there is None:
+        if not there:
             missing[name] = tensor
             continue
-        if there.shape != tensor.shape or not torch.equal(there.to(tensor.device, tensor.dtype), tensor):
+        if not any(
+            one.shape == tensor.shape and torch.equal(one.to(tensor.device, tensor.dtype), tensor) for one in there
+        ):
             return "", name
         seen.add(_place(tensor))
     return next((name for name, tensor in missing.items() if _place(tensor) not in seen), ""), ""  # tied ones are stored once
@@ -68,17 +70,23 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def _stored(files: Iterable[Path], prefix: str) -> Callable[[str], Tensor | None]:
-    """Return a function that reads the weight of a name, which may lack the prefix of a base model or have it besides."""
+def _stored(files: Iterable[Path], prefix: str) -> Callable[[str], list[Tensor]]:
+    """Return a function that reads the weights of a name, which may lack the prefix of a base model or have it besides.
+
+    There are several where a folder holds the same model in several precisions.
+    """
     from safetensors import safe_open
 
-    opened = [safe_open(str(file), "pt") for file in files]
-    where = {name: file for file in reversed(opened) for name in file.keys()}  # noqa: SIM118 - not a dict
+    where: dict[str, list[Any]] = {}
+    for file in files:
+        opened = safe_open(str(file), "pt")
+        for name in opened.keys():  # noqa: SIM118 - not a dict
+            where.setdefault(name, []).append(opened)
 
-    def read(name: str) -> Tensor | None:
+    def read(name: str) -> list[Tensor]:
         others = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}") if prefix else (name,)
         found = next((other for other in others if other in where), None)
-        return None if found is None else where[found].get_tensor(found)
+        return [] if found is None else [file.get_tensor(found) for file in where[found]]
 
     return read
 

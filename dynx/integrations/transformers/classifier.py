@@ -1,6 +1,6 @@
 """Replaces a loaded classifier's `forward` by one whose rows exit early, under the promise of the classifier's profile.
 
-Exits are attached to a twin of the model, made of the same tensors: the model itself stays as it is, and its own forward does
+Exits are attached to a copy of the model that shares its tensors: the model itself stays as it is, and its own forward does
 whatever dynx doesn't (`classifier_inputs`). Weights that were changed since, and others than the profile was measured on, run
 there too.
 """
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 
 PROBE_TEXTS = ("one", "a little more of it", "Élan — 3 of 4, it's “fine”.")
 """Texts that two tokenizers must encode equally to count as the same."""
+
+OPTIONS = frozenset(
+    {"max_disagreement", "confidence", "within", "max_length", "batch_size", "profile", "require_profile"}
+)
+"""Options of an attachment: fields of the request for a classifier."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ class ClassifierAttachment:
     # Setting up.
 
     def _set_up(self) -> tuple[LoadedClassifier | None, ExitProfile | None, str | None]:
-        """Find the profile and attach exits to a twin; return why there are none, where there are none."""
+        """Find the profile and attach exits to a copy of the modules; return why there are none, where there are none."""
         request = self._request()
         if request is None:
             return self._without("it wasn't loaded from a folder or the hub", require=self.options.get("require_profile"))
@@ -266,8 +271,8 @@ class ClassifierAttachment:
         return None if same else "its tokenizer isn't the model's"
 
     def _assemble(self, plan: ClassifierPlan) -> LoadedClassifier:
-        """Attach exits to a twin of the model on the profile's backend, and certify it. Raises UnsupportedModelError."""
-        clone = twin(self.model)
+        """Attach exits to a copy of the modules on the profile's backend, and certify it. Raises UnsupportedModelError."""
+        clone = sharing_copy(self.model)
         ready = self.preprocessor
         if plan.kind == "image":
             ready = loading.load_image_processor(plan.source) if ready is None else ready
@@ -291,7 +296,7 @@ class ClassifierAttachment:
         return assembly
 
 
-def twin(model: Any) -> Any:
+def sharing_copy(model: Any) -> Any:
     """Return a copy of a model's modules that holds the same tensors, without its hooks."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     clone = copy.deepcopy(model, memo)
@@ -316,6 +321,8 @@ def _signature(function: Any) -> inspect.Signature:
 
 def attach_classifier(model: Any, tokenizer: Any = None, **options: Any) -> Any:
     """Make a loaded classifier's `forward` exit early, and return the model; `dynx.attach` documents the options."""
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise InvalidInput(f"`{unknown[0]}` is no option of an attached classifier", hint=f"known: {', '.join(sorted(OPTIONS))}")
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, ClassifierAttachment):
         if (tokenizer is None or tokenizer is current.preprocessor) and not options.keys() - current.options.keys():
