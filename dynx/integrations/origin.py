@@ -63,7 +63,9 @@ def _compare(own: Mapping[str, Tensor], stored: Callable[[str], Sequence[Tensor]
         ):
             return "", name
         seen.add(_place(tensor))
-    return next((name for name, tensor in missing.items() if _place(tensor) not in seen), ""), ""  # tied ones are stored once
+    return next(
+        (name for name, tensor in missing.items() if _place(tensor) not in seen), ""
+    ), ""  # tied ones are stored once
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:

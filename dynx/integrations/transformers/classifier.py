@@ -201,7 +201,9 @@ class ClassifierAttachment:
         """Find the profile and attach exits to a copy of the modules; return why there are none, where there are none."""
         request = self._request()
         if request is None:
-            return self._without("it wasn't loaded from a folder or the hub", require=self.options.get("require_profile"))
+            return self._without(
+                "it wasn't loaded from a folder or the hub", require=self.options.get("require_profile")
+            )
         try:
             plan = make_plan(request, warn=self.warnings.append)
         except NoProfileError:
@@ -322,7 +324,9 @@ def _signature(function: Any) -> inspect.Signature:
 def attach_classifier(model: Any, tokenizer: Any = None, **options: Any) -> Any:
     """Make a loaded classifier's `forward` exit early, and return the model; `dynx.attach` documents the options."""
     if unknown := sorted(options.keys() - OPTIONS):
-        raise InvalidInput(f"`{unknown[0]}` is no option of an attached classifier", hint=f"known: {', '.join(sorted(OPTIONS))}")
+        raise InvalidInput(
+            f"`{unknown[0]}` is no option of an attached classifier", hint=f"known: {', '.join(sorted(OPTIONS))}"
+        )
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, ClassifierAttachment):
         if (tokenizer is None or tokenizer is current.preprocessor) and not options.keys() - current.options.keys():
