@@ -48,9 +48,9 @@ def difference(module: nn.Module, folder: Path, reload: Callable[[], nn.Module] 
     return None
 
 
-def _compare(own: Mapping[str, Tensor], stored: Callable[[str], Sequence[Tensor]]) -> tuple[str, str]:
+def _compare(own: Mapping[str, Any], stored: Callable[[str], Sequence[Tensor]]) -> tuple[str, str]:
     """Return the first weight that isn't stored, and the first that is another; empty for none."""
-    seen, missing = set[tuple[int, torch.Size]](), dict[str, Tensor]()
+    seen, missing = set[tuple[int, torch.Size]](), dict[str, Any]()
     for name, tensor in own.items():
         if not isinstance(tensor, torch.Tensor):
             return name, ""
@@ -82,7 +82,7 @@ def _stored(files: Iterable[Path], prefix: str) -> Callable[[str], list[Tensor]]
     where: dict[str, list[Any]] = {}
     for file in files:
         opened = safe_open(str(file), "pt")
-        for name in opened.keys():  # noqa: SIM118 - not a dict
+        for name in opened.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - not a dict
             where.setdefault(name, []).append(opened)
 
     def read(name: str) -> list[Tensor]:

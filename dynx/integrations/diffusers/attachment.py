@@ -28,9 +28,11 @@ from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.types import ImageStats, Request
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
 from dynx.integrations import origin
+from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from dynx.diffusion.plan import ImageGeneratorPlan
     from dynx.diffusion.profile_data import Guarantee, StepProfile
@@ -76,7 +78,7 @@ class PipelineAttachment:
 
     def __init__(self, pipe: Any, options: Mapping[str, Any]) -> None:
         self.pipe, self.options = pipe, dict(options)
-        self.own_class: type = type(pipe)
+        self.own_class: Any = type(pipe)
         self.stats: PipelineStats | None = None
         """The latest call's statistics; None before the first."""
         self.warnings: list[str] = []
@@ -101,7 +103,7 @@ class PipelineAttachment:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Do what the pipeline's own call does; its documentation holds."""
-        own = self.own_class.__call__  # type: ignore[operator]
+        own = self.own_class.__call__
         bound = inspect.signature(own).bind(self.pipe, *args, **kwargs)
         given = dict(bound.arguments)
         given.pop("self", None)
@@ -165,11 +167,11 @@ class PipelineAttachment:
         assembly, known = self._assembly, self._profile
         if assembly is None or known is None:
             return self.why_own_steps
-        for name, parameter in inspect.signature(self.own_class.__call__).parameters.items():  # type: ignore[operator]
+        for name, parameter in inspect.signature(self.own_class.__call__).parameters.items():
             value = given.get(name, parameter.default)
             if name not in (*HANDLED, "self", "kwargs") and value is not None and not _equal(value, parameter.default):
                 return f"{name} is given"
-        declared = inspect.signature(self.own_class.__call__).parameters  # type: ignore[operator]
+        declared = inspect.signature(self.own_class.__call__).parameters
         if other := sorted(given.keys() - declared.keys()):
             return f"{other[0]} is given"
         if several := _several(given):
@@ -190,10 +192,10 @@ class PipelineAttachment:
         steps = given.get("num_inference_steps", adapter.default_steps)
         if steps != known.full_steps:
             return f"{steps} steps are asked for, and the profile is about {known.full_steps}"
-        sides = given.get("width"), given.get("height")
-        if (sides[0] is None) != (sides[1] is None):
+        width, height = given.get("width"), given.get("height")
+        if (width is None) != (height is None):
             return "one side of the picture is given alone"
-        size = None if sides[0] is None else (int(sides[0]), int(sides[1]))
+        size = None if width is None or height is None else (int(width), int(height))
         guidance, negative = given.get("guidance_scale", adapter.default_guidance), given.get("negative_prompt")
         if isinstance(negative, list):
             negative = negative[0]
@@ -218,7 +220,6 @@ class PipelineAttachment:
                     model=name,
                     device=pipe.device.type,
                     dtype="auto" if pipe.device.type == "cpu" else dtype,
-                    threads=torch.get_num_threads() if pipe.device.type == "cpu" else None,
                     offline=True,
                     trust_remote_code=origin.runs_own_code(pipe),
                     **self.options,
@@ -230,11 +231,12 @@ class PipelineAttachment:
         except ModelError as e:
             return f"its folder can't be read: {e}"
         if plan.profile is None:
-            return f"no profile is used ({plan.decisions.profile.reason})"
+            return f"no profile is used ({(self.warnings or [plan.decisions.profile.reason])[-1]})"
         if dtype != plan.loaded_dtype:
             return f"it is in {dtype}, and the profile is about {plan.loaded_dtype}"
         if reason := self._other_weights(plan):
             return reason
+        plan.decisions.threads = Decision(torch.get_num_threads(), "as PyTorch is set")
         fitted = plan.profile.fitted
         size = fitted.get("size")
         plan.request = replace(
@@ -259,13 +261,15 @@ class PipelineAttachment:
             if not folder.is_dir():
                 return f"its {name} doesn't lie in {plan.source.folder}"
 
-            def reload(kind: Any = type(module), folder: Any = folder, module: Any = module) -> nn.Module:
-                again: nn.Module = kind.from_pretrained(folder, torch_dtype=module.dtype, local_files_only=True)
-                return again
-
-            if reason := origin.difference(module, folder, reload):
+            if reason := origin.difference(module, folder, functools.partial(_reload, module, folder)):
                 return f"{name}: {reason}"
         return None
+
+
+def _reload(module: Any, folder: Path) -> nn.Module:
+    """Load a part of a pipeline again."""
+    again: nn.Module = type(module).from_pretrained(folder, torch_dtype=module.dtype, local_files_only=True)
+    return again
 
 
 def _states(generator: Any) -> list[tuple[torch.Generator, torch.Tensor]]:
@@ -294,16 +298,14 @@ def _attached(own: Any) -> type:
     """Return a subclass of a pipeline's class whose call is the attachment's."""
 
     @functools.wraps(own.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return vars(self)["dynx"].call(*args, **kwargs)
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        """Copy the pipeline as it was before it was attached."""
-        state = {name: value for name, value in vars(self).items() if name != "dynx"}
-        return _restored, (own,), state
+    def reduce(self: Any, _: Any) -> Any:  # copies aren't attached
+        return _restored, (own,), {name: value for name, value in vars(self).items() if name != "dynx"}
 
     names = ("__module__", "__qualname__", "__doc__")
-    body = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, **{name: getattr(own, name) for name in names}}
+    body = {"__call__": call, "__reduce_ex__": reduce, **{name: getattr(own, name) for name in names}}
     return type(own.__name__, (own,), body)
 
 

@@ -35,6 +35,7 @@ from dynx.integrations.transformers import classifier_inputs as inputs
 from dynx.runtime import loading
 from dynx.runtime.backends.registry import attempt
 from dynx.runtime.certify import simulate
+from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -213,7 +214,7 @@ class ClassifierAttachment:
         except ModelError as e:
             return self._without(f"its folder can't be read: {e}", require=request.require_profile)
         if plan.profile is None:
-            refusal = plan.decisions.profile.reason
+            refusal = (self.warnings or [plan.decisions.profile.reason])[-1]
             return self._without(f"no profile is used ({refusal})", require=request.require_profile)
         reason = origin.difference(self.model, plan.source.folder, lambda: self._reload(plan))
         if reason is None:
@@ -243,7 +244,6 @@ class ClassifierAttachment:
             model=name,
             device=model.device.type,
             dtype=str(model.dtype).removeprefix("torch."),
-            threads=torch.get_num_threads() if model.device.type == "cpu" else None,
             offline=True,
             trust_remote_code=origin.runs_own_code(model),
             **self.options,
@@ -274,6 +274,7 @@ class ClassifierAttachment:
 
     def _assemble(self, plan: ClassifierPlan) -> LoadedClassifier:
         """Attach exits to a copy of the modules on the profile's backend, and certify it. Raises UnsupportedModelError."""
+        plan.decisions.threads = Decision(torch.get_num_threads(), "as PyTorch is set")
         clone = sharing_copy(self.model)
         ready = self.preprocessor
         if plan.kind == "image":
@@ -329,10 +330,10 @@ def attach_classifier(model: Any, tokenizer: Any = None, **options: Any) -> Any:
         )
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, ClassifierAttachment):
-        if (tokenizer is None or tokenizer is current.preprocessor) and not options.keys() - current.options.keys():
-            if all(current.options[name] == value for name, value in options.items()) and current.depth is not None:
-                return model
-        tokenizer, options = tokenizer or current.preprocessor, {**current.options, **options}
+        wanted = {**current.options, **options}
+        if current.depth is not None and tokenizer in (None, current.preprocessor) and wanted == current.options:
+            return model
+        tokenizer, options = tokenizer or current.preprocessor, wanted
         detach_classifier(model)
     _check(model)
     attachment = ClassifierAttachment(model, tokenizer, options)

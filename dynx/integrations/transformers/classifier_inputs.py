@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs of a text classifier that are honoured."""
 
-SWITCHES = frozenset({"return_dict", "use_cache", "interpolate_pos_encoding"})
-"""Arguments that leave the logits unchanged where they have no truthy value, or are handled."""
+SWITCHES = frozenset({"return_dict", "use_cache"})
+"""Arguments that leave the logits unchanged."""
 
 MORE_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
 def reason_of_call(model: Any, given: Mapping[str, Any], kind: str) -> str | None:
-    """Return why a call must run the model's own forward, by its arguments and by the state of the process; None if it needn't."""
+    """Return why a call must run the model's own forward, by its arguments and the model's state; None if it needn't."""
     if given.get("labels") is not None:
         return "labels are given"
     if model.training:
         return "the model is in training mode"
     if torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters()):
         return "gradients are recorded; torch.no_grad() or torch.inference_mode() ends that"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "the model is being traced"
     for name in MORE_OUTPUTS:
         asked = given.get(name)
@@ -44,11 +44,8 @@ def reason_of_call(model: Any, given: Mapping[str, Any], kind: str) -> str | Non
         return f"{main} isn't given"
     known = (main,) if kind == "image" else TEXT_INPUTS
     for name, value in given.items():
-        if value is None or value is False or name in known or name == "return_dict":
-            continue
-        if name in SWITCHES and name != "interpolate_pos_encoding":
-            continue
-        return f"{name} is given"
+        if value is not None and value is not False and name not in known and name not in SWITCHES:
+            return f"{name} is given"
     return None
 
 
@@ -57,7 +54,8 @@ def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None
 
     `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up.
     """
-    ids, mask, types = (given.get(name) for name in TEXT_INPUTS)
+    ids: Any = given["input_ids"]
+    mask, types = given.get("attention_mask"), given.get("token_type_ids")
     if ids.ndim != 2 or not ids.numel():
         return "input_ids is no batch of rows"
     for name, value in (("attention_mask", mask), ("token_type_ids", types)):

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dynx.errors import InvalidInput, ModelError, NoProfileError
 from dynx.integrations import origin
 from dynx.runtime.backends.registry import TITLES, TORCH
@@ -47,13 +45,11 @@ def known_of(model: Any, assistant: Any, wanted: str | None) -> Known:
         return Known(Decision("none", "the model wasn't loaded from a folder or the hub"), AcceptanceProfile())
     helper = None if assistant is None else origin.name_of(assistant)
     said: list[str] = []
-    device = model.device.type
     request = GeneratorRequest(
         model=name,
         draft=helper or "auto",
-        device=device,
+        device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads() if device == "cpu" else None,
         profile=wanted,
         offline=True,
         trust_remote_code=origin.runs_own_code(model),
@@ -73,7 +69,7 @@ def _read(plan: GeneratorPlan, said: list[str]) -> Known:
     """Read a plan's profile; costs of another backend or machine count as a guess."""
     profile = plan.profile
     if profile is None:
-        return Known(plan.decisions.profile, AcceptanceProfile())
+        return Known(Decision("none", (said or [plan.decisions.profile.reason])[-1]), AcceptanceProfile())
     other = plan.backend != TORCH
     acceptance = acceptance_profile_of(profile, warn=said.append, foreign=other or plan.bundled)
     if not (acceptance.from_profile or acceptance.costs.foreign):
