@@ -1,4 +1,4 @@
-"""A profile's grid as arguments of a pipeline's own call, in one number of steps for every picture: diffusers runs it without dynx."""
+"""A profile's grid as arguments of a pipeline's own call, in one number of steps for all pictures: diffusers needs no dynx for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def fixed_steps(fitted: Fitted, quality: float, share: float = PICTURE_SHARE) -> tuple[int, float] | None:
-    """Return the fewest steps in which `share` of the calibration's pictures reached `quality`, and how many did; None for none."""
+    """Return the fewest steps in which `share` of calibration's pictures reached `quality`, and how many did; or None."""
     for k, steps in enumerate(fitted.schedules.levels):
         reached = [float((each.likeness[:, k] >= quality).mean()) for each in (fitted.choosing, fitted.certifying)]
         if min(reached) >= share:

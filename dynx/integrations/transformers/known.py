@@ -70,7 +70,7 @@ def _read(plan: GeneratorPlan, said: list[str]) -> Known:
     profile = plan.profile
     if profile is None:
         return Known(Decision("none", (said or [plan.decisions.profile.reason])[-1]), AcceptanceProfile())
-    other = plan.backend != TORCH
+    other = plan.backend != TORCH and not plan.bundled
     acceptance = acceptance_profile_of(profile, warn=said.append, foreign=other or plan.bundled)
     if not (acceptance.from_profile or acceptance.costs.foreign):
         return Known(Decision("none", said[-1] if said else "its contents can't be used"), AcceptanceProfile())
@@ -84,5 +84,5 @@ def _read(plan: GeneratorPlan, said: list[str]) -> Known:
         Decision(profile.key.id, reason),
         acceptance,
         bool(fitted.get("lookup", True)),
-        layers if isinstance(layers, int) and layers > 0 and not other else None,
+        layers if isinstance(layers, int) and layers > 0 and not other and not plan.bundled else None,
     )
