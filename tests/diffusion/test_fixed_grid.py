@@ -31,13 +31,13 @@ def test_the_lines_draw_with_diffusers_alone() -> None:
     steps, share = found
     assert share >= 0.95
 
-    pipe: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     request = Request(("red heart",), (7,), guidance=2.5)
     want = Engine(pipe).draw(request, fitted.schedules.schedule(steps))[0].pixels
 
     *setting, call = lines.splitlines()
-    assert call.startswith("pipe(prompt, timesteps=[") or call.startswith("pipe(prompt, sigmas=[")
+    assert call.startswith("pipe(prompt, timesteps=[")
     names: dict[str, Any] = {"pipe": pipe, "prompt": "red heart"}
     exec("\n".join(setting), names)  # noqa: S102 - as a reader would paste it
     names["options"] = {"generator": torch.Generator().manual_seed(7), "output_type": "np"}

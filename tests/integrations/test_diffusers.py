@@ -28,7 +28,7 @@ GUIDANCE = 2.5
 
 def load() -> Any:
     """The shipped pipeline, as diffusers loads it."""
-    pipe = DiffusionPipeline.from_pretrained(shipped.folder("emoji"), torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(shipped.folder("emoji"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,4 +1,7 @@
-"""A cross-encoder on an attached model. Needs `sentence-transformers`: `tests/environments/integrations.py FOLDER sentence-transformers`."""
+"""A cross-encoder on an attached model.
+
+Needs `sentence-transformers`: `tests/environments/integrations.py FOLDER sentence-transformers`.
+"""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ class PipelineAttachment:
 
 def _reload(module: Any, folder: Path) -> nn.Module:
     """Load a part of a pipeline again."""
-    again: nn.Module = type(module).from_pretrained(folder, torch_dtype=module.dtype, local_files_only=True)
+    again: nn.Module = type(module).from_pretrained(folder, local_files_only=True)
     return again
 
 

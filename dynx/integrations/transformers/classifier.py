@@ -154,7 +154,7 @@ class ClassifierAttachment:
             return "inputs and model lie on different devices"
         if reason := self._not_worth(len(main)):
             return reason
-        if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not model):
+        if inputs.hooked(model):
             return "hooks wait for the calls of its modules"
         return None if self._state.holds else "its weights were changed or moved since it was attached"
 
@@ -250,9 +250,7 @@ class ClassifierAttachment:
         )
 
     def _reload(self, plan: ClassifierPlan) -> nn.Module:
-        again: nn.Module = type(self.model).from_pretrained(
-            plan.source.folder, dtype=self.model.dtype, local_files_only=True
-        )
+        again: nn.Module = type(self.model).from_pretrained(plan.source.folder, local_files_only=True)
         return again
 
     def _other_preprocessing(self, plan: ClassifierPlan) -> str | None:

@@ -49,6 +49,20 @@ def reason_of_call(model: Any, given: Mapping[str, Any], kind: str) -> str | Non
     return None
 
 
+def hooked(model: Any) -> bool:
+    """Whether anybody waits for the calls of a model's modules.
+
+    transformers leaves hooks of its own in place once hidden states were asked for.
+    """
+    for module in model.modules():
+        if module is model or not (module._forward_hooks or module._forward_pre_hooks):
+            continue
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not str(getattr(hook, "__module__", "")).startswith("transformers."):
+                return True
+    return False
+
+
 def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None) -> str | None:
     """Return why texts aren't such as the profile is about; None where they are.
 
