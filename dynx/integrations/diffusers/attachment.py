@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import nn
 
 from dynx.diffusion import assemble_over, make_plan
@@ -140,7 +141,10 @@ class PipelineAttachment:
         bar = dict(getattr(pipe, "_progress_bar_config", None) or {})
         with sampler:
             pipe._progress_bar_config = bar  # it is the pipeline's own call, and shows its progress as ever
-            out = own(pipe, **{**given, "num_inference_steps": len(controller.schedule.grid)})
+            changed = {**given, "num_inference_steps": len(controller.schedule.grid)}
+            if given.get("callback_on_step_end") is not None:
+                changed["callback_on_step_end"] = _until_planned(given["callback_on_step_end"], sampler)
+            out = own(pipe, **changed)
         self.stats = PipelineStats(
             ImageStats(
                 calls=sampler.calls,
@@ -176,6 +180,8 @@ class PipelineAttachment:
             return f"{other[0]} is given"
         if several := _several(given):
             return several
+        if isinstance(given.get("callback_on_step_end"), (PipelineCallback, MultiPipelineCallbacks)):
+            return f"{type(given['callback_on_step_end']).__name__} changes the steps"
         if any(getattr(self.pipe, name, None) is not module for name, module in self._modules.items()):
             return "a part of the pipeline was replaced since it was attached"
         if not self._state.holds:
@@ -270,6 +276,15 @@ def _reload(module: Any, folder: Path) -> nn.Module:
     """Load a part of a pipeline again."""
     again: nn.Module = type(module).from_pretrained(folder, local_files_only=True)
     return again
+
+
+def _until_planned(callback: Any, sampler: Sampler) -> Any:
+    """Return a callback that isn't called for the steps that the pipeline's loop still counts after the last one of the run."""
+
+    def call(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        return callback(pipe, index, timestep, tensors) if index < sampler.planned else tensors
+
+    return call
 
 
 def _states(generator: Any) -> list[tuple[torch.Generator, torch.Tensor]]:
