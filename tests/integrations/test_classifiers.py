@@ -213,7 +213,7 @@ def test_without_a_profile_every_call_is_the_models_own(tmp_path: Path) -> None:
     with torch.no_grad():
         model(**batch(tokenizer))
     assert "no profile is used" in model.dynx.stats.reason
-    with pytest.raises(NoProfileError, match="a profile is required"):
+    with pytest.raises(NoProfileError, match="no profile fits"):
         attached(tmp_path / "other", require_profile=True)
 
 

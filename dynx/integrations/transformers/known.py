@@ -66,7 +66,7 @@ def known_of(model: Any, assistant: Any, wanted: str | None) -> Known:
 
 
 def _read(plan: GeneratorPlan, said: list[str]) -> Known:
-    """Read a plan's profile; costs of another backend or machine count as a guess."""
+    """Read a plan's profile; costs of another backend or machine are a prior."""
     profile = plan.profile
     if profile is None:
         return Known(Decision("none", (said or [plan.decisions.profile.reason])[-1]), AcceptanceProfile())
@@ -78,7 +78,7 @@ def _read(plan: GeneratorPlan, said: list[str]) -> Known:
         acceptance.rate = None
     fitted, reason = plan.fitted, plan.decisions.profile.reason
     if other:
-        reason += f"; its times are those of {TITLES.get(plan.backend, plan.backend)}, and only a first guess here"
+        reason += f"; its times are {TITLES.get(plan.backend, plan.backend)}'s, so they are measured anew here"
     layers = fitted.get("exit_layers")
     return Known(
         Decision(profile.key.id, reason),
