@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from support.classifier_folders import sentences, write_text_classifier
-from support.exits import EPS, LAYERS
+from support.exits import EPS, LAYERS, assembled, keep, learned
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -235,6 +235,23 @@ def test_bad_input_names_the_reason(easy: Path) -> None:
     model.bert.forward = model.bert.forward
     with pytest.raises(UnsupportedModelError, match="bert's forward was replaced"):
         dynx.attach(model, tokenizer)
+
+
+@torch.no_grad()
+def test_blocks_run_on_the_profiles_backend(easy: Path, steady: None) -> None:
+    """Rows exit early on OpenVINO where the profile was measured there, and the model's own forward stays PyTorch's."""
+    pytest.importorskip("openvino", reason="OpenVINO isn't installed")
+    keep(learned(assembled(easy, max_disagreement=EPS, profile="none", backend="openvino")))
+    (model, tokenizer), (plain, _) = attached(easy), load(easy)
+    inputs = batch(tokenizer)
+    found = model(**inputs).logits.argmax(-1)
+    assert model.dynx.stats.reason is None
+
+    names = model.config.id2label
+    expected = dynx.load_classifier(str(easy), max_disagreement=EPS)
+    assert expected.decisions.backend.value == "openvino"
+    assert [names[int(i)] for i in found] == [one.label for one in expected.classify(TEXTS[:32])]
+    assert torch.equal(model(**inputs, output_attentions=True).logits, plain(**inputs).logits)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Replaces a loaded classifier's `forward` by one whose rows exit early, under the promise of the classifier's profile.
 
-Exits are attached to a copy of the model that shares its tensors: the model itself stays as it is, and its own forward does
-whatever dynx doesn't (`classifier_inputs`). Weights that were changed since, and others than the profile was measured on, run
+Exits are attached to a copy of the model's modules that shares its tensors: the model itself stays as it is, and its own forward
+does whatever dynx doesn't (`classifier_inputs`). Weights that were changed since, and others than the profile was measured on, run
 there too.
 """
 
@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import ModelOutput
 
-from dynx.early_exit import make_plan
+from dynx.early_exit import assemble, make_plan
 from dynx.early_exit.apply_profile import apply_profile, certify_full_depth
-from dynx.early_exit.assembly import LoadedClassifier, attach_exits, is_reference
-from dynx.early_exit.backends import ranges_of, replace_blocks, requested_blocks
+from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exits, is_reference
 from dynx.early_exit.labels import Labels
 from dynx.early_exit.plan import ClassifierRequest
 from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
@@ -33,7 +32,7 @@ from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedMod
 from dynx.integrations import origin
 from dynx.integrations.transformers import classifier_inputs as inputs
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import attempt
+from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.certify import simulate
 from dynx.runtime.decision import Decision
 
@@ -223,12 +222,11 @@ class ClassifierAttachment:
             return self._without(reason, require=request.require_profile)
         try:
             assembly = self._assemble(plan)
-            exits = apply_profile(assembly, self.warnings.append)
         except UnsupportedModelError as e:
             return self._without(str(e), require=request.require_profile)
-        if exits is None:
+        if assembly.exit_profile is None:
             return self._without(assembly.why_full_depth, require=request.require_profile)
-        return assembly, exits, None
+        return assembly, assembly.exit_profile, None
 
     def _without(self, reason: str, *, require: bool | None) -> tuple[None, None, str]:
         if require:
@@ -243,7 +241,9 @@ class ClassifierAttachment:
         return ClassifierRequest(
             model=name,
             device=model.device.type,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype="auto"
+            if (model.device.type, model.dtype) == ("cpu", torch.float32)
+            else str(model.dtype)[len("torch.") :],
             offline=True,
             trust_remote_code=origin.runs_own_code(model),
             **self.options,
@@ -271,8 +271,15 @@ class ClassifierAttachment:
         return None if same else "its tokenizer isn't the model's"
 
     def _assemble(self, plan: ClassifierPlan) -> LoadedClassifier:
-        """Attach exits to a copy of the modules on the profile's backend, and certify it. Raises UnsupportedModelError."""
+        """Attach exits on the profile's backend, and certify them. Raises UnsupportedModelError.
+
+        On PyTorch the blocks are the model's own. Other backends convert the same weights from the model's folder.
+        """
         plan.decisions.threads = Decision(torch.get_num_threads(), "as PyTorch is set")
+        if plan.backend != TORCH:
+            assembly = assemble(plan, warn=self.warnings.append)
+            self._output_class = _output_class(self.model, assembly.preprocessor.probe())
+            return assembly
         clone = sharing_copy(self.model)
         ready = self.preprocessor
         if plan.kind == "image":
@@ -281,19 +288,15 @@ class ClassifierAttachment:
         else:
             ready = loading.load_tokenizer(plan.source) if ready is None else ready
             preprocessor = TextPreprocessor(ready, clone, plan.request.max_length)
-        labels = Labels(clone.config)
-        with torch.no_grad():
-            self._output_class = _output_class(self.model, preprocessor.probe())
+        self._output_class = _output_class(self.model, preprocessor.probe())
         attached = attach_exits(clone, preprocessor)
         if attached.exits is not None:
             raise UnsupportedModelError(attached.exits.reason)
-        ranges = ranges_of(plan)
-        blocks = requested_blocks(plan, plan.backend, ranges)
-        with attempt(plan.backend, plan.source.name):
-            exit_model = replace_blocks(attached.model, preprocessor, blocks, plan.threads)
-        assembly = LoadedClassifier(plan, exit_model, preprocessor, labels, None, blocks)
+        blocks = BlockBackend(TORCH, plan.dtype)
+        assembly = LoadedClassifier(plan, attached.model, preprocessor, Labels(clone.config), None, blocks)
         if not is_reference(assembly):
             assembly.certified, _ = certify_full_depth(plan)
+        assembly.exit_profile = apply_profile(assembly, self.warnings.append)
         return assembly
 
 
@@ -309,7 +312,8 @@ def sharing_copy(model: Any) -> Any:
 
 def _output_class(model: Any, probe: Mapping[str, Any]) -> type[ModelOutput]:
     """Return the class of what a model's forward returns."""
-    out = type(model).forward(model, **probe)
+    with torch.no_grad():
+        out = type(model).forward(model, **probe)
     if not isinstance(out, ModelOutput) or not isinstance(out.get("logits"), torch.Tensor):
         raise UnsupportedModelError(f"{type(model).__name__} doesn't return logits by name")
     return type(out)
