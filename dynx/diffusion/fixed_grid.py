@@ -1,4 +1,4 @@
-"""A profile's grid as arguments of a pipeline's own call, in one number of steps for all pictures: diffusers needs no dynx for it."""
+"""A profile's grid as arguments of a pipeline's own call, in one number of steps for all pictures: diffusers alone runs it."""
 
 from __future__ import annotations
 

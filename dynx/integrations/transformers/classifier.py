@@ -1,8 +1,8 @@
 """Replaces a loaded classifier's `forward` by one whose rows exit early, under the promise of the classifier's profile.
 
 Exits are attached to a copy of the model's modules that shares its tensors: the model itself stays as it is, and its own forward
-does whatever dynx doesn't (`classifier_inputs`). Weights that were changed since, and others than the profile was measured on, run
-there too.
+does whatever dynx doesn't (`classifier_inputs`). Weights that were changed since, and others than the profile was
+measured on, run there too.
 """
 
 from __future__ import annotations
