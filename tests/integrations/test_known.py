@@ -49,14 +49,15 @@ def test_a_bundled_profile_is_a_prior() -> None:
 
 
 def test_a_stored_profile_is_used_as_measured() -> None:
-    """Costs, acceptance and the drafters that calibration found worth having."""
+    """Costs and acceptance, and lookup only where calibration found it worth having; the model's blocks stay as they are."""
     kept = stored(exit_layers=2, lookup=False, origins=["self"])
     model = dynx.attach(story())
     assert model.dynx.profile.value == kept.key.id
     assert model.dynx.profile.reason.startswith("measured ")
     engine = model.dynx.engine
     assert engine.acceptance_profile.from_profile
-    assert (engine.drafters.exit_layers, engine.drafters.lookup) == (2, False)
+    assert (engine.drafters.exit_layers, engine.drafters.lookup) == (None, False)
+    assert "doesn't draft with its own first layers" in model.dynx.profile.reason
     assert engine.acceptance_profile.regret_budget == 0
 
     ids = AutoTokenizer.from_pretrained(shipped.folder("story"))(PROMPT, return_tensors="pt").input_ids
@@ -67,12 +68,11 @@ def test_a_stored_profile_is_used_as_measured() -> None:
 
 def test_times_of_another_backend_are_a_prior() -> None:
     """What OpenVINO's passes take says little about PyTorch's; the reason tells."""
-    stored(backend="openvino", exit_layers=2)
+    stored(backend="openvino")
     model = dynx.attach(story())
     assert "its times are OpenVINO's" in model.dynx.profile.reason
     engine = model.dynx.engine
     assert engine.acceptance_profile.costs.foreign
-    assert engine.drafters.exit_layers is None
 
 
 def test_without_a_profile_the_reason_is_told(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_without_a_profile_the_reason_is_told(tmp_path: Path) -> None:
     half = AutoModelForCausalLM.from_pretrained(shipped.folder("story"), dtype=torch.bfloat16)
     assert "it was measured in float32, not bfloat16" in dynx.attach(half).dynx.profile.reason
     model = story()
-    model.config._name_or_path = ""
+    model.config._name_or_path = model.name_or_path = ""
     assert dynx.attach(model).dynx.profile.reason == "the model wasn't loaded from a folder or the hub"
     model = story()
-    model.config._name_or_path = str(tmp_path / "gone")
+    model.config._name_or_path = model.name_or_path = str(tmp_path / "gone")
     assert "can't be read" in dynx.attach(model).dynx.profile.reason
     with pytest.raises(DynxError, match="no profile"):
         dynx.attach(story(), profile="0123456789abcdef")

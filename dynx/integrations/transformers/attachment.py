@@ -203,17 +203,14 @@ def check_rollback(model: Any, assistant: Any) -> None:
 
 
 def _engine(model: Any, assistant: Any, known: Known, *, lookup: bool | None) -> Engine:
-    """Make an engine with the drafters that were asked for, and those that the profile recommends."""
+    """Make an engine with the drafters that were asked for, and lookup where the profile recommends it."""
     target = EagerBackend(model)
     small = None if assistant is None else EagerBackend(assistant)
     # What wasn't asked for must not cost anything: it drafts when it has proved to pay.
     if small is None and not lookup:
         known.acceptance.regret_budget = 0.0
     looking = known.lookup if lookup is None else lookup
-    layers = known.exit_layers if target.can_exit.value else None
-    if layers is not None and layers >= target.layers:
-        layers = None
-    return Engine(target, Drafters(small, layers, looking), acceptance_profile=known.acceptance)
+    return Engine(target, Drafters(small, None, looking), acceptance_profile=known.acceptance)
 
 
 def attach(
@@ -228,10 +225,10 @@ def attach(
 
     `assistant` is a smaller model with the same vocabulary that drafts. `tokenizer` is used for `stop_strings` where a call has
     none. Drafts are also copied from the prompt and the answer: by default once that has proved to pay, with `lookup` True from
-    the start, with False never. The model's stored profile gives costs, acceptance and drafters from the start; `profile` is
-    the id of another, or "none", and `model.dynx.profile` says which is in use. An attached model gets the arguments that are
-    given, and stays attached once. Raises UnsupportedModelError with the reason for what can't be attached, InvalidInput or
-    NoProfileError where the profile that is asked for can't be used.
+    the start, with False never. The model's stored profile gives costs and acceptance from the start; `profile` is the id of
+    another, or "none", and `model.dynx.profile` says which is in use. An attached model gets the arguments that are given, and
+    stays attached once. Raises UnsupportedModelError with the reason for what can't be attached, InvalidInput or NoProfileError
+    where the profile that is wanted can't be used.
     """
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, Attachment):

@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """An acceptance profile for an engine, with the drafters that calibration recommended."""
+    """An acceptance profile for an engine, and whether calibration recommended lookup."""
 
     profile: Decision[str]
     """The profile's id, or "none", and why."""
     acceptance: AcceptanceProfile
     lookup: bool = True
     """Whether drafts from the prompt may be worth trying."""
-    exit_layers: int | None = None
-    """The layer after which the model drafts for itself; None where it doesn't."""
 
 
 def known_of(model: Any, assistant: Any, wanted: str | None) -> Known:
@@ -76,13 +74,9 @@ def _read(plan: GeneratorPlan, said: list[str]) -> Known:
         return Known(Decision("none", said[-1] if said else "its contents can't be used"), AcceptanceProfile())
     if plan.of_other_prompts:
         acceptance.rate = None
-    fitted, reason = plan.fitted, plan.decisions.profile.reason
+    reason = plan.decisions.profile.reason
     if other:
         reason += f"; its times are {TITLES.get(plan.backend, plan.backend)}'s, so they are measured anew here"
-    layers = fitted.get("exit_layers")
-    return Known(
-        Decision(profile.key.id, reason),
-        acceptance,
-        bool(fitted.get("lookup", True)),
-        layers if isinstance(layers, int) and layers > 0 and not other and not plan.bundled else None,
-    )
+    if plan.fitted.get("exit_layers"):
+        reason += "; the model doesn't draft with its own first layers, which would change its blocks"
+    return Known(Decision(profile.key.id, reason), acceptance, bool(plan.fitted.get("lookup", True)))
