@@ -21,6 +21,7 @@ from transformers import (
 
 import dynx
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
+from dynx.integrations.transformers.classifier import rows_together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,6 +189,17 @@ def test_hooks_on_its_modules_run_the_models_own_forward(easy: Path) -> None:
     model(**batch(tokenizer), output_hidden_states=True)  # transformers leaves hooks of its own behind
     model(**batch(tokenizer))
     assert (len(seen), model.dynx.stats.reason) == (1, None)
+
+
+def test_rows_of_one_call_are_grouped_by_length() -> None:
+    """Equal lengths stay together; where padding costs more than further batches, calls are cut up."""
+    seconds = {1: 3e-3, 32: 1e-3}
+    assert rows_together([20] * 32, 32, seconds) == 32
+    assert rows_together([5] * 16 + [60] * 16, 32, seconds) == 16
+    assert rows_together([5] * 64, 32, seconds) == 32
+    assert rows_together(list(range(1, 33)), 32, {1: 1e-3, 32: 1e-3}) == 32
+    assert rows_together([7], 1, seconds) == 1
+    assert rows_together([1, 100], 2, {8: 1e-3}) == 2
 
 
 def test_attaching_twice_is_one_attachment_and_detaching_restores(easy: Path) -> None:

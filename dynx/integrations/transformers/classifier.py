@@ -37,7 +37,7 @@ from dynx.runtime.certify import simulate
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -93,7 +93,7 @@ class ClassifierAttachment:
         self.receipt = Receipt(self._assembly.exit_model.depth if self._assembly else 0, guarantee=self.guarantee)
         """Counts and costs of all calls that exited early."""
         if self._assembly is not None and self._exits is not None:
-            self._engine = self._assembly.engine(self._exits.exits())
+            self._engines: dict[int, Any] = {}
             self._depths = self._exits.fitted.depths
             self._limit = getattr(self._assembly.preprocessor, "limit", None)
             self._pad = getattr(self._assembly.exit_model.model.config, "pad_token_id", None)
@@ -175,7 +175,7 @@ class ClassifierAttachment:
         image = "pixel_values" in given
         rows = inputs.image_rows(given) if image else inputs.text_rows(given)
         with self._lock:
-            answers = self._engine.window(rows)
+            answers = self._engine([row.size for row in rows]).window(rows)
             self._count(answers, began)
         logits = torch.from_numpy(np.stack([answer.logits for answer in answers]))
         logits = logits.to(self.model.device, self.model.dtype)
@@ -183,6 +183,17 @@ class ClassifierAttachment:
         if not (getattr(self.model.config, "return_dict", True) if wanted is None else wanted):
             return (logits,)
         return self._output_class(logits=logits)
+
+    def _engine(self, sizes: Sequence[int]) -> Any:
+        """Return an engine that computes rows of these sizes, in tokens, in batches of the number that wastes least."""
+        assembly, exits = self._assembly, self._exits
+        if assembly is None or exits is None:
+            raise RuntimeError("there are no exits")
+        most = min(len(sizes), assembly.batch)
+        rows = rows_together(sizes, most, {n: cost.full for n, cost in exits.fitted.costs.items()})
+        if rows not in self._engines:
+            self._engines[rows] = assembly.engine(exits.exits(), batch=rows)
+        return self._engines[rows]
 
     def _count(self, answers: list[Answer], began: float) -> None:
         depth = self.receipt.depth
@@ -298,6 +309,29 @@ class ClassifierAttachment:
             assembly.certified, _ = certify_full_depth(plan)
         assembly.exit_profile = apply_profile(assembly, self.warnings.append)
         return assembly
+
+
+def rows_together(sizes: Sequence[int], most: int, seconds: Mapping[int, float]) -> int:
+    """Return how many rows to compute together, at most `most`: few need little padding, many share the cost of a batch.
+
+    `sizes` are their numbers of tokens, `seconds` a row's seconds by batch size, as measured at full depth. Batches are of rows
+    of similar size.
+    """
+    few, many = min(seconds), max(seconds)
+    if few == many or most < 2:
+        return most
+    overhead = (seconds[few] - seconds[many]) / (1 / few - 1 / many)
+    row = seconds[many] - overhead / many
+    if overhead <= 0 or row <= 0:
+        return most
+    ordered = sorted(sizes, reverse=True)
+    token = row * len(sizes) / sum(sizes)
+
+    def cost(rows: int) -> float:
+        starts = range(0, len(ordered), rows)
+        return sum(overhead + token * ordered[i] * min(rows, len(ordered) - i) for i in starts)
+
+    return min((max(1, most >> halvings) for halvings in range(most.bit_length())), key=cost)
 
 
 def sharing_copy(model: Any) -> Any:
