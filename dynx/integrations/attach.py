@@ -24,9 +24,8 @@ def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
         if is_classifier(model):
             return attach_classifier(model, tokenizer, **options)
     if not hasattr(model, "generate") and not hasattr(model, "main_input_name"):
-        kind = type(model)
         raise UnsupportedModelError(
-            f"{kind.__module__.partition('.')[0]}'s {kind.__name__} can't be attached",
+            f"{type(model).__name__} has no generate, and is neither a classifier nor a pipeline",
             hint="attach takes models of transformers and pipelines of diffusers",
         )
     from dynx.integrations import transformers

@@ -242,7 +242,7 @@ def test_bad_input_names_the_reason(easy: Path) -> None:
     model, tokenizer = load(easy)
     with pytest.raises(InvalidInput, match="`assistant` is no option of an attached classifier"):
         dynx.attach(model, tokenizer, assistant=model)
-    with pytest.raises(UnsupportedModelError, match="Linear can't be attached"):
+    with pytest.raises(UnsupportedModelError, match="Linear has no generate"):
         dynx.attach(torch.nn.Linear(2, 2))
     model.bert.forward = model.bert.forward
     with pytest.raises(UnsupportedModelError, match="bert's forward was replaced"):
