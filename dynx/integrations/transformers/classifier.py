@@ -25,7 +25,7 @@ from dynx.early_exit.apply_profile import apply_profile, certify_full_depth
 from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exits, is_reference
 from dynx.early_exit.labels import Labels
 from dynx.early_exit.plan import ClassifierRequest
-from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
+from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor, token_limit
 from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
 from dynx.early_exit.types import Receipt
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
@@ -274,9 +274,9 @@ class ClassifierAttachment:
             changed = sorted(k for k in theirs.keys() | ours.keys() if k[0] != "_" and theirs.get(k) != ours.get(k))
             return f"its image processor isn't the model's ({changed[0]} differs)" if changed else None
         own = loading.load_tokenizer(plan.source)
-        if own.model_max_length != self.preprocessor.model_max_length:
-            lengths = f"{self.preprocessor.model_max_length} tokens, and the model's to {own.model_max_length}"
-            return f"its tokenizer cuts texts to {lengths}"
+        limits = [token_limit(each, self.model) for each in (self.preprocessor, own)]
+        if limits[0] != limits[1]:
+            return f"its tokenizer cuts texts to {limits[0]} tokens, and the model's to {limits[1]}"
         texts = list(PROBE_TEXTS)
         same = own(texts)["input_ids"] == self.preprocessor(texts)["input_ids"]
         return None if same else "its tokenizer isn't the model's"
