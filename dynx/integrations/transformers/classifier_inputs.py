@@ -81,11 +81,7 @@ def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None
             return "the attention mask hides more than padding on the right"
         if not bool((seen[:, 1:] <= seen[:, :-1]).all()):
             return "the attention mask hides more than padding on the right"
-    if (
-        pad is not None
-        and bool((ids[:, -1] == pad).any())
-        and (mask is None or bool(mask[ids[:, -1] == pad, -1].any()))
-    ):
+    if mask is None and pad is not None and bool((ids[:, -1] == pad).any()):
         return "rows may end in padding that no attention mask hides"
     length = ids.shape[1] if mask is None else int(mask.sum(-1).max())
     if limit is not None and length > limit:
