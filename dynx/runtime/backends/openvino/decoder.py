@@ -31,7 +31,6 @@ from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import convert
 from dynx.runtime.backends.openvino.integers import store_integers
 from dynx.runtime.backends.openvino.pool import BlockPool
-from dynx.runtime.backends.openvino.rows import take_early
 from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
@@ -211,7 +210,6 @@ class OpenVINOBackend(Backend):
         self.precision: str = precision
         self._weights = weights
         convert.assemble(graph)
-        take_early(graph)
         convert.keep_apart(graph, _threads_had(threads))
         core = _core()
         able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
