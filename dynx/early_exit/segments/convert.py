@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dynx.early_exit.attach.arguments import item_at
 from dynx.early_exit.attach.pooling import pool
+from dynx.early_exit.segments.names import HIDDEN
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.openvino import blocks as openvino_blocks
 from dynx.runtime.backends.openvino.tracing import trace, varying
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import Ranges
     from dynx.early_exit.attach.model import ExitModel
-
-HIDDEN = "hidden"
-"""Name of a segment's input that takes hidden states."""
 
 
 class _SegmentEnd(Exception):  # noqa: N818 - not an error
