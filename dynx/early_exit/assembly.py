@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.early_exit.profile_data import ExitProfile
+    from dynx.early_exit.segments.engine import SegmentEngine
+    from dynx.early_exit.segments.segments import Segments
     from dynx.early_exit.types import Guarantee
 
+    AnyEngine = Engine[Example] | SegmentEngine[Example]
     Ranges = Mapping[str, NDArray[np.float32]]
 
 
@@ -54,6 +57,8 @@ class LoadedClassifier:
     """The exits of the profile that may be used; None: all layers run."""
     block_backend: BlockBackend = field(default_factory=BlockBackend)
     """What computes the model's blocks."""
+    segments: Segments | None = None
+    """What runs in the place of `exit_model`, where whole segments of it run on OpenVINO."""
     certified: Guarantee | None = None
     """What the profile certifies of full-depth answers, where the model isn't the reference itself."""
 
@@ -78,8 +83,24 @@ class LoadedClassifier:
         limit = getattr(self.preprocessor, "limit", None)
         return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
 
-    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Example]:
+    @property
+    def can_exit(self) -> bool:
+        """Whether the model can run in parts."""
+        from dynx.early_exit.attach.model import ExitModel
+
+        return self.segments is not None or isinstance(self.exit_model, ExitModel)
+
+    @property
+    def exit_depths(self) -> tuple[int, ...]:
+        """The blocks after which exits can be tried."""
+        from dynx.early_exit.features import candidates
+
+        return candidates(self.exit_model.depth) if self.segments is None else self.segments.borders
+
+    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> AnyEngine:
         """Make a new engine over the model, with these exits or none."""
+        if self.segments is not None:
+            return self.segments.engine(self.preprocessor, batch or self.batch, exits)
         threads = BESIDE_ANOTHER_RUNTIME if self.block_backend.backend == OPENVINO else self.plan.threads
         return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits, threads=threads)
 
@@ -168,7 +189,7 @@ class Reference:
     def __init__(self, assembly: LoadedClassifier) -> None:
         self._preprocessor: Preprocessor = assembly.preprocessor
         if is_reference(assembly):
-            self._engine: Engine[Example] = assembly.engine(exits=None)
+            self._engine: AnyEngine = assembly.engine(exits=None)
         else:
             model, self._preprocessor = load_model(assembly.plan, dtype="float32", max_length=None)
             self._engine = engine_over(

@@ -1,0 +1,115 @@
+"""The segments that a classifier runs as: the whole model for full depth, and the same cut where rows may exit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dynx.early_exit.segments import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from dynx.early_exit.assembly import Ranges
+    from dynx.early_exit.attach.model import ExitModel
+    from dynx.early_exit.engine import Exits
+    from dynx.early_exit.preprocessing import Example, Preprocessor
+    from dynx.early_exit.segments.engine import SegmentEngine
+    from dynx.early_exit.segments.model import SegmentedModel
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How segments are made: precision, the blocks they end after, and the activation ranges of int8."""
+
+    precision: str
+    borders: tuple[int, ...]
+    ranges: Ranges
+
+
+class Segments:
+    """One classifier's segments in one precision, from the cache folder or converted when they are first needed.
+
+    `model` returns the classifier to convert and two batches to compare it on; it isn't called where all is in the cache.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        weights: str,
+        threads: int,
+        model: Callable[[], tuple[ExitModel, Sequence[Mapping[str, Tensor]]]],
+    ) -> None:
+        self.cut = cut
+        self.converted = 0
+        """Models that had to be converted, as the cache didn't have them."""
+        self._weights, self._threads, self._model = weights, threads, model
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """The blocks that rows may exit after."""
+        return self.cut.borders
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic of the segments."""
+        return self.cut.precision
+
+    @cached_property
+    def whole(self) -> SegmentedModel:
+        """The model in one piece. Raises UnsupportedModelError where it can't be converted."""
+        return self._opened(())
+
+    @cached_property
+    def parts(self) -> SegmentedModel:
+        """The model cut at the borders. Raises UnsupportedModelError where it can't be converted."""
+        return self._opened(self.borders) if self.borders else self.whole
+
+    def cached(self) -> bool:
+        """Whether the cache has what exits need."""
+        return store.place(self._weights, self.precision, self.borders, self.cut.ranges).is_dir()
+
+    def at(self, borders: Sequence[int]) -> Segments:
+        """Return the same model with other borders."""
+        other = Segments(Cut(self.precision, tuple(borders), self.cut.ranges), self._weights, self._threads, self._model)
+        if "whole" in self.__dict__:
+            other.__dict__["whole"] = self.whole
+        return other
+
+    def engine(self, preprocessor: Preprocessor, batch: int, exits: Exits | None = None) -> SegmentEngine[Example]:
+        """Make an engine for the examples of a preprocessor."""
+        from dynx.early_exit.segments.engine import SegmentEngine
+
+        return SegmentEngine(
+            self.whole if exits is None or not exits.active else self.parts,
+            preprocessor.collate,
+            length=lambda row: row.size,
+            identity=lambda row: row.identity,
+            exits=None if exits is None or not exits.active else exits,
+            batch=batch,
+        )
+
+    def _opened(self, borders: tuple[int, ...]) -> SegmentedModel:
+        folder = store.place(self._weights, self.precision, borders, self.cut.ranges)
+        found = store.load(folder, threads=self._threads)
+        if found is not None:
+            return found
+        self.converted += 1
+        exit_model, probes = self._model()
+        return store.make(
+            exit_model,
+            probes,
+            borders,
+            precision=self.precision,
+            ranges=self.cut.ranges,
+            threads=self._threads,
+            folder=folder,
+        )
+
+
+def as_profile(segments: Segments) -> dict[str, Any]:
+    """Return what a profile keeps of segments, beside the ranges."""
+    return {"precision": segments.precision, "borders": list(segments.borders)}
