@@ -129,18 +129,21 @@ def engine_over(
 
 def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Preprocessor]:
     """Load the plan's model in a precision, and the preprocessor of its inputs. Raises DynxError."""
-    from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
-
     if plan.kind == "image" and max_length is not None:
         raise InvalidInput("`max_length` is about texts, and this model takes images")
-    ready = loading.load_image_processor(plan.source) if plan.kind == "image" else loading.load_tokenizer(plan.source)
     model = loading.load_classifier(
         plan.source, plan.kind, device=plan.device, dtype=dtype, allow_pickle=plan.request.allow_pickle
     )
-    preprocessor: Preprocessor = (
-        ImagePreprocessor(ready, model) if plan.kind == "image" else TextPreprocessor(ready, model, max_length)
-    )
-    return model, preprocessor
+    return model, preprocessor_for(plan, model, max_length=max_length)
+
+
+def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None) -> Preprocessor:
+    """Load the preprocessor of a model's inputs. Raises DynxError."""
+    from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
+
+    if plan.kind == "image":
+        return ImagePreprocessor(loading.load_image_processor(plan.source), model)
+    return TextPreprocessor(loading.load_tokenizer(plan.source), model, max_length)
 
 
 class AttachResult(NamedTuple):
@@ -189,10 +192,10 @@ class Reference:
     def __init__(self, assembly: LoadedClassifier) -> None:
         self._preprocessor: Preprocessor = assembly.preprocessor
         if is_reference(assembly):
-            self._engine: AnyEngine = assembly.engine(exits=None)
+            self.engine: AnyEngine = assembly.engine(exits=None)
         else:
             model, self._preprocessor = load_model(assembly.plan, dtype="float32", max_length=None)
-            self._engine = engine_over(
+            self.engine = engine_over(
                 attach_exits(model, self._preprocessor).model,
                 self._preprocessor,
                 assembly.batch,
@@ -202,7 +205,7 @@ class Reference:
     @property
     def block_calls(self) -> int:
         """Number of block calls so far, times rows."""
-        return self._engine.block_calls
+        return self.engine.block_calls
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
         """Answer texts or paths that were read before. ModelError: one of them can't be read any more."""
@@ -211,7 +214,7 @@ class Reference:
         rows = self._preprocessor.rows(items)
         if bad := [row for row in rows if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
-        return self._engine.window([row for row in rows if isinstance(row, Example)])
+        return self.engine.window([row for row in rows if isinstance(row, Example)])
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the logits (n, C) of texts or paths that were read before."""

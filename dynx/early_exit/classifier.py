@@ -23,8 +23,8 @@ from dynx.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.assembly import AnyEngine, LoadedClassifier
+    from dynx.early_exit.engine import Answer, Exits
 
 SEED = 0
 """Seed of the draws for audits: the same inputs are drawn in every run."""
@@ -48,7 +48,7 @@ class Classifier:
         self._answered: Mapping[int, Answer] = {}
         self._number = 0  # of the next input
         known = assembly.exit_profile
-        self._engine: Engine[Example]
+        self._engine: AnyEngine
         self._set_engine(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
 
     def set_exits(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
@@ -130,5 +130,7 @@ class Classifier:
         for agree in same_answers(exited, full, self.labels.problem, tolerance):
             if self.audit.update(not agree):
                 self._set_engine(None, None)
+                if self.assembly.segments is not None:  # whose arithmetic may be what the disagreement comes from
+                    self._engine = self._reference.engine
                 self._on_alarm(f"{self.audit}; from here on every answer is the full model's")
                 return

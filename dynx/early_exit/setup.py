@@ -98,7 +98,9 @@ def assemble(
         from dynx.early_exit.labels import Labels
 
     stages(f"loading {plan.source.name}")
-    assembly = _load_on_backend(plan, Labels, stages, warn)
+    assembly = None if calibrating else _load_segments(plan, Labels, stages, warn)
+    if assembly is None:
+        assembly = _load_on_backend(plan, Labels, stages, warn)
     if assembly.block_backend.backend == OPENVINO:
         plan.decisions.threads = beside(TITLES[OPENVINO], plan.decisions.threads)
     if plan.profile is not None:
@@ -112,6 +114,32 @@ def assemble(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_full_depth}",
             )
     return assembly
+
+
+def _load_segments(
+    plan: ClassifierPlan, labels_of: Callable[[Any], Labels], stages: Callable[[str], None], warn: Callable[[str], None]
+) -> LoadedClassifier | None:
+    """Load the segments that the profile measured; None where it has none, or OpenVINO can't run them here."""
+    from dynx.early_exit.segments import setup as segments
+
+    try:
+        cut = segments.cut_of(plan)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        why = f"its contents can't be used ({type(e).__name__}: {e})"
+    else:
+        if cut is None:
+            return None
+        why = segments.precision_mismatch(plan, cut) or ""
+        if not why:
+            try:
+                with attempt(OPENVINO, plan.source.name):
+                    return segments.load_segments(plan, cut, labels_of, stages)
+            except UnsupportedModelError as e:
+                why = f"OpenVINO can't run it: {e}"
+    plan.drop_profile(why, warn)
+    if plan.request.backend == "auto":
+        plan.decisions.backend = Decision(TORCH, why)
+    return None
 
 
 def _load_on_backend(
@@ -155,15 +183,16 @@ def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None])
     if is_reference(assembly):
         return
     assembly.certified, words = certify_full_depth(plan)
-    if assembly.certified is not None or plan.request.quantize == "none":
+    if assembly.certified is not None or (plan.request.quantize == "none" and assembly.segments is None):
         return
     plan.drop_profile(words, warn)
-    plan.decisions.quantize = Decision("none", words)
+    if plan.request.quantize != "none":
+        plan.decisions.quantize = Decision("none", words)
     plan.decisions.backend = Decision(TORCH, "the model as it is")
     plan.decisions.exits = Decision("none", words)
     model, preprocessor = load_model(plan, dtype=plan.dtype, max_length=plan.request.max_length)
     assembly.exit_model, assembly.preprocessor = attach_exits(model, preprocessor).model, preprocessor
-    assembly.block_backend = BlockBackend(precision=plan.dtype)
+    assembly.block_backend, assembly.segments = BlockBackend(precision=plan.dtype), None
 
 
 def _reason_without_profile(request: ClassifierRequest) -> str:

@@ -22,6 +22,7 @@ from dynx.runtime.loading.libraries import (
     load_image_processor,
     load_pipeline,
     load_tokenizer,
+    outline_classifier,
     same_vocabulary,
     stored_weights,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "load_pipeline",
     "load_tokenizer",
     "needs_unpacking",
+    "outline_classifier",
     "quietly",
     "same_vocabulary",
     "scheme_of",

@@ -34,6 +34,14 @@ class ExitRules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FittedSegments:
+    """How a model was cut that OpenVINO runs in segments."""
+
+    precision: Annotated[Literal["float32", "bfloat16", "int8"], "What they compute in."] = ABSENT
+    borders: Annotated[list[Count], "Layers that they end after, without the last."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyFitted:
     """Where inputs may leave."""
 
@@ -49,6 +57,7 @@ class ClassifyFitted:
     max_disagreement: Annotated[Fraction, "Share of answers that may differ."] = ABSENT
     agreement: Annotated[dict[str, Fraction], "Share of answers that are the full model's, by layer."] = ABSENT
     backend: Annotated[str, "Whose kernels compute the layers."] = ABSENT
+    segments: Annotated[FittedSegments, "How the model was cut; absent where its layers run one by one."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
