@@ -310,10 +310,10 @@ def _choose_backend(
     refused = use_segments(assembly, rows, clock, on_stage)
     if refused is None:
         return
+    before = assembly.decisions.backend
     use_fastest_backend(assembly, rows, clock, on_stage)
-    backend = assembly.decisions.backend
-    if backend.value == TORCH and assembly.plan.request.backend == "auto":
-        assembly.plan.decisions.backend = Decision(TORCH, f"OpenVINO isn't used: {refused}")
+    if assembly.decisions.backend is before and before.value == TORCH and assembly.plan.request.backend == "auto":
+        assembly.plan.decisions.backend = Decision(TORCH, refused)
 
 
 def collect_evidence(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
