@@ -146,9 +146,7 @@ class ArrayHead:
     mix: NDArray[np.float32]
     bias: NDArray[np.float32]
 
-    def __call__(
-        self, pooled: NDArray[np.float32], previous: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def __call__(self, pooled: NDArray[np.float32], previous: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return logits (R, C) as `ExitHeads.logits` does."""
         out: NDArray[np.float32] = (pooled - self.shift) @ self.weight + self.bias
         return out if previous is None else out + self.mix * previous

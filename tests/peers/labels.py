@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 ARMS = ("torch", "pipeline", "openvino-float32", "openvino-bfloat16", "openvino-int8", "dynx")
 QUANTIZATION_TEXTS = 300
 
-Run = "Callable[[Sequence[str]], list[str]]"
-
 
 def texts_of(path: Path) -> list[str]:
     """The texts of a file, without labels behind a tab."""
     return [line.rsplit("\t", 1)[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def folder_of(model: str) -> str:
@@ -47,7 +51,17 @@ class Server:
     """An arm in a process of its own."""
 
     def __init__(self, arm: str, python: str, given: argparse.Namespace) -> None:
-        command = [python, __file__, given.model, "--data", str(given.data), "--batch", str(given.batch), "--serve", arm]
+        command = [
+            python,
+            __file__,
+            given.model,
+            "--data",
+            str(given.data),
+            "--batch",
+            str(given.batch),
+            "--serve",
+            arm,
+        ]
         if given.lessons:
             command += ["--lessons", str(given.lessons)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -143,7 +157,7 @@ def dynx_arm(given: argparse.Namespace) -> Any:
 
     assembly = assemble(make_plan(ClassifierRequest(given.model, batch_size=given.batch)))
     for name in ("backend", "exits"):
-        print(f"dynx: {name}: {getattr(assembly.decisions, name)}", file=sys.stderr)
+        sys.stderr.write(f"dynx: {name}: {getattr(assembly.decisions, name)}\n")
     job = Classifier(assembly)
 
     def run(texts: Sequence[str]) -> list[str | None]:
@@ -161,11 +175,11 @@ def serve(given: argparse.Namespace) -> None:
     makers = {"torch": torch_arm, "pipeline": pipeline_arm, "dynx": dynx_arm}
     run = openvino_arm(given, precision) if kind == "openvino" else makers[kind](given)
     texts = texts_of(given.data)
-    print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+    say(json.dumps({"seconds": time.perf_counter() - began}))
     for _ in sys.stdin:
         began = time.perf_counter()
         labels = run(texts)
-        print(json.dumps({"seconds": time.perf_counter() - began, "labels": labels}), flush=True)
+        say(json.dumps({"seconds": time.perf_counter() - began, "labels": labels}))
 
 
 def main() -> None:
@@ -197,12 +211,12 @@ def main() -> None:
                 seconds[arm].append(found["seconds"])
     static = [arm for arm in servers if arm != "dynx"]
     best = min(static, key=lambda arm: statistics.median(seconds[arm])) if static else None
-    print(f"{'':20} labels/s  of {best or '-':20} labels that differ from torch's")
+    say(f"{'':20} labels/s  of {best or '-':20} labels that differ from torch's")
     for arm, took in seconds.items():
         ratios = sorted(b / s for b, s in zip(seconds[best], took, strict=True)) if best else [1.0]
         differ = sum(a != b for a, b in zip(labels[arm], labels["torch"], strict=True)) if "torch" in labels else None
         speed = len(labels[arm]) / statistics.median(took)
-        print(f"{arm:20} {speed:8.0f}  {statistics.median(ratios):.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]  {differ}")
+        say(f"{arm:20} {speed:8.0f}  {statistics.median(ratios):.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]  {differ}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def use_fastest(
     if not arms:
         return "; ".join(refused)
     on_stage("timing PyTorch and OpenVINO")
-    times = race(engines, rows, assembly.batch, clock, plan.source.name, backend_of=lambda n: TORCH if n == TORCH else OPENVINO)
+    times = race(
+        engines, rows, assembly.batch, clock, plan.source.name, backend_of=lambda n: TORCH if n == TORCH else OPENVINO
+    )
     winner = min(times, key=lambda name: times[name])
     timings = ", ".join(f"{_title(name)} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
     left_out = "".join(f"; {why}" for why in refused)
@@ -145,9 +147,7 @@ def _observed(assembly: LoadedClassifier, source: ExitModel, rows: Sequence[Exam
     return openvino_blocks.observe(source.blocks, run)
 
 
-def _disagrees(
-    assembly: LoadedClassifier, segments: Segments, rows: Sequence[Example], expected: Tensor
-) -> str | None:
+def _disagrees(assembly: LoadedClassifier, segments: Segments, rows: Sequence[Example], expected: Tensor) -> str | None:
     """Say that too many answers differ from the float32 model's for exits to be added; None where they don't."""
     from dynx.early_exit.agreement import agrees
 
@@ -157,5 +157,3 @@ def _disagrees(
     if differ <= MAX_SHARE_OF_DISAGREEMENT * eps * len(rows):
         return None
     return f"{differ:,} of {len(rows):,} answers differ, too many for {percent(eps)}"
-
-

@@ -40,7 +40,9 @@ class _SegmentEnd(Exception):  # noqa: N818 - not an error
 class _Segment(nn.Module):
     """The blocks `first` (0 is before them) to `last` of a classifier as a function of tensors."""
 
-    def __init__(self, exit_model: ExitModel, blocks: nn.ModuleList, first: int, last: int, names: Sequence[str]) -> None:
+    def __init__(
+        self, exit_model: ExitModel, blocks: nn.ModuleList, first: int, last: int, names: Sequence[str]
+    ) -> None:
         super().__init__()
         self.model, self.blocks = exit_model.model, blocks
         self._exit_model, self._first, self._last, self._names = exit_model, first, last, tuple(names)
@@ -133,7 +135,9 @@ def convert(
                 ]
             ).eval()
             ends = [0, *borders, exit_model.depth]
-            return [_graph(_Segment(exit_model, blocks, *each, list(probes[0])), each[0], probes) for each in pairwise(ends)]
+            return [
+                _graph(_Segment(exit_model, blocks, *each, list(probes[0])), each[0], probes) for each in pairwise(ends)
+            ]
     except UnsupportedModelError:
         raise
     except Exception as e:
@@ -159,7 +163,7 @@ def _graph(segment: _Segment, first: int, probes: Sequence[Mapping[str, Tensor]]
     several = [list(probe.values()) for probe in probes]
     if first:
         for given, probe in zip(several, probes, strict=True):
-            state = segment._exit_model.run(probe, stop=first).state  # noqa: SLF001 - of this module
+            state = segment._exit_model.run(probe, stop=first).state
             if state is None:
                 raise UnsupportedModelError("its forward can't be stopped between blocks")
             given.append(state.hidden)

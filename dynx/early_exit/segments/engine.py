@@ -1,8 +1,8 @@
 """Answer rows by segments: rows exit at borders, and those that remain fill batches again before the next segment.
 
 The first segment takes the rows in batches of similar length, the longest first. What doesn't exit waits at the border until as
-many rows wait there as a batch has; so every segment computes full batches, of nearly the same few shapes, however many rows have
-left. Rows that wait anywhere are few: less than a batch per border, beside the batch that is computed. Equal rows are computed once.
+many rows wait there as a batch has. So every segment computes full batches, of nearly the same few shapes, however many rows have
+left. Few rows wait at a time: less than a batch per border, beside the one that is computed. Equal rows are computed once.
 
 Letters: R rows, T tokens, D hidden size, C classes.
 """
@@ -223,5 +223,3 @@ class SegmentEngine(Generic[Input]):
         if len(remaining):
             kept = {name: value[remaining] for name, value in inputs.items()}
             borders[number].add(_Waiting(rows[remaining], kept, hidden[remaining], logits))
-
-

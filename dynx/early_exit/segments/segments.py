@@ -74,7 +74,9 @@ class Segments:
 
     def at(self, borders: Sequence[int]) -> Segments:
         """Return the same model with other borders."""
-        other = Segments(Cut(self.precision, tuple(borders), self.cut.ranges), self._weights, self._threads, self._model)
+        other = Segments(
+            Cut(self.precision, tuple(borders), self.cut.ranges), self._weights, self._threads, self._model
+        )
         if "whole" in self.__dict__:
             other.__dict__["whole"] = self.whole
         return other

@@ -128,9 +128,7 @@ def outline_classifier(source: Source, kind: Literal["text", "image"]) -> PreTra
         loader = _classifier_loader(source, kind)
     with loading(source.folder, trusted=source.trusted):
         try:
-            config = AutoConfig.from_pretrained(
-                source.folder, local_files_only=True, trust_remote_code=source.trusted
-            )
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=source.trusted)
             with torch.device("meta"):
                 outline: PreTrainedModel = loader.from_config(config, trust_remote_code=source.trusted)
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote

@@ -17,7 +17,19 @@ from dynx.errors import UnsupportedModelError
 pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 pytestmark = pytest.mark.usefixtures("alone")
 
-KINDS = ["bert", "roberta", "distilbert", "electra", "deberta-v2", "albert", "modernbert", "gpt2", "llama", "vit", "dinov2"]
+KINDS = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta-v2",
+    "albert",
+    "modernbert",
+    "gpt2",
+    "llama",
+    "vit",
+    "dinov2",
+]
 
 
 def attached(kind: str) -> Any:
@@ -96,11 +108,11 @@ def test_the_model_stays_as_it_was() -> None:
     exit_model = attached("bert")
     inputs = batch("bert", 5, seed=7)
     before = exit_model.run(inputs).logits
-    attention = exit_model.model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
+    attention = exit_model.model.config._attn_implementation
     forwards = [module.__dict__.get("forward") for module in exit_model.model.modules()]
     segmented(exit_model, "bert", (2,))
     assert torch.equal(exit_model.run(inputs).logits, before)
-    assert exit_model.model.config._attn_implementation == attention  # noqa: SLF001
+    assert exit_model.model.config._attn_implementation == attention
     assert [module.__dict__.get("forward") for module in exit_model.model.modules()] == forwards
 
 
@@ -115,6 +127,8 @@ def test_wrong_answers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from dynx.early_exit.segments import convert
 
     made = convert.convert
-    monkeypatch.setattr(convert, "convert", lambda model, probes, borders, **how: made(model, probes, (1, 3), **how)[::2])
+    monkeypatch.setattr(
+        convert, "convert", lambda model, probes, borders, **how: made(model, probes, (1, 3), **how)[::2]
+    )
     with pytest.raises(UnsupportedModelError, match="gives other"):
         segmented(attached("bert"), "bert", (2,))

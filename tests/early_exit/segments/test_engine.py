@@ -43,7 +43,9 @@ class TorchSegments:
         """Only the mask is."""
         return name == "attention_mask"
 
-    def run(self, number: int, inputs: Mapping[str, NDArray[Any]], hidden: NDArray[np.float32] | None = None) -> list[Any]:
+    def run(
+        self, number: int, inputs: Mapping[str, NDArray[Any]], hidden: NDArray[np.float32] | None = None
+    ) -> list[Any]:
         """As `SegmentedModel.run`."""
         from dynx.early_exit.attach.hidden_state import State
 
@@ -90,7 +92,8 @@ def exits(thresholds: Sequence[float]) -> Exits:
     """Random heads, with the log-odds of their answers as score."""
     rng = torch.Generator().manual_seed(1)
     parts = [
-        (torch.zeros(2 * HIDDEN), torch.randn(2 * HIDDEN, 5, generator=rng), torch.zeros(5), torch.zeros(5)) for _ in BORDERS
+        (torch.zeros(2 * HIDDEN), torch.randn(2 * HIDDEN, 5, generator=rng), torch.zeros(5), torch.zeros(5))
+        for _ in BORDERS
     ]
     weights, scales = np.zeros((2, 6)), np.zeros((2, 2, 5))
     weights[:, 1], scales[:, 1] = 0.5, 1.0
