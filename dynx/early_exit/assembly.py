@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.early_exit.profile_data import ExitProfile
     from dynx.early_exit.segments.engine import SegmentEngine
-    from dynx.early_exit.segments.segments import Segments
+    from dynx.early_exit.segments.segments import Pending, Segments
     from dynx.early_exit.types import Guarantee
 
     AnyEngine = Engine[Example] | SegmentEngine[Example]
@@ -59,6 +59,8 @@ class LoadedClassifier:
     """What computes the model's blocks."""
     segments: Segments | None = None
     """What runs in the place of `exit_model`, where whole segments of it run on OpenVINO."""
+    pending: Pending | None = None
+    """What a run turns to once that pays, where starting with it would take too long."""
     certified: Guarantee | None = None
     """What the profile certifies of full-depth answers, where the model isn't the reference itself."""
 

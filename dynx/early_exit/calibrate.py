@@ -33,7 +33,7 @@ from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
 from dynx.early_exit.segments.choose import use_fastest as use_segments
 from dynx.early_exit.segments.costs import measure_segment_costs
-from dynx.early_exit.segments.segments import as_profile
+from dynx.early_exit.segments.segments import as_measured, as_profile
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import percent, smallest_sample, supports
@@ -393,7 +393,9 @@ def _profile(
     ]
     body = _envelope(assembly, inputs)
     fields = {
-        "measured": seconds | {"clock": None if measured is None else list(measured), "batch": assembly.batch},
+        "measured": seconds
+        | {"clock": None if measured is None else list(measured), "batch": assembly.batch}
+        | ({} if assembly.segments is None else {"segments": as_measured(assembly.segments)}),
         "fitted": shape
         | {
             "problem": labels.problem,

@@ -77,6 +77,8 @@ def use_fastest(
         return None
     plan.decisions.backend = Decision(OPENVINO, f"{reason}; it computes in {winner}")
     assembly.segments = arms[winner]
+    if TORCH in times:
+        assembly.segments.input_seconds = {TORCH: times[TORCH], OPENVINO: times[winner]}
     assembly.block_backend = BlockBackend(OPENVINO, winner, arms[winner].cut.ranges)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ class Cut:
     borders: tuple[int, ...]
     ranges: Ranges
 
+    def __str__(self) -> str:
+        where = f", cut after layer {' and '.join(map(str, self.borders))}" if self.borders else ""
+        return f"{self.precision}{where}"
+
 
 class Segments:
     """One classifier's segments in one precision, from the cache folder or converted when they are first needed.
@@ -44,8 +49,10 @@ class Segments:
         model: Callable[[], tuple[ExitModel, Sequence[Mapping[str, Tensor]]]],
     ) -> None:
         self.cut = cut
-        self.converted = 0
-        """Models that had to be converted, as the cache didn't have them."""
+        self.conversion_seconds = 0.0
+        """Seconds that converting took so far, where the cache didn't have what was needed."""
+        self.input_seconds: dict[str, float] = {}
+        """Seconds of an input at full depth, by backend, where they were timed beside each other."""
         self._weights, self._threads, self._model = weights, threads, model
 
     @property
@@ -68,10 +75,6 @@ class Segments:
         """The model cut at the borders. Raises UnsupportedModelError where it can't be converted."""
         return self._opened(self.borders) if self.borders else self.whole
 
-    def cached(self) -> bool:
-        """Whether the cache has what exits need."""
-        return store.place(self._weights, self.precision, self.borders, self.cut.ranges).is_dir()
-
     def at(self, borders: Sequence[int]) -> Segments:
         """Return the same model with other borders."""
         other = Segments(
@@ -79,6 +82,7 @@ class Segments:
         )
         if "whole" in self.__dict__:
             other.__dict__["whole"] = self.whole
+        other.conversion_seconds, other.input_seconds = self.conversion_seconds, self.input_seconds
         return other
 
     def engine(self, preprocessor: Preprocessor, batch: int, exits: Exits | None = None) -> SegmentEngine[Example]:
@@ -99,9 +103,9 @@ class Segments:
         found = store.load(folder, threads=self._threads)
         if found is not None:
             return found
-        self.converted += 1
         exit_model, probes = self._model()
-        return store.make(
+        began = time.perf_counter()
+        made = store.make(
             exit_model,
             probes,
             borders,
@@ -110,6 +114,32 @@ class Segments:
             threads=self._threads,
             folder=folder,
         )
+        self.conversion_seconds = time.perf_counter() - began
+        return made
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Segments that a run turns to once that pays: until then the float32 model answers, on PyTorch and at full depth.
+
+    Inputs may end at any time. So converting starts when the time that it would have saved so far is as long as itself: however many
+    inputs there are, the run takes at most twice as long as if the number had been known.
+    """
+
+    segments: Segments
+    seconds: float
+    """How long converting takes, as calibration measured."""
+    saved: float
+    """Share of PyTorch's time that OpenVINO saves."""
+
+    def pays(self, spent: float) -> bool:
+        """Whether to turn to the segments, after so many seconds of answering on PyTorch."""
+        return spent * self.saved >= self.seconds
+
+
+def as_measured(segments: Segments) -> dict[str, Any]:
+    """Return what a profile keeps of the times of segments, in seconds."""
+    return {"conversion": segments.conversion_seconds, "input": segments.input_seconds}
 
 
 def as_profile(segments: Segments) -> dict[str, Any]:

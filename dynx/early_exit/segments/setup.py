@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dynx.early_exit.segments.segments import Cut, Segments
-from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.registry import OPENVINO
+from dynx.early_exit.segments import store
+from dynx.early_exit.segments.segments import Cut, Pending, Segments
+from dynx.errors import InvalidInput, UnsupportedModelError
+from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -101,16 +102,38 @@ def load_segments(
     parts = segments.parts
     outline = loading.outline_classifier(plan.source, plan.kind)
     preprocessor = preprocessor_for(plan, outline, max_length=plan.request.max_length)
+    labels = labels_of(outline.config)
+    if plan.request.within is not None and labels.problem != "regression":
+        raise InvalidInput(f"`within` is for models that give numbers, and {plan.source.name} gives labels")
     model = OutlineModel(outline, parts.kind, parts.depth, parts.merges_lengths)
-    where = f", cut after layer {' and '.join(map(str, cut.borders))}" if cut.borders else ""
     found = plan.decisions.backend
-    plan.decisions.backend = Decision(found.value, f"{found.reason}; it computes in {cut.precision}{where}")
+    plan.decisions.backend = Decision(found.value, f"{found.reason}; it computes in {cut}")
     return LoadedClassifier(
         plan,
         model,
         preprocessor,
-        labels_of(outline.config),
+        labels,
         None,
         BlockBackend(OPENVINO, cut.precision, cut.ranges),
         segments,
     )
+
+
+def pending_segments(assembly: LoadedClassifier, cut: Cut) -> Pending | None:
+    """Return the segments that a run of `assembly`, the model on PyTorch, turns to later; None where it should do so at once."""
+    from dynx.early_exit.attach.model import ExitModel
+    from dynx.early_exit.backends import probes_of
+
+    plan, exit_model = assembly.plan, assembly.exit_model
+    times: Any = {} if plan.profile is None else plan.profile.measured.get("segments", {})
+    per_input = times.get("input", {})
+    if not isinstance(exit_model, ExitModel) or not times.get("conversion") or not {TORCH, OPENVINO} <= set(per_input):
+        return None
+    probes = probes_of(assembly.preprocessor.probe(), exit_model.kind)
+    segments = Segments(cut, plan.weights, plan.threads, lambda: (exit_model, probes))
+    return Pending(segments, float(times["conversion"]), max(0.0, 1 - per_input[OPENVINO] / per_input[TORCH]))
+
+
+def is_ready(plan: ClassifierPlan, cut: Cut) -> bool:
+    """Whether the cache has what a run with exits needs, so that no conversion is needed."""
+    return store.place(plan.weights, cut.precision, cut.borders, cut.ranges).is_dir()
