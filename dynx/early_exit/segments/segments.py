@@ -122,8 +122,8 @@ class Segments:
 class Pending:
     """Segments that a run turns to once that pays: until then the float32 model answers, on PyTorch and at full depth.
 
-    Inputs may end at any time. So converting starts when the time that it would have saved so far is as long as itself: however many
-    inputs there are, the run takes at most twice as long as if the number had been known.
+    Inputs may end at any time. So converting starts once the time that it would have saved so far is as long as itself: however
+    many inputs there are, the run takes at most twice as long as if their number had been known.
     """
 
     segments: Segments
