@@ -95,7 +95,7 @@ class LoadedClassifier:
     @property
     def exit_depths(self) -> tuple[int, ...]:
         """The blocks after which exits can be tried."""
-        from dynx.early_exit.features import candidates
+        from dynx.early_exit.exit_depths import candidates
 
         return candidates(self.exit_model.depth) if self.segments is None else self.segments.borders
 

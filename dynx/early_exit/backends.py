@@ -188,7 +188,7 @@ def use_fastest_backend(
             if not asked:
                 on_stage("timing PyTorch and OpenVINO")
                 beside = engine_over(other, preprocessor, assembly.batch, threads=BESIDE_ANOTHER_RUNTIME)
-                engines = {TORCH: assembly.engine(), OPENVINO: beside}
+                engines: dict[str, AnyEngine] = {TORCH: assembly.engine(), OPENVINO: beside}
                 times = race(engines, rows, assembly.batch, clock, plan.source.name)
     except UnsupportedModelError as e:
         if asked:

@@ -27,11 +27,12 @@ from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.backends import RANGES_PREFIX, answers_of, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
-from dynx.early_exit.features import CollectedFeatures, Inputs, candidates, collect
+from dynx.early_exit.exit_depths import candidates
+from dynx.early_exit.features import CollectedFeatures, Inputs, collect
 from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
-from dynx.early_exit.segments.choose import use_fastest as use_segments
+from dynx.early_exit.segment_choice import use_fastest as use_segments
 from dynx.early_exit.segments.costs import measure_segment_costs
 from dynx.early_exit.segments.segments import as_measured, as_profile
 from dynx.errors import InvalidInput, UnsupportedModelError

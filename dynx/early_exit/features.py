@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from dynx.early_exit.preprocessing import Example
     from dynx.early_exit.segments.segments import Segments
 
-MAX_CANDIDATE_EXITS = 12
-"""Most exits tried on one model; in deeper ones they are evenly spaced."""
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -75,13 +72,6 @@ class CollectedFeatures:
             agrees(z, self.reference_logits, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)
         ]
         return np.stack(scores, axis=1), np.stack(same, axis=1)
-
-
-def candidates(depth: int) -> tuple[int, ...]:
-    """Choose the blocks after which exits are tried: all but the last, or evenly spaced ones of a deep model."""
-    if depth - 1 <= MAX_CANDIDATE_EXITS:
-        return tuple(range(1, depth))
-    return tuple(sorted({round(depth * (k + 1) / (MAX_CANDIDATE_EXITS + 1)) for k in range(MAX_CANDIDATE_EXITS)}))
 
 
 def collect(

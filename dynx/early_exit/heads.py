@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -148,8 +148,9 @@ class ArrayHead:
 
     def __call__(self, pooled: NDArray[np.float32], previous: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return logits (R, C) as `ExitHeads.logits` does."""
-        out: NDArray[np.float32] = (pooled - self.shift) @ self.weight + self.bias
-        return out if previous is None else out + self.mix * previous
+        out: Any = (pooled - self.shift) @ self.weight + self.bias
+        out = out if previous is None else out + self.mix * previous
+        return np.asarray(out, np.float32)
 
 
 def _fit(

@@ -126,7 +126,7 @@ def _load_segments(
     quick_start: bool,
 ) -> LoadedClassifier | None:
     """Load the segments that the profile measured; None where it has none, or OpenVINO can't run them here."""
-    from dynx.early_exit.segments import setup as segments
+    from dynx.early_exit import segment_setup as segments
 
     try:
         cut = segments.cut_of(plan)

@@ -101,7 +101,7 @@ def open_records(options: Options, *, images: bool) -> Records:
     return records
 
 
-def open_assembly(plan: ClassifierPlan, terminal: Terminal, *, quick_start: bool) -> LoadedClassifier:
+def open_assembly(plan: ClassifierPlan, terminal: Terminal, *, quick_start: bool = False) -> LoadedClassifier:
     """Load the model; print its decisions with -v, and on a terminal why there are no exits.
 
     `quick_start`: it may begin on what loads first, and move to what is faster later.

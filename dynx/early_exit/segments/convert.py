@@ -29,8 +29,8 @@ from dynx.runtime.memory import is_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.early_exit.assembly import Ranges
     from dynx.early_exit.attach.model import ExitModel
+    from dynx.runtime.backends.openvino.blocks import Ranges
 
 
 class _SegmentEnd(Exception):  # noqa: N818 - not an error
@@ -60,7 +60,8 @@ class _Segment(nn.Module):
             done[0] += 1
             call = exit_model.calls[number]
             if number < self._first:
-                return call.wrap_output(hidden if number == self._first - 1 else item_at((args, kwargs), call.hidden))
+                passed: Tensor = item_at((args, kwargs), call.hidden)
+                return call.wrap_output(hidden if hidden is not None and number == self._first - 1 else passed)
             output = _run_unpatched(self.blocks[self._places[number]], originals, args, kwargs)
             if done[0] == self._last < exit_model.depth:
                 ended.append(item_at(output, call.output_path))

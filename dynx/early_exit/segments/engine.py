@@ -204,8 +204,8 @@ class SegmentEngine(Generic[Input]):
         """Answer the rows that exit behind this segment; the others wait for the next."""
         model, exits = self.model, self.exits
         if number == len(model) - 1:
-            for row, logits in zip(rows.tolist(), out[0].copy(), strict=True):
-                answers[row] = Answer(logits, None, model.depth, None)
+            for row, answer in zip(rows.tolist(), out[0].copy(), strict=True):
+                answers[row] = Answer(answer, None, model.depth, None)
             return
         hidden, pooled = out
         logits: NDArray[np.float32] | None = None

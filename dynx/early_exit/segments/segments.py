@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.early_exit.assembly import Ranges
     from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.engine import Exits
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.early_exit.segments.engine import SegmentEngine
     from dynx.early_exit.segments.model import SegmentedModel
+    from dynx.runtime.backends.openvino.blocks import Ranges
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.early_exit.assembly import Ranges
     from dynx.early_exit.attach.model import ExitModel
+    from dynx.runtime.backends.openvino.blocks import Ranges
 
 FORMAT_VERSION = 1
 """Version of the cached files; raise it when they, or the graphs that are made, change."""

@@ -81,9 +81,12 @@ def always_mask(model: Any) -> None:
     """Have transformers make the mask of every batch, where the model's attention is PyTorch's fused one."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
 
     def mask(*args: Any, **kwargs: Any) -> Any:
+        padding = kwargs.get("attention_mask")
+        if kwargs.get("mask_function") is bidirectional_mask_function and padding is not None and padding.dim() == 2:
+            return padding[:, None, None, :].bool()  # the same for each query: dozens of small operations fewer
         return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
 
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
