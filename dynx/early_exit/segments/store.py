@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dynx.early_exit.segments.model import SegmentedModel
 from dynx.errors import UnsupportedModelError
@@ -38,6 +39,10 @@ LOGIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "int8": 0.25}
 
 FEATURE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.3}
 """The same of features at a border, by their norm."""
+
+
+SPARE_POSITIONS = 4
+"""Positions of a table that a model may keep for itself, as RoBERTa does."""
 
 
 def place(weights: str, precision: str, borders: Sequence[int], ranges: Ranges) -> Path:
@@ -105,7 +110,7 @@ def make(
             kind=exit_model.kind,
             merges_lengths=exit_model.merges_lengths,
         )
-        if fault := _difference(model, exit_model, probes):
+        if fault := _difference(model, exit_model, [*probes, *_longer(exit_model, probes[0])]):
             raise UnsupportedModelError(f"{type(exit_model.model).__name__} {fault}")
         if draft is not None and folder is not None:
             with contextlib.suppress(OSError):  # another process was first, or the disk is full: it is used as it is
@@ -124,6 +129,19 @@ def _write(folder: Path, graphs: Sequence[Any], facts: Mapping[str, Any]) -> Non
         for number, graph in enumerate(graphs):
             ov.save_model(graph, folder / f"{number}.xml", compress_to_fp16=False)
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _longer(exit_model: ExitModel, probe: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """Make a batch of sizes that nothing was traced with, twice as long where texts may be: a size fixed by tracing shows there."""
+    rows = {name: value[:3] for name, value in probe.items()}
+    if exit_model.kind != "text":
+        return [rows]
+    width = int(probe["input_ids"].shape[1])
+    most = getattr(exit_model.model.config, "max_position_embeddings", None)
+    if isinstance(most, int) and 2 * width > most - SPARE_POSITIONS:
+        return [rows]
+    full = {**rows, "attention_mask": rows["attention_mask"].new_ones(rows["attention_mask"].shape)}
+    return [{name: torch.cat([full[name], rows[name]], 1) if rows[name].dim() > 1 else rows[name] for name in rows}]
 
 
 def _difference(model: SegmentedModel, exit_model: ExitModel, probes: Sequence[Mapping[str, Tensor]]) -> str | None:
