@@ -132,7 +132,7 @@ def _write(folder: Path, graphs: Sequence[Any], facts: Mapping[str, Any]) -> Non
 
 
 def _longer(exit_model: ExitModel, probe: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
-    """Make a batch of sizes that nothing was traced with, twice as long where texts may be: a size fixed by tracing shows there."""
+    """Make a batch of sizes that nothing was traced with, twice as long where texts may be: a fixed size shows there."""
     rows = {name: value[:3] for name, value in probe.items()}
     if exit_model.kind != "text":
         return [rows]
