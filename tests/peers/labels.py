@@ -1,6 +1,7 @@
 """Labels per second of dynx's classifier against the whole model on OpenVINO, on PyTorch, and in transformers' pipeline.
 
-    python tests/peers/labels.py MODEL --data FILE [--batch 32] [--rounds 7] [--only NAME…] [--python NAME=PATH…]
+    python tests/peers/labels.py MODEL --data FILE [--batch 32] [--rounds 7] [--only NAME…] [--work FOLDER]
+                                 [--python NAME=PATH…] [--lessons FILE]
 
 MODEL is a folder, or the name of a shipped model. FILE has a text per line, with a label after a tab or without. All
 arms take the same texts, sorted by length into the same batches, tokenized within the time; each is a process of its
@@ -62,9 +63,16 @@ class Server:
             "--serve",
             arm,
         ]
+        command += ["--work", str(given.work)]
         if given.lessons:
             command += ["--lessons", str(given.lessons)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if arm == "dynx" else subprocess.DEVNULL,
+            text=True,
+        )
         self.start = self.ask(None)
 
     def ask(self, question: str | None = "run") -> dict[str, Any]:
@@ -121,29 +129,41 @@ def pipeline_arm(given: argparse.Namespace) -> Any:
     return lambda texts: [found["label"] for found in pipe(list(texts), batch_size=given.batch, truncation=True)]
 
 
+def fed(inputs: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Inputs by the graph's names; token types are zero where the tokenizer makes none."""
+    return {name: inputs[name] if name in inputs else 0 * inputs["input_ids"] for name in names}
+
+
 def openvino_arm(given: argparse.Namespace, precision: str) -> Any:
     """The whole model as optimum-intel exports it, on all cores, tuned for latency."""
     import openvino as ov
     from optimum.intel import OVModelForSequenceClassification
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     folder = folder_of(given.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    exported = OVModelForSequenceClassification.from_pretrained(folder, export=True, compile=False)
-    graph, labels = exported.model, exported.config.id2label
-    names = [port.get_any_name() for port in graph.inputs]
-    if precision == "int8":
-        import nncf
+    labels = AutoConfig.from_pretrained(folder).id2label
+    kept = given.work / f"{'int8' if precision == 'int8' else 'float'}.xml"
+    if not kept.exists():
+        graph = OVModelForSequenceClassification.from_pretrained(folder, export=True, compile=False).model
+        names = [port.get_any_name() for port in graph.inputs]
+        if precision == "int8":
+            import nncf
 
-        lessons = texts_of(given.lessons)[:QUANTIZATION_TEXTS]
-        made = [{k: v for k, v in tokenizer(text, return_tensors="np").items() if k in names} for text in lessons]
-        graph = nncf.quantize(graph, nncf.Dataset(made), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(made))
+            lessons = texts_of(given.lessons)[:QUANTIZATION_TEXTS]
+            made = [fed(dict(tokenizer(text, return_tensors="np")), names) for text in lessons]
+            graph = nncf.quantize(
+                graph, nncf.Dataset(made), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(made)
+            )
+        ov.save_model(graph, kept, compress_to_fp16=False)
+    graph = ov.Core().read_model(kept)
+    names = [port.get_any_name() for port in graph.inputs]
     hint = "f32" if precision == "float32" else "bf16"
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
     request = ov.Core().compile_model(graph, "CPU", settings).create_infer_request()
 
     def answer(inputs: dict[str, Any]) -> Any:
-        return request.infer({name: inputs[name] for name in names}, share_inputs=True)[0]
+        return request.infer(fed(inputs, names), share_inputs=True)[0]
 
     return lambda texts: [labels[c] for c in in_batches(texts, tokenizer, given.batch, answer)]
 
@@ -192,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", default=ARMS)
     parser.add_argument("--python", nargs="*", default=[])
+    parser.add_argument("--work", type=Path, default=Path(), help="where exported graphs are kept")
     parser.add_argument("--serve")
     given = parser.parse_args()
     if given.serve:
