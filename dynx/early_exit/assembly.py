@@ -90,7 +90,7 @@ class LoadedClassifier:
         """Whether the model can run in parts."""
         from dynx.early_exit.attach.model import ExitModel
 
-        return self.segments is not None or isinstance(self.exit_model, ExitModel)
+        return isinstance(self.exit_model, ExitModel) if self.segments is None else bool(self.segments.borders)
 
     @property
     def exit_depths(self) -> tuple[int, ...]:

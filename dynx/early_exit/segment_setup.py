@@ -68,6 +68,8 @@ def cut_of(plan: ClassifierPlan) -> Cut | None:
     borders = tuple(int(border) for border in kept["borders"])
     precision = str(kept["precision"])
     ranges = ranges_of(plan)
+    if list(borders) != list(plan.profile.fitted.get("depths", ())):
+        raise ValueError(f"segments that end after {borders}")
     if precision not in ("float32", "bfloat16", "int8") or (precision == "int8") != bool(ranges):
         raise ValueError(f"segments in {precision}")
     return Cut(precision, borders, ranges)

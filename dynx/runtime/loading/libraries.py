@@ -130,7 +130,9 @@ def outline_classifier(source: Source, kind: Literal["text", "image"]) -> PreTra
         try:
             config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=source.trusted)
             with torch.device("meta"):
-                outline: PreTrainedModel = loader.from_config(config, trust_remote_code=source.trusted)
+                outline: PreTrainedModel = loader.from_config(
+                    config, dtype=torch.float32, trust_remote_code=source.trusted
+                )
         except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
             if own_code.refused(e):
                 raise own_code.refusal(f"a part of {source.name}") from None
