@@ -1,8 +1,8 @@
 """Answer rows by segments: rows exit at borders, and those that remain fill batches again before the next segment.
 
-The first segment takes the rows in batches of similar length, the longest first. What doesn't exit waits at the border until as
-many rows wait there as a batch has. So every segment computes full batches, of nearly the same few shapes, however many rows have
-left. Few rows wait at a time: less than a batch per border, beside the one that is computed. Equal rows are computed once.
+The first segment takes the rows in batches of similar length, the longest first. What doesn't exit waits at the border until
+several batches of rows wait there, or the inputs end. So every segment computes full batches, however many rows have left, and
+several in turn. How much waits at a time is bounded. Equal rows are computed once.
 
 Letters: R rows, T tokens, D hidden size, C classes.
 """
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     Inputs = Mapping[str, NDArray[Any]]
 
 Input = TypeVar("Input")
+
+MAX_WAITING_BATCHES = 8
+"""Batches of rows that wait at a border before the next segment runs: several runs of one segment in turn find its weights in
+the processor's cache."""
+
+MAX_WAITING_BYTES = 64 << 20
+"""Most bytes of hidden states that wait at a border beyond one batch."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,13 @@ class _Border:
         """Append rows."""
         self._groups.append(group)
         self.count += len(group)
+
+    def is_full(self, batch: int) -> bool:
+        """Whether the next segment should run, in batches of this size."""
+        if self.count < batch:
+            return False
+        waiting = sum(group.hidden.nbytes for group in self._groups)
+        return self.count >= MAX_WAITING_BATCHES * batch or waiting > MAX_WAITING_BYTES
 
     def take(self, most: int) -> _Waiting:
         """Remove the first rows, at most `most`, as far as their lengths are similar."""
@@ -160,6 +174,8 @@ class SegmentEngine(Generic[Input]):
                 for numbers in batches(sizes, self.batch, self.model.merges_lengths):
                     self._start(numbers, [rows[number] for number in numbers], answers, borders)
                     for k in reversed(range(len(borders))):
+                        if not borders[k].is_full(self.batch):
+                            continue
                         while borders[k].count >= self.batch:
                             self._run(k + 1, borders[k].take(self.batch), answers, borders)
                 for k, border in enumerate(borders):
