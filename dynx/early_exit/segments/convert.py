@@ -131,7 +131,7 @@ def convert(
             warnings.simplefilter("ignore")  # the tracer's, about constants that are meant to be
             blocks = nn.ModuleList(
                 [
-                    block if ranges is None else openvino_blocks.quantized(number, block, ranges).requires_grad_(False)
+                    block if ranges is None else _rounded(number, block, ranges)
                     for number, block in enumerate(exit_model.blocks)
                 ]
             ).eval()
@@ -146,6 +146,14 @@ def convert(
             raise
         said = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise UnsupportedModelError(f"{name} can't be cut into segments for OpenVINO ({said})") from e
+
+
+def _rounded(number: int, block: nn.Module, ranges: Ranges) -> nn.Module:
+    """Return a copy of a block that rounds to int8. Its forward is its own: the exits' would run the block that it is a copy of."""
+    out = openvino_blocks.quantized(number, block, ranges).requires_grad_(False)
+    for module in out.modules():
+        module.__dict__.pop("forward", None)
+    return out
 
 
 @contextmanager

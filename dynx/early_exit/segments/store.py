@@ -113,6 +113,7 @@ def make(
         if fault := _difference(model, exit_model, [*probes, *_longer(exit_model, probes[0])]):
             raise UnsupportedModelError(f"{type(exit_model.model).__name__} {fault}")
         if draft is not None and folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # what is there couldn't be used
             with contextlib.suppress(OSError):  # another process was first, or the disk is full: it is used as it is
                 draft.rename(folder)
     finally:

@@ -103,6 +103,18 @@ def test_other_precisions_are_near(precision: str) -> None:
     assert 0 < gap <= store.LOGIT_TOLERANCE[precision]
 
 
+def test_int8_is_in_every_segment() -> None:
+    """The graphs round what their linear layers read and multiply with, exits attached or not."""
+    from dynx.early_exit.segments.convert import convert
+    from dynx.runtime.backends.openvino import blocks as openvino_blocks
+
+    exit_model = attached("bert")
+    ranges = openvino_blocks.observe(exit_model.blocks, lambda: exit_model.run(batch("bert", 6, seed=1)))
+    for graph in convert(exit_model, probes_of(batch("bert", 4), "text"), (2,), ranges=ranges):
+        rounded = sum(node.get_type_name() == "FakeQuantize" for node in graph.get_ops())
+        assert rounded >= 2 * 6 * 2  # inputs and weights of six linear layers in each of two blocks
+
+
 def test_the_model_stays_as_it_was() -> None:
     """Converting changes neither its answers, nor its forwards, nor how it computes attention."""
     exit_model = attached("bert")
