@@ -149,7 +149,7 @@ def convert(
 
 
 def _rounded(number: int, block: nn.Module, ranges: Ranges) -> nn.Module:
-    """Return a copy of a block that rounds to int8. Its forward is its own: the exits' would run the block that it is a copy of."""
+    """Return a copy of a block that rounds to int8, with its own forward: the exits' would run the original."""
     out = openvino_blocks.quantized(number, block, ranges).requires_grad_(False)
     for module in out.modules():
         module.__dict__.pop("forward", None)
