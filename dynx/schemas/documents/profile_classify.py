@@ -8,6 +8,16 @@ from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentSeconds:
+    """Seconds of a model that OpenVINO runs in segments."""
+
+    conversion: Annotated[NonNegative, "Of converting it; 0 where the cache had it."] = ABSENT
+    input: Annotated[
+        dict[str, NonNegative], "Of an input at full depth, by backend; empty where one was asked for."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyMeasured:
     """Seconds of inputs."""
 
@@ -20,6 +30,7 @@ class ClassifyMeasured:
         ),
     ] = ABSENT
     batch: Annotated[Count, "Inputs computed together while calibrating."] = ABSENT
+    segments: Annotated[SegmentSeconds, "Of the model in segments; absent where its layers run one by one."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
