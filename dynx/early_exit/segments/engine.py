@@ -36,6 +36,12 @@ MAX_WAITING_BATCHES = 8
 """Batches of rows that wait at a border before the next segment runs: several runs of one segment in turn find its weights in
 the processor's cache."""
 
+TOKEN_STEP, ROW_STEP = 4, 8
+"""Batches are padded to a multiple of so many tokens, and of so many rows where they have more than four.
+
+OpenVINO makes kernels for each new shape: on a model of 6 layers of 256 that took as long as a batch of 32 itself.
+"""
+
 MAX_WAITING_BYTES = 64 << 20
 """Most bytes of hidden states that wait at a border beyond one batch."""
 
@@ -127,10 +133,21 @@ def _widened(values: NDArray[Any], width: int, wanted: int) -> NDArray[Any]:
     return out
 
 
+def _with_rows(inputs: Inputs, rows: int) -> Inputs:
+    return {name: _repeated(value, rows) for name, value in inputs.items()}
+
+
+def _repeated(values: NDArray[Any], rows: int) -> NDArray[Any]:
+    """Add copies of the first row until there are `rows`."""
+    missing = rows - len(values)
+    return values if missing <= 0 else np.concatenate([values, np.repeat(values[:1], missing, axis=0)])
+
+
 class SegmentEngine(Generic[Input]):
     """A segmented classifier with exits at its borders, or with none.
 
-    `collate`, `length` and `identity` are those of `Engine`; `exits` must have a depth for each of the model's borders.
+    `collate`, `length` and `identity` are those of `Engine`; `exits` must have a depth for each of the model's borders. `limit` is
+    the most tokens that the model takes, None for any number.
     """
 
     def __init__(
@@ -142,6 +159,7 @@ class SegmentEngine(Generic[Input]):
         identity: Callable[[Input], Hashable] | None = None,
         exits: Exits | None = None,
         batch: int = DEFAULT_BATCH_SIZE,
+        limit: int | None = None,
     ) -> None:
         if batch < 1:
             raise InvalidInput(f"a batch of {batch} rows")
@@ -152,7 +170,7 @@ class SegmentEngine(Generic[Input]):
         self.batch = batch
         self.block_calls = 0
         """Block calls times rows computed so far."""
-        self._collate, self._length, self._identity = collate, length, identity
+        self._collate, self._length, self._identity, self._limit = collate, length, identity, limit
         self._heads = [] if exits is None else exits.heads.as_arrays()
 
     def window(self, rows: Sequence[Input]) -> list[Answer]:
@@ -197,15 +215,33 @@ class SegmentEngine(Generic[Input]):
     ) -> None:
         """Run a batch through the first segment."""
         collated = self._collate(rows)
-        inputs = {name: collated[name].numpy() for name in self.model.input_names}
-        out = self.model.run(0, inputs)
+        inputs = self._padded({name: collated[name].numpy() for name in self.model.input_names})
+        out = [array[: len(rows)] for array in self.model.run(0, _with_rows(inputs, self._rows(len(rows))))]
         later = {name: value for name, value in inputs.items() if self.model.needed_later(name)}
         self._leave(0, out, np.asarray(numbers), later, None, answers, borders)
 
     def _run(self, number: int, group: _Waiting, answers: dict[int, Answer], borders: list[_Border]) -> None:
         """Run rows through a later segment."""
-        out = self.model.run(number, group.inputs, group.hidden)
+        rows = self._rows(len(group))
+        padded = self.model.run(number, _with_rows(group.inputs, rows), _repeated(group.hidden, rows))
+        out = [array[: len(group)] for array in padded]
         self._leave(number, out, group.numbers, group.inputs, group.logits, answers, borders)
+
+    def _rows(self, count: int) -> int:
+        """Return how many rows are computed for `count`."""
+        if count <= 2:
+            return count
+        return 4 if count <= 4 <= self.batch else min(max(count, self.batch), -(-count // ROW_STEP) * ROW_STEP)
+
+    def _padded(self, inputs: Inputs) -> Inputs:
+        """Pad the tokens of texts, where padding changes no answer and the model takes that many."""
+        if self.model.kind != "text" or not self.model.merges_lengths:
+            return inputs
+        width = next(value.shape[1] for value in inputs.values() if value.ndim > 1)
+        wanted = -(-width // TOKEN_STEP) * TOKEN_STEP
+        if self._limit is not None and wanted > self._limit:
+            return inputs
+        return {name: _widened(value, width, wanted) for name, value in inputs.items()}
 
     def _leave(
         self,

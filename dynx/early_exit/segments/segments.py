@@ -96,6 +96,7 @@ class Segments:
             identity=lambda row: row.identity,
             exits=None if exits is None or not exits.active else exits,
             batch=batch,
+            limit=getattr(preprocessor, "limit", None),
         )
 
     def _opened(self, borders: tuple[int, ...]) -> SegmentedModel:

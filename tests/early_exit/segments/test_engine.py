@@ -32,9 +32,10 @@ class TorchSegments:
     def __init__(self, exit_model: Any) -> None:
         self._exit_model = exit_model
         self.borders, self.depth, self.ends = BORDERS, exit_model.depth, (*BORDERS, exit_model.depth)
-        self.merges_lengths = True
+        self.merges_lengths, self.kind = True, "text"
         self.input_names = ("attention_mask", "input_ids")
         self.calls: list[tuple[int, int]] = []
+        self.widths: list[int] = []
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -50,6 +51,7 @@ class TorchSegments:
         from dynx.early_exit.attach.hidden_state import State
 
         self.calls.append((number, len(inputs["attention_mask"])))
+        self.widths.append(inputs["attention_mask"].shape[1])
         mask = torch.from_numpy(np.ascontiguousarray(inputs["attention_mask"]))
         ids = inputs.get("input_ids")
         given = {
@@ -144,6 +146,16 @@ def test_batches_fill_again_at_borders(exit_model: Any, rows: Any) -> None:
     later = [count for number, count in model.calls if number > 0]
     assert sum(count == 8 for count in later) >= len(later) - 6  # lengths too different to pad together, and the rest
     assert max(count for _, count in model.calls) == 8
+
+
+def test_shapes_are_few(exit_model: Any, rows: Any) -> None:
+    """Tokens and rows are padded to steps, never beyond what the model takes."""
+    model: Any = TorchSegments(exit_model)
+    SegmentEngine(model, collate, length=len, exits=exits((0.8, 0.7)), batch=16, limit=18).window(rows)
+    assert {count for _, count in model.calls} <= {1, 2, 4, 8, 16}
+    widths = {width for width in model.widths if width % 4}
+    assert max(model.widths) <= 19
+    assert widths <= {17, 18, 19}
 
 
 def test_no_exits_is_the_model(exit_model: Any, rows: Any) -> None:
