@@ -146,8 +146,8 @@ def _repeated(values: NDArray[Any], rows: int) -> NDArray[Any]:
 class SegmentEngine(Generic[Input]):
     """A segmented classifier with exits at its borders, or with none.
 
-    `collate`, `length` and `identity` are those of `Engine`; `exits` must have a depth for each of the model's borders. `limit` is
-    the most tokens that the model takes, None for any number.
+    `collate`, `length` and `identity` are those of `Engine`; `exits` must have a depth for each of the model's borders. `limit`
+    is the most tokens that the model takes, None for any number.
     """
 
     def __init__(
