@@ -141,8 +141,11 @@ def _longer(exit_model: ExitModel, probe: Mapping[str, Tensor]) -> list[Mapping[
     most = getattr(exit_model.model.config, "max_position_embeddings", None)
     if isinstance(most, int) and 2 * width > most - SPARE_POSITIONS:
         return [rows]
-    full = {**rows, "attention_mask": rows["attention_mask"].new_ones(rows["attention_mask"].shape)}
-    return [{name: torch.cat([full[name], rows[name]], 1) if rows[name].dim() > 1 else rows[name] for name in rows}]
+    twice = {name: torch.cat([value, value], 1) if value.dim() > 1 else value for name, value in rows.items()}
+    twice["attention_mask"] = twice["attention_mask"].clone()
+    twice["attention_mask"][:, :width] = 1
+    twice["attention_mask"][0, width:] = 0  # padding that is longer than a local attention reaches
+    return [twice]
 
 
 def _difference(model: SegmentedModel, exit_model: ExitModel, probes: Sequence[Mapping[str, Tensor]]) -> str | None:

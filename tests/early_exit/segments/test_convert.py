@@ -129,8 +129,8 @@ def test_the_model_stays_as_it_was() -> None:
 
 
 def test_blocks_that_change_shapes_are_refused() -> None:
-    """A Swin's hidden states get smaller on the way, and a border can't be told from the embeddings' output."""
-    with pytest.raises(UnsupportedModelError, match="change the shape"):
+    """A Swin's hidden states get smaller on the way, so those behind a border can't stand for the embeddings' output."""
+    with pytest.raises(UnsupportedModelError, match="SwinForImageClassification"):
         segmented(attached("swin"), "swin", (2,))
 
 

@@ -87,7 +87,10 @@ def always_mask(model: Any) -> None:
         padding = kwargs.get("attention_mask")
         if kwargs.get("mask_function") is bidirectional_mask_function and padding is not None and padding.dim() == 2:
             return padding[:, None, None, :].bool()  # the same for each query: dozens of small operations fewer
-        return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+        made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+        if made is None or made.dtype != torch.bool:
+            return made
+        return made | ~made.any(-1, keepdim=True)  # a padded query that sees nothing would be NaN, and spoil the others
 
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
