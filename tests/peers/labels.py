@@ -14,6 +14,7 @@ The first round warms up. Labels are compared with those of the float32 model on
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import random
 import statistics
@@ -111,7 +112,7 @@ def torch_arm(given: argparse.Namespace) -> Any:
     folder = folder_of(given.model)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    takes = model.forward.__code__.co_varnames
+    takes = inspect.signature(model.forward).parameters
 
     def answer(inputs: dict[str, Any]) -> Any:
         with torch.inference_mode():
