@@ -134,7 +134,7 @@ class Pending:
     """Share of PyTorch's time that OpenVINO saves."""
 
     def pays(self, spent: float) -> bool:
-        """Whether to turn to the segments, after so many seconds of answering on PyTorch."""
+        """Whether converting pays by now; `spent` are the seconds of answers on PyTorch so far."""
         return spent * self.saved >= self.seconds
 
 
