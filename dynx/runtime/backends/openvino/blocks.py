@@ -90,7 +90,8 @@ def always_mask(model: Any) -> None:
         made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
         if made is None or made.dtype != torch.bool:
             return made
-        return made | ~made.any(-1, keepdim=True)  # a padded query that sees nothing would be NaN, and spoil the others
+        blind = made.sum(-1, keepdim=True) == 0  # a padded query that sees nothing would be NaN, and spoil the others
+        return torch.logical_or(made, blind)
 
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
