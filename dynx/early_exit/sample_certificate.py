@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.attach.model import ExitModel
 from dynx.early_exit.audit import certify_sample, draw_sample
 from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
 from dynx.early_exit.engine import Answer
-from dynx.early_exit.features import CollectedFeatures, candidates, collect
+from dynx.early_exit.features import CollectedFeatures, collect
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
 from dynx.early_exit.types import Guarantee
@@ -56,7 +55,7 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     It works with any profile, and without one. InvalidInput: a regression without a tolerance.
     """
     assembly = classifier.assembly
-    if not isinstance(assembly.exit_model, ExitModel):
+    if not assembly.can_exit:
         return f"full depth: {assembly.why_full_depth}"
     require_tolerance(assembly)
     eps, delta = assembly.plan.request.max_disagreement, assembly.plan.request.delta
@@ -127,7 +126,7 @@ def _learn(
     assembly: LoadedClassifier, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
 ) -> FittedExits | None:
     """Learn exits from inputs that won't be in the sample."""
-    seen, present = _run(assembly, items, numbers, candidates(assembly.exit_model.depth), answered)
+    seen, present = _run(assembly, items, numbers, assembly.exit_depths, answered)
     rows = [row for row in assembly.preprocessor.rows([items[numbers[i]] for i in present]) if isinstance(row, Example)]
     distinct = np.asarray(list({row.identity: i for i, row in enumerate(rows)}.values()), dtype=np.int64)
     if len(distinct) < MIN_CALIBRATION_INPUTS:

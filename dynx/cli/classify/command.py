@@ -55,7 +55,7 @@ def run(options: Options) -> None:
         return
     records = open_records(options, images=plan.kind == "image")
     records.begin()
-    assembly = open_assembly(plan, terminal)
+    assembly = open_assembly(plan, terminal, quick_start=not options.certify)
     form = format_of(options, terminal, len(assembly.labels.names))
     resumed = resume(Path(options.resume), form) if options.resume else None
     job = Job(options, terminal, assembly, form, open_tally(options, assembly))
@@ -101,12 +101,15 @@ def open_records(options: Options, *, images: bool) -> Records:
     return records
 
 
-def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
-    """Load the model; print its decisions with -v, and on a terminal why there are no exits."""
+def open_assembly(plan: ClassifierPlan, terminal: Terminal, *, quick_start: bool = False) -> LoadedClassifier:
+    """Load the model; print its decisions with -v, and on a terminal why there are no exits.
+
+    `quick_start`: it may begin on what loads first, and move to what is faster later.
+    """
     from dynx.early_exit import assemble
 
     with telling_the_remedy(plan.request):
-        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, quick_start=quick_start)
     terminal.startup.mark("first batch")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
@@ -366,6 +369,8 @@ def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tup
         rows.append(("layers", f"{receipt.mean_layers:.2f} of {receipt.depth} on average"))
         saved = 1 - receipt.layers / (receipt.depth * (receipt.inputs - receipt.errors))
         rows.append(("saved", f"{saved:.0%} of the layers"))
+    if receipt.backend:
+        rows.append(("backend", receipt.backend))
     if receipt.audit_layers:
         rows.append(("audit", f"{receipt.audit_layers:,} layers, not counted above"))
     profile = assembly.plan.profile
