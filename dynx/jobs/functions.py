@@ -1,0 +1,410 @@
+"""Answer rows of a table: functions for jobs, and for any library that maps over batches.
+
+    from dynx.jobs.functions import Classify
+
+    data.map(Classify("./model", column="body"), batched=True, batch_size=4096)                     # datasets
+    data.map_batches(Classify, fn_constructor_kwargs={"model": "./model"}, batch_size=4096, …)      # Ray Data
+
+Making one is cheap and so is sending it to another process: the model is loaded with the first batch. A batch of a thousand rows
+or more keeps what sorting by length and sharing prompts save. A row that can't be answered has a reason in `error`, and raises
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dynx.errors import DynxError, InvalidInput, ModelError
+from dynx.runtime.inputs import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.engine import Answer, Engine, Exits
+
+WINDOW_ROWS = 1024
+"""Rows that are sorted by length and classified together."""
+
+AUDIT_SEED = 0
+"""Seed of the draw of audited rows: the same in every run."""
+
+SEEDS = 1 << 63
+"""Number of seeds that a row's may have."""
+
+
+class RowFunction(ABC):
+    """A function of a batch of columns, which adds columns to it."""
+
+    columns: ClassVar[Mapping[str, str]]
+    """The columns that it adds, and their types by Arrow's names."""
+
+    totals: ClassVar[tuple[str, ...]] = ()
+    """Those whose sums a job reports."""
+
+    def __init__(self, model: str, *, column: str = "text", key: str | None = None, **options: Any) -> None:
+        self.model, self.column, self.key, self.options = model, column, key, options
+        self.kind = ""
+        """What computes: it may change the time that an answer takes, and the last bits of a score."""
+        self.identity: dict[str, Any] = {}
+        """What the answers depend on besides the options: weights, precision, exits."""
+        self._opened = False
+
+    def open(self) -> None:
+        """Load the model, once. Raises DynxError."""
+        if not self._opened:
+            self._open()
+            self._opened = True
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Answer rows: values of the column, and what tells the rows apart. May raise anything because of one row."""
+
+    def rows(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Answer rows; one that raises has its error in its place. Raises ModelError, which isn't about a row."""
+        self.open()
+        good = [i for i, value in enumerate(values) if not isinstance(value, Exception)]
+        answers = iter(self._isolated([values[i] for i in good], [keys[i] for i in good]))
+        return [{"error": str(v)} if isinstance(v, Exception) else next(answers) for v in values]
+
+    def _isolated(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        if not values:
+            return []
+        try:
+            return self.answer(values, keys)
+        except ModelError:
+            raise
+        except Exception as e:
+            if len(values) == 1:
+                return [{"error": str(e) if isinstance(e, DynxError) else f"{type(e).__name__}: {e}"}]
+            half = len(values) // 2
+            return self._isolated(values[:half], keys[:half]) + self._isolated(values[half:], keys[half:])
+
+    def __call__(self, batch: Any) -> Any:
+        """Return the batch with the answers' columns: a mapping of columns to lists or arrays, or a table of pyarrow."""
+        table = not isinstance(batch, Mapping)
+        columns = batch.to_pydict() if table else batch
+        if self.column not in columns:
+            raise InvalidInput(f'no `column` "{self.column}"; there is {", ".join(map(str, columns))}')
+        values = [value if isinstance(value, str) else _plain(value) for value in columns[self.column]]
+        keys = [f"{value}" for value in values] if self.key is None else [_plain(k) for k in columns[self.key]]
+        found = self.rows(values, keys)
+        added = {name: [row.get(name) for row in found] for name in (*self.columns, "error")}
+        if table:
+            import pyarrow as pa
+
+            types = {**self.columns, "error": "string"}
+            for name, cells in added.items():
+                batch = batch.append_column(name, pa.array(cells, type=pa.type_for_alias(types[name])))
+            return batch
+        return {**columns, **added}
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as a Python object."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def seed_of(seed: int, key: int | str) -> int:
+    """Return the seed of a row, which depends on the job's and on the row alone."""
+    digest = hashlib.blake2b(f"{seed}/{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % SEEDS
+
+
+class Classify(RowFunction):
+    """Classify texts, or images by their paths; the options are those of `dynx.load_classifier`."""
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "label": "string",
+        "score": "double",
+        "exit": "int32",
+        "layers": "int32",
+        "truncated": "bool",
+        "audited": "bool",
+        "agrees": "bool",
+    }
+    totals: ClassVar[tuple[str, ...]] = ("layers", "truncated")
+
+    def __init__(self, model: str = "mood", *, audit: float = 0.0, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.audit = audit
+        """Share of the rows that the full model answers too; the rows are drawn by their numbers, so the keys must be numbers."""
+        self.full_depth = False
+        """Whether all layers run from now on."""
+
+    def _open(self) -> None:
+        from dynx.early_exit import assemble, make_plan
+        from dynx.early_exit.plan import ClassifierRequest
+        from dynx.runtime.hashing import hash_json
+        from dynx.runtime.threads import torch_threads
+
+        with torch_threads():
+            self.assembly: LoadedClassifier = assemble(make_plan(ClassifierRequest(self.model, **self.options)))
+        plan, known = self.assembly.plan, self.assembly.exit_profile
+        fitted = None if known is None else known.fitted
+        certified = None if known is None or not known.certificate.active else known.exits()
+        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "quantize": self.assembly.block_backend.precision,
+            "exits": None
+            if fitted is None
+            else hash_json([list(fitted.depths), {k: v.tolist() for k, v in fitted.heads.to_arrays().items()}]),
+            "thresholds": None if certified is None else [_finite(t) for t in certified.thresholds.tolist()],
+        }
+        self._reference: Any = None
+        self._set_exits(certified)
+
+    def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
+        """Let rows exit at these thresholds of the profile's exits; None: never."""
+        self.open()
+        known = self.assembly.exit_profile
+        self._set_exits(None if known is None or thresholds is None else known.fitted.exits(thresholds))
+
+    def _set_exits(self, exits: Exits | None) -> None:
+        self._depths = () if exits is None else exits.depths
+        self._engine: Engine[Any] = self.assembly.engine(exits=exits)
+        self._full: Engine[Any] = self.assembly.engine(exits=None)
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Classify rows, the audited ones also by the full model."""
+        return [
+            row
+            for at in range(0, len(values), WINDOW_ROWS)
+            for row in self._window(values[at : at + WINDOW_ROWS], keys[at : at + WINDOW_ROWS])
+        ]
+
+    def _window(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        import numpy as np
+
+        from dynx.early_exit.audit import audited
+        from dynx.early_exit.features import same_answers
+        from dynx.early_exit.preprocessing import Example
+
+        items, out = self._items(values)
+        at = [i for i, row in enumerate(out) if not row]
+        rows = self.assembly.preprocessor.rows([items[i] for i in at])
+        out = [row or {} for row in out]
+        for i, row in zip(at, rows, strict=True):
+            if isinstance(row, str):
+                out[i] = {"error": row}
+        good = [(i, row) for i, row in zip(at, rows, strict=True) if isinstance(row, Example)]
+        if not good:
+            return out
+        engine = self._full if self.full_depth else self._engine
+        answers: list[Answer] = engine.window([row for _, row in good])
+        logits = np.stack([answer.logits for answer in answers])
+        found = self.assembly.labels.read(logits)
+        for (i, row), answer, (label, score, _) in zip(good, answers, found, strict=True):
+            out[i] = {
+                "label": label,
+                "score": _finite(score),
+                "exit": None if answer.exit is None else self._depths[answer.exit],
+                "layers": answer.layers,
+                "truncated": row.truncated,
+                "audited": False,
+            }
+        drawn = [
+            (n, i) for n, (i, _) in enumerate(good) if self.audit and audited(int(keys[i]), self.audit, AUDIT_SEED)
+        ]
+        if drawn and engine.exits is not None:
+            truth = self.reference_logits([items[i] for _, i in drawn])
+            tolerance = self.assembly.plan.request.within or 0.0
+            own = logits[[n for n, _ in drawn]]
+            for (_, i), same in zip(
+                drawn, same_answers(own, truth, self.assembly.labels.problem, tolerance), strict=True
+            ):
+                out[i] |= {"audited": True, "agrees": same}
+        return out
+
+    def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[dict[str, Any] | None]]:
+        """Return values as the preprocessor takes them, and the error of those that it can't."""
+        if self.assembly.plan.kind == "image":
+            bad = "not the path of an image"
+            return [Path(v) if isinstance(v, str | Path) else v for v in values], [
+                None if isinstance(v, str | Path) else {"error": bad} for v in values
+            ]
+        return list(values), [None if isinstance(v, str) else {"error": "not a text"} for v in values]
+
+    def reference_logits(self, items: Sequence[Any]) -> Any:
+        """Return the logits (n, C) of the full float32 model."""
+        from dynx.early_exit.assembly import Reference
+
+        self._reference = self._reference or Reference(self.assembly)
+        return self._reference.logits(items)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class Generate(RowFunction):
+    """Continue prompts, or answer lists of messages; the options are those of `load_generator` and of its `generate`.
+
+    With `seed` a row's text depends on the seed and on the row's key alone: the value of the column `key`, or else its prompt.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "text": "string",
+        "tokens": "int32",
+        "finish_reason": "string",
+        "prompt_tokens": "int32",
+        "passes": "int32",
+    }
+    totals: ClassVar[tuple[str, ...]] = ("tokens", "prompt_tokens", "passes")
+
+    def __init__(
+        self,
+        model: str = "story",
+        *,
+        column: str = "prompt",
+        key: str | None = None,
+        batch: int | None = None,
+        seed: int | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, column=column, key=key, **options)
+        self.batch, self.seed, self.decoding = batch, seed, dict(decoding or {})
+
+    def _open(self) -> None:
+        from dynx.api import load_generator
+
+        self._generator = load_generator(self.model, **self.options)
+        self._assembly = self._generator.assembly
+        plan = self._assembly.plan
+        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
+        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "quantize": plan.key.quantization}
+        self._choice: Any = None
+        self._batch: Any = None
+        self._waiting: deque[int] = deque()
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Answer prompts, in batches where those are faster."""
+        from dynx.speculation.batch_size import choose
+
+        out: list[dict[str, Any]] = [{} for _ in values]
+        if self._choice is None or len(values) > self._choice.until:
+            wanted = int(self.decoding.get("max_new_tokens", 256))
+            self._choice = choose(self._assembly, asked=self.batch, waiting=len(values), tokens=wanted)
+            self._batch = None
+        if self._choice.sequences > 1 and len(values) >= self._choice.min_waiting:
+            self._together(values, keys, out)
+            return out
+        for i, value in enumerate(values):
+            try:
+                run = self._assembly.engine.start(self._request(value, keys[i]))
+            except InputError as e:
+                out[i] = {"error": str(e)}
+            else:
+                out[i] = _answered("".join(token.text for token in run), run)
+        return out
+
+    def _together(self, values: Sequence[Any], keys: Sequence[int | str], out: list[dict[str, Any]]) -> None:
+        from dynx.speculation.batching import Batch
+
+        waiting = deque(range(len(values)))
+        runs: deque[tuple[int, Any]] = deque()
+
+        def more() -> Any:
+            while waiting:
+                i = waiting.popleft()
+                try:
+                    runs.append((i, batch.sequence(self._request(values[i], keys[i]))))
+                except InputError as e:
+                    out[i] = {"error": str(e)}
+                else:
+                    return runs[-1][1]
+            return None
+
+        engine = self._choice.engine or self._assembly.engine
+        plain = bool(self.options.get("plain"))
+        batch = Batch(engine, self._choice.sequences, more=more, costs=self._choice.costs, speculate=not plain)
+        batch.step()
+        while runs:
+            i, run = runs.popleft()
+            out[i] = _answered("".join(token.text for token in run), run)
+            if not runs:
+                batch.step()
+
+    def _request(self, value: Any, key: int | str) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise InputError("an empty prompt")
+        seed = None if self.seed is None else seed_of(self.seed, key)
+        return self._generator.request(value, seed=seed, **self.decoding)
+
+
+def _answered(text: str, run: Any) -> dict[str, Any]:
+    receipt = run.receipt()
+    return {
+        "text": text,
+        "tokens": receipt.tokens,
+        "finish_reason": receipt.finish_reason,
+        "prompt_tokens": receipt.prompt_tokens,
+        "passes": receipt.target_forwards,
+    }
+
+
+class Draw(RowFunction):
+    """Draw a picture for each prompt, as the bytes of a PNG; the options are those of `load_image_generator`."""
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "picture": "binary",
+        "seed": "int64",
+        "steps": "int32",
+        "calls": "int32",
+        "flagged": "bool",
+    }
+    totals: ClassVar[tuple[str, ...]] = ("steps", "calls")
+
+    def __init__(
+        self, model: str = "emoji", *, column: str = "prompt", key: str | None = None, seed: int = 0, **options: Any
+    ) -> None:
+        draft = options.pop("draft", False)
+        super().__init__(model, column=column, key=key, **options)
+        self.seed, self.draft = seed, draft
+
+    def _open(self) -> None:
+        from dynx.api import load_image_generator
+
+        self._generator = load_image_generator(self.model, **self.options)
+        assembly = self._generator.assembly
+        plan, known = assembly.plan, assembly.step_profile
+        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
+        profile = None if known is None else plan.profile_id
+        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "steps": profile}
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Draw one picture after the other."""
+        return [self._draw(value, key) for value, key in zip(values, keys, strict=True)]
+
+    def _draw(self, value: Any, key: int | str) -> dict[str, Any]:
+        from PIL import Image
+
+        if not isinstance(value, str):
+            return {"error": "not a text"}
+        seed = seed_of(self.seed, key)
+        picture = self._generator.draw(value, seed, draft=self.draft)
+        if picture.error is not None:
+            return {"error": picture.error}
+        png = io.BytesIO()
+        Image.fromarray(picture.bytes8()).save(png, "PNG")
+        stats = picture.stats
+        return {
+            "picture": png.getvalue(),
+            "seed": seed,
+            "steps": stats.run,
+            "calls": stats.calls,
+            "flagged": picture.flagged,
+        }

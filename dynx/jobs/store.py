@@ -1,0 +1,202 @@
+"""Keep a job's files: its manifest, the parts of its output, a receipt for each part.
+
+    out/part-00000-000000000000-002048.parquet      answers, in files that sort as the input does
+    out/_dynx/job.json                              the manifest, written once
+    out/_dynx/receipts/NAME.json                    a finished part: written last, so that only whole parts count
+    out/_dynx/deaths                                a line for each worker that died on a shard
+    out/errors.jsonl, out/stats.json, out/_SUCCESS  written at the end, from the receipts
+
+A file appears whole or not at all: locally it is written aside and renamed, elsewhere it is one upload.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynx.errors import DynxError, InvalidInput
+from dynx.jobs.inputs import Shard, Source, filesystem, is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+SCHEMA = "dynx.job/1"
+MANIFEST, RECEIPTS, DEATHS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of a job's output, at any address that fsspec writes to."""
+
+    address: str
+
+    @cached_property
+    def _place(self) -> tuple[Any, str]:
+        fs, path = filesystem(self.address)
+        return fs, path.rstrip("/")
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this machine's disk."""
+        return is_local(self._place[0])
+
+    def path(self, name: str) -> str:
+        """Return a file's path on its file system."""
+        return f"{self._place[1]}/{name}"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole. Raises DynxError where that can't be done."""
+        fs, path = self._place[0], self.path(name)
+        try:
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if not self.local:
+                fs.pipe_file(path, data)
+                return
+            aside = Path(f"{path}.{os.getpid()}.tmp")
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError as e:
+            raise DynxError(f"can't write {path}: {e.strerror or e}") from None
+
+    def write_json(self, name: str, body: Any) -> None:
+        """Write a JSON document."""
+        self.write(name, json.dumps(body, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes; None where there is none."""
+        try:
+            data: bytes = self._place[0].cat_file(self.path(name))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def read_json(self, name: str) -> Any:
+        """Return a JSON document; None where there is none. Raises InvalidInput for anything else."""
+        data = self.read(name)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError:
+            raise InvalidInput(f"{self.path(name)} isn't what a job writes") from None
+
+    def append(self, name: str, line: str) -> None:
+        """Add a line to a file."""
+        self.write(name, (self.read(name) or b"") + line.encode() + b"\n")
+
+    def names(self, folder: str = "") -> set[str]:
+        """Return the names of a folder's files and folders; none where it isn't there."""
+        fs, path = self._place[0], self.path(folder).rstrip("/")
+        fs.invalidate_cache()
+        try:
+            return {name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)}
+        except FileNotFoundError:
+            return set()
+        except NotADirectoryError:
+            raise InvalidInput(f"`output` {self.address} is a file, and a job writes a folder") from None
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if name.rpartition("/")[2] in self.names(name.rpartition("/")[0]):
+            self._place[0].rm_file(self.path(name))
+
+
+@dataclass
+class Manifest:
+    """What a job is: written once, and what every later run of it must agree with."""
+
+    about: dict[str, Any]
+    """Task, format, the caller's options and the versions of packages, by name."""
+    sources: list[Source]
+    model: dict[str, Any]
+    """What the answers depend on beyond the options, as the first worker found it: weights, precision, exits."""
+    shards: list[Shard]
+    certificate: dict[str, Any] | None = None
+    """The rule that a sample of the job certified."""
+
+    def write(self, store: Store) -> None:
+        """Write it."""
+        sources = [{f: v for f, v in asdict(s).items() if f != "marks"} for s in self.sources]
+        body = {"schema": SCHEMA, "about": self.about, "model": self.model, "certificate": self.certificate}
+        shards = [[getattr(shard, f.name) for f in fields(Shard)] for shard in self.shards]
+        store.write_json(MANIFEST, {**body, "inputs": sources, "shards": shards})
+
+    @classmethod
+    def read(cls, store: Store) -> Manifest | None:
+        """Return the manifest of a job that has begun, None where there is none. Raises InvalidInput for a foreign folder."""
+        body = store.read_json(MANIFEST)
+        if body is None:
+            if store.names() - {"_dynx"}:
+                raise InvalidInput(f"`output` {store.address} isn't empty and holds no job", hint="name a new folder")
+            return None
+        try:
+            if body["schema"] != SCHEMA:
+                raise InvalidInput(f"`output` {store.address} holds a job of another version, {body['schema']}")
+            sources = [Source(**source) for source in body["inputs"]]
+            return cls(body["about"], sources, body["model"], [Shard(*s) for s in body["shards"]], body["certificate"])
+        except (KeyError, TypeError):
+            raise InvalidInput(f"{store.path(MANIFEST)} isn't what a job writes") from None
+
+    def check(self, about: Mapping[str, Any], sources: Sequence[Source]) -> None:
+        """Raise InvalidInput with the difference where a caller now asks for something else, or the input has changed."""
+        refuse_difference(self.about, about)
+        now = {source.path: source for source in sources}
+        then = {source.path: source for source in self.sources}
+        for path in [*then, *now]:
+            if path not in now or path not in then:
+                what = "is no longer there" if path in then else "is new"
+                raise refusal(f"{path} {what} among the inputs")
+            if (now[path].size, now[path].version) != (then[path].size, then[path].version):
+                raise refusal(f"{path} has changed since the job began")
+
+
+def refuse_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise InvalidInput that names the first value that differs."""
+    for name in [*then, *(name for name in now if name not in then)]:
+        if then.get(name) != now.get(name):
+            raise refusal(f"`{name}` was {_shown(then.get(name))} and is {_shown(now.get(name))} now")
+
+
+def refusal(difference: str) -> InvalidInput:
+    """Return the error for a job that can't go on."""
+    return InvalidInput(
+        f"this isn't the job that `output` holds: {difference}",
+        hint="repeat the command as it was, or name another folder for the output",
+    )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def part_name(shard: Shard, ending: str) -> str:
+    """Return the name of a shard's part."""
+    return f"part-{shard.name}.{ending}"
+
+
+def encoder(form: str, columns: Mapping[str, str]) -> Callable[[list[dict[str, Any]]], bytes]:
+    """Return the function that writes rows as Parquet with these columns and types of Arrow, or as JSON lines."""
+    if form == "jsonl":
+
+        def as_lines(rows: list[dict[str, Any]]) -> bytes:
+            lines = (json.dumps({c: row.get(c) for c in columns}, ensure_ascii=False, allow_nan=False) for row in rows)
+            return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+
+        return as_lines
+    from dynx.jobs.inputs import arrow
+
+    pa = arrow()
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+
+    def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
+        written: bytes = sink.getvalue().to_pybytes()
+        return written
+
+    return as_parquet
