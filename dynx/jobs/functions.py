@@ -47,7 +47,10 @@ class RowFunction(ABC):
     """The columns that it adds, and their types by Arrow's names."""
 
     totals: ClassVar[tuple[str, ...]] = ()
-    """Those whose sums a job reports."""
+    """Values of the answers whose sums a job reports."""
+
+    profile_decides: ClassVar[bool] = True
+    """Whether answers depend on the profile, and not only the time that they take."""
 
     def __init__(self, model: str, *, column: str = "text", key: str | None = None, **options: Any) -> None:
         self.model, self.column, self.key, self.options = model, column, key, options
@@ -55,7 +58,40 @@ class RowFunction(ABC):
         """What computes: it may change the time that an answer takes, and the last bits of a score."""
         self.identity: dict[str, Any] = {}
         """What the answers depend on besides the options: weights, precision, exits."""
+        self.guarantee: dict[str, Any] | None = None
+        """The promise about the answers, where there is one."""
         self._opened = False
+        self._profile: str | None = None
+
+    def prepare(self) -> dict[str, Any]:
+        """Take this machine's profile along to wherever the function is sent; return what is decided. Raises DynxError.
+
+        What answers depend on is then the same everywhere, and a machine without a profile of its own has at least this one.
+        """
+        plan = self._make_plan()
+        if plan.profile is not None:
+            from dynx.runtime.profile import write_arrays
+
+            self._profile = plan.profile.to_json(embed=write_arrays(plan.arrays) if plan.arrays else None)
+        elif self.profile_decides:
+            self.options["profile"] = "none"
+        return {name: decision.value for name, decision in plan.decisions.items()}
+
+    def _plan(self) -> Any:
+        """Plan here, by the profile that was taken along where there is none, or where answers depend on it."""
+        plan = self._make_plan()
+        if self._profile is not None and (plan.profile is None or self.profile_decides):
+            from dynx.runtime.profile import read_arrays, unpack
+
+            profile, blob = unpack(self._profile.encode())
+            if plan.profile is None or plan.profile.key != profile.key:
+                arrays = {} if blob is None else read_arrays(blob)
+                plan.profile, plan.arrays, plan.bundled = profile, arrays, True
+        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
+        return plan
+
+    @abstractmethod
+    def _make_plan(self) -> Any: ...
 
     def open(self) -> None:
         """Load the model, once. Raises DynxError."""
@@ -142,27 +178,29 @@ class Classify(RowFunction):
         self.full_depth = False
         """Whether all layers run from now on."""
 
-    def _open(self) -> None:
-        from dynx.early_exit import assemble, make_plan
+    def _make_plan(self) -> Any:
+        from dynx.early_exit import make_plan
         from dynx.early_exit.plan import ClassifierRequest
+
+        return make_plan(ClassifierRequest(self.model, **self.options))
+
+    def _open(self) -> None:
+        from dynx.early_exit import assemble
+        from dynx.early_exit.classifier import Classifier
         from dynx.runtime.hashing import hash_json
         from dynx.runtime.threads import torch_threads
 
         with torch_threads():
-            self.assembly: LoadedClassifier = assemble(make_plan(ClassifierRequest(self.model, **self.options)))
+            self.assembly: LoadedClassifier = assemble(self._plan())
         plan, known = self.assembly.plan, self.assembly.exit_profile
-        fitted = None if known is None else known.fitted
-        certified = None if known is None or not known.certificate.active else known.exits()
-        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
-        self.identity = {
-            "model": plan.key.model,
-            "dtype": plan.dtype,
-            "quantize": self.assembly.block_backend.precision,
-            "exits": None
-            if fitted is None
-            else hash_json([list(fitted.depths), {k: v.tolist() for k, v in fitted.heads.to_arrays().items()}]),
-            "thresholds": None if certified is None else [_finite(t) for t in certified.thresholds.tolist()],
-        }
+        certified = None if known is None else known.exits()
+        promise = known.guarantee if known is not None else Classifier(self.assembly).full_guarantee
+        self.guarantee = None if promise is None else promise.json()
+        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "weights": self.assembly.block_backend.precision}
+        if known is not None and certified is not None:
+            heads = {name: array.tolist() for name, array in known.fitted.heads.to_arrays().items()}
+            self.identity["exits"] = hash_json([list(known.fitted.depths), heads])
+            self.identity["thresholds"] = [_finite(t) for t in certified.thresholds.tolist()]
         self._reference: Any = None
         self._set_exits(certified)
 
@@ -228,6 +266,21 @@ class Classify(RowFunction):
                 out[i] |= {"audited": True, "agrees": same}
         return out
 
+    def sample_size(self, total: int) -> int:
+        """Return how many of `total` rows to draw for a certificate; 0: they are too few, or there are no exits to certify."""
+        from dynx.early_exit.sample_certificate import sample_size
+
+        self.open()
+        request = self.assembly.plan.request
+        return sample_size(total, request.max_disagreement, request.delta) if self.assembly.exit_profile else 0
+
+    def sample_differences(self, values: Sequence[Any], truth: Any) -> Any:
+        """Return what a sample shows of each rule, by the logits of the full model in `truth`, or by this machine's own."""
+        from dynx.early_exit.sample_certificate import sample_differences
+
+        items, _ = self._items([v if isinstance(v, str | Path) else "" for v in values])
+        return sample_differences(self.assembly, items, truth)
+
     def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[dict[str, Any] | None]]:
         """Return values as the preprocessor takes them, and the error of those that it can't."""
         if self.assembly.plan.kind == "image":
@@ -260,8 +313,8 @@ class Generate(RowFunction):
         "tokens": "int32",
         "finish_reason": "string",
         "prompt_tokens": "int32",
-        "passes": "int32",
     }
+    profile_decides: ClassVar[bool] = False
     totals: ClassVar[tuple[str, ...]] = ("tokens", "prompt_tokens", "passes")
 
     def __init__(
@@ -278,17 +331,21 @@ class Generate(RowFunction):
         super().__init__(model, column=column, key=key, **options)
         self.batch, self.seed, self.decoding = batch, seed, dict(decoding or {})
 
-    def _open(self) -> None:
-        from dynx.api import load_generator
+    def _make_plan(self) -> Any:
+        from dynx.speculation import make_plan
+        from dynx.speculation.plan import GeneratorRequest
 
-        self._generator = load_generator(self.model, **self.options)
-        self._assembly = self._generator.assembly
+        return make_plan(GeneratorRequest(self.model, **self.options))
+
+    def _open(self) -> None:
+        from dynx.api import TextGenerator
+        from dynx.speculation import assemble
+
+        self._assembly = assemble(self._plan())
+        self._generator = TextGenerator(self._assembly)
         plan = self._assembly.plan
-        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
         self.identity = {"model": plan.key.model, "dtype": plan.dtype, "quantize": plan.key.quantization}
         self._choice: Any = None
-        self._batch: Any = None
-        self._waiting: deque[int] = deque()
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer prompts, in batches where those are faster."""
@@ -298,7 +355,6 @@ class Generate(RowFunction):
         if self._choice is None or len(values) > self._choice.until:
             wanted = int(self.decoding.get("max_new_tokens", 256))
             self._choice = choose(self._assembly, asked=self.batch, waiting=len(values), tokens=wanted)
-            self._batch = None
         if self._choice.sequences > 1 and len(values) >= self._choice.min_waiting:
             self._together(values, keys, out)
             return out
@@ -375,15 +431,22 @@ class Draw(RowFunction):
         super().__init__(model, column=column, key=key, **options)
         self.seed, self.draft = seed, draft
 
-    def _open(self) -> None:
-        from dynx.api import load_image_generator
+    def _make_plan(self) -> Any:
+        from dynx.diffusion import make_plan
+        from dynx.diffusion.plan import ImageGeneratorRequest
 
-        self._generator = load_image_generator(self.model, **self.options)
-        assembly = self._generator.assembly
-        plan, known = assembly.plan, assembly.step_profile
-        self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
-        profile = None if known is None else plan.profile_id
-        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "steps": profile}
+        return make_plan(ImageGeneratorRequest(self.model, **self.options))
+
+    def _open(self) -> None:
+        from dynx.diffusion import assemble
+        from dynx.diffusion.generator import ImageGenerator
+
+        assembly = assemble(self._plan())
+        self._generator = ImageGenerator(assembly)
+        plan, promise = assembly.plan, self._generator.guarantee
+        self.guarantee = None if promise is None else promise.json()
+        profile = None if assembly.step_profile is None else plan.profile_id
+        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "profile": profile}
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Draw one picture after the other."""
