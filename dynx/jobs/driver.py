@@ -64,6 +64,8 @@ class Job:
     output: str
     options: Mapping[str, Any]
     """The caller's options on which answers depend, by parameter name."""
+    column: str | None = None
+    """The column that holds the inputs; None: a usual one."""
     form: str = "parquet"
     shard_rows: int | None = None
     certify: bool = False
@@ -133,7 +135,7 @@ def run(
             sources = manifest.sources
         else:
             say("counting rows")
-            sources = count(sources, job.function.column if job.options.get("column") else None)
+            sources = count(sources, job.column)
         job.function.prepare()
         driver = Driver(job, store, about, sources, manifest, (show, say, warn))
         return driver.run(open_pool())
@@ -173,13 +175,13 @@ class Driver:
         self._audit = promise.OrderedAudit(job.max_disagreement, job.delta) if job.audit else None
         self._alarm: int | None = (store.read_json(ALARM) or {}).get("first_in_job")
         self._identity: dict[str, Any] | None = None if manifest is None else manifest.model
-        self._guarantee: dict[str, Any] | None = None
 
     def run(self, pool: Pool) -> dict[str, Any]:
         """Do all shards that are left, and write what is derived from them."""
         self._pool = pool
         try:
             left = None if self._manifest is None else self._left()
+            self._progress.before = self._progress.done
             if left is None or left:
                 for _ in range(pool.size if left is None else min(pool.size, len(left))):
                     self._start()
@@ -201,8 +203,9 @@ class Driver:
         self._states[worker] = _State()
         self._pool.call(worker, "open")
 
-    def _events(self, seconds: float = 1.0) -> Iterator[Event]:
-        """Yield what workers have answered; greet new ones, and replace dead ones. Raises what they raised."""
+    def _events(self, seconds: float = 1.0) -> list[tuple[_State, Event]]:
+        """Return what workers have answered; greet new ones, and replace dead ones. Raises what they raised."""
+        events = []
         for event in self._pool.wait(seconds):
             state = self._states[event.worker]
             if event.ok is False:
@@ -216,14 +219,14 @@ class Driver:
                 self._start()
             elif state.method == "open":
                 self._greet(state, event.value)
-            if event.ok is None or state.method != "open":
-                yield event._replace(value=(state, event.value))
             state.method = ""
+            events.append((state, event))
+        return events
 
     def _greet(self, state: _State, hello: Hello) -> None:
         self._failed_starts = 0
         if self._identity is None:
-            self._identity, self._guarantee = hello.identity, hello.guarantee
+            self._identity = hello.identity
         refuse_difference(self._identity, hello.identity)
         state.kind = hello.kind
         if self._progress.began is None:
@@ -234,9 +237,9 @@ class Driver:
         self._states[worker].method = method
         self._pool.call(worker, method, *arguments)
         while True:
-            for event in self._events():
+            for _, event in self._events():
                 if event.worker == worker:
-                    return event.value[1] if event.ok else None
+                    return event.value if event.ok else None
 
     def _idle(self) -> list[int]:
         return [worker for worker, state in self._states.items() if not state.method]
@@ -246,7 +249,7 @@ class Driver:
     def _begin(self) -> None:
         """Make the manifest, where the job is new."""
         while not self._idle():
-            list(self._events())
+            self._events()
         if self._manifest is not None:
             return
         rows = self._job.shard_rows or self._rows_by_time()
@@ -254,7 +257,7 @@ class Driver:
         made = shards(self._sources, rows)
         self._manifest = Manifest(self._about, self._sources, self._identity or {}, made, certificate)
         self._manifest.write(self._store)
-        self._sources = self._work.sources  # type: ignore[assignment] - the marks are in the shards now
+        self._sources = list(self._work.sources)  # the marks are in the shards now
 
     def _rows_by_time(self) -> int:
         first = list(islice(shards(self._sources, MARK_ROWS), 4))
@@ -270,7 +273,7 @@ class Driver:
         """Certify exits on a sample of the rows, which a worker of each kind of machine answers."""
         until = time.monotonic() + GATHER_SECONDS
         while len(self._idle()) < self._pool.size and time.monotonic() < until:
-            list(self._events())
+            self._events()
         job, total = self._job, self._progress.rows
         drawn = min(promise.MAX_SAMPLE, self._ask(self._idle()[0], "ask", "sample_size", total) or 0)
         if not drawn:
@@ -284,12 +287,12 @@ class Driver:
             one = self._ask(worker, "ask", "sample_differences", values, truth)
             if one is None:
                 raise DynxError("a worker died while it answered the sample of the certificate")
-            truth = one.reference_logits
+            truth = one["reference_logits"]
             found.append(one)
         made = promise.certify(
-            [one.differs for one in found],
-            found[0].thresholds.tolist(),
-            found[0].pays.tolist(),
+            [one["differs"] for one in found],
+            found[0]["thresholds"].tolist(),
+            found[0]["pays"].tolist(),
             total,
             job.max_disagreement,
             job.delta,
@@ -322,7 +325,7 @@ class Driver:
         """Return the ranges still to do, in order; count those that are done."""
         pieces = [piece for shard in self._plan.shards for piece in self._pieces(shard)]
         left = [piece for piece in pieces if not self._is_done(piece)]
-        self._progress.done = self._progress.before = self._progress.rows - sum(piece.rows for piece in left)
+        self._progress.done = self._progress.rows - sum(piece.rows for piece in left)
         if self._audit is not None and self._alarm is None:
             for piece in pieces:
                 if piece.name in self._done and self._is_done(piece):
@@ -339,8 +342,7 @@ class Driver:
             for worker in self._idle():
                 if todo:
                     self._send(worker, todo.popleft())
-            for event in self._events():
-                state, value = event.value
+            for state, event in self._events():
                 shard, state.shard = state.shard, None
                 if shard is None:
                     continue
@@ -349,7 +351,7 @@ class Driver:
                 elif state.mode.after_alarm != self._after_alarm(shard):
                     todo.appendleft(shard)  # the alarm came while it was being answered
                 else:
-                    self._book(value, state.mode, todo)
+                    self._book(event.value, state.mode, todo)
             self._show(self._progress)
 
     def _send(self, worker: int, shard: Shard) -> None:
@@ -417,7 +419,7 @@ class Driver:
             "errors": len(errors),
             **totals,
             "kinds": by_kind,
-            "guarantee": self._guarantee,
+            "guarantee": None if self._alarm is not None else manifest.model.get("guarantee"),
             "certificate": manifest.certificate,
             "audit": None,
         }

@@ -57,9 +57,7 @@ class RowFunction(ABC):
         self.kind = ""
         """What computes: it may change the time that an answer takes, and the last bits of a score."""
         self.identity: dict[str, Any] = {}
-        """What the answers depend on besides the options: weights, precision, exits."""
-        self.guarantee: dict[str, Any] | None = None
-        """The promise about the answers, where there is one."""
+        """What the answers depend on besides the options: weights, precision, exits; and their guarantee."""
         self._opened = False
         self._profile: str | None = None
 
@@ -195,8 +193,12 @@ class Classify(RowFunction):
         plan, known = self.assembly.plan, self.assembly.exit_profile
         certified = None if known is None else known.exits()
         promise = known.guarantee if known is not None else Classifier(self.assembly).full_guarantee
-        self.guarantee = None if promise is None else promise.json()
-        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "weights": self.assembly.block_backend.precision}
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "weights": self.assembly.block_backend.precision,
+            "guarantee": None if promise is None else promise.json(),
+        }
         if known is not None and certified is not None:
             heads = {name: array.tolist() for name, array in known.fitted.heads.to_arrays().items()}
             self.identity["exits"] = hash_json([list(known.fitted.depths), heads])
@@ -279,7 +281,7 @@ class Classify(RowFunction):
         from dynx.early_exit.sample_certificate import sample_differences
 
         items, _ = self._items([v if isinstance(v, str | Path) else "" for v in values])
-        return sample_differences(self.assembly, items, truth)
+        return vars(sample_differences(self.assembly, items, truth))
 
     def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[dict[str, Any] | None]]:
         """Return values as the preprocessor takes them, and the error of those that it can't."""
@@ -444,9 +446,12 @@ class Draw(RowFunction):
         assembly = assemble(self._plan())
         self._generator = ImageGenerator(assembly)
         plan, promise = assembly.plan, self._generator.guarantee
-        self.guarantee = None if promise is None else promise.json()
-        profile = None if assembly.step_profile is None else plan.profile_id
-        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "profile": profile}
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "profile": None if assembly.step_profile is None else plan.profile_id,
+            "guarantee": None if promise is None else promise.json(),
+        }
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Draw one picture after the other."""

@@ -86,7 +86,9 @@ class Shard:
     start: int
     """The number in the whole job of its first row."""
     mark: int = 0
-    """Offset in bytes of a row before its first, `first % MARK_ROWS` rows away, where the file has such."""
+    """Offset in bytes of a row at or before its first; 0 is the file's beginning."""
+    skip: int = 0
+    """Number of rows from there to its first."""
 
     @property
     def name(self) -> str:
@@ -97,7 +99,7 @@ class Shard:
         """Cut it into up to `parts` ranges."""
         size = -(-self.rows // parts)
         return [
-            Shard(self.file, self.first + i, min(size, self.rows - i), self.start + i, self.mark)
+            replace(self, first=self.first + i, rows=min(size, self.rows - i), start=self.start + i, skip=self.skip + i)
             for i in range(0, self.rows, size)
         ]
 
@@ -120,10 +122,16 @@ def shards(sources: Sequence[Source], rows: int) -> list[Shard]:
     made, start = [], 0
     for number, source in enumerate(sources):
         for first in range(0, source.rows, rows):
-            mark = source.marks[first // MARK_ROWS] if len(source.marks) else 0
-            made.append(Shard(number, first, min(rows, source.rows - first), start + first, mark))
+            made.append(_shard(source, number, first, min(rows, source.rows - first), start + first))
         start += source.rows
     return made
+
+
+def _shard(source: Source, file: int, first: int, rows: int, start: int) -> Shard:
+    """Make a shard that begins to read at the nearest mark."""
+    if not len(source.marks) or first < MARK_ROWS:
+        return Shard(file, first, rows, start, 0, first)
+    return Shard(file, first, rows, start, source.marks[first // MARK_ROWS], first % MARK_ROWS)
 
 
 def read(source: Source, shard: Shard) -> list[Any]:
@@ -133,7 +141,7 @@ def read(source: Source, shard: Shard) -> list[Any]:
     if source.format == "parquet":
         return _parquet_rows(source, shard)
     table = source.format in DELIMITERS
-    skip = shard.first % MARK_ROWS if shard.mark else shard.first + table
+    skip = shard.skip + (table and not shard.mark)
     with _open(source, shard.mark) as file:
         records = [row for _, row in islice(_records(file, source), skip, skip + shard.rows)]
     if len(records) != shard.rows:

@@ -91,7 +91,9 @@ def serve(link: Connection, work: Work, cores: list[int]) -> None:
     if cores:
         os.sched_setaffinity(0, cores)
     from dynx.jobs.worker import Worker
+    from dynx.runtime import lazy_imports
 
+    lazy_imports.install()
     worker = Worker(work)
     while True:
         try:

@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from dynx.early_exit.audit import Audit, certify_sample
-from dynx.jobs.inputs import Shard, read
+from dynx.jobs.inputs import read, shards
 from dynx.runtime.binomial import most_failures_in_total, percent
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ def draw(total: int, drawn: int, seed: int = 0) -> list[int]:
 
 def pick(sources: Sequence[Source], numbers: Sequence[int]) -> list[Any]:
     """Return the inputs of the rows with these numbers in the job, sorted."""
-    from dynx.jobs.inputs import shards
-
     found: list[Any] = []
     at = 0
     for shard in shards(sources, READ_ROWS):
@@ -55,19 +53,9 @@ def pick(sources: Sequence[Source], numbers: Sequence[int]) -> list[Any]:
             inside.append(numbers[at] - shard.start)
             at += 1
         if inside:
-            begin = inside[0]
-            part = Shard(shard.file, shard.first + begin, inside[-1] - begin + 1, shard.start + begin, shard.mark)
-            values = read(sources[shard.file], _marked(part, sources[shard.file]))
-            found += [values[i - begin] for i in inside]
+            values = read(sources[shard.file], shard)
+            found += [values[i] for i in inside]
     return found
-
-
-def _marked(shard: Shard, source: Source) -> Shard:
-    from dataclasses import replace
-
-    from dynx.jobs.inputs import MARK_ROWS
-
-    return replace(shard, mark=source.marks[shard.first // MARK_ROWS]) if len(source.marks) else shard
 
 
 def certify(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from dynx.errors import DynxError, InvalidInput
 from dynx.jobs.inputs import Shard, Source, filesystem, is_local
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SCHEMA = "dynx.job/1"
 MANIFEST, RECEIPTS, DEATHS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths"
@@ -84,6 +85,25 @@ class Store:
             return None if data is None else json.loads(data)
         except ValueError:
             raise InvalidInput(f"{self.path(name)} isn't what a job writes") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine from working on the same job. Raises InvalidInput where one does."""
+        if not self.local:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        Path(self.path("_dynx")).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path("_dynx/lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InvalidInput(f"another process works on `output` {self.address}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def append(self, name: str, line: str) -> None:
         """Add a line to a file."""

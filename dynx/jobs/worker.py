@@ -40,7 +40,6 @@ class Hello:
 
     kind: str
     identity: dict[str, Any]
-    guarantee: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Worker:
         """Load the model. Raises DynxError."""
         function = self._function
         function.open()
-        return Hello(function.kind, function.identity, getattr(function, "guarantee", None))
+        return Hello(function.kind, function.identity)
 
     def measure(self, shards: Sequence[Shard]) -> float:
         """Return the seconds that a row takes, from the job's first rows."""
