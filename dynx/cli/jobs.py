@@ -28,20 +28,20 @@ TIME_ONLY = ("threads", "offline", "allow_pickle", "require_profile")
 MAX_WORKERS = 4096
 
 
-def is_job(options: Any, *, unless: Sequence[str]) -> bool:
-    """Whether --input is given. Raises UsageError for an option that goes only with it, or, among `unless`, only without it."""
-    fields = type(options).__dataclass_fields__
-    if options.input is None:
-        for name in ("engine", "workers", "shard_rows"):
-            if getattr(options, name, None) not in (None, fields[name].default if name in fields else None):
-                raise UsageError(f"{_flag(options, name)} requires --input")
-        return False
-    for name in unless:
-        if getattr(options, name) not in (None, fields[name].default):
-            raise UsageError(f"--input and {_flag(options, name)} exclude each other")
-    if options.output is None:
+ONLY_IN_JOBS = ("engine", "workers", "shard_rows")
+"""Options that require --input."""
+
+
+def is_job(options: Any, *, only: Sequence[str] = (), never: Sequence[str] = ()) -> bool:
+    """Whether --input is given. Raises UsageError for an option that goes `only` or `never` with it."""
+    defaults = {name: field.default for name, field in type(options).__dataclass_fields__.items()}
+    for name in never if options.input is not None else (*ONLY_IN_JOBS, *only):
+        if getattr(options, name) != defaults[name]:
+            flag = _flag(options, name)
+            raise UsageError(f"{flag} requires --input" if options.input is None else f"--input and {flag} exclude each other")
+    if options.input is not None and options.output is None:
         raise UsageError("--input requires --output", hint="a new folder, which will hold the answers")
-    return True
+    return options.input is not None
 
 
 def _flag(options: Any, name: str) -> str:
@@ -62,7 +62,7 @@ def run_job(
     from dynx.jobs.driver import Job, run
 
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color)
-    column = getattr(options, "column", None) or getattr(options, "field", None) or None
+    column = options.column or getattr(options, "field", None) or None
     asked = {k: v for k, v in vars(request).items() if k not in TIME_ONLY} | dict(settings) | {"column": column}
     job = Job(
         function,

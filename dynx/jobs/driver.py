@@ -12,12 +12,13 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import DynxError, InvalidInput
 from dynx.jobs import promise
 from dynx.jobs.inputs import MARK_ROWS, count, find, shards
-from dynx.jobs.store import DEATHS, RECEIPTS, Manifest, Store, encoder, part_name, refuse_difference
+from dynx.jobs.store import DEATHS, PARTS, RECEIPTS, Manifest, Store, encoder, part_name, refuse_difference
 from dynx.jobs.worker import AFTER_ALARM, Mode, Work
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 SHARD_SECONDS = 30.0
 """Seconds of work in a shard: what a worker's death costs, and large beside what a shard costs itself."""
+
+SHORTEST_SHARD = 16
+"""How much shorter than `SHARD_SECONDS` shards may be, so that each worker gets some."""
 
 MAX_SHARD_ROWS = 1 << 17
 """Most rows of a shard, which a worker holds in memory."""
@@ -119,10 +123,9 @@ def run(
     warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run a job, or what is left of it, and return its statistics. Raises DynxError."""
-    store = Store(job.output)
-    about = {"task": type(job.function).__name__.lower(), "format": job.form, **job.options, **versions()}
-    if job.certify:
-        about["certify"] = True
+    store = Store(job.output).absolute()
+    about = {"task": type(job.function).__name__.lower(), "jsonl": job.form == "jsonl", "certify": job.certify}
+    about |= {**job.options, **versions()}
     manifest = Manifest.read(store)
     encoder(job.form, job.function.columns)  # raises where a package is missing
     sources = find(job.inputs)
@@ -165,12 +168,12 @@ class Driver:
     ) -> None:
         self._job, self._store, self._about, self._sources, self._manifest = job, store, about, sources, manifest
         self._show, self._say, self._warn = callbacks
-        self._work = Work(job.function, store, [replace(s, marks=()) for s in sources], job.form)
+        self._work = Work(job.function, store, [replace(s, marks=()) for s in sources], job.form, str(Path.cwd()))
         self._states: dict[int, _State] = {}
         self._failed_starts = 0
         self._deaths = Counter((store.read(DEATHS) or b"").decode().split())
         self._done = {name.removesuffix(".json") for name in store.names(RECEIPTS)}
-        self._parts = store.names()
+        self._parts = store.names(PARTS)
         self._progress = Progress(sum(source.rows for source in sources))
         self._audit = promise.OrderedAudit(job.max_disagreement, job.delta) if job.audit else None
         self._alarm: int | None = (store.read_json(ALARM) or {}).get("first_in_job")
@@ -266,7 +269,7 @@ class Driver:
             return MARK_ROWS
         by_time = min(SHARD_SECONDS / max(seconds, 1e-9), MAX_SHARD_ROWS)
         fair = -(-self._progress.rows // (SHARDS_PER_WORKER * self._pool.size))
-        rows = max(1, int(min(by_time, max(fair, 1))))
+        rows = max(1, int(min(by_time, max(fair, by_time / SHORTEST_SHARD))))
         return 1 << (rows - 1).bit_length() if rows > 1 else 1
 
     def _certify(self) -> dict[str, Any]:

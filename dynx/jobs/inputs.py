@@ -219,7 +219,7 @@ def _sources(pattern: str) -> Iterator[Source]:
             raise InvalidInput(f"images are read from local folders, and {pattern} isn't one")
         version = text_hash(f"{info['name']} {info['size']}" for info in images)
         size = sum(int(info["size"]) for info in images)
-        yield Source(pattern, IMAGES, size, version, None, len(images))
+        yield Source(path, IMAGES, size, version, None, len(images))
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:

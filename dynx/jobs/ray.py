@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,8 @@ class Actor:
     def __init__(self, work: Work, cores: int) -> None:
         from dynx.jobs.worker import Worker
 
+        with suppress(OSError):
+            os.chdir(work.folder)
         self._lock = take_cores(cores)
         self._worker = Worker(work)
 

@@ -1,10 +1,11 @@
 """Keep a job's files: its manifest, the parts of its output, a receipt for each part.
 
-    out/part-00000-000000000000-002048.parquet      answers, in files that sort as the input does
-    out/_dynx/job.json                              the manifest, written once
-    out/_dynx/receipts/NAME.json                    a finished part: written last, so that only whole parts count
-    out/_dynx/deaths                                a line for each worker that died on a shard
-    out/errors.jsonl, out/stats.json, out/_SUCCESS  written at the end, from the receipts
+    out/parts/part-00000-000000000000-002048.parquet  answers, in files that sort as the input does
+    out/pictures/00000-000000000000.png               pictures, which the answers name
+    out/_dynx/job.json                                the manifest, written once
+    out/_dynx/receipts/NAME.json                      a finished part: written last, so that only whole parts count
+    out/_dynx/deaths                                  a line for each worker that died on a shard
+    out/errors.jsonl, out/stats.json, out/_SUCCESS    written at the end, from the receipts
 
 A file appears whole or not at all: locally it is written aside and renamed, elsewhere it is one upload.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "dynx.job/1"
 MANIFEST, RECEIPTS, DEATHS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths"
+PARTS, PICTURES = "parts", "pictures"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Store:
     def _place(self) -> tuple[Any, str]:
         fs, path = filesystem(self.address)
         return fs, path.rstrip("/")
+
+    def absolute(self) -> Store:
+        """Return the same folder by an address that other processes know it by."""
+        return Store(self._place[1]) if self.local else self
 
     @property
     def local(self) -> bool:
@@ -131,7 +137,7 @@ class Manifest:
     """What a job is: written once, and what every later run of it must agree with."""
 
     about: dict[str, Any]
-    """Task, format, the caller's options and the versions of packages, by name."""
+    """Task, the caller's options and the versions of packages, by name."""
     sources: list[Source]
     model: dict[str, Any]
     """What the answers depend on beyond the options, as the first worker found it: weights, precision, exits."""
@@ -191,7 +197,7 @@ def refusal(difference: str) -> InvalidInput:
 
 
 def _shown(value: Any) -> str:
-    return "not given" if value is None else str(value)
+    return "given" if value is True else "not given" if value is None or value is False else str(value)
 
 
 def part_name(shard: Shard, ending: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynx.jobs.inputs import Shard, Source, read
-from dynx.jobs.store import RECEIPTS, Store, encoder, part_name
+from dynx.jobs.store import PARTS, PICTURES, RECEIPTS, Store, encoder, part_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,8 @@ class Work:
     store: Store
     sources: Sequence[Source]
     form: str
+    folder: str
+    """The driver's working folder, which the names of models may be relative to."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,12 @@ class Worker:
         for number, answer in enumerate(answers, shard.first):
             row = {"file": path, "row": number, **answer}
             if isinstance(picture := answer.get("picture"), bytes):
-                row["picture"] = f"pictures/{shard.file:05}-{number:012}.png"
+                row["picture"] = f"{PICTURES}/{shard.file:05}-{number:012}.png"
                 store.write(row["picture"], picture)
             rows.append(row)
         errors = [{"file": path, "row": row["row"], "error": row["error"]} for row in rows if row.get("error")]
         audit = [(shard.start + i, not row["agrees"]) for i, row in enumerate(answers) if row.get("audited")]
-        store.write(part_name(shard, self._work.form), encoder(self._work.form, self._columns)(rows))
+        store.write(f"{PARTS}/{part_name(shard, self._work.form)}", encoder(self._work.form, self._columns)(rows))
         receipt = {
             "part": part_name(shard, self._work.form),
             "first_in_job": shard.start,

@@ -56,7 +56,7 @@ def run(options: Options) -> None:
     from dynx.early_exit import make_plan
 
     check(options)
-    if is_job(options, unless=NOT_IN_JOBS) and not options.dry_run:
+    if is_job(options, only=("output",), never=NOT_IN_JOBS) and not options.dry_run:
         work_off(options)
         return
     terminal = Terminal(

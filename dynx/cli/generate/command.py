@@ -44,7 +44,7 @@ def run(options: Options) -> None:
             "--exact is for greedy decoding only",
             hint="sampling already has the distribution of plain decoding; leave out --exact or --temperature",
         )
-    if is_job(options, unless=NOT_IN_JOBS) and not options.dry_run:
+    if is_job(options, only=("output", "column"), never=NOT_IN_JOBS) and not options.dry_run:
         work_off(options)
         return
     terminal = Terminal(
