@@ -38,7 +38,9 @@ def is_job(options: Any, *, only: Sequence[str] = (), never: Sequence[str] = ())
     for name in never if options.input is not None else (*ONLY_IN_JOBS, *only):
         if getattr(options, name) != defaults[name]:
             flag = _flag(options, name)
-            raise UsageError(f"{flag} requires --input" if options.input is None else f"--input and {flag} exclude each other")
+            raise UsageError(
+                f"{flag} requires --input" if options.input is None else f"--input and {flag} exclude each other"
+            )
     if options.input is not None and options.output is None:
         raise UsageError("--input requires --output", hint="a new folder, which will hold the answers")
     return options.input is not None
@@ -138,7 +140,13 @@ def _duration(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 1:
         return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h" if minutes < 6000 else f"{minutes / 1440:.0f} d"
+    return (
+        f"{minutes:.0f} min"
+        if minutes < 100
+        else f"{minutes / 60:.1f} h"
+        if minutes < 6000
+        else f"{minutes / 1440:.0f} d"
+    )
 
 
 def _report(terminal: Terminal, options: Any, stats: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ class RowFunction(ABC):
             return self.answer(values, keys)
         except ModelError:
             raise
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 - whatever a row does is that row's error
             if len(values) == 1:
                 return [{"error": str(e) if isinstance(e, DynxError) else f"{type(e).__name__}: {e}"}]
             half = len(values) // 2
@@ -232,14 +232,14 @@ class Classify(RowFunction):
         from dynx.early_exit.features import same_answers
         from dynx.early_exit.preprocessing import Example
 
-        items, out = self._items(values)
-        at = [i for i, row in enumerate(out) if not row]
-        rows = self.assembly.preprocessor.rows([items[i] for i in at])
-        out = [row or {} for row in out]
-        for i, row in zip(at, rows, strict=True):
-            if isinstance(row, str):
+        items, usable = self._items(values)
+        out: list[dict[str, Any]] = [{"error": f"not {self._wanted}"} for _ in values]
+        good = []
+        for i, row in zip(usable, self.assembly.preprocessor.rows([items[i] for i in usable]), strict=True):
+            if isinstance(row, Example):
+                good.append((i, row))
+            else:
                 out[i] = {"error": row}
-        good = [(i, row) for i, row in zip(at, rows, strict=True) if isinstance(row, Example)]
         if not good:
             return out
         engine = self._full if self.full_depth else self._engine
@@ -280,17 +280,20 @@ class Classify(RowFunction):
         """Return what a sample shows of each rule, by the logits of the full model in `truth`, or by this machine's own."""
         from dynx.early_exit.sample_certificate import sample_differences
 
-        items, _ = self._items([v if isinstance(v, str | Path) else "" for v in values])
+        items, usable = self._items(values)
+        items = [item if i in set(usable) else "" for i, item in enumerate(items)]
         return vars(sample_differences(self.assembly, items, truth))
 
-    def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[dict[str, Any] | None]]:
-        """Return values as the preprocessor takes them, and the error of those that it can't."""
-        if self.assembly.plan.kind == "image":
-            bad = "not the path of an image"
-            return [Path(v) if isinstance(v, str | Path) else v for v in values], [
-                None if isinstance(v, str | Path) else {"error": bad} for v in values
-            ]
-        return list(values), [None if isinstance(v, str) else {"error": "not a text"} for v in values]
+    @property
+    def _wanted(self) -> str:
+        return "the path of an image" if self.assembly.plan.kind == "image" else "a text"
+
+    def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[int]]:
+        """Return values as the preprocessor takes them, and the places of those that it can take."""
+        images = self.assembly.plan.kind == "image"
+        kinds: Any = str | Path if images else str
+        usable = [i for i, value in enumerate(values) if isinstance(value, kinds)]
+        return [Path(value) if images and isinstance(value, str) else value for value in values], usable
 
     def reference_logits(self, items: Sequence[Any]) -> Any:
         """Return the logits (n, C) of the full float32 model."""

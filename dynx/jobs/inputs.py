@@ -11,11 +11,12 @@ import gzip
 import io
 import re
 from array import array
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from dynx.errors import InvalidInput, UsageError
 from dynx.runtime.hashing import text_hash
@@ -49,6 +50,9 @@ USUAL_COLUMNS = ("text", "prompt", "messages", "question", "sentence", "turns.0"
 
 MARK_ROWS = 1024
 """Rows between the noted places of a file, from which a range of rows is read."""
+
+BUFFER_BYTES = 1 << 20
+"""Bytes read at a time."""
 
 MAX_ROW_BYTES = 16 << 20
 """Bytes after which a quote that is never closed ends its row."""
@@ -119,10 +123,13 @@ def count(sources: Sequence[Source], column: str | None) -> list[Source]:
 
 def shards(sources: Sequence[Source], rows: int) -> list[Shard]:
     """Cut the sources into shards of at most `rows` rows."""
-    made, start = [], 0
+    made: list[Shard] = []
+    start = 0
     for number, source in enumerate(sources):
-        for first in range(0, source.rows, rows):
-            made.append(_shard(source, number, first, min(rows, source.rows - first), start + first))
+        made += [
+            _shard(source, number, first, min(rows, source.rows - first), start + first)
+            for first in range(0, source.rows, rows)
+        ]
         start += source.rows
     return made
 
@@ -247,20 +254,24 @@ def _format(path: str) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _open(source: Source, mark: int = 0) -> BinaryIO:
+@contextmanager
+def _open(source: Source, mark: int = 0) -> Iterator[Any]:
     """Open a file's uncompressed bytes at `mark`; at its start, behind a byte order mark."""
     fs, path = filesystem(source.path)
-    raw: Any = Path(path).open("rb") if is_local(fs) else fs.open(path, "rb")
-    if source.compression == "gzip":
-        raw = gzip.open(raw)
-    elif source.compression == "zstd":
-        raw = arrow().input_stream(raw, compression="zstd")
-    file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
-    if mark:
-        file.seek(mark)
-    elif source.format != "parquet" and file.peek(len(BOM)).startswith(BOM):
-        file.read(len(BOM))
-    return file
+    with ExitStack() as stack:
+        file: Any = Path(path).open("rb") if is_local(fs) else fs.open(path, "rb")  # noqa: SIM115 - the stack closes it
+        stack.enter_context(file)
+        if source.compression == "gzip":
+            file = stack.enter_context(gzip.open(file))
+        elif source.compression == "zstd":
+            file = stack.enter_context(arrow().input_stream(file, compression="zstd"))
+        if not isinstance(file, io.BufferedReader):
+            file = stack.enter_context(io.BufferedReader(file, BUFFER_BYTES))
+        if mark:
+            file.seek(mark)
+        elif source.format != "parquet" and file.peek(len(BOM)).startswith(BOM):
+            file.read(len(BOM))
+        yield file
 
 
 def arrow() -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,8 @@ class LocalPool:
 
     def call(self, worker: int, method: str, *arguments: Any) -> None:
         """Have an idle worker call a method; `wait` returns the result."""
-        try:
+        with suppress(OSError):  # it has died, which `wait` tells
             self._workers[worker][1].send((method, arguments))
-        except OSError:
-            pass  # it has died, which `wait` tells
 
     def wait(self, seconds: float) -> list[Event]:
         """Return what workers have answered, after at most `seconds` without any, and which have died."""

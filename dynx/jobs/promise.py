@@ -1,8 +1,8 @@
 """Promises about a whole job: a certificate from a random sample of its rows, and an audit of the answers that were given.
 
-Both hold whatever computes a row. A sampled row counts as differing where it differs on any kind of machine, so the number of such
-rows in the job bounds the answers that differ, however rows are scheduled. An audit's outcomes are columns of the output; they
-are judged in the order of rows, whichever is answered first, so one worker and many end alike.
+Both hold whatever computes a row. A sampled row counts as differing where it differs on any kind of machine, so the number of
+such rows in the job bounds the answers that differ, however rows are scheduled. An audit's outcomes are columns of the output;
+they are judged in the order of rows, whichever is answered first, so one worker and many end alike.
 """
 
 from __future__ import annotations
@@ -126,4 +126,10 @@ def audit_statement(total: int, outcomes: Sequence[bool], delta: float) -> dict[
     n, k = len(outcomes), sum(outcomes)
     most = most_failures_in_total(total, n, k, delta) if n else total
     words = f"with {percent(1 - delta)} confidence at most {most:,} of {total:,} answers differ from the full model's"
-    return {"audited": n, "differ": k, "most_in_job": most, "confidence": 1 - delta, "words": f"{words}: {k:,} of {n:,} audited do"}
+    return {
+        "audited": n,
+        "differ": k,
+        "most_in_job": most,
+        "confidence": 1 - delta,
+        "words": f"{words}: {k:,} of {n:,} audited do",
+    }

@@ -132,15 +132,16 @@ class Worker:
         errors = [{"file": path, "row": row["row"], "error": row["error"]} for row in rows if row.get("error")]
         audit = [(shard.start + i, not row["agrees"]) for i, row in enumerate(answers) if row.get("audited")]
         store.write(f"{PARTS}/{part_name(shard, self._work.form)}", encoder(self._work.form, self._columns)(rows))
+        seconds = time.perf_counter() - began
         receipt = {
             "part": part_name(shard, self._work.form),
             "first_in_job": shard.start,
             "rows": shard.rows,
             "errors": errors,
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
             "kind": function.kind,
             "totals": {name: sum(row.get(name) or 0 for row in answers) for name in function.totals},
             "audit": audit,
         }
         store.write_json(f"{RECEIPTS}/{shard.name}{AFTER_ALARM if mode.after_alarm else ''}.json", receipt)
-        return Done(shard, len(errors), receipt["seconds"], tuple(audit))
+        return Done(shard, len(errors), seconds, tuple(audit))

@@ -19,7 +19,9 @@ class Letters(RowFunction):
     columns: ClassVar[Mapping[str, str]] = {"letters": "int32", "audited": "bool", "agrees": "bool"}
     totals: ClassVar[tuple[str, ...]] = ("letters",)
 
-    def __init__(self, model: str = "stub", *, seconds: float = 0.0, bad_from: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: str = "stub", *, seconds: float = 0.0, bad_from: int | None = None, **options: Any
+    ) -> None:
         super().__init__(model, **options)
         self.seconds, self.bad_from = seconds, bad_from
         self.full_depth = False
