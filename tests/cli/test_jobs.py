@@ -87,7 +87,7 @@ def test_an_unreadable_image_is_one_error(cli: Callable[..., Result], tmp_path: 
         (["draw", "--input", "t.txt", "--output", "o", "--count", "2"], "--input and --count exclude each other"),
         (["classify", "--input", "t.txt", "--output", "o", "--jsonl", "--workers", "many"], "--workers many"),
         (["classify", "--input", "none.txt", "--output", "o", "--jsonl"], "no file matches none.txt"),
-        (["classify", "--input", "t.csv", "--output", "o", "--jsonl"], 'known to hold the input'),
+        (["classify", "--input", "t.csv", "--output", "o", "--jsonl"], "known to hold the input"),
         (["classify", "--input", "t.csv", "--output", "o", "--jsonl", "--column", "c"], 'no --column "c"'),
         (["classify", "--input", "t.txt", "--output", "full", "--jsonl"], "isn't empty and holds no job"),
         (["classify", "--input", "t.txt", "--output", "t.txt", "--jsonl"], "--output t.txt"),
@@ -143,5 +143,3 @@ def test_without_ray_the_remedy_is_told(cli: Callable[..., Result], tmp_path: Pa
     (tmp_path / "t.txt").write_text("one\n")
     done = cli("classify", "--input", tmp_path / "t.txt", "--output", tmp_path / "o", "--engine", "ray")
     assert (done.code, "dynx[ray]" in done.err) == (2, True)
-
-

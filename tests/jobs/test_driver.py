@@ -105,10 +105,16 @@ def test_bad_rows_cost_only_themselves(tmp_path: Path) -> None:
     deaths: list[str] = []
     stats = run(job(tmp_path, texts), local(2), warn=deaths.append)
     errors = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
-    assert [(e["row"], e["error"]) for e in errors] == [(70, "RuntimeError: as the row says"), (130, KILLED), (333, KILLED)]
+    assert [(e["row"], e["error"]) for e in errors] == [
+        (70, "RuntimeError: as the row says"),
+        (130, KILLED),
+        (333, KILLED),
+    ]
     assert stats["errors"] == 3
     good = [i for i in range(ROWS) if i not in (70, 130, 333)]
-    assert [(r["row"], r["letters"]) for r in rows(tmp_path) if r["error"] is None] == [(i, len(texts[i])) for i in good]
+    assert [(r["row"], r["letters"]) for r in rows(tmp_path) if r["error"] is None] == [
+        (i, len(texts[i])) for i in good
+    ]
     levels = 2  # of 50 rows cut by 16, then by 16 again
     assert len(deaths) <= 2 * (levels * MAX_DEATHS + MAX_DEATHS_OF_A_ROW)
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROWS = 2 * MARK_ROWS + 300
-TEXTS = [f"row {i}" + (' with "quotes"' if i % 7 == 0 else "") + ("\nand lines" if i % 11 == 0 else "") for i in range(ROWS)]
+TEXTS = [
+    f"row {i}" + (' with "quotes"' if i % 7 == 0 else "") + ("\nand lines" if i % 11 == 0 else "") for i in range(ROWS)
+]
 FLAT = [text.replace("\n", " ") for text in TEXTS]
 
 
