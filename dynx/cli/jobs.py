@@ -83,7 +83,9 @@ def run_job(
     try:
         with terminal.progress("rows") as move, telling_the_remedy(request):
             show = _shower(terminal, move, seen)
-            stats = run(job, _pool_opener(options), show=show, say=terminal.notice, warn=terminal.warn)
+            stats = run(
+                job, _pool_opener(options), show=show, say=terminal.notice, warn=terminal.warn, detail=terminal.detail
+            )
     except KeyboardInterrupt:
         if seen:
             kept = f"{seen[-1].done:,} of {seen[-1].rows:,} rows are done and kept"

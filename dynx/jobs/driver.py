@@ -38,6 +38,9 @@ SHORTEST_SHARD = 16
 MAX_SHARD_ROWS = 1 << 17
 """Most rows of a shard, which a worker holds in memory."""
 
+UNMEASURED_ROWS = 64
+"""Rows of a shard where the first rows kill the worker that measures them."""
+
 SHARDS_PER_WORKER = 4
 """Fewest shards for each worker, where there are rows enough."""
 
@@ -121,6 +124,7 @@ def run(
     show: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
+    detail: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run a job, or what is left of it, and return its statistics. Raises DynxError."""
     store = Store(job.output).absolute()
@@ -139,7 +143,8 @@ def run(
         else:
             say("counting rows")
             sources = count(sources, job.column)
-        job.function.prepare()
+        for decision in job.function.prepare(warn):
+            detail(decision)
         driver = Driver(job, store, about, sources, manifest, (show, say, warn))
         return driver.run(open_pool())
 
@@ -230,7 +235,7 @@ class Driver:
         self._failed_starts = 0
         if self._identity is None:
             self._identity = hello.identity
-        refuse_difference(self._identity, hello.identity)
+        refuse_difference(self._identity, hello.identity, f", on the machine {hello.kind}")
         state.kind = hello.kind
         if self._progress.began is None:
             self._progress.began = time.monotonic()
@@ -266,7 +271,7 @@ class Driver:
         first = list(islice(shards(self._sources, MARK_ROWS), 4))
         seconds = self._ask(self._idle()[0], "measure", first)
         if seconds is None:
-            return MARK_ROWS
+            return UNMEASURED_ROWS
         by_time = min(SHARD_SECONDS / max(seconds, 1e-9), MAX_SHARD_ROWS)
         fair = -(-self._progress.rows // (SHARDS_PER_WORKER * self._pool.size))
         rows = max(1, int(min(by_time, max(fair, by_time / SHORTEST_SHARD))))
@@ -396,6 +401,15 @@ class Driver:
 
     # the end
 
+    def _guarantee(self) -> dict[str, Any] | None:
+        """Return the guarantee of all answers: the certificate's, or what the profile gives; none after an alarm."""
+        model, certificate = self._plan.model, self._plan.certificate
+        if self._alarm is not None:
+            return None
+        if certificate is None:
+            return model.get("guarantee")
+        return model.get("full_depth_guarantee") if certificate["thresholds"] is None else certificate["guarantee"]
+
     def _finish(self) -> dict[str, Any]:
         """Write the errors, the statistics and the mark of success, from the receipts."""
         manifest, store = self._plan, self._store
@@ -422,13 +436,12 @@ class Driver:
             "errors": len(errors),
             **totals,
             "kinds": by_kind,
-            "guarantee": None if self._alarm is not None else manifest.model.get("guarantee"),
+            "guarantee": self._guarantee(),
             "certificate": manifest.certificate,
             "audit": None,
         }
         if self._audit is not None:
-            stats["audit"] = promise.audit_statement(rows, outcomes, self._job.delta)
-            stats["audit"]["alarm"] = store.read_json(ALARM)
+            stats["audit"] = promise.audit_statement(rows, outcomes, self._job.delta, store.read_json(ALARM))
         store.write("errors.jsonl", b"".join(errors))
         store.write_json("stats.json", stats)
         store.write("_SUCCESS", b"")

@@ -25,7 +25,7 @@ from dynx.errors import DynxError, InvalidInput, ModelError
 from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.engine import Answer, Engine, Exits
@@ -61,23 +61,23 @@ class RowFunction(ABC):
         self._opened = False
         self._profile: str | None = None
 
-    def prepare(self) -> dict[str, Any]:
-        """Take this machine's profile along to wherever the function is sent; return what is decided. Raises DynxError.
+    def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Take this machine's profile along to wherever the function is sent; return what is decided, in words. Raises DynxError.
 
         What answers depend on is then the same everywhere, and a machine without a profile of its own has at least this one.
         """
-        plan = self._make_plan()
+        plan = self._make_plan(warn)
         if plan.profile is not None:
             from dynx.runtime.profile import write_arrays
 
             self._profile = plan.profile.to_json(embed=write_arrays(plan.arrays) if plan.arrays else None)
         elif self.profile_decides:
             self.options["profile"] = "none"
-        return {name: decision.value for name, decision in plan.decisions.items()}
+        return [f"{name}: {decision.value} ({decision.reason})" for name, decision in plan.decisions.items()]
 
     def _plan(self) -> Any:
         """Plan here, by the profile that was taken along where there is none, or where answers depend on it."""
-        plan = self._make_plan()
+        plan = self._make_plan(lambda _: None)
         if self._profile is not None and (plan.profile is None or self.profile_decides):
             from dynx.runtime.profile import read_arrays, unpack
 
@@ -89,7 +89,7 @@ class RowFunction(ABC):
         return plan
 
     @abstractmethod
-    def _make_plan(self) -> Any: ...
+    def _make_plan(self, warn: Callable[[str], None]) -> Any: ...
 
     def open(self) -> None:
         """Load the model, once. Raises DynxError."""
@@ -176,11 +176,11 @@ class Classify(RowFunction):
         self.full_depth = False
         """Whether all layers run from now on."""
 
-    def _make_plan(self) -> Any:
+    def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.early_exit import make_plan
         from dynx.early_exit.plan import ClassifierRequest
 
-        return make_plan(ClassifierRequest(self.model, **self.options))
+        return make_plan(ClassifierRequest(self.model, **self.options), warn=warn)
 
     def _open(self) -> None:
         from dynx.early_exit import assemble
@@ -192,12 +192,14 @@ class Classify(RowFunction):
             self.assembly: LoadedClassifier = assemble(self._plan())
         plan, known = self.assembly.plan, self.assembly.exit_profile
         certified = None if known is None else known.exits()
-        promise = known.guarantee if known is not None else Classifier(self.assembly).full_guarantee
+        at_full_depth = Classifier(self.assembly).full_guarantee
+        promise = known.guarantee if known is not None else at_full_depth
         self.identity = {
             "model": plan.key.model,
             "dtype": plan.dtype,
             "weights": self.assembly.block_backend.precision,
             "guarantee": None if promise is None else promise.json(),
+            "full_depth_guarantee": None if at_full_depth is None else at_full_depth.json(),
         }
         if known is not None and certified is not None:
             heads = {name: array.tolist() for name, array in known.fitted.heads.to_arrays().items()}
@@ -336,17 +338,19 @@ class Generate(RowFunction):
         super().__init__(model, column=column, key=key, **options)
         self.batch, self.seed, self.decoding = batch, seed, dict(decoding or {})
 
-    def _make_plan(self) -> Any:
+    def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.speculation import make_plan
         from dynx.speculation.plan import GeneratorRequest
 
-        return make_plan(GeneratorRequest(self.model, **self.options))
+        return make_plan(GeneratorRequest(self.model, **self.options), warn=warn)
 
     def _open(self) -> None:
         from dynx.api import TextGenerator
+        from dynx.runtime.threads import torch_threads
         from dynx.speculation import assemble
 
-        self._assembly = assemble(self._plan())
+        with torch_threads():
+            self._assembly = assemble(self._plan())
         self._generator = TextGenerator(self._assembly)
         plan = self._assembly.plan
         self.identity = {"model": plan.key.model, "dtype": plan.dtype, "quantize": plan.key.quantization}
@@ -436,11 +440,11 @@ class Draw(RowFunction):
         super().__init__(model, column=column, key=key, **options)
         self.seed, self.draft = seed, draft
 
-    def _make_plan(self) -> Any:
+    def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.diffusion import make_plan
         from dynx.diffusion.plan import ImageGeneratorRequest
 
-        return make_plan(ImageGeneratorRequest(self.model, **self.options))
+        return make_plan(ImageGeneratorRequest(self.model, **self.options), warn=warn)
 
     def _open(self) -> None:
         from dynx.diffusion import assemble

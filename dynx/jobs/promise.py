@@ -11,6 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from dynx.early_exit.audit import Audit, certify_sample
+from dynx.early_exit.types import Guarantee
 from dynx.jobs.inputs import read, shards
 from dynx.runtime.binomial import most_failures_in_total, percent
 
@@ -82,9 +83,8 @@ def certify(
         "rule": found.rule if used else None,
         "sample": found.drawn,
         "differ": found.disagreements,
-        "max_disagreement": eps,
-        "confidence": 1 - delta,
         "words": words,
+        "guarantee": Guarantee(eps, delta, found.drawn, found.disagreements, "job").json(),
     }
 
 
@@ -121,15 +121,15 @@ class OrderedAudit:
         return str(self._audit)
 
 
-def audit_statement(total: int, outcomes: Sequence[bool], delta: float) -> dict[str, Any]:
-    """Return what an audit without alarm says of all `total` answers: counts, and the most that differ at confidence 1-δ."""
+def audit_statement(
+    total: int, outcomes: Sequence[bool], delta: float, alarm: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what an audit says of all `total` answers: counts, and without alarm the most that differ at confidence 1-δ."""
     n, k = len(outcomes), sum(outcomes)
-    most = most_failures_in_total(total, n, k, delta) if n else total
+    if alarm is not None or not n:
+        words = "no row was audited" if alarm is None else alarm["words"]
+        return {"audited": n, "differ": k, "most_in_job": None, "alarm": alarm, "words": words}
+    most = most_failures_in_total(total, n, k, delta)
     words = f"with {percent(1 - delta)} confidence at most {most:,} of {total:,} answers differ from the full model's"
-    return {
-        "audited": n,
-        "differ": k,
-        "most_in_job": most,
-        "confidence": 1 - delta,
-        "words": f"{words}: {k:,} of {n:,} audited do",
-    }
+    words = f"{words}: {k:,} of {n:,} audited do"
+    return {"audited": n, "differ": k, "most_in_job": most, "alarm": None, "words": words}

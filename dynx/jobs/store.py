@@ -181,11 +181,11 @@ class Manifest:
                 raise refusal(f"{path} has changed since the job began")
 
 
-def refuse_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InvalidInput that names the first value that differs."""
+def refuse_difference(then: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> None:
+    """Raise InvalidInput that names the first value that differs; `where` it is another."""
     for name in [*then, *(name for name in now if name not in then)]:
         if then.get(name) != now.get(name):
-            raise refusal(f"`{name}` was {_shown(then.get(name))} and is {_shown(now.get(name))} now")
+            raise refusal(f"`{name}` was {_shown(then.get(name))} and is {_shown(now.get(name))} now{where}")
 
 
 def refusal(difference: str) -> InvalidInput:

@@ -78,7 +78,7 @@ def test_pieces_of_a_shard_hold_its_rows(tmp_path: Path) -> None:
     for shard in shards([source], 1500):
         pieces = [small for piece in shard.split(16) for small in piece.split(16)]
         assert [value for piece in pieces for value in read(source, piece)] == read(source, shard)
-        assert [piece.start for piece in pieces][0] == shard.start
+        assert next(piece.start for piece in pieces) == shard.start
         assert sum(piece.rows for piece in pieces) == shard.rows
 
 

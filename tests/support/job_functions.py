@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dynx.jobs.functions import RowFunction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Letters(RowFunction):
@@ -26,11 +26,11 @@ class Letters(RowFunction):
         self.seconds, self.bad_from = seconds, bad_from
         self.full_depth = False
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
         """Have no plan."""
-        return {}
+        return []
 
-    def _make_plan(self) -> Any: ...
+    def _make_plan(self, warn: Callable[[str], None]) -> Any: ...
 
     def _open(self) -> None:
         self.kind = f"{os.uname().machine}"
