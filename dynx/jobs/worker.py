@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.jobs.inputs import Shard, Source, read
@@ -114,22 +115,25 @@ class Worker:
         function.full_depth = mode.full_depth
         values = read(self._work.sources[shard.file], shard)
         answers = function.rows(values, range(shard.start, shard.start + shard.rows))
-        return self._write(shard, answers, began, mode)
+        return self._write(shard, answers, began, mode, values)
 
     def give_up(self, shard: Shard, mode: Mode) -> Done:
         """Write the error of rows that no process survives."""
         return self._write(shard, [{"error": KILLED} for _ in range(shard.rows)], time.perf_counter(), mode)
 
-    def _write(self, shard: Shard, answers: Sequence[dict[str, Any]], began: float, mode: Mode) -> Done:
+    def _write(
+        self, shard: Shard, answers: Sequence[dict[str, Any]], began: float, mode: Mode, values: Sequence[Any] = ()
+    ) -> Done:
         store, function, path = self._work.store, self._function, self._work.sources[shard.file].path
         rows = []
         for number, answer in enumerate(answers, shard.first):
-            row = {"file": path, "row": number, **answer}
+            value = values[number - shard.first] if values else None
+            row = {"file": str(value) if isinstance(value, Path) else path, "row": number, **answer}
             if isinstance(picture := answer.get("picture"), bytes):
                 row["picture"] = f"{PICTURES}/{shard.file:05}-{number:012}.png"
                 store.write(row["picture"], picture)
             rows.append(row)
-        errors = [{"file": path, "row": row["row"], "error": row["error"]} for row in rows if row.get("error")]
+        errors = [{"file": row["file"], "row": row["row"], "error": row["error"]} for row in rows if row.get("error")]
         audit = [(shard.start + i, not row["agrees"]) for i, row in enumerate(answers) if row.get("audited")]
         store.write(f"{PARTS}/{part_name(shard, self._work.form)}", encoder(self._work.form, self._columns)(rows))
         seconds = time.perf_counter() - began
