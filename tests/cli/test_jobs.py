@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from support.commands import Result
 
+    from dynx.early_exit.calibrate import Findings
+
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of all parts in order."""
@@ -36,6 +38,26 @@ def test_classify_answers_as_on_stdin(cli: Callable[..., Result], tmp_path: Path
     assert (first.code, first.out) == (0, "")
     assert [row["label"] for row in rows(tmp_path / "out")] == direct
     assert cli(*job).code == 0
+
+
+def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings, easy: Path, tmp_path: Path) -> None:
+    """The sample's rule is in the manifest, and one worker and two end with the same parts and the same counts."""
+    texts = sentences(4000)
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        asked = ("classify", "-m", easy, "--input", tmp_path / "texts.txt", "--output", out, "--jsonl", "--certify")
+        done = cli(*asked, "--max-disagreement", 0.1, "--audit", 0.1, "--workers", workers, "--shard-rows", 500)
+        assert done.code == 0, done.err
+        assert "confidence at most" in done.err
+        manifest = json.loads((out / "_dynx" / "job.json").read_text())
+        stats = json.loads((out / "stats.json").read_text())
+        assert manifest["certificate"]["thresholds"] is not None
+        assert stats["guarantee"]["basis"] == "job"
+        assert stats["audit"]["audited"] > 100
+        found.append((manifest["certificate"]["rule"], stats["audit"], rows(out)))
+    assert found[0] == found[1]
 
 
 def test_generate_depends_on_seed_and_row_alone(cli: Callable[..., Result], tiny_folder: Path, tmp_path: Path) -> None:

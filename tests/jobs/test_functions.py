@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
+from support.exits import EPS
 from support.pipelines import ddim
 
 from dynx.api import load_classifier, load_generator
+from dynx.early_exit.audit import audited
 from dynx.errors import InvalidInput
-from dynx.jobs.functions import Classify, Draw, Generate, seed_of
+from dynx.jobs.functions import AUDIT_SEED, Classify, Draw, Generate, seed_of
 from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dynx.early_exit.calibrate import Findings
     from dynx.jobs.functions import RowFunction
 
 
@@ -126,3 +129,38 @@ def test_an_error_of_one_row_is_found_among_many(classifier: Path, monkeypatch: 
     monkeypatch.setattr(function, "answer", answer)
     out = function.rows([*sentences(20), "bad", *sentences(20)], range(41))
     assert [i for i, row in enumerate(out) if row.get("error")] == [20]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_profile_travels_with_the_function(
+    known: Findings, easy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """Exits are those of the machine that sent it, also where the cache is empty; scores are the same."""
+    texts = sentences(60)
+    function = Classify(str(easy), max_disagreement=EPS)
+    function.prepare()
+    sent = pickle.loads(pickle.dumps(function))  # noqa: S301 - what was just written
+    if not here:
+        monkeypatch.setenv("DYNX_CACHE_DIR", str(tmp_path / "elsewhere"))
+    rows = sent.rows(texts, range(60))
+    assert sent.identity["exits"] is not None
+    assert any(row["exit"] is not None for row in rows)
+    bare = Classify(str(easy), max_disagreement=EPS)
+    monkeypatch.setenv("DYNX_CACHE_DIR", str(tmp_path / "elsewhere"))
+    assert all(row["exit"] is None for row in bare.rows(texts, range(60)))
+    bare.prepare()
+    monkeypatch.undo()  # no profile was sent, so none is used where there is one
+    assert bare.options["profile"] == "none"
+
+
+def test_audited_rows_are_drawn_by_their_numbers(known: Findings, easy: Path) -> None:
+    """The same rows in any window, each compared with the full model."""
+    texts = sentences(200)
+    function = Classify(str(easy), max_disagreement=EPS, audit=0.2)
+    whole = function.rows(texts, range(200))
+    halves = function.rows(texts[:90], range(90)) + function.rows(texts[90:], range(90, 200))
+    drawn = [i for i, row in enumerate(whole) if row["audited"]]
+    assert drawn == [i for i in range(200) if audited(i, 0.2, AUDIT_SEED)]
+    assert drawn == [i for i, row in enumerate(halves) if row["audited"]]
+    full = Classify(str(easy), plain=True).rows(texts, range(200))
+    assert all((whole[i]["label"] == full[i]["label"]) == whole[i]["agrees"] for i in drawn)
