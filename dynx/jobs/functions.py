@@ -59,7 +59,7 @@ class RowFunction(ABC):
         self.identity: dict[str, Any] = {}
         """What the answers depend on besides the options: weights, precision, exits; and their guarantee."""
         self._opened = False
-        self._profile: str | None = None
+        self._profile: tuple[str, bool] | None = None  # as JSON, and whether it came with the model
 
     def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
         """Take this machine's profile along to wherever the function is sent; return what is decided, in words. Raises DynxError.
@@ -70,7 +70,8 @@ class RowFunction(ABC):
         if plan.profile is not None:
             from dynx.runtime.profile import write_arrays
 
-            self._profile = plan.profile.to_json(embed=write_arrays(plan.arrays) if plan.arrays else None)
+            text = plan.profile.to_json(embed=write_arrays(plan.arrays) if plan.arrays else None)
+            self._profile = text, plan.bundled
         elif self.profile_decides:
             self.options["profile"] = "none"
         return [f"{name}: {decision.value} ({decision.reason})" for name, decision in plan.decisions.items()]
@@ -81,10 +82,11 @@ class RowFunction(ABC):
         if self._profile is not None and (plan.profile is None or self.profile_decides):
             from dynx.runtime.profile import read_arrays, unpack
 
-            profile, blob = unpack(self._profile.encode())
+            text, bundled = self._profile
+            profile, blob = unpack(text.encode())
             if plan.profile is None or plan.profile.key != profile.key:
-                arrays = {} if blob is None else read_arrays(blob)
-                plan.profile, plan.arrays, plan.bundled = profile, arrays, True
+                plan.profile, plan.arrays = profile, {} if blob is None else read_arrays(blob)
+                plan.bundled = bundled or not self.profile_decides  # costs of another machine are a guess
         self.kind = f"{plan.machine.fingerprint} {plan.device} {plan.backend} {plan.threads}"
         return plan
 

@@ -149,7 +149,6 @@ def test_a_profile_travels_with_the_function(
     monkeypatch.setenv("DYNX_CACHE_DIR", str(tmp_path / "elsewhere"))
     assert all(row["exit"] is None for row in bare.rows(texts, range(60)))
     bare.prepare()
-    monkeypatch.undo()  # no profile was sent, so none is used where there is one
     assert bare.options["profile"] == "none"
 
 
