@@ -82,7 +82,13 @@ class Store:
             data: bytes = self._place[0].cat_file(self.path(name))
         except FileNotFoundError:
             return None
+        except NotADirectoryError:
+            raise self._no_folder from None
         return data
+
+    @property
+    def _no_folder(self) -> InvalidInput:
+        return InvalidInput(f"`output` {self.address} is a file, and a job writes a folder")
 
     def read_json(self, name: str) -> Any:
         """Return a JSON document; None where there is none. Raises InvalidInput for anything else."""
@@ -124,7 +130,7 @@ class Store:
         except FileNotFoundError:
             return set()
         except NotADirectoryError:
-            raise InvalidInput(f"`output` {self.address} is a file, and a job writes a folder") from None
+            raise self._no_folder from None
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""

@@ -110,9 +110,9 @@ def test_an_unreadable_image_is_one_error(cli: Callable[..., Result], tmp_path: 
         (["classify", "--input", "t.txt", "--output", "o", "--jsonl", "--workers", "many"], "--workers many"),
         (["classify", "--input", "none.txt", "--output", "o", "--jsonl"], "no file matches none.txt"),
         (["classify", "--input", "t.csv", "--output", "o", "--jsonl"], "known to hold the input"),
-        (["classify", "--input", "t.csv", "--output", "o", "--jsonl", "--column", "c"], 'no --column "c"'),
+        (["classify", "--input", "t.csv", "--output", "o", "--jsonl", "--column", "c"], "no --column"),
         (["classify", "--input", "t.txt", "--output", "full", "--jsonl"], "isn't empty and holds no job"),
-        (["classify", "--input", "t.txt", "--output", "t.txt", "--jsonl"], "--output t.txt"),
+        (["classify", "--input", "t.txt", "--output", "t.txt", "--jsonl"], "is a file, and a job writes a folder"),
     ],
 )
 def test_mistakes_are_told_in_a_line(
