@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from array import array
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -256,22 +257,28 @@ def _format(path: str) -> str | None:
 
 @contextmanager
 def _open(source: Source, mark: int = 0) -> Iterator[Any]:
-    """Open a file's uncompressed bytes at `mark`; at its start, behind a byte order mark."""
-    fs, path = filesystem(source.path)
-    with ExitStack() as stack:
-        file: Any = Path(path).open("rb") if is_local(fs) else fs.open(path, "rb")  # noqa: SIM115 - the stack closes it
-        stack.enter_context(file)
-        if source.compression == "gzip":
-            file = stack.enter_context(gzip.open(file))
-        elif source.compression == "zstd":
-            file = stack.enter_context(arrow().input_stream(file, compression="zstd"))
-        if not isinstance(file, io.BufferedReader):
-            file = stack.enter_context(io.BufferedReader(file, BUFFER_BYTES))
-        if mark:
-            file.seek(mark)
-        elif source.format != "parquet" and file.peek(len(BOM)).startswith(BOM):
-            file.read(len(BOM))
-        yield file
+    """Open a file's uncompressed bytes at `mark`; at its start, behind a byte order mark. Any failure inside becomes InvalidInput."""
+    try:
+        fs, path = filesystem(source.path)
+        with ExitStack() as stack:
+            file: Any = Path(path).open("rb") if is_local(fs) else fs.open(path, "rb")  # noqa: SIM115 - the stack closes it
+            stack.enter_context(file)
+            if source.compression == "gzip":
+                file = stack.enter_context(gzip.open(file))
+            elif source.compression == "zstd":
+                file = stack.enter_context(arrow().input_stream(file, compression="zstd"))
+            if not isinstance(file, io.BufferedReader):
+                file = stack.enter_context(io.BufferedReader(file, BUFFER_BYTES))
+            if mark:
+                file.seek(mark)
+            elif source.format != "parquet" and file.peek(len(BOM)).startswith(BOM):
+                file.read(len(BOM))
+            yield file
+    except InvalidInput:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as e:  # pyarrow's errors are ValueErrors
+        reason = getattr(e, "strerror", None) or next(iter(str(e).splitlines()), type(e).__name__)
+        raise InvalidInput(f"{source.path} can't be read: {reason}") from None
 
 
 def arrow() -> Any:

@@ -84,6 +84,8 @@ class Store:
             return None
         except NotADirectoryError:
             raise self._no_folder from None
+        except OSError as e:
+            raise DynxError(f"can't read {self.path(name)}: {e.strerror or e}") from None
         return data
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,20 @@ def test_patterns_folders_and_what_isn_t_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(InvalidInput, match="no rows"):
         count(find([str(tmp_path / "a.txt")]), None)
+
+
+def test_damaged_files_are_told_by_name(tmp_path: Path) -> None:
+    """Not a traceback: a file cut short, one in another format, one that may not be read."""
+    whole = gzip.compress("\n".join(FLAT).encode())
+    (tmp_path / "cut.txt.gz").write_bytes(whole[:-20])
+    (tmp_path / "other.txt.gz").write_bytes(b"no gzip")
+    for name in ("cut.txt.gz", "other.txt.gz"):
+        with pytest.raises(InvalidInput, match=f"{name} can't be read"):
+            one(tmp_path / name)
+    if importlib.util.find_spec("pyarrow"):
+        (tmp_path / "other.parquet").write_bytes(b"no parquet file at all")
+        with pytest.raises(InvalidInput, match=r"other.parquet can't be read"):
+            one(tmp_path / "other.parquet")
 
 
 def test_images_are_one_source(tmp_path: Path) -> None:
