@@ -257,7 +257,7 @@ def _format(path: str) -> str | None:
 
 @contextmanager
 def _open(source: Source, mark: int = 0) -> Iterator[Any]:
-    """Open a file's uncompressed bytes at `mark`; at its start, behind a byte order mark. Any failure inside becomes InvalidInput."""
+    """Open a file's uncompressed bytes at `mark`; at 0, after a byte order mark. Any failure inside becomes InvalidInput."""
     try:
         fs, path = filesystem(source.path)
         with ExitStack() as stack:
