@@ -122,6 +122,8 @@ def _shower(
     def show(progress: Progress) -> None:
         seen[:] = [progress]
         words = f"{progress.done:,} of {progress.rows:,}"
+        if progress.began is None:
+            words += " · loading the model"
         if progress.rate is not None and progress.seconds_left is not None:
             words += f" · {_rate(progress.rate)} · {_duration(progress.seconds_left)} left"
         if progress.errors:

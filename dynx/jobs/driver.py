@@ -256,6 +256,7 @@ class Driver:
 
     def _begin(self) -> None:
         """Make the manifest, where the job is new."""
+        self._show(self._progress)
         while not self._idle():
             self._events()
         if self._manifest is not None:

@@ -81,7 +81,7 @@ class Source:
         return COMPRESSIONS.get(Path(self.path).suffix.lower())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A range of rows of a file, which one worker answers at a time."""
 
