@@ -346,6 +346,7 @@ class Driver:
 
     def _serve(self, todo: deque[Shard]) -> None:
         """Have workers do all shards."""
+        self._shard_rows = max(shard.rows for shard in self._plan.shards)
         self._show(self._progress)
         while todo or any(state.shard for state in self._states.values()):
             for worker in self._idle():
@@ -365,7 +366,7 @@ class Driver:
 
     def _send(self, worker: int, shard: Shard) -> None:
         state, certificate = self._states[worker], self._plan.certificate
-        mode = Mode(after_alarm=self._after_alarm(shard))
+        mode = Mode(after_alarm=self._after_alarm(shard), shard_rows=self._shard_rows)
         if certificate is not None:
             known = certificate["thresholds"]
             full = known is None or state.kind not in certificate["kinds"]

@@ -339,6 +339,15 @@ class Generate(RowFunction):
     ) -> None:
         super().__init__(model, column=column, key=key, **options)
         self.batch, self.seed, self.decoding = batch, seed, dict(decoding or {})
+        self.expected_rows = 0
+        """Rows that usually come together, by which the size of batches is chosen; 0: as many as the first time."""
+
+    def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Take the profile along, and the backend: chosen by timing on each machine, it could decide near ties differently."""
+        decisions = super().prepare(warn)
+        if self.options.get("backend", "auto") == "auto":
+            self.options["backend"] = self._make_plan(lambda _: None).backend
+        return decisions
 
     def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.speculation import make_plan
@@ -355,17 +364,25 @@ class Generate(RowFunction):
             self._assembly = assemble(self._plan())
         self._generator = TextGenerator(self._assembly)
         plan = self._assembly.plan
-        self.identity = {"model": plan.key.model, "dtype": plan.dtype, "quantize": plan.key.quantization}
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "quantize": plan.key.quantization,
+            "backend": plan.backend,
+        }
         self._choice: Any = None
+        self._chosen_for = 0  # rows up to which the choice holds
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer prompts, in batches where those are faster."""
         from dynx.speculation.batch_size import choose
 
         out: list[dict[str, Any]] = [{} for _ in values]
-        if self._choice is None or len(values) > self._choice.until:
+        waiting = max(len(values), self.expected_rows)
+        if self._choice is None or waiting > self._chosen_for:
             wanted = int(self.decoding.get("max_new_tokens", 256))
-            self._choice = choose(self._assembly, asked=self.batch, waiting=len(values), tokens=wanted)
+            self._choice = choose(self._assembly, asked=self.batch, waiting=waiting, tokens=wanted)
+            self._chosen_for = min(waiting * 4, self._choice.until)
         if self._choice.sequences > 1 and len(values) >= self._choice.min_waiting:
             self._together(values, keys, out)
             return out

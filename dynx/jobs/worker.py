@@ -52,6 +52,8 @@ class Mode:
     full_depth: bool = False
     after_alarm: bool = False
     thresholds: tuple[float, ...] | None = None
+    shard_rows: int = 0
+    """Rows of the job's largest shard."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Worker:
             function.set_thresholds(mode.thresholds)
             self._thresholds = mode.thresholds
         function.full_depth = mode.full_depth
+        function.expected_rows = mode.shard_rows
         values = read(self._work.sources[shard.file], shard)
         answers = function.rows(values, range(shard.start, shard.start + shard.rows))
         return self._write(shard, answers, began, mode, values)
