@@ -381,7 +381,7 @@ class Driver:
         self._store.append(DEATHS, shard.name)
         path = self._sources[shard.file].path
         self._warn(f"a worker died on rows {shard.first:,} to {shard.first + shard.rows - 1:,} of {path}")
-        todo.extendleft(reversed(list(self._pieces(shard))))
+        todo.extendleft(reversed([piece for piece in self._pieces(shard) if not self._is_done(piece)]))
 
     def _book(self, done: Done, mode: Mode, todo: deque[Shard]) -> None:
         shard = done.shard
@@ -418,12 +418,13 @@ class Driver:
         totals: Counter[str] = Counter()
         by_kind: dict[str, dict[str, float]] = {}
         errors: list[bytes] = []
-        rows, outcomes = 0, []
+        rows, outcomes, parts = 0, [], set()
         for shard in manifest.shards:
             for piece in self._pieces(shard):
                 after = piece.name + AFTER_ALARM
                 receipt = store.read_json(f"{RECEIPTS}/{after if after in self._done else piece.name}.json")
                 rows += receipt["rows"]
+                parts.add(receipt["part"])
                 totals.update(receipt["totals"])
                 kind = by_kind.setdefault(receipt["kind"], {"rows": 0, "seconds": 0.0})
                 kind["rows"] += receipt["rows"]
@@ -444,6 +445,7 @@ class Driver:
         }
         if self._audit is not None:
             stats["audit"] = promise.audit_statement(rows, outcomes, self._job.delta, store.read_json(ALARM))
+        store.keep_only(PARTS, parts)
         store.write("errors.jsonl", b"".join(errors))
         store.write_json("stats.json", stats)
         store.write("_SUCCESS", b"")

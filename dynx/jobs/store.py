@@ -63,7 +63,9 @@ class Store:
             if not self.local:
                 fs.pipe_file(path, data)
                 return
-            aside = Path(f"{path}.{os.getpid()}.tmp")
+            aside = Path(path).with_name(
+                f".{Path(path).name}.{os.getpid()}"
+            )  # readers of a folder leave out such names
             with aside.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -134,10 +136,10 @@ class Store:
         except NotADirectoryError:
             raise self._no_folder from None
 
-    def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        if name.rpartition("/")[2] in self.names(name.rpartition("/")[0]):
-            self._place[0].rm_file(self.path(name))
+    def keep_only(self, folder: str, names: set[str]) -> None:
+        """Delete a folder's other files, which processes left when they were killed."""
+        for name in self.names(folder) - names:
+            self._place[0].rm_file(self.path(f"{folder}/{name}"))
 
 
 @dataclass

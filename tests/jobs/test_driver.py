@@ -209,6 +209,21 @@ def test_a_part_that_was_deleted_is_written_again(tmp_path: Path) -> None:
     assert output(tmp_path) == before
 
 
+def test_what_killed_processes_leave_is_cleared(tmp_path: Path) -> None:
+    """A part without receipt, of a shard that was cut later, doesn't double its rows; neither does half a file."""
+    texts = list(TEXTS)
+    texts[60] = "exit"
+    parts = tmp_path / "out" / "parts"
+
+    def leave() -> None:
+        parts.mkdir(exist_ok=True)
+        (parts / "part-00000-000000000050-000050.jsonl").write_text('{"row": 50}\n')
+        (parts / ".part-00000-000000000100-000050.jsonl.123").write_text('{"row"')
+
+    run(job(tmp_path, texts), local(), show=once(0.0, leave))
+    assert [row["row"] for row in rows(tmp_path)] == list(range(ROWS))
+
+
 def test_two_drivers_exclude_each_other(tmp_path: Path) -> None:
     """A second one of the same folder is told so."""
     said: list[Exception] = []

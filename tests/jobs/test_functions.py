@@ -92,6 +92,15 @@ def test_a_rows_text_depends_on_seed_and_row_alone(tiny_folder: Path) -> None:
     assert len({seed_of(5, row) for row in range(1000)} | {seed_of(6, row) for row in range(1000)}) == 2000
 
 
+def test_the_backend_travels(tiny_folder: Path) -> None:
+    """Every worker computes with the sender's, and says so."""
+    function = Generate(str(tiny_folder), dtype="float32")
+    function.prepare()
+    assert function.options["backend"] == "torch-eager"
+    function.open()
+    assert function.identity["backend"] == "torch-eager"
+
+
 def test_conversations_and_long_prompts(tiny_folder: Path) -> None:
     """A prompt that doesn't fit is an error in its row."""
     out = Generate(str(tiny_folder), batch=2, dtype="float32", decoding={"max_new_tokens": 4}).rows(
