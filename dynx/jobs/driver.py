@@ -434,10 +434,10 @@ class Driver:
         if rows != self._progress.rows:
             raise InvalidInput(f"{store.address} has {rows:,} of {self._progress.rows:,} rows: its folder was changed")
         stats: dict[str, Any] = {
-            "schema": "dynx.job-stats/1",
+            "schema": "dynx.job/1",
             "rows": rows,
             "errors": len(errors),
-            **totals,
+            "totals": dict(totals),
             "kinds": by_kind,
             "guarantee": self._guarantee(),
             "certificate": manifest.certificate,

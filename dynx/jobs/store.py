@@ -26,7 +26,9 @@ from dynx.jobs.inputs import Shard, Source, filesystem, is_local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-SCHEMA = "dynx.job/1"
+FORMAT = 1
+"""Version of the manifest."""
+
 MANIFEST, RECEIPTS, DEATHS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths"
 PARTS, PICTURES = "parts", "pictures"
 
@@ -158,7 +160,7 @@ class Manifest:
     def write(self, store: Store) -> None:
         """Write it."""
         sources = [{f: v for f, v in asdict(s).items() if f != "marks"} for s in self.sources]
-        body = {"schema": SCHEMA, "about": self.about, "model": self.model, "certificate": self.certificate}
+        body = {"format": FORMAT, "about": self.about, "model": self.model, "certificate": self.certificate}
         shards = [[getattr(shard, f.name) for f in fields(Shard)] for shard in self.shards]
         store.write_json(MANIFEST, {**body, "inputs": sources, "shards": shards})
 
@@ -171,8 +173,8 @@ class Manifest:
                 raise InvalidInput(f"`output` {store.address} isn't empty and holds no job", hint="name a new folder")
             return None
         try:
-            if body["schema"] != SCHEMA:
-                raise InvalidInput(f"`output` {store.address} holds a job of another version, {body['schema']}")
+            if body["format"] != FORMAT:
+                raise InvalidInput(f"`output` {store.address} holds a job of another version of dynx")
             sources = [Source(**source) for source in body["inputs"]]
             return cls(body["about"], sources, body["model"], [Shard(*s) for s in body["shards"]], body["certificate"])
         except (KeyError, TypeError):

@@ -12,6 +12,8 @@ from support.classifier_folders import sentences, write_image_classifier, write_
 from support.commands import spawn
 from support.pipelines import ddim
 
+from dynx import schemas
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -54,6 +56,7 @@ def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings,
         manifest = json.loads((out / "_dynx" / "job.json").read_text())
         stats = json.loads((out / "stats.json").read_text())
         assert manifest["certificate"]["thresholds"] is not None
+        assert schemas.complaint(stats) is None
         assert stats["guarantee"]["basis"] == "job"
         assert stats["audit"]["audited"] > 100
         found.append((manifest["certificate"]["rule"], stats["audit"], rows(out)))

@@ -15,6 +15,7 @@ import pytest
 from support.commands import ROOT
 from support.job_functions import Letters
 
+from dynx import schemas
 from dynx.errors import InvalidInput, UsageError
 from dynx.jobs.driver import MAX_DEATHS, MAX_DEATHS_OF_A_ROW, Job, run
 from dynx.jobs.local import LocalPool
@@ -72,7 +73,8 @@ def test_rows_are_answered_in_order(tmp_path: Path) -> None:
     """Each row has its answer and its number; a complete job isn't done again."""
     stats = run(job(tmp_path), local())
     assert [(row["row"], row["letters"]) for row in rows(tmp_path)] == [(i, len(t)) for i, t in enumerate(TEXTS)]
-    assert (stats["rows"], stats["errors"], stats["letters"]) == (ROWS, 0, sum(map(len, TEXTS)))
+    assert (stats["rows"], stats["errors"], stats["totals"]["letters"]) == (ROWS, 0, sum(map(len, TEXTS)))
+    assert schemas.complaint(stats) is None
     assert (tmp_path / "out" / "_SUCCESS").exists()
     before = output(tmp_path)
     said: list[str] = []
@@ -252,6 +254,7 @@ def test_the_alarm_is_judged_in_the_order_of_rows(tmp_path: Path, bad_from: int)
         stats = run(asked, local(workers), show=once(0.2, kill) if workers > 1 else lambda _: None)
         outcomes.append((output(tmp_path, name), stats["audit"]))
     assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert schemas.complaint(stats) is None
     alarm = outcomes[0][1]["alarm"]
     full = [row["row"] for row in rows(tmp_path, "one") if row["letters"] < 0]
     if bad_from == ROWS:
