@@ -194,7 +194,7 @@ class Driver:
                 for _ in range(pool.size if left is None else min(pool.size, len(left))):
                     self._start()
                 self._begin()
-                self._serve(deque(self._left()))
+                self._serve(deque(self._left() if left is None else left))
         finally:
             pool.close()
         return self._finish()
@@ -315,8 +315,9 @@ class Driver:
         return self._alarm is not None and shard.start >= self._alarm
 
     def _is_done(self, shard: Shard) -> bool:
-        names = {shard.name + AFTER_ALARM} if self._after_alarm(shard) else {shard.name, shard.name + AFTER_ALARM}
-        return part_name(shard, self._job.form) in self._parts and not names.isdisjoint(self._done)
+        if part_name(shard, self._job.form) not in self._parts:
+            return False
+        return shard.name + AFTER_ALARM in self._done or (not self._after_alarm(shard) and shard.name in self._done)
 
     def _may_run(self, shard: Shard) -> bool:
         """Whether a shard is to be answered as a whole: few workers have died on it."""
