@@ -139,12 +139,13 @@ def run(
             if (stats := store.read_json("stats.json")) is not None and "_SUCCESS" in store.names():
                 say(f"{job.output} is complete already")
                 return dict(stats)
+        for decision in job.function.prepare(warn):
+            detail(decision)
+        if manifest is not None:
             sources = manifest.sources
         else:
             say("counting rows")
             sources = count(sources, job.column)
-        for decision in job.function.prepare(warn):
-            detail(decision)
         driver = Driver(job, store, about, sources, manifest, (show, say, warn))
         return driver.run(open_pool())
 

@@ -281,13 +281,13 @@ def _open(source: Source, mark: int = 0) -> Iterator[Any]:
         raise InvalidInput(f"{source.path} can't be read: {reason}") from None
 
 
-def arrow() -> Any:
-    """Return pyarrow. Raises UsageError where it isn't installed."""
+def arrow(instead: str = "") -> Any:
+    """Return pyarrow. Raises UsageError where it isn't installed, with what else can be done `instead`."""
     try:
         import pyarrow as pa
         import pyarrow.parquet
     except ImportError:
-        hint = "pip install 'dynx[jobs]'"
+        hint = f"pip install 'dynx[jobs]'{instead}"
         raise UsageError("Parquet and zstd need pyarrow, which isn't installed", hint=hint) from None
     return pa
 

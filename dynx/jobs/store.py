@@ -112,7 +112,10 @@ class Store:
             return
         from filelock import FileLock, Timeout
 
-        Path(self.path("_dynx")).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(self.path("_dynx")).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise DynxError(f"can't write into `output` {self.address}: {e.strerror or e}") from None
         lock = FileLock(self.path("_dynx/lock"))
         try:
             lock.acquire(timeout=0)
@@ -228,7 +231,7 @@ def encoder(form: str, columns: Mapping[str, str]) -> Callable[[list[dict[str, A
         return as_lines
     from dynx.jobs.inputs import arrow
 
-    pa = arrow()
+    pa = arrow("; or write JSON lines: `jsonl`")
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
 
     def as_parquet(rows: list[dict[str, Any]]) -> bytes:
