@@ -210,6 +210,12 @@ class Classify(RowFunction):
         self._reference: Any = None
         self._set_exits(certified)
 
+    def __call__(self, batch: Any) -> Any:
+        """Return the batch with labels. Raises InvalidInput for an audit without `key`, a column of row numbers."""
+        if self.audit and self.key is None:
+            raise InvalidInput("`audit` draws rows by their numbers, which a column must hold: `key`")
+        return super().__call__(batch)
+
     def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
         """Let rows exit at these thresholds of the profile's exits; None: never."""
         self.open()

@@ -170,5 +170,9 @@ def test_audited_rows_are_drawn_by_their_numbers(known: Findings, easy: Path) ->
     drawn = [i for i, row in enumerate(whole) if row["audited"]]
     assert drawn == [i for i in range(200) if audited(i, 0.2, AUDIT_SEED)]
     assert drawn == [i for i, row in enumerate(halves) if row["audited"]]
+    by_key = Classify(str(easy), max_disagreement=EPS, audit=0.2, key="n")({"text": texts, "n": np.arange(200)})
+    assert [i for i, found in enumerate(by_key["audited"]) if found] == drawn
+    with pytest.raises(InvalidInput, match="`key`"):
+        function({"text": texts})
     full = Classify(str(easy), plain=True).rows(texts, range(200))
     assert all((whole[i]["label"] == full[i]["label"]) == whole[i]["agrees"] for i in drawn)
