@@ -270,3 +270,48 @@ def test_shards_are_sized_by_time(tmp_path: Path) -> None:
     run(job(tmp_path, TEXTS[:40], function=Letters(seconds=0.25), shard_rows=None), local(4))
     sizes = [json.loads(p.read_text())["rows"] for p in (tmp_path / "out" / "_dynx" / "receipts").iterdir()]
     assert max(sizes) <= 16
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_workers_have_cores_of_their_own(tmp_path: Path) -> None:
+    """Two workers share no core, and one alone has all of them."""
+    me, seen = psutil.Process(), list[list[list[int]]]()
+
+    def look() -> None:
+        found = [c.cpu_affinity() for c in me.children() if "spawn_main" in " ".join(c.cmdline())]
+        seen.append([sorted(cores or []) for cores in found])
+
+    for workers in (1, 2):
+        asked = job(tmp_path, function=Letters(seconds=0.001), output=f"out{workers}")
+        run(asked, local(workers), show=once(0.3, look))
+    [alone], [one, two] = seen
+    assert alone == sorted(os.sched_getaffinity(0))
+    assert set(one).isdisjoint(two)
+
+
+CORES = """
+import os, sys
+from dynx.jobs.ray import take_cores
+lock = take_cores(1)
+print(*os.sched_getaffinity(0), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_actors_take_turns_on_cores(tmp_path: Path) -> None:
+    """Processes of Ray's on one machine take different cores, and what one leaves another takes."""
+    changes = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def start() -> tuple[subprocess.Popen[str], str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", CORES], env={**os.environ, **changes}, **pipes)
+        return process, process.stdout.readline().strip()
+
+    (first, one), (second, two) = start(), start()
+    first.communicate("")
+    third, again = start()
+    assert one != two
+    assert again == one
+    for process in (second, third):
+        process.communicate("")
