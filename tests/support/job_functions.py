@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Letters(RowFunction):
     """Count the letters of texts. `raise`, `exit` and `kill` as texts do what they say; `seconds` is the time of a row."""
 
-    columns: ClassVar[Mapping[str, str]] = {"letters": "int32", "audited": "bool", "agrees": "bool"}
+    columns: ClassVar[Mapping[str, str]] = {"letters": "int32", "full": "bool", "audited": "bool", "agrees": "bool"}
     totals: ClassVar[tuple[str, ...]] = ("letters",)
 
     def __init__(
@@ -48,10 +48,8 @@ class Letters(RowFunction):
                 os._exit(7)
             if value == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            row: dict[str, Any] = {"letters": len(value)}
+            row: dict[str, Any] = {"letters": len(value), "full": self.full_depth}
             if self.bad_from is not None and not self.full_depth and int(key) % 10 == 0:
                 row |= {"audited": True, "agrees": int(key) < self.bad_from}
-            if self.full_depth:
-                row["letters"] = -len(value)
             rows.append(row)
         return rows
