@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dynx.jobs.driver import Progress
-    from dynx.jobs.functions import RowFunction
     from dynx.jobs.pool import Pool
+    from dynx.jobs.row_function import RowFunction
 
 LOG_SECONDS = 60.0
 """Seconds between lines of progress where stderr isn't a terminal."""

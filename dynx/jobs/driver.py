@@ -24,9 +24,9 @@ from dynx.jobs.worker import AFTER_ALARM, Mode, Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from dynx.jobs.functions import RowFunction
     from dynx.jobs.inputs import Shard, Source
     from dynx.jobs.pool import Event, Pool
+    from dynx.jobs.row_function import RowFunction
     from dynx.jobs.worker import Done, Hello
 
 SHARD_SECONDS = 30.0

@@ -13,7 +13,7 @@ from dynx.jobs.store import PARTS, PICTURES, RECEIPTS, Store, encoder, part_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.jobs.functions import RowFunction
+    from dynx.jobs.row_function import RowFunction
 
 KILLED = "killed the worker that answered it"
 """The error of a row at which processes died."""

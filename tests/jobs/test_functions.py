@@ -15,14 +15,15 @@ from support.pipelines import ddim
 from dynx.api import load_classifier, load_generator
 from dynx.early_exit.audit import audited
 from dynx.errors import InvalidInput
-from dynx.jobs.functions import AUDIT_SEED, Classify, Draw, Generate, seed_of
+from dynx.jobs.functions import AUDIT_SEED, Classify, Draw, Generate
+from dynx.jobs.row_function import seed_of
 from dynx.runtime.inputs import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dynx.early_exit.calibrate import Findings
-    from dynx.jobs.functions import RowFunction
+    from dynx.jobs.row_function import RowFunction
 
 
 @pytest.fixture(scope="module")

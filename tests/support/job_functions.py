@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dynx.jobs.functions import RowFunction
+from dynx.jobs.row_function import RowFunction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
