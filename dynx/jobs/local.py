@@ -34,6 +34,7 @@ class LocalPool:
         each = max(1, len(cores) // size)
         self._cores = [cores[k * each % len(cores) :][:each] if cores else [] for k in range(size)]
         self._workers: dict[int, tuple[SpawnProcess, Connection, int]] = {}
+        self._busy: set[int] = set()
         self._started = 0
 
     def start(self, work: Work) -> int:
@@ -51,6 +52,7 @@ class LocalPool:
 
     def call(self, worker: int, method: str, *arguments: Any) -> None:
         """Have an idle worker call a method; `wait` returns the result."""
+        self._busy.add(worker)
         with suppress(OSError):  # it has died, which `wait` tells
             self._workers[worker][1].send((method, arguments))
 
@@ -60,6 +62,7 @@ class LocalPool:
         events = []
         for link in connection.wait(list(links), seconds):
             number = links[link]  # type: ignore[index]
+            self._busy.discard(number)
             try:
                 events.append(Event(number, *self._workers[number][1].recv()))
             except (EOFError, OSError):
@@ -70,9 +73,10 @@ class LocalPool:
         return events
 
     def close(self) -> None:
-        """End all workers."""
-        for process, link, _ in self._workers.values():
-            process.terminate()
+        """End all workers: idle ones by closing their links, so that they clear up, others at once."""
+        for number, (process, link, _) in self._workers.items():
+            if number in self._busy:
+                process.terminate()
             link.close()
         for process, _, _ in self._workers.values():
             process.join(EXIT_SECONDS)
