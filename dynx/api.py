@@ -43,11 +43,11 @@ class TextGenerator:
     """Generate text with a loaded model and its drafters; `load_generator` makes one."""
 
     def __init__(self, assembly: LoadedGenerator) -> None:
-        self._assembly = assembly
+        self.assembly = assembly
 
     def stream(self, prompt: str | Sequence[Message] | None = None, **options: Any) -> Iterator[str]:
         """Yield the text piece by piece as its tokens are verified; the options are those of `generate`."""
-        for token in self._assembly.engine.start(self._request(prompt, **options)):
+        for token in self.assembly.engine.start(self.request(prompt, **options)):
             if token.text:
                 yield token.text
 
@@ -59,13 +59,13 @@ class TextGenerator:
         Further options: `max_new_tokens` (256), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`, `stop`
         (a string or several). Raises UsageError for a prompt that is empty or doesn't fit.
         """
-        run = self._assembly.engine.start(self._request(prompt, **options))
+        run = self.assembly.engine.start(self.request(prompt, **options))
         text = "".join(token.text for token in run)
         return Answer(text, run.tokens, run.receipt())
 
-    def _request(
+    def request(
         self,
-        prompt: str | Sequence[Message] | None,
+        prompt: str | Sequence[Message] | None = None,
         *,
         messages: Sequence[Message] | None = None,
         chat: bool = False,
@@ -78,9 +78,10 @@ class TextGenerator:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
     ) -> Request:
+        """Build the engine's request for a prompt; the options and errors are those of `generate`."""
         from dynx.speculation.chat import encode, read_messages
 
-        assembly = self._assembly
+        assembly = self.assembly
         if (prompt is None) == (messages is None):
             raise InvalidInput("give either a prompt or `messages`")
         given = messages if prompt is None else prompt

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
+from dynx.cli.jobs import is_job, run_job
 from dynx.cli.pieces import shown
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DynxError, GateFailed, UsageError
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
 MAX_EXPLAINED_INPUTS = 5
 """Largest number of inputs that ran all layers which --explain lists."""
 
+NOT_IN_JOBS = (
+    "inputs",
+    "nul",
+    "tsv",
+    "skip_empty",
+    "top_k",
+    "scores",
+    "labels",
+    "resume",
+    "json",
+    "stats",
+    "explain",
+    "verify",
+)
+"""Options that don't go with --input."""
+
 BAR_CHARS = 30
 """Width of a full bar of --explain, in characters."""
 
@@ -39,6 +56,9 @@ def run(options: Options) -> None:
     from dynx.early_exit import make_plan
 
     check(options)
+    if is_job(options, only=("output",), never=NOT_IN_JOBS) and not options.dry_run:
+        work_off(options)
+        return
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
@@ -66,6 +86,16 @@ def run(options: Options) -> None:
         verified(job.classifier, options)
     if job.errors:
         raise DynxError(f"{job.errors} of {job.seen} inputs could not be labelled; the output has the reason")
+
+
+def work_off(options: Options) -> None:
+    """Label the rows of files as a job. Raises DynxError."""
+    from dynx.jobs.functions import Classify
+
+    request = options.request()
+    function = Classify(**vars(request), audit=options.audit)
+    audit = options.audit > 0
+    run_job(options, function, request, {"audit": options.audit}, certify=options.certify, audit=audit)
 
 
 def check(options: Options) -> None:
