@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.segments.engine import SegmentEngine
 
 WINDOW_ROWS = 1024
 """Rows that are sorted by length and classified together."""
@@ -102,8 +103,8 @@ class Classify(RowFunction):
 
     def _set_exits(self, exits: Exits | None) -> None:
         self._depths = () if exits is None else exits.depths
-        self._engine: Engine[Any] = self.assembly.engine(exits=exits)
-        self._full: Engine[Any] = self.assembly.engine(exits=None)
+        self._engine: Engine[Any] | SegmentEngine[Any] = self.assembly.engine(exits=exits)
+        self._full: Engine[Any] | SegmentEngine[Any] = self.assembly.engine(exits=None)
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Classify rows, the audited ones also by the full model."""
