@@ -193,21 +193,29 @@ def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) ->
     return load_image_generator(model, **options).draw(prompt, seed)
 
 
-def attach(model: Any, **options: Any) -> Any:
-    """Make `model.generate` of a loaded transformers language model decode with drafts, and return the model.
+def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
+    """Make a loaded model of another library run on dynx in place, and return it; `model.dynx.stats` tells what a call cost.
 
-    Options: `assistant` (a smaller model with the same vocabulary, which drafts), `tokenizer` (for `stop_strings`), `lookup`
-    (drafts are copied from the prompt and the answer too: True from the start, False never, by default once that pays).
-    `model.dynx.stats` tells what the latest call cost, or why it was left to transformers. Raises UnsupportedModelError with
-    the reason for what can't be attached.
+    A language model of transformers: `generate` decodes with drafts. Options: `assistant` (a smaller model with the same
+    vocabulary, which drafts), `lookup` (drafts are copied from the prompt and the answer too: True from the start, False never,
+    by default once that pays), `profile` (an id, or "none"); `tokenizer` is for `stop_strings`.
+
+    A classifier of transformers, a pipeline with one, or a cross-encoder: rows exit early under the promise of the profile.
+    `tokenizer` is what its inputs go through (an image processor for images); by default the model's own. Options:
+    `max_disagreement`, `confidence`, `within`, `max_length`, `batch_size`, `profile`, `require_profile`, as of `load_classifier`.
+
+    A pipeline of diffusers: it draws in the profile's steps. Options: `quality`, `profile`, `require_profile`.
+
+    What dynx doesn't do runs as before, with the reason in the stats. Raises UnsupportedModelError with the reason for what
+    can't be attached, NoProfileError where a profile is required and none fits.
     """
-    from dynx.integrations import transformers
+    from dynx.integrations import attach as integrations
 
-    return transformers.attach(model, **options)
+    return integrations.attach(model, tokenizer, **options)
 
 
 def detach(model: Any) -> Any:
-    """Give an attached model its original `generate` back, and return the model."""
-    from dynx.integrations import transformers
+    """Give an attached model its original methods back, and return it."""
+    from dynx.integrations import attach as integrations
 
-    return transformers.detach(model)
+    return integrations.detach(model)
