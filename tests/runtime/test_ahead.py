@@ -40,7 +40,9 @@ def test_modules_are_imported_in_order_while_the_caller_goes_on(write: Write, mo
     gate = threading.Event()
     monkeypatch.setattr(threading, "seen_by_modules", seen, raising=False)
     monkeypatch.setattr(threading, "gate_of_modules", gate, raising=False)
-    write("ahead_first", "import threading\nthreading.gate_of_modules.wait(30)\nthreading.seen_by_modules.append('first')")
+    write(
+        "ahead_first", "import threading\nthreading.gate_of_modules.wait(30)\nthreading.seen_by_modules.append('first')"
+    )
     write("ahead_second", "import threading\nthreading.seen_by_modules.append('second')")
 
     ahead = Ahead("ahead_first", "ahead_second")

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
 WIDTH, INNER, VOCABULARY, HEADS, GROUPS = 256, 512, 96, 4, 2
 FLOAT16_FIELDS = {
-    **{"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)},
-    **{"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)},
+    "Q4_1": (0, 2),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
 }
 """Where the blocks of a type hold scales; at their beginning for the others."""
 
@@ -87,8 +92,13 @@ def write(
         writer.add_string(key.replace("__", "."), value)
     keys = head * GROUPS
     shapes = {
-        **{"attn_q": (width, width), "attn_k": (keys, width), "attn_v": (keys, width), "attn_output": (width, width)},
-        **{"ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)},
+        "attn_q": (width, width),
+        "attn_k": (keys, width),
+        "attn_v": (keys, width),
+        "attn_output": (width, width),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
     }
     number = gguf.GGMLQuantizationType[kind]
 
