@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from support import gguf_files
+from support.commands import PROMPT, Result, train_tokenizer
 
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime.gguf.architectures import config_of
 from dynx.runtime.gguf.blocks import READERS, StoredWeights, as_integers
+from dynx.runtime.gguf.describe import describe
 from dynx.runtime.gguf.header import TYPES, check_kind, read_header
 from dynx.runtime.gguf.tensors import fill, raw_rows, unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 gguf = pytest.importorskip("gguf")
@@ -100,6 +103,13 @@ def test_other_file(tmp_path: Path) -> None:
         read_header(path)
 
 
+def test_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.touch()
+    with pytest.raises(ModelError, match=r"a\.gguf is empty"):
+        read_header(path)
+
+
 def test_unknown_tensor_type(tmp_path: Path) -> None:
     path = gguf_files.write(tmp_path / "a.gguf", "llama")
     data = path.read_bytes()
@@ -134,3 +144,35 @@ def test_missing_part(tmp_path: Path) -> None:
     path = gguf_files.write(tmp_path / "a-00001-of-00003.gguf", "llama")
     with pytest.raises(ModelError, match=r"lacks a-00002-of-00003\.gguf \(2 of 3 parts missing\)"):
         read_header(path)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_tokenizer_without_merges_is_named(tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "a.gguf", "llama")
+    with pytest.raises(
+        ModelError, match=r"a\.gguf's tokenizer is incomplete: its metadata lacks tokenizer\.ggml\.merges"
+    ):
+        describe(path, path.name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_usable_file_is_one_line_on_the_command_line(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """Missing, empty, cut, of another kind, without a chat template: exit code, nothing on stdout, one line and a hint."""
+    whole = gguf_files.write(tmp_path / "a.gguf", kind="Q8_0", tokenizer=train_tokenizer())
+    for name, part in (("empty", 0), ("head", 100), ("cut", whole.stat().st_size - 64)):
+        (tmp_path / f"{name}.gguf").write_bytes(whole.read_bytes()[:part])
+    gguf_files.write(tmp_path / "speech.gguf", "whisper")
+    for words, code, said in (
+        (("nosuch.gguf",), 1, "there is no file nosuch.gguf"),
+        ((tmp_path / "empty.gguf",), 1, "empty.gguf is empty"),
+        ((tmp_path / "head.gguf",), 1, "head.gguf is truncated: it ends within its header"),
+        ((tmp_path / "cut.gguf",), 1, "cut.gguf is truncated"),
+        ((tmp_path / "speech.gguf",), 1, "speech.gguf is a speech recognizer"),
+        ((whole, "--chat"), 2, "a.gguf has no chat template"),
+    ):
+        result = cli("generate", "-m", words[0], PROMPT, "-n", 4, *words[1:])
+        assert (result.code, result.out) == (code, ""), result.err
+        first, *rest = result.err.splitlines()
+        assert first.startswith("dynx: ")
+        assert said in first
+        assert len(rest) <= 1

@@ -94,7 +94,7 @@ def load(
 
 
 def was_checked(*, precision: Precision, cache: Path) -> bool:
-    """Whether the converted model in `cache` was compared with the torch model after it was written, on this kind of processor."""
+    """Whether the converted model in `cache` was compared with the torch model since it was written, on such a processor."""
     return available().value and is_marked(_folder(cache, precision) / CHECKED_FILE)
 
 
