@@ -115,6 +115,7 @@ def _converted(
     try:
         if kept is None:
             return OpenVINOBackend(graph, precision=precision, threads=threads, weights=model)
+        del graph  # what was read back lies in the file's pages
         return OpenVINOBackend(kept, precision=precision, threads=threads)
     except RuntimeError as e:
         if is_out_of_memory(e):
