@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.runtime.backends.batch_rows import Rows
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Part
 
@@ -77,7 +76,7 @@ class EagerBatch:
         row.length = len(tokens)
         return out
 
-    def forward(self, parts: Sequence[Part]) -> list[Rows]:
+    def forward(self, parts: Sequence[Part]) -> list[Tensor | list[int]]:
         """Run one pass; return each part's rows. Rows without a part stay as they are."""
         whole = [part for part in parts if not part.session.length]
         first = {id(part.session): self.read(part.session, part.tokens)[None] for part in whole}
@@ -91,7 +90,7 @@ class EagerBatch:
                 if row is not None and id(row) in going:
                     rows[id(row)] = out[: len(going[id(row)].tokens)]
                     row.length += len(going[id(row)].tokens)
-        found: list[Rows] = []
+        found: list[Tensor | list[int]] = []
         for part in parts:
             own = first.get(id(part.session))
             if own is None:

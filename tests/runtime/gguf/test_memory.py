@@ -1,4 +1,4 @@
-"""Loading a GGUF file takes little more memory than the unpacked model: no copy in float32, and none beside the one that computes."""
+"""Loading a GGUF file takes little more memory than the unpacked model: no copy in float32, and no second one beside it."""
 
 from __future__ import annotations
 
