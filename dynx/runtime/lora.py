@@ -105,7 +105,7 @@ def split_weight(text: str) -> tuple[str, float]:
 
 
 def refuse_weight(text: str) -> None:
-    """Refuse what stands after the colon and is no number, where a folder stands before it. Raises InvalidInput."""
+    """Raise InvalidInput for a folder followed by a colon and something that is not a number."""
     name, colon, weight = text.strip().rpartition(":")
     if colon and Path(name).expanduser().is_dir():
         raise InvalidInput(f"`adapters`: {weight!r} is no weight", hint=f"a number, as in {name}:0.5")
