@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from support.commands import finish, spawn
+from support import gguf_files
+from support.commands import PROMPT, Result, finish, spawn, train_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HEAVY = {
@@ -128,3 +130,34 @@ def test_running_a_shipped_model_loads_nothing_that_compiles_or_trains(
     assert (code, bool(result.out)) == (0, True)
     assert "torch" in modules
     assert UNUSED & set(modules) == set()
+
+
+WARM = """
+import json, sys
+from dynx.cli.main import run
+code = run(sys.argv[1:])
+assert code == 0, code
+sys.stderr.write("\\n" + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_warm_start_on_openvino_loads_no_transformers(
+    kind: str, cli: Callable[..., Result], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The second command on a model takes its graph and its tokenizer from the cache, and writes what the first one wrote."""
+    pytest.importorskip("openvino")
+    model = tiny_folder
+    if kind == "file":
+        pytest.importorskip("gguf")
+        model = gguf_files.write(tmp_path / "a.gguf", kind="Q8_0", width=64, inner=64, tokenizer=train_tokenizer())
+    command = ["generate", "-m", model, PROMPT, "-n", 4, "--backend", "openvino", "--draft", "lookup"]
+    first = cli(*command)
+    second = finish(spawn(*command, code=WARM))
+
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert second.out == first.out
+    modules = json.loads(second.err.splitlines()[-1])
+    assert {"openvino", "tokenizers"} <= set(modules)
+    assert "transformers" not in modules

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import InvalidInput, ModelError, UnsupportedModelError
@@ -24,7 +25,6 @@ from dynx.runtime.weights import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -102,6 +102,13 @@ def split_weight(text: str) -> tuple[str, float]:
             f"`adapters`: {text!r} names no adapter", hint="a folder or hub id, and after a colon its weight"
         )
     return name, weight
+
+
+def refuse_weight(text: str) -> None:
+    """Raise InvalidInput for a folder followed by a colon and something that is not a number."""
+    name, colon, weight = text.strip().rpartition(":")
+    if colon and Path(name).expanduser().is_dir():
+        raise InvalidInput(f"`adapters`: {weight!r} is no weight", hint=f"a number, as in {name}:0.5")
 
 
 def check(adapter: Adapter, *, allow_pickle: bool = False) -> None:

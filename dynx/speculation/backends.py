@@ -158,22 +158,24 @@ class ModelBackends:
     ) -> Backend:
         """Load a model on a backend, by default in the requested precision; `folder` names its place in the cache.
 
-        Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile. Code has no weights in
-        it and is kept by the samples' hash; a converted model has, and is kept by the hash of every byte.
+        Raises UnsupportedModelError. What is kept is `trusted` to be as it was when there is a profile, or a mark that it was
+        compared with the model after it was written. Code has no weights in it and is kept by the samples' hash; a converted
+        model has, and is kept by the hash of every byte.
         """
         plan, cache = self._plan, cache_folder()
         trusted = trusted or plan.own_profile is not None
         precision = precision or (plan.dtype if plan.request.quantize == "none" else plan.request.quantize)
         dtype = plan.dtype if precision in QUANTIZED else precision
+        threads = plan.threads
         if source.is_exported:
+            place = None if trusted else cache / "openvino" / weights_key(source)
             return load_exported(
-                source.folder, name=source.name, dtype=precision, threads=plan.threads, trusted=trusted
+                source.folder, name=source.name, dtype=precision, threads=threads, trusted=trusted, cache=place
             )
         if name == OPENVINO:
-            threads = plan.threads
             weights = weights_key(source, [loading.DRAFTER_FOLDER])
             place = cache / "openvino" / weights
-            trusted = trusted or (precision == "file" and was_checked(precision=precision, cache=place))
+            trusted = trusted or was_checked(precision=precision, cache=place)
             if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
                 return kept
             self._ready()

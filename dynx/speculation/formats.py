@@ -90,9 +90,7 @@ def adapters_said(source: Source, warn: Callable[[str], None]) -> Decision[str] 
             continue
         said.append(f"{each.name} was made for {base}")
         if base.rstrip("/").rpartition("/")[2].casefold() != source.base.rpartition("/")[2].casefold():
-            warn(
-                f"{each.name} was made for {base}, and is folded into {source.base}, whose modules have the same shapes"
-            )
+            warn(f"{each.name} was made for {base}, and is folded into {source.base} if the shapes fit")
     return Decision(", ".join(map(str, source.adapters)), f"folded into {source.base}: {'; '.join(said)}")
 
 

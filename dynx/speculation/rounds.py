@@ -19,7 +19,8 @@ from dynx.speculation.policy import Round
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.runtime.backends.batch_rows import EagerBatch, Rows, SessionBatch
+    from dynx.runtime.backends.batch_rows import Rows, SessionBatch
+    from dynx.runtime.backends.eager_batch import EagerBatch
     from dynx.runtime.backends.interface import Part
     from dynx.speculation.run import Proposal, Run
     from dynx.speculation.shared_costs import SharedCosts

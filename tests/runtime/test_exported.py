@@ -14,6 +14,7 @@ from support.commands import PROMPT, Result
 pytest.importorskip("openvino")
 
 from dynx.errors import UnsupportedModelError
+from dynx.runtime.backends.openvino import checked
 from dynx.runtime.backends.openvino import exported as backend
 from dynx.runtime.loading import find, load_causal_lm, weights_kind
 
@@ -72,6 +73,47 @@ def test_the_text_is_that_of_the_model(cli: Cli, made: Path, tiny_folder: Path) 
     said = json.loads(cli("generate", "-m", made, PROMPT, "--dry-run", "--json").out)["decisions"]
     assert said["backend"]["value"] == "openvino"
     assert said["weights"]["value"] == "float32"
+
+
+def test_the_comparison_is_made_once_for_the_same_files(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights, another release or another processor are compared again; so is what didn't pass."""
+    made: list[str | None] = []
+    whole = backend._difference
+
+    def difference(*arguments: Any) -> str | None:
+        made.append(whole(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(backend, "_difference", difference)
+
+    def compared(*words: str) -> int:
+        before = len(made)
+        found = cli("generate", "-m", folder, PROMPT, "-n", 4, "--dtype", "float32", *words)
+        assert found.code == 0, found.err
+        return len(made) - before
+
+    assert [compared(), compared()] == [1, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "release", lambda: "1.2.3")
+        assert [compared(), compared()] == [1, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(checked, "_processor", lambda: "another")
+        assert [compared(), compared()] == [1, 0]
+    weights = folder / "openvino_model.bin"
+    data = bytearray(weights.read_bytes())
+    data[-4:] = bytes(4)
+    weights.write_bytes(data)
+    assert [compared(), compared()] == [1, 0]
+    assert set(made) == {None}
+
+    monkeypatch.setattr(checked, "_processor", lambda: "a third")
+    monkeypatch.setattr(backend, "_difference", lambda *_: "gives other logits")
+    for _ in range(2):
+        refused = cli("generate", "-m", folder, PROMPT, "-n", 4, "--dtype", "float32")
+        assert refused.code == 1
+        assert "gives other logits" in refused.err
 
 
 def test_what_contradicts_the_model_is_refused(cli: Cli, made: Path, tmp_path: Path) -> None:

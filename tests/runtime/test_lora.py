@@ -247,6 +247,10 @@ def test_loaded_models_hold_their_adapters(changed: Callable[..., Path], tmp_pat
     for wrong in (str(tmp_path / "nothing"), "nothing"):
         with pytest.raises(ModelError, match="there is no adapter"):
             with_adapters(source, [wrong])
+    with pytest.raises(InvalidInput, match="`adapters`: 'bad' is no weight"):
+        with_adapters(source, [f"{tmp_path}/tone:bad"])
+    with pytest.raises(ModelError, match=r"adapter_config\.json is a file and no adapter"):
+        with_adapters(source, [str(tmp_path / "tone" / "adapter_config.json")])
     with pytest.raises(ModelError, match="is a model and no adapter"):
         with_adapters(source, [str(source.folder)])
 

@@ -322,11 +322,16 @@ def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path
     return openvino.load(model, precision=precision, threads=threads, cache=cache, stored=stored)
 
 
-def load_exported(folder: Path, *, name: str, dtype: str, threads: int, trusted: bool) -> Backend:
-    """Load a model in OpenVINO's own format. Raises ModelError, UnsupportedModelError with the reason."""
+def load_exported(
+    folder: Path, *, name: str, dtype: str, threads: int, trusted: bool, cache: Path | None = None
+) -> Backend:
+    """Load a model in OpenVINO's own format; `cache` is a folder for these files alone, where it is noted that they were checked.
+
+    Raises ModelError, UnsupportedModelError with the reason.
+    """
     from dynx.runtime.backends.openvino import exported
 
-    return exported.load(folder, name=name, dtype=dtype, threads=threads, trusted=trusted)
+    return exported.load(folder, name=name, dtype=dtype, threads=threads, trusted=trusted, cache=cache)
 
 
 def was_checked(*, precision: Any, cache: Path) -> bool:

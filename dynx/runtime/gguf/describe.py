@@ -173,6 +173,9 @@ def _save_tokenizer(header: Header, folder: Path, name: str) -> None:
         backend, _ = convert_gguf_tokenizer(header.architecture, parts)
     except ImportError:
         raise ModelError("transformers needs the package gguf to read this tokenizer", hint=HINT) from None
+    except KeyError as e:
+        lacking = "merges" if meta["model"] == "gpt2" else e.args[0]
+        raise ModelError(f"{name}'s tokenizer is incomplete: its metadata lacks tokenizer.ggml.{lacking}") from None
     except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
         said = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ModelError(f"{name}'s tokenizer doesn't load: {said}") from None

@@ -192,6 +192,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            if size == 0:
+                raise ModelError(f"{path} is empty", hint="download or copy it again")
             if file.read(len(MAGIC)) != MAGIC:
                 raise ModelError(f"{path} is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -24,7 +24,7 @@ class Ahead:
 
     def _run(self) -> None:
         for module in self._modules:
-            with contextlib.suppress(Exception):  # said where it is imported in earnest
+            with contextlib.suppress(BaseException):  # said where it is imported in earnest
                 importlib.import_module(module)
 
     def join(self) -> None:

@@ -18,7 +18,7 @@ from dynx.runtime.gguf.describe import describe
 from dynx.runtime.gguf.header import is_gguf
 from dynx.runtime.loading.exported import is_exported
 from dynx.runtime.loading.quiet import importing
-from dynx.runtime.lora import Adapter, split_weight
+from dynx.runtime.lora import Adapter, refuse_weight, split_weight
 from dynx.runtime.model_names import hub_id, snapshot
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def find(
     of_hub = gguf_names.HUB_FILE.fullmatch(name)
     if of_hub and not name.startswith("."):
         return _gguf_from_hub(of_hub["id"], of_hub["which"] or of_hub["path"], offline=offline)
-    if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+    missing = name.endswith(gguf_names.SUFFIX) and "/" not in name  # a hub id would have an owner
+    if missing or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise ModelError(f"there is no {'file' if name.endswith(gguf_names.SUFFIX) else 'folder'} {name}")
     found = _from_hub(name, offline=offline, allow_pickle=allow_pickle, trusted=trust_remote_code, task=task)
     return _with_base(found, offline=offline, allow_pickle=allow_pickle, task=task)
@@ -164,7 +165,10 @@ def with_adapters(source: Source, texts: Sequence[str], *, offline: bool = False
             called, folder = snapshot(path.resolve()) or (path.resolve().name, path)
         else:
             name = hub_id(name)
+            if path.is_file():
+                raise ModelError(f"{name} is a file and no adapter", hint="an adapter is a folder, as peft saves it")
             if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name) or "/" not in name:
+                refuse_weight(text)
                 raise ModelError(f"there is no adapter {name}", hint="`adapters` takes folders and hub ids")
             weights = ("adapter_model.safetensors", *(("adapter_model.bin",) if allow_pickle else ()))
             folder = hub.fetch(name, weights, offline=offline, code=False, local=False, hint=None)

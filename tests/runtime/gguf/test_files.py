@@ -7,72 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from support import gguf_files
+from support.commands import PROMPT, Result, train_tokenizer
 
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime.gguf.architectures import config_of
 from dynx.runtime.gguf.blocks import READERS, StoredWeights, as_integers
+from dynx.runtime.gguf.describe import describe
 from dynx.runtime.gguf.header import TYPES, check_kind, read_header
 from dynx.runtime.gguf.tensors import fill, raw_rows, unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 gguf = pytest.importorskip("gguf")
 
-WIDTH, INNER, VOCABULARY, HEADS, GROUPS = 256, 512, 96, 4, 2
-HEAD = WIDTH // HEADS
 WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-MATRICES = {
-    "attn_q": (WIDTH, WIDTH),
-    "attn_k": (HEAD * GROUPS, WIDTH),
-    "attn_v": (HEAD * GROUPS, WIDTH),
-    "attn_output": (WIDTH, WIDTH),
-    "ffn_gate": (INNER, WIDTH),
-    "ffn_up": (INNER, WIDTH),
-    "ffn_down": (WIDTH, INNER),
-}
-FLOAT16_FIELDS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-
-
-def _write(path: Path, architecture: str, kind: str = "F32", **metadata: Any) -> Path:
-    """Write a model of one layer with random weights."""
-    rng = np.random.default_rng(7)
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(GROUPS)
-    writer.add_key_length(HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_sliding_window(32)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(VOCABULARY)])
-    writer.add_vocab_size(VOCABULARY)
-    for key, value in metadata.items():
-        writer.add_string(key.replace("__", "."), value)
-    shapes = {"token_embd": (VOCABULARY, WIDTH), **{f"blk.0.{part}": shape for part, shape in MATRICES.items()}}
-    for name, shape in shapes.items():
-        values = rng.normal(0, 0.1, shape).astype(np.float32)
-        number = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, number), raw_dtype=number)
-    norms = ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"]
-    if architecture in ("qwen3", "gemma3"):
-        norms += ["blk.0.attn_q_norm", "blk.0.attn_k_norm"]
-    if architecture == "gemma3":
-        norms += ["blk.0.post_attention_norm", "blk.0.post_ffw_norm"]
-    for name in norms:
-        size = HEAD if name.endswith(("q_norm", "k_norm")) else WIDTH
-        writer.add_tensor(f"{name}.weight", rng.normal(1, 0.1, size).astype(np.float32))
-    if architecture == "qwen2":
-        for part in ("attn_q", "attn_k", "attn_v"):
-            writer.add_tensor(f"blk.0.{part}.bias", rng.normal(0, 0.1, MATRICES[part][0]).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def _model(path: Path) -> Any:
@@ -92,7 +43,7 @@ def _model(path: Path) -> Any:
 def test_logits_are_those_of_transformers(tmp_path: Path, architecture: str, kind: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    path = _write(tmp_path / "a.gguf", architecture, kind)
+    path = gguf_files.write(tmp_path / "a.gguf", architecture, kind)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
     ids = torch.arange(12)[None]
     with torch.inference_mode():
@@ -101,7 +52,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, architecture: str, kin
 
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_stored_values_are_bit_equal(tmp_path: Path, kind: str) -> None:
-    header = read_header(_write(tmp_path / "a.gguf", "qwen3", kind))
+    header = read_header(gguf_files.write(tmp_path / "a.gguf", "qwen3", kind))
     tensor = next(each for each in header.tensors if each.name == "blk.0.ffn_up.weight")
     reader = next(each for each in gguf.GGUFReader(tmp_path / "a.gguf").tensors if each.name == tensor.name)
     want = gguf.quants.dequantize(reader.data, gguf.GGMLQuantizationType[kind])
@@ -117,13 +68,8 @@ def test_stored_values_are_bit_equal(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in READERS if kind not in WRITTEN])
 def test_integers_of_random_blocks_are_bit_equal(tmp_path: Path, kind: str) -> None:
-    _, values, size = next(entry for entry in TYPES.values() if entry[0] == kind)
-    rng = np.random.default_rng(3)
-    blocks = rng.integers(0, 256, (8, 2, size), np.uint8)
-    for at in FLOAT16_FIELDS.get(kind, (0,)):
-        scales = rng.normal(0, 0.01, (8, 2, 1)).astype(np.float16)
-        blocks[:, :, at : at + 2] = scales.view(np.uint8).reshape(8, 2, 2)
-    raw = blocks.reshape(8, -1)
+    columns = 2 * next(values for name, values, _ in TYPES.values() if name == kind)
+    raw = gguf_files.random_blocks(np.random.default_rng(3), kind, 8, columns, 0.01)
     number = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_tensor("t.weight", raw, raw_dtype=number)
@@ -137,13 +83,13 @@ def test_integers_of_random_blocks_are_bit_equal(tmp_path: Path, kind: str) -> N
     assert found.bits == 8 or (found.values.min() >= (-8 if found.offsets is None else 0) and found.values.max() <= 15)
     whole = found.values * found.scales
     whole = whole if found.offsets is None else whole + found.offsets
-    assert tensor.shape == (8, 2 * values)
+    assert tensor.shape == (8, columns)
     np.testing.assert_array_equal(whole.reshape(tensor.shape), gguf.quants.dequantize(raw, number))
 
 
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.999])
 def test_truncated(tmp_path: Path, part: float) -> None:
-    path = _write(tmp_path / "a.gguf", "llama")
+    path = gguf_files.write(tmp_path / "a.gguf", "llama")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)] if part > 0.1 else data[:100])
     with pytest.raises(ModelError, match="truncated"):
@@ -157,8 +103,15 @@ def test_other_file(tmp_path: Path) -> None:
         read_header(path)
 
 
+def test_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.touch()
+    with pytest.raises(ModelError, match=r"a\.gguf is empty"):
+        read_header(path)
+
+
 def test_unknown_tensor_type(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.gguf", "llama")
+    path = gguf_files.write(tmp_path / "a.gguf", "llama")
     data = path.read_bytes()
     at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16
     path.write_bytes(data[:at] + (99).to_bytes(4, "little") + data[at + 4 :])
@@ -176,18 +129,50 @@ def test_unknown_tensor_type(tmp_path: Path) -> None:
     ],
 )
 def test_other_kinds(tmp_path: Path, architecture: str, metadata: dict[str, str], words: str) -> None:
-    header = read_header(_write(tmp_path / "a.gguf", architecture, **metadata))
+    header = read_header(gguf_files.write(tmp_path / "a.gguf", architecture, **metadata))
     with pytest.raises(UnsupportedModelError, match=words):
         check_kind(header, "a.gguf")
 
 
 def test_unsupported_architecture(tmp_path: Path) -> None:
-    header = read_header(_write(tmp_path / "a.gguf", "mamba"))
+    header = read_header(gguf_files.write(tmp_path / "a.gguf", "mamba"))
     with pytest.raises(UnsupportedModelError, match="architecture mamba"):
         config_of(header, "a.gguf")
 
 
 def test_missing_part(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a-00001-of-00003.gguf", "llama")
+    path = gguf_files.write(tmp_path / "a-00001-of-00003.gguf", "llama")
     with pytest.raises(ModelError, match=r"lacks a-00002-of-00003\.gguf \(2 of 3 parts missing\)"):
         read_header(path)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_tokenizer_without_merges_is_named(tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "a.gguf", "llama")
+    with pytest.raises(
+        ModelError, match=r"a\.gguf's tokenizer is incomplete: its metadata lacks tokenizer\.ggml\.merges"
+    ):
+        describe(path, path.name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_usable_file_is_one_line_on_the_command_line(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """Missing, empty, cut, of another kind, without a chat template: exit code, nothing on stdout, one line and a hint."""
+    whole = gguf_files.write(tmp_path / "a.gguf", kind="Q8_0", tokenizer=train_tokenizer())
+    for name, part in (("empty", 0), ("head", 100), ("cut", whole.stat().st_size - 64)):
+        (tmp_path / f"{name}.gguf").write_bytes(whole.read_bytes()[:part])
+    gguf_files.write(tmp_path / "speech.gguf", "whisper")
+    for words, code, said in (
+        (("nosuch.gguf",), 1, "there is no file nosuch.gguf"),
+        ((tmp_path / "empty.gguf",), 1, "empty.gguf is empty"),
+        ((tmp_path / "head.gguf",), 1, "head.gguf is truncated: it ends within its header"),
+        ((tmp_path / "cut.gguf",), 1, "cut.gguf is truncated"),
+        ((tmp_path / "speech.gguf",), 1, "speech.gguf is a speech recognizer"),
+        ((whole, "--chat"), 2, "a.gguf has no chat template"),
+    ):
+        result = cli("generate", "-m", words[0], PROMPT, "-n", 4, *words[1:])
+        assert (result.code, result.out) == (code, ""), result.err
+        first, *rest = result.err.splitlines()
+        assert first.startswith("dynx: ")
+        assert said in first
+        assert len(rest) <= 1

@@ -13,13 +13,10 @@ a folder that the caller names, whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import secrets
 import shutil
 from functools import cached_property
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +25,7 @@ from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import paged
+from dynx.runtime.backends.openvino.checked import CHECKED_FILE, is_marked, put_mark, release
 from dynx.runtime.backends.openvino.pool import BlockPool
 from dynx.runtime.backends.openvino.precision import ACTIVATION_GROUP_SIZE, CACHE_PRECISION, Precision
 from dynx.runtime.backends.padding import PaddedLength
@@ -47,9 +45,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 4
 """Of the converted models kept: raised when the conversion changes."""
-
-CHECKED_FILE = "checked"
-"""Beside a converted model whose logits were compared with the torch model's."""
 
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
@@ -84,7 +79,8 @@ def load(
     except (ImportError, OSError) as e:
         raise UnsupportedModelError(f"OpenVINO is installed and can't be loaded ({_first_line(e)})") from e
     backend = reload(precision=precision, threads=threads, cache=cache)
-    if backend is not None and difference(backend, model, precision) is None:
+    if backend is not None and cache is not None and difference(backend, model, precision) is None:
+        put_mark(_folder(cache, precision) / CHECKED_FILE)
         return backend
     backend = _converted(model, precision, threads, cache, stored)
     fault = difference(backend, model, precision)
@@ -93,14 +89,13 @@ def load(
             shutil.rmtree(_folder(cache, precision), ignore_errors=True)
         raise UnsupportedModelError(f"{model.config.model_type} {fault}")
     if cache is not None and (folder := _folder(cache, precision)).is_dir():
-        with contextlib.suppress(OSError):
-            (folder / CHECKED_FILE).touch()
+        put_mark(folder / CHECKED_FILE)
     return backend
 
 
 def was_checked(*, precision: Precision, cache: Path) -> bool:
-    """Whether the converted model in `cache` was compared with the torch model after it was written."""
-    return available().value and (_folder(cache, precision) / CHECKED_FILE).is_file()
+    """Whether the converted model in `cache` was compared with the torch model since it was written, on such a processor."""
+    return available().value and is_marked(_folder(cache, precision) / CHECKED_FILE)
 
 
 def _converted(
@@ -120,6 +115,7 @@ def _converted(
     try:
         if kept is None:
             return OpenVINOBackend(graph, precision=precision, threads=threads, weights=model)
+        del graph  # what was read back lies in the file's pages
         return OpenVINOBackend(kept, precision=precision, threads=threads)
     except RuntimeError as e:
         if is_out_of_memory(e):
@@ -148,8 +144,7 @@ def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> 
 
 
 def _folder(cache: Path, precision: str) -> Path:
-    version = ".".join(re.findall(r"\d+", metadata.version("openvino"))[:3])
-    return cache / f"openvino-{FORMAT_VERSION}-{version}-{precision}"
+    return cache / f"openvino-{FORMAT_VERSION}-{release()}-{precision}"
 
 
 def _kept(graph: Any, folder: Path) -> Any:

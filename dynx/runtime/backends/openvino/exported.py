@@ -3,7 +3,7 @@
 Such a graph keeps its keys and values in variables and can't drop the last of them. OpenVINO's own transformation replaces them
 by paged attention, whose cache is an input that the caller owns; around that the inputs are given the form that `convert` gives
 them. The transformation is private to OpenVINO, and this module alone knows it. The result is compared with the graph as it was
-exported.
+exported, once for the same files, the same OpenVINO and the same kind of processor.
 
 Letters in shapes: T tokens of one pass, N rows asked for, D hidden size, V vocabulary.
 """
@@ -18,6 +18,7 @@ import torch
 
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime.backends.availability import available
+from dynx.runtime.backends.openvino.checked import CHECKED_FILE, is_marked, put_mark, release
 from dynx.runtime.backends.openvino.decoder import OpenVINOBackend
 from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR
 from dynx.runtime.loading.exported import MODEL_FILE, weights_kind
@@ -28,15 +29,21 @@ if TYPE_CHECKING:
 EXPORTED_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "beam_idx"})
 """Inputs of a language model with a state."""
 
+CHECK_VERSION = 1
+"""Of what `load` makes of the exported graph and of the comparison: raised when either changes."""
+
 HEAD_STEPS = ("Convert", "Multiply", "Add", "Tanh", "Divide", "Reshape", "Subtract")
 """Operations that may stand between the product with the head and the logits."""
 
 
-def load(folder: Path, *, name: str, dtype: str, threads: int, trusted: bool = False) -> OpenVINOBackend:
+def load(
+    folder: Path, *, name: str, dtype: str, threads: int, trusted: bool = False, cache: Path | None = None
+) -> OpenVINOBackend:
     """Load the model in `folder`, computing in `dtype` where its weights aren't integers.
 
-    `trusted` leaves out the comparison with the exported graph. Raises ModelError for files that can't be read, and
-    UnsupportedModelError for a model that isn't a language model with a state.
+    `trusted` leaves out the comparison with the exported graph. It is also left out where `cache`, a folder for these very files,
+    says that they passed it. Raises ModelError for files that can't be read, and UnsupportedModelError for a model that isn't a
+    language model with a state.
     """
     usable = available()
     if not usable.value:
@@ -57,9 +64,19 @@ def load(folder: Path, *, name: str, dtype: str, threads: int, trusted: bool = F
         backend = OpenVINOBackend(paged, precision=precision, threads=threads)  # type: ignore[arg-type]
     except RuntimeError as e:
         raise UnsupportedModelError(f"{name} can't be compiled by OpenVINO ({_line(e)})") from e
-    if not trusted and (fault := _difference(backend, graph, precision, threads)):
+    mark = None if cache is None else _mark(cache, precision)
+    if trusted or (mark is not None and is_marked(mark)):
+        return backend
+    if fault := _difference(backend, graph, precision, threads):
         raise UnsupportedModelError(f"{name} {fault}")
+    if mark is not None:
+        put_mark(mark)
     return backend
+
+
+def _mark(cache: Path, precision: str) -> Path:
+    """Return the file that says that a model passed the comparison, as this module and this OpenVINO make it."""
+    return cache / f"exported-{CHECK_VERSION}-{release()}-{precision}" / CHECKED_FILE
 
 
 def _read(folder: Path, name: str) -> Any:
