@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from dynx.errors import InvalidInput, ModelError
+from dynx.errors import InvalidInput, ModelError, UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, Quantization, choose
@@ -355,20 +355,24 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
 
 
 def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
+    from dynx.speculation.drafters.translated import TranslatedBackend
+    from dynx.speculation.drafters.translation import translation_between
+
     source = plan.drafter
     if source is None:
         raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
-    why = loading.same_vocabulary(tokenizer, loading.load_tokenizer(source))
-    if why:
+    try:
+        translation = translation_between(tokenizer, loading.load_tokenizer(source))
+    except UnsupportedModelError as e:
         raise ModelError(
-            f"{source.name} can't draft for {plan.source.name}: another vocabulary ({why})",
-            hint="a draft model needs the target's tokenizer; `draft` self and `draft` lookup need none",
-        )
+            f"{source.name} can't draft for {plan.source.name}: another vocabulary, and {e}",
+            hint="`draft` self and `draft` lookup need no tokenizer",
+        ) from None
     backend = kernels.drafter(source)
     if not backend.can_rollback.value:
         raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}")
-    return backend
+    return backend if translation is None else TranslatedBackend(backend, translation)
 
 
 def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:
