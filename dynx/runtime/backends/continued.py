@@ -81,7 +81,9 @@ def continued(model: nn.Module, cache: Any) -> Iterator[None]:
                 _go_on(module, module.conv1d_state)
                 convolutions.append(module.conv_1d)
             home = sys.modules.get(type(module).__module__)
-            if home is None or not hasattr(module, "layer_idx") or not hasattr(home, SCAN) or not hasattr(home, STEP):
+            if home is None or not isinstance(getattr(module, "layer_idx", None), int):
+                continue
+            if not hasattr(home, SCAN) or not hasattr(home, STEP):
                 continue
             layers = getattr(cache, "layers", ())
             states = getattr(layers[module.layer_idx], "recurrent_states", None) if layers else None

@@ -137,6 +137,8 @@ def keeps_states(model: Any, config: Any) -> bool:
 def tried(backend: StockBackend) -> Decision[bool]:
     """Test on a few tokens whether passes of several tokens, rolled back in between, give the logits of passes of one."""
     kind, model = backend.config.model_type, backend.model
+    if backend.length_dependence is not None:
+        return Decision(False, f"{kind} keeps a recurrent state, and {backend.length_dependence}")
     probe = [(11 * i + 5) % backend.vocab for i in range(PROBE_TOKENS)]
     other = [(5 * i + 1) % backend.vocab for i in range(8)]
     try:
@@ -159,13 +161,19 @@ def tried(backend: StockBackend) -> Decision[bool]:
         raise
     except Exception as e:  # noqa: BLE001 - any failure of a foreign model
         line = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
-        return Decision(False, f"{kind} keeps a recurrent state, and doesn't read on in it ({type(e).__name__}: {line})")
+        return Decision(
+            False, f"{kind} keeps a recurrent state, and doesn't read on in it ({type(e).__name__}: {line})"
+        )
     got = torch.cat(rows).float()
     scale = max(1.0, float(want.nan_to_num().abs().max()))
     gap = max(_apart(got, want[:at]), _apart(again, want[3:at]))
     if not gap <= (1e-3 if model.dtype == torch.float32 else 0.08) * scale:
-        return Decision(False, f"{kind} keeps a recurrent state, and passes of several tokens change logits (by {gap:.2g})")
-    return Decision(True, "tested on loading: its state is copied before passes of several tokens, and the same logits after")
+        return Decision(
+            False, f"{kind} keeps a recurrent state, and passes of several tokens change logits (by {gap:.2g})"
+        )
+    return Decision(
+        True, "tested on loading: its state is copied before passes of several tokens, and the same logits after"
+    )
 
 
 def _apart(got: Tensor, want: Tensor) -> float:

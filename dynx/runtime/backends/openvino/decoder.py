@@ -94,7 +94,9 @@ def load(
     if not usable.value:
         raise UnsupportedModelError(usable.reason)
     if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(f"{model.config.model_type} keeps a recurrent state that can't be rolled back")
+        raise UnsupportedModelError(
+            f"{model.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
+        )
     try:
         _core()
     except (ImportError, OSError) as e:
