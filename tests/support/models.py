@@ -252,6 +252,9 @@ HYBRID: dict[str, dict[str, Any]] = {
 }
 """Further architectures with a recurrent state or a convolution in some layers, of all that transformers 5.24 has."""
 
+UNCONTINUED = ("minimax",)
+"""Those that read several tokens from an empty state alone."""
+
 _SHORT, _LONG = [1.0] * 4, [1.0, 4.0, 16.0, 32.0]
 ORIGINAL = 48
 _LONGROPE: dict[str, Any] = {

@@ -41,8 +41,8 @@ class _Scan:
         D: Tensor | None = None,  # noqa: N803 - transformers' name
         z: Tensor | None = None,
         delta_bias: Tensor | None = None,
-        delta_softplus: bool = False,  # noqa: FBT001, FBT002 - transformers' order
-        return_last_state: bool = False,  # noqa: FBT001, FBT002
+        delta_softplus: bool = False,
+        return_last_state: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """Take transformers' arguments: (B, D, T) of inputs, (B, N, T) of projections."""

@@ -36,7 +36,7 @@ from dynx.runtime.decision import Decision
 from dynx.runtime.memory import device_memory_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dynx.runtime.backends.length_dependence import LengthDependence
 

@@ -58,6 +58,10 @@ class Session(Protocol):
     def rollback(self, length: int) -> None:
         """Drop every position from `length` on, pending ones included."""
 
+    def reachable(self, length: int) -> int:
+        """Return the longest prefix of at most `length` positions that a rollback reaches without reading tokens again."""
+        return length
+
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
         """Run the first `layers` layers on `tokens`; they stay pending.
 

@@ -1,4 +1,4 @@
-"""Rollback for models with a recurrent state: the state is copied before a pass of several tokens and restored when some are dropped.
+"""Rollback for recurrent models: the state is copied before a pass of several tokens, and restored when some are dropped.
 
 A recurrent state can't be cut at a position as keys and values can. So a pass that may be rolled back begins with a copy of the
 state; where all its tokens stay, nothing more is done. Else the copy comes back and the tokens that stay are read again, in one
@@ -63,7 +63,7 @@ class RestoringSession(StockSession):
 
     def _step(self, tokens: Sequence[int], keep: int | None) -> Tensor:
         """One pass; several tokens go on from the state as single ones do."""
-        if len(tokens) < 2 or not self.length or not self._cached:  # noqa: PLR2004
+        if len(tokens) < 2 or not self.length or not self._cached:
             return super()._step(tokens, keep)
         for (module, name), value in self._held.items():
             setattr(module, name, value)
@@ -96,6 +96,12 @@ class RestoringSession(StockSession):
             self._step(tokens[self.length :], 1)
         if length and not self._copy.length:
             self._renew_copy()
+
+    def reachable(self, length: int) -> int:
+        """See `Session.reachable`."""
+        if length == self.length or not self._cached:
+            return length
+        return self._copy.length if self._copy.length <= length else 0
 
     def another(self) -> RestoringSession:
         """Start an empty sequence of the same kind."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
-
 from dynx.speculation.drafters.translated import TranslatedBackend
 
 if TYPE_CHECKING:
