@@ -28,6 +28,7 @@ from dynx.runtime.profile import Profile
 from dynx.speculation.batch_size import for_profile
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 from dynx.speculation.exactness import noise_if_exact
+from dynx.speculation.known_drafters import place_of
 from dynx.speculation.policy import Plain
 from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
 from dynx.speculation.sampling import LogitsProcessors
@@ -238,6 +239,7 @@ def _calibrate(
         },
         evidence={
             "backend": assembly.decisions.backend.reason,
+            "drafter": None if plan.drafter is None else place_of(plan.drafter),
             "quantization": quantization,
             "texts": len(texts),
             "tokens": sum(len(t.tokens) - t.prompt for t in texts),

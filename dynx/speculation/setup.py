@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import InvalidInput, ModelError, UnsupportedModelError
@@ -23,7 +24,9 @@ from dynx.runtime.threads import beside
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
+from dynx.speculation.disk_drafters import drafters_for, named
 from dynx.speculation.formats import EXPORTED, adapters_said, exported_execution, part_said, stored_weights
+from dynx.speculation.known_drafters import known_drafter, place_of
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
 
@@ -60,17 +63,22 @@ def make_plan(
     request = replace(request, quantize=_quantization(request, source))
     stored = stored_weights(request, source, machine := machine or probe())
     packed = stored is not None and stored.value == loading.PACKED
-    found = resolve(
+    resolved = partial(
+        resolve,
         request,
         source,
         RULES,
         warn=warn,
         machine=machine,
-        companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
         stored=loading.PACKED if packed else EXPORTED if source.is_exported else None,
         form="chat" if request.chat else "text",
         wants_bundled=request.draft == "auto" and request.lookup is None,
     )
+    found = resolved(companion=_hash(drafter))
+    if auto and drafter is None and request.profile is None:
+        drafter = known_drafter(found.key, partial(replace(request, offline=True).find, task=TASK))
+        if drafter is not None:
+            kinds, found = kinds | {"draft"}, resolved(companion=_hash(drafter))
     plan = GeneratorPlan(
         request,
         source,
@@ -99,6 +107,10 @@ def make_plan(
     elif request.quantize != "none":
         plan.decisions.quantize = Decision(request.quantize, _quantization_reason(plan.own_profile, request.quantize))
     return plan
+
+
+def _hash(drafter: Source | None) -> str | None:
+    return None if drafter is None else model_hash(drafter.folder, code=drafter.trusted)
 
 
 def _execution(
@@ -367,12 +379,19 @@ def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, s
     except UnsupportedModelError as e:
         raise ModelError(
             f"{source.name} can't draft for {plan.source.name}: another vocabulary, and {e}",
-            hint="`draft` self and `draft` lookup need no tokenizer",
+            hint=_others(plan) or "`draft` self and `draft` lookup need no tokenizer",
         ) from None
     backend = kernels.drafter(source)
     if not backend.can_rollback.value:
-        raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}")
+        raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}", hint=_others(plan))
     return backend if translation is None else TranslatedBackend(backend, translation)
+
+
+def _others(plan: GeneratorPlan) -> str | None:
+    """Name the models on disk that could draft instead of the plan's drafter."""
+    own = None if plan.drafter is None else place_of(plan.drafter)
+    found = named([each for each in drafters_for(plan.source) if each.name != own])
+    return f"on this disk: {found}" if found else None
 
 
 def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
+from dynx.speculation.drafters.translated import TranslatedBackend
 from dynx.speculation.engine import Engine
 from dynx.speculation.policy import MAX_DRAFT_TOKENS, Plain
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.simulate import DraftTrace
+from dynx.speculation.translated_traces import read_translated
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ class DrafterPass:
 
 def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> DrafterPass:
     """Run a draft model over a whole text in one pass."""
+    if isinstance(small, TranslatedBackend):
+        return DrafterPass(*read_translated(small, text.tokens))
     limit = small.context or len(text.tokens)
     tokens = list(text.tokens[:limit])
     rows = small.open().forward(tokens[:-1])[:, :vocab]
