@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dynx.errors import DynxError
 from dynx.runtime.gguf.names import SUFFIX, models_in, names_in
 from dynx.runtime.model_names import snapshot
 from dynx.shipped import ENDINGS
@@ -46,7 +47,8 @@ class DiskDrafter:
     """Forecast factor over plain decoding, if drafts are accepted as often as usual."""
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.size / 1e6:.0f} MB, about {self.gain:.1f}x if {USUAL_ACCEPTANCE:.0%} of its tokens are accepted)"
+        gain = f"about {self.gain:.1f}x if {USUAL_ACCEPTANCE:.0%} of its tokens are accepted"
+        return f"{self.name} ({self.size / 1e6:.0f} MB, {gain})"
 
 
 def drafters_for(source: Source) -> list[DiskDrafter]:
@@ -104,8 +106,8 @@ def _in_hub_cache() -> Iterator[tuple[str, Path]]:
     for entry in entries:
         try:
             known = snapshot(entry)
-        except Exception:  # noqa: BLE001 - a torn download is no drafter
-            continue
+        except (DynxError, OSError):
+            known = None  # a torn download
         if known is None:
             continue
         name, folder = known

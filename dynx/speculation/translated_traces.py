@@ -1,4 +1,4 @@
-"""What a draft model with another tokenizer would draft at each position of a text, from one pass over the text in its own tokens.
+"""What a draft model with another tokenizer drafts at each position of a text, by one pass over the text in its own tokens.
 
 A token of the target is counted as right where every token of the drafter's that begins in it is, and its confidence is their
 product.
@@ -29,8 +29,8 @@ def read_translated(small: TranslatedBackend, tokens: Sequence[int]) -> tuple[li
     if len(ids) > 1:
         rows = small.open().forward(ids[:-1])
         for start in range(0, len(rows), ROWS_AT_ONCE):
-            best, token = rows[start : start + ROWS_AT_ONCE].float().softmax(-1).max(-1)
-            for at, (p, t) in enumerate(zip(best.tolist(), token.tolist(), strict=True), start + 1):
+            best, picks = rows[start : start + ROWS_AT_ONCE].float().softmax(-1).max(-1)
+            for at, (p, t) in enumerate(zip(best.tolist(), picks.tolist(), strict=True), start + 1):
                 right[at], probabilities[at] = t == ids[at], p
     signals, hits, begin, own = [], [], 0, 0
     for number, token in enumerate(tokens):

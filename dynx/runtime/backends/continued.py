@@ -76,6 +76,7 @@ def continued(model: nn.Module, cache: Any) -> Iterator[None]:
     replaced: list[tuple[ModuleType, Any]] = []
     convolutions: list[nn.Module] = []
     try:
+        module: Any
         for module in model.modules():
             if hasattr(module, "conv1d_state") and hasattr(module, "conv_1d") and module.conv1d_state is not None:
                 _go_on(module, module.conv1d_state)

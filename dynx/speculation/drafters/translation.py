@@ -25,7 +25,7 @@ LOOK_BACK_TOKENS = 6
 """Tokens before new text that are encoded again with it."""
 
 MAX_OTHER_IDS = 0.01
-"""Share of a vocabulary's tokens, reserved names mostly, that may have other ids in another for ids to be passed on as they are."""
+"""Share of a vocabulary's tokens, reserved names mostly, that may have other ids in another if ids are to be passed on."""
 
 
 def translation_between(target: Any, own: Any) -> Translation | None:
