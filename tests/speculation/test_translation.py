@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.batch_rows import batches
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.speculation.drafters import translated
 from dynx.speculation.drafters.token_texts import TokenTexts, ends_whole
 from dynx.speculation.drafters.translated import SharedVocabularyDrafter, TextDrafter, TranslatedBackend
 from dynx.speculation.drafters.translation import TranslatedText, Translation, translation_between
@@ -26,7 +27,7 @@ from dynx.speculation.translated_traces import read_translated
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 KINDS = {
     "bytes": byte_level,
@@ -47,6 +48,25 @@ def pair(a: str, b: str) -> Translation:
     return found
 
 
+def knowing(translation: Translation, text: bytes) -> Callable[[Sequence[int]], torch.Tensor]:
+    """A drafter that goes on with `text` in its own tokens wherever it is in it."""
+    own, vocab = translation.own, 512
+    found = own.encode_with_starts(text)
+    assert found is not None
+    script = dict(zip((max(0, start) for start in found[1]), found[0], strict=True))
+
+    def row(prefix: Sequence[int]) -> torch.Tensor:
+        done = b"".join(own[i] for i in prefix)
+        done = done if text.startswith(done) else done.removeprefix(b" ")
+        at = len(done)
+        token = script.get(at) if text.startswith(done) else 0
+        if token is None:  # inside one of its tokens
+            token = own.by_text.get(text[at : at + 1], 0)
+        return torch.nn.functional.one_hot(torch.tensor(token), vocab) * 9.0
+
+    return row
+
+
 def spelt(translation: Translation, ids: Sequence[int]) -> bytes:
     """The text of the drafter's ids."""
     own = translation.own
@@ -60,7 +80,10 @@ def test_texts_of_tokens_make_up_the_text(kind: str, text: str) -> None:
     """Every text is the texts of its tokens, but for a space that the tokenizer puts before it."""
     texts = TokenTexts(KINDS[kind]())
     found = texts.encode_with_starts(text.encode())
-    assert found is not None
+    if found is None:  # a space before each part between special tokens
+        assert kind == "prefixed"
+        assert END in text
+        return
     ids, starts = found
     whole = b"".join(texts[i] or texts.special_name(i).encode() for i in ids)
     assert whole in (text.encode(), b" " + text.encode())
@@ -84,7 +107,7 @@ def test_the_drafter_reads_the_targets_text(a: str, b: str, text: str, cuts: lis
         want = b"".join(map(translation.text, ids[:at]))
         got = spelt(translation, follower.ids)
         if ends_whole(want):  # before that the rest of a character is unknown, to a tokenizer of text
-            assert got.removeprefix(b" ") == want.removeprefix(b" ")
+            assert got in (want, b" " + want) or (b == "prefixed" and END.encode() in want)
         assert follower.ids[: follower.kept] == before[: follower.kept]
         assert len(follower.starts) == len(follower.ids)
         if follower.whole:
@@ -138,20 +161,22 @@ def test_unknown_kinds_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_a_drafter_that_knows_the_text_drafts_its_tokens(a: str, b: str) -> None:
+def test_a_drafter_that_knows_the_text_drafts_its_tokens(a: str, b: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it writes in its own tokens comes out in the target's, and is accepted; nearly all of it at once."""
+    monkeypatch.setattr(translated, "MOST_SHARED", 2.0)
     translation = pair(a, b)
     text = " " + " ".join(SENTENCES) * 2
     ids = translation.target.encode(text)
-    script = [*translation.own.prefix, *translation.own.encode(text)]
     target = Stub(len(KINDS[a]()), scripted(len(KINDS[a]()), ids))
-    small = TranslatedBackend(Stub(len(KINDS[b]()), scripted(len(KINDS[b]()), script)), translation)
+    whole = b"".join(map(translation.text, ids))
+    small = TranslatedBackend(Stub(512, knowing(translation, whole)), translation)
     run = Engine(target, Drafters(small, lookup=False)).start(Request(ids[:5], len(ids) - 8), Static("draft", 4))
     assert [t.id for t in run] == ids[5:-3]
     tally = run.tallies["draft"]
     assert tally.acceptance is not None
-    # A drafter at a place where its own tokens don't begin, inside a word, is off the script until the next one.
-    assert tally.accepted > 0.35 * len(run.tokens)
+    # It can't go on inside a character or one of its own tokens, and a word's end may turn out to be none.
+    assert tally.acceptance > 0.65
+    assert tally.accepted > 0.4 * len(run.tokens)
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)

@@ -96,7 +96,7 @@ class TokenTexts:
         for token in ids:
             starts.append(at)
             at += len(self[token]) or len(self.special_name(token).encode())
-        if at == len(text) + 1 and ids and self[ids[0]].startswith(b" ") and not text.startswith(self[ids[0]]):
+        if at == len(text) + 1 and ids and self[ids[0]] and (b" " + text).startswith(self[ids[0]]):
             return ids, [start - 1 for start in starts]
         return (ids, starts) if at == len(text) else None
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dynx.speculation.drafters.translation import Translation
     from dynx.speculation.types import DraftSource
 
-MOST_SHARED = 0.95
+MOST_SHARED = 0.99
 """Share of the target's tokens that the drafter has too, from which it drafts in those alone, greedy decoding included."""
 
 LEAST_SHARED = 0.1

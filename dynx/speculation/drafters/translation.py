@@ -98,6 +98,7 @@ class TranslatedText:
         self.starts: list[int] = [0] * len(self.ids)  # bytes of the text before each
         self._fixed = len(self.ids)
         self.kept = 0  # ids in front that the latest `read` left as they were
+        self._changed = False  # whether the tokenizer changes the text, so that where its tokens begin is a guess
         self._spelt = 0  # bytes of the text that the ids stand for
 
     @property
@@ -150,35 +151,43 @@ class TranslatedText:
             del self.ids[at:], self.starts[at:]
 
     def _spell(self) -> None:
-        """Encode what isn't spelt yet, from a few tokens back; from further back where no token there is as it was."""
+        """Encode what isn't spelt yet, up to the last whole character, from a few tokens back.
+
+        From further back where no token there is as it was; the whole text where the tokenizer changes it.
+        """
         own, back = self._translation.own, LOOK_BACK_TOKENS
-        while self._spelt != len(self.text):
-            first = max(self._fixed, len(self.ids) - back)
+        end = next(n for n in range(len(self.text), -1, -1) if ends_whole(self.text[max(0, n - 4) : n]))
+        while self._spelt < end:
+            first = self._fixed if self._changed else max(self._fixed, len(self.ids) - back)
             while self._fixed < first < len(self.ids) and not starts_whole(self.text, self.starts[first]):
                 first -= 1
             begin = self.starts[first] if self._fixed < first < len(self.ids) else 0
-            found = own.encode_with_starts(bytes(self.text[begin:]))
-            if found is None:  # the tokenizer changes the text; where its tokens begin is a guess
-                ids = own.encode(self.text[begin:].decode("utf-8", "replace"))
-                self._replace(first, ids, [begin + at for at in accumulate((len(own[t]) for t in ids), initial=0)])
+            found = own.encode_with_starts(bytes(self.text[begin:end]))
+            if found is None and first > self._fixed:
+                self._changed = True
+            elif found is None:
+                ids = own.encode(self.text[:end].decode("utf-8", "replace"))
+                self._replace(
+                    first, ids, [min(at, end) for at in accumulate((len(own[t]) for t in ids), initial=0)], end
+                )
             elif first == self._fixed:
-                self._replace(first, found[0], [max(0, start) for start in found[1]])
-            elif not self._join(first, begin, *found):
+                self._replace(first, found[0], [max(0, start) for start in found[1]], end)
+            elif not self._join(first, begin, end, *found):
                 back *= 4
 
-    def _join(self, first: int, begin: int, ids: list[int], starts: list[int]) -> bool:
+    def _join(self, first: int, begin: int, end: int, ids: list[int], starts: list[int]) -> bool:
         """Join ids encoded from byte `begin` to those before, at the first token that both have; False where there is none."""
         held = {start: at for at, start in enumerate(self.starts[first:], first)}
         for n, start in enumerate(starts):
             at = held.get(begin + start)
             if at is not None and self.ids[at] == ids[n]:
-                self._replace(at, ids[n:], [begin + s for s in starts[n:]])
+                self._replace(at, ids[n:], [begin + s for s in starts[n:]], end)
                 return True
         return False
 
-    def _replace(self, at: int, ids: list[int], starts: list[int]) -> None:
-        """Put `ids` in place of those from number `at` on; they reach the text's end."""
+    def _replace(self, at: int, ids: list[int], starts: list[int], end: int) -> None:
+        """Put `ids` in place of those from number `at` on; they reach byte `end`."""
         self._cut(at)
         self.ids += ids
-        self.starts += [min(start, len(self.text)) for start in starts[: len(ids)]]
-        self._spelt = len(self.text)
+        self.starts += starts[: len(ids)]
+        self._spelt = end
