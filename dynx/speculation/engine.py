@@ -376,7 +376,7 @@ class Run:
         self._forwards += 1
         policy.learn(done)
         self.rounds.append(done)
-        # Priced round by round: what plain decoding would have cost at the speed that the machine had just then.
+        # Priced round by round, at the speed that the machine had just then.
         self._plain_seconds += done.tokens * self._engine.acceptance_profile.costs.target(1, context)
         return kept, origin
 
@@ -487,6 +487,7 @@ class Run:
             first_token_seconds=self._first - self._began if count else None,
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
+            idle="draft" in self._drafters and "draft" not in self.tallies,
             guarantee=self._verifier.guarantee(
                 self._engine.target,
                 # A cache that wasn't written by one pass over the prompt may hold other bits.

@@ -413,7 +413,8 @@ def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
         (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
     )
     if drafters.model is not None and plan.drafter is not None:
-        names.append(f"model {plan.drafter.name}")
+        how = getattr(drafters.model, "how", "")
+        names.append(f"model {plan.drafter.name}{how and f' ({how})'}")
     if drafters.exit_layers:
         names.append(f"self after layer {drafters.exit_layers}")
     if drafters.lookup:

@@ -29,7 +29,7 @@ from dynx.speculation.types import Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "bytes": byte_level,
     "more bytes": lambda: byte_level(380, (END,)),
     "pieces": pieces,
@@ -152,7 +152,7 @@ def test_tokenizers_are_compared_by_content() -> None:
 
 def test_unknown_kinds_are_refused() -> None:
     """Tokens of WordPiece have no text of their own."""
-    raw = Tokenizer(models.WordPiece({"a": 0, "##b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    raw = Tokenizer(models.WordPiece({"a": 0, "##b": 1, "[UNK]": 2}, unk_token="[UNK]"))  # noqa: S106
     raw.decoder = decoders.WordPiece()
     with pytest.raises(UnsupportedModelError, match="decodes by WordPiece"):
         translation_between(byte_level(), PreTrainedTokenizerFast(tokenizer_object=raw))

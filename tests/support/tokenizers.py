@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = (
@@ -35,7 +37,7 @@ def byte_level(size: int = 330, names: tuple[str, ...] = (END, ROLE)) -> Any:
 @cache
 def pieces(size: int = 420, *, prefix: bool = False) -> Any:
     """A BPE over pieces with byte fallback, as Gemma's; with `prefix` it puts a space before a text, as Llama 2's."""
-    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))  # noqa: S106
     steps = [normalizers.Prepend("▁")] if prefix else []
     raw.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     raw.pre_tokenizer = pre_tokenizers.Split(Regex("▁"), "merged_with_next")
@@ -44,27 +46,22 @@ def pieces(size: int = 420, *, prefix: bool = False) -> Any:
     raw.train_from_iterator(
         SENTENCES[:2], trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     )
-    state = raw.to_str()
-    raw = Tokenizer.from_str(state)
-    described = raw.get_added_tokens_decoder()
-    assert described
-    return _without_bytes_as_special(raw, prefix=prefix)
+    return _without_bytes_as_special(raw)
 
 
-def _without_bytes_as_special(raw: Tokenizer, *, prefix: bool) -> Any:
+def _without_bytes_as_special(raw: Tokenizer) -> Any:
     """Bytes are ordinary tokens of the vocabulary; only the names stay special."""
-    import json
-
     document = json.loads(raw.to_str())
     document["added_tokens"] = [t for t in document["added_tokens"] if not t["content"].startswith("<0x")]
     tokenizer = Tokenizer.from_str(json.dumps(document))
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer.post_processor = TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, bos_token=BEGIN, unk_token="<unk>", name_or_path=f"pieces-{prefix}"
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        bos_token=BEGIN,
+        unk_token="<unk>",  # noqa: S106
     )
 
 

@@ -61,6 +61,11 @@ class TranslatedBackend(Backend):
         self.layers, self.context, self.own_threads = inner.layers, inner.context, inner.own_threads
 
     @property
+    def how(self) -> str:
+        """How it drafts, in a phrase."""
+        return "another tokenizer: by text, or among shared tokens where sampling"
+
+    @property
     def can_rollback(self) -> Decision[bool]:
         """See `Backend.can_rollback`."""
         return self._inner.can_rollback
