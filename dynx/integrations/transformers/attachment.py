@@ -177,6 +177,8 @@ def _engine(model: Any, assistant: Any, *, lookup: bool | None) -> Engine:
     target = EagerBackend(model)
     if not target.can_rollback.value:
         raise UnsupportedModelError(f"the model can't be attached: {target.can_rollback.reason}")
+    if target.keeps_states:
+        raise UnsupportedModelError(f"the model can't be attached: {target.config.model_type} keeps a recurrent state")
     small = None if assistant is None else EagerBackend(assistant)
     if small is not None and not small.can_rollback.value:
         raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
