@@ -122,7 +122,7 @@ def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, optio
     on = ", on chats" if assembly.plan.request.chat else ""
     console.print(f"{assembly.plan.source.name}{on}: {found.summary}", soft_wrap=True, markup=False)
     if assembly.plan.drafter is None and (others := named(drafters_for(assembly.plan.source))):
-        console.print(f"on this disk, to be measured with --draft: {others}", soft_wrap=True, markup=False)
+        console.print(f"on this disk, to be measured with --draft NAME,lookup: {others}", soft_wrap=True, markup=False)
 
 
 def table_of(found: Findings, assembly: LoadedGenerator) -> Table:

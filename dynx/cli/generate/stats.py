@@ -51,7 +51,7 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     for origin, t in receipt.drafters.items():
         share = _number(t.acceptance, ".0%")
         counts = f"{t.drafted} drafted, {t.submitted} verified, {t.accepted} accepted ({share}), {t.seconds:.3f} s"
-        rows.append((NAMES[origin], counts if t.accepted else f"{counts}: nothing useful"))
+        rows.append((NAMES[origin], counts if t.accepted or origin != "draft" else f"{counts}: nothing useful"))
     if receipt.idle:
         rows.append((NAMES["draft"], "not used: at the costs measured so far it wouldn't have saved time"))
     if not receipt.drafters and receipt.sequences <= 1:
