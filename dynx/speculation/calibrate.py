@@ -26,6 +26,7 @@ from dynx.runtime.identity import still
 from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
 from dynx.speculation.batch_size import for_profile
+from dynx.speculation.draft_vocabulary import choose_draft_vocabulary
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.known_drafters import place_of
@@ -168,6 +169,7 @@ def _calibrate(
     )
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
+    vocabulary = choose_draft_vocabulary(small, texts, samples, clock)
     if small is not None:
         drafter_passes["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
@@ -231,6 +233,7 @@ def _calibrate(
         fitted={
             "origins": list(origins),
             "exit_layers": chosen.exit_layers,
+            "draft_vocabulary": vocabulary if "draft" in origins else None,
             "lookup": chosen.lookup,
             "reliability": {o: r.to_json() for o, r in fit_result.acceptance_models.items()},
             "tokens_per_second": predicted / each,

@@ -367,6 +367,7 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
 
 
 def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
+    from dynx.runtime.backends.trimmed import can_trim, trim
     from dynx.speculation.drafters.translated import TranslatedBackend
     from dynx.speculation.drafters.translation import translation_between
 
@@ -384,6 +385,9 @@ def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, s
     backend = kernels.drafter(source)
     if not backend.can_rollback.value:
         raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}", hint=_others(plan))
+    kept = plan.fitted.get("draft_vocabulary")
+    if isinstance(kept, list) and all(type(token) is int for token in kept) and can_trim(backend):
+        trim(backend, kept)
     return backend if translation is None else TranslatedBackend(backend, translation)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dynx.runtime.backends.trimmed import sayable
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.drafters.translated import TranslatedBackend
@@ -104,7 +105,9 @@ def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> Dr
     limit = small.context or len(text.tokens)
     tokens = list(text.tokens[:limit])
     rows = small.open().forward(tokens[:-1])[:, :vocab]
-    return _drafter_pass(rows, tokens, text, sampling, vocab)
+    found = _drafter_pass(rows, tokens, text, sampling, vocab)
+    said = sayable(small, tokens)[1:]  # the pass has read tokens that a draft of them comes before
+    return DrafterPass(found.signals, [a and b for a, b in zip(found.right, said, strict=True)])
 
 
 def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> DrafterPass:

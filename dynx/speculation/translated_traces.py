@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynx.runtime.backends.trimmed import sayable
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.translation import TranslatedText
 
@@ -25,13 +26,14 @@ def read_translated(small: TranslatedBackend, tokens: Sequence[int]) -> tuple[li
     text = TranslatedText(small.translation)
     text.read(tokens)
     ids = text.ids[: small.context]
+    said = sayable(small.inner, ids)
     right, probabilities = [False] * len(text.ids), [0.0] * len(text.ids)
     if len(ids) > 1:
         rows = small.open().forward(ids[:-1])
         for start in range(0, len(rows), ROWS_AT_ONCE):
             best, picks = rows[start : start + ROWS_AT_ONCE].float().softmax(-1).max(-1)
             for at, (p, t) in enumerate(zip(best.tolist(), picks.tolist(), strict=True), start + 1):
-                right[at], probabilities[at] = t == ids[at], p
+                right[at], probabilities[at] = t == ids[at] and said[at], p
     signals, hits, begin, own = [], [], 0, 0
     for number, token in enumerate(tokens):
         end = begin + len(small.translation.text(token))

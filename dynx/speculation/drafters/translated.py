@@ -56,7 +56,7 @@ class TranslatedBackend(Backend):
     """A draft model together with the translation between its tokenizer and the target's."""
 
     def __init__(self, inner: Backend, translation: Translation) -> None:
-        self._inner, self.translation = inner, translation
+        self.inner, self.translation = inner, translation
         self.name, self.precision, self.vocab = inner.name, inner.precision, inner.vocab
         self.layers, self.context, self.own_threads = inner.layers, inner.context, inner.own_threads
 
@@ -68,16 +68,16 @@ class TranslatedBackend(Backend):
     @property
     def can_rollback(self) -> Decision[bool]:
         """See `Backend.can_rollback`."""
-        return self._inner.can_rollback
+        return self.inner.can_rollback
 
     @property
     def can_exit(self) -> Decision[bool]:
         """See `Backend.can_exit`."""
-        return self._inner.can_exit
+        return self.inner.can_exit
 
     def open(self) -> Session:
         """Start an empty sequence of the draft model's own tokens."""
-        return self._inner.open()
+        return self.inner.open()
 
     def drafter(self, sampler: DraftSampler, vocab: int) -> Drafter:
         """Open a drafter for one text of a target with `vocab` tokens."""
