@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MAX_COPY_AGE_TOKENS = 16
 """Age of the copy from which a pass of one token begins with a new one: what a rollback after it reads again at most."""
 
-PROBE_TOKENS = 24
-"""Tokens of the trial on load: windows, convolutions and chunks of tiny settings end within them."""
+PROBE_TOKENS = 16
+"""Tokens of the trial on load, more than the four that convolutions of recurrent models cover."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,13 @@ def tried(backend: StockBackend) -> Decision[bool]:
         rows = [session.forward(probe[:5])]
         beside.forward(other[:3])
         at = 5
-        for width, stay in ((4, 4), (5, 1), (3, 0), (1, 1), (8, 3), (6, 6), (1, 0), (4, 4)):
+        beside.forward(other[3:5])
+        for width, stay in ((4, 4), (5, 1), (3, 0), (6, 3), (3, 3)):
             part = probe[at : at + stay] + other[: width - stay]
-            beside.forward(other[:2])
             rows.append(session.forward(part)[:stay])
             session.rollback(at + stay)
-            beside.rollback(4)
+            if stay == 1:
+                beside.rollback(4)
             at += stay
         session.rollback(3)
         again = session.forward(probe[3:at]).float()
