@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import re
@@ -43,6 +44,16 @@ TESTED_VERSIONS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 
 MAX_STRUCTURE_BYTES = 8 << 20
 """Largest cache file of transformers' import structure that is read; a larger one is damaged."""
+
+
+class OnUse:
+    """A module's names, imported when the first of them is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
 
 
 class LazyModule:

@@ -55,6 +55,14 @@ class AcceptanceModel:
         """Share of drafts accepted lately, whatever their signal: the estimate before a draft is made."""
         self._typical_weight = 4.0
         self.observed = 0
+        self._parent: AcceptanceModel | None = None
+
+    def branch(self) -> AcceptanceModel:
+        """Return a copy that goes on learning by itself, for one text of several; what it learns, this model learns as well."""
+        out = AcceptanceModel(self.weights, typical=self.typical)
+        out.variance = [list(row) for row in self.variance]
+        out._typical_weight, out.observed, out._parent = self._typical_weight, self.observed, self
+        return out
 
     def __call__(self, signal: float, position: int) -> float:
         """Return the probability that the draft at `position` (from 1) is accepted."""
@@ -63,8 +71,10 @@ class AcceptanceModel:
 
     def observe(self, signal: float, position: int, accepted: float) -> None:
         """Learn from a verified draft: 1 accepted, 0 rejected, between for a known probability."""
+        if self._parent is not None:
+            self._parent.observe(signal, position, accepted)
         self.observed += 1
-        self.expect(accepted)
+        self._update_typical(accepted)
         w, p = self.weights, self.variance
         x1, x2 = max(-MAX_SIGNAL, min(MAX_SIGNAL, signal)), math.log(position)
         px = [row[0] + row[1] * x1 + row[2] * x2 for row in p]
@@ -100,6 +110,11 @@ class AcceptanceModel:
 
     def expect(self, accepted: float) -> None:
         """Adjust `typical` alone, by a draft that wasn't verified, with its probability."""
+        if self._parent is not None:
+            self._parent.expect(accepted)
+        self._update_typical(accepted)
+
+    def _update_typical(self, accepted: float) -> None:
         self._typical_weight = min(self._typical_weight + 1, MEAN_MEMORY_DRAFTS)
         self.typical += (accepted - self.typical) / self._typical_weight
 

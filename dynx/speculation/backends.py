@@ -56,8 +56,11 @@ class ModelBackends:
         stages: Callable[[str], None],
         warn: Callable[[str], None],
         clock: Callable[[], float] | None,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
+        """`ready` is called before anything of PyTorch is used."""
         self._plan, self._stages, self._warn, self._clock = plan, stages, warn, clock
+        self._ready = ready
 
     def target(self) -> Backend:
         """Load the target. A backend that can't run it is replaced, and the decision gives the reason."""
@@ -173,6 +176,7 @@ class ModelBackends:
             trusted = trusted or (precision == "file" and was_checked(precision=precision, cache=place))
             if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
                 return kept
+            self._ready()
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
             same = weights_key(source, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
@@ -180,6 +184,7 @@ class ModelBackends:
             return convert_to_openvino(
                 model, precision=precision, threads=threads, cache=place if same else None, stored=stored
             )
+        self._ready()
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED and precision != "file":
             self._stages(f"quantizing to {precision}")

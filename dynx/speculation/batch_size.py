@@ -17,7 +17,7 @@ from dynx.runtime.backends.interface import Part
 from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, usable
 from dynx.runtime.costs import CostCurve
 from dynx.runtime.decision import Decision
-from dynx.speculation.batch_drafting import BatchCosts
+from dynx.speculation.shared_costs import BatchCosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Engine
 
-MAX_AUTO_SEQUENCES, MAX_AUTO_RAGGED_SEQUENCES = 16, 32
+MAX_AUTO_SEQUENCES, MAX_AUTO_RAGGED_SEQUENCES = 16, 64
 """Largest batch that is chosen automatically: in a larger one an answer waits long for the others, and nothing is gained.
 
-The second where passes are ragged: there a sequence that is done leaves nothing behind, and many keep the next prompts' company.
+The second where passes are ragged. There a sequence that is done leaves nothing behind, and a token costs the less the more there
+are, up to about 64.
 """
 
 TIMED_PASSES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 4), (16, 4))
 """(Sequences, tokens of each) of the target's timed passes; of the draft model's, those of one token."""
+
+TIMED_RAGGED_PASSES, RAGGED_BUDGET = ((1, 1), (8, 1), (16, 4)), 0.3
+"""The same where passes are ragged and a pass costs by its tokens alone, when prompts are waiting; and the seconds for it."""
 
 TIMED_CONTEXT_TOKENS = 48
 """Tokens before each timed pass."""
@@ -81,6 +85,7 @@ def measure_batches(
     budget: float,
     clock: Callable[[], float],
     most: int = MAX_AUTO_SEQUENCES,
+    passes: Sequence[tuple[int, int]] = TIMED_PASSES,
 ) -> BatchCosts:
     """Time passes of several sequences within about `budget` seconds."""
     costs = BatchCosts()
@@ -88,9 +93,9 @@ def measure_batches(
     for backend, curve in ((target, costs.target), (small, costs.draft)):
         if backend is None:
             continue
-        for sequences in sorted({b for b, _ in TIMED_PASSES if b <= most}):
+        for sequences in sorted({b for b, _ in passes if b <= most}):
             batch, sessions = _filled(backend, sequences)
-            for b, width in TIMED_PASSES:
+            for b, width in passes:
                 if b == sequences and (width == 1 or backend is target):
                     jobs.append((curve, sequences * width, _pass(batch, sessions, width)))
     seen: list[list[float]] = [[] for _ in jobs]
@@ -209,7 +214,12 @@ def weigh(
 
 
 def from_profile(
-    profile: Profile | None, most: int, margin: float = MIN_BATCH_SPEEDUP, backend: str = TORCH
+    profile: Profile | None,
+    most: int,
+    margin: float = MIN_BATCH_SPEEDUP,
+    backend: str = TORCH,
+    *,
+    plain: bool = False,
 ) -> BatchChoice | None:
     """Choose by a profile's measurements; None where it has none of batches on `backend`."""
     if profile is None or not profile.measured.get("batch"):
@@ -218,22 +228,27 @@ def from_profile(
         if profile.measured["batch"].get("backend", TORCH) != backend:
             return None
         costs = from_json(profile.measured["batch"])
-        single = float(profile.fitted["tokens_per_second"])
-        drafting = "draft" in profile.fitted["origins"]
+        single = 1 / costs.target(1) if plain else float(profile.fitted["tokens_per_second"])
+        drafting = "draft" in profile.fitted["origins"] and not plain
         acceptance = float(profile.fitted["reliability"]["draft"]["typical"]) if drafting else 0.0
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return weigh(costs, single, "from the profile", acceptance, most, margin)
 
 
-def by_timing(engine: Engine, single: float | None, most: int, budget: float = 1.0) -> BatchChoice:
+def by_timing(
+    engine: Engine, single: float | None, most: int, budget: float = 1.0, *, plain: bool = False
+) -> BatchChoice:
     """Choose by timing batches now. `single`: tokens per second that one at a time made so far, if it did."""
     target, small = engine.target, engine.drafters.model
     other = small if small is not None and batches(small).value else None
-    costs = measure_batches(target, other, budget=budget, clock=engine.clock, most=most)
+    passes: Sequence[tuple[int, int]] = TIMED_PASSES
+    if not isinstance(target, EagerBackend):
+        passes, budget = TIMED_RAGGED_PASSES, min(budget, RAGGED_BUDGET)
+    costs = measure_batches(target, other, budget=budget, clock=engine.clock, most=most, passes=passes)
     single_source = "as measured so far"
     if single is None:
-        drafting = small is not None or engine.drafters.lookup or engine.drafters.exit_layers
+        drafting = not plain and (small is not None or engine.drafters.lookup or engine.drafters.exit_layers)
         credit = UNMEASURED_SPEEDUP if drafting else 1.0
         single = credit / costs.target(1)
         single_source = (
@@ -255,13 +270,12 @@ def choose(
     own = isinstance(engine.target, EagerBackend) or batches(engine.target).value
     if engine.exact is not None and (isinstance(engine.target, EagerBackend) or engine.exact.bound):
         return _alone(asked, "`exact` is about the rounding of a single row")
-    if plan.request.plain and asked is None:
-        return BatchChoice(Decision(1, "plain decoding was asked for"))
     profiled = from_profile(
         plan.own_profile,
         asked or (MAX_AUTO_SEQUENCES if engine.target.name == TORCH or not own else MAX_AUTO_RAGGED_SEQUENCES),
         MIN_BATCH_SPEEDUP if own else MIN_BATCH_SPEEDUP_OTHER_BACKEND,
         engine.target.name if own else TORCH,
+        plain=plan.request.plain,
     )
     if not own:
         refused = _refused(assembly, asked, profiled)
@@ -286,7 +300,7 @@ def choose(
         if waiting < MIN_WAITING_PROMPTS or waiting * tokens < MIN_WAITING_TOKENS:
             why = "too little is waiting for a second of timing to pay; calibrating would tell"
             return BatchChoice(Decision(1, why), until=waiting)
-        return by_timing(engine, single, most)
+        return by_timing(engine, single, most, plain=plan.request.plain)
     if profiled.sequences > most:
         return replace(
             profiled, decision=Decision(most, f"{profiled.decision.reason}; memory holds no more"), engine=engine

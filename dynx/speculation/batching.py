@@ -1,8 +1,7 @@
-"""The decode loop over a batch of sequences; each answer is the one that decoding it alone gives.
+"""Many answers at a time: which of them share the next round, and whose prompt is read in its pass.
 
-A round drafts, verifies and rolls back like `engine`'s, for all sequences together: each has its own draft tokens, its own
-acceptance rule and its own length. The next answer takes a free place at once, and where passes are ragged its prompt is read
-in the same passes, up to `PASS_TOKENS` tokens at a time. What is drafted is decided in `batch_drafting`.
+The rounds themselves are those of `rounds`, in which every text is what it is alone. The next answer takes a free place at once,
+and where passes are ragged its prompt is read in the same passes, up to `PASS_TOKENS` tokens at a time.
 
     batch = Batch(engine, sequences=8, more=next_row_or_none)
     row = batch.sequence(request)
@@ -13,8 +12,6 @@ in the same passes, up to `PASS_TOKENS` tokens at a time. What is drafted is dec
 Prompts that begin alike share what was read of them first: one that would read the same tokens as another in progress waits for
 it. Where the key-value cache is full the newest sequence gives its place up. It keeps what it has written and goes on when
 another is done.
-
-Times are seconds. Letters: T rows of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,18 +23,17 @@ from dynx.errors import InvalidInput
 from dynx.runtime.backends.batch_rows import CHUNK_TOKENS, batches, open_batch
 from dynx.runtime.backends.interface import Part
 from dynx.runtime.memory import CacheFull
-from dynx.speculation.batch_drafting import BatchCosts, Drafting
 from dynx.speculation.drafters.batch import BatchDrafter
-from dynx.speculation.policy import Round
+from dynx.speculation.policy import AVERAGING_ROUNDS, Pace, Plain
+from dynx.speculation.rounds import Rounds
 from dynx.speculation.sequence import SequenceRun
+from dynx.speculation.shared_costs import BatchCosts, SharedCosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dynx.runtime.backends.batch_rows import Rows
-    from dynx.speculation.acceptance_model import AcceptanceModel
-    from dynx.speculation.drafters.base import Draft
     from dynx.speculation.engine import Engine
+    from dynx.speculation.policy import Policy
     from dynx.speculation.types import Request
 
 PASS_TOKENS = CHUNK_TOKENS
@@ -46,12 +42,15 @@ PASS_TOKENS = CHUNK_TOKENS
 MIN_CHUNK_TOKENS = 32
 """Tokens of prompts that a pass may read however many sequences are being written."""
 
-MIN_SHARED_TOKENS = 32
+MIN_SHARED_TOKENS = 16
 """Tokens that must be the same as another's for a prompt to wait until they are read."""
 
 
-class Batch(Drafting):
-    """Up to `sequences` answers in progress on an engine's target; `more` gives the next one, or None while there is none."""
+class Batch:
+    """Up to `sequences` answers in progress on an engine's target; `more` gives the next one, or None while there is none.
+
+    `policy` makes each text's policy; by default it is the engine's own, at the prices of passes that are shared.
+    """
 
     def __init__(
         self,
@@ -61,14 +60,20 @@ class Batch(Drafting):
         more: Callable[[], SequenceRun | None] = lambda: None,
         costs: BatchCosts | None = None,
         speculate: bool = True,
+        policy: Callable[[Request], Policy] | None = None,
     ) -> None:
         able = batches(engine.target)
         if not able.value:
             raise InvalidInput(f"no batches: {able.reason}")
+        self._engine, self._most, self._more = engine, sequences, more
+        self._target = open_batch(engine.target)
         small = engine.drafters.model if speculate else None
-        drafter = BatchDrafter(small, engine.target.vocab) if small is not None and batches(small).value else None
-        super().__init__(engine, open_batch(engine.target), drafter, costs or BatchCosts(), speculate=speculate)
-        self._most, self._more = sequences, more
+        self._drafter = BatchDrafter(small, engine.target.vocab) if small is not None and batches(small).value else None
+        pace = Pace(rounds=AVERAGING_ROUNDS * sequences)
+        self.costs = SharedCosts(costs or BatchCosts(), pace, ragged=self._target.ragged)
+        self._rounds = Rounds(engine.clock, self._target, self.costs)
+        self._speculate = speculate
+        self._policy = policy or (lambda request: engine.policy(request, self.costs) if speculate else Plain())
         self._sequences: list[SequenceRun] = []
         self._suspended: deque[SequenceRun] = deque()  # gave their place up, the oldest first
         self._full = False  # whether the cache was too full for all of them, and nobody has left since
@@ -76,7 +81,8 @@ class Batch(Drafting):
     def sequence(self, request: Request) -> SequenceRun:
         """Create an answer that is not yet in the batch. Raises InvalidInput as `Engine.start` does."""
         self._engine.check(request)
-        return SequenceRun(self.step, self._engine, request)
+        drafters = self._engine.shared_drafters(request, self._drafter) if self._speculate else {}
+        return SequenceRun(self.step, self._engine, request, self._policy(request), drafters)
 
     @property
     def size(self) -> int:
@@ -94,7 +100,7 @@ class Batch(Drafting):
                 began = self._engine.clock()
                 with self._engine.computing():
                     rows = self._target.read(row.session, row.text)[None]
-                self._read(row, rows, self._engine.clock() - began)
+                row.take_prompt(rows, self._engine.clock() - began)
 
     def step(self) -> None:
         """Fill free places and run one round."""
@@ -121,10 +127,7 @@ class Batch(Drafting):
 
     def _leave(self, row: SequenceRun) -> None:
         self._sequences.remove(row)
-        row.session.close()
-        row.session = None
-        if self._drafter is not None:
-            self._drafter.leave(row)
+        row.leave()
         self._full = False
 
     def _suspend_newest(self) -> None:
@@ -151,80 +154,30 @@ class Batch(Drafting):
                 size -= 1  # a last pass of one token would round differently
             if size < min(left, 2):
                 continue
-            parts.append(Part(row.session, row.text[start : start + size], 1, row.simple))
+            parts.append(Part(row.session, row.text[start : start + size], 1, row.picks))
             room -= size
         return parts
 
     def _round(self) -> None:
-        clock = self._engine.clock
-        start = clock()
         rows = [row for row in self._sequences if not row.unread]
-        proposed, origins, tokens_behind, most = self._drafts(rows)
-        drafted = clock()
-        drafts = [own[:n] for own, n in zip(proposed, most, strict=True)]
-        parts = [
-            Part(row.session, [row.text[-1], *(d.token for d in own)], None, row.simple)
-            for row, own in zip(rows, drafts, strict=True)
-        ]
-        widths = [len(part.tokens) for part in parts]
-        reading = self._prompts(max(PASS_TOKENS - sum(widths), MIN_CHUNK_TOKENS)) if self._target.ragged else []
+        reading: list[Part] = []
+
+        def read(tokens: int) -> Sequence[Part]:
+            reading.extend(self._prompts(max(PASS_TOKENS - tokens, MIN_CHUNK_TOKENS)))
+            return reading
+
         try:
-            found = self._target.forward([*parts, *reading])
+            kept = self._rounds.run(rows, read if self._target.ragged else None)
         except CacheFull:
             if len(self._sequences) < 2:
                 raise
             self._suspend_newest()
             return
-        kept = [row.verify(own, out) for row, own, out in zip(rows, drafts, found, strict=False)]
-        verified = clock()
-        tokens = self._target.tokens(widths)
-        whole = tokens + sum(len(part.tokens) for part in reading)
-        if rows:
-            self.costs.observe(whole, verified - drafted)
         by_session = {id(row.session): row for row in self._sequences}
-        for part, out in zip(reading, found[len(parts) :], strict=True):
-            seconds = (verified - drafted) * len(part.tokens) / whole
-            self._read(by_session[id(part.session)], out, seconds)
-        for row, new in zip(rows, kept, strict=True):
-            row.session.rollback(len(row.text) - 1 + len(new))
-        spent = (verified - drafted) * tokens / whole if whole else 0.0
-        finished = clock()
-        for r, (row, new) in enumerate(zip(rows, kept, strict=True)):
-            made, own, origin = proposed[r], drafts[r], origins[r]
-            if made and origin is not None:
-                self._learn(self._acceptance_model(row, origin), made, len(own), len(new) - 1)
-            share = widths[r] / sum(widths) if self._target.ragged else 1 / len(rows)
-            drafting = (drafted - start) / len(rows)
-            done = Round(
-                len(row.text) - 1,
-                origin if made else None,
-                tokens_behind,
-                [d.signal for d in made],
-                len(own),
-                len(new) - 1,
-                drafting if made else 0.0,
-                spent * share,
-                drafting + spent * share + (finished - verified) / len(rows),
-            )
-            row.append(new, done, len(rows))
-        if rows and not reading:
-            passes = self._drafting + verified - drafted
-            total = sum(map(len, kept))
-            self._pace.book(len(rows), total, clock() - start, passes, speculated=any(proposed))
-
-    def _read(self, row: SequenceRun, out: Rows, seconds: float) -> None:
-        """Record that some of a sequence's text was read in a pass, the logits or the pick after it being `out`."""
-        row.spend_on_prompt(seconds)
-        row.session.publish(row.text[: min(row.session.length, len(row.request.prompt))])
-        if not row.tokens and row.session.length == len(row.text):
-            row.take_first(row.verify([], out), self._engine.clock())
-
-    @staticmethod
-    def _learn(acceptance_model: AcceptanceModel, made: Sequence[Draft], submitted: int, kept: int) -> None:
-        for i in range(min(kept + 1, submitted)):
-            acceptance_model.observe(made[i].signal, i + 1, 1.0 if i < kept else 0.0)
-        if kept == submitted < len(made):
-            acceptance_model.expect(acceptance_model(made[kept].signal, kept + 1))
+        for part, (out, seconds) in zip(reading, self._rounds.read, strict=True):
+            by_session[id(part.session)].take_prompt(out, seconds)
+        for row, (new, origin) in zip(rows, kept, strict=True):
+            row.append(new, origin)
 
 
 def _begin_alike(one: Sequence[int], other: Sequence[int], count: int) -> bool:

@@ -1,109 +1,60 @@
 """Calibrates a target and its drafters once: costs, acceptance, the exit layer, and whether any of it pays.
 
 1. Time the passes (`measure`), and run those wider that cost less so.
-2. Let the target write texts, from prompts given or from openings that it samples, and run each drafter over every text once
-   (`traces`).
+2. Let the target write texts, from prompts given or of the form that will run (`calibration_prompts`), and run each drafter over
+   every text once (`traces`).
 3. Fit acceptance, then replay the texts under the dynamic policy for each set of drafters, and take the smallest set that is as
    good as any (`prediction`).
 4. Run it, plain and dynamic in turns. Where that contradicts the replay, the passes are timed once more, since a busy moment may
-   have hit some of them only; what still turns out slower than plain is put aside, whatever the replay says.
+   have hit some of them only; what still turns out slower than plain is put aside (`calibration_check`).
 
 Nothing here prints; `progress` is called with (share done, what is being done).
 """
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.identity import still
 from dynx.runtime.loading import DRAFTER_FOLDER
 from dynx.runtime.profile import Profile
 from dynx.speculation.batch_size import for_profile
+from dynx.speculation.calibration_check import CheckedDrafters, Progress, check_best_set, names, refutation
+from dynx.speculation.calibration_prompts import evenly, own_prompts
 from dynx.speculation.draft_vocabulary import choose_draft_vocabulary
-from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
 from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.known_drafters import place_of
-from dynx.speculation.policy import Plain
-from dynx.speculation.prediction import choose_set, fit, pick_exit, predict_sets, share_of_plain
+from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
-from dynx.speculation.timing import Samples, costs_from, measure_with_padding
-from dynx.speculation.traces import ANSWER_TOKENS, DrafterPass, Text, lookup_traces, read_early, read_model, write_texts
-from dynx.speculation.types import DraftSource, Request, Sampling
+from dynx.speculation.timing import Samples, measure_with_padding
+from dynx.speculation.traces import Text, lookup_traces, read_early, read_model, write_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.assembly import LoadedGenerator
+    from dynx.speculation.engine import Drafters
     from dynx.speculation.round_costs import Costs
     from dynx.speculation.simulate import DraftTrace
+    from dynx.speculation.types import DraftSource, Sampling
 
-MAX_TEXTS, MIN_TEXTS = 12, 4
+MAX_TEXTS, MIN_TEXTS = 24, 4
+"""Texts to write: they differ more from each other than their parts do, so many short ones are worth more than few long ones."""
 
-MIN_CHECK_RUNS = 3
-"""Fewest runs of the check; texts are repeated where there are fewer."""
+WRITING_SHARE, TYPICAL_ANSWER_PASSES = 0.4, 64
+"""Share of the budget for writing, and plain passes that a text takes: most end before they reach `ANSWER_TOKENS`."""
 
-MAX_PREDICTION_ERROR_FACTOR = 1.5
-"""Factor between the check and its prediction beyond which the measured costs must be wrong."""
-
-MIN_LOOKUP_SPEEDUP = 0.97
-"""Share of plain's speed below which prompt lookup is given up; above it the loss is a short check's noise."""
+CHECK_SHARE, SHARE_AFTER_CHECK = 0.15, 0.08
+"""Shares of the budget: least for the check, and what is kept for that which follows it."""
 
 MAX_QUIET_SPREAD = 0.35
 """Spread of a pass's times, as a share of their median, beyond which the machine counts as busy."""
-
-Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """Costs and acceptance fitted to timings and texts together."""
-
-    costs: Costs
-    exit_layers: int | None  # the best exit, wanted or not
-    traces: dict[DraftSource, list[list[DraftTrace]]]
-    acceptance_models: dict[DraftSource, AcceptanceModel]
-    predictions: dict[str, float]  # by set of drafters
-
-
-@dataclass(frozen=True)
-class Check:
-    """A measured speed-up: plain decoding's time over dynamic's, summed over `runs` answers without their prompts."""
-
-    speedup: float
-    runs: int
-
-
-@dataclass(frozen=True)
-class CheckedDrafters:
-    """A set of drafters with its expected and its measured speed-up."""
-
-    origins: tuple[DraftSource, ...]  # worth having
-    expected: float
-    check: Check | None
-    replayed_speedup: float | None  # the replay's speed-up on the texts of the check
-
-    @property
-    def contradicts_replay(self) -> bool:
-        """Whether check and replay differ too much for both to be right."""
-        if self.check is None or self.replayed_speedup is None:
-            return False
-        return (
-            not 1 / MAX_PREDICTION_ERROR_FACTOR
-            <= self.check.speedup / self.replayed_speedup
-            <= MAX_PREDICTION_ERROR_FACTOR
-        )
-
-    @property
-    def refuted(self) -> bool:
-        """Whether it was slower than plain."""
-        return self.check is not None and self.check.speedup < (1.0 if self.origins else MIN_LOOKUP_SPEEDUP)
 
 
 @dataclass
@@ -131,15 +82,16 @@ def calibrate(
     budget: float,
     clock: Callable[[], float],
     prompts: Sequence[Sequence[int]] = (),
+    system: str | None = None,
     progress: Progress = lambda _share, _what: None,
 ) -> Findings:
     """Measure the assembly's target and drafters within about `budget` seconds.
 
-    `prompts` (token ids) stand for the user's work; without any the target makes up openings. Passes are timed with the threads
-    that answers are written with.
+    `prompts` (token ids) stand for the user's work; without any they are chats under the message `system` where the plan's form
+    is a chat's, else beginnings of texts. Passes are timed with the threads that answers are written with.
     """
     with assembly.engine.computing():
-        return _calibrate(assembly, budget, clock, prompts, progress)
+        return _calibrate(assembly, budget, clock, prompts, system, progress)
 
 
 def _calibrate(
@@ -147,8 +99,10 @@ def _calibrate(
     budget: float,
     clock: Callable[[], float],
     prompts: Sequence[Sequence[int]],
+    system: str | None,
     progress: Progress,
 ) -> Findings:
+    began = clock()
     engine, plan = assembly.engine, assembly.plan
     target, small = engine.target, engine.drafters.model
     sampling = assembly.sampling()
@@ -163,10 +117,18 @@ def _calibrate(
 
     samples, padded_lengths = time_passes(0.0, 0.35)
     each = samples.curve("target")(1)
-    count = int(min(MAX_TEXTS, max(MIN_TEXTS, 0.35 * budget / (ANSWER_TOKENS * each))))
-    texts = write_texts(
-        engine, prompts, count, sampling, clock, 0.4 * budget, lambda x: progress(0.35 + 0.35 * x, "writing texts")
+    count = int(min(MAX_TEXTS, max(MIN_TEXTS, WRITING_SHARE * budget / (TYPICAL_ANSWER_PASSES * each))))
+    written = write_texts(
+        engine,
+        evenly(prompts, count) if prompts else own_prompts(assembly, system),
+        count,
+        sampling,
+        clock,
+        WRITING_SHARE * budget,
+        lambda x: progress(0.35 + 0.35 * x, "writing texts"),
+        end_tokens=assembly.end_tokens,
     )
+    texts = written.texts
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
     vocabulary = choose_draft_vocabulary(small, texts, samples, clock)
@@ -178,9 +140,8 @@ def _calibrate(
     fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
 
     def check(given: FitResult, predictions: dict[str, float], lookup: bool) -> tuple[CheckedDrafters, Drafters]:
-        return check_best_set(
-            engine, given, predictions, texts, sampling, 0.15 * budget, lookup=lookup, progress=progress
-        )
+        left = max(CHECK_SHARE * budget, (1 - SHARE_AFTER_CHECK) * budget - (clock() - began))
+        return check_best_set(engine, given, predictions, texts, sampling, left, lookup=lookup, progress=progress)
 
     lookup = looked_up is not None
     checked, chosen = check(fit_result, fit_result.predictions, lookup)
@@ -191,7 +152,7 @@ def _calibrate(
     put_aside: list[str] = []
     left = dict(fit_result.predictions)
     while checked.refuted and checked.check is not None and (checked.origins or lookup):
-        put_aside.append(_refutation(checked, fit_result))
+        put_aside.append(refutation(checked, fit_result))
         blamed: list[DraftSource] = [o for o in checked.origins if o != "lookup"] or ["lookup"]
         lookup = lookup and "lookup" not in blamed
         left = {name: value for name, value in left.items() if not set(name.split(" + ")) & set(blamed)}
@@ -206,6 +167,8 @@ def _calibrate(
     quantization = against_unquantized(assembly, texts, sampling)
     spread = samples.spread("target")
     summary = in_words(checked, acceptance, costs, best_exit)
+    if written.loops:
+        summary = f"{summary}; {written.loops} of {len(texts)} texts were cut where they began to loop"
     if put_aside:
         summary = f"{summary}; put aside: {'; '.join(put_aside)}"
     if spread > MAX_QUIET_SPREAD:
@@ -248,6 +211,7 @@ def _calibrate(
             "tokens": sum(len(t.tokens) - t.prompt for t in texts),
             "data": text_hash(" ".join(map(str, t.tokens)) for t in texts),
             "self_written": not prompts,
+            "loops_cut": written.loops,
             "first_guess_acceptance": dict(acceptance),
             "first_guess_acceptance_by_exit": {str(e): a for e, a in by_exit.items()},
             "predicted_speedup": predicted,
@@ -255,6 +219,7 @@ def _calibrate(
             "put_aside": put_aside,
             "checked_texts": checked.check.runs if checked.check else 0,
             "measured_speedup": checked.check.speedup if checked.check else None,
+            "measured_margin": checked.check.margin if checked.check and math.isfinite(checked.check.margin) else None,
             "predicted_speedup_of_checked": checked.replayed_speedup,
         },
         weights=still(plan.weights, plan.source, [DRAFTER_FOLDER]),
@@ -275,63 +240,6 @@ def _calibrate(
         fit_result.predictions,
         tuple(put_aside),
     )
-
-
-def learn(
-    texts: Sequence[Text],
-    drafter_passes: dict[str, list[DrafterPass]],
-    looked_up: list[list[DraftTrace]] | None,
-    samples: Samples,
-    exits: Sequence[int],
-    layers: int,
-) -> FitResult:
-    """Costs, the best exit, and what each set of drafters is worth. `drafter_passes` are by "draft" and "exit E"."""
-    best_exit = pick_exit(texts, drafter_passes, samples, exits, layers)
-    costs = costs_from(samples, best_exit, layers)
-    traces: dict[DraftSource, list[list[DraftTrace]]] = {}
-    if "draft" in drafter_passes:
-        traces["draft"] = [r.traces(t) for r, t in zip(drafter_passes["draft"], texts, strict=True)]
-    if best_exit is not None:
-        traces["self"] = [r.traces(t) for r, t in zip(drafter_passes[f"exit {best_exit}"], texts, strict=True)]
-    if looked_up is not None:
-        traces["lookup"] = looked_up
-    return FitResult(costs, best_exit, traces, fit(traces, range(len(texts))), predict_sets(texts, traces, costs))
-
-
-def check_best_set(
-    engine: Engine,
-    fit_result: FitResult,
-    predictions: dict[str, float],
-    texts: Sequence[Text],
-    sampling: Sampling,
-    budget: float,
-    *,
-    lookup: bool,
-    progress: Progress,
-) -> tuple[CheckedDrafters, Drafters]:
-    """Check the best set of `predictions` by running it; returns the outcome and the drafters. Keeping lookup ready is free."""
-    origins, expected = choose_set(predictions)
-    small = engine.drafters.model if "draft" in origins else None
-    chosen = Drafters(small, fit_result.exit_layers if "self" in origins else None, lookup, engine.drafters.library)
-    rate = expected / fit_result.costs.target(1)
-    acceptance_models = {(o, True): r for o, r in fit_result.acceptance_models.items()}
-    acceptance_profile = AcceptanceProfile(fit_result.costs, acceptance_models, rate, from_profile=True)
-    if not chosen_origins(chosen):
-        return CheckedDrafters(origins, expected, None, None), chosen
-    found = confirm(
-        Engine(engine.target, chosen, acceptance_profile=acceptance_profile, clock=engine.clock),
-        texts,
-        sampling,
-        budget,
-        lambda x: progress(0.85 + 0.15 * x, "checking"),
-    )
-    drafting = {o: t for o, t in fit_result.traces.items() if o in chosen_origins(chosen)}
-    replayed_speedup = None
-    if found is not None and drafting:
-        count = min(found.runs, len(texts))
-        replayed = {o: t[:count] for o, t in drafting.items()}
-        replayed_speedup = share_of_plain(texts[:count], replayed, fit_result.costs, fit_result.acceptance_models, rate)
-    return CheckedDrafters(origins, expected, found, replayed_speedup), chosen
 
 
 def against_unquantized(
@@ -381,67 +289,16 @@ def exit_candidates(target: Backend) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(last * i / 6)) for i in range(1, 7)}))
 
 
-def chosen_origins(drafters: Drafters) -> tuple[DraftSource, ...]:
-    """Return the sources that an engine with these drafters can draft with."""
-    has = {"draft": drafters.model is not None, "self": bool(drafters.exit_layers), "lookup": drafters.lookup}
-    return tuple(cast("DraftSource", origin) for origin, there in has.items() if there)
-
-
-def confirm(
-    engine: Engine, texts: Sequence[Text], sampling: Sampling, budget: float, progress: Callable[[float], None]
-) -> Check | None:
-    """Run plain and dynamic decoding in turns on the first texts' prompts, each dynamic run starting from the fit.
-
-    The texts are those that were fitted, so this tests the replay, not how well the texts stand for others.
-    What rounds cost beyond their passes stays in the engine's acceptance profile; its fits are not touched.
-    """
-    began, count, totals = engine.clock(), 0, {True: 0.0, False: 0.0}
-    tables = copy.deepcopy(engine.acceptance_profile)
-    for i in range(max(len(texts), MIN_CHECK_RUNS) if texts else 0):
-        text = texts[i % len(texts)]
-        request = Request(text.tokens[: text.prompt], len(text.tokens) - text.prompt, sampling)
-        for policy in (Plain(), None) if i % 2 else (None, Plain()):
-            fresh = copy.deepcopy(tables)
-            run = Engine(engine.target, engine.drafters, acceptance_profile=fresh, clock=engine.clock).start(
-                request, policy
-            )
-            for _ in run:
-                pass
-            receipt = run.receipt()
-            totals[policy is None] += receipt.seconds - receipt.prefill_seconds
-            if policy is None:
-                for origin, seconds in fresh.costs.overhead.items():
-                    known = engine.acceptance_profile.costs.overhead
-                    known[origin] = min(seconds, known.get(origin, seconds))
-        count = i + 1
-        progress(count / max(len(texts), MIN_CHECK_RUNS))
-        if count >= MIN_CHECK_RUNS and engine.clock() - began > budget:
-            break
-    return Check(totals[False] / totals[True], count) if count else None
-
-
 def _first_rate(by_text: Sequence[Sequence[DraftTrace]]) -> float:
     offered = [t for traces in by_text for t in traces if t.signals]
     return sum(t.kept > 0 for t in offered) / len(offered) if offered else 0.0
-
-
-def _names(lesson_exit: int | None) -> dict[DraftSource, str]:
-    return {"draft": "the draft model", "self": f"an exit after layer {lesson_exit}", "lookup": "lookup"}
-
-
-def _refutation(checked: CheckedDrafters, fit_result: FitResult) -> str:
-    names = _names(fit_result.exit_layers)
-    what = " and ".join(names[o] for o in checked.origins) or "looking for repetitions"
-    took = f"{checked.check.speedup:.2f}x of plain over {checked.check.runs} answers" if checked.check else "slower"
-    expected = f" where the replay said {checked.replayed_speedup:.2f}x" if checked.replayed_speedup else ""
-    return f"{what} took {took}{expected}"
 
 
 def in_words(
     checked: CheckedDrafters, acceptance: dict[DraftSource, float], costs: Costs, exit_layers: int | None
 ) -> str:
     """Describe the decision in a sentence."""
-    names = _names(exit_layers)
+    named = names(exit_layers)
     whole = costs.target(1)
 
     def case(origin: DraftSource) -> str:
@@ -452,7 +309,7 @@ def in_words(
             else draft - costs.target(1) + costs.complete(2)
         )
         even = max(0.0, (draft + step) / whole)
-        return f"{names[origin]} has {acceptance.get(origin, 0.0):.0%} of its tokens accepted and breaks even at {even:.0%}"
+        return f"{named[origin]} has {acceptance.get(origin, 0.0):.0%} of its tokens accepted and breaks even at {even:.0%}"
 
     if not checked.origins:
         tried = "; ".join(case(o) for o in acceptance) or "there is nothing to draft with"
@@ -462,6 +319,6 @@ def in_words(
         found, replayed_speedup = checked.check, checked.replayed_speedup
         seen = f" ({found.runs} answers took {found.speedup:.2f}x where the replay says {replayed_speedup:.2f}x)"
     return (
-        f"draft with {' and '.join(names[o] for o in checked.origins)}: {checked.expected:.2f}x of plain expected{seen}; "
+        f"draft with {' and '.join(named[o] for o in checked.origins)}: {checked.expected:.2f}x of plain expected{seen}; "
         + "; ".join(case(o) for o in checked.origins)
     )

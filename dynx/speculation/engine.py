@@ -1,8 +1,7 @@
-"""The decode loop: draft, verify, keep, repeat.
+"""Starts continuations: a target model with its drafters, and what is known of their costs and acceptance.
 
-One sequence, one target session whose cache holds every token but the last. A round asks the policy for a drafter, drafts,
-verifies the draft tokens in one pass of the target, appends what the acceptance rule accepts and rolls the cache back to it.
-The loop is independent of model families, kernels and tokenizers, and prints nothing:
+A text has a session of the target whose cache holds every token but the last. How it is written is in `run` and `rounds`, for one
+text or for many (`batching`). None of it depends on model families, kernels or tokenizers, or prints anything:
 
     engine = Engine(target, Drafters(model=small))
     run = engine.start(Request(prompt_ids))
@@ -20,34 +19,37 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from dynx.errors import InvalidInput
 from dynx.runtime.inputs import InputError
 from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
-from dynx.speculation.drafters.base import DrafterCandidates
+from dynx.speculation.drafters.batch import SharedModelDrafter
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import open_model_drafter
 from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
-from dynx.speculation.kept_cache import KeptCache
-from dynx.speculation.policy import Dynamic, Plain, Policy, Round
+from dynx.speculation.policy import Dynamic, Plain
 from dynx.speculation.round_costs import Costs
+from dynx.speculation.rounds import Rounds
+from dynx.speculation.run import Run
 from dynx.speculation.sampling import LogitsProcessors
-from dynx.speculation.types import DrafterTally, DraftSource, FinishReason, Receipt, RedecodeStats, Request, Token
-from dynx.speculation.verifier import Verifier, noise_for
+from dynx.speculation.verifier import noise_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from dynx.runtime.backends.interface import Backend, Session
-    from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.runtime.backends.interface import Backend
+    from dynx.speculation.drafters.base import Drafter
+    from dynx.speculation.drafters.batch import BatchDrafter
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.exactness import RoundingBound
+    from dynx.speculation.kept_cache import KeptCache
+    from dynx.speculation.policy import Policy
+    from dynx.speculation.shared_costs import SharedCosts
+    from dynx.speculation.types import DraftSource, Request
 
 ACCEPTANCE_PRIORS: Mapping[DraftSource, tuple[tuple[float, float, float], float]] = {
     # Weights of (1, signal, ln position), and acceptance expected before the first draft. A model's odds are taken at their
@@ -150,6 +152,10 @@ class Engine:
         """Give PyTorch the threads that it computes with here, inside a `with`: one where another runtime computes the target."""
         return torch_threads(BESIDE_ANOTHER_RUNTIME if self.target.own_threads else self.threads)
 
+    def rounds(self) -> Rounds:
+        """Return the loop of a text by itself."""
+        return Rounds(self.clock)
+
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.
 
@@ -162,10 +168,12 @@ class Engine:
         with self.computing():
             drafters = self._open_drafters(request)
         if policy is None:
-            policy = self._dynamic(request) if drafters else Plain()
+            policy = self.policy(request) if drafters else Plain()
         if self.exact is not None or not self.target.can_rollback.value:
             kept = None
-        return Run(self, request, policy, drafters, kept)
+        reused = 0 if kept is None else kept.resume(request.prompt)
+        session = kept.session if kept is not None and reused else self.target.open()
+        return Run(self, request, policy, drafters, session, reused)
 
     def check(self, request: Request) -> None:
         """Raise InputError for a prompt that can't be continued: an empty one, one that doesn't fit, foreign tokens.
@@ -185,17 +193,23 @@ class Engine:
                 hint="shorten the prompt, or pick a model with a longer context",
             )
 
-    def _dynamic(self, request: Request) -> Dynamic:
+    def policy(self, request: Request, shared: SharedCosts | None = None) -> Dynamic:
+        """Return the dynamic policy for a text, with what those before it taught; `shared` prices passes of several texts.
+
+        Each of several texts has its own belief in its drafts, from what all of them taught so far.
+        """
         greedy, known = request.sampling.greedy, self.acceptance_profile
         origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
         promised = (known.rate or 0.0) * known.costs.target(1)
         each = starting_regret_budget(promised) if known.from_profile else known.regret_budget
+        models = {origin: known.model_for(origin, greedy=greedy) for origin in origins}
         policy = Dynamic(
-            known.costs,
-            {origin: known.model_for(origin, greedy=greedy) for origin in origins},
-            verify_prefixes=greedy or request.sampling.seed is not None,
+            shared or known.costs,
+            models if shared is None else {origin: model.branch() for origin, model in models.items()},
+            verify_prefixes=request.any_prefix,
             rate=known.rate,
             regret_budget=max(each, known.first_regret_budget),
+            pace=None if shared is None else shared.pace,
         )
         if self._earlier is not None:
             policy.resume(self._earlier, at_least=each)
@@ -213,6 +227,15 @@ class Engine:
             out["draft"] = open_model_drafter(model, sampler, self.target.vocab)
         if layers and layers < self.target.layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(layers, sampler)
+        if self.drafters.lookup:
+            out["lookup"] = LookupDrafter(self.library, request.sampling.own.new_ngrams)
+        return out
+
+    def shared_drafters(self, request: Request, model: BatchDrafter | None) -> dict[DraftSource, Drafter]:
+        """Open the drafters of a text in a batch, whose draft model, if there is one, is `model`."""
+        out: dict[DraftSource, Drafter] = {}
+        if model is not None:
+            out["draft"] = SharedModelDrafter(model, self._draft_sampler(request))
         if self.drafters.lookup:
             out["lookup"] = LookupDrafter(self.library, request.sampling.own.new_ngrams)
         return out
@@ -237,264 +260,3 @@ class Engine:
         model = late.load()
         self.drafters = replace(self.drafters, model=model, late=None)
         return model if model.can_rollback.value else None
-
-
-class Run:
-    """One continuation in progress: iterating yields its tokens, and its receipt is available at any time."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        request: Request,
-        policy: Policy,
-        drafters: dict[DraftSource, Drafter],
-        kept: KeptCache | None = None,
-    ) -> None:
-        self.request = request
-        self._engine, self._policy, self._drafters = engine, policy, drafters
-        self._clock = engine.clock
-        self._reused = 0 if kept is None else kept.resume(request.prompt)
-        self._session: Session = kept.session if kept is not None and self._reused else engine.target.open()
-        self._tokens: list[int] = list(request.prompt)
-        self._verifier = Verifier(request, engine.target.vocab, engine.entropy())
-        before = request.prompt if request.continues else ()
-        self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
-        self._scanner = StopScanner(request.stop)
-        self.tallies: dict[DraftSource, DrafterTally] = {}
-        self.rounds: list[Round] = []
-        self.finish_reason: FinishReason = "interrupted"
-        self._forwards = 0
-        self._exact = engine.exact if request.sampling.greedy else None
-        self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
-        # Near-ties are looked for in the logits; where none can matter, picks are all that a round needs.
-        self._picks = not self._verifier.needs_logits and not (self._exact and self._exact.bound)
-        self._sure = len(request.prompt)  # positions whose keys and values are as plain decoding writes them
-        self._plain_seconds = 0.0
-        self._began = self._clock()
-        self._prefilled = self._first = self._latest = self._began
-        for drafter in drafters.values():
-            drafter.reset()
-            if isinstance(drafter, EarlyExitDrafter):
-                drafter.session = self._session
-
-    @property
-    def tokens(self) -> list[int]:
-        """The ids written so far."""
-        return self._tokens[len(self.request.prompt) :]
-
-    @property
-    def kept(self) -> KeptCache:
-        """The cache as it is now, for a run to come; this run must not go on then."""
-        return KeptCache(self._session, self._tokens[: self._session.length])
-
-    def __iter__(self) -> Iterator[Token]:
-        """Yield the tokens as they are verified."""
-        if self.request.max_new_tokens < 1:
-            self.finish_reason = "length"
-            return
-        with self._engine.computing():
-            self._session.set_padded_length(1)  # a text doesn't depend on those before it
-            row = self._read(self._tokens[self._reused :], keep=1)
-            self._session.set_padded_length(1)
-            kept = self._verifier.keep([], row, self._tokens)
-        self._prefilled = self._first = self._clock()
-        yield from self._emit(kept, None)
-        while self.finish_reason == "interrupted":
-            room = self._room()
-            if room < 0:
-                self.finish_reason = "context"
-                yield from self._flush()
-                return
-            with self._engine.computing():
-                self._join_late()
-                kept, origin = self._round(room)
-            yield from self._emit(kept, origin)
-
-    def _join_late(self) -> None:
-        """Draft with the deferred model from the round in which it is due."""
-        if (
-            self._engine.drafters.late is not None
-            and self._drafters
-            and (model := self._engine.load_late()) is not None
-        ):
-            self._drafters = {"draft": self._engine.model_drafter(self.request, model), **self._drafters}
-
-    def _room(self) -> int:
-        """Return how many drafts could still be used; negative when not even a plain pass fits the context."""
-        left = self.request.max_new_tokens - (len(self._tokens) - len(self.request.prompt)) - 1
-        limit = self._engine.target.context
-        return left if limit is None else min(left, limit - len(self._tokens))
-
-    def _round(self, room: int) -> tuple[list[int], DraftSource | None]:
-        """Draft, verify, roll back; returns the tokens to append (the last is the target's own) and the source of the others."""
-        start, policy, tokens = self._clock(), self._policy, self._tokens
-        context = len(tokens) - 1
-        if (most := self._engine.target.max_pass_length(context)) is not None:
-            room = min(room, most - 1)
-        origin = (
-            policy.choose(DrafterCandidates(self._drafters, tokens), context, room) if room and self._drafters else None
-        )
-        if origin is None:
-            began = self._clock() if self._drafters else start
-            rows = self._plainly(tokens[-1])
-            kept = self._verifier.keep([], rows, tokens)
-            verified = self._clock()
-            kept = self._settled(kept, None, rows)
-            done = Round(context, None, verify_seconds=verified - began, seconds=self._clock() - start)
-        else:
-            drafter = self._drafters[origin]
-            tokens_behind = drafter.tokens_behind(len(tokens))
-            drafter.sync(tokens)
-            drafts: list[Draft] = []
-            began = self._clock()
-            while len(drafts) < room and policy.should_draft_more([d.signal for d in drafts]):
-                draft = drafter.propose()
-                if draft is None:
-                    break
-                drafts.append(draft)
-            drafted = self._clock()
-            submitted = drafts[: policy.verify_length([d.signal for d in drafts])]
-            submitting = self._clock()
-            rows = self._verify(origin, drafts, submitted)
-            kept = self._verifier.keep(submitted, rows, tokens)
-            verified = self._clock()
-            kept = self._settled(kept, submitted, rows)
-            self._session.rollback(context + len(kept))
-            drafter.accept(len(kept) - 1)
-            done = Round(
-                context,
-                origin,
-                tokens_behind,
-                [d.signal for d in drafts],
-                len(submitted),
-                len(kept) - 1,
-                drafted - began,
-                verified - submitting,
-                self._clock() - start,
-            )
-            self._tally(done)
-        self._forwards += 1
-        policy.learn(done)
-        self.rounds.append(done)
-        # Priced round by round, at the speed that the machine had just then.
-        self._plain_seconds += done.tokens * self._engine.acceptance_profile.costs.target(1, context)
-        return kept, origin
-
-    def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Tensor | list[int]) -> list[int]:
-        """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
-
-        `drafts` is None after a plain pass.
-        """
-        exact, recheck = self._exact, self._redecode_stats
-        if exact is None or recheck is None or isinstance(rows, list):
-            return kept
-        tokens = self._tokens
-        if drafts is None and self._sure == len(tokens) - 1:
-            self._sure += 1  # a plain pass over what plain passes wrote
-            return kept
-        verified = (drafts or [])[: len(kept) - 1]
-        tie = self._verifier.first_tie(exact, verified, rows[: len(kept)], tokens)
-        if tie is None:
-            return kept
-        began = self._clock()
-        text = [*tokens, *kept[:tie]]
-        self._session.rollback(self._sure)
-        for token in text[self._sure :]:
-            row = self._plainly(token)
-        self._redecode_stats = RedecodeStats(
-            recheck.bound,
-            recheck.near_ties + 1,
-            recheck.redecoded + len(text) - self._sure,
-            recheck.seconds + self._clock() - began,
-        )
-        self._sure = len(text)
-        return [*kept[:tie], *self._verifier.keep([], row, text)]
-
-    def _read(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor | list[int]:
-        """Return the target's logits after `tokens`, or only their picks where a round needs no more."""
-        return self._session.pick(tokens, keep=keep) if self._picks else self._session.forward(tokens, keep=keep)
-
-    def _plainly(self, token: int) -> Tensor | list[int]:
-        """Read one token, with logits bit-identical to plain decoding's where the run is exact."""
-        if self._exact is not None and self._exact.bound:
-            self._session.set_padded_length(1)
-        return self._read([token])
-
-    def _verify(self, origin: DraftSource, drafts: Sequence[Draft], submitted: Sequence[Draft]) -> Tensor | list[int]:
-        """Return the target's logits (len(submitted) + 1, V), or their picks."""
-        if origin == "self" and drafts:
-            drafter = self._drafters[origin]
-            if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
-                self._session.forward_early([drafts[-1].token], drafter.layers, logits=False)
-            return self._session.complete(len(submitted) + 1)
-        return self._read([self._tokens[-1], *[d.token for d in submitted]])
-
-    def _emit(self, kept: Sequence[int], origin: DraftSource | None) -> Iterator[Token]:
-        """Append tokens and pass on their text, up to whatever ends the answer."""
-        request = self.request
-        for i, token in enumerate(kept):
-            self._tokens.append(token)
-            source: DraftSource = "target" if origin is None or i == len(kept) - 1 else origin
-            ended = token in request.eos
-            text = "" if ended else self._text(token)
-            if ended:
-                self.finish_reason = "eos"
-            elif self._scanner.stopped:
-                self.finish_reason = "stop"
-            elif len(self._tokens) - len(request.prompt) >= request.max_new_tokens:
-                self.finish_reason = "length"
-            self._latest = self._clock()
-            yield Token(token, text, source)
-            if self.finish_reason != "interrupted":
-                yield from self._flush()
-                return
-
-    def _text(self, token: int) -> str:
-        """Return the text that can be shown with `token`."""
-        if self._decoder is None:
-            return ""
-        text = self._scanner.push(piece := self._decoder.push(token))
-        if not piece and self._scanner.looking and (name := special(self._engine.tokenizer, token)):
-            text += self._scanner.push(name, hidden=True)
-            if self._scanner.stopped:
-                text += self._decoder.flush()  # an unfinished character before it
-        return text
-
-    def _flush(self) -> Iterator[Token]:
-        """Text held back for a character or a stop string that didn't come, as a token-less last piece."""
-        if self._decoder is None or self.finish_reason == "stop":
-            return
-        text = self._scanner.push(self._decoder.flush()) + self._scanner.flush()
-        if text:
-            yield Token(-1, text, "target")
-
-    def _tally(self, done: Round) -> None:
-        if done.origin is None:
-            return
-        tally = self.tallies.setdefault(done.origin, DrafterTally())
-        tally.add(drafted=len(done.signals), submitted=done.submitted, accepted=done.kept, seconds=done.draft_seconds)
-
-    def receipt(self) -> Receipt:
-        """Return what the run cost so far, without the time that the caller spent between tokens."""
-        known, count = self._engine.acceptance_profile, len(self.tokens)
-        spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
-        return Receipt(
-            prompt_tokens=len(self.request.prompt),
-            tokens=count,
-            finish_reason=self.finish_reason,
-            seconds=spent,
-            prefill_seconds=self._prefilled - self._began,
-            first_token_seconds=self._first - self._began if count else None,
-            target_forwards=self._forwards,
-            drafters={o: replace(t) for o, t in self.tallies.items()},
-            idle="draft" in self._drafters and "draft" not in self.tallies,
-            guarantee=self._verifier.guarantee(
-                self._engine.target,
-                # A cache that wasn't written by one pass over the prompt may hold other bits.
-                exact=not self._reused and (self._engine.batch_invariant or self._exact is not None),
-            ),
-            plain_seconds=self._plain_seconds or None,
-            plain_measured=("profile" if known.from_profile else "this run") if self._plain_seconds else None,
-            exact=self._redecode_stats,
-            reused_tokens=self._reused,
-        )

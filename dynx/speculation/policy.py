@@ -168,11 +168,36 @@ class _Plan:
         return self.drafting(k) + self.resubmit + self.verifying[k]
 
 
+@dataclass
+class Pace:
+    """Tokens and seconds of the rounds so far, of which about the last `rounds` count; λ is their ratio.
+
+    The texts of a batch share one: a second of a pass is worth the same to each.
+    """
+
+    tokens: float = AVERAGING_ROUNDS * 0.5
+    seconds: float = 0.0
+    rounds: float = AVERAGING_ROUNDS
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count a round; its seconds are without the drift of its moment."""
+        if self.seconds > 0:
+            keep = 1 - 1 / self.rounds
+            self.tokens, self.seconds = self.tokens * keep + tokens, self.seconds * keep + seconds
+        else:
+            self.seconds = seconds * self.tokens / tokens
+
+    def rate(self, plain: float, drift: float = 1.0) -> float:
+        """Return the tokens per second of now, no less than those of plain passes of `plain` seconds."""
+        achieved = self.tokens / (self.seconds * drift) if self.seconds > 0 else 0.0
+        return max(achieved, 1 / plain if plain > 0 else 0.0)
+
+
 class Dynamic:
     """The three decisions, from `costs` and `acceptance_model`, both of which go on learning.
 
     `verify_prefixes` is off where the acceptance rule forbids dropping drafts after the fact (see `acceptance`). `rate`
-    (tokens per second) starts λ where a profile knows it.
+    (tokens per second) starts λ where a profile knows it; `pace` is λ where it is that of several texts.
     """
 
     def __init__(
@@ -183,12 +208,14 @@ class Dynamic:
         verify_prefixes: bool = True,
         rate: float | None = None,
         regret_budget: float = 2.0,
+        pace: Pace | None = None,
     ) -> None:
         self.costs = costs
         self.acceptance_models = acceptance_models
         self._verify_prefixes = verify_prefixes
-        self._tokens = AVERAGING_ROUNDS * 0.5
-        self._seconds = self._tokens / rate if rate else 0.0
+        self._pace = Pace() if pace is None else pace
+        if pace is None and rate:
+            self._pace.seconds = self._pace.tokens / rate
         self._regret_budget = regret_budget  # plain passes
         self._exploration_budget = 0.0  # plain passes
         # Where a profile promises a gain, reading the prompt is an investment; else the account must bear it too.
@@ -211,9 +238,12 @@ class Dynamic:
     @property
     def rate(self) -> float:
         """λ in tokens per second of now: the rate achieved lately, and no less than plain's."""
-        plain = self.costs.target(1, self._context)
-        achieved = self._tokens / (self._seconds * self.costs.drift.factor) if self._seconds > 0 else 0.0
-        return max(achieved, 1 / plain if plain > 0 else 0.0)
+        return self._pace.rate(self.costs.target(1, self._context), self.costs.drift.factor)
+
+    @property
+    def survival(self) -> Sequence[float]:
+        """The probability that all drafts of this round up to each are accepted."""
+        return self._survival
 
     def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
         """Decide whether to draft and with what (3); now and then explore the second best."""
@@ -368,12 +398,7 @@ class Dynamic:
         seconds = min(done.seconds, (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected)
         self._late = late if origin is not None else self._late
         self._update_budgets(done, seconds / plain if plain > 0 else 1.0)
-        seconds /= costs.drift.factor
-        if self._seconds > 0:
-            keep = 1 - 1 / AVERAGING_ROUNDS
-            self._tokens, self._seconds = self._tokens * keep + done.tokens, self._seconds * keep + seconds
-        else:
-            self._seconds = seconds * self._tokens / done.tokens
+        self._pace.add(done.tokens, seconds / costs.drift.factor)
 
     def _update_budgets(self, done: Round, passes: float) -> None:
         """Update both budgets by a round that took as long as `passes` plain passes."""

@@ -6,7 +6,7 @@ Fitting and prediction use different texts.
 from __future__ import annotations
 
 import copy
-import statistics
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +31,21 @@ MIN_EXTRA_DRAFTER_SPEEDUP = 1.01
 
 MIN_SPEEDUP = 1.02
 """Predicted speed-up from which drafting stays on by default."""
+
+
+UNKNOWN_SPEEDUP = 2.0
+"""Speed-up that is promised to a replay before one is known."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Costs and acceptance fitted to timings and texts together."""
+
+    costs: Costs
+    exit_layers: int | None  # the best exit, wanted or not
+    traces: dict[DraftSource, list[list[DraftTrace]]]
+    acceptance_models: dict[DraftSource, AcceptanceModel]
+    predictions: dict[str, float]  # by set of drafters
 
 
 def fit(traces: dict[DraftSource, list[list[DraftTrace]]], chosen: Iterable[int]) -> dict[DraftSource, AcceptanceModel]:
@@ -66,27 +81,26 @@ def predict(texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrac
 
     Replayed twice: a user's run starts from the rate that the profile promises, and that is only known after the first time.
     """
-    rate = None
+    speedup = None
     for _ in range(2):
-        tokens, seconds = _replay(texts, traces, costs, rate)
-        rate = tokens / seconds
-    return rate * costs.target(1, _middle(texts)) if rate else 1.0
+        plain, dynamic = _replay_halves(texts, traces, costs, speedup)
+        speedup = plain / dynamic if dynamic else 1.0
+    return speedup or 1.0
 
 
-def _replay(
-    texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs, rate: float | None
-) -> tuple[int, float]:
-    halves = [range(0, len(texts), 2), range(1, len(texts), 2)]
-    tokens, seconds = 0, 0.0
-    regret_budget = starting_regret_budget(rate * costs.target(1) if rate else 2.0)
+def _replay_halves(
+    texts: Sequence[Text], traces: dict[DraftSource, list[list[DraftTrace]]], costs: Costs, promised: float | None
+) -> tuple[float, float]:
+    """Return the seconds of plain and of dynamic decoding of all texts."""
+    # By the parity of the number's bits, so that texts whose kinds take turns are in both halves.
+    halves = [[i for i in range(len(texts)) if i.bit_count() % 2 == half] for half in (0, 1)]
+    rate = promised / costs.target(1) if promised else None
+    times: list[tuple[float, float]] = []
     for teach, play in (halves, reversed(halves)):
         learned = fit(traces, teach)
-        for i in play:
-            outcome = _replay_one(
-                texts[i], {o: by_text[i] for o, by_text in traces.items()}, costs, learned, rate, regret_budget
-            )
-            tokens, seconds = tokens + outcome.tokens, seconds + outcome.seconds
-    return tokens, seconds
+        mine = {origin: [by_text[i] for i in play] for origin, by_text in traces.items()}
+        times += replay([texts[i] for i in play], mine, costs, learned, rate)
+    return sum(plain for plain, _ in times), sum(dynamic for _, dynamic in times)
 
 
 def _replay_one(
@@ -101,24 +115,22 @@ def _replay_one(
     return simulate(Recording(text.prompt + 1, drafter_traces), policy, costs)
 
 
-def share_of_plain(
+def replay(
     texts: Sequence[Text],
     traces: dict[DraftSource, list[list[DraftTrace]]],
     costs: Costs,
     learned: dict[DraftSource, AcceptanceModel],
-    rate: float,
-) -> float:
-    """Predicted speed-up over plain on `texts` for an engine that starts from the finished fit, as the check's does."""
-    regret_budget, plain, seconds = starting_regret_budget(rate * costs.target(1)), 0.0, 0.0
+    rate: float | None,
+) -> list[tuple[float, float]]:
+    """Predict each text's seconds of plain and of dynamic decoding, by an engine that starts from `learned` and `rate`.
+
+    Plain passes are counted after the text's own context: where prompts differ in length, long ones take most of the time.
+    """
+    regret_budget, out = starting_regret_budget(rate * costs.target(1) if rate else UNKNOWN_SPEEDUP), []
     for i, text in enumerate(texts):
         outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, regret_budget)
-        plain += outcome.tokens * costs.target(1, _middle([text]))
-        seconds += outcome.seconds
-    return plain / seconds
-
-
-def _middle(texts: Sequence[Text]) -> int:
-    return int(statistics.median((t.prompt + len(t.tokens)) / 2 for t in texts))
+        out.append((outcome.tokens * costs.target(1, (text.prompt + len(text.tokens)) // 2), outcome.seconds))
+    return out
 
 
 def predict_sets(
@@ -158,3 +170,24 @@ def pick_exit(
         }
         worth[e] = predict(texts, traces, costs_from(samples, e, layers))
     return max(worth, key=lambda e: worth[e]) if worth else None
+
+
+def learn(
+    texts: Sequence[Text],
+    drafter_passes: dict[str, list[DrafterPass]],
+    looked_up: list[list[DraftTrace]] | None,
+    samples: Samples,
+    exits: Sequence[int],
+    layers: int,
+) -> FitResult:
+    """Costs, the best exit, and what each set of drafters is worth. `drafter_passes` are by "draft" and "exit E"."""
+    best_exit = pick_exit(texts, drafter_passes, samples, exits, layers)
+    costs = costs_from(samples, best_exit, layers)
+    traces: dict[DraftSource, list[list[DraftTrace]]] = {}
+    if "draft" in drafter_passes:
+        traces["draft"] = [r.traces(t) for r, t in zip(drafter_passes["draft"], texts, strict=True)]
+    if best_exit is not None:
+        traces["self"] = [r.traces(t) for r, t in zip(drafter_passes[f"exit {best_exit}"], texts, strict=True)]
+    if looked_up is not None:
+        traces["lookup"] = looked_up
+    return FitResult(costs, best_exit, traces, fit(traces, range(len(texts))), predict_sets(texts, traces, costs))

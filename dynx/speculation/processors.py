@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.generation import logits_process as hf
+
+from dynx.runtime.lazy_imports import OnUse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.speculation.types import ModelSettings
+
+hf = OnUse("transformers.generation.logits_process")
 
 Process = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps token ids (1, T) and scores (1, V) to scores (1, V)."""

@@ -69,21 +69,24 @@ class Costs:
         passes = self.target.upto(most + 1, context)
         if self.switching and origin != "self":
             again = RETURNS * self.switching * self.drift.factor
-            return [t if n in self.recent else t + again for n, t in enumerate(passes, start=1)]
+            run = self.target.padded
+            return [t if run.get(n, n) in self.recent else t + again for n, t in enumerate(passes, start=1)]
         return [(1 - UNMEASURED_DRAFT_COST_SHARE) * t for t in passes] if origin == "self" else passes
 
     def switch(self, n: int) -> float:
         """Return the seconds that a pass of `n` tokens takes besides, since the last ones had other widths."""
-        return 0.0 if not self.switching or n in self.recent else self.switching * self.drift.factor
+        same = self.target.padded.get(n, n) in self.recent
+        return 0.0 if not self.switching or same else self.switching * self.drift.factor
 
     def ran(self, n: int) -> None:
         """Remember that the target's last pass had `n` tokens."""
+        n = self.target.padded.get(n, n)
         if not self.recent or self.recent[-1] != n:
             self.recent = (*[width for width in self.recent if width != n][1 - RECENT_WIDTHS :], n)
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a target pass of `n` tokens: its cost by width, or where the width is a change what changing costs."""
-        curve = self.target
+        curve, n = self.target, self.target.padded.get(n, n)
         if n in self.recent or len(self.recent) < RECENT_WIDTHS or n not in curve.table:
             curve.observe(n, context, seconds)
         else:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dynx.errors import ModelError
 from dynx.speculation.processors import make_processors
@@ -44,6 +43,12 @@ class LogitsProcessors:
         self._made: list[Process] | None = None
         self._warpers: list[Any] = []
         if not sampling.greedy:
+            from transformers.generation.logits_process import (
+                TemperatureLogitsWarper,
+                TopKLogitsWarper,
+                TopPLogitsWarper,
+            )
+
             if sampling.temperature != 1:
                 self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from dynx.errors import InvalidInput, ModelError, UnsupportedModelError
+from dynx.errors import InvalidInput, ModelError
 from dynx.runtime import loading
 from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, Quantization, choose
@@ -24,15 +24,16 @@ from dynx.runtime.threads import beside
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
-from dynx.speculation.disk_drafters import drafters_for, named
 from dynx.speculation.formats import EXPORTED, adapters_said, exported_execution, part_said, stored_weights
-from dynx.speculation.known_drafters import known_drafter, place_of
+from dynx.speculation.known_drafters import known_drafter
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
+from dynx.speculation.plan_drafters import describe_drafters, exit_layers, load_drafter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dynx.runtime.backends.interface import Backend
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Profile
@@ -160,7 +161,8 @@ def _stored_in_words(plan: GeneratorPlan) -> str:
             f"the file's weights ({shares}) unpacked to {plan.dtype}; speculation is lossless relative to these values"
         )
     return (
-        f"the file's own integers ({shares}), inputs in 8 bits; speculation is lossless relative to the file's values"
+        f"the file's own integers ({shares}), inputs in 8 bits; speculation is lossless relative to the file's values; other "
+        "precisions round those again, so they run only where `dtype` or `quantize` asks for one"
     )
 
 
@@ -247,30 +249,20 @@ def assemble(
     if clock is not None:
         _ = plan.weights  # before they are read
     library_text = _library(request)
-    stages("importing torch and transformers")
-    with loading.importing():
-        import torch
-
-        torch.set_num_threads(plan.threads)
-        from dynx.speculation.drafters.late import LateDrafter
-        from dynx.speculation.engine import Drafters, Engine
-        from dynx.speculation.sampling import check_processors
+    fitted = plan.fitted
+    began = time.perf_counter()
+    tokenizer, own, kernels, target = _load_target(plan, stages, warn, clock)
+    loading_seconds = time.perf_counter() - began  # the draft model is smaller
+    from dynx.speculation.drafters.late import LateDrafter
+    from dynx.speculation.engine import Drafters, Engine
+    from dynx.speculation.sampling import check_processors
 
     acceptance_profile = _acceptance_profile(plan, warn)
-    stages("reading the tokenizer")
-    tokenizer = loading.load_tokenizer(plan.source)
-    own = _own_settings(plan, tokenizer)
-    stages(f"loading {plan.source.name}")
-    fitted = plan.fitted
-    kernels = ModelBackends(plan, stages, warn, clock)
-    began = time.perf_counter()
-    target = kernels.target()
-    loading_seconds = time.perf_counter() - began  # the draft model is smaller
     if request.quantize == "file":
         decisions.quantize = Decision("file", _stored_in_words(plan))  # by the backend that runs it after all
     padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
-    target.set_padded_lengths(padded_lengths)
+    acceptance_profile.costs.target.pad(padded_lengths if target.set_padded_lengths(padded_lengths) else {})
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
     if (state := target.state) is not None:
@@ -281,11 +273,11 @@ def assemble(
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
         small = late = None
         if plan.drafter and put_off and plan.auto and worth is None:
-            load = lambda: _load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
+            load = lambda: load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
             late = LateDrafter(load, loading_seconds, began, time.perf_counter)
         elif plan.drafter and (worth is None or "draft" in worth):
-            small = _load_drafter(plan, tokenizer, kernels, stages)
-        layers = _exit_layers(plan, fitted, target.layers)
+            small = load_drafter(plan, tokenizer, kernels, stages)
+        layers = exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
                 raise ModelError(f"`draft` self: {target.can_exit.reason}")
@@ -293,7 +285,7 @@ def assemble(
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
         drafters = Drafters(small, layers, looking, library, late)
-        decisions.draft = _describe_drafters(plan, drafters)
+        decisions.draft = describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
     engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile, threads=plan.threads)
@@ -307,6 +299,32 @@ def assemble(
 
         engine.batch_invariant |= is_batch_invariant(plan.own_profile.measured.get("noise"), padded_lengths)
     return LoadedGenerator(plan, engine, tokenizer, own, lambda: verifier(plan, engine.target))
+
+
+def _load_target(
+    plan: GeneratorPlan,
+    stages: Callable[[str], None],
+    warn: Callable[[str], None],
+    clock: Callable[[], float] | None,
+) -> tuple[Any, ModelSettings, ModelBackends, Backend]:
+    """Load tokenizer, settings and target; a model kept for another runtime loads while a thread imports torch."""
+    with loading.importing():
+        torch_ahead = loading.Ahead("torch", "dynx.speculation.engine")
+        if plan.backend != OPENVINO or clock is not None or plan.source.is_exported:
+            stages("importing torch")
+            torch_ahead.join()
+        stages("reading the tokenizer")
+        tokenizer = loading.load_text_tokenizer(plan.source)
+        own = _own_settings(plan, tokenizer)
+        stages(f"loading {plan.source.name}")
+        kernels = ModelBackends(plan, stages, warn, clock, torch_ahead.join)
+        target = kernels.target()
+        stages("importing torch")
+        torch_ahead.join()
+        import torch
+
+        torch.set_num_threads(plan.threads)
+    return tokenizer, own, kernels, target
 
 
 def _own_settings(plan: GeneratorPlan, tokenizer: Any) -> ModelSettings:
@@ -364,77 +382,6 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
         if plan.profile is None:
             acceptance_profile.first_regret_budget = UNASKED_REGRET_BUDGET_PASSES
     return acceptance_profile
-
-
-def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
-    from dynx.runtime.backends.trimmed import can_trim, trim
-    from dynx.speculation.drafters.translated import TranslatedBackend
-    from dynx.speculation.drafters.translation import translation_between
-
-    source = plan.drafter
-    if source is None:
-        raise RuntimeError("there is no draft model to load")
-    stages(f"loading {source.name}")
-    try:
-        translation = translation_between(tokenizer, loading.load_tokenizer(source))
-    except UnsupportedModelError as e:
-        raise ModelError(
-            f"{source.name} can't draft for {plan.source.name}: another vocabulary, and {e}",
-            hint=_others(plan) or "`draft` self and `draft` lookup need no tokenizer",
-        ) from None
-    backend = kernels.drafter(source)
-    if not backend.can_rollback.value:
-        raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}", hint=_others(plan))
-    kept = plan.fitted.get("draft_vocabulary")
-    if isinstance(kept, list) and all(type(token) is int for token in kept) and can_trim(backend):
-        trim(backend, kept)
-    return backend if translation is None else TranslatedBackend(backend, translation)
-
-
-def _others(plan: GeneratorPlan) -> str | None:
-    """Name the models on disk that could draft instead of the plan's drafter."""
-    own = None if plan.drafter is None else place_of(plan.drafter)
-    found = named([each for each in drafters_for(plan.source) if each.name != own])
-    return f"on this disk: {found}" if found else None
-
-
-def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:
-    """Return a profile's exit layer; without a profile a third of the depth, and only if requested by name."""
-    if "self" not in plan.kinds:
-        return None
-    known = fitted.get("exit_layers")
-    if isinstance(known, int) and 0 < known < layers:
-        return known
-    if "origins" in fitted:
-        return None  # calibration looked, and no exit was worth it
-    return None if plan.auto else max(1, layers // 3)
-
-
-def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
-    names = []
-    known = plan.profile
-    dropped = known is not None and (
-        (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
-    )
-    if drafters.model is not None and plan.drafter is not None:
-        how = getattr(drafters.model, "how", "")
-        names.append(f"model {plan.drafter.name}{how and f' ({how})'}")
-    if drafters.exit_layers:
-        names.append(f"self after layer {drafters.exit_layers}")
-    if drafters.lookup:
-        names.append("lookup")
-    why = "asked for"
-    if plan.auto:
-        why = (
-            "weighed each round by measured costs"
-            if plan.own_profile
-            else "tried where that can't cost more than one pass and 1 %: nothing is measured here yet"
-        )
-    if dropped and known is not None:
-        why = f"{'came with the model' if plan.bundled else 'calibration'}: {known.decision['summary']}"
-    elif drafters.late is not None and plan.drafter is not None:
-        why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"
-    return Decision(", ".join(names) or "none", why)
 
 
 def padded_lengths_of(profile: Profile) -> dict[int, int]:

@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend, Session
 
-TARGET_PASS_TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25)
-"""Tokens per target pass; between them costs are interpolated."""
+TARGET_PASS_TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 25)
+"""Tokens per target pass; between them costs are interpolated. Kernels take rows by 4, 8 or 16: both sides of each step."""
+
+LONG_CONTEXT_PASS_TOKENS = (1, 2, 3, 5, 8, 13, 25)
+"""Tokens per target pass after longer contexts, for the slope over contexts; steps are where they are after short ones."""
 
 DRAFT_PASS_TOKENS = (1, 2, 4, 16)
 """Tokens that a draft model reads before its first draft."""
 
-SHORT_CONTEXT_TOKENS, LONG_CONTEXT_TOKENS = 32, 512
-"""Contexts at which passes are measured, the longer cut to what the model allows."""
+CONTEXT_TOKENS = (32, 512, 1536)
+"""Contexts at which passes are measured, the longest cut to what the model allows."""
+
+MIN_CONTEXT_RATIO = 1.5
+"""Factor between two contexts from which measuring both tells something."""
 
 MAX_SAMPLES_PER_CELL = 15
 """Samples per cell after which medians no longer move; at least 3 are taken, and fewer than this if the budget ends first."""
@@ -61,11 +67,15 @@ class Samples:
         return CostCurve.fit((n, c, s) for (w, n, c), v in self.cells.items() if w == what for s in v)
 
     def use_padded_passes(self, widths: Mapping[int, int]) -> None:
-        """Replace the target's samples by those of the padded passes that `widths` names."""
-        for what, n, context in list(self.cells):
-            wider = self.cells.get(("target", widths.get(n, n), context))
-            if what == "target" and wider is not None:
-                self.cells[what, n, context] = wider
+        """Replace the target's samples by those of the padded passes that `widths` names; drop them where there are none."""
+        measured = dict(self.cells)
+        for what, n, context in measured:
+            if what == "target" and n in widths:
+                wider = measured.get((what, widths[n], context))
+                if wider is None:
+                    del self.cells[what, n, context]
+                else:
+                    self.cells[what, n, context] = wider
 
     def spread(self, what: str) -> float:
         """Return the machine's noise: the median over cells of (third quartile - first quartile) / median."""
@@ -80,13 +90,12 @@ class Samples:
 
 def contexts_of(backend: Backend, extra: int = max(TARGET_PASS_TOKENS)) -> tuple[int, ...]:
     """Return the contexts to measure at, in tokens."""
-    limit = (backend.context or 1 << 30) - extra
-    longest = max(1, min(LONG_CONTEXT_TOKENS, limit))
-    return (
-        (SHORT_CONTEXT_TOKENS, longest)
-        if longest >= 4 * SHORT_CONTEXT_TOKENS
-        else (min(SHORT_CONTEXT_TOKENS, longest),)
-    )
+    limit = max(1, (backend.context or 1 << 30) - extra)
+    contexts = [min(CONTEXT_TOKENS[0], limit)]
+    for each in CONTEXT_TOKENS[1:]:
+        if min(each, limit) >= MIN_CONTEXT_RATIO * contexts[-1]:
+            contexts.append(min(each, limit))
+    return tuple(contexts)
 
 
 def measure(
@@ -103,14 +112,15 @@ def measure(
 
     `progress` is called with the share of the budget spent.
     """
-    rng = rng or random.Random(0)  # noqa: S311 - the order of measurements is no secret
+    rng, began = rng or random.Random(0), clock()  # noqa: S311 - the order of measurements is no secret
     jobs: dict[Cell, Callable[[], None]] = {}
     # A round's first draft loads weights that the target's pass drove out of the caches; the others are the cost of a
     # draft, and the first one's extra is part of a round's overhead.
     before: dict[Cell, Callable[[], None]] = {}
-    for context in contexts_of(target):
+    for number, context in enumerate(contexts_of(target)):
         session = _filled(target, context)
-        widths = [n for n in TARGET_PASS_TOKENS if target.context is None or context + n <= target.context]
+        measured = LONG_CONTEXT_PASS_TOKENS if number else TARGET_PASS_TOKENS
+        widths = [n for n in measured if target.context is None or context + n <= target.context]
         for n in widths:
             jobs["target", n, context] = _pass(session, context, n)
             if session.pads:
@@ -128,7 +138,6 @@ def measure(
     samples = Samples({cell: [] for cell in jobs})
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
-    began = clock()
     for number in range(MAX_SAMPLES_PER_CELL):
         cells = list(jobs)
         rng.shuffle(cells)
@@ -208,8 +217,14 @@ def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
         each = layer_seconds(samples, layers)
         whole = costs.target
         rest = {n: (max(v - each * exit_layers, 0.05 * v), w) for n, (v, w) in whole.table.items()}
-        costs.complete = CostCurve(costs.drift, rest, whole.per_context * (1 - exit_layers / layers), whole.reference)
+        costs.complete = _later_layers(whole, rest, 1 - exit_layers / layers)
     return costs
+
+
+def _later_layers(whole: CostCurve, table: dict[int, tuple[float, float]], share: float) -> CostCurve:
+    """Return the curve of a share of the layers with this `table`."""
+    slopes = {n: slope * share for n, slope in whole.slopes.items()}
+    return CostCurve(whole.drift, table, whole.per_context * share, whole.reference, slopes)
 
 
 def layer_seconds(samples: Samples, layers: int) -> float:

@@ -14,25 +14,29 @@ from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.drafters.translated import TranslatedBackend
 from dynx.speculation.engine import Engine
-from dynx.speculation.policy import MAX_DRAFT_TOKENS, Plain
+from dynx.speculation.loops import loop_start
+from dynx.speculation.policy import MAX_DRAFT_TOKENS
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.simulate import DraftTrace
 from dynx.speculation.translated_traces import read_translated
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.ngram_index import NgramIndex
 
-ANSWER_TOKENS = 96
+ANSWER_TOKENS = 128
 """Tokens per text: enough for lookup to find repetitions, short enough for several texts."""
 
-OPENING_TOKENS = 24
-"""Tokens of an opening that the model samples."""
+MIN_ANSWER_TOKENS = 8
+"""Tokens below which an answer tells too little to be kept."""
+
+TOKENS_BETWEEN_LOOP_CHECKS = 16
+"""Tokens after which a text under way is searched for a loop."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +47,59 @@ class Text:
     prompt: int
 
 
+@dataclass(frozen=True)
+class WrittenTexts:
+    """Texts to learn from, and how many of them were cut where they began to loop."""
+
+    texts: list[Text]
+    loops: int
+
+
 def write_texts(
     engine: Engine,
-    prompts: Sequence[Sequence[int]],
+    prompts: Iterable[Sequence[int]],
     count: int,
     sampling: Sampling,
     clock: Callable[[], float],
     budget: float,
     progress: Callable[[float], None],
-) -> list[Text]:
-    """Greedy continuations of `prompts`, or of openings sampled from the model. At least two, whatever the budget."""
-    began, texts = clock(), []
+    *,
+    end_tokens: frozenset[int] = frozenset(),
+) -> WrittenTexts:
+    """Up to `count` greedy answers to `prompts`, up to their end or to where they begin to loop; at least two in any budget.
+
+    Prompts whose answers are loops from the beginning, or empty, are passed over. A model that writes nothing else is measured on
+    those.
+    """
+    began = clock()
+    kept: list[Text] = []
+    whole: list[Text] = []
+    loops = 0
     writer = Engine(engine.target, engine.drafters, clock=clock)
-    for i in range(min(count, len(prompts)) if prompts else count):
-        prompt = list(prompts[i]) if prompts else make_up_opening(writer, i)
+    for prompt in prompts:
         limit = engine.target.context
         room = ANSWER_TOKENS if limit is None else min(ANSWER_TOKENS, limit - len(prompt))
-        if room < 8:
-            continue
-        run = writer.start(Request(prompt, room, sampling))
-        for _ in run:
-            pass
-        texts.append(Text([*prompt, *run.tokens], len(prompt)))
-        progress((i + 1) / count)
-        if len(texts) >= 2 and clock() - began > budget:
+        if room >= MIN_ANSWER_TOKENS:
+            answer, length = _answer(writer, prompt, room, sampling, end_tokens)
+            whole.append(Text([*prompt, *answer], len(prompt)))
+            if length >= MIN_ANSWER_TOKENS:
+                kept.append(Text([*prompt, *answer[:length]], len(prompt)))
+                loops += length < len(answer)
+        progress(max(len(kept) / count, min(1.0, (clock() - began) / budget)))
+        if len(kept) >= count or (len(kept) >= 2 and clock() - began > budget):
             break
-    return texts
+    return WrittenTexts(kept, loops) if len(kept) >= 2 else WrittenTexts(whole, 0)
 
 
-def make_up_opening(engine: Engine, number: int) -> list[int]:
-    """Sample a prompt from the target at temperature 1, after a token chosen by `number`."""
-    start = (number * 7919 + 11) % engine.target.vocab  # any token will do; a prime step spreads them
-    run = engine.start(Request([start], OPENING_TOKENS, Sampling(temperature=1.0, seed=number)), Plain())
-    for _ in run:
-        pass
-    return [start, *run.tokens]
+def _answer(
+    writer: Engine, prompt: Sequence[int], room: int, sampling: Sampling, end_tokens: frozenset[int]
+) -> tuple[list[int], int]:
+    """Return an answer and how many of its tokens come before a loop repeats itself."""
+    run = writer.start(Request(list(prompt), room, sampling, eos=end_tokens))
+    for number, _ in enumerate(run, 1):
+        if number % TOKENS_BETWEEN_LOOP_CHECKS == 0 and (start := loop_start(run.tokens)) is not None:
+            return run.tokens, start
+    return run.tokens, loop_start(run.tokens) or len(run.tokens)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,11 @@ class Request:
         True  # whether the answer goes on with the prompt's text, rather than being one of its own, as in a chat
     )
 
+    @property
+    def any_prefix(self) -> bool:
+        """Whether any number of the drafts may be verified: not where chance draws and accepts them (see `acceptance`)."""
+        return self.sampling.greedy or self.sampling.seed is not None
+
 
 @dataclass(frozen=True)
 class Token:

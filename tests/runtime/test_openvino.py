@@ -16,8 +16,9 @@ from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, referen
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Part
+from dynx.runtime.backends.openvino import convert, paged, pool, weights
 from dynx.runtime.backends.openvino import decoder as openvino
-from dynx.runtime.backends.openvino import pool
+from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.device import probe
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.exactness import is_batch_invariant, noise_if_exact, prepare
@@ -222,8 +223,8 @@ def test_float32_holds_sixteen_bits_where_they_are_all_there_is(kind: str, dtype
             parameter.copy_(parameter.to(dtype).float())
     held = {}
     for name, model in (("wide", wide), ("narrow", narrow)):
-        graph = openvino.convert.convert(model)
-        openvino.store_weights(graph, "float32")
+        graph = convert.convert(model)
+        weights.store_weights(graph, "float32")
         kinds = [
             node.get_output_element_type(0).get_type_name()
             for node in graph.get_ops()
@@ -256,15 +257,13 @@ def test_a_format_must_hold_every_value() -> None:
 
 def test_four_bits_are_the_rounded_model() -> None:
     """With 4-bit weights the logits are those of the torch model with its weights rounded the same way."""
-    from dynx.runtime.backends.openvino import weights
-
     model = tiny("llama", hidden_size=64, intermediate_size=128)
     got = openvino.load(model, precision="int4", threads=1, cache=None).open().forward(TEXT[:30])
     with torch.inference_mode():
         plain = model(input_ids=torch.tensor([TEXT[:30]]), use_cache=False).logits[0]
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
-                groups = module.weight.view(len(module.weight), -1, weights.WEIGHT_GROUP_SIZE)
+                groups = module.weight.view(len(module.weight), -1, WEIGHT_GROUP_SIZE)
                 low, high = groups.amin(2, keepdim=True).clamp_max(0), groups.amax(2, keepdim=True).clamp_min(0)
                 scale = (high - low) / 15
                 offset = (-low / scale).round()
@@ -279,7 +278,7 @@ def test_a_kept_model_is_read_back(precision: Any, tmp_path: Path, monkeypatch: 
     """What `load` kept gives the same logits in another load, which converts nothing, and in `reload` without torch's model."""
     model = tiny("llama")
     first = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
-    monkeypatch.setattr(openvino.convert, "convert", None)
+    monkeypatch.setattr(convert, "convert", None)
     second = openvino.load(model, precision=precision, threads=1, cache=tmp_path / "kept").open().forward(TEXT[:20])
     alone = openvino.reload(precision=precision, threads=1, cache=tmp_path / "kept")
 
@@ -330,8 +329,8 @@ def test_growing_rotations_are_refused() -> None:
 
 def test_other_logits_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A conversion that computes something else is found out, refused with the size of the difference, and not kept."""
-    honest = openvino.convert.convert
-    monkeypatch.setattr(openvino.convert, "convert", lambda model, *given: honest(tiny("llama", seed=9), *given))
+    honest = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda model, *given: honest(tiny("llama", seed=9), *given))
     with pytest.raises(UnsupportedModelError, match="llama gives other logits on OpenVINO"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -416,7 +415,7 @@ def test_what_doesnt_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     def rejected(*args: Any) -> None:
         raise RuntimeError("Unsupported operation of type: Zeta\nand more")
 
-    monkeypatch.setattr(openvino.convert, "assemble", rejected)
+    monkeypatch.setattr(paged, "assemble", rejected)
     with pytest.raises(UnsupportedModelError, match=r"llama can't be compiled by OpenVINO \(Unsupported .*: Zeta\)"):
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
 
@@ -597,7 +596,7 @@ def test_tied_weights_stay_tied(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([TEXT[:9]]), use_cache=False).logits[0].float()
     found = backend.open().forward(TEXT[:9])
-    assert (found - want).abs().max() <= openvino.MAX_LOGIT_ERROR[precision] * want.abs().max()
+    assert (found - want).abs().max() <= MAX_LOGIT_ERROR[precision] * want.abs().max()
 
 
 def test_a_preparation_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

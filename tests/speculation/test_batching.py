@@ -19,16 +19,18 @@ from dynx.errors import DeviceError, UsageError
 from dynx.runtime.backends.batch import BatchSession, can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import batch_size
-from dynx.speculation.batch_drafting import BatchCosts
 from dynx.speculation.batch_size import by_timing, choose, from_profile, measure_batches, sequences_that_fit, weigh
 from dynx.speculation.batching import Batch
 from dynx.speculation.engine import Drafters, Engine
+from dynx.speculation.policy import Plain
+from dynx.speculation.shared_costs import BatchCosts
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.speculation.sequence import SequenceRun
+    from dynx.speculation.types import DrafterCandidate, DraftSource
 
 WINDOWED = ("gemma2", "gemma3_text", "mistral")
 BATCHED = [kind for kind in ROLLING if kind not in WINDOWED]
@@ -114,24 +116,22 @@ def test_a_model_that_counts_columns_is_found_out() -> None:
     assert "llama gives other logits in a batch of unequal rows" in able.reason
 
 
-class Bold(Batch):
-    """Guesses always, and however far chance will have it."""
+class Bold(Plain):
+    """Drafts always, with any drafter there is, and however far chance will have it."""
 
     chance = random.Random(0)
 
-    def _verify_lengths(self, rows: Any, origins: Any, survival: Any, price: float) -> list[int]:
-        if not self._target.ragged:
-            return super()._verify_lengths(rows, origins, survival, price)
-        return [self.chance.randrange(len(own) + 1) for own in survival]
+    def choose(self, candidates: Sequence[DrafterCandidate], context: int, room: int) -> DraftSource | None:
+        """Return any of them."""
+        return self.chance.choice([c.origin for c in candidates]) if candidates else None
 
-    def _worthwhile(self, *arguments: Any) -> bool:
-        return True
-
-    def _should_draft_more(self, *arguments: Any) -> bool:
+    def should_draft_more(self, signals: Sequence[float]) -> bool:
+        """Flip a coin."""
         return self.chance.random() < 0.7
 
-    def _verify_length(self, gains: Sequence[float], price: float) -> int:
-        return self.chance.randrange(len(gains) + 1)
+    def verify_length(self, signals: Sequence[float]) -> int:
+        """Return any number of them."""
+        return self.chance.randrange(len(signals) + 1)
 
 
 def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int], str]]:
@@ -144,7 +144,7 @@ def alone(engine: Engine, requests: Sequence[Request]) -> list[tuple[list[int], 
     return out
 
 
-def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[Batch] = Bold) -> list[SequenceRun]:
+def together(engine: Engine, requests: Sequence[Request], rows: int, *, bold: bool = True) -> list[SequenceRun]:
     """The answers of a batch."""
     waiting, begun = list(reversed(requests)), []
 
@@ -154,7 +154,7 @@ def together(engine: Engine, requests: Sequence[Request], rows: int, kind: type[
         begun.append(batch.sequence(waiting.pop()))
         return begun[-1]
 
-    batch = kind(engine, rows, more=more)
+    batch = Batch(engine, rows, more=more, policy=(lambda _: Bold()) if bold else None)
     batch.step()
     for at in range(len(requests)):
         list(begun[at])
@@ -203,7 +203,7 @@ def test_any_number_of_rows_will_do(rows: int) -> None:
     """One row, fewer rows than prompts, more rows than prompts: the same texts, by the policy itself."""
     target = EagerBackend(tiny("llama"))
     requests = requests_for(Sampling(), 5)
-    found = together(Engine(target, Drafters(EagerBackend(perturbed(tiny("llama"), 0.03)))), requests, rows, Batch)
+    found = together(Engine(target, Drafters(EagerBackend(perturbed(tiny("llama"), 0.03)))), requests, rows, bold=False)
 
     assert [(row.tokens, row.finish_reason) for row in found] == alone(Engine(target), requests)
 
@@ -263,12 +263,27 @@ def test_prompts_that_begin_alike_are_read_once(rows: int, converted: tuple[Any,
     expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
     target.forward = counted
     try:
-        found = together(Engine(target, Drafters(lookup=False)), requests, rows, Batch)
+        found = together(Engine(target, Drafters(lookup=False)), requests, rows, bold=False)
     finally:
         del target.forward
 
     assert [(row.tokens, row.finish_reason) for row in found] == expected
     assert read < 200 + 9 * (200 % 32 + 4 + 6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_beginning_shorter_than_a_block_is_read_once(converted: tuple[Any, Any]) -> None:
+    """As chats have it, whose template begins with the same few tokens, however different the rest of the prompts is."""
+    target, _ = converted
+    target.new_pool()
+    rng = random.Random(8)
+    common = [rng.randrange(VOCAB) for _ in range(24)]
+    requests = [Request([*common, *[rng.randrange(VOCAB) for _ in range(40)]], 4) for _ in range(6)]
+    expected = alone(Engine(EagerBackend(tiny("llama"))), requests)
+    found = together(Engine(target, Drafters(lookup=False)), requests, 6, bold=False)
+
+    assert [(row.tokens, row.finish_reason) for row in found] == expected
+    assert target.pool.copied == 5
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -399,7 +414,6 @@ def test_the_choice_says_why() -> None:
         6,
         1,
     )
-    assert "plain" in choose(assembly(target, plain=True), asked=None, **common).decision.reason
     assert "too little" in choose(assembly(target), asked=None, waiting=2, tokens=9).decision.reason
     assert "one sequence at a time" in choose(assembly(Stub(9, scripted(9, [1]))), asked=None, **common).decision.reason
     windowed = choose(assembly(EagerBackend(tiny("gemma2"))), asked=None, **common)
@@ -407,6 +421,22 @@ def test_the_choice_says_why() -> None:
     for refused in (assembly(EagerBackend(tiny("gemma2"))), assembly(target, exact=object()), assembly(target, free=1)):
         with pytest.raises(UsageError, match="`batch` 6: "):
             choose(refused, asked=6, **common)
+
+
+def test_plain_decoding_is_batched_too() -> None:
+    """It is weighed against plain decoding one at a time, whatever speculation could be worth."""
+    ticks = iter(range(10**9))
+    target = assembly(
+        EagerBackend(tiny("llama")), plain=True
+    )  # whose passes take as long, however many sequences they have
+    target.engine.clock = lambda: float(next(ticks))
+    found = choose(target, asked=None, waiting=9, tokens=100)
+    stored = costs({1: 0.010, 2: 0.010, 4: 0.011, 8: 0.012, 16: 0.030}).target.to_json()
+    fitted = {"tokens_per_second": 800.0, "origins": [], "reliability": {}}
+    profile: Any = SimpleNamespace(measured={"batch": {"target": stored, "draft": None}}, fitted=fitted)
+
+    assert (found.sequences, "(plain)" in found.decision.reason) == (16, True)
+    assert [getattr(from_profile(profile, 16, plain=plain), "sequences", None) for plain in (False, True)] == [1, 8]
 
 
 def test_memory_caps_the_rows() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,8 +12,11 @@ from support.models import Clock, TimedBackend, perturbed, tiny
 
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileKey
-from dynx.speculation.calibrate import Check, calibrate, exit_candidates
+from dynx.speculation.calibrate import calibrate, exit_candidates
+from dynx.speculation.calibration_check import Check, correction
+from dynx.speculation.calibration_prompts import evenly
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
+from dynx.speculation.loops import loop_start
 from dynx.speculation.policy import MAX_DRAFT_TOKENS, Plain, Static
 from dynx.speculation.prediction import choose_set
 from dynx.speculation.setup import acceptance_profile_of, padded_lengths_of
@@ -55,7 +60,14 @@ def assembly_of(engine: Engine, kinds: set[str]) -> Any:
         weights="0" * 32,
     )
     decisions = SimpleNamespace(backend=Decision("torch-eager", "the tests'"))
-    return SimpleNamespace(engine=engine, plan=plan, decisions=decisions, sampling=Sampling)
+    return SimpleNamespace(
+        engine=engine, plan=plan, decisions=decisions, sampling=Sampling, tokenizer=spelled, end_tokens=frozenset()
+    )
+
+
+def spelled(text: str) -> dict[str, list[int]]:
+    """A tokenizer of single letters that knows few of them."""
+    return {"input_ids": [ord(letter) % 61 for letter in text[:40]]}
 
 
 def written(engine: Engine, count: int = 3, tokens: int = 48) -> list[Text]:
@@ -206,7 +218,8 @@ def test_what_is_slower_than_plain_is_put_aside_whatever_the_replay_says(monkeyp
     assert "draft" not in found.origins
     assert "draft" not in found.profile.fitted["origins"]
     assert len(found.put_aside) == 1
-    assert "the draft model took 0." in found.summary
+    assert "put aside: the draft model" in found.summary
+    assert " took 0." in found.summary
     assert "where the replay said" in found.summary
 
 
@@ -214,7 +227,7 @@ def test_lookup_that_loses_is_left_out_for_good(monkeypatch: pytest.MonkeyPatch)
     """Where even looking for repetitions made answers slower, the profile keeps the next run from it."""
     engine = engine_of(Clock())
     losing = Check(0.9, 3)
-    monkeypatch.setattr("dynx.speculation.calibrate.confirm", lambda *_: losing)
+    monkeypatch.setattr("dynx.speculation.calibration_check.confirm", lambda *_: losing)
 
     found = calibrate(assembly_of(engine, {"lookup"}), budget=1e9, clock=engine.clock)
 
@@ -268,7 +281,7 @@ def test_prompts_of_the_user_are_what_is_learned_from() -> None:
     engine = engine_of(Clock())
     prompts = [[5, 6, 7], [8, 9], [10]]
 
-    texts = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None)
+    texts = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None).texts
     found = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=engine.clock, prompts=prompts)
 
     assert [list(t.tokens[: t.prompt]) for t in texts] == prompts
@@ -313,3 +326,84 @@ def test_knowledge_without_a_profile_is_a_fresh_start() -> None:
     assert isinstance(known, AcceptanceProfile)
     assert not known.costs.target.known
     assert 0 < known.model_for("draft", greedy=True).typical < 1
+
+
+def test_few_answers_that_differ_do_not_refute() -> None:
+    """0.93x over four answers, two of which gained, is within their spread; the same loss in each of them is not."""
+    mixed = Check.of([(1.0, 1.3), (1.0, 0.9), (1.0, 1.2), (1.0, 0.9)])
+    steady = Check.of([(1.0, 1.08), (1.0, 1.07), (1.0, 1.08), (1.0, 1.07)])
+
+    assert mixed.speedup == pytest.approx(0.93, abs=0.01)
+    assert steady.speedup == pytest.approx(0.93, abs=0.01)
+    assert not mixed.below(1.0)
+    assert steady.below(1.0)
+    assert not Check.of([(1.0, 2.0)]).below(1.0)
+
+
+def test_a_margin_covers_what_other_answers_give() -> None:
+    """Of many checks of a drafter that neither gains nor loses about one in twenty says that it loses."""
+    rng = random.Random(5)
+    checks = [Check.of([(1.0, rng.lognormvariate(0, 0.2)) for _ in range(5)]) for _ in range(2000)]
+    true = 1 / statistics.fmean(rng.lognormvariate(0, 0.2) for _ in range(20000))
+
+    wrong = sum(check.below(true) for check in checks) / len(checks)
+
+    assert 0.02 < wrong < 0.09
+
+
+def test_lookup_within_the_checks_error_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short check that doesn't tell a loss from its own spread leaves lookup in the profile."""
+    engine = engine_of(Clock())
+    unsure = Check(0.93, 4, 0.2, ((0.93, 1.0),) * 4)
+    monkeypatch.setattr("dynx.speculation.calibration_check.confirm", lambda *_: unsure)
+
+    found = calibrate(assembly_of(engine, {"lookup"}), budget=1e9, clock=engine.clock)
+
+    assert found.put_aside == ()
+    assert found.profile.fitted["lookup"] is True
+
+
+def test_a_long_check_corrects_the_replay_and_a_short_or_wild_one_hardly() -> None:
+    """Many answers that are a fifth slower than replayed lower what is expected; a few, or answers all over the place, don't."""
+    replayed = [(1.0, 0.5), (2.0, 1.6), (1.0, 0.8), (3.0, 1.5)]
+    steady = [(plain, dynamic * 1.25) for plain, dynamic in replayed]
+    wild = [(plain, dynamic * factor) for (plain, dynamic), factor in zip(replayed, (4.0, 0.3, 3.0, 0.5), strict=True)]
+
+    assert 0.8 < correction(steady * 6, replayed * 6) < 0.85
+    assert 0.93 < correction(steady, replayed) < 1.0
+    assert correction(wild, replayed) == pytest.approx(1.0, abs=0.05)
+    assert correction(steady[:1], replayed[:1]) == 1.0
+
+
+def test_prompts_sorted_by_kind_are_taken_from_all_of_them() -> None:
+    """A file of questions sorted by subject isn't judged by its first subject; a short one is taken whole."""
+    assert evenly(range(480), 4) == [0, 240, 120, 360]
+    assert sorted(evenly(range(480), 24)) == list(range(0, 480, 20))
+    assert sorted(evenly(range(480), 24)[:6]) == [0, 80, 160, 240, 320, 400]
+    assert evenly([1, 2, 3], 4) == [1, 2, 3]
+
+
+def test_answers_end_where_they_end_and_loops_are_cut() -> None:
+    """No text holds a loop or goes on past its end, and a model isn't run to the end of a loop."""
+    engine = engine_of(Clock())
+    prompts = [[1, 2, 3], [5, 6], [40, 41], [17]]
+    whole = [answer(engine, prompt) for prompt in prompts]
+
+    found = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None)
+    ends = frozenset([whole[0][9], whole[1][12]])
+    ended = write_texts(engine, prompts, 8, GREEDY, engine.clock, 1e9, lambda _: None, end_tokens=ends)
+
+    assert len(found.texts) >= 2
+    assert all(loop_start(text.tokens[text.prompt :]) is None for text in found.texts)
+    assert len(ended.texts) >= 2
+    for text in ended.texts:
+        written = text.tokens[text.prompt :]
+        full = whole[prompts.index(list(text.tokens[: text.prompt]))]
+        assert written == full[: len(written)]
+        assert not ends & set(written[:-1])
+
+
+def answer(engine: Engine, prompt: list[int]) -> list[int]:
+    """48 tokens."""
+    run = engine.start(Request(prompt, 48), Plain())
+    return [token.id for token in run]

@@ -19,7 +19,7 @@ from dynx.runtime.costs import CostCurve
 from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.engine import ACCEPTANCE_PRIORS, starting_regret_budget
 from dynx.speculation.policy import REGRET_BUDGET_SHARE, Dynamic, Plain, Policy, Static
-from dynx.speculation.prediction import fit
+from dynx.speculation.prediction import fit, predict
 from dynx.speculation.round_costs import Costs
 from dynx.speculation.setup import UNASKED_REGRET_BUDGET_PASSES
 from dynx.speculation.simulate import DraftTrace, Recording, simulate
@@ -43,11 +43,27 @@ PROMISED_SPEEDUP = 1.6
 MIN_SHARE = 0.98
 """Least speed, as a share of the best constant's on the same kind."""
 
+MIN_STEPPED_SHARE = 0.97
+"""The same on `STEPPED`, where a constant of 3 is best by far: the policy tries a second step in a tenth of the rounds."""
+
 # Per further token a pass of 8-bit weights costs more, as a share, than one of 16 bits, because its first token costs less.
 EIGHT_BITS = {
     "100": {"1": 10.2, "2": 11.2, "4": 12.2, "6": 13.4, "8": 15.4, "12": 19.0, "16": 23.0, "24": 31.0},
     "1000": {"1": 11.4, "2": 13.0, "4": 14.6, "6": 16.4, "8": 18.8, "12": 23.5, "16": 28.2, "24": 38.0},
     "2000": {"1": 13.0, "2": 15.5, "4": 18.0, "6": 20.5, "8": 23.4, "12": 29.0, "16": 34.8, "24": 46.0},
+}
+
+STEP, STEPS = 4, 6
+"""Rows that kernels take at a time in `STEPPED`, and how many times."""
+
+# Kernels that hold weights in 16 bits and compute in 32 do four rows at a time: up to that one costs as much as all.
+STEPPED = {
+    str(context): {
+        str(n): (18.0 + 4.0 * context / 1000) * (1.0 + 0.5 * step)
+        for step in range(STEPS)
+        for n in (STEP * step + 1, STEP * (step + 1))
+    }
+    for context in (100, 1000, 2000)
 }
 
 
@@ -75,9 +91,8 @@ class Measured(CostCurve):
         return x + (y - x) * (n - a) / (b - a)
 
     def calibrated(self) -> CostCurve:
-        """What calibration would make of passes at its two contexts."""
-        contexts = sorted(self.rows)[:2]
-        return CostCurve.fit((n, c, s) for c in contexts for n, s in self.rows[c])
+        """What calibration would make of passes at its contexts."""
+        return CostCurve.fit((n, c, s) for c, row in self.rows.items() for n, s in row)
 
 
 @cache
@@ -91,7 +106,8 @@ def recorded() -> dict[str, Any]:
 def recordings(precision: str) -> list[tuple[str, Recording]]:
     """(kind, recording) of each answer that is long enough to draft for."""
     out = []
-    for question, answer in zip(recorded()["questions"], recorded()[precision], strict=True):
+    texts = recorded()["float32" if precision == "stepped" else precision]
+    for question, answer in zip(recorded()["questions"], texts, strict=True):
         if len(answer) >= SHORTEST_ANSWER:
             prompt = question["prompt"]
             traces = lookup_traces(Text([*prompt, *answer], len(prompt)), ())
@@ -104,7 +120,7 @@ def machine(precision: str) -> Costs:
     """What rounds truly take."""
     costs = Costs()
     tables = recorded()["costs_ms"]
-    costs.target = Measured(EIGHT_BITS if precision == "int8" else tables[precision])
+    costs.target = Measured({**tables, "int8": EIGHT_BITS, "stepped": STEPPED}[precision])
     costs.overhead = {"lookup": OVERHEAD_SECONDS}
     costs.draft["lookup"] = CostCurve(costs.drift, {1: (3e-6, 16.0)})
     return costs
@@ -166,7 +182,12 @@ def unprofiled() -> Dynamic:
     return Dynamic(Costs(), lookup_prior(), regret_budget=UNASKED_REGRET_BUDGET_PASSES)
 
 
-PRECISIONS = ["float32", "bfloat16", "int8"]
+def least_share(precision: str) -> float:
+    """Least speed on a machine, as a share of the best constant's."""
+    return MIN_STEPPED_SHARE if precision == "stepped" else MIN_SHARE
+
+
+PRECISIONS = ["float32", "bfloat16", "int8", "stepped"]
 SEEDS = range(3)
 
 
@@ -176,7 +197,7 @@ def test_with_a_profile_no_constant_is_faster_on_any_kind(precision: str) -> Non
     dynamic, constant, plain = rates(precision, profiled(precision)), best_constant(precision), rates(precision, Plain)
 
     for kind, speed in dynamic.items():
-        assert speed >= MIN_SHARE * constant[kind], kind
+        assert speed >= least_share(precision) * constant[kind], kind
         assert speed > plain[kind], kind
 
 
@@ -188,11 +209,14 @@ def test_a_machine_that_hiccups_changes_little(precision: str) -> None:
 
     for kind, best in constant.items():
         shares = [walk[kind] / best for walk in walks]
-        assert sum(shares) / len(shares) >= MIN_SHARE, kind
+        assert sum(shares) / len(shares) >= least_share(precision), kind
         assert min(shares) >= 0.95, kind
 
 
-@pytest.mark.parametrize(("precision", "share"), [("float32", MIN_SHARE), ("bfloat16", MIN_SHARE), ("int8", 0.93)])
+@pytest.mark.parametrize(
+    ("precision", "share"),
+    [("float32", MIN_SHARE), ("bfloat16", MIN_SHARE), ("stepped", MIN_STEPPED_SHARE), ("int8", 0.93)],
+)
 def test_without_a_profile_a_text_is_as_fast_after_its_first_tokens(precision: str, share: float) -> None:
     """Each text by an engine of its own that knows nothing: past 64 tokens it keeps up with the best constant.
 
@@ -220,7 +244,7 @@ def test_without_a_profile_one_process_keeps_up(precision: str) -> None:
     dynamic, constant = rates(precision, policy), best_constant(precision)
 
     for kind, speed in dynamic.items():
-        assert speed >= MIN_SHARE * constant[kind], kind
+        assert speed >= least_share(precision) * constant[kind], kind
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -233,3 +257,35 @@ def test_texts_whose_drafts_are_all_wrong_lose_next_to_nothing(precision: str) -
         walked = simulate(wrong, unprofiled(), machine(precision)).seconds
         passes = (walked - plain) / plain * wrong.tokens
         assert passes <= UNASKED_REGRET_BUDGET_PASSES + 0.1 + REGRET_BUDGET_SHARE * wrong.tokens, kind
+
+
+@pytest.mark.parametrize("policy", [profiled("stepped"), unprofiled], ids=["profiled", "unprofiled"])
+def test_rounds_fill_a_step_of_the_kernels(policy: Callable[[], Dynamic]) -> None:
+    """Where passes of up to four tokens cost the same, drafts are three tokens long, or fill a later step."""
+    rounds: list[int] = []
+    for _, recording in recordings("stepped"):
+        walk = simulate(recording, policy(), machine("stepped")).rounds[:-1]
+        rounds += [done.submitted for done in walk if done.origin and len(done.signals) >= STEP - 1]
+    filled = sum((submitted + 1) % STEP == 0 for submitted in rounds)
+
+    assert rounds.count(STEP - 1) > 0.8 * len(rounds)
+    assert filled > 0.9 * len(rounds)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_prediction_is_what_a_run_gives(precision: str) -> None:
+    """On answers after long and short prompts: texts replayed with the other half's models gain what runs with a profile do."""
+    found = recordings(precision)
+    costs = Costs()
+    curve = machine(precision).target
+    assert isinstance(curve, Measured)
+    costs.target, costs.overhead = curve.calibrated(), {"lookup": OVERHEAD_SECONDS}
+    costs.target.drift = costs.drift
+    texts = [Text([0] * (r.prompt + r.tokens), r.prompt - 1) for _, r in found]
+
+    predicted = predict(texts, {"lookup": [list(r.traces["lookup"]) for _, r in found]}, costs)
+
+    def total(policy: Callable[[], Policy]) -> float:
+        return sum(simulate(r, policy(), machine(precision)).seconds for _, r in found)
+
+    assert predicted == pytest.approx(total(Plain) / total(profiled(precision)), rel=0.05)

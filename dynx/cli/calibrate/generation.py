@@ -32,8 +32,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     others = ("tsv", "column", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
     refuse(options, others, "is a language model")
     budget = BUDGET_SECONDS if options.budget is None else options.budget
-    from dynx.bench.builtin_inputs import PROMPTS
-    from dynx.cli.prompts import Prompt, is_chat, read_data
+    from dynx.cli.prompts import is_chat, read_data
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
 
@@ -59,9 +58,10 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     terminal.clear_status()
     hint_template(assembly, terminal)
     from dynx.speculation import calibrate as learning
+    from dynx.speculation.chat import require_template
 
-    if chat and not prompts:
-        prompts = [Prompt(text) for text in PROMPTS]
+    if chat:
+        require_template(assembly.tokenizer, plan.source.name)
     cases = fitting(prompts, assembly, chat=chat, system=options.system)
     with terminal.progress(f"calibrating {plan.source.name}") as move:
         found = learning.calibrate(
@@ -69,6 +69,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             budget=budget,
             clock=time.perf_counter,
             prompts=cases,
+            system=options.system,
             progress=lambda share, what: move(share, 1.0, what),
         )
     report(found, assembly, terminal, options)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dynx.cli.options.generate import Options
     from dynx.cli.prompts import Prompt
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.engine import Run
+    from dynx.speculation.run import Run
 
 
 def answer(index: int, prompt: Prompt, options: Options, assembly: LoadedGenerator, printer: Printer) -> Run:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dynx.cli.options.generate import Options
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.chat import Message
-    from dynx.speculation.engine import Run
     from dynx.speculation.kept_cache import KeptCache
+    from dynx.speculation.run import Run
 
 PROMPT = ">>> "
 FORGET = "/clear"

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from dynx.cli.prompts import BadPrompt
     from dynx.errors import DynxError
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
+    from dynx.speculation.run import Run
     from dynx.speculation.types import DraftSource, Token
 
 

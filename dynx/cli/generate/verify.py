@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dynx.speculation.assembly import LoadedGenerator
-    from dynx.speculation.engine import Run
     from dynx.speculation.equivalence import Verification
+    from dynx.speculation.run import Run
 
 
 def verify_answer(run: Run, assembly: LoadedGenerator) -> Verification:

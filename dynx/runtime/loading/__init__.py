@@ -3,6 +3,7 @@
 Shipped models take the same path as anybody's.
 """
 
+from dynx.runtime.loading.ahead import Ahead
 from dynx.runtime.loading.check import (
     CLASSIFIERS,
     PIPELINE,
@@ -21,6 +22,7 @@ from dynx.runtime.loading.libraries import (
     load_classifier,
     load_image_processor,
     load_pipeline,
+    load_text_tokenizer,
     load_tokenizer,
     same_vocabulary,
     stored_weights,
@@ -39,6 +41,7 @@ __all__ = [
     "PIPELINE",
     "PIPELINES",
     "SUPPORTED",
+    "Ahead",
     "Source",
     "check",
     "check_causal_lm",
@@ -53,6 +56,7 @@ __all__ = [
     "load_classifier",
     "load_image_processor",
     "load_pipeline",
+    "load_text_tokenizer",
     "load_tokenizer",
     "needs_unpacking",
     "quietly",

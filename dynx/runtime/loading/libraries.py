@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynx.errors import DeviceError, DynxError, ModelError, UnsupportedModelError
 from dynx.runtime import lora, own_code
 from dynx.runtime.lazy_imports import skipped_meta_fills
+from dynx.runtime.loading import kept_tokenizer, plain_settings
 from dynx.runtime.loading.check import (
     CLASSIFIERS,
     SUPPORTED,
@@ -50,12 +52,22 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
+def load_text_tokenizer(source: Source) -> Any:
+    """`load_tokenizer` for what turns texts into ids and back: without transformers, where it was loaded before."""
+    if source.adapters or source.trusted:
+        return load_tokenizer(source)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return kept_tokenizer.load(source.folder, lambda: load_tokenizer(source))
+
+
 def generation_config(source: Source) -> Any:
     """Read the folder's decoding settings, from a file of their own or, in older folders, from config.json.
 
     None where it says nothing. Raises ModelError for a file that can't be read.
     """
     file = source.folder / "generation_config.json"
+    if (plain := plain_settings.read(file)) is not None:
+        return plain
     with loading(source.folder, trusted=source.trusted):
         from transformers import GenerationConfig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,8 @@ def quietly() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers.utils import logging as chatter
-
-        chatter.disable_progress_bar()
+        if "transformers.utils.logging" in sys.modules:  # else it looks at the variable above when it is imported
+            sys.modules["transformers.utils.logging"].disable_progress_bar()
         logging.getLogger("transformers").setLevel(logging.ERROR)
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # of every library, also of those that these try to import

@@ -13,6 +13,9 @@ class Curve:
     reference_context: Annotated[Count, "Tokens before the pass when it was timed."]
     seconds_per_context_token: Annotated[float, "What each further token before the pass adds."]
     seconds_by_width: Annotated[dict[str, float], "By number of tokens in the pass."]
+    seconds_per_context_token_by_width: Annotated[
+        dict[str, float], "The same by number of tokens in the pass, where that makes a difference."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ class GenerateEvidence:
     tokens: Annotated[Count, "Tokens written in them."] = ABSENT
     data: Annotated[str, "Hash of the texts."] = ABSENT
     self_written: Annotated[bool, "Whether the model wrote them without prompts of the caller's."] = ABSENT
+    loops_cut: Annotated[Count, "Texts that were cut where they began to loop."] = ABSENT
     first_guess_acceptance: Annotated[
         dict[str, Fraction], "Share of first draft tokens that are accepted, by drafter."
     ] = ABSENT
@@ -111,6 +115,9 @@ class GenerateEvidence:
         Count, "Answers that were timed against plain decoding; 0 where there was nothing to check."
     ] = ABSENT
     measured_speedup: Annotated[NonNegative | None, "Over plain decoding on those; null where there are none."] = ABSENT
+    measured_margin: Annotated[
+        NonNegative | None, "How far that of other answers may lie above it, at 95 %; null where too few were timed."
+    ] = ABSENT
     predicted_speedup_of_checked: Annotated[
         NonNegative | None, "What the replay says of those; null where there are none."
     ] = ABSENT

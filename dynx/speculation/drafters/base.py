@@ -97,9 +97,5 @@ class BatchSequence(Protocol):
     """One sequence of a batch as its drafter sees it."""
 
     sample_draft: DraftSampler
-    simple: bool
-    """Whether its next token is always the argmax of the raw logits."""
-
-    @property
-    def text(self) -> list[int]:
-        """Token ids of the prompt and the answer so far."""
+    text: list[int]
+    """Token ids of the prompt and the answer so far."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.base import BatchSequence
+    from dynx.speculation.drafters.draft_sampler import DraftSampler
+    from dynx.speculation.types import DraftSource
 
 
 class BatchDrafter:
@@ -24,11 +26,12 @@ class BatchDrafter:
     def __init__(self, backend: Backend, vocab: int) -> None:
         self._backend, self._vocab = backend, vocab
         self._batch = open_batch(backend)
+        self.fed = 0  # tokens that the last pass computed
         self._held: dict[int, tuple[Any, list[int]]] = {}  # by sequence: its session and the tokens that this holds
 
-    def tokens_behind(self, rows: Sequence[BatchSequence]) -> int:
-        """Return the tokens that the sequence furthest behind must read before its first draft."""
-        return max(1, *(len(row.text) - len(self._held.get(id(row), (None, ()))[1]) for row in rows))
+    def tokens_behind(self, row: BatchSequence, length: int) -> int:
+        """Return the tokens to read before the first draft of a text of `length` tokens."""
+        return max(1, length - len(self._held.get(id(row), (None, ()))[1]))
 
     def leave(self, row: BatchSequence) -> None:
         """Forget a sequence."""
@@ -78,6 +81,7 @@ class BatchDrafter:
             held.extend(feed)
             speaking.append(r)
         out: list[Draft | None] = [None] * len(rows)
+        self.fed = self._batch.tokens([len(part.tokens) for part in parts])
         if not parts:
             return out
         last = torch.cat([torch.as_tensor(row) for row in self._batch.forward(parts)])[:, : self._vocab].float()
@@ -85,3 +89,42 @@ class BatchDrafter:
             token, sure, kept = rows[r].sample_draft(row, rows[r].text, [d.token for d in drafted[r]])
             out[r] = Draft(token, log_odds(sure), kept)
         return out
+
+
+class SharedModelDrafter:
+    """One sequence's place in a `BatchDrafter`; by itself it drafts in passes of its own."""
+
+    origin: DraftSource = "draft"
+
+    def __init__(self, model: BatchDrafter, sample_draft: DraftSampler) -> None:
+        self.model, self.sample_draft = model, sample_draft
+        self.text: list[int] = []
+        self._drafted: list[Draft] = []
+
+    def reset(self) -> None:
+        """See `Drafter.reset`; its place is free again."""
+        self.model.leave(self)
+
+    def tokens_behind(self, length: int) -> int:
+        """See `Drafter.tokens_behind`."""
+        return self.model.tokens_behind(self, length)
+
+    def peek_confidence(self, tokens: Sequence[int]) -> float | None:
+        """Return None: unknown before the pass."""
+        return None
+
+    def sync(self, tokens: Sequence[int]) -> None:
+        """See `Drafter.sync`; the model itself is brought up to date for all of its sequences at once."""
+        self.text, self._drafted = list(tokens), []
+
+    def propose(self) -> Draft | None:
+        """See `Drafter.propose`."""
+        if not self._drafted:
+            self.model.sync([self])
+        draft = self.model.propose([self], [self._drafted], [True])[0]
+        if draft is not None:
+            self._drafted.append(draft)
+        return draft
+
+    def accept(self, count: int) -> None:
+        """Do nothing: the next `sync` compares."""

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.openvino import private
-from dynx.runtime.backends.openvino.convert import keep_apart
+from dynx.runtime.backends.openvino.paged import keep_apart
 from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:

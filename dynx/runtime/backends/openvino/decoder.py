@@ -20,18 +20,16 @@ import secrets
 import shutil
 from functools import cached_property
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Part, Session
-from dynx.runtime.backends.openvino import convert
-from dynx.runtime.backends.openvino.integers import store_integers
+from dynx.runtime.backends.openvino import paged
 from dynx.runtime.backends.openvino.pool import BlockPool
-from dynx.runtime.backends.openvino.weights import WEIGHT_GROUP_SIZE, store_weights
+from dynx.runtime.backends.openvino.precision import ACTIVATION_GROUP_SIZE, Precision
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
 from dynx.runtime.memory import free_memory, is_out_of_memory
@@ -47,9 +45,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.openvino.integers import Stored
     from dynx.runtime.backends.openvino.pool import BlockTable
 
-Precision = Literal["float32", "float16", "bfloat16", "int8", "int4", "file"]
-
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of the converted models kept: raised when the conversion changes."""
 
 CHECKED_FILE = "checked"
@@ -60,20 +56,6 @@ PREFILL_CHUNK_TOKENS = 512
 
 MAX_POOL_SHARE = 0.5
 """Share of the memory that is free when the pool is made that it may take."""
-
-ACTIVATION_GROUP_SIZE = {"int8": 128, "int4": WEIGHT_GROUP_SIZE, "file": 32}
-"""Activations that share a scale where weights are integers; no more than weights do, or they aren't quantized at all."""
-
-MAX_LOGIT_ERROR: dict[str, float] = {
-    "float32": 1e-3,
-    "float16": 0.08,
-    "bfloat16": 0.08,
-    "int8": 0.25,
-    "int4": 1.0,
-    "file": 0.25,
-}
-"""Largest difference of a logit from the torch model's, relative to the largest logit. A cache in the wrong place changes
-logits by their own scale; 4-bit weights may too, so there the root mean square is judged instead."""
 
 
 def load(
@@ -97,15 +79,17 @@ def load(
         raise UnsupportedModelError(
             f"{model.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
         )
+    from dynx.runtime.backends.openvino.comparison import difference
+
     try:
         _core()
     except (ImportError, OSError) as e:
         raise UnsupportedModelError(f"OpenVINO is installed and can't be loaded ({_first_line(e)})") from e
     backend = reload(precision=precision, threads=threads, cache=cache)
-    if backend is not None and _difference(backend, model, precision) is None:
+    if backend is not None and difference(backend, model, precision) is None:
         return backend
     backend = _converted(model, precision, threads, cache, stored)
-    fault = _difference(backend, model, precision)
+    fault = difference(backend, model, precision)
     if fault is not None:
         if cache is not None:
             shutil.rmtree(_folder(cache, precision), ignore_errors=True)
@@ -124,11 +108,16 @@ def was_checked(*, precision: Precision, cache: Path) -> bool:
 def _converted(
     model: Any, precision: Precision, threads: int | None, cache: Path | None, stored: Stored | None
 ) -> OpenVINOBackend:
+    from dynx.runtime.backends.openvino import convert
+    from dynx.runtime.backends.openvino.integers import store_integers
+    from dynx.runtime.backends.openvino.weights import store_weights
+
     graph = convert.convert(model, stored.exact if stored else None)
     if stored is not None:
         store_integers(graph, {p.data_ptr(): name for name, p in model.named_parameters()}, stored)
     else:
         store_weights(graph, precision)
+    paged.share_constants(graph)
     kept = None if cache is None else _kept(graph, _folder(cache, precision))
     try:
         if kept is None:
@@ -211,8 +200,8 @@ class OpenVINOBackend(Backend):
         self.kind = known["kind"]
         self.precision: str = precision
         self._weights = weights
-        convert.assemble(graph)
-        convert.keep_apart(graph, _threads_had(threads))
+        paged.assemble(graph)
+        paged.keep_apart(graph, _threads_had(threads))
         core = _core()
         able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.compute = "bf16" if able and precision in ("bfloat16", "float16") else "f32"
@@ -295,6 +284,8 @@ class OpenVINOBackend(Backend):
         if len(wanted) == 1 < len(ids):
             wanted *= 2  # the head rounds one row otherwise than several, as every product does
         out = self._pass(ids, tables, counts, wanted, scratch=all(part.picks for part in parts))
+        import torch
+
         rows: list[Tensor | list[int]] = []
         at = 0
         for part, n in zip(parts, asked, strict=True):
@@ -375,6 +366,8 @@ class OpenVINOSession(Session):
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; logits are float32."""
+        import torch
+
         rows = [torch.as_tensor(out) for out in self._passes(tokens, keep, picks=False)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -452,42 +445,3 @@ def _shared(array: NDArray[Any]) -> Any:
     import openvino as ov
 
     return ov.Tensor(array, shared_memory=True)
-
-
-@torch.inference_mode()
-def _difference(backend: OpenVINOBackend, model: Any, precision: str) -> str | None:
-    """Describe how `backend`'s logits differ from `model`'s beyond rounding; None where they don't."""
-    probe = [(7 * i + 3) % backend.vocab for i in range(12)]
-    want = model(input_ids=torch.tensor([probe], device=model.device), use_cache=False).logits[0].float().cpu()
-    try:
-        session = backend.open()
-        parts = [session.forward(probe[:4])]
-        session.forward([probe[0], probe[0], probe[1]])
-        session.rollback(4)
-        parts += [session.forward(probe[4:9]), *[session.forward([token], keep=1) for token in probe[9:]]]
-        side_by_side = _side_by_side(backend, probe)
-    except RuntimeError as e:
-        if is_out_of_memory(e):
-            raise
-        return f"doesn't run on OpenVINO ({type(e).__name__})"
-    gap = torch.maximum((torch.cat(parts) - want).abs(), (side_by_side - want).abs())
-    scale = max(1.0, want.abs().max().item())
-    if precision == "int4":
-        gap, scale = gap.square().mean().sqrt(), want.square().mean().sqrt().item()
-    worst = gap.max().item() / scale
-    if worst <= max(MAX_LOGIT_ERROR[precision], MAX_LOGIT_ERROR[str(model.dtype).removeprefix("torch.")]):
-        return None
-    return f"gives other logits on OpenVINO (by {worst:.0%} of the largest)"  # also for NaN
-
-
-def _side_by_side(backend: OpenVINOBackend, probe: list[int]) -> Tensor:
-    """Logits of `probe` as computed in passes with other sequences, one of which shares its blocks and parts from it."""
-    session, other = backend.open(), backend.open()
-    other.forward([probe[1]] * 3)
-    out = [backend.forward([Part(other, probe[:2], 1), Part(session, probe[:5])])[1]]
-    twin = session.fork()
-    twin.rollback(3)
-    out += backend.forward([Part(session, probe[5:7]), Part(other, probe[:1]), Part(twin, [probe[0]] * 4, 1)])[:1]
-    out += backend.forward([Part(twin, probe[:3], 1), Part(session, probe[7:8])])[1:]
-    out += backend.forward([Part(session, probe[8:]), Part(other, probe[:3], 1)])[:1]
-    return torch.cat([torch.as_tensor(rows) for rows in out])

@@ -18,7 +18,8 @@ import torch
 
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime.backends.availability import available
-from dynx.runtime.backends.openvino.decoder import MAX_LOGIT_ERROR, OpenVINOBackend
+from dynx.runtime.backends.openvino.decoder import OpenVINOBackend
+from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR
 from dynx.runtime.loading.exported import MODEL_FILE, weights_kind
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _line(error: BaseException) -> str:
 
 
 def _paged(graph: Any, config: dict[str, Any], name: str) -> Any:
-    """Return the graph with paged attention, inputs and output as those of `convert.convert` after `assemble`."""
+    """Return the graph with paged attention, inputs and output as those of `convert.convert` after `paged.assemble`."""
     import openvino as ov
     from openvino import opset15 as ops
     from openvino._offline_transformations import paged_attention_transformation

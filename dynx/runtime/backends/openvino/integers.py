@@ -39,7 +39,7 @@ def store_integers(graph: Any, names: Mapping[int, str], stored: Stored) -> None
     """
     from openvino import opset15 as ops
 
-    sums: dict[tuple[Any, ...], Any] = {}
+    products: dict[tuple[Any, ...], list[tuple[Any, Any, NDArray[np.float32]]]] = {}
     smallest = 0
     for node, at, transposed in list(matrices(graph)):
         constant = constant_of(node.input_value(at))
@@ -60,15 +60,36 @@ def store_integers(graph: Any, names: Mapping[int, str], stored: Stored) -> None
             product = ops.matmul(states, _scaled(found), False, True)
             if found.offsets is not None:
                 key = (states.get_node().get_friendly_name(), states.get_index(), group)
-                if key not in sums:
-                    sums[key] = _group_sums(states, group)
-                offsets = ops.constant(found.offsets[:, :, 0])
-                product = ops.add(product, ops.matmul(sums[key], offsets, False, True))
-        product.set_friendly_name(node.get_friendly_name())
-        for target in node.output(0).get_target_inputs():
-            target.replace_source_output(product.output(0))
+                products.setdefault(key, []).append((node, product, found.offsets[:, :, 0]))
+                continue
+        _replace(node, product)
+    for (_, _, group), parts in products.items():
+        _add_offsets(parts, group)
     graph.set_rt_info(str(smallest), ["dynx", "group"])
     graph.validate_nodes_and_infer_types()
+
+
+def _replace(node: Any, by: Any) -> None:
+    by.set_friendly_name(node.get_friendly_name())
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(by.output(0))
+
+
+def _add_offsets(parts: list[tuple[Any, Any, NDArray[np.float32]]], group: int) -> None:
+    """Add the offsets' share to products with the same inputs, computed for all of them at once.
+
+    `parts` are nodes, their products with the integers alone, and their offsets (rows, groups).
+    """
+    from openvino import opset15 as ops
+
+    states = parts[0][0].input_value(0)
+    offsets = ops.constant(np.concatenate([part for _, _, part in parts]))
+    shares = ops.matmul(_group_sums(states, group), offsets, False, True)
+    if len(parts) > 1:
+        axis = states.get_partial_shape().rank.get_length() - 1
+        shares = ops.variadic_split(shares, np.int64(axis), np.array([len(part) for _, _, part in parts], np.int64))
+    for index, (node, product, _) in enumerate(parts):
+        _replace(node, ops.add(product, shares.output(index)))
 
 
 def _shortest(values: NDArray[np.float32]) -> Any:

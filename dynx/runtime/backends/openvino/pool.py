@@ -2,8 +2,8 @@
 
 A sequence is a `BlockTable`: the numbers of its blocks and its length, so a rollback is a smaller length. Blocks can be shared:
 by a copy of a sequence (`BlockTable.fork`), and by sequences that begin with the same tokens (`BlockTable.reuse`, after another's
-`publish`). A shared block is never written. Who writes into one gets a block of its own first, with the positions before the
-first that is written copied.
+`publish`), the last block also where only its first tokens are the same. A shared block is never written. Who writes into one
+gets a block of its own first, with the positions before the first that is written copied.
 
 Memory is reserved by doubling and is only taken when a block is first written. There is a limit. Blocks that are kept for reuse
 alone are given up before memory grows if nothing began with them so far, and at the limit in any case, the least recently used
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 INITIAL_BLOCKS = 16
 """Blocks of a new pool; growth doubles, so copying stays linear in the final size."""
+
+MIN_COPIED_POSITIONS = 2
+"""Positions of a block that are worth copying it for: a copy takes a fraction of a millisecond, reading a token more."""
 
 ALIGNMENT = 64
 """Of a cache in memory, in bytes: a cache line and the widest vector."""
@@ -51,6 +54,7 @@ class BlockPool:
         self._references: list[int] = []
         self._free: list[int] = []  # the next one last
         self._known: OrderedDict[tuple[int, bytes], int] = OrderedDict()  # (block before, tokens) → block, by use
+        self._after: dict[int, dict[bytes, int]] = {}  # identity of a text → tokens that follow it → their block
         self._parents: dict[int, int] = {}  # published block → identity of the text up to its end
         self._keys: dict[int, tuple[int, bytes]] = {}  # published block → its key in `_known`
         self._reused: set[int] = set()  # published blocks that others took over
@@ -136,8 +140,8 @@ class BlockPool:
         self.release([block])
         return new
 
-    def find(self, tokens: NDArray[np.int64]) -> list[int]:
-        """Return the published blocks that hold the beginning of `tokens`, without a reference to them."""
+    def find(self, tokens: NDArray[np.int64]) -> tuple[list[int], int]:
+        """Return the published blocks that hold the beginning of `tokens`, not yet referred to, and how many they hold."""
         found: list[int] = []
         before = 0
         for start in range(0, len(tokens) - self.block + 1, self.block):
@@ -147,9 +151,22 @@ class BlockPool:
                 break
             found.append(block)
             before = self._parents[block]
+        length = len(found) * self.block
+        begun, same = self._begun(before, tokens[length : length + self.block].tobytes(), tokens.itemsize)
+        if begun is not None:
+            found.append(begun)
+            length += same
         for block in reversed(found):
             self._known.move_to_end(self._keys[block])  # the beginning of a text is the last to be forgotten
-        return found
+        return found, length
+
+    def _begun(self, before: int, tokens: bytes, size: int) -> tuple[int | None, int]:
+        """Return the block after the text `before` that begins most like `tokens` (`size` bytes each), and how many are alike."""
+        best, same = None, MIN_COPIED_POSITIONS - 1
+        for other, block in self._after.get(before, {}).items():
+            while (same + 1) * size <= len(tokens) and other.startswith(tokens[: (same + 1) * size]):
+                best, same = block, same + 1
+        return best, 0 if best is None else same
 
     def publish(self, tokens: NDArray[np.int64], blocks: Sequence[int]) -> None:
         """Make the full blocks of `tokens`, held in `blocks`, known to `find`."""
@@ -160,11 +177,12 @@ class BlockPool:
             if known is None:
                 known = blocks[i]
                 if known in self._keys:  # published once before, and what came before it was forgotten since
-                    del self._known[self._keys[known]]
+                    self._unlink(known)
                 else:
                     self.share(known)
                 self._identities += 1
                 self._known[key], self._keys[known], self._parents[known] = known, key, self._identities
+                self._after.setdefault(before, {})[key[1]] = known
             before = self._parents[known]
             chain.append(key)
         for key in reversed(chain):
@@ -176,9 +194,17 @@ class BlockPool:
             self._forget(block)
 
     def _forget(self, block: int) -> None:
-        del self._known[self._keys.pop(block)], self._parents[block]
+        self._unlink(block)
+        del self._keys[block], self._parents[block]
         self._reused.discard(block)
         self.release([block])
+
+    def _unlink(self, block: int) -> None:
+        """Make a published block unknown to `find`."""
+        before, tokens = key = self._keys[block]
+        del self._known[key], self._after[before][tokens]
+        if not self._after[before]:
+            del self._after[before]
 
     def _grow(self, size: int) -> None:
         before = self.size
@@ -269,12 +295,12 @@ class BlockTable:
         At least two tokens are left, if there are two: a pass of one token rounds differently.
         """
         if self.length == self._borrowed:
-            found = self._pool.find(np.asarray(tokens[: max(0, len(tokens) - 2)], np.int64))
-            if len(found) * self._pool.block > self.length:
+            found, length = self._pool.find(np.asarray(tokens[: max(0, len(tokens) - 2)], np.int64))
+            if length > self.length:
                 shared = self._pool.take_over(found)
                 self.close()
                 self.blocks = np.array(shared, np.int32)
-                self.length = self._borrowed = len(shared) * self._pool.block
+                self.length = self._borrowed = length
         return self.length
 
     def publish(self, tokens: Sequence[int]) -> None:

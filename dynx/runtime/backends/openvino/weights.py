@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from dynx.runtime.backends.openvino.halves import decompressed, halved
+from dynx.runtime.backends.openvino.precision import WEIGHT_GROUP_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-WEIGHT_GROUP_SIZE = 64
-"""Weights that share a 4-bit scale."""
 
 ROWS_PER_PASS = 1 << 24
 """Weights quantized at a time: bounds the memory of their float32 copies."""
