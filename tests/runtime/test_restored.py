@@ -24,13 +24,14 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
     )
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS, scope="module")
 def backend(request: pytest.FixtureRequest) -> EagerBackend:
     """Every architecture with a state that can be restored."""
     return EagerBackend(tiny(request.param))
 
 
-def stepwise(backend: EagerBackend) -> torch.Tensor:
+@pytest.fixture(scope="module")
+def want(backend: EagerBackend) -> torch.Tensor:
     """Logits of the text, a prompt of six tokens and then single ones."""
     session = StockSession(backend)
     return torch.cat([session.forward(TEXT[:6]), *(session.forward([token]) for token in TEXT[6:])])
@@ -45,9 +46,9 @@ def test_rollback_is_possible_and_exits_are_not(backend: EagerBackend) -> None:
     assert not can_batch(backend).value
 
 
-def test_random_walks_give_the_logits_of_single_tokens(backend: EagerBackend) -> None:
+def test_random_walks_give_the_logits_of_single_tokens(backend: EagerBackend, want: torch.Tensor) -> None:
     """Passes of every width with wrong tokens behind right ones, cut back to any length, two texts in turns."""
-    want, rng = stepwise(backend), random.Random(7)
+    rng = random.Random(7)
     sessions, at = [backend.open(), backend.open()], [6, 6]
     for session in sessions:
         session.forward(TEXT[:6])
@@ -68,9 +69,9 @@ def test_random_walks_give_the_logits_of_single_tokens(backend: EagerBackend) ->
             assert session.length == at[i]
 
 
-def test_a_rollback_to_any_length_reads_again(backend: EagerBackend) -> None:
+def test_a_rollback_to_any_length_reads_again(backend: EagerBackend, want: torch.Tensor) -> None:
     """Also to before every copy, and to nothing; not forward."""
-    want, session = stepwise(backend), backend.open()
+    session = backend.open()
     session.forward(TEXT[:6])
     session.forward(TEXT[6:30])
     for length in (30, 29, 8, 3):
