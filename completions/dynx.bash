@@ -12,24 +12,27 @@ _dynx_list() {
         commands=''
         options='-m,--model= --adapter=+ --draft= --lookup= -n,--max-new-tokens= --temperature= --top-k= --top-p=
             --repetition-penalty= --seed= --stop=+ --chat --system= --messages= --lines --field= --batch=
-            --no-stdin --jsonl --stats --explain --plain --verify --exact --dry-run --backend= --quantize=
-            --profile= --require-profile --device= --dtype= --threads= --allow-pickle --trust-remote-code
-            --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --column= --no-stdin --jsonl --stats --explain --plain --verify --exact --dry-run --backend=
+            --quantize= --profile= --require-profile --input=+ --output= --engine= --workers= --shard-rows=
+            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
+            -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
             --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
             --resume= --jsonl --stats --explain --plain --verify --dry-run --backend= --quantize= --profile=
-            --require-profile --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
-            -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --require-profile --input=+ --output= --engine= --workers= --shard-rows= --device= --dtype=
+            --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color=
+            -h,--help'
         ;;
     'dynx draw')
         commands=''
-        options='-m,--model= -o,--output= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
-            --draft --finish=+ --info=+ --lines --no-stdin --show= --preview --jsonl --stats --explain --plain
-            --force --verify --dry-run --backend= --profile= --require-profile --device= --dtype= --threads=
-            --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-o,--output= -m,--model= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
+            --draft --finish=+ --info=+ --column= --lines --no-stdin --show= --preview --jsonl --stats --explain
+            --plain --force --verify --dry-run --backend= --profile= --require-profile --input=+ --engine=
+            --workers= --shard-rows= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline
+            --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''
@@ -67,6 +70,10 @@ _dynx_value() {
         _dynx_words 'auto none int8 int4 file' ;;
     'dynx generate --profile')
         _dynx_words none; _dynx_profiles generate ;;
+    'dynx generate --output')
+        _dynx_folders ;;
+    'dynx generate --engine')
+        _dynx_words 'local ray' ;;
     'dynx generate --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx generate --dtype')
@@ -86,20 +93,24 @@ _dynx_value() {
         _dynx_words 'auto none int8 int4 file' ;;
     'dynx classify --profile')
         _dynx_words none; _dynx_profiles classify ;;
+    'dynx classify --output')
+        _dynx_folders ;;
+    'dynx classify --engine')
+        _dynx_words 'local ray' ;;
     'dynx classify --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx classify --dtype')
         _dynx_words 'auto float32 bfloat16 float16' ;;
     'dynx classify --color')
         _dynx_words 'auto always never' ;;
-    'dynx draw -m' | \
-    'dynx draw --model')
-        _dynx_words emoji; _dynx_hub draw; _dynx_folders ;;
     'dynx draw -o' | \
     'dynx draw --output' | \
     'dynx draw --finish' | \
     'dynx draw --info')
         _dynx_files ;;
+    'dynx draw -m' | \
+    'dynx draw --model')
+        _dynx_words emoji; _dynx_hub draw; _dynx_folders ;;
     'dynx draw --steps')
         _dynx_words auto ;;
     'dynx draw --show' | \
@@ -109,6 +120,8 @@ _dynx_value() {
         _dynx_words 'auto torch compiled graphs openvino ipex' ;;
     'dynx draw --profile')
         _dynx_words none; _dynx_profiles draw ;;
+    'dynx draw --engine')
+        _dynx_words 'local ray' ;;
     'dynx draw --device')
         _dynx_words 'auto cpu cuda xpu mps' ;;
     'dynx draw --dtype')

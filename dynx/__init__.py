@@ -10,6 +10,8 @@
 
     dynx.attach(model, assistant=small)                             # any loaded transformers causal LM
     ids = model.generate(**inputs, max_new_tokens=100)              # and so in pipelines, streamers, servers
+    dynx.attach(classifier, tokenizer)                              # a loaded classifier: rows exit early
+    dynx.attach(pipe)                                               # a loaded pipeline of diffusers: fewer steps
 
 Importing dynx loads nothing heavy; the names below are imported on first use.
 """

@@ -43,11 +43,11 @@ class TextGenerator:
     """Generate text with a loaded model and its drafters; `load_generator` makes one."""
 
     def __init__(self, assembly: LoadedGenerator) -> None:
-        self._assembly = assembly
+        self.assembly = assembly
 
     def stream(self, prompt: str | Sequence[Message] | None = None, **options: Any) -> Iterator[str]:
         """Yield the text piece by piece as its tokens are verified; the options are those of `generate`."""
-        for token in self._assembly.engine.start(self._request(prompt, **options)):
+        for token in self.assembly.engine.start(self.request(prompt, **options)):
             if token.text:
                 yield token.text
 
@@ -59,13 +59,13 @@ class TextGenerator:
         Further options: `max_new_tokens` (256), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed`, `stop`
         (a string or several). Raises UsageError for a prompt that is empty or doesn't fit.
         """
-        run = self._assembly.engine.start(self._request(prompt, **options))
+        run = self.assembly.engine.start(self.request(prompt, **options))
         text = "".join(token.text for token in run)
         return Answer(text, run.tokens, run.receipt())
 
-    def _request(
+    def request(
         self,
-        prompt: str | Sequence[Message] | None,
+        prompt: str | Sequence[Message] | None = None,
         *,
         messages: Sequence[Message] | None = None,
         chat: bool = False,
@@ -78,9 +78,10 @@ class TextGenerator:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
     ) -> Request:
+        """Build the engine's request for a prompt; the options and errors are those of `generate`."""
         from dynx.speculation.chat import encode, read_messages
 
-        assembly = self._assembly
+        assembly = self.assembly
         if (prompt is None) == (messages is None):
             raise InvalidInput("give either a prompt or `messages`")
         given = messages if prompt is None else prompt
@@ -193,21 +194,29 @@ def draw(prompt: str, *, seed: int = 0, model: str = "emoji", **options: Any) ->
     return load_image_generator(model, **options).draw(prompt, seed)
 
 
-def attach(model: Any, **options: Any) -> Any:
-    """Make `model.generate` of a loaded transformers language model decode with drafts, and return the model.
+def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
+    """Make a loaded model of another library run on dynx in place, and return it; `model.dynx.stats` tells what a call cost.
 
-    Options: `assistant` (a smaller model with the same vocabulary, which drafts), `tokenizer` (for `stop_strings`), `lookup`
-    (drafts are copied from the prompt and the answer too: True from the start, False never, by default once that pays).
-    `model.dynx.stats` tells what the latest call cost, or why it was left to transformers. Raises UnsupportedModelError with
-    the reason for what can't be attached.
+    A language model of transformers: `generate` decodes with drafts. Options: `assistant` (a smaller model with the same
+    vocabulary, which drafts), `lookup` (drafts are copied from the prompt and the answer too: True from the start, False never,
+    by default once that pays), `profile` (an id, or "none"); `tokenizer` is for `stop_strings`.
+
+    A classifier of transformers, a pipeline with one, or a cross-encoder: rows exit early under the promise of the profile.
+    `tokenizer` is what its inputs go through (an image processor for images); by default the model's own. Options:
+    `max_disagreement`, `confidence`, `within`, `max_length`, `batch_size`, `profile`, `require_profile`, as of `load_classifier`.
+
+    A pipeline of diffusers: it draws in the profile's steps. Options: `quality`, `profile`, `require_profile`.
+
+    What dynx doesn't do runs as before, with the reason in the stats. Raises UnsupportedModelError with the reason for what
+    can't be attached, NoProfileError where a profile is required and none fits.
     """
-    from dynx.integrations import transformers
+    from dynx.integrations import attach as integrations
 
-    return transformers.attach(model, **options)
+    return integrations.attach(model, tokenizer, **options)
 
 
 def detach(model: Any) -> Any:
-    """Give an attached model its original `generate` back, and return the model."""
-    from dynx.integrations import transformers
+    """Give an attached model its original methods back, and return it."""
+    from dynx.integrations import attach as integrations
 
-    return transformers.detach(model)
+    return integrations.detach(model)

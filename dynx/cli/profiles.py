@@ -76,8 +76,20 @@ def list_profiles(options: Options, terminal: Terminal) -> None:
 
 
 def show(options: Options, terminal: Terminal) -> None:
-    """Print a stored profile as it is."""
-    terminal.write(_store(terminal).get(options.show).to_json())
+    """Print a stored profile as it is; of a pipeline also, on stderr, its grid as arguments that work without dynx."""
+    store = _store(terminal)
+    profile: Profile = store.get(options.show)
+    terminal.write(profile.to_json())
+    if profile.key.task == "draw":
+        from dynx.diffusion.fixed_grid import as_arguments
+        from dynx.runtime.profile import ProfileError
+
+        try:
+            lines = as_arguments(profile, store.arrays(profile))
+        except ProfileError:
+            return
+        if lines:
+            terminal.notice(lines)
 
 
 def export(options: Options, terminal: Terminal) -> None:

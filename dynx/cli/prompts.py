@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dynx.cli.calibration_data import read_prompts
 from dynx.cli.inputs import BadLine, numbered_lines
-from dynx.cli.json_lines import NoFieldError, NotAnObjectError, field_of, parse, parse_object
 from dynx.errors import UsageError
 from dynx.runtime.inputs import InputError
+from dynx.runtime.json_lines import NoFieldError, NotAnObjectError, field_of, parse, parse_object
 from dynx.runtime.utf8 import blank, read
 from dynx.speculation.chat import USER, read_messages
 

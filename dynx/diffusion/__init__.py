@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.diffusion.setup import assemble, make_plan
+    from dynx.diffusion.setup import assemble, assemble_over, make_plan
 
-__all__ = ["assemble", "make_plan"]
+__all__ = ["assemble", "assemble_over", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -234,7 +234,9 @@ class StepController:
     """Choose the number of steps of one run at prediction `OBSERVED_STEPS`; the run starts with `schedule`."""
 
     def __init__(self, step_profile: StepProfile, embedding: Tensor | None) -> None:
-        self._profile, self._embedding = step_profile, embedding
+        self._profile = step_profile
+        self.embedding = embedding
+        """(R, …) the text embedding of the run's network calls; None for a network without one."""
         self._clean: list[Tensor] = []
         self.schedule = step_profile.longest
         self.steps: int | None = None
@@ -248,7 +250,7 @@ class StepController:
         if state.index < OBSERVED_STEPS - 1:
             return None
         pictures = state.clean.shape[0]
-        self.steps = self._profile.steps_for(prediction_features(self._clean), text_features(self._embedding, pictures))
+        self.steps = self._profile.steps_for(prediction_features(self._clean), text_features(self.embedding, pictures))
         return self._profile.fitted.schedules.rest(self.steps)
 
 

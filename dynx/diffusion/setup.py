@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
@@ -102,20 +102,34 @@ def assemble(
 
     `stages` receives the current activity for a progress line. `racing` leaves the choice of backend to a calibration.
     """
-    request = plan.request
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
     stages("importing torch and diffusers")
     with loading.importing():
         import torch
 
         torch.set_num_threads(plan.threads)
-        from dynx.diffusion.apply_profile import read_step_profile
-        from dynx.diffusion.engine import Engine
+        import dynx.diffusion.engine  # noqa: F401 - with all that it imports
 
     stages(f"loading {plan.source.name}")
     pipe = loading.load_pipeline(
-        plan.source, device=plan.device, dtype=plan.loaded_dtype, allow_pickle=request.allow_pickle
+        plan.source, device=plan.device, dtype=plan.loaded_dtype, allow_pickle=plan.request.allow_pickle
     )
+    return assemble_over(plan, pipe, stages=stages, warn=warn, racing=racing)
+
+
+def assemble_over(
+    plan: ImageGeneratorPlan,
+    pipe: Any,
+    *,
+    stages: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    racing: bool = False,
+) -> LoadedImageGenerator:
+    """Carry out a plan with a pipeline that is loaded already, from the plan's folder. Raises DynxError."""
+    from dynx.diffusion.apply_profile import read_step_profile
+    from dynx.diffusion.engine import Engine
+
+    request = plan.request
     engine = Engine(pipe)
     if request.size is not None:
         check_size(request.size, engine)

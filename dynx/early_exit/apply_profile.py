@@ -76,9 +76,14 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
     request, profile = plan.request, plan.profile
     agree = plan.arrays.get("evidence.agree")
     seen: Any = {} if profile is None else profile.evidence.get("full_depth", {})
-    if agree is not None and agree.ndim == 2:
-        seen = {"n": len(agree), "disagreements": int((~agree[:, -1].astype(np.bool_)).sum())}
     n, differ = int(seen.get("n", 0)), int(seen.get("disagreements", 0))
+    if agree is not None and agree.ndim == 2:
+        last = int((~agree[:, -1].astype(np.bool_)).sum())
+        whole = differ if n == len(agree) and profile is not None and "segments" in profile.fitted else 0
+        n, differ = (
+            len(agree),
+            max(last, whole),
+        )  # of a model in one piece and of its segments, which round in other ways
     if not n:
         return None, "the profile has no evidence of its answers at full depth"
     allowed = most_failures(n, request.max_disagreement, request.delta)

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.early_exit.profile_data import ExitProfile
+    from dynx.early_exit.segments.engine import SegmentEngine
+    from dynx.early_exit.segments.segments import Pending, Segments
     from dynx.early_exit.types import Guarantee
 
+    AnyEngine = Engine[Example] | SegmentEngine[Example]
     Ranges = Mapping[str, NDArray[np.float32]]
 
 
@@ -54,6 +57,10 @@ class LoadedClassifier:
     """The exits of the profile that may be used; None: all layers run."""
     block_backend: BlockBackend = field(default_factory=BlockBackend)
     """What computes the model's blocks."""
+    segments: Segments | None = None
+    """What runs in the place of `exit_model`, where whole segments of it run on OpenVINO."""
+    pending: Pending | None = None
+    """What a run turns to once that pays, where starting with it would take too long."""
     certified: Guarantee | None = None
     """What the profile certifies of full-depth answers, where the model isn't the reference itself."""
 
@@ -78,8 +85,24 @@ class LoadedClassifier:
         limit = getattr(self.preprocessor, "limit", None)
         return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
 
-    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> Engine[Example]:
+    @property
+    def can_exit(self) -> bool:
+        """Whether the model can run in parts."""
+        from dynx.early_exit.attach.model import ExitModel
+
+        return isinstance(self.exit_model, ExitModel) if self.segments is None else bool(self.segments.borders)
+
+    @property
+    def exit_depths(self) -> tuple[int, ...]:
+        """The blocks after which exits can be tried."""
+        from dynx.early_exit.exit_depths import candidates
+
+        return candidates(self.exit_model.depth) if self.segments is None else self.segments.borders
+
+    def engine(self, exits: Exits | None = None, *, batch: int | None = None) -> AnyEngine:
         """Make a new engine over the model, with these exits or none."""
+        if self.segments is not None:
+            return self.segments.engine(self.preprocessor, batch or self.batch, exits)
         threads = BESIDE_ANOTHER_RUNTIME if self.block_backend.backend == OPENVINO else self.plan.threads
         return engine_over(self.exit_model, self.preprocessor, batch or self.batch, exits, threads=threads)
 
@@ -108,18 +131,21 @@ def engine_over(
 
 def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Preprocessor]:
     """Load the plan's model in a precision, and the preprocessor of its inputs. Raises DynxError."""
-    from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
-
     if plan.kind == "image" and max_length is not None:
         raise InvalidInput("`max_length` is about texts, and this model takes images")
-    ready = loading.load_image_processor(plan.source) if plan.kind == "image" else loading.load_tokenizer(plan.source)
     model = loading.load_classifier(
         plan.source, plan.kind, device=plan.device, dtype=dtype, allow_pickle=plan.request.allow_pickle
     )
-    preprocessor: Preprocessor = (
-        ImagePreprocessor(ready, model) if plan.kind == "image" else TextPreprocessor(ready, model, max_length)
-    )
-    return model, preprocessor
+    return model, preprocessor_for(plan, model, max_length=max_length)
+
+
+def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None) -> Preprocessor:
+    """Load the preprocessor of a model's inputs. Raises DynxError."""
+    from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
+
+    if plan.kind == "image":
+        return ImagePreprocessor(loading.load_image_processor(plan.source), model)
+    return TextPreprocessor(loading.load_tokenizer(plan.source), model, max_length)
 
 
 class AttachResult(NamedTuple):
@@ -168,10 +194,10 @@ class Reference:
     def __init__(self, assembly: LoadedClassifier) -> None:
         self._preprocessor: Preprocessor = assembly.preprocessor
         if is_reference(assembly):
-            self._engine: Engine[Example] = assembly.engine(exits=None)
+            self.engine: AnyEngine = assembly.engine(exits=None)
         else:
             model, self._preprocessor = load_model(assembly.plan, dtype="float32", max_length=None)
-            self._engine = engine_over(
+            self.engine = engine_over(
                 attach_exits(model, self._preprocessor).model,
                 self._preprocessor,
                 assembly.batch,
@@ -181,7 +207,7 @@ class Reference:
     @property
     def block_calls(self) -> int:
         """Number of block calls so far, times rows."""
-        return self._engine.block_calls
+        return self.engine.block_calls
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
         """Answer texts or paths that were read before. ModelError: one of them can't be read any more."""
@@ -190,7 +216,7 @@ class Reference:
         rows = self._preprocessor.rows(items)
         if bad := [row for row in rows if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
-        return self._engine.window([row for row in rows if isinstance(row, Example)])
+        return self.engine.window([row for row in rows if isinstance(row, Example)])
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the logits (n, C) of texts or paths that were read before."""

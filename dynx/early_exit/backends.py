@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from dynx.early_exit.assembly import LoadedClassifier, Ranges
+    from dynx.early_exit.assembly import AnyEngine, LoadedClassifier, Ranges
     from dynx.early_exit.attach.interface import ClassifierModel
-    from dynx.early_exit.engine import Engine
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.runtime.profile import Profile
@@ -119,7 +118,7 @@ def replace_blocks(
             out: Tensor = model(**inputs, **uncached).logits.float()
         return out
 
-    probes = _probes(probe_batch, exit_model.kind)
+    probes = probes_of(probe_batch, exit_model.kind)
     before = [logits(inputs) for inputs in probes]
     if block_backend.backend == OPENVINO:
         from dynx.runtime.backends.openvino import blocks as openvino_blocks
@@ -153,7 +152,7 @@ def replace_blocks(
     return attach(model, probe_batch, reduced_precision=block_backend.precision != "float32")
 
 
-def _probes(probe_batch: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
+def probes_of(probe_batch: Mapping[str, Tensor], kind: str) -> list[dict[str, Tensor]]:
     """Make two batches of different numbers of rows, and for texts of different lengths."""
     few = {name: value[:2] for name, value in probe_batch.items()}
     if kind == "text":
@@ -173,6 +172,8 @@ def use_fastest_backend(
 
     `on_stage` is called with what is being done. Raises UnsupportedModelError where the requested backend can't run the model.
     """
+    from dynx.early_exit.assembly import engine_over
+
     plan = assembly.plan
     asked = plan.decisions.backend.value == OPENVINO
     if assembly.block_backend.backend == OPENVINO or (plan.request.backend != "auto" and not asked):
@@ -186,7 +187,9 @@ def use_fastest_backend(
             other, preprocessor, block_backend = _on_openvino(assembly, rows)
             if not asked:
                 on_stage("timing PyTorch and OpenVINO")
-                times = _race(assembly, other, preprocessor, rows, clock)
+                beside = engine_over(other, preprocessor, assembly.batch, threads=BESIDE_ANOTHER_RUNTIME)
+                engines: dict[str, AnyEngine] = {TORCH: assembly.engine(), OPENVINO: beside}
+                times = race(engines, rows, assembly.batch, clock, plan.source.name)
     except UnsupportedModelError as e:
         if asked:
             raise
@@ -208,7 +211,7 @@ def _on_openvino(
     import torch
 
     from dynx.early_exit.agreement import agrees
-    from dynx.early_exit.assembly import attach_exits, load_model
+    from dynx.early_exit.assembly import attach_exits, engine_over, load_model
     from dynx.early_exit.attach.model import ExitModel
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
@@ -226,9 +229,9 @@ def _on_openvino(
 
         block_backend = requested_blocks(plan, OPENVINO, openvino_blocks.observe(exit_model.blocks, run))
     others = rows[MAX_OBSERVED_INPUTS:][:MAX_OBSERVED_INPUTS] or rows
-    expected = _answers(exit_model, preprocessor, assembly.batch, others)
+    expected = answers_of(engine_over(exit_model, preprocessor, assembly.batch), others)
     made = replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
-    got = _answers(made, preprocessor, assembly.batch, others)
+    got = answers_of(engine_over(made, preprocessor, assembly.batch), others)
     if block_backend.quantized:
         same = agrees(got, expected, assembly.labels.problem, plan.request.within or 0.0)
         differ, eps = int((~same).sum()), plan.request.max_disagreement
@@ -239,40 +242,32 @@ def _on_openvino(
     return made, preprocessor, block_backend
 
 
-def _answers(exit_model: ClassifierModel, preprocessor: Preprocessor, batch: int, rows: Sequence[Example]) -> Tensor:
-    """Return logits at full depth (n, C)."""
+def answers_of(engine: AnyEngine, rows: Sequence[Example]) -> Tensor:
+    """Return an engine's logits (n, C)."""
     import torch
 
-    from dynx.early_exit.assembly import engine_over
-
-    answers = engine_over(exit_model, preprocessor, batch).window(rows)
-    return torch.stack([torch.from_numpy(answer.logits) for answer in answers])
+    return torch.stack([torch.from_numpy(answer.logits) for answer in engine.window(rows)])
 
 
-def _race(
-    assembly: LoadedClassifier,
-    other: ClassifierModel,
-    preprocessor: Preprocessor,
+def race(
+    engines: Mapping[str, AnyEngine],
     rows: Sequence[Example],
+    batch: int,
     clock: Callable[[], float],
+    name: str,
+    backend_of: Callable[[str], str] = str,
 ) -> dict[str, float]:
-    """Time both backends at full depth, batches in turns; return median seconds per input.
+    """Time engines of the model called `name`, batches in turns; return median seconds per input.
 
     No two rounds have batches of the same shape, as runs with exits rarely do: OpenVINO compiles kernels for each shape.
     """
-    from dynx.early_exit.assembly import engine_over
-
     ordered = sorted(rows, key=lambda row: row.size)
-    engines: dict[str, Engine[Example]] = {
-        TORCH: assembly.engine(),
-        OPENVINO: engine_over(other, preprocessor, assembly.batch, threads=BESIDE_ANOTHER_RUNTIME),
-    }
 
-    def job(engine: Engine[Example]) -> Callable[[int], int]:
+    def job(engine: AnyEngine) -> Callable[[int], int]:
         def run(number: int) -> int:
             if number == 0:
-                return len(engine.window(ordered[-assembly.batch :]))  # the longest inputs allocate what all need
-            size = min(len(ordered), assembly.batch - (number - 1) % max(1, assembly.batch // 2))
+                return len(engine.window(ordered[-batch:]))  # the longest inputs allocate what all need
+            size = min(len(ordered), batch - (number - 1) % max(1, batch // 2))
             spread = 2 * RACE_BATCHES_PER_ROUND
             for at in range(1, spread, 2):
                 start = (len(ordered) - size) * at // spread
@@ -285,8 +280,8 @@ def _race(
         {name: job(engine) for name, engine in engines.items()},
         clock,
         rounds=RACE_ROUNDS,
-        backend_of=lambda name: name,
-        model=assembly.plan.source.name,
+        backend_of=backend_of,
+        model=name,
     )
     for error in failed.values():
         raise error

@@ -25,16 +25,21 @@ import torch
 
 from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.attach.model import ExitModel
-from dynx.early_exit.backends import RANGES_PREFIX, use_fastest_backend
+from dynx.early_exit.backends import RANGES_PREFIX, answers_of, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
-from dynx.early_exit.features import CollectedFeatures, Inputs, candidates, collect
+from dynx.early_exit.exit_depths import candidates
+from dynx.early_exit.features import CollectedFeatures, Inputs, collect
 from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
+from dynx.early_exit.segment_choice import use_fastest as use_segments
+from dynx.early_exit.segments.costs import measure_segment_costs
+from dynx.early_exit.segments.segments import as_measured, as_profile
 from dynx.errors import InvalidInput, UnsupportedModelError
+from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import percent, smallest_sample, supports
 from dynx.runtime.certify import choose_rules, deduplicate, split
+from dynx.runtime.decision import Decision
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
 from dynx.runtime.weights import still
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.runtime.certify import Certificate
+    from dynx.runtime.certify import Certificate, Costs
 
 Progress = Callable[[float, str], None]
 
@@ -98,7 +103,7 @@ def calibrate(
     InvalidInput: too few inputs, or a regression without a tolerance. UnsupportedModelError: the model can't have exits.
     """
     request = assembly.plan.request
-    if not isinstance(assembly.exit_model, ExitModel):
+    if not assembly.can_exit:
         raise UnsupportedModelError(assembly.why_full_depth)
     require_tolerance(assembly)
     rows, items, unreadable = _distinct(assembly, inputs)
@@ -111,15 +116,29 @@ def calibrate(
             hint=f"better: {_recommended_inputs(request)}",
         )
     first = [rows[i] for i in parts[0]]
-    use_fastest_backend(assembly, first, clock, lambda what: progress(0.0, what))
+    _choose_backend(assembly, first, clock, lambda what: progress(0.0, what))
     progress(0.0, "running the full model")
     reference_logits = None
     if not is_reference(assembly):
         reference_logits = torch.from_numpy(Reference(assembly).logits(items))
-    depths = candidates(assembly.exit_model.depth)
+    if assembly.segments is not None:
+        assembly.segments = assembly.segments.at(candidates(assembly.exit_model.depth))
     seen = collect(
-        assembly, rows, depths, reference_logits, lambda x: progress(0.05 + 0.35 * x, "running the full model")
+        assembly,
+        rows,
+        assembly.exit_depths,
+        reference_logits,
+        lambda x: progress(0.05 + 0.35 * x, "running the full model"),
     )
+
+    def cut_at(kept: Sequence[int]) -> CollectedFeatures:
+        nonlocal seen
+        if assembly.segments is None:
+            return seen.at(kept)
+        assembly.segments = assembly.segments.at(kept)
+        seen = collect(assembly, rows, kept, seen.reference_logits)
+        return seen
+
     learned = learn(
         assembly,
         seen,
@@ -129,8 +148,11 @@ def calibrate(
         budget=budget,
         clock=clock,
         progress=lambda x, what: progress(0.4 + 0.45 * x, what),
+        cut_at=cut_at,
     )
-    full_depth = _full_depth_evidence(assembly, seen.rows(parts[2]))
+    if learned is None and assembly.segments is not None:
+        assembly.segments = assembly.segments.at(())
+    full_depth = _full_depth_evidence(assembly, seen.rows(parts[2]), [rows[i] for i in parts[2]])
     if learned is None:
         return _full_depth_findings(assembly, inputs, rows, parts, unreadable, sample_power, full_depth)
     fitted, agreement = learned
@@ -191,10 +213,12 @@ def learn(
     budget: float,
     clock: Callable[[], float],
     progress: Progress = lambda _share, _what: None,
+    cut_at: Callable[[Sequence[int]], CollectedFeatures] | None = None,
 ) -> tuple[FittedExits, dict[int, float]] | None:
     """Fit heads on the first part, and score, rules and costs on the second, for a certificate on `certifying` other rows.
 
     Returned with them is the agreement of every exit tried. None: no exit saves time at the risk that the certificate can show.
+    `cut_at` gives the features of all rows at fewer exits; None keeps all exits of a model whose segments end at them.
     """
     request, problem = assembly.plan.request, assembly.labels.problem
     tolerance = request.within or 0.0
@@ -212,35 +236,85 @@ def learn(
     progress(0.5, "timing exits")
     kept = list(seen.depths)
     sample = [rows[i] for i in parts[1]]
-    costs = {
-        batch: measure_costs(
-            assembly.exit_model,
-            assembly.preprocessor.collate,
-            sample,
-            kept,
-            heads=heads,
-            score=score,
-            length=lambda row: row.size,
-            batch=batch,
-            budget=budget / 2,
-            clock=clock,
-        )
-        for batch in sorted({1, assembly.batch})
-    }
-    main = costs[assembly.batch]
-    rules = choose_rules(scores, agree, main, request.max_disagreement, request.delta, certifying)
+
+    def timed(heads: ExitHeads, score: AgreementScore, seconds: float) -> dict[int, Costs]:
+        return {
+            size: _measured(assembly, sample, kept, heads, score, size, seconds, clock)
+            for size in sorted({1, assembly.batch})
+        }
+
+    costs = timed(heads, score, budget / 2)
+    prune = cut_at is not None or assembly.segments is None
+    rules = choose_rules(
+        scores, agree, costs[assembly.batch], request.max_disagreement, request.delta, certifying, prune=prune
+    )
     if not np.isfinite(rules.thresholds).any():
         return None
     if len(rules.kept) < len(kept):
         progress(0.8, "fitting those that pay")
         kept = [seen.depths[k] for k in rules.kept]
-        costs = {size: c.at(rules.kept) for size, c in costs.items()}
+        seen = seen.at(kept) if cut_at is None else cut_at(kept)
+        one, two = seen.rows(parts[0]), seen.rows(parts[1])
         heads, score = fit(kept)
         scores, agree = two.at(kept).evaluate(heads, score, tolerance)
+        costs = {size: c.at(rules.kept) for size, c in costs.items()}
+        if assembly.segments is not None:  # fewer borders than were timed
+            costs = timed(heads, score, budget / 4)
         rules = choose_rules(
             scores, agree, costs[assembly.batch], request.max_disagreement, request.delta, certifying, prune=False
         )
     return FittedExits(tuple(kept), heads, score, rules, costs), agreement
+
+
+def _measured(
+    assembly: LoadedClassifier,
+    sample: Sequence[Example],
+    depths: Sequence[int],
+    heads: ExitHeads,
+    score: AgreementScore,
+    batch: int,
+    budget: float,
+    clock: Callable[[], float],
+) -> Costs:
+    """Measure the costs of exits at one batch size, on what the assembly runs on."""
+    collate = assembly.preprocessor.collate
+    if assembly.segments is not None:
+        return measure_segment_costs(
+            assembly.segments,
+            collate,
+            sample,
+            heads=heads,
+            score=score,
+            length=lambda row: row.size,
+            batch=batch,
+            budget=budget,
+            clock=clock,
+        )
+    return measure_costs(
+        assembly.exit_model,
+        collate,
+        sample,
+        depths,
+        heads=heads,
+        score=score,
+        length=lambda row: row.size,
+        batch=batch,
+        budget=budget,
+        clock=clock,
+    )
+
+
+def _choose_backend(
+    assembly: LoadedClassifier, rows: Sequence[Example], clock: Callable[[], float], on_stage: Callable[[str], None]
+) -> None:
+    """Have the assembly run on what is fastest: segments on OpenVINO, single blocks where those can't be, or PyTorch."""
+    refused = use_segments(assembly, rows, clock, on_stage)
+    if refused is None:
+        return
+    before = assembly.decisions.backend
+    use_fastest_backend(assembly, rows, clock, on_stage)
+    if assembly.decisions.backend is before and before.value == TORCH and assembly.plan.request.backend == "auto":
+        assembly.plan.decisions.backend = Decision(TORCH, refused)
 
 
 def collect_evidence(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
@@ -320,7 +394,9 @@ def _profile(
     ]
     body = _envelope(assembly, inputs)
     fields = {
-        "measured": seconds | {"clock": None if measured is None else list(measured), "batch": assembly.batch},
+        "measured": seconds
+        | {"clock": None if measured is None else list(measured), "batch": assembly.batch}
+        | ({} if assembly.segments is None else {"segments": as_measured(assembly.segments)}),
         "fitted": shape
         | {
             "problem": labels.problem,
@@ -329,7 +405,8 @@ def _profile(
             "max_disagreement": request.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,
-        },
+        }
+        | _segments(assembly),
         "evidence": body["evidence"]
         | {
             "parts": [len(part) for part in parts],
@@ -342,14 +419,24 @@ def _profile(
     return Profile(**(body | fields)), to_arrays(fitted, evidence) | _ranges(assembly)
 
 
+def _segments(assembly: LoadedClassifier) -> dict[str, Any]:
+    """Return how the model was cut, for a profile; empty where it wasn't."""
+    return {} if assembly.segments is None else {"segments": as_profile(assembly.segments)}
+
+
 def _ranges(assembly: LoadedClassifier) -> dict[str, NDArray[Any]]:
     """Return the activation ranges of int8 as arrays of a profile."""
     return {RANGES_PREFIX + name: ends for name, ends in assembly.block_backend.ranges.items()}
 
 
-def _full_depth_evidence(assembly: LoadedClassifier, seen: CollectedFeatures) -> dict[str, int]:
+def _full_depth_evidence(
+    assembly: LoadedClassifier, seen: CollectedFeatures, rows: Sequence[Example]
+) -> dict[str, int]:
     """Count the rows that the model answers differently from the reference at full depth."""
-    same = agrees(seen.logits, seen.reference_logits, assembly.labels.problem, assembly.plan.request.within or 0.0)
+    logits = seen.logits
+    if assembly.segments is not None:  # in one piece it may round in other ways than in segments
+        logits = answers_of(assembly.engine(), rows)
+    same = agrees(logits, seen.reference_logits, assembly.labels.problem, assembly.plan.request.within or 0.0)
     return {"n": len(seen), "disagreements": int((~same).sum())}
 
 
@@ -384,7 +471,8 @@ def _full_depth_findings(
     body = _envelope(assembly, inputs)
     body |= {
         "measured": {},
-        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend},
+        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend}
+        | _segments(assembly),
         "evidence": body["evidence"] | {"full_depth": full_depth},
         "decision": {"summary": summary},
     }

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.early_exit.assembly import Reference, is_reference
+from dynx.early_exit.apply_profile import certify_full_depth
+from dynx.early_exit.assembly import BlockBackend, Reference, is_reference
 from dynx.early_exit.audit import Audit, audited
 from dynx.early_exit.features import same_answers
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee, Prediction, Receipt
-from dynx.errors import InvalidInput
+from dynx.errors import InvalidInput, UnsupportedModelError
+from dynx.runtime.backends.registry import OPENVINO, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.assembly import AnyEngine, LoadedClassifier
+    from dynx.early_exit.engine import Answer, Exits
 
 SEED = 0
 """Seed of the draws for audits: the same inputs are drawn in every run."""
@@ -47,9 +49,33 @@ class Classifier:
         self._reference: Reference | None = None
         self._answered: Mapping[int, Answer] = {}
         self._number = 0  # of the next input
-        known = assembly.exit_profile
-        self._engine: Engine[Example]
+        self._engine: AnyEngine
+        self._start()
+
+    def _start(self) -> None:
+        """Answer as the assembly was loaded to, or as its profile certifies."""
+        known = None if self.assembly.pending is not None else self.assembly.exit_profile
         self._set_engine(known.exits() if known else None, known.guarantee if known else self.full_guarantee)
+
+    def _turn_to_segments(self) -> None:
+        """Answer from here on as the profile measured, where converting has paid by now. It may turn out to be impossible."""
+        assembly = self.assembly
+        pending = assembly.pending
+        if pending is None or not pending.pays(self.receipt.seconds):
+            return
+        assembly.pending = None
+        try:
+            with attempt(OPENVINO, assembly.plan.source.name):
+                _ = pending.segments.whole if assembly.exit_profile is None else pending.segments.parts
+        except UnsupportedModelError as e:
+            assembly.exit_profile = None
+            self.receipt.backend = f"PyTorch: OpenVINO can't run it ({e})"
+            return
+        assembly.segments = pending.segments
+        assembly.block_backend = BlockBackend(OPENVINO, pending.segments.precision, pending.segments.cut.ranges)
+        assembly.certified, _words = certify_full_depth(assembly.plan)
+        self.receipt.backend = f"PyTorch for {self._number:,} inputs, then OpenVINO ({pending.segments.cut})"
+        self._start()
 
     def set_exits(self, exits: Exits | None, guarantee: Guarantee | None, answered: Mapping[int, Answer]) -> None:
         """Switch to other exits, and to answers that are known already, by the input's number from now on."""
@@ -74,6 +100,7 @@ class Classifier:
     def window(self, items: Sequence[Any]) -> list[Prediction]:
         """Predict the next inputs (texts, or paths of images), in order. DeviceError: out of memory."""
         began = time.perf_counter()
+        self._turn_to_segments()
         rows = self.assembly.preprocessor.rows(items)
         good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Example)]
         answers = self._answers([row for _, row in good], [number for number, _ in good])
@@ -130,5 +157,7 @@ class Classifier:
         for agree in same_answers(exited, full, self.labels.problem, tolerance):
             if self.audit.update(not agree):
                 self._set_engine(None, None)
+                if self.assembly.segments is not None:  # whose arithmetic may be what the disagreement comes from
+                    self._engine = self._reference.engine
                 self._on_alarm(f"{self.audit}; from here on every answer is the full model's")
                 return

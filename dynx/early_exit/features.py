@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.agreement import agrees
+from dynx.early_exit.batching import batches
 from dynx.errors import InvalidInput
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.heads import ExitHeads
     from dynx.early_exit.preprocessing import Example
-
-MAX_CANDIDATE_EXITS = 12
-"""Most exits tried on one model; in deeper ones they are evenly spaced."""
+    from dynx.early_exit.segments.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,6 @@ class CollectedFeatures:
         return np.stack(scores, axis=1), np.stack(same, axis=1)
 
 
-def candidates(depth: int) -> tuple[int, ...]:
-    """Choose the blocks after which exits are tried: all but the last, or evenly spaced ones of a deep model."""
-    if depth - 1 <= MAX_CANDIDATE_EXITS:
-        return tuple(range(1, depth))
-    return tuple(sorted({round(depth * (k + 1) / (MAX_CANDIDATE_EXITS + 1)) for k in range(MAX_CANDIDATE_EXITS)}))
-
-
 def collect(
     assembly: LoadedClassifier,
     rows: Sequence[Example],
@@ -99,6 +92,8 @@ def collect(
     exit_model, batch = assembly.exit_model, assembly.batch
     if not rows:
         raise InvalidInput("there are no inputs")
+    if assembly.segments is not None:
+        return _collect_by_segments(assembly, assembly.segments, rows, depths, reference_logits, progress)
     if not isinstance(exit_model, ExitModel):
         from dynx.errors import UnsupportedModelError
 
@@ -133,6 +128,40 @@ def collect(
     features = [torch.cat([batch_[k] for batch_ in pooled])[back] for k in range(len(depths))]
     return CollectedFeatures(
         tuple(depths), features, full_depth_logits, full_depth_logits if reference_logits is None else reference_logits
+    )
+
+
+def _collect_by_segments(
+    assembly: LoadedClassifier,
+    segments: Segments,
+    rows: Sequence[Example],
+    depths: Sequence[int],
+    reference_logits: Tensor | None,
+    progress: Callable[[float], None],
+) -> CollectedFeatures:
+    """Collect from segments that end at `depths`."""
+    model = segments.parts
+    if tuple(depths) != model.borders:
+        raise InvalidInput(f"features after blocks {tuple(depths)} of a model cut after {model.borders}")
+    if not rows:
+        raise InvalidInput("there are no inputs")
+    pooled: list[list[Tensor]] = []
+    logits: list[Tensor] = []
+    taken: list[int] = []
+    sizes = {number: row.size for number, row in enumerate(rows)}
+    with torch_threads(BESIDE_ANOTHER_RUNTIME):
+        for group in batches(sizes, assembly.batch, model.merges_lengths):
+            inputs = assembly.preprocessor.collate([rows[i] for i in group])
+            features, out = model.run_all({name: inputs[name].numpy() for name in model.input_names})
+            pooled.append([torch.from_numpy(each) for each in features])
+            logits.append(torch.from_numpy(out))
+            taken += group
+            progress(len(taken) / len(rows))
+    back = torch.from_numpy(np.argsort(np.asarray(taken)))
+    full_depth_logits = torch.cat(logits)[back]
+    gathered = [torch.cat([each[k] for each in pooled])[back] for k in range(len(model.borders))]
+    return CollectedFeatures(
+        model.borders, gathered, full_depth_logits, full_depth_logits if reference_logits is None else reference_logits
     )
 
 

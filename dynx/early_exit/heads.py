@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -90,6 +91,10 @@ class ExitHeads:
         out = torch.addmm(bias, pooled.float() - shift, weight)
         return out if previous is None else out + mix * previous
 
+    def as_arrays(self) -> list[ArrayHead]:
+        """Return each exit's head as a function of arrays, for engines that don't compute with tensors."""
+        return [ArrayHead(*(part.cpu().numpy() for part in head)) for head in self._heads]
+
     def run(self, pooled: Sequence[Tensor]) -> list[Tensor]:
         """Return the logits of every exit for rows that ran all layers."""
         out: list[Tensor] = []
@@ -130,6 +135,22 @@ class ExitHeads:
         # The features may come from a pass without gradients.
         with _one_thread(), torch.inference_mode(False), torch.enable_grad():
             return cls(problem, _fit(pooled, _checked_target(pooled, full), problem, seed))
+
+
+@dataclass(frozen=True)
+class ArrayHead:
+    """One exit's head on arrays: shift (F,), weight (F, C), mix and bias (C,), all float32."""
+
+    shift: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    mix: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, pooled: NDArray[np.float32], previous: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Return logits (R, C) as `ExitHeads.logits` does."""
+        out: Any = (pooled - self.shift) @ self.weight + self.bias
+        out = out if previous is None else out + self.mix * previous
+        return np.asarray(out, np.float32)
 
 
 def _fit(

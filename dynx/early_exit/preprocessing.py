@@ -68,7 +68,7 @@ class TextPreprocessor:
             raise InvalidInput(f"`max_length` {max_length}: at least {MIN_TEXT_TOKENS} tokens")
         self.own_limit = token_limit(tokenizer, model)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
-        self._tokenizer, self._device = tokenizer, model.device
+        self._tokenizer, self._device = tokenizer, device_of(model)
         takes = inspect.signature(model.forward).parameters
         pad = _pad_id(tokenizer, model)
         self.pads_batches = pad is not None
@@ -127,6 +127,12 @@ class TextPreprocessor:
         return self.collate(rows if self.pads_batches else rows[:1])
 
 
+def device_of(model: Any) -> torch.device:
+    """Return where a model's inputs go; the processor for one without weights, whose segments run elsewhere."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def token_limit(tokenizer: Any, model: nn.Module) -> int | None:
     """Return the most tokens of a text that a model takes, None for any number.
 
@@ -171,7 +177,7 @@ class ImagePreprocessor:
     kind: Literal["text", "image"] = "image"
 
     def __init__(self, processor: Any, model: Any) -> None:
-        self._processor, self._device, self._dtype = processor, model.device, model.dtype
+        self._processor, self._device, self._dtype = processor, device_of(model), model.dtype
         self._shape: tuple[int, ...] | None = None
 
     def rows(self, items: Sequence[Path]) -> list[Example | str]:

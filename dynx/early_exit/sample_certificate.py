@@ -7,25 +7,28 @@ the draw is random. Exits come from the profile; without one they are learned fr
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.attach.model import ExitModel
 from dynx.early_exit.audit import certify_sample, draw_sample
 from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
 from dynx.early_exit.engine import Answer
-from dynx.early_exit.features import CollectedFeatures, candidates, collect
+from dynx.early_exit.features import CollectedFeatures, collect
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
 from dynx.early_exit.types import Guarantee
+from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent, smallest_sample
 from dynx.runtime.certify import leaves_at, simulate, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
@@ -56,7 +59,7 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     It works with any profile, and without one. InvalidInput: a regression without a tolerance.
     """
     assembly = classifier.assembly
-    if not isinstance(assembly.exit_model, ExitModel):
+    if not assembly.can_exit:
         return f"full depth: {assembly.why_full_depth}"
     require_tolerance(assembly)
     eps, delta = assembly.plan.request.max_disagreement, assembly.plan.request.delta
@@ -86,6 +89,40 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     return found.words
 
 
+@dataclass(frozen=True)
+class SampleDifferences:
+    """What m inputs of a sample show of the G rules of the profile's K exits, strict to loose."""
+
+    thresholds: NDArray[np.float64]
+    """(G, K)"""
+    differs: NDArray[np.bool_]
+    """(G, m): whether the answer that a rule gives differs from the full model's; of an input that can't be read, never."""
+    pays: NDArray[np.bool_]
+    """(G,): whether the rule saves enough time here."""
+    reference_logits: NDArray[np.float32]
+    """(m, C) of the full model; zeros for an input that can't be read."""
+
+
+def sample_differences(
+    assembly: LoadedClassifier, items: Sequence[Any], reference_logits: NDArray[np.float32] | None = None
+) -> SampleDifferences:
+    """Run a sample through the profile's exits, and compare with the full model: with its logits (m, C) where they are known.
+
+    InvalidInput: there are no exits, or a regression has no tolerance.
+    """
+    require_tolerance(assembly)
+    if assembly.exit_profile is None:
+        raise InvalidInput(f"there are no exits: {assembly.why_full_depth}")
+    fitted = assembly.exit_profile.fitted
+    seen, present = _run(assembly, items, range(len(items)), fitted.depths, {}, reference_logits)
+    evidence = collect_evidence(fitted, seen, assembly)
+    differs = list(_differences(fitted, evidence, present, len(items)))
+    pays = [_pays(fitted, evidence, rule, assembly.batch) for rule in range(len(differs))]
+    truth = np.zeros((len(items), seen.reference_logits.shape[1]), dtype=np.float32)
+    truth[present] = seen.reference_logits.numpy()
+    return SampleDifferences(fitted.rules.thresholds, np.asarray(differs), np.asarray(pays), truth)
+
+
 def sample_size(total: int, eps: float, delta: float) -> int:
     """Return how many of `total` inputs to draw; 0 where they are too few to certify anything."""
     least = smallest_sample(eps, delta)
@@ -106,16 +143,17 @@ def _run(
     numbers: Sequence[int],
     depths: Sequence[int],
     answered: dict[int, Answer],
+    known: NDArray[np.float32] | None = None,
 ) -> tuple[CollectedFeatures, list[int]]:
-    """Run these inputs at every exit and by the full model, whose answers go into `answered`.
+    """Run these inputs at every exit and by the full model, whose answers go into `answered`; `known` are its logits.
 
     Returned with the features are the positions in `numbers` of inputs that could be read.
     """
     made = assembly.preprocessor.rows([items[n] for n in numbers])
     present = [i for i, row in enumerate(made) if isinstance(row, Example)]
     rows = [row for row in made if isinstance(row, Example)]
-    reference_logits = None
-    if not is_reference(assembly):
+    reference_logits = None if known is None else torch.from_numpy(known[present])
+    if known is None and not is_reference(assembly):
         reference_logits = torch.from_numpy(Reference(assembly).logits([items[numbers[i]] for i in present]))
     seen = collect(assembly, rows, depths, reference_logits)
     for i, logits in zip(present, seen.reference_logits.numpy(), strict=True):
@@ -127,7 +165,7 @@ def _learn(
     assembly: LoadedClassifier, items: Sequence[Any], numbers: Sequence[int], drawn: int, answered: dict[int, Answer]
 ) -> FittedExits | None:
     """Learn exits from inputs that won't be in the sample."""
-    seen, present = _run(assembly, items, numbers, candidates(assembly.exit_model.depth), answered)
+    seen, present = _run(assembly, items, numbers, assembly.exit_depths, answered)
     rows = [row for row in assembly.preprocessor.rows([items[numbers[i]] for i in present]) if isinstance(row, Example)]
     distinct = np.asarray(list({row.identity: i for i, row in enumerate(rows)}.values()), dtype=np.int64)
     if len(distinct) < MIN_CALIBRATION_INPUTS:

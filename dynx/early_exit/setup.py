@@ -76,11 +76,13 @@ def assemble(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     calibrating: bool = False,
+    quick_start: bool = False,
 ) -> LoadedClassifier:
     """Load what the plan names and attach exits. Raises DynxError.
 
     `stages` is called with what is being done, for a progress line. When `calibrating`, a backend that needs activation ranges
-    isn't set up yet.
+    isn't set up yet. `quick_start`: a model that has to be converted first may start on PyTorch, and turn to what the profile
+    measured once that pays (`LoadedClassifier.pending`).
     """
     unknown = plan.backend == OPENVINO and plan.request.quantize != "none"
     if unknown and not backends.ranges_of(plan) and not calibrating:
@@ -98,7 +100,9 @@ def assemble(
         from dynx.early_exit.labels import Labels
 
     stages(f"loading {plan.source.name}")
-    assembly = _load_on_backend(plan, Labels, stages, warn)
+    assembly = None if calibrating else _load_segments(plan, Labels, stages, warn, quick_start)
+    if assembly is None:
+        assembly = _load_on_backend(plan, Labels, stages, warn)
     if assembly.block_backend.backend == OPENVINO:
         plan.decisions.threads = beside(TITLES[OPENVINO], plan.decisions.threads)
     if plan.profile is not None:
@@ -114,11 +118,53 @@ def assemble(
     return assembly
 
 
+def _load_segments(
+    plan: ClassifierPlan,
+    labels_of: Callable[[Any], Labels],
+    stages: Callable[[str], None],
+    warn: Callable[[str], None],
+    quick_start: bool,
+) -> LoadedClassifier | None:
+    """Load the segments that the profile measured; None where it has none, or OpenVINO can't run them here."""
+    from dynx.early_exit import segment_setup as segments
+
+    try:
+        cut = segments.cut_of(plan)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        why = f"its contents can't be used ({type(e).__name__}: {e})"
+    else:
+        if cut is None:
+            return None
+        why = segments.precision_mismatch(plan, cut) or ""
+        if not why:
+            try:
+                with attempt(OPENVINO, plan.source.name):
+                    if quick_start and plan.request.quantize == "none" and not segments.is_ready(plan, cut):
+                        started = _load_on_backend(plan, labels_of, stages, warn, TORCH)
+                        started.pending = segments.pending_segments(started, cut)
+                        if started.pending is not None:
+                            plan.decisions.backend = Decision(
+                                TORCH, f"it starts at once; OpenVINO ({cut}) takes over when converting has paid"
+                            )
+                            return started
+                    return segments.load_segments(plan, cut, labels_of, stages)
+            except UnsupportedModelError as e:
+                why = f"OpenVINO can't run it: {e}"
+    plan.drop_profile(why, warn)
+    if plan.request.backend == "auto":
+        plan.decisions.backend = Decision(TORCH, why)
+    return None
+
+
 def _load_on_backend(
-    plan: ClassifierPlan, labels_of: Callable[[Any], Labels], stages: Callable[[str], None], warn: Callable[[str], None]
+    plan: ClassifierPlan,
+    labels_of: Callable[[Any], Labels],
+    stages: Callable[[str], None],
+    warn: Callable[[str], None],
+    backend: str | None = None,
 ) -> LoadedClassifier:
-    """Load the model on the plan's backend, or on PyTorch where that one can't run it and wasn't requested."""
-    backend, ranges = plan.backend, backends.ranges_of(plan)
+    """Load the model on a backend, by default the plan's, or on PyTorch where that one can't run it and wasn't requested."""
+    backend, ranges = backend or plan.backend, backends.ranges_of(plan)
     stages(f"loading {plan.source.name}")
     if backend == OPENVINO and plan.request.quantize != "none" and not ranges:
         backend = TORCH  # as calibration begins
@@ -155,15 +201,16 @@ def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None])
     if is_reference(assembly):
         return
     assembly.certified, words = certify_full_depth(plan)
-    if assembly.certified is not None or plan.request.quantize == "none":
+    if assembly.certified is not None or (plan.request.quantize == "none" and assembly.segments is None):
         return
     plan.drop_profile(words, warn)
-    plan.decisions.quantize = Decision("none", words)
+    if plan.request.quantize != "none":
+        plan.decisions.quantize = Decision("none", words)
     plan.decisions.backend = Decision(TORCH, "the model as it is")
     plan.decisions.exits = Decision("none", words)
     model, preprocessor = load_model(plan, dtype=plan.dtype, max_length=plan.request.max_length)
     assembly.exit_model, assembly.preprocessor = attach_exits(model, preprocessor).model, preprocessor
-    assembly.block_backend = BlockBackend(precision=plan.dtype)
+    assembly.block_backend, assembly.segments = BlockBackend(precision=plan.dtype), None
 
 
 def _reason_without_profile(request: ClassifierRequest) -> str:

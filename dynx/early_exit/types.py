@@ -82,6 +82,8 @@ class Receipt:
     seconds: float = 0.0
     exit_counts: Counter[int] = field(default_factory=Counter)
     """Answers by the layer they exited after; full depth is `depth`."""
+    backend: str = ""
+    """What computed the answers, where that changed on the way."""
     guarantee: Guarantee | None = EXACT_GUARANTEE
     """None once an audit has rejected it."""
 

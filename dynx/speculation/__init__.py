@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynx.speculation.setup import assemble, make_plan
+    from dynx.speculation.setup import acceptance_profile_of, assemble, make_plan
 
-__all__ = ["assemble", "make_plan"]
+__all__ = ["acceptance_profile_of", "assemble", "make_plan"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `assemble` and `make_plan` on first use, so that the data modules stay light."""
+    """Import the functions of `setup` on first use, so that the data modules stay light."""
     if name in __all__:
         from dynx.speculation import setup
 

@@ -81,7 +81,7 @@ class Rounds:
         return [(new, p.origin) for new, p in zip(kept, proposals, strict=True)]
 
     def _propose(self, runs: Sequence[Run]) -> list[Proposal]:
-        """Return what each text has to verify. Policies decide in turn, each by a pass with what those before it decided."""
+        """Return what each text has to verify. Policies decide in turn, by a pass that holds what those before decided."""
         costs, limit = self._costs, None if self._batch is None else self._batch.room
         if costs is not None:
             costs.begin(len(runs))

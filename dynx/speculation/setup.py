@@ -310,17 +310,19 @@ def _load_target(
     """Load tokenizer, settings and target; a model kept for another runtime loads while a thread imports torch."""
     with loading.importing():
         torch_ahead = loading.Ahead("torch", "dynx.speculation.engine")
-        if plan.backend != OPENVINO or clock is not None or plan.source.is_exported:
+        try:
+            if plan.backend != OPENVINO or clock is not None or plan.source.is_exported:
+                stages("importing torch")
+                torch_ahead.join()
+            stages("reading the tokenizer")
+            tokenizer = loading.load_text_tokenizer(plan.source)
+            own = _own_settings(plan, tokenizer)
+            stages(f"loading {plan.source.name}")
+            kernels = ModelBackends(plan, stages, warn, clock, torch_ahead.join)
+            target = kernels.target()
             stages("importing torch")
-            torch_ahead.join()
-        stages("reading the tokenizer")
-        tokenizer = loading.load_text_tokenizer(plan.source)
-        own = _own_settings(plan, tokenizer)
-        stages(f"loading {plan.source.name}")
-        kernels = ModelBackends(plan, stages, warn, clock, torch_ahead.join)
-        target = kernels.target()
-        stages("importing torch")
-        torch_ahead.join()
+        finally:
+            torch_ahead.join()  # a process that ends in the middle of an import may crash
         import torch
 
         torch.set_num_threads(plan.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.commands import CONTEXT, PROMPT, Result, finish, spawn
+
+from dynx import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +131,21 @@ def test_findings_are_printed_even_if_they_cannot_be_kept(
     assert result.document["evidence"]["self_written"] is False
     assert set(result.document["evidence"]["first_guess_acceptance"]) == {"self", "lookup"}
     assert result.document["decision"]["summary"]
+
+
+def test_show_prints_a_pipelines_grid_for_diffusers_alone(cli: Cli) -> None:
+    """The profile on stdout as ever, and on stderr lines to paste; -q leaves them out."""
+    folder = shipped.folder("emoji")
+    assert folder is not None
+    stored = cli("calibrate", "--import", folder / "steps.json")
+    profile = json.loads((folder / "steps.json").read_text(encoding="utf-8"))["id"]
+    assert stored.code == 0
+
+    shown = cli("calibrate", "--show", profile)
+    assert shown.document["id"] == profile
+    assert "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config" in shown.err
+    assert re.search(r"^pipe\(prompt, timesteps=\[\d+(, \d+)*\], guidance_scale=2.5\)$", shown.err, re.MULTILINE)
+    assert cli("calibrate", "--show", profile, "-q").err == ""
 
 
 @pytest.mark.parametrize(

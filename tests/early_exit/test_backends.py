@@ -20,6 +20,7 @@ from dynx.early_exit.attach.attach import attach
 from dynx.early_exit.backends import LOGIT_TOLERANCE, RANGES_PREFIX, BlockBackend, replace_blocks
 from dynx.early_exit.classifier import Classifier
 from dynx.early_exit.plan import ClassifierRequest
+from dynx.early_exit.segments import store
 from dynx.errors import DeviceError, NoProfileError, UnsupportedModelError, UsageError
 from dynx.runtime.backends.packed_linear import available
 from dynx.runtime.backends.registry import OPENVINO, TORCH
@@ -230,7 +231,7 @@ def test_calibration_keeps_what_openvino_needs(easy: Path, tmp_path: Path, monke
     assert found.profile.fitted["backend"] == OPENVINO
     assert any(name.startswith(RANGES_PREFIX) for name in found.arrays)
     assert assembly.block_backend.backend == OPENVINO
-    assert assembly.decisions.backend.reason == "measured to be the fastest here"
+    assert assembly.decisions.backend.reason.startswith("measured to be the fastest here; it computes in int8")
     assert len(Classifier(assembly).window(LESSONS[:5])) == 5
 
 
@@ -256,6 +257,7 @@ def test_whatever_openvino_raises_leaves_it_out(
 
     fix_costs(monkeypatch)
     monkeypatch.setattr(openvino_blocks, "replace", failing)
+    monkeypatch.setattr(store, "make", failing)
     why = f"OpenVINO can't run it: {easy.name} fails on OpenVINO ({type(error).__name__}: {str(error) or 'no message'})"
 
     assembly = assemble(make_plan(ClassifierRequest(str(easy), profile="none", threads=1)), calibrating=True)

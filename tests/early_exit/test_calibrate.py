@@ -11,7 +11,8 @@ from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
 from dynx.early_exit import calibrate as learning
 from dynx.early_exit.assembly import Reference
-from dynx.early_exit.features import Inputs, candidates, collect
+from dynx.early_exit.exit_depths import candidates
+from dynx.early_exit.features import Inputs, collect
 from dynx.early_exit.preprocessing import Example
 from dynx.errors import UnsupportedModelError, UsageError
 from dynx.runtime.certify import split

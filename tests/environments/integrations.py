@@ -2,10 +2,10 @@
 
     python tests/environments/integrations.py FOLDER [NAME…]
 
-NAMES: llm, lm-eval, serve, langchain, llama-index; all of them by default. Each gets an environment of its own under FOLDER,
-because they ask for different releases of the same packages; packages of the interpreter that runs this (torch, transformers)
-are seen by all. One that can't be installed is reported and passed over; the exit code is 1 if any tests fail. What small
-integrations need (llm) fits into a CI job; lm-eval and LlamaIndex bring several hundred megabytes.
+NAMES: llm, lm-eval, serve, langchain, llama-index, ray, sentence-transformers; all of them by default. Each gets an environment
+of its own under FOLDER, because they ask for different releases of the same packages; packages of the interpreter that runs this
+(torch, transformers) are seen by all. One that can't be installed is reported and passed over; the exit code is 1 if any tests
+fail. What small integrations need (llm) fits into a CI job; lm-eval and LlamaIndex bring several hundred megabytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ ENVIRONMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "lm-eval": ((f"{ROOT}[lm-eval]",), "test_lm_eval"),
     "serve": ((f"{ROOT}[serve]", "openai"), "test_serve"),
     "langchain": ((str(ROOT), "langchain-huggingface"), "test_langchain"),
+    "ray": ((f"{ROOT}[ray]", "pandas"), "test_ray"),
     "llama-index": ((str(ROOT), "llama-index-llms-huggingface"), "test_llama_index"),
+    "sentence-transformers": ((str(ROOT), "sentence-transformers"), "test_sentence_transformers"),
 }
 """What to install, and the test file in tests/integrations without its suffix."""
 

@@ -53,7 +53,12 @@ def fix_costs(monkeypatch: pytest.MonkeyPatch, *, check: float = 0.03, clock: fl
     def measured(exit_model: Any, collate: Any, rows: Any, depths: Sequence[int], **_: Any) -> Costs:
         return Costs(tuple(d / exit_model.depth for d in depths), 1.0, tuple(check for _ in depths))
 
+    def of_segments(segments: Any, *_: Any, **__: Any) -> Costs:
+        depth, borders = segments.parts.depth, segments.borders
+        return Costs(tuple(d / depth for d in borders), 1.0, tuple(check for _ in borders))
+
     monkeypatch.setattr(learning, "measure_costs", measured)
+    monkeypatch.setattr(learning, "measure_segment_costs", of_segments)
     monkeypatch.setattr(learning, "confirm", lambda *_: (clock, clock, clock))
 
 

@@ -136,7 +136,7 @@ HYBRID: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"hidden_size": 32, "num_hidden_layers": LAYERS, "intermediate_size": 64, "context_length": 256},
     "xlstm": {
-        "hidden_size": 32,
+        "hidden_size": 64,  # its cache rounds up to this
         "num_hidden_layers": LAYERS,
         "num_heads": 2,
         "chunk_size": 8,

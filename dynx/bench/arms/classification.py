@@ -99,6 +99,7 @@ def as_by_default(assembly: LoadedClassifier) -> LoadedClassifier:
         preprocessor=preprocessor,
         exit_profile=None,
         block_backend=BlockBackend(TORCH, dtype),
+        segments=None,
     )
 
 

@@ -10,9 +10,9 @@ from dynx.cli.bench import arm_options
 from dynx.cli.bench.task import Prepared, conditions, settings
 from dynx.cli.bench.values import parse_lengths, tolerance_or
 from dynx.cli.generate.model import hint_template, open_plan
-from dynx.cli.json_lines import NoFieldError, field_of
 from dynx.cli.prompts import Prompt, is_chat, read_data
 from dynx.errors import UsageError
+from dynx.runtime.json_lines import NoFieldError, field_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
+from dynx.cli.jobs import is_job, run_job
 from dynx.cli.pieces import shown
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DynxError, GateFailed, UsageError
@@ -30,6 +31,22 @@ if TYPE_CHECKING:
 MAX_EXPLAINED_INPUTS = 5
 """Largest number of inputs that ran all layers which --explain lists."""
 
+NOT_IN_JOBS = (
+    "inputs",
+    "nul",
+    "tsv",
+    "skip_empty",
+    "top_k",
+    "scores",
+    "labels",
+    "resume",
+    "json",
+    "stats",
+    "explain",
+    "verify",
+)
+"""Options that don't go with --input."""
+
 BAR_CHARS = 30
 """Width of a full bar of --explain, in characters."""
 
@@ -39,6 +56,9 @@ def run(options: Options) -> None:
     from dynx.early_exit import make_plan
 
     check(options)
+    if is_job(options, only=("output",), never=NOT_IN_JOBS) and not options.dry_run:
+        work_off(options)
+        return
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
@@ -55,7 +75,7 @@ def run(options: Options) -> None:
         return
     records = open_records(options, images=plan.kind == "image")
     records.begin()
-    assembly = open_assembly(plan, terminal)
+    assembly = open_assembly(plan, terminal, quick_start=not options.certify)
     form = format_of(options, terminal, len(assembly.labels.names))
     resumed = resume(Path(options.resume), form) if options.resume else None
     job = Job(options, terminal, assembly, form, open_tally(options, assembly))
@@ -66,6 +86,16 @@ def run(options: Options) -> None:
         verified(job.classifier, options)
     if job.errors:
         raise DynxError(f"{job.errors} of {job.seen} inputs could not be labelled; the output has the reason")
+
+
+def work_off(options: Options) -> None:
+    """Label the rows of files as a job. Raises DynxError."""
+    from dynx.jobs.functions import Classify
+
+    request = options.request()
+    function = Classify(**vars(request), audit=options.audit)
+    audit = options.audit > 0
+    run_job(options, function, request, {"audit": options.audit}, certify=options.certify, audit=audit)
 
 
 def check(options: Options) -> None:
@@ -101,12 +131,15 @@ def open_records(options: Options, *, images: bool) -> Records:
     return records
 
 
-def open_assembly(plan: ClassifierPlan, terminal: Terminal) -> LoadedClassifier:
-    """Load the model; print its decisions with -v, and on a terminal why there are no exits."""
+def open_assembly(plan: ClassifierPlan, terminal: Terminal, *, quick_start: bool = False) -> LoadedClassifier:
+    """Load the model; print its decisions with -v, and on a terminal why there are no exits.
+
+    `quick_start`: it may begin on what loads first, and move to what is faster later.
+    """
     from dynx.early_exit import assemble
 
     with telling_the_remedy(plan.request):
-        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, quick_start=quick_start)
     terminal.startup.mark("first batch")
     terminal.clear_status()
     for knob, decision in assembly.decisions.items():
@@ -366,6 +399,8 @@ def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tup
         rows.append(("layers", f"{receipt.mean_layers:.2f} of {receipt.depth} on average"))
         saved = 1 - receipt.layers / (receipt.depth * (receipt.inputs - receipt.errors))
         rows.append(("saved", f"{saved:.0%} of the layers"))
+    if receipt.backend:
+        rows.append(("backend", receipt.backend))
     if receipt.audit_layers:
         rows.append(("audit", f"{receipt.audit_layers:,} layers, not counted above"))
     profile = assembly.plan.profile

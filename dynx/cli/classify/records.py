@@ -19,10 +19,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dynx.cli.json_lines import NotAnObjectError, parse_object
 from dynx.cli.pieces import lines, not_utf8, shown, undecoded
 from dynx.cli.tables import table
 from dynx.errors import UsageError
+from dynx.runtime.json_lines import NotAnObjectError, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence

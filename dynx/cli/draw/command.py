@@ -16,6 +16,7 @@ from dynx.cli.draw.png import encode
 from dynx.cli.draw.preview import Screen, image
 from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.inputs import typed
+from dynx.cli.jobs import is_job, run_job
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
 
@@ -35,10 +36,28 @@ if TYPE_CHECKING:
 
 MAX_LABEL_CHARS = 30
 
+NOT_IN_JOBS = (
+    "prompt",
+    "count",
+    "finish",
+    "info",
+    "lines",
+    "preview",
+    "json",
+    "stats",
+    "explain",
+    "force",
+    "verify",
+)
+"""Options that don't go with --input."""
+
 
 def run(options: Options) -> None:
     """Draw all pictures. Raises DynxError at the end where some failed."""
     check(options)
+    if is_job(options, only=("column",), never=NOT_IN_JOBS) and not options.dry_run:
+        work_off(options)
+        return
     if options.info:
         paths = [typed(p, "FILE") for p in [*options.info, *(options.prompt or [])]]
         print_facts(paths, json=options.json, jsonl=options.jsonl, schema=report.SCHEMA)
@@ -68,6 +87,16 @@ def run(options: Options) -> None:
         )
     if studio.failed:
         raise DynxError(f"{studio.failed} of {studio.seen} pictures failed; the reasons are above")
+
+
+def work_off(options: Options) -> None:
+    """Draw a picture for each row of files as a job. Raises DynxError."""
+    from dynx.jobs.functions import Draw
+
+    request = request_of(options, anything(options).asked)
+    seed = options.seed or 0
+    function = Draw(**vars(request), seed=seed, draft=options.draft)
+    run_job(options, function, request, {"seed": seed, "draft": options.draft})
 
 
 def check(options: Options) -> None:

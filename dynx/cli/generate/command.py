@@ -15,6 +15,7 @@ from dynx.cli.generate.output import Document, JsonLines, Printer, Text, explain
 from dynx.cli.generate.stats import NAMES
 from dynx.cli.generate.verify import check
 from dynx.cli.inputs import NoInputError, read_prompt, refuse_dash, typed
+from dynx.cli.jobs import is_job, run_job
 from dynx.cli.prompts import Prompt, each_prompt, is_chat, read_conversation
 from dynx.cli.remedy import telling_the_remedy
 from dynx.cli.stdin import Arrivals, rows_asked
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from dynx.speculation.plan import GeneratorPlan
 
 
+NOT_IN_JOBS = ("prompt", "messages", "lines", "json", "stats", "explain", "verify")
+"""Options that don't go with --input."""
+
+
 def run(options: Options) -> None:
     """Read prompts, load the engine once, write the answers in order."""
     if options.json and options.jsonl:
@@ -39,6 +44,9 @@ def run(options: Options) -> None:
             "--exact is for greedy decoding only",
             hint="sampling already has the distribution of plain decoding; leave out --exact or --temperature",
         )
+    if is_job(options, only=("output", "column"), never=NOT_IN_JOBS) and not options.dry_run:
+        work_off(options)
+        return
     terminal = Terminal(
         quiet=options.quiet, verbose=options.verbose, color=options.color, json=options.json or options.jsonl
     )
@@ -79,6 +87,25 @@ def run(options: Options) -> None:
         check(printer.verified)
     if failed:
         raise DynxError(f"{failed} prompt{' has' if failed == 1 else 's have'} no answer")
+
+
+def work_off(options: Options) -> None:
+    """Answer the rows of files as a job. Raises DynxError."""
+    from dynx.jobs.functions import Generate
+
+    decoding = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "repetition_penalty": options.repetition_penalty,
+        "stop": [typed(text, "--stop") for text in options.stop or ()],
+        "chat": options.chat,
+        "system": None if options.system is None else typed(options.system, "--system"),
+    }
+    request = options.request()
+    function = Generate(**vars(request), batch=rows_asked(options.batch), seed=options.seed, decoding=decoding)
+    run_job(options, function, request, {**decoding, "chat": request.chat, "seed": options.seed})
 
 
 def read_prompts(options: Options, terminal: Terminal) -> tuple[Iterator[Prompt | BadPrompt], Arrivals | None]:

@@ -70,6 +70,13 @@ class Show(StrEnum):
     never = "never"
 
 
+class Engine(StrEnum):
+    """What runs the workers of a job."""
+
+    local = "local"
+    ray = "ray"
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What help and the parser need of an option beyond its field's name, type and default."""
@@ -163,7 +170,41 @@ WITHIN = Declared(
     "--within", metavar="T", min=1e-9, help="Regression models: outputs that differ by at most T count as equal."
 )
 COLUMN = Declared(
-    "--column", metavar="NAME", help="With --tsv: the column that holds the texts, by header or number from 1."
+    "--column",
+    metavar="NAME",
+    help="With --tsv: the column that holds the texts, by header or number from 1. With --input: the column or key, by name.",
+)
+JOB_COLUMN = Declared(
+    "--column", metavar="NAME", help="With --input: the column, or the key of JSON lines, that holds the prompts."
+)
+INPUT = Declared(
+    "--input",
+    once=True,
+    metavar="FILES",
+    help="Run a job over all rows of these files: Parquet, CSV, TSV, JSON lines or text, maybe as .gz or .zst, or folders of "
+    "images. A file, a folder, a quoted pattern, or any address that fsspec opens. Repeatable.",
+)
+OUTPUT = Declared(
+    "--output",
+    once=True,
+    metavar="DIR",
+    help="With --input: write the answers into this folder, as Parquet or with --jsonl as JSON lines. The same command "
+    "continues a job that was stopped.",
+)
+ENGINE = Declared(
+    "--engine", help="With --input: run workers as processes of this machine, or on the Ray cluster of RAY_ADDRESS."
+)
+WORKERS = Declared(
+    "--workers",
+    metavar="N",
+    help="With --input: number of workers; auto is one with all cores, and on a cluster one per machine or GPU.",
+)
+SHARD_ROWS = Declared(
+    "--shard-rows",
+    metavar="N",
+    min=1,
+    max=1 << 20,
+    help="With --input: rows that a worker answers and writes at a time; by default about 30 seconds of work.",
 )
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; this key holds the text.")
 PROMPT_FIELD = Declared(
@@ -238,6 +279,17 @@ class OutputOptions:
     quiet: int = QUIET(0)
     verbose: int = VERBOSE(0)
     color: Color = COLOR(Color.auto)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Options of jobs over files."""
+
+    input: list[str] | None = INPUT(None)
+    output: str | None = OUTPUT(None)
+    engine: Engine = ENGINE(Engine.local)
+    workers: str = WORKERS("auto")
+    shard_rows: int | None = SHARD_ROWS(None)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ Examples:
   dynx classify < lines.txt > labels.tsv
   dynx classify -m ./my-model --field body --jsonl < posts.jsonl
   dynx classify -m ./my-vit photos/*.png
+  dynx classify -m ./my-model --input 'data/*.parquet' --column text --output labels/
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(o.OutputOptions, o.DeviceOptions):
+class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     """The command line of `dynx classify`, by parameter name."""
 
     inputs: list[str] | None = o.argument(

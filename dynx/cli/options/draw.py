@@ -17,11 +17,12 @@ Examples:
   dynx draw -m ./my-pipeline "a lighthouse" --size 512x768 --seed 7 --stats
   dynx draw --lines --jsonl -o pictures/ < prompts.txt
   dynx draw --info a-red-apple.png
+  dynx draw --input prompts.txt --output pictures/ --seed 1
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(o.OutputOptions, o.DeviceOptions):
+class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     """The command line of `dynx draw`, by parameter name."""
 
     prompt: list[str] | None = o.argument(
@@ -68,6 +69,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         metavar="FILE",
         help="Print how a PNG was drawn, and exit; arguments are further files.",
     )
+    column: str | None = o.JOB_COLUMN(None)
     lines: bool = o.option(False, "--lines", help="One prompt per line of stdin.")
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
     show: o.Show = o.SHOW(o.Show.auto)

@@ -20,12 +20,13 @@ Examples:
   dynx generate "The fox" --temperature 0.8 --seed 7 --stats
   dynx generate --lines --jsonl < prompts.txt
   dynx generate -m ./my-model --chat
+  dynx generate -m ./my-model --input prompts.jsonl --output answers/ -n 200
   dynx generate -m ./my-model --messages conversation.json
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(o.OutputOptions, o.DeviceOptions):
+class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     """The command line of `dynx generate`, by parameter name."""
 
     prompt: list[str] | None = o.argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
@@ -89,8 +90,9 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "auto",
         "--batch",
         metavar="N",
-        help="With --lines: the largest number of prompts per batch; auto uses the fastest measured.",
+        help="With --lines or --input: the largest number of prompts per batch; auto uses the fastest measured.",
     )
+    column: str | None = o.JOB_COLUMN(None)
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
     jsonl: bool = o.option(False, "--jsonl", help="Print JSON lines: one per token and result.")
     stats: bool = o.option(False, "--stats", help="Print the cost and the saving on stderr.")

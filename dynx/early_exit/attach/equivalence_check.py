@@ -79,7 +79,7 @@ def verify(exit_model: ExitModel, probe_inputs: ProbeInputs, expected: Tensor, r
     model, depth = exit_model.model, exit_model.depth
     middle = (depth + 1) // 2
     inputs = probe_inputs.batch(range(PROBE_ROWS[0]))
-    alone: Tensor = model(**probe_inputs.batch([2]), **exit_model._options).logits
+    alone: Tensor = model(**probe_inputs.batch([2]), **exit_model.options).logits
     if not bool(torch.isfinite(expected).all()):
         raise Refusal("its logits aren't finite")
     scale = max(1.0, expected.abs().max().item())

@@ -34,13 +34,15 @@ class ExitModel:
         """How `pool` makes features of hidden states; set by the equivalence check."""
         self.merges_lengths = True
         """Whether padding leaves the model's answers unchanged, so that rows of different lengths may resume together."""
+        self.source = source
+        """The module whose output is the first block's input, where there is one."""
         self._blocks = blocks
         self._run: PartialForward | None = None
         self._replaced: list[tuple[nn.Module, Callable[..., Any], Any]] = []
         self._detached = False
         parameters = inspect.signature(model.forward).parameters
         wanted = {"use_cache": False, "output_hidden_states": False, "output_attentions": False, "return_dict": True}
-        self._options = {name: value for name, value in wanted.items() if name in parameters}
+        self.options = {name: value for name, value in wanted.items() if name in parameters}
         for module in {id(block.module): block.module for block in blocks}.values():
             self._wrap(module)
         if source is not None:
@@ -55,6 +57,11 @@ class ExitModel:
     def blocks(self) -> list[nn.Module]:
         """The block modules, each once, in order of their first call."""
         return list({id(block.module): block.module for block in self._blocks}.values())
+
+    @property
+    def calls(self) -> Sequence[Block]:
+        """The block calls of a forward, in order: a module that is called twice is in it twice."""
+        return self._blocks
 
     def _wrap(self, module: nn.Module) -> None:
         inner: Callable[..., Any] = module.forward
@@ -155,13 +162,13 @@ class ExitModel:
         rows = torch.arange(batch, device=inputs[self.model.main_input_name].device)
         if start is None and watch is None and stop is None:  # the model's own forward
             with torch.no_grad():
-                return Outcome(rows, self.model(**inputs, **self._options).logits, None)
+                return Outcome(rows, self.model(**inputs, **self.options).logits, None)
         shape = tuple(inputs[self.model.main_input_name].shape[1:])
         run = PartialForward(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
         self._run = run
         try:
             with torch.no_grad():
-                logits: Tensor = self.model(**inputs, **self._options).logits
+                logits: Tensor = self.model(**inputs, **self.options).logits
         except ForwardStopped:
             return Outcome(run.rows, None, run.state)
         finally:

@@ -16,14 +16,18 @@ from transformers.generation import stopping_criteria as stopping
 
 from dynx.errors import UnsupportedModelError
 from dynx.integrations.transformers import decoding, reasons
+from dynx.integrations.transformers.known import known_of
 from dynx.integrations.transformers.stats import CallStats
 from dynx.integrations.transformers.streaming import OnceEnded
 from dynx.runtime.backends.batch import can_batch
 from dynx.runtime.backends.eager import EagerBackend
-from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
+from dynx.runtime.decision import Decision
+from dynx.speculation.engine import Drafters, Engine
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dynx.integrations.transformers.known import Known
 
 
 class Attachment:
@@ -32,9 +36,17 @@ class Attachment:
     __name__ = "generate"
 
     def __init__(
-        self, model: Any, assistant: Any, tokenizer: Any, *, lookup: bool | None, replaced: Any = None
+        self,
+        model: Any,
+        assistant: Any,
+        tokenizer: Any,
+        *,
+        lookup: bool | None,
+        profile: str | None = None,
+        replaced: Any = None,
     ) -> None:
         self.model, self.assistant, self.tokenizer, self.lookup = model, assistant, tokenizer, lookup
+        self.wanted = profile
         self.replaced = replaced
         """What stood in the place of `generate` in the model itself; None where that was the class's method."""
         self.stats: CallStats | None = None
@@ -45,10 +57,11 @@ class Attachment:
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._made_for: Any = None
+        self._known: Known | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a copy makes anew."""
-        made = ("_lock", "_engine", "_made_for")
+        made = ("_lock", "_engine", "_made_for", "_known")
         return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -66,8 +79,16 @@ class Attachment:
         """The engine, made on first use, and anew where the model has moved or changed its precision."""
         now = [_state(module) for module in (self.model, self.assistant) if module is not None]
         if self._engine is None or self._made_for != now:
-            self._engine, self._made_for = _engine(self.model, self.assistant, lookup=self.lookup), now
+            check_rollback(self.model, self.assistant)
+            self._known = known_of(self.model, self.assistant, self.wanted)
+            self._engine, self._made_for = _engine(self.model, self.assistant, self._known, lookup=self.lookup), now
         return self._engine
+
+    @property
+    def profile(self) -> Decision[str]:
+        """The id of the profile in use, or "none", and the reason."""
+        _ = self.engine
+        return Decision("none", "") if self._known is None else self._known.profile
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Do what the model's own `generate` does; its documentation holds."""
@@ -172,34 +193,55 @@ def _state(model: Any) -> tuple[Any, ...]:
     return id(model), model.device, model.dtype, getattr(model.config, "_attn_implementation", None)
 
 
-def _engine(model: Any, assistant: Any, *, lookup: bool | None) -> Engine:
-    """Make an engine. Raises UnsupportedModelError where the model or the assistant can't be rolled back."""
+def check_rollback(model: Any, assistant: Any) -> None:
+    """Raise UnsupportedModelError where the model or the assistant can't take tokens back."""
     target = EagerBackend(model)
     if not target.can_rollback.value:
         raise UnsupportedModelError(f"the model can't be attached: {target.can_rollback.reason}")
     if target.keeps_states:
         raise UnsupportedModelError(f"the model can't be attached: {target.config.model_type} keeps a recurrent state")
+    if assistant is not None and not (able := EagerBackend(assistant).can_rollback).value:
+        raise UnsupportedModelError(f"the assistant can't draft: {able.reason}")
+
+
+def _engine(model: Any, assistant: Any, known: Known, *, lookup: bool | None) -> Engine:
+    """Make an engine with the drafters that were asked for, and lookup where the profile recommends it."""
+    target = EagerBackend(model)
     small = None if assistant is None else EagerBackend(assistant)
-    if small is not None and not small.can_rollback.value:
-        raise UnsupportedModelError(f"the assistant can't draft: {small.can_rollback.reason}")
     # What wasn't asked for must not cost anything: it drafts when it has proved to pay.
-    asked = small is not None or lookup
-    profile = AcceptanceProfile() if asked else AcceptanceProfile(regret_budget=0.0)
-    return Engine(target, Drafters(small, None, lookup is not False), acceptance_profile=profile)
+    if small is None and not lookup:
+        known.acceptance.regret_budget = 0.0
+    looking = known.lookup if lookup is None else lookup
+    return Engine(target, Drafters(small, None, looking), acceptance_profile=known.acceptance)
 
 
-def attach(model: Any, *, assistant: Any = None, tokenizer: Any = None, lookup: bool | None = None) -> Any:
+def attach(
+    model: Any,
+    *,
+    assistant: Any = None,
+    tokenizer: Any = None,
+    lookup: bool | None = None,
+    profile: str | None = None,
+) -> Any:
     """Make `model.generate` decode with drafts, and return `model`; `model.dynx.stats` tells what each call cost.
 
     `assistant` is a smaller model with the same vocabulary that drafts. `tokenizer` is used for `stop_strings` where a call has
     none. Drafts are also copied from the prompt and the answer: by default once that has proved to pay, with `lookup` True from
-    the start, with False never. An attached model gets the arguments that are given, and stays attached once. Raises
-    UnsupportedModelError with the reason for what can't be attached.
+    the start, with False never. The model's stored profile gives costs and acceptance from the start; `profile` is the id of
+    another, or "none", and `model.dynx.profile` says which is in use. An attached model gets the arguments that are given, and
+    stays attached once. Raises UnsupportedModelError with the reason for what can't be attached, InvalidInput or NoProfileError
+    where the profile that is wanted can't be used.
     """
     current = getattr(model, "__dict__", {}).get("dynx")
     if isinstance(current, Attachment):
-        if assistant is None and tokenizer is None and lookup in (None, current.lookup):
+        if (
+            assistant is None
+            and tokenizer is None
+            and lookup in (None, current.lookup)
+            and profile in (None, current.wanted)
+        ):
             return model
+        profile = current.wanted if profile is None else profile
         assistant = current.assistant if assistant is None else assistant
         tokenizer = current.tokenizer if tokenizer is None else tokenizer
         lookup = current.lookup if lookup is None else lookup
@@ -207,7 +249,7 @@ def attach(model: Any, *, assistant: Any = None, tokenizer: Any = None, lookup: 
     else:
         _check(model)
         replaced = vars(model).get("generate")
-    attachment = Attachment(model, assistant, tokenizer, lookup=lookup, replaced=replaced)
+    attachment = Attachment(model, assistant, tokenizer, lookup=lookup, profile=profile, replaced=replaced)
     _ = attachment.engine  # raises before anything is changed
     model.dynx = model.generate = attachment
     return model

@@ -24,6 +24,7 @@ from dynx.runtime.loading.libraries import (
     load_pipeline,
     load_text_tokenizer,
     load_tokenizer,
+    outline_classifier,
     same_vocabulary,
     stored_weights,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "load_text_tokenizer",
     "load_tokenizer",
     "needs_unpacking",
+    "outline_classifier",
     "quietly",
     "same_vocabulary",
     "scheme_of",

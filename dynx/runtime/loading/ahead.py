@@ -1,10 +1,16 @@
-"""Imports modules in a thread, while the caller does what needs none of them."""
+"""Imports modules in a thread, while the caller does what needs none of them.
+
+Modules that import each other must not be imported by two threads at a time: each would find the other's half. So whoever imports
+torch or transformers meanwhile calls `wait` first.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import threading
+
+_running: list[Ahead] = []
 
 
 class Ahead:
@@ -13,6 +19,7 @@ class Ahead:
     def __init__(self, *modules: str) -> None:
         self._modules = modules
         self._thread = threading.Thread(target=self._run, name="imports", daemon=True)
+        _running.append(self)
         self._thread.start()
 
     def _run(self) -> None:
@@ -21,5 +28,14 @@ class Ahead:
                 importlib.import_module(module)
 
     def join(self) -> None:
-        """Wait for the end of the import."""
-        self._thread.join()
+        """Wait for the end of the import, unless this is its thread."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+            with contextlib.suppress(ValueError):  # another thread was first
+                _running.remove(self)
+
+
+def wait() -> None:
+    """Wait for all imports that are under way."""
+    for each in _running:
+        each.join()

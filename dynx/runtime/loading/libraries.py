@@ -127,17 +127,43 @@ def load_classifier(
     """Load a classifier of texts or images, as `load_causal_lm` loads a language model."""
     check_classifier(source, allow_pickle=allow_pickle)
     with importing():
-        import transformers
-        from transformers.models.auto import modeling_auto
-
-        if kind == "image":
-            known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-            loader = transformers.AutoModelForImageClassification
-        else:
-            known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-            loader = transformers.AutoModelForSequenceClassification
-        _check_type(source, known, loader, f"{kind} classifier", CLASSIFIERS)
+        loader = _classifier_loader(source, kind)
     return _load(loader, source, device, dtype, allow_pickle)
+
+
+def outline_classifier(source: Source, kind: Literal["text", "image"]) -> PreTrainedModel:
+    """Make a classifier without reading its weights: modules and config, on the device "meta". Raises ModelError."""
+    with importing():
+        import torch
+        from transformers import AutoConfig
+
+        loader = _classifier_loader(source, kind)
+    with loading(source.folder, trusted=source.trusted):
+        try:
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=source.trusted)
+            with torch.device("meta"):
+                outline: PreTrainedModel = loader.from_config(
+                    config, dtype=torch.float32, trust_remote_code=source.trusted
+                )
+        except Exception as e:  # noqa: BLE001 - any library's, about files that anybody wrote
+            if own_code.refused(e):
+                raise own_code.refusal(f"a part of {source.name}") from None
+            raise ModelError(f"{source.name} doesn't load: {_first_line(e)}") from None
+    return outline.eval()
+
+
+def _classifier_loader(source: Source, kind: Literal["text", "image"]) -> Any:
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    if kind == "image":
+        known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        loader: Any = transformers.AutoModelForImageClassification
+    else:
+        known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        loader = transformers.AutoModelForSequenceClassification
+    _check_type(source, known, loader, f"{kind} classifier", CLASSIFIERS)
+    return loader
 
 
 def load_pipeline(source: Source, *, device: str, dtype: str, allow_pickle: bool = False) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dynx.runtime import own_code
 from dynx.runtime.lazy_imports import paused_gc
+from dynx.runtime.loading import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,7 @@ def quietly() -> Iterator[None]:
 @contextmanager
 def loading(folder: Path, *, trusted: bool) -> Iterator[None]:
     """`quietly`, for loading what is in a folder: nothing is asked, and no code in it runs unless it is `trusted`."""
+    ahead.wait()
     with quietly(), own_code.answering(folder, trusted=trusted):
         yield
 

@@ -8,6 +8,16 @@ from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentSeconds:
+    """Seconds of a model that OpenVINO runs in segments."""
+
+    conversion: Annotated[NonNegative, "Of converting it; 0 where the cache had it."] = ABSENT
+    input: Annotated[
+        dict[str, NonNegative], "Of an input at full depth, by backend; empty where one was asked for."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifyMeasured:
     """Seconds of inputs."""
 
@@ -20,6 +30,7 @@ class ClassifyMeasured:
         ),
     ] = ABSENT
     batch: Annotated[Count, "Inputs computed together while calibrating."] = ABSENT
+    segments: Annotated[SegmentSeconds, "Of the model in segments; absent where its layers run one by one."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,14 @@ class ExitRules:
     ] = ABSENT
     kept: Annotated[list[Count], "Which of the depths are used."] = ABSENT
     words: Annotated[str, "That in words."] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedSegments:
+    """How a model was cut that OpenVINO runs in segments."""
+
+    precision: Annotated[Literal["float32", "bfloat16", "int8"], "What they compute in."] = ABSENT
+    borders: Annotated[list[Count], "Layers that they end after, without the last."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +68,7 @@ class ClassifyFitted:
     max_disagreement: Annotated[Fraction, "Share of answers that may differ."] = ABSENT
     agreement: Annotated[dict[str, Fraction], "Share of answers that are the full model's, by layer."] = ABSENT
     backend: Annotated[str, "Whose kernels compute the layers."] = ABSENT
+    segments: Annotated[FittedSegments, "How the model was cut; absent where its layers run one by one."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.openvino import private
-from dynx.runtime.backends.openvino.paged import keep_apart
+from dynx.runtime.backends.openvino.tracing import compile_request, trace, varying
 from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -82,10 +81,17 @@ def always_mask(model: Any) -> None:
     """Have transformers make the mask of every batch, where the model's attention is PyTorch's fused one."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
 
     def mask(*args: Any, **kwargs: Any) -> Any:
-        return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+        padding = kwargs.get("attention_mask")
+        if kwargs.get("mask_function") is bidirectional_mask_function and padding is not None and padding.dim() == 2:
+            return padding[:, None, None, :].bool()  # the same for each query: dozens of small operations fewer
+        made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+        if made is None or made.dtype != torch.bool:
+            return made
+        blind = made.sum(-1, keepdim=True) == 0  # a padded query that sees nothing would be NaN, and spoil the others
+        return torch.logical_or(made, blind)
 
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
@@ -160,13 +166,12 @@ def _converted(
     tensors, spec = flat[0]
     if any(other[1] != spec for other in flat) or not tensors:
         raise UnsupportedModelError("its blocks are called in more than one way")
-    several = [[call[0][i].shape for call in flat] for i in range(len(tensors))]
-    shapes = [[sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*one, strict=True)] for one in several]
+    shapes = varying([call[0] for call in flat])
     output = calls[0][2]
     is_tuple = isinstance(output, tuple)
     items = len(output) if isinstance(output, tuple) else 0
-    traced = _quantized(number, block, ranges) if precision == "int8" else block
-    infer = _compiled(_traced(_Flat(traced, calls[0][0], calls[0][1]), tensors, shapes), precision, threads)
+    traced = quantized(number, block, ranges) if precision == "int8" else block
+    infer = _compiled(trace(_Flat(traced, calls[0][0], calls[0][1]), tensors, shapes), precision, threads)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given, how = _flatten((args, kwargs))
@@ -219,45 +224,11 @@ class _Flat(nn.Module):
         return hidden
 
 
-def _traced(function: nn.Module, example: Sequence[Tensor], shapes: Sequence[list[int]]) -> Any:
-    """Convert `function` to a graph. `openvino.convert_model` would do the same and send telemetry to Intel."""
-    import openvino as ov
-    from openvino.frontend import FrontEndManager
-
-    kinds = {
-        torch.float32: ov.Type.f32,
-        torch.bool: ov.Type.boolean,
-        torch.int64: ov.Type.i64,
-        torch.int32: ov.Type.i32,
-    }
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = private.tracer(function, example_input=tuple(example), trace_kwargs={"check_trace": False})
-    program = frontend.load(decoder)  # which doesn't keep it alive: the name above must
-    places = program.get_inputs()
-    if len(places) != len(example):
-        raise UnsupportedModelError("a block doesn't use all that it is given")
-    for place, shape, tensor in zip(places, shapes, example, strict=True):
-        program.set_partial_shape(place, ov.PartialShape(shape))
-        program.set_element_type(place, kinds[tensor.dtype])
-    graph = frontend.convert(program)
-    private.simplify(graph)
-    return graph
-
-
 def _compiled(graph: Any, precision: str, threads: int) -> Callable[[Sequence[Tensor]], Tensor]:
     """Compile the graph to a function of its inputs."""
     import openvino as ov
 
-    core = ov.Core()
-    keep_apart(graph, threads)
-    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if able and precision != "float32" else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    request = core.compile_model(graph, "CPU", settings).create_infer_request()
+    request = compile_request(graph, precision, threads)
 
     def infer(tensors: Sequence[Tensor]) -> Tensor:
         arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]  # alive until the result is there
@@ -269,7 +240,7 @@ def _compiled(graph: Any, precision: str, threads: int) -> Callable[[Sequence[Te
     return infer
 
 
-def _quantized(number: int, block: nn.Module, ranges: Ranges | None) -> nn.Module:
+def quantized(number: int, block: nn.Module, ranges: Ranges | None) -> nn.Module:
     """Return a copy of a block whose linear layers round their inputs and weights to int8."""
     out = copy.deepcopy(block)
     for name, layer in _linear_layers([block]):

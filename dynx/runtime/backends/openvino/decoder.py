@@ -29,7 +29,7 @@ from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import paged
 from dynx.runtime.backends.openvino.pool import BlockPool
-from dynx.runtime.backends.openvino.precision import ACTIVATION_GROUP_SIZE, Precision
+from dynx.runtime.backends.openvino.precision import ACTIVATION_GROUP_SIZE, CACHE_PRECISION, Precision
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.decision import Decision
 from dynx.runtime.memory import free_memory, is_out_of_memory
@@ -207,13 +207,12 @@ class OpenVINOBackend(Backend):
         self.compute = "bf16" if able and precision in ("bfloat16", "float16") else "f32"
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.compute,
-            "KV_CACHE_PRECISION": self.compute,
+            "KV_CACHE_PRECISION": CACHE_PRECISION.get(precision, self.compute),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
         if precision in ACTIVATION_GROUP_SIZE:
-            # With float32 around them, products with integer weights run on integers. In bfloat16 they don't, and took
-            # 1.4 times as long.
+            # In bfloat16 passes of two tokens and of three would give other bits, and drafts could decide near ties.
             known_group = int(graph.get_rt_info(["dynx", "group"]).astype(str)) if precision == "file" else 0
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = known_group or ACTIVATION_GROUP_SIZE[precision]
         if threads is not None:

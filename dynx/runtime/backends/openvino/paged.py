@@ -64,12 +64,16 @@ def assemble(graph: Any) -> None:
 
 def share_constants(graph: Any) -> None:
     """Let equal small constants be one: compiling takes time for each node, and half of a traced graph's are such constants."""
+    import openvino as ov
+
     known: dict[tuple[Any, ...], Any] = {}
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_byte_size() > SHARED_BYTES:
             continue
+        if node.get_element_type().bitwidth < 8 or node.get_element_type() == ov.Type.bf16:
+            continue  # numpy has no such types
         shape = tuple(node.get_output_shape(0))
-        key = (node.get_output_element_type(0).get_type_name(), shape, bytes(node.get_vector().tobytes()))
+        key = (node.get_output_element_type(0).get_type_name(), shape, node.data.tobytes())
         first = known.setdefault(key, node)
         if first is not node:
             for target in node.output(0).get_target_inputs():

@@ -1,0 +1,389 @@
+"""Answer rows of a table: functions for jobs, and for any library that maps over batches.
+
+    from dynx.jobs.functions import Classify
+
+    data.map(Classify("./model", column="body"), batched=True, batch_size=4096)                     # datasets
+    data.map_batches(Classify, fn_constructor_kwargs={"model": "./model"}, batch_size=4096, …)      # Ray Data
+
+Making one is cheap and so is sending it to another process: the model is loaded with the first batch. A batch of a thousand rows
+or more keeps what sorting by length and sharing prompts save. A row that can't be answered has a reason in `error`, and raises
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dynx.errors import InvalidInput
+from dynx.jobs.row_function import RowFunction, seed_of
+from dynx.runtime.inputs import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.segments.engine import SegmentEngine
+
+WINDOW_ROWS = 1024
+"""Rows that are sorted by length and classified together."""
+
+AUDIT_SEED = 0
+"""Seed of the draw of audited rows: the same in every run."""
+
+
+class Classify(RowFunction):
+    """Classify texts, or images by their paths; the options are those of `dynx.load_classifier`."""
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "label": "string",
+        "score": "double",
+        "exit": "int32",
+        "layers": "int32",
+        "truncated": "bool",
+        "audited": "bool",
+        "agrees": "bool",
+    }
+    totals: ClassVar[tuple[str, ...]] = ("layers", "truncated")
+
+    def __init__(self, model: str = "mood", *, audit: float = 0.0, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.audit = audit
+        """Share of the rows that the full model answers too; the rows are drawn by their numbers, so the keys must be numbers."""
+        self.full_depth = False
+        """Whether all layers run from now on."""
+
+    def _make_plan(self, warn: Callable[[str], None]) -> Any:
+        from dynx.early_exit import make_plan
+        from dynx.early_exit.plan import ClassifierRequest
+
+        return make_plan(ClassifierRequest(self.model, **self.options), warn=warn)
+
+    def _open(self) -> None:
+        from dynx.early_exit import assemble
+        from dynx.early_exit.classifier import Classifier
+        from dynx.runtime.hashing import hash_json
+        from dynx.runtime.threads import torch_threads
+
+        with torch_threads():
+            self.assembly: LoadedClassifier = assemble(self._plan())
+        plan, known = self.assembly.plan, self.assembly.exit_profile
+        certified = None if known is None else known.exits()
+        at_full_depth = Classifier(self.assembly).full_guarantee
+        promise = known.guarantee if known is not None else at_full_depth
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "weights": self.assembly.block_backend.precision,
+            "guarantee": None if promise is None else promise.json(),
+            "full_depth_guarantee": None if at_full_depth is None else at_full_depth.json(),
+        }
+        if known is not None and certified is not None:
+            heads = {name: array.tolist() for name, array in known.fitted.heads.to_arrays().items()}
+            self.identity["exits"] = hash_json([list(known.fitted.depths), heads])
+            self.identity["thresholds"] = [_finite(t) for t in certified.thresholds.tolist()]
+        self._reference: Any = None
+        self._set_exits(certified)
+
+    def __call__(self, batch: Any) -> Any:
+        """Return the batch with labels. Raises InvalidInput for an audit without `key`, a column of row numbers."""
+        if self.audit and self.key is None:
+            raise InvalidInput("`audit` draws rows by their numbers, which a column must hold: `key`")
+        return super().__call__(batch)
+
+    def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
+        """Let rows exit at these thresholds of the profile's exits; None: never."""
+        self.open()
+        known = self.assembly.exit_profile
+        self._set_exits(None if known is None or thresholds is None else known.fitted.exits(thresholds))
+
+    def _set_exits(self, exits: Exits | None) -> None:
+        self._depths = () if exits is None else exits.depths
+        self._engine: Engine[Any] | SegmentEngine[Any] = self.assembly.engine(exits=exits)
+        self._full: Engine[Any] | SegmentEngine[Any] = self.assembly.engine(exits=None)
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Classify rows, the audited ones also by the full model."""
+        return [
+            row
+            for at in range(0, len(values), WINDOW_ROWS)
+            for row in self._window(values[at : at + WINDOW_ROWS], keys[at : at + WINDOW_ROWS])
+        ]
+
+    def _window(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        import numpy as np
+
+        from dynx.early_exit.audit import audited
+        from dynx.early_exit.features import same_answers
+        from dynx.early_exit.preprocessing import Example
+
+        items, usable = self._items(values)
+        out: list[dict[str, Any]] = [{"error": f"not {self._wanted}"} for _ in values]
+        good = []
+        for i, row in zip(usable, self.assembly.preprocessor.rows([items[i] for i in usable]), strict=True):
+            if isinstance(row, Example):
+                good.append((i, row))
+            else:
+                out[i] = {"error": row}
+        if not good:
+            return out
+        engine = self._full if self.full_depth else self._engine
+        answers: list[Answer] = engine.window([row for _, row in good])
+        logits = np.stack([answer.logits for answer in answers])
+        found = self.assembly.labels.read(logits)
+        for (i, row), answer, (label, score, _) in zip(good, answers, found, strict=True):
+            out[i] = {
+                "label": label,
+                "score": _finite(score),
+                "exit": None if answer.exit is None else self._depths[answer.exit],
+                "layers": answer.layers,
+                "truncated": row.truncated,
+                "audited": False,
+            }
+        drawn = [
+            (n, i) for n, (i, _) in enumerate(good) if self.audit and audited(int(keys[i]), self.audit, AUDIT_SEED)
+        ]
+        if drawn and engine.exits is not None:
+            truth = self.reference_logits([items[i] for _, i in drawn])
+            tolerance = self.assembly.plan.request.within or 0.0
+            own = logits[[n for n, _ in drawn]]
+            for (_, i), same in zip(
+                drawn, same_answers(own, truth, self.assembly.labels.problem, tolerance), strict=True
+            ):
+                out[i] |= {"audited": True, "agrees": same}
+        return out
+
+    def sample_size(self, total: int) -> int:
+        """Return how many of `total` rows to draw for a certificate; 0: they are too few, or there are no exits to certify."""
+        from dynx.early_exit.sample_certificate import sample_size
+
+        self.open()
+        request = self.assembly.plan.request
+        return sample_size(total, request.max_disagreement, request.delta) if self.assembly.exit_profile else 0
+
+    def sample_differences(self, values: Sequence[Any], truth: Any) -> Any:
+        """Return what a sample shows of each rule, by the logits of the full model in `truth`, or by this machine's own."""
+        from dynx.early_exit.sample_certificate import sample_differences
+
+        items, usable = self._items(values)
+        items = [item if i in set(usable) else "" for i, item in enumerate(items)]
+        return vars(sample_differences(self.assembly, items, truth))
+
+    @property
+    def _wanted(self) -> str:
+        return "the path of an image" if self.assembly.plan.kind == "image" else "a text"
+
+    def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[int]]:
+        """Return values as the preprocessor takes them, and the places of those that it can take."""
+        images = self.assembly.plan.kind == "image"
+        kinds: Any = str | Path if images else str
+        usable = [i for i, value in enumerate(values) if isinstance(value, kinds)]
+        return [Path(value) if images and isinstance(value, str) else value for value in values], usable
+
+    def reference_logits(self, items: Sequence[Any]) -> Any:
+        """Return the logits (n, C) of the full float32 model."""
+        from dynx.early_exit.assembly import Reference
+
+        self._reference = self._reference or Reference(self.assembly)
+        return self._reference.logits(items)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class Generate(RowFunction):
+    """Continue prompts, or answer lists of messages; the options are those of `load_generator` and of its `generate`.
+
+    With `seed` a row's text depends on the seed and on the row's key alone: the value of the column `key`, or else its prompt.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "text": "string",
+        "tokens": "int32",
+        "finish_reason": "string",
+        "prompt_tokens": "int32",
+    }
+    profile_decides: ClassVar[bool] = False
+    totals: ClassVar[tuple[str, ...]] = ("tokens", "prompt_tokens", "passes")
+
+    def __init__(
+        self,
+        model: str = "story",
+        *,
+        column: str = "prompt",
+        key: str | None = None,
+        batch: int | None = None,
+        seed: int | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, column=column, key=key, **options)
+        self.batch, self.seed, self.decoding = batch, seed, dict(decoding or {})
+        self.expected_rows = 0
+        """Rows that usually come together, by which the size of batches is chosen; 0: as many as the first time."""
+
+    def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Take the profile along, and the backend: chosen by timing on each machine, it could decide near ties differently."""
+        decisions = super().prepare(warn)
+        if self.options.get("backend", "auto") == "auto":
+            self.options["backend"] = self._make_plan(lambda _: None).backend
+        return decisions
+
+    def _make_plan(self, warn: Callable[[str], None]) -> Any:
+        from dynx.speculation import make_plan
+        from dynx.speculation.plan import GeneratorRequest
+
+        return make_plan(GeneratorRequest(self.model, **self.options), warn=warn)
+
+    def _open(self) -> None:
+        from dynx.api import TextGenerator
+        from dynx.runtime.threads import torch_threads
+        from dynx.speculation import assemble
+
+        with torch_threads():
+            self._assembly = assemble(self._plan())
+        self._generator = TextGenerator(self._assembly)
+        plan = self._assembly.plan
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "quantize": plan.key.quantization,
+            "backend": plan.backend,
+        }
+        self._choice: Any = None
+        self._chosen_for = 0  # rows up to which the choice holds
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Answer prompts, in batches where those are faster."""
+        from dynx.speculation.batch_size import choose
+
+        out: list[dict[str, Any]] = [{} for _ in values]
+        waiting = max(len(values), self.expected_rows)
+        if self._choice is None or waiting > self._chosen_for:
+            wanted = int(self.decoding.get("max_new_tokens", 256))
+            self._choice = choose(self._assembly, asked=self.batch, waiting=waiting, tokens=wanted)
+            self._chosen_for = min(waiting * 4, self._choice.until)
+        if self._choice.sequences > 1 and len(values) >= self._choice.min_waiting:
+            self._together(values, keys, out)
+            return out
+        for i, value in enumerate(values):
+            try:
+                run = self._assembly.engine.start(self._request(value, keys[i]))
+            except InputError as e:
+                out[i] = {"error": str(e)}
+            else:
+                out[i] = _answered("".join(token.text for token in run), run)
+        return out
+
+    def _together(self, values: Sequence[Any], keys: Sequence[int | str], out: list[dict[str, Any]]) -> None:
+        from dynx.speculation.batching import Batch
+
+        waiting = deque(range(len(values)))
+        runs: deque[tuple[int, Any]] = deque()
+
+        def more() -> Any:
+            while waiting:
+                i = waiting.popleft()
+                try:
+                    runs.append((i, batch.sequence(self._request(values[i], keys[i]))))
+                except InputError as e:
+                    out[i] = {"error": str(e)}
+                else:
+                    return runs[-1][1]
+            return None
+
+        engine = self._choice.engine or self._assembly.engine
+        plain = bool(self.options.get("plain"))
+        batch = Batch(engine, self._choice.sequences, more=more, costs=self._choice.costs, speculate=not plain)
+        batch.step()
+        while runs:
+            i, run = runs.popleft()
+            out[i] = _answered("".join(token.text for token in run), run)
+            if not runs:
+                batch.step()
+
+    def _request(self, value: Any, key: int | str) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise InputError("an empty prompt")
+        seed = None if self.seed is None else seed_of(self.seed, key)
+        return self._generator.request(value, seed=seed, **self.decoding)
+
+
+def _answered(text: str, run: Any) -> dict[str, Any]:
+    receipt = run.receipt()
+    return {
+        "text": text,
+        "tokens": receipt.tokens,
+        "finish_reason": receipt.finish_reason,
+        "prompt_tokens": receipt.prompt_tokens,
+        "passes": receipt.target_forwards,
+    }
+
+
+class Draw(RowFunction):
+    """Draw a picture for each prompt, as the bytes of a PNG; the options are those of `load_image_generator`."""
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "picture": "binary",
+        "seed": "int64",
+        "steps": "int32",
+        "calls": "int32",
+        "flagged": "bool",
+    }
+    totals: ClassVar[tuple[str, ...]] = ("steps", "calls")
+
+    def __init__(
+        self, model: str = "emoji", *, column: str = "prompt", key: str | None = None, seed: int = 0, **options: Any
+    ) -> None:
+        draft = options.pop("draft", False)
+        super().__init__(model, column=column, key=key, **options)
+        self.seed, self.draft = seed, draft
+
+    def _make_plan(self, warn: Callable[[str], None]) -> Any:
+        from dynx.diffusion import make_plan
+        from dynx.diffusion.plan import ImageGeneratorRequest
+
+        return make_plan(ImageGeneratorRequest(self.model, **self.options), warn=warn)
+
+    def _open(self) -> None:
+        from dynx.diffusion import assemble
+        from dynx.diffusion.generator import ImageGenerator
+
+        assembly = assemble(self._plan())
+        self._generator = ImageGenerator(assembly)
+        plan, promise = assembly.plan, self._generator.guarantee
+        self.identity = {
+            "model": plan.key.model,
+            "dtype": plan.dtype,
+            "profile": None if assembly.step_profile is None else plan.profile_id,
+            "guarantee": None if promise is None else promise.json(),
+        }
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Draw one picture after the other."""
+        return [self._draw(value, key) for value, key in zip(values, keys, strict=True)]
+
+    def _draw(self, value: Any, key: int | str) -> dict[str, Any]:
+        from PIL import Image
+
+        if not isinstance(value, str):
+            return {"error": "not a text"}
+        seed = seed_of(self.seed, key)
+        picture = self._generator.draw(value, seed, draft=self.draft)
+        if picture.error is not None:
+            return {"error": picture.error}
+        png = io.BytesIO()
+        Image.fromarray(picture.bytes8()).save(png, "PNG")
+        stats = picture.stats
+        return {
+            "picture": png.getvalue(),
+            "seed": seed,
+            "steps": stats.run,
+            "calls": stats.calls,
+            "flagged": picture.flagged,
+        }

@@ -1,0 +1,55 @@
+"""Functions of rows for tests of jobs: they answer at once, count letters, and fail where a row tells them to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dynx.jobs.row_function import RowFunction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class Letters(RowFunction):
+    """Count the letters of texts. `raise`, `exit` and `kill` as texts do what they say; `seconds` is the time of a row."""
+
+    columns: ClassVar[Mapping[str, str]] = {"letters": "int32", "full": "bool", "audited": "bool", "agrees": "bool"}
+    totals: ClassVar[tuple[str, ...]] = ("letters",)
+
+    def __init__(
+        self, model: str = "stub", *, seconds: float = 0.0, bad_from: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(model, **options)
+        self.seconds, self.bad_from = seconds, bad_from
+        self.full_depth = False
+
+    def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Have no plan."""
+        return []
+
+    def _make_plan(self, warn: Callable[[str], None]) -> Any: ...
+
+    def _open(self) -> None:
+        self.kind = f"{os.uname().machine}"
+        self.identity = {"model": self.model, **self.options}
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Count letters; every tenth row is audited, and differs from row `bad_from` on unless at full depth."""
+        if self.seconds:
+            time.sleep(self.seconds * len(values))
+        rows = []
+        for value, key in zip(values, keys, strict=True):
+            if value == "raise":
+                raise RuntimeError("as the row says")
+            if value == "exit":
+                os._exit(7)
+            if value == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            row: dict[str, Any] = {"letters": len(value), "full": self.full_depth}
+            if self.bad_from is not None and not self.full_depth and int(key) % 10 == 0:
+                row |= {"audited": True, "agrees": int(key) < self.bad_from}
+            rows.append(row)
+        return rows
