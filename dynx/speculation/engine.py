@@ -134,6 +134,9 @@ class Engine:
         self.drafters = drafters or Drafters()
         self.tokenizer = tokenizer
         self.acceptance_profile = acceptance_profile or AcceptanceProfile()
+        costs = self.acceptance_profile.costs
+        costs.replays = target.replays
+        costs.first_wide = max(costs.first_wide, target.first_wide or 0.0)
         self.clock = clock
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all

@@ -355,7 +355,7 @@ class EagerBackend(Backend):
         if fault := self._length_dependence[1]:
             return Decision(False, fault)
         if self.keeps_states:
-            return restored.tried(self)
+            return self._restored.can_rollback
         if self._trusted and self.length_dependence is None:
             return Decision(True, "tested when it was calibrated")
         return self._verified()
@@ -412,6 +412,20 @@ class EagerBackend(Backend):
         if worst > (1e-3 if self.model.dtype == torch.float32 else 0.08) * scale:
             return Decision(False, f"{kind} gives other logits where {dependence} (by {worst:.2g})")
         return Decision(True, "tested on loading: transformers' logits across the length from which they depend on it")
+
+    @cached_property
+    def _restored(self) -> restored.Trial:
+        return restored.tried(self)
+
+    @property
+    def replays(self) -> bool:
+        """See `Backend.replays`."""
+        return self.keeps_states and self.can_rollback.value and self.stock.cached.value
+
+    @property
+    def first_wide(self) -> float | None:
+        """See `Backend.first_wide`."""
+        return self._restored.first_wide if self.replays else None
 
     @cached_property
     def keeps_states(self) -> bool:

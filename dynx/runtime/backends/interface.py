@@ -121,6 +121,16 @@ class Backend(Protocol):
     def can_exit(self) -> Decision[bool]:
         """Whether `forward_early` and `complete` are possible, and why not."""
 
+    @property
+    def replays(self) -> bool:
+        """Whether a rollback that drops some tokens of a pass takes another pass over those that stay."""
+        return False
+
+    @property
+    def first_wide(self) -> float | None:
+        """Cost of a pass of several tokens, in passes of one, where that is known from the trial on load."""
+        return None
+
     def open(self) -> Session:
         """Start an empty sequence."""
 

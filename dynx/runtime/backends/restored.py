@@ -10,6 +10,8 @@ Keys and values of attention layers are not copied: transformers' dynamic layers
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from dynx.runtime.backends.stock import Stock, StockBackend, StockSession
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_COPY_AGE_TOKENS = 16
 """Age of the copy from which a pass of one token begins with a new one: what a rollback after it reads again at most."""
@@ -139,17 +141,47 @@ def keeps_states(model: Any, config: Any) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What the trial on load found."""
+
+    can_rollback: Decision[bool]
+    first_wide: float | None = None  # time of a pass of several tokens, the slowest but one, in passes of one
+
+
 @torch.inference_mode()
-def tried(backend: StockBackend) -> Decision[bool]:
-    """Test on a few tokens whether passes of several tokens, rolled back in between, give the logits of passes of one."""
-    kind, model = backend.config.model_type, backend.model
+def tried(backend: StockBackend, clock: Callable[[], float] = time.perf_counter) -> Trial:
+    """Test on a few tokens whether passes of several tokens, rolled back in between, give the logits of passes of one.
+
+    Their times show how much dearer several tokens are, which a recurrent model reads by another rule than one.
+    """
+    kind = backend.config.model_type
     if backend.length_dependence is not None:
-        return Decision(False, f"{kind} keeps a recurrent state, and {backend.length_dependence}")
+        return Trial(Decision(False, f"{kind} keeps a recurrent state, and {backend.length_dependence}"))
+    narrow: list[float] = []
+    wide: list[float] = []
+
+    def timed(session: StockSession, tokens: Sequence[int]) -> Tensor:
+        began = clock()
+        rows = session.forward(tokens)
+        (wide if len(tokens) > 1 else narrow).append(clock() - began)
+        return rows
+
+    decision = _compared(backend, timed)
+    if not decision.value:
+        return Trial(decision)
+    one = statistics.median(narrow)
+    return Trial(decision, sorted(wide)[-2] / one if one > 0 else None)
+
+
+def _compared(backend: StockBackend, timed: Callable[[StockSession, Sequence[int]], Tensor]) -> Decision[bool]:
+    """Compare logits; passes that go on from a state are run by `timed`."""
+    kind, model = backend.config.model_type, backend.model
     probe = [(11 * i + 5) % backend.vocab for i in range(PROBE_TOKENS)]
     other = [(5 * i + 1) % backend.vocab for i in range(8)]
     try:
         stock = StockSession(backend)
-        want = torch.cat([stock.forward(probe[:5]), *(stock.forward([token]) for token in probe[5:])]).float()
+        want = torch.cat([stock.forward(probe[:5]), *(timed(stock, [token]) for token in probe[5:])]).float()
         session, beside = RestoringSession(backend), RestoringSession(backend)
         rows = [session.forward(probe[:5])]
         beside.forward(other[:3])
@@ -157,7 +189,7 @@ def tried(backend: StockBackend) -> Decision[bool]:
         beside.forward(other[3:5])
         for width, stay in ((4, 4), (5, 1), (3, 0), (6, 3), (3, 3)):
             part = probe[at : at + stay] + other[: width - stay]
-            rows.append(session.forward(part)[:stay])
+            rows.append(timed(session, part)[:stay])
             session.rollback(at + stay)
             if stay == 1:
                 beside.rollback(4)
