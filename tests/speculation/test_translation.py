@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.batch_rows import batches
 from dynx.runtime.backends.eager import EagerBackend
+from dynx.speculation.batch_size import choose
+from dynx.speculation.batching import Batch
 from dynx.speculation.drafters import translated
 from dynx.speculation.drafters.token_texts import TokenTexts, ends_whole
 from dynx.speculation.drafters.translated import SharedVocabularyDrafter, TextDrafter, TranslatedBackend
@@ -242,3 +244,28 @@ def test_traces_are_of_the_targets_positions() -> None:
     assert not all(right)
     noisy = TranslatedBackend(EagerBackend(perturbed(tiny("llama", vocab=420))), translation)
     assert not all(read_translated(noisy, ids)[1])
+
+
+def test_batches_do_without_it_and_say_so() -> None:
+    """Texts of a batch are the target's own, without a draft of the model; the choice of the batch gives the reason."""
+    translation, sizes = pair("bytes", "pieces"), (len(KINDS["bytes"]()), len(KINDS["pieces"]()))
+    small = TranslatedBackend(EagerBackend(tiny("llama", seed=3, vocab=sizes[1])), translation)
+    engine = Engine(EagerBackend(tiny("llama", vocab=sizes[0])), Drafters(small), tokenizer=KINDS["bytes"]())
+    requests = [Request(translation.target.encode(text), 30) for text in ("the café 😀 and", "a computer", "the end")]
+    batch = Batch(engine, 3)
+    rows = [batch.sequence(request) for request in requests]
+    batch.admit(rows)
+
+    assert [[t.id for t in row] for row in rows] == [[t.id for t in engine.start(each, Plain())] for each in requests]
+    assert all("draft" not in row.receipt().drafters for row in rows)
+    plan = SimpleNamespace(
+        request=SimpleNamespace(plain=False),
+        own_profile=None,
+        machine=SimpleNamespace(memory_available=1 << 30),
+        key=SimpleNamespace(quantization="none"),
+    )
+    found = choose(SimpleNamespace(engine=engine, plan=plan), asked=3, waiting=3, tokens=30)  # type: ignore[arg-type]
+    assert found.sequences == 3
+    assert found.decision.reason == (
+        "asked for; the draft model takes no part in it: with another tokenizer it drafts for one text at a time"
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dynx.runtime.backends.interface import Backend
 from dynx.runtime.backends.picks import likeliest_with_probability
+from dynx.runtime.decision import Decision
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
 from dynx.speculation.drafters.token_texts import ends_whole
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.runtime.backends.interface import Session
-    from dynx.runtime.decision import Decision
     from dynx.speculation.drafters.base import Drafter
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.drafters.translation import Translation
@@ -74,6 +74,11 @@ class TranslatedBackend(Backend):
     def can_exit(self) -> Decision[bool]:
         """See `Backend.can_exit`."""
         return self.inner.can_exit
+
+    @property
+    def can_batch(self) -> Decision[bool]:
+        """See `Backend.can_batch`."""
+        return Decision(False, "with another tokenizer it drafts for one text at a time")
 
     def open(self) -> Session:
         """Start an empty sequence of the draft model's own tokens."""
