@@ -171,17 +171,17 @@ class CostCurve:
                 for width in range(min(other, n) + 1, max(other, n)):
                     line[width - 1] = here + step * (width - n)
 
-    def observe(self, n: int, context: int, seconds: float) -> None:
-        """Learn from a pass that took `seconds`."""
+    def observe(self, n: int, context: int, seconds: float, *, limit: float = MAX_SLOWDOWN) -> None:
+        """Learn from a pass that took `seconds`; a width's first is trusted up to `limit` times its expectation."""
         n = self.padded.get(n, n)
         seconds = max(seconds, MIN_SECONDS)  # what takes less than the clock shows doesn't make the machine faster
         if n not in self.table:
             self._line = []
             guess = self._base(n) if self.table else 0.0
             base = seconds / self.drift.factor - self.slope(n) * (context - self.reference)
-            # One sample of a new width may be a hiccup: trust it no further than twice, or half, the interpolation.
+            # One sample of a new width may be a hiccup: trust it no further than that, or half, the interpolation.
             self.table[n] = (
-                min(max(base, guess / MAX_SLOWDOWN), MAX_SLOWDOWN * guess) if guess else max(base, MIN_SECONDS),
+                min(max(base, guess / MAX_SLOWDOWN), limit * guess) if guess else max(base, MIN_SECONDS),
                 1.0,
             )
             return

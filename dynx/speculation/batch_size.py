@@ -262,8 +262,20 @@ def choose(
 ) -> BatchChoice:
     """Choose how to answer `waiting` prompts with up to `tokens` tokens each. Raises InvalidInput.
 
-    `asked` is a number of rows that the user insists on; `single` the tokens per second that were made one at a time so far.
+    `asked` is a number of rows that the user insists on; `single` the tokens per second that were made one at a time so far. The
+    reason names a draft model that takes no part in batches.
     """
+    found = _choose(assembly, asked, waiting, tokens, single)
+    small = assembly.engine.drafters.model
+    if found.sequences < 2 or small is None or assembly.plan.request.plain or (able := batches(small)).value:
+        return found
+    why = f"{found.decision.reason}; the draft model takes no part in it: {able.reason}"
+    return replace(found, decision=Decision(found.sequences, why))
+
+
+def _choose(
+    assembly: LoadedGenerator, asked: int | None, waiting: int, tokens: int, single: float | None
+) -> BatchChoice:
     engine, plan = assembly.engine, assembly.plan
     if asked == 1:
         return BatchChoice(Decision(1, "asked for"))
@@ -330,9 +342,11 @@ def _alone(asked: int | None, reason: str) -> BatchChoice:
 def _eager(assembly: LoadedGenerator) -> Engine:
     """Load the assembly's models on PyTorch, which has batches."""
     from dynx.speculation.backends import torch_backend
+    from dynx.speculation.drafters.translated import TranslatedBackend
 
     plan, ours = assembly.plan, assembly.engine
-    small = plan.drafter if ours.drafters.model is not None else None
+    model = ours.drafters.model
+    small = None if model is None or isinstance(model, TranslatedBackend) else plan.drafter
     return _engine_over(
         assembly, torch_backend(plan, plan.source), None if small is None else torch_backend(plan, small)
     )

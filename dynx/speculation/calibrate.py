@@ -26,7 +26,9 @@ from dynx.runtime.profile import Profile
 from dynx.speculation.batch_size import for_profile
 from dynx.speculation.calibration_check import CheckedDrafters, Progress, check_best_set, names, refutation
 from dynx.speculation.calibration_prompts import evenly, own_prompts
+from dynx.speculation.draft_vocabulary import choose_draft_vocabulary
 from dynx.speculation.exactness import noise_if_exact
+from dynx.speculation.known_drafters import place_of
 from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.timing import Samples, measure_with_padding
@@ -129,6 +131,7 @@ def _calibrate(
     texts = written.texts
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
+    vocabulary = choose_draft_vocabulary(small, texts, samples, clock)
     if small is not None:
         drafter_passes["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]
     progress(0.8, "replaying")
@@ -193,6 +196,7 @@ def _calibrate(
         fitted={
             "origins": list(origins),
             "exit_layers": chosen.exit_layers,
+            "draft_vocabulary": vocabulary if "draft" in origins else None,
             "lookup": chosen.lookup,
             "reliability": {o: r.to_json() for o, r in fit_result.acceptance_models.items()},
             "tokens_per_second": predicted / each,
@@ -201,6 +205,7 @@ def _calibrate(
         },
         evidence={
             "backend": assembly.decisions.backend.reason,
+            "drafter": None if plan.drafter is None else place_of(plan.drafter),
             "quantization": quantization,
             "texts": len(texts),
             "tokens": sum(len(t.tokens) - t.prompt for t in texts),

@@ -27,7 +27,7 @@ from dynx.speculation.acceptance_model import AcceptanceModel
 from dynx.speculation.drafters.batch import SharedModelDrafter
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
-from dynx.speculation.drafters.model import ModelDrafter
+from dynx.speculation.drafters.model import open_model_drafter
 from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Dynamic, Plain
@@ -134,6 +134,9 @@ class Engine:
         self.drafters = drafters or Drafters()
         self.tokenizer = tokenizer
         self.acceptance_profile = acceptance_profile or AcceptanceProfile()
+        costs = self.acceptance_profile.costs
+        costs.replays = target.replays
+        costs.first_wide = max(costs.first_wide, target.first_wide or 0.0)
         self.clock = clock
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
@@ -224,7 +227,7 @@ class Engine:
         out: dict[DraftSource, Drafter] = {}
         model, layers = self.drafters.model, self.drafters.exit_layers
         if model is not None and model.can_rollback.value:
-            out["draft"] = ModelDrafter(model, sampler, self.target.vocab)
+            out["draft"] = open_model_drafter(model, sampler, self.target.vocab)
         if layers and layers < self.target.layers and self.target.can_exit.value:
             out["self"] = EarlyExitDrafter(layers, sampler)
         if self.drafters.lookup:
@@ -248,9 +251,9 @@ class Engine:
             torch.Generator().manual_seed(self.entropy()),
         )
 
-    def model_drafter(self, request: Request, model: Backend) -> ModelDrafter:
+    def model_drafter(self, request: Request, model: Backend) -> Drafter:
         """Open a drafter for one text."""
-        return ModelDrafter(model, self._draft_sampler(request), self.target.vocab)
+        return open_model_drafter(model, self._draft_sampler(request), self.target.vocab)
 
     def load_late(self) -> Backend | None:
         """Load the deferred draft model if it is due, and add it to the drafters; None otherwise."""

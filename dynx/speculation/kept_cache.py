@@ -25,5 +25,6 @@ class KeptCache:
         """
         most = min(len(self.tokens), len(prompt) - 1)
         shared = next((i for i in range(most) if self.tokens[i] != prompt[i]), most)
+        shared = self.session.reachable(shared)
         self.session.rollback(shared)
         return shared

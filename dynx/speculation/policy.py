@@ -14,6 +14,9 @@ no round is begun that could lose more than is left. It starts with a given amou
 time, so that is the most that can be lost however wrong the estimates are. A pass that was never run on this machine counts at
 more than its expected cost, and the time of deciding is charged too. A second, smaller budget pays for exploring the second best.
 
+Where a rejection takes time besides (recurrent models read what was accepted again), it counts in all of this: in 1 to 3 by its
+probability, in the budget as if it were certain.
+
 The policy works on numbers only, not on tensors or text. Times are seconds.
 """
 
@@ -82,6 +85,7 @@ class Round:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     seconds: float = 0.0  # of the whole round
+    replay_seconds: float = 0.0  # of it, to read accepted tokens again after a rejection
 
     @property
     def tokens(self) -> int:
@@ -153,6 +157,7 @@ class _Plan:
     resubmit: float  # more if everything drafted is submitted
     verifying: list[float]  # by drafts submitted
     extra_risk: list[float]  # that the round may take besides, by drafts submitted
+    replaying: list[float]  # more if a draft is rejected, by drafts accepted before it; none where that takes nothing
     overhead: float
     most: float  # that the round may take
     amortized: float  # of `reading`: later rounds' share
@@ -166,6 +171,10 @@ class _Plan:
     def seconds(self, k: int) -> float:
         """Return the seconds of a round in which `k` drafts are made and all verified."""
         return self.drafting(k) + self.resubmit + self.verifying[k]
+
+    def replay(self, k: int, before: float, after: float) -> float:
+        """Return the seconds expected for a rejection of draft k, given the survivals of k - 1 drafts and of k."""
+        return (before - after) * self.replaying[k - 1] if self.replaying else 0.0
 
 
 @dataclass
@@ -291,14 +300,15 @@ class Dynamic:
             reading,
             resubmit=each if origin == "self" else 0.0,
             verifying=costs.verifying(origin, drafts, context),
-            extra_risk=[costs.extra_risk(origin, k, context) for k in range(drafts + 1)],
+            extra_risk=self._extra_risk(origin, drafts),
+            replaying=costs.replaying(drafts, context),
             overhead=costs.overhead.get(origin, 0.0) * costs.drift.factor,
             most=(self._regret_budget + 1) * costs.target(1, context)
             + (reading if origin in self._free_prefill else 0.0),
             amortized=reading * (1 - 1 / max(1, min(CATCH_UP_ROUNDS, room / 4))),
         )
         fixed, verifying = plan.drafting(0) + plan.resubmit, plan.verifying
-        best, at, tokens, survival, ahead = plan.expected_worth, 0, 1.0, 1.0, 0.0
+        best, at, tokens, survival, ahead, again = plan.expected_worth, 0, 1.0, 1.0, 0.0, 0.0
         for k in range(1, drafts + 1):
             seconds = fixed + k * each + verifying[k]
             if (
@@ -309,13 +319,27 @@ class Dynamic:
                 break
             if k & (k - 1) == 0 or k == self._proven + 1:  # it changes slowly: between these it is taken as it was
                 ahead = self._ahead(plan, k)
+            again += plan.replay(k, survival, survival * ahead)
             survival *= ahead
             tokens += survival
-            worth = tokens - price * (seconds - plan.amortized)
+            worth = tokens - price * (seconds + again - plan.amortized)
             if worth > best:
                 best, at = worth, k
         plan.expected_worth, plan.worth = best, best + self._surplus.get(origin, (0.0, 0.0))[0]
         return plan
+
+    def _extra_risk(self, origin: DraftSource, drafts: int) -> list[float]:
+        """Return the seconds that a round may take beyond its expected cost, by drafts: what never ran, and a rejection.
+
+        Of the rejections that one counts which costs most beyond the plain passes that the drafts accepted before it save.
+        """
+        costs, context = self.costs, self._context
+        risk = [costs.extra_risk(origin, k, context) for k in range(drafts + 1)]
+        plain, worst = costs.target(1, context), 0.0
+        for k, again in enumerate(costs.replaying(drafts, context)[:drafts]):
+            worst = max(worst, again - k * plain)
+            risk[k + 1] += worst
+        return risk
 
     def _ahead(self, plan: _Plan, k: int) -> float:
         """Return the expected acceptance of draft k before it is made."""
@@ -340,8 +364,8 @@ class Dynamic:
         self._update_survival(plan, signals)
         gain, ahead, here = 0.0, self._survival[-1], plan.verifying[k]
         for j in range(1, min(len(plan.verifying) - 1 - k, LOOKAHEAD_DRAFT_TOKENS) + 1):
-            ahead *= self._ahead(plan, k + j)
-            gain += ahead
+            before, ahead = ahead, ahead * self._ahead(plan, k + j)
+            gain += ahead - self._price * plan.replay(k + j, before, ahead)
             if gain > self._price * (j * plan.each + plan.verifying[k + j] - here):
                 return True
             if ahead < MIN_SURVIVAL_PROBABILITY:
@@ -354,9 +378,10 @@ class Dynamic:
         if plan is None or k == 0:
             return 0
         self._update_survival(plan, signals)
-        best, best_worth, tokens = 0, 1 - self._price * plan.verifying[0], 1.0
+        best, best_worth, tokens, before = 0, 1 - self._price * plan.verifying[0], 1.0, 1.0
         for n, survival in enumerate(self._survival, start=1):
-            tokens += survival
+            tokens += survival - self._price * plan.replay(n, before, survival)
+            before = survival
             worth = tokens - self._price * (plan.verifying[n] + (plan.resubmit if n == k else 0.0))
             if worth > best_worth or (n == k and not self._verify_prefixes):
                 best, best_worth = n, worth
@@ -392,6 +417,7 @@ class Dynamic:
             plain = costs.target(1, context)
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
+            expected += costs.replay(done.submitted, done.kept, context)
         # An outlier of the machine counts as little here as it does in the curves. One by itself is nobody's fault: plain passes
         # have them too. Two rounds in a row are what drafting costs.
         late = done.seconds > HICCUP_FACTOR * expected
@@ -443,5 +469,7 @@ class Dynamic:
             costs.complete.observe(done.submitted + 1, done.context, max(verifying - resubmit, 0.2 * verifying))
         else:
             costs.observe(done.submitted + 1, done.context, verifying)
-        rest = max(0.0, done.seconds - done.draft_seconds - verifying) / costs.drift.factor
+        if costs.replays and done.kept < done.submitted:
+            costs.observe_replay(done.kept, done.context, done.replay_seconds)
+        rest = max(0.0, done.seconds - done.draft_seconds - verifying - done.replay_seconds) / costs.drift.factor
         costs.overhead[origin] = costs.overhead.get(origin, rest) * 0.9 + rest * 0.1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dynx.runtime.costs import CostCurve, Drift
+from dynx.runtime.costs import MAX_SLOWDOWN, CostCurve, Drift
 
 if TYPE_CHECKING:
     from dynx.speculation.types import DraftSource
@@ -29,6 +29,9 @@ RETURNS = 2.0
 SWITCHING_RATE = 0.1
 """Step of the running mean of what a change of width costs."""
 
+REPLAY_RATE = 0.1
+"""Step of the running mean of what it costs to read accepted tokens again."""
+
 MAX_SWITCHING_SHARE = 0.5
 """Most that one change of width counts for, as a share of a plain pass: the rest is the machine's."""
 
@@ -45,6 +48,9 @@ class Costs:
     foreign: bool = False  # whether the tables were measured on another machine: then only their ratios mean something
     widest_here: int = 0  # tokens of the widest target pass seen on this machine, where the tables are foreign
     switching: float = 0.0  # seconds more for a pass of a width that isn't one of the last ones
+    replays: bool = False  # whether the target reads accepted tokens again after a rejection, as it restores its state
+    replay_share: float = 1.0  # seconds of that, over those of a pass of as many tokens
+    first_wide: float = FIRST_PASS_COST_FACTOR  # plain passes that the first pass of several tokens may take
     recent: tuple[int, ...] = ()  # the last different widths of target passes, the latest last
 
     def __post_init__(self) -> None:
@@ -73,6 +79,25 @@ class Costs:
             return [t if run.get(n, n) in self.recent else t + again for n, t in enumerate(passes, start=1)]
         return [(1 - UNMEASURED_DRAFT_COST_SHARE) * t for t in passes] if origin == "self" else passes
 
+    def replaying(self, most: int, context: int) -> list[float]:
+        """Return the seconds that a rejection after 0, 1 … `most` accepted drafts takes besides; no times where it takes none."""
+        if not self.replays:
+            return []
+        return [self.replay_share * t for t in self.target.upto(most + 1, context)]
+
+    def replay(self, submitted: int, kept: int, context: int) -> float:
+        """Return the seconds to read again what stays of a round in which `kept` drafts of those `submitted` were accepted."""
+        if not self.replays or kept >= submitted:
+            return 0.0
+        return self.replay_share * self.target(kept + 1, context)
+
+    def observe_replay(self, kept: int, context: int, seconds: float) -> None:
+        """Learn from a rejection after `kept` accepted drafts."""
+        expected = self.target(kept + 1, context)
+        if expected > 0:
+            share = min(seconds / expected, MAX_SLOWDOWN * self.replay_share)
+            self.replay_share += REPLAY_RATE * (share - self.replay_share)
+
     def switch(self, n: int) -> float:
         """Return the seconds that a pass of `n` tokens takes besides, since the last ones had other widths."""
         same = self.target.padded.get(n, n) in self.recent
@@ -87,7 +112,10 @@ class Costs:
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a target pass of `n` tokens: its cost by width, or where the width is a change what changing costs."""
         curve, n = self.target, self.target.padded.get(n, n)
-        if n in self.recent or len(self.recent) < RECENT_WIDTHS or n not in curve.table:
+        if self.replays and n > 1 and 1 in curve.table and curve.widest < 2:
+            # Several tokens take another path through a recurrent model than one, so that one's time says little.
+            curve.observe(n, context, seconds, limit=max(self.first_wide, MAX_SLOWDOWN))
+        elif n in self.recent or len(self.recent) < RECENT_WIDTHS or n not in curve.table:
             curve.observe(n, context, seconds)
         else:
             most = MAX_SWITCHING_SHARE * curve(1, context)
@@ -116,14 +144,15 @@ class Costs:
             return 0.0
         plain = self.target(1, context)
         widest = self.target(max(1, self._widest_pass(origin)), context)
-        more = max(0.0, FIRST_PASS_COST_FACTOR * widest - self.target(n + 1, context)) if wider else 0.0
+        factor = self.first_wide if self._widest_pass(origin) < 2 else FIRST_PASS_COST_FACTOR
+        more = max(0.0, factor * widest - self.target(n + 1, context)) if wider else 0.0
         return more + (1 - UNMEASURED_DRAFT_COST_SHARE) * plain if unmeasured else more
 
     def cheapest_round(self, context: int) -> float:
         """Return the plain passes that the cheapest drafting round may take: prompt lookup and a pass of two tokens."""
         plain = self.target(1, context)
         return (
-            (self.target(2, context) + self.extra_risk("lookup", 1, context)) / plain
+            (self.target(2, context) + self.extra_risk("lookup", 1, context) + self.replay(1, 0, context)) / plain
             if plain > 0
             else FIRST_PASS_COST_FACTOR
         )

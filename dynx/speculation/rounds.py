@@ -76,6 +76,7 @@ class Rounds:
                     p.draft_seconds,
                     spent,
                     p.draft_seconds + spent + rest,
+                    p.replay_seconds,
                 ),
                 len(runs),
             )

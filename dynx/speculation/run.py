@@ -45,6 +45,7 @@ class Proposal:
     drafts: list[Draft] = field(default_factory=list)
     submitted: Sequence[Draft] = ()
     draft_seconds: float = 0.0
+    replay_seconds: float = 0.0  # to read accepted tokens again after a rejection
 
     @property
     def tokens(self) -> list[int]:
@@ -237,7 +238,9 @@ class Run:
         speculated = proposal.origin is not None
         kept = self._settled(kept, proposal.submitted if speculated else None, rows)
         if proposal.origin is not None:
+            began = self._clock()
             self.session.rollback(proposal.context + len(kept))
+            proposal.replay_seconds = self._clock() - began if self._engine.target.replays else 0.0
             self.drafters[proposal.origin].accept(len(kept) - 1)
         return kept
 
@@ -353,6 +356,7 @@ class Run:
             first_token_seconds=self._first - self._began if count else None,
             target_forwards=self._forwards,
             drafters={o: replace(t) for o, t in self.tallies.items()},
+            idle="draft" in self.drafters and "draft" not in self.tallies,
             guarantee=self._verifier.guarantee(
                 self._engine.target,
                 # A cache that wasn't written by one pass over the prompt may hold other bits.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from dynx.errors import InvalidInput, ModelError
@@ -24,8 +25,10 @@ from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
 from dynx.speculation.formats import EXPORTED, adapters_said, exported_execution, part_said, stored_weights
+from dynx.speculation.known_drafters import known_drafter
 from dynx.speculation.model_settings import end_tokens, in_words, read_settings, sampling_asked
 from dynx.speculation.plan import BUNDLED, DRAFT_KINDS, TASK, GeneratorDecisions, GeneratorPlan
+from dynx.speculation.plan_drafters import describe_drafters, exit_layers, load_drafter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,17 +64,22 @@ def make_plan(
     request = replace(request, quantize=_quantization(request, source))
     stored = stored_weights(request, source, machine := machine or probe())
     packed = stored is not None and stored.value == loading.PACKED
-    found = resolve(
+    resolved = partial(
+        resolve,
         request,
         source,
         RULES,
         warn=warn,
         machine=machine,
-        companion=model_hash(drafter.folder, code=drafter.trusted) if drafter else None,
         stored=loading.PACKED if packed else EXPORTED if source.is_exported else None,
         form="chat" if request.chat else "text",
         wants_bundled=request.draft == "auto" and request.lookup is None,
     )
+    found = resolved(companion=_hash(drafter))
+    if auto and drafter is None and request.profile is None:
+        drafter = known_drafter(found.key, partial(replace(request, offline=True).find, task=TASK))
+        if drafter is not None:
+            kinds, found = kinds | {"draft"}, resolved(companion=_hash(drafter))
     plan = GeneratorPlan(
         request,
         source,
@@ -100,6 +108,10 @@ def make_plan(
     elif request.quantize != "none":
         plan.decisions.quantize = Decision(request.quantize, _quantization_reason(plan.own_profile, request.quantize))
     return plan
+
+
+def _hash(drafter: Source | None) -> str | None:
+    return None if drafter is None else model_hash(drafter.folder, code=drafter.trusted)
 
 
 def _execution(
@@ -261,11 +273,11 @@ def assemble(
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
         small = late = None
         if plan.drafter and put_off and plan.auto and worth is None:
-            load = lambda: _load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
+            load = lambda: load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
             late = LateDrafter(load, loading_seconds, began, time.perf_counter)
         elif plan.drafter and (worth is None or "draft" in worth):
-            small = _load_drafter(plan, tokenizer, kernels, stages)
-        layers = _exit_layers(plan, fitted, target.layers)
+            small = load_drafter(plan, tokenizer, kernels, stages)
+        layers = exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:
                 raise ModelError(f"`draft` self: {target.can_exit.reason}")
@@ -273,7 +285,7 @@ def assemble(
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
         drafters = Drafters(small, layers, looking, library, late)
-        decisions.draft = _describe_drafters(plan, drafters)
+        decisions.draft = describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
     engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile, threads=plan.threads)
@@ -372,61 +384,6 @@ def _acceptance_profile(plan: GeneratorPlan, warn: Callable[[str], None]) -> Acc
         if plan.profile is None:
             acceptance_profile.first_regret_budget = UNASKED_REGRET_BUDGET_PASSES
     return acceptance_profile
-
-
-def _load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
-    source = plan.drafter
-    if source is None:
-        raise RuntimeError("there is no draft model to load")
-    stages(f"loading {source.name}")
-    why = loading.same_vocabulary(tokenizer, loading.load_text_tokenizer(source))
-    if why:
-        raise ModelError(
-            f"{source.name} can't draft for {plan.source.name}: another vocabulary ({why})",
-            hint="a draft model needs the target's tokenizer; `draft` self and `draft` lookup need none",
-        )
-    backend = kernels.drafter(source)
-    if not backend.can_rollback.value:
-        raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}")
-    return backend
-
-
-def _exit_layers(plan: GeneratorPlan, fitted: dict[str, Any], layers: int) -> int | None:
-    """Return a profile's exit layer; without a profile a third of the depth, and only if requested by name."""
-    if "self" not in plan.kinds:
-        return None
-    known = fitted.get("exit_layers")
-    if isinstance(known, int) and 0 < known < layers:
-        return known
-    if "origins" in fitted:
-        return None  # calibration looked, and no exit was worth it
-    return None if plan.auto else max(1, layers // 3)
-
-
-def _describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
-    names = []
-    known = plan.profile
-    dropped = known is not None and (
-        (plan.drafter is not None and drafters.model is None) or ("self" in plan.kinds and not drafters.exit_layers)
-    )
-    if drafters.model is not None and plan.drafter is not None:
-        names.append(f"model {plan.drafter.name}")
-    if drafters.exit_layers:
-        names.append(f"self after layer {drafters.exit_layers}")
-    if drafters.lookup:
-        names.append("lookup")
-    why = "asked for"
-    if plan.auto:
-        why = (
-            "weighed each round by measured costs"
-            if plan.own_profile
-            else "tried where that can't cost more than one pass and 1 %: nothing is measured here yet"
-        )
-    if dropped and known is not None:
-        why = f"{'came with the model' if plan.bundled else 'calibration'}: {known.decision['summary']}"
-    elif drafters.late is not None and plan.drafter is not None:
-        why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"
-    return Decision(", ".join(names) or "none", why)
 
 
 def padded_lengths_of(profile: Profile) -> dict[int, int]:

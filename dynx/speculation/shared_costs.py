@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dynx.runtime.costs import CostCurve, Drift
+from dynx.runtime.costs import MAX_SLOWDOWN, CostCurve, Drift
 from dynx.speculation.policy import Dynamic
 from dynx.speculation.round_costs import FIRST_PASS_COST_FACTOR, Costs
 
@@ -77,7 +77,7 @@ class _Part(CostCurve):
         """Return the same for 1 … n tokens."""
         return self._costs.parts(self._whole, n)
 
-    def observe(self, n: int, context: int, seconds: float) -> None:
+    def observe(self, n: int, context: int, seconds: float, *, limit: float = MAX_SLOWDOWN) -> None:
         """Do nothing: the time of the pass is learned once for all of its texts."""
 
 

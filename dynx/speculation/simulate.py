@@ -145,10 +145,20 @@ def _round(
     submitted = policy.verify_length(signals)
     drafting = costs.drafts(origin, len(signals), tokens_behind_by_drafter[origin], context) * pace(at)
     verifying = costs.verify(origin, submitted, context, drafted=len(signals)) * pace(at)
-    seconds = drafting + verifying + costs.overhead.get(origin, 0.0) * pace(at)
     kept = min(trace.kept, submitted)
+    replaying = costs.replay(submitted, kept, context) * pace(at)
+    seconds = drafting + verifying + replaying + costs.overhead.get(origin, 0.0) * pace(at)
     return Round(
-        context, origin, tokens_behind_by_drafter[origin], signals, submitted, kept, drafting, verifying, seconds
+        context,
+        origin,
+        tokens_behind_by_drafter[origin],
+        signals,
+        submitted,
+        kept,
+        drafting,
+        verifying,
+        seconds,
+        replaying,
     )
 
 
@@ -177,6 +187,7 @@ def _clairvoyant(recording: Recording, costs: Costs) -> Bound:
             # More than will be kept is worth submitting only where a wider pass is a cheaper one: then too.
             for n in range(min(len(trace.signals), room) + 1):
                 spent = costs.drafts(origin, n, 1, context) + costs.verify(origin, n, context, drafted=n) + overhead
+                spent += costs.replay(n, min(n, trace.kept), context)
                 best = min(best, spent + left[t + min(n, trace.kept) + 1])
         left[t] = best
     return Bound(total, left[0])

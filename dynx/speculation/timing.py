@@ -61,6 +61,7 @@ class Samples:
     """Measured seconds by cell."""
 
     cells: dict[Cell, list[float]] = field(default_factory=dict)
+    replays: bool = False  # see `Costs.replays`
 
     def curve(self, what: str) -> CostCurve:
         """Fit a curve through the medians of one kind of pass, with its own drift."""
@@ -135,7 +136,7 @@ def measure(
                 before["draft", n, context] = _pass(
                     session, context, n if session.pads else DRAFT_PASS_TOKENS[0], settled=True
                 )
-    samples = Samples({cell: [] for cell in jobs})
+    samples = Samples({cell: [] for cell in jobs}, target.replays)
     for job in jobs.values():
         job()  # first calls allocate and choose kernels
     for number in range(MAX_SAMPLES_PER_CELL):
@@ -207,7 +208,7 @@ def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
     What remains after an exit is not timed by itself: its cost is the whole pass less the layers that ran already, each at the
     marginal price of a layer that two exits (or an exit and the whole model) show.
     """
-    costs = Costs()
+    costs = Costs(replays=samples.replays)
     costs.target = _adopt(samples.curve("target"), costs)
     kinds = {what for what, _, _ in samples.cells}
     if "draft" in kinds:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dynx.runtime.backends.trimmed import sayable
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
+from dynx.speculation.drafters.translated import TranslatedBackend
 from dynx.speculation.engine import Engine
 from dynx.speculation.loops import loop_start
 from dynx.speculation.policy import MAX_DRAFT_TOKENS
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.simulate import DraftTrace
+from dynx.speculation.translated_traces import read_translated
 from dynx.speculation.types import Request, Sampling
 
 if TYPE_CHECKING:
@@ -119,10 +122,14 @@ class DrafterPass:
 
 def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> DrafterPass:
     """Run a draft model over a whole text in one pass."""
+    if isinstance(small, TranslatedBackend):
+        return DrafterPass(*read_translated(small, text.tokens))
     limit = small.context or len(text.tokens)
     tokens = list(text.tokens[:limit])
     rows = small.open().forward(tokens[:-1])[:, :vocab]
-    return _drafter_pass(rows, tokens, text, sampling, vocab)
+    found = _drafter_pass(rows, tokens, text, sampling, vocab)
+    said = sayable(small, tokens)[1:]  # the pass has read tokens that a draft of them comes before
+    return DrafterPass(found.signals, [a and b for a, b in zip(found.right, said, strict=True)])
 
 
 def read_early(target: Backend, text: Text, layers: int, sampling: Sampling) -> DrafterPass:

@@ -172,6 +172,7 @@ class Receipt:
     plain_measured: str | None  # where that cost comes from: "profile", "this run" or None
     sequences: float = 1.0  # answers that shared each pass, on average; times are this one's share of them
     exact: RedecodeStats | None = None  # where exactness was asked for
+    idle: bool = False  # whether there was a draft model that was never used
     reused_tokens: int = 0  # of the prompt, held by a kept cache and not read again
 
     @property

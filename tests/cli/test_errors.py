@@ -211,12 +211,30 @@ def test_a_model_without_tokenizer(cli: Cli, changed: Copy, content: str | None)
 
 @pytest.mark.parametrize("size", [400, 300], ids=["same size", "smaller"])
 def test_a_drafter_of_another_vocabulary(cli: Cli, changed: Copy, tiny_folder: Path, size: int) -> None:
-    """Ids that mean other words can't be guesses; vocabularies are compared by content, not by size."""
+    """Vocabularies are compared by content, not by size; where ids mean other words, drafts pass as text."""
     folder = changed("stranger")
     train_tokenizer(size, ["zig zag zebra"] * 9).save_pretrained(folder)
+    plain = cli("generate", "-m", tiny_folder, PROMPT, "--draft", "none")
+    result = cli("generate", "-m", tiny_folder, PROMPT, "--draft", folder, "--stats")
+
+    assert result.code == 0
+    assert result.out == plain.out
+    assert "another tokenizer" in cli("generate", "-m", tiny_folder, PROMPT, "--draft", folder, "--explain").err
+
+
+def test_a_drafter_whose_tokens_have_no_text(cli: Cli, changed: Copy, tiny_folder: Path) -> None:
+    """A tokenizer of a kind that can't be compared is refused by name, with what needs none."""
+    folder = changed("stranger")
+    train_tokenizer(300, ["zig zag zebra"] * 9).save_pretrained(folder)
+    edit(folder / "tokenizer.json", decoder={"type": "WordPiece", "prefix": "##", "cleanup": False})
     result = cli("generate", "-m", tiny_folder, PROMPT, "--draft", folder)
 
-    refused(result, 1, r"stranger can't draft for tiny: another vocabulary \(\d+", "--draft self and --draft lookup")
+    refused(
+        result,
+        1,
+        "stranger can't draft for tiny: another vocabulary, and its tokenizer decodes by WordPiece",
+        "--draft",
+    )
 
 
 def test_a_missing_drafter_is_not_done_without(cli: Cli, tiny_folder: Path) -> None:

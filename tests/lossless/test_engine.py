@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import (
+    HYBRID,
     LAYERS,
     ROLLING,
     STATEFUL,
+    UNCONTINUED,
     VOCAB,
     Clock,
     Stub,
@@ -170,25 +172,44 @@ def test_penalty_is_generates(name: str, how: Any, penalty: float) -> None:
     assert generated(name, PROMPT, LONG, penalty) != generated(name, PROMPT, LONG)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
-def test_stateful_models_run_plain(name: str) -> None:
-    """A recurrent model, whatever drafters are offered, is decoded one token at a time, as transformers does."""
-    target, drafter = EagerBackend(tiny(name)), EagerBackend(perturbed(tiny("llama")))
-    run = Engine(target, Drafters(model=drafter, exit_layers=1)).start(Request(PROMPT, LONG))
+@pytest.mark.parametrize("name", [*STATEFUL, *(name for name in HYBRID if name not in UNCONTINUED)])
+@pytest.mark.parametrize("how", ["lookup", "draft", "whim", "dynamic"])
+def test_stateful_models_draft(name: str, how: Any) -> None:
+    """Recurrent and hybrid models, with each drafter and drafts of every length, write what they write plainly."""
+    noise = 0.01 if how == "draft" else 0.5
+    target, drafter = EagerBackend(tiny(name)), EagerBackend(perturbed(tiny(name), noise))
+    policy: Policy | None = Static(how, 4) if how in ORIGINS else Whim(3) if how == "whim" else None
+    plain = ids(Engine(target, Drafters(lookup=False)).start(Request(PROMPT, 40)))
+    run = Engine(target, Drafters(model=drafter, exit_layers=1)).start(Request(PROMPT, 40), policy)
 
-    assert ids(run) == generated(name, PROMPT, LONG)
-    assert not run.tallies
+    assert ids(run) == plain == generated(name, PROMPT, 40)
+    assert "self" not in run.tallies
+    accepted, submitted = (sum(getattr(t, what) for t in run.tallies.values()) for what in ("accepted", "submitted"))
+    if how == "draft":
+        assert accepted > 0  # states stay
+    if how == "whim":
+        assert accepted < submitted  # and are restored
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_stateful_drafters_draft(name: str) -> None:
+    """A drafter with a recurrent state takes rejected drafts back, and drafts as well as it does on the text itself."""
+    target, drafter = EagerBackend(tiny(name)), EagerBackend(tiny(name))
+    run = Engine(target, Drafters(model=drafter, lookup=False)).start(Request(PROMPT, 20), Static("draft", 3))
+
+    assert ids(run) == generated(name, PROMPT, 20)
+    assert run.tallies["draft"].acceptance == 1
+
+
+@pytest.mark.parametrize("name", UNCONTINUED)
+def test_states_that_dont_go_on_run_plain(name: str) -> None:
+    """A model that can't read several tokens on from its state is decoded one token at a time, with the reason."""
+    target = EagerBackend(tiny(name))
+    run = Engine(target, Drafters()).start(Request(PROMPT, 40))
+
+    assert ids(run) == generated(name, PROMPT, 40)
+    assert "passes of several tokens change logits" in target.can_rollback.reason
     assert {r.origin for r in run.rounds} == {None}
-
-
-@pytest.mark.parametrize("name", STATEFUL)
-def test_stateful_drafters_are_passed_over(name: str) -> None:
-    """A drafter that can't take back a rejected guess is not used; the text is written all the same."""
-    target, drafter = EagerBackend(tiny("llama")), EagerBackend(tiny(name))
-    engine = Engine(target, Drafters(model=drafter, lookup=False))
-
-    assert ids(engine.start(Request(PROMPT, 20))) == generated("llama", PROMPT, 20)
-    assert ids(engine.start(Request(PROMPT, 20), Static("draft", 3))) == generated("llama", PROMPT, 20)
 
 
 @pytest.mark.parametrize("how", [*ORIGINS, "plain"])

@@ -16,11 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from support.models import Stub, Whim, perturbed, reference, tiny
+from support.tokenizers import letters
 
 from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation import verifier as verifier_module
 from dynx.speculation.acceptance import excess, verify_block
+from dynx.speculation.drafters import translated
+from dynx.speculation.drafters.translated import TranslatedBackend
+from dynx.speculation.drafters.translation import Translation
 from dynx.speculation.engine import Drafters, Engine, Run
 from dynx.speculation.policy import Plain, Policy, Static
 from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
@@ -272,6 +276,28 @@ def test_free_sampling_has_the_targets_distribution(how: Any) -> None:
 def test_other_vocabulary_sizes_keep_the_distribution(vocab: int) -> None:
     """A drafter whose table is cut short or padded, as checkpoints' are, changes the distribution no more than its like does."""
     assert chi_square(written(lambda s: Static("draft", 2), stubbed(vocab)), exact_joint(), EFFECT) > ALPHA
+
+
+@pytest.mark.parametrize("least", [0.1, 2.0], ids=["shared tokens", "text"])
+def test_another_tokenizer_keeps_the_distribution(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drafter whose tokens have other ids, and partly other texts, changes the distribution no more than its like does.
+
+    Both ways: drawn among the tokens that both have, and as text that is drafted as if it were certain.
+    """
+    monkeypatch.setattr(translated, "LEAST_SHARED", least)
+    translation = Translation(letters("abcdefgh"), letters("hgxfdcba,ab,fc"))
+    assert len(translation.shared.to_own) == V - 1  # no e
+    own = torch.randn(11, 11, 11, generator=torch.Generator().manual_seed(9))
+    drafter = TranslatedBackend(Stub(11, lambda prefix: own[([0, *prefix])[-2], prefix[-1]]), translation)
+    engine = Engine(Stub(V, TARGET), Drafters(drafter, lookup=False), entropy=itertools.count(1).__next__)
+    kept: set[int] = set()
+    for seed in range(60):
+        run = engine.start(Request(LOOK_BACK, 4, FREE), Static("draft", 2))
+        assert ids(run)[0] == 3, seed
+        kept |= {done.kept for done in run.rounds}
+
+    assert kept >= {0, 1}
+    assert chi_square(written(lambda s: Static("draft", 2), engine), exact_joint(), EFFECT) > ALPHA
 
 
 def test_free_drafts_are_sometimes_kept() -> None:

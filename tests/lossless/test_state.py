@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import GROWING, HYBRID, ORIGINAL, STATEFUL, VOCAB, Whim, perturbed, tiny
+from support.models import GROWING, HYBRID, ORIGINAL, STATEFUL, UNCONTINUED, VOCAB, Whim, perturbed, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import dynx
@@ -176,7 +176,7 @@ def test_an_unknown_rotation_is_found_out() -> None:
 def test_every_stateful_architecture_writes_what_generate_writes(kind: str) -> None:
     """With its own cache where that gives the logits of the whole text; else from the whole text, with the reason."""
     backend = EagerBackend(tiny(kind))
-    assert not backend.can_rollback.value
+    assert backend.can_rollback.value == (kind not in UNCONTINUED), backend.can_rollback.reason
     cached = backend.stock.cached
 
     assert written(Engine(backend), 12, new=24) == generated(kind, 12, 24, cached=cached.value)

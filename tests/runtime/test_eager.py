@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import LAYERS, ROLLING, STATEFUL, VOCAB, generated, perturbed, reference, tiny
+from support.models import LAYERS, ROLLING, STATEFUL, UNCONTINUED, VOCAB, generated, perturbed, reference, tiny
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
@@ -222,9 +222,9 @@ def test_pending_positions_are_of_one_depth() -> None:
         session.rollback(9)
 
 
-@pytest.mark.parametrize("kind", STATEFUL)
+@pytest.mark.parametrize("kind", UNCONTINUED)
 def test_stateful_models_say_why(kind: str) -> None:
-    """A recurrent model is left on its own state: no rollback, no exit, and the reason names the state."""
+    """A model that can't read on from its state is left on it: no rollback, no exit, and the reason names the state."""
     backend = EagerBackend(tiny(kind))
     session = backend.open()
     session.forward(TEXT[:5])

@@ -50,6 +50,7 @@ def assembly_of(engine: Engine, kinds: set[str]) -> Any:
     """What calibration needs of an assembly."""
     plan = SimpleNamespace(
         kinds=frozenset(kinds),
+        drafter=None,
         request=SimpleNamespace(quantize="none", chat=False),
         key=ProfileKey("generate", "0" * 16, None, "here", "float32"),
         source=SimpleNamespace(name="tiny", folder=None),

@@ -49,7 +49,7 @@ def test_the_first_command_does_what_plain_does(alone: None) -> None:
 
 def test_storys_profile_comes_with_it(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It fits these weights and this precision on any machine, keeps the draft model unloaded, and promises no speed."""
-    monkeypatch.setattr(setup, "_load_drafter", lambda *_: pytest.fail("the draft model is loaded"))
+    monkeypatch.setattr(setup, "load_drafter", lambda *_: pytest.fail("the draft model is loaded"))
     assembly = assemble(make_plan(GeneratorRequest(threads=1)), put_off=True)
     plan, engine = assembly.plan, assembly.engine
 

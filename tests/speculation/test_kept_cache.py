@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.models import ROLLING, STATEFUL, VOCAB, Clock, TimedBackend, tiny
+from support.models import ROLLING, STATEFUL, UNCONTINUED, VOCAB, Clock, TimedBackend, tiny
 
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.policy import Static
@@ -92,6 +92,23 @@ def test_the_first_pass_is_as_long_as_what_is_new() -> None:
 
 
 @pytest.mark.parametrize("kind", STATEFUL)
+def test_a_state_is_kept_where_nothing_is_dropped(kind: str) -> None:
+    """A state that ends where the new prompt goes on is used; else a copy from before, and where there is none all is read."""
+    engine = Engine(TimedBackend(tiny(kind), Clock()), Drafters(lookup=False))
+    first = engine.start(Request(FIRST, 20))
+    list(first)
+    kept, prompt = first.kept, [*FIRST, *first.tokens, *NEXT]
+    again, alone = engine.start(Request(prompt, 4), kept=kept), engine.start(Request(prompt, 4))
+    assert [t.id for t in again] == [t.id for t in alone]
+    assert again.receipt().reused_tokens == len(kept.tokens)
+
+    other = [*prompt[:4], (prompt[4] + 1) % VOCAB]
+    again, alone = engine.start(Request(other, 4), kept=again.kept), engine.start(Request(other, 4))
+    assert [t.id for t in again] == [t.id for t in alone]
+    assert again.receipt().reused_tokens == 0
+
+
+@pytest.mark.parametrize("kind", UNCONTINUED)
 def test_a_state_that_cant_be_rolled_back_is_read_anew(kind: str) -> None:
     """The whole prompt, as without a kept cache."""
     engine = Engine(TimedBackend(tiny(kind), Clock()), Drafters(lookup=False))

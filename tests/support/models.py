@@ -136,7 +136,7 @@ HYBRID: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"hidden_size": 32, "num_hidden_layers": LAYERS, "intermediate_size": 64, "context_length": 256},
     "xlstm": {
-        "hidden_size": 32,
+        "hidden_size": 64,  # its cache rounds up to this
         "num_hidden_layers": LAYERS,
         "num_heads": 2,
         "chunk_size": 8,
@@ -251,6 +251,9 @@ HYBRID: dict[str, dict[str, Any]] = {
     },
 }
 """Further architectures with a recurrent state or a convolution in some layers, of all that transformers 5.24 has."""
+
+UNCONTINUED = ("minimax",)
+"""Those that read several tokens from an empty state alone."""
 
 _SHORT, _LONG = [1.0] * 4, [1.0, 4.0, 16.0, 32.0]
 ORIGINAL = 48

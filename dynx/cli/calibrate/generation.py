@@ -11,6 +11,7 @@ from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.generate.model import hint_template
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
+from dynx.speculation.disk_drafters import drafters_for, named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,6 +122,8 @@ def report(found: Findings, assembly: LoadedGenerator, terminal: Terminal, optio
     console.print(f"backend {kernels.value}: {kernels.reason}", soft_wrap=True, markup=False)
     on = ", on chats" if assembly.plan.request.chat else ""
     console.print(f"{assembly.plan.source.name}{on}: {found.summary}", soft_wrap=True, markup=False)
+    if assembly.plan.drafter is None and (others := named(drafters_for(assembly.plan.source))):
+        console.print(f"on this disk, to be measured with --draft NAME,lookup: {others}", soft_wrap=True, markup=False)
 
 
 def table_of(found: Findings, assembly: LoadedGenerator) -> Table:

@@ -51,7 +51,9 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     for origin, t in receipt.drafters.items():
         share = _number(t.acceptance, ".0%")
         counts = f"{t.drafted} drafted, {t.submitted} verified, {t.accepted} accepted ({share}), {t.seconds:.3f} s"
-        rows.append((NAMES[origin], counts))
+        rows.append((NAMES[origin], counts if t.accepted or origin != "draft" else f"{counts}: nothing useful"))
+    if receipt.idle:
+        rows.append((NAMES["draft"], "not used: at the costs measured so far it wouldn't have saved time"))
     if not receipt.drafters and receipt.sequences <= 1:
         rows.append(("saved", "nothing: no token was drafted, so this is plain decoding"))
     elif receipt.plain_seconds is not None and receipt.plain_measured:
@@ -118,6 +120,7 @@ def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
             }
             for origin, t in receipt.drafters.items()
         },
+        "draft_model_idle": receipt.idle,
         "guarantee": receipt.guarantee,
         "plain_seconds": receipt.plain_seconds,
         "plain_measured": receipt.plain_measured,

@@ -198,6 +198,8 @@ def check_rollback(model: Any, assistant: Any) -> None:
     target = EagerBackend(model)
     if not target.can_rollback.value:
         raise UnsupportedModelError(f"the model can't be attached: {target.can_rollback.reason}")
+    if target.keeps_states:
+        raise UnsupportedModelError(f"the model can't be attached: {target.config.model_type} keeps a recurrent state")
     if assistant is not None and not (able := EagerBackend(assistant).can_rollback).value:
         raise UnsupportedModelError(f"the assistant can't draft: {able.reason}")
 

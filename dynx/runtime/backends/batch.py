@@ -213,6 +213,8 @@ def _tried(backend: EagerBackend) -> Decision[bool]:
     kind = backend.config.model_type
     if not backend.can_rollback.value:
         return backend.can_rollback
+    if backend.keeps_states:
+        return Decision(False, f"{kind} keeps a recurrent state, which rows of unequal lengths can't share")
     if backend.length_dependence is not None:
         return Decision(False, f"in {kind}, {backend.length_dependence}, and a batch would go by its longest")
     window = _window(backend)

@@ -136,6 +136,10 @@ def load(model: Any, *, trusted: bool = False, capture: Callable[[Pass], Pass] |
     backend = CudaGraphBackend(model, capture or capturer(model.device), trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
+    if backend.keeps_states:
+        raise UnsupportedModelError(
+            f"{backend.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
+        )
     if backend.length_dependence is not None:
         raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     kind = backend.config.model_type

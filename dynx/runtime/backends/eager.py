@@ -8,7 +8,9 @@ Two small pieces of machinery make stock modules fit the `Session` interface wit
 * `DepthGate`, installed over the decoder blocks on first use of an early exit. It lets only blocks first … last-1 run and
   passes everything else through, so that masks, positions and rotary tables still come from the model itself.
 
-Both are checked against the unmodified model before they are trusted (`_verified`); a model that disagrees is decoded by
+A model with a recurrent state keeps its own cache, which `RestoringSession` copies and restores.
+
+All are checked against the unmodified model before they are trusted (`_verified`); a model that disagrees is decoded by
 `transformers`' own helpers in `StockSession`, plainly, with the reason. Where logits depend on the length of the whole text,
 passes are cut where transformers' `generate` would cut them (`length_dependence`).
 """
@@ -24,14 +26,17 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
+from dynx.runtime.backends import restored
+from dynx.runtime.backends.depth_gate import DepthGate
 from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.length_dependence import DYNAMIC, LONGROPE, TRIAL_LIMIT_TOKENS, find, growing
+from dynx.runtime.backends.restored import RestoringSession
 from dynx.runtime.backends.stock import Stock, StockSession
 from dynx.runtime.decision import Decision
 from dynx.runtime.memory import device_memory_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dynx.runtime.backends.length_dependence import LengthDependence
 
@@ -98,45 +103,6 @@ class CounterCache(Cache):  # type: ignore[misc]
     def __init__(self, layers: int) -> None:
         self.position = 0
         super().__init__(layers=[CounterLayer(self) for _ in range(layers)])
-
-
-class DepthGate:
-    """Lets a stock decoder run only blocks first … last-1, and start from saved states.
-
-    A block outside the range hands its input on untouched. Inside a call: `resume` (1, T, D) replaces the input of block
-    `first`; the output of block `last`-1 is kept in `captured`.
-    """
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.first, self.last = 0, len(blocks)
-        self.depth = len(blocks)
-        self.resume: Tensor | None = None
-        self.captured: Tensor | None = None
-        self._items = 0  # of the tuple that these blocks return; 0 where they return the states alone
-        for index, block in enumerate(blocks):
-            block.forward = self._gated(index, block.forward)
-
-    def _gated(self, index: int, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self.first <= index < self.last:
-                states = args[0] if args else kwargs["hidden_states"]
-                return (states, *[None] * (self._items - 1)) if self._items else states
-            if index == self.first and self.resume is not None:
-                if args:
-                    args = (self.resume, *args[1:])
-                else:
-                    kwargs["hidden_states"] = self.resume
-            out = inner(*args, **kwargs)
-            self._items = len(out) if isinstance(out, tuple) else 0
-            if index == self.last - 1 and self.last < self.depth:
-                self.captured = out[0] if self._items else out
-            return out
-
-        return forward
-
-    def open(self) -> None:
-        """Run the whole model again."""
-        self.first, self.last, self.resume, self.captured = 0, self.depth, None, None
 
 
 class EagerSession(Session):
@@ -317,6 +283,8 @@ class EagerBackend(Backend):
         """Start an empty sequence, with rollback where the model allows it. Raises UnsupportedModelError where decoding fails."""
         if not self.can_rollback.value:
             return StockSession(self)
+        if self.keeps_states:
+            return RestoringSession(self)
         return (
             EagerSession(self)
             if self.length_dependence is None
@@ -353,8 +321,10 @@ class EagerBackend(Backend):
     @property
     def state(self) -> Decision[str] | None:
         """See `Backend.state`. Raises UnsupportedModelError for a model that can't be decoded."""
-        if not self.can_rollback.value:
-            return Decision("the model's own" if self.stock.cached.value else "none", self.stock.cached.reason)
+        if not self.can_rollback.value or self.keeps_states:
+            own = self.stock.cached
+            why = f"{own.reason}; {self.can_rollback.reason}" if self.can_rollback.value else own.reason
+            return Decision("the model's own" if own.value else "none", why)
         dependence = self.length_dependence
         if dependence is None:
             return None
@@ -382,11 +352,10 @@ class EagerBackend(Backend):
     @cached_property
     def can_rollback(self) -> Decision[bool]:
         """Whether dynx's cache reproduces this model, tested once on a few tokens."""
-        kind = self.config.model_type
-        if getattr(self.model, "_is_stateful", False):
-            return Decision(False, f"{kind} keeps a recurrent state that can't be rolled back")
         if fault := self._length_dependence[1]:
             return Decision(False, fault)
+        if self.keeps_states:
+            return self._restored.can_rollback
         if self._trusted and self.length_dependence is None:
             return Decision(True, "tested when it was calibrated")
         return self._verified()
@@ -445,6 +414,25 @@ class EagerBackend(Backend):
         return Decision(True, "tested on loading: transformers' logits across the length from which they depend on it")
 
     @cached_property
+    def _restored(self) -> restored.Trial:
+        return restored.tried(self)
+
+    @property
+    def replays(self) -> bool:
+        """See `Backend.replays`."""
+        return self.keeps_states and self.can_rollback.value and self.stock.cached.value
+
+    @property
+    def first_wide(self) -> float | None:
+        """See `Backend.first_wide`."""
+        return self._restored.first_wide if self.replays else None
+
+    @cached_property
+    def keeps_states(self) -> bool:
+        """Whether a session keeps states that can't be cut at a position; it is rolled back by copies of them."""
+        return restored.keeps_states(self.model, self.config)
+
+    @cached_property
     def gate(self) -> DepthGate:
         """The depth gate, installed over the decoder blocks when first asked for."""
         blocks = decoder_blocks(self.model)
@@ -459,6 +447,10 @@ class EagerBackend(Backend):
             return self.can_rollback
         if self.length_dependence is not None:
             return Decision(False, f"{self.length_dependence}, so a pass can't be left early and completed later")
+        if self.keeps_states:
+            return Decision(
+                False, f"{self.config.model_type} keeps a recurrent state, which an early exit would leave behind"
+            )
         if self.layers < 2:
             return Decision(False, "a model of one layer has no early exit")
         probe = [(5 * i + 2) % self.vocab for i in range(5)]

@@ -58,6 +58,10 @@ class Session(Protocol):
     def rollback(self, length: int) -> None:
         """Drop every position from `length` on, pending ones included."""
 
+    def reachable(self, length: int) -> int:
+        """Return the longest prefix of at most `length` positions that a rollback reaches without reading tokens again."""
+        return length
+
     def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
         """Run the first `layers` layers on `tokens`; they stay pending.
 
@@ -116,6 +120,16 @@ class Backend(Protocol):
     @property
     def can_exit(self) -> Decision[bool]:
         """Whether `forward_early` and `complete` are possible, and why not."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether a rollback that drops some tokens of a pass takes another pass over those that stay."""
+        return False
+
+    @property
+    def first_wide(self) -> float | None:
+        """Cost of a pass of several tokens, in passes of one, where that is known from the trial on load."""
+        return None
 
     def open(self) -> Session:
         """Start an empty sequence."""

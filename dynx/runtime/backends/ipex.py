@@ -75,6 +75,10 @@ def load(model: Any, *, trusted: bool = False) -> IpexBackend:
     backend = IpexBackend(model, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
+    if backend.keeps_states:
+        raise UnsupportedModelError(
+            f"{backend.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
+        )
     if backend.length_dependence is not None:
         raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     probe = [(7 * i + 3) % backend.vocab for i in range(CHECKED_CONTEXT_TOKENS + max(CHECKED_TOKENS))]

@@ -93,7 +93,12 @@ class StockSession(Session):
         ids = torch.tensor([self._tokens], device=backend.device)
         self._kwargs["attention_mask"] = torch.ones_like(ids)
         first = self.length == 0
-        if first and (positions := getattr(model, "_prepare_position_ids_for_generation", None)) and self._placed:
+        # The helpers of later steps count on by one token; longer ones are counted anew.
+        if (
+            (first or len(tokens) > 1)
+            and (positions := getattr(model, "_prepare_position_ids_for_generation", None))
+            and self._placed
+        ):
             self._kwargs["position_ids"] = positions(ids, self._kwargs)
         inputs = model.prepare_inputs_for_generation(
             ids,

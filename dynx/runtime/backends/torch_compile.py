@@ -67,6 +67,10 @@ def load(model: Any, *, cache: Path | None = None, trusted: bool = False) -> Com
     backend = CompiledBackend(model, cache=cache, trusted=trusted)
     if not backend.can_rollback.value:
         raise UnsupportedModelError(backend.can_rollback.reason)
+    if backend.keeps_states:
+        raise UnsupportedModelError(
+            f"{backend.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
+        )
     if backend.length_dependence is not None:
         raise UnsupportedModelError(f"in {backend.config.model_type}, {backend.length_dependence}")
     try:

@@ -52,6 +52,9 @@ class Receipt:
     reused_tokens: Annotated[Count, "Of those, tokens that a kept cache held, so that they weren't read again."] = (
         ABSENT
     )
+    draft_model_idle: Annotated[
+        bool, "Whether there was a draft model that was never used, since it wouldn't have saved time."
+    ] = ABSENT
     tokens: Annotated[Count, "Tokens of the answer."]
     seconds: Annotated[NonNegative, "From the request to the last token."]
     prefill_seconds: Annotated[NonNegative, "Of that, the pass over the prompt."]

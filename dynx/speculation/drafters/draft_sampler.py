@@ -29,6 +29,11 @@ class DraftSampler:
         self._noise = noise
         self._generator = generator
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether it picks the argmax of the logits as they are."""
+        return self._greedy and self._processors.is_identity
+
     def __call__(self, row: Tensor, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float, Tensor | None]:
         """Return the token, its probability, and the distribution if the acceptance rule needs it."""
         if self._greedy:

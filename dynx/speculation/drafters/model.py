@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING
 
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.translated import TranslatedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Backend, Session
+    from dynx.speculation.drafters.base import Drafter
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
+
+
+def open_model_drafter(backend: Backend, sampler: DraftSampler, vocab: int) -> Drafter:
+    """Open a drafter for one text of a target with `vocab` tokens, whatever the tokenizer of the draft model."""
+    if isinstance(backend, TranslatedBackend):
+        return backend.drafter(sampler, vocab)
+    return ModelDrafter(backend, sampler, vocab)
 
 
 class ModelDrafter:

@@ -71,7 +71,9 @@ def load(
     if not usable.value:
         raise UnsupportedModelError(usable.reason)
     if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(f"{model.config.model_type} keeps a recurrent state that can't be rolled back")
+        raise UnsupportedModelError(
+            f"{model.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
+        )
     from dynx.runtime.backends.openvino.comparison import difference
 
     try:
