@@ -74,6 +74,9 @@ class GenerateFitted:
         "Tokens of passes that are run wider, because that costs no more, and the tokens they are run with.",
     ] = ABSENT
     backend: Annotated[str, "Whose kernels were fastest."] = ABSENT
+    draft_vocabulary: Annotated[
+        list[Count] | None, "Ids that the draft model's output head was cut to; null where it stays whole."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class GenerateEvidence:
         QuantizationEvidence | None,
         "What the model as it was says of the quantized one's texts; null where nothing is quantized.",
     ] = ABSENT
+    drafter: Annotated[str | None, "Where the draft model was, by its name or path; null for none."] = ABSENT
     texts: Annotated[Count, "Texts that it was learned from."] = ABSENT
     tokens: Annotated[Count, "Tokens written in them."] = ABSENT
     data: Annotated[str, "Hash of the texts."] = ABSENT
