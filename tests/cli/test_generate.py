@@ -480,7 +480,7 @@ def test_a_batch_says_what_it_was(cli: Cli, tiny_folder: Path) -> None:
 
 
 def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With enough waiting, --batch auto times a batch and takes it where it wins; with --plain it never does."""
+    """With enough waiting, --batch auto times a batch and takes it where it wins, with --plain too."""
     monkeypatch.setattr("dynx.speculation.batch_size.UNMEASURED_SPEEDUP", 0.01)
     stdin = "\n".join(LINES * 2).encode()
     common = ["generate", "-m", tiny_folder, "--lines", "-n", 60]
@@ -488,7 +488,7 @@ def test_batches_are_chosen_unasked(cli: Cli, tiny_folder: Path, monkeypatch: py
     plain = cli(*common, "--json", "--plain", stdin=stdin).document["results"]
 
     assert found[-1]["decisions"]["batch"]["value"] > 1
-    assert plain[-1]["decisions"]["batch"] == {"value": 1, "reason": "plain decoding was asked for"}
+    assert plain[-1]["decisions"]["batch"]["value"] > 1
     assert [r["text"] for r in found] == [r["text"] for r in plain]
 
 
