@@ -262,6 +262,8 @@ def assemble(
         decisions.quantize = Decision("file", _stored_in_words(plan))  # by the backend that runs it after all
     padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
+    timed = acceptance_profile.costs.target.table if plan.own_profile else {}
+    target.set_pass_seconds({n: seconds for n, (seconds, _) in timed.items()})
     acceptance_profile.costs.target.pad(padded_lengths if target.set_padded_lengths(padded_lengths) else {})
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)

@@ -100,3 +100,19 @@ def test_it_is_never_thrice_as_dear_as_changing_every_time(counts: list[int]) ->
     assert all(w >= c for w, c in zip(widths, counts, strict=True))
     assert changes(widths) <= changes(counts)
     assert sum(widths) - sum(counts) + CHANGE_COST_TOKENS * changes(widths) <= 3 * CHANGE_COST_TOKENS * changes(counts)
+
+
+def test_padding_counts_with_its_time_where_passes_were_timed() -> None:
+    """Where more tokens take as long the padded length stays, where they take half as long again the first pass narrows it."""
+    flat, steep = PaddedLength(), PaddedLength()
+    flat.price({1: 0.0143, 4: 0.0143, 6: 0.0144})
+    steep.price({1: 0.0124, 4: 0.0195, 6: 0.0213})
+    for padded in (flat, steep):
+        padded.set(6)
+    assert [flat(1) for _ in range(50)] == [6] * 50
+    assert [steep(1) for _ in range(3)] == [1, 1, 1]
+    assert steep(4) == 4
+    unpriced = PaddedLength()
+    unpriced.price({4: 0.02})  # without the time of one token there is nothing to compare with
+    unpriced.set(4)
+    assert [unpriced(1) for _ in range(5)] == [4, 4, 4, 1, 1]

@@ -147,6 +147,10 @@ class Backend(Protocol):
         """Pad passes of some numbers of tokens to others (`lengths`) from now on; False where this backend can't pad."""
         return False
 
+    def set_pass_seconds(self, seconds: Mapping[int, float]) -> None:
+        """Take the seconds of passes by number of tokens, where they decide how passes are padded."""
+        return
+
     def max_pass_length(self, start: int) -> int | None:
         """Tokens of one pass from position `start` on whose logits equal those of passes of one token; None without a limit.
 

@@ -4,6 +4,9 @@ OpenVINO prepares every layer anew when a pass has another number of tokens than
 took 5 ms where the pass itself took 25 and one more token 0.5 (287 M parameters, bfloat16); for 5 M parameters 0.8, 1.3 and
 0.06 ms. So passes are padded to the current length until the padding in a row would have paid for a change (`PaddedLength`).
 
+A change may be cheaper than little padding, though: in int8 SmolLM2-135M takes 12 ms for one token, 19 for four, and 5 more for
+any pass of another number than before. Where passes were timed (`PaddedLength.price`), padding counts with its time.
+
 And short passes aren't always the cheapest: there, one token took 30 ms, two 34 and four to six 25, by kernels made for other
 shapes. Passes of two or more tokens gave the same bits whatever their length; only a pass of one didn't. So a length measured to
 cost no more than a shorter one is run in its place (`padded_lengths`), and plain decoding then rounds as longer passes do.
@@ -21,6 +24,9 @@ MAX_PADDED_TOKENS = 32
 
 CHANGE_COST_TOKENS = 10
 """Cost of a change of length, in tokens of padding."""
+
+CHANGE_COST_SHARE = 0.35
+"""The same as a share of the time of a pass of one token, for passes that were timed; 0.2 to 0.6 on three models."""
 
 MIN_SAVING = 0.03
 """Share of a pass's time that padding must save."""
@@ -50,12 +56,17 @@ class PaddedLength:
     def __init__(self) -> None:
         self.current = 0
         self.lengths: Mapping[int, int] = {}
-        self._padding = 0  # tokens of padding since the current length was last used in full
+        self._padding = 0.0  # tokens of padding since the current length was last used in full
         self._longest = 0  # longest pass since then
+        self._seconds: Mapping[int, float] = {}
+
+    def price(self, seconds: Mapping[int, float]) -> None:
+        """Take the `seconds` of passes by number of tokens, to count padding by its time."""
+        self._seconds = dict(seconds) if 1 in seconds else {}
 
     def set(self, count: int) -> None:
         """Prepare for passes of `count` tokens."""
-        self.current, self._padding, self._longest = self.lengths.get(count, count), 0, 0
+        self.current, self._padding, self._longest = self.lengths.get(count, count), 0.0, 0
 
     def __call__(self, count: int) -> int:
         """Return how many tokens to run for a pass of `count`."""
@@ -65,8 +76,20 @@ class PaddedLength:
         if count >= self.current:
             self.set(count)
             return count
-        self._padding += self.current - count
+        self._padding += self._cost(count)
         self._longest = max(self._longest, count)
         if self._padding > CHANGE_COST_TOKENS:
             self.set(self._longest)
         return self.current
+
+    def _cost(self, count: int) -> float:
+        """Return the padding of a pass of `count` tokens, in tokens, or as many as take its time."""
+        known = self._seconds
+        if not known:
+            return float(self.current - count)
+        more = self._at(self.current) - self._at(count)
+        return CHANGE_COST_TOKENS * max(0.0, more) / (CHANGE_COST_SHARE * known[1])
+
+    def _at(self, count: int) -> float:
+        """Return the seconds of a pass of `count` tokens, or of the nearest number that was timed."""
+        return self._seconds[min(self._seconds, key=lambda n: abs(n - count))]

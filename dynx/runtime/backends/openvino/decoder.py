@@ -248,6 +248,10 @@ class OpenVINOBackend(Backend):
         self.padded_length.lengths = lengths
         return True
 
+    def set_pass_seconds(self, seconds: Mapping[int, float]) -> None:
+        """See `Backend.set_pass_seconds`."""
+        self.padded_length.price(seconds)
+
     def open(self) -> OpenVINOSession:
         """Start an empty sequence."""
         return OpenVINOSession(self, self.pool.open())
