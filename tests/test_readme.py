@@ -54,7 +54,7 @@ ELSEWHERE = {
     r"pip install": "needs the network; .ci/run does it in a fresh environment",
     r"python tests/all\.py": "is what runs this file",
     r"(llm|transformers|lm-eval) [a-z-]": "need packages of their own; tests/environments/integrations.py brings them",
-    r"SmolLM2": "needs the network, or a file from there",
+    r"dynx generate -m \S*SmolLM2": "needs the network, or a file from there",
     r"dynx generate -m \./my-model --chat +#": "needs a terminal; tests/cli/test_conversation.py has one",
 }
 """Parts of a line that don't run here, and why."""

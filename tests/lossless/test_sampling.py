@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.made_tokenizers import letters
 from support.models import Stub, Whim, perturbed, reference, tiny
-from support.tokenizers import letters
 
 from dynx.errors import UsageError
 from dynx.runtime.backends.eager import EagerBackend

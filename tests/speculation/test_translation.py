@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.made_tokenizers import END, ROLE, SENTENCES, byte_level, pieces
 from support.models import Stub, Whim, perturbed, scripted, tiny
-from support.tokenizers import END, ROLE, SENTENCES, byte_level, pieces
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
