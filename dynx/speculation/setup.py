@@ -327,7 +327,10 @@ def _load_target(
             torch_ahead.join()  # a process that ends in the middle of an import may crash
         import torch
 
-        torch.set_num_threads(plan.threads)
+        if (
+            torch.get_num_threads() != plan.threads
+        ):  # in a forked process a call may fail, even one that changes nothing
+            torch.set_num_threads(plan.threads)
     return tokenizer, own, kernels, target
 
 
