@@ -18,6 +18,7 @@ from dynx.runtime.adapters import said, unapplied
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.threads import set_torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,9 +106,7 @@ def assemble(
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
     stages("importing torch and diffusers")
     with loading.importing():
-        import torch
-
-        torch.set_num_threads(plan.threads)
+        set_torch_threads(plan.threads)
         import dynx.diffusion.engine  # noqa: F401 - with all that it imports
 
     stages(f"loading {plan.source.name}")

@@ -16,7 +16,7 @@ from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
-from dynx.runtime.threads import beside
+from dynx.runtime.threads import beside, set_torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,9 +93,7 @@ def assemble(
         _ = plan.weights  # before they are read
     stages("importing torch and transformers")
     with loading.importing():
-        import torch
-
-        torch.set_num_threads(plan.threads)
+        set_torch_threads(plan.threads)
         from dynx.early_exit.apply_profile import apply_profile
         from dynx.early_exit.labels import Labels
 

@@ -23,6 +23,14 @@ BESIDE_ANOTHER_RUNTIME = 1
 """Threads of PyTorch while another runtime's threads compute."""
 
 
+def set_torch_threads(count: int) -> None:
+    """Let PyTorch compute with `count` threads, without a call where it does: in a forked process one may fail."""
+    import torch
+
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+
+
 @contextmanager
 def torch_threads(count: int | None = None) -> Iterator[None]:
     """Let PyTorch compute with `count` threads inside, and with as many as before afterwards; None: as many as before inside too.
@@ -32,13 +40,12 @@ def torch_threads(count: int | None = None) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    if count is not None and count != before:
-        torch.set_num_threads(count)
+    if count is not None:
+        set_torch_threads(count)
     try:
         yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        set_torch_threads(before)
 
 
 def beside(runtime: str, threads: Decision[int]) -> Decision[int]:

@@ -20,7 +20,7 @@ from dynx.runtime.gguf.describe import types_of
 from dynx.runtime.gguf.header import INTEGER_TYPES
 from dynx.runtime.hashing import model_hash
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
-from dynx.runtime.threads import beside
+from dynx.runtime.threads import beside, set_torch_threads
 from dynx.runtime.utf8 import read
 from dynx.speculation.assembly import LoadedGenerator
 from dynx.speculation.backends import ModelBackends, verifier
@@ -325,12 +325,7 @@ def _load_target(
             stages("importing torch")
         finally:
             torch_ahead.join()  # a process that ends in the middle of an import may crash
-        import torch
-
-        if (
-            torch.get_num_threads() != plan.threads
-        ):  # in a forked process a call may fail, even one that changes nothing
-            torch.set_num_threads(plan.threads)
+        set_torch_threads(plan.threads)
     return tokenizer, own, kernels, target
 
 
