@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
+import sys
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +31,15 @@ from dynx.runtime.backends.openvino.paged import ATTENTION_NAME
 from dynx.runtime.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
 MAX_TABLE_POSITIONS = 32768
 """Positions for which rotary tables are stored: 32 MiB of float32 at a head width of 128."""
+
+ROTATION = "apply_rotary_pos_emb"
+"""Name in transformers' models of the function that rotates queries and keys."""
 
 _UNSUPPORTED = {
     "softcap": "caps its attention scores",
@@ -61,7 +67,7 @@ def convert(model: Any, vectors: Callable[[str], NDArray[np.float32] | None] | N
     recorded: list[tuple[float, int, list[int]]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about constants that are meant to be
-        with _Twin(model, vectors) as twin:
+        with _Twin(model, vectors) as twin, heads_in_place(twin):
             try:
                 graph = _traced(_Wrapped(twin), recorded)
             except Exception as e:
@@ -100,6 +106,43 @@ def _traced(function: nn.Module, recorded: list[Any]) -> Any:
     graph = frontend.convert(program)
     private.simplify(graph)
     return graph
+
+
+@contextmanager
+def heads_in_place(model: nn.Module) -> Iterator[None]:
+    """While a model is traced, let rotations leave tokens before heads, (1, T, H, W), as they come and as attention takes them.
+
+    transformers has heads first, (1, H, T, W). Its rotations take either, so those are turned around before and after, and the
+    graph is left without transpositions. A rotation of another form stays as it is.
+    """
+    modules = {sys.modules[type(part).__module__] for part in model.modules()}
+    found = {module: rotate for module in modules if (rotate := getattr(module, ROTATION, None)) is not None}
+    usual = {module: rotate for module, rotate in found.items() if _takes_either(rotate)}
+    for module, rotate in usual.items():
+        setattr(module, ROTATION, functools.partial(_rotated, rotate))
+    try:
+        yield
+    finally:
+        for module, rotate in usual.items():
+            setattr(module, ROTATION, rotate)
+
+
+def _takes_either(rotate: Any) -> bool:
+    try:
+        names = inspect.signature(rotate).parameters
+    except (TypeError, ValueError):
+        return False
+    return (
+        list(names)[:4] == ["q", "k", "cos", "sin"] and "unsqueeze_dim" in names and names["unsqueeze_dim"].default == 1
+    )
+
+
+def _rotated(rotate: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **settings: Any) -> Any:
+    """Rotate queries and keys (1, H, T, W)."""
+    if rest or settings or q.dim() != 4 or k.dim() != 4:
+        return rotate(q, k, cos, sin, *rest, **settings)
+    turned = rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin, unsqueeze_dim=2)
+    return tuple(states.transpose(1, 2) for states in turned)
 
 
 def _told(error: BaseException) -> str:

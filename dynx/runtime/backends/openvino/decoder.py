@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.openvino.integers import Stored
     from dynx.runtime.backends.openvino.pool import BlockTable
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Of the converted models kept: raised when the conversion changes."""
 
 PREFILL_CHUNK_TOKENS = 512
@@ -105,6 +105,7 @@ def _converted(
 ) -> OpenVINOBackend:
     from dynx.runtime.backends.openvino import convert
     from dynx.runtime.backends.openvino.integers import store_integers
+    from dynx.runtime.backends.openvino.merging import merge
     from dynx.runtime.backends.openvino.weights import store_weights
 
     graph = convert.convert(model, stored.exact if stored else None)
@@ -112,6 +113,7 @@ def _converted(
         store_integers(graph, {p.data_ptr(): name for name, p in model.named_parameters()}, stored)
     else:
         store_weights(graph, precision)
+    merge(graph)
     paged.share_constants(graph)
     kept = None if cache is None else _kept(graph, _folder(cache, precision))
     try:
