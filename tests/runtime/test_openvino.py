@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,10 +379,10 @@ def test_absence_is_explained(version: str | None, words: str, monkeypatch: pyte
 
     def told(name: str) -> str:
         if version is None:
-            raise openvino.metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(openvino.metadata, "version", told)
+    monkeypatch.setattr(metadata, "version", told)
     decision = openvino.available()
     assert not decision.value
     assert words in decision.reason

@@ -2,8 +2,8 @@
 
 The plugin spends about 3 µs on each operation of a pass whatever its size, and more where the pass has another number of tokens
 than the one before. In a small model that is a good part of the time. SmolLM2-135M on two cores of an EPYC, ms a pass by tokens,
-with this and with rotations that leave heads in place (`convert.heads_in_place`), against without: bfloat16 1 token 16.2 and 18.0,
-6 tokens 15.7 and 17.7; int8 1 token 11.0 and 13.0, 4 tokens 16.2 and 19.5. A change of the number of tokens takes 4 ms, not 6.
+with this and with rotations that leave heads in place (`convert.heads_in_place`), against without: bfloat16 1 token 16.2 and
+18.0, 6 tokens 15.7 and 17.7; int8 1 token 11.0 and 13.0, 4 tokens 16.2 and 19.5. A change of that number takes 4 ms, not 6.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _merge(products: Sequence[_Product]) -> None:
 
     first, sizes = products[0].matmul, np.array([product.rows for product in products], np.int64)
     axis = np.int64(first.get_output_partial_shape(0).rank.get_length() - 1)
-    _stack([product.matmul.input_value(1) for product in products], int(sizes.sum()))
-    merged = ops.matmul(first.input_value(0), first.input_value(1), False, True)
+    weights = _stacked([product.matmul.input_value(1) for product in products], int(sizes.sum()))
+    merged = ops.matmul(first.input_value(0), weights, False, True)
     merged.set_friendly_name(first.get_friendly_name())
     biases = [product.bias for product in products]
     if None not in biases:
@@ -131,30 +131,32 @@ def _merge(products: Sequence[_Product]) -> None:
             target.replace_source_output(split.output(index))
 
 
-def _stack(matrices: Sequence[Any], rows: int) -> None:
-    """Let the first of several matrices of one form have the rows of all.
+def _stacked(matrices: Sequence[Any], rows: int) -> Any:
+    """Return the rows of several matrices of one form as one, computed by the operations of the first.
 
-    Its operations stay: conversions carry marks that can't be made anew.
+    Those stay because conversions carry marks that can't be made anew.
     """
     import openvino as ov
     from openvino import opset15 as ops
     from openvino.op import Constant
 
     nodes = [matrix.get_node() for matrix in matrices]
-    for index in range(nodes[0].get_input_size()):
-        sources = [node.input_value(index) for node in nodes]
-        if nodes[0].get_type_name() == "Reshape" and index == 1:
-            shape = [rows, *list(nodes[0].get_output_shape(0))[1:]]
-            nodes[0].input(1).replace_source_output(ops.constant(np.array(shape, np.int64)).output(0))
-        elif sources[0].get_node().get_type_name() == "Constant":
-            element = sources[0].get_element_type()
-            item = ITEM_KINDS[max(1, element.bitwidth // 8)]
-            values = np.concatenate([np.asarray(source.get_node().data).reshape(-1).view(item) for source in sources])
-            held = ov.Tensor(values, ov.Shape([rows, *list(sources[0].get_shape())[1:]]), element)
-            nodes[0].input(index).replace_source_output(Constant(held, shared_memory=False).output(0))
+    first = nodes[0]
+    if first.get_type_name() == "Constant":
+        element = first.get_element_type()
+        item = ITEM_KINDS[max(1, element.bitwidth // 8)]
+        values = np.concatenate([np.asarray(node.data).reshape(-1).view(item) for node in nodes])
+        held = ov.Tensor(values, ov.Shape([rows, *list(first.get_output_shape(0))[1:]]), element)
+        return Constant(held, shared_memory=False).output(0)
+    for index in range(first.get_input_size()):
+        if first.get_type_name() == "Reshape" and index == 1:
+            shape = [rows, *list(first.get_output_shape(0))[1:]]
+            source = ops.constant(np.array(shape, np.int64)).output(0)
         else:
-            _stack(sources, rows)
-    nodes[0].validate_and_infer_types()
+            source = _stacked([node.input_value(index) for node in nodes], rows)
+        first.input(index).replace_source_output(source)
+    first.validate_and_infer_types()
+    return first.output(0)
 
 
 def _bypass_reshapes(graph: Any) -> None:
