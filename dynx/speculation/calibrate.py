@@ -187,6 +187,7 @@ def _calibrate(
             "complete": costs.complete.to_json() if costs.complete.known else None,
             "draft": {o: c.to_json() for o, c in costs.draft.items() if c.known and o != "lookup"},
             "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
+            "change": costs.switching,
             "spread": spread,
             "batch": for_profile(assembly, drafting="draft" in origins, budget=0.05 * budget, clock=clock),
             "noise": noise_if_exact(

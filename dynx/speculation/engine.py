@@ -137,6 +137,7 @@ class Engine:
         costs = self.acceptance_profile.costs
         costs.replays = target.replays
         costs.first_wide = max(costs.first_wide, target.first_wide or 0.0)
+        costs.prepared = lambda: target.prepared_tokens
         self.clock = clock
         self.entropy = entropy  # seeds of sampling without a seed
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all

@@ -277,7 +277,7 @@ class Dynamic:
 
     def _pick(self, plans: Sequence[_Plan]) -> _Plan | None:
         """Pick the best of `plans` (best first) or plain; or the next best, if the exploration budget covers the loss."""
-        plain = self._price * (self.costs.target(1, self._context) + self.costs.switch(1))
+        plain = self._price * (self.costs.target(1, self._context) + self.costs.changes(1, self._context))
         best = plans[0] if plans and plans[0].worth > 1 - plain else None
         others = plans[1:] if best else plans
         if others:
@@ -402,12 +402,14 @@ class Dynamic:
     def learn(self, done: Round) -> None:
         """Update costs, acceptance, λ and the budgets from a finished round."""
         costs, origin, context = self.costs, done.origin, done.context
+        change = 0.0 if origin == "self" else costs.switch(done.submitted + 1, context)
         if costs.foreign and not costs.widest_here:
             costs.adopt(done.verify_seconds, context)
         costs.widest_here = max(costs.widest_here, done.submitted + 1)
         if origin is None:
             costs.observe(1, context, done.verify_seconds)
-            expected = plain = costs.target(1, context)
+            plain = costs.target(1, context)
+            expected = plain + change
         else:
             self._learn_costs(origin, done)
             self._learn_acceptance(origin, done)
@@ -416,23 +418,26 @@ class Dynamic:
                 self._proven = max(UNPROVEN_LOOKUP_DRAFTS, 2 * done.submitted if whole else 0)
             plain = costs.target(1, context)
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
-            expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals))
+            expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals)) + change
             expected += costs.replay(done.submitted, done.kept, context)
         # An outlier of the machine counts as little here as it does in the curves. One by itself is nobody's fault: plain passes
         # have them too. Two rounds in a row are what drafting costs.
         late = done.seconds > HICCUP_FACTOR * expected
         seconds = min(done.seconds, (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected)
         self._late = late if origin is not None else self._late
-        self._update_budgets(done, seconds / plain if plain > 0 else 1.0)
+        self._update_budgets(done, seconds / plain if plain > 0 else 1.0, change / plain if plain > 0 else 0.0)
         self._pace.add(done.tokens, seconds / costs.drift.factor)
 
-    def _update_budgets(self, done: Round, passes: float) -> None:
-        """Update both budgets by a round that took as long as `passes` plain passes."""
+    def _update_budgets(self, done: Round, passes: float, changed: float) -> None:
+        """Update both budgets by a round that took as long as `passes` plain passes, `changed` of them to change the width."""
         change = REGRET_BUDGET_SHARE * passes
         self._exploration_budget = min(self._exploration_budget + change, MAX_EXPLORATION_BUDGET_PASSES)
         if done.origin is None:
             deciding = done.seconds - done.verify_seconds
             change -= passes * min(max(deciding / done.seconds, 0.0), 1.0) if done.seconds > 0 else 0.0
+            change -= min(
+                changed, max(0.0, passes - 1)
+            )  # without the drafts before there would have been no other width
         else:
             change += done.tokens - passes
             if done.origin in self._free_prefill and done.signals:

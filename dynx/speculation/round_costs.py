@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dynx.runtime.backends.padding import MAX_PADDED_TOKENS
 from dynx.runtime.costs import MAX_SLOWDOWN, CostCurve, Drift
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dynx.speculation.types import DraftSource
 
 FIRST_PASS_COST_FACTOR = 2.0
@@ -20,17 +23,26 @@ UNMEASURED_DRAFT_COST_SHARE = 0.25
 """Cost of a model's draft, as a share of a target pass, until it has been measured."""
 
 
-RECENT_WIDTHS = 2
-"""Widths between which passes alternate freely; another one costs what changing the width does."""
+STAYING = 0.5
+"""Probability that the pass after one of a width never run before has the same width."""
 
-RETURNS = 2.0
-"""Changes of width that a new one causes: to it, and back to what it drove out."""
+STAYING_RATE = 0.1
+"""Step of the running mean of that probability, of each width."""
 
-SWITCHING_RATE = 0.1
-"""Step of the running mean of what a change of width costs."""
+SWITCHING_RATE = 0.02
+"""Least step of the running mean of what a change of width costs; the first steps are wider."""
+
+LAG_RATE = 0.1
+"""Step of the running mean of how far expectations lag behind the machine."""
+
+CALIBRATED_SWITCHES = 50
+"""Changes of width that a calibrated time of one counts as."""
 
 REPLAY_RATE = 0.1
 """Step of the running mean of what it costs to read accepted tokens again."""
+
+SETTLED_PASSES = 8
+"""Passes of a width after which what a pass takes beyond them is taken for the change."""
 
 MAX_SWITCHING_SHARE = 0.5
 """Most that one change of width counts for, as a share of a plain pass: the rest is the machine's."""
@@ -47,11 +59,15 @@ class Costs:
     overhead: dict[DraftSource, float] = field(default_factory=dict)  # of a round, beyond its passes
     foreign: bool = False  # whether the tables were measured on another machine: then only their ratios mean something
     widest_here: int = 0  # tokens of the widest target pass seen on this machine, where the tables are foreign
-    switching: float = 0.0  # seconds more for a pass of a width that isn't one of the last ones
+    switching: float = 0.0  # seconds more for a pass of another width than the one before
     replays: bool = False  # whether the target reads accepted tokens again after a rejection, as it restores its state
     replay_share: float = 1.0  # seconds of that, over those of a pass of as many tokens
     first_wide: float = FIRST_PASS_COST_FACTOR  # plain passes that the first pass of several tokens may take
-    recent: tuple[int, ...] = ()  # the last different widths of target passes, the latest last
+    lag: float = 0.0  # seconds more than expected that passes of the width before take at the moment
+    switches: int = 0  # changes of width that `switching` was learned from
+    width: int = 0  # tokens of the target's last pass, with padding; 0 before the first
+    staying: dict[int, float] = field(default_factory=dict)  # by width, how often the next pass has it too
+    prepared: Callable[[], int] | None = None  # returns the tokens that the target's last pass was padded to
 
     def __post_init__(self) -> None:
         self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
@@ -60,7 +76,7 @@ class Costs:
     def verify(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
         """Return the seconds to verify `n` of `drafted` drafts; of exactly `n` by default."""
         if origin != "self":
-            return self.target(n + 1, context) + self.switch(n + 1)
+            return self.target(n + 1, context) + self.switch(n + 1, context)
         # The last draft of the first layers must pass through them once more before it can be verified.
         resubmit = self.reading("self", 1, context) if drafted is None or n == drafted else 0.0
         known = self.complete.known
@@ -74,9 +90,7 @@ class Costs:
             return self.complete.upto(most + 1, context)
         passes = self.target.upto(most + 1, context)
         if self.switching and origin != "self":
-            again = RETURNS * self.switching * self.drift.factor
-            run = self.target.padded
-            return [t if run.get(n, n) in self.recent else t + again for n, t in enumerate(passes, start=1)]
+            return [t + self.changes(n, context, t) for n, t in enumerate(passes, start=1)]
         return [(1 - UNMEASURED_DRAFT_COST_SHARE) * t for t in passes] if origin == "self" else passes
 
     def replaying(self, most: int, context: int) -> list[float]:
@@ -98,29 +112,54 @@ class Costs:
             share = min(seconds / expected, MAX_SLOWDOWN * self.replay_share)
             self.replay_share += REPLAY_RATE * (share - self.replay_share)
 
-    def switch(self, n: int) -> float:
-        """Return the seconds that a pass of `n` tokens takes besides, since the last ones had other widths."""
-        same = self.target.padded.get(n, n) in self.recent
-        return 0.0 if not self.switching or same else self.switching * self.drift.factor
+    def switch(self, n: int, context: int, seconds: float | None = None) -> float:
+        """Return the seconds that a pass of `n` tokens takes besides its own `seconds`, since the last had another width.
+
+        A target that is prepared for a longer pass may be given padding instead.
+        """
+        n = self.target.padded.get(n, n)
+        if not self.switching or n == self.width or not self.width:
+            return 0.0
+        change = self.switching * self.drift.factor
+        if self.prepared is None or n > self.width:
+            return change
+        seconds = self.target(n, context) if seconds is None else seconds
+        return min(change, max(0.0, self.target(self.width, context) - seconds))
+
+    def changes(self, n: int, context: int, seconds: float | None = None) -> float:
+        """Return `switch`, and what is expected for the change of width that a pass of `n` tokens causes afterwards."""
+        if not self.switching:
+            return 0.0
+        again = 1 - self.staying.get(self.target.padded.get(n, n), STAYING)
+        return self.switch(n, context, seconds) + again * self.switching * self.drift.factor
 
     def ran(self, n: int) -> None:
         """Remember that the target's last pass had `n` tokens."""
         n = self.target.padded.get(n, n)
-        if not self.recent or self.recent[-1] != n:
-            self.recent = (*[width for width in self.recent if width != n][1 - RECENT_WIDTHS :], n)
+        if self.width:
+            share = self.staying.get(self.width, STAYING)
+            self.staying[self.width] = share + STAYING_RATE * ((n == self.width) - share)
+        self.width = n
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Learn from a target pass of `n` tokens: its cost by width, or where the width is a change what changing costs."""
         curve, n = self.target, self.target.padded.get(n, n)
+        if self.prepared is not None and n <= (ran := self.prepared()) <= MAX_PADDED_TOKENS:
+            n = ran
         if self.replays and n > 1 and 1 in curve.table and curve.widest < 2:
             # Several tokens take another path through a recurrent model than one, so that one's time says little.
             curve.observe(n, context, seconds, limit=max(self.first_wide, MAX_SLOWDOWN))
-        elif n in self.recent or len(self.recent) < RECENT_WIDTHS or n not in curve.table:
-            curve.observe(n, context, seconds)
         else:
-            most = MAX_SWITCHING_SHARE * curve(1, context)
-            more = min(max(seconds - curve(n, context), -most), most) / self.drift.factor
-            self.switching = max(0.0, self.switching + SWITCHING_RATE * (more - self.switching))
+            if self.width and curve.table.get(n, (0.0, 0.0))[1] >= SETTLED_PASSES:
+                most = MAX_SWITCHING_SHARE * curve(1, context)
+                more = min(max(seconds - curve(n, context), -most), most) / self.drift.factor
+                if n == self.width:
+                    self.lag += LAG_RATE * (more - self.lag)
+                else:
+                    self.switches += 1
+                    rate = max(SWITCHING_RATE, 1 / (self.switches + 4))
+                    self.switching = max(0.0, self.switching + rate * (more - self.lag - self.switching))
+            curve.observe(n, context, seconds - self.switch(n, context))
         self.ran(n)
 
     def max_drafts(self, origin: DraftSource) -> int:

@@ -263,7 +263,7 @@ def assemble(
     padded_lengths = padded_lengths_of(plan.own_profile) if plan.own_profile else {}
     check_processors(own, target.vocab)
     timed = acceptance_profile.costs.target.table if plan.own_profile else {}
-    target.set_pass_seconds({n: seconds for n, (seconds, _) in timed.items()})
+    target.set_pass_seconds({n: seconds for n, (seconds, _) in timed.items()}, acceptance_profile.costs.switching)
     acceptance_profile.costs.target.pad(padded_lengths if target.set_padded_lengths(padded_lengths) else {})
     stages(f"trying {plan.source.name}")
     drafters = Drafters(lookup=False)
@@ -405,7 +405,7 @@ def acceptance_profile_of(
     from dynx.runtime.costs import FOREIGN_WEIGHT, CostCurve
     from dynx.speculation.acceptance_model import AcceptanceModel
     from dynx.speculation.engine import AcceptanceProfile
-    from dynx.speculation.round_costs import Costs
+    from dynx.speculation.round_costs import CALIBRATED_SWITCHES, Costs
 
     if profile is None:
         return AcceptanceProfile()
@@ -419,6 +419,7 @@ def acceptance_profile_of(
             costs.draft[origin] = CostCurve.from_json(curve, costs.drift)
         for origin, seconds in measured.get("overhead", {}).items():
             costs.overhead[origin] = float(seconds)
+        costs.switching, costs.switches = max(0.0, float(measured.get("change", 0.0))), CALIBRATED_SWITCHES
         acceptance_models = {(o, True): AcceptanceModel.from_json(r) for o, r in fitted.get("reliability", {}).items()}
         if foreign:
             for curve in (costs.target, costs.complete, *costs.draft.values()):

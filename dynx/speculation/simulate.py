@@ -105,7 +105,7 @@ def simulate(
     """
     at, rounds = 0, []
     costs = copy(costs)  # so that the widths of this walk aren't those of the next
-    costs.recent = ()
+    costs.width, costs.staying = 0, {}
     held = dict.fromkeys(recording.traces, 0)  # tokens of the text that a drafter has read
     while at < recording.tokens:
         written = recording.prompt + at
@@ -136,7 +136,7 @@ def _round(
     ]
     origin = policy.choose(candidates, context, room) if room and candidates else None
     if origin is None:
-        spent = (costs.target(1, context) + costs.switch(1)) * pace(at)
+        spent = (costs.target(1, context) + costs.switch(1, context)) * pace(at)
         return Round(context, None, verify_seconds=spent, seconds=spent)
     trace = recording.traces[origin][at]
     signals: list[float] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,12 @@ CONTEXT_TOKENS = (32, 512, 1536)
 MIN_CONTEXT_RATIO = 1.5
 """Factor between two contexts from which measuring both tells something."""
 
+CHANGED_PASS_TOKENS = (1, 4, 6, 9)
+"""Tokens of the passes between which changes of width are timed."""
+
+CHANGE_SAMPLES = 16
+"""Changes that are timed."""
+
 MAX_SAMPLES_PER_CELL = 15
 """Samples per cell after which medians no longer move; at least 3 are taken, and fewer than this if the budget ends first."""
 
@@ -62,6 +69,7 @@ class Samples:
 
     cells: dict[Cell, list[float]] = field(default_factory=dict)
     replays: bool = False  # see `Costs.replays`
+    change: float = 0.0  # seconds more for a pass of another width than the one before
 
     def curve(self, what: str) -> CostCurve:
         """Fit a curve through the medians of one kind of pass, with its own drift."""
@@ -171,7 +179,26 @@ def measure_with_padding(
     if not target.set_padded_lengths(wider):
         return samples, {}
     samples.use_padded_passes(wider)
+    samples.change = measure_change(target, samples.curve("target"), wider, clock)
     return samples, wider
+
+
+def measure_change(target: Backend, curve: CostCurve, padded: Mapping[int, int], clock: Callable[[], float]) -> float:
+    """Measure the seconds that a pass takes besides those in `curve`, where the pass before had another width; the median."""
+    context = contexts_of(target)[0]
+    widths = sorted({padded.get(n, n) for n in CHANGED_PASS_TOKENS if n in curve.table or n in padded})
+    session = _filled(target, context)
+    if not session.pads or len(widths) < 2:
+        return 0.0
+    jobs = {n: _pass(session, context, n) for n in widths}
+    more = []
+    for _ in range(CHANGE_SAMPLES // len(widths) + 1):
+        for n, job in jobs.items():
+            session.set_padded_length(n)  # which the last pass wasn't
+            began = clock()
+            job()
+            more.append(clock() - began - curve(n, context))
+    return max(0.0, median(more[len(widths) :]))
 
 
 def _filled(backend: Backend, context: int) -> Session:
@@ -208,7 +235,7 @@ def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
     What remains after an exit is not timed by itself: its cost is the whole pass less the layers that ran already, each at the
     marginal price of a layer that two exits (or an exit and the whole model) show.
     """
-    costs = Costs(replays=samples.replays)
+    costs = Costs(replays=samples.replays, switching=samples.change)
     costs.target = _adopt(samples.curve("target"), costs)
     kinds = {what for what, _, _ in samples.cells}
     if "draft" in kinds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from copy import deepcopy
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -440,7 +441,7 @@ def test_plain_and_static_do_as_they_say() -> None:
 
 
 def test_widths_that_cost_to_change_to_are_changed_less() -> None:
-    """Where a width that isn't one of the last two costs a third of a pass, that is learned from a run and fewer are used."""
+    """Where a pass of another width than the one before costs a third more, that is learned from a run and fewer are used."""
 
     class Changing(Costs):
         def ran(self, n: int) -> None:
@@ -458,15 +459,41 @@ def test_widths_that_cost_to_change_to_are_changed_less() -> None:
     assert policy.costs.switching == pytest.approx(0.35, rel=0.35)
 
     def changes(outcome: Outcome) -> int:
-        at, count = Costs(), 0
-        for r in outcome.rounds:
-            count += r.submitted + 1 not in at.recent
-            at.ran(r.submitted + 1)
-        return count
+        widths = [r.submitted + 1 for r in outcome.rounds]
+        return sum(a != b for a, b in pairwise(widths))
 
     free = simulate(recording, informed(recording, plain), plain)
     assert changes(walked) < 0.8 * changes(free)
     assert simulate(recording, informed(recording, plain), costs).seconds <= free.seconds + 0.35 * changes(free)
+
+
+def test_a_change_of_width_that_must_be_undone_costs_twice() -> None:
+    """A width that the next pass seldom has is charged the change back; padding instead of a change costs what it takes."""
+    costs = costs_of(0.01, 0.03)
+    costs.switching = 0.4
+    for _ in range(40):
+        costs.ran(1)
+    assert costs.changes(1, 0) == pytest.approx(0.0, abs=0.02)
+    assert costs.changes(6, 0) == pytest.approx(0.4 * 1.5)  # nothing is known of it
+    for _ in range(40):
+        costs.ran(6)
+        costs.ran(1)
+    assert costs.changes(6, 0) == pytest.approx(0.8, rel=0.02)
+
+    costs.ran(6)
+    assert costs.switch(1, 0) == 0.4
+    costs.prepared = lambda: 6
+    assert costs.switch(1, 0) == pytest.approx(min(0.4, costs.target(6) - costs.target(1)))
+
+
+def test_what_a_pass_was_padded_to_is_what_its_time_is_learned_for() -> None:
+    """The time of a pass of one token that ran as one of six says nothing of passes of one token."""
+    costs = costs_of(0.01, 0.2)
+    costs.prepared = lambda: 6
+    one, six = costs.target(1), costs.target(6)
+    costs.ran(6)
+    costs.observe(1, 0, six)
+    assert (costs.target(1), costs.target(6), costs.switching) == (one, six, 0.0)
 
 
 def test_a_long_lookup_needs_a_proof() -> None:

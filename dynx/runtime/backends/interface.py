@@ -147,8 +147,13 @@ class Backend(Protocol):
         """Pad passes of some numbers of tokens to others (`lengths`) from now on; False where this backend can't pad."""
         return False
 
-    def set_pass_seconds(self, seconds: Mapping[int, float]) -> None:
-        """Take the seconds of passes by number of tokens, where they decide how passes are padded."""
+    @property
+    def prepared_tokens(self) -> int:
+        """Tokens that the last pass was padded to; 0 where passes aren't padded."""
+        return 0
+
+    def set_pass_seconds(self, seconds: Mapping[int, float], change: float = 0.0) -> None:
+        """Take the seconds of passes by number of tokens, and of a `change` of it, where they decide how passes are padded."""
         return
 
     def max_pass_length(self, start: int) -> int | None:

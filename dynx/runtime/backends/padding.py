@@ -59,10 +59,15 @@ class PaddedLength:
         self._padding = 0.0  # tokens of padding since the current length was last used in full
         self._longest = 0  # longest pass since then
         self._seconds: Mapping[int, float] = {}
+        self._change = 0.0
 
-    def price(self, seconds: Mapping[int, float]) -> None:
-        """Take the `seconds` of passes by number of tokens, to count padding by its time."""
+    def price(self, seconds: Mapping[int, float], change: float = 0.0) -> None:
+        """Take the `seconds` of passes by number of tokens, and of a `change` of it, to count padding by its time.
+
+        A change that wasn't timed counts as `CHANGE_COST_SHARE` says.
+        """
         self._seconds = dict(seconds) if 1 in seconds else {}
+        self._change = change or CHANGE_COST_SHARE * self._seconds.get(1, 0.0)
 
     def set(self, count: int) -> None:
         """Prepare for passes of `count` tokens."""
@@ -88,7 +93,7 @@ class PaddedLength:
         if not known:
             return float(self.current - count)
         more = self._at(self.current) - self._at(count)
-        return CHANGE_COST_TOKENS * max(0.0, more) / (CHANGE_COST_SHARE * known[1])
+        return CHANGE_COST_TOKENS * max(0.0, more) / self._change
 
     def _at(self, count: int) -> float:
         """Return the seconds of a pass of `count` tokens, or of the nearest number that was timed."""

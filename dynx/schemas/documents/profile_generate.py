@@ -35,6 +35,9 @@ class GenerateMeasured:
     complete: Annotated[Curve | None, "Passes that go on after an early exit; null where there is none."] = ABSENT
     draft: Annotated[dict[str, Curve], "Passes of each drafter."] = ABSENT
     overhead: Annotated[dict[str, float], "Seconds that a draft takes besides its passes, by drafter."] = ABSENT
+    change: Annotated[
+        NonNegative, "Seconds that a pass takes besides where the one before had another number of tokens."
+    ] = ABSENT
     spread: Annotated[
         NonNegative, "How far the times of one pass were apart: the middle half of them, over their median."
     ] = ABSENT

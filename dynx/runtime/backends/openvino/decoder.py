@@ -250,9 +250,14 @@ class OpenVINOBackend(Backend):
         self.padded_length.lengths = lengths
         return True
 
-    def set_pass_seconds(self, seconds: Mapping[int, float]) -> None:
+    def set_pass_seconds(self, seconds: Mapping[int, float], change: float = 0.0) -> None:
         """See `Backend.set_pass_seconds`."""
-        self.padded_length.price(seconds)
+        self.padded_length.price(seconds, change)
+
+    @property
+    def prepared_tokens(self) -> int:
+        """See `Backend.prepared_tokens`."""
+        return self.padded_length.current
 
     def open(self) -> OpenVINOSession:
         """Start an empty sequence."""
