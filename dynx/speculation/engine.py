@@ -65,13 +65,19 @@ UNPROFILED_REGRET_BUDGET_PASSES = 1.5
 """Regret budget at the start of a text without a profile, for requested drafters, in plain passes."""
 
 
-def starting_regret_budget(promised_speedup: float) -> float:
+PAID_CHANGES = 8
+"""Changes of the number of tokens of a pass that a regret budget pays for at the start of a text."""
+
+
+def starting_regret_budget(promised_speedup: float, change: float = 0.0) -> float:
     """Return the regret budget, in plain passes, at the start of a text whose profile promises a speed-up.
 
     Four for each plain pass that it promises to save: a drafter worth three times plain loses a round or two now and then,
-    and must stay in use; one that promises nothing gets half a pass, in case its profile is wrong.
+    and must stay in use; one that promises nothing gets half a pass, in case its profile is wrong. Where a `change` of the
+    number of tokens takes time, in plain passes, a few rounds pay for one before they gain.
     """
-    return min(max(4 * (promised_speedup - 1), 0.5), 8.0)
+    promised = 4 * (promised_speedup - 1)
+    return min(max(promised, 0.5) + min(max(2 * promised, 0.0), 1.0) * PAID_CHANGES * change, 8.0)
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,9 @@ class Engine:
         greedy, known = request.sampling.greedy, self.acceptance_profile
         origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
         promised = (known.rate or 0.0) * known.costs.target(1)
-        each = starting_regret_budget(promised) if known.from_profile else known.regret_budget
+        each = (
+            starting_regret_budget(promised, known.costs.change_passes) if known.from_profile else known.regret_budget
+        )
         models = {origin: known.model_for(origin, greedy=greedy) for origin in origins}
         policy = Dynamic(
             shared or known.costs,

@@ -27,6 +27,7 @@ from math import log2
 from typing import TYPE_CHECKING, Protocol
 
 from dynx.runtime.costs import MAX_SLOWDOWN
+from dynx.speculation.round_costs import MAX_SWITCHING_SHARE, SETTLED_PASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -403,6 +404,11 @@ class Dynamic:
         """Update costs, acceptance, λ and the budgets from a finished round."""
         costs, origin, context = self.costs, done.origin, done.context
         change = 0.0 if origin == "self" else costs.switch(done.submitted + 1, context)
+        feared = (
+            MAX_SWITCHING_SHARE
+            if costs.switches < SETTLED_PASSES and costs.width > costs.target.padded.get(1, 1)
+            else 0.0
+        )
         if costs.foreign and not costs.widest_here:
             costs.adopt(done.verify_seconds, context)
         costs.widest_here = max(costs.widest_here, done.submitted + 1)
@@ -425,19 +431,19 @@ class Dynamic:
         late = done.seconds > HICCUP_FACTOR * expected
         seconds = min(done.seconds, (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected)
         self._late = late if origin is not None else self._late
-        self._update_budgets(done, seconds / plain if plain > 0 else 1.0, change / plain if plain > 0 else 0.0)
+        passes, changing = (seconds / plain, max(feared, change / plain)) if plain > 0 else (1.0, 0.0)
+        self._update_budgets(done, passes, changing)
         self._pace.add(done.tokens, seconds / costs.drift.factor)
 
-    def _update_budgets(self, done: Round, passes: float, changed: float) -> None:
-        """Update both budgets by a round that took as long as `passes` plain passes, `changed` of them to change the width."""
+    def _update_budgets(self, done: Round, passes: float, changing: float) -> None:
+        """Update both budgets by a round that took as long as `passes` plain passes, at most `changing` to change the width."""
         change = REGRET_BUDGET_SHARE * passes
         self._exploration_budget = min(self._exploration_budget + change, MAX_EXPLORATION_BUDGET_PASSES)
         if done.origin is None:
             deciding = done.seconds - done.verify_seconds
             change -= passes * min(max(deciding / done.seconds, 0.0), 1.0) if done.seconds > 0 else 0.0
-            change -= min(
-                changed, max(0.0, passes - 1)
-            )  # without the drafts before there would have been no other width
+            # Without the drafts before there would have been no other width.
+            change -= min(changing, max(0.0, passes - 1))
         else:
             change += done.tokens - passes
             if done.origin in self._free_prefill and done.signals:

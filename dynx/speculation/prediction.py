@@ -126,7 +126,10 @@ def replay(
 
     Plain passes are counted after the text's own context: where prompts differ in length, long ones take most of the time.
     """
-    regret_budget, out = starting_regret_budget(rate * costs.target(1) if rate else UNKNOWN_SPEEDUP), []
+    regret_budget, out = (
+        starting_regret_budget(rate * costs.target(1) if rate else UNKNOWN_SPEEDUP, costs.change_passes),
+        [],
+    )
     for i, text in enumerate(texts):
         outcome = _replay_one(text, {o: t[i] for o, t in traces.items()}, costs, learned, rate, regret_budget)
         out.append((outcome.tokens * costs.target(1, (text.prompt + len(text.tokens)) // 2), outcome.seconds))

@@ -126,6 +126,12 @@ class Costs:
         seconds = self.target(n, context) if seconds is None else seconds
         return min(change, max(0.0, self.target(self.width, context) - seconds))
 
+    @property
+    def change_passes(self) -> float:
+        """What a change of width takes, in plain passes."""
+        plain = self.target(1)
+        return self.switching * self.drift.factor / plain if plain > 0 else 0.0
+
     def changes(self, n: int, context: int, seconds: float | None = None) -> float:
         """Return `switch`, and what is expected for the change of width that a pass of `n` tokens causes afterwards."""
         if not self.switching:
@@ -150,7 +156,9 @@ class Costs:
             # Several tokens take another path through a recurrent model than one, so that one's time says little.
             curve.observe(n, context, seconds, limit=max(self.first_wide, MAX_SLOWDOWN))
         else:
-            if self.width and curve.table.get(n, (0.0, 0.0))[1] >= SETTLED_PASSES:
+            settled = curve.table.get(n, (0.0, 0.0))[1] >= SETTLED_PASSES
+            changed = settled and self.width not in (0, n)
+            if self.width and settled:
                 most = MAX_SWITCHING_SHARE * curve(1, context)
                 more = min(max(seconds - curve(n, context), -most), most) / self.drift.factor
                 if n == self.width:
@@ -159,7 +167,10 @@ class Costs:
                     self.switches += 1
                     rate = max(SWITCHING_RATE, 1 / (self.switches + 4))
                     self.switching = max(0.0, self.switching + rate * (more - self.lag - self.switching))
-            curve.observe(n, context, seconds - self.switch(n, context))
+            own = seconds - self.switch(n, context)
+            if changed and self.switches < SETTLED_PASSES:
+                own = min(own, curve(n, context))  # what the change takes isn't known, so the width mustn't be blamed
+            curve.observe(n, context, own)
         self.ran(n)
 
     def max_drafts(self, origin: DraftSource) -> int:
@@ -179,9 +190,9 @@ class Costs:
         """
         wider = n + 1 > self._widest_pass(origin)
         unmeasured = origin != "lookup" and not self.draft[origin].known
+        plain = self.target(1, context)
         if not wider and not unmeasured:
             return 0.0
-        plain = self.target(1, context)
         widest = self.target(max(1, self._widest_pass(origin)), context)
         factor = self.first_wide if self._widest_pass(origin) < 2 else FIRST_PASS_COST_FACTOR
         more = max(0.0, factor * widest - self.target(n + 1, context)) if wider else 0.0

@@ -17,7 +17,7 @@ import torch
 from dynx.runtime.backends.padding import padded_lengths
 from dynx.runtime.backends.picks import likeliest_with_probability
 from dynx.runtime.costs import CostCurve
-from dynx.speculation.round_costs import Costs
+from dynx.speculation.round_costs import CALIBRATED_SWITCHES, Costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -235,7 +235,7 @@ def costs_from(samples: Samples, exit_layers: int | None, layers: int) -> Costs:
     What remains after an exit is not timed by itself: its cost is the whole pass less the layers that ran already, each at the
     marginal price of a layer that two exits (or an exit and the whole model) show.
     """
-    costs = Costs(replays=samples.replays, switching=samples.change)
+    costs = Costs(replays=samples.replays, switching=samples.change, switches=CALIBRATED_SWITCHES)
     costs.target = _adopt(samples.curve("target"), costs)
     kinds = {what for what, _, _ in samples.cells}
     if "draft" in kinds:

@@ -12,7 +12,7 @@ from dynx.runtime.backends.padding import (
     CHANGE_COST_TOKENS,
     MAX_EXACTNESS_COST,
     MAX_PADDED_TOKENS,
-    MIN_SAVING,
+    SAME_COST,
     PaddedLength,
     padded_lengths,
 )
@@ -58,10 +58,10 @@ def test_settled_is_settled() -> None:
 
 
 def test_a_cheaper_width_is_run_instead() -> None:
-    """One and two tokens cost more than four; a saving below 3 % isn't worth it, and prompts aren't padded."""
+    """Of lengths that cost no more the longest is run, so that the number of tokens changes seldom; prompts aren't padded."""
     found = padded_lengths(PLATEAU)
-    assert found == {1: 4, 2: 4}
-    assert run([1, 1, 2, 3, 6, 2, 40, 1], found) == [4, 4, 4, 4, 6, 6, 40, 6]
+    assert found == {1: 6, 2: 6, 4: 6, 8: 9}
+    assert run([1, 1, 2, 4, 8, 2, 40, 1], found) == [6, 6, 6, 6, 9, 9, 40, 9]
 
 
 def test_one_token_is_run_wider_where_that_costs_next_to_nothing() -> None:
@@ -78,7 +78,7 @@ def test_what_is_run_instead_is_run_as_it_is(seconds: dict[int, float]) -> None:
     for asked, width in found.items():
         assert asked < width <= MAX_PADDED_TOKENS
         assert width not in found
-        assert seconds[width] <= (1 + MAX_EXACTNESS_COST if asked == 1 else 1 - MIN_SAVING) * seconds[asked]
+        assert seconds[width] <= (1 + (MAX_EXACTNESS_COST if asked == 1 else SAME_COST)) * seconds[asked]
 
 
 def test_settling_takes_the_width_that_is_run() -> None:

@@ -28,8 +28,8 @@ CHANGE_COST_TOKENS = 10
 CHANGE_COST_SHARE = 0.35
 """The same as a share of the time of a pass of one token, for passes that were timed; 0.2 to 0.6 on three models."""
 
-MIN_SAVING = 0.03
-"""Share of a pass's time that padding must save."""
+SAME_COST = 0.01
+"""Share of a pass's time by which two lengths may differ and count as equal."""
 
 MAX_EXACTNESS_COST = 0.03
 """Share of the time of a pass of one token that padding it may cost; it then rounds as longer passes do."""
@@ -37,11 +37,13 @@ MAX_EXACTNESS_COST = 0.03
 
 def padded_lengths(seconds: Mapping[int, float]) -> dict[int, int]:
     """Map each number of tokens that is better padded to the number to run, given the `seconds` of passes by number of tokens."""
-    found = {}
-    for asked in seconds:
-        longer = [length for length in seconds if asked < length <= MAX_PADDED_TOKENS]
-        best = min(longer, key=seconds.__getitem__, default=asked)
-        most = 1 + MAX_EXACTNESS_COST if asked == 1 else 1 - MIN_SAVING
+    found: dict[int, int] = {}
+    for asked in sorted(seconds, reverse=True):
+        longer = [length for length in seconds if asked < length <= MAX_PADDED_TOKENS and length not in found]
+        least = min((seconds[length] for length in longer), default=0.0)
+        # Of lengths that cost the same the longest: passes of all that run as one length change it less often.
+        best = max((length for length in longer if seconds[length] <= (1 + SAME_COST) * least), default=asked)
+        most = 1 + (MAX_EXACTNESS_COST if asked == 1 else SAME_COST)
         if best != asked and seconds[best] <= most * seconds[asked]:
             found[asked] = best
     return found
