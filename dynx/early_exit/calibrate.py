@@ -406,6 +406,7 @@ def _profile(
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,
         }
+        | ({"pairs": True} if request.pairs else {})
         | _segments(assembly),
         "evidence": body["evidence"]
         | {
