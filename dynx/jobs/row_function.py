@@ -25,6 +25,9 @@ class RowFunction(ABC):
     totals: ClassVar[tuple[str, ...]] = ()
     """Values of the answers whose sums a job reports."""
 
+    timed: ClassVar[bool] = False
+    """Whether it measures what answers cost, on which no answer depends."""
+
     profile_decides: ClassVar[bool] = True
     """Whether answers depend on the profile, and not only the time that they take."""
 
@@ -81,6 +84,12 @@ class RowFunction(ABC):
     @abstractmethod
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer rows: values of the column, and what tells the rows apart. May raise anything because of one row."""
+
+    def measure_costs(self, rows: int) -> Any:
+        """Return as JSON what answers cost on this machine, where `rows` come together; None where nothing is to be passed on."""
+
+    def use_costs(self, costs: Any) -> None:
+        """Go by what `measure_costs` returned on a machine like this one."""
 
     def rows(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer rows; one that raises has its error in its place. Raises ModelError, which isn't about a row."""
