@@ -217,7 +217,8 @@ class Driver:
             pool.close()
         pieces = [piece for shard in self._plan.shards for piece in self._pieces(shard)]
         names = [n + AFTER_ALARM if n + AFTER_ALARM in self._done else n for n in (piece.name for piece in pieces)]
-        return finish(self._store, self._plan, names, self._progress.rows, self._audit and self._job.delta)
+        delta = None if self._audit is None else self._job.delta
+        return finish(self._store, self._plan, names, self._progress.rows, delta)
 
     @property
     def _plan(self) -> Manifest:
@@ -418,14 +419,14 @@ class Driver:
     def _deadline(self, shard: Shard) -> float:
         """Return when a worker that begins a range now has taken too long.
 
-        One row has its time, and each further one what rows usually take and more: a range that is cut for nothing costs time
-        alone, since no row is given up before it was alone.
+        One row has its time, and the others what rows usually take and more, or one row's time while that isn't known: a range
+        that is cut for nothing costs time alone, since no row is given up before it was alone.
         """
-        each = self._job.timeout_row
+        each, others = self._job.timeout_row, shard.rows - 1
         if each is None:
             return math.inf
-        usual = each if self._row_seconds is None else min(each, SLOW_FACTOR * self._row_seconds)
-        return time.monotonic() + each + (shard.rows - 1) * usual
+        usual = min(1, others) * each if self._row_seconds is None else others * SLOW_FACTOR * self._row_seconds
+        return time.monotonic() + each + usual
 
     def _learns_costs(self, worker: int) -> bool:
         """Whether a worker, before its first shard, measures what answers cost on its kind of machine, or waits to learn it.
