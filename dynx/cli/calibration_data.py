@@ -43,7 +43,7 @@ def read_inputs(
     pairs: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
-    """Return the inputs of a file (`-` is stdin), read whole: texts or pairs, or with `kind` "image" paths; or a folder's pictures.
+    """Return the inputs of a file (`-` is stdin), read whole: texts, pairs, or with `kind` "image" paths; or a folder's pictures.
 
     Rows that are no input are left out, and `warn` is called with how many and why. Raises UsageError where nothing can be read.
     """

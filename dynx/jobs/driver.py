@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import DynxError, InvalidInput
+from dynx.errors import DynxError
 from dynx.jobs import promise
 from dynx.jobs.finish import ALARM, finish
 from dynx.jobs.inputs import MARK_ROWS, count, find, shards

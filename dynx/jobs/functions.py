@@ -292,7 +292,10 @@ class Generate(RowFunction):
             self._chosen_for = min(waiting * 4, self._choice.until)
 
     def measure_costs(self, rows: int) -> Any:
-        """Choose the size of batches, by timing where no profile of this machine tells it."""
+        """Choose the size of batches for shards of `rows`, and return it with the times of their passes, as JSON.
+
+        It is timed where no profile of this machine tells it. None: each worker finds out by itself.
+        """
         self.open()
         self._choose(rows)
         choice = self._choice

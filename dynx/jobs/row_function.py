@@ -26,7 +26,7 @@ class RowFunction(ABC):
     """Values of the answers whose sums a job reports."""
 
     timed: ClassVar[bool] = False
-    """Whether it measures what answers cost, on which no answer depends."""
+    """Whether `measure_costs` tells what answers cost here, and `use_costs` takes that from a machine like this one."""
 
     profile_decides: ClassVar[bool] = True
     """Whether answers depend on the profile, and not only the time that they take."""
@@ -84,12 +84,6 @@ class RowFunction(ABC):
     @abstractmethod
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer rows: values of the column, and what tells the rows apart. May raise anything because of one row."""
-
-    def measure_costs(self, rows: int) -> Any:
-        """Return as JSON what answers cost on this machine, where `rows` come together; None where nothing is to be passed on."""
-
-    def use_costs(self, costs: Any) -> None:
-        """Go by what `measure_costs` returned on a machine like this one."""
 
     def rows(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer rows; one that raises has its error in its place. Raises ModelError, which isn't about a row."""

@@ -264,7 +264,11 @@ def _table_row(row: Cells, at: int, column: str, header: Sequence[str], *, pairs
     if error is None and at < len(cells):
         if header and any(cells[len(header) :]):
             error = f"{len(cells)} columns, and the header has {len(header)}"
-        elif not pairs and PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
+        elif (
+            not pairs
+            and PAIR_KEY in header
+            and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column)
+        ):
             error = PAIR_ERROR
     elif error is None and row.line.strip():
         error = f"{len(cells)} columns, and {column} is number {at + 1}"
