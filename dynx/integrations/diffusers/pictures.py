@@ -5,6 +5,7 @@ Each picture then has a schedule of its own, and is the one that its noise and p
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +67,9 @@ def together(outputs: Sequence[Any]) -> Any:
         return first
     if isinstance(first, tuple):
         return tuple(_joined(values) for values in zip(*outputs, strict=True))
-    return type(first)(**{name: _joined([out[name] for out in outputs]) for name in first})
+    if not is_dataclass(first):
+        raise Mismatch(f"outputs of {type(first).__name__} can't be put together")
+    return type(first)(**{f.name: _joined([getattr(out, f.name) for out in outputs]) for f in fields(first)})
 
 
 def _joined(values: Sequence[Any]) -> Any:
