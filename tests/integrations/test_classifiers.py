@@ -156,7 +156,7 @@ def test_pairs_leave_early_under_a_profile_of_pairs(paired: Path) -> None:
     """`pipeline` with text and text_pair gives the answers of dynx's own classifier of pairs, in fewer layers."""
     model, tokenizer = attached(paired)
     assert model.dynx.why_full_depth is None
-    fresh = list(zip(TEXTS[:48], TEXTS[48:], strict=True))
+    fresh = list(zip(sentences(200, seed=5), sentences(200, seed=6), strict=True))
     pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=16)
     found = pipe([{"text": text, "text_pair": pair} for text, pair in fresh])
     assert model.dynx.stats.reason is None

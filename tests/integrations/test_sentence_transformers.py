@@ -58,10 +58,11 @@ def test_a_cross_encoder_of_marked_pairs_leaves_early(easy: Path, steady: None, 
     lessons = list(zip(sentences(300, seed=8), sentences(300, seed=9), strict=True))
     keep(learned(assembled(folder, max_disagreement=EPS, profile="none", pairs=True), lessons))
     encoder = library.CrossEncoder(str(folder), device="cpu")
-    own = encoder.predict(PAIRS, batch_size=32)
+    pairs = list(zip(sentences(200, seed=5), sentences(200, seed=6), strict=True))
+    own = encoder.predict(pairs, batch_size=32)
     dynx.attach(encoder, max_disagreement=EPS)
-    found = encoder.predict(PAIRS, batch_size=32)
+    found = encoder.predict(pairs, batch_size=32)
     attachment = encoder.model.dynx
     assert attachment.stats.reason is None
-    assert attachment.receipt.layers < attachment.depth * len(PAIRS)
+    assert attachment.receipt.layers < attachment.depth * len(pairs)
     assert float((found.argmax(-1) != own.argmax(-1)).mean()) <= EPS
