@@ -69,7 +69,8 @@ def together(outputs: Sequence[Any]) -> Any:
         return tuple(_joined(values) for values in zip(*outputs, strict=True))
     if not is_dataclass(first):
         raise Mismatch(f"outputs of {type(first).__name__} can't be put together")
-    return type(first)(**{f.name: _joined([getattr(out, f.name) for out in outputs]) for f in fields(first)})
+    made: Any = type(first)
+    return made(**{f.name: _joined([getattr(out, f.name) for out in outputs]) for f in fields(first)})
 
 
 def _joined(values: Sequence[Any]) -> Any:
