@@ -37,9 +37,9 @@ _dynx_list() {
     'dynx calibrate')
         commands=''
         options='-m,--model= --adapter=+ --draft= --data= --tsv --column= --field= --chat --system=
-            --max-disagreement= --confidence= --within= --batch-size= --max-length= --pairs --quality=
-            --guidance= --negative= --size= --budget= --dry-run --check --device-info --list --show= --export=
-            -o,--output= --import= --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle
+            --max-disagreement= --confidence= --within= --batch-size= --max-length= --quality= --guidance=
+            --negative= --size= --budget= --dry-run --check --device-info --list --show= --export= -o,--output=
+            --import= --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle
             --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')

@@ -264,7 +264,6 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l confidence -x -d 'Confidence l
 complete -c dynx -n '__dynx_at dynx calibrate' -l within -x -d 'Regression models: outputs that differ by at most T count as equal'
 complete -c dynx -n '__dynx_at dynx calibrate' -l batch-size -x -d 'Inputs per batch'
 complete -c dynx -n '__dynx_at dynx calibrate' -l max-length -x -d 'Truncate texts to N tokens'
-complete -c dynx -n '__dynx_at dynx calibrate' -l pairs -d 'Classifiers of pairs: the second text of each row is its text_pair'
 complete -c dynx -n '__dynx_at dynx calibrate' -l quality -x -d 'Target SSIM to the full run of the same seed, from 0 to 1'
 complete -c dynx -n '__dynx_at dynx calibrate' -l guidance -x -d 'Guidance scale'
 complete -c dynx -n '__dynx_at dynx calibrate' -l negative -x -d 'Pipelines: the negative prompt that will be used'

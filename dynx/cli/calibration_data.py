@@ -40,10 +40,9 @@ def read_inputs(
     tsv: bool = False,
     column: str | None = None,
     field: str | None = None,
-    pairs: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
-    """Return the inputs of a file (`-` is stdin), read whole: texts, pairs, or with `kind` "image" paths; or a folder's pictures.
+    """Return the inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
 
     Rows that are no input are left out, and `warn` is called with how many and why. Raises UsageError where nothing can be read.
     """
@@ -58,7 +57,7 @@ def read_inputs(
         if not files:
             raise UsageError(f"--data {path} has no images", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])
-    shape = layout(tsv=tsv, column=column, field=field, images=kind == "image", skip_empty=True, pairs=pairs)
+    shape = layout(tsv=tsv, column=column, field=field, images=kind == "image", skip_empty=True)
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:
@@ -80,9 +79,6 @@ def read_inputs(
     if kind == "image":
         paths = [record.path for record in records if record.path is not None]
         return Inputs(paths, [_mark(p) for p in paths], places, rows.rows)
-    if pairs:
-        both = [(record.text or "", record.pair or "") for record in records]
-        return Inputs(both, ["\0".join(pair) for pair in both], places, rows.rows)
     texts = [record.text for record in records if record.text is not None]
     return Inputs(texts, texts, places, rows.rows)
 

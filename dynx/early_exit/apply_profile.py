@@ -107,8 +107,6 @@ def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: Fitt
     if profile.fitted.get("max_length") != assembly.truncation:
         cut = profile.fitted.get("max_length") or "the model's own number of"
         return f"the profile is for texts cut to {cut} tokens"
-    if bool(profile.fitted.get("pairs")) != assembly.plan.request.pairs:
-        return f"the profile is for {'single texts' if assembly.plan.request.pairs else 'pairs of texts'}"
     if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:
         return f"the profile is for a tolerance of {fitted.score.tolerance:g}"
     return None

@@ -131,9 +131,8 @@ def engine_over(
 
 def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> tuple[Any, Preprocessor]:
     """Load the plan's model in a precision, and the preprocessor of its inputs. Raises DynxError."""
-    if plan.kind == "image" and (max_length is not None or plan.request.pairs):
-        name = "pairs" if plan.request.pairs else "max_length"
-        raise InvalidInput(f"`{name}` is about texts, and this model takes images")
+    if plan.kind == "image" and max_length is not None:
+        raise InvalidInput("`max_length` is about texts, and this model takes images")
     model = loading.load_classifier(
         plan.source, plan.kind, device=plan.device, dtype=dtype, allow_pickle=plan.request.allow_pickle
     )
@@ -146,7 +145,7 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
 
     if plan.kind == "image":
         return ImagePreprocessor(loading.load_image_processor(plan.source), model)
-    return TextPreprocessor(loading.load_tokenizer(plan.source), model, max_length, pairs=plan.request.pairs)
+    return TextPreprocessor(loading.load_tokenizer(plan.source), model, max_length)
 
 
 class AttachResult(NamedTuple):

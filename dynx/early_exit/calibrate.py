@@ -406,7 +406,6 @@ def _profile(
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,
         }
-        | ({"pairs": True} if request.pairs else {})
         | _segments(assembly),
         "evidence": body["evidence"]
         | {

@@ -30,8 +30,6 @@ class ClassifierRequest(ModelRequest):
     batch_size: int = field(default=BATCH_SIZE, kw_only=True)
     max_length: int | None = field(default=None, kw_only=True)
     """Tokens that texts are truncated to."""
-    pairs: bool = field(default=False, kw_only=True)
-    """Whether an input is a tuple of two texts."""
     max_disagreement: float = field(default=MAX_DISAGREEMENT, kw_only=True)
     confidence: float = field(default=CONFIDENCE, kw_only=True)
     within: float | None = field(default=None, kw_only=True)

@@ -49,7 +49,7 @@ class Preprocessor(Protocol):
     kind: Literal["text", "image"]
 
     def rows(self, items: Sequence[Any]) -> list[Example | str]:
-        """Preprocess texts, pairs of texts or paths, in order; an input that can't be read is replaced by the reason."""
+        """Preprocess texts or paths, in order; an input that can't be read is replaced by the reason."""
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """Make a batch on the model's device."""
@@ -59,19 +59,15 @@ class Preprocessor(Protocol):
 
 
 class TextPreprocessor:
-    """Preprocessing of texts for a sequence classifier, truncated to `limit` tokens: the model's, or fewer by `max_length`.
-
-    With `pairs`, an input is a tuple of two texts, which the tokenizer joins.
-    """
+    """Preprocessing of texts for a sequence classifier, truncated to `limit` tokens: the model's, or fewer by `max_length`."""
 
     kind: Literal["text", "image"] = "text"
 
-    def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None, *, pairs: bool = False) -> None:
+    def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
         if max_length is not None and max_length < MIN_TEXT_TOKENS:
             raise InvalidInput(f"`max_length` {max_length}: at least {MIN_TEXT_TOKENS} tokens")
         self.own_limit = token_limit(tokenizer, model)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
-        self.pairs = pairs
         self._tokenizer, self._device = tokenizer, device_of(model)
         takes = inspect.signature(model.forward).parameters
         pad = _pad_id(tokenizer, model)
@@ -84,31 +80,29 @@ class TextPreprocessor:
         }
         self._fills = {name: fill for name, fill in fills.items() if name in takes}
 
-    def rows(self, items: Sequence[Any]) -> list[Example | str]:
-        """Tokenize each text, or each pair."""
+    def rows(self, items: Sequence[str]) -> list[Example | str]:
+        """Tokenize each text."""
         if not items:
             return []
         encoded = self._encode(list(items))
         return [self._row(text, {k: v[i] for k, v in encoded.items()}) for i, text in enumerate(items)]
 
-    def _encode(self, items: list[Any], limit: int | None = None) -> dict[str, list[list[int]]]:
+    def _encode(self, texts: list[str], limit: int | None = None) -> dict[str, list[list[int]]]:
         cutting = {} if limit is None else {"truncation": True, "max_length": limit}
-        texts = [[text for text, _ in items], [pair for _, pair in items]] if self.pairs else [items]
-        out = self._tokenizer(*texts, return_attention_mask=True, verbose=False, **cutting)
+        out = self._tokenizer(texts, return_attention_mask=True, verbose=False, **cutting)
         return {name: out[name] for name in self._fills if name in out}
 
-    def _row(self, item: Any, values: dict[str, list[int]]) -> Example | str:
+    def _row(self, text: str, values: dict[str, list[int]]) -> Example | str:
         truncated = self.limit is not None and len(values["input_ids"]) > self.limit
         if truncated:
-            values = {name: ids[0] for name, ids in self._encode([item], self.limit).items()}
+            values = {name: ids[0] for name, ids in self._encode([text], self.limit).items()}
         if not values["input_ids"]:  # a tokenizer without special tokens, and an empty text
             start = next((i for i in _special_ids(self._tokenizer) if i is not None), None)
             if start is None:
                 return "an empty text, and the tokenizer has no special token to stand for it"
             values = {"input_ids": [start], "attention_mask": [1], "token_type_ids": [0]}
             values = {name: ids for name, ids in values.items() if name in self._fills}
-        parts = values.get("token_type_ids", ()) if self.pairs else ()
-        return Example(values, len(values["input_ids"]), (*values["input_ids"], *parts), truncated)
+        return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), truncated)
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """Make a batch (R, T) of each argument, padded on the right to the longest."""
@@ -127,8 +121,7 @@ class TextPreprocessor:
     def probe(self) -> Mapping[str, Tensor]:
         """Make a batch of four texts of different lengths."""
         texts = ["one", "a little more of it", "and then something longer than that, of several words", "the end."]
-        items = list(zip(texts, reversed(texts), strict=True)) if self.pairs else texts
-        rows = [row for row in self.rows(items) if isinstance(row, Example)]
+        rows = [row for row in self.rows(texts) if isinstance(row, Example)]
         if not rows:
             raise ModelError("the tokenizer makes no tokens")
         return self.collate(rows if self.pads_batches else rows[:1])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from support.classifier_folders import sentences, with_token_types, write_text_classifier
+from support.classifier_folders import sentences, write_text_classifier
 from support.exits import EPS, LAYERS, assembled, keep, learned
 from transformers import (
     AutoModelForSequenceClassification,
@@ -133,59 +133,6 @@ def test_inputs_that_the_profile_isnt_about_run_the_models_own_forward(easy: Pat
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=tokens)
     assert "the profile is about texts of at most" in model.dynx.stats.reason
-
-
-PAIRS = list(zip(sentences(300, seed=8), sentences(300, seed=9), strict=True))
-
-
-@pytest.fixture(scope="module")
-def paired(easy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model with a tokenizer that marks which of two texts a token is of."""
-    folder = tmp_path_factory.mktemp("paired") / "model"
-    return with_token_types(easy, folder)
-
-
-@pytest.fixture
-def known_pairs(paired: Path, steady: None, known: Any) -> None:
-    """A profile of it that was calibrated on pairs."""
-    keep(learned(assembled(paired, max_disagreement=EPS, profile="none", pairs=True), PAIRS))
-
-
-@pytest.mark.usefixtures("known_pairs")
-def test_pairs_leave_early_under_a_profile_of_pairs(paired: Path) -> None:
-    """`pipeline` with text and text_pair gives the answers of dynx's own classifier of pairs, in fewer layers."""
-    model, tokenizer = attached(paired)
-    assert model.dynx.why_full_depth is None
-    fresh = list(zip(sentences(200, seed=5), sentences(200, seed=6), strict=True))
-    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=16)
-    found = pipe([{"text": text, "text_pair": pair} for text, pair in fresh])
-    assert model.dynx.stats.reason is None
-    assert model.dynx.receipt.layers < LAYERS * len(fresh)
-
-    expected = list(dynx.load_classifier(str(paired), max_disagreement=EPS, pairs=True).classify(fresh))
-    assert [one["label"] for one in found] == [one.label for one in expected]
-    own, _ = load(paired)
-    full = pipeline("text-classification", model=own, tokenizer=tokenizer)(
-        [{"text": text, "text_pair": pair} for text, pair in fresh]
-    )
-    assert sum(a["label"] != b["label"] for a, b in zip(found, full, strict=True)) <= EPS * len(fresh)
-
-
-@pytest.mark.usefixtures("known_pairs")
-@torch.no_grad()
-def test_a_profile_of_pairs_promises_nothing_of_single_texts(paired: Path) -> None:
-    """A call with single texts runs the model's own forward, and so does `dynx classify` with all layers."""
-    (model, tokenizer), (plain, _) = attached(paired), load(paired)
-    inputs = batch(tokenizer)
-    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
-    assert model.dynx.stats.reason == "single texts are given, and the profile is about pairs"
-    both = dict(tokenizer(TEXTS[:32], TEXTS[32:64], padding=True, return_tensors="pt"))
-    del both["token_type_ids"]
-    assert torch.equal(model(**both).logits, plain(**both).logits)
-    assert "token_type_ids isn't given" in model.dynx.stats.reason
-    single = dynx.load_classifier(str(paired), max_disagreement=EPS)
-    assert single.decisions.exits is not None
-    assert single.decisions.exits.reason == "the profile is for pairs of texts"
 
 
 @torch.no_grad()

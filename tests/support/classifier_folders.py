@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,21 +22,6 @@ def write_text_classifier(folder: Path, kind: str = "bert", **changes: Any) -> P
     tokenizer.pad_token = tokenizer.eos_token
     classifier(kind, vocab_size=VOCAB, pad_token_id=tokenizer.pad_token_id, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
-
-
-def with_token_types(model: Path, folder: Path) -> Path:
-    """A copy of a classifier whose tokenizer marks which of two texts a token is of."""
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    shutil.copytree(model, folder)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    tokenizer.save_pretrained(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 

@@ -68,11 +68,10 @@ def assembled(folder: Path, *, warn: Callable[[str], None] = lambda _: None, **w
     return assemble(plan, warn=warn)
 
 
-def learned(assembly: LoadedClassifier, texts: Sequence[Any] = LESSONS) -> Findings:
-    """Calibrated on texts, or on pairs of them."""
+def learned(assembly: LoadedClassifier, texts: Sequence[str] = LESSONS) -> Findings:
+    """Calibrated on texts."""
     clock = iter(range(10**6)).__next__
-    names = [text if isinstance(text, str) else "\0".join(text) for text in texts]
-    return learning.calibrate(assembly, learning.Inputs(texts, names), budget=1.0, clock=clock)
+    return learning.calibrate(assembly, learning.Inputs(texts, texts), budget=1.0, clock=clock)
 
 
 def keep(found: Findings) -> None:

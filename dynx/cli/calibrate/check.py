@@ -34,8 +34,7 @@ CHECKED_PICTURES = 60
 
 def check(options: Options, terminal: Terminal) -> None:
     """Measure, print and decide. Raises GateFailed for a broken promise, NoProfileError where no profile fits."""
-    unused: dict[str, Any] = {"--dry-run": options.dry_run, "--plot": options.plot, "--negative": options.negative}
-    unused["--pairs"] = options.pairs
+    unused = {"--dry-run": options.dry_run, "--plot": options.plot, "--negative": options.negative}
     for name, value in unused.items():
         if value:
             raise UsageError(f"--check tests a stored profile and doesn't take {name}")

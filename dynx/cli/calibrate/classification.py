@@ -43,7 +43,6 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         quantize=str(options.quantize or "none"),
         batch_size=options.batch_size,
         max_length=options.max_length,
-        pairs=options.pairs,
         max_disagreement=options.max_disagreement,
         confidence=options.confidence,
         within=options.within,
@@ -55,13 +54,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
         raise UsageError("classifiers need --data: unlabelled inputs like those to come", hint=f"--data {what}")
     inputs = read_inputs(
-        options.data,
-        plan.kind,
-        tsv=options.tsv,
-        column=options.column,
-        field=options.field,
-        pairs=options.pairs,
-        warn=terminal.warn,
+        options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field, warn=terminal.warn
     )
     if options.dry_run:
         dry_run(plan, inputs, budget, options, terminal)

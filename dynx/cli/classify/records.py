@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -58,8 +58,6 @@ class Record:
     """The whole JSON object, for JSON lines."""
     size: int = 0
     """Number of its bytes in the input."""
-    pair: str | None = None
-    """The second text, where pairs are read."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ class Layout:
     images: bool | None = False
     """Whether each text is the path of an image; None decides by its suffix."""
     skip_empty: bool = False
-    pairs: bool = False
-    """Whether each row has a second text, under `PAIR_KEY`."""
 
 
 def layout(
@@ -86,11 +82,8 @@ def layout(
     field: str | None = None,
     images: bool | None = False,
     skip_empty: bool = False,
-    pairs: bool = False,
 ) -> Layout:
     """Return the layout for these options. Raises UsageError for options that exclude or require each other."""
-    if pairs and not (field is not None or (tsv and _number(column) is None)):
-        raise UsageError(f"--pairs requires --field, or --tsv with --column by name: the second text is {PAIR_KEY}")
     if tsv and column is None:
         raise UsageError("--tsv requires --column", hint="a name from the header line, or 1, 2, … without a header")
     if column is not None and not tsv:
@@ -100,7 +93,7 @@ def layout(
     asked = [name for name, given in (("-0", nul), ("--tsv", tsv), ("--field", field is not None)) if given]
     if len(asked) > 1:
         raise UsageError(f"{asked[0]} and {asked[1]} exclude each other")
-    return Layout(nul, column, field, images, skip_empty, pairs)
+    return Layout(nul, column, field, images, skip_empty)
 
 
 def _number(column: str | None) -> int | None:
@@ -180,7 +173,6 @@ class _Row:
     original: dict[str, Any] | None = None
     bad: str | None = None
     """Why `text` isn't valid text; it may still be a path."""
-    pair: str | None = None
 
     @property
     def blank(self) -> bool:
@@ -199,8 +191,7 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
         return Record(index, None, path, text, error, row.original, row.size)
     if row.bad is not None and text is not None:
         return Record(index, None, None, text, row.bad, row.original, row.size)
-    raw = row.line if text is None else text
-    return Record(index, text, None, raw, error, row.original, row.size, row.pair)
+    return Record(index, text, None, row.line if text is None else text, error, row.original, row.size)
 
 
 def _typed(argument: str) -> _Row:
@@ -210,10 +201,10 @@ def _typed(argument: str) -> _Row:
 
 def _rows(stdin: BinaryIO, layout: Layout, name: str) -> Iterator[_Row]:
     if layout.column is not None:
-        return _table_rows(table(lines(stdin, name, keep=True)), layout.column, name, pairs=layout.pairs)
+        return _table_rows(table(lines(stdin, name, keep=True)), layout.column, name)
     found = lines(stdin, name, b"\0" if layout.nul else b"\n")
     if layout.field is not None:
-        return (_json_row(line, layout.field, pairs=layout.pairs) for line in found)
+        return (_json_row(line, layout.field) for line in found)
     return (_line_row(line) for line in found)
 
 
@@ -222,7 +213,7 @@ def _line_row(line: Line) -> _Row:
     return _Row(None, size, error, text) if cut else _Row(text, size, bad=error)
 
 
-def _table_rows(rows: Iterator[Cells], column: str, name: str, *, pairs: bool) -> Iterator[_Row]:
+def _table_rows(rows: Iterator[Cells], column: str, name: str) -> Iterator[_Row]:
     number = _number(column)
     first = next(rows, None)
     if first is None:
@@ -237,8 +228,6 @@ def _table_rows(rows: Iterator[Cells], column: str, name: str, *, pairs: bool) -
                 f'no column "{column}" on {name}; there is {shown(", ".join(header))}',
                 hint="columns are separated by tabs" if len(header) == 1 else None,
             )
-        if pairs and PAIR_KEY not in header:
-            raise UsageError(f'no column "{PAIR_KEY}" on {name}; there is {shown(", ".join(header))}')
         at = header.index(column)
     else:
         at = number - 1
@@ -249,26 +238,18 @@ def _table_rows(rows: Iterator[Cells], column: str, name: str, *, pairs: bool) -
     empty = True
     for row in rows:
         empty = False
-        found = _table_row(row, at, column, header, pairs=pairs)
-        if pairs and found.text is not None:
-            second = row.cells[header.index(PAIR_KEY)] if header.index(PAIR_KEY) < len(row.cells) else ""
-            found = replace(found, pair=second, bad=found.bad or undecoded(second, row.offset))
-        yield found
+        yield _table_row(row, at, column, header)
     if empty:
         raise UsageError(f"{name} has a header but no rows")
 
 
-def _table_row(row: Cells, at: int, column: str, header: Sequence[str], *, pairs: bool) -> _Row:
+def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
     """Return the chosen cell, or why there is none; a row with more cells than the header may be a text cut by a tab."""
     cells, error = row.cells, row.error
     if error is None and at < len(cells):
         if header and any(cells[len(header) :]):
             error = f"{len(cells)} columns, and the header has {len(header)}"
-        elif (
-            not pairs
-            and PAIR_KEY in header
-            and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column)
-        ):
+        elif PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
             error = PAIR_ERROR
     elif error is None and row.line.strip():
         error = f"{len(cells)} columns, and {column} is number {at + 1}"
@@ -286,7 +267,7 @@ def _is_pair(row: Mapping[str, Any], key: str) -> bool:
     return row.get(PAIR_KEY) is not None and (key != PAIR_KEY or row.get("text") is not None)
 
 
-def _json_row(found: Line, key: str, *, pairs: bool) -> _Row:
+def _json_row(found: Line, key: str) -> _Row:
     line, size, bad, _, _ = found
     if bad is not None:
         return _Row(None, size, bad, line)
@@ -295,11 +276,7 @@ def _json_row(found: Line, key: str, *, pairs: bool) -> _Row:
     except NotAnObjectError as e:
         return _Row(None, size, str(e), line)
     text = value.get(key)
-    if pairs and not isinstance(value.get(PAIR_KEY), str):
-        key, text = PAIR_KEY, None
     if isinstance(text, str):
-        if pairs:
-            return _Row(text, size, original=value, pair=value[PAIR_KEY])
         if _is_pair(value, key):
             return _Row(None, size, PAIR_ERROR, line, value)
         return _Row(text, size, original=value)

@@ -44,11 +44,6 @@ class Options(o.OutputOptions, o.DeviceOptions):
     within: float | None = o.WITHIN(None)
     batch_size: int = o.BATCH_SIZE(32)
     max_length: int | None = o.MAX_LENGTH(None)
-    pairs: bool = o.option(
-        False,
-        "--pairs",
-        help="Classifiers of pairs: the second text of each row is its text_pair; for dynx.attach. Requires --field or --tsv.",
-    )
     quality: float | None = o.QUALITY(None)
     guidance: float | None = o.GUIDANCE(None)
     negative: str | None = o.option(

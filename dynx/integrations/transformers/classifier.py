@@ -13,7 +13,7 @@ import inspect
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,11 +97,6 @@ class ClassifierAttachment:
             self._depths = self._exits.fitted.depths
             self._limit = getattr(self._assembly.preprocessor, "limit", None)
             self._pad = getattr(self._assembly.exit_model.model.config, "pad_token_id", None)
-            types = self._assembly.preprocessor.probe().get("token_type_ids")
-            self._pairs = {
-                "pairs": self._assembly.plan.request.pairs,
-                "marked": types is not None and bool(types.any()),
-            }
             self._state = origin.State(model)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,7 +147,7 @@ class ClassifierAttachment:
         if reason := inputs.reason_of_call(model, given, kind):
             return reason
         main = given["pixel_values" if kind == "image" else "input_ids"]
-        if kind == "text" and (reason := inputs.reason_of_texts(given, self._limit, self._pad, **self._pairs)):
+        if kind == "text" and (reason := inputs.reason_of_texts(given, self._limit, self._pad)):
             return reason
         if main.device != model.device:
             return "inputs and model lie on different devices"
@@ -231,7 +226,6 @@ class ClassifierAttachment:
         if plan.profile is None:
             refusal = (self.warnings or [plan.decisions.profile.reason])[-1]
             return self._without(f"no profile is used ({refusal})", require=request.require_profile)
-        plan.request = replace(plan.request, pairs=bool(plan.profile.fitted.get("pairs")))
         reason = origin.difference(self.model, plan.source.folder, lambda: self._reload(plan))
         if reason is None:
             reason = self._other_preprocessing(plan)
@@ -283,10 +277,8 @@ class ClassifierAttachment:
         limits = [token_limit(each, self.model) for each in (self.preprocessor, own)]
         if limits[0] != limits[1]:
             return f"its tokenizer cuts texts to {limits[0]} tokens, and the model's to {limits[1]}"
-        texts = [list(PROBE_TEXTS), list(reversed(PROBE_TEXTS))][: 2 if plan.request.pairs else 1]
-        found, wanted = self.preprocessor(*texts), own(*texts)
-        names = ("input_ids", "token_type_ids") if plan.request.pairs else ("input_ids",)
-        same = all(found.get(name) == wanted.get(name) for name in names)
+        texts = list(PROBE_TEXTS)
+        same = own(texts)["input_ids"] == self.preprocessor(texts)["input_ids"]
         return None if same else "its tokenizer isn't the model's"
 
     def _assemble(self, plan: ClassifierPlan) -> LoadedClassifier:
@@ -306,7 +298,7 @@ class ClassifierAttachment:
             preprocessor: Any = ImagePreprocessor(ready, clone)
         else:
             ready = loading.load_tokenizer(plan.source) if ready is None else ready
-            preprocessor = TextPreprocessor(ready, clone, plan.request.max_length, pairs=plan.request.pairs)
+            preprocessor = TextPreprocessor(ready, clone, plan.request.max_length)
         self._output_class = _output_class(self.model, preprocessor.probe())
         attached = attach_exits(clone, preprocessor)
         if attached.exits is not None:

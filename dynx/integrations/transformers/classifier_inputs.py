@@ -63,13 +63,10 @@ def hooked(model: Any) -> bool:
     return False
 
 
-def reason_of_texts(
-    given: Mapping[str, Any], limit: int | None, pad: int | None, *, pairs: bool = False, marked: bool = False
-) -> str | None:
+def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None) -> str | None:
     """Return why texts aren't such as the profile is about; None where they are.
 
-    `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up, `pairs` whether
-    the profile is about pairs, `marked` whether its tokenizer marks the tokens of the second text.
+    `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up.
     """
     ids: Any = given["input_ids"]
     mask, types = given.get("attention_mask"), given.get("token_type_ids")
@@ -89,13 +86,8 @@ def reason_of_texts(
     length = ids.shape[1] if mask is None else int(mask.sum(-1).max())
     if limit is not None and length > limit:
         return f"a text has {length} tokens, and the profile is about texts of at most {limit}"
-    seconds = None if types is None else (types != 0 if mask is None else (types != 0) & (mask != 0)).any(-1)
-    if not pairs and seconds is not None and bool(seconds.any()):
+    if types is not None and bool(types.any()):
         return "pairs of texts are given, and the profile is about single ones"
-    if pairs and marked and seconds is None:
-        return "token_type_ids isn't given, and tells the texts of a pair apart"
-    if pairs and marked and seconds is not None and not bool(seconds.all()):
-        return "single texts are given, and the profile is about pairs"
     return None
 
 

@@ -65,7 +65,6 @@ class ClassifyFitted:
         ABSENT
     )
     max_length: Annotated[Count | None, "Tokens to which texts were cut; null for as many as the model takes."] = ABSENT
-    pairs: Annotated[bool, "Whether the inputs were pairs of texts; absent for single ones."] = ABSENT
     max_disagreement: Annotated[Fraction, "Share of answers that may differ."] = ABSENT
     agreement: Annotated[dict[str, Fraction], "Share of answers that are the full model's, by layer."] = ABSENT
     backend: Annotated[str, "Whose kernels compute the layers."] = ABSENT
