@@ -283,7 +283,7 @@ class Generate(RowFunction):
         return out
 
     def _choose(self, waiting: int) -> None:
-        """Choose the size of batches for so many rows, where it isn't chosen."""
+        """Choose the size of batches once for so many waiting rows."""
         from dynx.speculation.batch_size import choose
 
         if self._choice is None or waiting > self._chosen_for:
