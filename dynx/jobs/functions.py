@@ -283,7 +283,7 @@ class Generate(RowFunction):
         return out
 
     def _choose(self, waiting: int) -> None:
-        """Choose the size of batches once for so many waiting rows."""
+        """Choose the size of batches by the number of waiting rows, unless it was chosen for as many."""
         from dynx.speculation.batch_size import choose
 
         if self._choice is None or waiting > self._chosen_for:
