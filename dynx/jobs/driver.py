@@ -193,7 +193,8 @@ class Driver:
         self._states: dict[int, _State] = {}
         self._failed_starts = 0
         self._costs: dict[str, Any] = {found["kind"]: found["costs"] for found in store.documents(KINDS)}
-        self._row_seconds: float | None = None
+        self._row_seconds: float | None = None  # on average
+        self._spent = 0.0, 0  # seconds, and rows that took them
         self._deaths = Counter((store.read(DEATHS) or b"").decode().split())
         self._done = {name.removesuffix(".json") for name in store.names(RECEIPTS)}
         self._parts = store.names(PARTS)
@@ -464,7 +465,8 @@ class Driver:
         self._parts.add(part_name(shard, self._job.form))
         self._progress.done += shard.rows
         self._progress.errors += done.errors
-        self._row_seconds = max(done.seconds / shard.rows, self._row_seconds or 0.0)
+        self._spent = self._spent[0] + done.seconds, self._spent[1] + shard.rows
+        self._row_seconds = self._spent[0] / self._spent[1]
         if self._audit is not None and self._alarm is None and self._audit.add_done(done):
             self._raise_alarm()
             busy = {state.shard for state in self._states.values()}
