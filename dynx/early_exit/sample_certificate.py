@@ -218,7 +218,7 @@ def score_noise(
     seen: CollectedFeatures,
     evidence: Evidence,
 ) -> float:
-    """Return how much a score changes with the company that a row has in its batch: the most of some rows that run alone."""
+    """Return how much the other rows of a batch change a score: the most of some rows that also run alone."""
     if assembly.exit_profile is None or not present:
         return 0.0
     fitted, most = assembly.exit_profile.fitted, 0.0
