@@ -156,7 +156,7 @@ def test_several_pictures_of_one_generator(plain: Any, pipe: Any) -> None:
 def test_noise_that_depends_on_the_batch_runs_the_pipelines_own_steps() -> None:
     """What PyTorch draws for several pictures is what it draws in turn, where that is whole blocks."""
     from dynx.diffusion.sampler import Mismatch
-    from dynx.integrations.diffusers.pictures import check_noise
+    from dynx.integrations.diffusers.pictures import check_noise, checked_noise
 
     for shape, alike in (((4, 8, 8), True), ((3, 5, 5), False)):
         one, two = torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
@@ -168,6 +168,10 @@ def test_noise_that_depends_on_the_batch_runs_the_pipelines_own_steps() -> None:
         else:
             with pytest.raises(Mismatch):
                 check_noise(together[0])
+            network = torch.nn.Identity()
+            with checked_noise(network), pytest.raises(Mismatch):
+                network(together)
+            assert network(together) is together
 
 
 def test_a_changed_pipeline_runs_its_own_steps(pipe: Any) -> None:

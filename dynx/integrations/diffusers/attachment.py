@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from torch import nn
 from dynx.diffusion import assemble_over, make_plan
 from dynx.diffusion.apply_profile import other_setting
 from dynx.diffusion.assembly import LoadedImageGenerator
-from dynx.diffusion.denoiser import noisy_input
 from dynx.diffusion.engine import TEXT_ARGUMENTS
 from dynx.diffusion.pipelines import adapter_for
 from dynx.diffusion.plan import ImageGeneratorRequest
@@ -135,12 +135,14 @@ class PipelineAttachment:
     def _draw_all(self, own: Any, given: Mapping[str, Any]) -> Any:
         """Draw the pictures of a call one after the other, each in its own steps."""
         calls = pictures.single_calls(given)
-        shares = len(calls) > 1 and not isinstance(given.get("generator"), (list, tuple))
-        drawn = [self._draw(own, each, shares_noise=shares) for each in calls]
+        shares_noise = len(calls) > 1 and not isinstance(given.get("generator"), (list, tuple))
+        slot = None if self._assembly is None else self._assembly.engine.adapter.slot
+        with pictures.checked_noise(getattr(self.pipe, slot)) if slot and shares_noise else nullcontext():
+            drawn = [self._draw(own, each) for each in calls]
         self.stats = PipelineStats(tuple(stats for _, stats in drawn))
         return pictures.together([out for out, _ in drawn])
 
-    def _draw(self, own: Any, given: Mapping[str, Any], *, shares_noise: bool) -> tuple[Any, ImageStats]:
+    def _draw(self, own: Any, given: Mapping[str, Any]) -> tuple[Any, ImageStats]:
         """Draw a picture in the profile's steps. Raises Mismatch where it can't be."""
         assembly, known = self._assembly, self._profile
         if assembly is None or known is None:
@@ -150,9 +152,7 @@ class PipelineAttachment:
         controller = StepController(known, None)
         sampler = Sampler(pipe, engine.adapter, controller.schedule, controller=controller, kernels=engine.kernels)
 
-        def keep_embedding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if shares_noise:
-                pictures.check_noise(noisy_input(args, kwargs)[0])
+        def keep_embedding(_: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if controller.embedding is None:
                 found = (kwargs.get(name) for name in TEXT_ARGUMENTS)
                 controller.embedding = next((value for value in found if isinstance(value, torch.Tensor)), None)

@@ -5,16 +5,20 @@ Each picture then has a schedule of its own, and is the one that its noise and p
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dynx.diffusion.denoiser import noisy_input
 from dynx.diffusion.sampler import Mismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
 
 NOISE_BLOCK = 16
 """PyTorch fills normal noise on a processor in blocks of so many numbers: whole ones are the same drawn at once or in turn."""
@@ -84,6 +88,20 @@ def _joined(values: Sequence[Any]) -> Any:
     if isinstance(first, list):
         return [one for value in values for one in value]
     raise Mismatch(f"outputs of {type(first).__name__} can't be put together")
+
+
+@contextmanager
+def checked_noise(network: nn.Module) -> Iterator[None]:
+    """Check the noise that a pipeline's network is called with. Raises Mismatch."""
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_noise(noisy_input(args, kwargs)[0])
+
+    handle = network.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_noise(latents: torch.Tensor) -> None:
