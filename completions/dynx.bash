@@ -14,25 +14,25 @@ _dynx_list() {
             --repetition-penalty= --seed= --stop=+ --chat --system= --messages= --lines --field= --batch=
             --column= --no-stdin --jsonl --stats --explain --plain --verify --exact --dry-run --backend=
             --quantize= --profile= --require-profile --input=+ --output= --engine= --workers= --shard-rows=
-            --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --timeout-row= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --skip-empty --no-stdin --max-disagreement=
             --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
             --resume= --jsonl --stats --explain --plain --verify --dry-run --backend= --quantize= --profile=
-            --require-profile --input=+ --output= --engine= --workers= --shard-rows= --device= --dtype=
-            --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color=
-            -h,--help'
+            --require-profile --input=+ --output= --engine= --workers= --shard-rows= --timeout-row= --device=
+            --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+
+            --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
         options='-o,--output= -m,--model= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
             --draft --finish=+ --info=+ --column= --lines --no-stdin --show= --preview --jsonl --stats --explain
             --plain --force --verify --dry-run --backend= --profile= --require-profile --input=+ --engine=
-            --workers= --shard-rows= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline
-            --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --workers= --shard-rows= --timeout-row= --device= --dtype= --threads= --allow-pickle
+            --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''

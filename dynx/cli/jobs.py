@@ -28,7 +28,7 @@ TIME_ONLY = ("threads", "offline", "allow_pickle", "require_profile")
 MAX_WORKERS = 4096
 
 
-ONLY_IN_JOBS = ("engine", "workers", "shard_rows")
+ONLY_IN_JOBS = ("engine", "workers", "shard_rows", "timeout_row")
 """Options that require --input."""
 
 
@@ -78,6 +78,7 @@ def run_job(
         audit,
         getattr(options, "max_disagreement", 0.02),
         1 - getattr(options, "confidence", 0.95),
+        options.timeout_row,
     )
     seen: list[Progress] = []
     try:

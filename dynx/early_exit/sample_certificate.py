@@ -23,7 +23,7 @@ from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
 from dynx.early_exit.types import Guarantee
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent, smallest_sample
-from dynx.runtime.certify import leaves_at, simulate, split
+from dynx.runtime.certify import simulate, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,6 +48,9 @@ LEARNING_INPUTS = 1500
 
 MIN_INPUTS_PER_DRAWN = 4
 """Fewest inputs for each that is drawn: with fewer, full depth is cheaper than a sample."""
+
+NOISE_ROWS = 32
+"""Rows of a sample that run alone too, to learn how far rounding moves a score."""
 
 TIMING_BUDGET_SECONDS = 10.0
 """Seconds for timing exits that are learned from the inputs."""
@@ -96,7 +99,10 @@ class SampleDifferences:
     thresholds: NDArray[np.float64]
     """(G, K)"""
     differs: NDArray[np.bool_]
-    """(G, m): whether the answer that a rule gives differs from the full model's; of an input that can't be read, never."""
+    """(G, m): whether the answer that a rule gives differs from the full model's, in a batch of any size.
+
+    Of an input that can't be read, never.
+    """
     pays: NDArray[np.bool_]
     """(G,): whether the rule saves enough time here."""
     reference_logits: NDArray[np.float32]
@@ -116,7 +122,8 @@ def sample_differences(
     fitted = assembly.exit_profile.fitted
     seen, present = _run(assembly, items, range(len(items)), fitted.depths, {}, reference_logits)
     evidence = collect_evidence(fitted, seen, assembly)
-    differs = list(_differences(fitted, evidence, present, len(items)))
+    noise = score_noise(assembly, items, present, seen, evidence)
+    differs = list(_differences(fitted, evidence, present, len(items), noise))
     pays = [_pays(fitted, evidence, rule, assembly.batch) for rule in range(len(differs))]
     truth = np.zeros((len(items), seen.reference_logits.shape[1]), dtype=np.float32)
     truth[present] = seen.reference_logits.numpy()
@@ -183,13 +190,44 @@ def _learn(
     return learned[0] if learned else None
 
 
-def _differences(fitted: FittedExits, evidence: Evidence, present: Sequence[int], drawn: int) -> Iterator[list[bool]]:
-    """Yield for each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does."""
-    every = np.arange(len(evidence))
+def _differences(
+    fitted: FittedExits, evidence: Evidence, present: Sequence[int], drawn: int, noise: float = 0.0
+) -> Iterator[list[bool]]:
+    """Yield for each rule, strict to loose, whether each drawn answer would differ; one that can't be read never does.
+
+    With `noise` an answer differs if it would at any exit that it reaches with scores that are off by so much.
+    """
     for thresholds in fitted.rules.thresholds:
         differs = np.zeros(drawn, dtype=np.bool_)
-        differs[np.asarray(present, dtype=np.int64)] = ~evidence.agree[every, leaves_at(thresholds, evidence.scores)]
+        reached = may_leave_at(thresholds, evidence.scores, noise)
+        differs[np.asarray(present, dtype=np.int64)] = (reached & ~evidence.agree).any(-1)
         yield differs.tolist()
+
+
+def may_leave_at(thresholds: NDArray[np.float64], scores: NDArray[np.float64], noise: float) -> NDArray[np.bool_]:
+    """Return the exits (n, K+1) that rows of scores (n, K) may leave at if each score is off by at most `noise`; K+1 is none."""
+    leaves, stays = scores + noise >= thresholds, scores - noise < thresholds
+    before = np.cumprod(np.pad(stays, ((0, 0), (1, 0)), constant_values=True), axis=1, dtype=np.int64).astype(np.bool_)
+    return before & np.pad(leaves, ((0, 0), (0, 1)), constant_values=True)
+
+
+def score_noise(
+    assembly: LoadedClassifier,
+    items: Sequence[Any],
+    present: Sequence[int],
+    seen: CollectedFeatures,
+    evidence: Evidence,
+) -> float:
+    """Return how much the other rows of a batch change a score: the most of some rows that also run alone."""
+    if assembly.exit_profile is None or not present:
+        return 0.0
+    fitted, most = assembly.exit_profile.fitted, 0.0
+    truth = seen.reference_logits.numpy()
+    for row in np.linspace(0, len(present) - 1, min(NOISE_ROWS, len(present))).astype(int).tolist():
+        alone, _ = _run(assembly, items, [present[row]], fitted.depths, {}, truth[[row]])
+        scores = collect_evidence(fitted, alone, assembly).scores[0]
+        most = max(most, float(np.abs(scores - evidence.scores[row]).max()))
+    return most
 
 
 def _pays(fitted: FittedExits, evidence: Evidence, rule: int, batch: int) -> bool:

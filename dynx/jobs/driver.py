@@ -7,6 +7,7 @@ that kills them is alone and gets an error.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.errors import DynxError, InvalidInput
+from dynx.errors import DynxError
 from dynx.jobs import promise
+from dynx.jobs.finish import ALARM, finish
 from dynx.jobs.inputs import MARK_ROWS, count, find, shards
-from dynx.jobs.store import DEATHS, PARTS, RECEIPTS, Manifest, Store, encoder, part_name, refuse_difference
-from dynx.jobs.worker import AFTER_ALARM, Mode, Work
+from dynx.jobs.store import DEATHS, KINDS, PARTS, RECEIPTS, Manifest, Store, encoder, part_name, refuse_difference
+from dynx.jobs.worker import AFTER_ALARM, KILLED, PROBE_ROWS, Mode, Work
+from dynx.runtime.hashing import text_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +62,11 @@ MAX_FAILED_STARTS = 3
 GATHER_SECONDS = 60.0
 """Seconds that a certificate waits for more workers after the first is ready, to cover their kinds of machines."""
 
-ALARM = "_dynx/alarm.json"
+SLOW_FACTOR = 3.0
+"""How much longer than usual rows may take, besides the time that one of them has."""
+
+SLOW = ".slow"
+"""Ending of a range's name among the deaths where its worker was ended because it took too long."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ class Job:
     audit: bool = False
     max_disagreement: float = 0.02
     delta: float = 0.05
+    timeout_row: float | None = None
+    """Seconds that a row may take before the process that answers it is ended."""
 
 
 @dataclass
@@ -158,6 +167,12 @@ class _State:
     shard: Shard | None = None
     kind: str = ""
     mode: Mode = field(default_factory=Mode)
+    deadline: float = math.inf
+    """When to end it, by `time.monotonic`."""
+    slow: bool = False
+    measures: bool = False
+    """Whether it measures what answers cost on its kind of machine."""
+    knows_costs: bool = False
 
 
 class Driver:
@@ -177,6 +192,9 @@ class Driver:
         self._work = Work(job.function, store, [replace(s, marks=()) for s in sources], job.form, str(Path.cwd()))
         self._states: dict[int, _State] = {}
         self._failed_starts = 0
+        self._costs: dict[str, Any] = {found["kind"]: found["costs"] for found in store.documents(KINDS)}
+        self._row_seconds: float | None = None  # on average
+        self._spent = 0.0, 0  # seconds, and rows that took them
         self._deaths = Counter((store.read(DEATHS) or b"").decode().split())
         self._done = {name.removesuffix(".json") for name in store.names(RECEIPTS)}
         self._parts = store.names(PARTS)
@@ -198,7 +216,10 @@ class Driver:
                 self._serve(deque(self._left() if left is None else left))
         finally:
             pool.close()
-        return self._finish()
+        pieces = [piece for shard in self._plan.shards for piece in self._pieces(shard)]
+        names = [n + AFTER_ALARM if n + AFTER_ALARM in self._done else n for n in (piece.name for piece in pieces)]
+        delta = None if self._audit is None else self._job.delta
+        return finish(self._store, self._plan, names, self._progress.rows, delta)
 
     @property
     def _plan(self) -> Manifest:
@@ -215,6 +236,10 @@ class Driver:
     def _events(self, seconds: float = 1.0) -> list[tuple[_State, Event]]:
         """Return what workers have answered; greet new ones, and replace dead ones. Raises what they raised."""
         events = []
+        for worker, state in self._states.items():
+            if time.monotonic() > state.deadline and not state.slow:
+                state.slow = True
+                self._pool.kill(worker)
         for event in self._pool.wait(seconds):
             state = self._states[event.worker]
             if event.ok is False:
@@ -228,7 +253,7 @@ class Driver:
                 self._start()
             elif state.method == "open":
                 self._greet(state, event.value)
-            state.method = ""
+            state.method, state.deadline = "", math.inf
             events.append((state, event))
         return events
 
@@ -243,7 +268,10 @@ class Driver:
 
     def _ask(self, worker: int, method: str, *arguments: Any) -> Any:
         """Call a method of one worker and wait for the result; None where it died. Others may open meanwhile."""
-        self._states[worker].method = method
+        state = self._states[worker]
+        state.method = method
+        if method == "measure" and self._job.timeout_row is not None:
+            state.deadline = time.monotonic() + PROBE_ROWS[0] * self._job.timeout_row
         self._pool.call(worker, method, *arguments)
         while True:
             for _, event in self._events():
@@ -274,6 +302,7 @@ class Driver:
         seconds = self._ask(self._idle()[0], "measure", first)
         if seconds is None:
             return UNMEASURED_ROWS
+        self._row_seconds = seconds
         by_time = min(SHARD_SECONDS / max(seconds, 1e-9), MAX_SHARD_ROWS)
         fair = -(-self._progress.rows // (SHARDS_PER_WORKER * self._pool.size))
         rows = max(1, int(min(by_time, max(fair, by_time / SHORTEST_SHARD))))
@@ -352,14 +381,16 @@ class Driver:
         self._show(self._progress)
         while todo or any(state.shard for state in self._states.values()):
             for worker in self._idle():
-                if todo:
+                if todo and not self._learns_costs(worker):
                     self._send(worker, todo.popleft())
             for state, event in self._events():
                 shard, state.shard = state.shard, None
+                if state.measures:
+                    self._keep_costs(state, event.value if event.ok else None)
                 if shard is None:
                     continue
                 if event.ok is None:
-                    self._died(shard, todo)
+                    self._died(shard, todo, slow=state.slow)
                 elif state.mode.after_alarm != self._after_alarm(shard):
                     todo.appendleft(shard)  # the alarm came while it was being answered
                 else:
@@ -371,18 +402,61 @@ class Driver:
         mode = Mode(after_alarm=self._after_alarm(shard), shard_rows=self._shard_rows)
         if certificate is not None:
             known = certificate["thresholds"]
-            full = known is None or state.kind not in certificate["kinds"]
-            mode = replace(mode, full_depth=full, thresholds=None if full else tuple(known))
-        mode = replace(mode, full_depth=mode.full_depth or mode.after_alarm)
-        state.method = "run" if self._may_run(shard) else "give_up"
+            late = known is not None and state.kind not in certificate["kinds"]
+            full = known is None or late
+            mode = replace(mode, full_depth=full, reference=late, thresholds=None if full else tuple(known))
+        if mode.after_alarm:
+            mode = replace(mode, full_depth=True, reference=True)
         state.shard, state.mode = shard, mode
-        self._pool.call(worker, state.method, shard, mode)
+        if self._may_run(shard):
+            state.method, state.deadline = "run", self._deadline(shard)
+            self._pool.call(worker, "run", shard, mode)
+        else:
+            slow = self._deaths[shard.name + SLOW] and self._job.timeout_row is not None
+            state.method = "give_up"
+            reason = f"took longer than {self._job.timeout_row:g} seconds" if slow else KILLED
+            self._pool.call(worker, "give_up", shard, mode, reason)
 
-    def _died(self, shard: Shard, todo: deque[Shard]) -> None:
-        self._deaths[shard.name] += 1
-        self._store.append(DEATHS, shard.name)
+    def _deadline(self, shard: Shard) -> float:
+        """Return when a worker that begins a range now has taken too long.
+
+        One row has its time, and the others what rows usually take and more, or one row's time while that isn't known: a range
+        that is cut for nothing costs time alone, since no row is given up before it was alone.
+        """
+        each, others = self._job.timeout_row, shard.rows - 1
+        if each is None:
+            return math.inf
+        usual = min(1, others) * each if self._row_seconds is None else others * SLOW_FACTOR * self._row_seconds
+        return time.monotonic() + each + usual
+
+    def _learns_costs(self, worker: int) -> bool:
+        """Whether a worker, before its first shard, measures what answers cost on its kind of machine, or waits to learn it.
+
+        One of each kind measures, while the others of its machine are idle.
+        """
+        state = self._states[worker]
+        if state.knows_costs or not self._job.function.timed:
+            return False
+        if state.kind in self._costs:
+            state.knows_costs, state.method = True, "ask"
+            self._pool.call(worker, "ask", "use_costs", self._costs[state.kind])
+        elif not any(other.measures and other.kind == state.kind for other in self._states.values()):
+            state.measures, state.method = True, "ask"
+            self._pool.call(worker, "ask", "measure_costs", self._shard_rows)
+        return True
+
+    def _keep_costs(self, state: _State, costs: Any) -> None:
+        """Keep what a worker has measured, for all of its kind and for later runs; None: each finds out by itself."""
+        state.measures, self._costs[state.kind] = False, costs
+        self._store.write_json(f"{KINDS}/{text_hash([state.kind])}.json", {"kind": state.kind, "costs": costs})
+
+    def _died(self, shard: Shard, todo: deque[Shard], *, slow: bool) -> None:
+        marks = [shard.name] * MAX_DEATHS_OF_A_ROW + [shard.name + SLOW] if slow else [shard.name]
+        self._deaths.update(marks)
+        self._store.append(DEATHS, " ".join(marks))
         path = self._sources[shard.file].path
-        self._warn(f"a worker died on rows {shard.first:,} to {shard.first + shard.rows - 1:,} of {path}")
+        what = "took too long" if slow else "died"
+        self._warn(f"a worker {what} on rows {shard.first:,} to {shard.first + shard.rows - 1:,} of {path}")
         todo.extendleft(reversed([piece for piece in self._pieces(shard) if not self._is_done(piece)]))
 
     def _book(self, done: Done, mode: Mode, todo: deque[Shard]) -> None:
@@ -391,6 +465,8 @@ class Driver:
         self._parts.add(part_name(shard, self._job.form))
         self._progress.done += shard.rows
         self._progress.errors += done.errors
+        self._spent = self._spent[0] + done.seconds, self._spent[1] + shard.rows
+        self._row_seconds = self._spent[0] / self._spent[1]
         if self._audit is not None and self._alarm is None and self._audit.add_done(done):
             self._raise_alarm()
             busy = {state.shard for state in self._states.values()}
@@ -402,59 +478,3 @@ class Driver:
         self._alarm = self._audit.alarm
         self._store.write_json(ALARM, {"first_in_job": self._alarm, "words": str(self._audit)})
         self._warn(f"{self._audit}; from row {self._alarm:,} of the job on every answer is the full model's")
-
-    # the end
-
-    def _guarantee(self) -> dict[str, Any] | None:
-        """Return the guarantee of all answers: the certificate's, or what the profile gives; none after an alarm."""
-        model, certificate = self._plan.model, self._plan.certificate
-        if self._alarm is not None:
-            return None
-        if certificate is None:
-            return model.get("guarantee")
-        return model.get("full_depth_guarantee") if certificate["thresholds"] is None else certificate["guarantee"]
-
-    def _finish(self) -> dict[str, Any]:
-        """Write the errors, the statistics and the mark of success, from the receipts."""
-        manifest, store = self._plan, self._store
-        totals: Counter[str] = Counter()
-        by_kind: dict[str, dict[str, float]] = {}
-        errors: list[bytes] = []
-        rows, outcomes, parts = 0, [], set()
-        for shard in manifest.shards:
-            for piece in self._pieces(shard):
-                after = piece.name + AFTER_ALARM
-                receipt = store.read_json(f"{RECEIPTS}/{after if after in self._done else piece.name}.json")
-                rows += receipt["rows"]
-                parts.add(receipt["part"])
-                totals.update(receipt["totals"])
-                kind = by_kind.setdefault(receipt["kind"], {"rows": 0, "seconds": 0.0})
-                kind["rows"] += receipt["rows"]
-                kind["seconds"] += receipt["seconds"]
-                errors += [_line(error) for error in receipt["errors"]]
-                outcomes += [bool(differs) for _, differs in receipt["audit"]]
-        if rows != self._progress.rows:
-            raise InvalidInput(f"{store.address} has {rows:,} of {self._progress.rows:,} rows: its folder was changed")
-        stats: dict[str, Any] = {
-            "schema": "dynx.job/1",
-            "rows": rows,
-            "errors": len(errors),
-            "totals": dict(totals),
-            "kinds": by_kind,
-            "guarantee": self._guarantee(),
-            "certificate": manifest.certificate,
-            "audit": None,
-        }
-        if self._audit is not None:
-            stats["audit"] = promise.audit_statement(rows, outcomes, self._job.delta, store.read_json(ALARM))
-        store.keep_only(PARTS, parts)
-        store.write("errors.jsonl", b"".join(errors))
-        store.write_json("stats.json", stats)
-        store.write("_SUCCESS", b"")
-        return stats
-
-
-def _line(body: dict[str, Any]) -> bytes:
-    import json
-
-    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

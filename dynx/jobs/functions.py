@@ -56,6 +56,8 @@ class Classify(RowFunction):
         """Share of the rows that the full model answers too; the rows are drawn by their numbers, so the keys must be numbers."""
         self.full_depth = False
         """Whether all layers run from now on."""
+        self.reference = False
+        """Whether it is the full float32 model that runs them, whatever else computes here."""
 
     def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.early_exit import make_plan
@@ -131,7 +133,9 @@ class Classify(RowFunction):
                 out[i] = {"error": row}
         if not good:
             return out
-        engine = self._full if self.full_depth else self._engine
+        engine = self._engine
+        if self.full_depth:
+            engine = self._truth().engine if self.reference else self._full
         answers: list[Answer] = engine.window([row for _, row in good])
         logits = np.stack([answer.logits for answer in answers])
         found = self.assembly.labels.read(logits)
@@ -186,10 +190,13 @@ class Classify(RowFunction):
 
     def reference_logits(self, items: Sequence[Any]) -> Any:
         """Return the logits (n, C) of the full float32 model."""
+        return self._truth().logits(items)
+
+    def _truth(self) -> Any:
         from dynx.early_exit.assembly import Reference
 
         self._reference = self._reference or Reference(self.assembly)
-        return self._reference.logits(items)
+        return self._reference
 
 
 def _finite(value: float) -> float | None:
@@ -209,6 +216,7 @@ class Generate(RowFunction):
         "prompt_tokens": "int32",
     }
     profile_decides: ClassVar[bool] = False
+    timed: ClassVar[bool] = True
     totals: ClassVar[tuple[str, ...]] = ("tokens", "prompt_tokens", "passes")
 
     def __init__(
@@ -260,14 +268,8 @@ class Generate(RowFunction):
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         """Answer prompts, in batches where those are faster."""
-        from dynx.speculation.batch_size import choose
-
         out: list[dict[str, Any]] = [{} for _ in values]
-        waiting = max(len(values), self.expected_rows)
-        if self._choice is None or waiting > self._chosen_for:
-            wanted = int(self.decoding.get("max_new_tokens", 256))
-            self._choice = choose(self._assembly, asked=self.batch, waiting=waiting, tokens=wanted)
-            self._chosen_for = min(waiting * 4, self._choice.until)
+        self._choose(max(len(values), self.expected_rows))
         if self._choice.sequences > 1 and len(values) >= self._choice.min_waiting:
             self._together(values, keys, out)
             return out
@@ -279,6 +281,43 @@ class Generate(RowFunction):
             else:
                 out[i] = _answered("".join(token.text for token in run), run)
         return out
+
+    def _choose(self, waiting: int) -> None:
+        """Choose the size of batches by the number of waiting rows, unless it was chosen for as many."""
+        from dynx.speculation.batch_size import choose
+
+        if self._choice is None or waiting > self._chosen_for:
+            wanted = int(self.decoding.get("max_new_tokens", 256))
+            self._choice = choose(self._assembly, asked=self.batch, waiting=waiting, tokens=wanted)
+            self._chosen_for = min(waiting * 4, self._choice.until)
+
+    def measure_costs(self, rows: int) -> Any:
+        """Choose the size of batches for shards of `rows`, and return it with the times of their passes, as JSON.
+
+        It is timed where no profile of this machine tells it. None: each worker finds out by itself.
+        """
+        self.open()
+        self._choose(rows)
+        choice = self._choice
+        if choice.costs is None or choice.engine not in (None, self._assembly.engine):
+            return None
+        costs = {"target": choice.costs.target.to_json(), "draft": None}
+        if choice.costs.draft.known:
+            costs["draft"] = choice.costs.draft.to_json()
+        decision = {"sequences": choice.sequences, "reason": choice.decision.reason}
+        return {**decision, "min_waiting": choice.min_waiting, "rows": self._chosen_for, "costs": costs}
+
+    def use_costs(self, costs: Any) -> None:
+        """Take the size of batches and the times of their passes from a machine like this one."""
+        if costs is None:
+            return
+        from dynx.runtime.decision import Decision
+        from dynx.speculation.batch_size import BatchChoice, from_json
+
+        self.open()
+        decision = Decision(int(costs["sequences"]), str(costs["reason"]))
+        self._choice = BatchChoice(decision, int(costs["min_waiting"]), from_json(costs["costs"]))
+        self._chosen_for = int(costs["rows"])
 
     def _together(self, values: Sequence[Any], keys: Sequence[int | str], out: list[dict[str, Any]]) -> None:
         from dynx.speculation.batching import Batch

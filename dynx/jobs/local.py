@@ -72,6 +72,10 @@ class LocalPool:
                 events.append(Event(number, None, f"exit code {process.exitcode}"))
         return events
 
+    def kill(self, worker: int) -> None:
+        """End a busy worker at once; `wait` returns that it died."""
+        self._workers[worker][0].kill()
+
     def close(self) -> None:
         """End all workers: idle ones by closing their links, so that they clear up, others at once."""
         for number, (process, link, _) in self._workers.items():

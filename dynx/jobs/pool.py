@@ -32,5 +32,8 @@ class Pool(Protocol):
     def wait(self, seconds: float) -> list[Event]:
         """Return what workers have answered, after at most `seconds` without any, and which have died."""
 
+    def kill(self, worker: int) -> None:
+        """End a busy worker at once; `wait` returns that it died."""
+
     def close(self) -> None:
         """End all workers."""

@@ -89,6 +89,10 @@ class RayPool:
                 events.append(Event(worker, None, next(iter(str(e).splitlines()), type(e).__name__)))
         return events
 
+    def kill(self, worker: int) -> None:
+        """End a busy worker at once; `wait` returns that it died."""
+        self._ray.kill(self._actors[worker])
+
     def close(self) -> None:
         """End all workers, and a private cluster with them."""
         for actor in self._actors.values():

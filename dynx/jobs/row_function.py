@@ -25,6 +25,9 @@ class RowFunction(ABC):
     totals: ClassVar[tuple[str, ...]] = ()
     """Values of the answers whose sums a job reports."""
 
+    timed: ClassVar[bool] = False
+    """Whether `measure_costs` tells what answers cost here, and `use_costs` takes that from a machine like this one."""
+
     profile_decides: ClassVar[bool] = True
     """Whether answers depend on the profile, and not only the time that they take."""
 

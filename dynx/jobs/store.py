@@ -4,6 +4,7 @@
     out/pictures/00000-000000000000.png               pictures, which the answers name
     out/_dynx/job.json                                the manifest, written once
     out/_dynx/receipts/NAME.json                      a finished part: written last, so that only whole parts count
+    out/_dynx/kinds/HASH.json                     what answers cost on a kind of machine
     out/_dynx/deaths                                  a line for each worker that died on a shard
     out/errors.jsonl, out/stats.json, out/_SUCCESS    written at the end, from the receipts
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the manifest."""
 
-MANIFEST, RECEIPTS, DEATHS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths"
+MANIFEST, RECEIPTS, DEATHS, KINDS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths", "_dynx/kinds"
 PARTS, PICTURES = "parts", "pictures"
 
 
@@ -103,6 +104,11 @@ class Store:
             return None if data is None else json.loads(data)
         except ValueError:
             raise InvalidInput(f"{self.path(name)} isn't what a job writes") from None
+
+    def documents(self, folder: str) -> Iterator[Any]:
+        """Yield the JSON documents of a folder."""
+        for name in self.names(folder):
+            yield self.read_json(f"{folder}/{name}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -50,6 +50,8 @@ class Mode:
     """How rows exit, where the caller doesn't leave that to the profile."""
 
     full_depth: bool = False
+    reference: bool = False
+    """Whether the full model itself answers, and not another backend at full depth."""
     after_alarm: bool = False
     thresholds: tuple[float, ...] | None = None
     shard_rows: int = 0
@@ -114,15 +116,15 @@ class Worker:
         if mode.thresholds != self._thresholds:
             function.set_thresholds(mode.thresholds)
             self._thresholds = mode.thresholds
-        function.full_depth = mode.full_depth
+        function.full_depth, function.reference = mode.full_depth, mode.reference
         function.expected_rows = mode.shard_rows
         values = read(self._work.sources[shard.file], shard)
         answers = function.rows(values, range(shard.start, shard.start + shard.rows))
         return self._write(shard, answers, began, mode, values)
 
-    def give_up(self, shard: Shard, mode: Mode) -> Done:
-        """Write the error of rows that no process survives."""
-        return self._write(shard, [{"error": KILLED} for _ in range(shard.rows)], time.perf_counter(), mode)
+    def give_up(self, shard: Shard, mode: Mode, reason: str) -> Done:
+        """Write the error of rows that no process survives, or that take too long."""
+        return self._write(shard, [{"error": reason} for _ in range(shard.rows)], time.perf_counter(), mode)
 
     def _write(
         self, shard: Shard, answers: Sequence[dict[str, Any]], began: float, mode: Mode, values: Sequence[Any] = ()

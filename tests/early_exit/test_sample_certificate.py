@@ -142,3 +142,26 @@ def test_a_regression_needs_a_tolerance(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(classifiers, "CLASSES", 1)
     with pytest.raises(UsageError, match="gives numbers"):
         sample_certificate.certify(Classifier(assembled(write_easy(tmp_path / "number"))), sentences(5))
+
+
+def test_scores_near_their_thresholds_count_both_ways() -> None:
+    """Without noise a row leaves where it leaves; with it, at every exit that a change of the scores by as much could lead to."""
+    scores = np.asarray([[0.2, 0.9], [0.49, 0.9], [0.51, 0.2], [0.8, 0.1], [0.2, 0.3]])
+    thresholds = np.asarray([0.5, 0.5])
+    exact = sample_certificate.may_leave_at(thresholds, scores, 0.0)
+    assert exact.argmax(-1).tolist() == leaves_at(thresholds, scores).tolist()
+    assert exact.sum(-1).tolist() == [1] * 5
+    found = sample_certificate.may_leave_at(thresholds, scores, 0.05)
+    assert [np.flatnonzero(row).tolist() for row in found] == [[1], [0, 1], [0, 2], [0], [2]]
+    never = sample_certificate.may_leave_at(np.asarray([np.inf, 0.5]), scores, 0.05)
+    assert not never[:, 0].any()
+
+
+def test_the_noise_of_scores_is_rounding(known: Findings, easy: Path) -> None:
+    """Rows that run alone have nearly the scores that they have in batches."""
+    assembly = assembled(easy, max_disagreement=EPS)
+    assert assembly.exit_profile is not None
+    items, fitted = sentences(60, seed=4), assembly.exit_profile.fitted
+    seen, present = sample_certificate._run(assembly, items, range(60), fitted.depths, {})
+    evidence = sample_certificate.collect_evidence(fitted, seen, assembly)
+    assert 0 <= sample_certificate.score_noise(assembly, items, present, seen, evidence) < 1e-4

@@ -5,7 +5,7 @@
 NAMES: llm, lm-eval, serve, langchain, llama-index, ray, sentence-transformers; all of them by default. Each gets an environment
 of its own under FOLDER, because they ask for different releases of the same packages; packages of the interpreter that runs this
 (torch, transformers) are seen by all. One that can't be installed is reported and passed over; the exit code is 1 if any tests
-fail. What small integrations need (llm) fits into a CI job; lm-eval and LlamaIndex bring several hundred megabytes.
+fail. CI has what `llm` needs; lm-eval and LlamaIndex bring several hundred megabytes.
 """
 
 from __future__ import annotations

@@ -91,7 +91,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "guidance": ({"guidance_scale": 7.5}, "the profile was measured with guidance 2.5, not guidance 7.5"),
     "steps": ({"num_inference_steps": 12}, "12 steps are asked for, and the profile is about 50"),
     "eta": ({"eta": 0.5, "num_inference_steps": 4}, "eta is given"),
-    "several": ({"num_images_per_prompt": 2, "num_inference_steps": 4}, "several pictures are asked for in one call"),
+    "several": (
+        {"num_images_per_prompt": 2, "callback_on_step_end": lambda *given: given[-1]},
+        "a callback expects the pictures of a call together",
+    ),
     "negative": ({"negative_prompt": "blue"}, "the profile was measured with no negative prompt, not the negative"),
     "size": ({"width": 32, "height": 32}, "the profile was measured with the pipeline's own size, not size 32x32"),
     "latents": ({"latents": None, "num_inference_steps": 4}, "latents is given"),
@@ -110,6 +113,65 @@ def test_what_isnt_understood_runs_the_pipelines_own_steps(plain: Any, pipe: Any
     want, got = draw(plain, **options), draw(pipe, **options)
     assert np.array_equal(got.images, want.images)
     assert str(pipe.dynx.stats.reason).startswith(reason)
+
+
+def test_several_pictures_of_a_call(plain: Any, pipe: Any) -> None:
+    """With a generator for each, every picture is the one that it is alone; lists of prompts and of outputs keep their order."""
+    prompts, seeds = ["red heart", "blue circle", "a star"], [3, 7, 9]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    out = pipe(prompts, generator=generators, guidance_scale=GUIDANCE, output_type="np")
+    assert pipe.dynx.stats.reason is None
+    assert [each.run for each in pipe.dynx.stats.images] == [len(each.timesteps) for each in pipe.dynx.stats.images]
+    assert type(out) is StableDiffusionPipelineOutput
+    drawer = dynx.load_image_generator("emoji", threads=torch.get_num_threads())
+    for image, prompt, seed in zip(out.images, prompts, seeds, strict=True):
+        assert np.array_equal(image, drawer.draw(prompt, seed).pixels)
+    options = {"num_images_per_prompt": 2, "guidance_scale": GUIDANCE, "return_dict": False}
+    images, flagged = pipe(prompts[:2], output_type="pil", **options)
+    assert (len(images), flagged, len(pipe.dynx.stats.images)) == (4, None, 4)
+
+
+def test_several_pictures_of_one_generator(plain: Any, pipe: Any) -> None:
+    """They begin with the noise that the pipeline draws for all of them at once, and leave the generator where it does."""
+    calls = {}
+    for name, each in (("own", plain), ("attached", pipe)):
+        generator = torch.Generator().manual_seed(11)
+        out = each(
+            PROMPT, num_images_per_prompt=3, generator=generator, guidance_scale=GUIDANCE, output_type="pt"
+        ).images
+        calls[name] = (out, generator.get_state())
+    assert pipe.dynx.stats.reason is None
+    assert torch.equal(calls["own"][1], calls["attached"][1])
+    own, attached = calls["own"][0], calls["attached"][0]
+    near = [[float((a - b).abs().mean()) for b in own] for a in attached]
+    assert [row.index(min(row)) for row in near] == [0, 1, 2]
+    torch.manual_seed(5)
+    first = pipe([PROMPT] * 2, guidance_scale=GUIDANCE, output_type="pt").images
+    torch.manual_seed(5)
+    assert torch.equal(pipe(PROMPT, guidance_scale=GUIDANCE, output_type="pt").images[0], first[0])
+    with pytest.raises(ValueError, match="list of generators"):
+        pipe(PROMPT, num_images_per_prompt=3, generator=[torch.Generator()] * 2)
+
+
+def test_noise_that_depends_on_the_batch_runs_the_pipelines_own_steps() -> None:
+    """What PyTorch draws for several pictures is what it draws in turn, where that is whole blocks."""
+    from dynx.diffusion.sampler import Mismatch
+    from dynx.integrations.diffusers.pictures import check_noise, checked_noise
+
+    for shape, alike in (((4, 8, 8), True), ((3, 5, 5), False)):
+        one, two = torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
+        together = torch.randn((3, *shape), generator=one)
+        in_turn = torch.cat([torch.randn((1, *shape), generator=two) for _ in range(3)])
+        assert torch.equal(together, in_turn) is alike
+        if alike:
+            check_noise(together[0])
+        else:
+            with pytest.raises(Mismatch):
+                check_noise(together[0])
+            network = torch.nn.Identity()
+            with checked_noise(network), pytest.raises(Mismatch):
+                network(together)
+            assert network(together) is together
 
 
 def test_a_changed_pipeline_runs_its_own_steps(pipe: Any) -> None:

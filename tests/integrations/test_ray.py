@@ -53,12 +53,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def job(folder: Path, name: str, *, seconds: float = 0.0, texts: list[str] = TEXTS) -> Job:
+def job(folder: Path, name: str, *, seconds: float = 0.0, texts: list[str] = TEXTS, **settings: Any) -> Job:
     """A job over texts, in shards of 40 rows."""
     source = folder / "texts.txt"
     source.write_text("\n".join(texts) + "\n") if not source.exists() else None
     options = {"model": "stub"}
-    return Job(Letters(seconds=seconds), [str(source)], str(folder / name), options, form="jsonl", shard_rows=40)
+    function, out = Letters(seconds=seconds), str(folder / name)
+    return Job(function, [str(source)], out, options, form="jsonl", shard_rows=40, **settings)
 
 
 def output(folder: Path, name: str) -> bytes:
@@ -91,12 +92,12 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
-    """A worker killed at 30 %, a node removed at 50 %, a row that exits: the output is the local one's."""
+    """A worker killed at 30 %, a node removed at 50 %, a row that exits, one that hangs: the output is the local one's."""
     from dynx.jobs.ray import RayPool
 
     texts = list(TEXTS)
-    texts[555] = "exit"
-    local = run(job(tmp_path, "local", texts=texts), lambda: LocalPool(1))
+    texts[555], texts[777] = "exit", "hang"
+    local = run(job(tmp_path, "local", texts=texts, timeout_row=1.0), lambda: LocalPool(1))
 
     def act(progress: Progress) -> None:
         kill(progress)
@@ -106,11 +107,12 @@ def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
     remove = once(0.5, lambda: cluster.remove_node(cluster.second))
     pool = RayPool()
     assert pool.size == 2
-    stats = run(job(tmp_path, "ray", texts=texts, seconds=0.004), lambda: pool, show=act)
+    stats = run(job(tmp_path, "ray", texts=texts, seconds=0.004, timeout_row=1.0), lambda: pool, show=act)
     rows = [json.loads(line) for line in output(tmp_path, "ray").splitlines()]
     assert output(tmp_path, "ray") == output(tmp_path, "local")
     assert [row["row"] for row in rows if row["error"] == KILLED] == [555]
-    assert (stats["rows"], stats["errors"]) == (local["rows"], local["errors"]) == (1000, 1)
+    assert rows[777]["error"] == "took longer than 1 seconds"
+    assert (stats["rows"], stats["errors"]) == (local["rows"], local["errors"]) == (1000, 2)
 
 
 SCRIPT = """

@@ -5,6 +5,7 @@ Needs `sentence-transformers`: `tests/environments/integrations.py FOLDER senten
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ def with_types(easy: Path, folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(easy)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 

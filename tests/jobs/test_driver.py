@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from support.commands import ROOT
-from support.job_functions import Letters
+from support.job_functions import Letters, Timed
 
 from dynx import schemas
 from dynx.errors import InvalidInput, UsageError
@@ -121,6 +121,45 @@ def test_bad_rows_cost_only_themselves(tmp_path: Path) -> None:
     ]
     levels = 2  # of 50 rows cut by 16, then by 16 again
     assert len(deaths) <= 2 * (levels * MAX_DEATHS + MAX_DEATHS_OF_A_ROW)
+
+
+def test_rows_that_take_too_long_are_given_up(tmp_path: Path) -> None:
+    """A row that hangs becomes an error with the reason, also among the first ones, and rows beside it are answered."""
+    texts = list(TEXTS[:120])
+    texts[2], texts[77] = "hang", "hang"
+    warnings: list[str] = []
+    asked = job(tmp_path, texts, timeout_row=0.5, shard_rows=None)
+    stats = run(asked, local(2), warn=warnings.append)
+    errors = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [(e["row"], e["error"]) for e in errors] == [(n, "took longer than 0.5 seconds") for n in (2, 77)]
+    assert (stats["rows"], stats["errors"]) == (120, 2)
+    assert sum(r["letters"] is not None for r in rows(tmp_path)) == 118
+    assert all("took too long" in words for words in warnings)
+
+
+def test_slow_rows_are_answered_where_each_has_its_time(tmp_path: Path) -> None:
+    """A range that takes longer than expected is cut, and no row that is fast enough by itself becomes an error."""
+    texts = ["a"] * 30
+    stats = run(job(tmp_path, texts, function=Letters(seconds=0.15), timeout_row=1.0, shard_rows=30), local(1))
+    assert stats["errors"] == 0
+
+
+def test_costs_are_measured_once_for_each_kind_of_machine(tmp_path: Path) -> None:
+    """By one worker, before any answers; the others and a later run are told."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    asked = job(tmp_path, function=Timed(str(seen), seconds=0.002))
+    run(asked, local(3))
+    found = sorted(seen.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    by_what = [path.name.split("-")[0] for path in found]
+    assert by_what.count("measured") == 1
+    assert by_what[0] == "measured"
+    assert by_what.count("used") == by_what.count("answered") > 1
+    assert all(path.name.endswith("-50") for path in found if path.name.startswith("used"))
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    next((tmp_path / "out" / "parts").iterdir()).unlink()
+    run(asked, local(1))
+    assert sum(path.name.startswith("measured") for path in seen.iterdir()) == 1
 
 
 def test_a_killed_worker_loses_and_doubles_nothing(tmp_path: Path) -> None:

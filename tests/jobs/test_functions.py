@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,20 @@ def test_generate_is_plain_decoding_whatever_the_batch(tiny_folder: Path) -> Non
         out = one({"prompt": prompts})
         assert out["text"] == expected
         assert out["error"][4] == "an empty prompt"
+
+
+def test_costs_travel_between_machines_of_a_kind(tiny_folder: Path) -> None:
+    """What one measures as JSON gives another the same size of batches, and the same texts, without measuring."""
+    settings: dict[str, Any] = {"dtype": "float32", "backend": "torch", "decoding": {"max_new_tokens": 64}}
+    prompts = ["Once upon a time", "The king", "She said to the fox", "The miller"] * 4
+    one, other = Generate(str(tiny_folder), **settings), Generate(str(tiny_folder), **settings)
+    costs = json.loads(json.dumps(one.measure_costs(len(prompts))))
+    other.use_costs(costs)
+    assert (other._choice.sequences, other._choice.min_waiting) == (one._choice.sequences, one._choice.min_waiting)
+    assert costs["sequences"] == one._choice.sequences > 1
+    chosen = other._choice
+    assert other.rows(prompts, range(16)) == one.rows(prompts, range(16))
+    assert other._choice is chosen
 
 
 def test_a_rows_text_depends_on_seed_and_row_alone(tiny_folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynx.jobs.row_function import RowFunction
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Letters(RowFunction):
-    """Count the letters of texts. `raise`, `exit` and `kill` as texts do what they say; `seconds` is the time of a row."""
+    """Count the letters of texts. `raise`, `exit`, `kill` and `hang` do what they say; `seconds` is the time of a row."""
 
     columns: ClassVar[Mapping[str, str]] = {"letters": "int32", "full": "bool", "audited": "bool", "agrees": "bool"}
     totals: ClassVar[tuple[str, ...]] = ("letters",)
@@ -48,8 +49,35 @@ class Letters(RowFunction):
                 os._exit(7)
             if value == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if value == "hang":
+                time.sleep(600)
             row: dict[str, Any] = {"letters": len(value), "full": self.full_depth}
             if self.bad_from is not None and not self.full_depth and int(key) % 10 == 0:
                 row |= {"audited": True, "agrees": int(key) < self.bad_from}
             rows.append(row)
         return rows
+
+
+class Timed(Letters):
+    """Letters that measure what they cost: each measurement leaves a file in `folder`, and so does each use of one."""
+
+    timed: ClassVar[bool] = True
+
+    def __init__(self, folder: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder = folder
+
+    def measure_costs(self, rows: int) -> Any:
+        """Leave a file."""
+        time.sleep(0.3)
+        Path(self.folder, f"measured-{os.getpid()}").touch()
+        return {"rows": rows}
+
+    def use_costs(self, costs: Any) -> None:
+        """Leave a file."""
+        Path(self.folder, f"used-{os.getpid()}-{costs['rows']}").touch()
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Leave a file, and count letters."""
+        Path(self.folder, f"answered-{os.getpid()}").touch()
+        return super().answer(values, keys)

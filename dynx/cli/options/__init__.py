@@ -206,6 +206,13 @@ SHARD_ROWS = Declared(
     max=1 << 20,
     help="With --input: rows that a worker answers and writes at a time; by default about 30 seconds of work.",
 )
+TIMEOUT_ROW = Declared(
+    "--timeout-row",
+    metavar="SECONDS",
+    min=0.1,
+    max=86400.0,
+    help="With --input: give up a row that takes longer; it becomes an error.",
+)
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; this key holds the text.")
 PROMPT_FIELD = Declared(
     "--field",
@@ -290,6 +297,7 @@ class JobOptions:
     engine: Engine = ENGINE(Engine.local)
     workers: str = WORKERS("auto")
     shard_rows: int | None = SHARD_ROWS(None)
+    timeout_row: float | None = TIMEOUT_ROW(None)
 
 
 @dataclass(frozen=True)

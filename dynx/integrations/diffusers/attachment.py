@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.types import ImageStats, Request
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
 from dynx.integrations import origin
+from dynx.integrations.diffusers import pictures
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -65,13 +67,21 @@ HANDLED = frozenset(
 class PipelineStats:
     """What the latest call of an attached pipeline cost, or the reason why the pipeline's own steps ran."""
 
-    image: ImageStats | None = None
+    images: tuple[ImageStats, ...] = ()
+    """One for each picture."""
     reason: str | None = None
 
+    @property
+    def image(self) -> ImageStats | None:
+        """The first picture's; None where the pipeline's own steps ran."""
+        return self.images[0] if self.images else None
+
     def __str__(self) -> str:
-        if self.image is None:
+        if not self.images:
             return f"the pipeline's own steps: {self.reason}"
-        return f"{self.image.run} steps in {self.image.calls} network calls"
+        several = f"{len(self.images)} pictures in " if len(self.images) > 1 else ""
+        steps, calls = sum(one.run for one in self.images), sum(one.calls for one in self.images)
+        return f"{several}{steps} steps in {calls} network calls"
 
 
 class PipelineAttachment:
@@ -112,9 +122,9 @@ class PipelineAttachment:
         with self._lock:
             reason = self._reason(given)
             if reason is None:
-                states = _states(given.get("generator"))
+                states = pictures.states(given.get("generator"))
                 try:
-                    return self._draw(own, given)
+                    return self._draw_all(own, given)
                 except Mismatch as e:
                     reason = str(e)
                     for generator, state in states:
@@ -122,8 +132,18 @@ class PipelineAttachment:
             self.stats = PipelineStats(reason=reason)
             return own(self.pipe, *args, **kwargs)
 
-    def _draw(self, own: Any, given: Mapping[str, Any]) -> Any:
-        """Draw a picture in the profile's steps."""
+    def _draw_all(self, own: Any, given: Mapping[str, Any]) -> Any:
+        """Draw the pictures of a call one after the other, each in its own steps."""
+        calls = pictures.single_calls(given)
+        shares_noise = len(calls) > 1 and not isinstance(given.get("generator"), (list, tuple))
+        slot = None if self._assembly is None else self._assembly.engine.adapter.slot
+        with pictures.checked_noise(getattr(self.pipe, slot)) if slot and shares_noise else nullcontext():
+            drawn = [self._draw(own, each) for each in calls]
+        self.stats = PipelineStats(tuple(stats for _, stats in drawn))
+        return pictures.together([out for out, _ in drawn])
+
+    def _draw(self, own: Any, given: Mapping[str, Any]) -> tuple[Any, ImageStats]:
+        """Draw a picture in the profile's steps. Raises Mismatch where it can't be."""
         assembly, known = self._assembly, self._profile
         if assembly is None or known is None:
             raise RuntimeError("there is no profile")
@@ -145,24 +165,21 @@ class PipelineAttachment:
             if given.get("callback_on_step_end") is not None:
                 changed["callback_on_step_end"] = _until_planned(given["callback_on_step_end"], sampler)
             out = own(pipe, **changed)
-        self.stats = PipelineStats(
-            ImageStats(
-                calls=sampler.calls,
-                rows=sampler.rows,
-                planned=sampler.planned,
-                run=sampler.run,
-                skipped=sampler.skipped,
-                unguided=sampler.unguided,
-                cached=sampler.cached,
-                seconds=time.perf_counter() - began,
-                solver=controller.schedule.solver,
-                schedule=sampler.schedule,
-                timesteps=sampler.timesteps,
-                finished_early=sampler.finished_early,
-                notes=tuple(sampler.notes),
-            )
+        return out, ImageStats(
+            calls=sampler.calls,
+            rows=sampler.rows,
+            planned=sampler.planned,
+            run=sampler.run,
+            skipped=sampler.skipped,
+            unguided=sampler.unguided,
+            cached=sampler.cached,
+            seconds=time.perf_counter() - began,
+            solver=controller.schedule.solver,
+            schedule=sampler.schedule,
+            timesteps=sampler.timesteps,
+            finished_early=sampler.finished_early,
+            notes=tuple(sampler.notes),
         )
-        return out
 
     # Which calls.
 
@@ -178,7 +195,7 @@ class PipelineAttachment:
         declared = inspect.signature(self.own_class.__call__).parameters
         if other := sorted(given.keys() - declared.keys()):
             return f"{other[0]} is given"
-        if several := _several(given):
+        if several := pictures.why_not(given, self.pipe.device):
             return several
         if isinstance(given.get("callback_on_step_end"), (PipelineCallback, MultiPipelineCallbacks)):
             return f"{type(given['callback_on_step_end']).__name__} changes the steps"
@@ -203,7 +220,9 @@ class PipelineAttachment:
             return "one side of the picture is given alone"
         size = None if width is None or height is None else (int(width), int(height))
         guidance, negative = given.get("guidance_scale", adapter.default_guidance), given.get("negative_prompt")
-        if isinstance(negative, list):
+        if isinstance(negative, (list, tuple)):
+            if any(one != negative[0] for one in negative):
+                return "the negative prompts differ"
             negative = negative[0]
         asked = replace(plan.request, guidance=guidance, negative=negative, size=size)
         probe = LoadedImageGenerator(replace(plan, request=asked), assembly.engine, None)
@@ -287,26 +306,9 @@ def _until_planned(callback: Any, sampler: Sampler) -> Any:
     return call
 
 
-def _states(generator: Any) -> list[tuple[torch.Generator, torch.Tensor]]:
-    """Return generators with their states."""
-    several = generator if isinstance(generator, (list, tuple)) else [generator]
-    return [(one, one.get_state()) for one in several if isinstance(one, torch.Generator)]
-
-
 def _equal(value: Any, default: Any) -> bool:
     """Whether an argument is at its default."""
     return value is default or (isinstance(value, (bool, int, float, str)) and value == default)
-
-
-def _several(given: Mapping[str, Any]) -> str | None:
-    """Return that more than one picture is asked for, or that none is; None for one."""
-    for name in ("prompt", "negative_prompt"):
-        value = given.get(name)
-        if isinstance(value, (list, tuple)) and len(value) != 1:
-            return "several pictures are asked for in one call"
-    if given.get("num_images_per_prompt") not in (None, 1) or given.get("batch_size") not in (None, 1):
-        return "several pictures are asked for in one call"
-    return None
 
 
 def _attached(own: Any) -> type:
