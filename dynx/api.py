@@ -138,11 +138,26 @@ class Classifier:
         self._assembly = assembly
         self._classifier = classifier.Classifier(assembly, audit=audit, on_alarm=self.warnings.append)
 
-    def classify(self, inputs: Iterable[str | Path]) -> Iterator[Prediction]:
-        """Yield a prediction for each text (for an image model each path), in order, as soon as its window is done."""
+    def classify(self, inputs: Iterable[Any]) -> Iterator[Prediction]:
+        """Yield a prediction for each text (for an image model each path), in order, as soon as its window is done.
+
+        A classifier that was loaded with `form="pair"` takes pairs: two texts in a tuple or list, or an object with "text" and
+        "text_pair". Raises InvalidInput for anything else.
+        """
         stream = iter(inputs)
-        while window := list(islice(stream, WINDOW_INPUTS)):
+        while window := [self._item(each) for each in islice(stream, WINDOW_INPUTS)]:
             yield from self._classifier.window(window)
+
+    def _item(self, value: Any) -> Any:
+        """Return an input as the classifier takes it."""
+        if self._assembly.plan.request.form != "pair":
+            return value
+        from dynx.early_exit.items import as_pair
+
+        pair = as_pair(value)
+        if pair is None:
+            raise InvalidInput(f'{value!r:.80} is no pair: two texts, or an object with "text" and "text_pair"')
+        return pair
 
     @property
     def stats(self) -> ClassifierReceipt:
@@ -158,8 +173,8 @@ class Classifier:
 def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any) -> Classifier:
     """Load a classifier of texts or images (shipped, a folder or a hub id) with the exits that its profile allows.
 
-    Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`,
-    `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises
+    `form` says what inputs are: "text" (or images), or "pair". Further options are those of the command line:
+    `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`, `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises
     DynxError.
     """
     from dynx.early_exit import assemble, make_plan
@@ -170,7 +185,7 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any)
         return Classifier(assemble(make_plan(ClassifierRequest(model=model, **settings))), audit)
 
 
-def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
+def classify(inputs: Sequence[Any], *, model: str = "mood", **options: Any) -> list[Prediction]:
     """Classify `inputs`; this loads the model each time, so for several calls use `load_classifier`."""
     return list(load_classifier(model, **options).classify(inputs))
 
@@ -203,7 +218,8 @@ def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
 
     A classifier of transformers, a pipeline with one, or a cross-encoder: rows exit early under the promise of the profile.
     `tokenizer` is what its inputs go through (an image processor for images); by default the model's own. Options:
-    `max_disagreement`, `confidence`, `within`, `max_length`, `batch_size`, `profile`, `require_profile`, as of `load_classifier`.
+    `form`, `max_disagreement`, `confidence`, `within`, `max_length`, `batch_size`, `profile`, `require_profile`, as of
+    `load_classifier`; with `form="pair"` the rows are pairs of texts.
 
     A pipeline of diffusers: it draws in the profile's steps. Options: `quality`, `profile`, `require_profile`.
 

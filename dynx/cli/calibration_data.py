@@ -40,13 +40,15 @@ def read_inputs(
     tsv: bool = False,
     column: str | None = None,
     field: str | None = None,
+    pair: str | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
-    """Return the inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
+    """Return the inputs of a file (`-` is stdin), read whole: texts or pairs, or with `kind` "image" paths; or a folder's pictures.
 
     Rows that are no input are left out, and `warn` is called with how many and why. Raises UsageError where nothing can be read.
     """
     from dynx.early_exit.features import Inputs
+    from dynx.early_exit.items import Pair
 
     if kind == "image" and path != "-" and Path(path).is_dir():
         try:
@@ -57,7 +59,7 @@ def read_inputs(
         if not files:
             raise UsageError(f"--data {path} has no images", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])
-    shape = layout(tsv=tsv, column=column, field=field, images=kind == "image", skip_empty=True)
+    shape = layout(tsv=tsv, column=column, field=field, pair=pair, images=kind == "image", skip_empty=True)
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:
@@ -80,7 +82,10 @@ def read_inputs(
         paths = [record.path for record in records if record.path is not None]
         return Inputs(paths, [_mark(p) for p in paths], places, rows.rows)
     texts = [record.text for record in records if record.text is not None]
-    return Inputs(texts, texts, places, rows.rows)
+    if pair is None:
+        return Inputs(texts, texts, places, rows.rows)
+    pairs = [Pair(text, record.text_pair or "") for text, record in zip(texts, records, strict=True)]
+    return Inputs(pairs, [each.name for each in pairs], places, rows.rows)
 
 
 def _mark(file: Path) -> str:

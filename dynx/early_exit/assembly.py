@@ -145,7 +145,14 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
 
     if plan.kind == "image":
         return ImagePreprocessor(loading.load_image_processor(plan.source), model)
-    return TextPreprocessor(loading.load_tokenizer(plan.source), model, max_length)
+    form = plan.request.form
+    return TextPreprocessor(
+        loading.load_tokenizer(plan.source),
+        model,
+        max_length,
+        pairs=form != "text",
+        truncation="only_first" if form == "zero-shot" else "longest_first",
+    )
 
 
 class AttachResult(NamedTuple):

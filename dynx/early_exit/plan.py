@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from dynx.early_exit.items import InputForm
 from dynx.runtime.plan import Decisions, ModelRequest, Plan
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class ClassifierRequest(ModelRequest):
     confidence: float = field(default=CONFIDENCE, kw_only=True)
     within: float | None = field(default=None, kw_only=True)
     """Largest difference of a regression's numbers that still counts as agreement."""
+    form: InputForm = field(default="text", kw_only=True)
+    """What an input is."""
 
     @property
     def delta(self) -> float:

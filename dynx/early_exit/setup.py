@@ -16,6 +16,7 @@ from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.profile import FORMS
 from dynx.runtime.threads import beside, set_torch_threads
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def make_plan(
         raise InvalidInput(f"`quantize` {request.quantize}: classifiers have {' and '.join(backends.QUANTIZATIONS)}")
     source = request.find(request.model, TASK)
     kind = loading.check_classifier(source, allow_pickle=request.allow_pickle)
-    found = resolve(request, source, RULES, warn=warn, machine=machine)
+    if request.form != "text" and kind == "image":
+        raise InvalidInput(f"{source.name} takes images, and the inputs are {FORMS[request.form]}")
+    found = resolve(request, source, RULES, warn=warn, machine=machine, form=request.form)
     decisions = ClassifierDecisions(**found.common)
     plan = ClassifierPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions, kind=kind

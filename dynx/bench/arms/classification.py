@@ -20,6 +20,7 @@ from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
 from dynx.early_exit.assembly import BlockBackend, Reference, attach_exits, is_reference, load_model
 from dynx.early_exit.classifier import Classifier
+from dynx.early_exit.items import Pair
 from dynx.early_exit.preprocessing import Example
 from dynx.errors import ModelError
 from dynx.runtime.backends.registry import TORCH
@@ -190,7 +191,7 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
 
     def run(case: Case) -> Outcome:
         with loading.quietly():
-            found = pipe([str(item) for item in case], **settings)
+            found = pipe([_as_peers_take(item) for item in case], **settings)
         return Outcome(len(case), None, tuple(answer(one) for one in found))
 
     def answer(found: Any) -> Answer:
@@ -200,6 +201,11 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
         return answer_of(problem, scores[0][0], by_output)
 
     return run
+
+
+def _as_peers_take(item: Any) -> Any:
+    """Return an input as transformers' pipelines take it."""
+    return {"text": item.text, "text_pair": item.text_pair} if isinstance(item, Pair) else str(item)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["options", "peer", "lookup"]
 LOOKUP = "lookup:"
 """Beginning of an arm of static prompt lookup."""
 
-WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field"}
+WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field", "pair"}
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(

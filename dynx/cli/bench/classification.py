@@ -39,6 +39,7 @@ class Settings:
     tsv: bool = False
     column: str | None = None
     field: str | None = None
+    pair: str | None = None
     labels: str | None = None
     backend: str = "auto"
     quantize: str = "none"
@@ -97,9 +98,15 @@ def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[Lo
     plan = make_plan(request, terminal)
     if request.data is not None:
         inputs = read_inputs(
-            request.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
+            request.data,
+            plan.kind,
+            tsv=own.tsv,
+            column=own.column,
+            field=own.field,
+            pair=own.pair,
+            warn=terminal.warn,
         )
-    elif plan.kind == "text" and plan.source.kind == "shipped":
+    elif plan.kind == "text" and own.pair is None and plan.source.kind == "shipped":
         made = builtin_inputs.texts(own.prompts)
         inputs = Inputs(made, made)
     else:
@@ -129,6 +136,7 @@ def request_of(request: Request) -> ClassifierRequest:
         max_disagreement=own.max_disagreement,
         confidence=own.confidence,
         within=own.within,
+        form="text" if own.pair is None else "pair",
         profile=request.profile,
         **request.for_request(),
     )

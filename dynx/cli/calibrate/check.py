@@ -68,6 +68,7 @@ def request_of(options: Options) -> Request:
         tsv=options.tsv or None,
         column=options.column,
         field=options.field,
+        pair=options.pair,
         chat=options.chat or None,
         system=options.system,
         max_length=options.max_length,
@@ -137,7 +138,12 @@ def refuse_learned(request: Request, module: TaskModule, plan: PlannedRun, profi
         return
     if isinstance(plan, ClassifierPlan):
         rows = read_inputs(
-            request.data, plan.kind, tsv=bool(request.tsv), column=request.column, field=request.field
+            request.data,
+            plan.kind,
+            tsv=bool(request.tsv),
+            column=request.column,
+            field=request.field,
+            pair=request.pair,
         ).names
     else:
         rows = read_prompts(request.data)

@@ -46,6 +46,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         max_disagreement=options.max_disagreement,
         confidence=options.confidence,
         within=options.within,
+        form="text" if options.pair is None else "pair",
         profile="none",  # what is stored must not colour what is measured
         **options.for_request(),
     )
@@ -54,7 +55,13 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
         raise UsageError("classifiers need --data: unlabelled inputs like those to come", hint=f"--data {what}")
     inputs = read_inputs(
-        options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field, warn=terminal.warn
+        options.data,
+        plan.kind,
+        tsv=options.tsv,
+        column=options.column,
+        field=options.field,
+        pair=options.pair,
+        warn=terminal.warn,
     )
     if options.dry_run:
         dry_run(plan, inputs, budget, options, terminal)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dynx.cli.options.classify import Options
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
+    from dynx.early_exit.items import Pair
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.types import Prediction, Receipt
 
@@ -121,6 +122,7 @@ def open_records(options: Options, *, images: bool) -> Records:
         tsv=options.tsv,
         column=options.column,
         field=options.field,
+        pair=options.pair,
         images=images,
         skip_empty=options.skip_empty,
     )
@@ -353,12 +355,14 @@ def verified(classifier: Classifier, options: Options) -> None:
         )
 
 
-def item_of(record: Record) -> str | Path:
+def item_of(record: Record) -> str | Path | Pair:
     """Return a record as the classifier takes it."""
+    from dynx.early_exit.items import Pair
+
     item = record.path if record.path is not None else record.text
     if item is None:
         raise ValueError("a record with an error has no input")
-    return item
+    return item if record.text_pair is None or not isinstance(item, str) else Pair(item, record.text_pair)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> None:

@@ -207,6 +207,12 @@ SHARD_ROWS = Declared(
     help="With --input: rows that a worker answers and writes at a time; by default about 30 seconds of work.",
 )
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; this key holds the text.")
+PAIR = Declared(
+    "--pair",
+    metavar="A,B",
+    help="The inputs are pairs of texts: read JSON lines, and take the texts under these two keys. With --tsv, and with --input, "
+    "two columns.",
+)
 PROMPT_FIELD = Declared(
     "--field",
     metavar="NAME",
@@ -214,7 +220,9 @@ PROMPT_FIELD = Declared(
 )
 CHAT = Declared("--chat", help="Apply the model's chat template to each prompt.")
 SYSTEM = Declared("--system", metavar="TEXT", help="System message of conversations that have none; implies --chat.")
-TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column.")
+TSV = Declared(
+    "--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column or --pair."
+)
 ALLOW_PICKLE = Declared(
     "--allow-pickle", help="Also load pickled weights. A pickle can run any code; use it only for authors you trust."
 )

@@ -42,6 +42,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "per line, or a folder of images.",
     )
     field: str | None = o.PROMPT_FIELD(None)
+    pair: str | None = o.PAIR(None)
     chat: bool | None = o.CHAT(None)
     system: str | None = o.SYSTEM(None)
     by: str | None = o.option(

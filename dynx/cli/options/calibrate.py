@@ -37,6 +37,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     tsv: bool = o.TSV(False)
     column: str | None = o.COLUMN(None)
     field: str | None = o.PROMPT_FIELD(None)
+    pair: str | None = o.PAIR(None)
     chat: bool = o.CHAT(False)
     system: str | None = o.SYSTEM(None)
     max_disagreement: float = o.MAX_DISAGREEMENT(0.02)

@@ -17,6 +17,7 @@ Examples:
   dynx classify "What a fine day"
   dynx classify < lines.txt > labels.tsv
   dynx classify -m ./my-model --field body --jsonl < posts.jsonl
+  dynx classify -m ./my-nli --pair premise,hypothesis < pairs.jsonl
   dynx classify -m ./my-vit photos/*.png
   dynx classify -m ./my-model --input 'data/*.parquet' --column text --output labels/
 """
@@ -34,6 +35,7 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     tsv: bool = o.TSV(False)
     column: str | None = o.COLUMN(None)
     field: str | None = o.FIELD(None)
+    pair: str | None = o.PAIR(None)
     skip_empty: bool = o.option(False, "--skip-empty", help="Skip empty texts.")
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
     max_disagreement: float = o.MAX_DISAGREEMENT(0.02)
@@ -94,6 +96,7 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
             max_disagreement=self.max_disagreement,
             confidence=self.confidence,
             within=self.within,
+            form="text" if self.pair is None else "pair",
             profile=self.profile,
             require_profile=self.require_profile,
             plain=self.plain,
