@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.groups.profile_data import FittedGroupExits
     from dynx.runtime.certify import Certificate, Costs
 
 Progress = Callable[[float, str], None]
@@ -70,7 +71,7 @@ class Findings:
     unreadable: int
     parts: tuple[int, int, int]
     power: str
-    fitted: FittedExits | None
+    fitted: FittedExits | FittedGroupExits | None
     certificate: Certificate | None
     agreement: dict[int, float]
     """By exit tried: share of the second part that its head answers like the full model."""
@@ -110,7 +111,7 @@ def calibrate(
         lost = f" ({unreadable:,} can't be read)" if unreadable else ""
         raise InvalidInput(
             f"{len(rows)} different inputs{lost}; at least {MIN_CALIBRATION_INPUTS} are needed",
-            hint=f"better: {_recommended_inputs(request)}",
+            hint=f"better: {recommended_inputs(request)}",
         )
     first = [rows[i] for i in parts[0]]
     choose_backend(assembly, first, clock, lambda what: progress(0.0, what))
@@ -179,7 +180,8 @@ def require_tolerance(assembly: LoadedClassifier) -> None:
         )
 
 
-def _recommended_inputs(request: Any) -> str:
+def recommended_inputs(request: Any) -> str:
+    """Say how many inputs are enough for what is requested."""
     least = smallest_sample(request.max_disagreement, request.delta)
     return f"{10 * least:,} or more, for {percent(request.max_disagreement)} at {percent(request.confidence)}"
 

@@ -34,7 +34,8 @@ def stages_of(assembly: LoadedClassifier, borders: Sequence[int], batch: int | N
     if assembly.segments is None:
         return TorchStages(assembly.exit_model, collate, borders)
     limit = getattr(assembly.preprocessor, "limit", None)
-    return SegmentStages(assembly.segments.at(borders).parts, collate, size, limit)
+    segments = assembly.segments if assembly.segments.borders == tuple(borders) else assembly.segments.at(borders)
+    return SegmentStages(segments.parts, collate, size, limit)
 
 
 def threads_of(assembly: LoadedClassifier) -> int:
