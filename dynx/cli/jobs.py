@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.console import Terminal
 from dynx.cli.inputs import typed
 from dynx.cli.options import Engine
+from dynx.cli.pairs import names_of_pair
 from dynx.cli.remedy import telling_the_remedy
 from dynx.errors import DynxError, UsageError
 
@@ -66,8 +67,6 @@ def run_job(
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color)
     column, second = options.column or getattr(options, "field", None) or None, None
     if (pair := getattr(options, "pair", None)) is not None:
-        from dynx.cli.classify.records import names_of_pair
-
         if column is not None:
             raise UsageError(f"--pair and {'--column' if options.column else '--field'} exclude each other")
         column, second = names_of_pair(pair)

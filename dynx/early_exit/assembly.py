@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-    from dynx.early_exit.attach.interface import ClassifierModel
     from torch import Tensor
 
+    from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.engine import Answer, Engine, Exits
     from dynx.early_exit.groups.profile_data import GroupProfile
     from dynx.early_exit.labels import Labels
@@ -164,6 +163,7 @@ def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> t
 
 def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None) -> Preprocessor:
     """Load the preprocessor of a model's inputs. Raises DynxError."""
+    from dynx.early_exit.cross_encoder import read_cross_encoder
     from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
 
     if plan.kind == "image":
@@ -175,6 +175,7 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
         max_length,
         pairs=form != "text",
         truncation="only_first" if form == "zero-shot" else "longest_first",
+        own_limit=read_cross_encoder(plan.source).max_length if form == "ranking" else None,
     )
 
 

@@ -451,5 +451,15 @@ def _full_depth_findings(
     }
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     return Findings(
-        len(rows), unreadable, sizes, sample_power, None, None, {}, None, summary, Profile(**body), range_arrays(assembly)
+        len(rows),
+        unreadable,
+        sizes,
+        sample_power,
+        None,
+        None,
+        {},
+        None,
+        summary,
+        Profile(**body),
+        range_arrays(assembly),
     )

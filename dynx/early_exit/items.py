@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 InputForm: TypeAlias = Literal["text", "pair", "ranking", "zero-shot"]
-"""What an input of a classifier is: a text (or an image), a pair of texts, a query with documents, or a text with candidate labels."""
+"""What an input of a classifier is: a text or image, a pair of texts, a query with documents, or a text with candidate labels."""
 
 GROUPED: frozenset[InputForm] = frozenset({"ranking", "zero-shot"})
 """Forms whose input is several pairs with one result."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from dynx.early_exit.items import InputForm
 from dynx.runtime.plan import Decisions, ModelRequest, Plan
 
 if TYPE_CHECKING:
+    from dynx.early_exit.items import InputForm
     from dynx.runtime.decision import Decision
 
 TASK = "classify"
@@ -51,6 +51,11 @@ class ClassifierRequest(ModelRequest):
     """Zero-shot: several labels of a text may hold, each judged by itself."""
     per_class: bool = field(default=False, kw_only=True)
     """Whether the guarantee holds for each of the full model's labels, not only for all inputs together."""
+
+    @property
+    def each_label_alone(self) -> bool:
+        """Whether candidate labels are judged each by itself: several may hold, or there is only one."""
+        return self.multi_label or len(self.candidates) == 1
 
     @property
     def delta(self) -> float:

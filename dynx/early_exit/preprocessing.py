@@ -66,7 +66,8 @@ Truncation = Literal["longest_first", "only_first"]
 class TextPreprocessor:
     """Preprocessing of texts and pairs of texts, truncated to `limit` tokens: the model's, or fewer by `max_length`.
 
-    `pairs`: the inputs are pairs, which the tokenizer joins and marks as its model expects.
+    `pairs`: the inputs are pairs, which the tokenizer joins and marks as its model expects. `own_limit` is a limit that the
+    model's folder states elsewhere.
     """
 
     kind: Literal["text", "image"] = "text"
@@ -79,10 +80,12 @@ class TextPreprocessor:
         *,
         pairs: bool = False,
         truncation: Truncation = "longest_first",
+        own_limit: int | None = None,
     ) -> None:
         if max_length is not None and max_length < MIN_TEXT_TOKENS:
             raise InvalidInput(f"`max_length` {max_length}: at least {MIN_TEXT_TOKENS} tokens")
-        self.own_limit = token_limit(tokenizer, model)
+        known = (token_limit(tokenizer, model), own_limit)
+        self.own_limit = min((n for n in known if n is not None), default=None)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
         self._tokenizer, self._device = tokenizer, device_of(model)
         self._pairs, self._truncation = pairs, truncation
@@ -105,7 +108,9 @@ class TextPreprocessor:
         return [self._row(item, {k: v[i] for k, v in encoded.items()}) for i, item in enumerate(items)]
 
     def _encode(self, items: list[str | Pair], limit: int | None = None) -> dict[str, list[list[int]]]:
-        cutting = {} if limit is None else {"truncation": self._truncation if self._pairs else True, "max_length": limit}
+        cutting = (
+            {} if limit is None else {"truncation": self._truncation if self._pairs else True, "max_length": limit}
+        )
         texts: list[list[str]] = [[item] if isinstance(item, str) else list(item) for item in items]
         parts = [list(column) for column in zip(*texts, strict=True)]
         out = self._tokenizer(*parts, return_attention_mask=True, verbose=False, **cutting)

@@ -34,6 +34,31 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class RankedDocument:
+    """A document among those of its query: its place in the input, from 0, and its score."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The documents of a query that make the result, from best to worst; none where there is an error."""
+
+    documents: list[RankedDocument]
+    pairs: int = 0
+    """Documents of the query."""
+    layers: int = 0
+    """Layers that were computed for all of them."""
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Ranking:
+        """Make a ranking that holds only an error."""
+        return cls([], error=error)
+
+
+@dataclass(frozen=True)
 class Guarantee:
     """The guarantee on answers, and its basis. `eps` 0: they are the full model's own."""
 
@@ -75,6 +100,8 @@ class Receipt:
     truncated: int = 0
     repeated: int = 0
     """Inputs equal to an earlier one, which weren't computed again."""
+    rows: int = 0
+    """Pairs that all inputs consist of; 0 where an input is a single row."""
     layers: int = 0
     """Block calls for all answers."""
     audit_layers: int = 0
@@ -89,8 +116,8 @@ class Receipt:
 
     @property
     def computed(self) -> int:
-        """Number of inputs that the model computed."""
-        return self.inputs - self.errors - self.repeated
+        """Number of inputs, or of their pairs, that the model computed."""
+        return self.rows or self.inputs - self.errors - self.repeated
 
     @property
     def mean_layers(self) -> float | None:
@@ -109,6 +136,7 @@ class Receipt:
             "errors": self.errors,
             "truncated": self.truncated,
             "repeated": self.repeated,
+            **({"rows": self.rows} if self.rows else {}),
             "seconds": self.seconds,
             "inputs_per_second": self.per_second,
             "depth": self.depth,

@@ -177,7 +177,9 @@ def _with_columns(source: Source, column: str | None, second: str | None) -> Sou
     if second is None:
         return _with_column(source, column)
     if source.format in (IMAGES, "text"):
-        raise InvalidInput(f"{source.path} has no columns, and pairs are two", hint="JSON lines, a table or Parquet has")
+        raise InvalidInput(
+            f"{source.path} has no columns, and pairs are two", hint="JSON lines, a table or Parquet has"
+        )
     return replace(_with_column(source, column), second=_with_column(source, second).column)
 
 
@@ -249,7 +251,7 @@ def _sources(pattern: str) -> Iterator[Source]:
             raise InvalidInput(f"images are read from local folders, and {pattern} isn't one")
         version = text_hash(f"{info['name']} {info['size']}" for info in images)
         size = sum(int(info["size"]) for info in images)
-        yield Source(path, IMAGES, size, version, None, len(images))
+        yield Source(path, IMAGES, size, version, rows=len(images))
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:

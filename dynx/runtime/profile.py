@@ -65,7 +65,7 @@ class ProfileError(DynxError):
 
 
 Form = Literal["text", "chat", "pair", "ranking", "zero-shot"]
-"""What inputs are: plain texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels."""
+"""What inputs are: texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels."""
 
 TEXT: Form = "text"
 FORMS: Mapping[Form, str] = {
@@ -372,9 +372,7 @@ def _take_time(document: dict[str, Any]) -> str:
 def _take_form(parts: dict[str, Any]) -> Form:
     form: Form = parts.get("form", TEXT)
     if form not in FORMS:
-        raise ProfileError(
-            ProfileFault.BAD_VALUE, f"key.form is {form!r:.40}, and this dynx knows {', '.join(FORMS)}"
-        )
+        raise ProfileError(ProfileFault.BAD_VALUE, f"key.form is {form!r:.40}, and this dynx knows {', '.join(FORMS)}")
     return form
 
 

@@ -22,7 +22,17 @@ Kind: TypeAlias = Literal["options", "peer", "lookup"]
 LOOKUP = "lookup:"
 """Beginning of an arm of static prompt lookup."""
 
-WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field", "pair"}
+WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {
+    "field",
+    "pair",
+    "rank",
+    "group",
+    "candidates",
+    "hypothesis",
+    "multi_label",
+    "per_class",
+    "top_k",
+}
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(

@@ -12,6 +12,7 @@ from dynx.cli.bench.task import Prepared, conditions, settings
 from dynx.cli.bench.values import tolerance_or
 from dynx.cli.calibration_data import read_inputs
 from dynx.cli.classify.command import open_assembly
+from dynx.cli.forms import form_fields
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,13 @@ class Settings:
     column: str | None = None
     field: str | None = None
     pair: str | None = None
+    rank: bool = False
+    group: str | None = None
+    candidates: str | None = None
+    hypothesis: str | None = None
+    multi_label: bool = False
+    per_class: bool = False
+    top_k: int | None = None
     labels: str | None = None
     backend: str = "auto"
     quantize: str = "none"
@@ -103,10 +111,10 @@ def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[Lo
             tsv=own.tsv,
             column=own.column,
             field=own.field,
-            pair=own.pair,
+            forms=own,
             warn=terminal.warn,
         )
-    elif plan.kind == "text" and own.pair is None and plan.source.kind == "shipped":
+    elif plan.kind == "text" and plan.request.form == "text" and plan.source.kind == "shipped":
         made = builtin_inputs.texts(own.prompts)
         inputs = Inputs(made, made)
     else:
@@ -136,7 +144,7 @@ def request_of(request: Request) -> ClassifierRequest:
         max_disagreement=own.max_disagreement,
         confidence=own.confidence,
         within=own.within,
-        form="text" if own.pair is None else "pair",
+        **form_fields(own),
         profile=request.profile,
         **request.for_request(),
     )

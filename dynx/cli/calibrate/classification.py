@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_inputs
+from dynx.cli.forms import form_fields
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         max_disagreement=options.max_disagreement,
         confidence=options.confidence,
         within=options.within,
-        form="text" if options.pair is None else "pair",
+        **form_fields(options),
         profile="none",  # what is stored must not colour what is measured
         **options.for_request(),
     )
@@ -60,7 +61,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         tsv=options.tsv,
         column=options.column,
         field=options.field,
-        pair=options.pair,
+        forms=options,
         warn=terminal.warn,
     )
     if options.dry_run:

@@ -35,7 +35,24 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a text-to-image pipeline")
-    others = ("tsv", "column", "field", "pair", "adapters", "chat", "system", "within", "max_length", "quantize")
+    others = (
+        "tsv",
+        "column",
+        "field",
+        "pair",
+        "rank",
+        "group",
+        "candidates",
+        "multi_label",
+        "per_class",
+        "top_k",
+        "adapters",
+        "chat",
+        "system",
+        "within",
+        "max_length",
+        "quantize",
+    )
     refuse(options, others, "is a text-to-image pipeline")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []

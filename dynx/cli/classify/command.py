@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
+from dynx.cli.forms import reading
 from dynx.cli.jobs import is_job, run_job
 from dynx.cli.pieces import shown
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dynx.cli.options.classify import Options
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
-    from dynx.early_exit.items import Pair
+    from dynx.early_exit.items import Pair, Query
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.types import Prediction, Receipt
 
@@ -122,7 +123,7 @@ def open_records(options: Options, *, images: bool) -> Records:
         tsv=options.tsv,
         column=options.column,
         field=options.field,
-        pair=options.pair,
+        **reading(options),
         images=images,
         skip_empty=options.skip_empty,
     )
@@ -355,13 +356,15 @@ def verified(classifier: Classifier, options: Options) -> None:
         )
 
 
-def item_of(record: Record) -> str | Path | Pair:
+def item_of(record: Record) -> str | Path | Pair | Query:
     """Return a record as the classifier takes it."""
-    from dynx.early_exit.items import Pair
+    from dynx.early_exit.items import Pair, Query
 
     item = record.path if record.path is not None else record.text
     if item is None:
         raise ValueError("a record with an error has no input")
+    if record.documents is not None and record.text is not None:
+        return Query(record.text, record.documents)
     return item if record.text_pair is None or not isinstance(item, str) else Pair(item, record.text_pair)
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dynx.cli.pairs import names_of_pair
 from dynx.cli.pieces import lines, not_utf8, shown, undecoded
 from dynx.cli.tables import table
 from dynx.errors import UsageError
@@ -42,6 +43,9 @@ LINGER_SECONDS = 0.005
 PAIR_SEPARATOR = "\t"
 """What stands between the texts of a pair in the input that the output echoes."""
 
+QUERY_FIELDS = ("query", "documents")
+"""Keys of a query and its documents in JSON lines."""
+
 PAIR_KEY = "text_pair"
 """The key of a pair's second text, in the objects that transformers' pipeline takes."""
 
@@ -61,6 +65,8 @@ class Record:
     """The whole JSON object, for JSON lines."""
     text_pair: str | None = None
     """The second text of a pair."""
+    documents: tuple[str, ...] | None = None
+    """The documents to rank for the text, a query."""
     size: int = 0
     """Number of its bytes in the input."""
 
@@ -77,6 +83,8 @@ class Layout:
     """Column names in the header line, or numbers from 1 in a table without header."""
     fields: tuple[str, ...] = ()
     """Keys of the texts in JSON lines."""
+    ranked: bool = False
+    """Whether inputs are queries with documents: JSON lines, or rows of which the last column or key names the query."""
     images: bool | None = False
     """Whether each text is the path of an image; None decides by its suffix."""
     skip_empty: bool = False
@@ -89,11 +97,18 @@ def layout(
     column: str | None = None,
     field: str | None = None,
     pair: str | None = None,
+    rank: bool = False,
+    group: str | None = None,
     images: bool | None = False,
     skip_empty: bool = False,
 ) -> Layout:
     """Return the layout for these options. Raises UsageError for options that exclude or require each other."""
-    names = () if pair is None else names_of_pair(pair)
+    if group is not None and pair is None:
+        raise UsageError("--group requires --pair", hint="--pair query,document --group id")
+    if rank and pair is not None and group is None:
+        raise UsageError("--rank with --pair requires --group, the name of what is equal for documents of one query")
+    names: tuple[str, ...] = () if pair is None else names_of_pair(pair)
+    names = names if group is None else (*names, group)
     if tsv and column is None and not names:
         raise UsageError("--tsv requires --column", hint="a name from the header line, or 1, 2, … without a header")
     if column is not None and not tsv:
@@ -107,18 +122,14 @@ def layout(
     if len(asked) > 1:
         raise UsageError(f"{asked[0]} and {asked[1]} exclude each other")
     given = [name for name, value in (("-0", nul), ("--column", column), ("--field", field)) if value]
-    if names and given:
-        raise UsageError(f"--pair and {given[0]} exclude each other")
+    if (names or rank) and given:
+        raise UsageError(f"{'--pair' if names else '--rank'} and {given[0]} exclude each other")
+    if rank and tsv and not names:
+        raise UsageError("--rank with --tsv requires --pair and --group")
     fields = names if names and not tsv else () if field is None else (field,)
-    return Layout(nul, columns, fields, images, skip_empty)
-
-
-def names_of_pair(pair: str) -> tuple[str, ...]:
-    """Return the names of the texts of a pair. Raises UsageError unless there are two."""
-    names = tuple(name.strip() for name in pair.split(","))
-    if len(names) != 2 or not all(names) or names[0] == names[1]:
-        raise UsageError(f"--pair {pair}: two different names with a comma between", hint="--pair premise,hypothesis")
-    return names
+    if rank and not names:
+        fields = QUERY_FIELDS
+    return Layout(nul, columns, fields, rank or group is not None, images, skip_empty)
 
 
 def _number(column: str | None) -> int | None:
@@ -133,7 +144,7 @@ def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, n
     """
     shaped = "-0" if layout.nul else "--tsv" if layout.columns else "--field" if layout.fields else ""
     if len(layout.columns or layout.fields) > 1:
-        shaped = "--pair"
+        shaped = "--rank" if layout.ranked else "--pair"
     if "-" in arguments:
         if never:
             raise UsageError("- reads stdin, which --no-stdin forbids")
@@ -176,7 +187,8 @@ class Records:
 
     def _read(self) -> Iterator[Record]:
         for argument in self._arguments:
-            rows = _rows(self._stdin, self._layout, self._name) if argument == "-" else [_typed(argument)]
+            stdin = argument == "-"
+            rows = _rows(self._stdin, self._layout, self._name) if stdin else iter([_typed(argument)])
             for row in rows:
                 index, self.rows = self.rows, self.rows + 1
                 if self._layout.skip_empty and row.empty and (row.error is None or row.blank):
@@ -199,6 +211,9 @@ class _Row:
     bad: str | None = None
     """Why `text` isn't valid text; it may still be a path."""
     text_pair: str | None = None
+    documents: tuple[str, ...] | None = None
+    group: str | None = None
+    """What is equal for all documents of a query."""
 
     @property
     def empty(self) -> bool:
@@ -222,7 +237,8 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
     raw = text if text is None or row.text_pair is None else f"{text}{PAIR_SEPARATOR}{row.text_pair}"
     if row.bad is not None and raw is not None:
         return Record(index, None, None, raw, row.bad, row.original, size=row.size)
-    return Record(index, text, None, row.line if raw is None else raw, error, row.original, row.text_pair, row.size)
+    raw = row.line if raw is None else raw
+    return Record(index, text, None, raw, error, row.original, row.text_pair, row.documents, row.size)
 
 
 def _typed(argument: str) -> _Row:
@@ -232,8 +248,13 @@ def _typed(argument: str) -> _Row:
 
 def _rows(stdin: BinaryIO, layout: Layout, name: str) -> Iterator[_Row]:
     if layout.columns:
-        return _table_rows(table(lines(stdin, name, keep=True)), layout.columns, name)
+        rows = _table_rows(table(lines(stdin, name, keep=True)), layout.columns, name)
+        return _grouped(rows) if layout.ranked else rows
     found = lines(stdin, name, b"\0" if layout.nul else b"\n")
+    if layout.ranked:
+        if layout.fields == QUERY_FIELDS:
+            return (_query_row(line) for line in found)
+        return _grouped(_json_row(line, layout.fields) for line in found)
     if layout.fields:
         return (_json_row(line, layout.fields) for line in found)
     return (_line_row(line) for line in found)
@@ -264,9 +285,7 @@ def _table_rows(rows: Iterator[Cells], columns: Sequence[str], name: str) -> Ite
         places = [(_number(column) or 1) - 1 for column in columns]
         if first.error is None and max(places) >= len(first.cells):
             there = shown(", ".join(first.cells))
-            raise UsageError(
-                f"no column {max(places) + 1} on {name}; its first line has {len(first.cells)}: {there}"
-            )
+            raise UsageError(f"no column {max(places) + 1} on {name}; its first line has {len(first.cells)}: {there}")
         rows = chain([first], rows)
     empty = True
     for row in rows:
@@ -283,16 +302,20 @@ def _table_row(row: Cells, places: Sequence[int], columns: Sequence[str], header
     if error is None and missing is None:
         if header and any(cells[len(header) :]):
             error = f"{len(cells)} columns, and the header has {len(header)}"
-        elif len(places) == 1 and PAIR_KEY in header:
-            if _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, columns[0]):
-                error = PAIR_ERROR
+        elif len(places) == 1 and _is_half(header, cells, columns[0]):
+            error = PAIR_ERROR
     elif error is None and missing is not None and row.line.strip():
         error = f"{len(cells)} columns, and {columns[missing]} is number {places[missing] + 1}"
     if error is not None:
         return _Row(None, row.size, error, row.line)
     texts = [cells[at] if at < len(cells) else "" for at in places]
     bad = next(filter(None, (undecoded(text, row.offset) for text in texts)), None)
-    return _Row(texts[0], row.size, bad=bad, text_pair=texts[1] if len(texts) > 1 else None)
+    second, group = (*texts[1:], None, None)[:2]
+    return _Row(texts[0], row.size, bad=bad, text_pair=second, group=group)
+
+
+def _is_half(header: Sequence[str], cells: Sequence[str], column: str) -> bool:
+    return PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column)
 
 
 PAIR_ERROR = f'half of a pair: the row has a "{PAIR_KEY}" too, which --pair text,{PAIR_KEY} reads'
@@ -312,13 +335,68 @@ def _json_row(found: Line, keys: Sequence[str]) -> _Row:
     except NotAnObjectError as e:
         return _Row(None, size, str(e), line)
     texts = [value.get(key) for key in keys]
+    if len(texts) > 2 and isinstance(texts[2], int):  # a number names a query as well as a text
+        texts[2] = str(texts[2])
     if all(isinstance(text, str) for text in texts):
         if len(keys) == 1 and _is_pair(value, keys[0]):
             return _Row(None, size, PAIR_ERROR, line, value)
-        return _Row(texts[0], size, original=value, text_pair=texts[1] if len(texts) > 1 else None)
-    key = next(key for key in keys if not isinstance(value.get(key), str))
+        second, group = (*texts[1:], None, None)[:2]
+        return _Row(texts[0], size, original=value, text_pair=second, group=group)
+    key = next(key for key, text in zip(keys, texts, strict=True) if not isinstance(text, str))
     reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
     return _Row(None, size, reason, line, value)
+
+
+def _query_row(found: Line) -> _Row:
+    """Return a query with its documents."""
+    line, size, bad, _, _ = found
+    if bad is not None:
+        return _Row(None, size, bad, line)
+    try:
+        value = parse_object(line)
+    except NotAnObjectError as e:
+        return _Row(None, size, str(e), line)
+    for key in QUERY_FIELDS:
+        if key not in value:
+            return _Row(None, size, f'no field "{key}"', line, value)
+    query, documents = (value[key] for key in QUERY_FIELDS)
+    if not isinstance(query, str):
+        return _Row(None, size, 'field "query" is not text', line, value)
+    if not isinstance(documents, list) or not all(isinstance(each, str) for each in documents):
+        return _Row(None, size, 'field "documents" is not a list of texts', line, value)
+    return _Row(query, size, original=value, documents=tuple(documents))
+
+
+def _grouped(rows: Iterator[_Row]) -> Iterator[_Row]:
+    """Join rows that follow one another and are of the same query."""
+    held: _Row | None = None
+    documents: list[str] = []
+    size = 0
+    for row in rows:
+        whole = row.error is None and row.bad is None and row.text_pair is not None
+        if held is not None and whole and row.group == held.group:
+            documents.append(row.text_pair or "")
+            size += row.size
+            if row.text != held.text and held.error is None:
+                held = replace(
+                    held, error=f"rows of {shown(held.group or '')} have different queries", line=held.text or ""
+                )
+            continue
+        if held is not None:
+            yield _joined(held, documents, size)
+            held = None
+        if not whole:
+            yield row
+            continue
+        held, documents, size = row, [row.text_pair or ""], row.size
+    if held is not None:
+        yield _joined(held, documents, size)
+
+
+def _joined(first: _Row, documents: Sequence[str], size: int) -> _Row:
+    if first.error is not None:
+        return _Row(None, size, first.error, first.line)
+    return _Row(first.text, size, documents=tuple(documents))
 
 
 def windows(

@@ -43,6 +43,13 @@ class Options(o.OutputOptions, o.DeviceOptions):
     )
     field: str | None = o.PROMPT_FIELD(None)
     pair: str | None = o.PAIR(None)
+    rank: bool | None = o.RANK(None)
+    group: str | None = o.GROUP(None)
+    candidates: str | None = o.CANDIDATES(None)
+    hypothesis: str | None = o.HYPOTHESIS(None)
+    multi_label: bool | None = o.MULTI_LABEL(None)
+    per_class: bool | None = o.PER_CLASS(None)
+    top_k: int | None = o.TOP_K(None)
     chat: bool | None = o.CHAT(None)
     system: str | None = o.SYSTEM(None)
     by: str | None = o.option(

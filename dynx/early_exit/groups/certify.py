@@ -1,8 +1,8 @@
 """Rules for leaving groups early, and the certificate that the results of at most a share ε of groups differ.
 
-It is the test of `runtime.certify` with a group as the unit: rules are listed from strict to loose on one part of the groups, and on
-another part, seen once, the loosest is kept up to which every rule passes an exact binomial test. What a rule does to a group is
-found by running it on estimates that were computed for every row at every exit.
+It is the test of `runtime.certify` with a group as the unit: rules are listed from strict to loose on one part of the groups, and
+on another part, seen once, the loosest is kept up to which every rule passes an exact binomial test. What a rule does to a group
+is found by running it on estimates that were computed for every row at every exit.
 
 Letters: n groups, D rows of the largest, K exits, N rules.
 """
@@ -37,8 +37,7 @@ RULE_COUNT, FEW_RULES = 80, 24
 class GroupEvidence:
     """What every exit, full depth and the full model say of the rows of n groups.
 
-    estimates (K, R), final (R,) at full depth as computed here, full (R,) by the full float32 model; sizes (n,) are the rows of each
-    group.
+    estimates (K, R), final (R,) at full depth as computed here, full (R,) by the full float32 model; sizes (n,) count the rows.
     """
 
     estimates: NDArray[np.float64]
@@ -121,8 +120,8 @@ def choose_rules(
 ) -> Rules:
     """Draw up the list of rules on one part, for a certificate on n other groups.
 
-    A rule is one threshold, in usual errors, for all exits in use. Exits that don't pay for their own check are dropped, one at a time,
-    as long as the mean cost falls at the risk that n groups can certify.
+    A rule is one threshold, in usual errors, for all exits in use. Exits that don't pay for their own check are dropped, one at a
+    time, as long as the mean cost falls at the risk that n groups can certify.
     """
     allowed = most_failures(n, eps, delta)
     target = 0.0 if not allowed else allowed / n

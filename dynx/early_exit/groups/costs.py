@@ -1,8 +1,8 @@
 """What stages cost and save on this device, in seconds per row, at one batch size.
 
-Rows are put into full batches again at every border, so a row that leaves saves its share of the stages behind. What an exit costs is
-its head, and the border itself: stages take longer than one forward through the same blocks. Measurements alternate over several
-rounds, and medians count.
+Rows are put into full batches again at every border, so a row that leaves saves its share of the stages behind. An exit costs
+its head, and the border itself: stages take longer than one forward through the same blocks. Measurements alternate over
+several rounds, and medians count.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ MAX_WINDOW_TOKENS = 1 << 16
 class GroupExits:
     """Where rows of groups may leave: after the blocks `depths`, by heads that estimate the full model's value of a row.
 
-    `errors` (K,) are the usual errors of those estimates, `thresholds` (K,) the margins, in units of them, from which a row leaves.
+    `errors` (K,) are the usual errors of those estimates, `thresholds` (K,) the margins, in their units, from which a row leaves.
     """
 
     depths: tuple[int, ...]

@@ -102,7 +102,9 @@ def to_json(fitted: FittedGroupExits) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def evidence_of(arrays: Mapping[str, NDArray[Any]]) -> GroupEvidence:
     """Restore the certifying groups. Raises KeyError or ValueError."""
-    estimates, final, full = (np.asarray(arrays[f"groups.{name}"], np.float64) for name in ("estimates", "final", "full"))
+    estimates, final, full = (
+        np.asarray(arrays[f"groups.{name}"], np.float64) for name in ("estimates", "final", "full")
+    )
     sizes = np.asarray(arrays["groups.sizes"], dtype=np.int64)
     rows = int(sizes.sum())
     if estimates.ndim != 2 or estimates.shape[1:] != (rows,) or final.shape != (rows,) or full.shape != (rows,):

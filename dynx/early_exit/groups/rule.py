@@ -70,7 +70,8 @@ class TopK:
 
     def decided(self, active: Mask) -> Mask:
         """Return all rows of groups that have only k left."""
-        return active & self.ends_decided & (active.sum(1, keepdims=True) <= self.k)
+        few: Mask = active.sum(1, keepdims=True) <= self.k
+        return active & few if self.ends_decided else np.zeros_like(active)
 
     def chosen(self, values: Floats, active: Mask) -> Mask:
         """Return the k highest, the first of equal ones."""

@@ -44,7 +44,7 @@ class Stages(Protocol):
         """Drop the rows that wait at border k and aren't active, by number (n,)."""
 
     def advance(self, k: int, batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Run what waits at border k to the next, in batches; yield numbers (r,) and features (r, F), from the last logits (r, C)."""
+        """Run what waits at border k on, in batches; yield numbers (r,) and features (r, F), or logits (r, C) at the end."""
 
     def clear(self) -> None:
         """Drop all that waits."""

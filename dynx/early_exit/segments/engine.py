@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Input = TypeVar("Input")
 
+
 class SegmentEngine(Generic[Input]):
     """A segmented classifier with exits at its borders, or with none.
 

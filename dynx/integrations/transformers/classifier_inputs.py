@@ -63,9 +63,7 @@ def hooked(model: Any) -> bool:
     return False
 
 
-def reason_of_texts(
-    given: Mapping[str, Any], limit: int | None, pad: int | None, *, pairs: bool = False
-) -> str | None:
+def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None, *, pairs: bool = False) -> str | None:
     """Return why texts aren't such as the profile is about; None where they are.
 
     `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up; `pairs`: it is about

@@ -1,7 +1,7 @@
 """Learn once how early rows of groups may leave, from queries with documents or texts, without labels.
 
-It goes as `early_exit.calibrate` does for single inputs, with a group as the unit: groups are split into three parts, for heads, for
-errors and rules, and for the certificate. Heads estimate the full model's value of a row.
+It goes as `early_exit.calibrate` does for single inputs, with a group as the unit: groups are split into three parts, for heads,
+for errors and rules, and for the certificate. Heads estimate the full model's value of a row.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dynx.early_exit.calibrate import (
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
 from dynx.early_exit.features import collect
+from dynx.early_exit.group_setup import engine_of, stages_of, threads_of
 from dynx.early_exit.groups.certify import GroupEvidence, choose_rules, group_bounds
 from dynx.early_exit.groups.costs import measure_stage_costs
 from dynx.early_exit.groups.engine import full_depth_answers
 from dynx.early_exit.groups.profile_data import FittedGroupExits, evidence_arrays, to_arrays, to_json
 from dynx.early_exit.groups.rows import Group, groups_of, pairs_of
 from dynx.early_exit.groups.rule import padded, valid_places
-from dynx.early_exit.groups.setup import engine_of, stages_of, threads_of
 from dynx.early_exit.groups.values import rule_of, values_of
 from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.segments.segments import as_measured
