@@ -10,17 +10,47 @@ if TYPE_CHECKING:
     from dynx.early_exit.items import InputForm
 
 
+FORM_OPTIONS = ("pair", "rank", "group", "candidates", "hypothesis", "multi_label", "per_class", "top_k")
+"""Their names."""
+
+ONLY_CLASSIFIERS = tuple(name for name in FORM_OPTIONS if name != "hypothesis")
+"""Those without a default, which other tasks refuse."""
+
+
 class FormOptions(Protocol):
     """The options that say what inputs are."""
 
-    pair: str | None
-    rank: Any
-    group: str | None
-    candidates: str | None
-    hypothesis: Any
-    multi_label: Any
-    per_class: Any
-    top_k: int | None
+    @property
+    def pair(self) -> str | None:
+        """Names of the texts of pairs."""
+
+    @property
+    def rank(self) -> Any:
+        """Whether inputs are queries with documents."""
+
+    @property
+    def group(self) -> str | None:
+        """Name of what is equal for the documents of a query."""
+
+    @property
+    def candidates(self) -> str | None:
+        """Candidate labels with commas."""
+
+    @property
+    def hypothesis(self) -> str | None:
+        """The sentence that a label makes."""
+
+    @property
+    def multi_label(self) -> Any:
+        """Whether several labels may hold."""
+
+    @property
+    def per_class(self) -> Any:
+        """Whether the guarantee holds for each label."""
+
+    @property
+    def top_k(self) -> int | None:
+        """Number of labels or documents."""
 
 
 def form_of(options: FormOptions) -> InputForm:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynx.bench import PEERS
 from dynx.cli.bench.values import MAX_DRAFT_LENGTH
+from dynx.cli.forms import FORM_OPTIONS
 from dynx.cli.options.bench import LINE, ModelOptions, Request
 from dynx.errors import UsageError
 
@@ -15,24 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.runner import Arm, Case
-    from dynx.cli.options.bench import Options
+    from dynx.cli.forms import FORM_OPTIONS
+from dynx.cli.options.bench import Options
 
 Kind: TypeAlias = Literal["options", "peer", "lookup"]
 
 LOOKUP = "lookup:"
 """Beginning of an arm of static prompt lookup."""
 
-WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {
-    "field",
-    "pair",
-    "rank",
-    "group",
-    "candidates",
-    "hypothesis",
-    "multi_label",
-    "per_class",
-    "top_k",
-}
+WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field", *FORM_OPTIONS}
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(

@@ -68,13 +68,16 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         dry_run(plan, inputs, budget, options, terminal)
         return
     from dynx.early_exit import calibrate as learning
+    from dynx.early_exit import group_calibrate
+    from dynx.early_exit.items import GROUPED
     from dynx.runtime.certify import deduplicate
 
     terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.request.delta))
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, calibrating=True)
     terminal.clear_status()
     with terminal.progress(f"calibrating {plan.source.name}") as move:
-        found = learning.calibrate(
+        learn = group_calibrate.calibrate if plan.request.form in GROUPED else learning.calibrate
+        found = learn(
             assembly,
             inputs,
             budget=budget,
@@ -151,9 +154,11 @@ def table_of(found: Findings, assembly: LoadedClassifier) -> Table:
             k = fitted.depths.index(depth)
             reach, look = f"{costs.reach[k] / costs.full:.0%}", f"{costs.check[k] / costs.full:.1%}"
             if certificate.thresholds[k] != math.inf:
-                left = f"{certificate.exits[k] / certificate.n:.0%}"
+                left = f"{certificate.exits[k] / sum(certificate.exits):.0%}"
         table.add_row(f"layer {depth}", f"{share:.1%}", reach, look, left)
-    table.add_row("all layers", "", f"{costs.full * 1e3:.2f} ms", "", f"{certificate.exits[-1] / certificate.n:.0%}")
+    table.add_row(
+        "all layers", "", f"{costs.full * 1e3:.2f} ms", "", f"{certificate.exits[-1] / sum(certificate.exits):.0%}"
+    )
     return table
 
 

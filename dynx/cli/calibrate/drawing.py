@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_prompts
 from dynx.cli.draw.requests import parse_size
+from dynx.cli.forms import ONLY_CLASSIFIERS
 from dynx.diffusion.prompts import own_prompts
 from dynx.errors import UsageError
 
@@ -36,16 +37,10 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a text-to-image pipeline")
     others = (
+        *ONLY_CLASSIFIERS,
         "tsv",
         "column",
         "field",
-        "pair",
-        "rank",
-        "group",
-        "candidates",
-        "multi_label",
-        "per_class",
-        "top_k",
         "adapters",
         "chat",
         "system",

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
+from dynx.cli.forms import ONLY_CLASSIFIERS
 from dynx.cli.generate.model import hint_template
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
@@ -30,15 +31,9 @@ MIN_ANSWER_TOKENS = 16
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure costs and acceptance, store the profile, and report."""
     others = (
+        *ONLY_CLASSIFIERS,
         "tsv",
         "column",
-        "pair",
-        "rank",
-        "group",
-        "candidates",
-        "multi_label",
-        "per_class",
-        "top_k",
         "within",
         "max_length",
         "quality",
