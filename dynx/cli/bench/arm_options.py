@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.runner import Arm, Case
-    from dynx.cli.forms import FORM_OPTIONS
 from dynx.cli.options.bench import Options
 
 Kind: TypeAlias = Literal["options", "peer", "lookup"]

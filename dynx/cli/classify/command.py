@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
-from dynx.cli.forms import reading
+from dynx.cli.forms import form_of, reading
 from dynx.cli.jobs import is_job, run_job
 from dynx.cli.pieces import shown
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
@@ -123,7 +123,7 @@ def check(options: Options) -> None:
         raise UsageError("--scores is for labels; --rank without --top-k prints every document")
     if options.per_class and (options.certify or options.audit or options.verify):
         raise UsageError(
-            "--per-class is tested on calibration's inputs; --certify, --audit and --verify test all labels together"
+            "--per-class is tested on calibration's inputs; --certify, --audit and --verify test all labels at once"
         )
     if options.resume and options.labels:
         raise UsageError("--labels needs the whole input, so it can't be used with --resume")

@@ -56,7 +56,7 @@ class Format(Protocol):
     wants: str
     """Description of a line; empty if an output in this format can't be continued."""
 
-    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Any]]) -> str:
         """Return these answers as text."""
 
     def close(self) -> str:
