@@ -82,7 +82,9 @@ def test_rankings_are_those_of_sentence_transformers(tmp_path: Path) -> None:
             expected = library.CrossEncoder(str(saved), device="cpu").rank(query, documents)
             found = ranker.rank(query, documents)
             assert [each.index for each in found.documents] == [one["corpus_id"] for one in expected]
-            assert [each.score for each in found.documents] == pytest.approx([one["score"] for one in expected], abs=CLOSE)
+            assert [each.score for each in found.documents] == pytest.approx(
+                [one["score"] for one in expected], abs=CLOSE
+            )
 
 
 def test_ranking_takes_models_with_one_score(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ Both start from MiniLM-L6 (`sentence-transformers/all-MiniLM-L6-v2`, Apache 2.0)
 layers useful. The work folder gets the model as an ordinary folder, and files for calibration and measuring, of books and
 sentences that no step saw:
 
-* `rank`: the query is a sentence of a paragraph (inverse cloze task), the documents are what is left of its paragraph and other
+* `rank`: the query is a sentence of a paragraph (inverse cloze task), the documents are the rest of its paragraph and other
   paragraphs of the same book. `rank.learn.jsonl`, `rank.test.jsonl`.
 * `nli`: a text and the sentence "This example is LABEL.", which it entails or contradicts; the labels are good and bad reviews and
   four groups of books. `nli.learn.txt`, `nli.test.txt` with texts, and `.jsonl` with pairs.
@@ -38,7 +38,14 @@ if TYPE_CHECKING:
 
     Row = tuple[str, str, int]
 
-LABELS = ("a good review", "a bad review", "a wonder of Oz", "a story of the jungle", "a fairy tale", "a novel for children")
+LABELS = (
+    "a good review",
+    "a bad review",
+    "a wonder of Oz",
+    "a story of the jungle",
+    "a fairy tale",
+    "a novel for children",
+)
 HYPOTHESIS = "This example is {}."
 NLI = {0: "entailment", 1: "contradiction"}
 BATCH, TOKENS, RATE = 32, 64, 5e-5
@@ -153,7 +160,12 @@ def train(base: Path, folder: Path, rows: Iterator[Row], outputs: int, steps: in
     for step in range(steps):
         some = [next(rows) for _ in range(BATCH)]
         given = tokenizer(
-            [r[0] for r in some], [r[1] for r in some], truncation=True, max_length=TOKENS, padding=True, return_tensors="pt"
+            [r[0] for r in some],
+            [r[1] for r in some],
+            truncation=True,
+            max_length=TOKENS,
+            padding=True,
+            return_tensors="pt",
         )
         target = torch.tensor([r[2] for r in some])
         logits = model(**given).logits
@@ -176,7 +188,9 @@ def train(base: Path, folder: Path, rows: Iterator[Row], outputs: int, steps: in
 
 def write_lines(path: Path, rows: list[Any]) -> None:
     """Write JSON lines, or texts as they are."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -187,7 +201,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="BERT folder to start from (default: the installed MiniLM package's)")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--inputs", type=int, default=1600, help="queries or texts for calibration, and a quarter to measure on")
+    parser.add_argument(
+        "--inputs", type=int, default=1600, help="queries or texts for calibration, and a quarter to measure on"
+    )
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     base, rng = asked.base or teacher_folder(), np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Tiny random classifiers of pairs on disk, with tokenizers that mark both texts as their architectures do, and pairs for them."""
+"""Tiny random classifiers of pairs on disk, whose tokenizers mark both texts as their architectures do, and pairs for them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,16 @@ def pair_tokenizer(kind: str, limit: int = 60) -> Any:
     return tokenizer
 
 
-def write_pair_classifier(folder: Path, kind: str = "bert", *, labels: dict[int, str] | None = None, **changes: Any) -> Path:
-    """A classifier of pairs; without labels one score, as a cross-encoder has."""
+def write_pair_classifier(
+    folder: Path, kind: str = "bert", *, labels: dict[int, str] | None = None, easy: bool = False, **changes: Any
+) -> Path:
+    """A classifier of pairs; without labels one score, as a cross-encoder has. An `easy` one knows most answers early."""
     tokenizer = pair_tokenizer(kind)
     names = labels or {0: "LABEL_0"}
     settings = {"vocab_size": VOCAB, "pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 512}
     model = classifier(kind, **settings, type_vocab_size=2, **changes)
+    if easy:
+        damp(model)
     model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
     head = _head(model, len(names))
     model.num_labels = len(names)
@@ -56,11 +60,24 @@ def write_pair_classifier(folder: Path, kind: str = "bert", *, labels: dict[int,
     return folder
 
 
+def damp(model: Any) -> None:
+    """Have a BERT's blocks after the first hardly change anything, so that early estimates are worth something."""
+    import torch
+
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer[1:]:
+            for part in (layer.attention.output, layer.output):
+                part.dense.weight.mul_(0.03)
+                part.dense.bias.zero_()
+                part.LayerNorm.weight.fill_(1)
+                part.LayerNorm.bias.zero_()
+
+
 def _head(model: Any, outputs: int) -> Any:
     """Cut the last layer down to as many outputs."""
     import torch
 
-    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)][-1]
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
         last.weight = torch.nn.Parameter(last.weight[:outputs].clone())
         last.bias = torch.nn.Parameter(last.bias[:outputs].clone())

@@ -99,6 +99,7 @@ def as_by_default(assembly: LoadedClassifier) -> LoadedClassifier:
         exit_model=exit_model,
         preprocessor=preprocessor,
         exit_profile=None,
+        group_profile=None,
         block_backend=BlockBackend(TORCH, dtype),
         segments=None,
     )

@@ -65,18 +65,19 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
 
     own = settings(request, Settings)
     assembly, inputs = open_inputs(request, own, terminal)
-    if assembly.labels.problem == "regression" and own.within is None:
+    arms_of, batch = arms_module(assembly), max(1, assembly.batch // pairs_of_input(assembly, inputs))
+    if assembly.labels.problem == "regression" and own.within is None and not is_grouped(assembly):
         raise UsageError(
             "a regression model needs a tolerance, since its outputs are rarely equal",
             hint="--within T: outputs that differ by at most T count as equal",
         )
     gold = read_truth(own.labels, assembly, inputs, quoted=own.tsv)
     items, gold, cut = choose(inputs, gold, assembly, own.prompts, terminal)
-    cases = classification.cut(items, assembly.batch)
+    cases = classification.cut(items, batch)
     default = classification.as_by_default(assembly)
-    arms = classification.own_arms(assembly, default)
+    arms = arms_of.own_arms(assembly, default)
     arms += further_arms(request, assembly, default, cutting=cut > 0, terminal=terminal)
-    full = classification.full_answers(assembly, items)
+    full = arms_of.full_answers(assembly, items)
     facts = header(assembly, items, cut)
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
@@ -84,7 +85,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         result = summarize(
             measured,
             task=TASK,
-            unit="labels",
+            unit="queries" if assembly.plan.request.form == "ranking" else "labels",
             header=facts,
             rng=random.Random(0),  # noqa: S311
             confidence=confidence,
@@ -96,6 +97,30 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         return result.judged(gates(result, quality, request))
 
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
+
+
+def is_grouped(assembly: LoadedClassifier) -> bool:
+    """Whether an input is several pairs."""
+    from dynx.early_exit.items import GROUPED
+
+    return assembly.plan.request.form in GROUPED
+
+
+def arms_module(assembly: LoadedClassifier) -> Any:
+    """Return the module that builds the arms for the assembly's form of inputs."""
+    from dynx.bench.arms import classification, groups
+
+    return groups if is_grouped(assembly) else classification
+
+
+def pairs_of_input(assembly: LoadedClassifier, inputs: Inputs) -> int:
+    """Return the pairs of an input, on average of some."""
+    if not is_grouped(assembly):
+        return 1
+    from dynx.early_exit.groups.rows import pairs_of
+
+    some = inputs.items[:100]
+    return max(1, round(sum(len(pairs_of(item, assembly.plan.request)) for item in some) / max(1, len(some))))
 
 
 def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[LoadedClassifier, Inputs]:
@@ -154,18 +179,17 @@ def further_arms(
     request: Request, assembly: LoadedClassifier, default: LoadedClassifier, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
     """Build the arms of --arm; `default` is the model as the peers run it."""
-    from dynx.bench.arms.classification import own_arms, peer_arms
-
+    arms_of = arms_module(assembly)
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
-            peers = peer_arms(default, cutting=cutting)
+            peers = arms_of.peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
         arm_options.check_takes(one, Settings, "classifiers")
         other = open_assembly(make_plan(one.applied(request), terminal), terminal)
         group: Group = "dynamic" if other.plan.key.model == assembly.plan.key.model else "external"
-        arm = replace(own_arms(other)[-1], name=one.name, group=group)
+        arm = replace(arms_of.own_arms(other)[-1], name=one.name, group=group)
         arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
@@ -183,6 +207,8 @@ def read_truth(
         return None
     from dynx.cli.classify.accuracy import read_gold
 
+    if is_grouped(assembly):
+        raise UsageError("--labels is for models that label each text or pair")
     if assembly.labels.problem != "single":
         raise UsageError(
             "--labels needs a model with one label per input; this one is multi-label or a regression model"
@@ -209,12 +235,10 @@ def choose(
 
     They are drawn at random, because files are sorted more often than not. Raises UsageError where none of them can be read.
     """
-    from dynx.bench.arms.classification import readable
-
     chosen = list(range(len(inputs.items)))
     if len(chosen) > most:
         chosen = sorted(random.Random(0).sample(chosen, most))  # noqa: S311 - the same ones each time
-    good, cut = readable(assembly, [inputs.items[i] for i in chosen])
+    good, cut = arms_module(assembly).readable(assembly, [inputs.items[i] for i in chosen])
     if len(good) < len(chosen):
         terminal.warn(f"{len(chosen) - len(good):,} of {len(chosen):,} inputs can't be read and were skipped")
     if not good:
@@ -227,7 +251,7 @@ def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[s
     """Return the header of a result: the device, the versions and the inputs."""
     from dynx.runtime.hashing import text_hash
 
-    exits, known = assembly.decisions.exits, assembly.exit_profile
+    exits, known = assembly.decisions.exits, assembly.exit_profile or assembly.group_profile
     texts: dict[str, Any] = {"max_length": getattr(assembly.preprocessor, "limit", None), "truncated": cut}
     return conditions(
         assembly.plan,
@@ -251,7 +275,7 @@ def notes(
     if made_up:
         out.append("the inputs are generated sentences; use --data FILE to measure on your own")
     exits, profile = assembly.decisions.exits, assembly.plan.profile
-    if assembly.exit_profile is None and exits is not None:
+    if not assembly.exits_early and exits is not None:
         out.append(f"dynamic has no exits, so it equals bucketed: {exits.reason}")
     elif profile is not None and profile.evidence.get("data") == text_hash(inputs.names):
         out.append("the exits were calibrated on these inputs; measure on others")
