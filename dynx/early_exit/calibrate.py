@@ -155,7 +155,8 @@ def calibrate(
         return _full_depth_findings(assembly, inputs, rows, parts, unreadable, sample_power, full_depth)
     fitted, agreement = learned
     evidence = collect_evidence(fitted, seen.rows(parts[2]), assembly)
-    certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta)
+    each = assembly.labels.names if request.per_class else ()
+    certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta, each)
     progress(0.87, "checking on the clock")
     measured = None
     if certificate.active:

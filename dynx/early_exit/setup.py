@@ -203,6 +203,8 @@ def _load_on_backend(
     labels = labels_of(model.config)
     if plan.request.within is not None and labels.problem != "regression":
         raise InvalidInput(f"`within` is for models that give numbers, and {plan.source.name} gives labels")
+    if plan.request.per_class and labels.problem != "single":
+        raise InvalidInput(f"`per_class` is for models with one label per input, and {plan.source.name} isn't one")
     stages(f"trying {plan.source.name}")
     attached = attach_exits(model, preprocessor)
     exit_model = attached.model

@@ -69,11 +69,13 @@ class Guarantee:
     disagreements: int = 0
     basis: str = "full depth"
     """"full depth", "profile", "model" (a profile that came with it) or "job" (a sample of the inputs)."""
+    per_class: bool = False
+    """Whether it holds for the inputs of each of the full model's labels."""
 
     def __str__(self) -> str:
         if self.eps == 0:
             return "every answer is the full model's"
-        where = "of the others " if self.basis == "job" else ""
+        where = "of the others " if self.basis == "job" else "with each label " if self.per_class else ""
         return f"at most {percent(self.eps)} {where}differ from the full model's ({percent(1 - self.delta)} confidence)"
 
     def json(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Guarantee:
             "certified_on": self.n,
             "disagreements": self.disagreements,
             "basis": self.basis,
+            **({"per_class": True} if self.per_class else {}),
         }
 
 

@@ -142,9 +142,7 @@ def test_documents_leave_early_and_the_first_are_the_full_models(ranker: Path) -
     full = GroupClassifier(loaded(ranker, form="ranking", top_k=3, profile="none"))
     mine, theirs = job.window(FRESH), full.window(FRESH)
     differ = [m != t for m, t in zip(mine, theirs, strict=True)]
-    same = [
-        {d.index for d in m.documents} == {d.index for d in t.documents} for m, t in zip(mine, theirs, strict=True)
-    ]
+    same = [{d.index for d in m.documents} == {d.index for d in t.documents} for m, t in zip(mine, theirs, strict=True)]
     assert sum(not each for each in same) <= EPS * len(FRESH)
     assert any(differ)  # by the layers, at least
     for m, t, equal in zip(mine, theirs, same, strict=True):
@@ -201,9 +199,7 @@ def test_the_engine_does_what_was_simulated(ranker: Path) -> None:
 
 
 @pytest.mark.usefixtures("ranked")
-def test_an_audit_turns_exits_off_where_the_promise_is_broken(
-    ranker: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_turns_exits_off_where_the_promise_is_broken(ranker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every query's result is compared with the full model's; where most differ, the alarm comes and exits end."""
     assembly = loaded(ranker, form="ranking", top_k=3, backend="torch")
     alarms: list[str] = []

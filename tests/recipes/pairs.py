@@ -10,8 +10,8 @@ sentences that no step saw:
 
 * `rank`: the query is a sentence of a paragraph (inverse cloze task), the documents are the rest of its paragraph and other
   paragraphs of the same book. `rank.learn.jsonl`, `rank.test.jsonl`.
-* `nli`: a text and the sentence "This example is LABEL.", which it entails or contradicts; the labels are good and bad reviews and
-  four groups of books. `nli.learn.txt`, `nli.test.txt` with texts, and `.jsonl` with pairs.
+* `nli`: a text and the sentence "This example is LABEL.", which it entails or contradicts; the labels are good and bad reviews
+  and four groups of books. `nli.learn.txt`, `nli.test.txt` with texts, and `.jsonl` with pairs.
 
 The recipe knows nothing of dynx's engine.
 """

@@ -271,7 +271,8 @@ def notes(
     from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
 
-    out = list(sentences(quality, assembly.exit_model.depth))
+    what = {"ranking": "results", "zero-shot": "results"}.get(assembly.plan.request.form, "labels")
+    out = list(sentences(quality, assembly.exit_model.depth, what))
     if made_up:
         out.append("the inputs are generated sentences; use --data FILE to measure on your own")
     exits, profile = assembly.decisions.exits, assembly.plan.profile
@@ -303,4 +304,9 @@ def gates(result: BenchResult, quality: Mapping[str, Quality], request: Request)
         found_ = quality.get(arm.name)
         differing, of = (found_.agreement.of - found_.agreement.hits, found_.agreement.of) if found_ else (0, 0)
         judged.append(max_disagreement(differing, of, request.max_disagreement, failure=failure))
+        if request.per_class and found_:
+            judged += [
+                max_disagreement(c.of - c.hits, c.of, request.max_disagreement, failure=failure, name=f"label {label}")
+                for label, c in found_.by_label.items()
+            ]
     return judged
