@@ -107,6 +107,8 @@ def layout(
         raise UsageError("--group requires --pair", hint="--pair query,document --group id")
     if rank and pair is not None and group is None:
         raise UsageError("--rank with --pair requires --group, the name of what is equal for documents of one query")
+    if rank and tsv and pair is None:
+        raise UsageError("--rank with --tsv requires --pair and --group")
     names: tuple[str, ...] = () if pair is None else names_of_pair(pair)
     names = names if group is None else (*names, group)
     if tsv and column is None and not names:
@@ -124,8 +126,6 @@ def layout(
     given = [name for name, value in (("-0", nul), ("--column", column), ("--field", field)) if value]
     if (names or rank) and given:
         raise UsageError(f"{'--pair' if names else '--rank'} and {given[0]} exclude each other")
-    if rank and tsv and not names:
-        raise UsageError("--rank with --tsv requires --pair and --group")
     fields = names if names and not tsv else () if field is None else (field,)
     if rank and not names:
         fields = QUERY_FIELDS
