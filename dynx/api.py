@@ -198,6 +198,9 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any)
     from dynx.early_exit.plan import ClassifierRequest
     from dynx.runtime.threads import torch_threads
 
+    if (candidates := settings.get("candidates")) is not None:
+        several = candidates.split(",") if isinstance(candidates, str) else candidates
+        settings["candidates"] = tuple(str(each).strip() for each in several)
     with torch_threads():
         return Classifier(assemble(make_plan(ClassifierRequest(model=model, **settings))), audit)
 

@@ -81,6 +81,6 @@ def _run(assembly: LoadedClassifier, items: Sequence[Any], fitted: FittedGroupEx
         pairs = [pair for i in present for pair in pairs_of(items[i], request)]
         reference = torch.from_numpy(Reference(assembly).logits(pairs))
     seen = collect(assembly, rows, fitted.depths, reference)
-    estimates = np.stack([out[:, 0].double().cpu().numpy() for out in fitted.heads.run(seen.pooled)])
+    estimates = np.stack([out[:, 0].double().numpy() for out in fitted.heads.run(seen.pooled)])
     sizes = np.asarray([len(groups[i].rows) for i in present], dtype=np.int64)
     return GroupEvidence(estimates, values(seen.logits.numpy()), values(seen.reference_logits.numpy()), sizes), present

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.early_exit.assembly import is_reference
@@ -76,7 +75,6 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Gr
         fitted, seen = from_profile(profile.fitted, profile.measured, plan.arrays)
         if fitted.depths[-1] >= assembly.exit_model.depth or fitted.depths[0] < 1:
             raise ValueError("it was fitted to another model")
-        fitted = replace(fitted, heads=fitted.heads.to(plan.device))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions.exits = Decision("none", f"profile {profile.key.id} can't be used")

@@ -63,9 +63,13 @@ class Classify(RowFunction):
 
     def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.early_exit import make_plan
+        from dynx.early_exit.items import GROUPED
         from dynx.early_exit.plan import ClassifierRequest
 
-        return make_plan(ClassifierRequest(self.model, **self.options), warn=warn)
+        request = ClassifierRequest(self.model, **self.options)
+        if request.form in GROUPED:
+            raise InvalidInput(f"`form` {request.form}: rows of a table are texts, pairs of texts or images")
+        return make_plan(request, warn=warn)
 
     def _open(self) -> None:
         from dynx.early_exit import assemble

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.exits import keep
-from support.pair_folders import NLI, queries, write_pair_classifier
+from support.pair_folders import NLI, fix_group_costs, queries, write_pair_classifier
 
 import dynx
 from dynx.early_exit import assemble, group_calibrate, make_plan
@@ -99,13 +99,8 @@ def test_the_promise_holds_for_groups_that_were_not_seen(rule: Any) -> None:
 
 @pytest.fixture
 def fixed_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block costs the same, and the clock says 1.5 times as fast."""
-
-    def measured(stages: Any, *_: Any, **__: Any) -> Costs:
-        return Costs(tuple(d / stages.depth for d in stages.borders), 1.0, tuple(0.02 for _ in stages.borders))
-
-    monkeypatch.setattr(group_calibrate, "measure_stage_costs", measured)
-    monkeypatch.setattr(group_calibrate, "_confirm", lambda *_: (1.5, 1.5, 1.5))
+    """Costs and clock fixed."""
+    fix_group_costs(monkeypatch)
 
 
 def loaded(folder: Path, **wish: Any) -> LoadedClassifier:

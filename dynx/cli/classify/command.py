@@ -55,6 +55,9 @@ NOT_IN_JOBS = (
 )
 """Options that don't go with --input."""
 
+MAX_WINDOW_GROUPS = 64
+"""Largest number of inputs that are several pairs each, in a window: results come as soon as it is done."""
+
 BAR_CHARS = 30
 """Width of a full bar of --explain, in characters."""
 
@@ -253,9 +256,10 @@ class Job:
         if self._options.certify:
             todo = self._certify(todo)
         ahead = 8 * self._assembly.batch
-        stream = windows(
-            todo, ahead if self._assembly.plan.kind == "image" else max(MAX_WINDOW_RECORDS, ahead)
-        )  # pixels take room
+        most = ahead if self._assembly.plan.kind == "image" else max(MAX_WINDOW_RECORDS, ahead)  # pixels take room
+        if form_of(self._options) not in ("text", "pair"):
+            most = MAX_WINDOW_GROUPS
+        stream = windows(todo, most)
         try:
             for window in stream:
                 predictions = self._predict(window)

@@ -60,8 +60,8 @@ def measure_stage_costs(
         stage_times.append(clock() - began)
         for k in range(exits):
             began = clock()
-            before = heads.logits(k, pooled, before)
-            before.double().cpu().numpy()
+            before = heads.logits(k, pooled.cpu(), before)
+            before.double().numpy()
             stages.keep(k, everything)
             exit_times.append(clock() - began)
             began = clock()

@@ -138,8 +138,8 @@ class GroupEngine:
 
         def estimate(k: int, numbers: Sequence[int], pooled: torch.Tensor) -> None:
             before = None if k == 0 else torch.stack([heads[number] for number in numbers])
-            logits = exits.heads.logits(k, pooled, before)
-            values[list(numbers)] = logits[:, 0].double().cpu().numpy()
+            logits = exits.heads.logits(k, pooled.cpu(), before)
+            values[list(numbers)] = logits[:, 0].double().numpy()
             heads.update(zip(numbers, logits, strict=True))
 
         lengths = {number: row.size for number, row in enumerate(rows)}

@@ -250,6 +250,10 @@ class ClassifierAttachment:
         if name is None:
             return None
         model = self.model
+        if self.options.get("form", "text") not in ("text", "pair"):
+            raise InvalidInput(
+                f"`form` {self.options['form']}: rows of a model's forward are texts, pairs of texts or images"
+            )
         return ClassifierRequest(
             model=name,
             device=model.device.type,
