@@ -16,7 +16,6 @@ import torch
 
 from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.calibrate import (
-    MAX_TIMED_INPUTS,
     MIN_CALIBRATION_INPUTS,
     SEED,
     Findings,
@@ -56,6 +55,9 @@ if TYPE_CHECKING:
 
 MAX_CALIBRATION_ROWS = 30_000
 """Most rows of all groups together: a bound on time and memory."""
+
+MAX_TIMED_ROWS = 400
+"""Most rows that also time plain against dynamic, unless one group has more."""
 
 MAX_FIT_ROWS = 6000
 """Most rows that heads are fitted to."""
@@ -278,7 +280,7 @@ def _confirm(
     """Time plain over dynamic, in turns on the same groups; return median, minimum and maximum over rounds."""
     request = assembly.plan.request
     rule, values = rule_of(request), values_of(assembly.exit_model.model.config, request)
-    most = max(1, int((np.cumsum([len(group) for group in groups]) <= MAX_TIMED_INPUTS).sum()))
+    most = max(1, int((np.cumsum([len(group) for group in groups]) <= MAX_TIMED_ROWS).sum()))
     groups = groups[:most]
     plain, dynamic = assembly.engine(), engine_of(assembly, fitted.exits(certificate.thresholds))
 
