@@ -70,7 +70,7 @@ def test_rankings_from_calibration_to_bench(cli: Cli, tmp_path: Path) -> None:
     arms = {arm["name"]: arm for arm in document["arms"]}
     assert document["unit"] == "queries"
     assert arms["hf pipeline"]["identical"] == arms["bucketed"]["identical"] == 1.0
-    assert arms["dynamic"]["mean_layers"] < arms["plain"]["mean_layers"]
+    assert arms["dynamic"]["facts"]["mean_layers"] < arms["plain"]["facts"]["mean_layers"]
 
 
 def test_candidate_labels_from_calibration_to_use(cli: Cli, tmp_path: Path) -> None:
