@@ -45,9 +45,8 @@ _dynx_list() {
         ;;
     'dynx bench')
         commands=''
-        options='-m,--model=+ --data= --field= --pair= --rank --group= --candidates= --hypothesis= --multi-label
-            --per-class --top-k= --chat --system= --by= --runs= --prompts,--inputs= --adapter=+ --draft=
-            -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --each-category
+        options='-m,--model=+ --data= --field= --chat --system= --by= --runs= --prompts,--inputs= --adapter=+
+            --draft= -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --each-category
             --require-identical --max-disagreement= --min-quality= --baseline= --tolerance= --bisect --budget=
             --export=+ --plot= --backend= --quantize= --device= --dtype= --threads= --json -q,--quiet+
             -v,--verbose+ --color= -h,--help'

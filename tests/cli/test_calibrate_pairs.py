@@ -62,8 +62,8 @@ def test_rankings_from_calibration_to_bench(cli: Cli, tmp_path: Path) -> None:
     assert without.code == 4
 
     bench = cli(
-        *("bench", "-m", model, *ranked, *EPS, "--data", test, "--runs", "1", "--json"),
-        *("--arm", "hf=transformers", "--with", "--batch-size 12"),
+        *("bench", "-m", model, *EPS, "--data", test, "--runs", "1", "--json"),
+        *("--arm", "hf=transformers", "--with", "--rank --top-k 2 --batch-size 12"),
     )
     assert bench.code == 0, bench.err
     document = bench.document

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynx.bench import PEERS
 from dynx.cli.bench.values import MAX_DRAFT_LENGTH
-from dynx.cli.forms import FORM_OPTIONS
 from dynx.cli.options.bench import LINE, ModelOptions, Request
 from dynx.errors import UsageError
 
@@ -23,7 +22,7 @@ Kind: TypeAlias = Literal["options", "peer", "lookup"]
 LOOKUP = "lookup:"
 """Beginning of an arm of static prompt lookup."""
 
-WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field", *FORM_OPTIONS}
+WITH_OPTIONS = frozenset(f.name for f in fields(ModelOptions)) | {"field"}
 """Options that `--with` takes, by field."""
 
 ARM_OPTIONS = frozenset(

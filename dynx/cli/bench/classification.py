@@ -44,7 +44,7 @@ class Settings:
     rank: bool = False
     group: str | None = None
     candidates: str | None = None
-    hypothesis: str | None = None
+    hypothesis: str = "This example is {}."
     multi_label: bool = False
     per_class: bool = False
     top_k: int | None = None
