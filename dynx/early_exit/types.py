@@ -75,7 +75,7 @@ class Guarantee:
     def __str__(self) -> str:
         if self.eps == 0:
             return "every answer is the full model's"
-        where = "of the others " if self.basis == "job" else "with each label " if self.per_class else ""
+        where = "of the others " if self.basis == "job" else "of those with each label " if self.per_class else ""
         return f"at most {percent(self.eps)} {where}differ from the full model's ({percent(1 - self.delta)} confidence)"
 
     def json(self) -> dict[str, Any]:
