@@ -11,19 +11,21 @@ from dynx.speculation.types import Receipt, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.types import Picture
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.plan import ClassifierDecisions
-    from dynx.early_exit.types import Prediction
+    from dynx.early_exit.types import Prediction, Ranking
     from dynx.early_exit.types import Receipt as ClassifierReceipt
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.chat import Message
 
 WINDOW_INPUTS = 1024
 """Inputs that are sorted by length and classified together."""
+
+WINDOW_GROUPS = 64
+"""The same of inputs that are several pairs each."""
 
 
 @dataclass(frozen=True)
@@ -131,18 +133,47 @@ class Classifier:
     """Classify texts or images with a loaded model and its early exits; `load_classifier` makes one."""
 
     def __init__(self, assembly: LoadedClassifier, audit: float = 0.0) -> None:
-        from dynx.early_exit import classifier
+        from dynx.early_exit.group_classifier import make_classifier
 
         self.warnings: list[str] = []
         """Messages for the user, above all that an audit has found the guarantee violated."""
         self._assembly = assembly
-        self._classifier = classifier.Classifier(assembly, audit=audit, on_alarm=self.warnings.append)
+        self._classifier = make_classifier(assembly, audit=audit, on_alarm=self.warnings.append)
 
-    def classify(self, inputs: Iterable[str | Path]) -> Iterator[Prediction]:
-        """Yield a prediction for each text (for an image model each path), in order, as soon as its window is done."""
+    def classify(self, inputs: Iterable[Any]) -> Iterator[Any]:
+        """Yield a Prediction for each text (for an image model each path), in order, as soon as its window is done.
+
+        Inputs are as the form that the classifier was loaded with says. "pair": two texts in a tuple or list, or an object with
+        "text" and "text_pair". "ranking": a query and its documents in a tuple or list, or an object with "query" and
+        "documents", for each of which a Ranking is yielded. Raises InvalidInput for anything else.
+        """
         stream = iter(inputs)
-        while window := list(islice(stream, WINDOW_INPUTS)):
+        size = WINDOW_INPUTS if self._assembly.plan.request.form in ("text", "pair") else WINDOW_GROUPS
+        while window := [self._item(each) for each in islice(stream, size)]:
             yield from self._classifier.window(window)
+
+    def rank(self, query: str, documents: Sequence[str]) -> Ranking:
+        """Rank documents for a query: those of `top_k`, or all, from best to worst. The form must be "ranking"."""
+        found: Ranking = next(self.classify([(query, documents)]))
+        if found.error is not None:
+            raise InvalidInput(found.error)
+        return found
+
+    def _item(self, value: Any) -> Any:
+        """Return an input as the classifier takes it."""
+        form = self._assembly.plan.request.form
+        if form not in ("pair", "ranking"):
+            return value
+        from dynx.early_exit.items import as_pair, as_query
+
+        item = as_pair(value) if form == "pair" else as_query(value)
+        if item is None:
+            wanted = {
+                "pair": 'pair: two texts, or an object with "text" and "text_pair"',
+                "ranking": 'query with documents: a text and a list of texts, or an object with "query" and "documents"',
+            }
+            raise InvalidInput(f"{value!r:.80} is no {wanted[form]}")
+        return item
 
     @property
     def stats(self) -> ClassifierReceipt:
@@ -158,19 +189,23 @@ class Classifier:
 def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any) -> Classifier:
     """Load a classifier of texts or images (shipped, a folder or a hub id) with the exits that its profile allows.
 
-    Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`,
-    `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises
-    DynxError.
+    `form` says what inputs are: "text" (or images), "pair", "ranking" (with `top_k`) or "zero-shot" (with `candidates`,
+    `hypothesis`, `multi_label`). Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`,
+    `max_length`, `device`, `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full
+    model checks. Raises DynxError.
     """
     from dynx.early_exit import assemble, make_plan
     from dynx.early_exit.plan import ClassifierRequest
     from dynx.runtime.threads import torch_threads
 
+    if (candidates := settings.get("candidates")) is not None:
+        several = candidates.split(",") if isinstance(candidates, str) else candidates
+        settings["candidates"] = tuple(str(each).strip() for each in several)
     with torch_threads():
         return Classifier(assemble(make_plan(ClassifierRequest(model=model, **settings))), audit)
 
 
-def classify(inputs: Sequence[str | Path], *, model: str = "mood", **options: Any) -> list[Prediction]:
+def classify(inputs: Sequence[Any], *, model: str = "mood", **options: Any) -> list[Prediction]:
     """Classify `inputs`; this loads the model each time, so for several calls use `load_classifier`."""
     return list(load_classifier(model, **options).classify(inputs))
 
@@ -203,7 +238,8 @@ def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
 
     A classifier of transformers, a pipeline with one, or a cross-encoder: rows exit early under the promise of the profile.
     `tokenizer` is what its inputs go through (an image processor for images); by default the model's own. Options:
-    `max_disagreement`, `confidence`, `within`, `max_length`, `batch_size`, `profile`, `require_profile`, as of `load_classifier`.
+    `form`, `max_disagreement`, `confidence`, `within`, `max_length`, `batch_size`, `profile`, `require_profile`, as of
+    `load_classifier`; with `form="pair"` the rows are pairs of texts.
 
     A pipeline of diffusers: it draws in the profile's steps. Options: `quality`, `profile`, `require_profile`.
 

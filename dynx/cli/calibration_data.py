@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
+from dynx.cli.forms import reading
 from dynx.errors import UsageError
 from dynx.runtime.folders import walk
 from dynx.runtime.utf8 import blank, read
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dynx.cli.classify.records import Record
+    from dynx.cli.forms import FormOptions
     from dynx.early_exit.features import Inputs
 
 
@@ -40,13 +42,15 @@ def read_inputs(
     tsv: bool = False,
     column: str | None = None,
     field: str | None = None,
+    forms: FormOptions | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Inputs:
-    """Return the inputs of a file (`-` is stdin), read whole: texts, or with `kind` "image" paths; or a folder's pictures.
+    """Return the inputs of a file (`-` is stdin), read whole: texts, pairs, or with `kind` "image" paths; or a folder's pictures.
 
     Rows that are no input are left out, and `warn` is called with how many and why. Raises UsageError where nothing can be read.
     """
     from dynx.early_exit.features import Inputs
+    from dynx.early_exit.items import Pair, Query
 
     if kind == "image" and path != "-" and Path(path).is_dir():
         try:
@@ -57,7 +61,8 @@ def read_inputs(
         if not files:
             raise UsageError(f"--data {path} has no images", hint=f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         return Inputs(files, [_mark(file) for file in files])
-    shape = layout(tsv=tsv, column=column, field=field, images=kind == "image", skip_empty=True)
+    as_read = {} if forms is None else reading(forms)
+    shape = layout(tsv=tsv, column=column, field=field, **as_read, images=kind == "image", skip_empty=True)
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as e:
@@ -80,7 +85,13 @@ def read_inputs(
         paths = [record.path for record in records if record.path is not None]
         return Inputs(paths, [_mark(p) for p in paths], places, rows.rows)
     texts = [record.text for record in records if record.text is not None]
-    return Inputs(texts, texts, places, rows.rows)
+    if shape.ranked:
+        queries = [Query(text, record.documents or ()) for text, record in zip(texts, records, strict=True)]
+        return Inputs(queries, [each.name for each in queries], places, rows.rows)
+    if not as_read.get("pair"):
+        return Inputs(texts, texts, places, rows.rows)
+    pairs = [Pair(text, record.text_pair or "") for text, record in zip(texts, records, strict=True)]
+    return Inputs(pairs, [each.name for each in pairs], places, rows.rows)
 
 
 def _mark(file: Path) -> str:

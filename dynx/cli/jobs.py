@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.console import Terminal
 from dynx.cli.inputs import typed
 from dynx.cli.options import Engine
+from dynx.cli.pairs import names_of_pair
 from dynx.cli.remedy import telling_the_remedy
 from dynx.errors import DynxError, UsageError
 
@@ -64,14 +65,21 @@ def run_job(
     from dynx.jobs.driver import Job, run
 
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color)
-    column = options.column or getattr(options, "field", None) or None
+    column, second = options.column or getattr(options, "field", None) or None, None
+    if (pair := getattr(options, "pair", None)) is not None:
+        if column is not None:
+            raise UsageError(f"--pair and {'--column' if options.column else '--field'} exclude each other")
+        column, second = names_of_pair(pair)
     asked = {k: v for k, v in vars(request).items() if k not in TIME_ONLY} | dict(settings) | {"column": column}
+    if second is not None:
+        asked["second"] = second
     job = Job(
         function,
         [typed(pattern, "--input") for pattern in options.input],
         typed(options.output, "--output"),
         json.loads(json.dumps(asked, default=str)),
         column,
+        second,
         "jsonl" if options.jsonl else "parquet",
         options.shard_rows,
         certify,

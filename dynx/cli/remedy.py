@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     from dynx.runtime.plan import ModelRequest
 
-PROMISE_OPTIONS = frozenset({"max_disagreement", "confidence", "quality", "batch_size"})
+PROMISE_OPTIONS = frozenset({"max_disagreement", "confidence", "quality", "batch_size", "per_class"})
 """Options of `dynx calibrate` that a profile doesn't depend on: the same evidence certifies another promise."""
+
+
+FORM_WORDS = {"pair": ("--pair", "A,B"), "ranking": ("--rank",)}
+"""Options that say what inputs are, by form."""
 
 
 def calibrate_command(request: ModelRequest) -> str:
@@ -24,13 +28,15 @@ def calibrate_command(request: ModelRequest) -> str:
     usual = {each.name: each.default for each in fields(request)}
     words = ["dynx", "calibrate", "-m", request.model]
     if hasattr(request, "max_disagreement"):
-        words += ["--data", "FILE"]
+        words += ["--data", "FILE", *FORM_WORDS.get(getattr(request, "form", "text"), ())]
     for field, declaration in COMMAND.declared():
         name = field.name
         if name in {"model", "plain", *PROMISE_OPTIONS} or name not in usual or declaration.key is None:
             continue
         value = getattr(request, name)
-        if name == "adapters":
+        if name == "candidates":
+            words += [f"--{declaration.key}", ",".join(value)] if value else []
+        elif name == "adapters":
             words += [word for each in value for word in (f"--{declaration.key}", each)]
         elif value != usual[name]:
             words += [f"--{declaration.key}", *([] if value is True else [_as_typed(value)])]

@@ -47,7 +47,8 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Ex
     if assembly.certified is None and not is_reference(assembly):
         plan.decisions.exits = Decision("none", certify_full_depth(plan)[1])
         return None
-    certificate = fitted.certify(evidence, batch, request.max_disagreement, request.delta)
+    each = labels.names if request.per_class else ()
+    certificate = fitted.certify(evidence, batch, request.max_disagreement, request.delta, each)
     if not certificate.active:
         plan.decisions.exits = Decision("none", certificate.words)
         return None
@@ -65,7 +66,7 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Ex
         f"after layer {' and '.join(used)} of {depth}",
         f"{certificate.speedup:.2f}x expected by costs measured {where}; {certificate.words}",
     )
-    return ExitProfile(fitted, evidence, certificate, "model" if plan.bundled else "profile")
+    return ExitProfile(fitted, evidence, certificate, "model" if plan.bundled else "profile", request.per_class)
 
 
 def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
@@ -86,12 +87,27 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
         )  # of a model in one piece and of its segments, which round in other ways
     if not n:
         return None, "the profile has no evidence of its answers at full depth"
+    if request.per_class and (refused := _full_depth_of_each_class(plan)):
+        return None, refused
     allowed = most_failures(n, request.max_disagreement, request.delta)
     counts = f"{differ:,} of {n:,} answers at full depth differ from the full float32 model's"
     if allowed is None or differ > allowed:
         return None, f"{counts}, which doesn't show {percent(request.max_disagreement)}"
     basis = "model" if plan.bundled else "profile"
-    return Guarantee(request.max_disagreement, request.delta, n, differ, basis), counts
+    return Guarantee(request.max_disagreement, request.delta, n, differ, basis, request.per_class), counts
+
+
+def _full_depth_of_each_class(plan: ClassifierPlan) -> str | None:
+    """Say which label's answers at full depth the evidence doesn't bound; None where it bounds all that occur."""
+    request, agree, classes = plan.request, plan.arrays.get("evidence.agree"), plan.arrays.get("evidence.classes")
+    if agree is None or classes is None:
+        return "the profile has no evidence of its answers at full depth for each label"
+    for label in np.unique(classes).tolist():
+        differs = ~agree[classes == label, -1].astype(np.bool_)
+        allowed = most_failures(len(differs), request.max_disagreement, request.delta)
+        if allowed is None or int(differs.sum()) > allowed:
+            return f"{int(differs.sum()):,} of {len(differs):,} answers with label number {label} differ at full depth"
+    return None
 
 
 def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.groups.profile_data import GroupProfile
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
     from dynx.early_exit.preprocessing import Example, Preprocessor
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
     AnyEngine = Engine[Example] | SegmentEngine[Example]
     Ranges = Mapping[str, NDArray[np.float32]]
+
+
+MAX_RANKING_NOISE = 0.1
+"""Largest error of a score, in standard deviations of scores, with which another arithmetic is tried for ranking."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class LoadedClassifier:
     """What runs in the place of `exit_model`, where whole segments of it run on OpenVINO."""
     pending: Pending | None = None
     """What a run turns to once that pays, where starting with it would take too long."""
+    group_profile: GroupProfile | None = None
+    """The exits of the profile where several rows have one result; None: all layers run."""
     certified: Guarantee | None = None
     """What the profile certifies of full-depth answers, where the model isn't the reference itself."""
 
@@ -68,6 +76,11 @@ class LoadedClassifier:
     def decisions(self) -> ClassifierDecisions:
         """Every setting with its value and the reason."""
         return self.plan.decisions
+
+    @property
+    def exits_early(self) -> bool:
+        """Whether a profile's exits are used."""
+        return self.exit_profile is not None or self.group_profile is not None
 
     @property
     def why_full_depth(self) -> str:
@@ -84,6 +97,15 @@ class LoadedClassifier:
         """The number of tokens that texts are truncated to, where that is fewer than the model takes."""
         limit = getattr(self.preprocessor, "limit", None)
         return None if limit == getattr(self.preprocessor, "own_limit", None) else limit
+
+    def tolerance(self, expected: Tensor) -> float:
+        """Return how far a number of the model may be off and still agree, where its numbers (n, C) are `expected`.
+
+        Of scores that only rank documents it is a share of their spread.
+        """
+        if self.plan.request.form == "ranking":
+            return MAX_RANKING_NOISE * float(expected.std())
+        return self.plan.request.within or 0.0
 
     @property
     def can_exit(self) -> bool:
@@ -141,11 +163,20 @@ def load_model(plan: ClassifierPlan, *, dtype: str, max_length: int | None) -> t
 
 def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None) -> Preprocessor:
     """Load the preprocessor of a model's inputs. Raises DynxError."""
+    from dynx.early_exit.cross_encoder import read_cross_encoder
     from dynx.early_exit.preprocessing import ImagePreprocessor, TextPreprocessor
 
     if plan.kind == "image":
         return ImagePreprocessor(loading.load_image_processor(plan.source), model)
-    return TextPreprocessor(loading.load_tokenizer(plan.source), model, max_length)
+    form = plan.request.form
+    return TextPreprocessor(
+        loading.load_tokenizer(plan.source),
+        model,
+        max_length,
+        pairs=form != "text",
+        truncation="only_first" if form == "zero-shot" else "longest_first",
+        own_limit=read_cross_encoder(plan.source).max_length if form == "ranking" else None,
+    )
 
 
 class AttachResult(NamedTuple):

@@ -233,7 +233,7 @@ def _on_openvino(
     made = replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
     got = answers_of(engine_over(made, preprocessor, assembly.batch), others)
     if block_backend.quantized:
-        same = agrees(got, expected, assembly.labels.problem, plan.request.within or 0.0)
+        same = agrees(got, expected, assembly.labels.problem, assembly.tolerance(expected))
         differ, eps = int((~same).sum()), plan.request.max_disagreement
         if differ > MAX_SHARE_OF_DISAGREEMENT * eps * len(others):
             raise UnsupportedModelError(

@@ -12,12 +12,10 @@ Nothing here prints; `progress` is called with the share done and what is being 
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +23,9 @@ import torch
 
 from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.backends import RANGES_PREFIX, answers_of, use_fastest_backend
+from dynx.early_exit.backends import answers_of, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
+from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
 from dynx.early_exit.features import CollectedFeatures, Inputs, collect
 from dynx.early_exit.heads import ExitHeads
@@ -34,20 +33,19 @@ from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
 from dynx.early_exit.segment_choice import use_fastest as use_segments
 from dynx.early_exit.segments.costs import measure_segment_costs
-from dynx.early_exit.segments.segments import as_measured, as_profile
+from dynx.early_exit.segments.segments import as_measured
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import percent, smallest_sample, supports
 from dynx.runtime.certify import choose_rules, deduplicate, split
 from dynx.runtime.decision import Decision
-from dynx.runtime.hashing import text_hash
 from dynx.runtime.profile import Profile
-from dynx.runtime.weights import still
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.groups.profile_data import FittedGroupExits
     from dynx.runtime.certify import Certificate, Costs
 
 Progress = Callable[[float, str], None]
@@ -73,7 +71,7 @@ class Findings:
     unreadable: int
     parts: tuple[int, int, int]
     power: str
-    fitted: FittedExits | None
+    fitted: FittedExits | FittedGroupExits | None
     certificate: Certificate | None
     agreement: dict[int, float]
     """By exit tried: share of the second part that its head answers like the full model."""
@@ -113,10 +111,10 @@ def calibrate(
         lost = f" ({unreadable:,} can't be read)" if unreadable else ""
         raise InvalidInput(
             f"{len(rows)} different inputs{lost}; at least {MIN_CALIBRATION_INPUTS} are needed",
-            hint=f"better: {_recommended_inputs(request)}",
+            hint=f"better: {recommended_inputs(request)}",
         )
     first = [rows[i] for i in parts[0]]
-    _choose_backend(assembly, first, clock, lambda what: progress(0.0, what))
+    choose_backend(assembly, first, clock, lambda what: progress(0.0, what))
     progress(0.0, "running the full model")
     reference_logits = None
     if not is_reference(assembly):
@@ -157,7 +155,8 @@ def calibrate(
         return _full_depth_findings(assembly, inputs, rows, parts, unreadable, sample_power, full_depth)
     fitted, agreement = learned
     evidence = collect_evidence(fitted, seen.rows(parts[2]), assembly)
-    certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta)
+    each = assembly.labels.names if request.per_class else ()
+    certificate = fitted.certify(evidence, assembly.batch, request.max_disagreement, request.delta, each)
     progress(0.87, "checking on the clock")
     measured = None
     if certificate.active:
@@ -182,7 +181,8 @@ def require_tolerance(assembly: LoadedClassifier) -> None:
         )
 
 
-def _recommended_inputs(request: Any) -> str:
+def recommended_inputs(request: Any) -> str:
+    """Say how many inputs are enough for what is requested."""
     least = smallest_sample(request.max_disagreement, request.delta)
     return f"{10 * least:,} or more, for {percent(request.max_disagreement)} at {percent(request.confidence)}"
 
@@ -304,7 +304,7 @@ def _measured(
     )
 
 
-def _choose_backend(
+def choose_backend(
     assembly: LoadedClassifier, rows: Sequence[Example], clock: Callable[[], float], on_stage: Callable[[str], None]
 ) -> None:
     """Have the assembly run on what is fastest: segments on OpenVINO, single blocks where those can't be, or PyTorch."""
@@ -392,7 +392,7 @@ def _profile(
         {"label": name, "inputs": rows, "disagreements": bad}
         for name, (rows, bad) in zip(labels.names, certificate.by_class, strict=False)
     ]
-    body = _envelope(assembly, inputs)
+    body = envelope(assembly, inputs.names)
     fields = {
         "measured": seconds
         | {"clock": None if measured is None else list(measured), "batch": assembly.batch}
@@ -406,7 +406,7 @@ def _profile(
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,
         }
-        | _segments(assembly),
+        | segments_of(assembly),
         "evidence": body["evidence"]
         | {
             "parts": [len(part) for part in parts],
@@ -416,17 +416,7 @@ def _profile(
         },
         "decision": {"summary": summary},
     }
-    return Profile(**(body | fields)), to_arrays(fitted, evidence) | _ranges(assembly)
-
-
-def _segments(assembly: LoadedClassifier) -> dict[str, Any]:
-    """Return how the model was cut, for a profile; empty where it wasn't."""
-    return {} if assembly.segments is None else {"segments": as_profile(assembly.segments)}
-
-
-def _ranges(assembly: LoadedClassifier) -> dict[str, NDArray[Any]]:
-    """Return the activation ranges of int8 as arrays of a profile."""
-    return {RANGES_PREFIX + name: ends for name, ends in assembly.block_backend.ranges.items()}
+    return Profile(**(body | fields)), to_arrays(fitted, evidence) | range_arrays(assembly)
 
 
 def _full_depth_evidence(
@@ -438,22 +428,6 @@ def _full_depth_evidence(
         logits = answers_of(assembly.engine(), rows)
     same = agrees(logits, seen.reference_logits, assembly.labels.problem, assembly.plan.request.within or 0.0)
     return {"n": len(seen), "disagreements": int((~same).sum())}
-
-
-def _envelope(assembly: LoadedClassifier, inputs: Inputs) -> dict[str, Any]:
-    plan = assembly.plan
-    return {
-        "key": plan.key,
-        "model_name": plan.source.name,
-        "weights": still(plan.weights, plan.source.folder),
-        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
-        "device": {
-            "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
-            "threads": assembly.plan.threads,
-        },
-        "evidence": {"data": text_hash(inputs.names), "inputs": len(inputs.names)},
-    }
 
 
 def _full_depth_findings(
@@ -468,15 +442,25 @@ def _full_depth_findings(
     """Make the findings of a model whose exits save no time; their profile keeps it from being calibrated again."""
     eps = assembly.plan.request.max_disagreement
     summary = f"full depth: no exit is right often enough to pay for looking, within {percent(eps)}"
-    body = _envelope(assembly, inputs)
+    body = envelope(assembly, inputs.names)
     body |= {
         "measured": {},
         "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend}
-        | _segments(assembly),
+        | segments_of(assembly),
         "evidence": body["evidence"] | {"full_depth": full_depth},
         "decision": {"summary": summary},
     }
     sizes = (len(parts[0]), len(parts[1]), len(parts[2]))
     return Findings(
-        len(rows), unreadable, sizes, sample_power, None, None, {}, None, summary, Profile(**body), _ranges(assembly)
+        len(rows),
+        unreadable,
+        sizes,
+        sample_power,
+        None,
+        None,
+        {},
+        None,
+        summary,
+        Profile(**body),
+        range_arrays(assembly),
     )

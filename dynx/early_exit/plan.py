@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from dynx.runtime.plan import Decisions, ModelRequest, Plan
 
 if TYPE_CHECKING:
+    from dynx.early_exit.items import InputForm
     from dynx.runtime.decision import Decision
 
 TASK = "classify"
@@ -22,6 +23,10 @@ CONFIDENCE = 0.95
 """Default confidence of that guarantee."""
 
 
+HYPOTHESIS = "This example is {}."
+"""Default sentence that a candidate label makes."""
+
+
 @dataclass(frozen=True)
 class ClassifierRequest(ModelRequest):
     """The settings of a classifier, as requested."""
@@ -34,6 +39,23 @@ class ClassifierRequest(ModelRequest):
     confidence: float = field(default=CONFIDENCE, kw_only=True)
     within: float | None = field(default=None, kw_only=True)
     """Largest difference of a regression's numbers that still counts as agreement."""
+    form: InputForm = field(default="text", kw_only=True)
+    """What an input is."""
+    top_k: int | None = field(default=None, kw_only=True)
+    """Rankings: how many documents of a query make its result; None: all."""
+    candidates: tuple[str, ...] = field(default=(), kw_only=True)
+    """Zero-shot: the labels to choose from."""
+    hypothesis: str = field(default=HYPOTHESIS, kw_only=True)
+    """Zero-shot: the sentence that a label makes, with {} for it."""
+    multi_label: bool = field(default=False, kw_only=True)
+    """Zero-shot: several labels of a text may hold, each judged by itself."""
+    per_class: bool = field(default=False, kw_only=True)
+    """Whether the guarantee holds for each of the full model's labels, not only for all inputs together."""
+
+    @property
+    def each_label_alone(self) -> bool:
+        """Whether candidate labels are judged each by itself: several may hold, or there is only one."""
+        return self.multi_label or len(self.candidates) == 1
 
     @property
     def delta(self) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynx.early_exit.items import Pair
 from dynx.errors import InvalidInput, ModelError
 from dynx.runtime.inputs import InputError
 from dynx.runtime.pictures import read_picture
@@ -58,17 +59,36 @@ class Preprocessor(Protocol):
         """Make a small batch to test a model with."""
 
 
+Truncation = Literal["longest_first", "only_first"]
+"""How a pair that is too long is truncated: tokens leave the longer text, or the first one only."""
+
+
 class TextPreprocessor:
-    """Preprocessing of texts for a sequence classifier, truncated to `limit` tokens: the model's, or fewer by `max_length`."""
+    """Preprocessing of texts and pairs of texts, truncated to `limit` tokens: the model's, or fewer by `max_length`.
+
+    `pairs`: the inputs are pairs, which the tokenizer joins and marks as its model expects. `own_limit` is a limit that the
+    model's folder states elsewhere.
+    """
 
     kind: Literal["text", "image"] = "text"
 
-    def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: Any,
+        max_length: int | None = None,
+        *,
+        pairs: bool = False,
+        truncation: Truncation = "longest_first",
+        own_limit: int | None = None,
+    ) -> None:
         if max_length is not None and max_length < MIN_TEXT_TOKENS:
             raise InvalidInput(f"`max_length` {max_length}: at least {MIN_TEXT_TOKENS} tokens")
-        self.own_limit = token_limit(tokenizer, model)
+        known = (token_limit(tokenizer, model), own_limit)
+        self.own_limit = min((n for n in known if n is not None), default=None)
         self.limit = min((n for n in (self.own_limit, max_length) if n is not None), default=None)
         self._tokenizer, self._device = tokenizer, device_of(model)
+        self._pairs, self._truncation = pairs, truncation
         takes = inspect.signature(model.forward).parameters
         pad = _pad_id(tokenizer, model)
         self.pads_batches = pad is not None
@@ -80,29 +100,41 @@ class TextPreprocessor:
         }
         self._fills = {name: fill for name, fill in fills.items() if name in takes}
 
-    def rows(self, items: Sequence[str]) -> list[Example | str]:
-        """Tokenize each text."""
+    def rows(self, items: Sequence[str | Pair]) -> list[Example | str]:
+        """Tokenize each text or pair."""
         if not items:
             return []
         encoded = self._encode(list(items))
-        return [self._row(text, {k: v[i] for k, v in encoded.items()}) for i, text in enumerate(items)]
+        return [self._row(item, {k: v[i] for k, v in encoded.items()}) for i, item in enumerate(items)]
 
-    def _encode(self, texts: list[str], limit: int | None = None) -> dict[str, list[list[int]]]:
-        cutting = {} if limit is None else {"truncation": True, "max_length": limit}
-        out = self._tokenizer(texts, return_attention_mask=True, verbose=False, **cutting)
+    def _encode(self, items: list[str | Pair], limit: int | None = None) -> dict[str, list[list[int]]]:
+        cutting = (
+            {} if limit is None else {"truncation": self._truncation if self._pairs else True, "max_length": limit}
+        )
+        texts: list[list[str]] = [[item] if isinstance(item, str) else list(item) for item in items]
+        parts = [list(column) for column in zip(*texts, strict=True)]
+        out = self._tokenizer(*parts, return_attention_mask=True, verbose=False, **cutting)
         return {name: out[name] for name in self._fills if name in out}
 
-    def _row(self, text: str, values: dict[str, list[int]]) -> Example | str:
+    def _row(self, item: str | Pair, values: dict[str, list[int]]) -> Example | str:
         truncated = self.limit is not None and len(values["input_ids"]) > self.limit
         if truncated:
-            values = {name: ids[0] for name, ids in self._encode([text], self.limit).items()}
+            try:
+                values = {name: ids[0] for name, ids in self._encode([item], self.limit).items()}
+            except Exception as e:  # noqa: BLE001 - tokenizers raise bare Exceptions
+                reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+                return f"it can't be truncated to {self.limit} tokens: {reason}"
+            if self.limit is not None and len(values["input_ids"]) > self.limit:
+                return f"its second text alone is longer than the {self.limit} tokens that the model takes"
         if not values["input_ids"]:  # a tokenizer without special tokens, and an empty text
             start = next((i for i in _special_ids(self._tokenizer) if i is not None), None)
             if start is None:
                 return "an empty text, and the tokenizer has no special token to stand for it"
             values = {"input_ids": [start], "attention_mask": [1], "token_type_ids": [0]}
             values = {name: ids for name, ids in values.items() if name in self._fills}
-        return Example(values, len(values["input_ids"]), tuple(values["input_ids"]), truncated)
+        ids = tuple(values["input_ids"])
+        types = values.get("token_type_ids") if self._pairs else None
+        return Example(values, len(ids), ids if types is None else (ids, tuple(types)), truncated)
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """Make a batch (R, T) of each argument, padded on the right to the longest."""
@@ -121,7 +153,8 @@ class TextPreprocessor:
     def probe(self) -> Mapping[str, Tensor]:
         """Make a batch of four texts of different lengths."""
         texts = ["one", "a little more of it", "and then something longer than that, of several words", "the end."]
-        rows = [row for row in self.rows(texts) if isinstance(row, Example)]
+        items = list(map(Pair, texts, texts[1:] + texts[:1])) if self._pairs else texts
+        rows = [row for row in self.rows(items) if isinstance(row, Example)]
         if not rows:
             raise ModelError("the tokenizer makes no tokens")
         return self.collate(rows if self.pads_batches else rows[:1])

@@ -61,11 +61,12 @@ class FittedExits:
         """Return the costs measured at the batch size nearest to `batch`, by ratio."""
         return self.costs[min(self.costs, key=lambda size: (abs(math.log(size / batch)), size))]
 
-    def certify(self, evidence: Evidence, batch: int, eps: float, delta: float) -> Certificate:
-        """Certify the loosest rule that the evidence supports."""
-        return certify(
-            self.rules, evidence.scores, evidence.agree, self.costs_at(batch), eps, delta, classes=evidence.classes
-        )
+    def certify(
+        self, evidence: Evidence, batch: int, eps: float, delta: float, each: Sequence[str] = ()
+    ) -> Certificate:
+        """Certify the loosest rule that the evidence supports; for each of the labels named `each`, where there are any."""
+        costs, classes = self.costs_at(batch), evidence.classes
+        return certify(self.rules, evidence.scores, evidence.agree, costs, eps, delta, classes=classes, each=each)
 
     def exits(self, thresholds: Sequence[float] | NDArray[np.float64]) -> Exits:
         """Make an engine's exits with these thresholds (K,)."""
@@ -80,6 +81,8 @@ class ExitProfile:
     evidence: Evidence
     certificate: Certificate
     basis: str
+    per_class: bool = False
+    """Whether the certificate is for each label."""
 
     def exits(self) -> Exits:
         """Make an engine's exits with the certified thresholds."""
@@ -89,7 +92,9 @@ class ExitProfile:
     def guarantee(self) -> Guarantee:
         """The guarantee that the certificate gives."""
         c = self.certificate
-        return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis) if c.active else EXACT_GUARANTEE
+        if not c.active:
+            return EXACT_GUARANTEE
+        return Guarantee(c.eps, c.delta, c.n, c.disagreements, self.basis, self.per_class)
 
 
 def to_arrays(fitted: FittedExits, evidence: Evidence) -> dict[str, NDArray[Any]]:

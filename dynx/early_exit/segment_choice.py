@@ -154,7 +154,7 @@ def _disagrees(assembly: LoadedClassifier, segments: Segments, rows: Sequence[Ex
     from dynx.early_exit.agreement import agrees
 
     got = answers_of(segments.engine(assembly.preprocessor, assembly.batch), rows)
-    same = agrees(got, expected, assembly.labels.problem, assembly.plan.request.within or 0.0)
+    same = agrees(got, expected, assembly.labels.problem, assembly.tolerance(expected))
     differ, eps = int((~same).sum()), assembly.plan.request.max_disagreement
     if differ <= MAX_SHARE_OF_DISAGREEMENT * eps * len(rows):
         return None

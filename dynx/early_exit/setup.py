@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.early_exit import backends
 from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exits, is_reference, load_model
+from dynx.early_exit.items import GROUPED
 from dynx.early_exit.plan import BUNDLED, TASK, ClassifierDecisions, ClassifierPlan
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
@@ -16,6 +17,7 @@ from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.profile import FORMS
 from dynx.runtime.threads import beside, set_torch_threads
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ def make_plan(
         raise InvalidInput(f"`quantize` {request.quantize}: classifiers have {' and '.join(backends.QUANTIZATIONS)}")
     source = request.find(request.model, TASK)
     kind = loading.check_classifier(source, allow_pickle=request.allow_pickle)
-    found = resolve(request, source, RULES, warn=warn, machine=machine)
+    _check_groups(request)
+    if request.form != "text" and kind == "image":
+        raise InvalidInput(f"{source.name} takes images, and the inputs are {FORMS[request.form]}")
+    found = resolve(request, source, RULES, warn=warn, machine=machine, form=request.form)
     decisions = ClassifierDecisions(**found.common)
     plan = ClassifierPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions, kind=kind
@@ -50,6 +55,27 @@ def make_plan(
     if request.quantize != "none":
         decisions.quantize = Decision(request.quantize, "asked for")
     return plan
+
+
+def _check_groups(request: ClassifierRequest) -> None:
+    """Raise InvalidInput for settings of groups that don't fit each other."""
+    if request.form == "ranking" and request.top_k is not None and request.top_k < 1:
+        raise InvalidInput(f"`top_k` {request.top_k}: at least 1")
+    if request.form != "zero-shot":
+        if request.candidates:
+            raise InvalidInput("`candidates` are for the form zero-shot")
+        return
+    if not request.candidates or not all(label.strip() for label in request.candidates):
+        raise InvalidInput("`candidates` are the labels to choose from: at least one, and none empty")
+    if len(set(request.candidates)) < len(request.candidates):
+        twice = next(label for label in request.candidates if request.candidates.count(label) > 1)
+        raise InvalidInput(f"`candidates` has {twice} twice")
+    try:
+        made = request.hypothesis.format(request.candidates[0])
+    except (IndexError, KeyError, ValueError) as e:
+        raise InvalidInput(f"`hypothesis` {request.hypothesis!r} can't take a label: {e}") from None
+    if made == request.hypothesis:
+        raise InvalidInput(f"`hypothesis` {request.hypothesis!r} has no {{}} for the label")
 
 
 def _execution(
@@ -98,6 +124,7 @@ def assemble(
         from dynx.early_exit.labels import Labels
 
     stages(f"loading {plan.source.name}")
+    quick_start = quick_start and plan.request.form not in GROUPED
     assembly = None if calibrating else _load_segments(plan, Labels, stages, warn, quick_start)
     if assembly is None:
         assembly = _load_on_backend(plan, Labels, stages, warn)
@@ -108,8 +135,13 @@ def assemble(
     if plan.profile is None:
         plan.decisions.exits = plan.decisions.exits or Decision("none", _reason_without_profile(plan.request))
     elif plan.decisions.exits is None:
-        assembly.exit_profile = apply_profile(assembly, warn)
-        if assembly.exit_profile is None and plan.request.require_profile:
+        if plan.request.form in GROUPED:
+            from dynx.early_exit.group_setup import apply_profile as apply_group_profile
+
+            assembly.group_profile = apply_group_profile(assembly, warn)
+        else:
+            assembly.exit_profile = apply_profile(assembly, warn)
+        if not assembly.exits_early and plan.request.require_profile:
             raise NoProfileError(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_full_depth}",
             )
@@ -171,6 +203,8 @@ def _load_on_backend(
     labels = labels_of(model.config)
     if plan.request.within is not None and labels.problem != "regression":
         raise InvalidInput(f"`within` is for models that give numbers, and {plan.source.name} gives labels")
+    if plan.request.per_class and labels.problem != "single":
+        raise InvalidInput(f"`per_class` is for models with one label per input, and {plan.source.name} isn't one")
     stages(f"trying {plan.source.name}")
     attached = attach_exits(model, preprocessor)
     exit_model = attached.model
@@ -198,6 +232,8 @@ def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None])
     plan = assembly.plan
     if is_reference(assembly):
         return
+    if plan.request.form in GROUPED:
+        from dynx.early_exit.group_setup import certify_full_depth
     assembly.certified, words = certify_full_depth(plan)
     if assembly.certified is not None or (plan.request.quantize == "none" and assembly.segments is None):
         return

@@ -34,6 +34,31 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class RankedDocument:
+    """A document among those of its query: its place in the input, from 0, and its score."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The documents of a query that make the result, from best to worst; none where there is an error."""
+
+    documents: list[RankedDocument]
+    pairs: int = 0
+    """Documents of the query."""
+    layers: int = 0
+    """Layers that were computed for all of them."""
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Ranking:
+        """Make a ranking that holds only an error."""
+        return cls([], error=error)
+
+
+@dataclass(frozen=True)
 class Guarantee:
     """The guarantee on answers, and its basis. `eps` 0: they are the full model's own."""
 
@@ -44,11 +69,13 @@ class Guarantee:
     disagreements: int = 0
     basis: str = "full depth"
     """"full depth", "profile", "model" (a profile that came with it) or "job" (a sample of the inputs)."""
+    per_class: bool = False
+    """Whether it holds for the inputs of each of the full model's labels."""
 
     def __str__(self) -> str:
         if self.eps == 0:
             return "every answer is the full model's"
-        where = "of the others " if self.basis == "job" else ""
+        where = "of the others " if self.basis == "job" else "of those with each label " if self.per_class else ""
         return f"at most {percent(self.eps)} {where}differ from the full model's ({percent(1 - self.delta)} confidence)"
 
     def json(self) -> dict[str, Any]:
@@ -59,6 +86,7 @@ class Guarantee:
             "certified_on": self.n,
             "disagreements": self.disagreements,
             "basis": self.basis,
+            **({"per_class": True} if self.per_class else {}),
         }
 
 
@@ -75,6 +103,8 @@ class Receipt:
     truncated: int = 0
     repeated: int = 0
     """Inputs equal to an earlier one, which weren't computed again."""
+    rows: int = 0
+    """Pairs that all inputs consist of; 0 where an input is a single row."""
     layers: int = 0
     """Block calls for all answers."""
     audit_layers: int = 0
@@ -89,8 +119,8 @@ class Receipt:
 
     @property
     def computed(self) -> int:
-        """Number of inputs that the model computed."""
-        return self.inputs - self.errors - self.repeated
+        """Number of inputs, or of their pairs, that the model computed."""
+        return self.rows or self.inputs - self.errors - self.repeated
 
     @property
     def mean_layers(self) -> float | None:
@@ -109,6 +139,7 @@ class Receipt:
             "errors": self.errors,
             "truncated": self.truncated,
             "repeated": self.repeated,
+            **({"rows": self.rows} if self.rows else {}),
             "seconds": self.seconds,
             "inputs_per_second": self.per_second,
             "depth": self.depth,

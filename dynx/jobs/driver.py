@@ -80,6 +80,8 @@ class Job:
     """The caller's options on which answers depend, by parameter name."""
     column: str | None = None
     """The column that holds the inputs; None: a usual one."""
+    second: str | None = None
+    """The column of the second texts, where inputs are pairs."""
     form: str = "parquet"
     shard_rows: int | None = None
     certify: bool = False
@@ -154,7 +156,7 @@ def run(
             sources = manifest.sources
         else:
             say("counting rows")
-            sources = count(sources, job.column)
+            sources = count(sources, job.column, job.second)
         driver = Driver(job, store, about, sources, manifest, (show, say, warn))
         return driver.run(open_pool())
 

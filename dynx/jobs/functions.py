@@ -18,6 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dynx.early_exit.items import Pair, as_pair
 from dynx.errors import InvalidInput
 from dynx.jobs.row_function import RowFunction, seed_of
 from dynx.runtime.inputs import InputError
@@ -37,7 +38,10 @@ AUDIT_SEED = 0
 
 
 class Classify(RowFunction):
-    """Classify texts, or images by their paths; the options are those of `dynx.load_classifier`."""
+    """Classify texts, pairs of texts, or images by their paths; the options are those of `dynx.load_classifier`.
+
+    With `form="pair"` each value of the column is a tuple or list of two texts.
+    """
 
     columns: ClassVar[Mapping[str, str]] = {
         "label": "string",
@@ -61,9 +65,13 @@ class Classify(RowFunction):
 
     def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.early_exit import make_plan
+        from dynx.early_exit.items import GROUPED
         from dynx.early_exit.plan import ClassifierRequest
 
-        return make_plan(ClassifierRequest(self.model, **self.options), warn=warn)
+        request = ClassifierRequest(self.model, **self.options)
+        if request.form in GROUPED:
+            raise InvalidInput(f"`form` {request.form}: rows of a table are texts, pairs of texts or images")
+        return make_plan(request, warn=warn)
 
     def _open(self) -> None:
         from dynx.early_exit import assemble
@@ -174,15 +182,21 @@ class Classify(RowFunction):
         from dynx.early_exit.sample_certificate import sample_differences
 
         items, usable = self._items(values)
-        items = [item if i in set(usable) else "" for i, item in enumerate(items)]
+        empty = Pair("", "") if self.assembly.plan.request.form == "pair" else ""
+        items = [item if i in set(usable) else empty for i, item in enumerate(items)]
         return vars(sample_differences(self.assembly, items, truth))
 
     @property
     def _wanted(self) -> str:
+        if self.assembly.plan.request.form == "pair":
+            return "a pair of texts"
         return "the path of an image" if self.assembly.plan.kind == "image" else "a text"
 
     def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[int]]:
         """Return values as the preprocessor takes them, and the places of those that it can take."""
+        if self.assembly.plan.request.form == "pair":
+            pairs = [as_pair(value) for value in values]
+            return list(pairs), [i for i, pair in enumerate(pairs) if pair is not None]
         images = self.assembly.plan.kind == "image"
         kinds: Any = str | Path if images else str
         usable = [i for i, value in enumerate(values) if isinstance(value, kinds)]

@@ -71,6 +71,8 @@ class Source:
     version: str
     """The time of its last change, its ETag, or the hash of the images' names and sizes."""
     column: str | None = None
+    second: str | None = None
+    """The column of the second texts of pairs."""
     rows: int = 0
     marks: Sequence[int] = field(default=(), compare=False, repr=False)
     """Offsets in bytes of every `MARK_ROWS`-th row; empty where rows are found otherwise."""
@@ -114,9 +116,12 @@ def find(patterns: Sequence[str]) -> list[Source]:
     return [source for pattern in patterns for source in _sources(pattern)]
 
 
-def count(sources: Sequence[Source], column: str | None) -> list[Source]:
-    """Choose each source's column and count its rows. Raises InvalidInput for a column that isn't there, or no rows at all."""
-    counted = [_counted(_with_column(source, column)) for source in sources]
+def count(sources: Sequence[Source], column: str | None, second: str | None = None) -> list[Source]:
+    """Choose each source's column and count its rows. Raises InvalidInput for a column that isn't there, or no rows at all.
+
+    `second` is the column of the second texts, where inputs are pairs.
+    """
+    counted = [_counted(_with_columns(source, column, second)) for source in sources]
     if not any(source.rows for source in counted):
         raise InvalidInput("the input has no rows")
     return counted
@@ -143,7 +148,15 @@ def _shard(source: Source, file: int, first: int, rows: int, start: int) -> Shar
 
 
 def read(source: Source, shard: Shard) -> list[Any]:
-    """Return the input of each row: a text, a list of messages, the Path of an image, or the InputError of a bad row."""
+    """Return the input of each row: a text, a list of messages, the Path of an image, or the InputError of a bad row.
+
+    Where inputs are pairs, each is a tuple of two texts.
+    """
+    if source.second is not None:
+        each = [read(replace(source, column=name, second=None), shard) for name in (source.column, source.second)]
+        return [
+            next((value for value in pair if isinstance(value, Exception)), pair) for pair in zip(*each, strict=True)
+        ]
     if source.format == IMAGES:
         return [Path(path) for path in _images(source.path)[shard.first : shard.first + shard.rows]]
     if source.format == "parquet":
@@ -157,6 +170,17 @@ def read(source: Source, shard: Shard) -> list[Any]:
     if table:
         return _cells(_header(source), records, source)
     return [_value(record, source) for record in records]
+
+
+def _with_columns(source: Source, column: str | None, second: str | None) -> Source:
+    """Return the source with the columns that hold its inputs. Raises InvalidInput."""
+    if second is None:
+        return _with_column(source, column)
+    if source.format in (IMAGES, "text"):
+        raise InvalidInput(
+            f"{source.path} has no columns, and pairs are two", hint="JSON lines, a table or Parquet has"
+        )
+    return replace(_with_column(source, column), second=_with_column(source, second).column)
 
 
 def _with_column(source: Source, column: str | None) -> Source:
@@ -227,7 +251,7 @@ def _sources(pattern: str) -> Iterator[Source]:
             raise InvalidInput(f"images are read from local folders, and {pattern} isn't one")
         version = text_hash(f"{info['name']} {info['size']}" for info in images)
         size = sum(int(info["size"]) for info in images)
-        yield Source(path, IMAGES, size, version, None, len(images))
+        yield Source(path, IMAGES, size, version, rows=len(images))
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:

@@ -295,28 +295,38 @@ def certify(
     *,
     candidates: int = 1,
     classes: NDArray[np.int64] | None = None,
+    each: Sequence[str] = (),
 ) -> Certificate:
     """Certify the loosest rule for which part C shows that at most ε of answers differ, at confidence 1-δ.
 
     Walks from strict to loose, tests each with the exact p-value P(Bin(n, ε) ≤ k), stops at the first failure and keeps
     the last that passed. Where none passes, the data is too little or exits don't pay, the certificate is for full depth
     and says why. Set `candidates` to the number of certificates from these same rows among which the best will be kept.
-    `classes` (n,) are the full model's answers, for disagreements per class. The rows must be independent of those that
-    made the rules. Shapes and errors as in `simulate`.
+    `classes` (n,) are the full model's answers, for disagreements per class. `each` names the classes: the bound then holds for
+    the rows of each of them. A rule passes if it passes for every class, which needs no correction for their number: where it
+    fails the promise, it has to pass the test of a class that breaks it (intersection-union test, Berger 1982). The rows must
+    be independent of those that made the rules. Shapes and errors as in `simulate`.
     """
     s, agree = _checked(s, agree, costs)
     n, exits_of = len(s), s.shape[1]
+    if each and classes is None:
+        raise InvalidInput("a bound for each class takes the classes of the rows")
+    members = [np.flatnonzero(np.asarray(classes) == i) for i in range(len(each))] if each else [np.arange(n)]
     share = divide(delta, candidates)
     never = np.full(exits_of, math.inf)
     if rules.thresholds.shape[1] != exits_of:
         raise InvalidInput(f"rules for {rules.thresholds.shape[1]} exits don't fit {exits_of}")
-    if n < smallest_sample(eps, share):
-        why = f"full depth: {supports(n, eps, share)}"
+    fewest = min(range(len(members)), key=lambda i: len(members[i]))
+    if len(members[fewest]) < smallest_sample(eps, share):
+        why = f"full depth: {supports(len(members[fewest]), eps, share)}"
+        if each:
+            why += f" for the label {each[fewest]}, which {len(members[fewest]):,} of {n:,} certifying inputs have"
         return _certificate(never, s, agree, costs, eps, delta, classes, why)
 
     def p_values() -> Iterable[float]:
         for t in rules.thresholds:
-            yield binomial_tail(n, int(_differs(leaves_at(t, s), agree).sum()), eps)
+            differs = _differs(leaves_at(t, s), agree)
+            yield max(binomial_tail(len(rows), int(differs[rows].sum()), eps) for rows in members)
 
     last = fixed_sequence(p_values(), share)
     if last is None:
@@ -329,8 +339,9 @@ def certify(
         why = f"full depth: exits within {percent(eps)} would cost more than they save"
         return _certificate(never, s, agree, costs, eps, delta, classes, why)
     words = (
-        f"with {percent(1 - delta)} confidence at most {percent(eps)} of answers differ from the full model's: "
-        f"{found.disagreements:,} of {n:,} did (exact binomial test, rule {last + 1} of {len(rules.thresholds)})"
+        f"with {percent(1 - delta)} confidence at most {percent(eps)} of answers {'with each label ' if each else ''}differ "
+        f"from the full model's: {found.disagreements:,} of {n:,} did (exact binomial test, rule {last + 1} of "
+        f"{len(rules.thresholds)})"
     )
     return _certificate(chosen, s, agree, costs, eps, delta, classes, words)
 

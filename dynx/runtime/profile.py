@@ -64,11 +64,17 @@ class ProfileError(DynxError):
         self.kind = kind
 
 
-Form = Literal["text", "chat"]
-"""What a language model's prompts are: plain texts, or chats in the model's template."""
+Form = Literal["text", "chat", "pair", "ranking", "zero-shot"]
+"""What inputs are: texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels."""
 
 TEXT: Form = "text"
-FORMS: Mapping[Form, str] = {"text": "plain texts", "chat": "chats"}
+FORMS: Mapping[Form, str] = {
+    "text": "plain texts",
+    "chat": "chats",
+    "pair": "pairs of texts",
+    "ranking": "queries with documents",
+    "zero-shot": "texts with candidate labels",
+}
 """Their names in messages."""
 
 
@@ -366,9 +372,7 @@ def _take_time(document: dict[str, Any]) -> str:
 def _take_form(parts: dict[str, Any]) -> Form:
     form: Form = parts.get("form", TEXT)
     if form not in FORMS:
-        raise ProfileError(
-            ProfileFault.BAD_VALUE, f"key.form is {form!r:.40}, and this dynx knows {' and '.join(FORMS)}"
-        )
+        raise ProfileError(ProfileFault.BAD_VALUE, f"key.form is {form!r:.40}, and this dynx knows {', '.join(FORMS)}")
     return form
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynx.runtime.profile import Form
 
 GENERATE = "generate"
 """The task whose prompts have several forms."""
@@ -137,7 +138,12 @@ def _beside(key: ProfileKey, path: Path, weights: Callable[[], str], warn: Calla
 
 def _elsewhere(profile: Profile, key: ProfileKey) -> str:
     """How else than by the device two keys differ, in words; empty where they don't."""
-    return profile.key.told_apart(replace(key, device=profile.key.device, form=profile.key.form))
+    return profile.key.told_apart(replace(key, device=profile.key.device, form=_form(profile, key)))
+
+
+def _form(profile: Profile, key: ProfileKey) -> Form:
+    """Return the form that a profile is compared by: what a classifier's inputs are always matters."""
+    return profile.key.form if key.task == GENERATE else key.form
 
 
 def _conditions(profile: Profile, key: ProfileKey) -> str:
@@ -146,5 +152,5 @@ def _conditions(profile: Profile, key: ProfileKey) -> str:
     A run without a draft model may use what was measured with one, and a run of chats what was measured on texts, or the other
     way round: the target's passes are the same.
     """
-    run = replace(key, form=profile.key.form, companion=key.companion or profile.key.companion)
+    run = replace(key, form=_form(profile, key), companion=key.companion or profile.key.companion)
     return profile.key.told_apart(run, device_name(profile))

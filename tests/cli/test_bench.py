@@ -117,7 +117,7 @@ def test_prompts_of_a_file(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
         (["--min-speedup", "nan"], "--min-speedup"),
         (["--arm", "hf=magic"], "--arm hf=magic: magic is neither an option nor a peer"),
         (["--arm", "hf=transformers", "--with", "--temperature 1"], "transformers is compared in greedy decoding"),
-        (["--with", "--top-k 3"], "--with: No such option: --top-k"),
+        (["--with", "--top-p 0.5"], "--with: No such option: --top-p"),
         (["--with", "--runs 3"], "--with --runs 3: --runs goes beside --with, not into it"),
         (["--with", "generate"], "--with generate: a task goes beside --with"),
         (["--with", "--size '1"], "--with: No closing quotation"),

@@ -262,9 +262,9 @@ def test_inputs_that_the_exits_were_learned_from_are_told(data: list[str], warne
     """On them exits do better than on others, and whoever reads the figures should know."""
     profile = SimpleNamespace(evidence={"data": text_hash(["a", "b"])})
     assembly: Any = SimpleNamespace(
-        exit_profile=object(),
+        exits_early=True,
         decisions=SimpleNamespace(exits=Decision("after layer 1 of 2", "it pays")),
-        plan=SimpleNamespace(profile=profile),
+        plan=SimpleNamespace(profile=profile, request=SimpleNamespace(form="text")),
         exit_model=SimpleNamespace(depth=2),
     )
     said = bench_classification.notes(assembly, Inputs(data, data), {})

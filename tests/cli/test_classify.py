@@ -148,7 +148,7 @@ def test_wrong_command_lines(cli: Cli, easy: Path, arguments: list[str], stdin: 
             ["--field", "text"],
             b'{"text": "a fox"}\n{"text": "one", "text_pair": "two"}\n{"text": "the key"}\n',
             '{"text": "one", "text_pair": "two"}',
-            'half of a pair: the row has a "text_pair" too, and dynx classifies single texts only',
+            'half of a pair: the row has a "text_pair" too, which --pair text,text_pair reads',
         ),
     ],
     ids=["line", "argument", "NUL", "quote", "pair"],

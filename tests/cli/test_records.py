@@ -407,7 +407,7 @@ def test_begin_finds_bad_input_early_and_loses_nothing() -> None:
     found.begin()
     assert [r.text for r in found] == ["a", "b"]
     with pytest.raises(UsageError, match="no column"):
-        Records(["-"], io.BytesIO(b"a\nb\n"), Layout(column="text")).begin()
+        Records(["-"], io.BytesIO(b"a\nb\n"), Layout(columns=("text",))).begin()
 
 
 def test_a_pipe_that_would_not_block_is_waited_for() -> None:

@@ -162,3 +162,26 @@ def test_other_file_systems(tmp_path: Path) -> None:
         file.write("\n".join(FLAT).encode())
     [source] = count(find(["memory://jobs/*.txt"]), None)
     assert values(source, 999) == FLAT
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv", "a.csv"])
+def test_pairs_come_from_two_columns(tmp_path: Path, name: str) -> None:
+    """A tuple for each row; a row that lacks one of the texts has the reason in its place."""
+    rows = [(f"one {i}", f"other {i}") for i in range(5)]
+    if name.endswith(".jsonl"):
+        lines = [json.dumps({"a": a, "b": b}) for a, b in rows] + [json.dumps({"a": "alone"})]
+    else:
+        mark = "\t" if name.endswith(".tsv") else ","
+        lines = [f"a{mark}b", *(f"{a}{mark}{b}" for a, b in rows), "alone"]
+    (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    [source] = count(find([str(tmp_path / name)]), "a", "b")
+    found = values(source, 2)
+    assert found[:5] == rows
+    assert isinstance(found[5], InputError)
+
+
+def test_pairs_need_columns(tmp_path: Path) -> None:
+    """A file of lines has none."""
+    (tmp_path / "a.txt").write_text("one\n")
+    with pytest.raises(InvalidInput, match="no columns"):
+        count(find([str(tmp_path / "a.txt")]), "a", "b")

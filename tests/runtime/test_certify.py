@@ -372,3 +372,47 @@ def test_costs_of_some_exits() -> None:
     assert costs.at((0, 2)) == Costs((0.1, 0.3), 1.0, (0.01, 0.03))
     with pytest.raises(UsageError):
         costs.at(())
+
+
+def test_a_bound_for_each_class_protects_the_rare_one() -> None:
+    """A rule that loses half of a rare class passes in total, and not for each class; with too few rows of a class none does."""
+    rng = np.random.default_rng(7)
+    n = 4000
+    classes = (rng.random(n) < 0.08).astype(np.int64)
+    scores = rng.random((n, 1))
+    agree = np.ones((n, 2), dtype=bool)
+    agree[:, 0] = (classes == 0) | (scores[:, 0] > 0.9) | (rng.random(n) < 0.85)
+    costs = Costs((0.5,), 1.0, (0.01,))
+    rules = Rules(np.asarray([[0.999], [0.95], [0.5], [0.01]]), "common", (0,), "")
+    total = certify(rules, scores, agree, costs, EPS, DELTA, classes=classes)
+    each = certify(rules, scores, agree, costs, EPS, DELTA, classes=classes, each=("common", "rare"))
+    assert total.thresholds == (0.01,)
+    assert each.thresholds == (0.95,)
+    assert "each label" in each.words
+    rows, bad = total.by_class[1]
+    assert bad / rows > 5 * EPS
+
+    few = certify(
+        rules, scores[:1500], agree[:1500], costs, EPS, DELTA, classes=classes[:1500], each=("common", "rare")
+    )
+    assert not few.active
+    assert "the label rare" in few.words
+    missing = certify(rules, scores, agree, costs, EPS, DELTA, classes=classes, each=("common", "rare", "never seen"))
+    assert not missing.active
+    assert "never seen" in missing.words
+
+
+def test_the_bound_for_each_class_is_kept_without_a_correction() -> None:
+    """With three classes at just above ε each, a rule passes for all of them in far fewer than δ of the draws, and never more."""
+    rng = np.random.default_rng(8)
+    rules = Rules(np.asarray([[0.5]]), "common", (0,), "")
+    costs = Costs((0.5,), 1.0, (0.01,))
+    classes = np.arange(3).repeat(300)
+    for risks, most in (((0.0201, 0.0, 0.0), DELTA), ((0.0201,) * 3, DELTA**2)):
+        passed = 0
+        for _ in range(400):
+            agree = np.ones((900, 2), dtype=bool)
+            agree[:, 0] = rng.random(900) >= np.asarray(risks)[classes]
+            found = certify(rules, np.ones((900, 1)), agree, costs, EPS, DELTA, classes=classes, each=("a", "b", "c"))
+            passed += found.active
+        assert passed <= stats.binom.ppf(0.999, 400, most)

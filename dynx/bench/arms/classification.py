@@ -20,6 +20,7 @@ from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
 from dynx.early_exit.assembly import BlockBackend, Reference, attach_exits, is_reference, load_model
 from dynx.early_exit.classifier import Classifier
+from dynx.early_exit.items import Pair
 from dynx.early_exit.preprocessing import Example
 from dynx.errors import ModelError
 from dynx.runtime.backends.registry import TORCH
@@ -50,6 +51,9 @@ MIN_CASES, MAX_CASES = 4, 8
 
 CONFIDENCE = 0.95
 """Confidence of the intervals of shares."""
+
+MAX_REPORTED_LABELS = 3
+"""Most labels that are named, of those that exits change most."""
 
 
 def cut(items: Sequence[Any], batch: int) -> list[Case]:
@@ -98,6 +102,7 @@ def as_by_default(assembly: LoadedClassifier) -> LoadedClassifier:
         exit_model=exit_model,
         preprocessor=preprocessor,
         exit_profile=None,
+        group_profile=None,
         block_backend=BlockBackend(TORCH, dtype),
         segments=None,
     )
@@ -190,7 +195,7 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
 
     def run(case: Case) -> Outcome:
         with loading.quietly():
-            found = pipe([str(item) for item in case], **settings)
+            found = pipe([_as_peers_take(item) for item in case], **settings)
         return Outcome(len(case), None, tuple(answer(one) for one in found))
 
     def answer(found: Any) -> Answer:
@@ -200,6 +205,11 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
         return answer_of(problem, scores[0][0], by_output)
 
     return run
+
+
+def _as_peers_take(item: Any) -> Any:
+    """Return an input as transformers' pipelines take it."""
+    return {"text": item.text, "text_pair": item.text_pair} if isinstance(item, Pair) else str(item)
 
 
 @dataclass(frozen=True)
@@ -248,6 +258,8 @@ class Quality:
     mean_layers: float | None
     left_after: Mapping[str, int] = field(default_factory=dict)
     """Answers by the layer they left after, in one round; empty where layers aren't counted."""
+    by_label: Mapping[str, Count] = field(default_factory=dict)
+    """Agreement by the full model's label; empty where answers aren't one label each."""
 
     def json(self) -> dict[str, JSON]:
         """Return an arm's facts for the JSON document."""
@@ -256,6 +268,7 @@ class Quality:
             "accuracy": self.accuracy.json() if self.accuracy else None,
             "mean_layers": self.mean_layers,
             "left_after": self.left_after or None,
+            "by_label": {label: count.json() for label, count in self.by_label.items()} or None,
         }
 
 
@@ -301,8 +314,25 @@ def judge_answers(
             accuracy,
             _layers(measured, arm),
             _left(measured, arm),
+            _by_label(rounds, truth[:own], tolerance),
         )
     return found
+
+
+def _by_label(
+    rounds: Sequence[Sequence[Answer]], truth: Sequence[Sequence[Answer]], tolerance: float
+) -> dict[str, Count]:
+    """Count agreement by the full model's label; nothing where some answer isn't a single label."""
+    members: dict[str, list[int]] = {}
+    for i, label in enumerate(truth[0]):
+        if not isinstance(label, str):
+            return {}
+        members.setdefault(label, []).append(i)
+
+    def some(numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[list[Answer]]:
+        return [[row[i] for i in numbers] for row in answers]
+
+    return {label: _equal(some(n, rounds), some(n, truth), tolerance) for label, n in sorted(members.items())}
 
 
 def _rounds(measured: Measurements, arm: str) -> list[list[Answer]]:
@@ -350,13 +380,18 @@ def _left(measured: Measurements, arm: str) -> dict[str, int]:
     return {layer: total[layer] for layer in sorted(total, key=int)}
 
 
-def sentences(quality: Mapping[str, Quality], depth: int) -> list[str]:
+def sentences(quality: Mapping[str, Quality], depth: int, what: str = "labels") -> list[str]:
     """Return sentences about the dynamic arm's answers, and about accuracy where the true labels are known."""
     out = []
     dynamic = quality.get("dynamic")
     if dynamic is not None:
         layers = "" if dynamic.mean_layers is None else f"{dynamic.mean_layers:.2f} of {depth} layers on average, "
-        out.append(f"dynamic: {layers}{dynamic.agreement} labels are the full model's")
+        out.append(f"dynamic: {layers}{dynamic.agreement} {what} are the full model's")
+        changed = {label: count for label, count in dynamic.by_label.items() if count.hits < count.of}
+        worst = sorted(changed, key=lambda label: changed[label].share)[:MAX_REPORTED_LABELS]
+        if worst:
+            named = (f"{label} {changed[label].of - changed[label].hits} of {changed[label].of}" for label in worst)
+            out.append(f"labels that differ, by the full model's: {', '.join(named)}")
     accuracies = [f"{name} {q.accuracy}" for name, q in quality.items() if q.accuracy and name in ("plain", "dynamic")]
     if accuracies:
         out.append(f"accuracy: {', '.join(accuracies)}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dynx.bench.runner import Arm, Case
-    from dynx.cli.options.bench import Options
+from dynx.cli.options.bench import Options
 
 Kind: TypeAlias = Literal["options", "peer", "lookup"]
 

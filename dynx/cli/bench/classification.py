@@ -12,6 +12,7 @@ from dynx.cli.bench.task import Prepared, conditions, settings
 from dynx.cli.bench.values import tolerance_or
 from dynx.cli.calibration_data import read_inputs
 from dynx.cli.classify.command import open_assembly
+from dynx.cli.forms import form_fields
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ class Settings:
     tsv: bool = False
     column: str | None = None
     field: str | None = None
+    pair: str | None = None
+    rank: bool = False
+    group: str | None = None
+    candidates: str | None = None
+    hypothesis: str = "This example is {}."
+    multi_label: bool = False
+    per_class: bool = False
+    top_k: int | None = None
     labels: str | None = None
     backend: str = "auto"
     quantize: str = "none"
@@ -56,18 +65,19 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
 
     own = settings(request, Settings)
     assembly, inputs = open_inputs(request, own, terminal)
-    if assembly.labels.problem == "regression" and own.within is None:
+    arms_of, batch = arms_module(assembly), max(1, assembly.batch // pairs_of_input(assembly, inputs))
+    if assembly.labels.problem == "regression" and own.within is None and not is_grouped(assembly):
         raise UsageError(
             "a regression model needs a tolerance, since its outputs are rarely equal",
             hint="--within T: outputs that differ by at most T count as equal",
         )
     gold = read_truth(own.labels, assembly, inputs, quoted=own.tsv)
     items, gold, cut = choose(inputs, gold, assembly, own.prompts, terminal)
-    cases = classification.cut(items, assembly.batch)
+    cases = classification.cut(items, batch)
     default = classification.as_by_default(assembly)
-    arms = classification.own_arms(assembly, default)
+    arms = arms_of.own_arms(assembly, default)
     arms += further_arms(request, assembly, default, cutting=cut > 0, terminal=terminal)
-    full = classification.full_answers(assembly, items)
+    full = arms_of.full_answers(assembly, items)
     facts = header(assembly, items, cut)
 
     def conclude(measured: Measurements, confidence: float) -> BenchResult:
@@ -75,7 +85,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         result = summarize(
             measured,
             task=TASK,
-            unit="labels",
+            unit="queries" if assembly.plan.request.form == "ranking" else "labels",
             header=facts,
             rng=random.Random(0),  # noqa: S311
             confidence=confidence,
@@ -89,6 +99,30 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
 
 
+def is_grouped(assembly: LoadedClassifier) -> bool:
+    """Whether an input is several pairs."""
+    from dynx.early_exit.items import GROUPED
+
+    return assembly.plan.request.form in GROUPED
+
+
+def arms_module(assembly: LoadedClassifier) -> Any:
+    """Return the module that builds the arms for the assembly's form of inputs."""
+    from dynx.bench.arms import classification, groups
+
+    return groups if is_grouped(assembly) else classification
+
+
+def pairs_of_input(assembly: LoadedClassifier, inputs: Inputs) -> int:
+    """Return the pairs of an input, on average of some."""
+    if not is_grouped(assembly):
+        return 1
+    from dynx.early_exit.groups.rows import pairs_of
+
+    some = inputs.items[:100]
+    return max(1, round(sum(len(pairs_of(item, assembly.plan.request)) for item in some) / max(1, len(some))))
+
+
 def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[LoadedClassifier, Inputs]:
     """Load the model and read its inputs from --data; a shipped model has inputs of its own. Raises UsageError without any."""
     from dynx.bench import builtin_inputs
@@ -97,9 +131,15 @@ def open_inputs(request: Request, own: Settings, terminal: Terminal) -> tuple[Lo
     plan = make_plan(request, terminal)
     if request.data is not None:
         inputs = read_inputs(
-            request.data, plan.kind, tsv=own.tsv, column=own.column, field=own.field, warn=terminal.warn
+            request.data,
+            plan.kind,
+            tsv=own.tsv,
+            column=own.column,
+            field=own.field,
+            forms=own,
+            warn=terminal.warn,
         )
-    elif plan.kind == "text" and plan.source.kind == "shipped":
+    elif plan.kind == "text" and plan.request.form == "text" and plan.source.kind == "shipped":
         made = builtin_inputs.texts(own.prompts)
         inputs = Inputs(made, made)
     else:
@@ -129,6 +169,7 @@ def request_of(request: Request) -> ClassifierRequest:
         max_disagreement=own.max_disagreement,
         confidence=own.confidence,
         within=own.within,
+        **form_fields(own),
         profile=request.profile,
         **request.for_request(),
     )
@@ -138,18 +179,17 @@ def further_arms(
     request: Request, assembly: LoadedClassifier, default: LoadedClassifier, *, cutting: bool, terminal: Terminal
 ) -> list[Arm[Any]]:
     """Build the arms of --arm; `default` is the model as the peers run it."""
-    from dynx.bench.arms.classification import own_arms, peer_arms
-
+    arms_of = arms_module(assembly)
     arms: list[Arm[Any]] = []
     for one in arm_options.parse_all(request.arms or []):
         if one.kind == "peer":
-            peers = peer_arms(default, cutting=cutting)
+            peers = arms_of.peer_arms(default, cutting=cutting)
             arms += [replace(arm, name=one.name + arm.name.removeprefix("hf")) for arm in peers]
             continue
         arm_options.check_takes(one, Settings, "classifiers")
         other = open_assembly(make_plan(one.applied(request), terminal), terminal)
         group: Group = "dynamic" if other.plan.key.model == assembly.plan.key.model else "external"
-        arm = replace(own_arms(other)[-1], name=one.name, group=group)
+        arm = replace(arms_of.own_arms(other)[-1], name=one.name, group=group)
         arms.append(arm_options.side_by_side(arm, other.decisions.threads.value, assembly.decisions.threads.value))
     return arms
 
@@ -167,6 +207,8 @@ def read_truth(
         return None
     from dynx.cli.classify.accuracy import read_gold
 
+    if is_grouped(assembly):
+        raise UsageError("--labels is for models that label each text or pair")
     if assembly.labels.problem != "single":
         raise UsageError(
             "--labels needs a model with one label per input; this one is multi-label or a regression model"
@@ -193,12 +235,10 @@ def choose(
 
     They are drawn at random, because files are sorted more often than not. Raises UsageError where none of them can be read.
     """
-    from dynx.bench.arms.classification import readable
-
     chosen = list(range(len(inputs.items)))
     if len(chosen) > most:
         chosen = sorted(random.Random(0).sample(chosen, most))  # noqa: S311 - the same ones each time
-    good, cut = readable(assembly, [inputs.items[i] for i in chosen])
+    good, cut = arms_module(assembly).readable(assembly, [inputs.items[i] for i in chosen])
     if len(good) < len(chosen):
         terminal.warn(f"{len(chosen) - len(good):,} of {len(chosen):,} inputs can't be read and were skipped")
     if not good:
@@ -211,7 +251,7 @@ def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[s
     """Return the header of a result: the device, the versions and the inputs."""
     from dynx.runtime.hashing import text_hash
 
-    exits, known = assembly.decisions.exits, assembly.exit_profile
+    exits, known = assembly.decisions.exits, assembly.exit_profile or assembly.group_profile
     texts: dict[str, Any] = {"max_length": getattr(assembly.preprocessor, "limit", None), "truncated": cut}
     return conditions(
         assembly.plan,
@@ -231,11 +271,12 @@ def notes(
     from dynx.bench.arms.classification import sentences
     from dynx.runtime.hashing import text_hash
 
-    out = list(sentences(quality, assembly.exit_model.depth))
+    what = {"ranking": "results", "zero-shot": "results"}.get(assembly.plan.request.form, "labels")
+    out = list(sentences(quality, assembly.exit_model.depth, what))
     if made_up:
         out.append("the inputs are generated sentences; use --data FILE to measure on your own")
     exits, profile = assembly.decisions.exits, assembly.plan.profile
-    if assembly.exit_profile is None and exits is not None:
+    if not assembly.exits_early and exits is not None:
         out.append(f"dynamic has no exits, so it equals bucketed: {exits.reason}")
     elif profile is not None and profile.evidence.get("data") == text_hash(inputs.names):
         out.append("the exits were calibrated on these inputs; measure on others")
@@ -263,4 +304,9 @@ def gates(result: BenchResult, quality: Mapping[str, Quality], request: Request)
         found_ = quality.get(arm.name)
         differing, of = (found_.agreement.of - found_.agreement.hits, found_.agreement.of) if found_ else (0, 0)
         judged.append(max_disagreement(differing, of, request.max_disagreement, failure=failure))
+        if request.per_class and found_:
+            judged += [
+                max_disagreement(c.of - c.hits, c.of, request.max_disagreement, failure=failure, name=f"label {label}")
+                for label, c in found_.by_label.items()
+            ]
     return judged

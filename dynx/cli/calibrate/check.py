@@ -68,6 +68,14 @@ def request_of(options: Options) -> Request:
         tsv=options.tsv or None,
         column=options.column,
         field=options.field,
+        pair=options.pair,
+        rank=options.rank or None,
+        group=options.group,
+        candidates=options.candidates,
+        hypothesis=options.hypothesis if options.candidates else None,
+        multi_label=options.multi_label or None,
+        per_class=options.per_class or None,
+        top_k=options.top_k,
         chat=options.chat or None,
         system=options.system,
         max_length=options.max_length,
@@ -137,7 +145,12 @@ def refuse_learned(request: Request, module: TaskModule, plan: PlannedRun, profi
         return
     if isinstance(plan, ClassifierPlan):
         rows = read_inputs(
-            request.data, plan.kind, tsv=bool(request.tsv), column=request.column, field=request.field
+            request.data,
+            plan.kind,
+            tsv=bool(request.tsv),
+            column=request.column,
+            field=request.field,
+            forms=request,
         ).names
     else:
         rows = read_prompts(request.data)

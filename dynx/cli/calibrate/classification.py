@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_inputs
+from dynx.cli.forms import form_fields
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         max_disagreement=options.max_disagreement,
         confidence=options.confidence,
         within=options.within,
+        **form_fields(options),
         profile="none",  # what is stored must not colour what is measured
         **options.for_request(),
     )
@@ -54,19 +56,28 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         what = "a folder of images" if plan.kind == "image" else "a file of texts, one per line"
         raise UsageError("classifiers need --data: unlabelled inputs like those to come", hint=f"--data {what}")
     inputs = read_inputs(
-        options.data, plan.kind, tsv=options.tsv, column=options.column, field=options.field, warn=terminal.warn
+        options.data,
+        plan.kind,
+        tsv=options.tsv,
+        column=options.column,
+        field=options.field,
+        forms=options,
+        warn=terminal.warn,
     )
     if options.dry_run:
         dry_run(plan, inputs, budget, options, terminal)
         return
     from dynx.early_exit import calibrate as learning
+    from dynx.early_exit import group_calibrate
+    from dynx.early_exit.items import GROUPED
     from dynx.runtime.certify import deduplicate
 
     terminal.notice(learning.power(len(deduplicate(inputs.names)), options.max_disagreement, plan.request.delta))
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, calibrating=True)
     terminal.clear_status()
     with terminal.progress(f"calibrating {plan.source.name}") as move:
-        found = learning.calibrate(
+        learn = group_calibrate.calibrate if plan.request.form in GROUPED else learning.calibrate
+        found = learn(
             assembly,
             inputs,
             budget=budget,
@@ -143,9 +154,11 @@ def table_of(found: Findings, assembly: LoadedClassifier) -> Table:
             k = fitted.depths.index(depth)
             reach, look = f"{costs.reach[k] / costs.full:.0%}", f"{costs.check[k] / costs.full:.1%}"
             if certificate.thresholds[k] != math.inf:
-                left = f"{certificate.exits[k] / certificate.n:.0%}"
+                left = f"{certificate.exits[k] / sum(certificate.exits):.0%}"
         table.add_row(f"layer {depth}", f"{share:.1%}", reach, look, left)
-    table.add_row("all layers", "", f"{costs.full * 1e3:.2f} ms", "", f"{certificate.exits[-1] / certificate.n:.0%}")
+    table.add_row(
+        "all layers", "", f"{costs.full * 1e3:.2f} ms", "", f"{certificate.exits[-1] / sum(certificate.exits):.0%}"
+    )
     return table
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_prompts
 from dynx.cli.draw.requests import parse_size
+from dynx.cli.forms import ONLY_CLASSIFIERS
 from dynx.diffusion.prompts import own_prompts
 from dynx.errors import UsageError
 
@@ -35,7 +36,18 @@ def calibrate(options: Options, terminal: Terminal) -> None:
 
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a text-to-image pipeline")
-    others = ("tsv", "column", "field", "adapters", "chat", "system", "within", "max_length", "quantize")
+    others = (
+        *ONLY_CLASSIFIERS,
+        "tsv",
+        "column",
+        "field",
+        "adapters",
+        "chat",
+        "system",
+        "within",
+        "max_length",
+        "quantize",
+    )
     refuse(options, others, "is a text-to-image pipeline")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
+from dynx.cli.forms import ONLY_CLASSIFIERS
 from dynx.cli.generate.model import hint_template
 from dynx.cli.generate.stats import NAMES
 from dynx.errors import UsageError
@@ -29,7 +30,18 @@ MIN_ANSWER_TOKENS = 16
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure costs and acceptance, store the profile, and report."""
-    others = ("tsv", "column", "within", "max_length", "quality", "guidance", "negative", "size", "plot")
+    others = (
+        *ONLY_CLASSIFIERS,
+        "tsv",
+        "column",
+        "within",
+        "max_length",
+        "quality",
+        "guidance",
+        "negative",
+        "size",
+        "plot",
+    )
     refuse(options, others, "is a language model")
     budget = BUDGET_SECONDS if options.budget is None else options.budget
     from dynx.cli.prompts import is_chat, read_data

@@ -6,11 +6,12 @@ import contextlib
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from dynx.cli.classify.output import Document, JsonLines, Table, resume
 from dynx.cli.classify.records import MAX_WINDOW_RECORDS, layout, read_records, windows
 from dynx.cli.console import Terminal
+from dynx.cli.forms import form_of, reading
 from dynx.cli.jobs import is_job, run_job
 from dynx.cli.pieces import shown
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 
     from dynx.cli.classify.accuracy import Tally
     from dynx.cli.classify.output import Resumed
+    from dynx.cli.classify.ranking import RankLines, RankTable
     from dynx.cli.classify.records import Record, Records
     from dynx.cli.options.classify import Options
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.classifier import Classifier
+    from dynx.early_exit.group_classifier import AnyClassifier
+    from dynx.early_exit.items import Pair, Query
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.types import Prediction, Receipt
+
+AnyFormat: TypeAlias = "Table | JsonLines | RankTable | RankLines"
 
 MAX_EXPLAINED_INPUTS = 5
 """Largest number of inputs that ran all layers which --explain lists."""
@@ -39,6 +44,9 @@ NOT_IN_JOBS = (
     "top_k",
     "scores",
     "labels",
+    "rank",
+    "group",
+    "candidates",
     "resume",
     "json",
     "stats",
@@ -46,6 +54,9 @@ NOT_IN_JOBS = (
     "verify",
 )
 """Options that don't go with --input."""
+
+MAX_WINDOW_GROUPS = 64
+"""Largest number of inputs that are several pairs each, in a window: results come as soon as it is done."""
 
 BAR_CHARS = 30
 """Width of a full bar of --explain, in characters."""
@@ -76,7 +87,7 @@ def run(options: Options) -> None:
     records = open_records(options, images=plan.kind == "image")
     records.begin()
     assembly = open_assembly(plan, terminal, quick_start=not options.certify)
-    form = format_of(options, terminal, len(assembly.labels.names))
+    form = format_of(options, terminal, len(plan.request.candidates or assembly.labels.names))
     resumed = resume(Path(options.resume), form) if options.resume else None
     job = Job(options, terminal, assembly, form, open_tally(options, assembly))
     with output(resumed) as out:
@@ -110,6 +121,13 @@ def check(options: Options) -> None:
         raise UsageError("--verify and --audit exclude each other: --verify checks every answer")
     if options.resume and options.json:
         raise UsageError("a JSON document can't be resumed", hint="use JSON lines: --jsonl --resume OUT")
+    form = form_of(options)
+    if form == "ranking" and options.scores:
+        raise UsageError("--scores is for labels; --rank without --top-k prints every document")
+    if options.per_class and (options.certify or options.audit or options.verify):
+        raise UsageError(
+            "--per-class is tested on calibration's inputs; --certify, --audit and --verify test all labels at once"
+        )
     if options.resume and options.labels:
         raise UsageError("--labels needs the whole input, so it can't be used with --resume")
 
@@ -121,6 +139,7 @@ def open_records(options: Options, *, images: bool) -> Records:
         tsv=options.tsv,
         column=options.column,
         field=options.field,
+        **reading(options),
         images=images,
         skip_empty=options.skip_empty,
     )
@@ -145,14 +164,20 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal, *, quick_start: bool
     for knob, decision in assembly.decisions.items():
         terminal.detail(f"{knob}: {decision.value} ({decision.reason})")
     unwanted = plan.request.plain or plan.request.profile == "none"
-    if assembly.exit_profile is None and not unwanted and terminal.interactive:
+    if not assembly.exits_early and not unwanted and terminal.interactive:
         remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
         terminal.notice(f"every layer runs: {assembly.why_full_depth}{remedy}")
     return assembly
 
 
-def format_of(options: Options, terminal: Terminal, labels: int) -> Table | JsonLines:
+def format_of(options: Options, terminal: Terminal, labels: int) -> AnyFormat:
     """Return the format of answers for a model with `labels` labels."""
+    if form_of(options) == "ranking":
+        from dynx.cli.classify.ranking import RankDocument, RankLines, RankTable
+
+        if options.jsonl:
+            return RankLines(ascii_only=not terminal.unicode)
+        return RankDocument(ascii_only=not terminal.unicode) if options.json else RankTable()
     shown = options.top_k and min(options.top_k, labels)
     if options.jsonl:
         return JsonLines(shown, ascii_only=not terminal.unicode)
@@ -168,6 +193,8 @@ def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
         return None
     from dynx.cli.classify.accuracy import Tally, read_gold
 
+    if form_of(options) not in ("text", "pair"):
+        raise UsageError("--labels is for models that label each text or pair")
     if assembly.labels.problem != "single":
         raise UsageError(
             "--labels needs a model with one label per input; this one is multi-label or a regression model"
@@ -199,15 +226,15 @@ class Job:
         options: Options,
         terminal: Terminal,
         assembly: LoadedClassifier,
-        form: Table | JsonLines,
+        form: AnyFormat,
         tally: Tally | None,
     ) -> None:
-        from dynx.early_exit.classifier import Classifier
+        from dynx.early_exit.group_classifier import make_classifier
 
         self._options, self._terminal, self._assembly = options, terminal, assembly
         self._tally = tally
         self._form = form
-        self.classifier: Classifier = Classifier(
+        self.classifier: AnyClassifier = make_classifier(
             assembly, audit=float(options.verify) or options.audit, on_alarm=terminal.warn
         )
         self.seen = self.errors = 0
@@ -229,9 +256,10 @@ class Job:
         if self._options.certify:
             todo = self._certify(todo)
         ahead = 8 * self._assembly.batch
-        stream = windows(
-            todo, ahead if self._assembly.plan.kind == "image" else max(MAX_WINDOW_RECORDS, ahead)
-        )  # pixels take room
+        most = ahead if self._assembly.plan.kind == "image" else max(MAX_WINDOW_RECORDS, ahead)  # pixels take room
+        if form_of(self._options) not in ("text", "pair"):
+            most = MAX_WINDOW_GROUPS
+        stream = windows(todo, most)
         try:
             for window in stream:
                 predictions = self._predict(window)
@@ -247,7 +275,7 @@ class Job:
 
     def _certify(self, todo: Iterable[Record]) -> list[Record]:
         """Read all records and certify a rule on a sample of them. Returns the records."""
-        from dynx.early_exit.sample_certificate import certify
+        from dynx.early_exit.group_certificate import certify
 
         everything = list(todo)
         good = [record for record in everything if record.error is None]
@@ -257,16 +285,17 @@ class Job:
         self._terminal.notice(words)
         return everything
 
-    def _predict(self, window: Sequence[Record]) -> list[Prediction]:
-        from dynx.early_exit.types import Prediction
+    def _predict(self, window: Sequence[Record]) -> list[Any]:
+        from dynx.early_exit.types import Prediction, Ranking
 
         good = [record for record in window if record.error is None]
         answers = iter(self.classifier.window([item_of(record) for record in good]))
-        return [next(answers) if record.error is None else Prediction.failed(record.error) for record in window]
+        failed = Ranking.failed if form_of(self._options) == "ranking" else Prediction.failed
+        return [next(answers) if record.error is None else failed(record.error) for record in window]
 
     def _promise(self) -> None:
         """Set the guarantee that JSON states for the answers that follow."""
-        if isinstance(self._form, JsonLines):
+        if hasattr(self._form, "guarantee"):
             guarantee = self.receipt.guarantee
             self._form.guarantee = guarantee.json() if guarantee else None
 
@@ -278,8 +307,10 @@ class Job:
             out.write(text)
             out.flush()
 
-    def _note(self, window: Sequence[Record], predictions: Sequence[Prediction]) -> None:
+    def _note(self, window: Sequence[Record], predictions: Sequence[Any]) -> None:
         """Add answers to the statistics, and warn once of truncated texts."""
+        from dynx.early_exit.types import Ranking
+
         if self.receipt.truncated and not self._warned:
             self._warned = True
             limit = getattr(self._assembly.preprocessor, "limit", None)
@@ -287,6 +318,8 @@ class Job:
         for record, prediction in zip(window, predictions, strict=True):
             self.seen += 1
             self.errors += prediction.error is not None
+            if isinstance(prediction, Ranking):
+                continue
             if self._tally is not None:
                 self._tally.add(record.index, prediction.label)
             if (
@@ -343,7 +376,7 @@ class Job:
             sys.stderr.write(f"all layers: {prediction.label} {prediction.score:.2f}  {text}\n")
 
 
-def verified(classifier: Classifier, options: Options) -> None:
+def verified(classifier: AnyClassifier, options: Options) -> None:
     """Raise GateFailed where more answers differ from the full model's than the promise allows."""
     audit = classifier.audit
     if audit is not None and audit.disagreements > options.max_disagreement * audit.n:
@@ -353,12 +386,16 @@ def verified(classifier: Classifier, options: Options) -> None:
         )
 
 
-def item_of(record: Record) -> str | Path:
+def item_of(record: Record) -> str | Path | Pair | Query:
     """Return a record as the classifier takes it."""
+    from dynx.early_exit.items import Pair, Query
+
     item = record.path if record.path is not None else record.text
     if item is None:
         raise ValueError("a record with an error has no input")
-    return item
+    if record.documents is not None and record.text is not None:
+        return Query(record.text, record.documents)
+    return item if record.text_pair is None or not isinstance(item, str) else Pair(item, record.text_pair)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> None:
@@ -377,13 +414,13 @@ def receipt_line(receipt: Receipt) -> str:
     return " · ".join(parts)
 
 
-def _why_none(classifier: Classifier, assembly: LoadedClassifier) -> str:
+def _why_none(classifier: AnyClassifier, assembly: LoadedClassifier) -> str:
     if classifier.audit is not None and classifier.audit.alarmed:
         return " any more (the audit ended them)"
-    return f" ({assembly.why_full_depth})" if assembly.exit_profile is None else ""
+    return f" ({assembly.why_full_depth})" if not assembly.exits_early else ""
 
 
-def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:
+def receipt_rows(classifier: AnyClassifier, assembly: LoadedClassifier) -> list[tuple[str, str]]:
     """Return all statistics, for --stats."""
     receipt = classifier.receipt
     inputs = [f"{receipt.inputs:,}"]
@@ -393,11 +430,13 @@ def receipt_rows(classifier: Classifier, assembly: LoadedClassifier) -> list[tup
         if n
     ]
     rows = [("inputs", ", ".join(inputs))]
+    if receipt.rows:
+        rows.append(("pairs", f"{receipt.rows:,}"))
     if receipt.per_second:
         rows.append(("speed", f"{receipt.per_second:,.1f}/s, {receipt.seconds:.3f} s"))
     if receipt.mean_layers is not None:
         rows.append(("layers", f"{receipt.mean_layers:.2f} of {receipt.depth} on average"))
-        saved = 1 - receipt.layers / (receipt.depth * (receipt.inputs - receipt.errors))
+        saved = 1 - receipt.layers / (receipt.depth * (receipt.rows or receipt.inputs - receipt.errors))
         rows.append(("saved", f"{saved:.0%} of the layers"))
     if receipt.backend:
         rows.append(("backend", receipt.backend))

@@ -56,7 +56,7 @@ class Format(Protocol):
     wants: str
     """Description of a line; empty if an output in this format can't be continued."""
 
-    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Any]]) -> str:
         """Return these answers as text."""
 
     def close(self) -> str:
@@ -143,8 +143,8 @@ class JsonLines:
             "index": record.index,
             "input": shown(record.raw),
             "label": answer.label,
-            "score": _rounded(answer.score),
-            "scores": None if failed else {k: _rounded(v) for k, v in answer.ranked()[: self._top_k]},
+            "score": rounded(answer.score),
+            "scores": None if failed else {k: rounded(v) for k, v in answer.ranked()[: self._top_k]},
             "exit": answer.exit,
             "layers": None if failed else answer.layers,
             "guarantee": None if failed else self.guarantee,
@@ -168,7 +168,8 @@ class JsonLines:
             raise ValueError(str(e)) from None
 
 
-def _rounded(score: float | None) -> float | None:
+def rounded(score: float | None) -> float | None:
+    """Return a score with six decimals; None for one that isn't finite."""
     return round(score, 6) if score is not None and math.isfinite(score) else None
 
 
@@ -235,7 +236,7 @@ def resume(path: Path, form: Format) -> Resumed:
     Raises UsageError, and leaves the file as it is, if anything in it is of another format.
     """
     if not form.wants:
-        raise UsageError("a JSON document can't be resumed", hint="use JSON lines: --jsonl")
+        raise UsageError("this format can't be resumed", hint="use JSON lines: --jsonl")
     done, kept, tail, last = 0, 0, b"", b""
     try:
         if not path.exists():

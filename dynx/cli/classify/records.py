@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dynx.cli.pairs import names_of_pair
 from dynx.cli.pieces import lines, not_utf8, shown, undecoded
 from dynx.cli.tables import table
 from dynx.errors import UsageError
@@ -39,6 +40,12 @@ MAX_WINDOW_BYTES = 8 << 20
 LINGER_SECONDS = 0.005
 """Seconds that a window waits for more records after its first one: too short to notice, long enough for a file to fill it."""
 
+PAIR_SEPARATOR = "\t"
+"""What stands between the texts of a pair in the input that the output echoes."""
+
+QUERY_FIELDS = ("query", "documents")
+"""Keys of a query and its documents in JSON lines."""
+
 PAIR_KEY = "text_pair"
 """The key of a pair's second text, in the objects that transformers' pipeline takes."""
 
@@ -56,19 +63,28 @@ class Record:
     error: str | None = None
     original: dict[str, Any] | None = None
     """The whole JSON object, for JSON lines."""
+    text_pair: str | None = None
+    """The second text of a pair."""
+    documents: tuple[str, ...] | None = None
+    """The documents to rank for the text, a query."""
     size: int = 0
     """Number of its bytes in the input."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How stdin is split into records. At most one of `nul`, `column` and `field` is set; `layout` makes one."""
+    """How stdin is split into records. At most one of `nul`, `columns` and `fields` is set; `layout` makes one.
+
+    Two columns or fields are those of pairs.
+    """
 
     nul: bool = False
-    column: str | None = None
-    """Column name in the header line, or a number from 1 in a table without header."""
-    field: str | None = None
-    """Key of the text in JSON lines."""
+    columns: tuple[str, ...] = ()
+    """Column names in the header line, or numbers from 1 in a table without header."""
+    fields: tuple[str, ...] = ()
+    """Keys of the texts in JSON lines."""
+    ranked: bool = False
+    """Whether inputs are queries with documents: JSON lines, or rows of which the last column or key names the query."""
     images: bool | None = False
     """Whether each text is the path of an image; None decides by its suffix."""
     skip_empty: bool = False
@@ -80,20 +96,40 @@ def layout(
     tsv: bool = False,
     column: str | None = None,
     field: str | None = None,
+    pair: str | None = None,
+    rank: bool = False,
+    group: str | None = None,
     images: bool | None = False,
     skip_empty: bool = False,
 ) -> Layout:
     """Return the layout for these options. Raises UsageError for options that exclude or require each other."""
-    if tsv and column is None:
+    if group is not None and pair is None:
+        raise UsageError("--group requires --pair", hint="--pair query,document --group id")
+    if rank and pair is not None and group is None:
+        raise UsageError("--rank with --pair requires --group, the name of what is equal for documents of one query")
+    if rank and tsv and pair is None:
+        raise UsageError("--rank with --tsv requires --pair and --group")
+    names: tuple[str, ...] = () if pair is None else names_of_pair(pair)
+    names = names if group is None else (*names, group)
+    if tsv and column is None and not names:
         raise UsageError("--tsv requires --column", hint="a name from the header line, or 1, 2, … without a header")
     if column is not None and not tsv:
         raise UsageError("--column requires --tsv")
-    if _number(column) == 0:
+    columns = names if tsv and names else () if column is None else (column,)
+    if any(_number(each) == 0 for each in columns):
         raise UsageError("--column numbers start at 1")
+    if len({_number(each) is None for each in columns}) > 1:
+        raise UsageError(f"--pair {pair}: two names, or two numbers")
     asked = [name for name, given in (("-0", nul), ("--tsv", tsv), ("--field", field is not None)) if given]
     if len(asked) > 1:
         raise UsageError(f"{asked[0]} and {asked[1]} exclude each other")
-    return Layout(nul, column, field, images, skip_empty)
+    given = [name for name, value in (("-0", nul), ("--column", column), ("--field", field)) if value]
+    if (names or rank) and given:
+        raise UsageError(f"{'--pair' if names else '--rank'} and {given[0]} exclude each other")
+    fields = names if names and not tsv else () if field is None else (field,)
+    if rank and not names:
+        fields = QUERY_FIELDS
+    return Layout(nul, columns, fields, rank or group is not None, images, skip_empty)
 
 
 def _number(column: str | None) -> int | None:
@@ -106,9 +142,9 @@ def read_records(arguments: Sequence[str], stdin: BinaryIO, layout: Layout, *, n
     Arguments are a record each and stdin is left alone, unless one of them is `-`: its records come in that place. Nothing
     may have been read from `stdin` before. Raises UsageError on arguments that don't fit together.
     """
-    shaped = (
-        "-0" if layout.nul else "--tsv" if layout.column is not None else "--field" if layout.field is not None else ""
-    )
+    shaped = "-0" if layout.nul else "--tsv" if layout.columns else "--field" if layout.fields else ""
+    if len(layout.columns or layout.fields) > 1:
+        shaped = "--rank" if layout.ranked else "--pair"
     if "-" in arguments:
         if never:
             raise UsageError("- reads stdin, which --no-stdin forbids")
@@ -151,10 +187,11 @@ class Records:
 
     def _read(self) -> Iterator[Record]:
         for argument in self._arguments:
-            rows = _rows(self._stdin, self._layout, self._name) if argument == "-" else [_typed(argument)]
+            stdin = argument == "-"
+            rows = _rows(self._stdin, self._layout, self._name) if stdin else iter([_typed(argument)])
             for row in rows:
                 index, self.rows = self.rows, self.rows + 1
-                if self._layout.skip_empty and not (row.text or "").strip() and (row.error is None or row.blank):
+                if self._layout.skip_empty and row.empty and (row.error is None or row.blank):
                     self.skipped += 1
                 else:
                     yield _record(index, row, self._layout.images)
@@ -173,6 +210,14 @@ class _Row:
     original: dict[str, Any] | None = None
     bad: str | None = None
     """Why `text` isn't valid text; it may still be a path."""
+    text_pair: str | None = None
+    documents: tuple[str, ...] | None = None
+    group: str | None = None
+    """What is equal for all documents of a query."""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.text or "").strip() and not (self.text_pair or "").strip()
 
     @property
     def blank(self) -> bool:
@@ -188,10 +233,12 @@ def _record(index: int, row: _Row, images: bool | None) -> Record:
             error = "a path can't hold a NUL"
         else:
             path = Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))  # its bytes, whatever the locale
-        return Record(index, None, path, text, error, row.original, row.size)
-    if row.bad is not None and text is not None:
-        return Record(index, None, None, text, row.bad, row.original, row.size)
-    return Record(index, text, None, row.line if text is None else text, error, row.original, row.size)
+        return Record(index, None, path, text, error, row.original, size=row.size)
+    raw = text if text is None or row.text_pair is None else f"{text}{PAIR_SEPARATOR}{row.text_pair}"
+    if row.bad is not None and raw is not None:
+        return Record(index, None, None, raw, row.bad, row.original, size=row.size)
+    raw = row.line if raw is None else raw
+    return Record(index, text, None, raw, error, row.original, row.text_pair, row.documents, row.size)
 
 
 def _typed(argument: str) -> _Row:
@@ -200,11 +247,16 @@ def _typed(argument: str) -> _Row:
 
 
 def _rows(stdin: BinaryIO, layout: Layout, name: str) -> Iterator[_Row]:
-    if layout.column is not None:
-        return _table_rows(table(lines(stdin, name, keep=True)), layout.column, name)
+    if layout.columns:
+        rows = _table_rows(table(lines(stdin, name, keep=True)), layout.columns, name)
+        return _grouped(rows) if layout.ranked else rows
     found = lines(stdin, name, b"\0" if layout.nul else b"\n")
-    if layout.field is not None:
-        return (_json_row(line, layout.field) for line in found)
+    if layout.ranked:
+        if layout.fields == QUERY_FIELDS:
+            return (_query_row(line) for line in found)
+        return _grouped(_json_row(line, layout.fields) for line in found)
+    if layout.fields:
+        return (_json_row(line, layout.fields) for line in found)
     return (_line_row(line) for line in found)
 
 
@@ -213,53 +265,60 @@ def _line_row(line: Line) -> _Row:
     return _Row(None, size, error, text) if cut else _Row(text, size, bad=error)
 
 
-def _table_rows(rows: Iterator[Cells], column: str, name: str) -> Iterator[_Row]:
-    number = _number(column)
+def _table_rows(rows: Iterator[Cells], columns: Sequence[str], name: str) -> Iterator[_Row]:
     first = next(rows, None)
     if first is None:
         return
     header: Sequence[str] = ()
-    if number is None:
+    if _number(columns[0]) is None:
         header = first.cells
         if first.error is not None:
             raise UsageError(f"the header of {name} can't be read: {first.error}")
-        if column not in header:
-            raise UsageError(
-                f'no column "{column}" on {name}; there is {shown(", ".join(header))}',
-                hint="columns are separated by tabs" if len(header) == 1 else None,
-            )
-        at = header.index(column)
+        for column in columns:
+            if column not in header:
+                raise UsageError(
+                    f'no column "{column}" on {name}; there is {shown(", ".join(header))}',
+                    hint="columns are separated by tabs" if len(header) == 1 else None,
+                )
+        places = [header.index(column) for column in columns]
     else:
-        at = number - 1
-        if first.error is None and at >= len(first.cells):
+        places = [(_number(column) or 1) - 1 for column in columns]
+        if first.error is None and max(places) >= len(first.cells):
             there = shown(", ".join(first.cells))
-            raise UsageError(f"no column {number} on {name}; its first line has {len(first.cells)}: {there}")
+            raise UsageError(f"no column {max(places) + 1} on {name}; its first line has {len(first.cells)}: {there}")
         rows = chain([first], rows)
     empty = True
     for row in rows:
         empty = False
-        yield _table_row(row, at, column, header)
+        yield _table_row(row, places, columns, header)
     if empty:
         raise UsageError(f"{name} has a header but no rows")
 
 
-def _table_row(row: Cells, at: int, column: str, header: Sequence[str]) -> _Row:
-    """Return the chosen cell, or why there is none; a row with more cells than the header may be a text cut by a tab."""
+def _table_row(row: Cells, places: Sequence[int], columns: Sequence[str], header: Sequence[str]) -> _Row:
+    """Return the chosen cells, or why there are none; a row with more cells than the header may be a text cut by a tab."""
     cells, error = row.cells, row.error
-    if error is None and at < len(cells):
+    missing = next((i for i, at in enumerate(places) if at >= len(cells)), None)
+    if error is None and missing is None:
         if header and any(cells[len(header) :]):
             error = f"{len(cells)} columns, and the header has {len(header)}"
-        elif PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column):
+        elif len(places) == 1 and _is_half(header, cells, columns[0]):
             error = PAIR_ERROR
-    elif error is None and row.line.strip():
-        error = f"{len(cells)} columns, and {column} is number {at + 1}"
+    elif error is None and missing is not None and row.line.strip():
+        error = f"{len(cells)} columns, and {columns[missing]} is number {places[missing] + 1}"
     if error is not None:
         return _Row(None, row.size, error, row.line)
-    text = cells[at] if at < len(cells) else ""
-    return _Row(text, row.size, bad=undecoded(text, row.offset))
+    texts = [cells[at] if at < len(cells) else "" for at in places]
+    bad = next(filter(None, (undecoded(text, row.offset) for text in texts)), None)
+    second, group = (*texts[1:], None, None)[:2]
+    return _Row(texts[0], row.size, bad=bad, text_pair=second, group=group)
 
 
-PAIR_ERROR = f'half of a pair: the row has a "{PAIR_KEY}" too, and dynx classifies single texts only'
+def _is_half(header: Sequence[str], cells: Sequence[str], column: str) -> bool:
+    return PAIR_KEY in header and _is_pair({k: v for k, v in zip(header, cells, strict=False) if v}, column)
+
+
+PAIR_ERROR = f'half of a pair: the row has a "{PAIR_KEY}" too, which --pair text,{PAIR_KEY} reads'
 
 
 def _is_pair(row: Mapping[str, Any], key: str) -> bool:
@@ -267,7 +326,7 @@ def _is_pair(row: Mapping[str, Any], key: str) -> bool:
     return row.get(PAIR_KEY) is not None and (key != PAIR_KEY or row.get("text") is not None)
 
 
-def _json_row(found: Line, key: str) -> _Row:
+def _json_row(found: Line, keys: Sequence[str]) -> _Row:
     line, size, bad, _, _ = found
     if bad is not None:
         return _Row(None, size, bad, line)
@@ -275,13 +334,69 @@ def _json_row(found: Line, key: str) -> _Row:
         value = parse_object(line)
     except NotAnObjectError as e:
         return _Row(None, size, str(e), line)
-    text = value.get(key)
-    if isinstance(text, str):
-        if _is_pair(value, key):
+    texts = [value.get(key) for key in keys]
+    if len(texts) > 2 and isinstance(texts[2], int):  # a number names a query as well as a text
+        texts[2] = str(texts[2])
+    if all(isinstance(text, str) for text in texts):
+        if len(keys) == 1 and _is_pair(value, keys[0]):
             return _Row(None, size, PAIR_ERROR, line, value)
-        return _Row(text, size, original=value)
+        second, group = (*texts[1:], None, None)[:2]
+        return _Row(texts[0], size, original=value, text_pair=second, group=group)
+    key = next(key for key, text in zip(keys, texts, strict=True) if not isinstance(text, str))
     reason = f'field "{key}" is not text' if key in value else f'no field "{key}"'
     return _Row(None, size, reason, line, value)
+
+
+def _query_row(found: Line) -> _Row:
+    """Return a query with its documents."""
+    line, size, bad, _, _ = found
+    if bad is not None:
+        return _Row(None, size, bad, line)
+    try:
+        value = parse_object(line)
+    except NotAnObjectError as e:
+        return _Row(None, size, str(e), line)
+    for key in QUERY_FIELDS:
+        if key not in value:
+            return _Row(None, size, f'no field "{key}"', line, value)
+    query, documents = (value[key] for key in QUERY_FIELDS)
+    if not isinstance(query, str):
+        return _Row(None, size, 'field "query" is not text', line, value)
+    if not isinstance(documents, list) or not all(isinstance(each, str) for each in documents):
+        return _Row(None, size, 'field "documents" is not a list of texts', line, value)
+    return _Row(query, size, original=value, documents=tuple(documents))
+
+
+def _grouped(rows: Iterator[_Row]) -> Iterator[_Row]:
+    """Join rows that follow one another and are of the same query."""
+    held: _Row | None = None
+    documents: list[str] = []
+    size = 0
+    for row in rows:
+        whole = row.error is None and row.bad is None and row.text_pair is not None
+        if held is not None and whole and row.group == held.group:
+            documents.append(row.text_pair or "")
+            size += row.size
+            if row.text != held.text and held.error is None:
+                held = replace(
+                    held, error=f"rows of {shown(held.group or '')} have different queries", line=held.text or ""
+                )
+            continue
+        if held is not None:
+            yield _joined(held, documents, size)
+            held = None
+        if not whole:
+            yield row
+            continue
+        held, documents, size = row, [row.text_pair or ""], row.size
+    if held is not None:
+        yield _joined(held, documents, size)
+
+
+def _joined(first: _Row, documents: Sequence[str], size: int) -> _Row:
+    if first.error is not None:
+        return _Row(None, size, first.error, first.line)
+    return _Row(first.text, size, documents=tuple(documents))
 
 
 def windows(

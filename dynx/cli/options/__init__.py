@@ -214,6 +214,41 @@ TIMEOUT_ROW = Declared(
     help="With --input: give up a row that takes longer; it becomes an error.",
 )
 FIELD = Declared("--field", metavar="NAME", help="Read JSON lines; this key holds the text.")
+PAIR = Declared(
+    "--pair",
+    metavar="A,B",
+    help="The inputs are pairs of texts: read JSON lines, and take the texts under these two keys. With --tsv, and with --input, "
+    "two columns.",
+)
+RANK = Declared(
+    "--rank",
+    help='Rank the documents of each query by a cross-encoder: read JSON lines with "query" and "documents", or with --pair and '
+    "--group a row per document.",
+)
+GROUP = Declared(
+    "--group",
+    metavar="NAME",
+    help="With --pair: the key or column that is equal for all documents of a query, in rows that follow one another.",
+)
+CANDIDATES = Declared(
+    "--candidates",
+    metavar="LABELS",
+    help="Choose among these labels, separated by commas, with a model for natural language inference (zero-shot).",
+)
+TOP_K = Declared(
+    "--top-k",
+    metavar="K",
+    min=1,
+    help="The K best labels of each input; with --rank the K best documents of each query, which are the full model's.",
+)
+HYPOTHESIS = Declared(
+    "--hypothesis", metavar="TEXT", help="With --candidates: the sentence that a label makes, with {} for the label."
+)
+MULTI_LABEL = Declared("--multi-label", help="With --candidates: several labels of a text may hold.")
+PER_CLASS = Declared(
+    "--per-class",
+    help="Bound the share of changed answers for each of the full model's labels, not only for all inputs.",
+)
 PROMPT_FIELD = Declared(
     "--field",
     metavar="NAME",
@@ -221,7 +256,9 @@ PROMPT_FIELD = Declared(
 )
 CHAT = Declared("--chat", help="Apply the model's chat template to each prompt.")
 SYSTEM = Declared("--system", metavar="TEXT", help="System message of conversations that have none; implies --chat.")
-TSV = Declared("--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column.")
+TSV = Declared(
+    "--tsv", help="Read a tab-separated table, quoted as Python's csv module does; requires --column or --pair."
+)
 ALLOW_PICKLE = Declared(
     "--allow-pickle", help="Also load pickled weights. A pickle can run any code; use it only for authors you trust."
 )

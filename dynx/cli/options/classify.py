@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynx.cli import options as o
+from dynx.cli.forms import form_fields
 
 if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierRequest
@@ -17,6 +18,9 @@ Examples:
   dynx classify "What a fine day"
   dynx classify < lines.txt > labels.tsv
   dynx classify -m ./my-model --field body --jsonl < posts.jsonl
+  dynx classify -m ./my-nli --pair premise,hypothesis < pairs.jsonl
+  dynx classify -m ./my-nli --candidates sports,politics < news.txt
+  dynx classify -m ./my-cross-encoder --rank --top-k 5 < queries.jsonl
   dynx classify -m ./my-vit photos/*.png
   dynx classify -m ./my-model --input 'data/*.parquet' --column text --output labels/
 """
@@ -34,6 +38,13 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     tsv: bool = o.TSV(False)
     column: str | None = o.COLUMN(None)
     field: str | None = o.FIELD(None)
+    pair: str | None = o.PAIR(None)
+    rank: bool = o.RANK(False)
+    group: str | None = o.GROUP(None)
+    candidates: str | None = o.CANDIDATES(None)
+    hypothesis: str = o.HYPOTHESIS("This example is {}.")
+    multi_label: bool = o.MULTI_LABEL(False)
+    per_class: bool = o.PER_CLASS(False)
     skip_empty: bool = o.option(False, "--skip-empty", help="Skip empty texts.")
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
     max_disagreement: float = o.MAX_DISAGREEMENT(0.02)
@@ -50,7 +61,7 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     )
     batch_size: int = o.BATCH_SIZE(32)
     max_length: int | None = o.MAX_LENGTH(None)
-    top_k: int | None = o.option(None, "--top-k", metavar="K", min=1, help="Print the K best labels of each input.")
+    top_k: int | None = o.TOP_K(None)
     scores: bool = o.option(False, "--scores", help="Print the scores of all labels.")
     labels: str | None = o.option(
         None,
@@ -94,6 +105,7 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
             max_disagreement=self.max_disagreement,
             confidence=self.confidence,
             within=self.within,
+            **form_fields(self),
             profile=self.profile,
             require_profile=self.require_profile,
             plain=self.plain,

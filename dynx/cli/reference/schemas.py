@@ -28,6 +28,7 @@ from dynx.schemas.documents import (
     plan,
     profile,
     profiles,
+    rank,
 )
 from dynx.schemas.documents.fields import ABSENT, Cases, Form, Key, Limit
 
@@ -47,6 +48,7 @@ DOCUMENTS: tuple[type, ...] = (
     plan.Plan,
     profile.StoredProfile,
     profiles.Profiles,
+    rank.Ranking,
 )
 
 SCALARS = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}

@@ -98,10 +98,10 @@ def measure_segment_costs(
             if done >= MIN_ROUNDS and (clock() - started) * (done + 1) / done > budget:
                 break
     medians = sum(np.median(np.asarray(each), axis=0) for each in samples) / sum(map(len, chosen))
-    return _costs(np.asarray(medians), exits)
+    return costs_of_stages(np.asarray(medians), exits)
 
 
-def _costs(seconds: np.ndarray[Any, np.dtype[np.float64]], exits: int) -> Costs:
+def costs_of_stages(seconds: np.ndarray[Any, np.dtype[np.float64]], exits: int) -> Costs:
     """Derive costs from seconds per row: of each segment, of each exit's score, of the whole model alone and to its answers."""
     run, scored, (alone, answered) = seconds[: exits + 1], seconds[exits + 1 : 2 * exits + 1], seconds[2 * exits + 1 :]
     around = max(0.0, answered - alone)  # before and after the model

@@ -50,7 +50,7 @@ PROBE_TEXTS = ("one", "a little more of it", "Élan — 3 of 4, it's “fine”.
 """Texts that two tokenizers must encode equally to count as the same."""
 
 OPTIONS = frozenset(
-    {"max_disagreement", "confidence", "within", "max_length", "batch_size", "profile", "require_profile"}
+    {"form", "max_disagreement", "confidence", "within", "max_length", "batch_size", "profile", "require_profile"}
 )
 """Options of an attachment: fields of the request for a classifier."""
 
@@ -95,6 +95,7 @@ class ClassifierAttachment:
         if self._assembly is not None and self._exits is not None:
             self._engines: dict[int, Any] = {}
             self._depths = self._exits.fitted.depths
+            self._pairs = self._assembly.plan.request.form == "pair"
             self._limit = getattr(self._assembly.preprocessor, "limit", None)
             self._pad = getattr(self._assembly.exit_model.model.config, "pad_token_id", None)
             self._state = origin.State(model)
@@ -147,7 +148,7 @@ class ClassifierAttachment:
         if reason := inputs.reason_of_call(model, given, kind):
             return reason
         main = given["pixel_values" if kind == "image" else "input_ids"]
-        if kind == "text" and (reason := inputs.reason_of_texts(given, self._limit, self._pad)):
+        if kind == "text" and (reason := inputs.reason_of_texts(given, self._limit, self._pad, pairs=self._pairs)):
             return reason
         if main.device != model.device:
             return "inputs and model lie on different devices"
@@ -249,6 +250,10 @@ class ClassifierAttachment:
         if name is None:
             return None
         model = self.model
+        if self.options.get("form", "text") not in ("text", "pair"):
+            raise InvalidInput(
+                f"`form` {self.options['form']}: rows of a model's forward are texts, pairs of texts or images"
+            )
         return ClassifierRequest(
             model=name,
             device=model.device.type,
@@ -298,7 +303,8 @@ class ClassifierAttachment:
             preprocessor: Any = ImagePreprocessor(ready, clone)
         else:
             ready = loading.load_tokenizer(plan.source) if ready is None else ready
-            preprocessor = TextPreprocessor(ready, clone, plan.request.max_length)
+            pairs = plan.request.form == "pair"
+            preprocessor = TextPreprocessor(ready, clone, plan.request.max_length, pairs=pairs)
         self._output_class = _output_class(self.model, preprocessor.probe())
         attached = attach_exits(clone, preprocessor)
         if attached.exits is not None:

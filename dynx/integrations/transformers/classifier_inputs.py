@@ -63,10 +63,11 @@ def hooked(model: Any) -> bool:
     return False
 
 
-def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None) -> str | None:
+def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None, *, pairs: bool = False) -> str | None:
     """Return why texts aren't such as the profile is about; None where they are.
 
-    `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up.
+    `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up; `pairs`: it is about
+    pairs of texts.
     """
     ids: Any = given["input_ids"]
     mask, types = given.get("attention_mask"), given.get("token_type_ids")
@@ -86,7 +87,7 @@ def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None
     length = ids.shape[1] if mask is None else int(mask.sum(-1).max())
     if limit is not None and length > limit:
         return f"a text has {length} tokens, and the profile is about texts of at most {limit}"
-    if types is not None and bool(types.any()):
+    if types is not None and not pairs and bool(types.any()):
         return "pairs of texts are given, and the profile is about single ones"
     return None
 
@@ -100,7 +101,7 @@ def text_rows(given: Mapping[str, Any]) -> Sequence[Example]:
     for i, mask in enumerate(values["attention_mask"]):
         size = sum(1 for seen in mask if seen)
         row = {name: table[i][:size] for name, table in values.items()}
-        rows.append(Example(row, size, tuple(row["input_ids"])))
+        rows.append(Example(row, size, (tuple(row["input_ids"]), tuple(row.get("token_type_ids", ())))))
     return rows
 
 

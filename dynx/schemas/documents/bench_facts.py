@@ -73,6 +73,10 @@ class Facts:
     agreement: Annotated[
         Share | None, "classify, of an arm: labels that are the full float32 model's; null where that isn't known."
     ] = ABSENT
+    by_label: Annotated[
+        dict[str, Share] | None,
+        "classify, of an arm: the same by the full model's label; null where answers aren't one label each.",
+    ] = ABSENT
     accuracy: Annotated[Share | None, "classify, of an arm: labels that are true by --labels; null without."] = ABSENT
     calls: Annotated[NonNegative, "draw: times that the network ran."] = ABSENT
     rows: Annotated[NonNegative, "draw: batch rows that went through it; a guided picture takes two in a call."] = (

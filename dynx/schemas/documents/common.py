@@ -1,7 +1,7 @@
 """Objects that several documents hold."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
 
@@ -29,6 +29,9 @@ class LabelsGuarantee:
             "or job (a sample of this very input)."
         ),
     ]
+    per_class: Annotated[
+        Literal[True], "That the share holds for the answers with each label; absent where it is for all together."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,9 @@ class ProfileKey:
     dtype: Annotated[str, "Precision of the computation."]
     quantization: Annotated[str, "How weights are stored: none, int8 or int4."] = ABSENT
     form: Annotated[
-        Literal["chat"], "What a language model's prompts were: chats in its template; absent for plain texts."
+        Literal["chat", "pair", "ranking", "zero-shot"],
+        "What inputs were: a language model's chats in its template; a classifier's pairs of texts, queries with documents, or "
+        "texts with candidate labels; absent for plain texts.",
     ] = ABSENT
 
 

@@ -67,6 +67,10 @@ class ClassifyFitted:
     max_length: Annotated[Count | None, "Tokens to which texts were cut; null for as many as the model takes."] = ABSENT
     max_disagreement: Annotated[Fraction, "Share of answers that may differ."] = ABSENT
     agreement: Annotated[dict[str, Fraction], "Share of answers that are the full model's, by layer."] = ABSENT
+    top_k: Annotated[Count, "Rankings: how many documents of a query were promised when it was made."] = ABSENT
+    candidates: Annotated[list[str], "Zero-shot: the labels to choose from."] = ABSENT
+    hypothesis: Annotated[str, "Zero-shot: the sentence that a label makes."] = ABSENT
+    multi_label: Annotated[bool, "Zero-shot: whether several labels of a text may hold."] = ABSENT
     backend: Annotated[str, "Whose kernels compute the layers."] = ABSENT
     segments: Annotated[FittedSegments, "How the model was cut; absent where its layers run one by one."] = ABSENT
 
