@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
     from dynx.diffusion.profile_data import StepProfile
+    from dynx.diffusion.runs import Choice, Pending
     from dynx.diffusion.types import Request
 
 
@@ -24,6 +25,12 @@ class LoadedImageGenerator:
     """The certified steps of this pipeline; None where no profile applies."""
     racing: bool = False
     """Whether a calibration chooses the backend."""
+    batches: tuple[int, ...] = (1,)
+    """Numbers of pictures that a network call may take; on PyTorch any number up to the last."""
+    run: Choice | None = None
+    """What the run draws with by its length; None where nothing was measured."""
+    pending: Pending | None = None
+    """What a run of unknown length moves over to once that pays."""
 
     @property
     def why_plain(self) -> str:
@@ -36,11 +43,12 @@ class LoadedImageGenerator:
         return self.plan.decisions
 
 
-def sample_of(request: ImageGeneratorRequest, engine: Engine) -> Request:
-    """Make a request whose tensors have the shapes of the pictures asked for."""
+def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1) -> Request:
+    """Make a request whose tensors have the shapes of so many of the pictures asked for."""
     from dynx.diffusion.types import Request
 
-    return Request(("",) if engine.adapter.prompted else (), (0,), request.negative, request.guidance, request.size)
+    prompts = ("",) * pictures if engine.adapter.prompted else ()
+    return Request(prompts, tuple(range(pictures)), request.negative, request.guidance, request.size)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

@@ -27,6 +27,7 @@ from dynx.diffusion.backend_search import choose_backend, restore_backend
 from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
 from dynx.diffusion.predictor import Predictor, cross_fit
 from dynx.diffusion.profile_data import Evidence, Fitted, StepSchedules, to_arrays
+from dynx.diffusion.run_costs import measure_runs
 from dynx.diffusion.schedule_search import choose_step_schedules, draw, one_by_one
 from dynx.diffusion.similarity import tails
 from dynx.diffusion.step_sweep import colour_map, sweep_steps, time_steps
@@ -250,13 +251,15 @@ def _choose(
         lambda x, what: progress(0.05 + 0.25 * x, what),
     )
     chosen: dict[str, Any] = {}
+    winner = None
     if assembly.racing:
-        schedules = choose_backend(
+        schedules, winner = choose_backend(
             assembly, schedules, tried, trial_requests, reference, clock, lambda what: progress(0.3, what)
         )
         why = {"backend": assembly.decisions.backend.reason, "dtype": assembly.decisions.dtype.reason}
         chosen = {"way": list(assembly.plan.spec), "why": why}
     progress(0.32, "by the clock")
+    runs = measure_runs(assembly, winner, schedules, clock) if winner is not None else []
     costs, plain = time_steps(engine, one_by_one(trial_requests[0])[:TIMED_PICTURES], schedules, clock)
     all_ways = each / len(fine) * (len(fine) + sum(schedules.steps))
     if engine.kernels is not None:
@@ -274,6 +277,7 @@ def _choose(
         "each": all_ways,
         "full_steps": first.calls,
         "pixels": [wide, high],
+        "runs": [run.to_json() for run in runs],
     }
 
 
@@ -418,6 +422,7 @@ def _profile(
             "likeness": {str(k): t.json() for k, t in likeness.items()},
             "tried": state["tried"],
             **({"kernels": state["why"]["backend"]} if "why" in state else {}),
+            **({"runs": state["runs"]} if state.get("runs") else {}),
         },
         fitted={
             "ladder": fitted.schedules.to_json(),

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dynx.diffusion.caching import why_not
-from dynx.diffusion.denoiser import noisy_input
+from dynx.diffusion.denoiser import noisy_input, text_embedding
+from dynx.diffusion.parts import Parts
 from dynx.diffusion.pipelines import adapter_for, few_step, picture_arguments, required_arguments
 from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
@@ -26,6 +27,7 @@ from dynx.diffusion.types import ImageStats, Picture, Step
 from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.loading import PIPELINES
 from dynx.runtime.memory import is_out_of_memory
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +39,6 @@ if TYPE_CHECKING:
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.types import Request
     from dynx.runtime.backends.network import NetworkBackend
-
-TEXT_ARGUMENTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
-"""Names of the text embedding among the arguments of networks."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,12 @@ class Engine:
         adapter: PipelineAdapter | None = None,
         *,
         kernels: NetworkBackend | None = None,
+        parts: Parts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipe = pipe
+        self.parts = parts or Parts(pipe)
+        """Its text encoders and decoder."""
         self.adapter = adapter or adapter_for(pipe)
         self.kernels = kernels
         """The backend that computes its one network; None: PyTorch, as the pipeline was loaded."""
@@ -82,7 +84,9 @@ class Engine:
     @property
     def reference(self) -> Engine:
         """The engine of the same pipeline as it was loaded, whose pictures are the reference."""
-        return self if self.kernels is None else Engine(self.pipe, self.adapter, clock=self._clock)
+        if self.kernels is None and not self.parts.kernels:
+            return self
+        return Engine(self.pipe, self.adapter, parts=self.parts.as_loaded, clock=self._clock)
 
     def draw(
         self,
@@ -137,6 +141,8 @@ class Engine:
             timesteps=sampler.timesteps,
             finished_early=sampler.finished_early,
             notes=(*notes, *sampler.notes),
+            pictures=len(request),
+            backend=str(self.kernels or ""),
         )
         prompts = request.prompts or ("",) * len(request)
         return [_picture(*each, stats) for each in zip(prompts, request.seeds, images, flagged, strict=True)]
@@ -162,7 +168,7 @@ class Engine:
         for denoiser in sampler.denoisers:
             denoiser.seen = capture
         try:
-            with sampler, _translated_errors(), suppress(_CallCaptured):
+            with sampler, self.parts.attached(), _translated_errors(), suppress(_CallCaptured):
                 self.pipe(**arguments)
         except DeviceError:
             raise
@@ -193,8 +199,8 @@ class Engine:
         if self.adapter.noise is None or self.adapter.slot is None:
             raise UnsupportedModelError(f"{self.adapter.name}: {self.adapter.adaptive.reason}")
         args, kwargs = self.first_call(request)
-        text = next((kwargs[name] for name in TEXT_ARGUMENTS if isinstance(kwargs.get(name), Tensor)), None)
-        return InitialCall(_own_grid(self.pipe.scheduler, self.adapter), noisy_input(args, kwargs), text)
+        grid = _own_grid(self.pipe.scheduler, self.adapter)
+        return InitialCall(grid, noisy_input(args, kwargs), text_embedding(kwargs))
 
     def first_call(self, request: Request, schedule: Schedule | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a request's first network call, without running the network.
@@ -211,17 +217,22 @@ class Engine:
 
         sampler = Sampler(self.pipe, self.adapter, schedule)
         sampler.denoisers[0].seen = capture
-        with sampler, _translated_errors(), suppress(_CallCaptured):
+        with sampler, self.parts.attached(), _translated_errors(), suppress(_CallCaptured):
             self.pipe(**self._arguments(request, schedule))
         if not found:
             raise UnsupportedModelError(f"{self.adapter.name} doesn't call its network")
         return found[0]
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of PyTorch during a run: few beside another runtime's; None leaves them."""
+        return BESIDE_ANOTHER_RUNTIME if self.kernels is not None and self.kernels.own_threads else None
+
     def _call(
         self, sampler: Sampler, arguments: dict[str, Any], request: Request
     ) -> tuple[list[NDArray[np.float32]], list[bool]]:
         """Return the pipeline's pictures (H, W, 3) and which of them its safety checker blackened."""
-        with sampler, _translated_errors():
+        with torch_threads(self.threads), sampler, self.parts.attached(), _translated_errors():
             result = self.pipe(**arguments)
         images = getattr(result, "images", None)
         if images is None or len(images) != len(request):

@@ -57,6 +57,8 @@ class StepState:
     latents: Tensor
     clean: Tensor
     computed: bool
+    embedding: Tensor | None = None
+    """(R, …) the text embedding of the network's calls; None for a network without one."""
 
 
 class RestOfSchedule(NamedTuple):
@@ -313,7 +315,8 @@ class Sampler:
         sigma = self._sigmas[index]
         clean = clean_picture(kind, noise, model_output, sample, sigma)
         timestep = float(self._solver.timesteps[index])
-        rest = controller(StepState(index, timestep, sigma, self._sigmas[index + 1], sample, clean, computed))
+        level_after, embedding = self._sigmas[index + 1], self.denoisers[0].embedding
+        rest = controller(StepState(index, timestep, sigma, level_after, sample, clean, computed, embedding))
         if rest is None:
             return
         timesteps, sigmas = list(rest.timesteps), list(rest.sigmas)

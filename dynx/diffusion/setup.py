@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
 from dynx.diffusion.plan import BUNDLED, TASK, ImageGeneratorDecisions, ImageGeneratorPlan
+from dynx.diffusion.runs import RunCost, begin, choose, why
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.adapters import said, unapplied
@@ -55,9 +56,18 @@ def make_plan(
     plan = ImageGeneratorPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
-    if found.mismatch is not None:
+    if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
     return plan
+
+
+def _both_in_full(plan: ImageGeneratorPlan) -> bool:
+    """Whether a profile and a run of it differ in their backends alone, and both compute in float32 on the processor.
+
+    Backends then differ by rounding, as two processors do.
+    """
+    measured = None if plan.profile is None else measured_with(plan.profile).dtype
+    return plan.device == "cpu" and measured == plan.dtype == "float32"
 
 
 def _execution(
@@ -98,10 +108,13 @@ def assemble(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     racing: bool = False,
+    pictures: int | None = None,
+    together: bool = False,
 ) -> LoadedImageGenerator:
     """Load the pipeline of a plan. Raises DynxError.
 
     `stages` receives the current activity for a progress line. `racing` leaves the choice of backend to a calibration.
+    `pictures` is how many will be drawn, None where nobody knows; `together` allows several of them in one network call.
     """
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
     stages("importing torch and diffusers")
@@ -113,7 +126,7 @@ def assemble(
     pipe = loading.load_pipeline(
         plan.source, device=plan.device, dtype=plan.loaded_dtype, allow_pickle=plan.request.allow_pickle
     )
-    return assemble_over(plan, pipe, stages=stages, warn=warn, racing=racing)
+    return assemble_over(plan, pipe, stages=stages, warn=warn, racing=racing, pictures=pictures, together=together)
 
 
 def assemble_over(
@@ -123,6 +136,8 @@ def assemble_over(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     racing: bool = False,
+    pictures: int | None = None,
+    together: bool = False,
 ) -> LoadedImageGenerator:
     """Carry out a plan with a pipeline that is loaded already, from the plan's folder. Raises DynxError."""
     from dynx.diffusion.apply_profile import read_step_profile
@@ -149,8 +164,56 @@ def assemble_over(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_plain}",
             )
     if not racing:
+        choose_run(assembly, pictures, together=together)
         _give_kernels(assembly, stages, warn)
     return assembly
+
+
+def choose_run(assembly: LoadedImageGenerator, pictures: int | None, *, together: bool) -> None:
+    """Decide by the number of pictures what a run draws with, where the profile tells what runs cost here."""
+    plan, known = assembly.plan, assembly.step_profile
+    if plan.profile is None or plan.bundled:
+        return
+    try:
+        costs = [RunCost.from_json(each) for each in plan.profile.measured.get("runs", ())]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return
+    named = plan.request.backend != "auto"
+    costs = [c for c in costs if c.spec.dtype == plan.dtype and (c.spec.backend == plan.backend or not named)]
+    if not together or (known is not None and known.fitted.schedules.alone):
+        costs = [replace(c, by_batch={1: c.by_batch[1]}) for c in costs]
+    if not costs:
+        return
+    calls = float(assembly.engine.adapter.default_steps if plan.request.steps is None else plan.request.steps)
+    if known is not None:
+        calls = known.mean_steps
+    if pictures is None:
+        now, assembly.pending = begin(costs, calls)
+        reason = why(costs, now, 1, calls)
+        if assembly.pending is not None:
+            reason = f"it starts first; {assembly.pending.later} takes over once that pays; {reason}"
+    else:
+        now = choose(costs, max(1, pictures), calls)
+        reason = why(costs, now, max(1, pictures), calls)
+    assembly.run = now
+    assembly.batches = (now.batch,) if pictures is not None else tuple(sorted({1, now.batch}))
+    plan.decisions.backend = Decision(now.cost.spec.backend, reason)
+
+
+def move_over(assembly: LoadedImageGenerator, reason: str) -> None:
+    """Go on with the backend that the run of unknown length was to move over to; where that fails, with the one it is on."""
+    pending, plan = assembly.pending, assembly.plan
+    if pending is None:
+        return
+    assembly.pending = None
+    later, before = pending.later, (assembly.run, assembly.batches, plan.decisions.backend)
+    assembly.run, assembly.batches = later, tuple(sorted({1, later.batch}))
+    plan.decisions.backend = Decision(later.cost.spec.backend, reason)
+    try:
+        _prepare_kernels(assembly, lambda _: None)
+    except UnsupportedModelError as e:
+        assembly.run, assembly.batches, plan.decisions.backend = before
+        plan.decisions.backend = Decision(plan.backend, f"{plan.decisions.backend.reason}; {later} can't run it: {e}")
 
 
 def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None], warn: Callable[[str], None]) -> None:
@@ -158,27 +221,41 @@ def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None],
 
     Raises UnsupportedModelError if a backend that the user asked for can't run it.
     """
-    plan, engine, known = assembly.plan, assembly.engine, assembly.step_profile
+    plan, known = assembly.plan, assembly.step_profile
     try:
-        made = backends.build_kernels(plan, engine, plan.spec)
-        if made is None:
-            return
-        stages(f"preparing {made}")
-        sample = sample_of(plan.request, engine)
-        schedule = known.longest if known else None
-        backends.prepare(
-            made,
-            engine,
-            sample,
-            schedule,
-            guidance_interval=known is not None and known.fitted.schedules.guided_share is not None,
-        )
-        engine.kernels = made
+        _prepare_kernels(assembly, stages)
     except UnsupportedModelError as e:
         if plan.request.backend != "auto" or (plan.request.dtype not in ("auto", "float32")):
             raise
+        in_full = _both_in_full(plan)
         plan.decisions.backend, plan.decisions.dtype = Decision(TORCH, str(e)), Decision("float32", str(e))
+        assembly.run, assembly.pending, assembly.batches = None, None, (1,)
+        if in_full:
+            return
         plan.drop_profile(str(e), warn)
         if known is not None:
             assembly.step_profile = None
             plan.decisions.steps = Decision("plain", str(e))
+
+
+def _prepare_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None]) -> None:
+    """Build and prepare the backends of network and parts, for as many pictures in a call as were decided."""
+    plan, engine, known = assembly.plan, assembly.engine, assembly.step_profile
+    made = backends.build_kernels(plan, engine, plan.spec)
+    if made is None:
+        return
+    stages(f"preparing {made}")
+    parts = () if assembly.run is None else assembly.run.cost.parts
+    others = backends.build_parts(plan, engine, plan.spec) if parts else {}
+    for batch in assembly.batches:
+        sample = sample_of(plan.request, engine, batch)
+        backends.prepare(
+            made,
+            engine,
+            sample,
+            known.longest if known else None,
+            guidance_interval=known is not None and known.fitted.schedules.guided_share is not None,
+        )
+        if parts:
+            others = backends.prepare_parts(others, backends.part_calls(engine, sample), parts)
+    engine.kernels, engine.parts.kernels = made, others

@@ -121,7 +121,6 @@ def time_steps(
             if steps is None:
                 drawn = draw(engine.reference, request)
             else:
-                engine.initial_call(request)  # as a controller does for the text
                 drawn = draw(engine, request, schedules.longest, _always(schedules, steps))
             rows[w, r], seconds[w, r] = drawn.rows, clock() - began
     x, y = rows.mean(axis=1), np.median(seconds, axis=1)

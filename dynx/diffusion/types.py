@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import InvalidInput
@@ -88,6 +88,15 @@ class ImageStats:
     """Whether the run finished early, on the clean picture predicted by then."""
     notes: tuple[str, ...] = ()
     """Reasons why requested settings weren't applied, one clause each."""
+    pictures: int = 1
+    """Pictures that shared the network calls."""
+    backend: str = ""
+    """What computed the network, in words; empty for PyTorch as the pipeline was loaded."""
+
+    def of_one(self) -> ImageStats:
+        """Return one picture's share of the rows and of the time; calls and steps are those that it took part in."""
+        n = self.pictures
+        return replace(self, rows=self.rows // n, seconds=self.seconds / n)
 
     @property
     def plain(self) -> bool:
@@ -112,6 +121,7 @@ class ImageStats:
             "schedule": self.schedule.to_json() if self.schedule else None,
             "landed": self.finished_early,
             "notes": list(self.notes),
+            "together": self.pictures,
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import sys
@@ -21,6 +22,7 @@ from dynx.cli.remedy import calibrate_command, telling_the_remedy
 from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType, TracebackType
 
     from dynx.cli.draw.drafts import Asked
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from dynx.runtime.decision import Decision
 
 MAX_LABEL_CHARS = 30
+
+WINDOW_PICTURES = 32
+"""Most pictures that are drawn before those that need more steps are drawn again, which holds up the ones behind them."""
 
 NOT_IN_JOBS = (
     "prompt",
@@ -78,7 +83,9 @@ def run(options: Options) -> None:
     studio = Studio(options, terminal)
     try:  # Ctrl-C and errors too report what was drawn before them
         for batch, plan in zip(batches, plans, strict=True):
-            studio.work(batch, open_assembly(plan, terminal, draft=options.draft))
+            together = not options.preview
+            assembly = open_assembly(plan, terminal, draft=options.draft, pictures=batch.pictures, together=together)
+            studio.work(batch, assembly)
     finally:
         studio.printer.close()
     if studio.unlike:
@@ -162,13 +169,23 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGenera
     return plan
 
 
-def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) -> LoadedImageGenerator:
-    """Load the pipeline; print its decisions with -v, and on a terminal why every step runs, unless that is chosen."""
+def open_assembly(
+    plan: ImageGeneratorPlan,
+    terminal: Terminal,
+    *,
+    draft: bool,
+    pictures: int | None = None,
+    together: bool = False,
+) -> LoadedImageGenerator:
+    """Load the pipeline; print its decisions with -v, and on a terminal why every step runs, unless that is chosen.
+
+    `pictures` and `together` as in `assemble`.
+    """
     from dynx.diffusion import assemble
     from dynx.runtime.decision import Decision
 
     with telling_the_remedy(plan.request):
-        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, pictures=pictures, together=together)
     terminal.startup.mark("drawing")
     terminal.clear_status()
     adaptive = assembly.engine.adapter.adaptive.value
@@ -238,21 +255,8 @@ class Studio:
         self._sighted = not assembly.engine.adapter.latent or (known is not None and known.colours is not None)
         if self._screen.previews and not self._sighted:
             self._terminal.notice("no preview: it needs a profile, which holds the map from latents to colours")
-        for item in batch.items:
-            if item.error is not None:
-                self._fail(item, item.error, artist, batch.asked)
-                continue
-            try:
-                self._begin(item, artist)
-                self._draw(item, artist, batch.asked)
-            except (ModelError, DeviceError, BrokenPipeError):  # these aren't about one picture
-                raise
-            except Exception as e:
-                if not self._several:
-                    raise
-                self._fail(item, e, artist, batch.asked)
-                if self._stop.pressed:
-                    raise KeyboardInterrupt from None
+        for window in _windows(batch):
+            self._draw_window(window, artist, batch.asked)
         if self._options.explain:
             pairs = [(knob, f"{d.value} ({d.reason})") for knob, d in assembly.decisions.items()]
             sys.stderr.write(table(pairs))
@@ -289,33 +293,119 @@ class Studio:
         if cut is not None:
             self._terminal.warn(cut.words(what))
 
-    def _draw(self, item: Item, artist: ImageGenerator, asked: Asked) -> None:
-        strip: list[str] = []
-        label = printable(item.prompt)[:MAX_LABEL_CHARS] or artist.assembly.plan.source.name
+    def _draw_window(self, window: list[Item], artist: ImageGenerator, asked: Asked) -> None:
+        """Draw pictures that are there together; print them in their order, those that failed in their places."""
+        wanted = []
+        outcomes: dict[int, Drawn | Exception] = {}
+        for item in window:
+            if item.error is None:
+                self._begin(item, artist)
+                wanted.append(item)
+            else:
+                outcomes[item.index] = item.error
         with Stop() as self._stop:
-            stop = self._stop
-            with self._screen.live(label, sighted=self._sighted) as move:
-
-                def show_step(step: Step) -> None:
-                    strip.append(report.mark(step))
-                    skipped = strip.count("skipped") + strip.count("cached")
-                    words = f"{len(strip) - skipped} run, {skipped} skipped{', stopping' if stop.pressed else ''}"
-                    move(step.index, step.total, words, self._becoming(step, artist))
-                    self.printer.step(item.index, step)
-
-                picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, callback=show_step, stop=stop)
-            self._terminal.first("first picture")
-            draft = self._options.draft and not picture.stats.plain
-            drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
-            if self._options.verify and picture.error is None and not picture.stats.finished_early:
-                self._terminal.status("drawing with the unmodified pipeline, to compare")
-                drawn.likeness = likeness(artist, picture)
-                self._terminal.clear_status()
-                self.unlike += drawn.likeness.ssim < self._options.quality
-            self._keep(drawn, item)
-        self._aside(drawn)
-        if stop.pressed:
+            try:
+                self._draw(wanted, artist, asked, outcomes, window)
+            except (ModelError, DeviceError, BrokenPipeError):  # these aren't about one picture
+                raise
+            except Exception as e:
+                if not self._several:
+                    raise
+                for item in wanted:  # which of them it was about shows one by one
+                    if item.index not in outcomes and not self._stop.pressed:
+                        self._draw_alone(item, artist, asked, outcomes, window, e if len(wanted) == 1 else None)
+            self._report(window, artist, asked, outcomes, last=True)
+        if self._stop.pressed:
             raise KeyboardInterrupt
+
+    def _draw_alone(
+        self,
+        item: Item,
+        artist: ImageGenerator,
+        asked: Asked,
+        outcomes: dict[int, Drawn | Exception],
+        window: list[Item],
+        known: Exception | None,
+    ) -> None:
+        """Draw a picture by itself after one of its window failed; `known` is its error, where it was the only one."""
+        try:
+            if known is not None:
+                raise known
+            self._draw([item], artist, asked, outcomes, window)
+        except (ModelError, DeviceError, BrokenPipeError):
+            raise
+        except Exception as e:  # noqa: BLE001 - reported in the picture's place
+            outcomes[item.index] = e
+        self._report(window, artist, asked, outcomes)
+
+    def _draw(
+        self,
+        items: list[Item],
+        artist: ImageGenerator,
+        asked: Asked,
+        outcomes: dict[int, Drawn | Exception],
+        window: list[Item],
+    ) -> None:
+        """Draw pictures, and report each once those before it are reported."""
+        stop, strips = self._stop, [list[str]() for _ in items]
+        moves: list[Any] = []
+
+        def show_step(place: int, step: Step) -> None:
+            strip = strips[place]
+            if step.index == 1:  # drawn again, in more steps
+                strip.clear()
+            strip.append(report.mark(step))
+            skipped = strip.count("skipped") + strip.count("cached")
+            words = f"{len(strip) - skipped} run, {skipped} skipped{', stopping' if stop.pressed else ''}"
+            moves[-1](step.index, step.total, words, self._becoming(step, artist))
+            self.printer.step(items[place].index, step)
+
+        drawing = artist.draw_all(
+            [(item.prompt, item.seed) for item in items], draft=self._options.draft, callback=show_step, stop=stop
+        )
+        for left in range(len(items), 0, -1):
+            label = printable(items[len(items) - left].prompt)[:MAX_LABEL_CHARS] or artist.assembly.plan.source.name
+            with self._screen.live(label, sighted=self._sighted) as move:
+                moves[:] = [move]
+                found = next(drawing, None)
+            if found is None:
+                return
+            self._terminal.first("first picture")
+            place, picture = found
+            draft = self._options.draft and not picture.stats.plain
+            item = items[place]
+            outcomes[item.index] = report.Drawn(item.index, picture, artist, asked, draft, strips[place], item.source)
+            self._report(window, artist, asked, outcomes)
+
+    def _report(
+        self,
+        window: list[Item],
+        artist: ImageGenerator,
+        asked: Asked,
+        outcomes: dict[int, Drawn | Exception],
+        *,
+        last: bool = False,
+    ) -> None:
+        """Save and print the pictures at the beginning of `window` that are done, and take them out; all of them at the `last`."""
+        while window:
+            outcome = outcomes.get(window[0].index)
+            if outcome is None and not last:
+                return
+            item = window.pop(0)
+            if isinstance(outcome, Exception):
+                self._fail(item, outcome, artist, asked)
+            elif outcome is not None:
+                self._finish(outcome, item, artist)
+
+    def _finish(self, drawn: Drawn, item: Item, artist: ImageGenerator) -> None:
+        picture = drawn.picture
+        if self._options.verify and picture.error is None and not picture.stats.finished_early:
+            self._terminal.status("drawing with the unmodified pipeline, to compare")
+            drawn.likeness = likeness(artist, picture)
+            self._terminal.clear_status()
+            self.unlike += drawn.likeness.ssim < self._options.quality
+        self._keep(drawn, item)
+        self._aside(drawn)
 
     def _becoming(self, step: Step, artist: ImageGenerator) -> Any:
         """Return the preview of a step, if previews are shown."""
@@ -383,6 +473,18 @@ class Studio:
         artist = drawn.artist
         request = artist.request(drawn.picture.prompt, drawn.picture.seed)
         return artist.assembly.engine.plain_reason(request) or "the pipeline allows nothing else"
+
+
+def _windows(batch: Batch) -> Iterator[list[Item]]:
+    """Group pictures that are there without waiting for stdin."""
+    items = iter(batch.items)
+    while window := list(itertools.islice(items, 1)):
+        while len(window) < WINDOW_PICTURES and batch.arrived():
+            further = list(itertools.islice(items, 1))
+            if not further:
+                break
+            window += further
+        yield window
 
 
 def likeness(artist: ImageGenerator, picture: Picture) -> Likeness:

@@ -143,7 +143,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
 
     plan, picture = drawn.artist.assembly.plan, drawn.picture
     stats = picture.stats.json()
-    del stats["seconds"]
+    del stats["seconds"], stats["together"]
     document = PictureFile(
         prompt=picture.prompt,
         negative=drawn.asked.negative,
@@ -224,7 +224,8 @@ def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
         ("picture", f"{size[0]}×{size[1]}, seed {drawn.picture.seed}" if size else f"none: {drawn.picture.error}"),
         ("calls", f"{_calls(drawn)}, {stats.rows} rows"),
         ("steps", f"{stats.run} run, {stats.skipped} skipped{cached} of {stats.planned}"),
-        ("time", f"{stats.seconds:.3f} s"),
+        ("time", f"{stats.seconds:.3f} s{f', one of {stats.pictures} drawn together' if stats.pictures > 1 else ''}"),
+        ("backend", f"{stats.backend or 'PyTorch'} ({drawn.artist.assembly.decisions.backend.reason})"),
         ("solver", stats.solver),
         ("guarantee", drawn.promised),
         ("profile", drawn.profile or "none"),

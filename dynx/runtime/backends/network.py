@@ -136,6 +136,11 @@ class NetworkBackend:
     def __str__(self) -> str:
         return f"{TITLES[self.backend]}, {self.dtype}"
 
+    @property
+    def own_threads(self) -> bool:
+        """Whether another runtime's threads compute, beside which PyTorch's would spin."""
+        return self.backend == OPENVINO
+
     @torch.no_grad()
     def __call__(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute a call; `inner`, the unmodified module, computes those of forms that aren't prepared."""
