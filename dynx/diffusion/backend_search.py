@@ -102,23 +102,29 @@ def choose_backend(
     return bare, best
 
 
-def set_backend(assembly: LoadedImageGenerator, made: NetworkBackend | None, schedules: StepSchedules) -> None:
-    """Set the engine's kernels, prepared for every call that the step schedules lead to."""
+def set_backend(
+    assembly: LoadedImageGenerator, made: NetworkBackend | None, schedules: StepSchedules, pictures: int = 1
+) -> None:
+    """Set the engine's kernels, prepared for every call of so many pictures that the step schedules lead to."""
     engine = assembly.engine
     engine.kernels = None
     if made is not None:
-        sample = sample_of(assembly.plan.request, engine)
+        sample = sample_of(assembly.plan.request, engine, pictures)
         backends.prepare(made, engine, sample, schedules.longest, guidance_interval=schedules.guided_share is not None)
     engine.kernels = made
 
 
 def restore_backend(
-    assembly: LoadedImageGenerator, spec: Sequence[str], why: Mapping[str, str], schedules: StepSchedules
+    assembly: LoadedImageGenerator,
+    spec: Sequence[str],
+    why: Mapping[str, str],
+    schedules: StepSchedules,
+    pictures: int = 1,
 ) -> None:
     """Set the backend that an interrupted calibration had chosen. Raises UnsupportedModelError if it can't run."""
     plan = assembly.plan
     spec = BackendSpec(*spec)
-    set_backend(assembly, backends.build_kernels(plan, assembly.engine, spec), schedules)
+    set_backend(assembly, backends.build_kernels(plan, assembly.engine, spec), schedules, pictures)
     plan.decisions.backend = Decision(spec.backend, why["backend"])
     plan.decisions.dtype = Decision(spec.dtype, why["dtype"])
 

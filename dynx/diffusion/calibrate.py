@@ -137,7 +137,8 @@ def calibrate(
     else:
         state, made = known
         if "way" in state:
-            restore_backend(assembly, state["way"], state["why"], StepSchedules.from_json(state["ladder"]))
+            count = PICTURES_PER_BATCH if state["together"] else 1
+            restore_backend(assembly, state["way"], state["why"], StepSchedules.from_json(state["ladder"]), count)
         say(f"going on after {len(made) if made else 'no'} pictures that an earlier calibration drew")
     schedules = StepSchedules.from_json(state["ladder"])
     costs = Costs(tuple(state["reach"]), state["full"], tuple(state["check"]))
@@ -149,9 +150,8 @@ def calibrate(
         drawn = have - done_before
         left = (clock() - sweep_began) / drawn * (count - have) if drawn > 0 else state["each"] * count
         progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
-        batch = sweep_steps(
-            engine, requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH], schedules
-        )
+        fresh = requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH]
+        batch = sweep_steps(engine, fresh, schedules, together=state["together"])
         made = batch if made is None else made + batch
         if partial:
             partial.save(state, made)
@@ -182,7 +182,7 @@ def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str
     """Return the settings that a calibration depends on, which identify an unfinished one."""
     request, adapter = assembly.plan.request, assembly.engine.adapter
     return {
-        "format": 1,
+        "format": 2,
         "profile": assembly.plan.key.id,
         "weights": assembly.plan.weights,
         "prompts": text_hash(prompts),
@@ -263,7 +263,7 @@ def _choose(
     costs, plain = time_steps(engine, one_by_one(trial_requests[0])[:TIMED_PICTURES], schedules, clock)
     all_ways = each / len(fine) * (len(fine) + sum(schedules.steps))
     if engine.kernels is not None:
-        all_ways = plain + sum(costs.reach) + costs.full
+        all_ways = each + sum(costs.reach) + costs.full
     elif schedules.alone:
         all_ways = plain / len(fine) * (len(fine) + sum(schedules.steps))
     high, wide = reference[0].shape[:2]
@@ -278,6 +278,7 @@ def _choose(
         "full_steps": first.calls,
         "pixels": [wide, high],
         "runs": [run.to_json() for run in runs],
+        "together": any(run.spec == assembly.plan.spec and PICTURES_PER_BATCH in run.by_batch for run in runs),
     }
 
 

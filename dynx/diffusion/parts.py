@@ -1,7 +1,7 @@
 """Intercept a pipeline's text encoders and decoder: a text is encoded once, and both may run on another backend.
 
-`forward` is replaced on the instance, as in `denoiser`, and restored afterwards. What a text encoder answered is kept by the exact
-tensors that it was called with, so a kept answer is the one that it would give again, bit for bit.
+`forward` is replaced on the instance, as in `denoiser`, and restored afterwards. What a text encoder answered is kept by the
+exact tensors that it was called with, so a kept answer is the one that it would give again, bit for bit.
 """
 
 from __future__ import annotations

@@ -285,6 +285,10 @@ class StepProfile:
         """The number of steps of a picture under the rule, on average over those that certified it."""
         return float(np.repeat(self.fitted.schedules.steps, self.certificate.exits).mean())
 
+    def steps_for(self, looks: Array, texts: Array) -> int:
+        """Return the number of steps that the rule allows for all of these pictures together."""
+        return max(self.steps_of_each(looks, texts))
+
     def steps_of_each(self, looks: Array, texts: Array) -> tuple[int, ...]:
         """Return the number of steps that the rule allows for each picture."""
         predictor = self.fitted.predictor

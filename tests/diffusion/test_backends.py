@@ -178,7 +178,11 @@ def entry(steps: int, tail: float, cache: float = 0.0, rows: float = 0.0) -> dic
     ("candidates", "found", "chosen"),
     [
         ({AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 0.4)}, None, ("openvino", "float32")),
-        ({AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 1.0)}, None, AS_LOADED),  # its start isn't won back
+        (
+            {AS_LOADED: (0.10, 0.0), ("openvino", "float32"): (0.05, 9.0)},
+            None,
+            ("openvino", "float32"),
+        ),  # runs weigh starts
         ({AS_LOADED: (0.10, 0.0), LOW: (0.05, 0.0)}, 4, LOW),
         ({AS_LOADED: (0.10, 0.0), LOW: (0.08, 0.0)}, 6, AS_LOADED),  # it needs more steps
         ({AS_LOADED: (0.10, 0.0), LOW: (0.095, 0.0)}, 4, AS_LOADED),  # it gains too little
@@ -190,13 +194,13 @@ def entry(steps: int, tail: float, cache: float = 0.0, rows: float = 0.0) -> dic
 def test_who_wins(
     candidates: dict[Any, tuple[float, float]], found: int | None, chosen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The least time of a typical run: calls, the start's share, and in low precision the steps that the quality then takes."""
+    """The least time of a picture: its calls, and in low precision the steps that the quality then takes."""
     assembly = assembly_of(pipelines.pipeline("stable-diffusion"))
     made = [Candidate(way, None, call, start) for way, (call, start) in candidates.items()]
     monkeypatch.setattr(backends, "race", lambda *_: (made, {"compiled PyTorch float32": "no compiler"}))
     monkeypatch.setattr(backend_search, "_steps_in_precision", lambda *_: found)
     schedules = plan_step_schedules(assembly.engine)
-    settled = backend_search.choose_backend(
+    settled, _ = backend_search.choose_backend(
         assembly, schedules, [entry(4, 0.97), entry(6, 0.98)], [], [], lambda: 0.0, lambda _: None
     )
 
@@ -214,7 +218,9 @@ def test_the_cache_weighs_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     for call, way in ((0.06, AS_LOADED), (0.04, ("openvino", "float32"))):
         made = [Candidate(AS_LOADED, None, 0.1, 0.0), Candidate(("openvino", "float32"), None, call, 0.0)]
         monkeypatch.setattr(backends, "race", lambda *_, made=made: (made, {}))
-        settled = backend_search.choose_backend(assembly, schedules, list(tried), [], [], lambda: 0.0, lambda _: None)
+        settled, _ = backend_search.choose_backend(
+            assembly, schedules, list(tried), [], [], lambda: 0.0, lambda _: None
+        )
 
         assert assembly.plan.spec == way
         assert settled.cache == (0.1 if way == AS_LOADED else 0.0)

@@ -386,7 +386,7 @@ class Studio:
         *,
         last: bool = False,
     ) -> None:
-        """Save and print the pictures at the beginning of `window` that are done, and take them out; all of them at the `last`."""
+        """Save and print the pictures at the beginning of `window` that are done, and take them out; at the `last`, all."""
         while window:
             outcome = outcomes.get(window[0].index)
             if outcome is None and not last:
