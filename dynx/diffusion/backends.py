@@ -30,6 +30,7 @@ from dynx.runtime.profile_store import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorPlan
@@ -111,6 +112,14 @@ def _backend_of(plan: ImageGeneratorPlan, module: Any, spec: BackendSpec, part: 
     return NetworkBackend(module, backend, dtype=dtype, threads=plan.threads, cache=cache)
 
 
+def compiled_files(
+    plan: ImageGeneratorPlan, files: Sequence[tuple[str, str]], precision: str
+) -> list[tuple[Path, str]]:
+    """Return the folders in the cache of what is compiled for a run, each with its precision; parts are in float32."""
+    root = cache_folder() / "networks" / plan.weights
+    return [(root / part / name, "float32" if part else precision) for part, name in files]
+
+
 def build_parts(plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec) -> dict[str, NetworkBackend]:
     """Build backends for the text encoders and the decoder, in float32 and not yet prepared; none where PyTorch computes."""
     if spec.backend == TORCH or plan.device != "cpu":
@@ -133,7 +142,7 @@ def part_calls(engine: Engine, request: Request) -> dict[str, list[tuple[Any, An
     fresh = Fresh(engine.pipe, engine.adapter)  # which keeps no texts yet
     fresh.parts.seen = seen
     latents = noisy_input(*fresh.first_call(request))
-    vae = getattr(engine.pipe, "vae", None)
+    vae: Any = getattr(engine.pipe, "vae", None)
     if (
         DECODER in fresh.parts.modules()
         and latents.dim() == 4

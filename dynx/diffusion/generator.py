@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Wanted = tuple[str, int]
     """The prompt and the seed of a picture."""
+
+T = TypeVar("T")
 
 DRAFT_STEPS = 6
 """Steps of a draft without a profile."""
@@ -120,7 +122,7 @@ class ImageGenerator:
             if stop is not None and stop():
                 return
 
-    def _split(self, numbers: Sequence[int] | Sequence[tuple[int, int]]) -> Iterator[Sequence]:
+    def _split(self, numbers: Sequence[T]) -> Iterator[Sequence[T]]:
         """Cut into what one network call takes."""
         size = self.together
         for start in range(0, len(numbers), size):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.backends import Candidate
     from dynx.diffusion.engine import Engine
+    from dynx.diffusion.plan import ImageGeneratorPlan
     from dynx.diffusion.profile_data import StepSchedules
     from dynx.runtime.backends.network import NetworkBackend
 
@@ -32,6 +36,14 @@ MAX_BATCHED_CALL_SECONDS = 0.2
 
 TIMED_ROUNDS = 3
 """Timed pictures of each kind, after one that warms up; the median is used."""
+
+START_ROUNDS = 2
+"""Processes that are started with and without compiling; the fastest of each count."""
+
+START_TIMEOUT_SECONDS = 300.0
+
+Files = tuple[tuple[str, str], ...]
+"""Part and folder in the cache, for each."""
 
 PART_PICTURES = 64
 """Pictures within which another backend has to win back the start of a text encoder or a decoder."""
@@ -95,11 +107,12 @@ def _seconds(
     """Time pictures in few and in many steps, which tells the network's share from the rest, and the start."""
     plan = assembly.plan
     request = sample_of(plan.request, engine, batch)
-    start = 0.0
+    start, files = 0.0, tuple[tuple[str, str], ...]()
     if winner is not None and engine.kernels is not None:
         _prepare(engine, request, schedules, parts)
-        start = winner.start_seconds + _start(assembly, request, schedules, winner, parts, clock)
-        start -= _start(assembly, sample_of(plan.request, engine), schedules, winner, (), clock)
+        seconds, files = _start(assembly, request, schedules, winner, parts, clock)
+        beside = start_beside_imports(plan, files, winner.spec.dtype)
+        start = winner.start_seconds + seconds if beside is None else beside
     few, many = schedules.schedule(schedules.levels[0]), schedules.schedule(schedules.levels[-1])
     found: dict[int, list[float]] = {len(few.grid): [], len(many.grid): []}
     for turn in range(TIMED_ROUNDS + 1):
@@ -112,7 +125,7 @@ def _seconds(
                 found[len(schedule.grid)].append((clock() - began) / batch)
     (a, few_seconds), (b, many_seconds) = ((steps, median(seen)) for steps, seen in found.items())
     call = max((many_seconds - few_seconds) / (b - a), 1e-9) if b > a else few_seconds / a
-    return Seconds(max(0.0, few_seconds - a * call), call, max(0.0, start))
+    return Seconds(max(0.0, few_seconds - a * call), call, max(0.0, start), files)
 
 
 def _prepare(engine: Engine, request: Any, schedules: StepSchedules, parts: Sequence[str]) -> None:
@@ -130,19 +143,60 @@ def _start(
     winner: Candidate,
     parts: Sequence[str],
     clock: Callable[[], float],
-) -> float:
-    """Return the seconds in which another process prepares for a request, from the cache."""
+) -> tuple[float, Files]:
+    """Return the seconds in which another process prepares for a request, from the cache, and the files that it finds there."""
     plan, engine = assembly.plan, assembly.engine
     kernels = backends.build_kernels(plan, engine, winner.spec)
     if kernels is None:
-        return 0.0
+        return 0.0, ()
     made = backends.build_parts(plan, engine, winner.spec)
     began = clock()
     guided = schedules.guided_share is not None
     backends.prepare(kernels, engine, request, schedules.longest, guidance_interval=guided)
     if parts:
-        backends.prepare_parts(made, backends.part_calls(engine, request), parts)
-    return clock() - began
+        made = backends.prepare_parts(made, backends.part_calls(engine, request), parts)
+    seconds = clock() - began
+    files = [("", name) for name in kernels.kept]
+    if parts:
+        files += [(part, name) for part, backend in made.items() for name in backend.kept]
+    return seconds, tuple(files)
+
+
+START_SCRIPT = """
+import json, sys, time
+import numpy
+from pathlib import Path
+from dynx.runtime.backends.openvino import ahead
+given = json.loads(sys.argv[1])
+began = time.perf_counter()
+folders = [(Path(folder), precision) for folder, precision in given["folders"]]
+ahead.begin(folders, given["threads"])
+from dynx.runtime import loading
+loading.load_pipeline(loading.Source("it", Path(given["model"]), "folder"), device="cpu", dtype="float32")
+import dynx.diffusion.engine
+for future in list(ahead.begun()):
+    future.result()
+print(time.perf_counter() - began)
+"""
+"""Loads a pipeline while graphs are compiled beside it."""
+
+
+def start_beside_imports(plan: ImageGeneratorPlan, files: Files, precision: str) -> float | None:
+    """Return by how many seconds compiling these files beside the imports delays a start; None where that can't be measured."""
+    folders = [(str(folder), kind) for folder, kind in backends.compiled_files(plan, files, precision)]
+    if not folders or plan.request.allow_pickle or plan.source.trusted:
+        return None
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(START_ROUNDS):
+        for compiling in seconds:
+            given = {"folders": folders if compiling else [], "threads": plan.threads, "model": str(plan.source.folder)}
+            words = [sys.executable, "-c", START_SCRIPT, json.dumps(given)]
+            try:
+                ended = subprocess.run(words, capture_output=True, text=True, timeout=START_TIMEOUT_SECONDS, check=True)  # noqa: S603
+                seconds[compiling].append(float(ended.stdout.split()[-1]))
+            except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+                return None
+    return max(0.0, min(seconds[True]) - min(seconds[False]))
 
 
 def _faster_parts(

@@ -29,6 +29,8 @@ class Seconds:
     call: float
     start: float
     """Seconds until the first picture beyond those of the pipeline as it was loaded."""
+    files: tuple[tuple[str, str], ...] = ()
+    """What is compiled for it, as part (empty for the network) and folder in the cache."""
 
     def picture(self, calls: float) -> float:
         """Return the seconds of a picture of so many network calls."""
@@ -63,12 +65,17 @@ class RunCost:
             "precision": self.spec.dtype,
             "parts": list(self.parts),
             "batches": {str(b): [s.fixed, s.call, s.start] for b, s in self.by_batch.items()},
+            "files": {str(b): [list(file) for file in s.files] for b, s in self.by_batch.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunCost:
-        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
-        by_batch = {int(b): Seconds(*(float(value) for value in row)) for b, row in data["batches"].items()}
+        """Read what `to_json` wrote. Raises KeyError, IndexError, TypeError or ValueError on anything else."""
+        files = {str(b): tuple((str(part), str(name)) for part, name in row) for b, row in data["files"].items()}
+        by_batch = {
+            int(b): Seconds(float(row[0]), float(row[1]), float(row[2]), files.get(b, ()))
+            for b, row in data["batches"].items()
+        }
         if 1 not in by_batch or any(b < 1 or s.fixed < 0 or s.call <= 0 or s.start < 0 for b, s in by_batch.items()):
             raise ValueError("its times of runs can't be used")
         return cls(BackendSpec(str(data["backend"]), str(data["precision"])), by_batch, tuple(map(str, data["parts"])))

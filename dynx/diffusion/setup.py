@@ -16,7 +16,7 @@ from dynx.diffusion.runs import RunCost, begin, choose, why
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.adapters import said, unapplied
-from dynx.runtime.backends.registry import TORCH
+from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.threads import set_torch_threads
@@ -117,6 +117,7 @@ def assemble(
     `pictures` is how many will be drawn, None where nobody knows; `together` allows several of them in one network call.
     """
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
+    _compile_ahead(plan, pictures, together=together)
     stages("importing torch and diffusers")
     with loading.importing():
         set_torch_threads(plan.threads)
@@ -169,19 +170,51 @@ def assemble_over(
     return assembly
 
 
+def _compile_ahead(plan: ImageGeneratorPlan, pictures: int | None, *, together: bool) -> None:
+    """Begin to compile what the run will draw with, in a thread, before PyTorch is imported."""
+    costs = _costs(plan, together=together)
+    if not any(cost.spec.backend == OPENVINO for cost in costs):
+        return
+    calls = _usual_steps(plan)
+    now = begin(costs, calls)[0] if pictures is None else choose(costs, max(1, pictures), calls)
+    if now.cost.spec.backend != OPENVINO:
+        return
+    from dynx.runtime.backends.openvino import ahead
+
+    batches = (now.batch,) if pictures is not None else sorted({1, now.batch})
+    files = [file for batch in batches for file in now.cost.by_batch[batch].files]
+    ahead.begin(backends.compiled_files(plan, files, now.cost.spec.dtype), plan.threads)
+
+
+def _costs(plan: ImageGeneratorPlan, *, together: bool) -> list[RunCost]:
+    """Return what runs cost here on the backends that a request allows; none where the profile doesn't tell."""
+    if plan.profile is None or plan.bundled:
+        return []
+    try:
+        costs = [RunCost.from_json(each) for each in plan.profile.measured.get("runs", ())]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return []
+    named = plan.request.backend != "auto"
+    costs = [c for c in costs if c.spec.dtype == plan.dtype and (c.spec.backend == plan.backend or not named)]
+    return costs if together else [replace(c, by_batch={1: c.by_batch[1]}) for c in costs]
+
+
+def _usual_steps(plan: ImageGeneratorPlan) -> float:
+    """Return the steps of a picture as certified when the profile was made, without loading it."""
+    try:
+        profile: Any = plan.profile
+        ladder = profile.fitted["ladder"]
+        steps = [*sorted(int(k) for k in ladder["nodes"]), len(ladder["fine"]["timesteps"])]
+        exits = profile.evidence["certificate"]["exits"]
+        return float(sum(n * k for n, k in zip(exits, steps, strict=True)) / sum(exits))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return 10.0
+
+
 def choose_run(assembly: LoadedImageGenerator, pictures: int | None, *, together: bool) -> None:
     """Decide by the number of pictures what a run draws with, where the profile tells what runs cost here."""
     plan, known = assembly.plan, assembly.step_profile
-    if plan.profile is None or plan.bundled:
-        return
-    try:
-        costs = [RunCost.from_json(each) for each in plan.profile.measured.get("runs", ())]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return
-    named = plan.request.backend != "auto"
-    costs = [c for c in costs if c.spec.dtype == plan.dtype and (c.spec.backend == plan.backend or not named)]
-    if not together or (known is not None and known.fitted.schedules.alone):
-        costs = [replace(c, by_batch={1: c.by_batch[1]}) for c in costs]
+    costs = _costs(plan, together=together and not (known is not None and known.fitted.schedules.alone))
     if not costs:
         return
     calls = float(assembly.engine.adapter.default_steps if plan.request.steps is None else plan.request.steps)

@@ -41,6 +41,9 @@ class RunTimes:
         dict[str, Annotated[list[NonNegative], "Of a picture beside the network, of a network call, of the start."]],
         "Seconds by the number of pictures in a network call.",
     ] = ABSENT
+    files: Annotated[
+        dict[str, list[list[str]]], "Part and folder in the cache of what is compiled, by the same number."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
