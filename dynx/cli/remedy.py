@@ -30,7 +30,7 @@ def calibrate_command(request: ModelRequest) -> str:
         if name in {"model", "plain", *PROMISE_OPTIONS} or name not in usual or declaration.key is None:
             continue
         value = getattr(request, name)
-        if name == "adapters":
+        if name in ("adapters", "lora"):
             words += [word for each in value for word in (f"--{declaration.key}", each)]
         elif value != usual[name]:
             words += [f"--{declaration.key}", *([] if value is True else [_as_typed(value)])]

@@ -37,8 +37,8 @@ from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.binomial import most_failures, percent, supports
 from dynx.runtime.certify import Costs, leaves_at, split
 from dynx.runtime.hashing import text_hash
+from dynx.runtime.identity import still
 from dynx.runtime.profile import Profile
-from dynx.runtime.weights import still
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -413,7 +413,7 @@ def _profile(
         model_name=plan.source.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         versions=_versions(),
-        weights=still(plan.weights, plan.source.folder),
+        weights=still(plan.weights, plan.source),
         device={
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
             "threads": assembly.plan.threads,

@@ -37,6 +37,8 @@ class ImageGeneratorRequest(ModelRequest):
     """Negative prompt."""
     size: tuple[int, int] | None = field(default=None, kw_only=True)
     """Width and height in pixels."""
+    lora: tuple[str, ...] = field(default=(), kw_only=True)
+    """LoRA adapters that are folded into the weights: files, each maybe with a weight after a colon ("tone.safetensors:0.5")."""
 
 
 @dataclass(kw_only=True)

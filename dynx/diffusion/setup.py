@@ -14,7 +14,7 @@ from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
 from dynx.diffusion.plan import BUNDLED, TASK, ImageGeneratorDecisions, ImageGeneratorPlan
 from dynx.diffusion.runs import RunCost, begin, choose, why
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
-from dynx.runtime import loading
+from dynx.runtime import loading, picture_lora
 from dynx.runtime.adapters import said, unapplied
 from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
@@ -41,6 +41,8 @@ def make_plan(
         raise InvalidInput(f"`quality` {request.quality:g} must lie between 0 and 1")
     source = request.find(request.model, TASK)
     loading.check_pipeline(source, allow_pickle=request.allow_pickle)
+    if request.lora:
+        source = replace(source, adapters=picture_lora.find(request.lora))
     loose = unapplied(source.folder)
     if loose:
         warn(f"{source.name}: {said(loose)}")
@@ -51,6 +53,9 @@ def make_plan(
     decisions = ImageGeneratorDecisions(**found.common)
     if loose:
         decisions.adapters = Decision("none", said(loose))
+    if source.adapters:
+        named = ", ".join(map(str, source.adapters))
+        decisions.adapters = Decision(named, "asked for; folded into the weights, and part of what a profile is about")
     if preferred is not None:
         decisions.guidance = Decision(preferred, f"{DEFAULTS_FILE} beside the model asks for it")
     plan = ImageGeneratorPlan(

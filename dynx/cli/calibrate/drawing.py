@@ -46,6 +46,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         guidance=options.guidance,
         negative=options.negative,
         size=size,
+        lora=tuple(options.lora or ()),
         profile="none",  # what is stored must not colour what is measured
         **options.for_request(),
     )

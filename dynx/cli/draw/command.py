@@ -147,6 +147,7 @@ def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
         guidance=asked.guidance,
         negative=asked.negative,
         size=asked.size,
+        lora=tuple(options.lora or ()),
         profile=options.profile,
         require_profile=options.require_profile,
         plain=options.plain,

@@ -141,6 +141,11 @@ ADAPTER = Declared(
     metavar="ADAPTER[:W]",
     help="Fold a LoRA adapter, a folder or hub id, into the language model's weights; :W is its weight. Repeatable.",
 )
+LORA = Declared(
+    "--lora",
+    metavar="FILE[:W]",
+    help="Fold a LoRA adapter, a safetensors file, into the pipeline's weights; :W is its weight. Repeatable.",
+)
 DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
 DTYPE = Declared("--dtype", help="Compute precision.")
 BACKEND = Declared(

@@ -26,6 +26,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
 
     model: str = o.MODEL("story")
     adapters: list[str] | None = o.ADAPTER(None)
+    lora: list[str] | None = o.LORA(None)
     draft: str = o.DRAFT("auto")
     data: str | None = o.option(
         None,

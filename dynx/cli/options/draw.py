@@ -30,6 +30,7 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
         help="What to draw, a picture for each PROMPT: quote one of several words. - reads it from stdin.",
     )
     model: str = o.MODEL("emoji")
+    lora: list[str] | None = o.LORA(None)
     output: str | None = o.option(
         None,
         "-o",
