@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
     from dynx.diffusion.profile_data import StepProfile
@@ -25,6 +26,8 @@ class LoadedImageGenerator:
     """The certified steps of this pipeline; None where no profile applies."""
     racing: bool = False
     """Whether a calibration chooses the backend."""
+    starts: tuple[Start, ...] = ()
+    """What a calibration's pictures start from, in turns; () for what the request names, or noise alone."""
     batches: tuple[int, ...] = (1,)
     """Numbers of pictures that a network call may take; on PyTorch any number up to the last."""
     run: Choice | None = None
@@ -48,7 +51,9 @@ def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1)
     from dynx.diffusion.types import Request
 
     prompts = ("",) * pictures if engine.adapter.prompted else ()
-    return Request(prompts, tuple(range(pictures)), request.negative, request.guidance, request.size)
+    starts = (engine.start,) * pictures if engine.start is not None else ()
+    seeds = tuple(range(pictures))
+    return Request(prompts, seeds, request.negative, request.guidance, request.size, starts=starts)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.apply_profile import why_plain
+from dynx.diffusion.apply_profile import strength_of, why_plain
 from dynx.diffusion.backend_search import choose_backend, restore_backend
 from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
 from dynx.diffusion.predictor import Predictor, cross_fit
@@ -193,6 +193,8 @@ def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str
         "dtype": request.dtype,
         "size": None if request.size is None else list(request.size),
         "scheduler": adapter.scheduler,
+        "strength": strength_of(assembly.engine),
+        "starts": [each.identity for each in assembly.starts],
         "versions": _versions(),
     }
 
@@ -212,7 +214,10 @@ def _requests(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list[Re
     for start in range(0, total, PICTURES_PER_BATCH):
         numbers = range(start, start + PICTURES_PER_BATCH)
         texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.adapter.prompted else ()
-        made.append(Request(texts, tuple(1000 + i for i in numbers), request.negative, request.guidance, request.size))
+        pictures = assembly.starts or ((assembly.engine.start,) if assembly.engine.start is not None else ())
+        starts = tuple(pictures[i % len(pictures)] for i in numbers) if pictures else ()
+        seeds = tuple(1000 + i for i in numbers)
+        made.append(Request(texts, seeds, request.negative, request.guidance, request.size, starts=starts))
     return made
 
 
@@ -431,7 +436,7 @@ def _profile(
             "pixels": state["pixels"],
             "backend": plan.spec[0],
             "precision": plan.spec[1],
-            **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "quality")},
+            **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "strength", "quality")},
         },
         evidence={
             "data": text_hash(prompts),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.pipelines import PipelineAdapter
     from dynx.diffusion.sampler import StepController
     from dynx.diffusion.schedule import Schedule
@@ -51,6 +52,8 @@ class InitialCall:
     """(R, …) the latents of the first call; R is twice the number of pictures under guidance."""
     embedding: Tensor | None
     """(R, …) the text embedding; None for a network without one."""
+    skipped: int = 0
+    """Steps that the pipeline leaves out at the beginning, by its strength; the grid is without them."""
 
 
 MAX_LAST_SIGMA_RATIO = 0.999
@@ -78,6 +81,9 @@ class Engine:
         """Its text encoders and decoder."""
         self.adapter = adapter or adapter_for(pipe)
         self.kernels = kernels
+        self.start: Start | None = None
+        """What its pictures start from, in the size that they are drawn in; None for noise alone."""
+        self._skipped: dict[tuple[int | None, float | None], int] = {}
         """The backend that computes its one network; None: PyTorch, as the pipeline was loaded."""
         self._clock = clock
 
@@ -86,7 +92,9 @@ class Engine:
         """The engine of the same pipeline as it was loaded, whose pictures are the reference."""
         if self.kernels is None and not self.parts.kernels:
             return self
-        return Engine(self.pipe, self.adapter, parts=self.parts.as_loaded, clock=self._clock)
+        found = Engine(self.pipe, self.adapter, parts=self.parts.as_loaded, clock=self._clock)
+        found.start = self.start
+        return found
 
     def draw(
         self,
@@ -113,7 +121,14 @@ class Engine:
         started = self._clock()
         passed = self.kernels.passed if self.kernels else 0
         sampler = Sampler(
-            self.pipe, self.adapter, schedule, callback=callback, stop=stop, controller=controller, kernels=self.kernels
+            self.pipe,
+            self.adapter,
+            schedule,
+            callback=callback,
+            stop=stop,
+            controller=controller,
+            kernels=self.kernels,
+            skipped_start=0 if schedule is None else self._skipped_start(request),
         )
         spent = [sampler]
         try:
@@ -199,8 +214,22 @@ class Engine:
         if self.adapter.noise is None or self.adapter.slot is None:
             raise UnsupportedModelError(f"{self.adapter.name}: {self.adapter.adaptive.reason}")
         args, kwargs = self.first_call(request)
-        grid = _own_grid(self.pipe.scheduler, self.adapter)
-        return InitialCall(grid, noisy_input(args, kwargs), text_embedding(kwargs))
+        grid, skipped = _own_grid(self.pipe.scheduler, self.adapter), 0
+        if request.starts:
+            at = _place(
+                grid, float(torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else 0)).flatten()[0])
+            )
+            grid, skipped = grid.pick(range(at, len(grid) + 1)), at
+        return InitialCall(grid, noisy_input(args, kwargs), text_embedding(kwargs), skipped)
+
+    def _skipped_start(self, request: Request) -> int:
+        """Return how many steps the pipeline leaves out at the beginning of a request."""
+        if not request.starts:
+            return 0
+        key = request.steps, request.starts[0].strength
+        if key not in self._skipped:
+            self._skipped[key] = self.initial_call(request).skipped
+        return self._skipped[key]
 
     def first_call(self, request: Request, schedule: Schedule | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a request's first network call, without running the network.
@@ -215,7 +244,8 @@ class Engine:
             found.append((args, kwargs))
             raise _CallCaptured
 
-        sampler = Sampler(self.pipe, self.adapter, schedule)
+        skipped = 0 if schedule is None else self._skipped_start(request)
+        sampler = Sampler(self.pipe, self.adapter, schedule, skipped_start=skipped)
         sampler.denoisers[0].seen = capture
         with sampler, self.parts.attached(), _translated_errors(), suppress(_CallCaptured):
             self.pipe(**self._arguments(request, schedule))
@@ -242,6 +272,22 @@ class Engine:
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(request)
         return [np.asarray(image, dtype=np.float32) for image in images], [bool(f) for f in flagged]
 
+    def _start_arguments(self, request: Request, known: Any) -> dict[str, Any]:
+        """Return the arguments for the pictures that a request starts from."""
+        first = request.starts[0]
+        strength = known["strength"].default if first.strength is None else first.strength
+        steps = self.adapter.default_steps if request.steps is None else request.steps
+        if int(steps * strength) < 1:
+            raise InvalidInput(
+                f"`strength` {strength:g} of {steps} steps leaves none", hint=f"at least {1 / steps:.2g}"
+            )
+        images, masks = [each.image for each in request.starts], [each.mask for each in request.starts]
+        one = len(request) == 1
+        made: dict[str, Any] = {"image": images[0] if one else images, "strength": strength}
+        if masks[0] is not None:
+            made["mask_image"] = masks[0] if one else masks
+        return made
+
     def _arguments(self, request: Request, schedule: Schedule | None) -> dict[str, Any]:
         """Return the arguments of the pipeline's call. Raises InvalidInput for settings that it doesn't take."""
         known = inspect.signature(self.pipe.__call__).parameters
@@ -259,9 +305,11 @@ class Engine:
             made["negative_prompt"] = request.negative if one else [request.negative] * count
         if request.guidance is not None:
             made["guidance_scale"] = request.guidance
-        if request.size is not None:
+        if request.size is not None and not (request.starts and "width" not in known):
             made["width"], made["height"] = request.size
-        steps = request.steps if schedule is None else len(schedule.grid)
+        steps = request.steps if schedule is None or request.starts else len(schedule.grid)
+        if request.starts:
+            made |= self._start_arguments(request, known)
         if steps is not None:
             made["num_inference_steps"] = steps
         generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
@@ -270,6 +318,15 @@ class Engine:
         if unknown := [name for name in made if name not in known and not (variable and name in request.options)]:
             raise InvalidInput(f"{self.adapter.name} can't be told {', '.join(unknown)}")
         return made
+
+
+def _place(grid: Grid, timestep: float) -> int:
+    """Return the step of a grid that the network gets this timestep at; some networks get a thousandth of it."""
+    times = np.asarray(grid.timesteps)
+    near = int(np.abs(times - timestep).argmin())
+    if abs(times[near] - timestep) > 0.5 or (timestep <= 1 < times[near]):
+        near = int(np.abs(times - 1000 * timestep).argmin())
+    return near
 
 
 def _picture(prompt: str, seed: int, pixels: NDArray[np.float32], flagged: bool, stats: ImageStats) -> Picture:

@@ -56,7 +56,9 @@ class ImageGenerator:
         known = self.assembly.step_profile
         plain_steps = request.steps if known is None else None
         seeds = tuple(seed for _, seed in wanted)
-        return Request(prompts, seeds, request.negative, request.guidance, request.size, plain_steps)
+        start = self.assembly.engine.start
+        starts = () if start is None else (start,) * len(wanted)
+        return Request(prompts, seeds, request.negative, request.guidance, request.size, plain_steps, starts=starts)
 
     def draw(
         self,

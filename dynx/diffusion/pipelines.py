@@ -115,6 +115,8 @@ class PipelineAdapter:
     """Number of pixels of which width and height must be multiples."""
     default_steps: int
     default_guidance: float | None
+    starts: bool
+    """Whether it starts from a picture, to which a strength adds noise."""
     random: bool
     """Whether its own scheduler draws noise at every step, so that no deterministic run draws the same picture for a seed."""
     adaptive: Decision[bool]
@@ -149,6 +151,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         multiple=_multiple(pipe, slot),
         default_steps=int(_default(call, "num_inference_steps") or 50),
         default_guidance=_default(call, "guidance_scale"),
+        starts="image" in call and "strength" in call,
         random=kind in STOCHASTIC_SCHEDULERS
         or str(config.get("algorithm_type", "")).startswith("sde")
         or bool(config.get("stochastic_sampling")),
@@ -222,8 +225,8 @@ def _obstacle(adapter: PipelineAdapter, call: Any) -> str | None:
         return "it can't be told a number of steps"
     if needed := required_arguments(call):
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
-    if "image" in call:
-        return "it can start from an image, and dynx knows loops that start from noise"
+    if "image" in call and not adapter.starts:
+        return "it takes an image without a strength, and dynx knows loops that start from noise or from a noisy image"
     if adapter.prediction is None:
         return "its network predicts something that dynx doesn't know"
     return None

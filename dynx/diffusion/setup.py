@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
+from dynx.diffusion.editing import converted, read_start, size_for
 from dynx.diffusion.plan import BUNDLED, TASK, ImageGeneratorDecisions, ImageGeneratorPlan
 from dynx.diffusion.runs import RunCost, begin, choose, why
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
@@ -19,6 +20,7 @@ from dynx.runtime.adapters import said, unapplied
 from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.profile import TEXT
 from dynx.runtime.threads import set_torch_threads
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.plan import ImageGeneratorRequest
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
-    from dynx.runtime.profile import Profile
+    from dynx.runtime.profile import Form, Profile
 
 DEFAULTS_FILE = "dynx.json"
 """File in a pipeline's folder with its preferred settings, such as {"guidance": 2.5}, which diffusers doesn't store."""
@@ -46,10 +48,12 @@ def make_plan(
     loose = unapplied(source.folder)
     if loose:
         warn(f"{source.name}: {said(loose)}")
+    start = read_start(request.image, request.mask, request.strength, warn)
+    form: Form = TEXT if start is None else "image" if start.mask is None else "inpainting"
     preferred = preferred_guidance(source) if request.guidance is None else None
     if preferred is not None:
         request = replace(request, guidance=preferred)
-    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine)
+    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine, form=form, wants_bundled=start is None)
     decisions = ImageGeneratorDecisions(**found.common)
     if loose:
         decisions.adapters = Decision("none", said(loose))
@@ -61,6 +65,7 @@ def make_plan(
     plan = ImageGeneratorPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
+    plan.start = start
     if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
     return plan
@@ -149,10 +154,16 @@ def assemble_over(
     from dynx.diffusion.apply_profile import read_step_profile
     from dynx.diffusion.engine import Engine
 
-    request = plan.request
+    if plan.start is not None:
+        pipe = converted(pipe, plan.start, plan.source.name)
     engine = Engine(pipe)
-    if request.size is not None:
-        check_size(request.size, engine)
+    if plan.request.size is not None:
+        check_size(plan.request.size, engine)
+    if plan.start is not None:
+        size = plan.request.size or size_for(plan.start, pipe, engine.adapter.multiple)
+        engine.start = plan.start.fitted(size)
+        plan.request = replace(plan.request, size=size)
+    request = plan.request
     engine.check(sample_of(request, engine))
     assembly = LoadedImageGenerator(plan, engine, None, racing)
     if not engine.adapter.adaptive.value:

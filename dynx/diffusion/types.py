@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.schedule import Schedule
 
 
@@ -33,11 +34,17 @@ class Request:
     """Steps of plain execution; None for the pipeline's own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the pipeline's call."""
+    starts: tuple[Start, ...] = ()
+    """What each picture starts from, all of one size and strength; () for noise alone."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInput for an empty request, or prompts that don't match the seeds."""
         if not self.seeds or (self.prompts and len(self.prompts) != len(self.seeds)):
             raise InvalidInput(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds don't go together")
+        if self.starts and len(self.starts) != len(self.seeds):
+            raise InvalidInput(
+                f"{len(self.starts)} pictures to start from and {len(self.seeds)} seeds don't go together"
+            )
         if self.steps is not None and self.steps < 1:
             raise InvalidInput(f"{self.steps} steps draw nothing")
 

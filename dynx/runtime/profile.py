@@ -64,8 +64,9 @@ class ProfileError(DynxError):
         self.kind = kind
 
 
-Form = Literal["text", "chat"]
-"""What a language model's prompts are: plain texts, or chats in the model's template."""
+Form = Literal["text", "chat", "image", "inpainting"]
+"""What a language model's prompts are: plain texts, or chats in the model's template. What pictures start from beside a text:
+a picture, or a picture and a mask."""
 
 TEXT: Form = "text"
 FORMS: Mapping[Form, str] = {"text": "plain texts", "chat": "chats"}

@@ -35,7 +35,20 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         raise UsageError(f"--draft is for language models; {options.model} is a classifier")
     refuse(
         options,
-        ("adapters", "lora", "chat", "system", "quality", "guidance", "negative", "size", "plot"),
+        (
+            "adapters",
+            "lora",
+            "image",
+            "strength",
+            "mask",
+            "chat",
+            "system",
+            "quality",
+            "guidance",
+            "negative",
+            "size",
+            "plot",
+        ),
         "is a classifier",
     )
     budget = BUDGET_SECONDS if options.budget is None else options.budget

@@ -29,7 +29,21 @@ MIN_ANSWER_TOKENS = 16
 
 def calibrate(options: Options, terminal: Terminal) -> None:
     """Measure costs and acceptance, store the profile, and report."""
-    others = ("tsv", "column", "within", "max_length", "lora", "quality", "guidance", "negative", "size", "plot")
+    others = (
+        "tsv",
+        "column",
+        "within",
+        "max_length",
+        "lora",
+        "image",
+        "strength",
+        "mask",
+        "quality",
+        "guidance",
+        "negative",
+        "size",
+        "plot",
+    )
     refuse(options, others, "is a language model")
     budget = BUDGET_SECONDS if options.budget is None else options.budget
     from dynx.cli.prompts import is_chat, read_data

@@ -122,7 +122,7 @@ def check(options: Options) -> None:
     if options.output == "-" and sys.stdout.isatty() and not options.info:
         raise UsageError("a PNG can't be written to a terminal", hint="-o FILE, or a pipe: -o - | COMMAND")
     if options.finish:
-        for name in ("seed", "size", "guidance", "negative"):
+        for name in ("seed", "size", "guidance", "negative", "image", "mask", "strength"):
             if getattr(options, name) is not None:
                 raise UsageError(f"--finish takes prompt, seed and settings from the draft; leave out --{name}")
         if options.lines or options.count > 1:
@@ -148,6 +148,9 @@ def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
         negative=asked.negative,
         size=asked.size,
         lora=tuple(options.lora or ()),
+        image=options.image,
+        mask=options.mask,
+        strength=options.strength,
         profile=options.profile,
         require_profile=options.require_profile,
         plain=options.plain,

@@ -161,8 +161,23 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         guarantee=drawn.promised,
         profile=drawn.profile,
         dynx=__version__,
+        **_start_of(drawn),
     )
     return as_document(document)
+
+
+def _start_of(drawn: Drawn) -> dict[str, Any]:
+    """Return what the picture started from, for its metadata; nothing where that was noise alone."""
+    from dynx.diffusion.apply_profile import strength_of
+    from dynx.schemas.documents.picture import Start
+
+    engine = drawn.artist.assembly.engine
+    if engine.start is None:
+        return {}
+    start = engine.start
+    strength = strength_of(engine)
+    found = Start(image=start.name, files=start.identity, strength=strength or 1.0, mask=start.mask is not None)
+    return {"start": found}
 
 
 def verified(drawn: Drawn) -> str:

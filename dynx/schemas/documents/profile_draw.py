@@ -84,6 +84,9 @@ class DrawFitted:
         ABSENT
     )
     scheduler: Annotated[str, "Class of the pipeline's scheduler in diffusers."] = ABSENT
+    strength: Annotated[Fraction | None, "Noise that was added to pictures to start from; null: from noise alone."] = (
+        ABSENT
+    )
     quality: Annotated[Fraction, "SSIM that was asked for."] = ABSENT
 
 
