@@ -180,12 +180,15 @@ def _in_peft_names(state: Mapping[str, Tensor], slot: str, module: nn.Module) ->
 
 
 def _alphas_in_peft_names(alphas: Mapping[str, float], slot: str, module: nn.Module) -> dict[str, float]:
-    """Return alphas by module; diffusers names each by its tensor of A, with "alpha" at the end."""
+    """Return alphas by module; diffusers names each by its tensor of A or by the module, with "alpha" at the end."""
     out = {}
     for key, value in alphas.items():
-        named = _in_peft_names({re.sub(r"\.alpha$", ".weight", key): value}, slot, module)  # type: ignore[dict-item]
-        for translated in named:
-            out[translated.split(".lora_")[0]] = float(value)
+        name = key.removesuffix(".alpha")
+        if name.endswith(".weight"):
+            name = next(iter(_in_peft_names({name: value}, slot, module)))  # type: ignore[dict-item]
+        elif slot.startswith("text_encoder") and not hasattr(module, "text_model"):
+            name = name.removeprefix("text_model.")
+        out[name.split(".lora_")[0]] = float(value)
     return out
 
 

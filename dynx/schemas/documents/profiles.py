@@ -14,7 +14,10 @@ class ListedProfile:
     task: Annotated[str, "generate, classify or draw."]
     model: Annotated[str, "Name of the model."]
     dtype: Annotated[str, "Precision of the computation."]
-    form: Annotated[Literal["text", "chat"], "What it was measured on: plain texts, or chats in the model's template."]
+    form: Annotated[
+        Literal["text", "chat", "image", "inpainting"],
+        "What it was measured on: plain texts, chats in the model's template, pictures to start from, pictures with masks.",
+    ]
     created: Annotated[str, "When it was measured, ISO 8601 in UTC."]
     stale: Annotated[str | None, "Why it isn't used any more; null where it is."]
     summary: Annotated[str, "What was found, in words."]
