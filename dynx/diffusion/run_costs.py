@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.profile_data import StepSchedules
     from dynx.runtime.backends.network import NetworkBackend
 
-TRIED_BATCHES = (2, 4, 8)
+TRIED_BATCHES = (4, 8)
 """Numbers of pictures in a call that are tried beside 1."""
 
 MAX_BATCHED_CALL_SECONDS = 0.2
@@ -79,12 +79,13 @@ def _cost(
 ) -> RunCost:
     """Time runs on one backend, for one picture in a call and as many more as save time."""
     parts = tuple(engine.parts.kernels)
-    by_batch = {1: _seconds(assembly, engine, schedules, 1, clock, winner, parts)}
+    starts = Starts(assembly.plan, spec.dtype)
+    by_batch = {1: _seconds(assembly, engine, schedules, 1, clock, winner, parts, starts)}
     if by_batch[1].call <= MAX_BATCHED_CALL_SECONDS and not schedules.alone:
         for batch in TRIED_BATCHES:
             try:
                 with attempt(spec.backend, assembly.plan.source.name):
-                    tried = _seconds(assembly, engine, schedules, batch, clock, winner, parts)
+                    tried = _seconds(assembly, engine, schedules, batch, clock, winner, parts, starts)
             except UnsupportedModelError:
                 break
             calls = schedules.levels[0]
@@ -103,6 +104,7 @@ def _seconds(
     clock: Callable[[], float],
     winner: Candidate | None,
     parts: Sequence[str],
+    starts: Starts,
 ) -> Seconds:
     """Time pictures in few and in many steps, which tells the network's share from the rest, and the start."""
     plan = assembly.plan
@@ -111,7 +113,7 @@ def _seconds(
     if winner is not None and engine.kernels is not None:
         _prepare(engine, request, schedules, parts)
         seconds, files = _start(assembly, request, schedules, winner, parts, clock)
-        beside = start_beside_imports(plan, files, winner.spec.dtype)
+        beside = starts.delay(files)
         start = winner.start_seconds + seconds if beside is None else beside
     few, many = schedules.schedule(schedules.levels[0]), schedules.schedule(schedules.levels[-1])
     found: dict[int, list[float]] = {len(few.grid): [], len(many.grid): []}
@@ -181,22 +183,31 @@ print(time.perf_counter() - began)
 """Loads a pipeline while graphs are compiled beside it."""
 
 
-def start_beside_imports(plan: ImageGeneratorPlan, files: Files, precision: str) -> float | None:
-    """Return by how many seconds compiling these files beside the imports delays a start; None where that can't be measured."""
-    folders = [(str(folder), kind) for folder, kind in backends.compiled_files(plan, files, precision)]
-    if not folders or plan.request.allow_pickle or plan.source.trusted:
-        return None
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(START_ROUNDS):
-        for compiling in seconds:
-            given = {"folders": folders if compiling else [], "threads": plan.threads, "model": str(plan.source.folder)}
-            words = [sys.executable, "-c", START_SCRIPT, json.dumps(given)]
-            try:
-                ended = subprocess.run(words, capture_output=True, text=True, timeout=START_TIMEOUT_SECONDS, check=True)  # noqa: S603
-                seconds[compiling].append(float(ended.stdout.split()[-1]))
-            except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-                return None
-    return max(0.0, min(seconds[True]) - min(seconds[False]))
+class Starts:
+    """Time starts in processes of their own: a pipeline that is loaded with graphs compiled beside it, and without any."""
+
+    def __init__(self, plan: ImageGeneratorPlan, precision: str) -> None:
+        self._plan, self._precision = plan, precision
+        self._bare: float | None = None
+
+    def delay(self, files: Files) -> float | None:
+        """Return by how many seconds compiling these files delays a start; None where that can't be measured."""
+        plan = self._plan
+        folders = [(str(folder), kind) for folder, kind in backends.compiled_files(plan, files, self._precision)]
+        if not folders or plan.request.allow_pickle or plan.source.trusted:
+            return None
+        try:
+            if self._bare is None:
+                self._bare = min(self._seconds([]) for _ in range(START_ROUNDS))
+            return max(0.0, min(self._seconds(folders) for _ in range(START_ROUNDS)) - self._bare)
+        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+            return None
+
+    def _seconds(self, folders: list[tuple[str, str]]) -> float:
+        given = {"folders": folders, "threads": self._plan.threads, "model": str(self._plan.source.folder)}
+        words = [sys.executable, "-c", START_SCRIPT, json.dumps(given)]
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=START_TIMEOUT_SECONDS, check=True)  # noqa: S603
+        return float(ended.stdout.split()[-1])
 
 
 def _faster_parts(

@@ -156,7 +156,7 @@ def test_a_network_that_takes_the_mask() -> None:
     """An inpainting network's nine channels: the first four are the latents."""
     pipe = pipelines.stable_diffusion(in_channels=9)
     start = start_of(masked=True, strength=1.0)
-    parts = {name: part for name, part in pipe.components.items()}
+    parts = dict(pipe.components.items())
     engine = Engine(diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False))
     asked = request("stable-diffusion", start)
     drawn = engine.draw(asked, Schedule("euler", engine.initial_call(asked).grid))
