@@ -9,7 +9,6 @@ import pytest
 from support import pipelines
 
 from dynx.diffusion import setup
-from dynx.diffusion.assembly import LoadedImageGenerator
 from dynx.diffusion.backends import AS_LOADED
 from dynx.diffusion.engine import Engine
 from dynx.diffusion.generator import ImageGenerator
@@ -41,6 +40,7 @@ class Known:
         self.coming: Iterator[int] = iter(())
 
     def steps_of_each(self, looks: np.ndarray, _: np.ndarray) -> tuple[int, ...]:
+        """The steps that were said to come."""
         return tuple(next(self.coming) for _ in looks)
 
 
@@ -142,8 +142,3 @@ def test_a_run_of_unknown_length_moves_over_once(generator: ImageGenerator, monk
         reason = assembly.decisions.backend.reason
         assert ("can't run it: it is shy" in reason) if fails else ("took over after" in reason)
     assembly.engine.kernels = None
-
-
-def test_assembly_type() -> None:
-    """A freshly loaded generator draws one picture in a call."""
-    assert LoadedImageGenerator.__dataclass_fields__["batches"].default == (1,)
