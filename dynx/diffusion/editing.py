@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,17 +152,22 @@ def converted(pipe: Any, start: Start, name: str) -> Any:
     needed = {"image", "strength"} | ({"mask_image"} if start.mask is not None else set())
     if needed <= call.keys() and (start.mask is not None or "mask_image" not in call):
         return pipe
-    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+    kind = type(pipe).__name__
+    what = "image-to-image" if start.mask is None else "inpainting"
+    wanted = re.sub(
+        r"(Img2Img|Inpaint)?Pipeline$", "Img2ImgPipeline" if start.mask is None else "InpaintPipeline", kind
+    )
+    import diffusers
 
-    maker = AutoPipelineForImage2Image if start.mask is None else AutoPipelineForInpainting
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = maker.from_pipe(pipe)
+            made = getattr(diffusers, wanted).from_pipe(pipe, torch_dtype=pipe.dtype)
+    except AttributeError as e:
+        raise UnsupportedModelError(f"{name} ({kind}) has no {what} in diffusers") from e
     except Exception as e:
         said = next(iter(str(e).splitlines()), "") or type(e).__name__
-        what = "image-to-image" if start.mask is None else "inpainting"
-        raise UnsupportedModelError(f"{name} ({type(pipe).__name__}) has no {what} in diffusers ({said[:120]})") from e
+        raise UnsupportedModelError(f"{name} can't be made a {wanted} ({said[:120]})") from e
     if not needed <= inspect.signature(made.__call__).parameters.keys():
-        raise UnsupportedModelError(f"{type(made).__name__} takes no strength: it edits a picture by other means")
+        raise UnsupportedModelError(f"{wanted} takes no strength: it edits a picture by other means")
     return made
