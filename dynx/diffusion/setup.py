@@ -137,6 +137,8 @@ def assemble(
     pipe = loading.load_pipeline(
         plan.source, device=plan.device, dtype=plan.loaded_dtype, allow_pickle=plan.request.allow_pickle
     )
+    if adapters := [each for each in plan.source.adapters if isinstance(each, picture_lora.PictureAdapter)]:
+        picture_lora.fold(pipe, adapters, plan.source.name)
     return assemble_over(plan, pipe, stages=stages, warn=warn, racing=racing, pictures=pictures, together=together)
 
 

@@ -161,19 +161,15 @@ def _read(adapter: PictureAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _in_peft_names(state: Mapping[str, Tensor], slot: str, module: nn.Module) -> dict[str, Tensor]:
     """Translate the names of one part's tensors to peft's: MODULE.lora_A.weight and MODULE.lora_B.weight."""
-    from diffusers.utils.state_dict_utils import (
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
+    from diffusers.utils import state_dict_utils as names
 
     found = dict(state)
     if not found or all("lora_A" in key or "lora_B" in key for key in found):
         pass
     elif slot.startswith("text_encoder"):
-        found = convert_state_dict_to_peft(convert_state_dict_to_diffusers(found))
+        found = names.convert_state_dict(found, {**names.DIFFUSERS_OLD_TO_PEFT, **names.DIFFUSERS_TO_PEFT})
     else:
-        found = convert_unet_state_dict_to_peft(found)
+        found = names.convert_unet_state_dict_to_peft(found)
     if slot.startswith("text_encoder") and not hasattr(module, "text_model"):
         found = {key.removeprefix("text_model."): tensor for key, tensor in found.items()}
     return found
