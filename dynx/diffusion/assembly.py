@@ -47,7 +47,7 @@ class LoadedImageGenerator:
 
 
 def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1) -> Request:
-    """Make a request whose tensors have the shapes of so many of the pictures asked for."""
+    """Make a request for `pictures` of the requested size, for the shapes of its tensors."""
     from dynx.diffusion.types import Request
 
     prompts = ("",) * pictures if engine.adapter.prompted else ()

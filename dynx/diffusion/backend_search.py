@@ -105,7 +105,7 @@ def choose_backend(
 def set_backend(
     assembly: LoadedImageGenerator, made: NetworkBackend | None, schedules: StepSchedules, pictures: int = 1
 ) -> None:
-    """Set the engine's kernels, prepared for every call of so many pictures that the step schedules lead to."""
+    """Set the engine's kernels, prepared for every call of `pictures` together that the step schedules lead to."""
     engine = assembly.engine
     engine.kernels = None
     if made is not None:

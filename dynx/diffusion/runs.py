@@ -33,7 +33,7 @@ class Seconds:
     """What is compiled for it, as part (empty for the network) and folder in the cache."""
 
     def picture(self, calls: float) -> float:
-        """Return the seconds of a picture of so many network calls."""
+        """Return the seconds of a picture that takes `calls` network calls."""
         return self.fixed + calls * self.call
 
 
@@ -52,7 +52,7 @@ class RunCost:
         return each.start + ceil(pictures / batch) * batch * each.picture(calls)
 
     def best(self, pictures: int, calls: float) -> Choice:
-        """Return the number of pictures in a call with which a run is over first."""
+        """Return the number of pictures in a call that finishes a run first."""
         batch = min(
             (b for b in self.by_batch if b == 1 or b <= pictures), key=lambda b: self.seconds(b, pictures, calls)
         )
@@ -99,7 +99,7 @@ class Choice:
 
 
 def choose(costs: Sequence[RunCost], pictures: int, calls: float) -> Choice:
-    """Return with what a run of so many pictures is over first; `calls` are a picture's network calls on average."""
+    """Return what finishes a run of `pictures` first; `calls` are a picture's network calls on average."""
     found = [cost.best(pictures, calls) for cost in costs]
     return min(found, key=lambda choice: choice.cost.seconds(choice.batch, pictures, calls))
 

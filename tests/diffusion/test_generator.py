@@ -47,9 +47,7 @@ class Known:
 @pytest.fixture
 def generator() -> ImageGenerator:
     engine = Engine(pipelines.pipeline("stable-diffusion"))
-    from test_backends import assembly_of
-
-    assembly = assembly_of(engine.pipe)
+    assembly = pipelines.assembly_of(engine.pipe)
     assembly.engine, assembly.racing = engine, False
     known: Any = Known(engine)
     assembly.step_profile = known

@@ -127,12 +127,13 @@ def test_what_is_unknown_stays_plain_with_a_reason(scheduler: Any) -> None:
 
 
 def test_pipelines_of_other_kinds_stay_plain() -> None:
-    """Those that start from a picture, or run two networks."""
+    """Those that edit a picture by other means than a strength, or run two networks."""
     pipe = pipeline("stable-diffusion")
-    other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    assert (
-        adapter_for(other).adaptive.reason == "it can start from an image, and dynx knows loops that start from noise"
-    )
+    other = diffusers.StableDiffusionInstructPix2PixPipeline(**pipe.components, requires_safety_checker=False)
+    assert adapter_for(other).adaptive.reason.startswith("it takes an image without a strength")
+    assert adapter_for(
+        diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    ).starts
 
     two = stable_diffusion()
     two.transformer = two.unet
