@@ -128,7 +128,7 @@ class Engine:
             stop=stop,
             controller=controller,
             kernels=self.kernels,
-            skipped_start=0 if schedule is None else self._skipped_start(request),
+            skipped=(0, 0) if schedule is None else self._skipped_steps(request),
         )
         spent = [sampler]
         try:
@@ -222,14 +222,14 @@ class Engine:
             grid, skipped = grid.pick(range(at, len(grid) + 1)), at
         return InitialCall(grid, noisy_input(args, kwargs), text_embedding(kwargs), skipped)
 
-    def _skipped_start(self, request: Request) -> int:
-        """Return how many steps the pipeline leaves out at the beginning of a request."""
+    def _skipped_steps(self, request: Request) -> tuple[int, int]:
+        """Return how many steps the pipeline leaves out at the beginning of a request, and of how many."""
         if not request.starts:
-            return 0
+            return 0, 0
         key = request.steps, request.starts[0].strength
         if key not in self._skipped:
             self._skipped[key] = self.initial_call(request).skipped
-        return self._skipped[key]
+        return self._skipped[key], self.adapter.default_steps if request.steps is None else request.steps
 
     def first_call(self, request: Request, schedule: Schedule | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a request's first network call, without running the network.
@@ -244,8 +244,8 @@ class Engine:
             found.append((args, kwargs))
             raise _CallCaptured
 
-        skipped = 0 if schedule is None else self._skipped_start(request)
-        sampler = Sampler(self.pipe, self.adapter, schedule, skipped_start=skipped)
+        skipped = (0, 0) if schedule is None else self._skipped_steps(request)
+        sampler = Sampler(self.pipe, self.adapter, schedule, skipped=skipped)
         sampler.denoisers[0].seen = capture
         with sampler, self.parts.attached(), _translated_errors(), suppress(_CallCaptured):
             self.pipe(**self._arguments(request, schedule))

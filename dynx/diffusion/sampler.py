@@ -87,13 +87,13 @@ class Sampler:
         stop: Callable[[], bool] | None = None,
         controller: StepController | None = None,
         kernels: NetworkBackend | None = None,
-        skipped_start: int = 0,
+        skipped: tuple[int, int] = (0, 0),
     ) -> None:
         """Prepare a run; `kernels` compute the pipeline's one network, None runs it as it was loaded.
 
-        `skipped_start` as in `solver_for`.
+        `skipped` as in `solver_for`.
         """
-        self._skipped_start = skipped_start
+        self._skipped = skipped
         self.pipe, self.adapter, self.schedule = pipe, adapter, schedule
         self.run = self.skipped = self.unguided = self.cached = 0
         self.finished_early = False
@@ -225,7 +225,7 @@ class Sampler:
     def _prepare(self, schedule: Schedule) -> None:
         if self.adapter.noise is None or self.adapter.prediction is None or self.adapter.slot is None:
             raise Mismatch(self.adapter.adaptive.reason)
-        self._solver = solver_for(schedule.solver, schedule.grid, self.adapter, self._own, self._skipped_start)
+        self._solver = solver_for(schedule.solver, schedule.grid, self.adapter, self._own, self._skipped)
         self._solver_step = self._solver.step
         self._solver.step = self._step  # type: ignore[method-assign]
         self._skipping = Skipping(schedule, self.adapter.noise)

@@ -35,8 +35,8 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
     """Bound ± of clean pictures, where the pipeline's own scheduler clips them; None for no clipping."""
     keeps_noise: bool = False
     """Whether clipping a picture keeps the predicted noise, as in DDIM; otherwise the noise is recomputed from x."""
-    skipped_start: int = 0
-    """Steps that a pipeline leaves out at the beginning, by its strength; the grid is without them."""
+    skipped: tuple[int, int] = (0, 0)
+    """Steps that a pipeline leaves out at the beginning, by its strength, and steps before that; the grid is without them."""
 
     def set_timesteps(
         self,
@@ -50,9 +50,10 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         """Set the grid's timesteps and ignore the arguments, whose names pipelines check for."""
         grid = self.grid
         whole = not self.config.use_flow_sigmas and all(t.is_integer() for t in grid.timesteps)
-        left_out = [grid.timesteps[0]] * self.skipped_start
-        kind = torch.int64 if whole else torch.float32
-        self.timesteps = torch.tensor([*left_out, *grid.timesteps], dtype=kind, device=device)
+        left_out, total = self.skipped
+        times = [*[grid.timesteps[0]] * left_out, *grid.timesteps]
+        times += [grid.timesteps[-1]] * (total - len(times))  # some pipelines count them to know how many to leave out
+        self.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=device)
         self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
         self.num_inference_steps = len(grid)
         self.model_outputs: list[Any] = [None] * self.config.solver_order
@@ -61,7 +62,8 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at the grid's first level: the pipeline has cut off as many steps as were put before it."""
-        self.timesteps = self.timesteps[self.skipped_start :]
+        if self.skipped[1]:
+            self.timesteps = self.timesteps[self.skipped[0] : self.skipped[0] + len(self.grid)]
         self._step_index = self._begin_index = 0
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ def solver_for(name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any, 
         final_sigmas_type="zero",
         **thresholds,
     )
-    solver.grid, solver.skipped_start = grid, skipped_start
+    solver.grid, solver.skipped = grid, skipped
     solver.init_noise_sigma = grid.scale
     if config.get("clip_sample") and not adapter.latent:
         solver.clip = float(config.get("clip_sample_range") or 1.0)
