@@ -36,7 +36,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
     keeps_noise: bool = False
     """Whether clipping a picture keeps the predicted noise, as in DDIM; otherwise the noise is recomputed from x."""
     skipped: tuple[int, int] = (0, 0)
-    """Steps that a pipeline leaves out at the beginning, by its strength, and steps before that; the grid is without them."""
+    """Steps that a pipeline leaves out at the beginning, by its strength, and of how many; the grid is without them."""
 
     def set_timesteps(
         self,
@@ -116,10 +116,12 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         return as_step(after.to(sample.dtype), self.model_outputs[-1].to(sample.dtype), return_dict)
 
 
-def solver_for(name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any, skipped_start: int = 0) -> Solver:
+def solver_for(
+    name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any, skipped: tuple[int, int] = (0, 0)
+) -> Solver:
     """Make the solver that replaces the pipeline's `scheduler`. Raises ValueError for unknown noise.
 
-    `skipped_start` is the number of steps that the pipeline leaves out at the beginning, by its strength.
+    `skipped` is the number of steps that the pipeline leaves out at the beginning, by its strength, and of how many.
     """
     if adapter.noise is None or adapter.prediction is None:
         raise ValueError(f"no solver can stand in for {adapter.scheduler}")
