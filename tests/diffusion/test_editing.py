@@ -29,7 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implemen
 
 STEPS, STRENGTH = 12, 0.5
 FAMILIES = ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux"]
-SIZE = {"stable-diffusion-3": 16, "flux": 16}
+CASES = [
+    (name, masked) for name in FAMILIES for masked in (False, True) if (name, masked) != ("stable-diffusion-3", True)
+]
+"""SD3's own inpainting refuses a network of fewer channels than its authors'."""
 
 
 def picture(side: int = 16, seed: int = 0) -> Image.Image:
@@ -78,8 +81,7 @@ def sd(scheduler: Any = None) -> Any:
     return pipelines.stable_diffusion(scheduler)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["image", "mask"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "masked"), CASES)
 def test_plain_is_the_pipeline_bit_for_bit(name: str, masked: bool) -> None:
     """With the number of network calls that the strength leaves."""
     start = start_of(masked=masked)
@@ -92,8 +94,7 @@ def test_plain_is_the_pipeline_bit_for_bit(name: str, masked: bool) -> None:
     assert drawn[0].stats.calls == drawn[0].stats.run == drawn[0].stats.planned == STEPS // 2
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["image", "mask"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "masked"), CASES)
 def test_the_authors_grid_gives_the_authors_picture(name: str, masked: bool) -> None:
     """From the strength on: noise, start and the blending of what isn't masked are all understood."""
     start = start_of(masked=masked)
