@@ -226,7 +226,7 @@ def _obstacle(adapter: PipelineAdapter, call: Any) -> str | None:
     if needed := required_arguments(call):
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
     if "image" in call and not adapter.starts:
-        return "it takes an image without a strength, and dynx knows loops that start from noise or from a noisy image"
+        return "it can start from an image, and dynx knows loops that start from noise"
     if adapter.prediction is None:
         return "its network predicts something that dynx doesn't know"
     return None
