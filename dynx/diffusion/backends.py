@@ -234,7 +234,9 @@ def race(
     seconds, failed = _call_seconds(network, kernels_of, args, kwargs, clock)
     refused |= {f"{TITLES[spec[0]]} {spec[1]}": str(e) for spec, e in failed.items()}
     return [
-        Candidate(spec, kernels, seconds[spec], start) for spec, (kernels, start) in able.items() if spec in seconds
+        Candidate(BackendSpec(*spec), kernels, seconds[spec], start)
+        for spec, (kernels, start) in able.items()
+        if spec in seconds
     ], refused
 
 

@@ -79,7 +79,10 @@ class ImageGenerator:
             if callback is not None:
                 callback(step)
 
-        return next(self.draw_all([(prompt, seed)], draft=draft, callback=told, stop=stop))[1]
+        drawn = list(self.draw_all([(prompt, seed)], draft=draft, callback=told, stop=stop))
+        if not drawn:  # stopped before it began: the first step is made, and finished early
+            drawn = list(enumerate(self._draw_together([(prompt, seed)], [0], draft, told, stop)[0]))
+        return drawn[0][1]
 
     @property
     def together(self) -> int:

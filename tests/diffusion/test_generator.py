@@ -16,6 +16,7 @@ from dynx.diffusion.profile_data import StepSchedules, fewest_for_most
 from dynx.diffusion.runs import Choice, Pending, RunCost, Seconds
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.network import NetworkBackend
+from dynx.runtime.decision import Decision
 from dynx.runtime.plan import BackendSpec
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def test_a_run_of_unknown_length_moves_over_once(generator: ImageGenerator, monk
     assembly.step_profile = None
     now = Choice(RunCost(AS_LOADED, {1: Seconds(0.0, 1.0, 0.0)}), 1)
     later = Choice(RunCost(BackendSpec("torch-eager", "bfloat16"), {1: Seconds(0.0, 0.5, 1e-9)}), 1)
+    assembly.decisions.dtype = Decision("bfloat16", "")
     for fails in (True, False):
         assembly.engine.kernels, assembly.pending, assembly.run = None, Pending(now, later, 5.0), now
         with monkeypatch.context() as patch:
