@@ -115,7 +115,7 @@ def test_the_authors_grid_gives_the_authors_picture(name: str, masked: bool) -> 
     "scheduler",
     [
         diffusers.EulerDiscreteScheduler(**pipelines.SCALED, steps_offset=1),
-        diffusers.DDIMScheduler(**pipelines.SCALED, clip_sample=False, timestep_spacing="trailing"),
+        diffusers.DDIMScheduler(**pipelines.SCALED, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
         diffusers.DPMSolverMultistepScheduler(**pipelines.SCALED, steps_offset=1, solver_order=1),
     ],
     ids=["euler", "ddim", "dpm"],
