@@ -53,7 +53,8 @@ def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1)
     prompts = ("",) * pictures if engine.adapter.prompted else ()
     starts = (engine.start,) * pictures if engine.start is not None else ()
     seeds = tuple(range(pictures))
-    return Request(prompts, seeds, request.negative, request.guidance, request.size, starts=starts)
+    steps = request.steps if starts else None  # of which a strength leaves some
+    return Request(prompts, seeds, request.negative, request.guidance, request.size, steps, starts=starts)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

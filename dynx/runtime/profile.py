@@ -69,7 +69,12 @@ Form = Literal["text", "chat", "image", "inpainting"]
 a picture, or a picture and a mask."""
 
 TEXT: Form = "text"
-FORMS: Mapping[Form, str] = {"text": "plain texts", "chat": "chats"}
+FORMS: Mapping[Form, str] = {
+    "text": "plain texts",
+    "chat": "chats",
+    "image": "pictures to start from",
+    "inpainting": "pictures with masks",
+}
 """Their names in messages."""
 
 
