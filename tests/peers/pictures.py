@@ -92,6 +92,8 @@ class OnOpenVINO:
                 ov.save_model(graph, self.file, compress_to_fp16=False)
             hint = "f32" if self.precision == "float32" else "bf16"
             settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+            if hint == "f32":  # OpenVINO 2026.4 crashes on some networks with attention otherwise
+                settings["SNIPPETS_MODE"] = "DISABLE"
             self.request = ov.Core().compile_model(self.file, "CPU", settings).create_infer_request()
         found = self.request.infer([t.contiguous().numpy() for t in tensors], share_inputs=True)[0]
         return self.wrap(torch.from_numpy(found.copy()))
@@ -143,7 +145,8 @@ def dynx_arm(given: argparse.Namespace) -> Callable[[Sequence[Any]], Any]:
     from dynx.diffusion.plan import ImageGeneratorRequest
 
     count = len(wanted(given)) * (given.rounds + 1)
-    assembly = assemble(make_plan(ImageGeneratorRequest(given.model)), pictures=count, together=True)
+    request = ImageGeneratorRequest(given.model, backend=given.backend)
+    assembly = assemble(make_plan(request), pictures=count, together=True)
     for name in ("backend", "steps"):
         sys.stderr.write(f"dynx: {name}: {getattr(assembly.decisions, name)}\n")
     artist = ImageGenerator(assembly)
@@ -182,6 +185,7 @@ class Server:
     def __init__(self, arm: str, given: argparse.Namespace) -> None:
         command = [sys.executable, __file__, given.model, "--data", str(given.data), "--work", str(given.work)]
         command += ["--pictures", str(given.pictures), "--timed", str(given.timed), "--rounds", str(given.rounds)]
+        command += ["--backend", given.backend]
         self.process = subprocess.Popen(
             [*command, "--serve", arm],
             stdin=subprocess.PIPE,
@@ -268,7 +272,15 @@ def cold(given: argparse.Namespace) -> None:
             command += ["--timed", str(given.timed), "--serve", arm]
             if arm == "dynx":
                 command = [sys.executable, "-m", "dynx", "draw", "-m", given.model, *prompts, "--force", "-q"]
-                command += ["-o", f"{given.work}/cold-{{n}}.png", "--seed", str(FIRST_SEED), "--no-stdin"]
+                command += [
+                    "-o",
+                    f"{given.work}/cold-{{n}}.png",
+                    "--seed",
+                    str(FIRST_SEED),
+                    "--no-stdin",
+                    "--backend",
+                    given.backend,
+                ]
             env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
             began = time.perf_counter()
             subprocess.run(command, input=b"\n", check=True, stdout=subprocess.DEVNULL, env=env)
@@ -297,6 +309,7 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--backend", default="auto", help="of dynx; auto is what its profile measured")
     parser.add_argument("--work", type=Path, default=Path("pictures-work"))
     parser.add_argument("--serve")
     given = parser.parse_args()
