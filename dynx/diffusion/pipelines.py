@@ -157,7 +157,8 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         or bool(config.get("stochastic_sampling")),
         adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
     )
-    reason = _obstacle(found, call) or few_step(pipe)
+    continuous = kind.startswith("EDM") or config.get("timestep_type") == "continuous"
+    reason = _obstacle(found, call, continuous=continuous) or few_step(pipe)
     return found if reason is None else PipelineAdapter(**{**vars(found), "adaptive": Decision(False, reason)})
 
 
@@ -215,10 +216,17 @@ def picture_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
     return [n for n in call if (n == "image" or n.endswith("_image")) and "ip_adapter" not in n and n[:4] != "num_"]
 
 
-def _obstacle(adapter: PipelineAdapter, call: Any) -> str | None:
-    """Return why only the pipeline's own schedule can be used, or None."""
+def _obstacle(adapter: PipelineAdapter, call: Any, *, continuous: bool) -> str | None:
+    """Return why only the pipeline's own schedule can be used, or None.
+
+    `continuous`: its scheduler's timesteps are functions of sigma, as in EDM (Karras et al. 2022).
+    """
+    if len(adapter.slots) > 1:
+        return f"it runs {len(adapter.slots)} networks ({', '.join(adapter.slots)}), and dynx knows schedules of one"
     if adapter.slot is None:
-        return "it has no network that dynx knows, or more than one"
+        return "it has no network that dynx knows"
+    if adapter.noise is None and continuous:
+        return f"{adapter.scheduler} gives its network continuous noise levels, and dynx knows grids of timesteps"
     if adapter.noise is None:
         return f"{adapter.scheduler} is not a scheduler that dynx knows"
     if "num_inference_steps" not in call:

@@ -283,6 +283,11 @@ def test_one_promise_for_steps_and_precision(monkeypatch: pytest.MonkeyPatch) ->
     found = learning.calibrate(assembly, [], budget=1e6, clock=lambda: next(ticks) / 100)
 
     assert (found.profile.fitted["backend"], found.profile.fitted["precision"]) == LOW
+    runs = found.profile.measured["runs"]
+    assert [(run["backend"], run["precision"]) for run in runs] == [
+        LOW
+    ]  # what was certified in bfloat16 is about that alone
+    assert "1" in runs[0]["batches"]
     assert {on_loaded for plain, on_loaded in drawn if plain} == {True}
     assert (False, False) in drawn
     assert found.likeness[12].worst < 1

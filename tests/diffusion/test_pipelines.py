@@ -123,6 +123,8 @@ def test_what_is_unknown_stays_plain_with_a_reason(scheduler: Any) -> None:
 
     assert not adaptive.value
     assert "know" in adaptive.reason
+    continuous = "EDM" in type(scheduler).__name__ or scheduler.config.get("timestep_type") == "continuous"
+    assert ("continuous noise levels" in adaptive.reason) == continuous
     assert "\n" not in adaptive.reason
 
 
@@ -141,7 +143,7 @@ def test_pipelines_of_other_kinds_stay_plain() -> None:
     two.transformer = two.unet
     adapter = adapter_for(two)
     assert (adapter.slot, adapter.slots) == (None, ("unet", "transformer"))
-    assert adapter.adaptive.reason == "it has no network that dynx knows, or more than one"
+    assert adapter.adaptive.reason == "it runs 2 networks (unet, transformer), and dynx knows schedules of one"
 
 
 @pytest.mark.parametrize("name", FEW_STEP)
