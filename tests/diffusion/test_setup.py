@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import pipelines
 
 from dynx.diffusion import setup
-from dynx.diffusion.assembly import LoadedImageGenerator
 from dynx.diffusion.runs import RunCost, Seconds
 from dynx.runtime.decision import Decision
 from dynx.runtime.plan import BackendSpec
 from dynx.runtime.profile import Profile
+
+if TYPE_CHECKING:
+    from dynx.diffusion.assembly import LoadedImageGenerator
 
 LOADED = RunCost(BackendSpec("torch-eager", "float32"), {1: Seconds(0.0, 0.02, 0.0), 8: Seconds(0.0, 0.015, 0.0)})
 FAST = RunCost(BackendSpec("openvino", "float32"), {1: Seconds(0.0, 0.01, 3.0), 8: Seconds(0.0, 0.005, 4.0)})
