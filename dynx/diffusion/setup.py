@@ -66,6 +66,10 @@ def make_plan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
     plan.start = start
+    if plan.bundled and request.backend == "auto" and decisions.backend.value == TORCH:
+        decisions.backend = Decision(
+            TORCH, "the profile that came with the model is of it; calibrating times others here"
+        )
     if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
     return plan
