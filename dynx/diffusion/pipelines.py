@@ -157,7 +157,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         or bool(config.get("stochastic_sampling")),
         adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
     )
-    continuous = kind.startswith("EDM") or config.get("timestep_type") == "continuous"
+    continuous = config.get("timestep_type") == "continuous"
     reason = _obstacle(found, call, continuous=continuous) or few_step(pipe)
     return found if reason is None else PipelineAdapter(**{**vars(found), "adaptive": Decision(False, reason)})
 
@@ -219,7 +219,7 @@ def picture_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
 def _obstacle(adapter: PipelineAdapter, call: Any, *, continuous: bool) -> str | None:
     """Return why only the pipeline's own schedule can be used, or None.
 
-    `continuous`: its scheduler's timesteps are functions of sigma, as in EDM (Karras et al. 2022).
+    `continuous`: the timesteps of its scheduler, which dynx knows otherwise, are functions of sigma.
     """
     if len(adapter.slots) > 1:
         return f"it runs {len(adapter.slots)} networks ({', '.join(adapter.slots)}), and dynx knows schedules of one"
