@@ -28,20 +28,21 @@ _dynx_list() {
         ;;
     'dynx draw')
         commands=''
-        options='-o,--output= -m,--model= -c,--count= --seed= --size= --guidance= --negative= --quality= --steps=
-            --draft --finish=+ --info=+ --column= --lines --no-stdin --show= --preview --jsonl --stats --explain
-            --plain --force --verify --dry-run --backend= --profile= --require-profile --input=+ --engine=
-            --workers= --shard-rows= --timeout-row= --device= --dtype= --threads= --allow-pickle
-            --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-o,--output= -m,--model= --lora=+ --image= --strength= --mask= -c,--count= --seed= --size=
+            --guidance= --negative= --quality= --steps= --draft --finish=+ --info=+ --column= --lines --no-stdin
+            --show= --preview --jsonl --stats --explain --plain --force --verify --dry-run --backend= --profile=
+            --require-profile --input=+ --engine= --workers= --shard-rows= --timeout-row= --device= --dtype=
+            --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color=
+            -h,--help'
         ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --adapter=+ --draft= --data= --tsv --column= --field= --pair= --rank --group=
-            --candidates= --hypothesis= --multi-label --per-class --top-k= --chat --system= --max-disagreement=
-            --confidence= --within= --batch-size= --max-length= --quality= --guidance= --negative= --size=
-            --budget= --dry-run --check --device-info --list --show= --export= -o,--output= --import= --remove=
-            --backend= --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline
-            --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --adapter=+ --lora=+ --image= --strength= --mask= --draft= --data= --tsv --column=
+            --field= --pair= --rank --group= --candidates= --hypothesis= --multi-label --per-class --top-k=
+            --chat --system= --max-disagreement= --confidence= --within= --batch-size= --max-length= --quality=
+            --guidance= --negative= --size= --budget= --dry-run --check --device-info --list --show= --export=
+            -o,--output= --import= --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle
+            --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
@@ -106,6 +107,8 @@ _dynx_value() {
         _dynx_words 'auto always never' ;;
     'dynx draw -o' | \
     'dynx draw --output' | \
+    'dynx draw --image' | \
+    'dynx draw --mask' | \
     'dynx draw --finish' | \
     'dynx draw --info')
         _dynx_files ;;
@@ -131,13 +134,15 @@ _dynx_value() {
     'dynx calibrate -m' | \
     'dynx calibrate --model')
         _dynx_words 'story emoji mood'; _dynx_hub any; _dynx_folders ;;
-    'dynx calibrate --draft')
-        _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
+    'dynx calibrate --image' | \
+    'dynx calibrate --mask' | \
     'dynx calibrate --data' | \
     'dynx calibrate -o' | \
     'dynx calibrate --output' | \
     'dynx calibrate --import')
         _dynx_files ;;
+    'dynx calibrate --draft')
+        _dynx_words 'auto none self lookup story'; _dynx_hub generate; _dynx_folders ;;
     'dynx calibrate --show' | \
     'dynx calibrate --remove')
         _dynx_profiles any ;;

@@ -215,7 +215,8 @@ def load_image_generator(model: str = "emoji", **settings: Any) -> ImageGenerato
 
     `draw(prompt, seed)` of the result returns a Picture: pixels (H, W, 3), and stats with the network calls made. Further
     options are those of the command line: `quality`, `steps`, `guidance`, `negative`, `size` (width, height), `device`, `dtype`,
-    `threads`, `profile`, `offline`, `plain`, … Raises DynxError.
+    `threads`, `profile`, `offline`, `plain`, `lora` (files, each maybe with a weight after a colon), `image`, `strength` and
+    `mask` (files to start from), … `draw_all` of the result draws several. Raises DynxError.
     """
     from dynx.diffusion import assemble, make_plan
     from dynx.diffusion.generator import ImageGenerator

@@ -36,7 +36,7 @@ def calibrate_command(request: ModelRequest) -> str:
         value = getattr(request, name)
         if name == "candidates":
             words += [f"--{declaration.key}", ",".join(value)] if value else []
-        elif name == "adapters":
+        elif name in ("adapters", "lora"):
             words += [word for each in value for word in (f"--{declaration.key}", each)]
         elif value != usual[name]:
             words += [f"--{declaration.key}", *([] if value is True else [_as_typed(value)])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.assembly import LoadedImageGenerator
+    from dynx.diffusion.engine import Engine
     from dynx.runtime.certify import Certificate
 
     Array = NDArray[np.float64]
@@ -94,6 +96,7 @@ def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> 
         ("negative prompt", fitted.get("negative"), request.negative),
         ("size", fitted.get("size"), size),
         ("scheduler", fitted.get("scheduler"), adapter.scheduler),
+        ("strength", fitted.get("strength"), strength_of(assembly.engine)),
     ):
         if measured != asked:
             return (
@@ -102,7 +105,18 @@ def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> 
     return None
 
 
+def strength_of(engine: Engine) -> float | None:
+    """Return how much of the noise pictures start with; None where they start from noise alone."""
+    if engine.start is None:
+        return None
+    if engine.start.strength is not None:
+        return engine.start.strength
+    return float(inspect.signature(engine.pipe.__call__).parameters["strength"].default)
+
+
 def _setting(what: str, value: Any) -> str:
+    if what == "strength":
+        return "pictures drawn from noise alone" if value is None else f"strength {value:g}"
     if what == "size":
         return "the pipeline's own size" if value is None else f"size {value[0]}x{value[1]}"
     if what == "guidance":

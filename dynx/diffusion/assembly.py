@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
     from dynx.diffusion.profile_data import StepProfile
+    from dynx.diffusion.runs import Choice, Pending
     from dynx.diffusion.types import Request
 
 
@@ -24,6 +26,14 @@ class LoadedImageGenerator:
     """The certified steps of this pipeline; None where no profile applies."""
     racing: bool = False
     """Whether a calibration chooses the backend."""
+    starts: tuple[Start, ...] = ()
+    """What a calibration's pictures start from, in turns; () for what the request names, or noise alone."""
+    batches: tuple[int, ...] = (1,)
+    """Numbers of pictures that a network call may take; on PyTorch any number up to the last."""
+    run: Choice | None = None
+    """What the run draws with by its length; None where nothing was measured."""
+    pending: Pending | None = None
+    """What a run of unknown length moves over to once that pays."""
 
     @property
     def why_plain(self) -> str:
@@ -36,11 +46,15 @@ class LoadedImageGenerator:
         return self.plan.decisions
 
 
-def sample_of(request: ImageGeneratorRequest, engine: Engine) -> Request:
-    """Make a request whose tensors have the shapes of the pictures asked for."""
+def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1) -> Request:
+    """Make a request for `pictures` of the requested size, for the shapes of its tensors."""
     from dynx.diffusion.types import Request
 
-    return Request(("",) if engine.adapter.prompted else (), (0,), request.negative, request.guidance, request.size)
+    prompts = ("",) * pictures if engine.adapter.prompted else ()
+    starts = (engine.start,) * pictures if engine.start is not None else ()
+    seeds = tuple(range(pictures))
+    steps = request.steps if starts else None  # of which a strength leaves some
+    return Request(prompts, seeds, request.negative, request.guidance, request.size, steps, starts=starts)
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

@@ -1,6 +1,6 @@
-"""Choose the backend and precision with which a calibrated pipeline draws a typical run fastest at the requested quality.
+"""Choose the backend and precision with which a calibrated pipeline draws fastest at the requested quality, once it has started.
 
-Calls of all candidates are timed in turns, and the startup time of a backend is spread over the pictures of a run. Reduced
+Calls of all candidates are timed in turns. What a start costs is for each run to weigh (`runs`). Reduced
 precision is measured on the trial pictures: the number of steps in which it reaches the quality. The guarantee is certified
 later, on other pictures drawn with the chosen backend and precision.
 """
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 MAX_TIME_RATIO = 0.9
 """Largest time of a candidate relative to the loaded pipeline; smaller savings don't justify another precision or cache."""
 
+MAX_LOW_PRECISION_RATIO = 0.75
+"""Largest time in reduced precision relative to the best in float32. What was certified in float32 holds for every backend in
+float32, so that short runs may draw on PyTorch; reduced precision gives that up."""
+
 
 def choose_backend(
     assembly: LoadedImageGenerator,
@@ -41,8 +45,10 @@ def choose_backend(
     reference: Sequence[Pixels],
     clock: Callable[[], float],
     progress: Callable[[str], None],
-) -> StepSchedules:
+) -> tuple[StepSchedules, Candidate | None]:
     """Set the engine's backend and the plan's decisions; return the step schedules, without a cache that the backend can't use.
+
+    Also returns what was measured of the backend, None where there was no choice.
 
     `tried` holds the trials of the schedules in full precision; the trials made here are appended. Raises
     UnsupportedModelError if the requested backend can't run the network.
@@ -50,7 +56,7 @@ def choose_backend(
     plan, engine, request = assembly.plan, assembly.engine, assembly.plan.request
     choices = backends.candidate_specs(request.backend, request.dtype, plan.device, plan.machine)
     if engine.adapter.slot is None or choices in ([], [backends.AS_LOADED]):
-        return schedules
+        return schedules, None
     candidates, refused = backends.race(plan, engine, sample_of(request, engine), choices, clock, progress)
     if not candidates:
         raise UnsupportedModelError("; ".join(refused.values()))
@@ -59,9 +65,8 @@ def choose_backend(
     notes = [f"{who} can't run it: {why}" for who, why in refused.items()]
 
     def cost(candidate: Candidate, calls: float) -> float:
-        return candidate.seconds_per_picture(
-            calls * (_uncached_share(schedules, tried) if candidate.spec == backends.AS_LOADED else 1.0)
-        )
+        share = _uncached_share(schedules, tried) if candidate.spec == backends.AS_LOADED else 1.0
+        return candidate.call_seconds * calls * share
 
     best = candidates[0]
     while candidates:
@@ -73,9 +78,9 @@ def choose_backend(
                 progress(f"trying {best.spec[1]}")
                 with attempt(best.spec[0], plan.source.name):
                     found = _steps_in_precision(assembly, bare, best, trial_requests, reference, tried)
-                if found is None or cost(best, found) >= cost(other, steps):
+                if found is None or cost(best, found) >= MAX_LOW_PRECISION_RATIO * cost(other, steps):
                     why = f"takes {found} steps" if found else "doesn't reach the quality"
-                    notes.append(f"{best.spec[1]} {why} where float32 takes {steps}")
+                    notes.append(f"{best.spec[1]} {why} where float32 takes {steps}, and saves too little for that")
                     best = other
             loaded = next((candidate for candidate in candidates if candidate.spec == backends.AS_LOADED), best)
             if cost(best, steps) > MAX_TIME_RATIO * cost(loaded, steps):
@@ -89,33 +94,37 @@ def choose_backend(
             if not candidates:
                 raise
     said = "; ".join([*map(str, candidates), *notes])
-    plan.decisions.backend = Decision(
-        best.spec[0], f"a network call and the start, {backends.PICTURES_PER_RUN} pictures a run: {said}"
-    )
+    plan.decisions.backend = Decision(best.spec[0], f"a network call: {said}")
     plan.decisions.dtype = Decision(best.spec[1], "asked for" if request.dtype != "auto" else "with the backend")
     if best.spec == backends.AS_LOADED or not schedules.cache:
-        return schedules
+        return schedules, best
     plan.decisions.cache = Decision("off", f"features are cached by PyTorch only, and {TITLES[best.spec[0]]} is faster")
-    return bare
+    return bare, best
 
 
-def set_backend(assembly: LoadedImageGenerator, made: NetworkBackend | None, schedules: StepSchedules) -> None:
-    """Set the engine's kernels, prepared for every call that the step schedules lead to."""
+def set_backend(
+    assembly: LoadedImageGenerator, made: NetworkBackend | None, schedules: StepSchedules, pictures: int = 1
+) -> None:
+    """Set the engine's kernels, prepared for every call of `pictures` together that the step schedules lead to."""
     engine = assembly.engine
     engine.kernels = None
     if made is not None:
-        sample = sample_of(assembly.plan.request, engine)
+        sample = sample_of(assembly.plan.request, engine, pictures)
         backends.prepare(made, engine, sample, schedules.longest, guidance_interval=schedules.guided_share is not None)
     engine.kernels = made
 
 
 def restore_backend(
-    assembly: LoadedImageGenerator, spec: Sequence[str], why: Mapping[str, str], schedules: StepSchedules
+    assembly: LoadedImageGenerator,
+    spec: Sequence[str],
+    why: Mapping[str, str],
+    schedules: StepSchedules,
+    pictures: int = 1,
 ) -> None:
     """Set the backend that an interrupted calibration had chosen. Raises UnsupportedModelError if it can't run."""
     plan = assembly.plan
     spec = BackendSpec(*spec)
-    set_backend(assembly, backends.build_kernels(plan, assembly.engine, spec), schedules)
+    set_backend(assembly, backends.build_kernels(plan, assembly.engine, spec), schedules, pictures)
     plan.decisions.backend = Decision(spec.backend, why["backend"])
     plan.decisions.dtype = Decision(spec.dtype, why["dtype"])
 

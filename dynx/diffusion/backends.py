@@ -30,6 +30,7 @@ from dynx.runtime.profile_store import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorPlan
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 TIMED_CALLS = 7
 """Timed calls of each candidate, made in turns; the median is used."""
-
-PICTURES_PER_RUN = 4
-"""Pictures of a typical run, over which the startup time of a backend is spread."""
 
 AS_LOADED = BackendSpec(TORCH, "float32")
 """The network as diffusers loaded it."""
@@ -102,12 +100,59 @@ def build_kernels(plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec) -
     slot = engine.adapter.slot
     if slot is None:
         raise UnsupportedModelError(f"{engine.adapter.name} has no single network to run on {TITLES[spec[0]]}")
+    return _backend_of(plan, getattr(engine.pipe, slot), spec)
+
+
+def _backend_of(plan: ImageGeneratorPlan, module: Any, spec: BackendSpec, part: str = "") -> NetworkBackend:
+    """Build a backend for a module of the plan's pipeline; `part` is its name, empty for the network."""
     from dynx.runtime.backends.network import NetworkBackend
 
     backend, dtype = spec
-    cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights
-    threads = plan.threads
-    return NetworkBackend(getattr(engine.pipe, slot), backend, dtype=dtype, threads=threads, cache=cache)
+    cache = None if backend == TORCH else cache_folder() / "networks" / plan.weights / part
+    return NetworkBackend(module, backend, dtype=dtype, threads=plan.threads, cache=cache)
+
+
+def compiled_files(
+    plan: ImageGeneratorPlan, files: Sequence[tuple[str, str]], precision: str
+) -> list[tuple[Path, str]]:
+    """Return the folders in the cache of what is compiled for a run, each with its precision; parts are in float32."""
+    root = cache_folder() / "networks" / plan.weights
+    return [(root / part / name, "float32" if part else precision) for part, name in files]
+
+
+def build_parts(plan: ImageGeneratorPlan, engine: Engine, spec: BackendSpec) -> dict[str, NetworkBackend]:
+    """Build backends for the text encoders and the decoder, in float32 and not yet prepared; none where PyTorch computes."""
+    if spec.backend == TORCH or plan.device != "cpu":
+        return {}
+    full = BackendSpec(spec.backend, "float32")
+    return {name: _backend_of(plan, module, full, name) for name, module in engine.parts.modules().items()}
+
+
+def part_calls(engine: Engine, request: Request) -> dict[str, list[tuple[Any, Any]]]:
+    """Return the calls of text encoders and decoder that a request leads to, by part, without running the network."""
+    from dynx.diffusion.denoiser import noisy_input
+    from dynx.diffusion.engine import Engine as Fresh
+    from dynx.diffusion.parts import DECODER
+
+    found: dict[str, list[tuple[Any, Any]]] = {}
+
+    def seen(name: str, args: Any, kwargs: Any) -> None:
+        found.setdefault(name, []).append((args, kwargs))
+
+    fresh = Fresh(engine.pipe, engine.adapter)  # which keeps no texts yet
+    fresh.parts.seen = seen
+    latents = noisy_input(*fresh.first_call(request))
+    vae: Any = getattr(engine.pipe, "vae", None)
+    if (
+        DECODER in fresh.parts.modules()
+        and latents.dim() == 4
+        and latents.shape[1] == vae.config.get("latent_channels")
+    ):
+        import torch
+
+        with torch.no_grad(), fresh.parts.attached():
+            vae.decode(latents[: len(request)], return_dict=False)
+    return found
 
 
 def prepare(
@@ -142,13 +187,19 @@ class Candidate:
     start_seconds: float
     """Seconds of startup in a process that finds the compiled network in the cache."""
 
-    def seconds_per_picture(self, calls: float) -> float:
-        """Return the seconds of `calls` network calls and of one picture's share of the startup."""
-        return calls * self.call_seconds + self.start_seconds / PICTURES_PER_RUN
-
     def __str__(self) -> str:
         start = f", {self.start_seconds:.1f} s to start" if self.start_seconds >= 0.05 else ""
         return f"{TITLES[self.spec[0]]} {self.spec[1]} {1e3 * self.call_seconds:.1f} ms{start}"
+
+
+def prepare_parts(
+    parts: Mapping[str, NetworkBackend], calls: Mapping[str, Sequence[tuple[Any, Any]]], names: Sequence[str]
+) -> dict[str, NetworkBackend]:
+    """Prepare the named parts for their calls, and return those. Raises UnsupportedModelError with the reason."""
+    for name in names:
+        for args, kwargs in calls.get(name, ()):
+            parts[name].prepare(args, kwargs)
+    return {name: parts[name] for name in names if name in calls}
 
 
 def race(
@@ -183,7 +234,9 @@ def race(
     seconds, failed = _call_seconds(network, kernels_of, args, kwargs, clock)
     refused |= {f"{TITLES[spec[0]]} {spec[1]}": str(e) for spec, e in failed.items()}
     return [
-        Candidate(spec, kernels, seconds[spec], start) for spec, (kernels, start) in able.items() if spec in seconds
+        Candidate(BackendSpec(*spec), kernels, seconds[spec], start)
+        for spec, (kernels, start) in able.items()
+        if spec in seconds
     ], refused
 
 

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.apply_profile import why_plain
+from dynx.diffusion.apply_profile import strength_of, why_plain
 from dynx.diffusion.backend_search import choose_backend, restore_backend
 from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
 from dynx.diffusion.predictor import Predictor, cross_fit
 from dynx.diffusion.profile_data import Evidence, Fitted, StepSchedules, to_arrays
+from dynx.diffusion.run_costs import measure_runs
 from dynx.diffusion.schedule_search import choose_step_schedules, draw, one_by_one
 from dynx.diffusion.similarity import tails
 from dynx.diffusion.step_sweep import colour_map, sweep_steps, time_steps
@@ -36,8 +37,8 @@ from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.binomial import most_failures, percent, supports
 from dynx.runtime.certify import Costs, leaves_at, split
 from dynx.runtime.hashing import text_hash
+from dynx.runtime.identity import still
 from dynx.runtime.profile import Profile
-from dynx.runtime.weights import still
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,7 +137,8 @@ def calibrate(
     else:
         state, made = known
         if "way" in state:
-            restore_backend(assembly, state["way"], state["why"], StepSchedules.from_json(state["ladder"]))
+            count = PICTURES_PER_BATCH if state["together"] else 1
+            restore_backend(assembly, state["way"], state["why"], StepSchedules.from_json(state["ladder"]), count)
         say(f"going on after {len(made) if made else 'no'} pictures that an earlier calibration drew")
     schedules = StepSchedules.from_json(state["ladder"])
     costs = Costs(tuple(state["reach"]), state["full"], tuple(state["check"]))
@@ -148,9 +150,8 @@ def calibrate(
         drawn = have - done_before
         left = (clock() - sweep_began) / drawn * (count - have) if drawn > 0 else state["each"] * count
         progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
-        batch = sweep_steps(
-            engine, requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH], schedules
-        )
+        fresh = requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH]
+        batch = sweep_steps(engine, fresh, schedules, together=state["together"])
         made = batch if made is None else made + batch
         if partial:
             partial.save(state, made)
@@ -181,7 +182,7 @@ def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str
     """Return the settings that a calibration depends on, which identify an unfinished one."""
     request, adapter = assembly.plan.request, assembly.engine.adapter
     return {
-        "format": 1,
+        "format": 2,
         "profile": assembly.plan.key.id,
         "weights": assembly.plan.weights,
         "prompts": text_hash(prompts),
@@ -192,6 +193,8 @@ def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str
         "dtype": request.dtype,
         "size": None if request.size is None else list(request.size),
         "scheduler": adapter.scheduler,
+        "strength": strength_of(assembly.engine),
+        "starts": [each.identity for each in assembly.starts],
         "versions": _versions(),
     }
 
@@ -211,7 +214,10 @@ def _requests(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list[Re
     for start in range(0, total, PICTURES_PER_BATCH):
         numbers = range(start, start + PICTURES_PER_BATCH)
         texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.adapter.prompted else ()
-        made.append(Request(texts, tuple(1000 + i for i in numbers), request.negative, request.guidance, request.size))
+        pictures = assembly.starts or ((assembly.engine.start,) if assembly.engine.start is not None else ())
+        starts = tuple(pictures[i % len(pictures)] for i in numbers) if pictures else ()
+        seeds = tuple(1000 + i for i in numbers)
+        made.append(Request(texts, seeds, request.negative, request.guidance, request.size, starts=starts))
     return made
 
 
@@ -250,17 +256,19 @@ def _choose(
         lambda x, what: progress(0.05 + 0.25 * x, what),
     )
     chosen: dict[str, Any] = {}
+    winner = None
     if assembly.racing:
-        schedules = choose_backend(
+        schedules, winner = choose_backend(
             assembly, schedules, tried, trial_requests, reference, clock, lambda what: progress(0.3, what)
         )
         why = {"backend": assembly.decisions.backend.reason, "dtype": assembly.decisions.dtype.reason}
         chosen = {"way": list(assembly.plan.spec), "why": why}
     progress(0.32, "by the clock")
+    runs = measure_runs(assembly, winner, schedules, clock) if winner is not None else []
     costs, plain = time_steps(engine, one_by_one(trial_requests[0])[:TIMED_PICTURES], schedules, clock)
     all_ways = each / len(fine) * (len(fine) + sum(schedules.steps))
     if engine.kernels is not None:
-        all_ways = plain + sum(costs.reach) + costs.full
+        all_ways = each + sum(costs.reach) + costs.full
     elif schedules.alone:
         all_ways = plain / len(fine) * (len(fine) + sum(schedules.steps))
     high, wide = reference[0].shape[:2]
@@ -274,6 +282,8 @@ def _choose(
         "each": all_ways,
         "full_steps": first.calls,
         "pixels": [wide, high],
+        "runs": [run.to_json() for run in runs],
+        "together": any(run.spec == assembly.plan.spec and PICTURES_PER_BATCH in run.by_batch for run in runs),
     }
 
 
@@ -408,7 +418,7 @@ def _profile(
         model_name=plan.source.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         versions=_versions(),
-        weights=still(plan.weights, plan.source.folder),
+        weights=still(plan.weights, plan.source),
         device={
             "name": plan.machine.cpu if plan.device == "cpu" else plan.device,
             "threads": assembly.plan.threads,
@@ -418,6 +428,7 @@ def _profile(
             "likeness": {str(k): t.json() for k, t in likeness.items()},
             "tried": state["tried"],
             **({"kernels": state["why"]["backend"]} if "why" in state else {}),
+            **({"runs": state["runs"]} if state.get("runs") else {}),
         },
         fitted={
             "ladder": fitted.schedules.to_json(),
@@ -425,7 +436,7 @@ def _profile(
             "pixels": state["pixels"],
             "backend": plan.spec[0],
             "precision": plan.spec[1],
-            **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "quality")},
+            **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "strength", "quality")},
         },
         evidence={
             "data": text_hash(prompts),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LATENT_ARGUMENTS = ("sample", "hidden_states", "x", "latents")
 """Names of the noisy input of networks where it isn't the first argument."""
 
+TEXT_ARGUMENTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
+"""Names of the text embedding among the arguments of networks."""
+
 UNBATCHED_ARGUMENTS = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "txt_seq_lens"})
 """Arguments without a batch dimension, whatever their length."""
 
@@ -73,6 +76,8 @@ class Denoiser:
         self.order = Order()
         self.level = 0.0
         """Sigma of the step in progress."""
+        self.embedding: Tensor | None = None
+        """(R, …) the text embedding of the first call; None before it, and for a network without one."""
         self.seen: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         """Callback with the arguments of every call before it is handled; it may raise to leave the pipeline."""
         self._carry = carry
@@ -133,6 +138,8 @@ class Denoiser:
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         if self.seen is not None:
             self.seen(args, kwargs)
+        if not self._memory:
+            self.embedding = text_embedding(kwargs)
         number, self._at = self._at, self._at + 1
         known = self._memory[number] if number < len(self._memory) else None
         if known is not None and self.order.kind == "idle":
@@ -185,6 +192,11 @@ def noisy_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if isinstance(value, Tensor):
             return value
     raise TypeError("the network was called without latents")
+
+
+def text_embedding(kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the text embedding (R, …) among a network's arguments, or None."""
+    return next((kwargs[name] for name in TEXT_ARGUMENTS if isinstance(kwargs.get(name), Tensor)), None)
 
 
 def _number(value: Any) -> float:

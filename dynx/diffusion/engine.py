@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dynx.diffusion.caching import why_not
-from dynx.diffusion.denoiser import noisy_input
+from dynx.diffusion.denoiser import noisy_input, text_embedding
+from dynx.diffusion.parts import Parts
 from dynx.diffusion.pipelines import adapter_for, few_step, picture_arguments, required_arguments
 from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.schedule import Grid
@@ -26,20 +27,19 @@ from dynx.diffusion.types import ImageStats, Picture, Step
 from dynx.errors import DeviceError, InvalidInput, UnsupportedModelError
 from dynx.runtime.loading import PIPELINES
 from dynx.runtime.memory import is_out_of_memory
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.pipelines import PipelineAdapter
     from dynx.diffusion.sampler import StepController
     from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.types import Request
     from dynx.runtime.backends.network import NetworkBackend
-
-TEXT_ARGUMENTS = ("encoder_hidden_states", "encoder_hidden_states_t5", "prompt_embeds", "context")
-"""Names of the text embedding among the arguments of networks."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class InitialCall:
     """(R, …) the latents of the first call; R is twice the number of pictures under guidance."""
     embedding: Tensor | None
     """(R, …) the text embedding; None for a network without one."""
+    skipped: int = 0
+    """Steps that the pipeline leaves out at the beginning, by its strength; the grid is without them."""
 
 
 MAX_LAST_SIGMA_RATIO = 0.999
@@ -71,18 +73,28 @@ class Engine:
         adapter: PipelineAdapter | None = None,
         *,
         kernels: NetworkBackend | None = None,
+        parts: Parts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pipe = pipe
+        self.parts = parts or Parts(pipe)
+        """Its text encoders and decoder."""
         self.adapter = adapter or adapter_for(pipe)
         self.kernels = kernels
+        self.start: Start | None = None
+        """What its pictures start from, in the size that they are drawn in; None for noise alone."""
+        self._skipped: dict[tuple[int | None, float | None], int] = {}
         """The backend that computes its one network; None: PyTorch, as the pipeline was loaded."""
         self._clock = clock
 
     @property
     def reference(self) -> Engine:
         """The engine of the same pipeline as it was loaded, whose pictures are the reference."""
-        return self if self.kernels is None else Engine(self.pipe, self.adapter, clock=self._clock)
+        if self.kernels is None and not self.parts.kernels:
+            return self
+        found = Engine(self.pipe, self.adapter, parts=self.parts.as_loaded, clock=self._clock)
+        found.start = self.start
+        return found
 
     def draw(
         self,
@@ -109,7 +121,14 @@ class Engine:
         started = self._clock()
         passed = self.kernels.passed if self.kernels else 0
         sampler = Sampler(
-            self.pipe, self.adapter, schedule, callback=callback, stop=stop, controller=controller, kernels=self.kernels
+            self.pipe,
+            self.adapter,
+            schedule,
+            callback=callback,
+            stop=stop,
+            controller=controller,
+            kernels=self.kernels,
+            skipped=(0, 0) if schedule is None else self._skipped_steps(request),
         )
         spent = [sampler]
         try:
@@ -137,6 +156,8 @@ class Engine:
             timesteps=sampler.timesteps,
             finished_early=sampler.finished_early,
             notes=(*notes, *sampler.notes),
+            pictures=len(request),
+            backend=str(self.kernels or ""),
         )
         prompts = request.prompts or ("",) * len(request)
         return [_picture(*each, stats) for each in zip(prompts, request.seeds, images, flagged, strict=True)]
@@ -162,7 +183,7 @@ class Engine:
         for denoiser in sampler.denoisers:
             denoiser.seen = capture
         try:
-            with sampler, _translated_errors(), suppress(_CallCaptured):
+            with sampler, self.parts.attached(), _translated_errors(), suppress(_CallCaptured):
                 self.pipe(**arguments)
         except DeviceError:
             raise
@@ -193,8 +214,22 @@ class Engine:
         if self.adapter.noise is None or self.adapter.slot is None:
             raise UnsupportedModelError(f"{self.adapter.name}: {self.adapter.adaptive.reason}")
         args, kwargs = self.first_call(request)
-        text = next((kwargs[name] for name in TEXT_ARGUMENTS if isinstance(kwargs.get(name), Tensor)), None)
-        return InitialCall(_own_grid(self.pipe.scheduler, self.adapter), noisy_input(args, kwargs), text)
+        grid, skipped = _own_grid(self.pipe.scheduler, self.adapter), 0
+        if request.starts:
+            at = _place(
+                grid, float(torch.as_tensor(kwargs.get("timestep", args[1] if len(args) > 1 else 0)).flatten()[0])
+            )
+            grid, skipped = grid.pick(range(at, len(grid) + 1)), at
+        return InitialCall(grid, noisy_input(args, kwargs), text_embedding(kwargs), skipped)
+
+    def _skipped_steps(self, request: Request) -> tuple[int, int]:
+        """Return how many steps the pipeline leaves out at the beginning of a request, and of how many."""
+        if not request.starts:
+            return 0, 0
+        key = request.steps, request.starts[0].strength
+        if key not in self._skipped:
+            self._skipped[key] = self.initial_call(request).skipped
+        return self._skipped[key], self.adapter.default_steps if request.steps is None else request.steps
 
     def first_call(self, request: Request, schedule: Schedule | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a request's first network call, without running the network.
@@ -209,19 +244,25 @@ class Engine:
             found.append((args, kwargs))
             raise _CallCaptured
 
-        sampler = Sampler(self.pipe, self.adapter, schedule)
+        skipped = (0, 0) if schedule is None else self._skipped_steps(request)
+        sampler = Sampler(self.pipe, self.adapter, schedule, skipped=skipped)
         sampler.denoisers[0].seen = capture
-        with sampler, _translated_errors(), suppress(_CallCaptured):
+        with sampler, self.parts.attached(), _translated_errors(), suppress(_CallCaptured):
             self.pipe(**self._arguments(request, schedule))
         if not found:
             raise UnsupportedModelError(f"{self.adapter.name} doesn't call its network")
         return found[0]
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of PyTorch during a run: few beside another runtime's; None leaves them."""
+        return BESIDE_ANOTHER_RUNTIME if self.kernels is not None and self.kernels.own_threads else None
+
     def _call(
         self, sampler: Sampler, arguments: dict[str, Any], request: Request
     ) -> tuple[list[NDArray[np.float32]], list[bool]]:
         """Return the pipeline's pictures (H, W, 3) and which of them its safety checker blackened."""
-        with sampler, _translated_errors():
+        with torch_threads(self.threads), sampler, self.parts.attached(), _translated_errors():
             result = self.pipe(**arguments)
         images = getattr(result, "images", None)
         if images is None or len(images) != len(request):
@@ -230,6 +271,22 @@ class Engine:
             images = images.detach().permute(0, 2, 3, 1).float().cpu().numpy()
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(request)
         return [np.asarray(image, dtype=np.float32) for image in images], [bool(f) for f in flagged]
+
+    def _start_arguments(self, request: Request, known: Any) -> dict[str, Any]:
+        """Return the arguments for the pictures that a request starts from."""
+        first = request.starts[0]
+        strength = known["strength"].default if first.strength is None else first.strength
+        steps = self.adapter.default_steps if request.steps is None else request.steps
+        if int(steps * strength) < 1:
+            raise InvalidInput(
+                f"`strength` {strength:g} of {steps} steps leaves none", hint=f"at least {1 / steps:.2g}"
+            )
+        images, masks = [each.image for each in request.starts], [each.mask for each in request.starts]
+        one = len(request) == 1
+        made: dict[str, Any] = {"image": images[0] if one else images, "strength": strength}
+        if masks[0] is not None:
+            made["mask_image"] = masks[0] if one else masks
+        return made
 
     def _arguments(self, request: Request, schedule: Schedule | None) -> dict[str, Any]:
         """Return the arguments of the pipeline's call. Raises InvalidInput for settings that it doesn't take."""
@@ -248,9 +305,11 @@ class Engine:
             made["negative_prompt"] = request.negative if one else [request.negative] * count
         if request.guidance is not None:
             made["guidance_scale"] = request.guidance
-        if request.size is not None:
+        if request.size is not None and not (request.starts and "width" not in known):
             made["width"], made["height"] = request.size
-        steps = request.steps if schedule is None else len(schedule.grid)
+        steps = request.steps if schedule is None or request.starts else len(schedule.grid)
+        if request.starts:
+            made |= self._start_arguments(request, known)
         if steps is not None:
             made["num_inference_steps"] = steps
         generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
@@ -259,6 +318,15 @@ class Engine:
         if unknown := [name for name in made if name not in known and not (variable and name in request.options)]:
             raise InvalidInput(f"{self.adapter.name} can't be told {', '.join(unknown)}")
         return made
+
+
+def _place(grid: Grid, timestep: float) -> int:
+    """Return the step of a grid that the network gets this timestep at; some networks get a thousandth of it."""
+    times = np.asarray(grid.timesteps)
+    near = int(np.abs(times - timestep).argmin())
+    if abs(times[near] - timestep) > 0.5 or (timestep <= 1 < times[near]):
+        near = int(np.abs(times - 1000 * timestep).argmin())
+    return near
 
 
 def _picture(prompt: str, seed: int, pixels: NDArray[np.float32], flagged: bool, stats: ImageStats) -> Picture:

@@ -115,6 +115,8 @@ class PipelineAdapter:
     """Number of pixels of which width and height must be multiples."""
     default_steps: int
     default_guidance: float | None
+    starts: bool
+    """Whether it starts from a picture, to which a strength adds noise."""
     random: bool
     """Whether its own scheduler draws noise at every step, so that no deterministic run draws the same picture for a seed."""
     adaptive: Decision[bool]
@@ -149,12 +151,14 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         multiple=_multiple(pipe, slot),
         default_steps=int(_default(call, "num_inference_steps") or 50),
         default_guidance=_default(call, "guidance_scale"),
+        starts="image" in call and "strength" in call,
         random=kind in STOCHASTIC_SCHEDULERS
         or str(config.get("algorithm_type", "")).startswith("sde")
         or bool(config.get("stochastic_sampling")),
         adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
     )
-    reason = _obstacle(found, call) or few_step(pipe)
+    continuous = config.get("timestep_type") == "continuous"
+    reason = _obstacle(found, call, continuous=continuous) or few_step(pipe)
     return found if reason is None else PipelineAdapter(**{**vars(found), "adaptive": Decision(False, reason)})
 
 
@@ -212,17 +216,24 @@ def picture_arguments(call: Mapping[str, inspect.Parameter]) -> list[str]:
     return [n for n in call if (n == "image" or n.endswith("_image")) and "ip_adapter" not in n and n[:4] != "num_"]
 
 
-def _obstacle(adapter: PipelineAdapter, call: Any) -> str | None:
-    """Return why only the pipeline's own schedule can be used, or None."""
+def _obstacle(adapter: PipelineAdapter, call: Any, *, continuous: bool) -> str | None:
+    """Return why only the pipeline's own schedule can be used, or None.
+
+    `continuous`: the timesteps of its scheduler, which dynx knows otherwise, are functions of sigma.
+    """
+    if len(adapter.slots) > 1:
+        return f"it runs {len(adapter.slots)} networks ({', '.join(adapter.slots)}), and dynx knows schedules of one"
     if adapter.slot is None:
-        return "it has no network that dynx knows, or more than one"
+        return "it has no network that dynx knows"
+    if adapter.noise is None and continuous:
+        return f"{adapter.scheduler} gives its network continuous noise levels, and dynx knows grids of timesteps"
     if adapter.noise is None:
         return f"{adapter.scheduler} is not a scheduler that dynx knows"
     if "num_inference_steps" not in call:
         return "it can't be told a number of steps"
     if needed := required_arguments(call):
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
-    if "image" in call:
+    if "image" in call and not adapter.starts:
         return "it can start from an image, and dynx knows loops that start from noise"
     if adapter.prediction is None:
         return "its network predicts something that dynx doesn't know"

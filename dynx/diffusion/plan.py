@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.runtime.plan import BackendSpec, Decisions, ModelRequest, Plan
 
 if TYPE_CHECKING:
+    from dynx.diffusion.editing import Start
     from dynx.runtime.decision import Decision
 
 TASK = "draw"
@@ -37,6 +38,14 @@ class ImageGeneratorRequest(ModelRequest):
     """Negative prompt."""
     size: tuple[int, int] | None = field(default=None, kw_only=True)
     """Width and height in pixels."""
+    image: str | None = field(default=None, kw_only=True)
+    """File of the picture that pictures start from; None for noise alone."""
+    mask: str | None = field(default=None, kw_only=True)
+    """File of the mask of what may change, white; None for all."""
+    strength: float | None = field(default=None, kw_only=True)
+    """How much of the noise is added to the picture, above 0 and at most 1; None for the pipeline's own."""
+    lora: tuple[str, ...] = field(default=(), kw_only=True)
+    """LoRA adapters that are folded into the weights: files, each maybe with a weight after a colon ("tone.safetensors:0.5")."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +61,9 @@ class ImageGeneratorDecisions(Decisions):
 @dataclass
 class ImageGeneratorPlan(Plan[ImageGeneratorRequest, ImageGeneratorDecisions]):
     """Hold everything that is decided before a pipeline is loaded."""
+
+    start: Start | None = None
+    """What pictures start from; None for noise alone."""
 
     @property
     def spec(self) -> BackendSpec:

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from dynx.diffusion.engine import Engine
     from dynx.diffusion.sampler import StepState
-    from dynx.diffusion.types import Request
 
     Array = NDArray[np.float64]
 
@@ -231,16 +229,20 @@ class Fitted:
 
 
 class StepController:
-    """Choose the number of steps of one run at prediction `OBSERVED_STEPS`; the run starts with `schedule`."""
+    """Choose the number of steps of one run at prediction `OBSERVED_STEPS`; the run starts with `schedule`.
 
-    def __init__(self, step_profile: StepProfile, embedding: Tensor | None) -> None:
-        self._profile = step_profile
-        self.embedding = embedding
-        """(R, …) the text embedding of the run's network calls; None for a network without one."""
+    The run of several pictures takes as many as pays for all of them; a picture that needs more has to be drawn again.
+    """
+
+    def __init__(self, step_profile: StepProfile, *, redrawn: bool = False) -> None:
+        """Choose for all pictures of a run together, or, where those that need more are `redrawn`, for most of them."""
+        self._profile, self._redrawn = step_profile, redrawn
         self._clean: list[Tensor] = []
         self.schedule = step_profile.longest
         self.steps: int | None = None
         """The chosen number of steps; None before the choice."""
+        self.needed: tuple[int, ...] = ()
+        """The number of steps that each picture needs under the rule."""
 
     def __call__(self, state: StepState) -> RestOfSchedule | None:
         """Return the rest of the schedule at the step of the choice, None at all others."""
@@ -250,7 +252,9 @@ class StepController:
         if state.index < OBSERVED_STEPS - 1:
             return None
         pictures = state.clean.shape[0]
-        self.steps = self._profile.steps_for(prediction_features(self._clean), text_features(self.embedding, pictures))
+        features = prediction_features(self._clean), text_features(state.embedding, pictures)
+        self.needed = self._profile.steps_of_each(*features)
+        self.steps = fewest_for_most(self.needed) if self._redrawn else max(self.needed)
         return self._profile.fitted.schedules.rest(self.steps)
 
 
@@ -276,16 +280,30 @@ class StepProfile:
         """The schedule with the fewest steps."""
         return self.fitted.schedules.schedule(self.fitted.schedules.levels[0])
 
+    @property
+    def mean_steps(self) -> float:
+        """The number of steps of a picture under the rule, on average over those that certified it."""
+        return float(np.repeat(self.fitted.schedules.steps, self.certificate.exits).mean())
+
     def steps_for(self, looks: Array, texts: Array) -> int:
         """Return the number of steps that the rule allows for all of these pictures together."""
+        return max(self.steps_of_each(looks, texts))
+
+    def steps_of_each(self, looks: Array, texts: Array) -> tuple[int, ...]:
+        """Return the number of steps that the rule allows for each picture."""
         predictor = self.fitted.predictor
         chances = predictor.chances(predictor(looks, texts), self.guarantee.quality)
-        at = int(leaves_at(np.asarray(self.certificate.thresholds), chances).max())
-        return self.fitted.schedules.steps[at]
+        at = leaves_at(np.asarray(self.certificate.thresholds), chances)
+        return tuple(self.fitted.schedules.steps[int(i)] for i in at)
 
-    def controller(self, engine: Engine, request: Request) -> StepController:
-        """Make the controller of one run of a request."""
-        return StepController(self, engine.initial_call(request).embedding)
+
+def fewest_for_most(needed: tuple[int, ...]) -> int:
+    """Return the steps of a run of several pictures with the fewest in all, where those that need more are drawn again alone."""
+
+    def total(steps: int) -> int:
+        return steps * len(needed) + sum(each for each in needed if each > steps)
+
+    return min(sorted(set(needed), reverse=True), key=total)
 
 
 def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:

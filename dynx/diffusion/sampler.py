@@ -23,7 +23,7 @@ from torch import Tensor
 from dynx.diffusion.caching import BlockCache, why_not
 from dynx.diffusion.denoiser import Denoiser, Order, conditional_half
 from dynx.diffusion.skipping import Skipping
-from dynx.diffusion.solver import Carry, as_step, clean_picture, solver_for
+from dynx.diffusion.solver import Carry, as_step, clean_picture, latents_of, solver_for
 from dynx.diffusion.types import Step
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class StepState:
     latents: Tensor
     clean: Tensor
     computed: bool
+    embedding: Tensor | None = None
+    """(R, …) the text embedding of the network's calls; None for a network without one."""
 
 
 class RestOfSchedule(NamedTuple):
@@ -85,8 +87,13 @@ class Sampler:
         stop: Callable[[], bool] | None = None,
         controller: StepController | None = None,
         kernels: NetworkBackend | None = None,
+        skipped: tuple[int, int] = (0, 0),
     ) -> None:
-        """Prepare a run; `kernels` compute the pipeline's one network, None runs it as it was loaded."""
+        """Prepare a run; `kernels` compute the pipeline's one network, None runs it as it was loaded.
+
+        `skipped` as in `solver_for`.
+        """
+        self._skipped = skipped
         self.pipe, self.adapter, self.schedule = pipe, adapter, schedule
         self.run = self.skipped = self.unguided = self.cached = 0
         self.finished_early = False
@@ -121,7 +128,11 @@ class Sampler:
     @property
     def planned(self) -> int:
         """Number of steps of the loop's grid."""
-        return len(self._sigmas) - 1 if self._solver is not None else len(getattr(self._own, "timesteps", ()))
+        if self._solver is not None:
+            return len(self._sigmas) - 1
+        steps = len(getattr(self._own, "timesteps", ()))
+        known = getattr(self.pipe, "_num_timesteps", None) if self.adapter.starts else None
+        return steps if known is None else min(steps, int(known))
 
     def __enter__(self) -> Self:
         self._bar = getattr(self.pipe, "_progress_bar_config", None)
@@ -214,7 +225,7 @@ class Sampler:
     def _prepare(self, schedule: Schedule) -> None:
         if self.adapter.noise is None or self.adapter.prediction is None or self.adapter.slot is None:
             raise Mismatch(self.adapter.adaptive.reason)
-        self._solver = solver_for(schedule.solver, schedule.grid, self.adapter, self._own)
+        self._solver = solver_for(schedule.solver, schedule.grid, self.adapter, self._own, self._skipped)
         self._solver_step = self._solver.step
         self._solver.step = self._step  # type: ignore[method-assign]
         self._skipping = Skipping(schedule, self.adapter.noise)
@@ -299,10 +310,11 @@ class Sampler:
         call = denoiser.last
         if call is None:
             raise Mismatch(f"{self.adapter.name} steps before it calls its network")
-        if call.noisy.shape[1:] != sample.shape[1:] or call.noisy.shape[0] % sample.shape[0]:
+        noisy = latents_of(call.noisy, sample) if self.adapter.starts else call.noisy
+        if noisy.shape[1:] != sample.shape[1:] or noisy.shape[0] % sample.shape[0]:
             raise Mismatch(f"{self.adapter.name} gives its network other latents than its scheduler")
-        copies = call.noisy.shape[0] // sample.shape[0]
-        if not torch.equal(call.noisy, torch.cat([sample.to(call.noisy.dtype)] * copies)):
+        copies = noisy.shape[0] // sample.shape[0]
+        if not torch.equal(noisy, torch.cat([sample.to(noisy.dtype)] * copies)):
             raise Mismatch(f"{self.adapter.name} changes its latents before its network sees them")
 
     def _ask_controller(self, controller: StepController, model_output: Tensor, sample: Tensor, computed: bool) -> None:
@@ -313,7 +325,8 @@ class Sampler:
         sigma = self._sigmas[index]
         clean = clean_picture(kind, noise, model_output, sample, sigma)
         timestep = float(self._solver.timesteps[index])
-        rest = controller(StepState(index, timestep, sigma, self._sigmas[index + 1], sample, clean, computed))
+        level_after, embedding = self._sigmas[index + 1], self.denoisers[0].embedding
+        rest = controller(StepState(index, timestep, sigma, level_after, sample, clean, computed, embedding))
         if rest is None:
             return
         timesteps, sigmas = list(rest.timesteps), list(rest.sigmas)

@@ -88,8 +88,10 @@ def draw(
 
 def one_by_one(request: Request) -> list[Request]:
     """Split a request into one for each picture, because skipping is decided for a batch as a whole."""
-    prompts: list[tuple[str, ...]] = [(p,) for p in request.prompts] or [()] * len(request)
-    return [replace(request, prompts=p, seeds=(s,)) for p, s in zip(prompts, request.seeds, strict=True)]
+    return [
+        replace(request, prompts=request.prompts[i : i + 1], seeds=(seed,), starts=request.starts[i : i + 1])
+        for i, seed in enumerate(request.seeds)
+    ]
 
 
 def likeness(pixels: Sequence[Pixels], reference: Sequence[Pixels]) -> Array:

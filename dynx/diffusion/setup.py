@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
+from dynx.diffusion.editing import converted, read_start, size_for
 from dynx.diffusion.plan import BUNDLED, TASK, ImageGeneratorDecisions, ImageGeneratorPlan
+from dynx.diffusion.runs import RunCost, begin, choose, why
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
-from dynx.runtime import loading
+from dynx.runtime import loading, picture_lora
 from dynx.runtime.adapters import said, unapplied
-from dynx.runtime.backends.registry import TORCH
+from dynx.runtime.backends.registry import OPENVINO, TORCH
 from dynx.runtime.decision import Decision
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
+from dynx.runtime.profile import TEXT
 from dynx.runtime.threads import set_torch_threads
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from dynx.diffusion.plan import ImageGeneratorRequest
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
-    from dynx.runtime.profile import Profile
+    from dynx.runtime.profile import Form, Profile
 
 DEFAULTS_FILE = "dynx.json"
 """File in a pipeline's folder with its preferred settings, such as {"guidance": 2.5}, which diffusers doesn't store."""
@@ -40,24 +43,45 @@ def make_plan(
         raise InvalidInput(f"`quality` {request.quality:g} must lie between 0 and 1")
     source = request.find(request.model, TASK)
     loading.check_pipeline(source, allow_pickle=request.allow_pickle)
+    if request.lora:
+        source = replace(source, adapters=picture_lora.find(request.lora))
     loose = unapplied(source.folder)
     if loose:
         warn(f"{source.name}: {said(loose)}")
+    start = read_start(request.image, request.mask, request.strength, warn)
+    form: Form = TEXT if start is None else "image" if start.mask is None else "inpainting"
     preferred = preferred_guidance(source) if request.guidance is None else None
     if preferred is not None:
         request = replace(request, guidance=preferred)
-    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine)
+    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine, form=form, wants_bundled=start is None)
     decisions = ImageGeneratorDecisions(**found.common)
     if loose:
         decisions.adapters = Decision("none", said(loose))
+    if source.adapters:
+        named = ", ".join(map(str, source.adapters))
+        decisions.adapters = Decision(named, "asked for; folded into the weights, and part of what a profile is about")
     if preferred is not None:
         decisions.guidance = Decision(preferred, f"{DEFAULTS_FILE} beside the model asks for it")
     plan = ImageGeneratorPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
-    if found.mismatch is not None:
+    plan.start = start
+    if plan.bundled and request.backend == "auto" and decisions.backend.value == TORCH:
+        decisions.backend = Decision(
+            TORCH, "the profile that came with the model is of it; calibrating times others here"
+        )
+    if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
     return plan
+
+
+def _both_in_full(plan: ImageGeneratorPlan) -> bool:
+    """Whether a profile and a run of it differ in their backends alone, and both compute in float32 on the processor.
+
+    Backends then differ by rounding, as two processors do.
+    """
+    measured = None if plan.profile is None else measured_with(plan.profile).dtype
+    return plan.device == "cpu" and measured == plan.dtype == "float32"
 
 
 def _execution(
@@ -98,12 +122,16 @@ def assemble(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     racing: bool = False,
+    pictures: int | None = None,
+    together: bool = False,
 ) -> LoadedImageGenerator:
     """Load the pipeline of a plan. Raises DynxError.
 
     `stages` receives the current activity for a progress line. `racing` leaves the choice of backend to a calibration.
+    `pictures` is how many will be drawn, None where nobody knows; `together` allows several of them in one network call.
     """
     _ = plan.weights  # before they are read: pictures say what drew them, and a draft is finished by the same
+    _compile_ahead(plan, pictures, together=together)
     stages("importing torch and diffusers")
     with loading.importing():
         set_torch_threads(plan.threads)
@@ -113,7 +141,9 @@ def assemble(
     pipe = loading.load_pipeline(
         plan.source, device=plan.device, dtype=plan.loaded_dtype, allow_pickle=plan.request.allow_pickle
     )
-    return assemble_over(plan, pipe, stages=stages, warn=warn, racing=racing)
+    if adapters := [each for each in plan.source.adapters if isinstance(each, picture_lora.PictureAdapter)]:
+        picture_lora.fold(pipe, adapters, plan.source.name)
+    return assemble_over(plan, pipe, stages=stages, warn=warn, racing=racing, pictures=pictures, together=together)
 
 
 def assemble_over(
@@ -123,15 +153,23 @@ def assemble_over(
     stages: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     racing: bool = False,
+    pictures: int | None = None,
+    together: bool = False,
 ) -> LoadedImageGenerator:
     """Carry out a plan with a pipeline that is loaded already, from the plan's folder. Raises DynxError."""
     from dynx.diffusion.apply_profile import read_step_profile
     from dynx.diffusion.engine import Engine
 
-    request = plan.request
+    if plan.start is not None:
+        pipe = converted(pipe, plan.start, plan.source.name)
     engine = Engine(pipe)
-    if request.size is not None:
-        check_size(request.size, engine)
+    if plan.request.size is not None:
+        check_size(plan.request.size, engine)
+    if plan.start is not None:
+        size = plan.request.size or size_for(plan.start, pipe, engine.adapter.multiple)
+        engine.start = plan.start.fitted(size)
+        plan.request = replace(plan.request, size=size)
+    request = plan.request
     engine.check(sample_of(request, engine))
     assembly = LoadedImageGenerator(plan, engine, None, racing)
     if not engine.adapter.adaptive.value:
@@ -149,8 +187,88 @@ def assemble_over(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_plain}",
             )
     if not racing:
+        choose_run(assembly, pictures, together=together)
         _give_kernels(assembly, stages, warn)
     return assembly
+
+
+def _compile_ahead(plan: ImageGeneratorPlan, pictures: int | None, *, together: bool) -> None:
+    """Begin to compile what the run will draw with, in a thread, before PyTorch is imported."""
+    costs = _costs(plan, together=together)
+    if not any(cost.spec.backend == OPENVINO for cost in costs):
+        return
+    calls = _usual_steps(plan)
+    now = begin(costs, calls)[0] if pictures is None else choose(costs, max(1, pictures), calls)
+    if now.cost.spec.backend != OPENVINO:
+        return
+    from dynx.runtime.backends.openvino import ahead
+
+    batches = (now.batch,) if pictures is not None else sorted({1, now.batch})
+    files = [file for batch in batches for file in now.cost.by_batch[batch].files]
+    ahead.begin(backends.compiled_files(plan, files, now.cost.spec.dtype), plan.threads)
+
+
+def _costs(plan: ImageGeneratorPlan, *, together: bool) -> list[RunCost]:
+    """Return what runs cost here on the backends that a request allows; none where the profile doesn't tell."""
+    if plan.profile is None or plan.bundled:
+        return []
+    try:
+        costs = [RunCost.from_json(each) for each in plan.profile.measured.get("runs", ())]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return []
+    named = plan.request.backend != "auto"
+    costs = [c for c in costs if c.spec.dtype == plan.dtype and (c.spec.backend == plan.backend or not named)]
+    return costs if together else [replace(c, by_batch={1: c.by_batch[1]}) for c in costs]
+
+
+def _usual_steps(plan: ImageGeneratorPlan) -> float:
+    """Return the steps of a picture as certified when the profile was made, without loading it."""
+    try:
+        profile: Any = plan.profile
+        ladder = profile.fitted["ladder"]
+        steps = [*sorted(int(k) for k in ladder["nodes"]), len(ladder["fine"]["timesteps"])]
+        exits = profile.evidence["certificate"]["exits"]
+        return float(sum(n * k for n, k in zip(exits, steps, strict=True)) / sum(exits))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return 10.0
+
+
+def choose_run(assembly: LoadedImageGenerator, pictures: int | None, *, together: bool) -> None:
+    """Decide by the number of pictures what a run draws with, where the profile tells what runs cost here."""
+    plan, known = assembly.plan, assembly.step_profile
+    costs = _costs(plan, together=together and not (known is not None and known.fitted.schedules.alone))
+    if not costs:
+        return
+    calls = float(assembly.engine.adapter.default_steps if plan.request.steps is None else plan.request.steps)
+    if known is not None:
+        calls = known.mean_steps
+    if pictures is None:
+        now, assembly.pending = begin(costs, calls)
+        reason = why(costs, now, 1, calls)
+        if assembly.pending is not None:
+            reason = f"it starts first; {assembly.pending.later} takes over once that pays; {reason}"
+    else:
+        now = choose(costs, max(1, pictures), calls)
+        reason = why(costs, now, max(1, pictures), calls)
+    assembly.run = now
+    assembly.batches = (now.batch,) if pictures is not None else tuple(sorted({1, now.batch}))
+    plan.decisions.backend = Decision(now.cost.spec.backend, reason)
+
+
+def move_over(assembly: LoadedImageGenerator, reason: str) -> None:
+    """Go on with the backend that the run of unknown length was to move over to; where that fails, with the one it is on."""
+    pending, plan = assembly.pending, assembly.plan
+    if pending is None:
+        return
+    assembly.pending = None
+    later, before = pending.later, (assembly.run, assembly.batches, plan.decisions.backend)
+    assembly.run, assembly.batches = later, tuple(sorted({1, later.batch}))
+    plan.decisions.backend = Decision(later.cost.spec.backend, reason)
+    try:
+        _prepare_kernels(assembly, lambda _: None)
+    except UnsupportedModelError as e:
+        assembly.run, assembly.batches, plan.decisions.backend = before
+        plan.decisions.backend = Decision(plan.backend, f"{plan.decisions.backend.reason}; {later} can't run it: {e}")
 
 
 def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None], warn: Callable[[str], None]) -> None:
@@ -158,27 +276,41 @@ def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None],
 
     Raises UnsupportedModelError if a backend that the user asked for can't run it.
     """
-    plan, engine, known = assembly.plan, assembly.engine, assembly.step_profile
+    plan, known = assembly.plan, assembly.step_profile
     try:
-        made = backends.build_kernels(plan, engine, plan.spec)
-        if made is None:
-            return
-        stages(f"preparing {made}")
-        sample = sample_of(plan.request, engine)
-        schedule = known.longest if known else None
-        backends.prepare(
-            made,
-            engine,
-            sample,
-            schedule,
-            guidance_interval=known is not None and known.fitted.schedules.guided_share is not None,
-        )
-        engine.kernels = made
+        _prepare_kernels(assembly, stages)
     except UnsupportedModelError as e:
         if plan.request.backend != "auto" or (plan.request.dtype not in ("auto", "float32")):
             raise
+        in_full = _both_in_full(plan)
         plan.decisions.backend, plan.decisions.dtype = Decision(TORCH, str(e)), Decision("float32", str(e))
+        assembly.run, assembly.pending, assembly.batches = None, None, (1,)
+        if in_full:
+            return
         plan.drop_profile(str(e), warn)
         if known is not None:
             assembly.step_profile = None
             plan.decisions.steps = Decision("plain", str(e))
+
+
+def _prepare_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None]) -> None:
+    """Build and prepare the backends of network and parts, for as many pictures in a call as were decided."""
+    plan, engine, known = assembly.plan, assembly.engine, assembly.step_profile
+    made = backends.build_kernels(plan, engine, plan.spec)
+    if made is None:
+        return
+    stages(f"preparing {made}")
+    parts = () if assembly.run is None else assembly.run.cost.parts
+    others = backends.build_parts(plan, engine, plan.spec) if parts else {}
+    for batch in assembly.batches:
+        sample = sample_of(plan.request, engine, batch)
+        backends.prepare(
+            made,
+            engine,
+            sample,
+            known.longest if known else None,
+            guidance_interval=known is not None and known.fitted.schedules.guided_share is not None,
+        )
+        if parts:
+            others = backends.prepare_parts(others, backends.part_calls(engine, sample), parts)
+    engine.kernels, engine.parts.kernels = made, others

@@ -35,6 +35,8 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
     """Bound ± of clean pictures, where the pipeline's own scheduler clips them; None for no clipping."""
     keeps_noise: bool = False
     """Whether clipping a picture keeps the predicted noise, as in DDIM; otherwise the noise is recomputed from x."""
+    skipped: tuple[int, int] = (0, 0)
+    """Steps that a pipeline leaves out at the beginning, by its strength, and of how many; the grid is without them."""
 
     def set_timesteps(
         self,
@@ -48,12 +50,33 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         """Set the grid's timesteps and ignore the arguments, whose names pipelines check for."""
         grid = self.grid
         whole = not self.config.use_flow_sigmas and all(t.is_integer() for t in grid.timesteps)
-        self.timesteps = torch.tensor(grid.timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
+        left_out, total = self.skipped
+        times = [*[grid.timesteps[0]] * left_out, *grid.timesteps]
+        times += [grid.timesteps[-1]] * (total - len(times))  # some pipelines count them to know how many to leave out
+        self.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=device)
         self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
         self.num_inference_steps = len(grid)
         self.model_outputs: list[Any] = [None] * self.config.solver_order
         self.lower_order_nums = 0
         self._step_index = self._begin_index = 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at the grid's first level: the pipeline has cut off as many steps as were put before it."""
+        if self.skipped[1]:
+            self.timesteps = self.timesteps[self.skipped[0] : self.skipped[0] + len(self.grid)]
+        self._step_index = self._begin_index = 0
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return a picture with the noise of a level of the grid, in the network's scaling."""
+        known = self.timesteps.to(device=timesteps.device, dtype=torch.float64)
+        at = (known - float(timesteps.flatten()[0])).abs().argmin()
+        alpha, spread = self._sigma_to_alpha_sigma_t(self.sigmas[int(at)])
+        made: Tensor = alpha * original_samples + spread * noise
+        return made.to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return the same as `add_noise`, as pipelines with flow matching call it."""
+        return self.add_noise(sample, noise, timestep)
 
     def replan(self, timesteps: Sequence[float], sigmas: Sequence[float]) -> None:
         """Replace the levels after the next step: timesteps (m,), sigmas (m+1,); m is at most the number of steps left.
@@ -93,8 +116,13 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         return as_step(after.to(sample.dtype), self.model_outputs[-1].to(sample.dtype), return_dict)
 
 
-def solver_for(name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any) -> Solver:
-    """Make the solver that replaces the pipeline's `scheduler`. Raises ValueError for unknown noise."""
+def solver_for(
+    name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any, skipped: tuple[int, int] = (0, 0)
+) -> Solver:
+    """Make the solver that replaces the pipeline's `scheduler`. Raises ValueError for unknown noise.
+
+    `skipped` is the number of steps that the pipeline leaves out at the beginning, by its strength, and of how many.
+    """
     if adapter.noise is None or adapter.prediction is None:
         raise ValueError(f"no solver can stand in for {adapter.scheduler}")
     config = scheduler.config
@@ -112,7 +140,7 @@ def solver_for(name: str, grid: Grid, adapter: PipelineAdapter, scheduler: Any) 
         final_sigmas_type="zero",
         **thresholds,
     )
-    solver.grid = grid
+    solver.grid, solver.skipped = grid, skipped
     solver.init_noise_sigma = grid.scale
     if config.get("clip_sample") and not adapter.latent:
         solver.clip = float(config.get("clip_sample_range") or 1.0)
@@ -134,6 +162,12 @@ def without_variance(output: Tensor, sample: Tensor) -> Tensor:
     if output.dim() == sample.dim() and output.dim() > 1 and output.shape[1] == 2 * sample.shape[1]:
         return output[:, : sample.shape[1]]
     return output
+
+
+def latents_of(noisy: Tensor, like: Tensor) -> Tensor:
+    """Return a network's noisy input without the mask and the masked picture that inpainting adds as further channels."""
+    extra = noisy.dim() == like.dim() == 4 and noisy.shape[1] > like.shape[1]
+    return noisy[:, : like.shape[1]] if extra else noisy
 
 
 def clean_picture(kind: Prediction, noise: Noise, output: Tensor, x: Tensor, sigma: float) -> Tensor:
@@ -161,6 +195,7 @@ class Carry:
         """Return the prediction at `there` for the noise predicted at x. Noise and flow predictions are unchanged."""
         if self.kind in ("epsilon", "flow_prediction"):
             return output
+        x, there = latents_of(x, output), latents_of(there, output)
         alpha, spread = self.noise.parts(sigma)
         alpha_there, spread_there = self.noise.parts(sigma_there)
         if self.kind == "v_prediction":

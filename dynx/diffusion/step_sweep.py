@@ -48,18 +48,27 @@ class StepSweep:
         return StepSweep(**(rows | {name: rows[name][:MAX_PATCHES] for name in ("latents", "colours")}))
 
 
-def sweep_steps(engine: Engine, request: Request, schedules: StepSchedules) -> StepSweep:
-    """Draw the pictures of one request at every number of steps. Raises UnsupportedModelError for pixels that aren't finite."""
-    requests = one_by_one(request) if schedules.alone or engine.kernels is not None else [request]
-    parts = [_sweep(engine, one, schedules) for one in requests]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole += part
+def sweep_steps(engine: Engine, request: Request, schedules: StepSchedules, *, together: bool = False) -> StepSweep:
+    """Draw the pictures of one request at every number of steps. Raises UnsupportedModelError for pixels that aren't finite.
+
+    `together`: the engine's backend is prepared for as many pictures in a call.
+    """
+    plain = draw(engine.reference, request).pixels
+    alone = schedules.alone or (engine.kernels is not None and not together)
+    if not alone:
+        return _sweep(engine, request, schedules, plain)
+    whole: StepSweep | None = None
+    for one, pixels in zip(one_by_one(request), plain, strict=True):
+        part = _sweep(engine, one, schedules, [pixels])
+        whole = part if whole is None else whole + part
+    if whole is None:
+        raise ValueError("a request of no pictures")
     return whole
 
 
-def _sweep(engine: Engine, request: Request, schedules: StepSchedules) -> StepSweep:
-    plain = draw(engine.reference, request).pixels
+def _sweep(
+    engine: Engine, request: Request, schedules: StepSchedules, plain: Sequence[NDArray[np.float32]]
+) -> StepSweep:
     clean: list[Any] = []
 
     def keep(state: StepState) -> None:
@@ -121,7 +130,6 @@ def time_steps(
             if steps is None:
                 drawn = draw(engine.reference, request)
             else:
-                engine.initial_call(request)  # as a controller does for the text
                 drawn = draw(engine, request, schedules.longest, _always(schedules, steps))
             rows[w, r], seconds[w, r] = drawn.rows, clock() - began
     x, y = rows.mean(axis=1), np.median(seconds, axis=1)

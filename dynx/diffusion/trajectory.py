@@ -81,8 +81,9 @@ def noise_floor(engine: Engine, request: Request, schedule: Schedule | None = No
     together = engine.draw(request, schedule)
     values = []
     for i, one in enumerate(together):
-        prompts = request.prompts[i : i + 1]
-        alone = engine.draw(replace(request, prompts=prompts, seeds=request.seeds[i : i + 1]), schedule)[0]
+        this = slice(i, i + 1)
+        single = replace(request, prompts=request.prompts[this], seeds=request.seeds[this], starts=request.starts[this])
+        alone = engine.draw(single, schedule)[0]
         if one.pixels is None or alone.pixels is None:
             raise InvalidInput(f"no noise floor: {one.error or alone.error}")
         values.append(compare(one.pixels, alone.pixels).ssim)

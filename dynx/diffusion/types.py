@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.errors import InvalidInput
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.schedule import Schedule
 
 
@@ -33,11 +34,17 @@ class Request:
     """Steps of plain execution; None for the pipeline's own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the pipeline's call."""
+    starts: tuple[Start, ...] = ()
+    """What each picture starts from, all of one size and strength; () for noise alone."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInput for an empty request, or prompts that don't match the seeds."""
         if not self.seeds or (self.prompts and len(self.prompts) != len(self.seeds)):
             raise InvalidInput(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds don't go together")
+        if self.starts and len(self.starts) != len(self.seeds):
+            raise InvalidInput(
+                f"{len(self.starts)} pictures to start from and {len(self.seeds)} seeds don't go together"
+            )
         if self.steps is not None and self.steps < 1:
             raise InvalidInput(f"{self.steps} steps draw nothing")
 
@@ -88,6 +95,15 @@ class ImageStats:
     """Whether the run finished early, on the clean picture predicted by then."""
     notes: tuple[str, ...] = ()
     """Reasons why requested settings weren't applied, one clause each."""
+    pictures: int = 1
+    """Pictures that shared the network calls."""
+    backend: str = ""
+    """What computed the network, in words; empty for PyTorch as the pipeline was loaded."""
+
+    def of_one(self) -> ImageStats:
+        """Return one picture's share of the rows and of the time; calls and steps are those that it took part in."""
+        n = self.pictures
+        return replace(self, rows=self.rows // n, seconds=self.seconds / n)
 
     @property
     def plain(self) -> bool:
@@ -112,6 +128,7 @@ class ImageStats:
             "schedule": self.schedule.to_json() if self.schedule else None,
             "landed": self.finished_early,
             "notes": list(self.notes),
+            "together": self.pictures,
         }
 
 

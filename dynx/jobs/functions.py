@@ -407,7 +407,7 @@ class Draw(RowFunction):
         from dynx.diffusion import assemble
         from dynx.diffusion.generator import ImageGenerator
 
-        assembly = assemble(self._plan())
+        assembly = assemble(self._plan(), together=True)
         self._generator = ImageGenerator(assembly)
         plan, promise = assembly.plan, self._generator.guarantee
         self.identity = {
@@ -418,16 +418,17 @@ class Draw(RowFunction):
         }
 
     def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
-        """Draw one picture after the other."""
-        return [self._draw(value, key) for value, key in zip(values, keys, strict=True)]
+        """Draw the pictures, several in a network call where that is faster."""
+        texts = [i for i, value in enumerate(values) if isinstance(value, str)]
+        out: list[dict[str, Any]] = [{"error": "not a text"} for _ in values]
+        wanted = [(values[i], seed_of(self.seed, keys[i])) for i in texts]
+        for place, picture in self._generator.draw_all(wanted, draft=self.draft):
+            out[texts[place]] = self._answer(picture, wanted[place][1])
+        return out
 
-    def _draw(self, value: Any, key: int | str) -> dict[str, Any]:
+    def _answer(self, picture: Any, seed: int) -> dict[str, Any]:
         from PIL import Image
 
-        if not isinstance(value, str):
-            return {"error": "not a text"}
-        seed = seed_of(self.seed, key)
-        picture = self._generator.draw(value, seed, draft=self.draft)
         if picture.error is not None:
             return {"error": picture.error}
         png = io.BytesIO()

@@ -86,6 +86,12 @@ class Adapter:
             raise ModelError(f"{path} is not a JSON object")
         return found
 
+    def facts(self) -> list[Any]:
+        """Return what identifies it: its settings, every byte, and the weight. Raises ModelError, OSError."""
+        file = self.folder / WEIGHTS_FILE
+        file = file if file.is_file() else self.folder / PICKLED_FILE
+        return [{**self.config, "base_model_name_or_path": None}, content_hash(file), self.weight]
+
     @property
     def base(self) -> str | None:
         """Name of the model that it was made for."""
@@ -156,10 +162,8 @@ def identity(adapters: Sequence[Adapter]) -> str:
     """Identify what adapters add to a model, of every byte of theirs, by 16 hex digits; their order counts. Raises ModelError."""
     found = []
     for each in adapters:
-        file = each.folder / WEIGHTS_FILE
-        file = file if file.is_file() else each.folder / PICKLED_FILE
         try:
-            found.append([{**each.config, "base_model_name_or_path": None}, content_hash(file), each.weight])
+            found.append(each.facts())
         except OSError as e:
             raise ModelError(f"can't read the adapter in {each.folder}: {e.strerror or e}") from e
     return hash_json(found)

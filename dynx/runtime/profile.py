@@ -64,8 +64,9 @@ class ProfileError(DynxError):
         self.kind = kind
 
 
-Form = Literal["text", "chat", "pair", "ranking", "zero-shot"]
-"""What inputs are: texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels."""
+Form = Literal["text", "chat", "pair", "ranking", "zero-shot", "image", "inpainting"]
+"""What inputs are: texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels.
+What pictures start from beside a text: a picture, or a picture and a mask."""
 
 TEXT: Form = "text"
 FORMS: Mapping[Form, str] = {
@@ -74,6 +75,8 @@ FORMS: Mapping[Form, str] = {
     "pair": "pairs of texts",
     "ranking": "queries with documents",
     "zero-shot": "texts with candidate labels",
+    "image": "pictures to start from",
+    "inpainting": "pictures with masks",
 }
 """Their names in messages."""
 

@@ -75,7 +75,7 @@ def test_a_picture_unlike_its_own_run(draw: Cli, tmp_path: Path, monkeypatch: py
         fields = dict.fromkeys(similarity.Likeness.__dataclass_fields__, 0.1)
         return similarity.Likeness(**fields)
 
-    monkeypatch.setattr("dynx.cli.draw.command.likeness", unlike)
+    monkeypatch.setattr("dynx.cli.draw.studio.likeness", unlike)
     result = draw("--verify", "--quality", 0.9)
 
     assert result.code == 3

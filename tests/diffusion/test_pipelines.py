@@ -123,22 +123,27 @@ def test_what_is_unknown_stays_plain_with_a_reason(scheduler: Any) -> None:
 
     assert not adaptive.value
     assert "know" in adaptive.reason
+    continuous = scheduler.config.get("timestep_type") == "continuous"
+    assert ("continuous noise levels" in adaptive.reason) == continuous
     assert "\n" not in adaptive.reason
 
 
 def test_pipelines_of_other_kinds_stay_plain() -> None:
-    """Those that start from a picture, or run two networks."""
+    """Those that edit a picture by other means than a strength, or run two networks."""
     pipe = pipeline("stable-diffusion")
-    other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    other = diffusers.StableDiffusionInstructPix2PixPipeline(**pipe.components, requires_safety_checker=False)
     assert (
         adapter_for(other).adaptive.reason == "it can start from an image, and dynx knows loops that start from noise"
     )
+    assert adapter_for(
+        diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    ).starts
 
     two = stable_diffusion()
     two.transformer = two.unet
     adapter = adapter_for(two)
     assert (adapter.slot, adapter.slots) == (None, ("unet", "transformer"))
-    assert adapter.adaptive.reason == "it has no network that dynx knows, or more than one"
+    assert adapter.adaptive.reason == "it runs 2 networks (unet, transformer), and dynx knows schedules of one"
 
 
 @pytest.mark.parametrize("name", FEW_STEP)

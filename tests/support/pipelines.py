@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -30,12 +32,18 @@ from transformers import (
 
 from dynx.diffusion import backends, schedule_search
 from dynx.diffusion import calibrate as learning
+from dynx.diffusion.assembly import LoadedImageGenerator
+from dynx.diffusion.engine import Engine
+from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
 from dynx.diffusion.types import Request
+from dynx.runtime.decision import Decision
+from dynx.runtime.device import Device
+from dynx.runtime.loading import Source
+from dynx.runtime.profile import ProfileKey
 
 if TYPE_CHECKING:
     import pytest
 
-    from dynx.diffusion.engine import Engine
     from dynx.diffusion.types import Picture
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -440,3 +448,26 @@ def own_state(pipe: Any) -> tuple[Any, ...]:
         dict(pipe.config),
         dict(pipe._progress_bar_config),
     )
+
+
+MACHINE = Device(cpu="test", usable_cores=1, isa=("avx512_bf16",))
+
+FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
+
+
+def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
+    """As if it had been loaded from a folder to be calibrated."""
+    key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
+    decisions = ImageGeneratorDecisions(
+        model=Decision("tiny", ""),
+        device=Decision("cpu", ""),
+        dtype=Decision("float32", ""),
+        threads=Decision(1, ""),
+        profile=Decision("none", ""),
+        backend=Decision("torch-eager", ""),
+    )
+    source = Source("tiny", Path(FOLDER.name), "folder")
+    plan = ImageGeneratorPlan(
+        ImageGeneratorRequest(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions
+    )
+    return LoadedImageGenerator(plan, Engine(pipe), None, racing=True)

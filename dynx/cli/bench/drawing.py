@@ -15,6 +15,7 @@ from dynx.cli.calibration_data import read_prompts
 from dynx.cli.classify.truncation import TOKENIZERS
 from dynx.cli.draw.command import open_assembly
 from dynx.cli.draw.requests import parse_size
+from dynx.diffusion.runs import LONG_RUN
 from dynx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     own = settings(request, Settings)
     steps = parse_steps(own.static)
     texts = None if request.data is None else read_prompts(request.data)
-    assembly = open_assembly(make_plan(request, terminal), terminal, draft=False)
+    assembly = open_assembly(make_plan(request, terminal), terminal, draft=False, pictures=LONG_RUN)
     cases = drawing.pairs(prompts(assembly, texts, own.prompts), own.prompts)
     tower = vision_tower_of(assembly.engine.pipe)
     comparison = drawing.PictureComparison(alike=tower.similarity if tower else None)
@@ -110,7 +111,7 @@ def further_arms(
             raise UsageError(f"--arm {one.name}: an arm has one number of steps, not {own.static}")
         other = assembly
         if set(one.differs) - {"static"}:
-            other = open_assembly(make_plan(theirs, terminal), terminal, draft=False)
+            other = open_assembly(make_plan(theirs, terminal), terminal, draft=False, pictures=LONG_RUN)
         group: Group = "static" if steps else "dynamic"
         if other.plan.key.model != assembly.plan.key.model:
             group = "external"

@@ -35,7 +35,22 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if options.draft != "auto":
         raise UsageError(f"--draft is for language models; {options.model} is a classifier")
     refuse(
-        options, ("adapters", "chat", "system", "quality", "guidance", "negative", "size", "plot"), "is a classifier"
+        options,
+        (
+            "adapters",
+            "lora",
+            "image",
+            "strength",
+            "mask",
+            "chat",
+            "system",
+            "quality",
+            "guidance",
+            "negative",
+            "size",
+            "plot",
+        ),
+        "is a classifier",
     )
     budget = BUDGET_SECONDS if options.budget is None else options.budget
     request = ClassifierRequest(

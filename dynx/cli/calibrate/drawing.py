@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from dynx.cli.options.calibrate import Options
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.calibrate import Findings
+    from dynx.diffusion.editing import Start
     from dynx.diffusion.plan import ImageGeneratorPlan
 
 BUDGET_SECONDS = 600.0
@@ -51,6 +54,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     refuse(options, others, "is a text-to-image pipeline")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
+    pictures = _pictures(options.image) if options.image else []
     request = ImageGeneratorRequest(
         options.model,
         backend=str(options.backend or "auto"),
@@ -58,6 +62,10 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         guidance=options.guidance,
         negative=options.negative,
         size=size,
+        lora=tuple(options.lora or ()),
+        image=str(pictures[0]) if pictures else None,
+        mask=options.mask,
+        strength=options.strength,
         profile="none",  # what is stored must not colour what is measured
         **options.for_request(),
     )
@@ -69,6 +77,9 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     plot_path = parse_plot(options.plot) if options.plot else None
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, racing=True)
     terminal.clear_status()
+    if len(pictures) > 1 and assembly.engine.start is not None:
+        size = assembly.engine.start.image.size
+        assembly.starts = tuple(_start(path, options, assembly.engine.start).fitted(size) for path in pictures)
     from dynx.diffusion import calibrate as learning
     from dynx.diffusion.step_sweep import Partial
     from dynx.runtime.profile_store import cache_folder
@@ -95,6 +106,28 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     partial.remove()
     if plot_path is not None:
         plot.curve(found, plot_path)
+
+
+def _pictures(path: str) -> list[Path]:
+    """Return the pictures of a folder in order, or the file. Raises UsageError for an empty folder."""
+    from PIL import Image
+
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return [place]
+    kinds = Image.registered_extensions()
+    found = sorted(each for each in place.iterdir() if each.suffix.lower() in kinds and not each.name.startswith("."))
+    if not found:
+        raise UsageError(f"--image: {path} holds no pictures")
+    return found
+
+
+def _start(path: Path, options: Options, first: Start) -> Start:
+    """Read a further picture to start from, with the mask of the first."""
+    from dynx.diffusion.editing import read_start
+
+    found = read_start(str(path), None, options.strength)
+    return replace(first, image=found.image, identity=found.identity) if found is not None else first
 
 
 def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
 from dynx.cli.draw import output as report
-from dynx.cli.draw.drafts import print_facts, printable, table
-from dynx.cli.draw.files import write
-from dynx.cli.draw.png import encode
-from dynx.cli.draw.preview import Screen, image
+from dynx.cli.draw.drafts import print_facts
 from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
+from dynx.cli.draw.studio import Studio
 from dynx.cli.inputs import typed
 from dynx.cli.jobs import is_job, run_job
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
-from dynx.errors import DeviceError, DynxError, GateFailed, ModelError, UsageError
+from dynx.errors import DynxError, GateFailed, UsageError
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
-
     from dynx.cli.draw.drafts import Asked
-    from dynx.cli.draw.output import Drawn
-    from dynx.cli.draw.requests import Batch, Item
+    from dynx.cli.draw.requests import Batch
     from dynx.cli.options.draw import Options
     from dynx.diffusion.assembly import LoadedImageGenerator
-    from dynx.diffusion.generator import ImageGenerator
     from dynx.diffusion.plan import ImageGeneratorPlan, ImageGeneratorRequest
-    from dynx.diffusion.similarity import Likeness
-    from dynx.diffusion.types import Picture, Step
     from dynx.runtime.decision import Decision
-
-MAX_LABEL_CHARS = 30
 
 NOT_IN_JOBS = (
     "prompt",
@@ -78,7 +66,9 @@ def run(options: Options) -> None:
     studio = Studio(options, terminal)
     try:  # Ctrl-C and errors too report what was drawn before them
         for batch, plan in zip(batches, plans, strict=True):
-            studio.work(batch, open_assembly(plan, terminal, draft=options.draft))
+            together = not options.preview
+            assembly = open_assembly(plan, terminal, draft=options.draft, pictures=batch.pictures, together=together)
+            studio.work(batch, assembly)
     finally:
         studio.printer.close()
     if studio.unlike:
@@ -115,7 +105,7 @@ def check(options: Options) -> None:
     if options.output == "-" and sys.stdout.isatty() and not options.info:
         raise UsageError("a PNG can't be written to a terminal", hint="-o FILE, or a pipe: -o - | COMMAND")
     if options.finish:
-        for name in ("seed", "size", "guidance", "negative"):
+        for name in ("seed", "size", "guidance", "negative", "image", "mask", "strength"):
             if getattr(options, name) is not None:
                 raise UsageError(f"--finish takes prompt, seed and settings from the draft; leave out --{name}")
         if options.lines or options.count > 1:
@@ -140,6 +130,10 @@ def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
         guidance=asked.guidance,
         negative=asked.negative,
         size=asked.size,
+        lora=tuple(options.lora or ()),
+        image=options.image,
+        mask=options.mask,
+        strength=options.strength,
         profile=options.profile,
         require_profile=options.require_profile,
         plain=options.plain,
@@ -162,13 +156,23 @@ def open_plan(options: Options, batch: Batch, terminal: Terminal) -> ImageGenera
     return plan
 
 
-def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) -> LoadedImageGenerator:
-    """Load the pipeline; print its decisions with -v, and on a terminal why every step runs, unless that is chosen."""
+def open_assembly(
+    plan: ImageGeneratorPlan,
+    terminal: Terminal,
+    *,
+    draft: bool,
+    pictures: int | None = None,
+    together: bool = False,
+) -> LoadedImageGenerator:
+    """Load the pipeline; print its decisions with -v, and on a terminal why every step runs, unless that is chosen.
+
+    `pictures` and `together` as in `assemble`.
+    """
     from dynx.diffusion import assemble
     from dynx.runtime.decision import Decision
 
     with telling_the_remedy(plan.request):
-        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn)
+        assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, pictures=pictures, together=together)
     terminal.startup.mark("drawing")
     terminal.clear_status()
     adaptive = assembly.engine.adapter.adaptive.value
@@ -183,226 +187,6 @@ def open_assembly(plan: ImageGeneratorPlan, terminal: Terminal, *, draft: bool) 
         remedy = f"; {calibrate_command(plan.request)}" if plan.profile is None else ""
         terminal.notice(f"every step runs: {assembly.why_plain}{remedy}")
     return assembly
-
-
-class Stop:
-    """Context in which the first Ctrl-C requests a stop, and the second raises KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self.pressed = False
-        self._before: Any = None
-
-    def __call__(self) -> bool:
-        """Whether a stop is requested."""
-        return self.pressed
-
-    def __enter__(self) -> Stop:
-        self._before = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _press(self, number: int, frame: FrameType | None) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
-
-
-class Studio:
-    """One run over all pictures."""
-
-    def __init__(self, options: Options, terminal: Terminal) -> None:
-        self._options, self._terminal = options, terminal
-        json, png = options.json or options.jsonl, options.output == "-"
-        self._screen = Screen(terminal, options.show, preview=options.preview, json=json, png=png)
-        mode = report.JsonLines if options.jsonl else report.Document if options.json else report.Paths
-        asked = len(options.finish or []) + len(options.prompt or [])
-        self._several = options.lines or options.count > 1 or asked > 1
-        self.printer: report.Printer = mode(terminal, several=self._several)
-        self.seen = self.failed = self.unlike = 0
-        self._said: set[str] = set()
-        self._prompts = 0
-        self._read: str | None = None
-        self._stop = Stop()
-
-    def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
-        """Draw the pictures of a batch. Raises KeyboardInterrupt after saving the picture that Ctrl-C interrupted."""
-        from dynx.diffusion.generator import ImageGenerator
-
-        artist = ImageGenerator(assembly)
-        self._overlong(artist, batch.asked.negative, "the negative prompt")
-        known = assembly.step_profile
-        self._sighted = not assembly.engine.adapter.latent or (known is not None and known.colours is not None)
-        if self._screen.previews and not self._sighted:
-            self._terminal.notice("no preview: it needs a profile, which holds the map from latents to colours")
-        for item in batch.items:
-            if item.error is not None:
-                self._fail(item, item.error, artist, batch.asked)
-                continue
-            try:
-                self._begin(item, artist)
-                self._draw(item, artist, batch.asked)
-            except (ModelError, DeviceError, BrokenPipeError):  # these aren't about one picture
-                raise
-            except Exception as e:
-                if not self._several:
-                    raise
-                self._fail(item, e, artist, batch.asked)
-                if self._stop.pressed:
-                    raise KeyboardInterrupt from None
-        if self._options.explain:
-            pairs = [(knob, f"{d.value} ({d.reason})") for knob, d in assembly.decisions.items()]
-            sys.stderr.write(table(pairs))
-
-    def _begin(self, item: Item, artist: ImageGenerator) -> None:
-        """Warn once per prompt about the part that isn't read."""
-        if item.prompt != self._read:
-            self._read, self._prompts = item.prompt, self._prompts + 1
-            asked = self._options
-            several = asked.lines or asked.finish or len(asked.prompt or []) > 1
-            self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
-
-    def _fail(self, item: Item, error: Exception, artist: ImageGenerator, asked: Asked) -> None:
-        """Report a picture that failed, in its place."""
-        from dynx.cli.main import debugging
-
-        if not isinstance(error, DynxError) and debugging():
-            raise error
-        self._terminal.clear_status()
-        self.seen += 1
-        self.failed += 1
-        failure = report.Failure(item, report.said(error), artist, asked, self._options.draft)
-        self._no_picture(item.prompt, item.seed, failure.error)
-        self.printer.failure(failure)
-
-    def _no_picture(self, prompt: str, seed: int, error: str) -> None:
-        about = f"of {printable(prompt)!r} " if prompt else ""
-        self._terminal.warn(f"no picture {about}with seed {seed}: {error}")
-
-    def _overlong(self, artist: ImageGenerator, text: str | None, what: str) -> None:
-        from dynx.cli.classify.truncation import unread
-
-        cut = unread(artist.assembly.engine.pipe, text) if text else None
-        if cut is not None:
-            self._terminal.warn(cut.words(what))
-
-    def _draw(self, item: Item, artist: ImageGenerator, asked: Asked) -> None:
-        strip: list[str] = []
-        label = printable(item.prompt)[:MAX_LABEL_CHARS] or artist.assembly.plan.source.name
-        with Stop() as self._stop:
-            stop = self._stop
-            with self._screen.live(label, sighted=self._sighted) as move:
-
-                def show_step(step: Step) -> None:
-                    strip.append(report.mark(step))
-                    skipped = strip.count("skipped") + strip.count("cached")
-                    words = f"{len(strip) - skipped} run, {skipped} skipped{', stopping' if stop.pressed else ''}"
-                    move(step.index, step.total, words, self._becoming(step, artist))
-                    self.printer.step(item.index, step)
-
-                picture = artist.draw(item.prompt, item.seed, draft=self._options.draft, callback=show_step, stop=stop)
-            self._terminal.first("first picture")
-            draft = self._options.draft and not picture.stats.plain
-            drawn = report.Drawn(item.index, picture, artist, asked, draft, strip, item.source)
-            if self._options.verify and picture.error is None and not picture.stats.finished_early:
-                self._terminal.status("drawing with the unmodified pipeline, to compare")
-                drawn.likeness = likeness(artist, picture)
-                self._terminal.clear_status()
-                self.unlike += drawn.likeness.ssim < self._options.quality
-            self._keep(drawn, item)
-        self._aside(drawn)
-        if stop.pressed:
-            raise KeyboardInterrupt
-
-    def _becoming(self, step: Step, artist: ImageGenerator) -> Any:
-        """Return the preview of a step, if previews are shown."""
-        if not (self._screen.previews and self._sighted) or step.clean is None:
-            return None
-        small = artist.preview(step.clean)
-        return None if small is None else image(small[0])
-
-    def _keep(self, drawn: Drawn, item: Item) -> None:
-        """Save a picture, show it, and print its path."""
-        picture = drawn.picture
-        if picture.error is not None:
-            self.seen += 1
-            self.failed += 1
-            self._no_picture(picture.prompt, picture.seed, picture.error)
-            self.printer.result(drawn)
-            return
-        shown = image(picture.bytes8())
-        data = encode(shown, report.facts(drawn))
-        if item.path is None:
-            write_bytes(data)
-        else:
-            write(item.path, data, force=self._options.force)
-        self.seen += 1
-        drawn.path = item.path
-        self._screen.show(shown)
-        if item.path is not None:
-            self.printer.result(drawn)
-
-    def _aside(self, drawn: Drawn) -> None:
-        """Print warnings, cost and steps of a picture to stderr."""
-        terminal, receipt = self._terminal, drawn.picture.stats
-        if receipt.finished_early:
-            done = receipt.run + receipt.skipped + receipt.cached
-            terminal.warn(
-                f"stopped after {done} of {receipt.planned} steps, at the estimate of the clean image; "
-                "--finish draws it in full"
-            )
-        if drawn.likeness is not None:
-            terminal.notice(report.verified(drawn))
-        if drawn.picture.flagged:
-            terminal.warn("the pipeline's safety checker blackened this picture")
-        if self._options.draft and receipt.plain:
-            self._once(f"drawn in full, not as a draft: {self._why_plain(drawn)}")
-        elif not self._options.stats:
-            for note in receipt.notes:
-                self._once(note)
-        if self._options.explain:
-            unicode = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
-            sys.stderr.write(f"{report.strip(drawn, unicode=unicode)}\n")
-        if self._options.stats:
-            sys.stderr.write(table(report.receipt_rows(drawn)))
-        elif terminal.interactive:
-            terminal.notice(report.receipt_line(drawn))
-
-    def _once(self, words: str) -> None:
-        """Print a line that holds for many pictures only once."""
-        if words not in self._said:
-            self._said.add(words)
-            self._terminal.notice(words)
-
-    def _why_plain(self, drawn: Drawn) -> str:
-        if drawn.picture.stats.notes:
-            return "; ".join(drawn.picture.stats.notes)
-        artist = drawn.artist
-        request = artist.request(drawn.picture.prompt, drawn.picture.seed)
-        return artist.assembly.engine.plain_reason(request) or "the pipeline allows nothing else"
-
-
-def likeness(artist: ImageGenerator, picture: Picture) -> Likeness:
-    """Return the similarity of a picture to the pipeline's own run of its prompt and seed, which this draws."""
-    from dynx.diffusion.similarity import compare
-
-    request = replace(artist.request(picture.prompt, picture.seed), steps=None)
-    return compare(picture.bytes8(), artist.assembly.engine.reference.draw(request)[0].bytes8())
-
-
-def write_bytes(data: bytes) -> None:
-    """Write bytes to stdout at once. Raises DynxError where that fails."""
-    try:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as e:
-        raise DynxError(f"can't write to stdout: {e.strerror or e}") from None
 
 
 def _on_loading(plan: ImageGeneratorPlan, options: Options) -> dict[str, Decision[Any]]:

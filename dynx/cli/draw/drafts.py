@@ -51,6 +51,11 @@ class Draft:
 def read_draft(path: Path) -> Draft:
     """Read a draft from a file that dynx drew. Raises UsageError for any other file."""
     facts = png.read(path)
+    if isinstance(start := facts.get("start"), dict):
+        raise UsageError(
+            f"{path} started from a picture, {start.get('image')}, which --finish doesn't have",
+            hint=f"draw it again with --image and --seed {facts.get('seed')}",
+        )
     try:
         asked = facts["asked"]
         size, guidance, negative = asked["size"], asked["guidance"], asked["negative"]
@@ -107,6 +112,7 @@ def rows(path: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("seed", facts.get("seed")),
         ("size", "×".join(map(str, size)) if isinstance(size, list) else size),
         ("guidance", facts.get("guidance")),
+        ("start", _start(facts.get("start"))),
         ("model", " ".join(str(facts[k]) for k in ("model", "weights", "dtype") if facts.get(k))),
         ("solver", facts.get("solver")),
         ("steps", _steps(steps) if isinstance(steps, dict) else None),
@@ -126,6 +132,13 @@ STATES = {
     "landed": "stopped early, at the estimate of the clean image",
     "flagged": "blackened by the pipeline's safety checker",
 }
+
+
+def _start(start: Any) -> str | None:
+    if not isinstance(start, dict):
+        return None
+    masked = ", masked" if start.get("mask") else ""
+    return f"{start.get('image')}, strength {start.get('strength')}{masked}"
 
 
 def _steps(steps: dict[str, Any]) -> str:

@@ -143,7 +143,7 @@ def facts(drawn: Drawn) -> dict[str, Any]:
 
     plan, picture = drawn.artist.assembly.plan, drawn.picture
     stats = picture.stats.json()
-    del stats["seconds"]
+    del stats["seconds"], stats["together"]
     document = PictureFile(
         prompt=picture.prompt,
         negative=drawn.asked.negative,
@@ -161,8 +161,23 @@ def facts(drawn: Drawn) -> dict[str, Any]:
         guarantee=drawn.promised,
         profile=drawn.profile,
         dynx=__version__,
+        **_start_of(drawn),
     )
     return as_document(document)
+
+
+def _start_of(drawn: Drawn) -> dict[str, Any]:
+    """Return what the picture started from, for its metadata; nothing where that was noise alone."""
+    from dynx.diffusion.apply_profile import strength_of
+    from dynx.schemas.documents.picture import Start
+
+    engine = drawn.artist.assembly.engine
+    if engine.start is None:
+        return {}
+    start = engine.start
+    strength = strength_of(engine)
+    found = Start(image=start.name, files=start.identity, strength=strength or 1.0, mask=start.mask is not None)
+    return {"start": found}
 
 
 def verified(drawn: Drawn) -> str:
@@ -224,7 +239,8 @@ def receipt_rows(drawn: Drawn) -> list[tuple[str, str]]:
         ("picture", f"{size[0]}×{size[1]}, seed {drawn.picture.seed}" if size else f"none: {drawn.picture.error}"),
         ("calls", f"{_calls(drawn)}, {stats.rows} rows"),
         ("steps", f"{stats.run} run, {stats.skipped} skipped{cached} of {stats.planned}"),
-        ("time", f"{stats.seconds:.3f} s"),
+        ("time", f"{stats.seconds:.3f} s{f', one of {stats.pictures} drawn together' if stats.pictures > 1 else ''}"),
+        ("backend", f"{stats.backend or 'PyTorch'} ({drawn.artist.assembly.decisions.backend.reason})"),
         ("solver", stats.solver),
         ("guarantee", drawn.promised),
         ("profile", drawn.profile or "none"),

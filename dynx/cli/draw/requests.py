@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from dynx.cli.draw.drafts import Asked, read_draft
 from dynx.cli.draw.files import Outputs, vacant
 from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
+from dynx.cli.stdin import Arrivals
 from dynx.errors import DynxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from dynx.cli.console import Terminal
     from dynx.cli.draw.drafts import Draft
@@ -27,6 +30,9 @@ SEED_LIMIT = 1 << 63
 
 RANDOM_SEED_LIMIT = 1 << 32
 """Number of seeds from which a random one is chosen; small enough to type again."""
+
+MAX_COUNTED_BYTES = 64 << 20
+"""Largest file of prompts whose lines are counted beforehand."""
 
 FINISHED_SUFFIX = "-finished"
 
@@ -54,6 +60,15 @@ class Batch:
     items: Iterable[Item]
     drafts: list[Draft] = field(default_factory=list)
     """Drafts to finish, in order."""
+    count: int | None = None
+    """How many pictures there are; None where stdin may have more at any time."""
+    arrived: Callable[[], bool] = lambda: True
+    """Whether the next picture, or the end, is there without waiting."""
+
+    @property
+    def pictures(self) -> int | None:
+        """How many pictures there are, None where nobody knows."""
+        return len(self.items) if isinstance(self.items, list) else self.count
 
 
 def parse_steps(text: str) -> int | None:
@@ -84,8 +99,28 @@ def ordered(options: Options, terminal: Terminal) -> Batch:
     negative = None if options.negative is None else typed(options.negative, "--negative")
     asked = Asked(parse_size(options.size), options.guidance, negative)
     seed = secrets.randbelow(RANDOM_SEED_LIMIT - options.count) if options.seed is None else options.seed
-    items = itemise(read_prompts(options, terminal), options, outputs, seed)
-    return Batch(asked, items if options.lines else list(items))
+    if not options.lines:
+        return Batch(asked, list(itemise(read_prompts(options, terminal), options, outputs, seed)))
+    lines = Arrivals(sys.stdin.buffer) if not options.no_stdin else None
+    items = itemise(read_prompts(options, terminal, lines), options, outputs, seed)
+    each = options.count * max(1, len(options.prompt or []))
+    count = lines_of_file(sys.stdin.buffer)
+    return Batch(
+        asked, items, count=None if count is None else count * each, arrived=lines.ready if lines else lambda: True
+    )
+
+
+def lines_of_file(stream: BinaryIO) -> int | None:
+    """Count the lines of a file that stdin is, from where it stands; None for a pipe, and for more than `MAX_COUNTED_BYTES`."""
+    try:
+        fd = stream.fileno()
+        known = os.fstat(fd)
+        if not stat.S_ISREG(known.st_mode) or known.st_size > MAX_COUNTED_BYTES:
+            return None
+        data = os.pread(fd, known.st_size, os.lseek(fd, 0, os.SEEK_CUR))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return sum(bool(line.strip()) for line in data.splitlines())
 
 
 def anything(options: Options) -> Batch:
@@ -114,14 +149,14 @@ def itemise(prompts: Iterator[str | BadLine], options: Options, outputs: Outputs
             index += 1
 
 
-def read_prompts(options: Options, terminal: Terminal) -> Iterator[str | BadLine]:
-    """Return the prompts, one per argument; an empty one for an unconditional pipeline. Raises UsageError."""
+def read_prompts(options: Options, terminal: Terminal, lines: Arrivals | None = None) -> Iterator[str | BadLine]:
+    """Return the prompts, one per argument or of `lines`; an empty one for an unconditional pipeline. Raises UsageError."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
         if options.no_stdin:
             raise UsageError("--lines reads stdin, which --no-stdin forbids")
         refuse_dash(arguments)
-        prompts = each_line(sys.stdin.buffer)
+        prompts = each_line(lines or sys.stdin.buffer)
         first = next(prompts)
         return (prompt for some in ([first], prompts) for line in some for prompt in followed(line, arguments))
     if not arguments and not takes_prompt(find(options)):

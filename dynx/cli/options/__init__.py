@@ -141,6 +141,18 @@ ADAPTER = Declared(
     metavar="ADAPTER[:W]",
     help="Fold a LoRA adapter, a folder or hub id, into the language model's weights; :W is its weight. Repeatable.",
 )
+LORA = Declared(
+    "--lora",
+    metavar="FILE[:W]",
+    help="Fold a LoRA adapter, a safetensors file, into the pipeline's weights; :W is its weight. Repeatable.",
+)
+STRENGTH = Declared(
+    "--strength",
+    metavar="S",
+    min=0.0,
+    max=1.0,
+    help="How much may change of the picture that --image gives, above 0 and at most 1; the pipeline's own by default.",
+)
 DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
 DTYPE = Declared("--dtype", help="Compute precision.")
 BACKEND = Declared(

@@ -26,6 +26,17 @@ class Options(o.OutputOptions, o.DeviceOptions):
 
     model: str = o.MODEL("story")
     adapters: list[str] | None = o.ADAPTER(None)
+    lora: list[str] | None = o.LORA(None)
+    image: str | None = o.option(
+        None,
+        "--image",
+        metavar="PATH",
+        help="Pipelines: measure drawing that starts from pictures like these, a file or a folder of them.",
+    )
+    strength: float | None = o.STRENGTH(None)
+    mask: str | None = o.option(
+        None, "--mask", metavar="FILE", help="Pipelines: measure inpainting with a mask like this one."
+    )
     draft: str = o.DRAFT("auto")
     data: str | None = o.option(
         None,

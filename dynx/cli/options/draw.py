@@ -16,6 +16,8 @@ Examples:
   dynx draw --finish drafts/3-cat-and-moon.png
   dynx draw -m ./my-pipeline "a lighthouse" --size 512x768 --seed 7 --stats
   dynx draw --lines --jsonl -o pictures/ < prompts.txt
+  dynx draw "a blue apple" --image apple.png --strength 0.6
+  dynx draw "a red apple" --lora tone.safetensors:0.8
   dynx draw --info a-red-apple.png
   dynx draw --input prompts.txt --output pictures/ --seed 1
 """
@@ -30,6 +32,17 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
         help="What to draw, a picture for each PROMPT: quote one of several words. - reads it from stdin.",
     )
     model: str = o.MODEL("emoji")
+    lora: list[str] | None = o.LORA(None)
+    image: str | None = o.option(
+        None, "--image", metavar="FILE", help="Start from this picture (image-to-image) instead of noise alone."
+    )
+    strength: float | None = o.STRENGTH(None)
+    mask: str | None = o.option(
+        None,
+        "--mask",
+        metavar="FILE",
+        help="Change only what is white in this picture (inpainting); it has the size of --image.",
+    )
     output: str | None = o.option(
         None,
         "-o",

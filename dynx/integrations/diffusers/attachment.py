@@ -22,16 +22,17 @@ from torch import nn
 from dynx.diffusion import assemble_over, make_plan
 from dynx.diffusion.apply_profile import other_setting
 from dynx.diffusion.assembly import LoadedImageGenerator
-from dynx.diffusion.engine import TEXT_ARGUMENTS
 from dynx.diffusion.pipelines import adapter_for
 from dynx.diffusion.plan import ImageGeneratorRequest
 from dynx.diffusion.profile_data import StepController
+from dynx.diffusion.runs import LONG_RUN
 from dynx.diffusion.sampler import Mismatch, Sampler
 from dynx.diffusion.types import ImageStats, Request
 from dynx.errors import InvalidInput, ModelError, NoProfileError, UnsupportedModelError
 from dynx.integrations import origin
 from dynx.integrations.diffusers import pictures
 from dynx.runtime.decision import Decision
+from dynx.runtime.threads import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,17 +150,10 @@ class PipelineAttachment:
             raise RuntimeError("there is no profile")
         began = time.perf_counter()
         pipe, engine = self.pipe, assembly.engine
-        controller = StepController(known, None)
+        controller = StepController(known)
         sampler = Sampler(pipe, engine.adapter, controller.schedule, controller=controller, kernels=engine.kernels)
-
-        def keep_embedding(_: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if controller.embedding is None:
-                found = (kwargs.get(name) for name in TEXT_ARGUMENTS)
-                controller.embedding = next((value for value in found if isinstance(value, torch.Tensor)), None)
-
-        sampler.denoisers[0].seen = keep_embedding
         bar = dict(getattr(pipe, "_progress_bar_config", None) or {})
-        with sampler:
+        with torch_threads(engine.threads), engine.parts.attached(), sampler:
             pipe._progress_bar_config = bar  # it is the pipeline's own call, and shows its progress as ever
             changed = {**given, "num_inference_steps": len(controller.schedule.grid)}
             if given.get("callback_on_step_end") is not None:
@@ -271,7 +265,7 @@ class PipelineAttachment:
             size=None if size is None else (int(size[0]), int(size[1])),
         )
         try:
-            assembly = assemble_over(plan, pipe, warn=self.warnings.append)
+            assembly = assemble_over(plan, pipe, warn=self.warnings.append, pictures=LONG_RUN)
         except UnsupportedModelError as e:
             return str(e)
         if assembly.step_profile is None:

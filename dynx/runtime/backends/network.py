@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends import compile_cache
 from dynx.runtime.backends.compile_graph import unlogged
+from dynx.runtime.backends.openvino import ahead
 from dynx.runtime.backends.registry import COMPILED, OPENVINO, TITLES, TORCH
 from dynx.runtime.memory import is_out_of_memory
 
@@ -136,6 +137,11 @@ class NetworkBackend:
     def __str__(self) -> str:
         return f"{TITLES[self.backend]}, {self.dtype}"
 
+    @property
+    def own_threads(self) -> bool:
+        """Whether another runtime's threads compute, beside which PyTorch's would spin."""
+        return self.backend == OPENVINO
+
     @torch.no_grad()
     def __call__(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute a call; `inner`, the unmodified module, computes those of forms that aren't prepared."""
@@ -146,6 +152,11 @@ class NetworkBackend:
             self.passed += 1
             return inner(*args, **kwargs)
         return pytree.tree_unflatten(function(tensors), tree)
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the folders in the cache that hold what was prepared."""
+        return [] if self._cache is None else [self._name(form) for form in self._known]
 
     @torch.no_grad()
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -194,7 +205,7 @@ class NetworkBackend:
             facts = json.loads((path / "facts.json").read_text(encoding="utf-8"))
             spec = pytree.treespec_loads(facts["outputs"])
             if self.backend == OPENVINO:
-                return _Converted(path / "model.xml", self._settings(facts["way"])), spec
+                return _Converted(path / "model.xml", self.dtype, self._threads, facts["way"]), spec
             from torch._inductor.standalone_compile import AOTCompiledArtifact
 
             flat = Flat(self._lower(), form, getattr(torch, self.dtype))
@@ -230,16 +241,7 @@ class NetworkBackend:
 
     def _settings(self, way: dict[str, Any]) -> dict[str, Any]:
         """For OpenVINO's compiler."""
-        import openvino as ov
-
-        able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return {
-            "INFERENCE_PRECISION_HINT": "bf16" if self.dtype != "float32" and "BF16" in able else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": self._threads,
-            **way,
-        }
+        return ahead.settings(self.dtype, self._threads, way)
 
     def _converted(self, path: Path | None, whole: Flat, tensors: list[Tensor]) -> Function:
         """On OpenVINO, from a file in any case: its trial takes place in a process of its own."""
@@ -254,7 +256,7 @@ class NetworkBackend:
             ov.save_model(graph, draft / "model.xml", compress_to_fp16=False)
             way = self._way(draft / "model.xml")
             facts = {"way": way, "outputs": pytree.treespec_dumps(whole.tree)}
-            found = _Converted(draft / "model.xml", self._settings(way))
+            found = _Converted(draft / "model.xml", self.dtype, self._threads, way)
             (draft / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         return found
 
@@ -304,11 +306,8 @@ class NetworkBackend:
 class _Converted:
     """A file of OpenVINO's, compiled."""
 
-    def __init__(self, file: Path, settings: dict[str, Any]) -> None:
-        import openvino as ov
-
-        core = ov.Core()
-        self._request = core.compile_model(core.read_model(file), "CPU", settings).create_infer_request()
+    def __init__(self, file: Path, precision: str, threads: int, way: dict[str, Any]) -> None:
+        self._request = ahead.request_of(file, precision, threads, way)
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         """Run the network; outputs are copies that outlive the next call."""

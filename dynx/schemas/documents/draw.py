@@ -20,6 +20,7 @@ class Receipt:
     schedule: Annotated[Schedule | None, "How it was drawn; null where the pipeline drew as its author made it."]
     landed: Annotated[bool, "Whether it ended early, by Ctrl-C, on the picture it was heading for."]
     notes: Annotated[list[str], "What couldn't be done as asked."]
+    together: Annotated[CountFromOne, "Pictures that shared the network calls; rows and seconds are this one's share."]
     profile: Annotated[str | None, "Id of the profile that was used; null for none."]
 
 

@@ -17,6 +17,16 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a picture started from, where that wasn't noise alone."""
+
+    image: Annotated[str, "Name of the picture's file."]
+    files: Annotated[str, "Hash of the picture and the mask."]
+    strength: Annotated[float, "How much of the noise was added."]
+    mask: Annotated[bool, "Whether a mask said what may change."]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureFile:
     """How a picture was drawn, as its PNG carries it in the text "dynx" and `dynx draw --info --json` prints it."""
 
@@ -45,3 +55,4 @@ class PictureFile:
     guarantee: Annotated[str, "What was promised, in words."]
     profile: Annotated[str | None, "Id of the profile that was used; null for none."]
     dynx: Annotated[str, "Version of dynx that drew it."]
+    start: Annotated[Start, "What it started from; absent for noise alone."] = ABSENT

@@ -31,6 +31,22 @@ class TriedSetting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunTimes:
+    """What a run costs on a backend."""
+
+    backend: Annotated[str, "Whose kernels compute: torch-eager, torch-compiled or openvino."] = ABSENT
+    precision: Annotated[str, "Precision of the network."] = ABSENT
+    parts: Annotated[list[str], "Parts beside the network that run on it too: text encoders, the decoder."] = ABSENT
+    batches: Annotated[
+        dict[str, Annotated[list[NonNegative], "Of a picture beside the network, of a network call, of the start."]],
+        "Seconds by the number of pictures in a network call.",
+    ] = ABSENT
+    files: Annotated[
+        dict[str, list[list[str]]], "Part and folder in the cache of what is compiled, by the same number."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawMeasured:
     """Seconds and likeness of pictures."""
 
@@ -38,6 +54,7 @@ class DrawMeasured:
     likeness: Annotated[dict[str, Similarity], "By number of steps."] = ABSENT
     tried: Annotated[list[TriedSetting], "Settings that were compared."] = ABSENT
     kernels: Annotated[str, "Why those kernels, with their times."] = ABSENT
+    runs: Annotated[list[RunTimes], "What runs cost on the backends that the evidence holds for."] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +84,9 @@ class DrawFitted:
         ABSENT
     )
     scheduler: Annotated[str, "Class of the pipeline's scheduler in diffusers."] = ABSENT
+    strength: Annotated[Fraction | None, "Noise that was added to pictures to start from; null: from noise alone."] = (
+        ABSENT
+    )
     quality: Annotated[Fraction, "SSIM that was asked for."] = ABSENT
 
 

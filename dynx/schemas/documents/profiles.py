@@ -15,9 +15,9 @@ class ListedProfile:
     model: Annotated[str, "Name of the model."]
     dtype: Annotated[str, "Precision of the computation."]
     form: Annotated[
-        Literal["text", "chat", "pair", "ranking", "zero-shot"],
-        "What it was measured on: plain texts, chats in the model's template, pairs of texts, queries with documents, or texts "
-        "with candidate labels.",
+        Literal["text", "chat", "pair", "ranking", "zero-shot", "image", "inpainting"],
+        "What it was measured on: plain texts, chats in the model's template, pairs of texts, queries with documents, texts "
+        "with candidate labels, pictures to start from, or pictures with masks.",
     ]
     created: Annotated[str, "When it was measured, ISO 8601 in UTC."]
     stale: Annotated[str | None, "Why it isn't used any more; null where it is."]
