@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dynx.speculation.drafters.base import Draft, Drafter
     from dynx.speculation.exactness import RoundingBound
     from dynx.speculation.policy import Policy, Round
+    from dynx.speculation.tree import Branches
+    from dynx.speculation.tree_choice import Trees
     from dynx.speculation.types import DraftSource, Request
 
 
@@ -44,6 +46,8 @@ class Proposal:
     tokens_behind: int = 1
     drafts: list[Draft] = field(default_factory=list)
     submitted: Sequence[Draft] = ()
+    branches: Branches | None = None  # where what is submitted is a tree
+    path: Sequence[int] = ()  # rows of the tree that gave tokens
     draft_seconds: float = 0.0
     replay_seconds: float = 0.0  # to read accepted tokens again after a rejection
 
@@ -51,6 +55,11 @@ class Proposal:
     def tokens(self) -> list[int]:
         """Tokens for the target to read."""
         return [self.last, *[d.token for d in self.submitted]]
+
+    @property
+    def chain(self) -> int:
+        """Drafts submitted that the drafter made, one after the other."""
+        return len(self.submitted) if self.branches is None else self.branches.chain
 
     @property
     def signals(self) -> list[float]:
@@ -83,6 +92,9 @@ class Starter(Protocol):
     def rounds(self) -> Loop:
         """Return the loop of a text by itself."""
 
+    def trees(self, request: Request) -> Trees | None:
+        """Return what makes trees of a text's drafts; None where it has chains alone."""
+
     def load_late(self) -> Backend | None:
         """Load the deferred draft model if it is due."""
 
@@ -113,6 +125,7 @@ class Run:
         before = request.prompt if request.continues else ()
         self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
+        self.trees = engine.trees(request) if drafters else None
         self.tallies: dict[DraftSource, DrafterTally] = {}
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
@@ -213,35 +226,64 @@ class Run:
         if proposal.origin is not None:
             proposal.submitted = proposal.drafts[: self.policy.verify_length(proposal.signals)]
 
+    def branch(self, proposal: Proposal) -> None:
+        """Add other candidates to the drafts that were submitted, or put them in the place of the last ones, where that pays."""
+        trees = self.trees
+        if trees is None or proposal.room < 1 or proposal.origin == "self":
+            return
+        if any(d.probabilities is not None for d in proposal.drafts):
+            return  # drawn, so that they must be verified by the rule for drawn ones
+        began = self._clock()
+        found = trees.grow(self.policy, self._tokens, proposal.submitted, proposal.context, proposal.room)
+        if found is not None:
+            proposal.submitted, proposal.branches = found
+            proposal.origin = proposal.origin or "table"
+        proposal.draft_seconds += self._clock() - began
+
     def verify(self, proposal: Proposal) -> Rows:
         """Return the target's rows after `Proposal.tokens` in a pass of the text's own: logits (T, V), or their picks."""
+        if proposal.branches is not None:
+            rows: Rows = self.session.forward_tree(proposal.tokens, proposal.branches.parents, picks=self.picks)
+            return rows
         if proposal.origin is None:
             return self._plainly(proposal.last)
         if proposal.origin == "self" and proposal.drafts:
             drafter, drafts, submitted = self.drafters["self"], proposal.drafts, proposal.submitted
             if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
                 self.session.forward_early([drafts[-1].token], drafter.layers, logits=False)
-            rows: Tensor = self.session.complete(len(submitted) + 1)
-            return rows
+            logits: Tensor = self.session.complete(len(submitted) + 1)
+            return logits
         return self._read(proposal.tokens)
 
     def part(self, proposal: Proposal) -> Part:
         """Return the same as a part of a pass with others."""
-        return Part(self.session, proposal.tokens, None, self.picks)
+        parents = () if proposal.branches is None else proposal.branches.parents
+        return Part(self.session, proposal.tokens, None, self.picks, parents)
 
     def accept(self, proposal: Proposal, rows: Rows) -> list[int]:
         """Return the tokens to append by the target's `rows` after `Proposal.tokens`; the last is the target's own."""
-        return self._verifier.keep(proposal.submitted, rows, self._tokens)
+        if proposal.branches is None:
+            return self._verifier.keep(proposal.submitted, rows, self._tokens)
+        found = self._verifier.walk(proposal.submitted, proposal.branches.parents, rows, self._tokens)
+        proposal.path = found.rows
+        return found.tokens
 
     def settle(self, proposal: Proposal, kept: list[int], rows: Rows) -> list[int]:
         """Return `kept` as it stands after near-ties are re-decoded, with the cache rolled back to it."""
-        speculated = proposal.origin is not None
-        kept = self._settled(kept, proposal.submitted if speculated else None, rows)
+        drafts, path = proposal.submitted, proposal.path
+        if self.trees is not None:
+            self.trees.see([self._tokens[-1], *kept[:-1]], rows, path)
+        if proposal.branches is not None:
+            self.session.keep(proposal.context, path)
+            drafts = [drafts[row - 1] for row in path[1:]]
+            rows = [rows[row] for row in path] if isinstance(rows, list) else rows[list(path)]
+        kept = self._settled(kept, drafts if proposal.origin is not None else None, rows)
         if proposal.origin is not None:
             began = self._clock()
             self.session.rollback(proposal.context + len(kept))
             proposal.replay_seconds = self._clock() - began if self._engine.target.replays else 0.0
-            self.drafters[proposal.origin].accept(len(kept) - 1)
+            if proposal.origin in self.drafters:
+                self.drafters[proposal.origin].accept(len(kept) - 1)
         return kept
 
     def learn(self, done: Round, sequences: int = 1) -> None:

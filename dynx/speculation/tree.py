@@ -1,0 +1,88 @@
+"""A tree of candidates for one verification pass, and the walk through it once the target has answered.
+
+The pass has a row for each node. Row 0 is the text's last token, row i + 1 draft i; `parents[i]` is the row that draft i continues,
+and every parent comes before its children. A chain, in which each draft continues the one before it, is a tree of one branch.
+
+Candidates are fixed before the target's tokens are known, so the walk is exact under every rule that *names* a token at a row: the
+argmax, the token of a seed's noise, or a token drawn from the row's distribution. That token is appended, and where a child
+has it, its row goes on. No ratio is needed. At each row the chance to go on is the sum of the target's probabilities of
+its children, the most that any rule gives for candidates that are certain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The tokens to append, the last of them the target's own, and the rows that gave them, one each, from 0 on."""
+
+    tokens: list[int]
+    rows: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """What a pass verifies besides the drafts of a chain: for each draft the row that it continues, and its source.
+
+    `chain` counts those drafts that are the chain's own; they come first, each after the one before it.
+    """
+
+    parents: tuple[int, ...]
+    chain: int
+    beliefs: tuple[float, ...] = ()  # P(all up to here accepted), by draft
+    kinds: tuple[int, ...] = field(default=())  # what is learned of each draft that isn't the chain's
+
+
+def depths(parents: Sequence[int]) -> list[int]:
+    """Return the number of drafts up to each row, its own included: 0 for row 0.
+
+    >>> depths([0, 1, 0])
+    [0, 1, 2, 1]
+    """
+    out = [0]
+    for parent in parents:
+        out.append(out[parent] + 1)
+    return out
+
+
+def is_chain(parents: Sequence[int]) -> bool:
+    """Whether each draft continues the one before it."""
+    return all(parent == row for row, parent in enumerate(parents))
+
+
+def visible(parents: Sequence[int]) -> list[list[int]]:
+    """Return for each row the rows that it attends to: its ancestors and itself, in order.
+
+    >>> visible([0, 1, 0])
+    [[0], [0, 1], [0, 1, 2], [0, 3]]
+    """
+    out = [[0]]
+    for row, parent in enumerate(parents, start=1):
+        out.append([*out[parent], row])
+    return out
+
+
+def walk(drafts: Sequence[int], parents: Sequence[int], pick: Callable[[int, Sequence[int]], int]) -> Walk:
+    """Follow the target's own tokens through the tree; `pick(row, path)` gives its token at a row after the drafts on `path`.
+
+    >>> walk([4, 5, 6], [0, 1, 0], lambda row, path: [6, 0, 0, 7][row])
+    Walk(tokens=[6, 7], rows=[0, 3])
+    """
+    children: dict[tuple[int, int], int] = {}
+    for at, (token, parent) in enumerate(zip(drafts, parents, strict=True), start=1):
+        children.setdefault((parent, token), at)
+    tokens: list[int] = []
+    rows = [0]
+    while True:
+        token = pick(rows[-1], tokens)
+        child = children.get((rows[-1], token))
+        tokens.append(token)
+        if child is None:
+            return Walk(tokens, rows)
+        rows.append(child)
