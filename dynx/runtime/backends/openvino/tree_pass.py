@@ -23,9 +23,9 @@ TRIAL_CONTEXTS = (5, 40)
 """Tokens before the trees of the trial: with places in one block, and in two."""
 
 
-def depths(parents: Sequence[int], count: int) -> NDArray[np.int32]:
+def depths(parents: Sequence[int], count: int) -> NDArray[np.int64]:
     """Return the depth of each of `count` tokens; those after the tree, which are padding, have that of their place."""
-    out = np.arange(count, dtype=np.int32)
+    out = np.arange(count, dtype=np.int64)
     for row, parent in enumerate(parents, start=1):
         out[row] = out[parent] + 1
     return out
