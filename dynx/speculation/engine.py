@@ -28,6 +28,7 @@ from dynx.speculation.drafters.batch import SharedModelDrafter
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import open_model_drafter
+from dynx.speculation.drafters.next_tokens import NextTokens
 from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Dynamic, Plain
@@ -35,6 +36,7 @@ from dynx.speculation.round_costs import Costs
 from dynx.speculation.rounds import Rounds
 from dynx.speculation.run import Run
 from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.tree_choice import Beliefs, Trees
 from dynx.speculation.verifier import noise_for
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class Drafters:
     lookup: bool = True
     library: Sequence[int] = ()
     late: LateDrafter | None = None  # a model for long work; there is none until it is due
+    trees: bool = True  # whether passes may verify trees of candidates
 
     @property
     def present(self) -> bool:
@@ -142,6 +145,7 @@ class Engine:
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self._earlier: Dynamic | None = None  # the policy of the text before
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
+        self.next_tokens, self._tree_beliefs = NextTokens(), Beliefs()
         self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
 
     @cached_property
@@ -158,6 +162,18 @@ class Engine:
     def rounds(self) -> Rounds:
         """Return the loop of a text by itself."""
         return Rounds(self.clock)
+
+    def trees(self, request: Request, drafters: Mapping[DraftSource, Drafter]) -> Trees | None:
+        """Return what makes trees of a text's drafts; None where a pass can't verify one as plain decoding would."""
+        target = self.target
+        if not self.drafters.trees or not drafters or not target.can_tree.value:
+            return None
+        promised = self.batch_invariant or self.exact is not None
+        if promised and request.any_prefix and not target.can_tree.reason.startswith("bit for bit"):
+            return None
+        lookup = drafters.get("lookup")
+        found = lookup.followers if isinstance(lookup, LookupDrafter) else lambda _: ()
+        return Trees(self.next_tokens, self._tree_beliefs, found, target.max_pass_length)
 
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.

@@ -57,9 +57,11 @@ class Proposal:
         return [self.last, *[d.token for d in self.submitted]]
 
     @property
-    def chain(self) -> int:
-        """Drafts submitted that the drafter made, one after the other."""
-        return len(self.submitted) if self.branches is None else self.branches.chain
+    def chain_result(self) -> tuple[int, int] | None:
+        """Drafts submitted and kept that the drafter made one after the other, where a tree was verified."""
+        if self.branches is None:
+            return None
+        return self.branches.chain, sum(0 < row <= self.branches.chain for row in self.path)
 
     @property
     def signals(self) -> list[float]:
@@ -92,7 +94,7 @@ class Starter(Protocol):
     def rounds(self) -> Loop:
         """Return the loop of a text by itself."""
 
-    def trees(self, request: Request) -> Trees | None:
+    def trees(self, request: Request, drafters: dict[DraftSource, Drafter]) -> Trees | None:
         """Return what makes trees of a text's drafts; None where it has chains alone."""
 
     def load_late(self) -> Backend | None:
@@ -125,11 +127,12 @@ class Run:
         before = request.prompt if request.continues else ()
         self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
-        self.trees = engine.trees(request) if drafters else None
+        self.trees = engine.trees(request, drafters)
         self.tallies: dict[DraftSource, DrafterTally] = {}
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
         self._forwards = self._company = 0
+        self._chained: int | None = None  # accepted drafts of the last round's chain, where it was part of a tree
         self._exact = engine.exact if request.sampling.greedy else None
         self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
         # Near-ties are looked for in the logits; where none can matter, picks are all that a round needs.
@@ -233,12 +236,10 @@ class Run:
             return
         if any(d.probabilities is not None for d in proposal.drafts):
             return  # drawn, so that they must be verified by the rule for drawn ones
-        began = self._clock()
         found = trees.grow(self.policy, self._tokens, proposal.submitted, proposal.context, proposal.room)
         if found is not None:
             proposal.submitted, proposal.branches = found
             proposal.origin = proposal.origin or "table"
-        proposal.draft_seconds += self._clock() - began
 
     def verify(self, proposal: Proposal) -> Rows:
         """Return the target's rows after `Proposal.tokens` in a pass of the text's own: logits (T, V), or their picks."""
@@ -271,9 +272,11 @@ class Run:
     def settle(self, proposal: Proposal, kept: list[int], rows: Rows) -> list[int]:
         """Return `kept` as it stands after near-ties are re-decoded, with the cache rolled back to it."""
         drafts, path = proposal.submitted, proposal.path
+        self._chained = None if proposal.branches is None else (proposal.chain_result or (0, 0))[1]
         if self.trees is not None:
             self.trees.see([self._tokens[-1], *kept[:-1]], rows, path)
-        if proposal.branches is not None:
+        if proposal.branches is not None and self.trees is not None:
+            self.trees.learn(proposal.branches, path)
             self.session.keep(proposal.context, path)
             drafts = [drafts[row - 1] for row in path[1:]]
             rows = [rows[row] for row in path] if isinstance(rows, list) else rows[list(path)]
@@ -299,8 +302,15 @@ class Run:
     def _tally(self, done: Round) -> None:
         if done.origin is None:
             return
-        tally = self.tallies.setdefault(done.origin, DrafterTally())
-        tally.add(drafted=len(done.signals), submitted=done.submitted, accepted=done.kept, seconds=done.draft_seconds)
+        submitted, kept = done.drafted
+        if done.origin != "table":
+            tally = self.tallies.setdefault(done.origin, DrafterTally())
+            tally.add(drafted=len(done.signals), submitted=submitted, accepted=kept, seconds=done.draft_seconds)
+        if done.chain is not None:
+            more, accepted = done.submitted - submitted, done.kept - kept
+            self.tallies.setdefault("table", DrafterTally()).add(
+                drafted=more, submitted=more, accepted=accepted, seconds=0.0
+            )
 
     def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Rows) -> list[int]:
         """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
@@ -352,6 +362,8 @@ class Run:
         for i, token in enumerate(kept):
             self._tokens.append(token)
             source: DraftSource = "target" if origin is None or i == len(kept) - 1 else origin
+            if source != "target" and self._chained is not None and i >= self._chained:
+                source = "table"
             ended = token in request.eos
             text = "" if ended else self._text(token)
             if ended:
@@ -387,7 +399,7 @@ class Run:
 
     def receipt(self) -> Receipt:
         """Return what the run cost so far, without the time that the caller spent between tokens."""
-        known, count = self._engine.acceptance_profile, len(self.tokens)
+        known, count, trees = self._engine.acceptance_profile, len(self.tokens), self.trees
         spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
         return Receipt(
             prompt_tokens=len(self.request.prompt),
@@ -409,4 +421,7 @@ class Run:
             exact=self._redecode_stats,
             sequences=self._company / self._forwards if self._forwards else 1.0,
             reused_tokens=self._reused,
+            tree_forwards=trees.passes if trees else 0,
+            tree_candidates=trees.nodes if trees else 0,
+            tree_tokens=trees.tokens if trees else 0,
         )

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dynx.speculation.round_costs import Costs
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -86,3 +88,30 @@ def walk(drafts: Sequence[int], parents: Sequence[int], pick: Callable[[int, Seq
         if child is None:
             return Walk(tokens, rows)
         rows.append(child)
+
+
+def best_size(
+    costs: Costs,
+    price: float,
+    regret_budget: float,
+    beliefs: Sequence[float],
+    survival: Sequence[float],
+    context: int,
+) -> int:
+    """Return how many nodes, the likeliest first, bring most tokens for their time at `price` tokens a second.
+
+    0 where the chain of drafts with `survival` brings as much, or where the pass could cost more than `regret_budget` plain passes
+    allow.
+    """
+    if not costs.target.known or (costs.foreign and not costs.widest_here):
+        return 0
+    chain, most = len(survival), min(len(beliefs), costs.max_drafts("lookup"))
+    passes = costs.verifying("lookup", max(most, chain), context)
+    limit = (regret_budget + 1) * costs.target(1, context)
+    best, best_worth, tokens = 0, 1 + sum(survival) - price * passes[chain], 1.0
+    for n, belief in enumerate(beliefs[:most], start=1):
+        tokens += belief
+        worth = tokens - price * passes[n]
+        if worth > best_worth and passes[n] + costs.extra_risk("lookup", n, context) <= limit:
+            best, best_worth = n, worth
+    return best

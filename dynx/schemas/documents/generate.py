@@ -174,7 +174,7 @@ class Token:
     text: Annotated[
         str, "What can be shown now: empty for a part of a character, or a possible beginning of a --stop text."
     ]
-    origin: Annotated[Literal["target", "draft", "self", "lookup"], "Who proposed the token first."]
+    origin: Annotated[Literal["target", "draft", "self", "lookup", "table"], "Who proposed the token first."]
 
 
 @dataclass(frozen=True, kw_only=True)
