@@ -168,12 +168,13 @@ class Engine:
         target = self.target
         if not self.drafters.trees or not drafters or not target.can_tree.value:
             return None
-        promised = self.batch_invariant or self.exact is not None
-        if promised and request.any_prefix and not target.can_tree.reason.startswith("bit for bit"):
+        strict = request.any_prefix and target.exact_trunk
+        bitwise = self.batch_invariant or self.exact is not None
+        if request.any_prefix and bitwise and (not strict or (self.exact is not None and self.exact.bound)):
             return None
         lookup = drafters.get("lookup")
         found = lookup.followers if isinstance(lookup, LookupDrafter) else lambda _: ()
-        return Trees(self.next_tokens, self._tree_beliefs, found, target.max_pass_length)
+        return Trees(self.next_tokens, self._tree_beliefs, found, target.max_pass_length, strict=strict)
 
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.

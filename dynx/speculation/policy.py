@@ -399,9 +399,9 @@ class Dynamic:
         """Return the probability that all of the round's first `drafts` drafts up to each are accepted."""
         return self._survival[:drafts]
 
-    def tree_size(self, beliefs: Sequence[float], chain: int, context: int) -> int:
-        """Decide how many nodes of a tree to verify, the likeliest first; 0: the chain of `chain` drafts as it is."""
-        return best_size(self.costs, self.rate, self._regret_budget, beliefs, self._survival[:chain], context)
+    def tree_size(self, beliefs: Sequence[float], survival: Sequence[float], context: int) -> int:
+        """Decide how many nodes of a tree to verify, the likeliest first; 0: the chain of drafts with `survival` as it is."""
+        return best_size(self.costs, self.rate, self._regret_budget, beliefs, survival, context)
 
     def _update_survival(self, plan: _Plan, signals: Sequence[float]) -> None:
         for i in range(len(self._survival), len(signals)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.runtime.backends.interface import Part
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
-from dynx.speculation.drafters.base import DrafterCandidates
+from dynx.speculation.drafters.base import Draft, DrafterCandidates
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.kept_cache import KeptCache
 from dynx.speculation.types import DrafterTally, FinishReason, Receipt, RedecodeStats, Token
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.batch_rows import Rows
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.drafters.base import Drafter
     from dynx.speculation.exactness import RoundingBound
     from dynx.speculation.policy import Policy, Round
     from dynx.speculation.tree import Branches
@@ -48,6 +48,7 @@ class Proposal:
     submitted: Sequence[Draft] = ()
     branches: Branches | None = None  # where what is submitted is a tree
     path: Sequence[int] = ()  # rows of the tree that gave tokens
+    carried: bool = False  # whether the drafts are tokens that rows beside the trunk of the pass before gave
     draft_seconds: float = 0.0
     replay_seconds: float = 0.0  # to read accepted tokens again after a rejection
 
@@ -66,7 +67,7 @@ class Proposal:
     @property
     def signals(self) -> list[float]:
         """The drafter's confidence in each draft."""
-        return [d.signal for d in self.drafts]
+        return [] if self.carried else [d.signal for d in self.drafts]
 
 
 class Loop(Protocol):
@@ -132,6 +133,7 @@ class Run:
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
         self._forwards = self._company = 0
+        self._carried: list[int] = []  # tokens of rows beside the trunk of the last tree
         self._chained: int | None = None  # accepted drafts of the last round's chain, where it was part of a tree
         self._exact = engine.exact if request.sampling.greedy else None
         self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
@@ -203,6 +205,10 @@ class Run:
         for most in (limit, self._engine.target.max_pass_length(context)):
             room = room if most is None else min(room, most - 1)
         proposal = Proposal(tokens[-1], room, context)
+        if room > 0 and self._carried:
+            proposal.carried, proposal.origin = True, "table"
+            proposal.drafts = [Draft(token, 0.0) for token in self._carried[:room]]
+            return proposal
         if room > 0 and self.drafters:
             proposal.origin = policy.choose(DrafterCandidates(self.drafters, tokens), context, room)
         if proposal.origin is not None:
@@ -217,7 +223,7 @@ class Run:
 
     def draft(self, proposal: Proposal) -> None:
         """Draft as long as the policy wants."""
-        if proposal.origin is None:
+        if proposal.origin is None or proposal.carried:
             return
         drafter, began = self.drafters[proposal.origin], self._clock()
         while self.wants_more(proposal) and (draft := drafter.propose()) is not None:
@@ -226,7 +232,9 @@ class Run:
 
     def submit(self, proposal: Proposal) -> None:
         """Decide how many of the drafts to verify."""
-        if proposal.origin is not None:
+        if proposal.carried:
+            proposal.submitted = proposal.drafts
+        elif proposal.origin is not None:
             proposal.submitted = proposal.drafts[: self.policy.verify_length(proposal.signals)]
 
     def branch(self, proposal: Proposal) -> None:
@@ -236,7 +244,14 @@ class Run:
             return
         if any(d.probabilities is not None for d in proposal.drafts):
             return  # drawn, so that they must be verified by the rule for drawn ones
-        found = trees.grow(self.policy, self._tokens, proposal.submitted, proposal.context, proposal.room)
+        found = trees.grow(
+            self.policy,
+            self._tokens,
+            proposal.submitted,
+            proposal.context,
+            proposal.room,
+            carried=proposal.carried,
+        )
         if found is not None:
             proposal.submitted, proposal.branches = found
             proposal.origin = proposal.origin or "table"
@@ -271,15 +286,21 @@ class Run:
 
     def settle(self, proposal: Proposal, kept: list[int], rows: Rows) -> list[int]:
         """Return `kept` as it stands after near-ties are re-decoded, with the cache rolled back to it."""
-        drafts, path = proposal.submitted, proposal.path
-        self._chained = None if proposal.branches is None else (proposal.chain_result or (0, 0))[1]
-        if self.trees is not None:
-            self.trees.see([self._tokens[-1], *kept[:-1]], rows, path)
-        if proposal.branches is not None and self.trees is not None:
-            self.trees.learn(proposal.branches, path)
+        drafts, trees, branches = proposal.submitted, self.trees, proposal.branches
+        self._carried = []
+        if trees is not None:
+            trees.see([self._tokens[-1], *kept[:-1]], rows, proposal.path)
+        if trees is not None and branches is not None:
+            trees.learn(branches, proposal.path)
+            if trees.strict:
+                sure = sum(row <= branches.trunk for row in proposal.path)
+                kept, self._carried, proposal.path = kept[:sure], kept[sure:], proposal.path[:sure]
+            trees.count(branches, len(kept))
+            path = proposal.path
             self.session.keep(proposal.context, path)
             drafts = [drafts[row - 1] for row in path[1:]]
             rows = [rows[row] for row in path] if isinstance(rows, list) else rows[list(path)]
+        self._chained = None if proposal.chain_result is None else proposal.chain_result[1]
         kept = self._settled(kept, drafts if proposal.origin is not None else None, rows)
         if proposal.origin is not None:
             began = self._clock()
@@ -302,15 +323,14 @@ class Run:
     def _tally(self, done: Round) -> None:
         if done.origin is None:
             return
-        submitted, kept = done.drafted
+        submitted, kept = done.drafted if done.origin != "table" else (0, 0)
         if done.origin != "table":
             tally = self.tallies.setdefault(done.origin, DrafterTally())
             tally.add(drafted=len(done.signals), submitted=submitted, accepted=kept, seconds=done.draft_seconds)
-        if done.chain is not None:
+        if done.submitted > submitted:
             more, accepted = done.submitted - submitted, done.kept - kept
-            self.tallies.setdefault("table", DrafterTally()).add(
-                drafted=more, submitted=more, accepted=accepted, seconds=0.0
-            )
+            tally = self.tallies.setdefault("table", DrafterTally())
+            tally.add(drafted=more, submitted=more, accepted=accepted, seconds=0.0)
 
     def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Rows) -> list[int]:
         """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.

@@ -1,17 +1,20 @@
 """A tree of candidates for one verification pass, and the walk through it once the target has answered.
 
-The pass has a row for each node. Row 0 is the text's last token, row i + 1 draft i; `parents[i]` is the row that draft i continues,
-and every parent comes before its children. A chain, in which each draft continues the one before it, is a tree of one branch.
+The pass has a row for each node. Row 0 is the text's last token, row i + 1 draft i; `parents[i]` is the row that draft i
+continues, and every parent comes before its children. A chain, in which each draft continues the one before it, is a tree of one branch.
 
-Candidates are fixed before the target's tokens are known, so the walk is exact under every rule that *names* a token at a row: the
-argmax, the token of a seed's noise, or a token drawn from the row's distribution. That token is appended, and where a child
+Candidates are fixed before the target's tokens are known, so the walk is exact under every rule that names a token at a row:
+the argmax, the token of a seed's noise, or a token drawn from the row's distribution. That token is appended, and where a child
 has it, its row goes on. No ratio is needed. At each row the chance to go on is the sum of the target's probabilities of
 its children, the most that any rule gives for candidates that are certain.
+
+Beside the trunk, the chain with which a tree begins, keys lie at other places than in a chain's pass, and sums are rounded in
+another order. Where a text must be plain decoding's to the bit, tokens of rows beside the trunk are drafts of the next pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,15 +33,16 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """What a pass verifies besides the drafts of a chain: for each draft the row that it continues, and its source.
+    """The shape of a tree whose drafts are verified: for each the row that it continues.
 
-    `chain` counts those drafts that are the chain's own; they come first, each after the one before it.
+    The first `trunk` drafts are a chain, and of these the first `chain` those of the round's own drafter. Rows up to there are
+    computed as in a pass over a chain, whatever else the tree has.
     """
 
     parents: tuple[int, ...]
+    trunk: int
     chain: int
-    beliefs: tuple[float, ...] = ()  # P(all up to here accepted), by draft
-    kinds: tuple[int, ...] = field(default=())  # what is learned of each draft that isn't the chain's
+    kinds: tuple[int, ...] = ()  # by draft: what is learned of it; -1 for the drafter's own
 
 
 def depths(parents: Sequence[int]) -> list[int]:
@@ -100,8 +104,8 @@ def best_size(
 ) -> int:
     """Return how many nodes, the likeliest first, bring most tokens for their time at `price` tokens a second.
 
-    0 where the chain of drafts with `survival` brings as much, or where the pass could cost more than `regret_budget` plain passes
-    allow.
+    0 where the chain of drafts with `survival` brings as much, or where the pass could cost more than `regret_budget` plain
+    passes allow.
     """
     if not costs.target.known or (costs.foreign and not costs.widest_here):
         return 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from dynx.runtime.backends.picks import leading
 from dynx.speculation.drafters.base import Draft
@@ -50,18 +50,11 @@ FIRST_BELIEFS: tuple[tuple[float, ...], ...] = (
     (0.70, 0.40, 0.30, 0.25, 0.45),
 )
 
+CARRIED_BELIEF = 0.97
+"""Probability that a token of a row beside the trunk is the one of the row that decides."""
+
 BESIDE_FACTOR = 1.3
 """First estimate of a candidate beside a rejected draft, over that of one by itself."""
-
-
-class Sizing(Protocol):
-    """What decides how many nodes of a tree are worth their place in the pass; the dynamic policy is one."""
-
-    def tree_size(self, beliefs: Sequence[float], chain: int, context: int) -> int:
-        """Return how many of the nodes, the likeliest first, to verify; 0 to verify the `chain` drafts as they are."""
-
-    def survival_of(self, drafts: int) -> Sequence[float]:
-        """Return the probability that all of the round's first `drafts` drafts up to each are accepted."""
 
 
 @dataclass
@@ -94,8 +87,12 @@ class Trees:
         beliefs: Beliefs,
         followers: Callable[[Sequence[int]], Sequence[tuple[int, int]]] = lambda _: (),
         most: Callable[[int], int | None] = lambda _: None,
+        *,
+        strict: bool = False,
     ) -> None:
         self._table, self._beliefs, self._followers, self._most = table, beliefs, followers, most
+        self.strict = strict
+        """Whether tokens of rows beside the trunk are drafts of the next pass."""
         self.passes = self.nodes = self.tokens = 0
         """Passes that verified trees, their candidates, and the tokens that came of them."""
 
@@ -107,19 +104,31 @@ class Trees:
                 self._table.see(token, found)
 
     def grow(
-        self, policy: object, text: Sequence[int], drafts: Sequence[Draft], context: int, room: int
+        self,
+        policy: object,
+        text: Sequence[int],
+        drafts: Sequence[Draft],
+        context: int,
+        room: int,
+        *,
+        carried: bool = False,
     ) -> tuple[list[Draft], Branches] | None:
-        """Return the drafts and the tree to verify in the place of a chain of `drafts`; None where the chain is as good."""
+        """Return the drafts and the tree to verify in the place of a chain of `drafts`; None where the chain is as good.
+
+        `carried`: the drafts are tokens of rows beside the trunk of the pass before.
+        """
         size = getattr(policy, "tree_size", None)
         if size is None:
             return None
         limit = self._most(context)
         most = MAX_NODES if limit is None else min(MAX_NODES, limit - 1)
-        survival = policy.survival_of(len(drafts)) if drafts else ()  # type: ignore[attr-defined]
+        survival: Sequence[float] = [CARRIED_BELIEF] * len(drafts)
+        if drafts and not carried:
+            survival = policy.survival_of(len(drafts))  # type: ignore[attr-defined]
         nodes = self._nodes(text, drafts, survival, most, room)
         if not nodes:
             return None
-        count = size([node.belief for node in nodes], len(drafts), context)
+        count = size([node.belief for node in nodes], survival, context)
         nodes = nodes[:count]
         if all(node.kind < 0 for node in nodes):
             return None
@@ -128,13 +137,16 @@ class Trees:
     def learn(self, branches: Branches, path: Sequence[int]) -> None:
         """Learn which candidates of a verified tree were accepted; `path` are the rows that gave tokens."""
         beliefs, accepted = self._beliefs, set(path)
-        self.passes += 1
-        self.nodes += len(branches.parents)
-        self.tokens += len(path)
         chain = {branches.parents[i]: i + 1 for i in range(branches.chain)}
         for row, (parent, kind) in enumerate(zip(branches.parents, branches.kinds, strict=True), start=1):
             if kind >= 0 and parent in accepted and chain.get(parent) not in accepted:
                 beliefs.observe(kind, accepted=row in accepted)
+
+    def count(self, branches: Branches, tokens: int) -> None:
+        """Count a pass over a tree, and the tokens that came of it."""
+        self.passes += 1
+        self.nodes += len(branches.parents)
+        self.tokens += tokens
 
     def _nodes(
         self, text: Sequence[int], drafts: Sequence[Draft], survival: Sequence[float], most: int, room: int
@@ -194,11 +206,21 @@ class _Node:
 
 
 def _ordered(nodes: Sequence[_Node], drafts: Sequence[Draft]) -> tuple[list[Draft], Branches]:
-    """Put the chain first, so that where it alone is accepted nothing moves in the cache."""
-    order = sorted(range(len(nodes)), key=lambda i: (nodes[i].kind >= 0, i))
+    """Put the trunk first: the drafter's own nodes, then the likeliest child of each."""
+    trunk: list[int] = []
+    for i, node in enumerate(nodes):
+        if node.parent == (trunk[-1] + 1 if trunk else 0) and (node.kind < 0 or not _continued(nodes, node.parent)):
+            trunk.append(i)
+    on_trunk = set(trunk)
+    order = [*trunk, *(i for i in range(len(nodes)) if i not in on_trunk)]
     place = {0: 0, **{i + 1: at for at, i in enumerate(order, start=1)}}
     chosen = [nodes[i] for i in order]
     chain = sum(node.kind < 0 for node in nodes)
     out = [*drafts[:chain], *(Draft(node.token, node.belief) for node in chosen[chain:])]
     parents = tuple(place[node.parent] for node in chosen)
-    return out, Branches(parents, chain, tuple(node.belief for node in chosen), tuple(node.kind for node in chosen))
+    return out, Branches(parents, len(trunk), chain, tuple(node.kind for node in chosen))
+
+
+def _continued(nodes: Sequence[_Node], parent: int) -> bool:
+    """Whether the drafter's own chain goes on at `parent`."""
+    return any(node.kind < 0 and node.parent == parent for node in nodes)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from dynx.speculation.prepared import PreparedProcessors
 
 DraftSource = Literal["target", "draft", "self", "lookup", "table"]
-"""The source of a token. "table" are candidates that a tree has beside a draft. A token of the target's own, from a plain pass or after a rejection, is "target"."""
+"""The source of a token; "table" for candidates beside a draft, in a tree.
+
+A token of the target's own, from a plain pass or after a rejection, is "target"."""
 
 MIN_REPETITION_PENALTY = 1e-6
 """Smallest repetition penalty by which, and by whose inverse, logits can be multiplied without overflow."""

@@ -219,8 +219,8 @@ class CudaGraphBackend(EagerBackend):
         """See `EagerBackend.run`: replayed, where a captured pass is wide enough and ends within the context."""
         count = len(tokens)
         width = next((w for w in CAPTURED_TOKENS if w >= count), None)
-        stock = arguments or not isinstance(cache, SlotCache) or self._parted
-        if stock or width is None or self._ends(cache.position + width):
+        stock = bool(arguments) or self._parted
+        if stock or not isinstance(cache, SlotCache) or width is None or self._ends(cache.position + width):
             return super().run(tokens, cache, keep, **arguments)
         with torch.inference_mode(), device_memory_errors(self.device):
             if width not in cache.captured:

@@ -1,8 +1,8 @@
 """Passes over a tree of tokens on an eager model: each token attends to its ancestors alone, at the position of its depth.
 
-Stock modules take the mask as it is, so which architectures it works for is found out by trying (`tried`): some compute positions
-from the mask, or have no place for one. The keys and values of a tree lie one after the other in the cache; `keep_rows` moves those
-that stay.
+Stock modules take the mask as it is, so which architectures it works for is found out by trying (`tried`): some compute
+positions from the mask, or have no place for one. The keys and values of a tree lie one after the other in the cache; `keep_rows`
+moves those that stay.
 
 Letters in shapes: T tokens of the tree, C tokens before it.
 """

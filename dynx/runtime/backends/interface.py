@@ -60,8 +60,8 @@ class Session(Protocol):
     ) -> Tensor | list[int]:
         """Run all layers on a tree, where `Backend.can_tree`: token i + 1 continues token `parents[i]`, tokens[0] the sequence.
 
-        Returns logits (T, V), or with `picks` the likeliest tokens, as `pick` does. Before anything else is done with the session,
-        `keep` tells which tokens stay.
+        Returns logits (T, V), or with `picks` the likeliest tokens, as `pick` does. Before anything else is done with the
+        session, `keep` tells which tokens stay.
         """
         raise UnsupportedModelError("no passes over trees")
 
@@ -97,8 +97,8 @@ class Session(Protocol):
 class Part:
     """A sequence's part in a pass: tokens to append, and how many of the last rows are wanted (`keep`; None: all).
 
-    With `picks` the likeliest tokens are wanted instead of logits, as from `Session.pick`. With `parents` the tokens are a tree, as
-    in `Session.forward_tree`.
+    With `picks` the likeliest tokens are wanted instead of logits, as from `Session.pick`. With `parents` the tokens are a tree,
+    as in `Session.forward_tree`.
     """
 
     session: Any
@@ -128,6 +128,9 @@ class Backend(Protocol):
 
     compiled: int = 0
     """Graphs that this process had to compile."""
+
+    exact_trunk: bool = False
+    """Where `can_tree`: whether the rows of a tree's first tokens that are a chain have the bits of a pass over that chain."""
 
     @property
     def can_rollback(self) -> Decision[bool]:

@@ -1,7 +1,7 @@
 """The target's own candidates: after each token, the likeliest next ones as the target last gave them there.
 
-The rows of a verification show more than the token that was taken. What came second after a word is often what comes first after it
-elsewhere, so the candidates are kept by the token before them and cost nothing to draft. The table holds what was
+The rows of a verification show more than the token that was taken. What came second after a word is often what comes first
+after it elsewhere, so the candidates are kept by the token before them and cost nothing to draft. The table holds what was
 written, so it lives as long as the engine that fills it, and no longer.
 """
 

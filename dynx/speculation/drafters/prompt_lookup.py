@@ -85,7 +85,7 @@ class LookupDrafter:
         return math.log2(self._length + drafted + 1)
 
     def followers(self, tail: Sequence[int]) -> list[tuple[int, int]]:
-        """Return what followed the last tokens of `tail` where they were last: (tokens matched, token), the longest match first."""
+        """Return what followed the last tokens of `tail` where they were last: (tokens matched, token), longest match first."""
         return [] if self._new_ngrams is not None else self._index.followers(tail)
 
     def accept(self, count: int) -> None:

@@ -98,6 +98,7 @@ def load(
         raise UnsupportedModelError(f"{model.config.model_type} {fault}")
     if cache is not None and (folder := _folder(cache, precision)).is_dir():
         put_mark(folder / CHECKED_FILE)
+        backend.folder = folder
     return backend
 
 
@@ -144,7 +145,9 @@ def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> 
     if not path.is_file():
         return None
     try:
-        return OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
+        backend = OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
+        backend.folder = path.parent
+        return backend
     except Exception as e:
         if is_out_of_memory(e):
             raise
@@ -192,6 +195,8 @@ class OpenVINOBackend(Backend):
 
     name = "openvino"
     own_threads = True
+    folder: Path | None = None
+    """Where the converted model is kept, with notes of what was tried of it."""
 
     def __init__(self, graph: Any, *, precision: Precision, threads: int | None, weights: object = None) -> None:
         known = {key: graph.get_rt_info(["dynx", key]).astype(str) for key in ("layers", "vocab", "context", "kind")}
@@ -329,8 +334,9 @@ class OpenVINOBackend(Backend):
         *,
         scratch: bool,
     ) -> NDArray[np.float32]:
-        """Logits (rows wanted, V), with `scratch` in memory that the next pass overwrites. `steps`: positions from each length on.
+        """Logits (rows wanted, V), with `scratch` in memory that the next pass overwrites.
 
+        `steps` are the tokens' positions after the lengths of their sequences.
         Positions of padding are overwritten by the tokens that come to be there.
         """
         starts = np.array([table.length for table in tables], np.int32)

@@ -29,7 +29,9 @@ FUSED_PER_THREAD = 64
 
 
 def assemble(graph: Any) -> None:
-    """Put paged attention in the places that `convert.convert` marked, with its inputs: `PAGED_INPUTS`, `TREE_INPUTS` and the caches.
+    """Put paged attention in the places that `convert.convert` marked, with its inputs.
+
+    These are `PAGED_INPUTS`, `TREE_INPUTS` and the caches.
 
     A graph that has it already stays as it is.
     """
