@@ -1,7 +1,8 @@
 """A tree of candidates for one verification pass, and the walk through it once the target has answered.
 
 The pass has a row for each node. Row 0 is the text's last token, row i + 1 draft i; `parents[i]` is the row that draft i
-continues, and every parent comes before its children. A chain, in which each draft continues the one before it, is a tree of one branch.
+continues, and every parent comes before its children. A chain, in which each draft continues the one before it, is a tree of
+one branch.
 
 Candidates are fixed before the target's tokens are known, so the walk is exact under every rule that names a token at a row:
 the argmax, the token of a seed's noise, or a token drawn from the row's distribution. That token is appended, and where a child

@@ -1,8 +1,8 @@
 """Makes trees of candidates: which ones a pass of the target verifies beside the drafts of a chain, or in the place of the last.
 
 Candidates are the drafts of the round's own drafter, what followed the last tokens earlier in the text, and what the target
-itself thought likely after a token (`drafters.next_tokens`). Each has a probability to be accepted if its parent is. The drafter's
-own come from the policy. The others' are learned here, by how many tokens matched and at which rank the target had them, apart
+itself thought likely after a token (`drafters.next_tokens`). Each has a probability to be accepted if its parent is. Those of the
+drafter's own come from the policy. The others' are learned here, by how many tokens matched and at which rank the target had them, apart
 for candidates that have a draft beside them: these count only where that one is rejected.
 
 The likeliest nodes are taken first, by the product along their path, and the policy decides how many: as many as maximise
@@ -97,7 +97,7 @@ class Trees:
         """Passes that verified trees, their candidates, and the tokens that came of them."""
 
     def see(self, before: Sequence[int], rows: Tensor | list[int], path: Sequence[int]) -> None:
-        """Keep the target's candidates at the rows of tokens that stay: `before` are those tokens, in rows `path` (or 0, 1, …)."""
+        """Keep the target's candidates after the tokens `before`, by their rows `path` (by default 0, 1, …)."""
         for i, token in enumerate(before):
             found = leading(rows, path[i] if path else i, CANDIDATES)
             if found:

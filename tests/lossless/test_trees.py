@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PROMPT = (7, 30, 2, 51, 18, 7, 30, 2, 44, 9, 51, 18)
 LONG = 64
-NO_TREES = {"bloom", "falcon"}
+NO_TREES = {"bloom"}
 """Architectures that compute positions from the mask."""
 
 

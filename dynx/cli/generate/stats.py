@@ -57,7 +57,10 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
     if receipt.tree_forwards:
         nodes, tokens = receipt.tree_candidates / receipt.tree_forwards, receipt.tree_tokens / receipt.tree_forwards
         rows.append(
-            ("trees", f"{receipt.tree_forwards} passes verified a tree of {nodes:.1f} candidates, {tokens:.2f} tokens each")
+            (
+                "trees",
+                f"{receipt.tree_forwards} passes verified a tree of {nodes:.1f} candidates, {tokens:.2f} tokens each",
+            )
         )
     if receipt.idle:
         rows.append((NAMES["draft"], "not used: at the costs measured so far it wouldn't have saved time"))

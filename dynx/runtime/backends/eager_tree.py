@@ -34,9 +34,7 @@ class TreeSession:
     _cache: CounterCache
     _length: int
 
-    def forward_tree(
-        self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False
-    ) -> Tensor | list[int]:
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
         """See `Session.forward_tree`."""
         self._cache.position = self._length
         rows = self._backend.run(tokens, self._cache, None, **tree_arguments(self._backend, self._length, parents))

@@ -55,9 +55,7 @@ class Session(Protocol):
         """
         return likeliest(self.forward(tokens, keep=keep))
 
-    def forward_tree(
-        self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False
-    ) -> Tensor | list[int]:
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
         """Run all layers on a tree, where `Backend.can_tree`: token i + 1 continues token `parents[i]`, tokens[0] the sequence.
 
         Returns logits (T, V), or with `picks` the likeliest tokens, as `pick` does. Before anything else is done with the

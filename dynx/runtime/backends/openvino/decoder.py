@@ -410,9 +410,7 @@ class OpenVINOSession(Session):
             if first < end:
                 yield out
 
-    def forward_tree(
-        self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False
-    ) -> Tensor | list[int]:
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
         """See `Session.forward_tree`."""
         self.fit(len(tokens))
         return self._backend.forward([Part(self, tokens, None, picks, parents)])[0]
