@@ -29,6 +29,7 @@ from dynx.speculation.calibration_prompts import evenly, own_prompts
 from dynx.speculation.draft_vocabulary import choose_draft_vocabulary
 from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.known_drafters import place_of
+from dynx.speculation.own_candidates import ask, can_pay, to_json
 from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.timing import Samples, measure_with_padding
@@ -55,6 +56,10 @@ CHECK_SHARE, SHARE_AFTER_CHECK = 0.15, 0.08
 
 MAX_QUIET_SPREAD = 0.35
 """Spread of a pass's times, as a share of their median, beyond which the machine counts as busy."""
+
+
+OWN_CANDIDATES_SHARE = 0.15
+"""Share of the budget in which the target is asked what it thinks likely after single tokens."""
 
 
 @dataclass
@@ -129,6 +134,10 @@ def _calibrate(
         end_tokens=assembly.end_tokens,
     )
     texts = written.texts
+    candidates: dict[int, list[int]] = {}
+    if plan.kinds and can_pay(samples.curve("target")):
+        candidates = ask(target, texts, texts[0].tokens[0], budget=OWN_CANDIDATES_SHARE * budget, clock=clock)
+        engine.know(candidates)
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
     vocabulary = choose_draft_vocabulary(small, texts, samples, clock)
@@ -196,6 +205,7 @@ def _calibrate(
         fitted={
             "origins": list(origins),
             "exit_layers": chosen.exit_layers,
+            "own_candidates": to_json(candidates),
             "draft_vocabulary": vocabulary if "draft" in origins else None,
             "lookup": chosen.lookup,
             "reliability": {o: r.to_json() for o, r in fit_result.acceptance_models.items()},

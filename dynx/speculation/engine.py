@@ -105,6 +105,9 @@ class AcceptanceProfile:
     from_profile: bool = False
     regret_budget: float = UNPROFILED_REGRET_BUDGET_PASSES  # plain passes, at the start of a text without a profile
     first_regret_budget: float = 0.0  # the same, at the start of the first text only
+    next_tokens: Mapping[int, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # the target's candidates by the token before
 
     def model_for(self, origin: DraftSource, *, greedy: bool) -> AcceptanceModel:
         """Return a source's acceptance model in a mode; sampling starts from what greedy decoding learned."""
@@ -145,8 +148,13 @@ class Engine:
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self._earlier: Dynamic | None = None  # the policy of the text before
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
-        self.next_tokens, self._tree_beliefs = NextTokens(), Beliefs()
+        self.next_tokens, self._tree_beliefs = NextTokens(self.acceptance_profile.next_tokens), Beliefs()
         self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
+
+    def know(self, candidates: Mapping[int, Sequence[int]]) -> None:
+        """Begin trees with these candidates by the token before them, in the place of those of the profile."""
+        self.acceptance_profile.next_tokens = {token: tuple(each) for token, each in candidates.items()}
+        self.next_tokens = NextTokens(self.acceptance_profile.next_tokens)
 
     @cached_property
     def library(self) -> NgramIndex:

@@ -255,6 +255,7 @@ def assemble(
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.engine import Drafters, Engine
+    from dynx.speculation.own_candidates import from_json
     from dynx.speculation.sampling import check_processors
 
     acceptance_profile = _acceptance_profile(plan, warn)
@@ -290,6 +291,7 @@ def assemble(
         decisions.draft = describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
+    acceptance_profile.next_tokens = from_json(fitted.get("own_candidates"), target.vocab)
     engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile, threads=plan.threads)
     if target.own_threads:
         decisions.threads = beside(TITLES[target.name], decisions.threads)

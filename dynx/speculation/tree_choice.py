@@ -2,8 +2,8 @@
 
 Candidates are the drafts of the round's own drafter, what followed the last tokens earlier in the text, and what the target
 itself thought likely after a token (`drafters.next_tokens`). Each has a probability to be accepted if its parent is. Those of the
-drafter's own come from the policy. The others' are learned here, by how many tokens matched and at which rank the target had them, apart
-for candidates that have a draft beside them: these count only where that one is rejected.
+drafter's own come from the policy. The others' are learned here, by how many tokens matched and at which rank the target had
+them, apart for candidates that have a draft beside them: these count only where that one is rejected.
 
 The likeliest nodes are taken first, by the product along their path, and the policy decides how many: as many as maximise
 1 + Σ P(node) - λ·T(n + 1), under the same budget as any round. A round that no other candidate improves is left as it was.

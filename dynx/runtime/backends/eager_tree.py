@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynx.errors import DeviceError
-from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.backends.picks import as_picks
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TreeSession:
         self._cache.position = self._length
         rows = self._backend.run(tokens, self._cache, None, **tree_arguments(self._backend, self._length, parents))
         self._length += len(tokens)
-        return likeliest(rows) if picks else rows
+        return as_picks(rows) if picks else rows
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """See `Session.keep`."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.backends.picks import as_picks
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Session(Protocol):
 
         These are the argmax of the logits that `forward` returns, the first of equals; a backend may save itself those.
         """
-        return likeliest(self.forward(tokens, keep=keep))
+        return as_picks(self.forward(tokens, keep=keep))
 
     def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
         """Run all layers on a tree, where `Backend.can_tree`: token i + 1 continues token `parents[i]`, tokens[0] the sequence.

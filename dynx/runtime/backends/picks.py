@@ -24,6 +24,11 @@ class Picks(list[int]):
         self.logits = logits
 
 
+def as_picks(rows: Tensor) -> list[int]:
+    """Return the argmax of each of `rows` (T, V), on the processor with the logits that they come from."""
+    return Picks(rows.detach().float().numpy()) if rows.device.type == "cpu" else likeliest(rows)
+
+
 def leading(rows: Tensor | list[int], at: int, count: int) -> list[int]:
     """Return the `count` likeliest tokens of row `at`, the likeliest first; none where `rows` are picks without logits."""
     if isinstance(rows, list):

@@ -74,6 +74,10 @@ class GenerateFitted:
         "Tokens of passes that are run wider, because that costs no more, and the tokens they are run with.",
     ] = ABSENT
     backend: Annotated[str, "Whose kernels were fastest."] = ABSENT
+    own_candidates: Annotated[
+        dict[str, list[Count]],
+        "By token, the tokens that the model thinks likeliest after it, where nothing else is known.",
+    ] = ABSENT
     draft_vocabulary: Annotated[
         list[Count] | None, "Ids that the draft model's output head was cut to; null where it stays whole."
     ] = ABSENT

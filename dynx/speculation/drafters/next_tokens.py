@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 CANDIDATES = 4
 """Candidates kept for each token."""
@@ -21,10 +21,10 @@ MAX_TOKENS = 32768
 
 
 class NextTokens:
-    """Candidates by the token before them, of `limit` tokens at most."""
+    """Candidates by the token before them, of `limit` tokens at most; `first` are those of tokens that weren't seen yet."""
 
-    def __init__(self, limit: int = MAX_TOKENS) -> None:
-        self._limit = limit
+    def __init__(self, first: Mapping[int, tuple[int, ...]] | None = None, limit: int = MAX_TOKENS) -> None:
+        self._first, self._limit = first or {}, limit
         self._after: OrderedDict[int, tuple[int, ...]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -40,4 +40,4 @@ class NextTokens:
 
     def after(self, token: int) -> tuple[int, ...]:
         """Return the candidates after `token`, the likeliest first; none where it wasn't seen."""
-        return self._after.get(token, ())
+        return self._after.get(token) or self._first.get(token, ())
