@@ -176,9 +176,12 @@ class Engine:
         target = self.target
         if not self.drafters.trees or not drafters or not target.can_tree.value:
             return None
-        strict = request.any_prefix and target.exact_trunk
+        exact_rows = target.precision == "float32" and not target.trunk_only
+        strict = request.any_prefix and (target.exact_trunk or not exact_rows)
+        if target.trunk_only and not strict:
+            return None
         bitwise = self.batch_invariant or self.exact is not None
-        if request.any_prefix and bitwise and (not strict or (self.exact is not None and self.exact.bound)):
+        if request.any_prefix and bitwise and (not target.exact_trunk or (self.exact is not None and self.exact.bound)):
             return None
         lookup = drafters.get("lookup")
         found = lookup.followers if isinstance(lookup, LookupDrafter) else lambda _: ()

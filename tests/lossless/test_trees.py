@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import ROLLING, VOCAB, Stub, Whim, generated, tiny
+from support.models import ROLLING, VOCAB, Bushy, Stub, generated, tiny
 from torch import Tensor
 
 from dynx.runtime.backends.eager import EagerBackend
@@ -29,25 +29,6 @@ PROMPT = (7, 30, 2, 51, 18, 7, 30, 2, 44, 9, 51, 18)
 LONG = 64
 NO_TREES = {"bloom"}
 """Architectures that compute positions from the mask."""
-
-
-class Bushy(Whim):
-    """Arbitrary choices of trees: any number of nodes beside and in the place of arbitrary drafts."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
-        self._sizes = np.random.default_rng(seed + 100)
-        self.trees = 0
-
-    def survival_of(self, drafts: int) -> Sequence[float]:
-        """A guess that leaves room for others."""
-        return [0.6 ** (i + 1) for i in range(drafts)]
-
-    def tree_size(self, beliefs: Sequence[float], survival: Sequence[float], context: int) -> int:
-        """Any number of them."""
-        count = int(self._sizes.integers(0, len(beliefs) + 1))
-        self.trees += count > 0
-        return count
 
 
 def ids(run: Run) -> list[int]:

@@ -130,6 +130,9 @@ class Backend(Protocol):
     exact_trunk: bool = False
     """Where `can_tree`: whether the rows of a tree's first tokens that are a chain have the bits of a pass over that chain."""
 
+    trunk_only: bool = False
+    """Where `can_tree`: whether the other rows of a tree are only nearly those of chains, as with sliding windows over places."""
+
     @property
     def can_rollback(self) -> Decision[bool]:
         """Whether `Session.rollback` is possible, and why not."""

@@ -206,6 +206,7 @@ class OpenVINOBackend(Backend):
         self.kind = known["kind"]
         self.precision: str = precision
         self._weights = weights
+        self.windows = paged.has_windows(graph)
         paged.assemble(graph)
         paged.keep_apart(graph, _threads_had(threads))
         core = _core()

@@ -68,6 +68,15 @@ def assemble(graph: Any) -> None:
     graph.validate_nodes_and_infer_types()
 
 
+def has_windows(graph: Any) -> bool:
+    """Whether any layer attends to the latest tokens only."""
+    try:
+        settings = json.loads(graph.get_rt_info(["dynx", "attention"]).astype(str))
+    except RuntimeError:
+        return False  # an exported graph
+    return any(window for _, window, _ in settings)
+
+
 def share_constants(graph: Any) -> None:
     """Let equal small constants be one: compiling takes time for each node, and half of a traced graph's are such constants."""
     import openvino as ov

@@ -61,6 +61,7 @@ def tried(backend: Any, tolerance: float) -> Decision[bool]:
     """
     if "qq_bias" not in backend.inputs:
         return Decision(False, "an exported graph has no inputs for trees")
+    backend.trunk_only = backend.windows
     if backend.folder is not None:
         for name in (EXACT_TREES_FILE, TREES_FILE):
             if is_marked(backend.folder / name):
