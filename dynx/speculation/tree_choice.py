@@ -44,10 +44,10 @@ RANKS = CANDIDATES + 1
 # Acceptance by tokens matched in the text (0 to 3) and rank among the target's own candidates (0 to 3, or none), of a 135 M chat
 # model's answers to 48 questions of Spec-Bench (tests/speculation/data).
 FIRST_BELIEFS: tuple[tuple[float, ...], ...] = (
-    (0.21, 0.08, 0.05, 0.04, 0.0),
-    (0.30, 0.15, 0.12, 0.10, 0.07),
-    (0.50, 0.28, 0.22, 0.18, 0.20),
-    (0.70, 0.40, 0.30, 0.25, 0.45),
+    (0.12, 0.055, 0.03, 0.022, 0.0),
+    (0.20, 0.20, 0.13, 0.10, 0.056),
+    (0.52, 0.32, 0.20, 0.20, 0.18),
+    (0.80, 0.55, 0.53, 0.53, 0.58),
 )
 
 CARRIED_BELIEF = 0.97

@@ -22,16 +22,14 @@ from dynx.runtime.decision import Decision
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.runtime.backends.eager import CounterCache, EagerBackend, EagerSession
-
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class TreeSession:
     """The part of an `EagerSession` that runs trees."""
 
-    _backend: EagerBackend
-    _cache: CounterCache
+    _backend: Any
+    _cache: Any
     _length: int
 
     def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
@@ -47,7 +45,7 @@ class TreeSession:
         self._length = start + len(rows)
 
 
-def tree_arguments(backend: EagerBackend, before: int, parents: Sequence[int]) -> dict[str, Any]:
+def tree_arguments(backend: Any, before: int, parents: Sequence[int]) -> dict[str, Any]:
     """Return the model's arguments for a tree after `before` tokens: masks (1, 1, T, C + T) and positions (1, T)."""
     config, count = backend.config, len(parents) + 1
     depth = torch.zeros(count, dtype=torch.long)
@@ -67,14 +65,14 @@ def tree_arguments(backend: EagerBackend, before: int, parents: Sequence[int]) -
     return {"attention_mask": mask, "position_ids": positions[None].to(backend.device)}
 
 
-def _additive(seen: Tensor, backend: EagerBackend) -> Tensor:
+def _additive(seen: Tensor, backend: Any) -> Tensor:
     """Return 0 where `seen` and the least number elsewhere, which attention with or without fused kernels adds to scores."""
     out = torch.zeros(seen.shape, dtype=backend.model.dtype)
     return out.masked_fill_(~seen, torch.finfo(out.dtype).min)[None, None].to(backend.device)
 
 
 @torch.inference_mode()
-def keep_rows(cache: CounterCache, start: int, rows: Sequence[int]) -> None:
+def keep_rows(cache: Any, start: int, rows: Sequence[int]) -> None:
     """Move the keys and values of `rows` of the tree that begins at `start` to the places from there on."""
     first = next((i for i, row in enumerate(rows) if row != i), None)
     if first is None:
@@ -87,7 +85,7 @@ def keep_rows(cache: CounterCache, start: int, rows: Sequence[int]) -> None:
 
 
 @torch.inference_mode()
-def tried(backend: EagerBackend, session: type[EagerSession]) -> Decision[bool]:
+def tried(backend: Any, session: Any) -> Decision[bool]:
     """Test on a few tokens whether the rows of a tree, and those after one of its branches was kept, are those of chains."""
     kind = backend.config.model_type
     if not backend.can_rollback.value or backend.keeps_states or backend.length_dependence is not None:
