@@ -109,6 +109,8 @@ class CounterCache(Cache):  # type: ignore[misc]
 class EagerSession(TreeSession, Session):
     """A sequence in an `EagerBackend`."""
 
+    _backend: EagerBackend
+
     def __init__(self, backend: EagerBackend) -> None:
         self._backend = backend
         self._cache = CounterCache(backend.layers)
