@@ -287,7 +287,11 @@ def assemble(
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
-        drafters = Drafters(small, layers, looking, library, late, bool(fitted.get("trees", True)))
+        # Trees need a table of candidates, a trial of the model and a gain: calibration finds all three.
+        trees = fitted.get("trees") is True and not plan.bundled
+        if trees:
+            target.trust_trees()
+        drafters = Drafters(small, layers, looking, library, late, trees)
         decisions.draft = describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")

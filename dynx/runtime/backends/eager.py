@@ -449,6 +449,10 @@ class EagerBackend(Backend):
         """Whether a pass over a tree gives the logits of its chains, tested once."""
         return tried(self, EagerSession)
 
+    def trust_trees(self) -> None:
+        """See `Backend.trust_trees`."""
+        self.can_tree = Decision(True, "tested when it was calibrated")
+
     @cached_property
     def can_exit(self) -> Decision[bool]:
         """Whether running the blocks in two parts gives the whole model's logits, tested once."""

@@ -146,6 +146,10 @@ class Backend(Protocol):
         """Whether `Session.forward_tree` is possible, and why not."""
         return Decision(False, f"{self.name} runs no passes over trees")
 
+    def trust_trees(self) -> None:
+        """Leave the trial of `can_tree` out: a profile says that these weights passed it."""
+        return
+
     @property
     def replays(self) -> bool:
         """Whether a rollback that drops some tokens of a pass takes another pass over those that stay."""
