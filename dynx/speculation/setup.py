@@ -287,11 +287,7 @@ def assemble(
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
-        # Trees need a table of candidates, a trial of the model and a gain: calibration finds all three.
-        trees = fitted.get("trees") is True and not plan.bundled
-        if trees:
-            target.trust_trees()
-        drafters = Drafters(small, layers, looking, library, late, trees)
+        drafters = Drafters(small, layers, looking, library, late, _trees(plan, target))
         decisions.draft = describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
@@ -362,6 +358,14 @@ def _make_exact(
     stages("measuring how passes round")
     known = plan.own_profile.measured.get("noise") if plan.own_profile else None
     engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, padded_lengths)
+
+
+def _trees(plan: GeneratorPlan, target: Backend) -> bool:
+    """Whether passes may verify trees: they need a table of candidates, a trial of the model and a gain, which calibration finds."""
+    found = plan.fitted.get("trees") is True and not plan.bundled
+    if found:
+        target.trust_trees()
+    return found
 
 
 def _library(request: GeneratorRequest) -> str:
