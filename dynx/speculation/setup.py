@@ -361,7 +361,7 @@ def _make_exact(
 
 
 def _trees(plan: GeneratorPlan, target: Backend) -> bool:
-    """Whether passes may verify trees: they need a table of candidates, a trial of the model and a gain, which calibration finds."""
+    """Whether passes may verify trees, which need a table of candidates, a trial and a gain: calibration finds these."""
     found = plan.fitted.get("trees") is True and not plan.bundled
     if found:
         target.trust_trees()
