@@ -41,13 +41,17 @@ PRIOR_CANDIDATES = 20.0
 RANKS = CANDIDATES + 1
 """Ranks in the target's own candidates, and one for those that aren't among them."""
 
+OTHER_CHOICE = 4
+"""Stands for tokens matched where a candidate is a draft model's next choice."""
+
 # Acceptance by tokens matched in the text (0 to 3) and rank among the target's own candidates (0 to 3, or none), of a 135 M chat
-# model's answers to 48 questions of Spec-Bench (tests/speculation/data).
+# model's answers to 48 questions of Spec-Bench (tests/speculation/data); last, of a draft model's next choices by their rank.
 FIRST_BELIEFS: tuple[tuple[float, ...], ...] = (
     (0.12, 0.055, 0.03, 0.022, 0.0),
     (0.20, 0.20, 0.13, 0.10, 0.056),
     (0.52, 0.32, 0.20, 0.20, 0.18),
     (0.80, 0.55, 0.53, 0.53, 0.58),
+    (0.0, 0.35, 0.15, 0.08, 0.0),
 )
 
 CARRIED_BELIEF = 0.97
@@ -152,7 +156,7 @@ class Trees:
         self, text: Sequence[int], drafts: Sequence[Draft], survival: Sequence[float], most: int, room: int
     ) -> list[_Node]:
         """Return the likeliest nodes, the likeliest first and parents before children."""
-        beliefs, followers, table = self._beliefs, self._followers, self._table
+        rates = self._beliefs.rates
         start = list(text[-ORDER:])
         out: list[_Node] = []
         heap: list[tuple[float, int, int, int, int, list[int], int, int]] = []
@@ -174,17 +178,9 @@ class Trees:
                 left = max(0.0, belief - after)
             if left < MIN_BELIEF:
                 return
-            ranks = {token: rank for rank, token in enumerate(table.after(tail[-1]))}
-            seen = {own}
-            for matched, token in followers(tail):
-                if token not in seen:
-                    seen.add(token)
-                    kind = beliefs.kind(matched, ranks.pop(token, CANDIDATES), beside=own >= 0)
-                    push(left * beliefs.rates[kind], token, parent, kind, [*tail[1 - ORDER :], token], depth + 1, -1)
-            for token, rank in ranks.items():
-                if token not in seen:
-                    kind = beliefs.kind(0, rank, beside=own >= 0)
-                    push(left * beliefs.rates[kind], token, parent, kind, [*tail[1 - ORDER :], token], depth + 1, -1)
+            others = drafts[link].others if own >= 0 else ()
+            for token, kind in self._candidates(tail, own, others):
+                push(left * rates[kind], token, parent, kind, [*tail[1 - ORDER :], token], depth + 1, -1)
 
         expand(0, 1.0, start, 0, 0 if drafts else -1)
         while heap and len(out) < most:
@@ -195,6 +191,19 @@ class Trees:
             if depth < room:
                 expand(len(out), -negative, tail, depth, link)
         return out
+
+    def _candidates(self, tail: Sequence[int], own: int, others: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the tokens that may follow `tail` beside the draft `own` (-1: none), and their kinds."""
+        beliefs, beside, found = self._beliefs, own >= 0, dict[int, int]()
+        for rank, token in enumerate(others[: CANDIDATES - 1], start=1):
+            found[token] = beliefs.kind(OTHER_CHOICE, rank, beside=beside)
+        ranks = {token: rank for rank, token in enumerate(self._table.after(tail[-1]))}
+        for matched, token in self._followers(tail):
+            found.setdefault(token, beliefs.kind(matched, ranks.get(token, CANDIDATES), beside=beside))
+        for token, rank in ranks.items():
+            found.setdefault(token, beliefs.kind(0, rank, beside=beside))
+        found.pop(own, None)
+        return list(found.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import ROLLING, VOCAB, Bushy, Stub, generated, tiny
+from support.models import ROLLING, VOCAB, Bushy, Stub, generated, perturbed, tiny
 from torch import Tensor
 
 from dynx.runtime.backends.eager import EagerBackend
@@ -212,6 +212,16 @@ def test_trees_change_nothing(kind: str, seed: int, strict: bool) -> None:
         assert ids(run) == generated(kind, PROMPT, LONG)
     assert bool(policy.trees) == (kind not in NO_TREES)
     assert bool(run.receipt().tree_forwards) == bool(policy.trees)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_draft_models_trees_change_nothing(kind: str, seed: int) -> None:
+    """Nor do a draft model's second choices beside its drafts, alone or with lookup."""
+    small = EagerBackend(perturbed(tiny(kind)))
+    engine = Engine(EagerBackend(tiny(kind)), Drafters(small, lookup=bool(seed)))
+    run = engine.start(Request(PROMPT, LONG), Bushy(seed))
+
+    assert ids(run) == generated(kind, PROMPT, LONG)
 
 
 def test_seeded_sampling_is_the_seeds(kind: str) -> None:

@@ -84,6 +84,36 @@ def test_the_drafters_chain_is_the_trunk() -> None:
     assert 9 in [d.token for d, parent in zip(chosen, branches.parents, strict=True) if parent == 0]
 
 
+def test_a_draft_models_next_choices_are_beside_its_drafts() -> None:
+    """They are children of what the draft continues, and each has a rate of its own by its rank."""
+    drafts = [Draft(4, 0.0, None, (9, 5)), Draft(6, 0.0, None, (4,))]
+    beliefs = Beliefs()
+    found = Trees(NextTokens(), beliefs).grow(Fixed(9), [1, 2], drafts, 1, 8)
+
+    assert found is not None
+    chosen, branches = found
+    nodes = list(zip((d.token for d in chosen), branches.parents, strict=True))
+    assert nodes[:2] == [(4, 0), (6, 1)]
+    assert set(nodes[2:]) == {(9, 0), (5, 0), (4, 1)}
+    assert (
+        branches.kinds[nodes.index((9, 0))]
+        == branches.kinds[nodes.index((4, 1))]
+        != branches.kinds[nodes.index((5, 0))]
+    )
+
+
+def test_a_draft_model_tells_its_next_choices() -> None:
+    """Those that its logits rank after the draft, where it drafts the likeliest."""
+    small = EagerBackend(tiny("llama", seed=1))
+    engine = Engine(EagerBackend(tiny("llama")), Drafters(small, lookup=False))
+    drafter = engine.start(Request((7, 30, 2, 51), 8)).drafters["draft"]
+    drafter.sync([7, 30, 2, 51])
+    draft = drafter.propose()
+
+    assert draft is not None
+    assert [draft.token, *draft.others] == small.open().forward([7, 30, 2, 51])[-1].topk(3).indices.tolist()
+
+
 @pytest.mark.parametrize(("room", "deepest"), [(1, 1), (3, 3)])
 def test_no_node_is_deeper_than_there_is_room(room: int, deepest: int) -> None:
     """Tokens beyond the last that may be written aren't verified."""
