@@ -140,7 +140,8 @@ def _calibrate(
     texts = written.texts
     candidates: dict[int, list[int]] = {}
     if plan.kinds and can_pay(samples.curve("target")):
-        candidates = ask(target, texts, texts[0].tokens[0], budget=OWN_CANDIDATES_SHARE * budget, clock=clock)
+        root = texts[0].tokens[texts[0].prompt - 1]  # after which an answer begins
+        candidates = ask(target, texts, root, budget=OWN_CANDIDATES_SHARE * budget, clock=clock)
         engine.know(candidates)
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
