@@ -85,7 +85,7 @@ class Drafters:
     lookup: bool = True
     library: Sequence[int] = ()
     late: LateDrafter | None = None  # a model for long work; there is none until it is due
-    trees: bool = True  # whether passes may verify trees of candidates
+    trees: bool = False  # whether passes may verify trees of candidates
 
     @property
     def present(self) -> bool:

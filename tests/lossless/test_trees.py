@@ -205,7 +205,7 @@ def test_trees_change_nothing(kind: str, seed: int, strict: bool) -> None:
     """
     backend = EagerBackend(tiny(kind))
     backend.exact_trunk = strict
-    engine = Engine(backend, Drafters())
+    engine = Engine(backend, Drafters(trees=True))
     for _ in range(2):  # the second time its own candidates are known
         policy = Bushy(seed)
         run = engine.start(Request(PROMPT, LONG), policy)
@@ -218,7 +218,7 @@ def test_trees_change_nothing(kind: str, seed: int, strict: bool) -> None:
 def test_a_draft_models_trees_change_nothing(kind: str, seed: int) -> None:
     """Nor do a draft model's second choices beside its drafts, alone or with lookup."""
     small = EagerBackend(perturbed(tiny(kind)))
-    engine = Engine(EagerBackend(tiny(kind)), Drafters(small, lookup=bool(seed)))
+    engine = Engine(EagerBackend(tiny(kind)), Drafters(small, lookup=bool(seed), trees=True))
     run = engine.start(Request(PROMPT, LONG), Bushy(seed))
 
     assert ids(run) == generated(kind, PROMPT, LONG)
@@ -227,7 +227,7 @@ def test_a_draft_models_trees_change_nothing(kind: str, seed: int) -> None:
 def test_seeded_sampling_is_the_seeds(kind: str) -> None:
     """With a seed the text is the one that plain decoding samples with it, whatever the trees."""
     request = Request(PROMPT, 40, Sampling(temperature=0.8, seed=5))
-    engine = Engine(EagerBackend(tiny(kind)), Drafters())
+    engine = Engine(EagerBackend(tiny(kind)), Drafters(trees=True))
     plain = ids(engine.start(request, Plain()))
 
     assert ids(engine.start(request, Bushy(1))) == plain
@@ -239,15 +239,15 @@ def test_seeded_sampling_is_the_seeds(kind: str) -> None:
 def test_settings_that_depend_on_the_text(seed: int) -> None:
     """Repetition penalties and the like see the path to each row, and no sibling."""
     request = Request(PROMPT, 32, Sampling(repetition_penalty=1.3))
-    engine = Engine(EagerBackend(tiny("llama")), Drafters())
+    engine = Engine(EagerBackend(tiny("llama")), Drafters(trees=True))
 
     assert ids(engine.start(request, Bushy(seed))) == ids(engine.start(request, Plain()))
 
 
 def test_no_trees_where_they_are_off() -> None:
     """`Drafters.trees` turns them off, and a backend without them has none."""
-    off = Engine(EagerBackend(tiny("llama")), Drafters(trees=False))
-    stub = Engine(Stub(VOCAB, lambda text: torch.zeros(VOCAB)), Drafters())
+    off = Engine(EagerBackend(tiny("llama")), Drafters())
+    stub = Engine(Stub(VOCAB, lambda text: torch.zeros(VOCAB)), Drafters(trees=True))
 
     assert off.start(Request(PROMPT, 4)).trees is None
     assert stub.start(Request(PROMPT, 4)).trees is None

@@ -657,7 +657,7 @@ def test_rows_of_a_tree_are_those_of_chains(kind: str, backend: OpenVINOBackend,
 def test_trees_change_nothing(kind: str, backend: OpenVINOBackend, seed: int) -> None:
     """Arbitrary trees beside arbitrary drafts leave the greedy text as it was, alone and in batches of several texts."""
     backend.new_pool()
-    engine = Engine(backend, Drafters())
+    engine = Engine(backend, Drafters(trees=True))
     prompts = [[7, 30, 2, 51, 18, 7, 30, 2, 44, 9, 51, 18], [3, 5, 9], [7, 30, 2, 51, 1, 7, 30, 2]]
     alone = engine.start(Request(prompts[0], 48), Bushy(seed))
 

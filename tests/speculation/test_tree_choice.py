@@ -105,7 +105,7 @@ def test_a_draft_models_next_choices_are_beside_its_drafts() -> None:
 def test_a_draft_model_tells_its_next_choices() -> None:
     """Those that its logits rank after the draft, where it drafts the likeliest."""
     small = EagerBackend(tiny("llama", seed=1))
-    engine = Engine(EagerBackend(tiny("llama")), Drafters(small, lookup=False))
+    engine = Engine(EagerBackend(tiny("llama")), Drafters(small, lookup=False, trees=True))
     drafter = engine.start(Request((7, 30, 2, 51), 8)).drafters["draft"]
     drafter.sync([7, 30, 2, 51])
     draft = drafter.propose()
@@ -217,7 +217,7 @@ def test_trees_can_pay_where_passes_are_flat() -> None:
 
 def test_the_receipt_names_the_trees() -> None:
     """Passes over trees, their candidates and the tokens that they gave; candidates have a tally and a source of their own."""
-    engine = Engine(EagerBackend(tiny("llama")), Drafters())
+    engine = Engine(EagerBackend(tiny("llama")), Drafters(trees=True))
     for _ in range(2):
         run = engine.start(Request((7, 30, 2, 51, 18, 7, 30, 2, 44, 9, 51, 18), 64), Bushy(0))
         sources = {token.origin for token in run}
