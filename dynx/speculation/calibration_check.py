@@ -10,7 +10,7 @@ import copy
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine
@@ -124,7 +124,7 @@ def check_best_set(
     found = confirm(
         Engine(
             engine.target,
-            replace(chosen, trees=False),  # which a replay knows nothing of
+            chosen,
             acceptance_profile=AcceptanceProfile(costs, acceptance_models, rate, from_profile=True),
             clock=engine.clock,
         ),
