@@ -29,10 +29,12 @@ from dynx.speculation.calibration_prompts import evenly, own_prompts
 from dynx.speculation.draft_vocabulary import choose_draft_vocabulary
 from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.known_drafters import place_of
+from dynx.speculation.own_candidates import ask, can_pay, to_json
 from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
 from dynx.speculation.timing import Samples, measure_with_padding
 from dynx.speculation.traces import Text, lookup_traces, read_early, read_model, write_texts
+from dynx.speculation.tree_check import compare_trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +57,13 @@ CHECK_SHARE, SHARE_AFTER_CHECK = 0.15, 0.08
 
 MAX_QUIET_SPREAD = 0.35
 """Spread of a pass's times, as a share of their median, beyond which the machine counts as busy."""
+
+
+TREE_CHECK_SHARE = 0.15
+"""Share of the budget in which answers with trees of candidates are compared with those without."""
+
+OWN_CANDIDATES_SHARE = 0.15
+"""Share of the budget in which the target is asked what it thinks likely after single tokens."""
 
 
 @dataclass
@@ -129,6 +138,11 @@ def _calibrate(
         end_tokens=assembly.end_tokens,
     )
     texts = written.texts
+    candidates: dict[int, list[int]] = {}
+    if plan.kinds and can_pay(samples.curve("target")):
+        root = texts[0].tokens[texts[0].prompt - 1]  # after which an answer begins
+        candidates = ask(target, texts, root, budget=OWN_CANDIDATES_SHARE * budget, clock=clock)
+        engine.know(candidates)
     progress(0.7, "reading them with each drafter")
     drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
     vocabulary = choose_draft_vocabulary(small, texts, samples, clock)
@@ -158,6 +172,17 @@ def _calibrate(
         left = {name: value for name, value in left.items() if not set(name.split(" + ")) & set(blamed)}
         checked, chosen = check(fit_result, left, lookup)
     origins, predicted = checked.origins, checked.expected
+    trees = compare_trees(
+        engine,
+        chosen,
+        fit_result,
+        predicted / fit_result.costs.target(1),
+        engine.acceptance_profile.next_tokens,
+        texts,
+        sampling,
+        TREE_CHECK_SHARE * budget,
+    )
+    predicted *= max(1.0, trees.speedup if trees else 1.0)
     costs, best_exit = fit_result.costs, fit_result.exit_layers
     each = samples.curve("target")(1)
     acceptance = {o: _first_rate(t) for o, t in fit_result.traces.items()}
@@ -169,6 +194,8 @@ def _calibrate(
     summary = in_words(checked, acceptance, costs, best_exit)
     if written.loops:
         summary = f"{summary}; {written.loops} of {len(texts)} texts were cut where they began to loop"
+    if trees:
+        summary = f"{summary}; trees of candidates: {trees.speedup:.2f}x of chains in {trees.runs} answers"
     if put_aside:
         summary = f"{summary}; put aside: {'; '.join(put_aside)}"
     if spread > MAX_QUIET_SPREAD:
@@ -197,6 +224,8 @@ def _calibrate(
         fitted={
             "origins": list(origins),
             "exit_layers": chosen.exit_layers,
+            "own_candidates": to_json(candidates) if trees and trees.speedup > 1 else {},
+            "trees": trees is not None and trees.speedup > 1,
             "draft_vocabulary": vocabulary if "draft" in origins else None,
             "lookup": chosen.lookup,
             "reliability": {o: r.to_json() for o, r in fit_result.acceptance_models.items()},
@@ -219,6 +248,7 @@ def _calibrate(
             "predicted_speedup_by_drafters": fit_result.predictions,
             "put_aside": put_aside,
             "checked_texts": checked.check.runs if checked.check else 0,
+            "tree_speedup": trees.speedup if trees else None,
             "measured_speedup": checked.check.speedup if checked.check else None,
             "measured_margin": checked.check.margin if checked.check and math.isfinite(checked.check.margin) else None,
             "predicted_speedup_of_checked": checked.replayed_speedup,

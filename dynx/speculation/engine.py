@@ -28,6 +28,7 @@ from dynx.speculation.drafters.batch import SharedModelDrafter
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import open_model_drafter
+from dynx.speculation.drafters.next_tokens import NextTokens
 from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Dynamic, Plain
@@ -35,6 +36,7 @@ from dynx.speculation.round_costs import Costs
 from dynx.speculation.rounds import Rounds
 from dynx.speculation.run import Run
 from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.tree_choice import Beliefs, Trees
 from dynx.speculation.verifier import noise_for
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class Drafters:
     lookup: bool = True
     library: Sequence[int] = ()
     late: LateDrafter | None = None  # a model for long work; there is none until it is due
+    trees: bool = False  # whether passes may verify trees of candidates
 
     @property
     def present(self) -> bool:
@@ -108,6 +111,9 @@ class AcceptanceProfile:
     from_profile: bool = False
     regret_budget: float = UNPROFILED_REGRET_BUDGET_PASSES  # plain passes, at the start of a text without a profile
     first_regret_budget: float = 0.0  # the same, at the start of the first text only
+    next_tokens: Mapping[int, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # the target's candidates by the token before
 
     def model_for(self, origin: DraftSource, *, greedy: bool) -> AcceptanceModel:
         """Return a source's acceptance model in a mode; sampling starts from what greedy decoding learned."""
@@ -149,7 +155,13 @@ class Engine:
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self._earlier: Dynamic | None = None  # the policy of the text before
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
+        self.next_tokens, self._tree_beliefs = NextTokens(self.acceptance_profile.next_tokens), Beliefs()
         self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
+
+    def know(self, candidates: Mapping[int, Sequence[int]]) -> None:
+        """Begin trees with these candidates by the token before them, in the place of those of the profile."""
+        self.acceptance_profile.next_tokens = {token: tuple(each) for token, each in candidates.items()}
+        self.next_tokens = NextTokens(self.acceptance_profile.next_tokens)
 
     @cached_property
     def library(self) -> NgramIndex:
@@ -165,6 +177,22 @@ class Engine:
     def rounds(self) -> Rounds:
         """Return the loop of a text by itself."""
         return Rounds(self.clock)
+
+    def trees(self, request: Request, drafters: Mapping[DraftSource, Drafter]) -> Trees | None:
+        """Return what makes trees of a text's drafts; None where a pass can't verify one as plain decoding would."""
+        target = self.target
+        if not self.drafters.trees or not drafters or not target.can_tree.value:
+            return None
+        exact_rows = target.precision == "float32" and not target.trunk_only
+        strict = request.any_prefix and (target.exact_trunk or not exact_rows)
+        if target.trunk_only and not strict:
+            return None
+        bitwise = self.batch_invariant or self.exact is not None
+        if request.any_prefix and bitwise and (not target.exact_trunk or (self.exact is not None and self.exact.bound)):
+            return None
+        lookup = drafters.get("lookup")
+        found = lookup.followers if isinstance(lookup, LookupDrafter) else lambda _: ()
+        return Trees(self.next_tokens, self._tree_beliefs, found, target.max_pass_length, strict=strict)
 
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dynx.runtime.costs import MAX_SLOWDOWN
 from dynx.speculation.round_costs import MAX_SWITCHING_SHARE, SETTLED_PASSES
+from dynx.speculation.tree import best_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,6 +88,12 @@ class Round:
     verify_seconds: float = 0.0
     seconds: float = 0.0  # of the whole round
     replay_seconds: float = 0.0  # of it, to read accepted tokens again after a rejection
+    chain: tuple[int, int] | None = None  # where a tree was verified: those submitted and kept that the drafter made
+
+    @property
+    def drafted(self) -> tuple[int, int]:
+        """Drafts submitted and kept that the drafter made one after the other."""
+        return (self.submitted, self.kept) if self.chain is None else self.chain
 
     @property
     def tokens(self) -> int:
@@ -389,6 +396,14 @@ class Dynamic:
         self._compare(plan, best_worth - self._price * (plan.drafting(k) - plan.amortized))
         return max(best, 1) if self._trying else best
 
+    def survival_of(self, drafts: int) -> Sequence[float]:
+        """Return the probability that all of the round's first `drafts` drafts up to each are accepted."""
+        return self._survival[:drafts]
+
+    def tree_size(self, beliefs: Sequence[float], survival: Sequence[float], context: int) -> int:
+        """Decide how many nodes of a tree to verify, the likeliest first; 0: the chain of drafts with `survival` as it is."""
+        return best_size(self.costs, self.rate, self._regret_budget, beliefs, survival, context)
+
     def _update_survival(self, plan: _Plan, signals: Sequence[float]) -> None:
         for i in range(len(self._survival), len(signals)):
             before = self._survival[-1] if self._survival else 1.0
@@ -419,9 +434,9 @@ class Dynamic:
         else:
             self._learn_costs(origin, done)
             self._learn_acceptance(origin, done)
-            if origin == "lookup" and done.submitted:
-                whole = done.kept == done.submitted
-                self._proven = max(UNPROVEN_LOOKUP_DRAFTS, 2 * done.submitted if whole else 0)
+            submitted, kept = done.drafted
+            if origin == "lookup" and submitted:
+                self._proven = max(UNPROVEN_LOOKUP_DRAFTS, 2 * submitted if kept == submitted else 0)
             plain = costs.target(1, context)
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals)) + change
@@ -456,12 +471,14 @@ class Dynamic:
         self._regret_budget = min(self._regret_budget + change, MAX_REGRET_BUDGET_PASSES)
 
     def _learn_acceptance(self, origin: DraftSource, done: Round) -> None:
-        acceptance_model = self.acceptance_models[origin]
-        for i in range(min(done.kept + 1, done.submitted)):
-            acceptance_model.observe(done.signals[i], i + 1, 1.0 if i < done.kept else 0.0)
-        if done.kept == done.submitted < len(done.signals):
+        acceptance_model = self.acceptance_models.get(origin)
+        submitted, kept = done.drafted
+        for i in range(min(kept + 1, submitted)):
+            if acceptance_model is not None:
+                acceptance_model.observe(done.signals[i], i + 1, 1.0 if i < kept else 0.0)
+        if acceptance_model is not None and kept == submitted < len(done.signals) and done.chain is None:
             # Or `typical` would cover only drafts that were good enough to verify.
-            acceptance_model.expect(acceptance_model(done.signals[done.kept], done.kept + 1))
+            acceptance_model.expect(acceptance_model(done.signals[kept], kept + 1))
         for other, theirs in self.acceptance_models.items():
             if other != origin:
                 theirs.fade()

@@ -71,7 +71,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         self.target, self.complete = CostCurve(self.drift), CostCurve(self.drift)
-        self.draft = {"draft": CostCurve(self.drift), "self": CostCurve(self.drift), "lookup": CostCurve(self.drift)}
+        self.draft = {origin: CostCurve(self.drift) for origin in ("draft", "self", "lookup", "table")}
 
     def verify(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
         """Return the seconds to verify `n` of `drafted` drafts; of exactly `n` by default."""
@@ -219,7 +219,7 @@ class Costs:
         curve = self.draft[origin]
         return (
             curve(n, context)
-            if curve.known or origin == "lookup"
+            if curve.known or origin in ("lookup", "table")
             else UNMEASURED_DRAFT_COST_SHARE * self.target(n, context)
         )
 

@@ -77,6 +77,7 @@ class Rounds:
                     spent,
                     p.draft_seconds + spent + rest,
                     p.replay_seconds,
+                    p.chain_result,
                 ),
                 len(runs),
             )
@@ -97,12 +98,16 @@ class Rounds:
                 continue
             run.draft(proposal)
             run.submit(proposal)
+            if self._batch is None or self._batch.ragged:
+                run.branch(proposal)
             if costs is not None:
                 costs.add(len(proposal.submitted))
         if together:
             self._draft_together(together)
             for run, proposal in together:
                 run.submit(proposal)
+                if self._batch is None or self._batch.ragged:
+                    run.branch(proposal)
                 if costs is not None:
                     costs.add(len(proposal.submitted))
         if costs is not None and self._batch is not None and not self._batch.ragged:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.runtime.backends.interface import Part
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
-from dynx.speculation.drafters.base import DrafterCandidates
+from dynx.speculation.drafters.base import Draft, DrafterCandidates
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.kept_cache import KeptCache
 from dynx.speculation.types import DrafterTally, FinishReason, Receipt, RedecodeStats, Token
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     from dynx.runtime.backends.batch_rows import Rows
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.drafters.base import Drafter
     from dynx.speculation.exactness import RoundingBound
     from dynx.speculation.policy import Policy, Round
+    from dynx.speculation.tree import Branches
+    from dynx.speculation.tree_choice import Trees
     from dynx.speculation.types import DraftSource, Request
 
 
@@ -44,6 +46,9 @@ class Proposal:
     tokens_behind: int = 1
     drafts: list[Draft] = field(default_factory=list)
     submitted: Sequence[Draft] = ()
+    branches: Branches | None = None  # where what is submitted is a tree
+    path: Sequence[int] = ()  # rows of the tree that gave tokens
+    carried: bool = False  # whether the drafts are tokens that rows beside the trunk of the pass before gave
     draft_seconds: float = 0.0
     replay_seconds: float = 0.0  # to read accepted tokens again after a rejection
 
@@ -53,9 +58,16 @@ class Proposal:
         return [self.last, *[d.token for d in self.submitted]]
 
     @property
+    def chain_result(self) -> tuple[int, int] | None:
+        """Drafts submitted and kept that the drafter made one after the other, where a tree was verified."""
+        if self.branches is None:
+            return None
+        return self.branches.chain, sum(0 < row <= self.branches.chain for row in self.path)
+
+    @property
     def signals(self) -> list[float]:
         """The drafter's confidence in each draft."""
-        return [d.signal for d in self.drafts]
+        return [] if self.carried else [d.signal for d in self.drafts]
 
 
 class Loop(Protocol):
@@ -82,6 +94,9 @@ class Starter(Protocol):
 
     def rounds(self) -> Loop:
         """Return the loop of a text by itself."""
+
+    def trees(self, request: Request, drafters: dict[DraftSource, Drafter]) -> Trees | None:
+        """Return what makes trees of a text's drafts; None where it has chains alone."""
 
     def load_late(self) -> Backend | None:
         """Load the deferred draft model if it is due."""
@@ -113,10 +128,13 @@ class Run:
         before = request.prompt if request.continues else ()
         self._decoder = StreamDecoder(engine.tokenizer, before) if engine.tokenizer is not None else None
         self._scanner = StopScanner(request.stop)
+        self.trees = engine.trees(request, drafters)
         self.tallies: dict[DraftSource, DrafterTally] = {}
         self.rounds: list[Round] = []
         self.finish_reason: FinishReason = "interrupted"
         self._forwards = self._company = 0
+        self._carried: list[int] = []  # tokens of rows beside the trunk of the last tree
+        self._chained: int | None = None  # accepted drafts of the last round's chain, where it was part of a tree
         self._exact = engine.exact if request.sampling.greedy else None
         self._redecode_stats = RedecodeStats(self._exact.bound) if self._exact else None
         # Near-ties are looked for in the logits; where none can matter, picks are all that a round needs.
@@ -187,6 +205,10 @@ class Run:
         for most in (limit, self._engine.target.max_pass_length(context)):
             room = room if most is None else min(room, most - 1)
         proposal = Proposal(tokens[-1], room, context)
+        if room > 0 and self._carried:
+            proposal.carried, proposal.origin = True, "table"
+            proposal.drafts = [Draft(token, 0.0) for token in self._carried[:room]]
+            return proposal
         if room > 0 and self.drafters:
             proposal.origin = policy.choose(DrafterCandidates(self.drafters, tokens), context, room)
         if proposal.origin is not None:
@@ -201,7 +223,7 @@ class Run:
 
     def draft(self, proposal: Proposal) -> None:
         """Draft as long as the policy wants."""
-        if proposal.origin is None:
+        if proposal.origin is None or proposal.carried:
             return
         drafter, began = self.drafters[proposal.origin], self._clock()
         while self.wants_more(proposal) and (draft := drafter.propose()) is not None:
@@ -210,38 +232,82 @@ class Run:
 
     def submit(self, proposal: Proposal) -> None:
         """Decide how many of the drafts to verify."""
-        if proposal.origin is not None:
+        if proposal.carried:
+            proposal.submitted = proposal.drafts
+        elif proposal.origin is not None:
             proposal.submitted = proposal.drafts[: self.policy.verify_length(proposal.signals)]
+
+    def branch(self, proposal: Proposal) -> None:
+        """Add other candidates to the drafts that were submitted, or put them in the place of the last ones, where that pays."""
+        trees = self.trees
+        if trees is None or proposal.room < 1 or proposal.origin == "self":
+            return
+        if any(d.probabilities is not None for d in proposal.drafts):
+            return  # drawn, so that they must be verified by the rule for drawn ones
+        found = trees.grow(
+            self.policy,
+            self._tokens,
+            proposal.submitted,
+            proposal.context,
+            proposal.room,
+            carried=proposal.carried,
+        )
+        if found is not None:
+            proposal.submitted, proposal.branches = found
+            proposal.origin = proposal.origin or "table"
 
     def verify(self, proposal: Proposal) -> Rows:
         """Return the target's rows after `Proposal.tokens` in a pass of the text's own: logits (T, V), or their picks."""
+        if proposal.branches is not None:
+            rows: Rows = self.session.forward_tree(proposal.tokens, proposal.branches.parents, picks=self.picks)
+            return rows
         if proposal.origin is None:
             return self._plainly(proposal.last)
         if proposal.origin == "self" and proposal.drafts:
             drafter, drafts, submitted = self.drafters["self"], proposal.drafts, proposal.submitted
             if isinstance(drafter, EarlyExitDrafter) and len(submitted) == len(drafts):
                 self.session.forward_early([drafts[-1].token], drafter.layers, logits=False)
-            rows: Tensor = self.session.complete(len(submitted) + 1)
-            return rows
+            logits: Tensor = self.session.complete(len(submitted) + 1)
+            return logits
         return self._read(proposal.tokens)
 
     def part(self, proposal: Proposal) -> Part:
         """Return the same as a part of a pass with others."""
-        return Part(self.session, proposal.tokens, None, self.picks)
+        parents = () if proposal.branches is None else proposal.branches.parents
+        return Part(self.session, proposal.tokens, None, self.picks, parents)
 
     def accept(self, proposal: Proposal, rows: Rows) -> list[int]:
         """Return the tokens to append by the target's `rows` after `Proposal.tokens`; the last is the target's own."""
-        return self._verifier.keep(proposal.submitted, rows, self._tokens)
+        if proposal.branches is None:
+            return self._verifier.keep(proposal.submitted, rows, self._tokens)
+        found = self._verifier.walk(proposal.submitted, proposal.branches.parents, rows, self._tokens)
+        proposal.path = found.rows
+        return found.tokens
 
     def settle(self, proposal: Proposal, kept: list[int], rows: Rows) -> list[int]:
         """Return `kept` as it stands after near-ties are re-decoded, with the cache rolled back to it."""
-        speculated = proposal.origin is not None
-        kept = self._settled(kept, proposal.submitted if speculated else None, rows)
+        drafts, trees, branches = proposal.submitted, self.trees, proposal.branches
+        self._carried = []
+        if trees is not None:
+            trees.see([self._tokens[-1], *kept[:-1]], rows, proposal.path)
+        if trees is not None and branches is not None:
+            trees.learn(branches, proposal.path)
+            if trees.strict:
+                sure = sum(row <= branches.trunk for row in proposal.path)
+                kept, self._carried, proposal.path = kept[:sure], kept[sure:], proposal.path[:sure]
+            trees.count(branches, len(kept))
+            path = proposal.path
+            self.session.keep(proposal.context, path)
+            drafts = [drafts[row - 1] for row in path[1:]]
+            rows = [rows[row] for row in path] if isinstance(rows, list) else rows[list(path)]
+        self._chained = None if proposal.chain_result is None else proposal.chain_result[1]
+        kept = self._settled(kept, drafts if proposal.origin is not None else None, rows)
         if proposal.origin is not None:
             began = self._clock()
             self.session.rollback(proposal.context + len(kept))
             proposal.replay_seconds = self._clock() - began if self._engine.target.replays else 0.0
-            self.drafters[proposal.origin].accept(len(kept) - 1)
+            if proposal.origin in self.drafters:
+                self.drafters[proposal.origin].accept(len(kept) - 1)
         return kept
 
     def learn(self, done: Round, sequences: int = 1) -> None:
@@ -257,8 +323,14 @@ class Run:
     def _tally(self, done: Round) -> None:
         if done.origin is None:
             return
-        tally = self.tallies.setdefault(done.origin, DrafterTally())
-        tally.add(drafted=len(done.signals), submitted=done.submitted, accepted=done.kept, seconds=done.draft_seconds)
+        submitted, kept = done.drafted if done.origin != "table" else (0, 0)
+        if done.origin != "table":
+            tally = self.tallies.setdefault(done.origin, DrafterTally())
+            tally.add(drafted=len(done.signals), submitted=submitted, accepted=kept, seconds=done.draft_seconds)
+        if done.submitted > submitted:
+            more, accepted = done.submitted - submitted, done.kept - kept
+            tally = self.tallies.setdefault("table", DrafterTally())
+            tally.add(drafted=more, submitted=more, accepted=accepted, seconds=0.0)
 
     def _settled(self, kept: list[int], drafts: Sequence[Draft] | None, rows: Rows) -> list[int]:
         """Return `kept` up to the first near-tie, with that token re-decoded by plain passes.
@@ -310,6 +382,8 @@ class Run:
         for i, token in enumerate(kept):
             self._tokens.append(token)
             source: DraftSource = "target" if origin is None or i == len(kept) - 1 else origin
+            if source != "target" and self._chained is not None and i >= self._chained:
+                source = "table"
             ended = token in request.eos
             text = "" if ended else self._text(token)
             if ended:
@@ -345,7 +419,7 @@ class Run:
 
     def receipt(self) -> Receipt:
         """Return what the run cost so far, without the time that the caller spent between tokens."""
-        known, count = self._engine.acceptance_profile, len(self.tokens)
+        known, count, trees = self._engine.acceptance_profile, len(self.tokens), self.trees
         spent = self._prefilled - self._began + sum(r.seconds for r in self.rounds)
         return Receipt(
             prompt_tokens=len(self.request.prompt),
@@ -367,4 +441,7 @@ class Run:
             exact=self._redecode_stats,
             sequences=self._company / self._forwards if self._forwards else 1.0,
             reused_tokens=self._reused,
+            tree_forwards=trees.passes if trees else 0,
+            tree_candidates=trees.nodes if trees else 0,
+            tree_tokens=trees.tokens if trees else 0,
         )

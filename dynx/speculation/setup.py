@@ -255,6 +255,7 @@ def assemble(
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.engine import Drafters, Engine
+    from dynx.speculation.own_candidates import from_json
     from dynx.speculation.sampling import check_processors
 
     acceptance_profile = _acceptance_profile(plan, warn)
@@ -286,10 +287,11 @@ def assemble(
             layers = None
         library = tokenizer(library_text, add_special_tokens=False)["input_ids"] if library_text else []
         looking = "lookup" in plan.kinds and (not plan.auto or fitted.get("lookup", True))
-        drafters = Drafters(small, layers, looking, library, late)
+        drafters = Drafters(small, layers, looking, library, late, _trees(plan, target))
         decisions.draft = describe_drafters(plan, drafters)
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
+    acceptance_profile.next_tokens = from_json(fitted.get("own_candidates"), target.vocab)
     engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile, threads=plan.threads)
     if target.own_threads:
         decisions.threads = beside(TITLES[target.name], decisions.threads)
@@ -356,6 +358,14 @@ def _make_exact(
     stages("measuring how passes round")
     known = plan.own_profile.measured.get("noise") if plan.own_profile else None
     engine.exact, plan.decisions.exact = prepare(engine.target, engine.drafters.exit_layers, known, padded_lengths)
+
+
+def _trees(plan: GeneratorPlan, target: Backend) -> bool:
+    """Whether passes may verify trees, which need a table of candidates, a trial and a gain: calibration finds these."""
+    found = plan.fitted.get("trees") is True and not plan.bundled
+    if found:
+        target.trust_trees()
+    return found
 
 
 def _library(request: GeneratorRequest) -> str:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from dynx.speculation.prepared import PreparedProcessors
 
-DraftSource = Literal["target", "draft", "self", "lookup"]
-"""The source of a token. A token of the target's own, from a plain pass or after a rejection, is "target"."""
+DraftSource = Literal["target", "draft", "self", "lookup", "table"]
+"""The source of a token; "table" for candidates beside a draft, in a tree.
+
+A token of the target's own, from a plain pass or after a rejection, is "target"."""
 
 MIN_REPETITION_PENALTY = 1e-6
 """Smallest repetition penalty by which, and by whose inverse, logits can be multiplied without overflow."""
@@ -174,6 +176,9 @@ class Receipt:
     exact: RedecodeStats | None = None  # where exactness was asked for
     idle: bool = False  # whether there was a draft model that was never used
     reused_tokens: int = 0  # of the prompt, held by a kept cache and not read again
+    tree_forwards: int = 0  # passes of the target that verified a tree of candidates
+    tree_candidates: int = 0  # candidates in those
+    tree_tokens: int = 0  # tokens that they gave
 
     @property
     def tokens_per_second(self) -> float | None:

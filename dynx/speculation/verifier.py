@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from dynx.runtime.backends.picks import likeliest
 from dynx.speculation.acceptance import one_hot, verify_block, verify_greedy
 from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
+from dynx.speculation.tree import walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.base import Draft
     from dynx.speculation.exactness import RoundingBound
+    from dynx.speculation.tree import Walk
     from dynx.speculation.types import Request
 
 
@@ -69,6 +71,26 @@ class Verifier:
             for d in drafts
         ]
         return verify_block(draft_tokens, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)
+
+    def walk(
+        self, drafts: Sequence[Draft], parents: Sequence[int], rows: Tensor | list[int], context: Sequence[int]
+    ) -> Walk:
+        """Verify a tree of `drafts` that are certain (see `tree`) by the logits `rows` (len(drafts) + 1, V), or their picks."""
+        tokens = [d.token for d in drafts]
+        if isinstance(rows, list):
+            return walk(tokens, parents, lambda row, _: rows[row])
+        return walk(tokens, parents, lambda row, path: self._token(rows[row : row + 1], context, path))
+
+    def _token(self, row: Tensor, context: Sequence[int], path: Sequence[int]) -> int:
+        """Return the target's own token by its logits `row` (1, V) after the text and the drafts on `path`."""
+        greedy, noise = self._sampling.greedy, self._noise
+        if greedy and self._processors.is_identity:
+            return likeliest(row)[0]
+        scores = self._processors.scores(row, [*context, *path] if self._processors.by_position else context)
+        if greedy:
+            return int(scores.argmax())
+        p = scores.softmax(-1)[0].cpu()
+        return self._draw(p) if noise is None else noise.pick(p, len(context) + len(path))
 
     def _uniform(self) -> float:
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from support.models import ROLLING, VOCAB, WINDOW, generated, perturbed, reference, tiny
+from support.models import ROLLING, VOCAB, WINDOW, Bushy, generated, perturbed, reference, tiny
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
@@ -21,10 +21,12 @@ from dynx.runtime.backends.openvino import convert, paged, pool, weights
 from dynx.runtime.backends.openvino import decoder as openvino
 from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.device import probe
+from dynx.speculation.batching import Batch
 from dynx.speculation.engine import Drafters, Engine
 from dynx.speculation.exactness import is_batch_invariant, noise_if_exact, prepare
 from dynx.speculation.policy import Plain, Static
 from dynx.speculation.timing import measure_noise
+from dynx.speculation.tree import visible
 from dynx.speculation.types import Request
 
 if TYPE_CHECKING:
@@ -625,6 +627,66 @@ def ragged(backend: OpenVINOBackend, texts: list[list[int]], cuts: list[list[int
         for r, out in zip(going, backend.forward(parts), strict=True):
             rows[r].append(torch.as_tensor(out))
     return [torch.cat(own) for own in rows]
+
+
+TREE, PARENTS = [9, 4, 33, 12, 50, 8, 21], [0, 1, 0, 3, 1, 4]
+"""A tree of two branches, of which the first two drafts are the trunk."""
+
+
+@pytest.mark.parametrize("before", [3, 29, 70])
+def test_rows_of_a_tree_are_those_of_chains(kind: str, backend: OpenVINOBackend, before: int) -> None:
+    """Each row is that of its own chain, across blocks too, and so is what follows a branch that is kept.
+
+    Windows count places and not depths, so that beyond one only the trunk is.
+    """
+    assert backend.can_tree.value, backend.can_tree.reason
+    assert backend.trunk_only == (kind in ("gemma3_text", "mistral"))
+    for row, path in enumerate(visible(PARENTS)):
+        if backend.trunk_only and before > WINDOW and row > 2:
+            continue
+        session = backend.open()
+        session.forward(TEXT[:before], keep=1)
+        rows = session.forward_tree(TREE, PARENTS)
+        chain = [TREE[i] for i in path]
+        torch.testing.assert_close(rows[row], truth(kind, [*TEXT[:before], *chain])[-1], **CLOSE)
+        session.keep(before, path)
+        after = session.forward([3, 5])
+        torch.testing.assert_close(after, truth(kind, [*TEXT[:before], *chain, 3, 5])[-2:], **CLOSE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_trees_change_nothing(kind: str, backend: OpenVINOBackend, seed: int) -> None:
+    """Arbitrary trees beside arbitrary drafts leave the greedy text as it was, alone and in batches of several texts."""
+    backend.new_pool()
+    engine = Engine(backend, Drafters(trees=True))
+    prompts = [[7, 30, 2, 51, 18, 7, 30, 2, 44, 9, 51, 18], [3, 5, 9], [7, 30, 2, 51, 1, 7, 30, 2]]
+    alone = engine.start(Request(prompts[0], 48), Bushy(seed))
+
+    assert [t.id for t in alone] == generated(kind, tuple(prompts[0]), 48)
+    assert alone.receipt().tree_forwards > 0
+    batch = Batch(engine, sequences=3, policy=lambda request: Bushy(seed + len(request.prompt)))
+    rows = [batch.sequence(Request(prompt, 48)) for prompt in prompts]
+    batch.admit(rows)
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert [t.id for t in row] == generated(kind, tuple(prompt), 48)
+        assert row.receipt().tree_forwards > 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_the_trunk_of_a_tree_has_the_bits_of_a_chain(precision: Any) -> None:
+    """Whatever a tree has beside it, and in passes of any number of tokens, as `exact_trunk` says."""
+    backend = openvino.load(tiny("llama").to(torch.bfloat16), precision=precision, threads=1, cache=None)
+    assert backend.can_tree.value
+    for before in (5, 31, 64, 90):
+        one, other = backend.open(), backend.open()
+        one.forward(TEXT[:before], keep=1)
+        other.forward(TEXT[:before], keep=1)
+        for extra in range(5):
+            want = one.forward(TREE[:3])
+            got = other.forward_tree([*TREE[:3], *TEXT[:extra]], [0, 1, *[i % 3 for i in range(extra)]])
+            assert bool((got[:3] == want).all()) or not backend.exact_trunk
+            one.rollback(before)
+            other.rollback(before)
 
 
 def test_side_by_side_is_as_alone(kind: str, backend: OpenVINOBackend) -> None:

@@ -436,6 +436,25 @@ class Whim:
         self.seen.add(f"{done.origin}: {sent} submitted, {stayed} stayed")
 
 
+class Bushy(Whim):
+    """Arbitrary choices of trees: any number of nodes beside and in the place of arbitrary drafts."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._sizes = np.random.default_rng(seed + 100)
+        self.trees = 0
+
+    def survival_of(self, drafts: int) -> Sequence[float]:
+        """A guess that leaves room for others."""
+        return [0.6 ** (i + 1) for i in range(drafts)]
+
+    def tree_size(self, beliefs: Sequence[float], survival: Sequence[float], context: int) -> int:
+        """Any number of them."""
+        count = int(self._sizes.integers(0, len(beliefs) + 1))
+        self.trees += count > 0
+        return count
+
+
 class Stub(Backend):
     """A backend with no network: `row` maps a prefix to the logits (V,) of what follows, `early` likewise for the exit.
 

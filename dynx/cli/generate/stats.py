@@ -12,12 +12,14 @@ SHADES: dict[str, str] = {
     "draft": "\x1b[38;5;37m",  # cyan: the draft model
     "self": "\x1b[38;5;170m",  # magenta: the model's own first layers
     "lookup": "\x1b[38;5;142m",  # olive: copied
+    "table": "\x1b[38;5;68m",  # blue: what the model thought likely after the token before
 }
 NAMES: dict[str, str] = {
     "target": "target model",
     "draft": "draft model",
     "self": "early exit",
     "lookup": "lookup",
+    "table": "own candidates",
 }
 
 
@@ -52,6 +54,14 @@ def receipt_rows(receipt: Receipt, profile: str) -> list[tuple[str, str]]:
         share = _number(t.acceptance, ".0%")
         counts = f"{t.drafted} drafted, {t.submitted} verified, {t.accepted} accepted ({share}), {t.seconds:.3f} s"
         rows.append((NAMES[origin], counts if t.accepted or origin != "draft" else f"{counts}: nothing useful"))
+    if receipt.tree_forwards:
+        nodes, tokens = receipt.tree_candidates / receipt.tree_forwards, receipt.tree_tokens / receipt.tree_forwards
+        rows.append(
+            (
+                "trees",
+                f"{receipt.tree_forwards} passes verified a tree of {nodes:.1f} candidates, {tokens:.2f} tokens each",
+            )
+        )
     if receipt.idle:
         rows.append((NAMES["draft"], "not used: at the costs measured so far it wouldn't have saved time"))
     if not receipt.drafters and receipt.sequences <= 1:
@@ -119,6 +129,11 @@ def receipt_json(receipt: Receipt, profile: str | None) -> dict[str, Any]:
                 "seconds": t.seconds,
             }
             for origin, t in receipt.drafters.items()
+        },
+        "trees": {
+            "target_forwards": receipt.tree_forwards,
+            "candidates": receipt.tree_candidates,
+            "tokens": receipt.tree_tokens,
         },
         "draft_model_idle": receipt.idle,
         "guarantee": receipt.guarantee,

@@ -215,12 +215,13 @@ class CudaGraphBackend(EagerBackend):
         """Return `cache` for other sequences."""
         self._free.append(cache)
 
-    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
+    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None, **arguments: Any) -> Tensor:
         """See `EagerBackend.run`: replayed, where a captured pass is wide enough and ends within the context."""
         count = len(tokens)
         width = next((w for w in CAPTURED_TOKENS if w >= count), None)
-        if not isinstance(cache, SlotCache) or width is None or self._parted or self._ends(cache.position + width):
-            return super().run(tokens, cache, keep)
+        stock = bool(arguments) or self._parted
+        if stock or not isinstance(cache, SlotCache) or width is None or self._ends(cache.position + width):
+            return super().run(tokens, cache, keep, **arguments)
         with torch.inference_mode(), device_memory_errors(self.device):
             if width not in cache.captured:
                 cache.captured[width] = self._captured(cache, width)

@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends import restored
 from dynx.runtime.backends.depth_gate import DepthGate
+from dynx.runtime.backends.eager_tree import TreeSession, tried
 from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.length_dependence import DYNAMIC, LONGROPE, TRIAL_LIMIT_TOKENS, find, growing
 from dynx.runtime.backends.restored import RestoringSession
@@ -105,8 +106,10 @@ class CounterCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[CounterLayer(self) for _ in range(layers)])
 
 
-class EagerSession(Session):
+class EagerSession(TreeSession, Session):
     """A sequence in an `EagerBackend`."""
+
+    _backend: EagerBackend
 
     def __init__(self, backend: EagerBackend) -> None:
         self._backend = backend
@@ -331,9 +334,10 @@ class EagerBackend(Backend):
         said = f"{dependence}: beyond {dependence.limit} tokens {dependence.beyond}, and there are no batches"
         return Decision("key-value cache", f"{said}; {self.can_rollback.reason}")
 
-    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None) -> Tensor:
-        """One call of the whole model; returns logits (T, V) or (keep, V)."""
+    def run(self, tokens: Sequence[int], cache: Cache, keep: int | None, **arguments: Any) -> Tensor:
+        """One call of the whole model, with further `arguments`; returns logits (T, V) or (keep, V)."""
         kwargs = {"logits_to_keep": keep} if keep is not None and self._takes_keep else {}
+        kwargs |= arguments
         ids = torch.tensor([tokens], device=self.device)
         with torch.inference_mode(), device_memory_errors(self.device):
             out = self.model(input_ids=ids, **{self.cache_name: cache}, use_cache=True, return_dict=True, **kwargs)
@@ -439,6 +443,15 @@ class EagerBackend(Backend):
         if blocks is None or len(blocks) != self.layers:
             raise UnsupportedModelError(f"no list of {self.layers} decoder blocks in {type(self.model).__name__}")
         return DepthGate(blocks)
+
+    @cached_property
+    def can_tree(self) -> Decision[bool]:
+        """Whether a pass over a tree gives the logits of its chains, tested once."""
+        return tried(self, EagerSession)
+
+    def trust_trees(self) -> None:
+        """See `Backend.trust_trees`."""
+        self.can_tree = Decision(True, "tested when it was calibrated")
 
     @cached_property
     def can_exit(self) -> Decision[bool]:

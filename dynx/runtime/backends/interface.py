@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.backends.picks import as_picks
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
@@ -53,7 +53,19 @@ class Session(Protocol):
 
         These are the argmax of the logits that `forward` returns, the first of equals; a backend may save itself those.
         """
-        return likeliest(self.forward(tokens, keep=keep))
+        return as_picks(self.forward(tokens, keep=keep))
+
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
+        """Run all layers on a tree, where `Backend.can_tree`: token i + 1 continues token `parents[i]`, tokens[0] the sequence.
+
+        Returns logits (T, V), or with `picks` the likeliest tokens, as `pick` does. Before anything else is done with the
+        session, `keep` tells which tokens stay.
+        """
+        raise UnsupportedModelError("no passes over trees")
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Hold, after the first `start` positions, those of the tree's tokens that `rows` number: a path from its root."""
+        raise UnsupportedModelError("no passes over trees")
 
     def rollback(self, length: int) -> None:
         """Drop every position from `length` on, pending ones included."""
@@ -83,13 +95,15 @@ class Session(Protocol):
 class Part:
     """A sequence's part in a pass: tokens to append, and how many of the last rows are wanted (`keep`; None: all).
 
-    With `picks` the likeliest tokens are wanted instead of logits, as from `Session.pick`.
+    With `picks` the likeliest tokens are wanted instead of logits, as from `Session.pick`. With `parents` the tokens are a tree,
+    as in `Session.forward_tree`.
     """
 
     session: Any
     tokens: Sequence[int]
     keep: int | None = None
     picks: bool = False
+    parents: Sequence[int] = ()
 
 
 class Backend(Protocol):
@@ -113,6 +127,12 @@ class Backend(Protocol):
     compiled: int = 0
     """Graphs that this process had to compile."""
 
+    exact_trunk: bool = False
+    """Where `can_tree`: whether the rows of a tree's first tokens that are a chain have the bits of a pass over that chain."""
+
+    trunk_only: bool = False
+    """Where `can_tree`: whether the other rows of a tree are only nearly those of chains, as with sliding windows over places."""
+
     @property
     def can_rollback(self) -> Decision[bool]:
         """Whether `Session.rollback` is possible, and why not."""
@@ -120,6 +140,15 @@ class Backend(Protocol):
     @property
     def can_exit(self) -> Decision[bool]:
         """Whether `forward_early` and `complete` are possible, and why not."""
+
+    @property
+    def can_tree(self) -> Decision[bool]:
+        """Whether `Session.forward_tree` is possible, and why not."""
+        return Decision(False, f"{self.name} runs no passes over trees")
+
+    def trust_trees(self) -> None:
+        """Leave the trial of `can_tree` out: a profile says that these weights passed it."""
+        return
 
     @property
     def replays(self) -> bool:

@@ -9,10 +9,48 @@ Letters: T rows, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+
+
+class Picks(list[int]):
+    """The likeliest token of each of T rows, and where they come from: `logits` (T, V), valid until the next pass."""
+
+    def __init__(self, logits: NDArray[Any]) -> None:
+        super().__init__(logits.argmax(-1).tolist())
+        self.logits = logits
+
+
+def as_picks(rows: Tensor) -> list[int]:
+    """Return the argmax of each of `rows` (T, V), on the processor with the logits that they come from."""
+    return Picks(rows.detach().float().numpy()) if rows.device.type == "cpu" else likeliest(rows)
+
+
+def leading(rows: Tensor | list[int], at: int, count: int) -> list[int]:
+    """Return the `count` likeliest tokens of row `at`, the likeliest first; none where `rows` are picks without logits."""
+    if isinstance(rows, list):
+        if not isinstance(rows, Picks):
+            return []
+        row = rows.logits[at]
+    elif rows.device.type != "cpu":
+        found: list[int] = rows[at].topk(min(count, rows.shape[-1])).indices.tolist()
+        return found
+    else:
+        row = rows[at].detach().float().numpy()
+    # A few passes over the row take less time than a partial sort; each hides the best so far, and all are put back.
+    out: list[int] = []
+    held = []
+    for _ in range(min(count, len(row))):
+        best = int(row.argmax())
+        out.append(best)
+        held.append(row[best])
+        row[best] = float("-inf")
+    for best, value in zip(out, held, strict=True):
+        row[best] = value
+    return out
 
 
 def likeliest(rows: Tensor) -> list[int]:

@@ -10,7 +10,6 @@ from dynx.schemas.documents.fields import (
     NAME,
     Count,
     CountFromOne,
-    Drafter,
     Form,
     Fraction,
     Limit,
@@ -45,6 +44,15 @@ class ExactReceipt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreeReceipt:
+    """Passes of the model that verified several candidates for a place in the text."""
+
+    target_forwards: Annotated[Count, "Passes that verified a tree of candidates."]
+    candidates: Annotated[Count, "Candidates in them."]
+    tokens: Annotated[Count, "Tokens that they gave."]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Receipt:
     """What an answer cost and what was saved."""
 
@@ -69,9 +77,13 @@ class Receipt:
         "Tokens for each pass of the model after the prompt's own; 1 is plain decoding, null where there was no pass.",
     ]
     drafters: Annotated[
-        dict[Drafter, DrafterReceipt],
-        "By drafter: the draft model (draft), the model's own first layers (self), or prompt lookup (lookup).",
+        dict[Literal["draft", "self", "lookup", "table"], DrafterReceipt],
+        (
+            "By drafter: the draft model (draft), the model's own first layers (self), prompt lookup (lookup), or what the text "
+            "and the model itself had after the last tokens before, in trees (table)."
+        ),
     ]
+    trees: Annotated[TreeReceipt, "Passes that verified a tree of candidates."] = ABSENT
     guarantee: Annotated[str, "What is promised of the answer, in words."]
     plain_seconds: Annotated[NonNegative | None, "What plain decoding would have taken; null where that isn't known."]
     plain_measured: Annotated[Literal["profile", "this run"] | None, "Where that is known from."]
@@ -174,7 +186,7 @@ class Token:
     text: Annotated[
         str, "What can be shown now: empty for a part of a character, or a possible beginning of a --stop text."
     ]
-    origin: Annotated[Literal["target", "draft", "self", "lookup"], "Who proposed the token first."]
+    origin: Annotated[Literal["target", "draft", "self", "lookup", "table"], "Who proposed the token first."]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,11 @@ class GenerateFitted:
         "Tokens of passes that are run wider, because that costs no more, and the tokens they are run with.",
     ] = ABSENT
     backend: Annotated[str, "Whose kernels were fastest."] = ABSENT
+    trees: Annotated[bool, "Whether passes verify trees of candidates, which were faster than chains."] = ABSENT
+    own_candidates: Annotated[
+        dict[str, list[Count]],
+        "By token, the tokens that the model thinks likeliest after it, where nothing else is known.",
+    ] = ABSENT
     draft_vocabulary: Annotated[
         list[Count] | None, "Ids that the draft model's output head was cut to; null where it stays whole."
     ] = ABSENT
@@ -106,6 +111,10 @@ class GenerateEvidence:
     tokens: Annotated[Count, "Tokens written in them."] = ABSENT
     data: Annotated[str, "Hash of the texts."] = ABSENT
     self_written: Annotated[bool, "Whether the model wrote them without prompts of the caller's."] = ABSENT
+    tree_speedup: Annotated[
+        NonNegative | None,
+        "Speed with trees of candidates over that with chains, measured; null where there were none.",
+    ] = ABSENT
     loops_cut: Annotated[Count, "Texts that were cut where they began to loop."] = ABSENT
     first_guess_acceptance: Annotated[
         dict[str, Fraction], "Share of first draft tokens that are accepted, by drafter."

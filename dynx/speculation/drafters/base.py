@@ -34,12 +34,13 @@ class Draft:
     """A draft token.
 
     `signal` rises with the drafter's confidence. `probabilities` (V,) is the distribution it was drawn from, kept only where the
-    acceptance rule needs it; None stands for certainty.
+    acceptance rule needs it; None stands for certainty. `others` are the drafter's next choices for its place, the best first.
     """
 
     token: int
     signal: float
     probabilities: Tensor | None = None
+    others: Sequence[int] = ()
 
 
 class Drafter(Protocol):

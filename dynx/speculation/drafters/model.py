@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynx.runtime.backends.picks import leading
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
 from dynx.speculation.drafters.translated import TranslatedBackend
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from dynx.speculation.drafters.base import Drafter
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
+
+
+OTHER_CHOICES = 2
+"""Choices of a draft model besides its first that trees may verify."""
 
 
 def open_model_drafter(backend: Backend, sampler: DraftSampler, vocab: int) -> Drafter:
@@ -83,7 +88,8 @@ class ModelDrafter:
         self._held.extend(feed)
         token, probability, kept = self._sample(row, self._context, self._drafted)
         self._drafted.append(token)
-        return Draft(token, log_odds(probability), kept)
+        others = leading(row[None], 0, OTHER_CHOICES + 1)[1:] if self._sample.takes_likeliest else ()
+        return Draft(token, log_odds(probability), kept, others)
 
     def accept(self, count: int) -> None:
         """Do nothing: the next `sync` compares."""

@@ -119,6 +119,17 @@ class NgramIndex:
             length, at = n + 1, end
         return self._longest(at) if length == ORDER else (length, at)
 
+    def followers(self, tail: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (n, the token after the latest occurrence of the last n tokens of `tail`) for n from `ORDER` down to 1."""
+        text, key, out = self.text, 0, []
+        for n in range(min(ORDER, len(tail))):
+            key |= tail[-1 - n] << (n * KEY_BITS)
+            end = self._find(n, key)
+            if not end:
+                break
+            out.append((n + 1, text[end]))
+        return out[::-1]
+
     def _longest(self, end: int) -> tuple[int, int]:
         """Return the longest match, and of those the latest, among ends of the last `ORDER` tokens from `end` back."""
         text, size = self.text, len(self.text)

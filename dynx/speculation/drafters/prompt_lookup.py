@@ -84,5 +84,9 @@ class LookupDrafter:
     def _signal(self, drafted: int) -> float:
         return math.log2(self._length + drafted + 1)
 
+    def followers(self, tail: Sequence[int]) -> list[tuple[int, int]]:
+        """Return what followed the last tokens of `tail` where they were last: (tokens matched, token), longest match first."""
+        return [] if self._new_ngrams is not None else self._index.followers(tail)
+
     def accept(self, count: int) -> None:
         """Do nothing: the next `sync` reads what was accepted."""

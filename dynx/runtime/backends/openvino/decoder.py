@@ -24,11 +24,17 @@ import numpy as np
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Part, Session
-from dynx.runtime.backends.openvino import paged
+from dynx.runtime.backends.openvino import paged, tree_pass
 from dynx.runtime.backends.openvino.checked import CHECKED_FILE, is_marked, put_mark, release
 from dynx.runtime.backends.openvino.pool import BlockPool
-from dynx.runtime.backends.openvino.precision import ACTIVATION_GROUP_SIZE, CACHE_PRECISION, Precision
+from dynx.runtime.backends.openvino.precision import (
+    ACTIVATION_GROUP_SIZE,
+    CACHE_PRECISION,
+    MAX_LOGIT_ERROR,
+    Precision,
+)
 from dynx.runtime.backends.padding import PaddedLength
+from dynx.runtime.backends.picks import Picks
 from dynx.runtime.decision import Decision
 from dynx.runtime.memory import free_memory, is_out_of_memory
 
@@ -92,6 +98,7 @@ def load(
         raise UnsupportedModelError(f"{model.config.model_type} {fault}")
     if cache is not None and (folder := _folder(cache, precision)).is_dir():
         put_mark(folder / CHECKED_FILE)
+        backend.folder = folder
     return backend
 
 
@@ -140,7 +147,9 @@ def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> 
     if not path.is_file():
         return None
     try:
-        return OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
+        backend = OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
+        backend.folder = path.parent
+        return backend
     except Exception as e:
         if is_out_of_memory(e):
             raise
@@ -188,6 +197,8 @@ class OpenVINOBackend(Backend):
 
     name = "openvino"
     own_threads = True
+    folder: Path | None = None
+    """Where the converted model is kept, with notes of what was tried of it."""
 
     def __init__(self, graph: Any, *, precision: Precision, threads: int | None, weights: object = None) -> None:
         known = {key: graph.get_rt_info(["dynx", key]).astype(str) for key in ("layers", "vocab", "context", "kind")}
@@ -197,6 +208,7 @@ class OpenVINOBackend(Backend):
         self.kind = known["kind"]
         self.precision: str = precision
         self._weights = weights
+        self.windows = paged.has_windows(graph)
         paged.assemble(graph)
         paged.keep_apart(graph, _threads_had(threads))
         core = _core()
@@ -216,6 +228,7 @@ class OpenVINOBackend(Backend):
             settings["INFERENCE_NUM_THREADS"] = threads
         self.compiled_model = core.compile_model(graph, "CPU", settings)
         shapes = {port.get_any_name(): port for port in self.compiled_model.inputs if "_cache." in port.get_any_name()}
+        self.inputs = {port.get_any_name() for port in self.compiled_model.inputs}
         self.caches = {
             name: (port.get_element_type(), [d.get_length() for d in list(port.get_partial_shape())[1:]])
             for name, port in shapes.items()
@@ -244,6 +257,11 @@ class OpenVINOBackend(Backend):
     def can_exit(self) -> Decision[bool]:
         """Refuse."""
         return Decision(False, "OpenVINO compiles the model as a whole, so it can't be left early")
+
+    @cached_property
+    def can_tree(self) -> Decision[bool]:
+        """Whether passes over trees give the logits of chains, tried once."""
+        return tree_pass.tried(self, MAX_LOGIT_ERROR[self.precision])
 
     def set_padded_lengths(self, lengths: Mapping[int, int]) -> bool:
         """See `Backend.set_padded_lengths`."""
@@ -288,7 +306,14 @@ class OpenVINOBackend(Backend):
             ids.extend([0] * (count - n))
         if len(wanted) == 1 < len(ids):
             wanted *= 2  # the head rounds one row otherwise than several, as every product does
-        out = self._pass(ids, tables, counts, wanted, scratch=all(part.picks for part in parts))
+        if "qq_bias" in self.inputs:
+            for name, value in zip(paged.TREE_INPUTS, tree_pass.masks(parts, counts), strict=True):
+                self._tell(name, value)
+        steps = [
+            tree_pass.depths(part.parents, n) if part.parents else np.arange(n)
+            for part, n in zip(parts, counts, strict=True)
+        ]
+        out = self._pass(ids, tables, counts, wanted, steps, scratch=all(part.picks for part in parts))
         import torch
 
         rows: list[Tensor | list[int]] = []
@@ -297,7 +322,7 @@ class OpenVINOBackend(Backend):
             part.session.table.length += n
             own = out[at : at + (n if part.keep is None else min(n, part.keep))]
             at += len(own)
-            rows.append(own.argmax(-1).tolist() if part.picks else torch.from_numpy(own))
+            rows.append(Picks(own) if part.picks else torch.from_numpy(own))
         return rows
 
     def _reserve(self, tables: Sequence[BlockTable], counts: Sequence[int]) -> None:
@@ -313,18 +338,20 @@ class OpenVINOBackend(Backend):
         tables: Sequence[BlockTable],
         sizes: Sequence[int],
         wanted: Sequence[int],
+        steps: Sequence[NDArray[Any]],
         *,
         scratch: bool,
     ) -> NDArray[np.float32]:
         """Logits (rows wanted, V), with `scratch` in memory that the next pass overwrites.
 
+        `steps` are the tokens' positions after the lengths of their sequences.
         Positions of padding are overwritten by the tokens that come to be there.
         """
         starts = np.array([table.length for table in tables], np.int32)
         counts = np.array(sizes, np.int32)
         ends = starts + counts
         used = -(-ends // self.block)
-        positions = np.concatenate([np.arange(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+        positions = np.concatenate([first + more for first, more in zip(starts.tolist(), steps, strict=True)])
         self._tell("input_ids", np.asarray(ids, np.int64)[None])
         self._tell("position_ids", np.minimum(positions, self.last)[None])
         self._tell("rows", np.asarray(wanted, np.int64))
@@ -378,7 +405,8 @@ class OpenVINOSession(Session):
 
     def pick(self, tokens: Sequence[int], *, keep: int | None = None) -> list[int]:
         """See `Session.pick`. The logits stay in memory that all passes share."""
-        return [int(token) for out in self._passes(tokens, keep, picks=True) for token in out]
+        found = list(self._passes(tokens, keep, picks=True))
+        return found[0] if len(found) == 1 and isinstance(found[0], list) else [int(t) for out in found for t in out]
 
     def _passes(self, tokens: Sequence[int], keep: int | None, *, picks: bool) -> Iterator[Tensor | list[int]]:
         """Read `tokens` in passes; yield the rows that were asked for."""
@@ -389,6 +417,15 @@ class OpenVINOSession(Session):
             out = self._backend.forward([part])[0]
             if first < end:
                 yield out
+
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int], *, picks: bool = False) -> Tensor | list[int]:
+        """See `Session.forward_tree`."""
+        self.fit(len(tokens))
+        return self._backend.forward([Part(self, tokens, None, picks, parents)])[0]
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """See `Session.keep`."""
+        self.table.keep(start, rows)
 
     def set_padded_length(self, length: int) -> None:
         """See `Session.set_padded_length`."""

@@ -18,6 +18,9 @@ ATTENTION_NAME = "dynx_paged"
 PAGED_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
 """Inputs of paged attention that describe a batch of sequences, besides the caches."""
 
+TREE_INPUTS = ("qq_bias", "qq_bias_begins")
+"""Inputs of paged attention that say which tokens of a pass attend to which; empty where every token attends to all before it."""
+
 SHARED_BYTES = 64
 """Largest constants that are shared: shapes, axes and numbers."""
 
@@ -26,7 +29,9 @@ FUSED_PER_THREAD = 64
 
 
 def assemble(graph: Any) -> None:
-    """Put paged attention in the places that `convert.convert` marked, with its inputs: `PAGED_INPUTS` and the caches.
+    """Put paged attention in the places that `convert.convert` marked, with its inputs.
+
+    These are `PAGED_INPUTS`, `TREE_INPUTS` and the caches.
 
     A graph that has it already stays as it is.
     """
@@ -45,13 +50,14 @@ def assemble(graph: Any) -> None:
         return made.output(0)
 
     told = [parameter(name, ov.Type.i32, 0 if name == "max_context_len" else 1) for name in PAGED_INPUTS]
+    trees = [parameter(name, kind, 1) for name, kind in zip(TREE_INPUTS, (ov.Type.u8, ov.Type.i32), strict=True)]
     settings = json.loads(graph.get_rt_info(["dynx", "attention"]).astype(str))
     marks = {node.get_friendly_name(): node for node in graph.get_ops() if node.get_type_name() == "Concat"}
     for layer, (scale, window, (_, groups, width, value_width)) in enumerate(settings):
         mark = marks[f"{ATTENTION_NAME}.{layer}"]
         states = [mark.input_value(i) for i in range(3)]
         caches = [parameter(f"{which}_cache.{layer}", ov.Type.dynamic, 4) for which in ("key", "value")]
-        node = _paged_attention(states, caches, told, scale, window)
+        node = _paged_attention(states, caches, told, trees, scale, window)
         info = node.get_rt_info()  # from these the plugin makes the shape of a block
         info["num_k_heads"] = info["num_v_heads"] = groups
         info["k_head_size"], info["v_head_size"] = width, value_width
@@ -60,6 +66,15 @@ def assemble(graph: Any) -> None:
     graph.add_parameters(added)
     share_constants(graph)
     graph.validate_nodes_and_infer_types()
+
+
+def has_windows(graph: Any) -> bool:
+    """Whether any layer attends to the latest tokens only."""
+    try:
+        settings = json.loads(graph.get_rt_info(["dynx", "attention"]).astype(str))
+    except RuntimeError:
+        return False  # an exported graph
+    return any(window for _, window, _ in settings)
 
 
 def share_constants(graph: Any) -> None:
@@ -102,7 +117,9 @@ def keep_apart(graph: Any, threads: int) -> None:
                     node.input(at).replace_source_output(ops.clamp(product, -1e30, 1e30).output(0))
 
 
-def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scale: float, window: int) -> Any:
+def _paged_attention(
+    states: list[Any], caches: list[Any], told: list[Any], trees: list[Any], scale: float, window: int
+) -> Any:
     """Build the attention of one layer over all earlier tokens, or the last `window` of them."""
     from openvino import opset15 as ops
 
@@ -113,7 +130,7 @@ def _paged_attention(states: list[Any], caches: list[Any], told: list[Any], scal
         return ops.constant(np.zeros(0, kind)).output(0)
 
     inputs = [*states, *caches, *told[:4], number(scale, np.float32), number(window), nothing(np.float32), told[4]]
-    # What scores of evicted blocks, rotated blocks, sparse attention, sinks, images and trees would need.
+    # What scores of evicted blocks, rotated blocks, sparse attention, sinks and images would need.
     inputs += [nothing(), nothing(), nothing(), nothing(np.float32), nothing(np.float32), number(0), number(0)]
-    inputs += [nothing(np.float32), number(0), nothing(), nothing(), nothing(), nothing(), nothing(np.uint8), nothing()]
+    inputs += [nothing(np.float32), number(0), nothing(), nothing(), nothing(), nothing(), *trees]
     return private.paged_attention(inputs)

@@ -140,6 +140,13 @@ class BlockPool:
         self.release([block])
         return new
 
+    def move(self, places: Sequence[tuple[int, int, int, int]]) -> None:
+        """Copy positions of blocks to others: block and position that each comes from, and block and position where it goes."""
+        for name, (kind, (heads, _, width)) in self._caches.items():
+            cells = self._views[name].reshape(-1, heads, self.block, width * kind.size)
+            for block, at, to_block, to in places:
+                cells[to_block, :, to] = cells[block, :, at]
+
     def find(self, tokens: NDArray[np.int64]) -> tuple[list[int], int]:
         """Return the published blocks that hold the beginning of `tokens`, not yet referred to, and how many they hold."""
         found: list[int] = []
@@ -279,6 +286,14 @@ class BlockTable:
     def rollback(self, length: int) -> None:
         """Hold the first `length` positions only."""
         self.length = length
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Hold, after the first `start` positions, those that `rows` number from there, in this order; they ascend."""
+        size, blocks = self._pool.block, self.blocks
+        moved = [(start + row, start + i) for i, row in enumerate(rows) if row != i]
+        if moved:
+            self._pool.move([(int(blocks[a // size]), a % size, int(blocks[b // size]), b % size) for a, b in moved])
+        self.length = start + len(rows)
 
     def fork(self) -> BlockTable:
         """Return a sequence with the same positions, in the same blocks."""
