@@ -27,7 +27,6 @@ from math import log2
 from typing import TYPE_CHECKING, Protocol
 
 from dynx.runtime.costs import MAX_SLOWDOWN
-from dynx.speculation.round_costs import MAX_SWITCHING_SHARE, SETTLED_PASSES
 from dynx.speculation.tree import best_size
 
 if TYPE_CHECKING:
@@ -419,11 +418,7 @@ class Dynamic:
         """Update costs, acceptance, λ and the budgets from a finished round."""
         costs, origin, context = self.costs, done.origin, done.context
         change = 0.0 if origin == "self" else costs.switch(done.submitted + 1, context)
-        feared = (
-            MAX_SWITCHING_SHARE
-            if costs.switches < SETTLED_PASSES and costs.width > costs.target.padded.get(1, 1)
-            else 0.0
-        )
+        feared = costs.feared_change
         if costs.foreign and not costs.widest_here:
             costs.adopt(done.verify_seconds, context)
         costs.widest_here = max(costs.widest_here, done.submitted + 1)
@@ -441,8 +436,7 @@ class Dynamic:
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals)) + change
             expected += costs.replay(done.submitted, done.kept, context)
-        # An outlier of the machine counts as little here as it does in the curves. One by itself is nobody's fault: plain passes
-        # have them too. Two rounds in a row are what drafting costs.
+        # One outlier is nobody's fault, plain passes have them too; two rounds in a row are what drafting costs.
         late = done.seconds > HICCUP_FACTOR * expected
         seconds = min(done.seconds, (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected)
         self._late = late if origin is not None else self._late

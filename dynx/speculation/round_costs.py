@@ -132,6 +132,12 @@ class Costs:
         plain = self.target(1)
         return self.switching * self.drift.factor / plain if plain > 0 else 0.0
 
+    @property
+    def feared_change(self) -> float:
+        """The most, in plain passes, that a plain pass may take now for a change of width of which little is known."""
+        wider = self.width > self.target.padded.get(1, 1)
+        return MAX_SWITCHING_SHARE if wider and self.switches < SETTLED_PASSES else 0.0
+
     def changes(self, n: int, context: int, seconds: float | None = None) -> float:
         """Return `switch`, and what is expected for the change of width that a pass of `n` tokens causes afterwards."""
         if not self.switching:
