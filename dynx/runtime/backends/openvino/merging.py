@@ -96,7 +96,7 @@ def _is_vector(source: Any, size: int) -> bool:
 
 
 def _form(source: Any, rows: int) -> tuple[Any, ...] | None:
-    """Describe how a matrix of so many rows is computed from constants, but for that number; None where it can't be merged."""
+    """Describe how a matrix of `rows` rows is computed from constants, whatever `rows` is; None where it can't be merged."""
     node, kind = source.get_node(), source.get_node().get_type_name()
     if kind not in STORED or len(source.get_target_inputs()) != 1:
         return None
