@@ -100,6 +100,12 @@ class TextPreprocessor:
         }
         self._fills = {name: fill for name, fill in fills.items() if name in takes}
 
+    @property
+    def marks_pairs(self) -> bool:
+        """Whether rows tell a pair from a single text, by token types."""
+        types = self._encode([("a", "b")]).get("token_type_ids")
+        return bool(types and any(types[0]))
+
     def rows(self, items: Sequence[str | Pair]) -> list[Example | str]:
         """Tokenize each text or pair."""
         if not items:

@@ -21,6 +21,7 @@ from transformers import (
 
 import dynx
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
+from dynx.integrations.transformers import classifier_inputs
 from dynx.integrations.transformers.classifier import rows_together
 
 if TYPE_CHECKING:
@@ -285,3 +286,19 @@ def test_threads_take_turns(easy: Path) -> None:
     for thread in threads:
         thread.join()
     assert all(torch.equal(found[i], want[i]) for i in range(4))
+
+
+def test_single_texts_do_not_leave_under_a_profile_of_pairs() -> None:
+    """Where token types tell pairs from single texts, each row must be a pair; a tokenizer that doesn't mark them can't tell."""
+    ids = torch.ones(2, 4, dtype=torch.long)
+    pair, single = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 0])
+
+    def reason(types: torch.Tensor | None, *, marked: bool) -> str | None:
+        given = {"input_ids": ids, **({} if types is None else {"token_type_ids": types})}
+        return classifier_inputs.reason_of_texts(given, None, None, pairs=True, marked=marked)
+
+    said = "single texts are given, and the profile is about pairs"
+    assert reason(torch.stack([pair, pair]), marked=True) is None
+    assert reason(torch.stack([pair, single]), marked=True) == said
+    assert reason(None, marked=True) == said
+    assert reason(None, marked=False) is None

@@ -96,6 +96,7 @@ class ClassifierAttachment:
             self._engines: dict[int, Any] = {}
             self._depths = self._exits.fitted.depths
             self._pairs = self._assembly.plan.request.form == "pair"
+            self._marked = self._pairs and getattr(self._assembly.preprocessor, "marks_pairs", False)
             self._limit = getattr(self._assembly.preprocessor, "limit", None)
             self._pad = getattr(self._assembly.exit_model.model.config, "pad_token_id", None)
             self._state = origin.State(model)
@@ -148,7 +149,9 @@ class ClassifierAttachment:
         if reason := inputs.reason_of_call(model, given, kind):
             return reason
         main = given["pixel_values" if kind == "image" else "input_ids"]
-        if kind == "text" and (reason := inputs.reason_of_texts(given, self._limit, self._pad, pairs=self._pairs)):
+        if kind == "text" and (
+            reason := inputs.reason_of_texts(given, self._limit, self._pad, pairs=self._pairs, marked=self._marked)
+        ):
             return reason
         if main.device != model.device:
             return "inputs and model lie on different devices"

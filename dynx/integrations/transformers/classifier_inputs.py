@@ -63,11 +63,13 @@ def hooked(model: Any) -> bool:
     return False
 
 
-def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None, *, pairs: bool = False) -> str | None:
+def reason_of_texts(
+    given: Mapping[str, Any], limit: int | None, pad: int | None, *, pairs: bool = False, marked: bool = False
+) -> str | None:
     """Return why texts aren't such as the profile is about; None where they are.
 
     `limit` is the number of tokens that the profile's texts are cut to, `pad` the token that fills rows up; `pairs`: it is about
-    pairs of texts.
+    pairs of texts, `marked`: which token types tell from single ones.
     """
     ids: Any = given["input_ids"]
     mask, types = given.get("attention_mask"), given.get("token_type_ids")
@@ -89,6 +91,8 @@ def reason_of_texts(given: Mapping[str, Any], limit: int | None, pad: int | None
         return f"a text has {length} tokens, and the profile is about texts of at most {limit}"
     if types is not None and not pairs and bool(types.any()):
         return "pairs of texts are given, and the profile is about single ones"
+    if marked and (types is None or not bool((types != 0).any(-1).all())):
+        return "single texts are given, and the profile is about pairs"
     return None
 
 
