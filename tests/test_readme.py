@@ -202,6 +202,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text_classifier(folder / "classifier")
     write_image_classifier(folder / "my-vit")
     pipelines.stable_diffusion().save_pretrained(folder / "my-pipeline")
+    pipelines.write_lora(folder / "tone.safetensors")
     tokenizer = train_tokenizer()
     torch.manual_seed(0)
     for name, seed in (("my-model", 3), ("my-smaller-model", 4)):
@@ -239,7 +240,9 @@ def lay_out(folder: Path, stock: Path, block: str) -> None:
     write_pictures(folder / "photos", 3)
     for path in (folder / "photos").glob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"))
-    for name in ("my-vit", "my-pipeline", "my-smaller-model", "random-weights"):
+    Image.new("RGB", (32, 32), (90, 120, 160)).save(folder / "day.jpg")
+    Image.new("L", (32, 32), 255).save(folder / "roof.png")
+    for name in ("my-vit", "my-pipeline", "my-smaller-model", "random-weights", "tone.safetensors"):
         (folder / name).symlink_to(stock / name)
     chatty = "my-chat-model" if "--chat" in block else "my-model"
     (folder / "my-model").symlink_to(stock / ("classifier" if "texts.txt" in block else chatty))

@@ -11,6 +11,7 @@ The number belongs to the program that uses dynx, and is put back.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,19 @@ BESIDE_ANOTHER_RUNTIME = 1
 """Threads of PyTorch while another runtime's threads compute."""
 
 
+_setting = threading.Lock()
+
+
 def set_torch_threads(count: int) -> None:
-    """Let PyTorch compute with `count` threads, without a call where it does: in a forked process one may fail."""
+    """Let PyTorch compute with `count` threads; one caller at a time, and without a call where it does.
+
+    In a forked process the first call replaces PyTorch's pool of threads. A second one beside it finds none and fails.
+    """
     import torch
 
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
+    with _setting:
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
 
 
 @contextmanager

@@ -176,7 +176,9 @@ def test_an_input_counts_once_however_many_rounds_there_were() -> None:
     measured = scripted(plain=["abc", "abc"], other=["abc", "abd"])
     quality = judge_answers(measured, full=None, gold=["a", "x", None], tolerance=0.0)
 
-    assert quality["other"] == Quality(Count(2, 3), Count(2, 3), Count(1, 2), None)
+    assert quality["other"] == Quality(
+        Count(2, 3), Count(2, 3), Count(1, 2), None, by_label={"a": Count(1, 1), "b": Count(1, 1), "c": Count(0, 1)}
+    )
 
 
 def test_agreement_is_with_the_full_model_where_plain_isn_t_it() -> None:

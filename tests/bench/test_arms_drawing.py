@@ -56,7 +56,13 @@ def artist_of(name: str, *, steps: int = STEPS, step_profile: Any = None) -> Ima
 
     engine.draw = draw  # type: ignore[method-assign]
     return ImageGenerator(
-        SimpleNamespace(engine=engine, plan=SimpleNamespace(request=ImageGeneratorRequest()), step_profile=step_profile)
+        SimpleNamespace(
+            engine=engine,
+            plan=SimpleNamespace(request=ImageGeneratorRequest()),
+            step_profile=step_profile,
+            batches=(1,),
+            pending=None,
+        )
     )  # type: ignore[arg-type]
 
 
@@ -64,13 +70,7 @@ def knowing(name: str, steps: int) -> ImageGenerator:
     """One whose profile draws every picture in so many steps."""
     artist = artist_of(name)
     grid = artist.assembly.engine.initial_call(pipelines.request(name, steps=STEPS)).grid
-
-    def controller(*_: Any) -> Any:
-        chosen: Any = lambda look: None  # noqa: E731 - it needs an attribute
-        chosen.schedule = Schedule("dpm++2m", grid.thinned(steps))
-        return chosen
-
-    return artist_of(name, step_profile=SimpleNamespace(controller=controller))
+    return artist_of(name, step_profile=pipelines.profile_of(Schedule("dpm++2m", grid.thinned(steps))))
 
 
 def run(arms: Sequence[Arm[Pair]], cases: Sequence[Pair], rounds: int = 1) -> Measurements:

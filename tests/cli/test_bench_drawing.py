@@ -72,14 +72,9 @@ def profiled(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*arguments: Any, **named: Any) -> Any:
         assembly = real(*arguments, **named)
         grid = assembly.engine.initial_call(pipelines.request("stable-diffusion", steps=PLAIN)).grid
-
-        def controller(*_: Any) -> Any:
-            chosen: Any = lambda look: None  # noqa: E731 - it needs an attribute
-            chosen.schedule = Schedule("dpm++2m", grid.thinned(8))
-            return chosen
-
         guarantee = Guarantee(0.95, 0.95, 0.05, n=60, failures=0, p5=0.97, worst=0.96, bundled=False)
-        assembly.step_profile = SimpleNamespace(controller=controller, guarantee=guarantee, certificate=None)
+        schedule = Schedule("dpm++2m", grid.thinned(8))
+        assembly.step_profile = pipelines.profile_of(schedule, guarantee=guarantee, certificate=None)
         return assembly
 
     monkeypatch.setattr(bench_drawing, "open_assembly", opened)

@@ -83,10 +83,10 @@ def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.Mon
     """Exit 130 and no profile; the same command goes on, says so, and prints one JSON document."""
     own, done = learning.sweep_steps, []
 
-    def stopping(*args: Any) -> Any:
+    def stopping(*args: Any, **others: Any) -> Any:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(own(*args))
+        done.append(own(*args, **others))
         return done[-1]
 
     monkeypatch.setattr(learning, "sweep_steps", stopping)

@@ -90,17 +90,17 @@ def names(folder: Path) -> list[str]:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], Any]) -> None:
     """Do something when a picture's step `at` is done."""
-    real = ImageGenerator.draw
+    real = ImageGenerator.draw_all
 
-    def spied(self: ImageGenerator, prompt: str, seed: int, *, callback: Callable[[Step], None], **others: Any) -> Any:
-        def both(step: Step) -> None:
+    def spied(self: ImageGenerator, wanted: Any, *, callback: Callable[[int, Step], None], **others: Any) -> Any:
+        def both(place: int, step: Step) -> None:
             if step.index == at:
                 act()
-            callback(step)
+            callback(place, step)
 
-        return real(self, prompt, seed, callback=both, **others)
+        return real(self, wanted, callback=both, **others)
 
-    monkeypatch.setattr(ImageGenerator, "draw", spied)
+    monkeypatch.setattr(ImageGenerator, "draw_all", spied)
 
 
 def ctrl_c() -> None:
@@ -253,19 +253,19 @@ def test_a_line_that_cannot_be_read_first(draw: Cli, here: Path) -> None:
 @pytest.mark.parametrize("lines", [True, False], ids=["lines", "arguments"])
 def test_what_fails_while_it_is_drawn(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, lines: bool) -> None:
     """A prompt that the pipeline chokes on, and a file that can't be written: in their places, the rest is drawn."""
-    real, link = ImageGenerator.draw, Path.hardlink_to
+    real, link = ImageGenerator.draw_all, Path.hardlink_to
 
-    def picky(self: ImageGenerator, prompt: str, seed: int, **others: Any) -> Any:
-        if prompt == "blue moon":
+    def picky(self: ImageGenerator, wanted: Any, **others: Any) -> Any:
+        if any(prompt == "blue moon" for prompt, _ in wanted):
             raise ValueError("index out of range\nin self")
-        return real(self, prompt, seed, **others)
+        return real(self, wanted, **others)
 
     def full(self: Path, target: Path) -> None:
         if "red" in self.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         link(self, target)
 
-    monkeypatch.setattr(ImageGenerator, "draw", picky)
+    monkeypatch.setattr(ImageGenerator, "draw_all", picky)
     monkeypatch.setattr(Path, "hardlink_to", full)
     monkeypatch.setattr(Path, "replace", full)
     prompts = ["a cat", "blue moon", "a red cat", "the apple"]
@@ -437,7 +437,7 @@ def test_a_wrong_command_line_is_told(
     draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
     """In one line, before anything is drawn."""
-    monkeypatch.setattr(ImageGenerator, "draw", None)
+    monkeypatch.setattr(ImageGenerator, "draw_all", None)
     prompt = [] if {"--finish", "--info", "--lines"} & set(arguments) else ["a cat"]
     result = draw(*prompt, *arguments, stdin=b"a cat\n" if "--lines" in arguments else None, steps=None)
 
@@ -474,7 +474,7 @@ def test_a_folder_that_cannot_be_written(draw: Cli, here: Path, monkeypatch: pyt
     """Is told before anything is computed."""
     Path("locked").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
-    monkeypatch.setattr(ImageGenerator, "draw", None)
+    monkeypatch.setattr(ImageGenerator, "draw_all", None)
     result = draw("a cat", "-o", "locked")
 
     assert result == Result(2, "", "dynx: can't write in locked: permission denied\n")
@@ -513,13 +513,14 @@ def test_encoders_that_read_more_or_less() -> None:
 
 def test_pictures_that_are_no_numbers(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reported, not saved; the others go on, and the exit code tells."""
-    real = ImageGenerator.draw
+    real = ImageGenerator.draw_all
 
-    def broken(self: ImageGenerator, prompt: str, seed: int, **others: Any) -> Any:
-        picture = real(self, prompt, seed, **others)
-        return replace(picture, pixels=None, error="all of its pixels are not numbers") if seed == 2 else picture
+    def broken(self: ImageGenerator, wanted: Any, **others: Any) -> Any:
+        for place, picture in real(self, wanted, **others):
+            failed = replace(picture, pixels=None, error="all of its pixels are not numbers")
+            yield place, failed if wanted[place][1] == 2 else picture
 
-    monkeypatch.setattr(ImageGenerator, "draw", broken)
+    monkeypatch.setattr(ImageGenerator, "draw_all", broken)
     result = draw("a cat", "-c", 3, "--seed", 1)
     document = draw("a cat", "--seed", 2, "-o", "x.png", "--json")
 
@@ -593,14 +594,14 @@ def test_a_second_ctrl_c_ends_at_once(draw: Cli, here: Path, died: list[int], mo
 PRESSED = """
 import os, signal
 from dynx.diffusion.generator import ImageGenerator
-real = ImageGenerator.draw
+real = ImageGenerator.draw_all
 def spied(self, *args, callback, **others):
-    def both(step):
+    def both(place, step):
         if step.index == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        callback(step)
+        callback(place, step)
     return real(self, *args, callback=both, **others)
-ImageGenerator.draw = spied
+ImageGenerator.draw_all = spied
 from dynx.cli.main import main
 main()
 """
@@ -723,10 +724,10 @@ class Promise:
 
 def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the JSON, the receipt and the file of a picture drawn by a schedule; not to drafts."""
-    real = ImageGenerator.draw
+    real = ImageGenerator.draw_all
     monkeypatch.setattr(ImageGenerator, "guarantee", Promise())
     drafted = draw("a cat", "--draft", "-o", "draft.png", "--json", steps=None).document
-    monkeypatch.setattr(ImageGenerator, "draw", lambda *args, **others: real(*args, **{**others, "draft": True}))
+    monkeypatch.setattr(ImageGenerator, "draw_all", lambda *args, **others: real(*args, **{**others, "draft": True}))
     result = draw("a cat", "--json", "--stats", steps=None)
 
     assert drafted["guarantee"] is None
@@ -739,13 +740,13 @@ def test_a_promise_is_passed_on(draw: Cli, here: Path, monkeypatch: pytest.Monke
 
 def test_what_was_not_done_is_said_once(draw: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all pictures of a run, and not with -q."""
-    real = ImageGenerator.draw
+    real = ImageGenerator.draw_all
 
     def noted(self: ImageGenerator, *args: Any, **others: Any) -> Any:
-        picture = real(self, *args, **others)
-        return replace(picture, stats=replace(picture.stats, notes=("plain: it must",)))
+        for place, picture in real(self, *args, **others):
+            yield place, replace(picture, stats=replace(picture.stats, notes=("plain: it must",)))
 
-    monkeypatch.setattr(ImageGenerator, "draw", noted)
+    monkeypatch.setattr(ImageGenerator, "draw_all", noted)
     assert draw("a cat", "-c", 2).err == "plain: it must\n"
     assert draw("a cat", "-c", 2, "-q", "--force").err == ""
 

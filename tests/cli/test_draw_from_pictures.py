@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from support import pipelines
 
 from dynx.cli.draw import png
@@ -27,7 +26,6 @@ pytestmark = [
 ]
 
 STEPS = 10
-LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask[:, 16:] = 255
     Image.fromarray(mask).save("mask.png")
     Image.new("L", (8, 8), 255).save("other.png")
-    made = torch.Generator().manual_seed(0)
-    network = pipelines.pipeline("stable-diffusion").unet.get_submodule(LAYER.removeprefix("unet."))
-    out, width = network.weight.shape
-    first, second = torch.randn(2, width, generator=made), torch.randn(out, 2, generator=made)
-    save_file({f"{LAYER}.lora_A.weight": first, f"{LAYER}.lora_B.weight": second}, "tone.safetensors")
+    pipelines.write_lora(folder / "tone.safetensors")
     return folder
 
 

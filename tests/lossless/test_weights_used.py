@@ -242,7 +242,8 @@ def test_a_pipelines_kept_kernels_and_drafts(alone: None, tmp_path: Path) -> Non
     def facts() -> tuple[Any, ...]:
         plan = diffusion_setup.make_plan(ImageGeneratorRequest(model=str(folder)))
         adapter = SimpleNamespace(slot="unet", name="tiny", default_guidance=1.0, scheduler="ddim")
-        engine: Any = SimpleNamespace(adapter=adapter, pipe=SimpleNamespace(unet=torch.nn.Linear(1, 1)))
+        pipe = SimpleNamespace(unet=torch.nn.Linear(1, 1))
+        engine: Any = SimpleNamespace(adapter=adapter, pipe=pipe, start=None)
         made = drawing.build_kernels(plan, engine, ("openvino", "float32"))
         assert made is not None
         assembly: Any = SimpleNamespace(plan=plan, engine=engine)

@@ -109,8 +109,11 @@ def run(asked: dict[str, object], streams: list[int]) -> None:
         open(number, mode, encoding="utf-8", closefd=False, buffering=1 if number == 2 else -1)  # noqa: SIM115
         for number, mode in enumerate("rww")
     )
+    import torch
+
     from dynx.cli.main import main
 
+    torch.set_num_threads(1)  # makes a forked process its pool of threads while it has one thread
     code = 1
     try:
         main()

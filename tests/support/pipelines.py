@@ -10,6 +10,7 @@ import functools
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -19,6 +20,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import logging
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -471,3 +473,23 @@ def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
         ImageGeneratorRequest(model="tiny", **wish), source, MACHINE, key, None, {}, bundled=False, decisions=decisions
     )
     return LoadedImageGenerator(plan, Engine(pipe), None, racing=True)
+
+
+def profile_of(schedule: Any, **others: Any) -> Any:
+    """As if a profile drew every picture by one schedule."""
+    schedules = SimpleNamespace(alone=False, rest=lambda _: None)
+    steps = len(schedule.grid)
+    return SimpleNamespace(
+        longest=schedule,
+        fitted=SimpleNamespace(schedules=schedules),
+        steps_of_each=lambda features, _: (steps,) * len(features),
+        **others,
+    )
+
+
+def write_lora(path: Path, layer: str = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k") -> None:
+    """Write an adapter of rank 2 for a layer of `stable_diffusion`."""
+    made = torch.Generator().manual_seed(0)
+    out, width = pipeline("stable-diffusion").unet.get_submodule(layer.removeprefix("unet.")).weight.shape
+    first, second = torch.randn(2, width, generator=made), torch.randn(out, 2, generator=made)
+    save_file({f"{layer}.lora_A.weight": first, f"{layer}.lora_B.weight": second}, path)
