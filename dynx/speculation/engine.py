@@ -239,6 +239,7 @@ class Engine:
         greedy, known = request.sampling.greedy, self.acceptance_profile
         origins: tuple[DraftSource, ...] = ("draft", "self", "lookup")
         promised = (known.rate or 0.0) * known.costs.target(1)
+        known.costs.width = 0  # the prompt's
         each = (
             starting_regret_budget(promised, known.costs.change_passes) if known.from_profile else known.regret_budget
         )

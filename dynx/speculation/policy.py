@@ -418,7 +418,7 @@ class Dynamic:
         """Update costs, acceptance, λ and the budgets from a finished round."""
         costs, origin, context = self.costs, done.origin, done.context
         change = 0.0 if origin == "self" else costs.switch(done.submitted + 1, context)
-        feared = costs.feared_change
+        feared, first = costs.feared_change, not costs.width and costs.switching > 0
         if costs.foreign and not costs.widest_here:
             costs.adopt(done.verify_seconds, context)
         costs.widest_here = max(costs.widest_here, done.submitted + 1)
@@ -437,8 +437,11 @@ class Dynamic:
             expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals)) + change
             expected += costs.replay(done.submitted, done.kept, context)
         # One outlier is nobody's fault, plain passes have them too; two rounds in a row are what drafting costs.
-        late = done.seconds > HICCUP_FACTOR * expected
-        seconds = min(done.seconds, (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected)
+        late = done.seconds > HICCUP_FACTOR * expected and not first
+        seconds = min(
+            done.seconds,
+            expected if first else (MAX_SLOWDOWN if self._late or origin is None else HICCUP_FACTOR) * expected,
+        )
         self._late = late if origin is not None else self._late
         passes, changing = (seconds / plain, max(feared, change / plain)) if plain > 0 else (1.0, 0.0)
         self._update_budgets(done, passes, changing)

@@ -158,7 +158,9 @@ class Costs:
         curve, n = self.target, self.target.padded.get(n, n)
         if self.prepared is not None and n <= (ran := self.prepared()) <= MAX_PADDED_TOKENS:
             n = ran
-        if self.replays and n > 1 and 1 in curve.table and curve.widest < 2:
+        if not self.width and self.switching and n in curve.table:
+            pass  # after a prompt any width is a change, and memory is new
+        elif self.replays and n > 1 and 1 in curve.table and curve.widest < 2:
             # Several tokens take another path through a recurrent model than one, so that one's time says little.
             curve.observe(n, context, seconds, limit=max(self.first_wide, MAX_SLOWDOWN))
         else:

@@ -256,6 +256,7 @@ def prepared(given: argparse.Namespace, model: Model) -> tuple[Setup, list[Quest
         precision=given.precision,
         tokens=given.tokens,
         end=tuple(ends) if isinstance(ends, list) else (ends,),
+        chat=bool(getattr(tokenizer, "chat_template", None)),
     )
     questions = choose(read(given.data), given.questions)
     return setup, questions, {q.id: prompt_ids(tokenizer, q.text) for q in questions}

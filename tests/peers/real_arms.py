@@ -36,6 +36,8 @@ class Setup:
     """bf16, float32, int8, or file: the 4 bits of the GGUF file itself."""
     tokens: int
     end: tuple[int, ...]
+    chat: bool = False
+    """Whether prompts are chats, which is what dynx's profile must be of."""
     drafter: str = ""
     """Hugging Face folder of a draft model; empty: none."""
     drafter_openvino: str = ""
@@ -276,7 +278,9 @@ def dynx(setup: Setup, names: Sequence[str]) -> Arms:
         "file": {"quantize": "file"},
     }[setup.precision]
     model = setup.gguf if setup.precision == "file" else setup.folder
-    assembly = assemble(make_plan(GeneratorRequest(model, draft=setup.drafter or "auto", **options), warn=tell))
+    assembly = assemble(
+        make_plan(GeneratorRequest(model, draft=setup.drafter or "auto", chat=setup.chat, **options), warn=tell)
+    )
     for name, decision in assembly.decisions.items():
         tell(f"dynx: {name}: {decision.value} ({decision.reason})")
     task = Task(setup.tokens, assembly.sampling(), assembly.end_tokens, assembly.settings.stop)

@@ -28,7 +28,7 @@ CHANGE_COST_TOKENS = 10
 CHANGE_COST_SHARE = 0.35
 """The same as a share of the time of a pass of one token, for passes that were timed; 0.2 to 0.6 on three models."""
 
-SAME_COST = 0.01
+SAME_COST = 0.03
 """Share of a pass's time by which two lengths may differ and count as equal."""
 
 MAX_EXACTNESS_COST = 0.03
