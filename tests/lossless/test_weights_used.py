@@ -246,7 +246,7 @@ def test_a_pipelines_kept_kernels_and_drafts(alone: None, tmp_path: Path) -> Non
         engine: Any = SimpleNamespace(adapter=adapter, pipe=pipe, start=None)
         made = drawing.build_kernels(plan, engine, ("openvino", "float32"))
         assert made is not None
-        assembly: Any = SimpleNamespace(plan=plan, engine=engine)
+        assembly: Any = SimpleNamespace(plan=plan, engine=engine, starts=())
         return plan.key, plan.weights, made._cache, settings(assembly, ["a cat"])
 
     old = facts()

@@ -144,8 +144,11 @@ class Studio:
             except Exception as e:
                 if not self._several:
                     raise
-                for item in wanted:  # which of them it was about shows one by one
-                    if item.index not in outcomes and not self._stop.pressed:
+                undone = [item for item in wanted if item.index not in outcomes]
+                if self._stop.pressed and undone:
+                    outcomes[undone[0].index] = e
+                for item in undone:  # which of them it was about shows one by one
+                    if not self._stop.pressed:
                         self._draw_alone(item, artist, asked, outcomes, window, e if len(wanted) == 1 else None)
             self._report(window, artist, asked, outcomes, last=True)
         if self._stop.pressed:
@@ -228,7 +231,14 @@ class Studio:
             if isinstance(outcome, Exception):
                 self._fail(item, outcome, artist, asked)
             elif outcome is not None:
-                self._finish(outcome, item, artist)
+                try:
+                    self._finish(outcome, item, artist)
+                except (ModelError, DeviceError, BrokenPipeError):
+                    raise
+                except Exception as e:
+                    if not self._several:
+                        raise
+                    self._fail(item, e, artist, asked)
 
     def _finish(self, drawn: Drawn, item: Item, artist: ImageGenerator) -> None:
         picture = drawn.picture
