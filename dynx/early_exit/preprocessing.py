@@ -103,7 +103,7 @@ class TextPreprocessor:
     @property
     def marks_pairs(self) -> bool:
         """Whether rows tell a pair from a single text, by token types."""
-        types = self._encode([("a", "b")]).get("token_type_ids")
+        types = self._encode([Pair("a", "b")]).get("token_type_ids")
         return bool(types and any(types[0]))
 
     def rows(self, items: Sequence[str | Pair]) -> list[Example | str]:
