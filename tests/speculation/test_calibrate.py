@@ -193,7 +193,8 @@ def test_passes_that_cost_less_wider_are_run_wider() -> None:
     found = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=clock)
     again = calibrate(assembly_of(engine, {"draft"}), budget=1e9, clock=clock)
 
-    assert target.instead == {1: 4, 2: 4, 3: 4} == padded_lengths_of(found.profile) == padded_lengths_of(again.profile)
+    instead = {1: 4, 2: 4, 3: 4, 16: 17}  # 17 tokens cost no more than 3 % above 16
+    assert target.instead == instead == padded_lengths_of(found.profile) == padded_lengths_of(again.profile)
     assert found.costs.target(1) == found.costs.target(4) == pytest.approx(target.price(4))
     assert found.measured == pytest.approx(found.predicted, rel=0.1)
     plain = engine_of(Clock())
