@@ -337,14 +337,21 @@ def confirm(
     plain, dynamic = assembly.engine(), assembly.engine(fitted.exits(certificate.thresholds))
     plain.window(rows[: 2 * assembly.batch])
     dynamic.window(rows[: 2 * assembly.batch])
+    return time_in_turns(lambda: plain.window(rows), lambda: dynamic.window(rows), budget, clock)
+
+
+def time_in_turns(
+    plain: Callable[[], object], dynamic: Callable[[], object], budget: float, clock: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Time plain over dynamic in at least three rounds; return median, minimum and maximum over rounds."""
     began, ratios = clock(), list[float]()
     while len(ratios) < 3 or (clock() - began < budget and len(ratios) < 15):
         times = {}
-        for engine in (plain, dynamic) if len(ratios) % 2 else (dynamic, plain):
+        for run in (plain, dynamic) if len(ratios) % 2 else (dynamic, plain):
             start = clock()
-            engine.window(rows)
-            times[id(engine)] = clock() - start
-        ratios.append(times[id(plain)] / times[id(dynamic)])
+            run()
+            times[run] = clock() - start
+        ratios.append(times[plain] / times[dynamic])
     return statistics.median(ratios), min(ratios), max(ratios)
 
 

@@ -7,7 +7,6 @@ for errors and rules, and for the certificate. Heads estimate the full model's v
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from dynx.early_exit.calibrate import (
     choose_backend,
     power,
     recommended_inputs,
+    time_in_turns,
 )
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
@@ -293,15 +293,7 @@ def _confirm(
 
     at_full_depth()
     early()
-    began, ratios = clock(), list[float]()
-    while len(ratios) < 3 or (clock() - began < budget and len(ratios) < 15):
-        times = {}
-        for run in (at_full_depth, early) if len(ratios) % 2 else (early, at_full_depth):
-            start = clock()
-            run()
-            times[run] = clock() - start
-        ratios.append(times[at_full_depth] / times[early])
-    return statistics.median(ratios), min(ratios), max(ratios)
+    return time_in_turns(at_full_depth, early, budget, clock)
 
 
 def _summary(

@@ -8,7 +8,7 @@ Letters: r rows of a batch, F features of an exit, C outputs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dynx.early_exit.preprocessing import Example
     from dynx.early_exit.segments.model import SegmentedModel
 
+    T = TypeVar("T", Batch, Waiting)
     Collate = Callable[[Sequence[Example]], Mapping[str, Tensor]]
 
 
@@ -74,12 +75,7 @@ class TorchStages:
 
     def keep(self, k: int, active: NDArray[np.bool_]) -> None:
         """Drop rows."""
-        kept = []
-        for group in self._waiting[k]:
-            at = active[group.numbers].nonzero()[0]
-            if len(at):
-                kept.append(group if len(at) == len(group) else group.select(at))
-        self._waiting[k] = kept
+        self._waiting[k] = _active_parts(self._waiting[k], active)
 
     def advance(self, k: int, batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Run the rows that wait, merged into full batches."""
@@ -136,12 +132,7 @@ class SegmentStages:
 
     def keep(self, k: int, active: NDArray[np.bool_]) -> None:
         """Drop rows."""
-        kept = []
-        for group in self._waiting[k]:
-            at = active[group.numbers].nonzero()[0]
-            if len(at):
-                kept.append(group if len(at) == len(group) else group.select(at))
-        self._waiting[k] = kept
+        self._waiting[k] = _active_parts(self._waiting[k], active)
 
     def advance(self, k: int, batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Run the rows that wait, merged into full batches."""
@@ -169,3 +160,13 @@ class SegmentStages:
         hidden, features = (array[: len(numbers)].copy() for array in out)
         self._waiting[number].append(Waiting(numbers, inputs, hidden, None))
         return torch.from_numpy(features)
+
+
+def _active_parts(waiting: Sequence[T], active: NDArray[np.bool_]) -> list[T]:
+    """Return the active rows of batches that wait; `active` is by number (n,)."""
+    kept = []
+    for group in waiting:
+        at = active[group.numbers].nonzero()[0]
+        if len(at):
+            kept.append(group if len(at) == len(group) else group.select(at))
+    return kept
