@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,18 +142,28 @@ sys.stderr.write("\\n" + json.dumps(sorted({name.partition(".")[0] for name in s
 """
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "chat"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_warm_start_on_openvino_loads_no_transformers(
+def test_a_warm_start_on_openvino_loads_neither_torch_nor_transformers(
     kind: str, cli: Callable[..., Result], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """The second command on a model takes its graph and its tokenizer from the cache, and writes what the first one wrote."""
+    """The second command on a model takes graph, tokenizer and template from the cache, and writes what the first one wrote."""
     pytest.importorskip("openvino")
     model = tiny_folder
     if kind == "file":
         pytest.importorskip("gguf")
         model = gguf_files.write(tmp_path / "a.gguf", kind="Q8_0", width=64, inner=64, tokenizer=train_tokenizer())
+    elif kind == "chat":
+        model = shutil.copytree(tiny_folder, tmp_path / "chat")
+        (model / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
     command = ["generate", "-m", model, PROMPT, "-n", 4, "--backend", "openvino", "--draft", "lookup"]
+    command += ["--chat"] * (kind == "chat")
     first = cli(*command)
     second = finish(spawn(*command, code=WARM))
 
@@ -160,4 +171,4 @@ def test_a_warm_start_on_openvino_loads_no_transformers(
     assert second.out == first.out
     modules = json.loads(second.err.splitlines()[-1])
     assert {"openvino", "tokenizers"} <= set(modules)
-    assert "transformers" not in modules
+    assert {"torch", "transformers"} & set(modules) == set()

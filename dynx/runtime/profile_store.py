@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -67,6 +68,12 @@ class _Entry:
     id: str | None  # as the file's name has it
     profile: Profile | None
     error: ProfileError | None
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(content: bytes) -> Profile:
+    """Read a profile; a plan looks through all of a model's several times. Raises `ProfileError`."""
+    return Profile.from_json(content)
 
 
 class ProfileStore:
@@ -233,7 +240,7 @@ class ProfileStore:
 
     def _read(self, path: Path, identity: str | None) -> _Entry:
         try:
-            profile = Profile.from_json(path.read_bytes())
+            profile = _parsed(path.read_bytes())
             if profile.key.id != identity:
                 message, hint = f"it holds the profile {profile.key.id}", "importing a file adds it"
                 raise ProfileError(ProfileFault.ID_MISMATCH, message, hint=hint)

@@ -20,9 +20,12 @@ Letters: K drafts, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dynx.runtime.torch_on_use import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pick = Callable[[int], int]
 """Maps i to the target's own token after i drafts."""
@@ -30,7 +33,7 @@ Pick = Callable[[int], int]
 Uniform = Callable[[], float]
 """Draws uniformly from [0, 1)."""
 
-Draw = Callable[[Tensor], int]
+Draw = Callable[["Tensor"], int]
 """Draws an index in proportion to non-negative weights (V,), not all zero."""
 
 

@@ -24,6 +24,7 @@ from dynx.runtime.backends.registry import (
     convert_to_openvino,
     import_backend,
     load_converted,
+    load_converted_ahead,
     load_exported,
     load_ipex,
     quantize_model,
@@ -37,6 +38,8 @@ from dynx.runtime.profile_store import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
+    from pathlib import Path
 
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.interface import Backend
@@ -56,11 +59,27 @@ class ModelBackends:
         stages: Callable[[str], None],
         warn: Callable[[str], None],
         clock: Callable[[], float] | None,
-        ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """`ready` is called before anything of PyTorch is used."""
         self._plan, self._stages, self._warn, self._clock = plan, stages, warn, clock
-        self._ready = ready
+        self._begun: Future[Backend | None] | None = None
+
+    def begin(self) -> bool:
+        """Let a thread compile the target that was kept for OpenVINO; `target` waits for it. Return whether there is one."""
+        plan = self._plan
+        if self._clock is not None or plan.backend != OPENVINO or plan.source.is_exported:
+            return False
+        precision, place, trusted = self._kept(plan.source, None)
+        if not trusted:
+            return False
+        self._begun = load_converted_ahead(precision=precision, threads=plan.threads, cache=place)
+        return self._begun is not None
+
+    def _kept(self, source: Source, precision: str | None) -> tuple[str, Path, bool]:
+        """Return the precision of a model on OpenVINO, where it is kept, and whether what is kept there can be trusted."""
+        plan = self._plan
+        precision = precision or (plan.dtype if plan.request.quantize == "none" else plan.request.quantize)
+        place = cache_folder() / "openvino" / weights_key(source, [loading.DRAFTER_FOLDER])
+        return precision, place, plan.own_profile is not None or was_checked(precision=precision, cache=place)
 
     def target(self) -> Backend:
         """Load the target. A backend that can't run it is replaced, and the decision gives the reason."""
@@ -173,20 +192,19 @@ class ModelBackends:
                 source.folder, name=source.name, dtype=precision, threads=threads, trusted=trusted, cache=place
             )
         if name == OPENVINO:
-            weights = weights_key(source, [loading.DRAFTER_FOLDER])
-            place = cache / "openvino" / weights
-            trusted = trusted or was_checked(precision=precision, cache=place)
-            if trusted and (kept := load_converted(precision=precision, threads=threads, cache=place)):
-                return kept
-            self._ready()
+            precision, place, known = self._kept(source, precision)
+            if trusted or known:
+                begun, self._begun = self._begun if source is plan.source else None, None
+                kept = begun.result() if begun else None
+                if kept := kept or load_converted(precision=precision, threads=threads, cache=place):
+                    return kept
             self._stages("converting for OpenVINO")
             model = torch_backend(plan, source, dtype=dtype).model
-            same = weights_key(source, [loading.DRAFTER_FOLDER]) == weights  # now that they were read
+            same = weights_key(source, [loading.DRAFTER_FOLDER]) == place.name  # now that they were read
             stored = loading.stored_weights(source) if precision == "file" else None
             return convert_to_openvino(
                 model, precision=precision, threads=threads, cache=place if same else None, stored=stored
             )
-        self._ready()
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED and precision != "file":
             self._stages(f"quantizing to {precision}")

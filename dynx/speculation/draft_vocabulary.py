@@ -11,7 +11,7 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from dynx.runtime.backends.trimmed import can_trim, trim, untrim
+from dynx.runtime.lazy_imports import OnUse
 from dynx.speculation.disk_drafters import USUAL_ACCEPTANCE, forecast
 from dynx.speculation.drafters.translated import TranslatedBackend
 from dynx.speculation.drafters.translation import TranslatedText
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.timing import Samples
     from dynx.speculation.traces import Text
+
+trimmed: Any = OnUse("dynx.runtime.backends.trimmed")  # PyTorch's, and every start reads this module
 
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536)
 """Numbers of tokens to try."""
@@ -40,7 +42,7 @@ def choose_draft_vocabulary(
     Returns the ids that were kept, None where the head stays whole.
     """
     inner: Any = small.inner if isinstance(small, TranslatedBackend) else small
-    if small is None or not texts or not can_trim(inner):
+    if small is None or not texts or not trimmed.can_trim(inner):
         return None
     read = [_own_ids(small, text) for text in texts]
     whole = _seconds(inner, clock)
@@ -48,15 +50,15 @@ def choose_draft_vocabulary(
     best, chosen, saved = MIN_GAIN * forecast(whole / target), None, 0.0
     for size in (size for size in SIZES if size < inner.vocab // 2):
         covered = coverage(read, size)
-        trim(inner, order(read, size))
+        trimmed.trim(inner, order(read, size))
         seconds = _seconds(inner, clock)
         if (gain := forecast(seconds / target, USUAL_ACCEPTANCE * covered)) > best:
             best, chosen, saved = gain, size, whole - seconds
     if chosen is None:
-        untrim(inner)
+        trimmed.untrim(inner)
         return None
     kept = order(read, chosen)
-    trim(inner, kept)
+    trimmed.trim(inner, kept)
     for (what, _, _), values in samples.cells.items():
         if what == "draft":
             values[:] = [max(value - saved, 0.05 * value) for value in values]

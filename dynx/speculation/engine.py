@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dynx.errors import InvalidInput
 from dynx.runtime.inputs import InputError
 from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
@@ -286,7 +284,7 @@ class Engine:
         return DraftSampler(
             LogitsProcessors.for_request(request, self.target.vocab),
             noise,
-            torch.Generator().manual_seed(self.entropy()),
+            self.entropy(),
         )
 
     def model_drafter(self, request: Request, model: Backend) -> Drafter:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dynx.runtime.lazy_imports import OnUse
+from dynx.runtime.torch_on_use import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 hf = OnUse("transformers.generation.logits_process")
 
-Process = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Process = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """Maps token ids (1, T) and scores (1, V) to scores (1, V)."""
 
 

@@ -10,16 +10,15 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
 from dynx.errors import ModelError
+from dynx.runtime.torch_on_use import torch
 from dynx.speculation.processors import make_processors
 from dynx.speculation.types import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
     from dynx.speculation.processors import Process
     from dynx.speculation.types import ModelSettings, Request
@@ -98,7 +97,7 @@ class LogitsProcessors:
         rows = rows.to(dtype=torch.float32, copy=True)
         own = self.sampling.own
         if (own.values or own.prepared) and self._vocab is not None and rows.shape[-1] < self._vocab:
-            rows = pad(rows, (0, self._vocab - rows.shape[-1]), value=UNKNOWN_TOKEN_LOGIT)
+            rows = torch.nn.functional.pad(rows, (0, self._vocab - rows.shape[-1]), value=UNKNOWN_TOKEN_LOGIT)
         processors = self._in_order(rows)
         padding = own.prepared.padding if own.prepared else ()
         seen = torch.tensor([[*padding, *context, *drafts]], device=rows.device)

@@ -238,12 +238,14 @@ def assemble(
     warn: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] | None = None,
     put_off: bool = False,
+    sampling: bool = False,
 ) -> LoadedGenerator:
     """Load what the plan names and put the engine together. Raises DynxError.
 
     `stages` is called with what is being done, for a progress line. With a `clock`, in seconds, backends are timed against each
     other, unless one was requested, and the fastest is kept. With `put_off` a draft model that was neither requested nor
-    recommended by a profile is loaded when the work has become long enough to pay for it.
+    recommended by a profile is loaded when the work has become long enough to pay for it. With `sampling` PyTorch is imported
+    beside the rest even where greedy answers do without it.
     """
     request, decisions = plan.request, plan.decisions
     if clock is not None:
@@ -251,7 +253,7 @@ def assemble(
     library_text = _library(request)
     fitted = plan.fitted
     began = time.perf_counter()
-    tokenizer, own, kernels, target = _load_target(plan, stages, warn, clock)
+    tokenizer, own, kernels, target = _load_target(plan, stages, warn, clock, sampling)
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.engine import Drafters, Engine
@@ -310,21 +312,26 @@ def _load_target(
     stages: Callable[[str], None],
     warn: Callable[[str], None],
     clock: Callable[[], float] | None,
+    sampling: bool,
 ) -> tuple[Any, ModelSettings, ModelBackends, Backend]:
-    """Load tokenizer, settings and target; a model kept for another runtime loads while a thread imports torch."""
+    """Load tokenizer, settings and target.
+
+    A model kept for OpenVINO is compiled in a thread, and PyTorch isn't imported at all unless the request will need it.
+    """
+    kernels = ModelBackends(plan, stages, warn, clock)
     with loading.importing():
-        torch_ahead = loading.Ahead("torch", "dynx.speculation.engine")
+        begun = kernels.begin()
+        torch_ahead = loading.Ahead(*(("torch",) if sampling or not begun else ()), "dynx.speculation.engine")
         try:
-            if plan.backend != OPENVINO or clock is not None or plan.source.is_exported:
+            if not begun:
                 stages("importing torch")
                 torch_ahead.join()
             stages("reading the tokenizer")
             tokenizer = loading.load_text_tokenizer(plan.source)
             own = _own_settings(plan, tokenizer)
+            torch_ahead.join()
             stages(f"loading {plan.source.name}")
-            kernels = ModelBackends(plan, stages, warn, clock, torch_ahead.join)
             target = kernels.target()
-            stages("importing torch")
         finally:
             torch_ahead.join()  # a process that ends in the middle of an import may crash
         set_torch_threads(plan.threads)

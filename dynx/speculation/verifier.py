@@ -6,19 +6,19 @@ blocks of them (`acceptance`). Letters: V vocabulary.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
 from dynx.runtime.backends.picks import likeliest
+from dynx.runtime.torch_on_use import torch
 from dynx.speculation.acceptance import one_hot, verify_block, verify_greedy
 from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 from dynx.speculation.tree import walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Generator, Tensor
 
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.base import Draft
@@ -34,7 +34,11 @@ class Verifier:
         self._sampling = request.sampling
         self._processors = LogitsProcessors.for_request(request, vocab)
         self._noise = noise_for(request, vocab)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return torch.Generator().manual_seed(self._seed)
 
     @property
     def needs_logits(self) -> bool:
@@ -67,7 +71,7 @@ class Verifier:
         q = [
             one_hot(d.token, vocab, p)
             if d.probabilities is None
-            else pad(d.probabilities, (0, vocab - len(d.probabilities)))
+            else torch.nn.functional.pad(d.probabilities, (0, vocab - len(d.probabilities)))
             for d in drafts
         ]
         return verify_block(draft_tokens, torch.stack(q) if q else p[:0], p, self._uniform, self._draw)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dynx import shipped
 from dynx.runtime.loading import kept_tokenizer, plain_settings
 from dynx.speculation.model_settings import end_tokens, read_settings, sampling_asked
 
@@ -16,20 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEXTS = ("The fox said.", "  a\n\n\tb 12", "Grüße 🙂 你好", "")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a shipped model's tokenizer, and an empty cache."""
-    monkeypatch.setenv("DYNX_CACHE_DIR", str(tmp_path / "cache"))
-    source = shipped.folder("story")
-    assert source is not None
-    out = tmp_path / "model"
-    out.mkdir()
-    for file in source.iterdir():
-        if file.is_file() and file.suffix == ".json":
-            shutil.copy(file, out)
-    return out
 
 
 def whole(folder: Path) -> Any:
@@ -44,10 +28,10 @@ def never() -> Any:
     raise AssertionError("transformers was asked")
 
 
-def test_what_is_kept_encodes_and_decodes_as_transformers_does(folder: Path) -> None:
+def test_what_is_kept_encodes_and_decodes_as_transformers_does(tokenizer_folder: Path) -> None:
     """The second load asks transformers for nothing, and gives the same ids, texts and vocabulary."""
-    want = kept_tokenizer.load(folder, lambda: whole(folder))
-    found = kept_tokenizer.load(folder, never)
+    want = kept_tokenizer.load(tokenizer_folder, lambda: whole(tokenizer_folder))
+    found = kept_tokenizer.load(tokenizer_folder, never)
     assert isinstance(found, kept_tokenizer.KeptTokenizer)
     for text in TEXTS:
         ids = want(text)["input_ids"]
@@ -57,22 +41,22 @@ def test_what_is_kept_encodes_and_decodes_as_transformers_does(folder: Path) -> 
     assert found.eos_token_id == want.eos_token_id
 
 
-def test_a_changed_file_is_read_anew(folder: Path) -> None:
+def test_a_changed_file_is_read_anew(tokenizer_folder: Path) -> None:
     """Whatever file changes, what was kept of the old ones isn't used."""
-    kept_tokenizer.load(folder, lambda: whole(folder))
-    file = folder / "tokenizer_config.json"
+    kept_tokenizer.load(tokenizer_folder, lambda: whole(tokenizer_folder))
+    file = tokenizer_folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "padding_side": "left"}), "utf-8")
     with pytest.raises(AssertionError, match="transformers was asked"):
-        kept_tokenizer.load(folder, never)
+        kept_tokenizer.load(tokenizer_folder, never)
 
 
-def test_a_class_that_changes_a_method_is_not_kept(folder: Path) -> None:
+def test_a_class_that_changes_a_method_is_not_kept(tokenizer_folder: Path) -> None:
     """What a subclass does in Python can't be kept."""
-    made = whole(folder)
+    made = whole(tokenizer_folder)
     made.__class__ = type("Own", (type(made),), {"_decode": lambda *_args, **_kwargs: ""})
-    kept_tokenizer.load(folder, lambda: made)
+    kept_tokenizer.load(tokenizer_folder, lambda: made)
     with pytest.raises(AssertionError, match="transformers was asked"):
-        kept_tokenizer.load(folder, never)
+        kept_tokenizer.load(tokenizer_folder, never)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,3 +81,35 @@ def test_what_others_set_inside_is_undone() -> None:
         assert torch.get_num_threads() == 3
         torch.set_num_threads(2)
     assert torch.get_num_threads() == 3
+
+
+LATER = """
+import sys
+from dynx.runtime.threads import set_torch_threads, torch_threads
+from dynx.runtime.torch_on_use import torch
+with torch_threads(1):
+    assert "torch" not in sys.modules
+    inside = torch.get_num_threads()
+    again = torch.get_num_threads()
+print(inside, again, torch.get_num_threads() == len(__import__("os").sched_getaffinity(0)))
+"""
+
+MEANT = """
+import sys
+from dynx.runtime.threads import set_torch_threads, torch_threads
+from dynx.runtime.torch_on_use import torch
+set_torch_threads(3)
+with torch_threads(1):
+    pass
+assert "torch" not in sys.modules
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(LATER, "1 1 True"), (MEANT, "3")], ids=["imported inside", "imported later"]
+)
+def test_torch_has_the_threads_it_was_meant_to_have_once_it_is_imported(code: str, told: str) -> None:
+    """Asking for threads doesn't import it; what was asked for holds as soon as it is there, and no longer than that."""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == told

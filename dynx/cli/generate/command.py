@@ -66,7 +66,7 @@ def run(options: Options) -> None:
     first = next(prompts)
     request = replace(options.request(), chat=is_chat([first], chat=options.chat, system=options.system))
     failed = 0
-    assembly = open_model(request, terminal, put_off=True)
+    assembly = open_model(request, terminal, put_off=True, sampling=options.temperature >= MIN_SAMPLING_TEMPERATURE)
     hint_template(assembly, terminal)
     mode = JsonLines if options.jsonl else Document if options.json else Text
     printer: Printer = mode(terminal, options)

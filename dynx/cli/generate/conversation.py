@@ -19,6 +19,7 @@ from dynx.cli.inputs import typed
 from dynx.cli.prompts import Prompt
 from dynx.errors import UsageError
 from dynx.speculation.chat import ASSISTANT, USER, require_template
+from dynx.speculation.types import MIN_SAMPLING_TEMPERATURE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +48,12 @@ def can_converse(options: Options) -> bool:
 
 def converse(options: Options, terminal: Terminal) -> None:
     """Load the model and hold the conversation, until Ctrl-D."""
-    assembly = open_model(replace(options.request(), chat=True), terminal, put_off=True)
+    assembly = open_model(
+        replace(options.request(), chat=True),
+        terminal,
+        put_off=True,
+        sampling=options.temperature >= MIN_SAMPLING_TEMPERATURE,
+    )
     require_template(assembly.tokenizer, assembly.plan.source.name)
     conversation = Conversation(options, assembly, terminal)
     terminal.notice(INTRODUCTION)

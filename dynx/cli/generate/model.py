@@ -15,23 +15,27 @@ if TYPE_CHECKING:
     from dynx.speculation.types import Request
 
 
-def open_model(request: GeneratorRequest, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
-    """Plan and load; print the decisions with -v. `put_off`: see `assemble`."""
+def open_model(
+    request: GeneratorRequest, terminal: Terminal, *, put_off: bool = False, sampling: bool = False
+) -> LoadedGenerator:
+    """Plan and load; print the decisions with -v. `put_off`, `sampling`: see `assemble`."""
     from dynx.cli.remedy import telling_the_remedy
     from dynx.speculation import make_plan
 
     with telling_the_remedy(request):
         plan = make_plan(request, warn=terminal.warn)
-        return open_plan(plan, terminal, put_off=put_off)
+        return open_plan(plan, terminal, put_off=put_off, sampling=sampling)
 
 
-def open_plan(plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False) -> LoadedGenerator:
-    """Load a plan; print the decisions with -v, and once how to calibrate. `put_off`: see `assemble`."""
+def open_plan(
+    plan: GeneratorPlan, terminal: Terminal, *, put_off: bool = False, sampling: bool = False
+) -> LoadedGenerator:
+    """Load a plan; print the decisions with -v, and once how to calibrate. `put_off`, `sampling`: see `assemble`."""
     from dynx.cli.remedy import calibrate_command
     from dynx.speculation import assemble
 
     request = plan.request
-    loaded = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off)
+    loaded = assemble(plan, stages=terminal.status, warn=terminal.warn, put_off=put_off, sampling=sampling)
     terminal.startup.mark("first pass")
     terminal.clear_status()
     for name, decision in loaded.decisions.items():

@@ -12,14 +12,14 @@ import inspect
 import sys
 from dataclasses import Field, dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
 from dynx.cli.inputs import NoInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 _DECLARATION = "dynx.cli"
 
@@ -349,6 +349,12 @@ class JobOptions:
     timeout_row: float | None = TIMEOUT_ROW(None)
 
 
+@functools.cache
+def _types(options: Hashable) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; finding them takes long, and each option asks."""
+    return get_type_hints(options)
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand: its options and help."""
@@ -368,7 +374,7 @@ class Command:
 
     def types(self) -> dict[str, Any]:
         """Return the type of each option by its field's name."""
-        return get_type_hints(self.options)
+        return _types(cast("Hashable", self.options))
 
     def register(self, app: typer.Typer, run: Callable[[Any], None], cls: type[Any] | None = None) -> None:
         """Add the command to `app`; `run` is called with an instance of its options.

@@ -13,18 +13,18 @@ ragged, a pass costs by its tokens. On PyTorch the rows of a `BatchSession` are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
     from dynx.runtime.backends.eager_batch import EagerBatch
     from dynx.runtime.backends.interface import Backend, Part
     from dynx.runtime.decision import Decision
 
-Rows = Tensor | list[int]
+Rows: TypeAlias = "Tensor | list[int]"
 """Logits (T, V), or the likeliest token of each of T rows."""
 
 CHUNK_TOKENS = 512

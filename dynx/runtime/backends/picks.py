@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dynx.runtime.torch_on_use import torch
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -64,8 +66,6 @@ def likeliest(rows: Tensor) -> list[int]:
 
 def likeliest_with_probability(row: Tensor) -> tuple[int, float]:
     """Return the argmax of `row` (V,) and its probability under softmax."""
-    import torch
-
     probabilities = row.float().softmax(-1)
     if row.device.type == "cpu":
         token = likeliest(row[None])[0]

@@ -21,6 +21,7 @@ from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from dynx.runtime.backends.eager import EagerBackend
@@ -339,6 +340,15 @@ def was_checked(*, precision: Any, cache: Path) -> bool:
     from dynx.runtime.backends.openvino import decoder as openvino
 
     return openvino.was_checked(precision=precision, cache=cache)
+
+
+def load_converted_ahead(*, precision: Any, threads: int, cache: Path) -> Future[Backend | None] | None:
+    """Begin `load_converted` in a thread, with a first pass; None where nothing was stored."""
+    from dynx.runtime.backends.openvino import ahead, decoder
+
+    if not decoder.is_kept(precision=precision, cache=cache):
+        return None
+    return cast("Future[Backend | None]", ahead.decoder(precision, threads, cache))
 
 
 def load_converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:

@@ -3,7 +3,8 @@
 transformers takes longer to import than a kept model to load, and of a tokenizer the text and the ids need only what transformers
 hands to the package tokenizers. So that is kept in dynx's cache, by the contents of every file that transformers might have read
 and by both packages' versions. It is kept only of tokenizers whose classes change nothing in Python, and after both gave the same
-ids and texts. Whatever else is asked of it, chat templates included, is answered by transformers' own.
+ids and texts. So are chat templates that jinja2 alone renders as transformers does (`chat_templates`). Whatever else is asked
+of it is answered by transformers' own.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import shutil
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from dynx.runtime.loading import chat_templates
 from dynx.runtime.profile_store import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what is kept: raised when its contents change."""
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".xml"})
@@ -31,6 +33,9 @@ WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".c
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file that counts; with a larger one nothing is kept."""
+
+FACTS = frozenset({"chat_template", "eos_token_id", "renders"})
+"""What is kept beside the tokenizer. `renders` are the special tokens by name where `chat_templates` renders its template."""
 
 FACTS_FILE, TOKENIZER_FILE = "facts.json", "tokenizer.json"
 
@@ -93,6 +98,31 @@ class KeptTokenizer:
             return text
         return str(self._inner.decode(ids, skip_special_tokens=skip_special_tokens))
 
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Return {"input_ids": [...]} of a conversation's rendered messages."""
+        special = self._facts["renders"]
+        plain = (
+            not continue_final_message and settings == {"return_dict": True} and chat_templates.is_plain(conversation)
+        )
+        if special is not None and plain:
+            with contextlib.suppress(Exception):  # said by transformers
+                text = chat_templates.render(
+                    self._facts["chat_template"], conversation, special, add_generation_prompt=add_generation_prompt
+                )
+                return self(text, add_special_tokens=False)
+        return self.whole.apply_chat_template(
+            conversation,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **settings,
+        )
+
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
         """Return the name of a token, or those of several."""
         if isinstance(ids, int):
@@ -152,7 +182,7 @@ def _key(folder: Path) -> str | None:
 def _read(place: Path, whole: Callable[[], Any]) -> KeptTokenizer | None:
     try:
         facts = json.loads((place / FACTS_FILE).read_text(encoding="utf-8"))
-        if not isinstance(facts, dict) or not {"chat_template", "eos_token_id"} <= facts.keys():
+        if not isinstance(facts, dict) or not facts.keys() >= FACTS:
             return None
         from tokenizers import Tokenizer
 
@@ -179,7 +209,9 @@ def _keep(made: Any, place: Path) -> None:
     try:
         draft.mkdir(parents=True)
         (draft / TOKENIZER_FILE).write_text(made.backend_tokenizer.to_str(), encoding="utf-8")
-        facts = {"chat_template": template, "eos_token_id": made.eos_token_id}
+        special = {name: value for name, value in made.special_tokens_map.items() if isinstance(value, str)}
+        renders = special if chat_templates.renders_alike(made, special) else None
+        facts = {"chat_template": template, "eos_token_id": made.eos_token_id, "renders": renders}
         (draft / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         kept = _read(draft, lambda: made)
         if kept is not None and _same(kept, made):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dynx.runtime.backends.batch_rows import open_batch
 from dynx.runtime.backends.interface import Part
+from dynx.runtime.torch_on_use import torch
 from dynx.speculation.acceptance_model import log_odds
 from dynx.speculation.drafters.base import Draft
 

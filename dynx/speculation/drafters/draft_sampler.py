@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from dynx.runtime.backends.picks import likeliest_with_probability
+from dynx.runtime.torch_on_use import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Generator, Tensor
 
     from dynx.speculation.sampling import LogitsProcessors, SeededGumbelNoise
 
@@ -21,13 +22,15 @@ class DraftSampler:
     Temperature, filters, penalty and the model's own settings are the target's, since acceptance compares the two distributions.
     """
 
-    def __init__(
-        self, processors: LogitsProcessors, noise: SeededGumbelNoise | None, generator: torch.Generator
-    ) -> None:
+    def __init__(self, processors: LogitsProcessors, noise: SeededGumbelNoise | None, seed: int) -> None:
         self._greedy = processors.sampling.greedy
         self._processors = processors.for_drafts()
         self._noise = noise
-        self._generator = generator
+        self._seed = seed
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return torch.Generator().manual_seed(self._seed)
 
     @property
     def takes_likeliest(self) -> bool:

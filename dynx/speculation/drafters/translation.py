@@ -13,13 +13,13 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from dynx.runtime.torch_on_use import torch
 from dynx.speculation.drafters.token_texts import TokenTexts, ends_whole, starts_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
 LOOK_BACK_TOKENS = 6
 """Tokens before new text that are encoded again with it."""

@@ -1,4 +1,4 @@
-"""Compiles graphs in threads while the process imports and loads what it needs to use them.
+"""Compiles networks and decoders in threads while the process imports and loads what it needs to use them.
 
 Imports keep one core busy, and OpenVINO compiles without Python's lock. Nothing here imports PyTorch.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future
+from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from dynx.runtime.backends.openvino.decoder import OpenVINOBackend
+    from dynx.runtime.backends.openvino.precision import Precision
 
 _begun: dict[tuple[str, str, int, str], Future[Any]] = {}
 
@@ -83,3 +87,23 @@ def _compiled(file: Path, precision: str, threads: int, way: Mapping[str, Any]) 
 
 def _key(file: Path, precision: str, threads: int, way: Mapping[str, Any]) -> tuple[str, str, int, str]:
     return str(file), precision, threads, json.dumps(dict(way), sort_keys=True)
+
+
+def decoder(precision: Precision, threads: int, cache: Path) -> Future[OpenVINOBackend | None]:
+    """Begin `decoder.reload` in a thread, with a first pass, which makes the kernels and puts the weights in their layout."""
+    from dynx.runtime.backends.openvino.decoder import reload
+
+    import_module("openvino")  # two threads that import slow each other down, and the caller has more to import
+    future: Future[OpenVINOBackend | None] = Future()
+
+    def work() -> None:
+        try:
+            backend = reload(precision=precision, threads=threads, cache=cache)
+            if backend is not None:
+                backend.warm()
+            future.set_result(backend)
+        except BaseException as e:  # noqa: BLE001 - raised where it is asked for
+            future.set_exception(e)
+
+    Thread(target=work, name="compile", daemon=True).start()
+    return future

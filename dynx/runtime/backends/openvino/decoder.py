@@ -37,6 +37,7 @@ from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.backends.picks import Picks
 from dynx.runtime.decision import Decision
 from dynx.runtime.memory import free_memory, is_out_of_memory
+from dynx.runtime.torch_on_use import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -139,13 +140,16 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_kept(*, precision: Precision, cache: Path) -> bool:
+    """Whether OpenVINO is here and a converted model in `cache`."""
+    return available().value and (_folder(cache, precision) / "model.xml").is_file()
+
+
 def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend | None:
     """Load the converted model in `cache`, without the torch model; None where there is nothing usable."""
-    if cache is None or not available().value:
+    if cache is None or not is_kept(precision=precision, cache=cache):
         return None
     path = _folder(cache, precision) / "model.xml"
-    if not path.is_file():
-        return None
     try:
         backend = OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
         backend.folder = path.parent
@@ -240,6 +244,13 @@ class OpenVINOBackend(Backend):
         self._logits = np.empty((0, self.vocab), np.float32)
         self.pool = self.new_pool()
 
+    def warm(self) -> None:
+        """Run a pass, so that the next one finds its kernels made and its weights in their layout."""
+        session = self.open()
+        session.pick([0])
+        session.close()
+        self.padded_length = PaddedLength()
+
     def new_pool(self, limit: int | None = None) -> BlockPool:
         """Replace the pool by an empty one of at most `limit` blocks; by default as many as a share of free memory holds."""
         pool = BlockPool(self.caches, self._request.set_tensor, limit=limit)
@@ -314,8 +325,6 @@ class OpenVINOBackend(Backend):
             for part, n in zip(parts, counts, strict=True)
         ]
         out = self._pass(ids, tables, counts, wanted, steps, scratch=all(part.picks for part in parts))
-        import torch
-
         rows: list[Tensor | list[int]] = []
         at = 0
         for part, n in zip(parts, asked, strict=True):
@@ -398,8 +407,6 @@ class OpenVINOSession(Session):
 
     def forward(self, tokens: Sequence[int], *, keep: int | None = None) -> Tensor:
         """See `Session.forward`; logits are float32."""
-        import torch
-
         rows = [torch.as_tensor(out) for out in self._passes(tokens, keep, picks=False)]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
