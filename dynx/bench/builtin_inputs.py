@@ -1,4 +1,4 @@
-"""Inputs to measure on when the user brings none: prompts for language models, and texts with an opinion for classifiers.
+"""Inputs to measure on when the user brings none: prompts and questions for language models, texts with an opinion for classifiers.
 
 They show that a model works and how fast it is; what exits are worth depends on texts like those to come.
 """
@@ -18,6 +18,42 @@ PROMPTS = (
     "Early next morning the youngest brother set out to seek the golden bird.",
 )
 """Openings that are short and unlike each other; two of them invite repetition."""
+
+CHATS = (
+    ("question", "Why do ships made of steel float, although steel is heavier than water?"),
+    (
+        "summary",
+        "Summarize this notice in two sentences.\n\nFrom Monday the library in Mill Street opens at nine and closes at seven. The "
+        "reading room stays closed until the end of May, since its roof is being repaired; newspapers lie on the first floor "
+        "meanwhile. Books that were due in April may be returned until the tenth of May without a fee. Children's afternoons "
+        "take place in the town hall, every Wednesday at three, and need no registration.",
+    ),
+    (
+        "translation",
+        "Translate to English: Am nächsten Morgen fuhr der Zug erst um halb neun, weil Schnee auf den Gleisen lag.",
+    ),
+    (
+        "mathematics",
+        "A gardener plants 12 rows of 15 lettuces. Snails eat one lettuce in six, and she sells the rest at 2 for 3 euros. How "
+        "much does she earn? Show each step.",
+    ),
+    (
+        "answering",
+        "Answer the question from the passages.\n\n1) The bridge at Torvik was built of oak in 1788 and burned down in 1840. A "
+        "bridge of stone followed in 1844, with three arches, after plans by Ingrid Dahl's father.\n2) Ingrid Dahl, born in 1831, "
+        "wrote the town's chronicle. She describes the fire, which she saw as a child of nine from the church tower.\n3) Torvik "
+        "has had a railway station since 1891; the stone bridge was widened for the road in 1926.\n\nQuestion: What did Ingrid "
+        "Dahl see from the church tower, and how old was she?",
+    ),
+    ("writing", "Write a short letter to the neighbours that invites them to a summer party in the courtyard."),
+    ("code", "Write a Python function that returns the longest word in a text, and explain how it works."),
+    (
+        "rewriting",
+        "Correct the spelling and grammar of this message, and change nothing else: Hello Anna, i has recieved you're package "
+        "yesterday but the box were open and one of the cups is broke. Can you sent me a other one? Thank's, Peter",
+    ),
+)
+"""Questions for models with a chat template, of the kinds that people ask, with the kind of each."""
 
 THINGS = (
     "the story", "the film", "this book", "the ending", "the acting", "her voice", "the old king", "the dinner", "our guide",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from dynx.bench.builtin_inputs import CHATS
 from dynx.cli.bench.generation import in_turn
+from dynx.speculation.calibration_prompts import chats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +54,23 @@ def test_prompts_with_a_category_are_reported_by_it(cli: Cli, tiny_folder: Path,
     assert categories(by_level) == {"1": 2, "2": 2}
     assert categories(by_none) == {}
     assert by_none.document["cases"] == 4
+
+
+def test_chats_have_questions_of_their_own(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    """Without --data a chat is measured on questions, of each kind one, and on none that calibration learns from."""
+    model = shutil.copytree(tiny_folder, tmp_path / "chat")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}", encoding="utf-8"
+    )
+
+    chat = cli("bench", "-m", model, *SHORT, "--chat", "--json")
+    plain = cli("bench", "-m", model, *SHORT, "--json")
+
+    assert (chat.code, plain.code) == (0, 0), chat.err + plain.err
+    assert categories(chat) == {kind: 1 for kind, _ in CHATS}
+    assert categories(plain) == {}
+    learned = {message["content"] for messages in chats() for message in messages}
+    assert learned.isdisjoint(text for _, text in CHATS)
 
 
 def test_the_table_has_a_row_for_each_category(cli: Cli, tiny_folder: Path, data: Path) -> None:

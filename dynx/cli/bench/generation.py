@@ -98,13 +98,15 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
 
 
 def read_prompts(request: Request, own: Settings, terminal: Terminal) -> list[Prompt]:
-    """Return the prompts of `--data`, or the ones to measure on where none are brought."""
-    from dynx.bench.builtin_inputs import PROMPTS
+    """Return the prompts of `--data`; where none are brought questions for chats, beginnings of texts otherwise."""
+    from dynx.bench.builtin_inputs import CHATS, PROMPTS
 
     if request.data is not None:
         return read_data(request.data, own.field, terminal.warn)
     if own.field is not None:
         raise UsageError("--field requires --data")
+    if own.chat or own.system is not None:
+        return [Prompt(text, fields={CATEGORY: kind}) for kind, text in CHATS]
     return [Prompt(text) for text in PROMPTS]
 
 
