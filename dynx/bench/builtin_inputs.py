@@ -1,4 +1,4 @@
-"""Inputs to measure on when the user brings none: prompts and questions for language models, texts with an opinion for classifiers.
+"""Inputs to measure on when the user brings none: prompts and questions for language models, opinions for classifiers.
 
 They show that a model works and how fast it is; what exits are worth depends on texts like those to come.
 """
@@ -23,8 +23,8 @@ CHATS = (
     ("question", "Why do ships made of steel float, although steel is heavier than water?"),
     (
         "summary",
-        "Summarize this notice in two sentences.\n\nFrom Monday the library in Mill Street opens at nine and closes at seven. The "
-        "reading room stays closed until the end of May, since its roof is being repaired; newspapers lie on the first floor "
+        "Summarize this notice in two sentences.\n\nFrom Monday the library in Mill Street opens at nine and closes at seven. "
+        "The reading room stays closed until the end of May, since its roof is being repaired; newspapers lie on the first floor "
         "meanwhile. Books that were due in April may be returned until the tenth of May without a fee. Children's afternoons "
         "take place in the town hall, every Wednesday at three, and need no registration.",
     ),
@@ -40,10 +40,10 @@ CHATS = (
     (
         "answering",
         "Answer the question from the passages.\n\n1) The bridge at Torvik was built of oak in 1788 and burned down in 1840. A "
-        "bridge of stone followed in 1844, with three arches, after plans by Ingrid Dahl's father.\n2) Ingrid Dahl, born in 1831, "
-        "wrote the town's chronicle. She describes the fire, which she saw as a child of nine from the church tower.\n3) Torvik "
-        "has had a railway station since 1891; the stone bridge was widened for the road in 1926.\n\nQuestion: What did Ingrid "
-        "Dahl see from the church tower, and how old was she?",
+        "bridge of stone followed in 1844, with three arches, after plans by Ingrid Dahl's father.\n2) Ingrid Dahl, born in "
+        "1831, wrote the town's chronicle. She describes the fire, which she saw as a child of nine from the church tower.\n3) "
+        "Torvik has had a railway station since 1891; the stone bridge was widened for the road in 1926.\n\nQuestion: What did "
+        "Ingrid Dahl see from the church tower, and how old was she?",
     ),
     ("writing", "Write a short letter to the neighbours that invites them to a summer party in the courtyard."),
     ("code", "Write a Python function that returns the longest word in a text, and explain how it works."),

@@ -57,7 +57,7 @@ def test_prompts_with_a_category_are_reported_by_it(cli: Cli, tiny_folder: Path,
 
 
 def test_chats_have_questions_of_their_own(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
-    """Without --data a chat is measured on questions, of each kind one, and on none that calibration learns from."""
+    """Without --data a chat is measured on questions of all kinds that fit, and on none that calibration learns from."""
     model = shutil.copytree(tiny_folder, tmp_path / "chat")
     (model / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m['content'] }}\n{% endfor %}", encoding="utf-8"
@@ -67,7 +67,10 @@ def test_chats_have_questions_of_their_own(cli: Cli, tiny_folder: Path, tmp_path
     plain = cli("bench", "-m", model, *SHORT, "--json")
 
     assert (chat.code, plain.code) == (0, 0), chat.err + plain.err
-    assert categories(chat) == {kind: 1 for kind, _ in CHATS}
+    fitting = categories(chat)
+    assert set(fitting.values()) == {1}
+    assert 3 <= len(fitting) < len(CHATS) == len({kind for kind, _ in CHATS})  # this model has few positions
+    assert fitting.keys() <= {kind for kind, _ in CHATS}
     assert categories(plain) == {}
     learned = {message["content"] for messages in chats() for message in messages}
     assert learned.isdisjoint(text for _, text in CHATS)

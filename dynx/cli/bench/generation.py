@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.bench import arm_options
@@ -74,6 +75,11 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
     sampling = assembly.sampling(own.temperature, seed=seed)
     task = Task(own.max_new_tokens, sampling, assembly.end_tokens, assembly.settings.stop)
     cases = [encoded(prompt, request, assembly) for prompt in prompts]
+    if request.data is None and (context := assembly.engine.target.context) is not None:
+        fits = [len(ids) + own.max_new_tokens <= context for ids in cases]
+        if any(fits):  # what the user didn't bring mustn't fail
+            prompts, cases = list(compress(prompts, fits)), list(compress(cases, fits))
+            labels = list(compress(labels, fits)) if labels else []
     arms: list[Arm[list[int]]] = own_arms(assembly, task, lengths)
     by_case = dict(zip(map(tuple, cases), prompts, strict=True))
     arms += further_arms(request, assembly, task, lengths, by_case, terminal)
