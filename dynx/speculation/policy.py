@@ -434,7 +434,7 @@ class Dynamic:
                 self._proven = max(UNPROVEN_LOOKUP_DRAFTS, 2 * submitted if kept == submitted else 0)
             plain = costs.target(1, context)
             expected = costs.drafts(origin, len(done.signals), done.tokens_behind, context) + costs.overhead[origin]
-            expected += costs.verify(origin, done.submitted, context, drafted=len(done.signals)) + change
+            expected += costs.verifying_pass(origin, done.submitted, context, drafted=len(done.signals)) + change
             expected += costs.replay(done.submitted, done.kept, context)
         # One outlier is nobody's fault, plain passes have them too; two rounds in a row are what drafting costs.
         late = done.seconds > HICCUP_FACTOR * expected and not first

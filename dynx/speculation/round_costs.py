@@ -74,9 +74,14 @@ class Costs:
         self.draft = {origin: CostCurve(self.drift) for origin in ("draft", "self", "lookup", "table")}
 
     def verify(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
-        """Return the seconds to verify `n` of `drafted` drafts; of exactly `n` by default."""
+        """Return the seconds to verify `n` of `drafted` drafts, of exactly `n` by default, and to change the width for it."""
+        change = self.switch(n + 1, context) if origin != "self" else 0.0
+        return self.verifying_pass(origin, n, context, drafted=drafted) + change
+
+    def verifying_pass(self, origin: DraftSource, n: int, context: int, *, drafted: int | None = None) -> float:
+        """Return the seconds of the pass alone that verifies `n` of `drafted` drafts."""
         if origin != "self":
-            return self.target(n + 1, context) + self.switch(n + 1, context)
+            return self.target(n + 1, context)
         # The last draft of the first layers must pass through them once more before it can be verified.
         resubmit = self.reading("self", 1, context) if drafted is None or n == drafted else 0.0
         known = self.complete.known

@@ -486,6 +486,16 @@ def test_a_change_of_width_that_must_be_undone_costs_twice() -> None:
     assert costs.switch(1, 0) == pytest.approx(min(0.4, costs.target(6) - costs.target(1)))
 
 
+def test_the_pass_that_verifies_is_priced_without_its_change_of_width() -> None:
+    """A finished round counts its change once, as it was before the pass: padding may hold another width afterwards."""
+    costs = costs_of(0.01, 0.2)
+    costs.switching, costs.width = 0.4, 9
+    costs.prepared = lambda: 9
+    assert costs.switch(6, 0) > 0
+    assert costs.verifying_pass("lookup", 5, 0) == costs.target(6)
+    assert costs.verify("lookup", 5, 0) == costs.target(6) + costs.switch(6, 0)
+
+
 def test_what_a_pass_was_padded_to_is_what_its_time_is_learned_for() -> None:
     """The time of a pass of one token that ran as one of six says nothing of passes of one token."""
     costs = costs_of(0.01, 0.2)
