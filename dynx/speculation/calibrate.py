@@ -49,21 +49,25 @@ if TYPE_CHECKING:
 MAX_TEXTS, MIN_TEXTS = 24, 4
 """Texts to write: they differ more from each other than their parts do, so many short ones are worth more than few long ones."""
 
-WRITING_SHARE, TYPICAL_ANSWER_PASSES = 0.4, 64
-"""Share of the budget for writing, and plain passes that a text takes: most end before they reach `ANSWER_TOKENS`."""
+PASSES_SHARE, WRITING_SHARE, OWN_CANDIDATES_SHARE, CHECK_SHARE, TREE_CHECK_SHARE, BATCH_SHARE = (
+    0.28,
+    0.32,
+    0.08,
+    0.12,
+    0.12,
+    0.04,
+)
+"""Shares of the budget: for timing passes, writing texts, asking the target what it thinks likely after single tokens, the check
+at least, comparing answers with trees of candidates, and batches. What is left over goes to the noise of passes."""
 
-CHECK_SHARE, SHARE_AFTER_CHECK = 0.15, 0.08
-"""Shares of the budget: least for the check, and what is kept for that which follows it."""
+SHARE_BY_CHECK = 1 - TREE_CHECK_SHARE - BATCH_SHARE - 0.04
+"""Share of the budget that may be spent when the check ends."""
+
+TYPICAL_ANSWER_PASSES = 64
+"""Plain passes that a text takes: most end before they reach `ANSWER_TOKENS`."""
 
 MAX_QUIET_SPREAD = 0.35
 """Spread of a pass's times, as a share of their median, beyond which the machine counts as busy."""
-
-
-TREE_CHECK_SHARE = 0.15
-"""Share of the budget in which answers with trees of candidates are compared with those without."""
-
-OWN_CANDIDATES_SHARE = 0.15
-"""Share of the budget in which the target is asked what it thinks likely after single tokens."""
 
 
 @dataclass
@@ -124,7 +128,7 @@ def _calibrate(
         move(0.0)
         return measure_with_padding(target, small, exits, budget=share * budget, clock=clock, progress=move)
 
-    samples, padded_lengths = time_passes(0.0, 0.35)
+    samples, padded_lengths = time_passes(0.0, PASSES_SHARE)
     each = samples.curve("target")(1)
     count = int(min(MAX_TEXTS, max(MIN_TEXTS, WRITING_SHARE * budget / (TYPICAL_ANSWER_PASSES * each))))
     written = write_texts(
@@ -154,13 +158,13 @@ def _calibrate(
     fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
 
     def check(given: FitResult, predictions: dict[str, float], lookup: bool) -> tuple[CheckedDrafters, Drafters]:
-        left = max(CHECK_SHARE * budget, (1 - SHARE_AFTER_CHECK) * budget - (clock() - began))
+        left = max(CHECK_SHARE * budget, SHARE_BY_CHECK * budget - (clock() - began))
         return check_best_set(engine, given, predictions, texts, sampling, left, lookup=lookup, progress=progress)
 
     lookup = looked_up is not None
     checked, chosen = check(fit_result, fit_result.predictions, lookup)
     if checked.contradicts_replay:
-        samples, padded_lengths = time_passes(0.85, 0.15)
+        samples, padded_lengths = time_passes(0.85, PASSES_SHARE / 2)
         fit_result = learn(texts, drafter_passes, looked_up, samples, exits, target.layers)
         checked, chosen = check(fit_result, fit_result.predictions, lookup)
     put_aside: list[str] = []
@@ -216,7 +220,7 @@ def _calibrate(
             "overhead": {o: s for o, s in costs.overhead.items() if o in origins},
             "change": costs.switching,
             "spread": spread,
-            "batch": for_profile(assembly, drafting="draft" in origins, budget=0.05 * budget, clock=clock),
+            "batch": for_profile(assembly, drafting="draft" in origins, budget=BATCH_SHARE * budget, clock=clock),
             "noise": noise_if_exact(
                 target, [(t.tokens, t.prompt) for t in texts[:2]], chosen.exit_layers, padded_lengths
             ),

@@ -53,7 +53,7 @@ sys.exit(code)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith('{"schema": "dynx.calibrate/1", ')
     assert result.document["drafters"] == ["draft", "lookup", "self"]
-    assert result.document["budget_seconds"] == 60
+    assert result.document["budget_seconds"] == 75
     assert re.fullmatch(r"[0-9a-f]{12}", result.document["profile"])
 
 

@@ -12,6 +12,7 @@ from support.models import Clock, TimedBackend, perturbed, tiny
 
 from dynx.runtime.decision import Decision
 from dynx.runtime.profile import Profile, ProfileKey
+from dynx.speculation import calibrate as calibration
 from dynx.speculation.calibrate import calibrate, exit_candidates
 from dynx.speculation.calibration_check import Check, correction
 from dynx.speculation.calibration_prompts import evenly
@@ -408,3 +409,17 @@ def answer(engine: Engine, prompt: list[int]) -> list[int]:
     """48 tokens."""
     run = engine.start(Request(prompt, 48), Plain())
     return [token.id for token in run]
+
+
+def test_stages_share_the_budget() -> None:
+    """Together they take no more than was allowed, and leave something for what has no share."""
+    shares = (
+        calibration.PASSES_SHARE,
+        calibration.WRITING_SHARE,
+        calibration.OWN_CANDIDATES_SHARE,
+        calibration.CHECK_SHARE,
+        calibration.TREE_CHECK_SHARE,
+        calibration.BATCH_SHARE,
+    )
+    assert 0.9 <= sum(shares) < 1
+    assert calibration.PASSES_SHARE + calibration.WRITING_SHARE < calibration.SHARE_BY_CHECK

@@ -19,7 +19,7 @@ SCHEMA = "dynx.calibrate/1"
 
 
 BUDGET_SECONDS = 60.0
-"""Default budget in seconds, except for pipelines."""
+"""Default budget in seconds of classifiers."""
 
 
 def refuse(options: Options, names: Sequence[str], what: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from dynx.cli.calibrate.common import BUDGET_SECONDS, SCHEMA, refuse, store
+from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.forms import ONLY_CLASSIFIERS
 from dynx.cli.generate.model import hint_template
 from dynx.cli.generate.stats import NAMES
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MIN_ANSWER_TOKENS = 16
 """Smallest number of new tokens that a prompt must leave room for."""
+
+
+BUDGET_SECONDS = 75.0
+"""Time for measuring, in seconds, where none is asked for."""
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
