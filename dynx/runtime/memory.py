@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
     )
+
+
+def give_back_freed() -> None:
+    """Hand memory that this process has freed back to the system, which the C library may keep for itself otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def free_memory() -> int | None:

@@ -203,7 +203,12 @@ class ModelBackends:
             same = weights_key(source, [loading.DRAFTER_FOLDER]) == place.name  # now that they were read
             stored = loading.stored_weights(source) if precision == "file" else None
             return convert_to_openvino(
-                model, precision=precision, threads=threads, cache=place if same else None, stored=stored
+                model,
+                precision=precision,
+                threads=threads,
+                cache=place if same else None,
+                stored=stored,
+                used_up=True,
             )
         eager = torch_backend(plan, source, dtype=dtype, trusted=trusted)
         if precision in QUANTIZED and precision != "file":

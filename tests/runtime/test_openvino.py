@@ -17,8 +17,8 @@ from support.models import ROLLING, VOCAB, WINDOW, Bushy, generated, perturbed, 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.interface import Part
-from dynx.runtime.backends.openvino import convert, paged, pool, weights
-from dynx.runtime.backends.openvino import decoder as openvino
+from dynx.runtime.backends.openvino import convert, decoder, paged, pool, weights
+from dynx.runtime.backends.openvino import kept as openvino
 from dynx.runtime.backends.openvino.precision import MAX_LOGIT_ERROR, WEIGHT_GROUP_SIZE
 from dynx.runtime.device import probe
 from dynx.speculation.batching import Batch
@@ -122,7 +122,7 @@ def test_long_prompts_are_chunked(
     kind: str, backend: OpenVINOBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt longer than a chunk gives the same rows, however many are kept, and so does what follows it."""
-    monkeypatch.setattr(openvino, "PREFILL_CHUNK_TOKENS", 6)
+    monkeypatch.setattr(decoder, "PREFILL_CHUNK_TOKENS", 6)
     session = backend.open()
     rows, after = session.forward(TEXT[:20], keep=keep), session.forward(TEXT[20:28])
 
@@ -160,7 +160,7 @@ def test_picks_are_the_argmax_of_the_logits(
     backend: OpenVINOBackend, keep: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass that returns picks writes the same keys and values, and picks what the logits say, in passes of any length."""
-    monkeypatch.setattr(openvino, "PREFILL_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(decoder, "PREFILL_CHUNK_TOKENS", 7)
     by_logits, by_picks = backend.open(), backend.open()
 
     assert by_picks.pick(TEXT[:20], keep=keep) == by_logits.forward(TEXT[:20], keep=keep).argmax(-1).tolist()
@@ -406,7 +406,7 @@ def test_a_broken_installation_is_a_reason(error: Exception, words: str, monkeyp
     def broken() -> None:
         raise error
 
-    monkeypatch.setattr(openvino, "_core", broken)
+    monkeypatch.setattr("openvino.Core", broken)
     with pytest.raises(UnsupportedModelError) as caught:
         openvino.load(tiny("llama"), precision="float32", threads=1, cache=None)
     assert words in str(caught.value)
@@ -742,3 +742,26 @@ def test_passes_widened_for_exactness_are_so_in_batches(precision: Any) -> None:
     assert torch.equal(alone, together)
     assert torch.equal(alone, ragged(backend, [TEXT[:30]], [[30]])[0])
     assert torch.equal(backend.open().forward(TEXT[:20], keep=1)[0], alone[19])
+
+
+@pytest.mark.parametrize(("used_up", "cached"), [(True, True), (True, False), (False, True)])
+def test_weights_that_nobody_needs_are_freed_before_the_graph_is_compiled(
+    used_up: bool, cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They aren't held beside the compiler's copy; what isn't kept refers to them, and a model in use stays whole."""
+    ov = pytest.importorskip("openvino")
+    model = tiny("llama")
+    want = generated("llama", tuple(TEXT[:9]), 6)
+    there: list[int] = []
+    compiled = ov.Core.compile_model
+
+    def compile_model(*given: Any) -> Any:
+        there.append(sum(p.untyped_storage().nbytes() for p in model.parameters()))
+        return compiled(*given)
+
+    monkeypatch.setattr(ov.Core, "compile_model", compile_model)
+    load = openvino.convert if used_up else openvino.load
+    backend = load(model, precision="float32", threads=1, cache=tmp_path / "kept" if cached else None)
+    assert (there[-1] == 0) is (used_up and cached)
+    text = Engine(backend, Drafters(lookup=False)).start(Request(TEXT[:9], 6))
+    assert [token.id for token in text] == want

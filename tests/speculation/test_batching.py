@@ -222,10 +222,10 @@ def test_free_sampling_is_each_rows_own() -> None:
 def converted() -> tuple[Any, Any]:
     """A target and a draft model on OpenVINO, whose passes are ragged."""
     pytest.importorskip("openvino")
-    from dynx.runtime.backends.openvino import decoder
+    from dynx.runtime.backends.openvino import kept
 
     models = tiny("llama"), perturbed(tiny("llama"), 0.03)
-    target, small = (decoder.load(model, precision="float32", threads=1, cache=None) for model in models)
+    target, small = (kept.load(model, precision="float32", threads=1, cache=None) for model in models)
     return target, small
 
 

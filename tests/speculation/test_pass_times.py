@@ -29,9 +29,9 @@ def test_a_pass_in_generation_takes_as_long_as_in_a_loop(backend: str) -> None:
         else:
             if importlib.util.find_spec("openvino") is None:
                 pytest.skip("OpenVINO isn't installed")
-            from dynx.runtime.backends.openvino import decoder
+            from dynx.runtime.backends.openvino import kept
 
-            target = decoder.load(model, precision="float32", threads=2, cache=None)
+            target = kept.load(model, precision="float32", threads=2, cache=None)
         engine = Engine(target, Drafters(lookup=True))
         inside, alone, count = pass_times(engine, [5, 6, 7, 8] * 6, 60)
     finally:

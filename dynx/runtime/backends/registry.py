@@ -312,15 +312,18 @@ def load_ipex(eager: EagerBackend, *, trusted: bool) -> Backend:
     return ipex.load(eager.model, trusted=trusted)
 
 
-def convert_to_openvino(model: Any, *, precision: Any, threads: int, cache: Path | None, stored: Any = None) -> Backend:
+def convert_to_openvino(
+    model: Any, *, precision: Any, threads: int, cache: Path | None, stored: Any = None, used_up: bool = False
+) -> Backend:
     """Convert `model` for OpenVINO; keep it in `cache` where there is one.
 
-    `stored` reads the weights as the model's file holds them, for the precision "file". Raises UnsupportedModelError with the
-    reason.
+    With `used_up` nobody needs `model` any more, and its weights may be freed. `stored` reads the weights as the model's file
+    holds them, for the precision "file". Raises UnsupportedModelError with the reason.
     """
-    from dynx.runtime.backends.openvino import decoder as openvino
+    from dynx.runtime.backends.openvino import kept
 
-    return openvino.load(model, precision=precision, threads=threads, cache=cache, stored=stored)
+    load = kept.convert if used_up else kept.load
+    return load(model, precision=precision, threads=threads, cache=cache, stored=stored)
 
 
 def load_exported(
@@ -337,22 +340,22 @@ def load_exported(
 
 def was_checked(*, precision: Any, cache: Path) -> bool:
     """Whether what is kept in `cache` was compared with the torch model after it was written."""
-    from dynx.runtime.backends.openvino import decoder as openvino
+    from dynx.runtime.backends.openvino import kept as openvino
 
     return openvino.was_checked(precision=precision, cache=cache)
 
 
 def load_converted_ahead(*, precision: Any, threads: int, cache: Path) -> Future[Backend | None] | None:
     """Begin `load_converted` in a thread, with a first pass; None where nothing was stored."""
-    from dynx.runtime.backends.openvino import ahead, decoder
+    from dynx.runtime.backends.openvino import ahead, kept
 
-    if not decoder.is_kept(precision=precision, cache=cache):
+    if not kept.is_kept(precision=precision, cache=cache):
         return None
     return cast("Future[Backend | None]", ahead.decoder(precision, threads, cache))
 
 
 def load_converted(*, precision: Any, threads: int, cache: Path) -> Backend | None:
     """Load what `convert_to_openvino` stored, without the torch model; None where there is nothing usable."""
-    from dynx.runtime.backends.openvino import decoder as openvino
+    from dynx.runtime.backends.openvino import kept as openvino
 
     return openvino.reload(precision=precision, threads=threads, cache=cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +15,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a torch model computed, for when it is gone."""
+
+    probe: list[int]
+    logits: Tensor  # (T, V), float32
+    dtype: str
+
+
 @torch.inference_mode()
-def difference(backend: Any, model: Any, precision: str) -> str | None:
-    """Describe how `backend`'s logits differ from `model`'s beyond rounding; None where they don't."""
-    probe = [(7 * i + 3) % backend.vocab for i in range(12)]
-    want = model(input_ids=torch.tensor([probe], device=model.device), use_cache=False).logits[0].float().cpu()
+def reference(model: Any) -> Reference:
+    """Return the model's own logits of a few tokens."""
+    vocab = model.config.get_text_config().vocab_size
+    probe = [(7 * i + 3) % vocab for i in range(12)]
+    logits = model(input_ids=torch.tensor([probe], device=model.device), use_cache=False).logits[0].float().cpu()
+    return Reference(probe, logits.clone(), str(model.dtype).removeprefix("torch."))
+
+
+@torch.inference_mode()
+def difference(backend: Any, expected: Reference, precision: str) -> str | None:
+    """Describe how `backend`'s logits differ from the torch model's beyond rounding; None where they don't."""
+    probe, want = expected.probe, expected.logits
     try:
         session = backend.open()
         parts = [session.forward(probe[:4])]
@@ -35,7 +53,7 @@ def difference(backend: Any, model: Any, precision: str) -> str | None:
     if precision == "int4":
         gap, scale = gap.square().mean().sqrt(), want.square().mean().sqrt().item()
     worst = gap.max().item() / scale
-    if worst <= max(MAX_LOGIT_ERROR[precision], MAX_LOGIT_ERROR[str(model.dtype).removeprefix("torch.")]):
+    if worst <= max(MAX_LOGIT_ERROR[precision], MAX_LOGIT_ERROR[expected.dtype]):
         return None
     return f"gives other logits on OpenVINO (by {worst:.0%} of the largest)"  # also for NaN
 

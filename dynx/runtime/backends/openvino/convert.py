@@ -184,9 +184,8 @@ class _Twin:
 
         large = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
         own = {id(p): p for m in large for p in m.parameters(recurse=False)}
-        self._model = copy.deepcopy(
-            model, {key: nn.Parameter(p.detach(), requires_grad=False) for key, p in own.items()}
-        )
+        self._shared = {key: nn.Parameter(p.detach(), requires_grad=False) for key, p in own.items()}
+        self._model = copy.deepcopy(model, dict(self._shared))
         for module in self._model.modules():
             module.__dict__.pop("forward", None)  # an early exit's gate would call the model we came from
             if hasattr(type(module), "loss_function"):
@@ -208,6 +207,8 @@ class _Twin:
 
     def __exit__(self, *exc: object) -> None:
         private.undo_traceable(self._model)
+        for parameter in self._shared.values():  # the tracer's classes never die, and refer to the twin's modules
+            parameter.data = parameter.data.new_empty(0)
 
 
 @functools.cache

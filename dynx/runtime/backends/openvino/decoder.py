@@ -7,25 +7,20 @@ number of tokens each (`OpenVINOBackend.forward`); a session's own pass is the c
 A row of logits has the same bits whatever the other sequences of its pass are, and however many, with one distinction: whether
 its own sequence has one token in the pass or several. In float32 a pass of one token altogether makes a third case.
 
-A converted model is compared with the torch model that it came from, rollback included, before it is used. It is kept in
-a folder that the caller names, whole or not at all.
+`kept` converts models, compares them with the torch model before they are used, and keeps them.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynx.errors import UnsupportedModelError
-from dynx.runtime.backends.availability import available
 from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import paged, tree_pass
-from dynx.runtime.backends.openvino.checked import CHECKED_FILE, is_marked, put_mark, release
 from dynx.runtime.backends.openvino.pool import BlockPool
 from dynx.runtime.backends.openvino.precision import (
     ACTIVATION_GROUP_SIZE,
@@ -36,7 +31,7 @@ from dynx.runtime.backends.openvino.precision import (
 from dynx.runtime.backends.padding import PaddedLength
 from dynx.runtime.backends.picks import Picks
 from dynx.runtime.decision import Decision
-from dynx.runtime.memory import free_memory, is_out_of_memory
+from dynx.runtime.memory import free_memory
 from dynx.runtime.torch_on_use import torch
 
 if TYPE_CHECKING:
@@ -45,13 +40,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-    from dynx.runtime.backends.openvino.integers import Stored
     from dynx.runtime.backends.openvino.pool import BlockTable
-
-FORMAT_VERSION = 5
-"""Of the converted models kept: raised when the conversion changes."""
 
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
@@ -60,137 +50,10 @@ MAX_POOL_SHARE = 0.5
 """Share of the memory that is free when the pool is made that it may take."""
 
 
-def load(
-    model: PreTrainedModel,
-    *,
-    precision: Precision,
-    threads: int | None,
-    cache: Path | None,
-    stored: Stored | None = None,
-) -> OpenVINOBackend:
-    """`model` compiled by OpenVINO for the processor, its weights stored as `precision`.
-
-    "file" is as the model's own file holds them, which `stored` then reads. `cache` is a folder for this model alone,
-    where the converted model is kept. Raises `UnsupportedModelError` with the reason when OpenVINO isn't there, can't
-    run this model, or computes something else.
-    """
-    usable = available()
-    if not usable.value:
-        raise UnsupportedModelError(usable.reason)
-    if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(
-            f"{model.config.model_type} keeps a recurrent state, which PyTorch rolls back alone"
-        )
-    from dynx.runtime.backends.openvino.comparison import difference
-
-    try:
-        _core()
-    except (ImportError, OSError) as e:
-        raise UnsupportedModelError(f"OpenVINO is installed and can't be loaded ({_first_line(e)})") from e
-    backend = reload(precision=precision, threads=threads, cache=cache)
-    if backend is not None and cache is not None and difference(backend, model, precision) is None:
-        put_mark(_folder(cache, precision) / CHECKED_FILE)
-        return backend
-    backend = _converted(model, precision, threads, cache, stored)
-    fault = difference(backend, model, precision)
-    if fault is not None:
-        if cache is not None:
-            shutil.rmtree(_folder(cache, precision), ignore_errors=True)
-        raise UnsupportedModelError(f"{model.config.model_type} {fault}")
-    if cache is not None and (folder := _folder(cache, precision)).is_dir():
-        put_mark(folder / CHECKED_FILE)
-        backend.folder = folder
-    return backend
-
-
-def was_checked(*, precision: Precision, cache: Path) -> bool:
-    """Whether the converted model in `cache` was compared with the torch model since it was written, on such a processor."""
-    return available().value and is_marked(_folder(cache, precision) / CHECKED_FILE)
-
-
-def _converted(
-    model: Any, precision: Precision, threads: int | None, cache: Path | None, stored: Stored | None
-) -> OpenVINOBackend:
-    from dynx.runtime.backends.openvino import convert
-    from dynx.runtime.backends.openvino.integers import store_integers
-    from dynx.runtime.backends.openvino.merging import merge
-    from dynx.runtime.backends.openvino.weights import store_weights
-
-    graph = convert.convert(model, stored.exact if stored else None)
-    if stored is not None:
-        store_integers(graph, {p.data_ptr(): name for name, p in model.named_parameters()}, stored)
-    else:
-        store_weights(graph, precision)
-    merge(graph)
-    paged.share_constants(graph)
-    kept = None if cache is None else _kept(graph, _folder(cache, precision))
-    try:
-        if kept is None:
-            return OpenVINOBackend(graph, precision=precision, threads=threads, weights=model)
-        del graph  # what was read back lies in the file's pages
-        return OpenVINOBackend(kept, precision=precision, threads=threads)
-    except RuntimeError as e:
-        if is_out_of_memory(e):
-            raise
-        kind = model.config.model_type
-        raise UnsupportedModelError(f"{kind} can't be compiled by OpenVINO ({_first_line(e)})") from e
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def is_kept(*, precision: Precision, cache: Path) -> bool:
-    """Whether OpenVINO is here and a converted model in `cache`."""
-    return available().value and (_folder(cache, precision) / "model.xml").is_file()
-
-
-def reload(*, precision: Precision, threads: int | None, cache: Path | None) -> OpenVINOBackend | None:
-    """Load the converted model in `cache`, without the torch model; None where there is nothing usable."""
-    if cache is None or not is_kept(precision=precision, cache=cache):
-        return None
-    path = _folder(cache, precision) / "model.xml"
-    try:
-        backend = OpenVINOBackend(_core().read_model(path), precision=precision, threads=threads)
-        backend.folder = path.parent
-        return backend
-    except Exception as e:
-        if is_out_of_memory(e):
-            raise
-        return None  # torn or foreign: made again
-
-
-def _folder(cache: Path, precision: str) -> Path:
-    return cache / f"openvino-{FORMAT_VERSION}-{release()}-{precision}"
-
-
-def _kept(graph: Any, folder: Path) -> Any:
-    """`graph` as read back from `folder`, where it was written whole; None where that can't be."""
-    import openvino as ov
-
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        draft.mkdir(parents=True)
-        ov.save_model(graph, draft / "model.xml", compress_to_fp16=False)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-        return _core().read_model(folder / "model.xml")
-    except (OSError, RuntimeError):  # read-only, full, or another process was first
-        return None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _threads_had(asked: int | None) -> int:
     """Threads that the plugin will have of those asked for: no more than processors that this process may use; 1 if unknown."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return min(asked or 1, allowed)
-
-
-def _core() -> Any:
-    import openvino as ov
-
-    return ov.Core()
 
 
 class OpenVINOBackend(Backend):
@@ -215,7 +78,9 @@ class OpenVINOBackend(Backend):
         self.windows = paged.has_windows(graph)
         paged.assemble(graph)
         paged.keep_apart(graph, _threads_had(threads))
-        core = _core()
+        import openvino as ov
+
+        core = ov.Core()
         able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.compute = "bf16" if able and precision in ("bfloat16", "float16") else "f32"
         settings: dict[str, Any] = {

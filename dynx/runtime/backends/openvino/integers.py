@@ -7,6 +7,7 @@ own: with the sums of the inputs over each group, which all products with the sa
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from dynx.runtime.backends.openvino.weights import constant_of, matrices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -31,26 +32,38 @@ class Stored(Protocol):
         """Return exact values, where the model may have them rounded."""
 
 
-def store_integers(graph: Any, names: Mapping[int, str], stored: Stored) -> None:
+def store_integers(
+    graph: Any, names: Mapping[int, str], stored: Stored, replaced: Callable[[str], None] = lambda _: None
+) -> None:
     """Rewrite the weights of `graph` as the file holds them; those that it holds in no integers stay as they are.
 
-    `names` are the parameters' names by the address of their memory, which the graph's constants share. The size of the
-    smallest group is noted in the graph.
+    `names` are the parameters' names by the address of their memory, which the graph's constants share. `replaced` is called
+    with a name once the graph doesn't use that memory any more. The size of the smallest group is noted in the graph.
     """
     from openvino import opset15 as ops
+
+    uses = Counter(_address(node) for node in graph.get_ops() if node.get_type_name() == "Constant")
+
+    def leave(address: int, name: str | None) -> None:
+        uses[address] -= 1
+        if name is not None and not uses[address]:
+            replaced(name)
 
     products: dict[tuple[Any, ...], list[tuple[Any, Any, NDArray[np.float32]]]] = {}
     smallest = 0
     for node, at, transposed in list(matrices(graph)):
         constant = constant_of(node.input_value(at))
-        name = None if constant is None else names.get(constant.data.__array_interface__["data"][0])
+        address = 0 if constant is None else _address(constant)
+        name = names.get(address)
         found = None if name is None or not transposed else stored.integers(name)
         if found is None:
             exact = None if name is None else stored.exact(name)
             if exact is not None:
                 values = exact if transposed else np.ascontiguousarray(exact.T)
                 node.input(at).replace_source_output(_shortest(values))
+                leave(address, name)
             continue
+        leave(address, name)
         group = found.values.shape[2]
         smallest = min(smallest or group, group)
         if node.get_type_name() == "Gather":
@@ -67,6 +80,10 @@ def store_integers(graph: Any, names: Mapping[int, str], stored: Stored) -> None
         _add_offsets(parts, group)
     graph.set_rt_info(str(smallest), ["dynx", "group"])
     graph.validate_nodes_and_infer_types()
+
+
+def _address(constant: Any) -> int:
+    return int(constant.data.__array_interface__["data"][0])
 
 
 def _replace(node: Any, by: Any) -> None:
