@@ -45,11 +45,17 @@ class Tap:
                 f"hidden states of layers {', '.join(map(str, layers)) or '(none)'} of {len(blocks)}"
             )
         self._seen: list[list[Tensor]] = [[] for _ in layers]
+        self._hooks: list[Any] = []
         for seen, layer in zip(self._seen, layers, strict=True):
             if layer == len(blocks):
-                body.register_forward_hook(_last_state(seen))
+                self._hooks.append(body.register_forward_hook(_last_state(seen)))
             else:
-                blocks[layer].register_forward_pre_hook(_input_state(seen), with_kwargs=True)
+                self._hooks.append(blocks[layer].register_forward_pre_hook(_input_state(seen), with_kwargs=True))
+
+    def close(self) -> None:
+        """Collect nothing any more."""
+        for hook in self._hooks:
+            hook.remove()
 
     def clear(self) -> None:
         """Forget what was collected."""
@@ -183,7 +189,8 @@ class HiddenStateSession(Session):
     def _append(self, start: int, states: Tensor) -> None:
         if start != self._first + self._held:  # states between are missing
             self._first, self._held = start, 0
-        states = states[-MAX_POSITIONS:]
+        if (lost := len(states) - MAX_POSITIONS) > 0:
+            states, self._first, self._held = states[lost:], start + lost, 0
         excess = self._held + len(states) - MAX_POSITIONS
         if self._buffer is not None and excess > 0:
             drop = min(self._held, excess + GROWTH_POSITIONS)
@@ -212,6 +219,7 @@ def tried(backend: Any) -> Decision[bool]:
         tap = Tap(backend.model, [backend.layers])
         backend.open().forward([3 % backend.vocab, 5 % backend.vocab, 2 % backend.vocab])
         found = tap.take()
+        tap.close()
     except DeviceError:
         raise
     except Exception as e:  # noqa: BLE001 - any failure of a foreign model

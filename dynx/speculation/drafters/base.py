@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 from dynx.speculation.types import DrafterCandidate
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dynx.runtime.backends.interface import Session
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
@@ -65,6 +66,20 @@ class Drafter(Protocol):
 
     def reset(self) -> None:
         """Forget the text, as another one begins."""
+
+
+class SessionDrafter:
+    """A drafter that works on the target's session, which the engine sets for each text."""
+
+    session: Session | None = None
+
+
+@runtime_checkable
+class OpensDrafters(Protocol):
+    """A draft model that has drafters of its own kind; each is for one text at a time."""
+
+    def drafter(self, sampler: DraftSampler, vocab: int) -> Drafter:
+        """Open a drafter for one text of a target with `vocab` tokens."""
 
 
 class DrafterCandidates(Sequence[DrafterCandidate]):

@@ -9,17 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.base import Draft, SessionDrafter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.runtime.backends.interface import Session
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
 
-class EarlyExitDrafter:
+class EarlyExitDrafter(SessionDrafter):
     """Drafts with the first `layers` layers of the target whose session it shares."""
 
     origin: DraftSource = "self"
@@ -29,7 +28,6 @@ class EarlyExitDrafter:
         self._sample = sampler
         self._context: Sequence[int] = ()
         self._drafted: list[int] = []
-        self.session: Session | None = None  # the target's; the engine sets it for each text
 
     def reset(self) -> None:
         """See `Drafter.reset`."""

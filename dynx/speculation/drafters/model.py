@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from dynx.runtime.backends.picks import leading
 from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
-from dynx.speculation.drafters.translated import TranslatedBackend
+from dynx.speculation.drafters.base import Draft, OpensDrafters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +26,8 @@ OTHER_CHOICES = 2
 
 
 def open_model_drafter(backend: Backend, sampler: DraftSampler, vocab: int) -> Drafter:
-    """Open a drafter for one text of a target with `vocab` tokens, whatever the tokenizer of the draft model."""
-    if isinstance(backend, TranslatedBackend):
+    """Open a drafter for one text of a target with `vocab` tokens, whatever the kind of draft model."""
+    if isinstance(backend, OpensDrafters):
         return backend.drafter(sampler, vocab)
     return ModelDrafter(backend, sampler, vocab)
 
