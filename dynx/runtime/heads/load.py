@@ -22,6 +22,7 @@ from dynx.runtime.heads.networks import (
     logit_scale,
 )
 from dynx.runtime.loading.check import check
+from dynx.runtime.loading.quiet import loading
 from dynx.runtime.loading.unpacked import scheme_of
 from dynx.runtime.quantized.unpack import Packed
 
@@ -267,9 +268,10 @@ def _mtp(source: Source, format: HeadFormat, weights: Mapping[str, Tensor], targ
     norm = weights.get("shared_head.norm.weight" if deepseek else "norm.weight")
     if norm is not None:
         state["norm.weight"] = norm
-    body, seen = body_class.from_pretrained(
-        None, config=config, state_dict=state, dtype=target.model.dtype, output_loading_info=True
-    )
+    with loading(source.folder, trusted=False):
+        body, seen = body_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=target.model.dtype, output_loading_info=True
+        )
     if missing := sorted(seen["missing_keys"]):
         raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {missing[0]}")
     body.set_attn_implementation(target.model.config._attn_implementation or "sdpa")
