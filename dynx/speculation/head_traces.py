@@ -97,13 +97,10 @@ def _chained(head: ChainHead, tokens: list[int], features: Tensor, first: int) -
             return
         behind = [*tokens[first + depth :], *[tokens[-1]] * depth][:chains]  # those beyond the text stand for none
         positions = first + depth - 1 + torch.arange(chains)
-        states = head(behind, states, cache, **_arguments(head, seen, positions, states))
+        states = head(behind, states, cache, **_arguments(seen, positions, states))
         yield head.logits(states[:left])
 
 
-def _arguments(head: ChainHead, seen: Tensor, positions: Tensor, states: Tensor) -> dict[str, Any]:
+def _arguments(seen: Tensor, positions: Tensor, states: Tensor) -> dict[str, Any]:
     mask = torch.zeros(seen.shape, dtype=states.dtype).masked_fill_(~seen, torch.finfo(states.dtype).min)
-    masks: Any = mask[None, None].to(states.device)
-    if "linear_attention" in (getattr(head.body.config, "own_layer_types", None) or ()):
-        masks = {"full_attention": masks, "linear_attention": None}
-    return {"attention_mask": masks, "position_ids": positions[None].to(states.device)}
+    return {"attention_mask": mask[None, None].to(states.device), "position_ids": positions[None].to(states.device)}

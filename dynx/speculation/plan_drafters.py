@@ -40,8 +40,8 @@ def load_drafter(
     if source is None:
         raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
-    if (format := head_format(source)) is not None:
-        return _load_head(plan, source, format, target, warn)
+    if (kind := head_format(source)) is not None:
+        return _load_head(plan, source, kind, target, warn)
     try:
         translation = translation_between(tokenizer, loading.load_text_tokenizer(source))
     except UnsupportedModelError as e:
@@ -66,7 +66,7 @@ def _trim(plan: GeneratorPlan, backend: Any) -> None:
 
 
 def _load_head(
-    plan: GeneratorPlan, source: Source, format: HeadFormat, target: Backend, warn: Callable[[str], None]
+    plan: GeneratorPlan, source: Source, kind: HeadFormat, target: Backend, warn: Callable[[str], None]
 ) -> Any:
     from dynx.runtime.heads.load import load_head
     from dynx.speculation.drafters.head import HeadBackend
@@ -77,8 +77,8 @@ def _load_head(
             return None
         raise ModelError(f"{source.name} can't draft: {target.can_record.reason}", hint=_others(plan))
     try:
-        head, layers = load_head(source, format, target, allow_pickle=plan.request.allow_pickle)
-        backend = HeadBackend(head, target, layers, format.title)
+        head, layers = load_head(source, kind, target, allow_pickle=plan.request.allow_pickle)
+        backend = HeadBackend(head, target, layers, kind.title)
     except (ModelError, UnsupportedModelError) as e:
         if not plan.auto:
             raise

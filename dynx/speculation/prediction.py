@@ -17,10 +17,10 @@ from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
 from dynx.speculation.timing import Samples, costs_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from dynx.speculation.round_costs import Costs
     from dynx.speculation.head_traces import HeadPass
+    from dynx.speculation.round_costs import Costs
     from dynx.speculation.traces import DrafterPass, Text
     from dynx.speculation.types import DraftSource
 

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynx.errors import ModelError, UnsupportedModelError
+from dynx.errors import UnsupportedModelError
 from dynx.runtime.loading.source import PICKLES
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dynx.runtime.loading.source import Source
 
-MTP = "mtp"
+MTP: Literal["mtp"] = "mtp"
 """Name of the part of a model's weights that is its own head."""
 
 SUPPORTED = "dynx reads EAGLE, EAGLE-3 and Medusa heads, and the multi-token prediction of Qwen and DeepSeek models"
@@ -84,11 +84,17 @@ def head_format(source: Source) -> HeadFormat | None:
     if any(each in EAGLE for each in kinds) or config.get("model_type") == "eagle":
         return HeadFormat("eagle", "an EAGLE head")
     if "eagle" in words.lower():
-        raise UnsupportedModelError(f"{source.name} is a head of the format {kinds[0] if kinds else words}", hint=SUPPORTED)
+        raise UnsupportedModelError(
+            f"{source.name} is a head of the format {kinds[0] if kinds else words}", hint=SUPPORTED
+        )
     # The first EAGLE heads call themselves Llama; what tells is a layer behind `fc`, without an output head.
     names = tensor_names(source.folder)
     if "fc.weight" in names and "layers.0.self_attn.q_proj.weight" in names:
-        return HeadFormat("eagle3", "an EAGLE-3 head") if "midlayer.hidden_norm.weight" in names else HeadFormat("eagle", "an EAGLE head")
+        return (
+            HeadFormat("eagle3", "an EAGLE-3 head")
+            if "midlayer.hidden_norm.weight" in names
+            else HeadFormat("eagle", "an EAGLE head")
+        )
     return None
 
 
@@ -139,13 +145,13 @@ def pickled(folder: Path) -> list[Path]:
     return sorted(path for pattern in PICKLES for path in folder.glob(pattern))
 
 
-def layers_read(format: HeadFormat, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+def layers_read(found: HeadFormat, config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Return the blocks of a target of `layers` whose inputs a head reads; `layers` itself is what enters the output head.
 
     EAGLE-3 heads read a low, a middle and a high layer. Where a configuration numbers them itself, the numbers in `eagle_config`
     are those of the blocks that put the states out, one less; at the top level they are as here.
     """
-    if format.kind != "eagle3":
+    if found.kind != "eagle3":
         return (layers,)
     own = config.get("eagle_config")
     inner = own.get("eagle_aux_hidden_state_layer_ids") if isinstance(own, dict) else None

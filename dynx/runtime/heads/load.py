@@ -37,30 +37,32 @@ EAGLE_NAMES = re.compile(r"(?:model\.)?(midlayer|layers\.0|fc|norm|lm_head|embed
 MEDUSA_NAMES = re.compile(r"(?:medusa_heads?\.|model\.)*(\d+)\.(\d+)\.(?:(linear)\.)?(weight|bias)")
 
 
-def load_head(source: Source, format: HeadFormat, target: Any, *, allow_pickle: bool = False) -> tuple[Head, tuple[int, ...]]:
+def load_head(
+    source: Source, kind: HeadFormat, target: Any, *, allow_pickle: bool = False
+) -> tuple[Head, tuple[int, ...]]:
     """Return a head for `target`, an `EagerBackend`, and the layers of it that the head reads.
 
     Raises ModelError for files that are torn or for another model, UnsupportedModelError for what isn't built here.
     """
     check(source, allow_pickle=allow_pickle)
     dtype = target.model.dtype
-    layers = layers_read(format, source.config(), target.layers)
+    layers = layers_read(kind, source.config(), target.layers)
     if not all(0 <= layer <= target.layers for layer in layers):
         raise ModelError(f"{source.name} reads layer {max(layers)}, and the model has {target.layers}")
-    weights = _weights(source, format, dtype)
-    build = {"mtp": _mtp, "eagle": _eagle, "eagle3": _eagle3, "medusa": _medusa}[format.kind]
+    weights = _weights(source, kind, dtype)
+    build = {"mtp": _mtp, "eagle": _eagle, "eagle3": _eagle3, "medusa": _medusa}[kind.kind]
     try:
-        head = build(source, format, weights, target, len(layers))
+        head = build(source, kind, weights, target, len(layers))
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as e:
         line = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
-        raise ModelError(f"{source.name} can't be built as {format.title} ({line})") from None
+        raise ModelError(f"{source.name} can't be built as {kind.title} ({line})") from None
     head.to(device=target.device, dtype=dtype).eval().requires_grad_(requires_grad=False)
     if head.ids is not None:
         head.ids = head.ids.to(target.device)
     return head, layers
 
 
-def _weights(source: Source, format: HeadFormat, dtype: torch.dtype) -> dict[str, Tensor]:
+def _weights(source: Source, kind: HeadFormat, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the head's tensors in `dtype`, without the prefix that they have inside a model."""
     if files := pickled(source.folder):
         found: dict[str, Tensor] = {}
@@ -71,7 +73,7 @@ def _weights(source: Source, format: HeadFormat, dtype: torch.dtype) -> dict[str
                 line = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
                 raise ModelError(f"{file} can't be read ({line})") from None
         return {name: each.to(dtype) if each.is_floating_point() else each for name, each in found.items()}
-    prefix = format.prefix
+    prefix = kind.prefix
 
     def renamed(name: str) -> str | None:
         return name[len(prefix) :] if name.startswith(prefix) else None
@@ -122,7 +124,14 @@ def _llama(source: Source, weights: Mapping[str, Tensor], layer: str, dtype: tor
     settings = {**settings, **(settings.get("transformer_layer_config") or {})}
     if int(settings.get("num_hidden_layers") or 1) != 1 or any(".layers.1." in f".{name}" for name in weights):
         raise UnsupportedModelError(f"{source.name} has several layers; heads of one layer are supported")
-    left_out = ("architectures", "model_type", "transformer_layer_config", "quantization_config", "pad_token_id", "layer_types")
+    left_out = (
+        "architectures",
+        "model_type",
+        "transformer_layer_config",
+        "quantization_config",
+        "pad_token_id",
+        "layer_types",
+    )
     settings = {name: value for name, value in settings.items() if name not in left_out}
     settings |= {"num_hidden_layers": 1, "vocab_size": 2, "attention_bias": f"{layer}self_attn.q_proj.bias" in weights}
     settings |= {"bos_token_id": None, "eos_token_id": None}
@@ -156,8 +165,12 @@ def _embedding(weights: Mapping[str, Tensor], target: Any, source: Source, size:
     own, shared = weights.get("embed_tokens.weight"), target.model.get_input_embeddings()
     if own is not None:
         if len(own) < target.vocab:
-            raise ModelError(f"{source.name} isn't for this model: it knows {len(own)} tokens, and {target.vocab} are needed")
-        return nn.Embedding.from_pretrained(own)
+            raise ModelError(
+                f"{source.name} isn't for this model: it knows {len(own)} tokens, and {target.vocab} are needed"
+            )
+        table = nn.Embedding(own.shape[0], own.shape[1], device="meta")
+        table.weight = nn.Parameter(own, requires_grad=False)
+        return table
     if shared.weight.shape[-1] != size:
         raise ModelError(
             f"{source.name} isn't for this model: it reads embeddings of {size} numbers, the model's have {shared.weight.shape[-1]}"
@@ -168,7 +181,8 @@ def _embedding(weights: Mapping[str, Tensor], target: Any, source: Source, size:
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     out = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     out.weight = nn.Parameter(weight, requires_grad=False)
-    out.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    if bias is not None:
+        out.bias = nn.Parameter(bias, requires_grad=False)
     return out
 
 
@@ -179,7 +193,9 @@ def _own_output(source: Source, weights: Mapping[str, Tensor], target: Any) -> t
         return target.model.get_output_embeddings(), None
     if offsets is None:
         if len(own) < target.vocab:
-            raise ModelError(f"{source.name} isn't for this model: it drafts {len(own)} tokens, and {target.vocab} are known")
+            raise ModelError(
+                f"{source.name} isn't for this model: it drafts {len(own)} tokens, and {target.vocab} are known"
+            )
         return _linear(own[: target.vocab]), None
     ids = torch.arange(len(offsets)) + offsets.long()
     if len(ids) != len(own) or int(ids.min()) < 0 or int(ids.max()) >= target.vocab:
@@ -190,7 +206,7 @@ def _own_output(source: Source, weights: Mapping[str, Tensor], target: Any) -> t
     return _linear(own), ids
 
 
-def _eagle(source: Source, _format: HeadFormat, found: Mapping[str, Tensor], target: Any, _count: int) -> ChainHead:
+def _eagle(source: Source, _kind: HeadFormat, found: Mapping[str, Tensor], target: Any, _count: int) -> ChainHead:
     weights = _known(source, found)
     body = _llama(source, weights, "layers.0.", target.model.dtype)
     size = int(body.config.hidden_size)
@@ -220,7 +236,7 @@ def _eagle(source: Source, _format: HeadFormat, found: Mapping[str, Tensor], tar
     )
 
 
-def _eagle3(source: Source, _format: HeadFormat, found: Mapping[str, Tensor], target: Any, count: int) -> ChainHead:
+def _eagle3(source: Source, _kind: HeadFormat, found: Mapping[str, Tensor], target: Any, count: int) -> ChainHead:
     weights = _known(source, found)
     body = _llama(source, weights, "layers.0.", target.model.dtype)
     size = int(body.config.hidden_size)
@@ -233,7 +249,9 @@ def _eagle3(source: Source, _format: HeadFormat, found: Mapping[str, Tensor], ta
     fc = weights.get("fc.weight")
     read = size if fc is None else int(fc.shape[1])
     if read != states or (fc is not None and len(fc) != size):
-        raise ModelError(f"{source.name} isn't for this model: it reads {read} numbers of a token's states, the model has {states}")
+        raise ModelError(
+            f"{source.name} isn't for this model: it reads {read} numbers of a token's states, the model has {states}"
+        )
     output, ids = _own_output(source, weights, target)
     return ChainHead(
         body,
@@ -247,7 +265,7 @@ def _eagle3(source: Source, _format: HeadFormat, found: Mapping[str, Tensor], ta
     )
 
 
-def _mtp(source: Source, format: HeadFormat, weights: Mapping[str, Tensor], target: Any, _count: int) -> ChainHead:
+def _mtp(source: Source, kind: HeadFormat, weights: Mapping[str, Tensor], target: Any, _count: int) -> ChainHead:
     """Build the first layer of a model's multi-token prediction as a decoder of the model's own class."""
     config = _one_layer(target.config)
     body_class = type(getattr(target.model, target.model.base_model_prefix))
@@ -255,19 +273,23 @@ def _mtp(source: Source, format: HeadFormat, weights: Mapping[str, Tensor], targ
     apart = (
         {"fc.weight": "eh_proj.weight", "embedding": "enorm.weight", "states": "hnorm.weight"}
         if deepseek
-        else {"fc.weight": "fc.weight", "embedding": "pre_fc_norm_embedding.weight", "states": "pre_fc_norm_hidden.weight"}
+        else {
+            "fc.weight": "fc.weight",
+            "embedding": "pre_fc_norm_embedding.weight",
+            "states": "pre_fc_norm_hidden.weight",
+        }
     )
     if missing := [name for name in apart.values() if name not in weights]:
-        raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {format.prefix}{missing[0]}")
+        raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {kind.prefix}{missing[0]}")
     state = {"embed_tokens.weight": torch.zeros(2, config.hidden_size, dtype=target.model.dtype)}
     for name, tensor in weights.items():
         if deepseek and not name.startswith(("eh_proj.", "enorm.", "hnorm.", "embed_tokens.", "shared_head.")):
             state[f"layers.0.{name}"] = tensor
         elif not deepseek and name.startswith("layers.0."):
             state[name] = tensor
-    norm = weights.get("shared_head.norm.weight" if deepseek else "norm.weight")
-    if norm is not None:
-        state["norm.weight"] = norm
+    final = weights.get("shared_head.norm.weight" if deepseek else "norm.weight")
+    if final is not None:
+        state["norm.weight"] = final
     with loading(source.folder, trusted=False):
         body, seen = body_class.from_pretrained(
             None, config=config, state_dict=state, dtype=target.model.dtype, output_loading_info=True
@@ -275,16 +297,14 @@ def _mtp(source: Source, format: HeadFormat, weights: Mapping[str, Tensor], targ
     if missing := sorted(seen["missing_keys"]):
         raise ModelError(f"{source.name} lacks {len(missing)} of its weights, among them {missing[0]}")
     body.set_attn_implementation(target.model.config._attn_implementation or "sdpa")
-    norms = []
-    for name in (apart["embedding"], apart["states"]):
-        each = copy.deepcopy(body.norm)
-        _taken(source, weights, each, {name: "weight"})
-        norms.append(each)
+    norms = [copy.deepcopy(body.norm), copy.deepcopy(body.norm)]
+    for norm, name in zip(norms, ("embedding", "states"), strict=True):
+        _taken(source, weights, norm, {apart[name]: "weight"})
     body.embed_tokens = PassOn()
     return ChainHead(
         body,
         PassOn(),
-        Joined(*norms, _linear(weights[apart["fc.weight"]])),
+        Joined(norms[0], norms[1], _linear(weights[apart["fc.weight"]])),
         PassOn(),
         embed=target.model.get_input_embeddings(),
         output=target.model.get_output_embeddings(),
@@ -310,7 +330,9 @@ def _one_layer(config: Any) -> Any:
     return out
 
 
-def _medusa(source: Source, _format: HeadFormat, weights: Mapping[str, Tensor], target: Any, _count: int) -> ParallelHeads:
+def _medusa(
+    source: Source, _kind: HeadFormat, weights: Mapping[str, Tensor], target: Any, _count: int
+) -> ParallelHeads:
     parts: dict[int, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in weights.items():
         found = MEDUSA_NAMES.fullmatch(name)
@@ -319,7 +341,7 @@ def _medusa(source: Source, _format: HeadFormat, weights: Mapping[str, Tensor], 
         key = f"{found[3]}.{found[4]}" if found[3] else found[4]
         parts.setdefault(int(found[1]), {}).setdefault(int(found[2]), {})[key] = tensor
     states = int(target.model.get_input_embeddings().weight.shape[-1])
-    heads = []
+    heads: list[nn.Module] = []
     for number, blocks in sorted(parts.items()):
         *inner, last = [each for _, each in sorted(blocks.items())]
         if number != len(heads) or "weight" not in last or any("linear.weight" not in each for each in inner):
@@ -331,8 +353,8 @@ def _medusa(source: Source, _format: HeadFormat, weights: Mapping[str, Tensor], 
             modules.append(residual)
         if last["weight"].shape[1] != states or len(last["weight"]) < target.vocab:
             raise ModelError(
-                f"{source.name} isn't for this model: its heads have shape {tuple(last['weight'].shape)}, ({target.vocab}, {states}) "
-                "expected"
+                f"{source.name} isn't for this model: its heads have shape {tuple(last['weight'].shape)}, "
+                f"({target.vocab}, {states}) expected"
             )
         heads.append(nn.Sequential(*modules, _linear(last["weight"][: target.vocab])))
     if not heads:

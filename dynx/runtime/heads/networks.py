@@ -27,7 +27,7 @@ READ_CHUNK_TOKENS = 1024
 
 
 class Head(nn.Module):
-    """What all heads have: an output head that may be cut, and the target's embeddings, at which the cut head sees what is read."""
+    """What all heads have: an output head that may be cut, and the target's embeddings, which show a cut head what is read."""
 
     output: nn.Module
     embeddings: nn.Module

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.picks import leading
 from dynx.runtime.decision import Decision
@@ -37,13 +38,14 @@ class HeadBackend(Backend):
     name = "torch-eager"
 
     def __init__(self, head: Head, target: Any, layers: Sequence[int], how: str) -> None:
-        """Raises UnsupportedModelError where the target hands over no hidden states."""
+        """Let `target` keep what enters the blocks numbered `layers`; raises UnsupportedModelError where it can't."""
         self.head, self.target, self.how = head, target, how
         target.record(layers)
         self.model = head
         self.precision, self.vocab, self.context = target.precision, target.vocab, target.context
         self.layers = 1
-        self.features = len(layers) * int(head.embeddings.weight.shape[-1])
+        weight: Any = head.embeddings.weight
+        self.features = len(layers) * int(weight.shape[-1])
 
     @property
     def can_rollback(self) -> Decision[bool]:
@@ -76,9 +78,10 @@ class HeadSession(Session):
     """Passes of a head by itself, as many tokens long as asked: what a draft costs doesn't depend on the states it is made of."""
 
     pending = 0
+    length = 0
 
     def __init__(self, backend: HeadBackend) -> None:
-        self._backend, self.length = backend, 0
+        self._backend = backend
         self._cache = backend.head.open() if isinstance(backend.head, ChainHead) else None
 
     @torch.inference_mode()
@@ -99,6 +102,14 @@ class HeadSession(Session):
     def rollback(self, length: int) -> None:
         """See `Session.rollback`."""
         self.length = length
+
+    def forward_early(self, tokens: Sequence[int], layers: int, *, logits: bool = True) -> Tensor | None:
+        """Refuse."""
+        raise UnsupportedModelError(self._backend.can_exit.reason)
+
+    def complete(self, count: int | None = None) -> Tensor:
+        """Refuse."""
+        raise UnsupportedModelError(self._backend.can_exit.reason)
 
 
 class _HeadDrafter(SessionDrafter):
@@ -165,10 +176,8 @@ class ChainDrafter(_HeadDrafter):
     def propose(self) -> Draft | None:
         """See `Drafter.propose`. None where the target's states of the text's end aren't known."""
         head = self._head
-        if self._state is None:
-            states = self._read_on()
-        else:
-            states = head(self._drafted[-1:], self._state, self._cache)
+        known = self._state
+        states = self._read_on() if known is None else head(self._drafted[-1:], known, self._cache)
         if states is None:
             return None
         self._state = states[-1:]
