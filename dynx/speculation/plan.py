@@ -67,10 +67,10 @@ class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
     """The drafters wanted: "draft", "self", "lookup"."""
     auto: bool = False
     """Whether dynx may drop or add drafters."""
-    without_head: str = ""
-    """Why the model's own head isn't used, where it isn't."""
     drafter_dtype: str = "float32"
     """The draft model's precision: whatever is fastest, since it only drafts."""
+    without_head: str = ""
+    """Why the model's own head isn't used, where it isn't."""
 
     @property
     def own_profile(self) -> Profile | None:

@@ -177,11 +177,11 @@ def medusa_weights(seed: int = 0, heads: int = 3) -> dict[str, Tensor]:
     return out
 
 
-def write_with_mtp(folder: Path, kind: str, *, seed: int = 0) -> Path:
+def write_with_mtp(folder: Path, kind: str, *, seed: int = 0, vocab: int = VOCAB) -> Path:
     """A model with its own multi-token prediction: the last full-attention block once more, of other weights."""
     if kind in NEXT_TOKEN_MODELS:
-        return _write_next_token_model(folder, kind)
-    model, other = tiny(kind, seed=seed), tiny(kind, seed=seed + 1)
+        return _write_next_token_model(folder, kind, vocab)
+    model, other = tiny(kind, seed=seed, vocab=vocab), tiny(kind, seed=seed + 1, vocab=vocab)
     model.save_pretrained(folder)
     generator = torch.Generator().manual_seed(seed + 7)
     full = model.config.layer_types.index("full_attention")
@@ -208,15 +208,15 @@ def add_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     save_file({**load_file(file), **{n: w.contiguous().clone() for n, w in weights.items()}}, file, {"format": "pt"})
 
 
-def _write_next_token_model(folder: Path, kind: str) -> Path:
+def _write_next_token_model(folder: Path, kind: str, vocab: int) -> Path:
     from support import models
 
     settings = NEXT_TOKEN_MODELS[kind]
     before = models.STATEFUL.get(kind)
     models.STATEFUL[kind] = settings
     try:
-        model = tiny(kind)
-        longer = tiny(kind, seed=3, num_hidden_layers=3)
+        model = tiny(kind, vocab=vocab)
+        longer = tiny(kind, seed=3, vocab=vocab, num_hidden_layers=3)
     finally:
         if before is None:
             del models.STATEFUL[kind]

@@ -116,7 +116,7 @@ def _shared(target: Any) -> dict[str, Any]:
     }
 
 
-def _llama(source: Source, weights: Mapping[str, Tensor], layer: str, dtype: torch.dtype) -> Any:
+def _llama(source: Source, weights: Mapping[str, Tensor], layer: str) -> Any:
     """Return a decoder of one Llama layer by the head's configuration, without values."""
     from transformers import LlamaConfig, LlamaModel
 
@@ -173,7 +173,8 @@ def _embedding(weights: Mapping[str, Tensor], target: Any, source: Source, size:
         return table
     if shared.weight.shape[-1] != size:
         raise ModelError(
-            f"{source.name} isn't for this model: it reads embeddings of {size} numbers, the model's have {shared.weight.shape[-1]}"
+            f"{source.name} isn't for this model: it reads embeddings of {size} numbers, the model's have "
+            f"{shared.weight.shape[-1]}"
         )
     return shared  # type: ignore[no-any-return]
 
@@ -208,7 +209,7 @@ def _own_output(source: Source, weights: Mapping[str, Tensor], target: Any) -> t
 
 def _eagle(source: Source, _kind: HeadFormat, found: Mapping[str, Tensor], target: Any, _count: int) -> ChainHead:
     weights = _known(source, found)
-    body = _llama(source, weights, "layers.0.", target.model.dtype)
+    body = _llama(source, weights, "layers.0.")
     size = int(body.config.hidden_size)
     if "layers.0.input_layernorm.weight" not in weights:
         body.layers[0].input_layernorm = PassOn()
@@ -238,7 +239,7 @@ def _eagle(source: Source, _kind: HeadFormat, found: Mapping[str, Tensor], targe
 
 def _eagle3(source: Source, _kind: HeadFormat, found: Mapping[str, Tensor], target: Any, count: int) -> ChainHead:
     weights = _known(source, found)
-    body = _llama(source, weights, "layers.0.", target.model.dtype)
+    body = _llama(source, weights, "layers.0.")
     size = int(body.config.hidden_size)
     body.layers[0] = eagle3_layer(body.config)
     norm, body.norm = body.norm, PassOn()
