@@ -309,11 +309,9 @@ def test_an_eagle3_head_that_was_trained_is_accepted(tmp_path: Path) -> None:
         each.requires_grad_()
     optimizer = torch.optim.Adam(own, lr=5e-3)
     for _ in range(250):
-        text = [int(torch.randint(VOCAB, (1,), generator=generator))]
-        text = [int(torch.randint(VOCAB, (1,), generator=generator)) if i % 4 == 0 else 0 for i in range(32)]
-        for i in range(1, 32):
-            if i % 4:
-                text[i] = int(after[text[i - 1]])
+        text = torch.randint(VOCAB, (32,), generator=generator).tolist()
+        for i in (i for i in range(32) if i % 4):
+            text[i] = int(after[text[i - 1]])
         session = head.target.open()
         session.forward(text)
         found = session.hidden_states(0)

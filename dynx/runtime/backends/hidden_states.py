@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends.depth_gate import decoder_blocks
@@ -36,10 +36,8 @@ class Tap:
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
         """Collect what enters the blocks numbered `layers`; raises UnsupportedModelError where the model has no such blocks."""
-        blocks = decoder_blocks(model) or []
-        body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
-        if not blocks or body is None or body is model:
-            raise UnsupportedModelError(f"{type(model).__name__} has no list of decoder blocks under a head")
+        body = _body(model)
+        blocks = _blocks(model, body)
         if not layers or not all(0 <= layer <= len(blocks) for layer in layers):
             raise UnsupportedModelError(
                 f"hidden states of layers {', '.join(map(str, layers)) or '(none)'} of {len(blocks)}"
@@ -69,6 +67,26 @@ class Tap:
         if len(parts) < len(self._seen) or len({len(part) for part in parts}) > 1:
             return None
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _body(model: Any) -> Any:
+    """Return the part of a model whose output enters the head. Raises UnsupportedModelError where there is none."""
+    found = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if found is None or found is model:
+        found = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
+    if found is None or found is model:
+        raise UnsupportedModelError(f"{type(model).__name__} has no decoder under a head")
+    return found
+
+
+def _blocks(model: Any, body: Any) -> Any:
+    """Return the decoder's blocks, also where they are of several classes. Raises UnsupportedModelError."""
+    count = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+    lists = [decoder_blocks(model), *(each for each in body.children() if isinstance(each, nn.ModuleList))]
+    for blocks in lists:
+        if blocks is not None and len(blocks) == count:
+            return blocks
+    raise UnsupportedModelError(f"{type(model).__name__} has no list of {count} decoder blocks")
 
 
 def _input_state(seen: list[Tensor]) -> Any:
