@@ -110,9 +110,7 @@ def test_eagle3_is_computed_as_published(published: str, tmp_path: Path) -> None
     normed = rms(fused, weights[f"{prefix}hidden_norm.weight"])
     embeddings = rms(target.model.get_input_embeddings().weight[TOKENS], weights[f"{prefix}input_layernorm.weight"])
     rest = fused if published == "eagle3" else normed
-    want = after_attention(
-        weights, prefix, rest + attention(weights, prefix, torch.cat([embeddings, normed], dim=-1))
-    )
+    want = after_attention(weights, prefix, rest + attention(weights, prefix, torch.cat([embeddings, normed], dim=-1)))
     drafted = rms(want, weights["norm.weight"]) @ weights["lm_head.weight"].T
     kept = torch.arange(DRAFT_VOCAB) + weights["d2t"]
     assert layers == (2, 3, 3)

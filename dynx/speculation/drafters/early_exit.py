@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft, SessionDrafter
+from dynx.speculation.drafters.base import SessionDrafter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dynx.speculation.drafters.base import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
@@ -53,9 +53,9 @@ class EarlyExitDrafter(SessionDrafter):
         rows = self.session.forward_early([last], self.layers)
         if rows is None:
             raise RuntimeError("an early pass with a head gave no logits")
-        token, probability, kept = self._sample(rows[0], self._context, self._drafted)
-        self._drafted.append(token)
-        return Draft(token, log_odds(probability), kept)
+        draft = self._sample(rows[0], self._context, self._drafted)
+        self._drafted.append(draft.token)
+        return draft
 
     def accept(self, count: int) -> None:
         """Do nothing: the engine rolls the shared session back."""

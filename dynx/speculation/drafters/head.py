@@ -16,18 +16,16 @@ from torch import Tensor
 
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.interface import Backend, Session
-from dynx.runtime.backends.picks import leading
 from dynx.runtime.decision import Decision
 from dynx.runtime.heads.networks import ChainHead, ParallelHeads
-from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft, SessionDrafter
-from dynx.speculation.drafters.model import OTHER_CHOICES
+from dynx.speculation.drafters.base import SessionDrafter
+from dynx.speculation.drafters.draft_sampler import OTHER_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.heads.networks import Head
-    from dynx.speculation.drafters.base import Drafter
+    from dynx.speculation.drafters.base import Draft, Drafter
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
@@ -138,10 +136,9 @@ class _HeadDrafter(SessionDrafter):
         """Do nothing: the next `sync` drops the drafts."""
 
     def _draft(self, row: Tensor) -> Draft:
-        token, probability, kept = self._sample(row, self._context, self._drafted)
-        self._drafted.append(token)
-        others = leading(row[None], 0, OTHER_CHOICES + 1)[1:] if self._sample.takes_likeliest else ()
-        return Draft(token, log_odds(probability), kept, others)
+        draft = self._sample(row, self._context, self._drafted, OTHER_CHOICES)
+        self._drafted.append(draft.token)
+        return draft
 
 
 class ChainDrafter(_HeadDrafter):
