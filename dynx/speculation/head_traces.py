@@ -10,7 +10,7 @@ Letters: N tokens of the text, R positions, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +25,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dynx.speculation.drafters.head import HeadBackend
-    from dynx.speculation.traces import Text
     from dynx.speculation.types import Sampling
 
 MAX_DEPTH = 8
 """Drafts looked at behind each position; what heads draft further on is hardly ever accepted."""
+
+
+class Answered(Protocol):
+    """A prompt's tokens with the answer's behind them."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Ids of all tokens."""
+
+    @property
+    def prompt(self) -> int:
+        """How many of them are the prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class HeadPass:
     signals: Sequence[Sequence[float]]
     right: Sequence[Sequence[bool]]
 
-    def traces(self, text: Text) -> list[DraftTrace]:
+    def traces(self, text: Answered) -> list[DraftTrace]:
         """Return the head's drafts at each position of the answer from its second token on."""
         out = []
         for row in range(len(text.tokens) - text.prompt - 1):
@@ -50,7 +61,7 @@ class HeadPass:
 
 
 @torch.inference_mode()
-def read_head(small: HeadBackend, text: Text, vocab: int, sampling: Sampling) -> HeadPass:
+def read_head(small: HeadBackend, text: Answered, vocab: int, sampling: Sampling) -> HeadPass:
     """Run a head over a text that its target has read."""
     tokens = list(text.tokens)
     count = len(tokens) - text.prompt - 1  # positions of the answer from its second token on

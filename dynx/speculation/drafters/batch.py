@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.drafters.base import BatchSequence, Draft
+    from dynx.speculation.drafters.base import BatchSequence
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 

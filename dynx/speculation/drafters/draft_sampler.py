@@ -8,7 +8,7 @@ import torch
 
 from dynx.runtime.backends.picks import leading, likeliest_with_probability
 from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from dynx.speculation.drafters.base import SessionDrafter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.speculation.drafters.base import Draft
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 

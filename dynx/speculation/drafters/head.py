@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.heads.networks import Head
-    from dynx.speculation.drafters.base import Draft, Drafter
+    from dynx.speculation.drafters.base import Drafter
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 

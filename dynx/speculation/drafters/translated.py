@@ -17,7 +17,7 @@ from dynx.runtime.backends.interface import Backend
 from dynx.runtime.backends.picks import likeliest_with_probability
 from dynx.runtime.decision import Decision
 from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.drafters.draft_sampler import OTHER_CHOICES
 from dynx.speculation.drafters.token_texts import ends_whole
 from dynx.speculation.drafters.translation import TranslatedText
