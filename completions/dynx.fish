@@ -326,7 +326,7 @@ complete -c dynx -n '__dynx_at dynx bench' -l by -x -d 'Report each category of 
 complete -c dynx -n '__dynx_at dynx bench' -l runs -x -d 'Rounds'
 complete -c dynx -n '__dynx_at dynx bench' -l prompts -l inputs -x -d 'Largest number of inputs'
 complete -c dynx -n '__dynx_at dynx bench' -l adapter -x -d 'Fold a LoRA adapter, a folder or hub id, into the language model\'s weights'
-complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Draft source, as in dynx generate: auto, none, self, lookup or a draft model'
+complete -c dynx -n '__dynx_at dynx bench' -l draft -x -a 'auto none self lookup story (__dynx_hub generate) (__dynx_folders)' -d 'Draft source, as in dynx generate'
 complete -c dynx -n '__dynx_at dynx bench' -s n -l max-new-tokens -x -d 'Tokens per answer'
 complete -c dynx -n '__dynx_at dynx bench' -l static -x -a 'none' -d 'Static draft lengths to measure, such as 2,4'
 complete -c dynx -n '__dynx_at dynx bench' -l labels -r -F -d 'Classifiers'

@@ -342,11 +342,11 @@ def _alone(asked: int | None, reason: str) -> BatchChoice:
 def _eager(assembly: LoadedGenerator) -> Engine:
     """Load the assembly's models on PyTorch, which has batches."""
     from dynx.speculation.backends import torch_backend
-    from dynx.speculation.drafters.translated import TranslatedBackend
+    from dynx.speculation.drafters.base import OpensDrafters
 
     plan, ours = assembly.plan, assembly.engine
     model = ours.drafters.model
-    small = None if model is None or isinstance(model, TranslatedBackend) else plan.drafter
+    small = None if model is None or isinstance(model, OpensDrafters) else plan.drafter
     return _engine_over(
         assembly, torch_backend(plan, plan.source), None if small is None else torch_backend(plan, small)
     )

@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.assembly import LoadedGenerator
     from dynx.speculation.engine import Drafters
+    from dynx.speculation.head_traces import HeadPass
     from dynx.speculation.round_costs import Costs
     from dynx.speculation.simulate import DraftTrace
+    from dynx.speculation.traces import DrafterPass
     from dynx.speculation.types import DraftSource, Sampling
 
 MAX_TEXTS, MIN_TEXTS = 24, 4
@@ -148,7 +150,9 @@ def _calibrate(
         candidates = ask(target, texts, root, budget=OWN_CANDIDATES_SHARE * budget, clock=clock)
         engine.know(candidates)
     progress(0.7, "reading them with each drafter")
-    drafter_passes = {f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits}
+    drafter_passes: dict[str, Sequence[DrafterPass | HeadPass]] = {
+        f"exit {e}": [read_early(target, t, e, sampling) for t in texts] for e in exits
+    }
     vocabulary = choose_draft_vocabulary(small, texts, samples, clock)
     if small is not None:
         drafter_passes["draft"] = [read_model(small, t, target.vocab, sampling) for t in texts]

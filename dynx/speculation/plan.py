@@ -18,7 +18,7 @@ TASK = "generate"
 BUNDLED = "drafts.json"
 """File of a model's folder that may hold a profile with its drafters' acceptance and another machine's costs."""
 
-DRAFT_KINDS = ("auto", "none", "self", "lookup")
+DRAFT_KINDS = ("auto", "none", "self", "lookup", "mtp")
 """Values of `draft` besides a model's name."""
 
 
@@ -69,6 +69,8 @@ class GeneratorPlan(Plan[GeneratorRequest, GeneratorDecisions]):
     """Whether dynx may drop or add drafters."""
     drafter_dtype: str = "float32"
     """The draft model's precision: whatever is fastest, since it only drafts."""
+    without_head: str = ""
+    """Why the model's own head isn't used, where it isn't."""
 
     @property
     def own_profile(self) -> Profile | None:

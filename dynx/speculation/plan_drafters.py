@@ -7,19 +7,32 @@ from typing import TYPE_CHECKING, Any
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime import loading
 from dynx.runtime.decision import Decision
+from dynx.runtime.heads.formats import head_format
 from dynx.speculation.disk_drafters import drafters_for, named
 from dynx.speculation.known_drafters import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dynx.runtime.backends.interface import Backend
+    from dynx.runtime.heads.formats import HeadFormat
+    from dynx.runtime.loading import Source
     from dynx.speculation.backends import ModelBackends
     from dynx.speculation.plan import GeneratorPlan
 
 
-def load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, stages: Callable[[str], None]) -> Any:
-    """Load the plan's draft model, with its head cut and its tokens translated where that is due. Raises ModelError."""
-    from dynx.runtime.backends.trimmed import can_trim, trim
+def load_drafter(
+    plan: GeneratorPlan,
+    tokenizer: Any,
+    kernels: ModelBackends,
+    target: Backend,
+    stages: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> Any:
+    """Load the plan's draft model, with its output head cut and its tokens translated where that is due.
+
+    Returns None for the model's own head where nobody asked for it and it can't be used. Raises ModelError.
+    """
     from dynx.speculation.drafters.translated import TranslatedBackend
     from dynx.speculation.drafters.translation import translation_between
 
@@ -27,6 +40,8 @@ def load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, st
     if source is None:
         raise RuntimeError("there is no draft model to load")
     stages(f"loading {source.name}")
+    if (kind := head_format(source)) is not None:
+        return _load_head(plan, source, kind, target, warn)
     try:
         translation = translation_between(tokenizer, loading.load_text_tokenizer(source))
     except UnsupportedModelError as e:
@@ -37,10 +52,41 @@ def load_drafter(plan: GeneratorPlan, tokenizer: Any, kernels: ModelBackends, st
     backend = kernels.drafter(source)
     if not backend.can_rollback.value:
         raise ModelError(f"{source.name} can't draft: {backend.can_rollback.reason}", hint=_others(plan))
+    _trim(plan, backend)
+    return backend if translation is None else TranslatedBackend(backend, translation)
+
+
+def _trim(plan: GeneratorPlan, backend: Any) -> None:
+    """Cut a drafter's output head to the tokens that its profile names, if it names any."""
+    from dynx.runtime.backends.trimmed import can_trim, trim
+
     kept = plan.fitted.get("draft_vocabulary")
     if isinstance(kept, list) and all(type(token) is int for token in kept) and can_trim(backend):
         trim(backend, kept)
-    return backend if translation is None else TranslatedBackend(backend, translation)
+
+
+def _load_head(
+    plan: GeneratorPlan, source: Source, kind: HeadFormat, target: Backend, warn: Callable[[str], None]
+) -> Any:
+    from dynx.runtime.heads.load import load_head
+    from dynx.speculation.drafters.head import HeadBackend
+
+    if not target.can_record.value:
+        plan.without_head = target.can_record.reason
+        if plan.auto:
+            return None
+        raise ModelError(f"{source.name} can't draft: {target.can_record.reason}", hint=_others(plan))
+    try:
+        head, layers = load_head(source, kind, target, allow_pickle=plan.request.allow_pickle)
+        backend = HeadBackend(head, target, layers, kind.title)
+    except (ModelError, UnsupportedModelError) as e:
+        if not plan.auto:
+            raise
+        plan.without_head = str(e)
+        warn(f"{source.name} is ignored: {e}")
+        return None
+    _trim(plan, backend)
+    return backend
 
 
 def _others(plan: GeneratorPlan) -> str | None:
@@ -71,7 +117,8 @@ def describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
     )
     if drafters.model is not None and plan.drafter is not None:
         how = getattr(drafters.model, "how", "")
-        names.append(f"model {plan.drafter.name}{how and f' ({how})'}")
+        kind = "head" if getattr(drafters.model, "head", None) is not None else "model"
+        names.append(f"{kind} {plan.drafter.name}{how and f' ({how})'}")
     if drafters.exit_layers:
         names.append(f"self after layer {drafters.exit_layers}")
     if drafters.lookup:
@@ -83,7 +130,9 @@ def describe_drafters(plan: GeneratorPlan, drafters: Any) -> Decision[str]:
             if plan.own_profile
             else "tried where that can't cost more than one pass and 1 %: nothing is measured here yet"
         )
-    if dropped and known is not None:
+    if plan.without_head and plan.drafter is not None:
+        why += f"; {plan.drafter.name} isn't used: {plan.without_head}"
+    elif dropped and known is not None:
         why = f"{'came with the model' if plan.bundled else 'calibration'}: {known.decision['summary']}"
     elif drafters.late is not None and plan.drafter is not None:
         why += f"; {plan.drafter.name} isn't loaded before the work is long enough to pay for that"

@@ -17,8 +17,9 @@ from dynx.speculation.simulate import DraftTrace, Outcome, Recording, simulate
 from dynx.speculation.timing import Samples, costs_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from dynx.speculation.head_traces import HeadPass
     from dynx.speculation.round_costs import Costs
     from dynx.speculation.traces import DrafterPass, Text
     from dynx.speculation.types import DraftSource
@@ -160,7 +161,7 @@ def choose_set(predictions: dict[str, float]) -> tuple[tuple[DraftSource, ...], 
 
 def pick_exit(
     texts: Sequence[Text],
-    drafter_passes: dict[str, list[DrafterPass]],
+    drafter_passes: Mapping[str, Sequence[DrafterPass | HeadPass]],
     samples: Samples,
     exits: Sequence[int],
     layers: int,
@@ -177,7 +178,7 @@ def pick_exit(
 
 def learn(
     texts: Sequence[Text],
-    drafter_passes: dict[str, list[DrafterPass]],
+    drafter_passes: Mapping[str, Sequence[DrafterPass | HeadPass]],
     looked_up: list[list[DraftTrace]] | None,
     samples: Samples,
     exits: Sequence[int],

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dynx.runtime.backends.interface import Part
 from dynx.speculation.detokenizer import StopScanner, StreamDecoder, special
-from dynx.speculation.drafters.base import Draft, DrafterCandidates
+from dynx.speculation.drafters.base import DrafterCandidates, SessionDrafter
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.kept_cache import KeptCache
 from dynx.speculation.types import DrafterTally, FinishReason, Receipt, RedecodeStats, Token
@@ -145,7 +146,7 @@ class Run:
         self._prefilled = self._first = self._latest = self._began
         for drafter in drafters.values():
             drafter.reset()
-            if isinstance(drafter, EarlyExitDrafter):
+            if isinstance(drafter, SessionDrafter):
                 drafter.session = session
 
     @property

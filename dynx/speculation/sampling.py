@@ -178,8 +178,17 @@ class SeededGumbelNoise:
 
     def pick(self, probabilities: Tensor, position: int) -> int:
         """Return the token sampled from a distribution (V,) at `position`."""
+        return self.leading(probabilities, position, 1)[0]
+
+    def leading(self, probabilities: Tensor, position: int, count: int) -> list[int]:
+        """Return the token that `pick` returns, and those that it would return without the ones before, up to `count`."""
         noise = self.at(position)[: len(probabilities)].to(probabilities.device)
-        return int((probabilities / noise).argmax())
+        odds = probabilities / noise
+        first = int(odds.argmax())
+        if count < 2:
+            return [first]
+        found = odds.topk(min(count, int((probabilities > 0).sum()))).indices.tolist()
+        return [first, *(token for token in found if token != first)][:count]
 
 
 def check_processors(settings: ModelSettings, vocab: int) -> None:

@@ -19,6 +19,7 @@ from dynx.runtime.device import choose_dtype, probe
 from dynx.runtime.gguf.describe import types_of
 from dynx.runtime.gguf.header import INTEGER_TYPES
 from dynx.runtime.hashing import model_hash
+from dynx.runtime.heads.formats import MTP, head_format, own_head
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
 from dynx.runtime.threads import beside, set_torch_threads
 from dynx.runtime.utf8 import read
@@ -58,10 +59,14 @@ def make_plan(
             source, request.adapters, offline=request.offline, allow_pickle=request.allow_pickle
         )
     kinds, drafter, auto = _parse_draft(request, source)
-    for each in (source, drafter):
+    is_head = drafter is not None and head_format(drafter) is not None
+    for each in (source, None if is_head else drafter):
         if each is not None:
             loading.check_causal_lm(each, allow_pickle=request.allow_pickle)
     request = replace(request, quantize=_quantization(request, source))
+    for_head = is_head and not auto and request.backend == "auto"
+    if for_head:
+        request = replace(request, backend=TORCH)
     stored = stored_weights(request, source, machine := machine or probe())
     packed = stored is not None and stored.value == loading.PACKED
     resolved = partial(
@@ -101,6 +106,8 @@ def make_plan(
     plan.decisions.adapters = adapters_said(source, warn)
     plan.decisions.weights = stored
     plan.decisions.part = part_said(source)
+    if for_head and drafter is not None:
+        plan.decisions.backend = Decision(TORCH, f"{drafter.name} reads hidden states, which PyTorch hands over")
     if packed:
         plan.decisions.backend = Decision(TORCH, "packed weights run on PyTorch alone")
     if request.quantize == "file":
@@ -186,15 +193,20 @@ def _parse_draft(request: GeneratorRequest, source: Source) -> tuple[frozenset[s
     if "none" in words or ("auto" in words and len(words) > 1):
         raise InvalidInput(f"`draft` {request.draft}: none and auto stand alone")
     if words == ["auto"]:
-        drafter = source.bundled_drafter
+        drafter = source.bundled_drafter or own_head(source)
         return frozenset({"self", "lookup"} | ({"draft"} if drafter else set())), drafter, True
-    models = [w for w in words if w not in DRAFT_KINDS]
+    models = [w for w in words if w not in DRAFT_KINDS or w == MTP]
     if len(models) > 1:
         raise InvalidInput(f"`draft` {request.draft}: one draft model at a time")
-    kinds = {w for w in words if w in DRAFT_KINDS}
+    kinds = {w for w in words if w in DRAFT_KINDS and w != MTP}
     if request.lookup is not None:
         kinds.add("lookup")
-    found = request.find(models[0], TASK) if models else None
+    if models == [MTP]:
+        found = own_head(source)
+        if found is None:
+            raise InvalidInput(f"`draft` {MTP}: {source.name} has no multi-token prediction that dynx reads")
+    else:
+        found = request.find(models[0], TASK) if models else None
     return frozenset(kinds | ({"draft"} if found else set())), found, False
 
 
@@ -277,11 +289,11 @@ def assemble(
     elif plan.kinds:
         worth = fitted.get("origins")  # a drafter that calibration found useless isn't even loaded
         small = late = None
-        if plan.drafter and put_off and plan.auto and worth is None:
-            load = lambda: load_drafter(plan, tokenizer, kernels, lambda _: None)  # noqa: E731
+        if plan.drafter and put_off and plan.auto and worth is None and not plan.drafter.part:
+            load = lambda: load_drafter(plan, tokenizer, kernels, target, lambda _: None, warn)  # noqa: E731
             late = LateDrafter(load, loading_seconds, began, time.perf_counter)
         elif plan.drafter and (worth is None or "draft" in worth):
-            small = load_drafter(plan, tokenizer, kernels, stages)
+            small = load_drafter(plan, tokenizer, kernels, target, stages, warn)
         layers = exit_layers(plan, fitted, target.layers)
         if layers and not target.can_exit.value:
             if not plan.auto:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from dynx.runtime.backends.trimmed import sayable
 from dynx.speculation.acceptance_model import log_odds
+from dynx.speculation.drafters.head import HeadBackend
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.drafters.translated import TranslatedBackend
 from dynx.speculation.engine import Engine
+from dynx.speculation.head_traces import HeadPass, read_head
 from dynx.speculation.loops import loop_start
 from dynx.speculation.policy import MAX_DRAFT_TOKENS
 from dynx.speculation.sampling import LogitsProcessors
@@ -120,8 +122,10 @@ class DrafterPass:
         return out
 
 
-def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> DrafterPass:
-    """Run a draft model over a whole text in one pass."""
+def read_model(small: Backend, text: Text, vocab: int, sampling: Sampling) -> DrafterPass | HeadPass:
+    """Run a draft model over a whole text in one pass, a head in a few."""
+    if isinstance(small, HeadBackend):
+        return read_head(small, text, vocab, sampling)
     if isinstance(small, TranslatedBackend):
         return DrafterPass(*read_translated(small, text.tokens))
     limit = small.context or len(text.tokens)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dynx.runtime.backends.picks import leading
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.drafters.next_tokens import CANDIDATES, NextTokens
 from dynx.speculation.drafters.ngram_index import ORDER
 from dynx.speculation.tree import Branches

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from dynx.runtime.backends.interface import Backend
-    from dynx.speculation.drafters.base import Draft
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.exactness import RoundingBound
     from dynx.speculation.tree import Walk
     from dynx.speculation.types import Request

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.speculation.acceptance import verify_greedy
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.engine import Drafters, Engine, Run
 from dynx.speculation.policy import Plain
 from dynx.speculation.tree import depths, visible, walk

@@ -9,7 +9,7 @@ import pytest
 
 from dynx.runtime.costs import CostCurve
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.policy import Dynamic, Pace, Round
 from dynx.speculation.run import Proposal
 from dynx.speculation.shared_costs import BatchCosts, SharedCosts

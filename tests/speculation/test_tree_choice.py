@@ -11,7 +11,7 @@ from support.models import VOCAB, Bushy, tiny
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.backends.picks import Picks, leading
 from dynx.speculation.acceptance_model import AcceptanceModel
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.drafters.next_tokens import NextTokens
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.engine import AcceptanceProfile, Drafters, Engine

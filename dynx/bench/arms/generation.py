@@ -173,12 +173,15 @@ def _torch(assembly: LoadedGenerator) -> tuple[Any, Any]:
     """Return target and drafter as transformers' modules, loaded anew where the assembly runs on another backend or weights."""
     from dynx.runtime.backends.registry import TORCH
     from dynx.speculation.backends import torch_backend
+    from dynx.speculation.drafters.head import HeadBackend
 
     plan, drafters = assembly.plan, assembly.engine.drafters
     target: Any = assembly.engine.target
     small: Any = drafters.model
     if (target.name, target.precision) != (TORCH, plan.dtype):
         target = torch_backend(plan, plan.source)
+    if isinstance(small, HeadBackend):
+        return target, None  # it is no model of transformers'
     if small is not None and plan.drafter is not None and small.name != TORCH:
         small = torch_backend(plan, plan.drafter)
     return target, small

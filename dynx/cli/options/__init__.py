@@ -132,8 +132,8 @@ MODELS = Declared(
 DRAFT = Declared(
     "--draft",
     metavar="DRAFT",
-    help="Draft source: auto, none, self (early-exit layers of the model), lookup (prompt lookup), or a draft model, "
-    "by name, folder or GGUF file. Separate several with commas.",
+    help="Draft source: auto, none, self (early-exit layers of the model), lookup (prompt lookup), mtp (the model's multi-token "
+    "prediction), or a draft model or head, by name, folder or GGUF file. Separate several with commas.",
 )
 LOOKUP = Declared("--lookup", metavar="FILE", help="Prompt lookup also drafts from this text file.")
 ADAPTER = Declared(

@@ -74,7 +74,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         None,
         "--draft",
         metavar="DRAFT",
-        help="Draft source, as in dynx generate: auto, none, self, lookup or a draft model.",
+        help="Draft source, as in dynx generate: auto, none, self, lookup, mtp, or a draft model or head.",
     )
     max_new_tokens: int | None = o.option(
         None, "-n", "--max-new-tokens", metavar="N", min=2, help="Tokens per answer; 64 by default."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class DepthGate:
@@ -47,3 +49,18 @@ class DepthGate:
     def open(self) -> None:
         """Run the whole model again."""
         self.first, self.last, self.resume, self.captured = 0, self.depth, None, None
+
+
+def decoder_blocks(model: Any) -> list[nn.Module] | None:
+    """List the decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
+    recorded = getattr(model, "_can_record_outputs", None) or {}
+    kind = recorded.get("hidden_states")
+    kind = getattr(kind, "target_class", kind)
+    if isinstance(kind, (list, tuple)):
+        kind = kind[0] if len(kind) == 1 else None
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        found = [m for m in model.modules() if isinstance(m, kind)]
+        if found:
+            return found
+    lists = [list[nn.Module](m) for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return max((blocks for blocks in lists if len({type(b) for b in blocks}) == 1), key=len, default=None)

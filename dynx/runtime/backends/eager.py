@@ -22,12 +22,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dynx.errors import DeviceError, UnsupportedModelError
-from dynx.runtime.backends import restored
-from dynx.runtime.backends.depth_gate import DepthGate
+from dynx.runtime.backends import hidden_states, restored
+from dynx.runtime.backends.depth_gate import DepthGate, decoder_blocks
 from dynx.runtime.backends.eager_tree import TreeSession, tried
 from dynx.runtime.backends.interface import Backend, Session
 from dynx.runtime.backends.length_dependence import DYNAMIC, LONGROPE, TRIAL_LIMIT_TOKENS, find, growing
@@ -278,12 +278,17 @@ class EagerBackend(Backend):
         # Frequencies computed for the length at hand have no longest text: transformers goes on beyond the original one.
         self.context = int(limit) if limit and growing(config) != DYNAMIC else None
         self._trusted = trusted
+        self._tap: hidden_states.Tap | None = None
         self._takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache_name = cache_argument(model)
         self._body = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
 
-    def open(self) -> EagerSession | StockSession:
+    def open(self) -> Session:
         """Start an empty sequence, with rollback where the model allows it. Raises UnsupportedModelError where decoding fails."""
+        session = self._open()
+        return session if self._tap is None else hidden_states.HiddenStateSession(session, self._tap)
+
+    def _open(self) -> EagerSession | StockSession:
         if not self.can_rollback.value:
             return StockSession(self)
         if self.keeps_states:
@@ -454,6 +459,15 @@ class EagerBackend(Backend):
         self.can_tree = Decision(True, "tested when it was calibrated")
 
     @cached_property
+    def can_record(self) -> Decision[bool]:
+        """See `Backend.can_record`."""
+        return hidden_states.tried(self)
+
+    def record(self, layers: Sequence[int]) -> None:
+        """See `Backend.record`."""
+        self._tap = hidden_states.Tap(self.model, layers)
+
+    @cached_property
     def can_exit(self) -> Decision[bool]:
         """Whether running the blocks in two parts gives the whole model's logits, tested once."""
         if not self.can_rollback.value:
@@ -483,18 +497,3 @@ class EagerBackend(Backend):
         if not gap <= tolerance:
             return Decision(False, f"{self.config.model_type} gives other logits when run in two parts (by {gap:.2g})")
         return Decision(True, "tested: two parts give the whole model's logits")
-
-
-def decoder_blocks(model: Any) -> list[nn.Module] | None:
-    """List the decoder's blocks in order: by the class the model records hidden states from, else its longest uniform list."""
-    recorded = getattr(model, "_can_record_outputs", None) or {}
-    kind = recorded.get("hidden_states")
-    kind = getattr(kind, "target_class", kind)
-    if isinstance(kind, (list, tuple)):
-        kind = kind[0] if len(kind) == 1 else None
-    if isinstance(kind, type) and issubclass(kind, nn.Module):
-        found = [m for m in model.modules() if isinstance(m, kind)]
-        if found:
-            return found
-    lists = [list[nn.Module](m) for m in model.modules() if isinstance(m, nn.ModuleList)]
-    return max((blocks for blocks in lists if len({type(b) for b in blocks}) == 1), key=len, default=None)

@@ -86,6 +86,13 @@ class Session(Protocol):
         Returns logits (count, V); pending positions after those are dropped. No layer runs twice on any position.
         """
 
+    def hidden_states(self, start: int) -> tuple[int, Tensor] | None:
+        """Return the recorded states (T, F) of positions `start` … length-1, and the first one's position; None without any.
+
+        The first may come later than `start`: the oldest are forgotten. See `Backend.record`.
+        """
+        return None
+
     def set_padded_length(self, length: int) -> None:
         """Run the next passes of `length` tokens as in a long series of such passes; without effect where `pads` is False."""
         return
@@ -149,6 +156,18 @@ class Backend(Protocol):
     def trust_trees(self) -> None:
         """Leave the trial of `can_tree` out: a profile says that these weights passed it."""
         return
+
+    @property
+    def can_record(self) -> Decision[bool]:
+        """Whether sessions can keep hidden states for drafters that read them, and why not."""
+        return Decision(False, f"{self.name} hands over no hidden states")
+
+    def record(self, layers: Sequence[int]) -> None:
+        """Let the sessions opened from now on keep the hidden states that enter the blocks numbered `layers`, side by side.
+
+        The number of blocks stands for what enters the output head. Raises UnsupportedModelError unless `can_record`.
+        """
+        raise UnsupportedModelError(self.can_record.reason)
 
     @property
     def replays(self) -> bool:

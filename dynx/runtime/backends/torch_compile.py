@@ -30,7 +30,8 @@ from dynx.errors import DeviceError, UnsupportedModelError
 from dynx.runtime.backends import compile_cache, packed_linear
 from dynx.runtime.backends.availability import can_compile
 from dynx.runtime.backends.compile_graph import compile_block, digest
-from dynx.runtime.backends.eager import CounterCache, EagerBackend, decoder_blocks
+from dynx.runtime.backends.depth_gate import decoder_blocks
+from dynx.runtime.backends.eager import CounterCache, EagerBackend
 from dynx.runtime.backends.logit_check import largest_difference
 from dynx.runtime.memory import is_out_of_memory
 

@@ -45,6 +45,8 @@ class Source:
 
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters that are folded into the weights, in this order."""
+    part: str = ""
+    """Which part of the folder's weights it means; empty: all."""
     base: str = ""
     """Name of the model under the adapters; `name` may be an adapter's."""
 

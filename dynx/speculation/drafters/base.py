@@ -14,33 +14,18 @@ A drafter is independent of costs and policy; each draft token carries its confi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 from dynx.speculation.types import DrafterCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
-
+    from dynx.runtime.backends.interface import Session
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A draft token.
-
-    `signal` rises with the drafter's confidence. `probabilities` (V,) is the distribution it was drawn from, kept only where the
-    acceptance rule needs it; None stands for certainty. `others` are the drafter's next choices for its place, the best first.
-    """
-
-    token: int
-    signal: float
-    probabilities: Tensor | None = None
-    others: Sequence[int] = ()
 
 
 class Drafter(Protocol):
@@ -65,6 +50,20 @@ class Drafter(Protocol):
 
     def reset(self) -> None:
         """Forget the text, as another one begins."""
+
+
+class SessionDrafter:
+    """A drafter that works on the target's session, which the engine sets for each text."""
+
+    session: Session | None = None
+
+
+@runtime_checkable
+class OpensDrafters(Protocol):
+    """A draft model that has drafters of its own kind; each is for one text at a time."""
+
+    def drafter(self, sampler: DraftSampler, vocab: int) -> Drafter:
+        """Open a drafter for one text of a target with `vocab` tokens."""
 
 
 class DrafterCandidates(Sequence[DrafterCandidate]):

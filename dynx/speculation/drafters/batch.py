@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from dynx.runtime.backends.batch_rows import open_batch
 from dynx.runtime.backends.interface import Part
 from dynx.runtime.torch_on_use import torch
-from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft_sampler import OTHER_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.base import BatchSequence
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
@@ -85,8 +85,7 @@ class BatchDrafter:
             return out
         last = torch.cat([torch.as_tensor(row) for row in self._batch.forward(parts)])[:, : self._vocab].float()
         for r, row in zip(speaking, last, strict=True):
-            token, sure, kept = rows[r].sample_draft(row, rows[r].text, [d.token for d in drafted[r]])
-            out[r] = Draft(token, log_odds(sure), kept)
+            out[r] = rows[r].sample_draft(row, rows[r].text, [d.token for d in drafted[r]], OTHER_CHOICES)
         return out
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.base import SessionDrafter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dynx.runtime.backends.interface import Session
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
 
-class EarlyExitDrafter:
+class EarlyExitDrafter(SessionDrafter):
     """Drafts with the first `layers` layers of the target whose session it shares."""
 
     origin: DraftSource = "self"
@@ -29,7 +28,6 @@ class EarlyExitDrafter:
         self._sample = sampler
         self._context: Sequence[int] = ()
         self._drafted: list[int] = []
-        self.session: Session | None = None  # the target's; the engine sets it for each text
 
     def reset(self) -> None:
         """See `Drafter.reset`."""
@@ -55,9 +53,9 @@ class EarlyExitDrafter:
         rows = self.session.forward_early([last], self.layers)
         if rows is None:
             raise RuntimeError("an early pass with a head gave no logits")
-        token, probability, kept = self._sample(rows[0], self._context, self._drafted)
-        self._drafted.append(token)
-        return Draft(token, log_odds(probability), kept)
+        draft = self._sample(rows[0], self._context, self._drafted)
+        self._drafted.append(draft.token)
+        return draft
 
     def accept(self, count: int) -> None:
         """Do nothing: the engine rolls the shared session back."""

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dynx.runtime.backends.picks import leading
-from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
-from dynx.speculation.drafters.translated import TranslatedBackend
+from dynx.speculation.drafters.base import OpensDrafters
+from dynx.speculation.drafters.draft_sampler import OTHER_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynx.runtime.backends.interface import Backend, Session
     from dynx.speculation.drafters.base import Drafter
+    from dynx.speculation.drafters.draft import Draft
     from dynx.speculation.drafters.draft_sampler import DraftSampler
     from dynx.speculation.types import DraftSource
 
 
-OTHER_CHOICES = 2
-"""Choices of a draft model besides its first that trees may verify."""
-
-
 def open_model_drafter(backend: Backend, sampler: DraftSampler, vocab: int) -> Drafter:
-    """Open a drafter for one text of a target with `vocab` tokens, whatever the tokenizer of the draft model."""
-    if isinstance(backend, TranslatedBackend):
+    """Open a drafter for one text of a target with `vocab` tokens, whatever the kind of draft model."""
+    if isinstance(backend, OpensDrafters):
         return backend.drafter(sampler, vocab)
     return ModelDrafter(backend, sampler, vocab)
 
@@ -86,10 +81,9 @@ class ModelDrafter:
             return None  # a token that only the target knows; nothing after it can be read
         row = session.forward(feed, keep=1)[0, : self._vocab]
         self._held.extend(feed)
-        token, probability, kept = self._sample(row, self._context, self._drafted)
-        self._drafted.append(token)
-        others = leading(row[None], 0, OTHER_CHOICES + 1)[1:] if self._sample.takes_likeliest else ()
-        return Draft(token, log_odds(probability), kept, others)
+        draft = self._sample(row, self._context, self._drafted, OTHER_CHOICES)
+        self._drafted.append(draft.token)
+        return draft
 
     def accept(self, count: int) -> None:
         """Do nothing: the next `sync` compares."""

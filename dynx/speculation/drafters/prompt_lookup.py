@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
 from dynx.speculation.drafters.ngram_index import NgramIndex
 
 if TYPE_CHECKING:

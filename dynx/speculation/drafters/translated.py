@@ -17,7 +17,8 @@ from dynx.runtime.backends.interface import Backend
 from dynx.runtime.backends.picks import likeliest_with_probability
 from dynx.runtime.decision import Decision
 from dynx.speculation.acceptance_model import log_odds
-from dynx.speculation.drafters.base import Draft
+from dynx.speculation.drafters.draft import Draft
+from dynx.speculation.drafters.draft_sampler import OTHER_CHOICES
 from dynx.speculation.drafters.token_texts import ends_whole
 from dynx.speculation.drafters.translation import TranslatedText
 from dynx.speculation.sampling import UNKNOWN_TOKEN_LOGIT
@@ -169,9 +170,9 @@ class SharedVocabularyDrafter(_Translated):
         if row is None:
             return None
         row = shared.row(row.float(), self._vocab, UNKNOWN_TOKEN_LOGIT)
-        token, probability, kept = self._sample(row, self._context, self._drafted)
-        self._drafted.append(token)
-        return Draft(token, log_odds(probability), kept)
+        draft = self._sample(row, self._context, self._drafted, OTHER_CHOICES)
+        self._drafted.append(draft.token)
+        return draft
 
 
 class TextDrafter(_Translated):
