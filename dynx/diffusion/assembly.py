@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dynx.errors import InvalidInput
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from dynx.diffusion.editing import Start
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
-    from dynx.diffusion.profile_data import StepProfile
+    from dynx.diffusion.profile_data import CertifiedSteps, StepProfile
     from dynx.diffusion.runs import Choice, Pending
     from dynx.diffusion.types import Request
+    from dynx.runtime.plan import BackendSpec
 
 
 @dataclass
@@ -32,6 +33,10 @@ class LoadedImageGenerator:
     """Numbers of pictures that a network call may take; on PyTorch any number up to the last."""
     run: Choice | None = None
     """What the run draws with by its length; None where nothing was measured."""
+    in_full: CertifiedSteps | None = None
+    """The certified steps of the profile's own precision; None where there are none in others."""
+    further: dict[BackendSpec, CertifiedSteps] = field(default_factory=dict)
+    """The certified steps of backends in reduced precision, among which a run chooses too."""
     pending: Pending | None = None
     """What a run of unknown length moves over to once that pays."""
 

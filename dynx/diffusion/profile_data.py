@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from dynx.diffusion.schedule import Grid, Schedule
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent
 from dynx.runtime.certify import Certificate, Costs, certify, choose_rules, leaves_at
+from dynx.runtime.plan import BackendSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.diffusion.sampler import StepState
+    from dynx.runtime.decision import Decision
 
     Array = NDArray[np.float64]
 
@@ -297,6 +299,13 @@ class StepProfile:
         return tuple(self.fitted.schedules.steps[int(i)] for i in at)
 
 
+class CertifiedSteps(NamedTuple):
+    """The certified steps of one backend, with the decision in words."""
+
+    profile: StepProfile
+    decision: Decision[str]
+
+
 def fewest_for_most(needed: tuple[int, ...]) -> int:
     """Return the steps of a run of several pictures with the fewest in all, where those that need more are drawn again alone."""
 
@@ -306,19 +315,50 @@ def fewest_for_most(needed: tuple[int, ...]) -> int:
     return min(sorted(set(needed), reverse=True), key=total)
 
 
-def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:
-    """Return the arrays for a profile's safetensors file."""
-    out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
-    for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
-        out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
+def to_arrays(
+    fitted: Fitted, colours: NDArray[np.float64] | None, further: Mapping[BackendSpec, Fitted] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays for a profile's safetensors file; `further` is what was measured in further precisions."""
+    out = _arrays(fitted)
+    for spec, other in (further or {}).items():
+        out |= {f"{further_name(spec)}.{name}": values for name, values in _arrays(other).items()}
     return out if colours is None else {**out, "colours": colours}
 
 
-def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
-    """Read what calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
+def _arrays(fitted: Fitted) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
+    for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
+        out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
+    return out
+
+
+def further_name(spec: BackendSpec) -> str:
+    """Return the name in profiles of what was measured in a further precision, on the backend that computed it."""
+    return f"{spec.backend}.{spec.dtype}"
+
+
+def further_specs(fitted: Mapping[str, Any]) -> list[BackendSpec]:
+    """List the backends in reduced precision of which a profile holds evidence too. Raises as `from_profile`."""
+    return [BackendSpec(str(each["backend"]), str(each["precision"])) for each in fitted.get("further", ())]
+
+
+def from_profile(
+    fitted: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    further: BackendSpec | None = None,
+) -> Fitted:
+    """Read what calibration stored, of the profile's own backend or of a `further` one.
+
+    Raises KeyError, TypeError, ValueError or InvalidInput on anything else.
+    """
     schedules = StepSchedules.from_json(fitted["ladder"])
-    predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]
+    if further is not None:
+        c = measured.get("further", {}).get(further_name(further), c)
+        start = f"{further_name(further)}."
+        arrays = {name.removeprefix(start): each for name, each in arrays.items() if name.startswith(start)}
+    predictor = Predictor.from_arrays(arrays)
     costs = Costs(tuple(map(float, c["reach"])), float(c["full"]), tuple(map(float, c["check"])))
     plain = float(c["plain"])
 

@@ -59,14 +59,27 @@ def measure_runs(
 
     Sets the chosen parts of the pipeline on the engine, too. In the end the engine draws as it did before, on the chosen backend.
     """
-    engine = assembly.engine
     costs = []
     if winner.spec.dtype == "float32":
-        costs.append(_cost(assembly, engine.reference, backends.AS_LOADED, schedules, clock, None))
+        costs.append(measure_loaded(assembly, schedules, clock))
     if winner.spec != backends.AS_LOADED:
-        engine.parts.kernels = _faster_parts(assembly, winner, clock)
-        costs.append(_cost(assembly, engine, winner.spec, schedules, clock, winner))
+        costs.append(measure_run(assembly, winner, schedules, clock))
     return costs
+
+
+def measure_loaded(assembly: LoadedImageGenerator, schedules: StepSchedules, clock: Callable[[], float]) -> RunCost:
+    """Time pictures of the pipeline as it was loaded."""
+    return _cost(assembly, assembly.engine.reference, backends.AS_LOADED, schedules, clock, None)
+
+
+def measure_run(
+    assembly: LoadedImageGenerator, candidate: Candidate, schedules: StepSchedules, clock: Callable[[], float]
+) -> RunCost:
+    """Time pictures on a backend that the engine is set to; also sets the parts of the pipeline that pay on it."""
+    engine = assembly.engine
+    engine.parts.kernels = {}
+    engine.parts.kernels = _faster_parts(assembly, candidate, clock)
+    return _cost(assembly, engine, candidate.spec, schedules, clock, candidate)
 
 
 def _cost(

@@ -49,6 +49,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             "negative",
             "size",
             "plot",
+            "anew",
         ),
         "is a classifier",
     )

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_prompts
@@ -81,22 +81,32 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         size = assembly.engine.start.image.size
         assembly.starts = tuple(_start(path, options, assembly.engine.start).fitted(size) for path in pictures)
     from dynx.diffusion import calibrate as learning
+    from dynx.diffusion.remeasure import Known, remeasure
     from dynx.diffusion.step_sweep import Partial
     from dynx.runtime.profile_store import cache_folder
 
     prompts = texts or own_prompts(assembly.engine)
     partial = Partial(cache_folder() / "partial" / f"{plan.key.id}.safetensors", learning.settings(assembly, prompts))
+    known = None if options.anew else Known.of(assembly, prompts, terminal.warn)
+    if known is not None:
+        whose = known.profile.device.get("name", "another machine")
+        terminal.notice(
+            f"the evidence of {known.pictures} pictures is taken over from profile {known.profile.key.id} ({whose}); "
+            "times are measured here (--anew draws all of it here)"
+        )
     try:
         with terminal.progress(f"calibrating {plan.source.name}") as move:
-            found = learning.calibrate(
-                assembly,
-                prompts,
-                budget=budget,
-                clock=time.perf_counter,
-                progress=lambda share, what: move(share, 1.0, what),
-                partial=partial,
-                say=terminal.notice,
-            )
+            common: dict[str, Any] = {
+                "budget": budget,
+                "clock": time.perf_counter,
+                "progress": lambda share, what: move(share, 1.0, what),
+                "partial": partial,
+                "say": terminal.notice,
+            }
+            if known is None:
+                found = learning.calibrate(assembly, prompts, **common)
+            else:
+                found = remeasure(assembly, known, prompts, **common)
     except KeyboardInterrupt:
         if partial.load() is not None:
             terminal.notice("stopped; run the same command to continue from here")
@@ -132,7 +142,8 @@ def _start(path: Path, options: Options, first: Start) -> Start:
 
 def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
     """Print what would be learned, without loading a pipeline."""
-    from dynx.diffusion.calibrate import MIN_PICTURES, power
+    from dynx.diffusion.calibrate import power
+    from dynx.diffusion.evidence import MIN_PICTURES
 
     said = power(MIN_PICTURES)
     if options.json:

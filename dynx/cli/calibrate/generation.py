@@ -45,6 +45,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         "negative",
         "size",
         "plot",
+        "anew",
     )
     refuse(options, others, "is a language model")
     budget = BUDGET_SECONDS if options.budget is None else options.budget

@@ -84,6 +84,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
         max=86400.0,
         help="Time for measuring; 60 by default, 600 for pipelines.",
     )
+    anew: bool = o.option(
+        False,
+        "--anew",
+        help="Pipelines: draw the evidence anew, where a profile that came with the model or from another machine has it.",
+    )
     dry_run: bool = o.option(False, "--dry-run", once=True, help="Print what would be measured, and exit.")
     check: bool = o.option(
         False,
