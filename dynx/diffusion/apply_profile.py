@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynx.diffusion.control import SCALE
 from dynx.diffusion.profile_data import CertifiedSteps, Guarantee, StepProfile, from_profile, further_specs
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import most_failures, percent, smallest_sample
@@ -124,6 +125,7 @@ def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> 
         ("size", fitted.get("size"), size),
         ("scheduler", fitted.get("scheduler"), adapter.scheduler),
         ("strength", fitted.get("strength"), strength_of(assembly.engine)),
+        ("control scale", fitted.get("control_scale"), control_scale_of(assembly.engine)),
     ):
         if measured != asked:
             return (
@@ -141,7 +143,18 @@ def strength_of(engine: Engine) -> float | None:
     return float(inspect.signature(engine.pipe.__call__).parameters["strength"].default)
 
 
+def control_scale_of(engine: Engine) -> float | None:
+    """Return how much the control picture counts; None without one."""
+    if engine.control is None:
+        return None
+    if engine.control.scale is not None:
+        return engine.control.scale
+    return float(inspect.signature(engine.pipe.__call__).parameters[SCALE].default)
+
+
 def _setting(what: str, value: Any) -> str:
+    if what == "control scale":
+        return "no control picture" if value is None else f"a control scale of {value:g}"
     if what == "strength":
         return "pictures drawn from noise alone" if value is None else f"strength {value:g}"
     if what == "size":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from dynx.diffusion.control import Control
     from dynx.diffusion.editing import Start
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
@@ -29,6 +30,8 @@ class LoadedImageGenerator:
     """Whether a calibration chooses the backend."""
     starts: tuple[Start, ...] = ()
     """What a calibration's pictures start from, in turns; () for what the request names, or noise alone."""
+    controls: tuple[Control, ...] = ()
+    """What controls a calibration's pictures, in turns; () for what the request names, or nothing."""
     batches: tuple[int, ...] = (1,)
     """Numbers of pictures that a network call may take; on PyTorch any number up to the last."""
     run: Choice | None = None
@@ -57,9 +60,12 @@ def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1)
 
     prompts = ("",) * pictures if engine.adapter.prompted else ()
     starts = (engine.start,) * pictures if engine.start is not None else ()
+    controls = (engine.control,) * pictures if engine.control is not None else ()
     seeds = tuple(range(pictures))
     steps = request.steps if starts else None  # of which a strength leaves some
-    return Request(prompts, seeds, request.negative, request.guidance, request.size, steps, starts=starts)
+    return Request(
+        prompts, seeds, request.negative, request.guidance, request.size, steps, starts=starts, controls=controls
+    )
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.apply_profile import strength_of, why_plain
+from dynx.diffusion.apply_profile import control_scale_of, strength_of, why_plain
 from dynx.diffusion.backend_search import choose_backend, restore_backend
 from dynx.diffusion.evidence import (
     CALIBRATION_SEED,
@@ -176,7 +176,9 @@ def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str
         "size": None if request.size is None else list(request.size),
         "scheduler": adapter.scheduler,
         "strength": strength_of(assembly.engine),
+        "control_scale": control_scale_of(assembly.engine),
         "starts": [each.identity for each in assembly.starts],
+        "controls": [each.identity for each in assembly.controls],
         "versions": _versions(),
     }
 
@@ -426,6 +428,7 @@ def _profile(
             "precision": spec.dtype,
             **({"further": others} if others else {}),
             **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "strength", "quality")},
+            **({} if asked["control_scale"] is None else {"control_scale": asked["control_scale"]}),
         },
         evidence={
             "data": text_hash(prompts),

@@ -63,8 +63,11 @@ def requests_for(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list
         texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.adapter.prompted else ()
         pictures = assembly.starts or ((assembly.engine.start,) if assembly.engine.start is not None else ())
         starts = tuple(pictures[i % len(pictures)] for i in numbers) if pictures else ()
+        known = assembly.controls or ((assembly.engine.control,) if assembly.engine.control is not None else ())
+        controls = tuple(known[i % len(known)] for i in numbers) if known else ()
         seeds = tuple(1000 + i for i in numbers)
-        made.append(Request(texts, seeds, request.negative, request.guidance, request.size, starts=starts))
+        asked = request.negative, request.guidance, request.size
+        made.append(Request(texts, seeds, *asked, starts=starts, controls=controls))
     return made
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from dynx.diffusion.control import control_argument
 from dynx.diffusion.schedule import Noise
 from dynx.runtime.decision import Decision
 
@@ -117,6 +118,8 @@ class PipelineAdapter:
     default_guidance: float | None
     starts: bool
     """Whether it starts from a picture, to which a strength adds noise."""
+    control: str | None
+    """The argument for the picture that controls it; None without a ControlNet."""
     random: bool
     """Whether its own scheduler draws noise at every step, so that no deterministic run draws the same picture for a seed."""
     adaptive: Decision[bool]
@@ -152,6 +155,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         default_steps=int(_default(call, "num_inference_steps") or 50),
         default_guidance=_default(call, "guidance_scale"),
         starts="image" in call and "strength" in call,
+        control=control_argument(pipe),
         random=kind in STOCHASTIC_SCHEDULERS
         or str(config.get("algorithm_type", "")).startswith("sde")
         or bool(config.get("stochastic_sampling")),
@@ -231,9 +235,9 @@ def _obstacle(adapter: PipelineAdapter, call: Any, *, continuous: bool) -> str |
         return f"{adapter.scheduler} is not a scheduler that dynx knows"
     if "num_inference_steps" not in call:
         return "it can't be told a number of steps"
-    if needed := required_arguments(call):
+    if needed := [name for name in required_arguments(call) if name != adapter.control]:
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
-    if "image" in call and not adapter.starts:
+    if "image" in call and not adapter.starts and adapter.control != "image":
         return "it can start from an image, and dynx knows loops that start from noise"
     if adapter.prediction is None:
         return "its network predicts something that dynx doesn't know"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dynx.diffusion.caching import BlockCache, why_not
+from dynx.diffusion.control import Companion
 from dynx.diffusion.denoiser import Denoiser, Order, conditional_half
 from dynx.diffusion.skipping import Skipping
 from dynx.diffusion.solver import Carry, as_step, clean_picture, latents_of, solver_for
@@ -101,6 +102,7 @@ class Sampler:
         self._callback, self._stop, self._controller = callback, stop, controller
         carry = Carry(adapter.prediction, adapter.noise) if adapter.noise and adapter.prediction else None
         self.denoisers = [Denoiser(getattr(pipe, slot), carry, kernels) for slot in adapter.slots]
+        self._companions = Companion.all_of(pipe, self.denoisers)
         self._own: Any = getattr(pipe, "scheduler", None)
         self._solver: Solver | None = None
         if schedule is not None:
@@ -137,8 +139,8 @@ class Sampler:
     def __enter__(self) -> Self:
         self._bar = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(self._bar or {}), "disable": True})
-        for denoiser in self.denoisers:
-            denoiser.attach()
+        for each in (*self.denoisers, *self._companions):
+            each.attach()
         if self._solver is not None:
             self.pipe.__dict__["scheduler"] = self._solver  # its setter would rewrite the pipeline's config
             self._order(Order(), self._sigmas[0])
@@ -149,8 +151,8 @@ class Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for denoiser in self.denoisers:
-            denoiser.detach()
+        for each in (*self.denoisers, *self._companions):
+            each.detach()
         if self._solver is not None:
             self.pipe.__dict__["scheduler"] = self._own
         elif hasattr(self._own, "step"):

@@ -89,7 +89,13 @@ def draw(
 def one_by_one(request: Request) -> list[Request]:
     """Split a request into one for each picture, because skipping is decided for a batch as a whole."""
     return [
-        replace(request, prompts=request.prompts[i : i + 1], seeds=(seed,), starts=request.starts[i : i + 1])
+        replace(
+            request,
+            prompts=request.prompts[i : i + 1],
+            seeds=(seed,),
+            starts=request.starts[i : i + 1],
+            controls=request.controls[i : i + 1],
+        )
         for i, seed in enumerate(request.seeds)
     ]
 

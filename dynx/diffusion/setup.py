@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
+from dynx.diffusion.control import check_control, read_control
 from dynx.diffusion.editing import converted, read_start, size_for
 from dynx.diffusion.plan import BUNDLED, TASK, ImageGeneratorDecisions, ImageGeneratorPlan
 from dynx.diffusion.runs import RunCost, begin, choose, why
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Form, Profile
 
+CONTROLLED: Mapping[Form, Form] = {"text": "control", "image": "control-image", "inpainting": "control-inpainting"}
+"""What pictures are called that start from the same, and are drawn under control of a picture."""
+
 DEFAULTS_FILE = "dynx.json"
 """File in a pipeline's folder with its preferred settings, such as {"guidance": 2.5}, which diffusers doesn't store."""
 
@@ -50,11 +54,14 @@ def make_plan(
     if loose:
         warn(f"{source.name}: {said(loose)}")
     start = read_start(request.image, request.mask, request.strength, warn)
+    control = read_control(request.control_image, request.control_scale, warn)
     form: Form = TEXT if start is None else "image" if start.mask is None else "inpainting"
+    if control is not None:
+        form = CONTROLLED[form]
     preferred = preferred_guidance(source) if request.guidance is None else None
     if preferred is not None:
         request = replace(request, guidance=preferred)
-    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine, form=form, wants_bundled=start is None)
+    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine, form=form, wants_bundled=form == TEXT)
     decisions = ImageGeneratorDecisions(**found.common)
     if loose:
         decisions.adapters = Decision("none", said(loose))
@@ -66,7 +73,7 @@ def make_plan(
     plan = ImageGeneratorPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
-    plan.start = start
+    plan.start, plan.control = start, control
     if plan.bundled and request.backend == "auto" and decisions.backend.value == TORCH:
         decisions.backend = Decision(
             TORCH, "the profile that came with the model is of it; calibrating times others here"
@@ -164,12 +171,17 @@ def assemble_over(
 
     if plan.start is not None:
         pipe = converted(pipe, plan.start, plan.source.name)
+    check_control(pipe, plan.control, plan.source.name)
     engine = Engine(pipe)
     if plan.request.size is not None:
         check_size(plan.request.size, engine)
     if plan.start is not None:
         size = plan.request.size or size_for(plan.start, pipe, engine.adapter.multiple)
         engine.start = plan.start.fitted(size)
+        plan.request = replace(plan.request, size=size)
+    if plan.control is not None:
+        size = plan.request.size or size_for(plan.control, pipe, engine.adapter.multiple)
+        engine.control = plan.control.fitted(size)
         plan.request = replace(plan.request, size=size)
     request = plan.request
     engine.check(sample_of(request, engine))

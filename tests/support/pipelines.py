@@ -186,6 +186,26 @@ def stable_diffusion_xl(scheduler: Any = None) -> Any:
     )
 
 
+def controlled(name: str, *, several: bool = False) -> Any:
+    """Stable Diffusion or SDXL with a ControlNet whose outputs count, or with two of them."""
+    base = pipeline(name)
+    nets = []
+    for seed in range(2 if several else 1):
+        torch.manual_seed(20 + seed)
+        net = diffusers.ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+        with torch.no_grad():
+            for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+                layer.weight.normal_(std=0.5)
+            net.controlnet_cond_embedding.conv_out.weight.normal_(std=0.5)
+        nets.append(net)
+    kinds = {
+        "stable-diffusion": diffusers.StableDiffusionControlNetPipeline,
+        "stable-diffusion-xl": diffusers.StableDiffusionXLControlNetPipeline,
+    }
+    parts = {key: part for key, part in base.components.items() if key not in ("image_encoder",)}
+    return _quiet(kinds[name](**parts, controlnet=nets if several else nets[0]))
+
+
 def stable_diffusion_3() -> Any:
     """SD3 without its third text encoder, as its authors allow."""
     torch.manual_seed(2)

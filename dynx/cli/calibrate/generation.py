@@ -39,6 +39,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         "lora",
         "image",
         "strength",
+        "control_image",
+        "control_scale",
         "mask",
         "quality",
         "guidance",

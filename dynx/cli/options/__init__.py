@@ -153,6 +153,12 @@ STRENGTH = Declared(
     max=1.0,
     help="How much may change of the picture that --image gives, above 0 and at most 1; the pipeline's own by default.",
 )
+CONTROL_SCALE = Declared(
+    "--control-scale",
+    metavar="S",
+    min=0.0,
+    help="How much the picture of --control-image counts, above 0; the pipeline's own by default.",
+)
 DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
 DTYPE = Declared("--dtype", help="Compute precision.")
 BACKEND = Declared(

@@ -37,6 +37,13 @@ class Options(o.OutputOptions, o.DeviceOptions):
     mask: str | None = o.option(
         None, "--mask", metavar="FILE", help="Pipelines: measure inpainting with a mask like this one."
     )
+    control_image: str | None = o.option(
+        None,
+        "--control-image",
+        metavar="PATH",
+        help="Pipelines with a ControlNet: measure drawing under control of pictures like these, a file or a folder of them.",
+    )
+    control_scale: float | None = o.CONTROL_SCALE(None)
     draft: str = o.DRAFT("auto")
     data: str | None = o.option(
         None,

@@ -43,6 +43,13 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
         metavar="FILE",
         help="Change only what is white in this picture (inpainting); it has the size of --image.",
     )
+    control_image: str | None = o.option(
+        None,
+        "--control-image",
+        metavar="FILE",
+        help="Pipelines with a ControlNet: the picture of edges, depth or poses that controls what is drawn.",
+    )
+    control_scale: float | None = o.CONTROL_SCALE(None)
     output: str | None = o.option(
         None,
         "-o",
