@@ -62,7 +62,9 @@ def read_control(
         return None
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise InvalidInput(f"`control_scale` {scale:g} must be above 0")
-    return Control(read_picture(image, "control_image", "RGB", warn), scale, Path(image).name, content_hash(Path(image)))
+    return Control(
+        read_picture(image, "control_image", "RGB", warn), scale, Path(image).name, content_hash(Path(image))
+    )
 
 
 def control_argument(pipe: Any) -> str | None:
@@ -78,7 +80,9 @@ def check_control(pipe: Any, control: Control | None, name: str) -> None:
     argument, module = control_argument(pipe), getattr(pipe, SLOT, None)
     if argument is None:
         if control is not None:
-            raise InvalidInput(f"{name} ({type(pipe).__name__}) has no ControlNet, so `control_image` has nothing to control")
+            raise InvalidInput(
+                f"{name} ({type(pipe).__name__}) has no ControlNet, so `control_image` has nothing to control"
+            )
         return
     if several := len(getattr(module, "nets", ())):
         raise UnsupportedModelError(f"{name} has {several} ControlNets, and dynx gives a picture to one")

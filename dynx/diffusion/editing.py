@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dynx.diffusion.control import Control
 
+
 @dataclass(frozen=True)
 class Start:
     """Hold the picture that pictures start from, in RGB and upright, and the mask of what may change, in grey; white changes."""

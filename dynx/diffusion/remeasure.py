@@ -77,7 +77,13 @@ class Known:
     ) -> Known | None:
         """Return the evidence that fits a calibration, or None: of the same weights, settings, quality and prompts."""
         plan, request = assembly.plan, assembly.plan.request
-        if assembly.starts or assembly.controls or plan.start is not None or plan.control is not None or not assembly.engine.adapter.adaptive.value:
+        if (
+            assembly.starts
+            or assembly.controls
+            or plan.start is not None
+            or plan.control is not None
+            or not assembly.engine.adapter.adaptive.value
+        ):
             return None
         file = plan.source.folder / BUNDLED
         for profile, arrays in measured_elsewhere(plan.key, file, lambda: weights_key(plan.source), warn):

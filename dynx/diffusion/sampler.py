@@ -102,7 +102,7 @@ class Sampler:
         self._callback, self._stop, self._controller = callback, stop, controller
         carry = Carry(adapter.prediction, adapter.noise) if adapter.noise and adapter.prediction else None
         self.denoisers = [Denoiser(getattr(pipe, slot), carry, kernels) for slot in adapter.slots]
-        self._companions = Companion.all_of(pipe, self.denoisers)
+        self._intercepted: list[Denoiser | Companion] = [*self.denoisers, *Companion.all_of(pipe, self.denoisers)]
         self._own: Any = getattr(pipe, "scheduler", None)
         self._solver: Solver | None = None
         if schedule is not None:
@@ -139,8 +139,8 @@ class Sampler:
     def __enter__(self) -> Self:
         self._bar = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(self._bar or {}), "disable": True})
-        for each in (*self.denoisers, *self._companions):
-            each.attach()
+        for module in self._intercepted:
+            module.attach()
         if self._solver is not None:
             self.pipe.__dict__["scheduler"] = self._solver  # its setter would rewrite the pipeline's config
             self._order(Order(), self._sigmas[0])
@@ -151,8 +151,8 @@ class Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in (*self.denoisers, *self._companions):
-            each.detach()
+        for module in self._intercepted:
+            module.detach()
         if self._solver is not None:
             self.pipe.__dict__["scheduler"] = self._own
         elif hasattr(self._own, "step"):

@@ -64,7 +64,18 @@ class ProfileError(DynxError):
         self.kind = kind
 
 
-Form = Literal["text", "chat", "pair", "ranking", "zero-shot", "image", "inpainting", "control", "control-image", "control-inpainting"]
+Form = Literal[
+    "text",
+    "chat",
+    "pair",
+    "ranking",
+    "zero-shot",
+    "image",
+    "inpainting",
+    "control",
+    "control-image",
+    "control-inpainting",
+]
 """What inputs are: texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels.
 What pictures start from beside a text: a picture, or a picture and a mask."""
 

@@ -33,22 +33,10 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     )
     model: str = o.MODEL("emoji")
     lora: list[str] | None = o.LORA(None)
-    image: str | None = o.option(
-        None, "--image", metavar="FILE", help="Start from this picture (image-to-image) instead of noise alone."
-    )
+    image: str | None = o.IMAGE(None)
     strength: float | None = o.STRENGTH(None)
-    mask: str | None = o.option(
-        None,
-        "--mask",
-        metavar="FILE",
-        help="Change only what is white in this picture (inpainting); it has the size of --image.",
-    )
-    control_image: str | None = o.option(
-        None,
-        "--control-image",
-        metavar="FILE",
-        help="Pipelines with a ControlNet: the picture of edges, depth or poses that controls what is drawn.",
-    )
+    mask: str | None = o.MASK(None)
+    control_image: str | None = o.CONTROL_IMAGE(None)
     control_scale: float | None = o.CONTROL_SCALE(None)
     output: str | None = o.option(
         None,
