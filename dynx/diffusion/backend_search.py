@@ -130,6 +130,8 @@ def restore_backend(
 
 
 def _same_settings(schedules: StepSchedules, entry: Mapping[str, Any], cache: float) -> bool:
+    if cache and entry.get("cache_kind") != schedules.cache_kind:
+        return False
     return (entry["solver"], entry["guided"], entry["skip"], entry["cache"]) == (
         schedules.solver,
         schedules.guided_share,

@@ -24,6 +24,7 @@ import numpy as np
 
 from dynx.diffusion.apply_profile import control_scale_of, strength_of, why_plain
 from dynx.diffusion.backend_search import choose_backend, restore_backend
+from dynx.diffusion.caching import FIRST_BLOCK, MAGNITUDE, TAYLOR_SEER
 from dynx.diffusion.evidence import (
     CALIBRATION_SEED,
     MAX_PICTURES,
@@ -63,6 +64,13 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 Progress = Callable[[float, str], None]
+
+CACHES = {
+    FIRST_BLOCK: "cached where the first block changes less than {:g}",
+    TAYLOR_SEER: "all blocks run in every {:g}th step only",
+    MAGNITUDE: "cached while the blocks' residual is expected to change less than {:g}",
+}
+"""Feature caches in words."""
 
 TIMED_PICTURES = 3
 """Trial pictures that are drawn one by one at every number of steps and timed."""
@@ -368,7 +376,7 @@ def _in_words(
     if schedules.skip:
         parts.append(f"skipping where it bends less than {schedules.skip:g}")
     if schedules.cache:
-        parts.append(f"cached where the first block changes less than {schedules.cache:g}")
+        parts.append(CACHES[schedules.cache_kind].format(schedules.cache))
     if on is not None:
         parts.append(on)
     return (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dynx.diffusion.caching import FIRST_BLOCK, KINDS, MAGNITUDE, ratios
 from dynx.diffusion.predictor import Predictor, prediction_features, text_features
 from dynx.diffusion.sampler import RestOfSchedule
 from dynx.diffusion.schedule import Grid, Schedule
@@ -92,6 +93,9 @@ class StepSchedules:
     """Guidance interval: share of the steps, from the first, with classifier-free guidance; None for all."""
     skip: float = 0.0
     cache: float = 0.0
+    cache_kind: str = FIRST_BLOCK
+    magnitudes: tuple[float, ...] = ()
+    """By how much the network's blocks change their input at each node of the fine grid, for the magnitude cache."""
 
     @property
     def alone(self) -> bool:
@@ -123,13 +127,25 @@ class StepSchedules:
         guided_steps = (
             None if self.guided_share is None else max(OBSERVED_STEPS, math.ceil(self.guided_share * (len(nodes) - 1)))
         )
-        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided_steps=guided_steps)
+        expected = ratios([self.magnitudes[i] for i in nodes[:-1]]) if self.cache and self.magnitudes else ()
+        return Schedule(
+            self.solver,
+            self.fine.pick(nodes),
+            self.skip,
+            self.cache,
+            self.cache_kind,
+            expected,
+            guided_steps=guided_steps,
+        )
 
     def rest(self, steps: int) -> RestOfSchedule:
         """Return what a controller returns at step `OBSERVED_STEPS` to take `steps` steps in all."""
         schedule = self.schedule(steps) if steps in self.nodes else self.longest
         return RestOfSchedule(
-            schedule.grid.timesteps[OBSERVED_STEPS:], schedule.grid.sigmas[OBSERVED_STEPS:], schedule.guided_steps
+            schedule.grid.timesteps[OBSERVED_STEPS:],
+            schedule.grid.sigmas[OBSERVED_STEPS:],
+            schedule.guided_steps,
+            schedule.magnitude_ratios,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,6 +157,8 @@ class StepSchedules:
             "guided": self.guided_share,
             "skip": self.skip,
             "cache": self.cache,
+            **({"cache_kind": self.cache_kind} if self.cache else {}),
+            **({"magnitudes": list(self.magnitudes)} if self.magnitudes else {}),
         }
 
     @classmethod
@@ -156,7 +174,15 @@ class StepSchedules:
         if len({v[:OBSERVED_STEPS] for v in nodes.values()}) != 1:
             raise ValueError("its grids begin differently")
         guided_share = None if data["guided"] is None else float(data["guided"])
-        made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), float(data.get("cache", 0.0)))
+        magnitudes = tuple(float(each) for each in data.get("magnitudes", ()))
+        kind, cache = str(data.get("cache_kind", FIRST_BLOCK)), float(data.get("cache", 0.0))
+        if (
+            kind not in KINDS
+            or len(magnitudes) not in (0, len(fine))
+            or (cache and kind == MAGNITUDE and not magnitudes)
+        ):
+            raise ValueError("its cache can't be used")
+        made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), cache, kind, magnitudes)
         try:
             made.longest  # noqa: B018 - a schedule refuses what can't be run
         except InvalidInput as e:

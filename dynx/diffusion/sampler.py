@@ -69,6 +69,8 @@ class RestOfSchedule(NamedTuple):
     sigmas: Sequence[float]
     guided_steps: int | None = None
     """New number of steps of the whole run with classifier-free guidance; None leaves it unchanged."""
+    magnitude_ratios: tuple[float, ...] = ()
+    """For the magnitude cache, the expected changes at all steps of the new run."""
 
 
 if TYPE_CHECKING:
@@ -235,11 +237,12 @@ class Sampler:
         self._index = 0
         if schedule.cache:
             network = self.denoisers[0].module
-            reason = why_not(network) if self.denoisers[0].kernels is None else "it runs on other kernels"
+            kind = schedule.cache_kind
+            reason = why_not(network, kind) if self.denoisers[0].kernels is None else "it runs on other kernels"
             if reason:
                 self.notes.append(f"not cached: {reason}")
             else:
-                self.denoisers[0].cache = BlockCache(network, schedule.cache)
+                self.denoisers[0].cache = BlockCache(network, schedule)
         self._cached_before = 0
         if self.adapter.random:
             self.notes.append(f"{self.adapter.scheduler} draws noise at every step: its own picture is another one")
@@ -340,6 +343,11 @@ class Sampler:
         self._solver.replan(timesteps, sigmas)
         if rest.guided_steps is not None and self.schedule is not None:
             self.schedule = replace(self.schedule, guided_steps=rest.guided_steps)
+        cache = self.denoisers[0].cache
+        if cache is not None and self.schedule is not None and rest.magnitude_ratios:
+            times = (*self.schedule.grid.timesteps[: index + 1], *timesteps)
+            grid = replace(self.schedule.grid, timesteps=times, sigmas=tuple(self._sigmas))
+            cache.replan(replace(self.schedule, grid=grid, magnitude_ratios=rest.magnitude_ratios))
 
 
 def _guidance_half(denoiser: Denoiser, guided: Tensor) -> int | None:

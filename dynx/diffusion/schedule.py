@@ -122,7 +122,11 @@ class Schedule:
     skip: float = 0.0
     """Threshold δ: a step where the trajectory bends less reuses the last prediction; 0 disables skipping."""
     cache: float = 0.0
-    """Relative change of the first block's output below which a transformer's other blocks are skipped; 0 disables caching."""
+    """The feature cache's number, a threshold or every how many steps all blocks run, by its kind; 0 disables caching."""
+    cache_kind: str = "first-block"
+    """The kind of feature cache (see `caching`)."""
+    magnitude_ratios: tuple[float, ...] = ()
+    """For the magnitude cache, the expected change of the blocks' residual at each step."""
     warmup: int = WARMUP_STEPS
     longest_skip: int = MAX_SKIPPED_STEPS
     guided_steps: int | None = None
@@ -152,6 +156,7 @@ class Schedule:
             "grid": self.grid.to_json(),
             "skip": self.skip if math.isfinite(self.skip) else None,
             "cache": self.cache,
+            "cache_kind": self.cache_kind,
             "warmup": self.warmup,
             "longest_skip": self.longest_skip,
             "guided": self.guided_steps,
@@ -166,6 +171,7 @@ class Schedule:
             grid=Grid.from_json(data["grid"]),
             skip=math.inf if data["skip"] is None else float(data["skip"]),
             cache=float(data.get("cache", 0.0)),
+            cache_kind=str(data.get("cache_kind", "first-block")),
             warmup=int(data["warmup"]),
             longest_skip=int(data["longest_skip"]),
             guided_steps=None if data["guided"] is None else int(data["guided"]),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dynx.schemas.documents.common import Certificate, Grid, Seconds, Similarity
+from dynx.schemas.documents.common import CacheKind, Certificate, Grid, Seconds, Similarity
 from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
 
 
@@ -23,6 +23,7 @@ class TriedSetting:
     guided: Annotated[float | None, "Share of the steps with classifier-free guidance; null for all."] = ABSENT
     skip: Annotated[NonNegative, "As in a schedule."] = ABSENT
     cache: Annotated[NonNegative, "As in a schedule."] = ABSENT
+    cache_kind: Annotated[CacheKind, "Kind of the feature cache; absent without one."] = ABSENT
     rows: Annotated[NonNegative, "Batch rows through the network for each picture."] = ABSENT
     tail: Annotated[float, "SSIM that few pictures are below."] = ABSENT
     median: Annotated[float, "Median SSIM."] = ABSENT
@@ -70,6 +71,10 @@ class Ladder:
     guided: Annotated[float | None, "Share of the steps with classifier-free guidance; null for all."] = ABSENT
     skip: Annotated[NonNegative, "As in a schedule."] = ABSENT
     cache: Annotated[NonNegative, "As in a schedule."] = ABSENT
+    cache_kind: Annotated[CacheKind, "Kind of the feature cache; absent without one."] = ABSENT
+    magnitudes: Annotated[
+        list[NonNegative], "By how much blocks change their input, at each node of the fine grid."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
