@@ -3,8 +3,8 @@
 Three kinds, each with one number that calibration tries:
 - first-block (`FirstBlockCacheConfig`, after TeaCache; Liu et al. 2024): the others are skipped where the first block's output
   changes by less than a threshold;
-- taylor-seer (`TaylorSeerCacheConfig`, lite; Liu et al. 2025): all blocks are skipped but in every n-th step, and what they led to
-  is extrapolated;
+- taylor-seer (`TaylorSeerCacheConfig`, lite; Liu et al. 2025): blocks run in every n-th step only, and what they lead to is
+  extrapolated;
 - magnitude (`MagCacheConfig`; Ma et al. 2025): the blocks' last residual is used while the expected change of its magnitude adds
   up to less than a threshold. The magnitudes are measured on the pipeline's own trajectories (`residual_norms`).
 
@@ -16,6 +16,7 @@ caches of attention alone (pyramid attention broadcast, FasterCache) save no who
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -182,5 +183,4 @@ class ResidualNorms:
 
 def ratios(norms: Sequence[float]) -> tuple[float, ...]:
     """Return the ratios of neighbouring norms, the first of which is 1."""
-    pairs = zip(norms, norms[1:], strict=False)
-    return (1.0, *(later / max(earlier, 1e-12) for earlier, later in pairs))
+    return (1.0, *(later / max(earlier, 1e-12) for earlier, later in pairwise(norms)))

@@ -357,14 +357,14 @@ def _own_grid(scheduler: Any, adapter: PipelineAdapter) -> Grid:
     kept = [t for i, t in enumerate(timesteps) if t < min(timesteps[:i], default=np.inf)]  # some call twice at a level
     sigmas = [float(s) for s in getattr(scheduler, "sigmas", ())]
     if len(kept) == len(timesteps) == len(sigmas) - 1:  # exact, where the levels lie between timesteps
-        *levels, final = sigmas
+        *levels, final = (sigma / (noise.data or 1.0) for sigma in sigmas)
         grid = Grid(tuple(kept), (*levels, min(final, levels[-1] * MAX_LAST_SIGMA_RATIO)))
     else:
         final = 0.0 if noise.flow or scheduler.config.get("set_alpha_to_one", True) else float(noise.sigmas([0.0])[0])
         grid = noise.grid(kept, min(final, float(noise.sigmas(kept[-1:])[0]) * MAX_LAST_SIGMA_RATIO))
     if adapter.unit:
         return grid
-    start = float(scheduler.init_noise_sigma) / (1 + grid.sigmas[0] ** 2) ** 0.5
+    start = float(scheduler.init_noise_sigma) / ((noise.data or 1.0) * (1 + grid.sigmas[0] ** 2) ** 0.5)
     return replace(grid, scale=start if abs(start - 1) > 1e-6 else 1.0)
 
 

@@ -20,7 +20,7 @@ from dynx.runtime.decision import Decision
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "negative_v"]
 
 NETWORK_ATTRIBUTES = ("unet", "transformer", "unet_2", "transformer_2", "prior", "decoder")
 
@@ -54,6 +54,9 @@ SIGMA_SPACE_SCHEDULERS = frozenset(
     }
 )
 """Schedulers whose latents are x0 + σ·ε and are scaled before they enter the network."""
+
+EDM_SCHEDULERS = frozenset({"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"})
+"""Schedulers of Karras et al. (2022), whose latents have the variance of the data and whose timesteps are ln(σ)/4."""
 
 FLOW_SCHEDULERS = frozenset(
     {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"}
@@ -140,13 +143,15 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
     noise = noise_of(scheduler)
     flow = noise is not None and noise.flow
     kind_predicted: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
+    if kind in EDM_SCHEDULERS:  # whose epsilon is the velocity with the other sign
+        kind_predicted = {"epsilon": "negative_v", "v_prediction": "v_prediction"}.get(kind_predicted)
     prompted = "prompt" in call
     found = PipelineAdapter(
         name=type(pipe).__name__,
         slots=slots,
         scheduler=kind,
         noise=noise,
-        unit=kind not in SIGMA_SPACE_SCHEDULERS,
+        unit=kind not in SIGMA_SPACE_SCHEDULERS | EDM_SCHEDULERS,
         prediction=kind_predicted if kind_predicted in get_args(Prediction) else None,
         guidance=_guidance(pipe, slot, call, prompted),
         prompted=prompted,
@@ -161,7 +166,7 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         or bool(config.get("stochastic_sampling")),
         adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
     )
-    continuous = config.get("timestep_type") == "continuous"
+    continuous = config.get("timestep_type") == "continuous" and noise is None
     reason = _obstacle(found, call, continuous=continuous) or few_step(pipe)
     return found if reason is None else PipelineAdapter(**{**vars(found), "adaptive": Decision(False, reason)})
 
@@ -172,6 +177,11 @@ def noise_of(scheduler: Any) -> Noise | None:
     steps = int(config.get("num_train_timesteps", 1000))
     if kind in FLOW_SCHEDULERS or (kind in VARIANCE_PRESERVING_SCHEDULERS and config.get("use_flow_sigmas")):
         return None if config.get("invert_sigmas") else Noise(None, steps)
+    if kind in EDM_SCHEDULERS:
+        return Noise(None, steps, float(config.get("sigma_data", 0.5)))
+    logarithmic = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if kind == "EulerDiscreteScheduler" and logarithmic:
+        return Noise(None, steps, 1.0)
     if (
         kind not in VARIANCE_PRESERVING_SCHEDULERS | SIGMA_SPACE_SCHEDULERS
         or config.get("timestep_type") == "continuous"

@@ -221,8 +221,8 @@ class Sampler:
         ):
             return None
         sigma = float(noise.sigmas([float(timestep)])[0])
-        unit = x if self.adapter.unit else x / (1 + sigma**2) ** 0.5
-        return clean_picture(kind, noise, output, unit, sigma)
+        unit = x if self.adapter.unit else x / ((noise.data or 1.0) * (1 + sigma**2) ** 0.5)
+        return clean_picture(kind, noise, output, unit, sigma) * (noise.data or 1.0)
 
     # Dynamic execution: follow the schedule.
 
@@ -287,10 +287,11 @@ class Sampler:
         schedule, done, total = self.schedule, self._index, self.planned
         if schedule is None:
             raise RuntimeError("a plain run has no schedule")
+        data = (self.adapter.noise.data if self.adapter.noise else None) or 1.0  # the pipeline goes on with its own scale
         if done == total:
-            self._end(after)
+            self._end(after * data)
         elif done == schedule.finish_after_steps or (self._stop is not None and self._stop()):
-            self._end(clean)
+            self._end(clean * data)
             self.finished_early = True
         if self._over:
             self._order(IDLE_ORDER)
