@@ -3,9 +3,9 @@
     python tests/recipes/small_flux.py FOLDER [--minutes 10] [--threads 1]
     dynx calibrate -m FOLDER --size 64 --guidance 1 --budget 1200
 
-The pictures that it learns from are drawn by the shipped `emoji`, whose text encoder and autoencoder it takes over; the T5
-beside it is random. It learns flow matching (Lipman et al. 2023). In ten minutes of one core pictures get the right colours and shapes, and
-little detail: enough for a trajectory that bends as those of trained models do.
+The pictures that it learns from are drawn by the shipped `emoji`, whose text encoder and autoencoder it takes over; the
+T5 beside it is random. It learns flow matching (Lipman et al. 2023). In ten minutes of one core pictures get the right
+colours and shapes, and little detail: enough for a trajectory that bends as those of trained models do.
 """
 
 from __future__ import annotations

@@ -477,6 +477,14 @@ MACHINE = Device(cpu="test", usable_cores=1, isa=("avx512_bf16",))
 FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
 
 
+def smooth(size: int = 16) -> Any:
+    """Pixels by the perfect denoiser: the more steps, the nearer to the full run."""
+    scheduler = diffusers.DDIMScheduler(**SCALED, clip_sample=False, timestep_spacing="trailing")
+    pipe = diffusers.DDIMPipeline(unet=Exact("epsilon", sample_size=size), scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
     """As if it had been loaded from a folder to be calibrated."""
     key = ProfileKey(task="draw", model="0" * 64, companion=None, device="here", dtype="float32")
