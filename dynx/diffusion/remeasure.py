@@ -22,7 +22,7 @@ from dynx.diffusion.calibrate import TIMED_PICTURES, findings, seconds_of
 from dynx.diffusion.evidence import PICTURES_PER_BATCH, TRIAL_PICTURES, fit, requests_for, sweep
 from dynx.diffusion.plan import BUNDLED, ERROR_PROBABILITY, PICTURE_SHARE
 from dynx.diffusion.profile_data import from_profile, further_specs
-from dynx.diffusion.run_costs import measure_loaded, measure_run
+from dynx.diffusion.run_costs import Starts, measure_loaded, measure_run
 from dynx.diffusion.schedule_search import one_by_one
 from dynx.diffusion.step_sweep import sweep_steps, time_steps
 from dynx.errors import InvalidInput, UnsupportedModelError
@@ -133,14 +133,14 @@ def remeasure(
             plan, engine, sample_of(request, engine), named, clock, lambda what: progress(0.1, what)
         )
         notes += [f"{who} can't run it: {why}" for who, why in refused.items()]
-    runs: list[RunCost] = []
+    runs, starts = list[RunCost](), Starts(plan)
     further: dict[BackendSpec, Fitted] = {}
     if candidates:
         progress(0.2, "timing runs of the pipeline as it was loaded")
         runs.append(measure_loaded(assembly, schedules, clock))
     for candidate in _worth_it(candidates):
         spec = candidate.spec
-        progress(0.3, f"timing runs on {spec}")
+        progress(0.3, f"preparing {spec}")
         try:
             with attempt(spec.backend, plan.source.name):
                 set_backend(assembly, candidate.kernels, schedules)
@@ -159,7 +159,8 @@ def remeasure(
                         continue
                     set_backend(assembly, candidate.kernels, schedules)
                     further[spec] = _with_times(evidence, *time_steps(engine, timed, schedules, clock))
-                runs.append(measure_run(assembly, candidate, schedules, clock))
+                progress(0.9, f"timing runs on {spec}")
+                runs.append(measure_run(assembly, candidate, schedules, clock, starts))
         except UnsupportedModelError as e:
             notes.append(f"{spec} can't run it: {e}")
         finally:

@@ -287,7 +287,9 @@ class Sampler:
         schedule, done, total = self.schedule, self._index, self.planned
         if schedule is None:
             raise RuntimeError("a plain run has no schedule")
-        data = (self.adapter.noise.data if self.adapter.noise else None) or 1.0  # the pipeline goes on with its own scale
+        data = (
+            self.adapter.noise.data if self.adapter.noise else None
+        ) or 1.0  # the pipeline goes on with its own scale
         if done == total:
             self._end(after * data)
         elif done == schedule.finish_after_steps or (self._stop is not None and self._stop()):

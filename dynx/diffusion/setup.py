@@ -76,7 +76,7 @@ def make_plan(
     plan.start, plan.control = start, control
     if plan.bundled and request.backend == "auto" and decisions.backend.value == TORCH:
         decisions.backend = Decision(
-            TORCH, "the profile that came with the model is of it; calibrating times others here"
+            TORCH, "the model's own profile has no times of this device; calibrating measures them, in a minute or two"
         )
     if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
@@ -243,7 +243,8 @@ def _costs(plan: ImageGeneratorPlan, further: Mapping[BackendSpec, float], *, to
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return []
     named = plan.request.backend != "auto"
-    costs = [replace(c, calls=further.get(c.spec)) for c in costs if c.spec.dtype == plan.dtype or c.spec in further]
+    full = measured_with(plan.profile).dtype
+    costs = [replace(c, calls=further.get(c.spec)) for c in costs if c.spec.dtype == full or c.spec in further]
     costs = [c for c in costs if c.spec.backend == plan.backend or not named]
     return costs if together else [replace(c, by_batch={1: c.by_batch[1]}) for c in costs]
 

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
-from support.pipelines import SCALED, Exact, ddpm, pipeline, smooth, stable_diffusion, turbo
+from support.pipelines import ddpm, pipeline, smooth, stable_diffusion, turbo
 
 from dynx.diffusion import calibrate as learning
 from dynx.diffusion import schedule_search
