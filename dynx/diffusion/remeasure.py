@@ -133,7 +133,8 @@ def remeasure(
             plan, engine, sample_of(request, engine), named, clock, lambda what: progress(0.1, what)
         )
         notes += [f"{who} can't run it: {why}" for who, why in refused.items()]
-    runs, starts = list[RunCost](), Starts(plan)
+    runs: list[RunCost] = []
+    starts = Starts(plan)
     further: dict[BackendSpec, Fitted] = {}
     if candidates:
         progress(0.2, "timing runs of the pipeline as it was loaded")
