@@ -125,7 +125,7 @@ def test_pictures_that_start_from_one(bench: Cli, tmp_path: Path, lora: bool) ->
     assert (header["image"], header["strength"], header["masked"]) == ("red.png", 0.5, False)
     assert ("adapters" in header) is lora
     calls = {arm["name"]: arm["facts"]["mean_calls"] for arm in document["arms"]}
-    assert calls == {"plain": 6, "author 6": 3, "author 9": 4, "dynamic": 6}
+    assert calls == {"plain": 6, "author 6": 3, "author 9": 4, "dpm++2m 6": 6, "dpm++2m 9": 9, "dynamic": 6}
 
 
 def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:
