@@ -305,7 +305,7 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch
         batches.append(sweep_steps(*args, **others))
         return batches[-1]
 
-    monkeypatch.setattr(learning, "sweep_steps", stopping)
+    monkeypatch.setattr("dynx.diffusion.evidence.sweep_steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         learning.calibrate(assembly, [], budget=20, clock=ticking(), partial=partial)
     kept = partial.load()
@@ -313,7 +313,7 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch
     assert np.array_equal(kept[1].likeness, np.concatenate([b.likeness for b in batches]))
     assert [p.name for p in partial.path.parent.iterdir()] == ["x.safetensors"]
 
-    monkeypatch.setattr(learning, "sweep_steps", sweep_steps)
+    monkeypatch.setattr("dynx.diffusion.evidence.sweep_steps", sweep_steps)
     monkeypatch.setattr(learning, "choose_step_schedules", None)  # it isn't chosen again
     said: list[str] = []
     found = learning.calibrate(assembly, [], budget=20, clock=ticking(), partial=partial, say=said.append)
