@@ -76,7 +76,7 @@ def make_plan(
     plan.start, plan.control = start, control
     if plan.bundled and request.backend == "auto" and decisions.backend.value == TORCH:
         decisions.backend = Decision(
-            TORCH, "the model's own profile has no times of this device; calibrating measures them, in a minute or two"
+            TORCH, "the model's own profile has no times of this device; calibrating measures them, in a few minutes"
         )
     if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
