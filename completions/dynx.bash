@@ -28,29 +28,30 @@ _dynx_list() {
         ;;
     'dynx draw')
         commands=''
-        options='-o,--output= -m,--model= --lora=+ --image= --strength= --mask= -c,--count= --seed= --size=
-            --guidance= --negative= --quality= --steps= --draft --finish=+ --info=+ --column= --lines --no-stdin
-            --show= --preview --jsonl --stats --explain --plain --force --verify --dry-run --backend= --profile=
-            --require-profile --input=+ --engine= --workers= --shard-rows= --timeout-row= --device= --dtype=
-            --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color=
-            -h,--help'
+        options='-o,--output= -m,--model= --lora=+ --image= --strength= --mask= --control-image= --control-scale=
+            -c,--count= --seed= --size= --guidance= --negative= --quality= --steps= --draft --finish=+ --info=+
+            --column= --lines --no-stdin --show= --preview --jsonl --stats --explain --plain --force --verify
+            --dry-run --backend= --profile= --require-profile --input=+ --engine= --workers= --shard-rows=
+            --timeout-row= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx calibrate')
         commands=''
-        options='-m,--model= --adapter=+ --lora=+ --image= --strength= --mask= --draft= --data= --tsv --column=
-            --field= --pair= --rank --group= --candidates= --hypothesis= --multi-label --per-class --top-k=
-            --chat --system= --max-disagreement= --confidence= --within= --batch-size= --max-length= --quality=
-            --guidance= --negative= --size= --budget= --dry-run --check --device-info --list --show= --export=
-            -o,--output= --import= --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle
-            --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+        options='-m,--model= --adapter=+ --lora=+ --image= --strength= --mask= --control-image= --control-scale=
+            --draft= --data= --tsv --column= --field= --pair= --rank --group= --candidates= --hypothesis=
+            --multi-label --per-class --top-k= --chat --system= --max-disagreement= --confidence= --within=
+            --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --anew --dry-run
+            --check --device-info --list --show= --export= -o,--output= --import= --remove= --backend=
+            --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''
         options='-m,--model=+ --data= --field= --chat --system= --by= --runs= --prompts,--inputs= --adapter=+
-            --draft= -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup= --each-category
-            --require-identical --max-disagreement= --min-quality= --baseline= --tolerance= --bisect --budget=
-            --export=+ --plot= --backend= --quantize= --device= --dtype= --threads= --json -q,--quiet+
-            -v,--verbose+ --color= -h,--help'
+            --lora=+ --draft= -n,--max-new-tokens= --static= --labels= --with=+ --arm=+ --min-speedup=
+            --each-category --require-identical --max-disagreement= --min-quality= --baseline= --tolerance=
+            --bisect --budget= --export=+ --plot= --backend= --quantize= --device= --dtype= --threads= --json
+            -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     esac
 }
@@ -109,6 +110,7 @@ _dynx_value() {
     'dynx draw --output' | \
     'dynx draw --image' | \
     'dynx draw --mask' | \
+    'dynx draw --control-image' | \
     'dynx draw --finish' | \
     'dynx draw --info')
         _dynx_files ;;
@@ -136,6 +138,7 @@ _dynx_value() {
         _dynx_words 'story emoji mood'; _dynx_hub any; _dynx_folders ;;
     'dynx calibrate --image' | \
     'dynx calibrate --mask' | \
+    'dynx calibrate --control-image' | \
     'dynx calibrate --data' | \
     'dynx calibrate -o' | \
     'dynx calibrate --output' | \

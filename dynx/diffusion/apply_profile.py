@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.profile_data import Fitted, Guarantee, StepProfile, from_profile
+from dynx.diffusion.control import SCALE
+from dynx.diffusion.profile_data import CertifiedSteps, Guarantee, StepProfile, from_profile, further_specs
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import most_failures, percent, smallest_sample
 from dynx.runtime.decision import Decision
@@ -19,23 +20,23 @@ if TYPE_CHECKING:
 
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.engine import Engine
+    from dynx.diffusion.plan import ImageGeneratorPlan
+    from dynx.diffusion.profile_data import Fitted
     from dynx.runtime.certify import Certificate
+    from dynx.runtime.plan import BackendSpec
 
     Array = NDArray[np.float64]
 
 
 def read_step_profile(assembly: LoadedImageGenerator, warn: Callable[[str], None]) -> StepProfile | None:
     """Return the steps that the profile certifies for the requested quality, or None with the reason in the decisions."""
-    from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
-
     plan = assembly.plan
-    profile, request = plan.profile, plan.request
+    profile = plan.profile
     if profile is None:
         return None
     try:
         fitted = from_profile(profile.fitted, profile.measured, plan.arrays)
-        colours = plan.arrays.get("colours")
-        full_steps = int(profile.fitted["full_steps"])
+        int(profile.fitted["full_steps"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, InvalidInput) as e:
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions.steps = Decision("plain", f"profile {profile.key.id} can't be used")
@@ -44,29 +45,56 @@ def read_step_profile(assembly: LoadedImageGenerator, warn: Callable[[str], None
         warn(refusal)
         plan.decisions.steps = Decision("plain", refusal)
         return None
-    certificate = fitted.certify(request.quality, PICTURE_SHARE, ERROR_PROBABILITY)
+    found, plan.decisions.steps = _certified(plan, fitted)
+    return found
+
+
+def read_further(assembly: LoadedImageGenerator, warn: Callable[[str], None]) -> dict[BackendSpec, CertifiedSteps]:
+    """Return the steps that the profile certifies on further backends in reduced precision, those worth it."""
+    plan = assembly.plan
+    profile = plan.profile
+    if profile is None or assembly.step_profile is None:
+        return {}
+    found = {}
+    try:
+        for spec in further_specs(profile.fitted):
+            steps, decision = _certified(plan, from_profile(profile.fitted, profile.measured, plan.arrays, spec))
+            if steps is not None:
+                found[spec] = CertifiedSteps(steps, decision)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, InvalidInput) as e:
+        warn(f"further precisions of profile {profile.key.id} ignored: they can't be used ({type(e).__name__}: {e})")
+        return {}
+    return found
+
+
+def _certified(plan: ImageGeneratorPlan, fitted: Fitted) -> tuple[StepProfile | None, Decision[str]]:
+    """Certify for the quality that a plan asks for; return None with the reason where no fewer steps are worth it."""
+    from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
+
+    profile: Any = plan.profile
+    quality, full_steps = plan.request.quality, int(profile.fitted["full_steps"])
+    certificate = fitted.certify(quality, PICTURE_SHARE, ERROR_PROBABILITY)
     if not fitted.pays(certificate):
-        plan.decisions.steps = Decision("plain", why_plain(fitted, certificate, request.quality))
-        return None
-    reached = fitted.reached(certificate, request.quality)
+        return None, Decision("plain", why_plain(fitted, certificate, quality))
+    reached = fitted.reached(certificate, quality)
     p5 = float(np.quantile(reached, 0.05, method="lower"))
     guarantee = Guarantee(
-        request.quality,
+        quality,
         PICTURE_SHARE,
         ERROR_PROBABILITY,
         certificate.n,
         certificate.disagreements,
         p5,
         float(reached.min()),
-        plan.bundled,
+        plan.bundled or profile.evidence.get("basis") == "model",
     )
     steps = np.repeat(fitted.schedules.steps, certificate.exits)
-    plan.decisions.steps = Decision(
+    decision = Decision(
         f"{steps.min()} to {steps.max()}, {steps.mean():.1f} on average",
         f"{fitted.speedup(certificate):.2f}x of {full_steps} steps expected; {guarantee}: "
         f"{certificate.disagreements} of {certificate.n} were below, p5 {p5:.3f}, worst {reached.min():.3f}",
     )
-    return StepProfile(fitted, certificate, guarantee, full_steps, colours)
+    return StepProfile(fitted, certificate, guarantee, full_steps, plan.arrays.get("colours")), decision
 
 
 def why_plain(fitted: Fitted, certificate: Certificate, quality: float) -> str:
@@ -97,6 +125,7 @@ def other_setting(assembly: LoadedImageGenerator, fitted: Mapping[str, Any]) -> 
         ("size", fitted.get("size"), size),
         ("scheduler", fitted.get("scheduler"), adapter.scheduler),
         ("strength", fitted.get("strength"), strength_of(assembly.engine)),
+        ("control scale", fitted.get("control_scale"), control_scale_of(assembly.engine)),
     ):
         if measured != asked:
             return (
@@ -114,7 +143,18 @@ def strength_of(engine: Engine) -> float | None:
     return float(inspect.signature(engine.pipe.__call__).parameters["strength"].default)
 
 
+def control_scale_of(engine: Engine) -> float | None:
+    """Return how much the control picture counts; None without one."""
+    if engine.control is None:
+        return None
+    if engine.control.scale is not None:
+        return engine.control.scale
+    return float(inspect.signature(engine.pipe.__call__).parameters[SCALE].default)
+
+
 def _setting(what: str, value: Any) -> str:
+    if what == "control scale":
+        return "no control picture" if value is None else f"a control scale of {value:g}"
     if what == "strength":
         return "pictures drawn from noise alone" if value is None else f"strength {value:g}"
     if what == "size":

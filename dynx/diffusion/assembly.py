@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dynx.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from dynx.diffusion.control import Control
     from dynx.diffusion.editing import Start
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
-    from dynx.diffusion.profile_data import StepProfile
+    from dynx.diffusion.profile_data import CertifiedSteps, StepProfile
     from dynx.diffusion.runs import Choice, Pending
     from dynx.diffusion.types import Request
+    from dynx.runtime.plan import BackendSpec
 
 
 @dataclass
@@ -28,10 +30,16 @@ class LoadedImageGenerator:
     """Whether a calibration chooses the backend."""
     starts: tuple[Start, ...] = ()
     """What a calibration's pictures start from, in turns; () for what the request names, or noise alone."""
+    controls: tuple[Control, ...] = ()
+    """What controls a calibration's pictures, in turns; () for what the request names, or nothing."""
     batches: tuple[int, ...] = (1,)
     """Numbers of pictures that a network call may take; on PyTorch any number up to the last."""
     run: Choice | None = None
     """What the run draws with by its length; None where nothing was measured."""
+    in_full: CertifiedSteps | None = None
+    """The certified steps of the profile's own precision; None where there are none in others."""
+    further: dict[BackendSpec, CertifiedSteps] = field(default_factory=dict)
+    """The certified steps of backends in reduced precision, among which a run chooses too."""
     pending: Pending | None = None
     """What a run of unknown length moves over to once that pays."""
 
@@ -52,9 +60,12 @@ def sample_of(request: ImageGeneratorRequest, engine: Engine, pictures: int = 1)
 
     prompts = ("",) * pictures if engine.adapter.prompted else ()
     starts = (engine.start,) * pictures if engine.start is not None else ()
+    controls = (engine.control,) * pictures if engine.control is not None else ()
     seeds = tuple(range(pictures))
     steps = request.steps if starts else None  # of which a strength leaves some
-    return Request(prompts, seeds, request.negative, request.guidance, request.size, steps, starts=starts)
+    return Request(
+        prompts, seeds, request.negative, request.guidance, request.size, steps, starts=starts, controls=controls
+    )
 
 
 def check_size(size: tuple[int, int], engine: Engine) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import sample_of
+from dynx.diffusion.caching import FIRST_BLOCK
 from dynx.diffusion.schedule_search import Trials
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.registry import TITLES, attempt
@@ -130,6 +131,8 @@ def restore_backend(
 
 
 def _same_settings(schedules: StepSchedules, entry: Mapping[str, Any], cache: float) -> bool:
+    if cache and entry.get("cache_kind", FIRST_BLOCK) != schedules.cache_kind:
+        return False
     return (entry["solver"], entry["guided"], entry["skip"], entry["cache"]) == (
         schedules.solver,
         schedules.guided_share,

@@ -15,69 +15,68 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.diffusion.apply_profile import strength_of, why_plain
+from dynx.diffusion.apply_profile import control_scale_of, strength_of, why_plain
 from dynx.diffusion.backend_search import choose_backend, restore_backend
+from dynx.diffusion.caching import FIRST_BLOCK, MAGNITUDE, TAYLOR_SEER
+from dynx.diffusion.evidence import (
+    CALIBRATION_SEED,
+    MAX_PICTURES,
+    MIN_PICTURES,
+    PICTURES_PER_BATCH,
+    SPLIT_SHARES,
+    TRIAL_PICTURES,
+    fit,
+    requests_for,
+    sweep,
+)
 from dynx.diffusion.plan import ERROR_PROBABILITY, PICTURE_SHARE
-from dynx.diffusion.predictor import Predictor, cross_fit
-from dynx.diffusion.profile_data import Evidence, Fitted, StepSchedules, to_arrays
+from dynx.diffusion.profile_data import StepSchedules, further_name, to_arrays
 from dynx.diffusion.run_costs import measure_runs
 from dynx.diffusion.schedule_search import choose_step_schedules, draw, one_by_one
 from dynx.diffusion.similarity import tails
-from dynx.diffusion.step_sweep import colour_map, sweep_steps, time_steps
+from dynx.diffusion.step_sweep import colour_map, time_steps
 from dynx.diffusion.trajectory import record
-from dynx.diffusion.types import Request
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.binomial import most_failures, percent, supports
 from dynx.runtime.certify import Costs, leaves_at, split
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.identity import still
+from dynx.runtime.plan import BackendSpec
 from dynx.runtime.profile import Profile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.diffusion.assembly import LoadedImageGenerator
+    from dynx.diffusion.profile_data import Fitted
     from dynx.diffusion.similarity import Tails
     from dynx.diffusion.step_sweep import Partial, StepSweep
+    from dynx.diffusion.types import Request
     from dynx.runtime.certify import Certificate
 
     Array = NDArray[np.float64]
 
 Progress = Callable[[float, str], None]
 
-PICTURES_PER_BATCH = 8
-"""Pictures drawn together."""
-
-TRIAL_PICTURES = 16
-"""Pictures on which grids, solvers and guidance intervals are chosen."""
+CACHES = {
+    FIRST_BLOCK: "cached where the first block changes less than {:g}",
+    TAYLOR_SEER: "all blocks run in every {:g}th step only",
+    MAGNITUDE: "cached while the blocks' residual is expected to change less than {:g}",
+}
+"""Feature caches in words."""
 
 TIMED_PICTURES = 3
 """Trial pictures that are drawn one by one at every number of steps and timed."""
 
-SPLIT_SHARES = (0.4, 0.6)
-"""Shares of the other pictures for predictor and rules, and for the certificate.
-
-First shares of 0.3 to 0.5 did equally well in simulations of easy and hard pipelines.
-"""
-
-MIN_PICTURES, MAX_PICTURES = 120, 400
-"""Least and most pictures after the trials.
-
-The certifying part of `MIN_PICTURES` suffices for 95 % at 95 % confidence if all of them reach the quality.
-"""
-
 MAX_BUDGET_OVERRUN_RATIO = 1.5
 """Largest ratio of required time to budget at which calibration still starts; the budget in a hint leaves half of that spare."""
-
-CALIBRATION_SEED = 0
-"""Seed of the split and of the order of prompts."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def calibrate(
     """
     engine, adapter = assembly.engine, assembly.engine.adapter
     began = clock()
-    requests = _requests(assembly, prompts)
+    requests = requests_for(assembly, prompts)
     if reason := engine.plain_reason(requests[0]):
         raise UnsupportedModelError(f"{adapter.name} is drawn plain: {reason}")
     if adapter.random:
@@ -144,29 +143,20 @@ def calibrate(
     costs = Costs(tuple(state["reach"]), state["full"], tuple(state["check"]))
     done = len(made) if made else 0
     count = _count(budget - (clock() - began), state["each"], done, clock() - began)
-    sweep_began, done_before = clock(), done
-    while made is None or len(made) < count:
-        have = len(made) if made else 0
-        drawn = have - done_before
-        left = (clock() - sweep_began) / drawn * (count - have) if drawn > 0 else state["each"] * count
-        progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
-        fresh = requests[TRIAL_PICTURES // PICTURES_PER_BATCH + have // PICTURES_PER_BATCH]
-        batch = sweep_steps(engine, fresh, schedules, together=state["together"])
-        made = batch if made is None else made + batch
+    sweep_began = clock()
+
+    def drawn(now: StepSweep) -> None:
         if partial:
-            partial.save(state, made)
-    choosing, certifying = split(len(made), CALIBRATION_SEED, SPLIT_SHARES)
-    looks, texts, shown = made.looks, made.texts, made.likeness
-    predictor = Predictor.fit(looks[choosing], texts[choosing], shown[choosing, :-1])
-    fitted = Fitted(
-        schedules,
-        predictor,
-        costs,
-        state["plain"],
-        Evidence(shown[choosing], cross_fit(looks[choosing], texts[choosing], shown[choosing, :-1])),
-        Evidence(shown[certifying], predictor(looks[certifying], texts[certifying])),
-    )
-    found = _findings(assembly, prompts, fitted, state, colour_map(made.latents, made.colours))
+            partial.save(state, now)
+        have, fresh = len(now), len(now) - done
+        left = (clock() - sweep_began) / fresh * (count - have)
+        progress(0.35 + 0.65 * have / count, f"{have} of {count} pictures, each in every way; {_duration(left)} left")
+
+    progress(0.35 + 0.65 * done / count, f"{done} of {count} pictures, each in every way")
+    later = requests[TRIAL_PICTURES // PICTURES_PER_BATCH :]
+    made = sweep(assembly, later, schedules, count, made, together=state["together"], drawn=drawn)
+    fitted = fit(made, schedules, costs, state["plain"])
+    found = findings(assembly, prompts, fitted, state, colour_map(made.latents, made.colours))
     progress(1.0, "done")
     return found
 
@@ -194,31 +184,15 @@ def settings(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> dict[str
         "size": None if request.size is None else list(request.size),
         "scheduler": adapter.scheduler,
         "strength": strength_of(assembly.engine),
+        "control_scale": control_scale_of(assembly.engine),
         "starts": [each.identity for each in assembly.starts],
+        "controls": [each.identity for each in assembly.controls],
         "versions": _versions(),
     }
 
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "diffusers")}
-
-
-def _requests(assembly: LoadedImageGenerator, prompts: Sequence[str]) -> list[Request]:
-    """Make the requests of all batches, every picture with its own seed."""
-    request = assembly.plan.request
-    total = TRIAL_PICTURES + MAX_PICTURES + PICTURES_PER_BATCH
-    if assembly.engine.adapter.prompted and not prompts:
-        raise InvalidInput("there are no prompts")
-    order = np.random.default_rng(CALIBRATION_SEED).permutation(max(1, len(prompts)))
-    made = []
-    for start in range(0, total, PICTURES_PER_BATCH):
-        numbers = range(start, start + PICTURES_PER_BATCH)
-        texts = tuple(prompts[order[i % len(order)]] for i in numbers) if assembly.engine.adapter.prompted else ()
-        pictures = assembly.starts or ((assembly.engine.start,) if assembly.engine.start is not None else ())
-        starts = tuple(pictures[i % len(pictures)] for i in numbers) if pictures else ()
-        seeds = tuple(1000 + i for i in numbers)
-        made.append(Request(texts, seeds, request.negative, request.guidance, request.size, starts=starts))
-    return made
 
 
 def _choose(
@@ -339,9 +313,18 @@ def rank_correlation(a: Array, b: Array) -> float | None:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _findings(
-    assembly: LoadedImageGenerator, prompts: Sequence[str], fitted: Fitted, state: dict[str, Any], colours: Array | None
+def findings(
+    assembly: LoadedImageGenerator,
+    prompts: Sequence[str],
+    fitted: Fitted,
+    state: dict[str, Any],
+    colours: Array | None,
+    further: Mapping[BackendSpec, Fitted] | None = None,
 ) -> Findings:
+    """Certify what was measured and make the profile; `further` is what was measured in further precisions.
+
+    `state` holds the measured times and the pipeline's own steps and pixels.
+    """
     quality = assembly.plan.request.quality
     certificate = fitted.certify(quality, PICTURE_SHARE, ERROR_PROBABILITY)
     schedules, shown = fitted.schedules, fitted.certifying.likeness
@@ -370,8 +353,8 @@ def _findings(
         correlation=rank_correlation(taken, needed(shown, schedules.steps, quality)) if active else None,
         constant=constant,
         summary=summary,
-        profile=_profile(assembly, prompts, fitted, certificate, likeness, reached, state, summary),
-        arrays=to_arrays(fitted, colours),
+        profile=_profile(assembly, prompts, fitted, certificate, likeness, reached, state, summary, further or {}),
+        arrays=to_arrays(fitted, colours, further),
     )
 
 
@@ -393,13 +376,19 @@ def _in_words(
     if schedules.skip:
         parts.append(f"skipping where it bends less than {schedules.skip:g}")
     if schedules.cache:
-        parts.append(f"cached where the first block changes less than {schedules.cache:g}")
+        parts.append(CACHES[schedules.cache_kind].format(schedules.cache))
     if on is not None:
         parts.append(on)
     return (
         f"{', '.join(parts)}: {fitted.speedup(certificate):.2f}x of {full_steps} steps; SSIM at least {quality:g} in "
         f"{certificate.n - certificate.disagreements} of {certificate.n} pictures, p5 {reached.p5:.3f}, worst {reached.worst:.3f}"
     )
+
+
+def seconds_of(fitted: Fitted) -> dict[str, Any]:
+    """Return the times of `fitted` as a profile stores them."""
+    c = fitted.costs
+    return {"reach": list(c.reach), "full": c.full, "check": list(c.check), "plain": fitted.plain}
 
 
 def _profile(
@@ -411,8 +400,16 @@ def _profile(
     reached: Tails | None,
     state: dict[str, Any],
     summary: str,
+    further: Mapping[BackendSpec, Fitted],
 ) -> Profile:
     plan, asked = assembly.plan, settings(assembly, prompts)
+    spec = BackendSpec(*state.get("spec", plan.spec))
+    others, seconds, certificates = [], {}, {}
+    for each, measured in further.items():
+        name, found = further_name(each), measured.certify(plan.request.quality, PICTURE_SHARE, ERROR_PROBABILITY)
+        others.append({"backend": each.backend, "precision": each.dtype})
+        seconds[name] = seconds_of(measured)
+        certificates[name] = {"certificate": found.to_json()}
     return Profile(
         key=plan.key,
         model_name=plan.source.name,
@@ -429,20 +426,25 @@ def _profile(
             "tried": state["tried"],
             **({"kernels": state["why"]["backend"]} if "why" in state else {}),
             **({"runs": state["runs"]} if state.get("runs") else {}),
+            **({"further": seconds} if seconds else {}),
         },
         fitted={
             "ladder": fitted.schedules.to_json(),
             "full_steps": state["full_steps"],
             "pixels": state["pixels"],
-            "backend": plan.spec[0],
-            "precision": plan.spec[1],
+            "backend": spec.backend,
+            "precision": spec.dtype,
+            **({"further": others} if others else {}),
             **{name: asked[name] for name in ("guidance", "negative", "size", "scheduler", "strength", "quality")},
+            **({} if asked["control_scale"] is None else {"control_scale": asked["control_scale"]}),
         },
         evidence={
             "data": text_hash(prompts),
             "prompts": len(prompts),
             "certificate": certificate.to_json(),
             "reached": None if reached is None else reached.json(),
+            **({"further": certificates} if certificates else {}),
+            **({"basis": state["basis"]} if "basis" in state else {}),
         },
         decision={"summary": summary},
     )

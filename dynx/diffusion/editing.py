@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynx.diffusion.pictures import read_picture, size_of
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.hashing import hash_json
-from dynx.runtime.inputs import InputError
-from dynx.runtime.pictures import opened
 from dynx.runtime.weights import content_hash
 
 if TYPE_CHECKING:
@@ -25,10 +24,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-MAX_PIXELS = 1 << 26
-"""Largest picture that is read, in pixels: 8192 × 8192."""
-
-SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+    from dynx.diffusion.control import Control
 
 
 @dataclass(frozen=True)
@@ -68,62 +64,16 @@ def read_start(
         return None
     if strength is not None and not (math.isfinite(strength) and 0 < strength <= 1):
         raise InvalidInput(f"`strength` {strength:g} must be above 0 and at most 1")
-    found = _read(image, "image", "RGB", warn)
-    masked = None if mask is None else _read(mask, "mask", "L", warn)
+    found = read_picture(image, "image", "RGB", warn)
+    masked = None if mask is None else read_picture(mask, "mask", "L", warn)
     if masked is not None and masked.size != found.size:
         raise InvalidInput(
-            f"`mask`: {mask} is {_size(masked)}, and {image} is {_size(found)}: a mask must have the picture's size"
+            f"`mask`: {mask} is {size_of(masked)}, and {image} is {size_of(found)}: a mask must have the picture's size"
         )
     if masked is not None and not any(masked.point(lambda value: value >= 128).histogram()[1:]):
         raise InvalidInput(f"`mask`: {mask} is black everywhere, so nothing may change")
     files = [content_hash(Path(path)) for path in (image, mask) if path is not None]
     return Start(found, masked, strength, Path(image).name, hash_json(files))
-
-
-def _size(picture: Image) -> str:
-    return f"{picture.width}x{picture.height}"
-
-
-def _read(path: str, parameter: str, mode: str, warn: Callable[[str], None]) -> Image:
-    """Read one file in a mode of Pillow's, upright. Raises InvalidInput with the reason."""
-    from PIL import ImageOps
-
-    try:
-        with opened(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise InputError(f"{_size(file)} pixels are more than {MAX_PIXELS >> 20} million")
-            if min(file.size) < 1:
-                raise InputError("it has no pixels")
-            if (frames := int(getattr(file, "n_frames", 1))) > 1:
-                warn(f"{path} has {frames} frames, of which the first is used")
-            file.load()
-            held: Image = ImageOps.exif_transpose(file)
-            clear = "A" in held.getbands() or "transparency" in held.info
-            if clear and mode == "RGB" and _transparent(held):
-                warn(f"{path} is transparent in places, where its hidden colours are used")
-            return _in_eight_bits(held).convert(mode)
-    except InputError as e:
-        raise InvalidInput(f"`{parameter}`: {path}: {e}") from None
-
-
-def _transparent(picture: Image) -> bool:
-    lowest: Any = picture.convert("RGBA").getchannel("A").getextrema()[0]
-    return bool(lowest < 255)
-
-
-def _in_eight_bits(picture: Image) -> Image:
-    """Scale greys of 16 bits and of floats to 8, which Pillow would cut off."""
-    import numpy as np
-    from PIL import Image as Pillow
-
-    if picture.mode not in (*SIXTEEN_BIT_MODES, "F"):
-        return picture
-    values = np.asarray(picture, dtype=np.float64)
-    top = values.max(initial=0.0)
-    scale = 255.0 if picture.mode == "F" and top <= 1 else 1.0 if top <= 255 else 255 / 65535
-    if not np.isfinite(values).all():
-        raise InputError("some of its pixels are not numbers")
-    return Pillow.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
 def own_size(pipe: Any, multiple: int) -> tuple[int, int] | None:
@@ -139,7 +89,7 @@ def own_size(pipe: Any, multiple: int) -> tuple[int, int] | None:
     return int(wide) * scale // multiple * multiple, int(high) * scale // multiple * multiple
 
 
-def size_for(start: Start, pipe: Any, multiple: int) -> tuple[int, int]:
+def size_for(start: Start | Control, pipe: Any, multiple: int) -> tuple[int, int]:
     """Return the size to draw in: as many pixels as the pipeline draws by default, in the picture's shape."""
     own = own_size(pipe, multiple)
     factor = 1.0 if own is None else math.sqrt(own[0] * own[1] / (start.image.width * start.image.height))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dynx.diffusion.caching import why_not
+from dynx.diffusion.control import SCALE
 from dynx.diffusion.denoiser import noisy_input, text_embedding
 from dynx.diffusion.parts import Parts
 from dynx.diffusion.pipelines import adapter_for, few_step, picture_arguments, required_arguments
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dynx.diffusion.control import Control
     from dynx.diffusion.editing import Start
     from dynx.diffusion.pipelines import PipelineAdapter
     from dynx.diffusion.sampler import StepController
@@ -83,6 +85,8 @@ class Engine:
         self.kernels = kernels
         self.start: Start | None = None
         """What its pictures start from, in the size that they are drawn in; None for noise alone."""
+        self.control: Control | None = None
+        """What controls its pictures, in the same size; None for nothing."""
         self._skipped: dict[tuple[int | None, float | None], int] = {}
         """The backend that computes its one network; None: PyTorch, as the pipeline was loaded."""
         self._clock = clock
@@ -93,7 +97,7 @@ class Engine:
         if self.kernels is None and not self.parts.kernels:
             return self
         found = Engine(self.pipe, self.adapter, parts=self.parts.as_loaded, clock=self._clock)
-        found.start = self.start
+        found.start, found.control = self.start, self.control
         return found
 
     def draw(
@@ -169,7 +173,8 @@ class Engine:
         take.
         """
         call = inspect.signature(self.pipe.__call__).parameters
-        needed, taken = required_arguments(call), picture_arguments(call)
+        needed = [name for name in required_arguments(call) if name != self.adapter.control]
+        taken = picture_arguments(call)
         if needed:
             raise self._lacking(needed)
         arguments = self._arguments(request, None)
@@ -307,6 +312,11 @@ class Engine:
             made["guidance_scale"] = request.guidance
         if request.size is not None and not (request.starts and "width" not in known):
             made["width"], made["height"] = request.size
+        if request.controls and self.adapter.control is not None:
+            pictures, scale = [each.image for each in request.controls], request.controls[0].scale
+            made[self.adapter.control] = pictures[0] if one else pictures
+            if scale is not None:
+                made[SCALE] = scale
         steps = request.steps if schedule is None or request.starts else len(schedule.grid)
         if request.starts:
             made |= self._start_arguments(request, known)
@@ -347,14 +357,14 @@ def _own_grid(scheduler: Any, adapter: PipelineAdapter) -> Grid:
     kept = [t for i, t in enumerate(timesteps) if t < min(timesteps[:i], default=np.inf)]  # some call twice at a level
     sigmas = [float(s) for s in getattr(scheduler, "sigmas", ())]
     if len(kept) == len(timesteps) == len(sigmas) - 1:  # exact, where the levels lie between timesteps
-        *levels, final = sigmas
+        *levels, final = (sigma / (noise.data or 1.0) for sigma in sigmas)
         grid = Grid(tuple(kept), (*levels, min(final, levels[-1] * MAX_LAST_SIGMA_RATIO)))
     else:
         final = 0.0 if noise.flow or scheduler.config.get("set_alpha_to_one", True) else float(noise.sigmas([0.0])[0])
         grid = noise.grid(kept, min(final, float(noise.sigmas(kept[-1:])[0]) * MAX_LAST_SIGMA_RATIO))
     if adapter.unit:
         return grid
-    start = float(scheduler.init_noise_sigma) / (1 + grid.sigmas[0] ** 2) ** 0.5
+    start = float(scheduler.init_noise_sigma) / ((noise.data or 1.0) * (1 + grid.sigmas[0] ** 2) ** 0.5)
     return replace(grid, scale=start if abs(start - 1) > 1e-6 else 1.0)
 
 

@@ -46,6 +46,8 @@ def as_arguments(profile: Profile, arrays: Mapping[str, NDArray[Any]]) -> str | 
         return None
     steps, reached = found
     schedule = fitted.schedules.schedule(steps)
+    if min(schedule.grid.timesteps) < 0:  # continuous levels, which diffusers' solver doesn't take
+        return None
     flow = str(profile.fitted.get("scheduler", "")).startswith("FlowMatch")
     if flow:
         name, settings = "FlowMatchEulerDiscreteScheduler", "shift=1.0, use_dynamic_shifting=False"

@@ -58,7 +58,18 @@ class ImageGenerator:
         seeds = tuple(seed for _, seed in wanted)
         start = self.assembly.engine.start
         starts = () if start is None else (start,) * len(wanted)
-        return Request(prompts, seeds, request.negative, request.guidance, request.size, plain_steps, starts=starts)
+        control = self.assembly.engine.control
+        controls = () if control is None else (control,) * len(wanted)
+        return Request(
+            prompts,
+            seeds,
+            request.negative,
+            request.guidance,
+            request.size,
+            plain_steps,
+            starts=starts,
+            controls=controls,
+        )
 
     def draw(
         self,

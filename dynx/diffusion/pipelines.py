@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from dynx.diffusion.control import control_argument
 from dynx.diffusion.schedule import Noise
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "negative_v"]
 
 NETWORK_ATTRIBUTES = ("unet", "transformer", "unet_2", "transformer_2", "prior", "decoder")
 
@@ -53,6 +54,9 @@ SIGMA_SPACE_SCHEDULERS = frozenset(
     }
 )
 """Schedulers whose latents are x0 + σ·ε and are scaled before they enter the network."""
+
+EDM_SCHEDULERS = frozenset({"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"})
+"""Schedulers of Karras et al. (2022), whose latents have the variance of the data and whose timesteps are ln(σ)/4."""
 
 FLOW_SCHEDULERS = frozenset(
     {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"}
@@ -117,6 +121,8 @@ class PipelineAdapter:
     default_guidance: float | None
     starts: bool
     """Whether it starts from a picture, to which a strength adds noise."""
+    control: str | None
+    """The argument for the picture that controls it; None without a ControlNet."""
     random: bool
     """Whether its own scheduler draws noise at every step, so that no deterministic run draws the same picture for a seed."""
     adaptive: Decision[bool]
@@ -137,13 +143,15 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
     noise = noise_of(scheduler)
     flow = noise is not None and noise.flow
     kind_predicted: Any = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
+    if kind in EDM_SCHEDULERS:  # whose epsilon is the velocity with the other sign
+        kind_predicted = {"epsilon": "negative_v", "v_prediction": "v_prediction"}.get(kind_predicted)
     prompted = "prompt" in call
     found = PipelineAdapter(
         name=type(pipe).__name__,
         slots=slots,
         scheduler=kind,
         noise=noise,
-        unit=kind not in SIGMA_SPACE_SCHEDULERS,
+        unit=kind not in SIGMA_SPACE_SCHEDULERS | EDM_SCHEDULERS,
         prediction=kind_predicted if kind_predicted in get_args(Prediction) else None,
         guidance=_guidance(pipe, slot, call, prompted),
         prompted=prompted,
@@ -152,12 +160,13 @@ def adapter_for(pipe: Any) -> PipelineAdapter:
         default_steps=int(_default(call, "num_inference_steps") or 50),
         default_guidance=_default(call, "guidance_scale"),
         starts="image" in call and "strength" in call,
+        control=control_argument(pipe),
         random=kind in STOCHASTIC_SCHEDULERS
         or str(config.get("algorithm_type", "")).startswith("sde")
         or bool(config.get("stochastic_sampling")),
         adaptive=Decision(True, "it draws in one loop with a known kind of noise"),
     )
-    continuous = config.get("timestep_type") == "continuous"
+    continuous = config.get("timestep_type") == "continuous" and noise is None
     reason = _obstacle(found, call, continuous=continuous) or few_step(pipe)
     return found if reason is None else PipelineAdapter(**{**vars(found), "adaptive": Decision(False, reason)})
 
@@ -168,6 +177,11 @@ def noise_of(scheduler: Any) -> Noise | None:
     steps = int(config.get("num_train_timesteps", 1000))
     if kind in FLOW_SCHEDULERS or (kind in VARIANCE_PRESERVING_SCHEDULERS and config.get("use_flow_sigmas")):
         return None if config.get("invert_sigmas") else Noise(None, steps)
+    if kind in EDM_SCHEDULERS:
+        return Noise(None, steps, float(config.get("sigma_data", 0.5)))
+    logarithmic = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if kind == "EulerDiscreteScheduler" and logarithmic:
+        return Noise(None, steps, 1.0)
     if (
         kind not in VARIANCE_PRESERVING_SCHEDULERS | SIGMA_SPACE_SCHEDULERS
         or config.get("timestep_type") == "continuous"
@@ -231,9 +245,9 @@ def _obstacle(adapter: PipelineAdapter, call: Any, *, continuous: bool) -> str |
         return f"{adapter.scheduler} is not a scheduler that dynx knows"
     if "num_inference_steps" not in call:
         return "it can't be told a number of steps"
-    if needed := required_arguments(call):
+    if needed := [name for name in required_arguments(call) if name != adapter.control]:
         return f"it needs {' and '.join(needed)}, and dynx draws from prompts"
-    if "image" in call and not adapter.starts:
+    if "image" in call and not adapter.starts and adapter.control != "image":
         return "it can start from an image, and dynx knows loops that start from noise"
     if adapter.prediction is None:
         return "its network predicts something that dynx doesn't know"

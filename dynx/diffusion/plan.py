@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.runtime.plan import BackendSpec, Decisions, ModelRequest, Plan
 
 if TYPE_CHECKING:
+    from dynx.diffusion.control import Control
     from dynx.diffusion.editing import Start
     from dynx.runtime.decision import Decision
 
@@ -44,6 +45,10 @@ class ImageGeneratorRequest(ModelRequest):
     """File of the mask of what may change, white; None for all."""
     strength: float | None = field(default=None, kw_only=True)
     """How much of the noise is added to the picture, above 0 and at most 1; None for the pipeline's own."""
+    control_image: str | None = field(default=None, kw_only=True)
+    """File of the picture that controls what a pipeline with a ControlNet draws."""
+    control_scale: float | None = field(default=None, kw_only=True)
+    """How much it counts; None for the pipeline's own."""
     lora: tuple[str, ...] = field(default=(), kw_only=True)
     """LoRA adapters that are folded into the weights: files, each maybe with a weight after a colon ("tone.safetensors:0.5")."""
 
@@ -64,6 +69,8 @@ class ImageGeneratorPlan(Plan[ImageGeneratorRequest, ImageGeneratorDecisions]):
 
     start: Start | None = None
     """What pictures start from; None for noise alone."""
+    control: Control | None = None
+    """What controls pictures; None for nothing."""
 
     @property
     def spec(self) -> BackendSpec:

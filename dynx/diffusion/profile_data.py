@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dynx.diffusion.caching import FIRST_BLOCK, KINDS, MAGNITUDE, ratios
 from dynx.diffusion.predictor import Predictor, prediction_features, text_features
 from dynx.diffusion.sampler import RestOfSchedule
 from dynx.diffusion.schedule import Grid, Schedule
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent
 from dynx.runtime.certify import Certificate, Costs, certify, choose_rules, leaves_at
+from dynx.runtime.plan import BackendSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.diffusion.sampler import StepState
+    from dynx.runtime.decision import Decision
 
     Array = NDArray[np.float64]
 
@@ -90,6 +93,9 @@ class StepSchedules:
     """Guidance interval: share of the steps, from the first, with classifier-free guidance; None for all."""
     skip: float = 0.0
     cache: float = 0.0
+    cache_kind: str = FIRST_BLOCK
+    magnitudes: tuple[float, ...] = ()
+    """By how much the network's blocks change their input at each node of the fine grid, for the magnitude cache."""
 
     @property
     def alone(self) -> bool:
@@ -121,13 +127,25 @@ class StepSchedules:
         guided_steps = (
             None if self.guided_share is None else max(OBSERVED_STEPS, math.ceil(self.guided_share * (len(nodes) - 1)))
         )
-        return Schedule(self.solver, self.fine.pick(nodes), self.skip, self.cache, guided_steps=guided_steps)
+        expected = ratios([self.magnitudes[i] for i in nodes[:-1]]) if self.cache and self.magnitudes else ()
+        return Schedule(
+            self.solver,
+            self.fine.pick(nodes),
+            self.skip,
+            self.cache,
+            self.cache_kind,
+            expected,
+            guided_steps=guided_steps,
+        )
 
     def rest(self, steps: int) -> RestOfSchedule:
         """Return what a controller returns at step `OBSERVED_STEPS` to take `steps` steps in all."""
         schedule = self.schedule(steps) if steps in self.nodes else self.longest
         return RestOfSchedule(
-            schedule.grid.timesteps[OBSERVED_STEPS:], schedule.grid.sigmas[OBSERVED_STEPS:], schedule.guided_steps
+            schedule.grid.timesteps[OBSERVED_STEPS:],
+            schedule.grid.sigmas[OBSERVED_STEPS:],
+            schedule.guided_steps,
+            schedule.magnitude_ratios,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -139,6 +157,8 @@ class StepSchedules:
             "guided": self.guided_share,
             "skip": self.skip,
             "cache": self.cache,
+            **({"cache_kind": self.cache_kind} if self.cache else {}),
+            **({"magnitudes": list(self.magnitudes)} if self.magnitudes else {}),
         }
 
     @classmethod
@@ -154,7 +174,15 @@ class StepSchedules:
         if len({v[:OBSERVED_STEPS] for v in nodes.values()}) != 1:
             raise ValueError("its grids begin differently")
         guided_share = None if data["guided"] is None else float(data["guided"])
-        made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), float(data.get("cache", 0.0)))
+        magnitudes = tuple(float(each) for each in data.get("magnitudes", ()))
+        kind, cache = str(data.get("cache_kind", FIRST_BLOCK)), float(data.get("cache", 0.0))
+        if (
+            kind not in KINDS
+            or len(magnitudes) not in (0, len(fine))
+            or (cache and kind == MAGNITUDE and not magnitudes)
+        ):
+            raise ValueError("its cache can't be used")
+        made = cls(fine, nodes, str(data["solver"]), guided_share, float(data["skip"]), cache, kind, magnitudes)
         try:
             made.longest  # noqa: B018 - a schedule refuses what can't be run
         except InvalidInput as e:
@@ -297,6 +325,13 @@ class StepProfile:
         return tuple(self.fitted.schedules.steps[int(i)] for i in at)
 
 
+class CertifiedSteps(NamedTuple):
+    """The certified steps of one backend, with the decision in words."""
+
+    profile: StepProfile
+    decision: Decision[str]
+
+
 def fewest_for_most(needed: tuple[int, ...]) -> int:
     """Return the steps of a run of several pictures with the fewest in all, where those that need more are drawn again alone."""
 
@@ -306,19 +341,50 @@ def fewest_for_most(needed: tuple[int, ...]) -> int:
     return min(sorted(set(needed), reverse=True), key=total)
 
 
-def to_arrays(fitted: Fitted, colours: NDArray[np.float64] | None) -> dict[str, NDArray[Any]]:
-    """Return the arrays for a profile's safetensors file."""
-    out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
-    for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
-        out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
+def to_arrays(
+    fitted: Fitted, colours: NDArray[np.float64] | None, further: Mapping[BackendSpec, Fitted] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays for a profile's safetensors file; `further` is what was measured in further precisions."""
+    out = _arrays(fitted)
+    for spec, other in (further or {}).items():
+        out |= {f"{further_name(spec)}.{name}": values for name, values in _arrays(other).items()}
     return out if colours is None else {**out, "colours": colours}
 
 
-def from_profile(fitted: Mapping[str, Any], measured: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fitted:
-    """Read what calibration stored. Raises KeyError, TypeError, ValueError or InvalidInput on anything else."""
+def _arrays(fitted: Fitted) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = dict(fitted.predictor.to_arrays())
+    for name, evidence in (("choosing", fitted.choosing), ("certifying", fitted.certifying)):
+        out[f"{name}.likeness"], out[f"{name}.predicted"] = evidence.likeness, evidence.predicted
+    return out
+
+
+def further_name(spec: BackendSpec) -> str:
+    """Return the name in profiles of what was measured in a further precision, on the backend that computed it."""
+    return f"{spec.backend}.{spec.dtype}"
+
+
+def further_specs(fitted: Mapping[str, Any]) -> list[BackendSpec]:
+    """List the backends in reduced precision of which a profile holds evidence too. Raises as `from_profile`."""
+    return [BackendSpec(str(each["backend"]), str(each["precision"])) for each in fitted.get("further", ())]
+
+
+def from_profile(
+    fitted: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    further: BackendSpec | None = None,
+) -> Fitted:
+    """Read what calibration stored, of the profile's own backend or of a `further` one.
+
+    Raises KeyError, TypeError, ValueError or InvalidInput on anything else.
+    """
     schedules = StepSchedules.from_json(fitted["ladder"])
-    predictor = Predictor.from_arrays(arrays)
     c = measured["seconds"]
+    if further is not None:
+        c = measured.get("further", {}).get(further_name(further), c)
+        start = f"{further_name(further)}."
+        arrays = {name.removeprefix(start): each for name, each in arrays.items() if name.startswith(start)}
+    predictor = Predictor.from_arrays(arrays)
     costs = Costs(tuple(map(float, c["reach"])), float(c["full"]), tuple(map(float, c["check"])))
     plain = float(c["plain"])
 

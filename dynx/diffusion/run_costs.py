@@ -59,14 +59,31 @@ def measure_runs(
 
     Sets the chosen parts of the pipeline on the engine, too. In the end the engine draws as it did before, on the chosen backend.
     """
-    engine = assembly.engine
-    costs = []
+    costs, starts = [], Starts(assembly.plan)
     if winner.spec.dtype == "float32":
-        costs.append(_cost(assembly, engine.reference, backends.AS_LOADED, schedules, clock, None))
+        costs.append(measure_loaded(assembly, schedules, clock))
     if winner.spec != backends.AS_LOADED:
-        engine.parts.kernels = _faster_parts(assembly, winner, clock)
-        costs.append(_cost(assembly, engine, winner.spec, schedules, clock, winner))
+        costs.append(measure_run(assembly, winner, schedules, clock, starts))
     return costs
+
+
+def measure_loaded(assembly: LoadedImageGenerator, schedules: StepSchedules, clock: Callable[[], float]) -> RunCost:
+    """Time pictures of the pipeline as it was loaded."""
+    return _cost(assembly, assembly.engine.reference, backends.AS_LOADED, schedules, clock, None, None)
+
+
+def measure_run(
+    assembly: LoadedImageGenerator,
+    candidate: Candidate,
+    schedules: StepSchedules,
+    clock: Callable[[], float],
+    starts: Starts,
+) -> RunCost:
+    """Time pictures on a backend that the engine is set to; also sets the parts of the pipeline that pay on it."""
+    engine = assembly.engine
+    engine.parts.kernels = {}
+    engine.parts.kernels = _faster_parts(assembly, candidate, clock)
+    return _cost(assembly, engine, candidate.spec, schedules, clock, candidate, starts)
 
 
 def _cost(
@@ -76,10 +93,10 @@ def _cost(
     schedules: StepSchedules,
     clock: Callable[[], float],
     winner: Candidate | None,
+    starts: Starts | None,
 ) -> RunCost:
     """Time runs on one backend, for one picture in a call and as many more as save time."""
     parts = tuple(engine.parts.kernels)
-    starts = Starts(assembly.plan, spec.dtype)
     by_batch = {1: _seconds(assembly, engine, schedules, 1, clock, winner, parts, starts)}
     if by_batch[1].call <= MAX_BATCHED_CALL_SECONDS and not schedules.alone:
         for batch in TRIED_BATCHES:
@@ -104,7 +121,7 @@ def _seconds(
     clock: Callable[[], float],
     winner: Candidate | None,
     parts: Sequence[str],
-    starts: Starts,
+    starts: Starts | None,
 ) -> Seconds:
     """Time pictures in few and in many steps, which tells the network's share from the rest, and the start."""
     plan = assembly.plan
@@ -113,7 +130,7 @@ def _seconds(
     if winner is not None and engine.kernels is not None:
         _prepare(engine, request, schedules, parts)
         seconds, files = _start(assembly, request, schedules, winner, parts, clock)
-        beside = starts.delay(files)
+        beside = None if starts is None else starts.delay(files, winner.spec.dtype)
         start = winner.start_seconds + seconds if beside is None else beside
     few, many = schedules.schedule(schedules.levels[0]), schedules.schedule(schedules.levels[-1])
     found: dict[int, list[float]] = {len(few.grid): [], len(many.grid): []}
@@ -186,14 +203,14 @@ print(time.perf_counter() - began)
 class Starts:
     """Time starts in processes of their own: a pipeline that is loaded with graphs compiled beside it, and without any."""
 
-    def __init__(self, plan: ImageGeneratorPlan, precision: str) -> None:
-        self._plan, self._precision = plan, precision
+    def __init__(self, plan: ImageGeneratorPlan) -> None:
+        self._plan = plan
         self._bare: float | None = None
 
-    def delay(self, files: Files) -> float | None:
+    def delay(self, files: Files, precision: str) -> float | None:
         """Return by how many seconds compiling these files delays a start; None where that can't be measured."""
         plan = self._plan
-        folders = [(str(folder), kind) for folder, kind in backends.compiled_files(plan, files, self._precision)]
+        folders = [(str(folder), kind) for folder, kind in backends.compiled_files(plan, files, precision)]
         if not folders or plan.request.allow_pickle or plan.source.trusted:
             return None
         try:

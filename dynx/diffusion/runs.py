@@ -45,11 +45,16 @@ class RunCost:
     by_batch: Mapping[int, Seconds]
     parts: tuple[str, ...] = ()
     """Parts of the pipeline beside its network that run on the backend too."""
+    calls: float | None = None
+    """Network calls of a picture on this backend, where its precision has a certificate of its own; not stored."""
 
     def seconds(self, batch: int, pictures: int, calls: float) -> float:
         """Return the seconds of a whole run; the last call is filled up."""
-        each = self.by_batch[batch]
-        return each.start + ceil(pictures / batch) * batch * each.picture(calls)
+        return self.by_batch[batch].start + ceil(pictures / batch) * batch * self.picture(batch, calls)
+
+    def picture(self, batch: int, calls: float) -> float:
+        """Return the seconds of a picture; `calls` are its network calls, unless this backend has its own number."""
+        return self.by_batch[batch].picture(calls if self.calls is None else self.calls)
 
     def best(self, pictures: int, calls: float) -> Choice:
         """Return the number of pictures in a call that finishes a run first."""
@@ -126,7 +131,7 @@ class Pending:
 
     def pays(self, spent: float, ahead: int = 0) -> bool:
         """Return whether moving over pays after `spent` seconds of pictures, with `ahead` pictures known to come."""
-        now, later = self.now.times.picture(self.calls), self.later.times.picture(self.calls)
+        now, later = (each.cost.picture(each.batch, self.calls) for each in (self.now, self.later))
         saved = 1 - later / now
         return saved > 0 and (spent + ahead * now) * saved >= self.later.times.start
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dynx.diffusion.caching import BlockCache, why_not
+from dynx.diffusion.control import Companion
 from dynx.diffusion.denoiser import Denoiser, Order, conditional_half
 from dynx.diffusion.skipping import Skipping
 from dynx.diffusion.solver import Carry, as_step, clean_picture, latents_of, solver_for
@@ -68,6 +69,8 @@ class RestOfSchedule(NamedTuple):
     sigmas: Sequence[float]
     guided_steps: int | None = None
     """New number of steps of the whole run with classifier-free guidance; None leaves it unchanged."""
+    magnitude_ratios: tuple[float, ...] = ()
+    """For the magnitude cache, the expected changes at all steps of the new run."""
 
 
 if TYPE_CHECKING:
@@ -101,6 +104,7 @@ class Sampler:
         self._callback, self._stop, self._controller = callback, stop, controller
         carry = Carry(adapter.prediction, adapter.noise) if adapter.noise and adapter.prediction else None
         self.denoisers = [Denoiser(getattr(pipe, slot), carry, kernels) for slot in adapter.slots]
+        self._intercepted: list[Denoiser | Companion] = [*self.denoisers, *Companion.all_of(pipe, self.denoisers)]
         self._own: Any = getattr(pipe, "scheduler", None)
         self._solver: Solver | None = None
         if schedule is not None:
@@ -137,8 +141,8 @@ class Sampler:
     def __enter__(self) -> Self:
         self._bar = getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.set_progress_bar_config(**{**(self._bar or {}), "disable": True})
-        for denoiser in self.denoisers:
-            denoiser.attach()
+        for module in self._intercepted:
+            module.attach()
         if self._solver is not None:
             self.pipe.__dict__["scheduler"] = self._solver  # its setter would rewrite the pipeline's config
             self._order(Order(), self._sigmas[0])
@@ -149,8 +153,8 @@ class Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for denoiser in self.denoisers:
-            denoiser.detach()
+        for module in self._intercepted:
+            module.detach()
         if self._solver is not None:
             self.pipe.__dict__["scheduler"] = self._own
         elif hasattr(self._own, "step"):
@@ -217,8 +221,8 @@ class Sampler:
         ):
             return None
         sigma = float(noise.sigmas([float(timestep)])[0])
-        unit = x if self.adapter.unit else x / (1 + sigma**2) ** 0.5
-        return clean_picture(kind, noise, output, unit, sigma)
+        unit = x if self.adapter.unit else x / ((noise.data or 1.0) * (1 + sigma**2) ** 0.5)
+        return clean_picture(kind, noise, output, unit, sigma) * (noise.data or 1.0)
 
     # Dynamic execution: follow the schedule.
 
@@ -233,11 +237,12 @@ class Sampler:
         self._index = 0
         if schedule.cache:
             network = self.denoisers[0].module
-            reason = why_not(network) if self.denoisers[0].kernels is None else "it runs on other kernels"
+            kind = schedule.cache_kind
+            reason = why_not(network, kind) if self.denoisers[0].kernels is None else "it runs on other kernels"
             if reason:
                 self.notes.append(f"not cached: {reason}")
             else:
-                self.denoisers[0].cache = BlockCache(network, schedule.cache)
+                self.denoisers[0].cache = BlockCache(network, schedule)
         self._cached_before = 0
         if self.adapter.random:
             self.notes.append(f"{self.adapter.scheduler} draws noise at every step: its own picture is another one")
@@ -282,10 +287,13 @@ class Sampler:
         schedule, done, total = self.schedule, self._index, self.planned
         if schedule is None:
             raise RuntimeError("a plain run has no schedule")
+        data = (
+            self.adapter.noise.data if self.adapter.noise else None
+        ) or 1.0  # the pipeline goes on with its own scale
         if done == total:
-            self._end(after)
+            self._end(after * data)
         elif done == schedule.finish_after_steps or (self._stop is not None and self._stop()):
-            self._end(clean)
+            self._end(clean * data)
             self.finished_early = True
         if self._over:
             self._order(IDLE_ORDER)
@@ -338,6 +346,11 @@ class Sampler:
         self._solver.replan(timesteps, sigmas)
         if rest.guided_steps is not None and self.schedule is not None:
             self.schedule = replace(self.schedule, guided_steps=rest.guided_steps)
+        cache = self.denoisers[0].cache
+        if cache is not None and self.schedule is not None and rest.magnitude_ratios:
+            times = (*self.schedule.grid.timesteps[: index + 1], *timesteps)
+            grid = replace(self.schedule.grid, timesteps=times, sigmas=tuple(self._sigmas))
+            cache.replan(replace(self.schedule, grid=grid, magnitude_ratios=rest.magnitude_ratios))
 
 
 def _guidance_half(denoiser: Denoiser, guided: Tensor) -> int | None:

@@ -38,17 +38,24 @@ class Noise:
     levels: NDArray[np.float64] | None = field(repr=False)
     """(T,) rising sigma of each training timestep; None for flow matching, where sigma is timestep / T."""
     steps: int = 1000  # T
+    data: float | None = None
+    """Standard deviation of the data where timesteps are ln(σ)/4 (Karras et al. 2022); None where they count training steps.
+
+    Latents enter the network divided by it, as does σ here, which makes them those of a variance-preserving model.
+    """
 
     @property
     def flow(self) -> bool:
         """Whether the model uses flow matching."""
-        return self.levels is None
+        return self.levels is None and self.data is None
 
     def sigmas(self, timesteps: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sigmas (N,) of timesteps, linear between training timesteps as in diffusers."""
         import numpy as np
 
         t = np.asarray(timesteps, dtype=np.float64)
+        if self.data is not None:
+            return np.asarray(np.exp(4 * t) / self.data)
         return t / self.steps if self.levels is None else np.interp(t, np.arange(len(self.levels)), self.levels)
 
     def grid(self, timesteps: Sequence[float], final: float = 0.0, scale: float = 1.0) -> Grid:
@@ -58,7 +65,7 @@ class Noise:
 
     def parts(self, sigma: float) -> tuple[float, float]:
         """Return α and σ of x = α·x0 + σ·ε at a noise level."""
-        if self.levels is None:
+        if self.flow:
             return 1 - sigma, sigma
         alpha = 1 / math.sqrt(1 + sigma * sigma)
         return alpha, sigma * alpha
@@ -68,7 +75,7 @@ class Noise:
 
         It is the angle of x on the circle (α, σ), or the position on the line of flow matching.
         """
-        return sigma if self.levels is None else math.atan(sigma)
+        return sigma if self.flow else math.atan(sigma)
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,7 @@ class Grid:
         numbers = (*self.timesteps, *self.sigmas, self.scale)
         falls = all(a > b for row in (self.timesteps, self.sigmas) for a, b in pairwise(row))
         fits = bool(self.timesteps) and len(self.sigmas) == len(self.timesteps) + 1 and self.sigmas[-1] >= 0
-        if not (
-            all(math.isfinite(n) for n in numbers) and falls and fits and self.scale > 0 and min(self.timesteps) >= 0
-        ):
+        if not (all(math.isfinite(n) for n in numbers) and falls and fits and self.scale > 0):
             raise InvalidInput(f"not a grid of falling noise levels: timesteps {self.timesteps}, sigmas {self.sigmas}")
 
     def __len__(self) -> int:
@@ -122,7 +127,11 @@ class Schedule:
     skip: float = 0.0
     """Threshold δ: a step where the trajectory bends less reuses the last prediction; 0 disables skipping."""
     cache: float = 0.0
-    """Relative change of the first block's output below which a transformer's other blocks are skipped; 0 disables caching."""
+    """The feature cache's number, a threshold or every how many steps all blocks run, by its kind; 0 disables caching."""
+    cache_kind: str = "first-block"
+    """The kind of feature cache (see `caching`)."""
+    magnitude_ratios: tuple[float, ...] = ()
+    """For the magnitude cache, the expected change of the blocks' residual at each step."""
     warmup: int = WARMUP_STEPS
     longest_skip: int = MAX_SKIPPED_STEPS
     guided_steps: int | None = None
@@ -152,6 +161,7 @@ class Schedule:
             "grid": self.grid.to_json(),
             "skip": self.skip if math.isfinite(self.skip) else None,
             "cache": self.cache,
+            "cache_kind": self.cache_kind,
             "warmup": self.warmup,
             "longest_skip": self.longest_skip,
             "guided": self.guided_steps,
@@ -166,6 +176,7 @@ class Schedule:
             grid=Grid.from_json(data["grid"]),
             skip=math.inf if data["skip"] is None else float(data["skip"]),
             cache=float(data.get("cache", 0.0)),
+            cache_kind=str(data.get("cache_kind", "first-block")),
             warmup=int(data["warmup"]),
             longest_skip=int(data["longest_skip"]),
             guided_steps=None if data["guided"] is None else int(data["guided"]),

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynx.diffusion.caching import FIRST_BLOCK, MAGNITUDE, TAYLOR_SEER, ResidualNorms, why_not
 from dynx.diffusion.grid import continuations, mean_errors, plan
 from dynx.diffusion.plan import PICTURE_SHARE
 from dynx.diffusion.predictor import shortfall
 from dynx.diffusion.profile_data import OBSERVED_STEPS, StepSchedules
-from dynx.diffusion.schedule import WARMUP_STEPS
+from dynx.diffusion.schedule import WARMUP_STEPS, Schedule
 from dynx.diffusion.similarity import compare
 from dynx.errors import UnsupportedModelError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from dynx.diffusion.engine import Engine
     from dynx.diffusion.sampler import RestOfSchedule, StepState
-    from dynx.diffusion.schedule import Schedule
     from dynx.diffusion.trajectory import Trajectory
     from dynx.diffusion.types import Request
 
@@ -44,8 +44,8 @@ TRIED_GUIDED_SHARES = (0.6, 0.4)
 TRIED_SKIP_THRESHOLDS = (0.01, 0.03)
 """Skip thresholds δ that are tried."""
 
-TRIED_CACHE_THRESHOLDS = (0.03, 0.1)
-"""Thresholds of the feature cache that are tried, where diffusers has one for the network."""
+TRIED_CACHES = ((FIRST_BLOCK, (0.03, 0.1)), (TAYLOR_SEER, (2, 3)), (MAGNITUDE, (0.03, 0.1)))
+"""Kinds of feature caches that are tried, where diffusers has them for the network, with the numbers of each."""
 
 KEPT_STEPS_RANGE = (0.5, 2.5)
 """Range of the numbers of steps that are kept, relative to the fewest that suffice for nearly all pictures."""
@@ -89,7 +89,13 @@ def draw(
 def one_by_one(request: Request) -> list[Request]:
     """Split a request into one for each picture, because skipping is decided for a batch as a whole."""
     return [
-        replace(request, prompts=request.prompts[i : i + 1], seeds=(seed,), starts=request.starts[i : i + 1])
+        replace(
+            request,
+            prompts=request.prompts[i : i + 1],
+            seeds=(seed,),
+            starts=request.starts[i : i + 1],
+            controls=request.controls[i : i + 1],
+        )
         for i, seed in enumerate(request.seeds)
     ]
 
@@ -145,14 +151,41 @@ def choose_step_schedules(
         schedules, rows = trials.cheapest(schedules, skips, levels[at : at + 3], safe, rows)
     if engine.cacheable:
         progress(0.9, "trying to cache")
-        caches = [replace(schedules, cache=threshold) for threshold in TRIED_CACHE_THRESHOLDS]
-        schedules, rows = trials.cheapest(schedules, caches, levels[at : at + 3], safe, rows)
+        schedules, rows = trials.cheapest(
+            schedules, caches_for(engine, trial_requests, schedules), levels[at:], safe, rows
+        )
     kept = {
         k: nodes
         for k, nodes in schedules.nodes.items()
         if KEPT_STEPS_RANGE[0] * levels[at] <= k <= KEPT_STEPS_RANGE[1] * levels[at]
     }
     return replace(schedules, nodes=kept), trials.log
+
+
+def caches_for(engine: Engine, trial_requests: Sequence[Request], schedules: StepSchedules) -> list[StepSchedules]:
+    """Return step schedules with each kind of cache that the network can have; a full run measures magnitudes."""
+    network = getattr(engine.pipe, str(engine.adapter.slot))
+    found = []
+    for kind, numbers in TRIED_CACHES:
+        magnitudes: tuple[float, ...] = ()
+        if kind == MAGNITUDE:
+            magnitudes = measure_magnitudes(engine, trial_requests[0], schedules)
+            if not magnitudes:
+                continue
+        if why_not(network, kind) is None:
+            found += [replace(schedules, cache=each, cache_kind=kind, magnitudes=magnitudes) for each in numbers]
+    return found
+
+
+def measure_magnitudes(engine: Engine, request: Request, schedules: StepSchedules) -> tuple[float, ...]:
+    """Return by how much the network's blocks change their input at each node of the fine grid; () where that can't be told."""
+    network, steps = getattr(engine.pipe, str(engine.adapter.slot)), len(schedules.fine)
+    with ResidualNorms(network) as seen:
+        draw(engine, request, Schedule(schedules.solver, schedules.fine))
+    each = len(seen.norms) // steps  # some pipelines guide by a call of its own
+    if not each or len(seen.norms) != each * steps:
+        return ()
+    return tuple(float(norm) for norm in np.reshape(seen.norms, (steps, each)).mean(axis=1))
 
 
 def plan_step_schedules(
@@ -208,6 +241,7 @@ class Trials:
             "guided": schedules.guided_share,
             "skip": schedules.skip,
             "cache": schedules.cache,
+            **({"cache_kind": schedules.cache_kind} if schedules.cache else {}),
             "steps": steps,
         }
         self.log.append(way | {"rows": rows, "tail": trial.tail, "median": float(np.median(alike))})

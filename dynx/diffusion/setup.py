@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.diffusion import backends
 from dynx.diffusion.assembly import LoadedImageGenerator, check_size, sample_of
+from dynx.diffusion.control import check_control, read_control
 from dynx.diffusion.editing import converted, read_start, size_for
 from dynx.diffusion.plan import BUNDLED, TASK, ImageGeneratorDecisions, ImageGeneratorPlan
 from dynx.diffusion.runs import RunCost, begin, choose, why
@@ -24,12 +25,16 @@ from dynx.runtime.profile import TEXT
 from dynx.runtime.threads import set_torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dynx.diffusion.plan import ImageGeneratorRequest
+    from dynx.diffusion.runs import Choice
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
     from dynx.runtime.profile import Form, Profile
+
+CONTROLLED: Mapping[Form, Form] = {"text": "control", "image": "control-image", "inpainting": "control-inpainting"}
+"""What pictures are called that start from the same, and are drawn under control of a picture."""
 
 DEFAULTS_FILE = "dynx.json"
 """File in a pipeline's folder with its preferred settings, such as {"guidance": 2.5}, which diffusers doesn't store."""
@@ -49,11 +54,14 @@ def make_plan(
     if loose:
         warn(f"{source.name}: {said(loose)}")
     start = read_start(request.image, request.mask, request.strength, warn)
+    control = read_control(request.control_image, request.control_scale, warn)
     form: Form = TEXT if start is None else "image" if start.mask is None else "inpainting"
+    if control is not None:
+        form = CONTROLLED[form]
     preferred = preferred_guidance(source) if request.guidance is None else None
     if preferred is not None:
         request = replace(request, guidance=preferred)
-    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine, form=form, wants_bundled=start is None)
+    found = resolve(request, source, TASK_RULES, warn=warn, machine=machine, form=form, wants_bundled=form == TEXT)
     decisions = ImageGeneratorDecisions(**found.common)
     if loose:
         decisions.adapters = Decision("none", said(loose))
@@ -65,10 +73,10 @@ def make_plan(
     plan = ImageGeneratorPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions
     )
-    plan.start = start
+    plan.start, plan.control = start, control
     if plan.bundled and request.backend == "auto" and decisions.backend.value == TORCH:
         decisions.backend = Decision(
-            TORCH, "the profile that came with the model is of it; calibrating times others here"
+            TORCH, "the model's own profile has no times of this device; calibrating measures them, in a few minutes"
         )
     if found.mismatch is not None and not _both_in_full(plan):
         plan.drop_profile(found.mismatch, warn)
@@ -157,17 +165,23 @@ def assemble_over(
     together: bool = False,
 ) -> LoadedImageGenerator:
     """Carry out a plan with a pipeline that is loaded already, from the plan's folder. Raises DynxError."""
-    from dynx.diffusion.apply_profile import read_step_profile
+    from dynx.diffusion.apply_profile import read_further, read_step_profile
     from dynx.diffusion.engine import Engine
+    from dynx.diffusion.profile_data import CertifiedSteps
 
     if plan.start is not None:
         pipe = converted(pipe, plan.start, plan.source.name)
+    check_control(pipe, plan.control, plan.source.name)
     engine = Engine(pipe)
     if plan.request.size is not None:
         check_size(plan.request.size, engine)
     if plan.start is not None:
         size = plan.request.size or size_for(plan.start, pipe, engine.adapter.multiple)
         engine.start = plan.start.fitted(size)
+        plan.request = replace(plan.request, size=size)
+    if plan.control is not None:
+        size = plan.request.size or size_for(plan.control, pipe, engine.adapter.multiple)
+        engine.control = plan.control.fitted(size)
         plan.request = replace(plan.request, size=size)
     request = plan.request
     engine.check(sample_of(request, engine))
@@ -186,6 +200,9 @@ def assemble_over(
             raise NoProfileError(
                 f"profile {plan.profile.key.id} can't be used: {assembly.why_plain}",
             )
+        if assembly.step_profile is not None and plan.decisions.steps is not None and _may_reduce(plan):
+            assembly.in_full = CertifiedSteps(assembly.step_profile, plan.decisions.steps)
+            assembly.further = read_further(assembly, warn)
     if not racing:
         choose_run(assembly, pictures, together=together)
         _give_kernels(assembly, stages, warn)
@@ -194,7 +211,7 @@ def assemble_over(
 
 def _compile_ahead(plan: ImageGeneratorPlan, pictures: int | None, *, together: bool) -> None:
     """Begin to compile what the run will draw with, in a thread, before PyTorch is imported."""
-    costs = _costs(plan, together=together)
+    costs = _costs(plan, _further_calls(plan), together=together)
     if not any(cost.spec.backend == OPENVINO for cost in costs):
         return
     calls = _usual_steps(plan)
@@ -208,8 +225,17 @@ def _compile_ahead(plan: ImageGeneratorPlan, pictures: int | None, *, together: 
     ahead.begin(backends.compiled_files(plan, files, now.cost.spec.dtype), plan.threads)
 
 
-def _costs(plan: ImageGeneratorPlan, *, together: bool) -> list[RunCost]:
-    """Return what runs cost here on the backends that a request allows; none where the profile doesn't tell."""
+def _may_reduce(plan: ImageGeneratorPlan) -> bool:
+    """Whether a run may be drawn in a further precision of its profile: where nothing else was asked for."""
+    request = plan.request
+    return plan.device == "cpu" and request.dtype == "auto" and request.steps is None and not request.plain
+
+
+def _costs(plan: ImageGeneratorPlan, further: Mapping[BackendSpec, float], *, together: bool) -> list[RunCost]:
+    """Return what runs cost here on the backends that a request allows; none where the profile doesn't tell.
+
+    `further` are backends in reduced precision that have a certificate of their own, with the network calls of a picture there.
+    """
     if plan.profile is None or plan.bundled:
         return []
     try:
@@ -217,26 +243,42 @@ def _costs(plan: ImageGeneratorPlan, *, together: bool) -> list[RunCost]:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return []
     named = plan.request.backend != "auto"
-    costs = [c for c in costs if c.spec.dtype == plan.dtype and (c.spec.backend == plan.backend or not named)]
+    full = measured_with(plan.profile).dtype
+    costs = [replace(c, calls=further.get(c.spec)) for c in costs if c.spec.dtype == full or c.spec in further]
+    costs = [c for c in costs if c.spec.backend == plan.backend or not named]
     return costs if together else [replace(c, by_batch={1: c.by_batch[1]}) for c in costs]
 
 
-def _usual_steps(plan: ImageGeneratorPlan) -> float:
+def _usual_steps(plan: ImageGeneratorPlan, further: str | None = None) -> float:
     """Return the steps of a picture as certified when the profile was made, without loading it."""
     try:
         profile: Any = plan.profile
         ladder = profile.fitted["ladder"]
         steps = [*sorted(int(k) for k in ladder["nodes"]), len(ladder["fine"]["timesteps"])]
-        exits = profile.evidence["certificate"]["exits"]
+        evidence = profile.evidence if further is None else profile.evidence["further"][further]
+        exits = evidence["certificate"]["exits"]
         return float(sum(n * k for n, k in zip(exits, steps, strict=True)) / sum(exits))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return 10.0
 
 
+def _further_calls(plan: ImageGeneratorPlan) -> dict[BackendSpec, float]:
+    """Return the steps of a picture on the further backends of a profile, as certified when it was made."""
+    from dynx.diffusion.profile_data import further_name, further_specs
+
+    if plan.profile is None or not _may_reduce(plan):
+        return {}
+    try:
+        return {spec: _usual_steps(plan, further_name(spec)) for spec in further_specs(plan.profile.fitted)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
 def choose_run(assembly: LoadedImageGenerator, pictures: int | None, *, together: bool) -> None:
     """Decide by the number of pictures what a run draws with, where the profile tells what runs cost here."""
     plan, known = assembly.plan, assembly.step_profile
-    costs = _costs(plan, together=together and not (known is not None and known.fitted.schedules.alone))
+    further = {spec: each.profile.mean_steps for spec, each in assembly.further.items()}
+    costs = _costs(plan, further, together=together and not (known is not None and known.fitted.schedules.alone))
     if not costs:
         return
     calls = float(assembly.engine.adapter.default_steps if plan.request.steps is None else plan.request.steps)
@@ -250,9 +292,21 @@ def choose_run(assembly: LoadedImageGenerator, pictures: int | None, *, together
     else:
         now = choose(costs, max(1, pictures), calls)
         reason = why(costs, now, max(1, pictures), calls)
-    assembly.run = now
-    assembly.batches = (now.batch,) if pictures is not None else tuple(sorted({1, now.batch}))
-    plan.decisions.backend = Decision(now.cost.spec.backend, reason)
+    _adopt(assembly, now, reason, (now.batch,) if pictures is not None else tuple(sorted({1, now.batch})))
+
+
+def _adopt(assembly: LoadedImageGenerator, choice: Choice, reason: str, batches: tuple[int, ...]) -> None:
+    """Draw with a choice: its backend and precision, and the steps that are certified there."""
+    decisions, spec = assembly.plan.decisions, choice.cost.spec
+    assembly.run, assembly.batches = choice, batches
+    decisions.backend = Decision(spec.backend, reason)
+    known = assembly.further.get(spec, assembly.in_full)
+    if known is not None:
+        assembly.step_profile, decisions.steps = known
+    if spec in assembly.further:
+        decisions.dtype = Decision(spec.dtype, "the promise is certified in it too, and it is over first")
+    elif assembly.further:
+        decisions.dtype = Decision(spec.dtype, "it is over first")
 
 
 def move_over(assembly: LoadedImageGenerator, reason: str) -> None:
@@ -261,13 +315,12 @@ def move_over(assembly: LoadedImageGenerator, reason: str) -> None:
     if pending is None:
         return
     assembly.pending = None
-    later, before = pending.later, (assembly.run, assembly.batches, plan.decisions.backend)
-    assembly.run, assembly.batches = later, tuple(sorted({1, later.batch}))
-    plan.decisions.backend = Decision(later.cost.spec.backend, reason)
+    later, before = pending.later, (assembly.run, assembly.batches, assembly.step_profile, replace(plan.decisions))
+    _adopt(assembly, later, reason, tuple(sorted({1, later.batch})))
     try:
         _prepare_kernels(assembly, lambda _: None)
     except UnsupportedModelError as e:
-        assembly.run, assembly.batches, plan.decisions.backend = before
+        assembly.run, assembly.batches, assembly.step_profile, plan.decisions = before
         plan.decisions.backend = Decision(plan.backend, f"{plan.decisions.backend.reason}; {later} can't run it: {e}")
 
 
@@ -282,10 +335,12 @@ def _give_kernels(assembly: LoadedImageGenerator, stages: Callable[[str], None],
     except UnsupportedModelError as e:
         if plan.request.backend != "auto" or (plan.request.dtype not in ("auto", "float32")):
             raise
-        in_full = _both_in_full(plan)
         plan.decisions.backend, plan.decisions.dtype = Decision(TORCH, str(e)), Decision("float32", str(e))
         assembly.run, assembly.pending, assembly.batches = None, None, (1,)
-        if in_full:
+        if _both_in_full(plan):
+            if assembly.in_full is not None:  # the steps may be those of another precision
+                assembly.step_profile, plan.decisions.steps = assembly.in_full
+            assembly.further = {}
             return
         plan.drop_profile(str(e), warn)
         if known is not None:

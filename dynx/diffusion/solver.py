@@ -35,6 +35,10 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
     """Bound ± of clean pictures, where the pipeline's own scheduler clips them; None for no clipping."""
     keeps_noise: bool = False
     """Whether clipping a picture keeps the predicted noise, as in DDIM; otherwise the noise is recomputed from x."""
+    negated: bool = False
+    """Whether the network predicts the velocity with the other sign."""
+    data: float = 1.0
+    """Standard deviation of the data, by which the pipeline's latents differ from the network's."""
     skipped: tuple[int, int] = (0, 0)
     """Steps that a pipeline leaves out at the beginning, by its strength, and of how many; the grid is without them."""
 
@@ -71,7 +75,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
         known = self.timesteps.to(device=timesteps.device, dtype=torch.float64)
         at = (known - float(timesteps.flatten()[0])).abs().argmin()
         alpha, spread = self._sigma_to_alpha_sigma_t(self.sigmas[int(at)])
-        made: Tensor = alpha * original_samples + spread * noise
+        made: Tensor = alpha * original_samples / self.data + spread * noise
         return made.to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -108,6 +112,7 @@ class Solver(DPMSolverMultistepScheduler):  # type: ignore[misc]  # diffusers is
     ) -> Any:
         """Make one step, in float32 whatever the network's precision."""
         output, latents = without_variance(model_output, sample).float(), sample.float()
+        output = -output if self.negated else output
         alpha, spread = self._sigma_to_alpha_sigma_t(self.sigmas[self._step_index])
         _, spread_next = self._sigma_to_alpha_sigma_t(self.sigmas[self._step_index + 1])
         after = super().step(output, timestep, latents, return_dict=False)[0]
@@ -134,13 +139,14 @@ def solver_for(
     solver = Solver(
         num_train_timesteps=adapter.noise.steps,
         solver_order=SOLVER_ORDERS[name],
-        prediction_type=adapter.prediction,
+        prediction_type="v_prediction" if adapter.prediction == "negative_v" else adapter.prediction,
         algorithm_type="dpmsolver++",
         use_flow_sigmas=adapter.noise.flow,
         final_sigmas_type="zero",
         **thresholds,
     )
     solver.grid, solver.skipped = grid, skipped
+    solver.negated, solver.data = adapter.prediction == "negative_v", adapter.noise.data or 1.0
     solver.init_noise_sigma = grid.scale
     if config.get("clip_sample") and not adapter.latent:
         solver.clip = float(config.get("clip_sample_range") or 1.0)
@@ -178,8 +184,8 @@ def clean_picture(kind: Prediction, noise: Noise, output: Tensor, x: Tensor, sig
         clean = output
     elif kind == "flow_prediction":
         clean = latents - sigma * output
-    elif kind == "v_prediction":
-        clean = alpha * latents - spread * output
+    elif kind in ("v_prediction", "negative_v"):
+        clean = alpha * latents - spread * (output if kind == "v_prediction" else -output)
     else:
         clean = (latents - spread * output) / max(alpha, MIN_ALPHA)
     return clean.to(x.dtype)
@@ -198,10 +204,12 @@ class Carry:
         x, there = latents_of(x, output), latents_of(there, output)
         alpha, spread = self.noise.parts(sigma)
         alpha_there, spread_there = self.noise.parts(sigma_there)
-        if self.kind == "v_prediction":
-            noise = alpha * output.float() + spread * x.float()
+        sign = -1 if self.kind == "negative_v" else 1
+        velocity = self.kind in ("v_prediction", "negative_v")
+        if velocity:
+            noise = alpha * sign * output.float() + spread * x.float()
         else:
             noise = (x.float() - alpha * output.float()) / max(spread, MIN_ALPHA)
         clean = (there.float() - spread_there * noise) / max(alpha_there, MIN_ALPHA)
-        made = alpha_there * noise - spread_there * clean if self.kind == "v_prediction" else clean
+        made = sign * (alpha_there * noise - spread_there * clean) if velocity else clean
         return made.to(output.dtype)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dynx.diffusion.control import Control
     from dynx.diffusion.editing import Start
     from dynx.diffusion.schedule import Schedule
 
@@ -36,6 +37,8 @@ class Request:
     """Further arguments of the pipeline's call."""
     starts: tuple[Start, ...] = ()
     """What each picture starts from, all of one size and strength; () for noise alone."""
+    controls: tuple[Control, ...] = ()
+    """What controls each picture, all of one size and scale; () for a pipeline without a ControlNet."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInput for an empty request, or prompts that don't match the seeds."""
@@ -45,6 +48,8 @@ class Request:
             raise InvalidInput(
                 f"{len(self.starts)} pictures to start from and {len(self.seeds)} seeds don't go together"
             )
+        if self.controls and len(self.controls) != len(self.seeds):
+            raise InvalidInput(f"{len(self.controls)} control pictures and {len(self.seeds)} seeds don't go together")
         if self.steps is not None and self.steps < 1:
             raise InvalidInput(f"{self.steps} steps draw nothing")
 

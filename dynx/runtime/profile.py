@@ -64,7 +64,18 @@ class ProfileError(DynxError):
         self.kind = kind
 
 
-Form = Literal["text", "chat", "pair", "ranking", "zero-shot", "image", "inpainting"]
+Form = Literal[
+    "text",
+    "chat",
+    "pair",
+    "ranking",
+    "zero-shot",
+    "image",
+    "inpainting",
+    "control",
+    "control-image",
+    "control-inpainting",
+]
 """What inputs are: texts, a language model's chats in its template, or a classifier's pairs, queries, or texts with labels.
 What pictures start from beside a text: a picture, or a picture and a mask."""
 
@@ -77,6 +88,9 @@ FORMS: Mapping[Form, str] = {
     "zero-shot": "texts with candidate labels",
     "image": "pictures to start from",
     "inpainting": "pictures with masks",
+    "control": "control pictures",
+    "control-image": "control pictures and pictures to start from",
+    "control-inpainting": "control pictures and pictures with masks",
 }
 """Their names in messages."""
 

@@ -16,7 +16,7 @@ from dynx.runtime.profile_store import ProfileStore, device_name, profiles_folde
 from dynx.runtime.weights import why_others
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -106,6 +106,23 @@ def select_profile(
             raise NoProfileError(f"no profile fits the model here{why}")
         return SelectedProfile(refused=refused)
     return found
+
+
+def measured_elsewhere(
+    key: ProfileKey, bundled: Path, weights: Callable[[], str], warn: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[Profile, Mapping[str, NDArray[Any]]]]:
+    """Yield the profiles of exactly these weights in this precision that another device measured, the bundled one first."""
+    found = _beside(key, bundled, weights, warn)
+    if found.profile is not None:
+        yield found.profile, found.arrays
+    store = ProfileStore(profiles_folder(), warn)
+    for profile, differences in store.near(key):
+        if differences != ("device",) or store.stale(profile) or why_others(profile.weights, weights):
+            continue
+        try:
+            yield profile, store.arrays(profile)
+        except ProfileError as e:
+            warn(f"profile {profile.key.id} ignored: {e}")
 
 
 def _other_form(store: ProfileStore, key: ProfileKey) -> Profile | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 from support import pipelines
 from support.commands import helps
 
@@ -103,6 +105,27 @@ def test_a_table_of_plain_static_and_dynamic(bench: Cli) -> None:
     assert "require-identical: pass" in result.out
     assert "min-quality: pass, 4 of 4 pictures reach SSIM 0.9, 100.00 % [39.76, 100.00], at least 95 %" in result.out
     assert "from 1 round of 4 pictures" in result.out
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["image", "image and lora"])
+def test_pictures_that_start_from_one(bench: Cli, tmp_path: Path, lora: bool) -> None:
+    """Every arm starts from it, with the calls that the strength leaves; the header names it and the adapters."""
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    given: list[object] = ["--with", f"--image {tmp_path / 'red.png'} --strength 0.5"]
+    if lora:
+        pipelines.write_lora(tmp_path / "tone.safetensors")
+        given += ["--lora", f"{tmp_path / 'tone.safetensors'}:0.5"]
+
+    result = bench("--json", "--require-identical", "--min-quality", 0.9, *given)
+
+    assert (result.code, result.err) == (0, "")
+    document = json.loads(result.out)
+    assert schemas.complaint(document) is None
+    header = document["header"]
+    assert (header["image"], header["strength"], header["masked"]) == ("red.png", 0.5, False)
+    assert ("adapters" in header) is lora
+    calls = {arm["name"]: arm["facts"]["mean_calls"] for arm in document["arms"]}
+    assert calls == {"plain": 6, "author 6": 3, "author 9": 4, "dpm++2m 6": 6, "dpm++2m 9": 9, "dynamic": 6}
 
 
 def test_json_keeps_to_its_schema(bench: Cli, profiled: None) -> None:

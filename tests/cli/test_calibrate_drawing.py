@@ -12,7 +12,7 @@ import diffusers
 import pytest
 from support import pipelines
 
-from dynx.diffusion import calibrate as learning
+from dynx.diffusion import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ def test_from_measuring_to_drawing(cli: Cli, folders: Path, tmp_path: Path) -> N
 @pytest.mark.usefixtures("quick")
 def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 130 and no profile; the same command goes on, says so, and prints one JSON document."""
-    own, done = learning.sweep_steps, []
+    own, done = evidence.sweep_steps, []
 
     def stopping(*args: Any, **others: Any) -> Any:
         if len(done) == 2:
@@ -89,7 +89,7 @@ def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.Mon
         done.append(own(*args, **others))
         return done[-1]
 
-    monkeypatch.setattr(learning, "sweep_steps", stopping)
+    monkeypatch.setattr(evidence, "sweep_steps", stopping)
     monkeypatch.setattr("dynx.cli.main.die_of", lambda number: 128 + number)  # which would end this very process
     options = ("calibrate", "-m", folders / "tiny", "--quality", 0.1, "--budget", 600, "--json")
     stopped = cli(*options)
@@ -99,7 +99,7 @@ def test_ctrl_c_is_gone_on_from(cli: Cli, folders: Path, monkeypatch: pytest.Mon
     cache = Path(os.environ["DYNX_CACHE_DIR"])
     assert [p.suffix for p in (cache / "partial").iterdir()] == [".safetensors"]
 
-    monkeypatch.setattr(learning, "sweep_steps", own)
+    monkeypatch.setattr(evidence, "sweep_steps", own)
     whole = cli(*options)
     assert whole.code == 0
     assert whole.err.splitlines()[0] == "going on after 16 pictures that an earlier calibration drew"

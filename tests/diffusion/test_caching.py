@@ -109,3 +109,77 @@ def test_ladders_keep_their_cache() -> None:
     assert profile_data.StepSchedules.from_json(kept).schedule(3).cache == 0.1
     assert profile_data.StepSchedules.from_json(old).schedule(3).cache == 0.0
     assert schedules.alone
+
+
+@pytest.mark.parametrize(("kind", "number"), [(caching.TAYLOR_SEER, 2.0), (caching.MAGNITUDE, 1e9)])
+def test_other_kinds_answer_whole_calls(kind: str, number: float) -> None:
+    """Blocks run in the first steps and then now and then; nothing of it stays, and the same picture comes again."""
+    pipe = flux()
+    engine = Engine(pipe)
+    plain = engine.draw(request("flux"))[0].pixels
+    ratios = (1.0,) * STEPS if kind == caching.MAGNITUDE else ()
+
+    first, told = drawn(engine, number, cache_kind=kind, magnitude_ratios=ratios)
+    again, _ = drawn(engine, number, cache_kind=kind, magnitude_ratios=ratios)
+    without, _ = drawn(engine, 0.0)
+
+    assert first.stats.calls == first.stats.run < STEPS
+    assert first.stats.run + first.stats.cached == STEPS
+    assert [step.cached for step in told[: caching.ALWAYS_COMPUTED]] == [False] * caching.ALWAYS_COMPUTED
+    assert first.pixels is not None
+    assert np.array_equal(first.pixels, again.pixels)
+    assert not np.array_equal(first.pixels, without.pixels)
+    assert not pipe.transformer.is_cache_enabled
+    assert np.array_equal(plain, engine.draw(request("flux"))[0].pixels)
+
+
+def test_magnitudes_that_change_are_never_answered() -> None:
+    """Every step is a call, and no pixel differs."""
+    engine = Engine(flux())
+    ratios = (1.0, *(1.5,) * (STEPS - 1))
+    without, _ = drawn(engine, 0.0)
+    cached, _ = drawn(engine, 1e-9, cache_kind=caching.MAGNITUDE, magnitude_ratios=ratios)
+
+    assert np.array_equal(without.pixels, cached.pixels)
+    assert cached.stats.calls == STEPS
+
+
+def test_magnitudes_are_those_of_the_blocks() -> None:
+    """One for each node of the grid, as a hand-made pass measures it; ratios start at 1."""
+    from dynx.diffusion.schedule_search import measure_magnitudes
+
+    engine = Engine(flux())
+    fine = grid(engine, "flux", STEPS)
+    schedules = profile_data.StepSchedules(fine, {3: (0, 1, 3, STEPS)}, "euler")
+
+    found = measure_magnitudes(engine, request("flux"), schedules)
+
+    assert len(found) == STEPS
+    assert all(value > 0 for value in found)
+    kept = profile_data.StepSchedules(
+        fine, schedules.nodes, "euler", cache=0.1, cache_kind=caching.MAGNITUDE, magnitudes=found
+    )
+    assert kept.schedule(3).magnitude_ratios == pytest.approx((1.0, found[1] / found[0], found[3] / found[1]))
+    assert profile_data.StepSchedules.from_json(kept.to_json()) == kept
+    with pytest.raises(ValueError, match="its cache can't be used"):
+        profile_data.StepSchedules.from_json(kept.to_json() | {"magnitudes": [1.0]})
+    with pytest.raises(ValueError, match="its cache can't be used"):
+        profile_data.StepSchedules.from_json(kept.to_json() | {"cache_kind": "other"})
+
+
+def test_a_run_that_is_planned_anew_expects_other_changes() -> None:
+    """The ratios of the new rest of the run reach the cache."""
+    engine = Engine(flux())
+    fine = grid(engine, "flux", STEPS)
+    nodes = {3: (0, 1, 3, STEPS), 4: (0, 1, 2, 4, STEPS)}
+    schedules = profile_data.StepSchedules(
+        fine, nodes, "euler", cache=0.5, cache_kind=caching.MAGNITUDE, magnitudes=(1.0,) * STEPS
+    )
+
+    def controller(state: Any) -> Any:
+        return schedules.rest(3) if state.index == 1 else None
+
+    picture = engine.draw(request("flux"), schedules.longest, controller=controller)[0]
+
+    assert picture.stats.run + picture.stats.cached == 3
+    assert (picture.stats.run, picture.stats.cached) == (2, 1)

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
-from support.pipelines import SCALED, Exact, ddpm, pipeline, stable_diffusion, turbo
+from support.pipelines import ddpm, pipeline, smooth, stable_diffusion, turbo
 
 from dynx.diffusion import calibrate as learning
 from dynx.diffusion import schedule_search
@@ -20,6 +19,7 @@ from dynx.diffusion import step_sweep as climbing
 from dynx.diffusion.apply_profile import read_step_profile
 from dynx.diffusion.assembly import LoadedImageGenerator
 from dynx.diffusion.engine import Engine
+from dynx.diffusion.evidence import requests_for
 from dynx.diffusion.generator import ImageGenerator
 from dynx.diffusion.plan import ImageGeneratorDecisions, ImageGeneratorPlan, ImageGeneratorRequest
 from dynx.diffusion.profile_data import StepSchedules, from_profile
@@ -36,14 +36,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ (must|implemen
 
 MACHINE = probe()
 FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
-
-
-def smooth(size: int = 16) -> Any:
-    """Pixels by the perfect denoiser: the more steps, the nearer to the full run."""
-    scheduler = diffusers.DDIMScheduler(**SCALED, clip_sample=False, timestep_spacing="trailing")
-    pipe = diffusers.DDIMPipeline(unet=Exact("epsilon", sample_size=size), scheduler=scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:
@@ -154,7 +146,7 @@ def test_findings_fit_each_other(learned: Any) -> None:
 def test_parts_do_not_share_pictures(learned: Any) -> None:
     """Trying, choosing and certifying pictures have other seeds, and the certifying ones change neither rule nor predictor."""
     _, found, _ = learned
-    seeds = [s for r in learning._requests(learned[0], []) for s in r.seeds]
+    seeds = [s for r in requests_for(learned[0], []) for s in r.seeds]
     choosing, certifying = learning.split(found.pictures, learning.CALIBRATION_SEED, learning.SPLIT_SHARES)
     profile = json.loads(found.profile.to_json())
     fitted = from_profile(profile["fitted"], profile["measured"], found.arrays)
@@ -313,7 +305,7 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch
         batches.append(sweep_steps(*args, **others))
         return batches[-1]
 
-    monkeypatch.setattr(learning, "sweep_steps", stopping)
+    monkeypatch.setattr("dynx.diffusion.evidence.sweep_steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         learning.calibrate(assembly, [], budget=20, clock=ticking(), partial=partial)
     kept = partial.load()
@@ -321,7 +313,7 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, learned: Any, monkeypatch
     assert np.array_equal(kept[1].likeness, np.concatenate([b.likeness for b in batches]))
     assert [p.name for p in partial.path.parent.iterdir()] == ["x.safetensors"]
 
-    monkeypatch.setattr(learning, "sweep_steps", sweep_steps)
+    monkeypatch.setattr("dynx.diffusion.evidence.sweep_steps", sweep_steps)
     monkeypatch.setattr(learning, "choose_step_schedules", None)  # it isn't chosen again
     said: list[str] = []
     found = learning.calibrate(assembly, [], budget=20, clock=ticking(), partial=partial, say=said.append)

@@ -225,7 +225,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(InvalidInput, match=said) as caught:
             read_start(*given)
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr(editing, "MAX_PIXELS", 63)
+    monkeypatch.setattr("dynx.diffusion.pictures.MAX_PIXELS", 63)
     with pytest.raises(InvalidInput, match="pixels are more than"):
         read_start(image, None, None)
 

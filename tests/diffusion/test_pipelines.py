@@ -106,11 +106,10 @@ def test_flow_is_a_share_of_time() -> None:
 @pytest.mark.parametrize(
     "scheduler",
     [
-        diffusers.EDMEulerScheduler(),
-        diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+        diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="epsilon"),
         diffusers.DDIMScheduler(prediction_type="score"),
     ],
-    ids=["edm", "continuous", "score"],
+    ids=["continuous", "score"],
 )
 def test_what_is_unknown_stays_plain_with_a_reason(scheduler: Any) -> None:
     """One line that says what."""

@@ -87,6 +87,7 @@ def test_the_ladder_begins_one_way() -> None:
             schedule.grid.timesteps[OBSERVED_STEPS:],
             schedule.grid.sigmas[OBSERVED_STEPS:],
             OBSERVED_STEPS,  # before the choice all is guided
+            (),
         )
     assert StepSchedules.from_json(json.loads(json.dumps(steps.to_json()))) == steps
 

@@ -67,7 +67,6 @@ def test_schedules_survive_json(schedule: Schedule) -> None:
         ((9.0, 5.0), (2.0, 1.0, -0.1)),
         ((9.0, 5.0), (math.inf, 1.0, 0.0)),
         ((9.0, math.nan), (2.0, 1.0, 0.0)),
-        ((9.0, -1.0), (2.0, 1.0, 0.0)),
     ],
 )
 def test_levels_that_do_not_fall_are_refused(timesteps: tuple[float, ...], sigmas: tuple[float, ...]) -> None:

@@ -186,6 +186,26 @@ def stable_diffusion_xl(scheduler: Any = None) -> Any:
     )
 
 
+def controlled(name: str, *, several: bool = False) -> Any:
+    """Stable Diffusion or SDXL with a ControlNet whose outputs count, or with two of them."""
+    base = pipeline(name)
+    nets = []
+    for seed in range(2 if several else 1):
+        torch.manual_seed(20 + seed)
+        net = diffusers.ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+        with torch.no_grad():
+            for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+                layer.weight.normal_(std=0.5)
+            net.controlnet_cond_embedding.conv_out.weight.normal_(std=0.5)
+        nets.append(net)
+    kinds = {
+        "stable-diffusion": diffusers.StableDiffusionControlNetPipeline,
+        "stable-diffusion-xl": diffusers.StableDiffusionXLControlNetPipeline,
+    }
+    parts = {key: part for key, part in base.components.items() if key not in ("image_encoder",)}
+    return _quiet(kinds[name](**parts, controlnet=nets if several else nets[0]))
+
+
 def stable_diffusion_3() -> Any:
     """SD3 without its third text encoder, as its authors allow."""
     torch.manual_seed(2)
@@ -455,6 +475,14 @@ def own_state(pipe: Any) -> tuple[Any, ...]:
 MACHINE = Device(cpu="test", usable_cores=1, isa=("avx512_bf16",))
 
 FOLDER = tempfile.TemporaryDirectory()  # of a model that is made in memory: there are no weights in it
+
+
+def smooth(size: int = 16) -> Any:
+    """Pixels by the perfect denoiser: the more steps, the nearer to the full run."""
+    scheduler = diffusers.DDIMScheduler(**SCALED, clip_sample=False, timestep_spacing="trailing")
+    pipe = diffusers.DDIMPipeline(unet=Exact("epsilon", sample_size=size), scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def assembly_of(pipe: Any, **wish: Any) -> LoadedImageGenerator:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
 from dynx.bench.statistics import median
+from dynx.diffusion.apply_profile import strength_of
 from dynx.diffusion.generator import DEFAULT_SOLVER
 from dynx.diffusion.schedule import Schedule
 from dynx.diffusion.similarity import scales_for, ssim, tails
@@ -79,7 +80,8 @@ def own_arms(
 
     engine = artist.assembly.engine
     sample = replace(artist.request("", 0), steps=None)
-    fewer = [n for n in steps if n < engine.adapter.default_steps]
+    strength = strength_of(engine)
+    fewer = [n for n in steps if n < engine.adapter.default_steps and int(n * (strength or 1)) >= 1]
     arms = [Arm(comparison.reference, arm(comparison.reference, _plain(artist)), "plain", reference=True)]
     arms += [Arm(f"author {n}", arm(f"author {n}", _by_its_author(artist, n)), "static") for n in fewer]
     if fewer and engine.plain_reason(sample) is None:

@@ -39,7 +39,7 @@ ARM_OPTIONS = frozenset(
         "batch_size",
         "max_length",
     }
-    | {"max_disagreement", "confidence", "quality", "guidance", "size", "models"}
+    | {"max_disagreement", "confidence", "quality", "guidance", "size", "lora", "models"}
 )
 """Options in which one arm may differ from the others; what is measured, and how, is the same for all."""
 

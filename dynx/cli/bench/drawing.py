@@ -46,6 +46,12 @@ class Settings:
     quality: float = 0.95
     guidance: float | None = None
     size: str | None = None
+    lora: Sequence[str] = ()
+    image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    control_image: str | None = None
+    control_scale: float | None = None
     backend: str = "auto"
     min_quality: float | None = None
 
@@ -140,6 +146,12 @@ def request_of(request: Request) -> ImageGeneratorRequest:
         quality=own.quality,
         guidance=own.guidance,
         size=parse_size(own.size),
+        lora=tuple(own.lora),
+        image=own.image,
+        strength=own.strength,
+        mask=own.mask,
+        control_image=own.control_image,
+        control_scale=own.control_scale,
         profile=request.profile,
         **request.for_request(),
     )
@@ -193,10 +205,25 @@ def header(assembly: LoadedImageGenerator, own: Settings, cases: Sequence[Pair])
         quality=own.quality,
         guidance=adapter.default_guidance if assembly.plan.request.guidance is None else assembly.plan.request.guidance,
         size=own.size or "the pipeline's own",
+        **_inputs(assembly),
         steps=None if steps is None else {"value": steps.value, "reason": steps.reason},
         backend=assembly.plan.spec[0],
         guarantee=known.guarantee.json() if known else None,
     )
+
+
+def _inputs(assembly: LoadedImageGenerator) -> dict[str, Any]:
+    """Return the adapters, and what pictures start from and are controlled by; nothing for those that there aren't."""
+    from dynx.diffusion.apply_profile import control_scale_of, strength_of
+
+    engine, found = assembly.engine, dict[str, Any]()
+    if adapters := assembly.plan.request.lora:
+        found["adapters"] = list(adapters)
+    if engine.start is not None:
+        found |= {"image": engine.start.name, "strength": strength_of(engine), "masked": engine.start.mask is not None}
+    if engine.control is not None:
+        found |= {"control_image": engine.control.name, "control_scale": control_scale_of(engine)}
+    return found
 
 
 def notes(assembly: LoadedImageGenerator, texts: Sequence[str] | None) -> list[str]:

@@ -41,6 +41,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             "lora",
             "image",
             "strength",
+            "control_image",
+            "control_scale",
             "mask",
             "chat",
             "system",
@@ -49,6 +51,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             "negative",
             "size",
             "plot",
+            "anew",
         ),
         "is a classifier",
     )

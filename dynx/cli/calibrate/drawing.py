@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_prompts
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dynx.cli.options.calibrate import Options
     from dynx.diffusion.assembly import LoadedImageGenerator
     from dynx.diffusion.calibrate import Findings
+    from dynx.diffusion.control import Control
     from dynx.diffusion.editing import Start
     from dynx.diffusion.plan import ImageGeneratorPlan
 
@@ -54,7 +55,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     refuse(options, others, "is a text-to-image pipeline")
     size = parse_size(options.size)
     texts = read_prompts(options.data) if options.data else []
-    pictures = _pictures(options.image) if options.image else []
+    pictures = _pictures(options.image, "--image") if options.image else []
+    controls = _pictures(options.control_image, "--control-image") if options.control_image else []
     request = ImageGeneratorRequest(
         options.model,
         backend=str(options.backend or "auto"),
@@ -66,6 +68,8 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         image=str(pictures[0]) if pictures else None,
         mask=options.mask,
         strength=options.strength,
+        control_image=str(controls[0]) if controls else None,
+        control_scale=options.control_scale,
         profile="none",  # what is stored must not colour what is measured
         **options.for_request(),
     )
@@ -80,23 +84,36 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     if len(pictures) > 1 and assembly.engine.start is not None:
         size = assembly.engine.start.image.size
         assembly.starts = tuple(_start(path, options, assembly.engine.start).fitted(size) for path in pictures)
+    if len(controls) > 1 and assembly.engine.control is not None:
+        size = assembly.engine.control.image.size
+        assembly.controls = tuple(_control(path, options).fitted(size) for path in controls)
     from dynx.diffusion import calibrate as learning
+    from dynx.diffusion.remeasure import Known, remeasure
     from dynx.diffusion.step_sweep import Partial
     from dynx.runtime.profile_store import cache_folder
 
     prompts = texts or own_prompts(assembly.engine)
     partial = Partial(cache_folder() / "partial" / f"{plan.key.id}.safetensors", learning.settings(assembly, prompts))
+    known = None if options.anew else Known.of(assembly, prompts, terminal.warn)
+    if known is not None:
+        whose = known.profile.device.get("name", "another machine")
+        terminal.notice(
+            f"the evidence of {known.pictures} pictures is taken over from profile {known.profile.key.id} ({whose}); "
+            "times are measured here (--anew draws all of it here)"
+        )
     try:
         with terminal.progress(f"calibrating {plan.source.name}") as move:
-            found = learning.calibrate(
-                assembly,
-                prompts,
-                budget=budget,
-                clock=time.perf_counter,
-                progress=lambda share, what: move(share, 1.0, what),
-                partial=partial,
-                say=terminal.notice,
-            )
+            common: dict[str, Any] = {
+                "budget": budget,
+                "clock": time.perf_counter,
+                "progress": lambda share, what: move(share, 1.0, what),
+                "partial": partial,
+                "say": terminal.notice,
+            }
+            if known is None:
+                found = learning.calibrate(assembly, prompts, **common)
+            else:
+                found = remeasure(assembly, known, prompts, **common)
     except KeyboardInterrupt:
         if partial.load() is not None:
             terminal.notice("stopped; run the same command to continue from here")
@@ -108,7 +125,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         plot.curve(found, plot_path)
 
 
-def _pictures(path: str) -> list[Path]:
+def _pictures(path: str, flag: str) -> list[Path]:
     """Return the pictures of a folder in order, or the file. Raises UsageError for an empty folder."""
     from PIL import Image
 
@@ -118,7 +135,17 @@ def _pictures(path: str) -> list[Path]:
     kinds = Image.registered_extensions()
     found = sorted(each for each in place.iterdir() if each.suffix.lower() in kinds and not each.name.startswith("."))
     if not found:
-        raise UsageError(f"--image: {path} holds no pictures")
+        raise UsageError(f"{flag}: {path} holds no pictures")
+    return found
+
+
+def _control(path: Path, options: Options) -> Control:
+    """Read a further control picture."""
+    from dynx.diffusion.control import read_control
+
+    found = read_control(str(path), options.control_scale)
+    if found is None:
+        raise RuntimeError("a file gives a control picture")
     return found
 
 
@@ -132,7 +159,8 @@ def _start(path: Path, options: Options, first: Start) -> Start:
 
 def dry_run(plan: ImageGeneratorPlan, texts: list[str], budget: float, options: Options, terminal: Terminal) -> None:
     """Print what would be learned, without loading a pipeline."""
-    from dynx.diffusion.calibrate import MIN_PICTURES, power
+    from dynx.diffusion.calibrate import power
+    from dynx.diffusion.evidence import MIN_PICTURES
 
     said = power(MIN_PICTURES)
     if options.json:

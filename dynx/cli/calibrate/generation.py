@@ -43,12 +43,15 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         "lora",
         "image",
         "strength",
+        "control_image",
+        "control_scale",
         "mask",
         "quality",
         "guidance",
         "negative",
         "size",
         "plot",
+        "anew",
     )
     refuse(options, others, "is a language model")
     budget = BUDGET_SECONDS if options.budget is None else options.budget

@@ -11,6 +11,7 @@ from dynx.cli.draw import output as report
 from dynx.cli.draw.drafts import print_facts
 from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
 from dynx.cli.draw.studio import Studio
+from dynx.cli.flags import in_flags
 from dynx.cli.inputs import typed
 from dynx.cli.jobs import is_job, run_job
 from dynx.cli.remedy import calibrate_command, telling_the_remedy
@@ -105,9 +106,10 @@ def check(options: Options) -> None:
     if options.output == "-" and sys.stdout.isatty() and not options.info:
         raise UsageError("a PNG can't be written to a terminal", hint="-o FILE, or a pipe: -o - | COMMAND")
     if options.finish:
-        for name in ("seed", "size", "guidance", "negative", "image", "mask", "strength"):
+        for name in ("seed", "size", "guidance", "negative", "image", "mask", "strength", "control_image"):
             if getattr(options, name) is not None:
-                raise UsageError(f"--finish takes prompt, seed and settings from the draft; leave out --{name}")
+                flag = in_flags(f"`{name}`")
+                raise UsageError(f"--finish takes prompt, seed and settings from the draft; leave out {flag}")
         if options.lines or options.count > 1:
             raise UsageError(f"--finish draws each draft once; leave out {'--lines' if options.lines else '--count'}")
     if options.guidance is not None and not math.isfinite(options.guidance):
@@ -134,6 +136,8 @@ def request_of(options: Options, asked: Asked) -> ImageGeneratorRequest:
         image=options.image,
         mask=options.mask,
         strength=options.strength,
+        control_image=options.control_image,
+        control_scale=options.control_scale,
         profile=options.profile,
         require_profile=options.require_profile,
         plain=options.plain,

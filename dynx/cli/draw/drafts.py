@@ -56,6 +56,11 @@ def read_draft(path: Path) -> Draft:
             f"{path} started from a picture, {start.get('image')}, which --finish doesn't have",
             hint=f"draw it again with --image and --seed {facts.get('seed')}",
         )
+    if isinstance(control := facts.get("control"), dict):
+        raise UsageError(
+            f"{path} was drawn under control of a picture, {control.get('image')}, which --finish doesn't have",
+            hint=f"draw it again with --control-image and --seed {facts.get('seed')}",
+        )
     try:
         asked = facts["asked"]
         size, guidance, negative = asked["size"], asked["guidance"], asked["negative"]
@@ -113,6 +118,7 @@ def rows(path: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", "×".join(map(str, size)) if isinstance(size, list) else size),
         ("guidance", facts.get("guidance")),
         ("start", _start(facts.get("start"))),
+        ("control", _control(facts.get("control"))),
         ("model", " ".join(str(facts[k]) for k in ("model", "weights", "dtype") if facts.get(k))),
         ("solver", facts.get("solver")),
         ("steps", _steps(steps) if isinstance(steps, dict) else None),
@@ -132,6 +138,10 @@ STATES = {
     "landed": "stopped early, at the estimate of the clean image",
     "flagged": "blackened by the pipeline's safety checker",
 }
+
+
+def _control(control: Any) -> str | None:
+    return f"{control.get('image')}, scale {control.get('scale')}" if isinstance(control, dict) else None
 
 
 def _start(start: Any) -> str | None:

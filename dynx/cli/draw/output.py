@@ -167,17 +167,21 @@ def facts(drawn: Drawn) -> dict[str, Any]:
 
 
 def _start_of(drawn: Drawn) -> dict[str, Any]:
-    """Return what the picture started from, for its metadata; nothing where that was noise alone."""
-    from dynx.diffusion.apply_profile import strength_of
-    from dynx.schemas.documents.picture import Start
+    """Return what the picture started from and what controlled it, for its metadata; nothing where that was noise alone."""
+    from dynx.diffusion.apply_profile import control_scale_of, strength_of
+    from dynx.schemas.documents.picture import Control, Start
 
     engine = drawn.artist.assembly.engine
-    if engine.start is None:
-        return {}
-    start = engine.start
-    strength = strength_of(engine)
-    found = Start(image=start.name, files=start.identity, strength=strength or 1.0, mask=start.mask is not None)
-    return {"start": found}
+    found: dict[str, Any] = {}
+    if (start := engine.start) is not None:
+        strength = strength_of(engine)
+        found["start"] = Start(
+            image=start.name, files=start.identity, strength=strength or 1.0, mask=start.mask is not None
+        )
+    if (control := engine.control) is not None:
+        scale = control_scale_of(engine)
+        found["control"] = Control(image=control.name, file=control.identity, scale=1.0 if scale is None else scale)
+    return found
 
 
 def verified(drawn: Drawn) -> str:

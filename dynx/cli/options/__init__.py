@@ -153,6 +153,23 @@ STRENGTH = Declared(
     max=1.0,
     help="How much may change of the picture that --image gives, above 0 and at most 1; the pipeline's own by default.",
 )
+IMAGE = Declared("--image", metavar="FILE", help="Start from this picture (image-to-image) instead of noise alone.")
+MASK = Declared(
+    "--mask",
+    metavar="FILE",
+    help="Change only what is white in this picture (inpainting); it has the size of --image.",
+)
+CONTROL_IMAGE = Declared(
+    "--control-image",
+    metavar="FILE",
+    help="Pipelines with a ControlNet: the picture of edges, depth or poses that controls what is drawn.",
+)
+CONTROL_SCALE = Declared(
+    "--control-scale",
+    metavar="S",
+    min=0.0,
+    help="How much the picture of --control-image counts, above 0; the pipeline's own by default.",
+)
 DEVICE = Declared("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:1, xpu or mps.")
 DTYPE = Declared("--dtype", help="Compute precision.")
 BACKEND = Declared(

@@ -9,7 +9,8 @@ from dynx.cli import options as o
 HELP = """Compare plain, static and dynamic execution in one interleaved run, with gates.
 
 --with takes options of the model's own command: --temperature; --tsv, --column, --batch-size, --max-length,
---confidence, --within; --quality, --guidance, --size; --profile. --allow-pickle, --trust-remote-code and --offline work here too.
+--confidence, --within; --quality, --guidance, --size, --image, --strength, --mask, --control-image, --control-scale; --profile.
+--allow-pickle, --trust-remote-code and --offline work here too.
 
 \b
 Examples:
@@ -22,6 +23,7 @@ Examples:
   dynx bench -m ./my-classifier --data texts.txt --max-disagreement 0.02
   dynx bench -m ./my-classifier --data table.tsv --with '--tsv --column text --batch-size 8'
   dynx bench -m ./my-pipeline --data prompts.txt --inputs 60 --min-quality 0.95
+  dynx bench -m ./my-pipeline --lora tone.safetensors --with '--image apple.png --strength 0.6'
   dynx bench --require-identical --export json:bench.json --export md:bench.md
 """
 
@@ -70,6 +72,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
         "different seeds. Of prompts with categories as many of each, 2 by default.",
     )
     adapters: list[str] | None = o.ADAPTER(None)
+    lora: list[str] | None = o.LORA(None)
     draft: str | None = o.option(
         None,
         "--draft",
@@ -211,6 +214,11 @@ class ModelOptions:
     quality: float | None = o.QUALITY(None)
     guidance: float | None = o.GUIDANCE(None)
     size: str | None = o.SIZE(None)
+    image: str | None = o.IMAGE(None)
+    strength: float | None = o.STRENGTH(None)
+    mask: str | None = o.MASK(None)
+    control_image: str | None = o.CONTROL_IMAGE(None)
+    control_scale: float | None = o.CONTROL_SCALE(None)
     profile: str | None = o.PROFILE(None)
 
 

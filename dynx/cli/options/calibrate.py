@@ -37,6 +37,13 @@ class Options(o.OutputOptions, o.DeviceOptions):
     mask: str | None = o.option(
         None, "--mask", metavar="FILE", help="Pipelines: measure inpainting with a mask like this one."
     )
+    control_image: str | None = o.option(
+        None,
+        "--control-image",
+        metavar="PATH",
+        help="Pipelines with a ControlNet: measure drawing under control of pictures like these, a file or a folder of them.",
+    )
+    control_scale: float | None = o.CONTROL_SCALE(None)
     draft: str = o.DRAFT("auto")
     data: str | None = o.option(
         None,
@@ -83,6 +90,11 @@ class Options(o.OutputOptions, o.DeviceOptions):
         min=5.0,
         max=86400.0,
         help="Time for measuring once all is loaded; 75 by default, 60 for classifiers, 600 for pipelines.",
+    )
+    anew: bool = o.option(
+        False,
+        "--anew",
+        help="Pipelines: draw the evidence anew, where a profile that came with the model or from another machine has it.",
     )
     dry_run: bool = o.option(False, "--dry-run", once=True, help="Print what would be measured, and exit.")
     check: bool = o.option(

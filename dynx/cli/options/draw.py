@@ -33,16 +33,11 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     )
     model: str = o.MODEL("emoji")
     lora: list[str] | None = o.LORA(None)
-    image: str | None = o.option(
-        None, "--image", metavar="FILE", help="Start from this picture (image-to-image) instead of noise alone."
-    )
+    image: str | None = o.IMAGE(None)
     strength: float | None = o.STRENGTH(None)
-    mask: str | None = o.option(
-        None,
-        "--mask",
-        metavar="FILE",
-        help="Change only what is white in this picture (inpainting); it has the size of --image.",
-    )
+    mask: str | None = o.MASK(None)
+    control_image: str | None = o.CONTROL_IMAGE(None)
+    control_scale: float | None = o.CONTROL_SCALE(None)
     output: str | None = o.option(
         None,
         "-o",

@@ -188,6 +188,12 @@ class Header:
         ABSENT
     )
     size: Annotated[str, "draw: width and height that were asked for."] = ABSENT
+    adapters: Annotated[list[str], "draw: LoRA adapters that were folded into the weights."] = ABSENT
+    image: Annotated[str, "draw: name of the picture that pictures start from."] = ABSENT
+    strength: Annotated[float, "draw: how much of the noise is added to it."] = ABSENT
+    masked: Annotated[bool, "draw: whether a mask says what may change."] = ABSENT
+    control_image: Annotated[str, "draw: name of the picture that controls what is drawn."] = ABSENT
+    control_scale: Annotated[float, "draw: how much it counts."] = ABSENT
     steps: Annotated[Decision, "draw: how many steps pictures take, and why."] = ABSENT
     guarantee: Annotated[
         LabelsGuarantee | PicturesGuarantee | None,

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
 
+CacheKind = Literal["first-block", "taylor-seer", "magnitude"]
+"""Kinds of feature caches of transformers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -68,8 +71,9 @@ class Schedule:
         "A step whose trajectory bends less than this is skipped: 0 for none, null for every one that may be.",
     ] = ABSENT
     cache: Annotated[
-        NonNegative, "Relative change of the network's first block below which the others are left out; 0 for never."
+        NonNegative, "Number of the feature cache: a threshold, or every how many steps all blocks run; 0 for no cache."
     ] = ABSENT
+    cache_kind: Annotated[CacheKind, "Kind of the feature cache."] = ABSENT
     warmup: Annotated[Count, "Steps at the beginning that are never skipped."] = ABSENT
     longest_skip: Annotated[Count, "Most steps skipped in a row."] = ABSENT
     guided: Annotated[

@@ -27,6 +27,15 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """What controlled a picture, where the pipeline has a ControlNet."""
+
+    image: Annotated[str, "Name of the picture's file."]
+    file: Annotated[str, "Hash of it."]
+    scale: Annotated[float, "How much it counted."]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureFile:
     """How a picture was drawn, as its PNG carries it in the text "dynx" and `dynx draw --info --json` prints it."""
 
@@ -56,3 +65,4 @@ class PictureFile:
     profile: Annotated[str | None, "Id of the profile that was used; null for none."]
     dynx: Annotated[str, "Version of dynx that drew it."]
     start: Annotated[Start, "What it started from; absent for noise alone."] = ABSENT
+    control: Annotated[Control, "What controlled it; absent without a ControlNet."] = ABSENT

@@ -1,9 +1,9 @@
 """What a profile holds of a pipeline that draws."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from dynx.schemas.documents.common import Certificate, Grid, Seconds, Similarity
+from dynx.schemas.documents.common import CacheKind, Certificate, Grid, Seconds, Similarity
 from dynx.schemas.documents.fields import ABSENT, Count, Fraction, NonNegative
 
 
@@ -23,6 +23,7 @@ class TriedSetting:
     guided: Annotated[float | None, "Share of the steps with classifier-free guidance; null for all."] = ABSENT
     skip: Annotated[NonNegative, "As in a schedule."] = ABSENT
     cache: Annotated[NonNegative, "As in a schedule."] = ABSENT
+    cache_kind: Annotated[CacheKind, "Kind of the feature cache; absent without one."] = ABSENT
     rows: Annotated[NonNegative, "Batch rows through the network for each picture."] = ABSENT
     tail: Annotated[float, "SSIM that few pictures are below."] = ABSENT
     median: Annotated[float, "Median SSIM."] = ABSENT
@@ -55,6 +56,9 @@ class DrawMeasured:
     tried: Annotated[list[TriedSetting], "Settings that were compared."] = ABSENT
     kernels: Annotated[str, "Why those kernels, with their times."] = ABSENT
     runs: Annotated[list[RunTimes], "What runs cost on the backends that the evidence holds for."] = ABSENT
+    further: Annotated[
+        dict[str, PictureSeconds], "Seconds of one picture on further backends, by backend and precision."
+    ] = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,18 @@ class Ladder:
     guided: Annotated[float | None, "Share of the steps with classifier-free guidance; null for all."] = ABSENT
     skip: Annotated[NonNegative, "As in a schedule."] = ABSENT
     cache: Annotated[NonNegative, "As in a schedule."] = ABSENT
+    cache_kind: Annotated[CacheKind, "Kind of the feature cache; absent without one."] = ABSENT
+    magnitudes: Annotated[
+        list[NonNegative], "By how much blocks change their input, at each node of the fine grid."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherBackend:
+    """A backend in reduced precision."""
+
+    backend: Annotated[str, "Whose kernels compute."]
+    precision: Annotated[str, "Precision of the network."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +103,18 @@ class DrawFitted:
     strength: Annotated[Fraction | None, "Noise that was added to pictures to start from; null: from noise alone."] = (
         ABSENT
     )
+    control_scale: Annotated[float, "How much control pictures counted; absent without a ControlNet."] = ABSENT
     quality: Annotated[Fraction, "SSIM that was asked for."] = ABSENT
+    further: Annotated[
+        list[FurtherBackend], "Backends in reduced precision that have evidence of their own; absent for none."
+    ] = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherEvidence:
+    """The test of a further backend, on pictures of its own."""
+
+    certificate: Certificate = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +126,12 @@ class DrawEvidence:
     certificate: Certificate = ABSENT
     reached: Annotated[
         Similarity | None, "SSIM of the pictures that were tested, by the rule that passed; null where none did."
+    ] = ABSENT
+    further: Annotated[
+        dict[str, FurtherEvidence], "Tests of further backends, by backend and precision; absent for none."
+    ] = ABSENT
+    basis: Annotated[
+        Literal["model"], "The evidence came with the model or from another machine; absent where it was drawn here."
     ] = ABSENT
 
 

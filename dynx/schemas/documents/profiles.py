@@ -15,7 +15,18 @@ class ListedProfile:
     model: Annotated[str, "Name of the model."]
     dtype: Annotated[str, "Precision of the computation."]
     form: Annotated[
-        Literal["text", "chat", "pair", "ranking", "zero-shot", "image", "inpainting"],
+        Literal[
+            "text",
+            "chat",
+            "pair",
+            "ranking",
+            "zero-shot",
+            "image",
+            "inpainting",
+            "control",
+            "control-image",
+            "control-inpainting",
+        ],
         "What it was measured on: plain texts, chats in the model's template, pairs of texts, queries with documents, texts "
         "with candidate labels, pictures to start from, or pictures with masks.",
     ]
