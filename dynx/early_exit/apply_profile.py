@@ -123,6 +123,9 @@ def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: Fitt
     if profile.fitted.get("max_length") != assembly.truncation:
         cut = profile.fitted.get("max_length") or "the model's own number of"
         return f"the profile is for texts cut to {cut} tokens"
+    strategy, asked = profile.fitted.get("aggregation_strategy"), getattr(assembly.labels, "strategy", None)
+    if strategy != asked:
+        return f"the profile is for the aggregation strategy {strategy}"
     if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:
         return f"the profile is for a tolerance of {fitted.score.tolerance:g}"
     return None

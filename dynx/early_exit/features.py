@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dynx.early_exit.agreement import agrees
+from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.batching import batches
+from dynx.early_exit.entities.labels import EntityLabels
+from dynx.early_exit.token_features import TokenFeatures, collect_tokens
 from dynx.errors import InvalidInput
 from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.agreement import AgreementScore, Problem
     from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.entities.labels import EntitySet
     from dynx.early_exit.heads import ExitHeads
     from dynx.early_exit.preprocessing import Example
     from dynx.early_exit.segments.segments import Segments
@@ -74,16 +78,30 @@ class CollectedFeatures:
         return np.stack(scores, axis=1), np.stack(same, axis=1)
 
 
+AnyFeatures: TypeAlias = CollectedFeatures | TokenFeatures
+
+
+def reference_of(assembly: LoadedClassifier, items: Sequence[Any]) -> Tensor | list[EntitySet] | None:
+    """Return the full float32 model's logits (n, C), or the entities of each text; None where the assembly is that model."""
+    if is_reference(assembly):
+        return None
+    reference = Reference(assembly)
+    if isinstance(assembly.labels, EntityLabels):
+        rows, answers = reference.read(items)
+        return assembly.labels.sets(rows, [answer.logits for answer in answers])
+    return torch.from_numpy(reference.logits(items))
+
+
 def collect(
     assembly: LoadedClassifier,
     rows: Sequence[Example],
     depths: Sequence[int],
-    reference_logits: Tensor | None,
+    reference: Tensor | Sequence[EntitySet] | None,
     progress: Callable[[float], None] = lambda _: None,
-) -> CollectedFeatures:
+) -> AnyFeatures:
     """Run rows through all layers and pool features at `depths`.
 
-    `reference_logits` (n, C): None where the model is the reference itself.
+    `reference` is what `reference_of` returns: of the full float32 model, None where this model is it.
 
     UnsupportedModelError: exits can't be attached to it.
     """
@@ -92,6 +110,9 @@ def collect(
     exit_model, batch = assembly.exit_model, assembly.batch
     if not rows:
         raise InvalidInput("there are no inputs")
+    if not isinstance(reference, Tensor | None) or assembly.plan.kind == "tokens":
+        return collect_tokens(assembly, rows, depths, None if isinstance(reference, Tensor) else reference, progress)
+    reference_logits = reference
     if assembly.segments is not None:
         return _collect_by_segments(assembly, assembly.segments, rows, depths, reference_logits, progress)
     if not isinstance(exit_model, ExitModel):
@@ -163,11 +184,3 @@ def _collect_by_segments(
     return CollectedFeatures(
         model.borders, gathered, full_depth_logits, full_depth_logits if reference_logits is None else reference_logits
     )
-
-
-def same_answers(
-    logits: NDArray[np.float32], full: NDArray[np.float32], problem: Problem, tolerance: float
-) -> list[bool]:
-    """Tell whether each answer is the full model's: both (n, C)."""
-    same: list[bool] = agrees(torch.from_numpy(logits), torch.from_numpy(full), problem, tolerance).tolist()
-    return same

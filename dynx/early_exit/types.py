@@ -59,6 +59,36 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Entity:
+    """An entity in a text: its label, its score, the word as the tokenizer writes it, and its place in characters."""
+
+    label: str
+    score: float
+    word: str
+    start: int
+    end: int
+    index: int | None = None
+    """Number of the token, where tokens aren't aggregated."""
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The entities of a text, in order; none where there is an error."""
+
+    entities: list[Entity]
+    exit: int | None = None
+    """The layer that the text exited after; None at full depth."""
+    layers: int = 0
+    """Layers that were computed."""
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Entities:
+        """Make a result that holds only an error."""
+        return cls([], error=error)
+
+
+@dataclass(frozen=True)
 class Guarantee:
     """The guarantee on answers, and its basis. `eps` 0: they are the full model's own."""
 

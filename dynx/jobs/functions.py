@@ -128,7 +128,7 @@ class Classify(RowFunction):
         import numpy as np
 
         from dynx.early_exit.audit import audited
-        from dynx.early_exit.features import same_answers
+        from dynx.early_exit.agreement import same_answers
         from dynx.early_exit.preprocessing import Example
 
         items, usable = self._items(values)
@@ -146,7 +146,7 @@ class Classify(RowFunction):
             engine = self._truth().engine if self.reference else self._full
         answers: list[Answer] = engine.window([row for _, row in good])
         logits = np.stack([answer.logits for answer in answers])
-        found = self.assembly.labels.read(logits)
+        found = self.assembly.labels.of_logits(logits)
         for (i, row), answer, (label, score, _) in zip(good, answers, found, strict=True):
             out[i] = {
                 "label": label,

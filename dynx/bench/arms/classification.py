@@ -120,7 +120,7 @@ def _one_by_one(assembly: LoadedClassifier) -> Callable[[Case], Outcome]:
                 raise ModelError(f"an input can't be read a second time: {row}")
             with torch.inference_mode():
                 logits = model(**preprocessor.collate([row]), **uncached).logits
-            label, _, scores = labels.read(logits.float().cpu().numpy())[0]
+            label, _, scores = labels.of_logits(logits.float().cpu().numpy())[0]
             answers.append(answer_of(labels.problem, label, scores))
         return Outcome(len(case), None, tuple(answers), {"mean_layers": assembly.exit_model.depth, "repeated": 0})
 
@@ -277,7 +277,7 @@ def full_answers(assembly: LoadedClassifier, items: Sequence[Any]) -> list[Answe
     if is_reference(assembly):
         return None
     labels = assembly.labels
-    read = labels.read(Reference(assembly).logits(items))
+    read = labels.of_logits(Reference(assembly).logits(items))
     return [answer_of(labels.problem, label, scores) for label, _, scores in read]
 
 
