@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.backends import TOKENS_ON_TORCH, answers_of, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
-from dynx.early_exit.features import CollectedFeatures, Inputs, collect, reference_of
+from dynx.early_exit.features import Inputs, collect, reference_of
 from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
@@ -433,9 +432,7 @@ def _profile(
     return Profile(**(body | fields)), to_arrays(fitted, evidence) | range_arrays(assembly)
 
 
-def _full_depth_evidence(
-    assembly: LoadedClassifier, seen: AnyFeatures, rows: Sequence[Example]
-) -> dict[str, int]:
+def _full_depth_evidence(assembly: LoadedClassifier, seen: AnyFeatures, rows: Sequence[Example]) -> dict[str, int]:
     """Count the rows that the model answers differently from the reference at full depth."""
     if isinstance(seen, TokenFeatures):
         return {"n": len(seen), "disagreements": int((~seen.agree(seen.logits)).sum())}

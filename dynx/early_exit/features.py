@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.agreement import AgreementScore, Problem
+    from dynx.early_exit.agreement import AgreementScore
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.entities.labels import EntitySet
     from dynx.early_exit.heads import ExitHeads

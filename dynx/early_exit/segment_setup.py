@@ -82,9 +82,7 @@ def precision_mismatch(plan: ClassifierPlan, cut: Cut) -> str | None:
     return None
 
 
-def load_segments(
-    plan: ClassifierPlan, cut: Cut, stages: Callable[[str], None]
-) -> LoadedClassifier:
+def load_segments(plan: ClassifierPlan, cut: Cut, stages: Callable[[str], None]) -> LoadedClassifier:
     """Load what the profile measured. Raises UnsupportedModelError where OpenVINO can't run it."""
     from dynx.early_exit.assembly import (
         BlockBackend,

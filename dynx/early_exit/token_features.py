@@ -80,7 +80,7 @@ class TokenFeatures:
         self,
         heads: ExitHeads,
         score: AgreementScore,
-        tolerance: float,  # noqa: ARG002 - of numbers only
+        tolerance: float,
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return scores (n, K) of texts, and agreements of their entities (n, K+1), the last those of full depth."""
         answers = heads.run(self.pooled)

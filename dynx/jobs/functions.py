@@ -127,8 +127,8 @@ class Classify(RowFunction):
     def _window(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
         import numpy as np
 
-        from dynx.early_exit.audit import audited
         from dynx.early_exit.agreement import same_answers
+        from dynx.early_exit.audit import audited
         from dynx.early_exit.preprocessing import Example
 
         items, usable = self._items(values)

@@ -15,7 +15,6 @@ and `test.jsonl` with their true entities. The recipe knows nothing of dynx's en
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +40,48 @@ BATCH, TOKENS, RATE = 24, 64, 2e-4
 IGNORED = -100
 """Target of special tokens, padding, and pieces inside words, which the loss leaves out."""
 
-SYLLABLES = "an bel cor dar el far gil hal is jor kel lin mar nor ol per quin ros sel tar ul ver win yor zan".split()
-ENDINGS = "a o en ia is er ton ley ford burg ham wick stad".split()
-MONTHS = "January February March April May June July August September October November December".split()
+SYLLABLES = [
+    "an",
+    "bel",
+    "cor",
+    "dar",
+    "el",
+    "far",
+    "gil",
+    "hal",
+    "is",
+    "jor",
+    "kel",
+    "lin",
+    "mar",
+    "nor",
+    "ol",
+    "per",
+    "quin",
+    "ros",
+    "sel",
+    "tar",
+    "ul",
+    "ver",
+    "win",
+    "yor",
+    "zan",
+]
+ENDINGS = ["a", "o", "en", "ia", "is", "er", "ton", "ley", "ford", "burg", "ham", "wick", "stad"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 FIRST = ("May", "April", "June", "August", "Victoria", "Chelsea", "Jordan", "Paris")
 """Names of persons that are also months or places."""
 
@@ -199,7 +237,10 @@ def main() -> None:
     write_lines(asked.work / "learn.txt", [row.text for row in made[:cut]])
     write_lines(asked.work / "test.txt", [row.text for row in made[cut:]])
     truth = [
-        {"text": row.text, "entities": [dict(zip(("start", "end", "entity_group"), e, strict=True)) for e in row.entities]}
+        {
+            "text": row.text,
+            "entities": [dict(zip(("start", "end", "entity_group"), e, strict=True)) for e in row.entities],
+        }
         for row in made[cut:]
     ]
     write_lines(asked.work / "test.jsonl", truth)

@@ -154,6 +154,7 @@ def train(base: Path, folder: Path, rows: Iterator[Row], outputs: int, steps: in
         base, num_labels=outputs, id2label=names, label2id={n: i for i, n in names.items()}
     )
     tokenizer = AutoTokenizer.from_pretrained(base)
+
     def batches() -> Iterator[list[Row]]:
         while True:
             yield [next(rows) for _ in range(BATCH)]

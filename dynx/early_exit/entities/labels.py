@@ -87,7 +87,7 @@ class EntityLabels:
         answers: Sequence[Answer],
         full_rows: Sequence[Example],
         full: Sequence[Answer],
-        tolerance: float,  # noqa: ARG002 - of numbers only
+        tolerance: float,
     ) -> list[bool]:
         """Tell whether each answer is the full model's, which may have read more of a text."""
         own, truth = (
@@ -98,7 +98,7 @@ class EntityLabels:
 
     def ids(self, _logits: Any) -> None:
         """Return None: a text has no single class."""
-        return None
+        return
 
 
 def entity_set(entities: Iterable[Entity]) -> EntitySet:

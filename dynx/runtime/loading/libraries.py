@@ -10,9 +10,9 @@ from dynx.runtime import lora, own_code
 from dynx.runtime.lazy_imports import skipped_meta_fills
 from dynx.runtime.loading import kept_tokenizer, plain_settings
 from dynx.runtime.loading.check import (
-    ClassifierKind,
     CLASSIFIERS,
     SUPPORTED,
+    ClassifierKind,
     check_causal_lm,
     check_classifier,
     check_pipeline,
