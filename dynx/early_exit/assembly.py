@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from dynx.early_exit.types import Guarantee
 
     AnyEngine = Engine[Example] | SegmentEngine[Example]
-    AnyLabels = Labels | EntityLabels
     Ranges = Mapping[str, NDArray[np.float32]]
 
 
@@ -60,7 +59,7 @@ class LoadedClassifier:
     plan: ClassifierPlan
     exit_model: ClassifierModel
     preprocessor: Preprocessor
-    labels: AnyLabels
+    labels: Labels | EntityLabels
     exit_profile: ExitProfile | None
     """The exits of the profile that may be used; None: all layers run."""
     block_backend: BlockBackend = field(default_factory=BlockBackend)
@@ -185,7 +184,7 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
     )
 
 
-def labels_for(plan: ClassifierPlan, config: Any) -> AnyLabels:
+def labels_for(plan: ClassifierPlan, config: Any) -> Labels | EntityLabels:
     """Return how the logits of a model with this config become answers. Raises DynxError."""
     if plan.kind == "tokens":
         from dynx.early_exit.entities.labels import EntityLabels

@@ -25,7 +25,7 @@ from dynx.early_exit.backends import TOKENS_ON_TORCH, answers_of, use_fastest_ba
 from dynx.early_exit.costs import measure_costs
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
-from dynx.early_exit.features import Inputs, collect, reference_of
+from dynx.early_exit.features import Inputs, collect_any, reference_of
 from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
@@ -119,7 +119,7 @@ def calibrate(
     reference = reference_of(assembly, items)
     if assembly.segments is not None:
         assembly.segments = assembly.segments.at(candidates(assembly.exit_model.depth))
-    seen = collect(
+    seen = collect_any(
         assembly,
         rows,
         assembly.exit_depths,
@@ -132,7 +132,7 @@ def calibrate(
         if assembly.segments is None:
             return seen.at(kept)
         assembly.segments = assembly.segments.at(kept)
-        seen = collect(assembly, rows, kept, seen.reference_logits)
+        seen = collect_any(assembly, rows, kept, seen.reference_logits)
         return seen
 
     learned = learn(

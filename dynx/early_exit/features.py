@@ -92,16 +92,29 @@ def reference_of(assembly: LoadedClassifier, items: Sequence[Any]) -> Tensor | l
     return torch.from_numpy(reference.logits(items))
 
 
-def collect(
+def collect_any(
     assembly: LoadedClassifier,
     rows: Sequence[Example],
     depths: Sequence[int],
     reference: Tensor | Sequence[EntitySet] | None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> AnyFeatures:
+    """Collect features of rows, or of their tokens where a model labels those; `reference` is what `reference_of` returns."""
+    if assembly.plan.kind != "tokens":
+        return collect(assembly, rows, depths, reference if isinstance(reference, Tensor) else None, progress)
+    return collect_tokens(assembly, rows, depths, None if isinstance(reference, Tensor) else reference, progress)
+
+
+def collect(
+    assembly: LoadedClassifier,
+    rows: Sequence[Example],
+    depths: Sequence[int],
+    reference_logits: Tensor | None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> CollectedFeatures:
     """Run rows through all layers and pool features at `depths`.
 
-    `reference` is what `reference_of` returns: of the full float32 model, None where this model is it.
+    `reference_logits` (n, C): None where the model is the reference itself.
 
     UnsupportedModelError: exits can't be attached to it.
     """
@@ -110,9 +123,6 @@ def collect(
     exit_model, batch = assembly.exit_model, assembly.batch
     if not rows:
         raise InvalidInput("there are no inputs")
-    if not isinstance(reference, Tensor | None) or assembly.plan.kind == "tokens":
-        return collect_tokens(assembly, rows, depths, None if isinstance(reference, Tensor) else reference, progress)
-    reference_logits = reference
     if assembly.segments is not None:
         return _collect_by_segments(assembly, assembly.segments, rows, depths, reference_logits, progress)
     if not isinstance(exit_model, ExitModel):

@@ -88,7 +88,7 @@ class ExitHeads:
         shift, weight, mix, bias = self._heads[k]
         if pooled.ndim == 3:
             before = None if previous is None else previous.flatten(0, 1)
-            return self.logits(k, pooled.flatten(0, 1), before).unflatten(0, pooled.shape[:2])
+            return self.logits(k, pooled.flatten(0, 1), before).view(*pooled.shape[:2], -1)
         if pooled.ndim != 2 or pooled.shape[1] != len(shift):
             raise InvalidInput(f"exit {k} has {len(shift)} features, not {tuple(pooled.shape[1:])}")
         if (previous is None) != (k == 0) or (previous is not None and previous.shape != (len(pooled), len(bias))):

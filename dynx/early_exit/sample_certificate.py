@@ -17,7 +17,7 @@ from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.audit import certify_sample, draw_sample
 from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
 from dynx.early_exit.engine import Answer
-from dynx.early_exit.features import collect, reference_of
+from dynx.early_exit.features import collect_any, reference_of
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
 from dynx.early_exit.token_features import TokenFeatures
@@ -167,7 +167,7 @@ def _run(
         reference = reference_of(assembly, [items[numbers[i]] for i in present])
     else:
         reference = torch.from_numpy(known[present])
-    seen = collect(assembly, rows, depths, reference)
+    seen = collect_any(assembly, rows, depths, reference)
     full = seen.full_logits() if isinstance(seen, TokenFeatures) else seen.reference_logits.numpy()
     for i, logits in zip(present, full, strict=True):
         answered[numbers[i]] = Answer(logits, None, assembly.exit_model.depth, None)

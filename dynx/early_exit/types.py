@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,15 @@ class Entity:
     end: int
     index: int | None = None
     """Number of the token, where tokens aren't aggregated."""
+
+    def json(self) -> dict[str, Any]:
+        """Return the entity with the keys that transformers' pipeline gives it; the score has six decimals."""
+        score = round(self.score, 6) if math.isfinite(self.score) else None
+        if self.index is None:
+            head: dict[str, Any] = {"entity_group": self.label, "score": score}
+        else:
+            head = {"entity": self.label, "score": score, "index": self.index}
+        return {**head, "word": self.word, "start": self.start, "end": self.end}
 
 
 @dataclass(frozen=True)

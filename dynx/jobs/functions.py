@@ -13,6 +13,7 @@ nothing.
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections import deque
 from pathlib import Path
@@ -125,9 +126,6 @@ class Classify(RowFunction):
         ]
 
     def _window(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
-        import numpy as np
-
-        from dynx.early_exit.agreement import same_answers
         from dynx.early_exit.audit import audited
         from dynx.early_exit.preprocessing import Example
 
@@ -145,13 +143,12 @@ class Classify(RowFunction):
         if self.full_depth:
             engine = self._truth().engine if self.reference else self._full
         answers: list[Answer] = engine.window([row for _, row in good])
-        logits = np.stack([answer.logits for answer in answers])
-        found = self.assembly.labels.of_logits(logits)
-        for (i, row), answer, (label, score, _) in zip(good, answers, found, strict=True):
+        labels = self.assembly.labels
+        found = labels.read([row for _, row in good], answers, self._depths)
+        for (i, row), answer in zip(good, found, strict=True):
             out[i] = {
-                "label": label,
-                "score": _finite(score),
-                "exit": None if answer.exit is None else self._depths[answer.exit],
+                **_cells(answer),
+                "exit": answer.exit,
                 "layers": answer.layers,
                 "truncated": row.truncated,
                 "audited": False,
@@ -160,12 +157,10 @@ class Classify(RowFunction):
             (n, i) for n, (i, _) in enumerate(good) if self.audit and audited(int(keys[i]), self.audit, AUDIT_SEED)
         ]
         if drawn and engine.exits is not None:
-            truth = self.reference_logits([items[i] for _, i in drawn])
+            truth = self._truth().read([items[i] for _, i in drawn])
             tolerance = self.assembly.plan.request.within or 0.0
-            own = logits[[n for n, _ in drawn]]
-            for (_, i), same in zip(
-                drawn, same_answers(own, truth, self.assembly.labels.problem, tolerance), strict=True
-            ):
+            own = [good[n][1] for n, _ in drawn], [answers[n] for n, _ in drawn]
+            for (_, i), same in zip(drawn, labels.same(*own, *truth, tolerance), strict=True):
                 out[i] |= {"audited": True, "agrees": same}
         return out
 
@@ -211,6 +206,15 @@ class Classify(RowFunction):
 
         self._reference = self._reference or Reference(self.assembly)
         return self._reference
+
+
+def _cells(answer: Any) -> dict[str, Any]:
+    """Return the cells of an answer: label and score, or the entities of a text as JSON."""
+    from dynx.early_exit.types import Entities
+
+    if isinstance(answer, Entities):
+        return {"entities": json.dumps([each.json() for each in answer.entities], ensure_ascii=False)}
+    return {"label": answer.label, "score": _finite(answer.score)}
 
 
 def _finite(value: float) -> float | None:

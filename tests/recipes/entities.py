@@ -15,6 +15,8 @@ and `test.jsonl` with their true entities. The recipe knows nothing of dynx's en
 from __future__ import annotations
 
 import argparse
+import calendar
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,48 +42,11 @@ BATCH, TOKENS, RATE = 24, 64, 2e-4
 IGNORED = -100
 """Target of special tokens, padding, and pieces inside words, which the loss leaves out."""
 
-SYLLABLES = [
-    "an",
-    "bel",
-    "cor",
-    "dar",
-    "el",
-    "far",
-    "gil",
-    "hal",
-    "is",
-    "jor",
-    "kel",
-    "lin",
-    "mar",
-    "nor",
-    "ol",
-    "per",
-    "quin",
-    "ros",
-    "sel",
-    "tar",
-    "ul",
-    "ver",
-    "win",
-    "yor",
-    "zan",
-]
-ENDINGS = ["a", "o", "en", "ia", "is", "er", "ton", "ley", "ford", "burg", "ham", "wick", "stad"]
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+SYLLABLES = re.findall(
+    r"\w+", "an bel cor dar el far gil hal is jor kel lin mar nor ol per quin ros sel tar ul ver win yor"
+)
+ENDINGS = re.findall(r"\w+", "a o en ia is er ton ley ford burg ham wick stad")
+MONTHS = calendar.month_name[1:]
 FIRST = ("May", "April", "June", "August", "Victoria", "Chelsea", "Jordan", "Paris")
 """Names of persons that are also months or places."""
 

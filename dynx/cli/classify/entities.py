@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dynx.cli.classify.output import Document, JsonLines, escape, rounded
+from dynx.cli.classify.output import Document, JsonLines, escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dynx.cli.classify.records import Record
-    from dynx.early_exit.types import Entities, Entity
+    from dynx.early_exit.types import Entities
 
 SCHEMA = "dynx.entities/1"
 
@@ -57,21 +57,8 @@ class EntityLines(JsonLines):
     schema = SCHEMA
 
     def _answer(self, answer: Any) -> dict[str, Any]:
-        return {"entities": None if answer.error is not None else [_entity(each) for each in answer.entities]}
+        return {"entities": None if answer.error is not None else [each.json() for each in answer.entities]}
 
 
 class EntityDocument(EntityLines, Document):
     """One JSON document with the entities of all texts, or of a single one."""
-
-
-def _entity(entity: Entity) -> dict[str, Any]:
-    """Return an entity with the keys of the pipeline, which differ where tokens aren't aggregated."""
-    alone = entity.index is not None
-    return {
-        "entity" if alone else "entity_group": entity.label,
-        "score": rounded(entity.score),
-        **({"index": entity.index} if alone else {}),
-        "word": entity.word,
-        "start": entity.start,
-        "end": entity.end,
-    }

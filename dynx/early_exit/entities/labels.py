@@ -108,8 +108,7 @@ def entity_set(entities: Iterable[Entity]) -> EntitySet:
 
 def _silent() -> warnings.catch_warnings[Any]:
     """Hide what the pipeline says of tokenizers that know no words: it says so for every token."""
-    found = warnings.catch_warnings(action="ignore")
-    return found
+    return warnings.catch_warnings(action="ignore")
 
 
 def _decoder(config: Any, tokenizer: Any, strategy: str) -> Any:

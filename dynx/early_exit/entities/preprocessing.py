@@ -1,4 +1,4 @@
-"""Preprocessing for models that label tokens: texts as tokens that know their places, and which of them may be part of an entity."""
+"""Preprocessing for models that label tokens: texts as tokens, with their places and whether they may be part of an entity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OFFSETS, SPECIAL = "offset_mapping", "special_tokens_mask"
 
 
 class TokenPreprocessor(TextPreprocessor):
-    """Preprocessing of texts whose tokens are labelled. UnsupportedModelError: the tokenizer doesn't know the places of tokens."""
+    """Preprocessing of texts whose tokens are labelled. UnsupportedModelError: the tokenizer doesn't tell places of tokens."""
 
     def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
@@ -43,7 +43,7 @@ class TokenPreprocessor(TextPreprocessor):
         row = super()._row(item, values)
         if isinstance(row, str) or isinstance(row.values, Tensor):
             return row
-        places = {OFFSETS: [(0, 0)] * row.size, SPECIAL: [1] * row.size}  # of a token that stands for an empty text
+        places: dict[str, Any] = {OFFSETS: [(0, 0)] * row.size, SPECIAL: [1] * row.size}  # where nothing was tokenized
         return replace(row, values=places | dict(row.values), text=str(item))
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
@@ -63,4 +63,4 @@ def counted_of(row: Example) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return which tokens (T,) of a row may be part of an entity: those that the tokenizer didn't add."""
     if isinstance(row.values, Tensor):
         raise TypeError("an image has no tokens")
-    return np.asarray(row.values[SPECIAL]) == 0
+    return np.asarray(row.values[SPECIAL], dtype=np.int64) == 0

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
 PIPELINE = own_code.PIPELINE_FILE
-CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …), token classification or images (ViT, …)"
+CLASSIFIERS = (
+    "classify takes models for sequence classification (BERT, Llama, …), token classification or images (ViT, …)"
+)
 
 ClassifierKind: TypeAlias = Literal["text", "image", "tokens"]
 """What a classifier labels: whole texts, images, or the tokens of texts."""
