@@ -44,9 +44,11 @@ class Classify(RowFunction):
     With `form="pair"` each value of the column is a tuple or list of two texts.
     """
 
-    columns: ClassVar[Mapping[str, str]] = {
-        "label": "string",
-        "score": "double",
+    labels: ClassVar[Mapping[str, str]] = {"label": "string", "score": "double"}
+    entities: ClassVar[Mapping[str, str]] = {"entities": "string"}
+    """The columns of answers, by what the model labels; entities are a list as JSON."""
+
+    added: ClassVar[Mapping[str, str]] = {
         "exit": "int32",
         "layers": "int32",
         "truncated": "bool",
@@ -59,10 +61,18 @@ class Classify(RowFunction):
         super().__init__(model, **options)
         self.audit = audit
         """Share of the rows that the full model answers too; the rows are drawn by their numbers, so the keys must be numbers."""
+        self._kind: str | None = None
+        """What the model labels, once that is known."""
         self.full_depth = False
         """Whether all layers run from now on."""
         self.reference = False
         """Whether it is the full float32 model that runs them, whatever else computes here."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The columns that it adds, and their types by Arrow's names."""
+        self._kind = self._kind or self._make_plan(lambda _: None).kind
+        return {**(self.entities if self._kind == "tokens" else self.labels), **self.added}
 
     def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.early_exit import make_plan
@@ -144,7 +154,7 @@ class Classify(RowFunction):
             engine = self._truth().engine if self.reference else self._full
         answers: list[Answer] = engine.window([row for _, row in good])
         labels = self.assembly.labels
-        found = labels.read([row for _, row in good], answers, self._depths)
+        found: Sequence[Any] = labels.read([row for _, row in good], answers, self._depths)
         for (i, row), answer in zip(good, found, strict=True):
             out[i] = {
                 **_cells(answer),
@@ -159,8 +169,9 @@ class Classify(RowFunction):
         if drawn and engine.exits is not None:
             truth = self._truth().read([items[i] for _, i in drawn])
             tolerance = self.assembly.plan.request.within or 0.0
-            own = [good[n][1] for n, _ in drawn], [answers[n] for n, _ in drawn]
-            for (_, i), same in zip(drawn, labels.same(*own, *truth, tolerance), strict=True):
+            own = [good[n][1] for n, _ in drawn]
+            agree = labels.same(own, [answers[n] for n, _ in drawn], truth[0], truth[1], tolerance)
+            for (_, i), same in zip(drawn, agree, strict=True):
                 out[i] |= {"audited": True, "agrees": same}
         return out
 
@@ -170,6 +181,8 @@ class Classify(RowFunction):
 
         self.open()
         request = self.assembly.plan.request
+        if self.assembly.plan.kind == "tokens":
+            raise InvalidInput("a job certifies labels, and this model labels tokens; `audit` checks its answers")
         return sample_size(total, request.max_disagreement, request.delta) if self.assembly.exit_profile else 0
 
     def sample_differences(self, values: Sequence[Any], truth: Any) -> Any:
@@ -227,7 +240,7 @@ class Generate(RowFunction):
     With `seed` a row's text depends on the seed and on the row's key alone: the value of the column `key`, or else its prompt.
     """
 
-    columns: ClassVar[Mapping[str, str]] = {
+    added: ClassVar[Mapping[str, str]] = {
         "text": "string",
         "tokens": "int32",
         "finish_reason": "string",
@@ -385,7 +398,7 @@ def _answered(text: str, run: Any) -> dict[str, Any]:
 class Draw(RowFunction):
     """Draw a picture for each prompt, as the bytes of a PNG; the options are those of `load_image_generator`."""
 
-    columns: ClassVar[Mapping[str, str]] = {
+    added: ClassVar[Mapping[str, str]] = {
         "picture": "binary",
         "seed": "int64",
         "steps": "int32",

@@ -63,4 +63,5 @@ def counted_of(row: Example) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return which tokens (T,) of a row may be part of an entity: those that the tokenizer didn't add."""
     if isinstance(row.values, Tensor):
         raise TypeError("an image has no tokens")
-    return np.asarray(row.values[SPECIAL], dtype=np.int64) == 0
+    counted: np.ndarray[Any, np.dtype[np.bool_]] = np.asarray(row.values[SPECIAL], dtype=np.int64) == 0
+    return counted
