@@ -172,7 +172,8 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
     if plan.kind == "tokens":
         from dynx.early_exit.entities.preprocessing import TokenPreprocessor
 
-        return TokenPreprocessor(loading.load_tokenizer(plan.source), model, max_length)
+        strategy = plan.request.aggregation_strategy
+        return TokenPreprocessor(loading.load_tokenizer(plan.source), model, max_length, strategy)
     form = plan.request.form
     return TextPreprocessor(
         loading.load_tokenizer(plan.source),

@@ -5,21 +5,16 @@ The promise is on a text's entities: the same labels at the same places. Scores 
 
 from __future__ import annotations
 
-import warnings
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import torch
-
-from dynx.early_exit.entities.preprocessing import OFFSETS, SPECIAL
+from dynx.early_exit.entities.decoder import EntityDecoder, silent
 from dynx.early_exit.plan import AGGREGATION_STRATEGY
 from dynx.early_exit.types import Entities, Entity
-from dynx.runtime.loading import quietly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from dynx.early_exit.agreement import Problem
@@ -40,18 +35,10 @@ class EntityLabels:
         self.strategy = strategy or AGGREGATION_STRATEGY
         named = getattr(config, "id2label", None) or {}
         self.names = [str(named.get(i, f"LABEL_{i}")) for i in range(int(config.num_labels))]
-        self._decode = _decoder(config, tokenizer, self.strategy)
+        self._decoder = EntityDecoder(config, tokenizer, self.strategy)
 
     def entities(self, row: Example, logits: NDArray[np.float32]) -> list[Entity]:
         """Return the entities of a text in order; rows of `logits` past its tokens are padding."""
-        values: Any = row.values
-        given = {
-            "logits": torch.from_numpy(np.nan_to_num(logits[: row.size], posinf=None, neginf=None))[None],
-            "sentence": row.text,
-            "input_ids": [values["input_ids"]],
-            "offset_mapping": [values[OFFSETS]],
-            "special_tokens_mask": torch.tensor([values[SPECIAL]]),
-        }
         return [
             Entity(
                 str(one.get("entity_group", one.get("entity"))),
@@ -61,12 +48,12 @@ class EntityLabels:
                 int(one["end"]),
                 one.get("index"),
             )
-            for one in self._decode(given)
+            for one in self._decoder.entities(row, logits)
         ]
 
     def read(self, rows: Sequence[Example], answers: Sequence[Answer], depths: Sequence[int]) -> list[Entities]:
         """Return the results of answers to texts; `depths` are the blocks that exits come after."""
-        with _silent():
+        with silent():
             return [
                 Entities(
                     self.entities(row, answer.logits),
@@ -78,7 +65,7 @@ class EntityLabels:
 
     def sets(self, rows: Iterable[Example], logits: Iterable[NDArray[np.float32]]) -> list[EntitySet]:
         """Return what results are compared by, of logits (T, C) of each text."""
-        with _silent():
+        with silent():
             return [entity_set(self.entities(row, own)) for row, own in zip(rows, logits, strict=True)]
 
     def same(
@@ -104,24 +91,3 @@ class EntityLabels:
 def entity_set(entities: Iterable[Entity]) -> EntitySet:
     """Return what two results are compared by."""
     return frozenset((each.label, each.start, each.end) for each in entities)
-
-
-def _silent() -> warnings.catch_warnings[Any]:
-    """Hide what the pipeline says of tokenizers that know no words: it says so for every token."""
-    return warnings.catch_warnings(action="ignore")
-
-
-def _decoder(config: Any, tokenizer: Any, strategy: str) -> Any:
-    """Return a function from a text's logits to what transformers' pipeline makes of them."""
-    with quietly():
-        from transformers.pipelines.token_classification import AggregationStrategy, TokenClassificationPipeline
-
-    class Decoder(TokenClassificationPipeline):  # type: ignore[misc]
-        """The second half of the pipeline, without a model."""
-
-        def __init__(self) -> None:
-            self.tokenizer = tokenizer
-            self.model = SimpleNamespace(config=config)
-
-    decoder, chosen = Decoder(), AggregationStrategy[strategy.upper()]
-    return lambda given: decoder.postprocess([given], aggregation_strategy=chosen)

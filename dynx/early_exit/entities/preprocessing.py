@@ -10,26 +10,30 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach.pooling import COUNTED
+from dynx.early_exit.entities.decoder import OFFSETS, SPECIAL, EntityDecoder
 from dynx.early_exit.preprocessing import Example, TextPreprocessor
 from dynx.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-OFFSETS, SPECIAL = "offset_mapping", "special_tokens_mask"
-"""What the tokenizer says of tokens beside the model's arguments: their places in the text, and which ones it added."""
+    from numpy.typing import NDArray
+
+COUNTS = "counts"
+"""Of each token, whether it may be part of an entity, or decide what a word is."""
 
 
 class TokenPreprocessor(TextPreprocessor):
     """Preprocessing of texts whose tokens are labelled. UnsupportedModelError: the tokenizer doesn't tell places of tokens."""
 
-    def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, model: Any, max_length: int | None = None, strategy: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModelError(
                 f"{type(tokenizer).__name__} doesn't tell where a token is in the text",
                 hint="a fast tokenizer does (a folder with tokenizer.json)",
             )
         super().__init__(tokenizer, model, max_length)
+        self._decoder = EntityDecoder(model.config, tokenizer, strategy) if strategy == "first" else None
 
     def _tokenized(self, parts: list[list[str]], cutting: dict[str, Any]) -> Mapping[str, list[list[Any]]]:
         given = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
@@ -43,8 +47,13 @@ class TokenPreprocessor(TextPreprocessor):
         row = super()._row(item, values)
         if isinstance(row, str) or isinstance(row.values, Tensor):
             return row
-        places: dict[str, Any] = {OFFSETS: [(0, 0)] * row.size, SPECIAL: [1] * row.size}  # where nothing was tokenized
-        return replace(row, values=places | dict(row.values), text=str(item))
+        kept: dict[str, Any] = {OFFSETS: [(0, 0)] * row.size, SPECIAL: [1] * row.size}  # where nothing was tokenized
+        kept |= row.values
+        row = replace(row, values=kept, text=str(item))
+        counts = [1 - special for special in kept[SPECIAL]]
+        for number in self._decoder.inside_words(row) if self._decoder else ():  # whose labels that strategy leaves out
+            counts[number] = 0
+        return replace(row, values={**kept, COUNTS: counts}, identity=(row.identity, tuple(counts)))
 
     def collate(self, rows: Sequence[Example]) -> Mapping[str, Tensor]:
         """Make a batch (R, T) of each argument, and of which tokens count."""
@@ -59,9 +68,9 @@ class TokenPreprocessor(TextPreprocessor):
         return {name: value for name, value in super().probe().items() if name != COUNTED}
 
 
-def counted_of(row: Example) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which tokens (T,) of a row may be part of an entity: those that the tokenizer didn't add."""
+def counted_of(row: Example) -> NDArray[np.bool_]:
+    """Return which tokens (T,) of a row count: those that the strategy looks at, and that the tokenizer didn't add."""
     if isinstance(row.values, Tensor):
         raise TypeError("an image has no tokens")
-    counted: np.ndarray[Any, np.dtype[np.bool_]] = np.asarray(row.values[SPECIAL], dtype=np.int64) == 0
+    counted: NDArray[np.bool_] = np.asarray(row.values[COUNTS], dtype=np.int64) == 1
     return counted
