@@ -13,7 +13,6 @@ nothing.
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections import deque
 from pathlib import Path
@@ -45,8 +44,8 @@ class Classify(RowFunction):
     """
 
     labels: ClassVar[Mapping[str, str]] = {"label": "string", "score": "double"}
-    entities: ClassVar[Mapping[str, str]] = {"entities": "string"}
-    """The columns of answers, by what the model labels; entities are a list as JSON."""
+    entities: ClassVar[Mapping[str, str]] = {"entities": "json"}
+    """The columns of answers, by what the model labels."""
 
     added: ClassVar[Mapping[str, str]] = {
         "exit": "int32",
@@ -222,11 +221,11 @@ class Classify(RowFunction):
 
 
 def _cells(answer: Any) -> dict[str, Any]:
-    """Return the cells of an answer: label and score, or the entities of a text as JSON."""
+    """Return the cells of an answer: label and score, or the entities of a text."""
     from dynx.early_exit.types import Entities
 
     if isinstance(answer, Entities):
-        return {"entities": json.dumps([each.json() for each in answer.entities], ensure_ascii=False)}
+        return {"entities": [each.json() for each in answer.entities]}
     return {"label": answer.label, "score": _finite(answer.score)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,7 @@ class RowFunction(ABC):
     """A function of a batch of columns, which adds columns to it."""
 
     added: ClassVar[Mapping[str, str]]
-    """Types of the columns that it always adds, by Arrow's names."""
+    """Types of the columns that it always adds, by Arrow's names, or "json" for lists and objects."""
 
     totals: ClassVar[tuple[str, ...]] = ()
     """Values of the answers whose sums a job reports."""
@@ -125,9 +126,20 @@ class RowFunction(ABC):
             import pyarrow as pa
 
             for name, cells in added.items():
-                batch = batch.append_column(name, pa.array(cells, type=pa.type_for_alias(own[name])))
+                values = [arrow_cell(cell, own[name]) for cell in cells]
+                batch = batch.append_column(name, pa.array(values, type=pa.type_for_alias(arrow_type(own[name]))))
             return batch
         return {**columns, **added}
+
+
+def arrow_type(kind: str) -> str:
+    """Return Arrow's name of a column's type; lists and objects, of the kind "json", are stored as JSON."""
+    return "string" if kind == "json" else kind
+
+
+def arrow_cell(value: Any, kind: str) -> Any:
+    """Return a cell as Arrow stores it."""
+    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
 
 
 def _plain(value: Any) -> Any:

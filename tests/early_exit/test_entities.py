@@ -145,7 +145,9 @@ def test_another_strategy_has_no_profile(calibrated: LoadedClassifier) -> None:
     assert "aggregation strategy simple" in other.why_full_depth
 
 
-def test_an_audit_counts_texts_with_other_entities(calibrated: LoadedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_audit_counts_texts_with_other_entities(
+    calibrated: LoadedClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each audited text is compared with the full model's; where most differ, the alarm comes and exits end."""
     alarms: list[str] = []
     job = Classifier(calibrated, audit=1.0, on_alarm=alarms.append)
