@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.early_exit.assembly import is_reference
+from dynx.early_exit.plan import AGGREGATION_STRATEGY
 from dynx.early_exit.profile_data import HEADS_PREFIX, MIN_EXPECTED_SPEEDUP, ExitProfile, FittedExits, from_profile
 from dynx.early_exit.types import Guarantee
 from dynx.runtime.binomial import most_failures, percent
@@ -75,6 +76,8 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
     This is tested before any exit rule, as the strictest of all: rules are tested only where it holds.
     """
     request, profile = plan.request, plan.profile
+    if other := _other_strategy(plan):
+        return None, other
     agree = plan.arrays.get("evidence.agree")
     seen: Any = {} if profile is None else profile.evidence.get("full_depth", {})
     n, differ = int(seen.get("n", 0)), int(seen.get("disagreements", 0))
@@ -95,6 +98,17 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
         return None, f"{counts}, which doesn't show {percent(request.max_disagreement)}"
     basis = "model" if plan.bundled else "profile"
     return Guarantee(request.max_disagreement, request.delta, n, differ, basis, request.per_class), counts
+
+
+def _other_strategy(plan: ClassifierPlan) -> str | None:
+    """Say that a profile's evidence is about other entities; None where it isn't."""
+    if plan.kind != "tokens" or plan.profile is None:
+        return None
+    known, asked = (
+        plan.profile.fitted.get("aggregation_strategy"),
+        plan.request.aggregation_strategy or AGGREGATION_STRATEGY,
+    )
+    return None if known == asked else f"the profile is for the aggregation strategy {known}"
 
 
 def _full_depth_of_each_class(plan: ClassifierPlan) -> str | None:
@@ -123,9 +137,8 @@ def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: Fitt
     if profile.fitted.get("max_length") != assembly.truncation:
         cut = profile.fitted.get("max_length") or "the model's own number of"
         return f"the profile is for texts cut to {cut} tokens"
-    strategy, asked = profile.fitted.get("aggregation_strategy"), getattr(assembly.labels, "strategy", None)
-    if strategy != asked:
-        return f"the profile is for the aggregation strategy {strategy}"
+    if other := _other_strategy(assembly.plan):
+        return other
     if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:
         return f"the profile is for a tolerance of {fitted.score.tolerance:g}"
     return None

@@ -23,6 +23,7 @@ import numpy as np
 from dynx.early_exit.agreement import AgreementScore, agrees
 from dynx.early_exit.backends import TOKENS_ON_TORCH, answers_of, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
+from dynx.early_exit.entities.labels import EntityLabels
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
 from dynx.early_exit.features import Inputs, collect_any, reference_of
@@ -414,11 +415,11 @@ def _profile(
             "problem": labels.problem,
             "tolerance": request.within,
             "max_length": assembly.truncation,
-            "aggregation_strategy": getattr(labels, "strategy", None),
             "max_disagreement": request.max_disagreement,
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,
         }
+        | _about_tokens(assembly)
         | segments_of(assembly),
         "evidence": body["evidence"]
         | {
@@ -430,6 +431,12 @@ def _profile(
         "decision": {"summary": summary},
     }
     return Profile(**(body | fields)), to_arrays(fitted, evidence) | range_arrays(assembly)
+
+
+def _about_tokens(assembly: LoadedClassifier) -> dict[str, str]:
+    """Return which entities a profile is about, for models that label tokens."""
+    labels = assembly.labels
+    return {"aggregation_strategy": labels.strategy} if isinstance(labels, EntityLabels) else {}
 
 
 def _full_depth_evidence(assembly: LoadedClassifier, seen: AnyFeatures, rows: Sequence[Example]) -> dict[str, int]:
@@ -459,6 +466,7 @@ def _full_depth_findings(
     body |= {
         "measured": {},
         "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend}
+        | _about_tokens(assembly)
         | segments_of(assembly),
         "evidence": body["evidence"] | {"full_depth": full_depth},
         "decision": {"summary": summary},
