@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from dynx.runtime.profile import Profile
 
 
-TOKENS_ON_TORCH = "models that label tokens run on PyTorch: OpenVINO's segments pool a text into one vector"
-"""Why."""
+TOKENS_ON_TORCH = "the model labels tokens, and OpenVINO's segments pool a text into one vector"
+"""Why such a model runs on PyTorch."""
 
 QUANTIZATIONS = ("none", "int8")
 """Values of `quantize` that classifiers support."""

@@ -58,6 +58,8 @@ def make_plan(
     plan = ClassifierPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions, kind=kind
     )
+    if kind == "tokens":
+        decisions.backend = Decision(TORCH, backends.TOKENS_ON_TORCH)
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
     if request.quantize != "none":

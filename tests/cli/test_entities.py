@@ -51,6 +51,7 @@ def test_entities_from_calibration_to_bench(cli: Cli, model: Path, tmp_path: Pat
     )
     assert used.code == 0, used.err
     assert "inputs     40" in used.err
+    assert "PyTorch (the model labels tokens" in used.err
     assert "40 audited answers" in used.err
     other = cli("classify", "-m", model, *EPS, "--require-profile", "--aggregation-strategy", "max", "a text")
     assert other.code == 4
