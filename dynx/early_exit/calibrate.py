@@ -465,7 +465,12 @@ def _full_depth_findings(
     body = envelope(assembly, inputs.names)
     body |= {
         "measured": {},
-        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend}
+        "fitted": {
+            "depths": [],
+            "max_length": assembly.truncation,
+            "max_disagreement": eps,
+            "backend": assembly.block_backend.backend,
+        }
         | _about_tokens(assembly)
         | segments_of(assembly),
         "evidence": body["evidence"] | {"full_depth": full_depth},

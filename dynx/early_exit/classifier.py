@@ -73,7 +73,7 @@ class Classifier:
             return
         assembly.segments = pending.segments
         assembly.block_backend = BlockBackend(OPENVINO, pending.segments.precision, pending.segments.cut.ranges)
-        assembly.certified, _words = certify_full_depth(assembly.plan)
+        assembly.certified, _words = certify_full_depth(assembly)
         self.receipt.backend = f"PyTorch for {self._number:,} inputs, then OpenVINO ({pending.segments.cut})"
         self._start()
 

@@ -257,7 +257,7 @@ def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None])
         return
     if plan.request.form in GROUPED:
         from dynx.early_exit.group_setup import certify_full_depth
-    assembly.certified, words = certify_full_depth(plan)
+    assembly.certified, words = certify_full_depth(assembly)
     if assembly.certified is not None or (plan.request.quantize == "none" and assembly.segments is None):
         return
     plan.drop_profile(words, warn)

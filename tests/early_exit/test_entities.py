@@ -195,3 +195,11 @@ def test_only_first_pieces_count_where_only_they_are_looked_at(tmp_path: Path) -
             assert isinstance(labels, EntityLabels)
             assert labels.sets([row], [hidden]) == labels.sets([row], [answer.logits])
     assert counts["first"] == len(text.split()) < counts["simple"]
+
+
+def test_evidence_of_whole_texts_certifies_none_that_are_cut(calibrated: LoadedClassifier) -> None:
+    """A run that cuts texts shorter than calibration did promises nothing, with exits or without."""
+    cut = loaded(calibrated.plan.source.folder, max_length=8)
+    assert cut.exit_profile is None
+    assert cut.certified is None
+    assert Classifier(cut).receipt.guarantee is None

@@ -91,9 +91,7 @@ def test_training_continues_where_it_was(tmp_path: Path) -> None:
     def run(until: int | None, checkpoint: Path) -> Any:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
-        fine_tune(
-            model, batches(until), lambda m, x: m(x).square().mean(), steps=100, rate=0.01, checkpoint=checkpoint
-        )
+        fine_tune(model, batches(until), lambda m, x: m(x).square().mean(), steps=100, rate=0.01, checkpoint=checkpoint)
         return model.state_dict()
 
     whole = run(None, tmp_path / "a.pt")
