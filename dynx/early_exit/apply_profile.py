@@ -42,7 +42,7 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Ex
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions.exits = Decision("none", f"profile {profile.key.id} can't be used")
         return None
-    if refusal := _promise_mismatch(assembly, profile, fitted):
+    if refusal := _promise_mismatch(assembly, fitted):
         plan.decisions.exits = Decision("none", refusal)
         return None
     if assembly.certified is None and not is_reference(assembly):
@@ -142,7 +142,7 @@ def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None
     return float(clock[0]) if clock[0] < 1 else None
 
 
-def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: FittedExits) -> str | None:
+def _promise_mismatch(assembly: LoadedClassifier, fitted: FittedExits) -> str | None:
     """Say why the profile's evidence isn't about what is requested; None where it is."""
     if other := other_length(assembly):
         return other
