@@ -20,11 +20,12 @@ _dynx_list() {
     'dynx classify')
         commands=''
         options='-m,--model= -0,--null --tsv --column= --field= --pair= --rank --group= --candidates= --hypothesis=
-            --multi-label --per-class --skip-empty --no-stdin --max-disagreement= --confidence= --within=
-            --certify --audit= --batch-size= --max-length= --top-k= --scores --labels= --resume= --jsonl --stats
-            --explain --plain --verify --dry-run --backend= --quantize= --profile= --require-profile --input=+
-            --output= --engine= --workers= --shard-rows= --timeout-row= --device= --dtype= --threads=
-            --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --multi-label --aggregation-strategy= --per-class --skip-empty --no-stdin --max-disagreement=
+            --confidence= --within= --certify --audit= --batch-size= --max-length= --top-k= --scores --labels=
+            --resume= --jsonl --stats --explain --plain --verify --dry-run --backend= --quantize= --profile=
+            --require-profile --input=+ --output= --engine= --workers= --shard-rows= --timeout-row= --device=
+            --dtype= --threads= --allow-pickle --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+
+            --color= -h,--help'
         ;;
     'dynx draw')
         commands=''
@@ -39,11 +40,11 @@ _dynx_list() {
         commands=''
         options='-m,--model= --adapter=+ --lora=+ --image= --strength= --mask= --control-image= --control-scale=
             --draft= --data= --tsv --column= --field= --pair= --rank --group= --candidates= --hypothesis=
-            --multi-label --per-class --top-k= --chat --system= --max-disagreement= --confidence= --within=
-            --batch-size= --max-length= --quality= --guidance= --negative= --size= --budget= --anew --dry-run
-            --check --device-info --list --show= --export= -o,--output= --import= --remove= --backend=
-            --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code --offline --json
-            -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --multi-label --aggregation-strategy= --per-class --top-k= --chat --system= --max-disagreement=
+            --confidence= --within= --batch-size= --max-length= --quality= --guidance= --negative= --size=
+            --budget= --anew --dry-run --check --device-info --list --show= --export= -o,--output= --import=
+            --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code
+            --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''

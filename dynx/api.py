@@ -143,9 +143,10 @@ class Classifier:
     def classify(self, inputs: Iterable[Any]) -> Iterator[Any]:
         """Yield a Prediction for each text (for an image model each path), in order, as soon as its window is done.
 
-        Inputs are as the form that the classifier was loaded with says. "pair": two texts in a tuple or list, or an object with
-        "text" and "text_pair". "ranking": a query and its documents in a tuple or list, or an object with "query" and
-        "documents", for each of which a Ranking is yielded. Raises InvalidInput for anything else.
+        Of a model that labels tokens it is the Entities of each text. Inputs are as the form that the classifier was loaded with
+        says. "pair": two texts in a tuple or list, or an object with "text" and "text_pair". "ranking": a query and its
+        documents in a tuple or list, or an object with "query" and "documents", for each of which a Ranking is yielded. Raises
+        InvalidInput for anything else.
         """
         stream = iter(inputs)
         size = WINDOW_INPUTS if self._assembly.plan.request.form in ("text", "pair") else WINDOW_GROUPS
@@ -190,9 +191,9 @@ def load_classifier(model: str = "mood", *, audit: float = 0.0, **settings: Any)
     """Load a classifier of texts or images (shipped, a folder or a hub id) with the exits that its profile allows.
 
     `form` says what inputs are: "text" (or images), "pair", "ranking" (with `top_k`) or "zero-shot" (with `candidates`,
-    `hypothesis`, `multi_label`). Further options are those of the command line: `max_disagreement`, `confidence`, `batch_size`,
-    `max_length`, `device`, `dtype`, `threads`, `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full
-    model checks. Raises DynxError.
+    `hypothesis`, `multi_label`). A model that labels tokens gives Entities, as `aggregation_strategy` says. Further options are
+    those of the command line: `max_disagreement`, `confidence`, `batch_size`, `max_length`, `device`, `dtype`, `threads`,
+    `profile`, `offline`, `plain`, … `audit` is the share of inputs that the full model checks. Raises DynxError.
     """
     from dynx.early_exit import assemble, make_plan
     from dynx.early_exit.plan import ClassifierRequest

@@ -6,7 +6,7 @@ import hashlib
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dynx.cli.classify.records import IMAGE_SUFFIXES, Records, layout
 from dynx.cli.forms import reading
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dynx.cli.classify.records import Record
     from dynx.cli.forms import FormOptions
     from dynx.early_exit.features import Inputs
+    from dynx.runtime.loading.check import ClassifierKind
 
 
 def read_prompts(path: str) -> list[str]:
@@ -37,7 +38,7 @@ def read_prompts(path: str) -> list[str]:
 
 def read_inputs(
     path: str,
-    kind: Literal["text", "image"],
+    kind: ClassifierKind,
     *,
     tsv: bool = False,
     column: str | None = None,

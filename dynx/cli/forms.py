@@ -10,7 +10,17 @@ if TYPE_CHECKING:
     from dynx.early_exit.items import InputForm
 
 
-FORM_OPTIONS = ("pair", "rank", "group", "candidates", "hypothesis", "multi_label", "per_class", "top_k")
+FORM_OPTIONS = (
+    "pair",
+    "rank",
+    "group",
+    "candidates",
+    "hypothesis",
+    "multi_label",
+    "aggregation_strategy",
+    "per_class",
+    "top_k",
+)
 """Their names."""
 
 ONLY_CLASSIFIERS = tuple(name for name in FORM_OPTIONS if name != "hypothesis")
@@ -45,6 +55,10 @@ class FormOptions(Protocol):
         """Whether several labels may hold."""
 
     @property
+    def aggregation_strategy(self) -> str | None:
+        """How labels of tokens become entities."""
+
+    @property
     def per_class(self) -> Any:
         """Whether the guarantee holds for each label."""
 
@@ -75,7 +89,11 @@ def form_fields(options: FormOptions) -> dict[str, Any]:
     form = form_of(options)
     if options.per_class and form not in ("text", "pair"):
         raise UsageError("--per-class is for models with one label per input")
-    found: dict[str, Any] = {"form": form, "per_class": bool(options.per_class)}
+    found: dict[str, Any] = {
+        "form": form,
+        "per_class": bool(options.per_class),
+        "aggregation_strategy": options.aggregation_strategy,
+    }
     if form == "ranking":
         found["top_k"] = options.top_k
     if form == "zero-shot":

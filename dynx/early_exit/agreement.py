@@ -12,6 +12,7 @@ import operator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dynx.errors import InvalidInput
@@ -50,6 +51,14 @@ def agrees(logits: Tensor, full: Tensor, problem: Problem, tolerance: float = 0.
     return ((logits - full).abs() <= tolerance).all(-1)
 
 
+def same_answers(
+    logits: NDArray[np.float32], full: NDArray[np.float32], problem: Problem, tolerance: float
+) -> list[bool]:
+    """Tell whether each answer is the full model's: both (n, C)."""
+    same: list[bool] = agrees(torch.from_numpy(logits), torch.from_numpy(full), problem, tolerance).tolist()
+    return same
+
+
 class AgreementScore:
     """Estimate P(the answer at exit k is the full model's) by a logistic regression per exit.
 
@@ -74,8 +83,18 @@ class AgreementScore:
     def __call__(
         self, k: int, logits: Tensor | NDArray[Any], previous: Tensor | NDArray[Any] | None = None
     ) -> NDArray[np.float64]:
-        """Return scores (R,) in [0, 1) of exit k from its logits (R, C) and those of the exit before, None at exit 0."""
+        """Return scores (R,) in [0, 1) of exit k from its logits (R, C) and those of the exit before, None at exit 0.
+
+        Logits (R, T, C) are those of tokens, NaN for tokens that don't count: the score of a text is its least sure token's.
+        """
         z, before = _double(logits), None if previous is None else _double(previous)
+        if z.ndim == 3:
+            counted = ~np.isnan(z[:, :, 0])
+            of_tokens = np.ones(counted.shape)
+            if counted.any():
+                of_tokens[counted] = self(k, z[counted], None if before is None else before[counted])
+            least: NDArray[np.float64] = of_tokens.min(axis=1, initial=1.0)
+            return least
         if (
             z.size <= MAX_SCALAR_LOGITS and self.problem == "single"
         ):  # a fifth of the time of two dozen operations on arrays

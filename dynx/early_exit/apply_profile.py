@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynx.early_exit.assembly import is_reference
+from dynx.early_exit.plan import AGGREGATION_STRATEGY
 from dynx.early_exit.profile_data import HEADS_PREFIX, MIN_EXPECTED_SPEEDUP, ExitProfile, FittedExits, from_profile
 from dynx.early_exit.types import Guarantee
 from dynx.runtime.binomial import most_failures, percent
@@ -41,11 +42,11 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Ex
         warn(f"profile {profile.key.id} ignored: its contents can't be used ({type(e).__name__}: {e})")
         plan.decisions.exits = Decision("none", f"profile {profile.key.id} can't be used")
         return None
-    if refusal := _promise_mismatch(assembly, profile, fitted):
+    if refusal := _promise_mismatch(assembly, fitted):
         plan.decisions.exits = Decision("none", refusal)
         return None
     if assembly.certified is None and not is_reference(assembly):
-        plan.decisions.exits = Decision("none", certify_full_depth(plan)[1])
+        plan.decisions.exits = Decision("none", certify_full_depth(assembly)[1])
         return None
     each = labels.names if request.per_class else ()
     certificate = fitted.certify(evidence, batch, request.max_disagreement, request.delta, each)
@@ -69,12 +70,15 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Ex
     return ExitProfile(fitted, evidence, certificate, "model" if plan.bundled else "profile", request.per_class)
 
 
-def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
+def certify_full_depth(assembly: LoadedClassifier) -> tuple[Guarantee | None, str]:
     """Certify full-depth answers of a model that isn't the reference; return the guarantee, if any, and a sentence.
 
     This is tested before any exit rule, as the strictest of all: rules are tested only where it holds.
     """
+    plan = assembly.plan
     request, profile = plan.request, plan.profile
+    if other := (other_length(assembly) or _other_strategy(plan)):
+        return None, other
     agree = plan.arrays.get("evidence.agree")
     seen: Any = {} if profile is None else profile.evidence.get("full_depth", {})
     n, differ = int(seen.get("n", 0)), int(seen.get("disagreements", 0))
@@ -95,6 +99,26 @@ def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
         return None, f"{counts}, which doesn't show {percent(request.max_disagreement)}"
     basis = "model" if plan.bundled else "profile"
     return Guarantee(request.max_disagreement, request.delta, n, differ, basis, request.per_class), counts
+
+
+def other_length(assembly: LoadedClassifier) -> str | None:
+    """Say that a profile's evidence is about texts cut to another length; None where it isn't."""
+    profile = assembly.plan.profile
+    if profile is None or profile.fitted.get("max_length") == assembly.truncation:
+        return None
+    cut = profile.fitted.get("max_length") or "the model's own number of"
+    return f"the profile is for texts cut to {cut} tokens"
+
+
+def _other_strategy(plan: ClassifierPlan) -> str | None:
+    """Say that a profile's evidence is about other entities; None where it isn't."""
+    if plan.kind != "tokens" or plan.profile is None:
+        return None
+    known, asked = (
+        plan.profile.fitted.get("aggregation_strategy"),
+        plan.request.aggregation_strategy or AGGREGATION_STRATEGY,
+    )
+    return None if known == asked else f"the profile is for the aggregation strategy {known}"
 
 
 def _full_depth_of_each_class(plan: ClassifierPlan) -> str | None:
@@ -118,11 +142,12 @@ def _measured_slowdown(profile: Profile, batch: int, eps: float) -> float | None
     return float(clock[0]) if clock[0] < 1 else None
 
 
-def _promise_mismatch(assembly: LoadedClassifier, profile: Profile, fitted: FittedExits) -> str | None:
+def _promise_mismatch(assembly: LoadedClassifier, fitted: FittedExits) -> str | None:
     """Say why the profile's evidence isn't about what is requested; None where it is."""
-    if profile.fitted.get("max_length") != assembly.truncation:
-        cut = profile.fitted.get("max_length") or "the model's own number of"
-        return f"the profile is for texts cut to {cut} tokens"
+    if other := other_length(assembly):
+        return other
+    if other := _other_strategy(assembly.plan):
+        return other
     if assembly.labels.problem == "regression" and assembly.plan.request.within != fitted.score.tolerance:
         return f"the profile is for a tolerance of {fitted.score.tolerance:g}"
     return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.attach.interface import ClassifierModel
     from dynx.early_exit.engine import Answer, Engine, Exits
+    from dynx.early_exit.entities.labels import EntityLabels
     from dynx.early_exit.groups.profile_data import GroupProfile
     from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierDecisions, ClassifierPlan
@@ -58,7 +59,7 @@ class LoadedClassifier:
     plan: ClassifierPlan
     exit_model: ClassifierModel
     preprocessor: Preprocessor
-    labels: Labels
+    labels: Labels | EntityLabels
     exit_profile: ExitProfile | None
     """The exits of the profile that may be used; None: all layers run."""
     block_backend: BlockBackend = field(default_factory=BlockBackend)
@@ -168,6 +169,11 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
 
     if plan.kind == "image":
         return ImagePreprocessor(loading.load_image_processor(plan.source), model)
+    if plan.kind == "tokens":
+        from dynx.early_exit.entities.preprocessing import TokenPreprocessor
+
+        strategy = plan.request.aggregation_strategy
+        return TokenPreprocessor(loading.load_tokenizer(plan.source), model, max_length, strategy)
     form = plan.request.form
     return TextPreprocessor(
         loading.load_tokenizer(plan.source),
@@ -177,6 +183,17 @@ def preprocessor_for(plan: ClassifierPlan, model: Any, *, max_length: int | None
         truncation="only_first" if form == "zero-shot" else "longest_first",
         own_limit=read_cross_encoder(plan.source).max_length if form == "ranking" else None,
     )
+
+
+def labels_for(plan: ClassifierPlan, config: Any) -> Labels | EntityLabels:
+    """Return how the logits of a model with this config become answers. Raises DynxError."""
+    if plan.kind == "tokens":
+        from dynx.early_exit.entities.labels import EntityLabels
+
+        return EntityLabels(config, loading.load_tokenizer(plan.source), plan.request.aggregation_strategy)
+    from dynx.early_exit.labels import Labels
+
+    return Labels(config)
 
 
 class AttachResult(NamedTuple):
@@ -242,12 +259,17 @@ class Reference:
 
     def answers(self, items: Sequence[Any]) -> list[Answer]:
         """Answer texts or paths that were read before. ModelError: one of them can't be read any more."""
+        return self.read(items)[1]
+
+    def read(self, items: Sequence[Any]) -> tuple[list[Example], list[Answer]]:
+        """Return the rows of texts or paths that were read before, and their answers. ModelError as for `answers`."""
         from dynx.early_exit.preprocessing import Example
 
-        rows = self._preprocessor.rows(items)
-        if bad := [row for row in rows if isinstance(row, str)]:
+        made = self._preprocessor.rows(items)
+        if bad := [row for row in made if isinstance(row, str)]:
             raise ModelError(f"an input can't be read a second time: {bad[0]}")
-        return self.engine.window([row for row in rows if isinstance(row, Example)])
+        rows = [row for row in made if isinstance(row, Example)]
+        return rows, self.engine.window(rows)
 
     def logits(self, items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the logits (n, C) of texts or paths that were read before."""

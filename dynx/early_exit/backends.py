@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dynx.runtime.profile import Profile
 
 
+TOKENS_ON_TORCH = "the model labels tokens, and OpenVINO's segments pool a text into one vector"
+"""Why such a model runs on PyTorch."""
+
 QUANTIZATIONS = ("none", "int8")
 """Values of `quantize` that classifiers support."""
 
@@ -101,6 +104,7 @@ def replace_blocks(
     import torch
 
     from dynx.early_exit.attach.attach import attach
+    from dynx.early_exit.attach.equivalence_check import without_padding
     from dynx.early_exit.attach.model import ExitModel
     from dynx.runtime.backends import packed_linear
 
@@ -116,7 +120,7 @@ def replace_blocks(
     def logits(inputs: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
             out: Tensor = model(**inputs, **uncached).logits.float()
-        return out
+        return without_padding(out, inputs)
 
     probes = probes_of(probe_batch, exit_model.kind)
     before = [logits(inputs) for inputs in probes]

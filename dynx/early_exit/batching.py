@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach.hidden_state import State
+from dynx.early_exit.attach.pooling import COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ class Batch:
     width: int
     state: State | None = None
     """Hidden states of the block that the rows stopped after, if they did."""
-    logits: Tensor | None = None  # (R, C) of the exit that they stopped at
+    logits: Tensor | None = None  # (R, C) of the exit that they stopped at, (R, T, C) of tokens
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -79,7 +80,7 @@ class InFlightBatch:
         self.logits = group.logits
         self.values = None if group.logits is None else group.logits.float().cpu().numpy()
         mask = group.inputs.get("attention_mask")
-        self.seen = group.inputs if mask is None or not bool(mask.all()) else {}
+        self.seen = group.inputs if mask is None or COUNTED in group.inputs or not bool(mask.all()) else {}
         """The inputs that pooling needs: no mask where nothing is padded."""
         self.at: Tensor | None = None
         """`rows` for tensors, once they are fewer than the group."""
@@ -155,4 +156,12 @@ def _merge(groups: Sequence[Batch], collate: Collate) -> Batch:
     else:
         inputs, width = collate(numbers.tolist())
         state = State.merge(states, length=width)
+        logits = [_fit(each, width) for each in logits]
     return Batch(numbers, np.concatenate([group.sizes for group in groups]), inputs, width, state, torch.cat(logits))
+
+
+def _fit(logits: Tensor, width: int) -> Tensor:
+    """Pad logits of tokens (R, T, C) with NaN, or truncate them, to as many tokens; return others as they are."""
+    if logits.dim() != 3:
+        return logits
+    return torch.nn.functional.pad(logits, (0, 0, 0, width - logits.shape[1]), value=torch.nan)

@@ -19,21 +19,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dynx.early_exit.agreement import AgreementScore, agrees
-from dynx.early_exit.assembly import Reference, is_reference
-from dynx.early_exit.backends import answers_of, use_fastest_backend
+from dynx.early_exit.backends import TOKENS_ON_TORCH, answers_of, use_fastest_backend
 from dynx.early_exit.costs import measure_costs
+from dynx.early_exit.entities.labels import EntityLabels
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
-from dynx.early_exit.features import CollectedFeatures, Inputs, collect
+from dynx.early_exit.features import Inputs, collect_any, reference_of
 from dynx.early_exit.heads import ExitHeads
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
 from dynx.early_exit.segment_choice import use_fastest as use_segments
 from dynx.early_exit.segments.costs import measure_segment_costs
 from dynx.early_exit.segments.segments import as_measured
+from dynx.early_exit.token_features import TokenFeatures, within_memory
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import percent, smallest_sample, supports
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.features import AnyFeatures
     from dynx.early_exit.groups.profile_data import FittedGroupExits
     from dynx.runtime.certify import Certificate, Costs
 
@@ -116,25 +117,23 @@ def calibrate(
     first = [rows[i] for i in parts[0]]
     choose_backend(assembly, first, clock, lambda what: progress(0.0, what))
     progress(0.0, "running the full model")
-    reference_logits = None
-    if not is_reference(assembly):
-        reference_logits = torch.from_numpy(Reference(assembly).logits(items))
+    reference = reference_of(assembly, items)
     if assembly.segments is not None:
         assembly.segments = assembly.segments.at(candidates(assembly.exit_model.depth))
-    seen = collect(
+    seen = collect_any(
         assembly,
         rows,
         assembly.exit_depths,
-        reference_logits,
+        reference,
         lambda x: progress(0.05 + 0.35 * x, "running the full model"),
     )
 
-    def cut_at(kept: Sequence[int]) -> CollectedFeatures:
+    def cut_at(kept: Sequence[int]) -> AnyFeatures:
         nonlocal seen
         if assembly.segments is None:
             return seen.at(kept)
         assembly.segments = assembly.segments.at(kept)
-        seen = collect(assembly, rows, kept, seen.reference_logits)
+        seen = collect_any(assembly, rows, kept, seen.reference_logits)
         return seen
 
     learned = learn(
@@ -200,12 +199,16 @@ def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Example]
             known.add(row.identity)
             rows.append(row)
             kept.append(item)
+    if assembly.plan.kind == "tokens":
+        order = np.random.default_rng(SEED).permutation(len(rows)).tolist()
+        fitting = sorted(within_memory(assembly, rows, order))
+        rows, kept = [rows[i] for i in fitting], [kept[i] for i in fitting]
     return rows, kept, sum(isinstance(row, str) for row in made)
 
 
 def learn(
     assembly: LoadedClassifier,
-    seen: CollectedFeatures,
+    seen: AnyFeatures,
     rows: Sequence[Example],
     parts: tuple[NDArray[np.int64], NDArray[np.int64]],
     certifying: int,
@@ -213,7 +216,7 @@ def learn(
     budget: float,
     clock: Callable[[], float],
     progress: Progress = lambda _share, _what: None,
-    cut_at: Callable[[Sequence[int]], CollectedFeatures] | None = None,
+    cut_at: Callable[[Sequence[int]], AnyFeatures] | None = None,
 ) -> tuple[FittedExits, dict[int, float]] | None:
     """Fit heads on the first part, and score, rules and costs on the second, for a certificate on `certifying` other rows.
 
@@ -308,6 +311,9 @@ def choose_backend(
     assembly: LoadedClassifier, rows: Sequence[Example], clock: Callable[[], float], on_stage: Callable[[str], None]
 ) -> None:
     """Have the assembly run on what is fastest: segments on OpenVINO, single blocks where those can't be, or PyTorch."""
+    if assembly.plan.kind == "tokens":
+        assembly.plan.decisions.backend = Decision(TORCH, TOKENS_ON_TORCH)
+        return
     refused = use_segments(assembly, rows, clock, on_stage)
     if refused is None:
         return
@@ -317,7 +323,7 @@ def choose_backend(
         assembly.plan.decisions.backend = Decision(TORCH, refused)
 
 
-def collect_evidence(fitted: FittedExits, seen: CollectedFeatures, assembly: LoadedClassifier) -> Evidence:
+def collect_evidence(fitted: FittedExits, seen: AnyFeatures, assembly: LoadedClassifier) -> Evidence:
     """Return scores, agreements and classes of the rows that certify."""
     tolerance = assembly.plan.request.within or 0.0
     scores, agree = seen.at(fitted.depths).evaluate(fitted.heads, fitted.score, tolerance)
@@ -413,6 +419,7 @@ def _profile(
             "agreement": {str(depth): share for depth, share in agreement.items()},
             "backend": assembly.block_backend.backend,
         }
+        | _about_tokens(assembly)
         | segments_of(assembly),
         "evidence": body["evidence"]
         | {
@@ -426,10 +433,16 @@ def _profile(
     return Profile(**(body | fields)), to_arrays(fitted, evidence) | range_arrays(assembly)
 
 
-def _full_depth_evidence(
-    assembly: LoadedClassifier, seen: CollectedFeatures, rows: Sequence[Example]
-) -> dict[str, int]:
+def _about_tokens(assembly: LoadedClassifier) -> dict[str, str]:
+    """Return which entities a profile is about, for models that label tokens."""
+    labels = assembly.labels
+    return {"aggregation_strategy": labels.strategy} if isinstance(labels, EntityLabels) else {}
+
+
+def _full_depth_evidence(assembly: LoadedClassifier, seen: AnyFeatures, rows: Sequence[Example]) -> dict[str, int]:
     """Count the rows that the model answers differently from the reference at full depth."""
+    if isinstance(seen, TokenFeatures):
+        return {"n": len(seen), "disagreements": int((~seen.agree(seen.logits)).sum())}
     logits = seen.logits
     if assembly.segments is not None:  # in one piece it may round in other ways than in segments
         logits = answers_of(assembly.engine(), rows)
@@ -452,7 +465,13 @@ def _full_depth_findings(
     body = envelope(assembly, inputs.names)
     body |= {
         "measured": {},
-        "fitted": {"depths": [], "max_disagreement": eps, "backend": assembly.block_backend.backend}
+        "fitted": {
+            "depths": [],
+            "max_length": assembly.truncation,
+            "max_disagreement": eps,
+            "backend": assembly.block_backend.backend,
+        }
+        | _about_tokens(assembly)
         | segments_of(assembly),
         "evidence": body["evidence"] | {"full_depth": full_depth},
         "decision": {"summary": summary},

@@ -11,14 +11,12 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dynx.early_exit.apply_profile import certify_full_depth
 from dynx.early_exit.assembly import BlockBackend, Reference, is_reference
 from dynx.early_exit.audit import Audit, audited
-from dynx.early_exit.features import same_answers
+from dynx.early_exit.backends import TOKENS_ON_TORCH
 from dynx.early_exit.preprocessing import Example
-from dynx.early_exit.types import EXACT_GUARANTEE, Guarantee, Prediction, Receipt
+from dynx.early_exit.types import EXACT_GUARANTEE, Entities, Guarantee, Prediction, Receipt
 from dynx.errors import InvalidInput, UnsupportedModelError
 from dynx.runtime.backends.registry import OPENVINO, attempt
 
@@ -45,6 +43,8 @@ class Classifier:
         self.labels = assembly.labels
         self.audit = Audit(request.max_disagreement, request.delta) if audit else None
         self.receipt = Receipt(assembly.exit_model.depth)
+        if assembly.plan.kind == "tokens":
+            self.receipt.backend = f"PyTorch ({TOKENS_ON_TORCH})"
         self._share, self._on_alarm = audit, on_alarm
         self._reference: Reference | None = None
         self._answered: Mapping[int, Answer] = {}
@@ -73,7 +73,7 @@ class Classifier:
             return
         assembly.segments = pending.segments
         assembly.block_backend = BlockBackend(OPENVINO, pending.segments.precision, pending.segments.cut.ranges)
-        assembly.certified, _words = certify_full_depth(assembly.plan)
+        assembly.certified, _words = certify_full_depth(assembly)
         self.receipt.backend = f"PyTorch for {self._number:,} inputs, then OpenVINO ({pending.segments.cut})"
         self._start()
 
@@ -97,23 +97,19 @@ class Classifier:
         """Whether any input may exit early."""
         return self._engine.exits is not None
 
-    def window(self, items: Sequence[Any]) -> list[Prediction]:
-        """Predict the next inputs (texts, or paths of images), in order. DeviceError: out of memory."""
+    def window(self, items: Sequence[Any]) -> list[Any]:
+        """Predict the next inputs (texts, or paths of images), in order; models that label tokens give `Entities`.
+
+        DeviceError: out of memory.
+        """
         began = time.perf_counter()
         self._turn_to_segments()
         rows = self.assembly.preprocessor.rows(items)
         good = [(self._number + i, row) for i, row in enumerate(rows) if isinstance(row, Example)]
         answers = self._answers([row for _, row in good], [number for number, _ in good])
-        read = iter(self.labels.read(np.stack([answer.logits for answer in answers])) if answers else ())
-        left = iter(answers)
-        out = []
-        for row in rows:
-            if isinstance(row, str):
-                out.append(Prediction.failed(row))
-            else:
-                (label, score, scores), answer = next(read), next(left)
-                after = None if answer.exit is None else self._depths[answer.exit]
-                out.append(Prediction(label, score, scores, after, answer.layers))
+        read = iter(self.labels.read([row for _, row in good], answers, self._depths))
+        failed = Entities.failed if self.assembly.plan.kind == "tokens" else Prediction.failed
+        out = [failed(row) if isinstance(row, str) else next(read) for row in rows]
         self._count(rows, answers)
         self._number += len(items)
         self._audit_window(items, rows, answers)
@@ -150,11 +146,12 @@ class Classifier:
             return
         self._reference = self._reference or Reference(self.assembly)
         before = self._reference.block_calls
-        full = self._reference.logits([items[numbers[k]] for k in drawn])
+        full_rows, full = self._reference.read([items[numbers[k]] for k in drawn])
         self.receipt.audit_layers += self._reference.block_calls - before
-        exited = np.stack([answers[k].logits for k in drawn])
+        own = [row for row in rows if isinstance(row, Example)]
         tolerance = self.assembly.plan.request.within or 0.0
-        for agree in same_answers(exited, full, self.labels.problem, tolerance):
+        some = [own[k] for k in drawn], [answers[k] for k in drawn]
+        for agree in self.labels.same(*some, full_rows, full, tolerance):
             if self.audit.update(not agree):
                 self._set_engine(None, None)
                 if self.assembly.segments is not None:  # whose arithmetic may be what the disagreement comes from

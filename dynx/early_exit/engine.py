@@ -68,7 +68,10 @@ class Exits:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a row: `logits` (C,) float32 of the head it exited at; `exit` is that head's number, None for full depth."""
+    """The answer to a row: `logits` (C,) float32 of the head it exited at; `exit` is that head's number, None for full depth.
+
+    Of a model that labels tokens they are (T, C), with the padding of the row's batch, and NaN for tokens that don't count.
+    """
 
     logits: NDArray[np.float32]
     exit: int | None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dynx.early_exit.agreement import agrees
+from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.batching import batches
+from dynx.early_exit.entities.labels import EntityLabels
+from dynx.early_exit.token_features import TokenFeatures, collect_tokens
 from dynx.errors import InvalidInput
 from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dynx.early_exit.agreement import AgreementScore, Problem
+    from dynx.early_exit.agreement import AgreementScore
     from dynx.early_exit.assembly import LoadedClassifier
+    from dynx.early_exit.entities.labels import EntitySet
     from dynx.early_exit.heads import ExitHeads
     from dynx.early_exit.preprocessing import Example
     from dynx.early_exit.segments.segments import Segments
@@ -72,6 +76,33 @@ class CollectedFeatures:
             agrees(z, self.reference_logits, heads.problem, tolerance).cpu().numpy() for z in (*answers, self.logits)
         ]
         return np.stack(scores, axis=1), np.stack(same, axis=1)
+
+
+AnyFeatures: TypeAlias = CollectedFeatures | TokenFeatures
+
+
+def reference_of(assembly: LoadedClassifier, items: Sequence[Any]) -> Tensor | list[EntitySet] | None:
+    """Return the full float32 model's logits (n, C), or the entities of each text; None where the assembly is that model."""
+    if is_reference(assembly):
+        return None
+    reference = Reference(assembly)
+    if isinstance(assembly.labels, EntityLabels):
+        rows, answers = reference.read(items)
+        return assembly.labels.sets(rows, [answer.logits for answer in answers])
+    return torch.from_numpy(reference.logits(items))
+
+
+def collect_any(
+    assembly: LoadedClassifier,
+    rows: Sequence[Example],
+    depths: Sequence[int],
+    reference: Tensor | Sequence[EntitySet] | None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> AnyFeatures:
+    """Collect features of rows, or of their tokens where a model labels those; `reference` is what `reference_of` returns."""
+    if assembly.plan.kind != "tokens":
+        return collect(assembly, rows, depths, reference if isinstance(reference, Tensor) else None, progress)
+    return collect_tokens(assembly, rows, depths, None if isinstance(reference, Tensor) else reference, progress)
 
 
 def collect(
@@ -163,11 +194,3 @@ def _collect_by_segments(
     return CollectedFeatures(
         model.borders, gathered, full_depth_logits, full_depth_logits if reference_logits is None else reference_logits
     )
-
-
-def same_answers(
-    logits: NDArray[np.float32], full: NDArray[np.float32], problem: Problem, tolerance: float
-) -> list[bool]:
-    """Tell whether each answer is the full model's: both (n, C)."""
-    same: list[bool] = agrees(torch.from_numpy(logits), torch.from_numpy(full), problem, tolerance).tolist()
-    return same

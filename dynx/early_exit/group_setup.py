@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from dynx.early_exit.apply_profile import other_length
 from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.groups.engine import GroupEngine
 from dynx.early_exit.groups.profile_data import GroupProfile, evidence_of, from_profile
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.groups.engine import GroupExits
     from dynx.early_exit.groups.stages import Stages
-    from dynx.early_exit.plan import ClassifierPlan
     from dynx.runtime.profile import Profile
 
 
@@ -83,7 +83,7 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Gr
         plan.decisions.exits = Decision("none", refusal)
         return None
     if assembly.certified is None and not is_reference(assembly):
-        plan.decisions.exits = Decision("none", certify_full_depth(plan)[1])
+        plan.decisions.exits = Decision("none", certify_full_depth(assembly)[1])
         return None
     certificate = fitted.certify(rule, seen, assembly.batch, request.max_disagreement, request.delta)
     if not certificate.active:
@@ -110,9 +110,8 @@ def apply_profile(assembly: LoadedClassifier, warn: Callable[[str], None]) -> Gr
 def _mismatch(assembly: LoadedClassifier, profile: Profile) -> str | None:
     """Say why the profile's evidence isn't about what is requested; None where it is."""
     request, about = assembly.plan.request, profile.fitted
-    if about.get("max_length") != assembly.truncation:
-        cut = about.get("max_length") or "the model's own number of"
-        return f"the profile is for texts cut to {cut} tokens"
+    if other := other_length(assembly):
+        return other
     if request.form != "zero-shot":
         return None
     if list(about.get("candidates", ())) != list(request.candidates):
@@ -122,9 +121,11 @@ def _mismatch(assembly: LoadedClassifier, profile: Profile) -> str | None:
     return None if bool(about.get("multi_label")) == request.multi_label else "the profile is for another `multi_label`"
 
 
-def certify_full_depth(plan: ClassifierPlan) -> tuple[Guarantee | None, str]:
+def certify_full_depth(assembly: LoadedClassifier) -> tuple[Guarantee | None, str]:
     """Certify full-depth results of a model that isn't the reference; return the guarantee, if any, and a sentence."""
-    request = plan.request
+    plan, request = assembly.plan, assembly.plan.request
+    if other := other_length(assembly):
+        return None, other
     rule = rule_of(request)
     if rule is None:
         return None, "the profile says nothing of the order of all documents, only of the first `top_k`"

@@ -80,10 +80,15 @@ class ExitHeads:
     def logits(self, k: int, pooled: Tensor, previous: Tensor | None = None) -> Tensor:
         """Return logits (R, C) of exit k from pooled features (R, F_k) and the logits (R, C) of exit k-1 for the same rows.
 
+        Features (R, T, F_k) of tokens give logits (R, T, C).
+
         `previous` is None at exit 0 only, so heads whose threshold is infinite run too; they cost F·C each.
         Raises InvalidInput on shapes that don't fit.
         """
         shift, weight, mix, bias = self._heads[k]
+        if pooled.ndim == 3:
+            before = None if previous is None else previous.flatten(0, 1)
+            return self.logits(k, pooled.flatten(0, 1), before).view(*pooled.shape[:2], -1)
         if pooled.ndim != 2 or pooled.shape[1] != len(shift):
             raise InvalidInput(f"exit {k} has {len(shift)} features, not {tuple(pooled.shape[1:])}")
         if (previous is None) != (k == 0) or (previous is not None and previous.shape != (len(pooled), len(bias))):

@@ -6,12 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynx.early_exit.agreement import same_answers
+from dynx.early_exit.types import Prediction
 from dynx.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from dynx.early_exit.agreement import Problem
+    from dynx.early_exit.engine import Answer
+    from dynx.early_exit.preprocessing import Example
 
 PROBLEMS: dict[str, Problem] = {
     "single_label_classification": "single",
@@ -43,7 +49,31 @@ class Labels:
         named = getattr(config, "id2label", None) or {}
         self.names = [str(named.get(i, f"LABEL_{i}")) for i in range(int(config.num_labels))]
 
-    def read(self, logits: NDArray[np.float32]) -> list[tuple[str, float, list[tuple[str, float]]]]:
+    def read(self, rows: Sequence[Example], answers: Sequence[Answer], depths: Sequence[int]) -> list[Prediction]:
+        """Return the results of answers to rows; `depths` are the blocks that exits come after."""
+        if not answers:
+            return []
+        found = self.of_logits(np.stack([answer.logits for answer in answers]))
+        return [
+            Prediction(*each, None if answer.exit is None else depths[answer.exit], answer.layers)
+            for each, answer in zip(found, answers, strict=True)
+        ]
+
+    def same(
+        self,
+        rows: Sequence[Example],
+        answers: Sequence[Answer],
+        full_rows: Sequence[Example],
+        full: Sequence[Answer],
+        tolerance: float,
+    ) -> list[bool]:
+        """Tell whether each answer is the full model's."""
+        if not answers:
+            return []
+        own, truth = (np.stack([answer.logits for answer in several]) for several in (answers, full))
+        return same_answers(own, truth, self.problem, tolerance)
+
+    def of_logits(self, logits: NDArray[np.float32]) -> list[tuple[str, float, list[tuple[str, float]]]]:
         """Return label, score and all scores of each row of logits (R, C).
 
         single: the likeliest and its probability (softmax). multi: all with a probability above a half (sigmoid), in the

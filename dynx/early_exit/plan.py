@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dynx.runtime.plan import Decisions, ModelRequest, Plan
 
 if TYPE_CHECKING:
     from dynx.early_exit.items import InputForm
     from dynx.runtime.decision import Decision
+    from dynx.runtime.loading.check import ClassifierKind
 
 TASK = "classify"
 BUNDLED = "exits.json"
@@ -25,6 +26,12 @@ CONFIDENCE = 0.95
 
 HYPOTHESIS = "This example is {}."
 """Default sentence that a candidate label makes."""
+
+AGGREGATION_STRATEGIES = ("none", "simple", "first", "average", "max")
+"""How labels of tokens become entities, by the names that transformers' pipeline gives the ways."""
+
+AGGREGATION_STRATEGY = "simple"
+"""The default of them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class ClassifierRequest(ModelRequest):
     """Zero-shot: the sentence that a label makes, with {} for it."""
     multi_label: bool = field(default=False, kw_only=True)
     """Zero-shot: several labels of a text may hold, each judged by itself."""
+    aggregation_strategy: str | None = field(default=None, kw_only=True)
+    """Models that label tokens: one of `AGGREGATION_STRATEGIES`; None: the default."""
     per_class: bool = field(default=False, kw_only=True)
     """Whether the guarantee holds for each of the full model's labels, not only for all inputs together."""
 
@@ -75,4 +84,4 @@ class ClassifierDecisions(Decisions):
 class ClassifierPlan(Plan[ClassifierRequest, ClassifierDecisions]):
     """Everything that is decided before a classifier is loaded."""
 
-    kind: Literal["text", "image"] = "text"
+    kind: ClassifierKind = "text"

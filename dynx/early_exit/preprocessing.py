@@ -42,6 +42,8 @@ class Example:
     """Key that is equal for equal examples."""
     truncated: bool = False
     """Whether the text was longer than the model takes."""
+    text: str = ""
+    """The text, where answers name places in it."""
 
 
 class Preprocessor(Protocol):
@@ -119,8 +121,19 @@ class TextPreprocessor:
         )
         texts: list[list[str]] = [[item] if isinstance(item, str) else list(item) for item in items]
         parts = [list(column) for column in zip(*texts, strict=True)]
-        out = self._tokenizer(*parts, return_attention_mask=True, verbose=False, **cutting)
-        return {name: out[name] for name in self._fills if name in out}
+        out = self._tokenized(parts, cutting)
+        return {name: out[name] for name in self._names if name in out}
+
+    @property
+    def _names(self) -> list[str]:
+        """What is kept of the tokenizer's output."""
+        return list(self._fills)
+
+    def _tokenized(self, parts: list[list[str]], cutting: dict[str, Any]) -> Mapping[str, list[list[int]]]:
+        out: Mapping[str, list[list[int]]] = self._tokenizer(
+            *parts, return_attention_mask=True, verbose=False, **cutting
+        )
+        return out
 
     def _row(self, item: str | Pair, values: dict[str, list[int]]) -> Example | str:
         truncated = self.limit is not None and len(values["input_ids"]) > self.limit

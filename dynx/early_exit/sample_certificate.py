@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dynx.early_exit.assembly import Reference, is_reference
+from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.audit import certify_sample, draw_sample
 from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
 from dynx.early_exit.engine import Answer
-from dynx.early_exit.features import CollectedFeatures, collect
+from dynx.early_exit.features import collect_any, reference_of
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP
+from dynx.early_exit.token_features import TokenFeatures
 from dynx.early_exit.types import Guarantee
 from dynx.errors import InvalidInput
 from dynx.runtime.binomial import percent, smallest_sample
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.classifier import Classifier
+    from dynx.early_exit.features import AnyFeatures
     from dynx.early_exit.profile_data import Evidence, FittedExits
 
 SEED = 0
@@ -65,6 +67,8 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     if not assembly.can_exit:
         return f"full depth: {assembly.why_full_depth}"
     require_tolerance(assembly)
+    if assembly.plan.kind == "tokens" and not is_reference(assembly):
+        return "full depth: a sample of entities is certified in float32, without `max_length`"
     eps, delta = assembly.plan.request.max_disagreement, assembly.plan.request.delta
     known = assembly.exit_profile
     learning = 0 if known else LEARNING_INPUTS
@@ -151,7 +155,7 @@ def _run(
     depths: Sequence[int],
     answered: dict[int, Answer],
     known: NDArray[np.float32] | None = None,
-) -> tuple[CollectedFeatures, list[int]]:
+) -> tuple[AnyFeatures, list[int]]:
     """Run these inputs at every exit and by the full model, whose answers go into `answered`; `known` are its logits.
 
     Returned with the features are the positions in `numbers` of inputs that could be read.
@@ -159,11 +163,13 @@ def _run(
     made = assembly.preprocessor.rows([items[n] for n in numbers])
     present = [i for i, row in enumerate(made) if isinstance(row, Example)]
     rows = [row for row in made if isinstance(row, Example)]
-    reference_logits = None if known is None else torch.from_numpy(known[present])
-    if known is None and not is_reference(assembly):
-        reference_logits = torch.from_numpy(Reference(assembly).logits([items[numbers[i]] for i in present]))
-    seen = collect(assembly, rows, depths, reference_logits)
-    for i, logits in zip(present, seen.reference_logits.numpy(), strict=True):
+    if known is None:
+        reference = reference_of(assembly, [items[numbers[i]] for i in present])
+    else:
+        reference = torch.from_numpy(known[present])
+    seen = collect_any(assembly, rows, depths, reference)
+    full = seen.full_logits() if isinstance(seen, TokenFeatures) else seen.reference_logits.numpy()
+    for i, logits in zip(present, full, strict=True):
         answered[numbers[i]] = Answer(logits, None, assembly.exit_model.depth, None)
     return seen, present
 
@@ -215,7 +221,7 @@ def score_noise(
     assembly: LoadedClassifier,
     items: Sequence[Any],
     present: Sequence[int],
-    seen: CollectedFeatures,
+    seen: AnyFeatures,
     evidence: Evidence,
 ) -> float:
     """Return how much the other rows of a batch change a score: the most of some rows that also run alone."""

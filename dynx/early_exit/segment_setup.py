@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dynx.early_exit.attach.hidden_state import Outcome, State, Watch
     from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.attach.pooling import Kind
-    from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierPlan
 
 
@@ -83,11 +82,16 @@ def precision_mismatch(plan: ClassifierPlan, cut: Cut) -> str | None:
     return None
 
 
-def load_segments(
-    plan: ClassifierPlan, cut: Cut, labels_of: Callable[[Any], Labels], stages: Callable[[str], None]
-) -> LoadedClassifier:
+def load_segments(plan: ClassifierPlan, cut: Cut, stages: Callable[[str], None]) -> LoadedClassifier:
     """Load what the profile measured. Raises UnsupportedModelError where OpenVINO can't run it."""
-    from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exits, load_model, preprocessor_for
+    from dynx.early_exit.assembly import (
+        BlockBackend,
+        LoadedClassifier,
+        attach_exits,
+        labels_for,
+        load_model,
+        preprocessor_for,
+    )
     from dynx.early_exit.attach.model import ExitModel
     from dynx.early_exit.backends import probes_of
     from dynx.runtime import loading
@@ -104,7 +108,7 @@ def load_segments(
     parts = segments.parts
     outline = loading.outline_classifier(plan.source, plan.kind)
     preprocessor = preprocessor_for(plan, outline, max_length=plan.request.max_length)
-    labels = labels_of(outline.config)
+    labels = labels_for(plan, outline.config)
     if plan.request.within is not None and labels.problem != "regression":
         raise InvalidInput(f"`within` is for models that give numbers, and {plan.source.name} gives labels")
     model = OutlineModel(outline, parts.kind, parts.depth, parts.merges_lengths)

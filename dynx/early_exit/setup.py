@@ -5,15 +5,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dynx.early_exit import backends
-from dynx.early_exit.assembly import BlockBackend, LoadedClassifier, attach_exits, is_reference, load_model
+from dynx.early_exit.assembly import (
+    BlockBackend,
+    LoadedClassifier,
+    attach_exits,
+    is_reference,
+    labels_for,
+    load_model,
+)
 from dynx.early_exit.items import GROUPED
-from dynx.early_exit.plan import BUNDLED, TASK, ClassifierDecisions, ClassifierPlan
+from dynx.early_exit.plan import AGGREGATION_STRATEGIES, BUNDLED, TASK, ClassifierDecisions, ClassifierPlan
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, attempt
+from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
@@ -23,7 +30,6 @@ from dynx.runtime.threads import beside, set_torch_threads
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dynx.early_exit.labels import Labels
     from dynx.early_exit.plan import ClassifierRequest
     from dynx.runtime.device import Device
     from dynx.runtime.loading import Source
@@ -43,18 +49,38 @@ def make_plan(
     source = request.find(request.model, TASK)
     kind = loading.check_classifier(source, allow_pickle=request.allow_pickle)
     _check_groups(request)
-    if request.form != "text" and kind == "image":
-        raise InvalidInput(f"{source.name} takes images, and the inputs are {FORMS[request.form]}")
+    if request.form != "text" and kind != "text":
+        takes = "takes images" if kind == "image" else "labels the tokens of single texts"
+        raise InvalidInput(f"{source.name} {takes}, and the inputs are {FORMS[request.form]}")
+    _check_tokens(request, source, tokens=kind == "tokens")
     found = resolve(request, source, RULES, warn=warn, machine=machine, form=request.form)
     decisions = ClassifierDecisions(**found.common)
     plan = ClassifierPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions, kind=kind
     )
+    if kind == "tokens":
+        decisions.backend = Decision(TORCH, backends.TOKENS_ON_TORCH)
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
     if request.quantize != "none":
         decisions.quantize = Decision(request.quantize, "asked for")
     return plan
+
+
+def _check_tokens(request: ClassifierRequest, source: Source, *, tokens: bool) -> None:
+    """Raise InvalidInput for settings that don't fit whether the model labels tokens, DeviceError for a backend."""
+    strategy = request.aggregation_strategy
+    if not tokens:
+        if strategy is not None:
+            raise InvalidInput(f"`aggregation_strategy` is for models that label tokens, and {source.name} doesn't")
+        return
+    if strategy is not None and strategy not in AGGREGATION_STRATEGIES:
+        raise InvalidInput(f"`aggregation_strategy` {strategy}: one of {', '.join(AGGREGATION_STRATEGIES)}")
+    if request.per_class or request.within is not None:
+        what = "per_class" if request.per_class else "within"
+        raise InvalidInput(f"`{what}` is for models with one answer per input, and {source.name} labels tokens")
+    if ALIASES.get(request.backend, request.backend) == OPENVINO:
+        raise InvalidInput(f"`backend` {request.backend}: {backends.TOKENS_ON_TORCH}")
 
 
 def _check_groups(request: ClassifierRequest) -> None:
@@ -121,13 +147,12 @@ def assemble(
     with loading.importing():
         set_torch_threads(plan.threads)
         from dynx.early_exit.apply_profile import apply_profile
-        from dynx.early_exit.labels import Labels
 
     stages(f"loading {plan.source.name}")
     quick_start = quick_start and plan.request.form not in GROUPED
-    assembly = None if calibrating else _load_segments(plan, Labels, stages, warn, quick_start)
+    assembly = None if calibrating else _load_segments(plan, stages, warn, quick_start)
     if assembly is None:
-        assembly = _load_on_backend(plan, Labels, stages, warn)
+        assembly = _load_on_backend(plan, stages, warn)
     if assembly.block_backend.backend == OPENVINO:
         plan.decisions.threads = beside(TITLES[OPENVINO], plan.decisions.threads)
     if plan.profile is not None:
@@ -150,7 +175,6 @@ def assemble(
 
 def _load_segments(
     plan: ClassifierPlan,
-    labels_of: Callable[[Any], Labels],
     stages: Callable[[str], None],
     warn: Callable[[str], None],
     quick_start: bool,
@@ -170,14 +194,14 @@ def _load_segments(
             try:
                 with attempt(OPENVINO, plan.source.name):
                     if quick_start and plan.request.quantize == "none" and not segments.is_ready(plan, cut):
-                        started = _load_on_backend(plan, labels_of, stages, warn, TORCH)
+                        started = _load_on_backend(plan, stages, warn, TORCH)
                         started.pending = segments.pending_segments(started, cut)
                         if started.pending is not None:
                             plan.decisions.backend = Decision(
                                 TORCH, f"it starts at once; OpenVINO ({cut}) takes over when converting has paid"
                             )
                             return started
-                    return segments.load_segments(plan, cut, labels_of, stages)
+                    return segments.load_segments(plan, cut, stages)
             except UnsupportedModelError as e:
                 why = f"OpenVINO can't run it: {e}"
     plan.drop_profile(why, warn)
@@ -188,7 +212,6 @@ def _load_segments(
 
 def _load_on_backend(
     plan: ClassifierPlan,
-    labels_of: Callable[[Any], Labels],
     stages: Callable[[str], None],
     warn: Callable[[str], None],
     backend: str | None = None,
@@ -200,7 +223,7 @@ def _load_on_backend(
         backend = TORCH  # as calibration begins
     block_backend = backends.requested_blocks(plan, backend, ranges)
     model, preprocessor = load_model(plan, dtype=backends.load_dtype(plan, backend), max_length=plan.request.max_length)
-    labels = labels_of(model.config)
+    labels = labels_for(plan, model.config)
     if plan.request.within is not None and labels.problem != "regression":
         raise InvalidInput(f"`within` is for models that give numbers, and {plan.source.name} gives labels")
     if plan.request.per_class and labels.problem != "single":
@@ -218,7 +241,7 @@ def _load_on_backend(
         why = f"OpenVINO can't run it: {e}"
         plan.drop_profile(why, warn)
         plan.decisions.backend = Decision(TORCH, why)
-        return _load_on_backend(plan, labels_of, stages, warn)
+        return _load_on_backend(plan, stages, warn)
     return LoadedClassifier(plan, exit_model, preprocessor, labels, None, block_backend)
 
 
@@ -234,7 +257,7 @@ def _certify_full_depth(assembly: LoadedClassifier, warn: Callable[[str], None])
         return
     if plan.request.form in GROUPED:
         from dynx.early_exit.group_setup import certify_full_depth
-    assembly.certified, words = certify_full_depth(plan)
+    assembly.certified, words = certify_full_depth(assembly)
     if assembly.certified is not None or (plan.request.quantize == "none" and assembly.segments is None):
         return
     plan.drop_profile(words, warn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,45 @@ class Ranking:
     @classmethod
     def failed(cls, error: str) -> Ranking:
         """Make a ranking that holds only an error."""
+        return cls([], error=error)
+
+
+@dataclass(frozen=True)
+class Entity:
+    """An entity in a text: its label, its score, the word as the tokenizer writes it, and its place in characters."""
+
+    label: str
+    score: float
+    word: str
+    start: int
+    end: int
+    index: int | None = None
+    """Number of the token, where tokens aren't aggregated."""
+
+    def json(self) -> dict[str, Any]:
+        """Return the entity with the keys that transformers' pipeline gives it; the score has six decimals."""
+        score = round(self.score, 6) if math.isfinite(self.score) else None
+        if self.index is None:
+            head: dict[str, Any] = {"entity_group": self.label, "score": score}
+        else:
+            head = {"entity": self.label, "score": score, "index": self.index}
+        return {**head, "word": self.word, "start": self.start, "end": self.end}
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The entities of a text, in order; none where there is an error."""
+
+    entities: list[Entity]
+    exit: int | None = None
+    """The layer that the text exited after; None at full depth."""
+    layers: int = 0
+    """Layers that were computed."""
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> Entities:
+        """Make a result that holds only an error."""
         return cls([], error=error)
 
 

@@ -43,9 +43,11 @@ class Classify(RowFunction):
     With `form="pair"` each value of the column is a tuple or list of two texts.
     """
 
-    columns: ClassVar[Mapping[str, str]] = {
-        "label": "string",
-        "score": "double",
+    labels: ClassVar[Mapping[str, str]] = {"label": "string", "score": "double"}
+    entities: ClassVar[Mapping[str, str]] = {"entities": "json"}
+    """The columns of answers, by what the model labels."""
+
+    added: ClassVar[Mapping[str, str]] = {
         "exit": "int32",
         "layers": "int32",
         "truncated": "bool",
@@ -58,10 +60,18 @@ class Classify(RowFunction):
         super().__init__(model, **options)
         self.audit = audit
         """Share of the rows that the full model answers too; the rows are drawn by their numbers, so the keys must be numbers."""
+        self._kind: str | None = None
+        """What the model labels, once that is known."""
         self.full_depth = False
         """Whether all layers run from now on."""
         self.reference = False
         """Whether it is the full float32 model that runs them, whatever else computes here."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The columns that it adds, and their types by Arrow's names."""
+        self._kind = self._kind or self._make_plan(lambda _: None).kind
+        return {**(self.entities if self._kind == "tokens" else self.labels), **self.added}
 
     def _make_plan(self, warn: Callable[[str], None]) -> Any:
         from dynx.early_exit import make_plan
@@ -125,10 +135,7 @@ class Classify(RowFunction):
         ]
 
     def _window(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
-        import numpy as np
-
         from dynx.early_exit.audit import audited
-        from dynx.early_exit.features import same_answers
         from dynx.early_exit.preprocessing import Example
 
         items, usable = self._items(values)
@@ -145,13 +152,12 @@ class Classify(RowFunction):
         if self.full_depth:
             engine = self._truth().engine if self.reference else self._full
         answers: list[Answer] = engine.window([row for _, row in good])
-        logits = np.stack([answer.logits for answer in answers])
-        found = self.assembly.labels.read(logits)
-        for (i, row), answer, (label, score, _) in zip(good, answers, found, strict=True):
+        labels = self.assembly.labels
+        found: Sequence[Any] = labels.read([row for _, row in good], answers, self._depths)
+        for (i, row), answer in zip(good, found, strict=True):
             out[i] = {
-                "label": label,
-                "score": _finite(score),
-                "exit": None if answer.exit is None else self._depths[answer.exit],
+                **_cells(answer),
+                "exit": answer.exit,
                 "layers": answer.layers,
                 "truncated": row.truncated,
                 "audited": False,
@@ -160,12 +166,11 @@ class Classify(RowFunction):
             (n, i) for n, (i, _) in enumerate(good) if self.audit and audited(int(keys[i]), self.audit, AUDIT_SEED)
         ]
         if drawn and engine.exits is not None:
-            truth = self.reference_logits([items[i] for _, i in drawn])
+            truth = self._truth().read([items[i] for _, i in drawn])
             tolerance = self.assembly.plan.request.within or 0.0
-            own = logits[[n for n, _ in drawn]]
-            for (_, i), same in zip(
-                drawn, same_answers(own, truth, self.assembly.labels.problem, tolerance), strict=True
-            ):
+            own = [good[n][1] for n, _ in drawn]
+            agree = labels.same(own, [answers[n] for n, _ in drawn], truth[0], truth[1], tolerance)
+            for (_, i), same in zip(drawn, agree, strict=True):
                 out[i] |= {"audited": True, "agrees": same}
         return out
 
@@ -175,6 +180,8 @@ class Classify(RowFunction):
 
         self.open()
         request = self.assembly.plan.request
+        if self.assembly.plan.kind == "tokens":
+            raise InvalidInput("a job certifies labels, and this model labels tokens; `audit` checks its answers")
         return sample_size(total, request.max_disagreement, request.delta) if self.assembly.exit_profile else 0
 
     def sample_differences(self, values: Sequence[Any], truth: Any) -> Any:
@@ -213,6 +220,15 @@ class Classify(RowFunction):
         return self._reference
 
 
+def _cells(answer: Any) -> dict[str, Any]:
+    """Return the cells of an answer: label and score, or the entities of a text."""
+    from dynx.early_exit.types import Entities
+
+    if isinstance(answer, Entities):
+        return {"entities": [each.json() for each in answer.entities]}
+    return {"label": answer.label, "score": _finite(answer.score)}
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -223,7 +239,7 @@ class Generate(RowFunction):
     With `seed` a row's text depends on the seed and on the row's key alone: the value of the column `key`, or else its prompt.
     """
 
-    columns: ClassVar[Mapping[str, str]] = {
+    added: ClassVar[Mapping[str, str]] = {
         "text": "string",
         "tokens": "int32",
         "finish_reason": "string",
@@ -381,7 +397,7 @@ def _answered(text: str, run: Any) -> dict[str, Any]:
 class Draw(RowFunction):
     """Draw a picture for each prompt, as the bytes of a PNG; the options are those of `load_image_generator`."""
 
-    columns: ClassVar[Mapping[str, str]] = {
+    added: ClassVar[Mapping[str, str]] = {
         "picture": "binary",
         "seed": "int64",
         "steps": "int32",

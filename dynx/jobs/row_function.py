@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,8 +20,8 @@ SEEDS = 1 << 63
 class RowFunction(ABC):
     """A function of a batch of columns, which adds columns to it."""
 
-    columns: ClassVar[Mapping[str, str]]
-    """The columns that it adds, and their types by Arrow's names."""
+    added: ClassVar[Mapping[str, str]]
+    """Types of the columns that it always adds, by Arrow's names, or "json" for lists and objects."""
 
     totals: ClassVar[tuple[str, ...]] = ()
     """Values of the answers whose sums a job reports."""
@@ -39,6 +40,11 @@ class RowFunction(ABC):
         """What the answers depend on besides the options: weights, precision, exits; and their guarantee."""
         self._opened = False
         self._profile: tuple[str, bool] | None = None  # as JSON, and whether it came with the model
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The columns that it adds, and their types by Arrow's names."""
+        return self.added
 
     def prepare(self, warn: Callable[[str], None] = lambda _: None) -> list[str]:
         """Take this machine's profile along to wherever the function is sent; return what is decided, in words. Raises DynxError.
@@ -114,15 +120,26 @@ class RowFunction(ABC):
         values = [value if isinstance(value, str) else _plain(value) for value in columns[self.column]]
         keys = [f"{value}" for value in values] if self.key is None else [_plain(k) for k in columns[self.key]]
         found = self.rows(values, keys)
-        added = {name: [row.get(name) for row in found] for name in (*self.columns, "error")}
+        own = {**self.columns, "error": "string"}
+        added = {name: [row.get(name) for row in found] for name in own}
         if table:
             import pyarrow as pa
 
-            types = {**self.columns, "error": "string"}
             for name, cells in added.items():
-                batch = batch.append_column(name, pa.array(cells, type=pa.type_for_alias(types[name])))
+                values = [arrow_cell(cell, own[name]) for cell in cells]
+                batch = batch.append_column(name, pa.array(values, type=pa.type_for_alias(arrow_type(own[name]))))
             return batch
         return {**columns, **added}
+
+
+def arrow_type(kind: str) -> str:
+    """Return Arrow's name of a column's type; lists and objects, of the kind "json", are stored as JSON."""
+    return "string" if kind == "json" else kind
+
+
+def arrow_cell(value: Any, kind: str) -> Any:
+    """Return a cell as Arrow stores it."""
+    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
 
 
 def _plain(value: Any) -> Any:

@@ -236,13 +236,15 @@ def encoder(form: str, columns: Mapping[str, str]) -> Callable[[list[dict[str, A
 
         return as_lines
     from dynx.jobs.inputs import arrow
+    from dynx.jobs.row_function import arrow_cell, arrow_type
 
     pa = arrow("; or write JSON lines: `jsonl`")
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    schema = pa.schema([(name, pa.type_for_alias(arrow_type(kind))) for name, kind in columns.items()])
 
     def as_parquet(rows: list[dict[str, Any]]) -> bytes:
         sink = pa.BufferOutputStream()
-        pa.parquet.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
+        cells = [{name: arrow_cell(row.get(name), kind) for name, kind in columns.items()} for row in rows]
+        pa.parquet.write_table(pa.Table.from_pylist(cells, schema=schema), sink, compression="zstd")
         written: bytes = sink.getvalue().to_pybytes()
         return written
 

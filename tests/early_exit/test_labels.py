@@ -42,7 +42,7 @@ def test_an_unknown_problem_is_refused() -> None:
 def test_single_labels() -> None:
     """Softmax; all scores in the model's order."""
     labels = Labels(config(a="bad", b="so-so", c="good"))
-    (label, score, scores), (other, _, _) = labels.read(np.log(np.float32([[1, 2, 5], [3, 1, 1]])))
+    (label, score, scores), (other, _, _) = labels.of_logits(np.log(np.float32([[1, 2, 5], [3, 1, 1]])))
 
     assert (label, other) == ("good", "bad")
     assert score == pytest.approx(0.625)
@@ -54,7 +54,7 @@ def test_single_labels() -> None:
 def test_several_labels_are_the_same_text_whatever_their_scores() -> None:
     """Labels above a half in the model's order, none where none is; the score is the highest probability."""
     labels = Labels(config("multi_label_classification", a="a", b="b", c="c"))
-    read = labels.read(np.float32([[2, -1, 1], [1, -1, 2], [-3, -2, -1], [0, 5, 0]]))
+    read = labels.of_logits(np.float32([[2, -1, 1], [1, -1, 2], [-3, -2, -1], [0, 5, 0]]))
 
     assert [label for label, _, _ in read] == ["a,c", "a,c", "", "b"]
     assert read[2][1] == pytest.approx(1 / (1 + np.e))
@@ -65,7 +65,7 @@ def test_a_regression_gives_its_number() -> None:
     """The first output's name and value, whatever its size."""
     labels = Labels(config(None, 1))
 
-    assert labels.read(np.float32([[-7.5]])) == [("LABEL_0", -7.5, [("LABEL_0", -7.5)])]
+    assert labels.of_logits(np.float32([[-7.5]])) == [("LABEL_0", -7.5, [("LABEL_0", -7.5)])]
     assert labels.ids(np.float32([[1]])) is None
 
 
@@ -74,7 +74,7 @@ def test_huge_logits_overflow_nothing(problem: str) -> None:
     """Probabilities stay within 0 and 1, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ((_, score, scores),) = Labels(config(problem)).read(np.float32([[3e38, -3e38, 0]]))
+        ((_, score, scores),) = Labels(config(problem)).of_logits(np.float32([[3e38, -3e38, 0]]))
 
     assert score == pytest.approx(1)
     assert all(0 <= p <= 1 for _, p in scores)

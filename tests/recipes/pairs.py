@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dynx.shipped.recipes.mood import read_tsv, teacher_folder
 from dynx.shipped.recipes.story import read_books
+from tests.recipes.fine_tune import fine_tune
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from torch import Tensor
 
     Row = tuple[str, str, int]
 
@@ -150,15 +152,14 @@ def train(base: Path, folder: Path, rows: Iterator[Row], outputs: int, steps: in
     names = NLI if outputs > 1 else {0: "LABEL_0"}
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=outputs, id2label=names, label2id={n: i for i, n in names.items()}
-    ).train()
+    )
     tokenizer = AutoTokenizer.from_pretrained(base)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    warm = max(1, steps // 10)
-    schedule: Callable[[int], float] = lambda s: min((s + 1) / warm, (steps - s) / max(1, steps - warm))  # noqa: E731
-    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule)
-    began, mean = time.monotonic(), 0.0
-    for step in range(steps):
-        some = [next(rows) for _ in range(BATCH)]
+
+    def batches() -> Iterator[list[Row]]:
+        while True:
+            yield [next(rows) for _ in range(BATCH)]
+
+    def loss_of(model: Any, some: list[Row]) -> Tensor:
         given = tokenizer(
             [r[0] for r in some],
             [r[1] for r in some],
@@ -169,20 +170,14 @@ def train(base: Path, folder: Path, rows: Iterator[Row], outputs: int, steps: in
         )
         target = torch.tensor([r[2] for r in some])
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(**given).logits.float()
+            logits: Tensor = model(**given).logits.float()
         if outputs > 1:
-            loss = F.cross_entropy(logits, target)
-        else:
-            loss = F.binary_cross_entropy_with_logits(logits[:, 0], target.float())
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        rates.step()
-        mean = 0.95 * mean + 0.05 * loss.item() if step else loss.item()
-        if step % 20 == 19:
-            print(f"step {step + 1} of {steps}: loss {mean:.3f}, {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
-    model.eval().save_pretrained(folder)
+            return F.cross_entropy(logits, target)
+        return F.binary_cross_entropy_with_logits(logits[:, 0], target.float())
+
+    folder.mkdir(parents=True, exist_ok=True)
+    fine_tune(model, batches(), loss_of, steps=steps, rate=RATE, checkpoint=folder / "checkpoint.pt")
+    model.save_pretrained(folder)
     tokenizer.model_max_length = 128
     tokenizer.save_pretrained(folder)
 

@@ -80,16 +80,16 @@ IMAGE: dict[str, dict[str, Any]] = {
 }
 
 
-def classifier(kind: str, *, seed: int = 0, **changes: Any) -> Any:
-    """A model of `kind`, in evaluation mode, whose weights are the same for the same arguments."""
+def classifier(kind: str, *, seed: int = 0, maker: Any = None, **changes: Any) -> Any:
+    """A model of `kind`, in evaluation mode, whose weights are the same for the same arguments; `maker` is its auto class."""
     is_text = kind not in IMAGE
     settings = {**(TEXT if is_text else IMAGE).get(kind, {}), **changes}
     if is_text:
         settings = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2, **settings}
-    config = AutoConfig.for_model(kind, num_labels=CLASSES, **settings)
+    config = AutoConfig.for_model(kind, **{"num_labels": CLASSES, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        maker = AutoModelForSequenceClassification if is_text else AutoModelForImageClassification
+        maker = maker or (AutoModelForSequenceClassification if is_text else AutoModelForImageClassification)
         model = maker.from_config(config).eval()
     _sharpen(model, torch.Generator().manual_seed(seed))
     return model

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Letters(RowFunction):
     """Count the letters of texts. `raise`, `exit`, `kill` and `hang` do what they say; `seconds` is the time of a row."""
 
-    columns: ClassVar[Mapping[str, str]] = {"letters": "int32", "full": "bool", "audited": "bool", "agrees": "bool"}
+    added: ClassVar[Mapping[str, str]] = {"letters": "int32", "full": "bool", "audited": "bool", "agrees": "bool"}
     totals: ClassVar[tuple[str, ...]] = ("letters",)
 
     def __init__(

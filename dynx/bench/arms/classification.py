@@ -9,6 +9,7 @@ too. Labels are compared with those of the full float32 model.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,9 +20,13 @@ import torch
 from dynx.bench.measurements import Outcome
 from dynx.bench.runner import Arm
 from dynx.early_exit.assembly import BlockBackend, Reference, attach_exits, is_reference, load_model
+from dynx.early_exit.attach.model import model_inputs
 from dynx.early_exit.classifier import Classifier
+from dynx.early_exit.engine import Answer as Answered
+from dynx.early_exit.entities.labels import entity_set
 from dynx.early_exit.items import Pair
 from dynx.early_exit.preprocessing import Example
+from dynx.early_exit.types import Entities, Prediction
 from dynx.errors import ModelError
 from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import two_sided
@@ -37,8 +42,8 @@ if TYPE_CHECKING:
 Case: TypeAlias = "Sequence[Any]"
 """Inputs that are labelled together."""
 
-Answer: TypeAlias = "str | frozenset[str] | tuple[float, ...]"
-"""A label, the labels that hold, or a regression's numbers."""
+Answer: TypeAlias = "str | frozenset[Any] | tuple[float, ...]"
+"""A label, the labels that hold, a text's entities, or a regression's numbers."""
 
 MAX_CASE_INPUTS = 1024
 """Inputs of a case at most, as many as `dynx classify` takes at a time."""
@@ -119,9 +124,9 @@ def _one_by_one(assembly: LoadedClassifier) -> Callable[[Case], Outcome]:
             if isinstance(row, str):
                 raise ModelError(f"an input can't be read a second time: {row}")
             with torch.inference_mode():
-                logits = model(**preprocessor.collate([row]), **uncached).logits
-            label, _, scores = labels.read(logits.float().cpu().numpy())[0]
-            answers.append(answer_of(labels.problem, label, scores))
+                logits = model(**model_inputs(preprocessor.collate([row])), **uncached).logits
+            answer = Answered(logits.float().cpu().numpy()[0], None, assembly.exit_model.depth, None)
+            answers.append(answer_of(labels.problem, *labels.read([row], [answer], ())))
         return Outcome(len(case), None, tuple(answers), {"mean_layers": assembly.exit_model.depth, "repeated": 0})
 
     return run
@@ -137,9 +142,9 @@ def _in_batches(assembly: LoadedClassifier, exit_profile: ExitProfile | None) ->
         predictions = job.window(case)
         answers = []
         for prediction in predictions:
-            if prediction.label is None:
+            if prediction.error is not None:
                 raise ModelError(f"an input can't be read a second time: {prediction.error}")
-            answers.append(answer_of(problem, prediction.label, prediction.scores))
+            answers.append(answer_of(problem, prediction))
         receipt = job.receipt
         left = {str(layer): receipt.exit_counts[layer] for layer in sorted(receipt.exit_counts)}
         facts: dict[str, JSON] = {"mean_layers": receipt.mean_layers, "repeated": receipt.repeated, "left_after": left}
@@ -148,13 +153,15 @@ def _in_batches(assembly: LoadedClassifier, exit_profile: ExitProfile | None) ->
     return run
 
 
-def answer_of(problem: Problem, label: str, scores: Sequence[tuple[str, float]]) -> Answer:
+def answer_of(problem: Problem, found: Prediction | Entities) -> Answer:
     """Return what two answers are compared by; the labels that reach one half are the same in any order."""
+    if isinstance(found, Entities):
+        return entity_set(found.entities)
     if problem == "single":
-        return label
+        return found.label or ""
     if problem == "multi":
-        return frozenset(name for name, score in scores if score > 0.5)
-    return tuple(score for _, score in scores)
+        return frozenset(name for name, score in found.scores if score > 0.5)
+    return tuple(score for _, score in found.scores)
 
 
 def peer_arms(assembly: LoadedClassifier, *, cutting: bool) -> list[Arm[Case]]:
@@ -189,20 +196,25 @@ def _pipeline(assembly: LoadedClassifier, cutting: bool, options: dict[str, Any]
             pipe = make("image-classification", model=model, image_processor=processor, **common)
         else:
             tokenizer = loading.load_tokenizer(plan.source)
-            pipe = make("text-classification", model=model, tokenizer=tokenizer, **common)
-            if cutting:
+            tokens = plan.kind == "tokens"
+            pipe = make(f"{'token' if tokens else 'text'}-classification", model=model, tokenizer=tokenizer, **common)
+            if tokens:  # it truncates by itself, and its default isn't dynx's
+                settings["aggregation_strategy"] = getattr(assembly.labels, "strategy", None)
+            elif cutting:
                 settings |= {"truncation": True, "max_length": getattr(assembly.preprocessor, "limit", None)}
 
     def run(case: Case) -> Outcome:
-        with loading.quietly():
+        with loading.quietly(), warnings.catch_warnings(action="ignore"):
             found = pipe([_as_peers_take(item) for item in case], **settings)
         return Outcome(len(case), None, tuple(answer(one) for one in found))
 
     def answer(found: Any) -> Answer:
+        if plan.kind == "tokens":
+            return frozenset((one.get("entity_group", one.get("entity")), one["start"], one["end"]) for one in found)
         ranked = found if isinstance(found, list) else [found]
         scores = [(str(one["label"]), float(one["score"])) for one in ranked]
         by_output = sorted(scores, key=lambda pair: names.index(pair[0])) if problem == "regression" else scores
-        return answer_of(problem, scores[0][0], by_output)
+        return answer_of(problem, Prediction(scores[0][0], scores[0][1], by_output))
 
     return run
 
@@ -277,8 +289,7 @@ def full_answers(assembly: LoadedClassifier, items: Sequence[Any]) -> list[Answe
     if is_reference(assembly):
         return None
     labels = assembly.labels
-    read = labels.read(Reference(assembly).logits(items))
-    return [answer_of(labels.problem, label, scores) for label, _, scores in read]
+    return [answer_of(labels.problem, found) for found in labels.read(*Reference(assembly).read(items), ())]
 
 
 def judge_answers(

@@ -46,6 +46,7 @@ class Settings:
     candidates: str | None = None
     hypothesis: str = "This example is {}."
     multi_label: bool = False
+    aggregation_strategy: str | None = None
     per_class: bool = False
     top_k: int | None = None
     labels: str | None = None
@@ -85,7 +86,7 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         result = summarize(
             measured,
             task=TASK,
-            unit="queries" if assembly.plan.request.form == "ranking" else "labels",
+            unit=unit_of(assembly),
             header=facts,
             rng=random.Random(0),  # noqa: S311
             confidence=confidence,
@@ -97,6 +98,13 @@ def prepare(request: Request, terminal: Terminal) -> Prepared:
         return result.judged(gates(result, quality, request))
 
     return Prepared(TASK, arms, cases, facts, own.runs, conclude)
+
+
+def unit_of(assembly: LoadedClassifier) -> str:
+    """Return what is counted per second."""
+    if assembly.plan.kind == "tokens":
+        return "texts"
+    return "queries" if assembly.plan.request.form == "ranking" else "labels"
 
 
 def is_grouped(assembly: LoadedClassifier) -> bool:
@@ -209,9 +217,9 @@ def read_truth(
 
     if is_grouped(assembly):
         raise UsageError("--labels is for models that label each text or pair")
-    if assembly.labels.problem != "single":
+    if assembly.labels.problem != "single" or assembly.plan.kind == "tokens":
         raise UsageError(
-            "--labels needs a model with one label per input; this one is multi-label or a regression model"
+            "--labels needs a model with one label per input; this one is multi-label, a regression model or labels tokens"
         )
     rows, count = list(read_gold(Path(path), assembly.labels.names, quoted=quoted).rows), len(inputs.items)
     while len(rows) > max(count, inputs.rows or 0) and rows[-1] is None:
@@ -260,7 +268,7 @@ def header(assembly: LoadedClassifier, items: Sequence[Any], cut: int) -> dict[s
         data_hash=text_hash(map(str, items)),
         exits={"value": exits.value, "reason": exits.reason} if exits else None,
         guarantee=known.guarantee.json() if known else None,
-        **(texts if assembly.plan.kind == "text" else {}),
+        **({} if assembly.plan.kind == "image" else texts),
     )
 
 
@@ -272,6 +280,8 @@ def notes(
     from dynx.runtime.hashing import text_hash
 
     what = {"ranking": "results", "zero-shot": "results"}.get(assembly.plan.request.form, "labels")
+    if assembly.plan.kind == "tokens":
+        what = "texts' entities"
     out = list(sentences(quality, assembly.exit_model.depth, what))
     if made_up:
         out.append("the inputs are generated sentences; use --data FILE to measure on your own")

@@ -74,6 +74,7 @@ def request_of(options: Options) -> Request:
         candidates=options.candidates,
         hypothesis=options.hypothesis if options.candidates else None,
         multi_label=options.multi_label or None,
+        aggregation_strategy=options.aggregation_strategy,
         per_class=options.per_class or None,
         top_k=options.top_k,
         chat=options.chat or None,

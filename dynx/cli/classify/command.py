@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from dynx.cli.classify.accuracy import Tally
+    from dynx.cli.classify.entities import EntityTable
     from dynx.cli.classify.output import Resumed
     from dynx.cli.classify.ranking import RankLines, RankTable
     from dynx.cli.classify.records import Record, Records
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from dynx.early_exit.group_classifier import AnyClassifier
     from dynx.early_exit.items import Pair, Query
     from dynx.early_exit.plan import ClassifierPlan
-    from dynx.early_exit.types import Prediction, Receipt
+    from dynx.early_exit.types import Entities, Prediction, Receipt
 
-AnyFormat: TypeAlias = "Table | JsonLines | RankTable | RankLines"
+AnyFormat: TypeAlias = "Table | JsonLines | RankTable | RankLines | EntityTable"
 
 MAX_EXPLAINED_INPUTS = 5
 """Largest number of inputs that ran all layers which --explain lists."""
@@ -87,7 +88,8 @@ def run(options: Options) -> None:
     records = open_records(options, images=plan.kind == "image")
     records.begin()
     assembly = open_assembly(plan, terminal, quick_start=not options.certify)
-    form = format_of(options, terminal, len(plan.request.candidates or assembly.labels.names))
+    labels = len(plan.request.candidates or assembly.labels.names)
+    form = format_of(options, terminal, labels, tokens=plan.kind == "tokens")
     resumed = resume(Path(options.resume), form) if options.resume else None
     job = Job(options, terminal, assembly, form, open_tally(options, assembly))
     with output(resumed) as out:
@@ -170,8 +172,17 @@ def open_assembly(plan: ClassifierPlan, terminal: Terminal, *, quick_start: bool
     return assembly
 
 
-def format_of(options: Options, terminal: Terminal, labels: int) -> AnyFormat:
-    """Return the format of answers for a model with `labels` labels."""
+def format_of(options: Options, terminal: Terminal, labels: int, *, tokens: bool = False) -> AnyFormat:
+    """Return the format of answers for a model with `labels` labels; `tokens`: of the tokens of a text."""
+    single = options.inputs is not None and len(options.inputs) == 1 and options.inputs != ["-"]
+    if tokens:
+        from dynx.cli.classify.entities import EntityDocument, EntityLines, EntityTable
+
+        if options.scores or options.top_k is not None:
+            raise UsageError(f"{'--scores' if options.scores else '--top-k'} is for models that label whole inputs")
+        if options.jsonl:
+            return EntityLines(ascii_only=not terminal.unicode)
+        return EntityDocument(ascii_only=not terminal.unicode, single=single) if options.json else EntityTable()
     if form_of(options) == "ranking":
         from dynx.cli.classify.ranking import RankDocument, RankLines, RankTable
 
@@ -182,7 +193,6 @@ def format_of(options: Options, terminal: Terminal, labels: int) -> AnyFormat:
     if options.jsonl:
         return JsonLines(shown, ascii_only=not terminal.unicode)
     if options.json:
-        single = options.inputs is not None and len(options.inputs) == 1 and options.inputs != ["-"]
         return Document(shown, ascii_only=not terminal.unicode, single=single)
     return Table(labels if options.scores else shown or 1)
 
@@ -193,7 +203,7 @@ def open_tally(options: Options, assembly: LoadedClassifier) -> Tally | None:
         return None
     from dynx.cli.classify.accuracy import Tally, read_gold
 
-    if form_of(options) not in ("text", "pair"):
+    if form_of(options) not in ("text", "pair") or assembly.plan.kind == "tokens":
         raise UsageError("--labels is for models that label each text or pair")
     if assembly.labels.problem != "single":
         raise UsageError(
@@ -239,7 +249,7 @@ class Job:
         )
         self.seen = self.errors = 0
         self._warned = False
-        self._deep: deque[tuple[Prediction, Record]] = deque(maxlen=MAX_EXPLAINED_INPUTS)
+        self._deep: deque[tuple[str, Record]] = deque(maxlen=MAX_EXPLAINED_INPUTS)
 
     @property
     def receipt(self) -> Receipt:
@@ -286,12 +296,13 @@ class Job:
         return everything
 
     def _predict(self, window: Sequence[Record]) -> list[Any]:
-        from dynx.early_exit.types import Prediction, Ranking
+        from dynx.early_exit.types import Entities, Prediction, Ranking
 
         good = [record for record in window if record.error is None]
         answers = iter(self.classifier.window([item_of(record) for record in good]))
-        failed = Ranking.failed if form_of(self._options) == "ranking" else Prediction.failed
-        return [next(answers) if record.error is None else failed(record.error) for record in window]
+        tokens = self._assembly.plan.kind == "tokens"
+        kind: Any = Ranking if form_of(self._options) == "ranking" else Entities if tokens else Prediction
+        return [next(answers) if record.error is None else kind.failed(record.error) for record in window]
 
     def _promise(self) -> None:
         """Set the guarantee that JSON states for the answers that follow."""
@@ -328,7 +339,7 @@ class Job:
                 and prediction.exit is None
                 and self.classifier.exiting
             ):
-                self._deep.append((prediction, record))
+                self._deep.append((summary_of(prediction), record))
 
     def _progress(self, out: TextIO | None) -> None:
         """Update a progress line, where stdout doesn't show the progress."""
@@ -371,9 +382,9 @@ class Job:
             where = "all layers" if layer == receipt.depth else f"layer {layer}"
             rows.append((where, f"{bar} {count:,} ({count / receipt.exit_counts.total():.0%})"))
         _rows(rows)
-        for prediction, record in self._deep:
+        for answer, record in self._deep:
             text = shown(record.raw if len(record.raw) <= 60 else record.raw[:59] + "…")
-            sys.stderr.write(f"all layers: {prediction.label} {prediction.score:.2f}  {text}\n")
+            sys.stderr.write(f"all layers: {answer}  {text}\n")
 
 
 def verified(classifier: AnyClassifier, options: Options) -> None:
@@ -384,6 +395,15 @@ def verified(classifier: AnyClassifier, options: Options) -> None:
             f"--verify: {audit.disagreements:,} of {audit.n:,} answers differ from the full model's, more than "
             f"{options.max_disagreement:.2g} of them"
         )
+
+
+def summary_of(answer: Prediction | Entities) -> str:
+    """Return an answer in a few words."""
+    from dynx.early_exit.types import Prediction
+
+    if isinstance(answer, Prediction):
+        return f"{answer.label} {answer.score:.2f}"
+    return ", ".join(f"{each.label} {shown(each.word)}" for each in answer.entities) or "no entities"
 
 
 def item_of(record: Record) -> str | Path | Pair | Query:

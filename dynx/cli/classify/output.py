@@ -120,31 +120,39 @@ def _is_number(cell: bytes) -> bool:
 class JsonLines:
     """A JSON object per line, all with the same keys; null for what is unknown."""
 
-    _START = f'{{"schema": "{SCHEMA}", "index": '.encode()
-    wants = f"an object of schema {SCHEMA}"
+    schema = SCHEMA
 
     def __init__(
         self, top_k: int | None = None, *, ascii_only: bool = False, guarantee: dict[str, Any] | None = None
     ) -> None:
         self._top_k, self._ascii = top_k, ascii_only
+        self._start = f'{{"schema": "{self.schema}", "index": '
+        self.wants = f"an object of schema {self.schema}"
         self.guarantee = guarantee
         """Guarantee of the answers rendered from now on; set it to None when it no longer holds."""
 
-    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Any]]) -> str:
         """Return a line for each answer."""
-        return "".join(self._dump({"schema": SCHEMA, **self._body(*pair)}) + "\n" for pair in answers)
+        return "".join(self._dump({"schema": self.schema, **self._body(*pair)}) + "\n" for pair in answers)
 
     def _dump(self, body: dict[str, Any]) -> str:
         return json.dumps(body, ensure_ascii=self._ascii, allow_nan=False)
 
-    def _body(self, record: Record, answer: Prediction) -> dict[str, Any]:
+    def _answer(self, answer: Any) -> dict[str, Any]:
+        """Return what is special to this kind of answers."""
+        failed = answer.error is not None
+        return {
+            "label": answer.label,
+            "score": rounded(answer.score),
+            "scores": None if failed else {k: rounded(v) for k, v in answer.ranked()[: self._top_k]},
+        }
+
+    def _body(self, record: Record, answer: Any) -> dict[str, Any]:
         failed = answer.error is not None
         body: dict[str, Any] = {
             "index": record.index,
             "input": shown(record.raw),
-            "label": answer.label,
-            "score": rounded(answer.score),
-            "scores": None if failed else {k: rounded(v) for k, v in answer.ranked()[: self._top_k]},
+            **self._answer(answer),
             "exit": answer.exit,
             "layers": None if failed else answer.layers,
             "guarantee": None if failed else self.guarantee,
@@ -158,7 +166,7 @@ class JsonLines:
 
     def fits(self, line: bytes) -> bool:
         """Check the first keys."""
-        return line.startswith(self._START)
+        return line.startswith(self._start.encode())
 
     def echo(self, line: bytes) -> str:
         """Return the value of "input"."""
@@ -176,8 +184,6 @@ def rounded(score: float | None) -> float | None:
 class Document(JsonLines):
     """One JSON document, written piece by piece: the list of results, or for a `single` input only its result."""
 
-    wants = ""
-
     def __init__(
         self,
         top_k: int | None = None,
@@ -187,10 +193,11 @@ class Document(JsonLines):
         single: bool = False,
     ) -> None:
         super().__init__(top_k, ascii_only=ascii_only, guarantee=guarantee)
+        self.wants = ""
         self._single = single
-        self._before = f'{{"schema": "{SCHEMA}", "results": [\n'
+        self._before = f'{{"schema": "{self.schema}", "results": [\n'
 
-    def render(self, answers: Iterable[tuple[Record, Prediction]]) -> str:
+    def render(self, answers: Iterable[tuple[Record, Any]]) -> str:
         """Return the next results."""
         if self._single:
             return super().render(answers)

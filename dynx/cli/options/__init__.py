@@ -274,6 +274,12 @@ HYPOTHESIS = Declared(
     "--hypothesis", metavar="TEXT", help="With --candidates: the sentence that a label makes, with {} for the label."
 )
 MULTI_LABEL = Declared("--multi-label", help="With --candidates: several labels of a text may hold.")
+AGGREGATION_STRATEGY = Declared(
+    "--aggregation-strategy",
+    metavar="NAME",
+    help="Models that label tokens: how labels become entities, as transformers' pipeline does it: none, simple (the default), "
+    "first, average or max.",
+)
 PER_CLASS = Declared(
     "--per-class",
     help="Bound the share of changed answers for each of the full model's labels, not only for all inputs.",

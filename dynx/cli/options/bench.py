@@ -205,6 +205,7 @@ class ModelOptions:
     candidates: str | None = o.CANDIDATES(None)
     hypothesis: str | None = o.HYPOTHESIS(None)
     multi_label: bool | None = o.MULTI_LABEL(None)
+    aggregation_strategy: str | None = o.AGGREGATION_STRATEGY(None)
     per_class: bool | None = o.PER_CLASS(None)
     top_k: int | None = o.TOP_K(None)
     batch_size: int | None = o.BATCH_SIZE(None)

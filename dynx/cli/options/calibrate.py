@@ -61,6 +61,7 @@ class Options(o.OutputOptions, o.DeviceOptions):
     candidates: str | None = o.CANDIDATES(None)
     hypothesis: str = o.HYPOTHESIS("This example is {}.")
     multi_label: bool = o.MULTI_LABEL(False)
+    aggregation_strategy: str | None = o.AGGREGATION_STRATEGY(None)
     per_class: bool = o.PER_CLASS(False)
     top_k: int | None = o.TOP_K(None)
     chat: bool = o.CHAT(False)

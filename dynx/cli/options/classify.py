@@ -11,7 +11,7 @@ from dynx.cli.forms import form_fields
 if TYPE_CHECKING:
     from dynx.early_exit.plan import ClassifierRequest
 
-HELP = """Label texts or images with early exit, and bound how many labels differ from the full model's.
+HELP = """Label texts, their entities or images with early exit, and bound how many answers differ from the full model's.
 
 \b
 Examples:
@@ -21,6 +21,7 @@ Examples:
   dynx classify -m ./my-nli --pair premise,hypothesis < pairs.jsonl
   dynx classify -m ./my-nli --candidates sports,politics < news.txt
   dynx classify -m ./my-cross-encoder --rank --top-k 5 < queries.jsonl
+  dynx classify -m ./my-ner-model < articles.txt > entities.tsv
   dynx classify -m ./my-vit photos/*.png
   dynx classify -m ./my-model --input 'data/*.parquet' --column text --output labels/
 """
@@ -44,6 +45,7 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
     candidates: str | None = o.CANDIDATES(None)
     hypothesis: str = o.HYPOTHESIS("This example is {}.")
     multi_label: bool = o.MULTI_LABEL(False)
+    aggregation_strategy: str | None = o.AGGREGATION_STRATEGY(None)
     per_class: bool = o.PER_CLASS(False)
     skip_empty: bool = o.option(False, "--skip-empty", help="Skip empty texts.")
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")

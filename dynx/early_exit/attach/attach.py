@@ -95,8 +95,10 @@ def _attached(model: Any, kind: Kind, probe_batch: dict[str, Tensor], reduced_pr
         calls, output = record_calls(model, kinds, {**inputs, **_without_cache(model)})
         probes.append(calls)
         logits = getattr(output, "logits", None)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(next(iter(inputs.values()))):
-            raise Refusal("it doesn't return logits (rows, classes)")
+        shape = tuple(logits.shape[:-1]) if isinstance(logits, Tensor) else ()
+        first = next(iter(inputs.values()))
+        if not isinstance(logits, Tensor) or shape not in (tuple(first.shape[:1]), tuple(first.shape[:2])):
+            raise Refusal("it doesn't return logits (rows, classes), or (rows, tokens, classes)")
         expected.append(logits)
     reason_shown: Refusal | None = None
     for chosen in order_inner_first(candidates, probes[0]):

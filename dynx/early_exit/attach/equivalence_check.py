@@ -12,7 +12,7 @@ from dynx.early_exit.attach.hidden_state import State
 from dynx.early_exit.attach.pooling import pooling_style
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dynx.early_exit.attach.blocks import Block
     from dynx.early_exit.attach.model import ExitModel
@@ -79,7 +79,8 @@ def verify(exit_model: ExitModel, probe_inputs: ProbeInputs, expected: Tensor, r
     model, depth = exit_model.model, exit_model.depth
     middle = (depth + 1) // 2
     inputs = probe_inputs.batch(range(PROBE_ROWS[0]))
-    alone: Tensor = model(**probe_inputs.batch([2]), **exit_model.options).logits
+    expected = without_padding(expected, inputs)
+    alone = without_padding(model(**probe_inputs.batch([2]), **exit_model.options).logits, probe_inputs.batch([2]))
     if not bool(torch.isfinite(expected).all()):
         raise Refusal("its logits aren't finite")
     scale = max(1.0, expected.abs().max().item())
@@ -103,11 +104,12 @@ def verify(exit_model: ExitModel, probe_inputs: ProbeInputs, expected: Tensor, r
         states[k] = hidden
 
     off = exit_model.run(inputs, watch=store_state, exits=range(1, depth + 1)).logits
-    if off is None or not torch.equal(off, expected):
+    if off is None or not torch.equal(without_padding(off, inputs), expected):
         raise Refusal("it doesn't repeat its own logits with all exits off")
     exit_model.run(probe_inputs.batch([2, 0, 1]))  # blocks that keep state must not pass the check by it
     for k in _resume_depths(exit_model._blocks):
-        same(exit_model.run(inputs, start=State(k, states[k])).logits, expected, f"resumed after block {k}")
+        resumed = exit_model.run(inputs, start=State(k, states[k])).logits
+        same(None if resumed is None else without_padding(resumed, inputs), expected, f"resumed after block {k}")
     stopped = exit_model.run(inputs, stop=middle).state
     same(None if stopped is None else stopped.hidden, states[middle], f"stopped after block {middle}")
 
@@ -117,9 +119,11 @@ def verify(exit_model: ExitModel, probe_inputs: ProbeInputs, expected: Tensor, r
         return None if gone is None else (rows != gone).to(hidden.device)
 
     remaining = exit_model.run(inputs, watch=drop_rows, exits=range(1, depth + 1))
-    same(remaining.logits, expected[2:], "rows leave its batch")
+    left = None if remaining.logits is None else without_padding(remaining.logits, probe_inputs.batch([2]))
+    same(left, expected[2:], "rows leave its batch")
     causal = exit_model.kind == "text" and _is_causal(exit_model, probe_inputs, close)
-    exit_model.style = pooling_style(model, exit_model.kind, states[middle], causal=causal)
+    per_token = expected.dim() == 3
+    exit_model.style = "tokens" if per_token else pooling_style(model, exit_model.kind, states[middle], causal=causal)
     if exit_model.kind == "text":
         merged = _merged_logits(exit_model, probe_inputs, middle)
         exit_model.merges_lengths = (merged - expected[[1, 2, 0]]).abs().max().item() <= close * scale
@@ -131,10 +135,19 @@ def _merged_logits(exit_model: ExitModel, probe_inputs: ProbeInputs, middle: int
     long = exit_model.run(probe_inputs.batch([0]), stop=middle).state
     if short is None or long is None:
         raise Refusal("it can't be stopped")
-    logits = exit_model.run(probe_inputs.batch([1, 2, 0]), start=State.merge([short, long])).logits
+    inputs = probe_inputs.batch([1, 2, 0])
+    logits = exit_model.run(inputs, start=State.merge([short, long])).logits
     if logits is None:
         raise Refusal("it can't be resumed")
-    return logits
+    return without_padding(logits, inputs)
+
+
+def without_padding(logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return logits with 0 for padding, where they are of tokens (R, T, C); what a model says of padding doesn't count."""
+    mask = inputs.get("attention_mask")
+    if logits.dim() != 3 or mask is None:
+        return logits
+    return logits.masked_fill((mask == 0).to(logits.device).unsqueeze(-1), 0.0)
 
 
 def _is_causal(exit_model: ExitModel, probe_inputs: ProbeInputs, close: float) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach.hidden_state import Outcome
+from dynx.early_exit.attach.model import model_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -45,8 +46,9 @@ class FullDepthModel:
                 alone = self.run({name: value[i : i + 1, :length] for name, value in probe_batch.items()}).logits
                 if alone is None or together is None:
                     return False
-                far = float((alone[0] - together[i]).abs().max())
-                if not far <= PADDING_TOLERANCE * max(1.0, float(together[i].abs().max())):
+                own = together[i][:length] if together.dim() == 3 else together[i]
+                far = float((alone[0] - own).abs().max())
+                if not far <= PADDING_TOLERANCE * max(1.0, float(own.abs().max())):
                     return False
         except Exception:  # noqa: BLE001 - any failure of a foreign model means: don't pad
             return False
@@ -65,7 +67,7 @@ class FullDepthModel:
         if start is not None or exits or stop is not None:
             raise ValueError("this model can't be run in parts")
         with torch.no_grad():
-            logits = self._logits(inputs)
+            logits = self._logits(model_inputs(inputs))
         return Outcome(torch.arange(len(logits), device=logits.device), logits, None)
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:

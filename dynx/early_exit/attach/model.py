@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynx.early_exit.attach.forward import ForwardStopped, PartialForward
 from dynx.early_exit.attach.hidden_state import Outcome, State
-from dynx.early_exit.attach.pooling import pool
+from dynx.early_exit.attach.pooling import COUNTED, pool
 from dynx.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -162,13 +162,13 @@ class ExitModel:
         rows = torch.arange(batch, device=inputs[self.model.main_input_name].device)
         if start is None and watch is None and stop is None:  # the model's own forward
             with torch.no_grad():
-                return Outcome(rows, self.model(**inputs, **self.options).logits, None)
+                return Outcome(rows, self.model(**model_inputs(inputs), **self.options).logits, None)
         shape = tuple(inputs[self.model.main_input_name].shape[1:])
         run = PartialForward(self._blocks, batch, rows, start, watch, frozenset(exits), stop, shape)
         self._run = run
         try:
             with torch.no_grad():
-                logits: Tensor = self.model(**inputs, **self.options).logits
+                logits: Tensor = self.model(**model_inputs(inputs), **self.options).logits
         except ForwardStopped:
             return Outcome(run.rows, None, run.state)
         finally:
@@ -178,8 +178,16 @@ class ExitModel:
         return Outcome(run.rows, logits if run.active is None else logits[run.rows.to(logits.device)], None)
 
     def pool(self, hidden: Tensor, inputs: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """Pool hidden states (R, …) into features (R, F): of all `inputs`, or of their `rows` (R,), as `watch` gets them."""
-        mask = inputs.get("attention_mask") if self.kind == "text" else None
+        """Pool hidden states (R, …) into features (R, F): of all `inputs`, or of their `rows` (R,), as `watch` gets them.
+
+        Models that label tokens have features (R, T, F).
+        """
+        mask = inputs.get(COUNTED, inputs.get("attention_mask")) if self.kind == "text" else None
         if mask is not None and rows is not None:
             mask = mask[rows.to(mask.device)]
         return pool(hidden, mask, self.kind, self.style)
+
+
+def model_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs that are arguments of the model."""
+    return {name: value for name, value in inputs.items() if name != COUNTED}

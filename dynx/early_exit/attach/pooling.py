@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 Kind = Literal["text", "image"]
-Style = Literal["first", "last", "mean", "channels_first", "channels_last"]
+Style = Literal["first", "last", "mean", "channels_first", "channels_last", "tokens"]
+
+COUNTED = "counted"
+"""Name of the input (R, T) that is 1 for tokens whose labels count, of models that label tokens."""
 
 
 def pool(hidden: Tensor, mask: Tensor | None, kind: Kind, style: Style) -> Tensor:
@@ -23,7 +26,8 @@ def pool(hidden: Tensor, mask: Tensor | None, kind: Kind, style: Style) -> Tenso
 
     * first: the first token beside the mean of all that count, F = 2 D (encoders, and images with a class token);
     * last: the last token that counts beside the mean, F = 2 D (causal models, whose first token attends to nothing else);
-    * mean: F = D; channels_first, channels_last: the mean over the places of a map, F = C.
+    * mean: F = D; channels_first, channels_last: the mean over the places of a map, F = C;
+    * tokens: the states of all tokens, (R, T, D), NaN for those that don't count (models that label tokens).
 
     ValueError: a style for other shapes, or a mask for other rows or fewer tokens than the hidden states have.
     """
@@ -34,6 +38,11 @@ def pool(hidden: Tensor, mask: Tensor | None, kind: Kind, style: Style) -> Tenso
         return hidden.mean(dim=(2, 3) if style == "channels_first" else (1, 2))
     if hidden.dim() != 3:
         raise ValueError(f"{style} needs three dimensions, not {hidden.dim()}")
+    if style == "tokens":
+        if mask is None:
+            return hidden
+        counts = F.pad(mask, (0, hidden.shape[1] - mask.shape[1])).to(hidden.device) != 0
+        return hidden.masked_fill(~counts.unsqueeze(-1), torch.nan)
     if mask is None or kind == "image":
         mean = hidden.mean(dim=1)
         edge = hidden[:, -1 if style == "last" else 0]

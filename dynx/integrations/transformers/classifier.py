@@ -315,7 +315,7 @@ class ClassifierAttachment:
         blocks = BlockBackend(TORCH, plan.dtype)
         assembly = LoadedClassifier(plan, attached.model, preprocessor, Labels(clone.config), None, blocks)
         if not is_reference(assembly):
-            assembly.certified, _ = certify_full_depth(plan)
+            assembly.certified, _ = certify_full_depth(assembly)
         assembly.exit_profile = apply_profile(assembly, self.warnings.append)
         return assembly
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dynx.errors import ModelError, UnsupportedModelError
 from dynx.runtime import lora, own_code
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 SUPPORTED = "generate takes decoder-only models: Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like"
 PIPELINES = "draw takes text-to-image pipelines of diffusers, folders with a model_index.json"
 PIPELINE = own_code.PIPELINE_FILE
-CLASSIFIERS = "classify takes models for sequence classification (BERT, RoBERTa, Llama, …) or images (ViT, ResNet, …)"
+CLASSIFIERS = (
+    "classify takes models for sequence classification (BERT, Llama, …), token classification or images (ViT, …)"
+)
+
+ClassifierKind: TypeAlias = Literal["text", "image", "tokens"]
+"""What a classifier labels: whole texts, images, or the tokens of texts."""
 
 
 def check(source: Source, *, allow_pickle: bool = False) -> None:
@@ -108,8 +113,8 @@ def task_of(source: Source) -> Literal["generate", "classify", "draw"]:
     return "classify" if any("Classification" in name for name in architectures) else "generate"
 
 
-def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["text", "image"]:
-    """`check`, and what kind of input the classifier takes by its config. Raises ModelError, UnsupportedModelError."""
+def check_classifier(source: Source, *, allow_pickle: bool = False) -> ClassifierKind:
+    """`check`, and what the classifier labels by its config. Raises ModelError, UnsupportedModelError."""
     if (source.folder / PIPELINE).is_file():
         raise UnsupportedModelError(f"{source.name} is a pipeline that draws, not a classifier", hint=CLASSIFIERS)
     if source.adapters:
@@ -122,8 +127,11 @@ def check_classifier(source: Source, *, allow_pickle: bool = False) -> Literal["
         raise UnsupportedModelError(f"{source.name}'s config.json names no architecture", hint=CLASSIFIERS)
     first = architectures[0]
     if "ForImageClassification" in first:
-        kind: Literal["text", "image"] = "image"
+        kind: ClassifierKind = "image"
         _check_code(source, config, "ImageClassification")
+    elif first.endswith("ForTokenClassification"):
+        kind = "tokens"
+        _check_code(source, config, "TokenClassification")
     elif first.endswith("ForSequenceClassification"):
         kind = "text"
         _check_code(source, config, "SequenceClassification")

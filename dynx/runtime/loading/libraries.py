@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dynx.errors import DeviceError, DynxError, ModelError, UnsupportedModelError
 from dynx.runtime import lora, own_code
@@ -12,6 +12,7 @@ from dynx.runtime.loading import kept_tokenizer, plain_settings
 from dynx.runtime.loading.check import (
     CLASSIFIERS,
     SUPPORTED,
+    ClassifierKind,
     check_causal_lm,
     check_classifier,
     check_pipeline,
@@ -122,7 +123,7 @@ def _check_text_type(source: Source, known: Any, loader: Any) -> None:
 
 
 def load_classifier(
-    source: Source, kind: Literal["text", "image"], *, device: str, dtype: str, allow_pickle: bool = False
+    source: Source, kind: ClassifierKind, *, device: str, dtype: str, allow_pickle: bool = False
 ) -> PreTrainedModel:
     """Load a classifier of texts or images, as `load_causal_lm` loads a language model."""
     check_classifier(source, allow_pickle=allow_pickle)
@@ -131,7 +132,7 @@ def load_classifier(
     return _load(loader, source, device, dtype, allow_pickle)
 
 
-def outline_classifier(source: Source, kind: Literal["text", "image"]) -> PreTrainedModel:
+def outline_classifier(source: Source, kind: ClassifierKind) -> PreTrainedModel:
     """Make a classifier without reading its weights: modules and config, on the device "meta". Raises ModelError."""
     with importing():
         import torch
@@ -152,17 +153,20 @@ def outline_classifier(source: Source, kind: Literal["text", "image"]) -> PreTra
     return outline.eval()
 
 
-def _classifier_loader(source: Source, kind: Literal["text", "image"]) -> Any:
+def _classifier_loader(source: Source, kind: ClassifierKind) -> Any:
     import transformers
     from transformers.models.auto import modeling_auto
 
     if kind == "image":
         known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         loader: Any = transformers.AutoModelForImageClassification
+    elif kind == "tokens":
+        known = modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+        loader = transformers.AutoModelForTokenClassification
     else:
         known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
         loader = transformers.AutoModelForSequenceClassification
-    _check_type(source, known, loader, f"{kind} classifier", CLASSIFIERS)
+    _check_type(source, known, loader, "token classifier" if kind == "tokens" else f"{kind} classifier", CLASSIFIERS)
     return loader
 
 

@@ -71,6 +71,9 @@ class ClassifyFitted:
     candidates: Annotated[list[str], "Zero-shot: the labels to choose from."] = ABSENT
     hypothesis: Annotated[str, "Zero-shot: the sentence that a label makes."] = ABSENT
     multi_label: Annotated[bool, "Zero-shot: whether several labels of a text may hold."] = ABSENT
+    aggregation_strategy: Annotated[
+        Literal["none", "simple", "first", "average", "max"], "Entities: how labels of tokens become them."
+    ] = ABSENT
     backend: Annotated[str, "Whose kernels compute the layers."] = ABSENT
     segments: Annotated[FittedSegments, "How the model was cut; absent where its layers run one by one."] = ABSENT
 
