@@ -197,6 +197,10 @@ class CostCurve:
             self._line = []
         self._changed = n
 
+    def begin(self, n: int, seconds: float) -> None:
+        """Take the first time of a width as it is, whatever was expected."""
+        self.table[n], self._line = (max(seconds / self.drift.factor, MIN_SECONDS), 1.0), []
+
     def to_json(self) -> dict[str, object]:
         """For a profile: drift left out, it belongs to the moment."""
         by_width = {"seconds_per_context_token_by_width": {str(n): s for n, s in sorted(self.slopes.items())}}

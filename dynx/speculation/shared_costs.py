@@ -40,11 +40,17 @@ class BatchCosts:
         self.target, self.draft = CostCurve(self.drift), CostCurve(self.drift)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from a pass of the target over `tokens` in all; it corrects the time of the nearest size that is known."""
+        """Learn from a pass of the target over `tokens` in all; it corrects the time of the nearest size that is known.
+
+        A size beyond those known is taken as it is: what is expected there may be several times too little or too much.
+        """
         curve = self.target
         near = min(curve.table, key=lambda n: max(n, tokens) / min(n, tokens), default=tokens)
         if max(near, tokens) >= NEW_SIZE * min(near, tokens) or not curve.known:
             near = tokens
+            if not min(curve.table, default=tokens) < tokens < curve.widest:
+                curve.begin(tokens, seconds)
+                return
         curve.observe(near, 0, seconds if near == tokens else seconds * curve(near) / curve(tokens))
 
     def drafting(self, count: int, rows: int, tokens_behind: int) -> float:
@@ -114,7 +120,11 @@ class SharedCosts(Costs):
         return tokens - self._planned + 1 if self._ragged else tokens // self.sequences
 
     def parts(self, whole: CostCurve, last: int, first: int = 1) -> list[float]:
-        """Return the seconds of a text's part of a pass with `first` … `last` tokens of its own besides those of the others."""
+        """Return the seconds of a text's part of a pass with `first` … `last` tokens of its own besides those of the others.
+
+        In ragged passes a further token costs no less than those of the plain pass did on average beyond its first. Times of
+        wider passes may be of prompts, whose tokens are cheaper: they have no logits, and share the reading of their context.
+        """
         count, planned = self.sequences, self._planned
         if not whole.known:
             return [0.0] * (last + 1 - first)
@@ -126,7 +136,9 @@ class SharedCosts(Costs):
             self._line = whole.upto(2 * (planned + last))
         line = self._line
         mine, plain = line[count - 1] / count, line[planned - 1]
-        return [mine + max(0.0, each - plain) for each in line[planned + first - 2 : planned + last - 1]]
+        least = max(0.0, plain - line[0]) / max(1, planned - 1)
+        wider = line[planned + first - 2 : planned + last - 1]
+        return [mine + max(each - plain, more * least) for more, each in enumerate(wider, start=first - 1)]
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """Do nothing: `BatchCosts` learns from passes as a whole."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,3 +149,24 @@ def test_memory_is_aligned_and_begins_as_numbers() -> None:
     written.write(written.pool.open(), [1])
     assert written.tensor.data.ctypes.data % 64 == 0
     assert np.count_nonzero(written.tensor.data) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is in memory")
+def test_a_pool_takes_the_memory_of_what_was_written() -> None:
+    """Caches are pages of their own: what isn't written takes none, and what is left behind in growing goes back at once."""
+    import openvino as ov
+
+    def in_memory() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    tensors: dict[str, Any] = {}
+    pool = BlockPool({f"key.{i}": (ov.Type.f32, [1, 1024, 1]) for i in range(16)}, tensors.__setitem__)
+    before, written = in_memory(), 0
+    while pool.size < 1024:
+        block = pool.take()
+        for tensor in tensors.values():
+            tensor.data[block] = 1.0
+        written += pool.block_bytes
+        assert all(tensor.data.ctypes.data % os.sysconf("SC_PAGE_SIZE") == 0 for tensor in tensors.values())
+    assert pool.size * pool.block_bytes > 1.9 * written
+    assert in_memory() - before < 1.3 * written

@@ -41,6 +41,24 @@ def test_drafts_cost_what_they_add_to_the_pass() -> None:
     assert alone.verifying("lookup", 20, 0) == pytest.approx(whole.upto(21))
 
 
+def test_tokens_of_drafts_are_never_cheaper_than_those_of_plain_passes() -> None:
+    """A wider pass that held a prompt took less than the plain one of now: drafts wouldn't, and don't look free."""
+    costs = shared(sequences=60, times={1: 10.0, 60: 128.0, 90: 100.0})
+    more = costs.verifying("lookup", 4, 0)
+    assert more == pytest.approx([128 / 60 + 2.0 * k for k in range(5)])
+
+
+def test_first_times_beyond_those_known_are_taken_as_they_are() -> None:
+    """Prompts are read first, by wide passes; from these nothing follows for narrower ones, nor the other way round."""
+    whole = BatchCosts()
+    took = {512: 512.0, 366: 370.0, 85: 90.0, 30: 40.0, 1: 10.0, 800: 830.0}
+    for tokens, seconds in took.items():
+        whole.observe(tokens, seconds)
+    assert {n: whole.target(n) for n in took} == pytest.approx(took)
+    whole.observe(180, 5000.0)
+    assert whole.target(180) < 400.0, "between those known an outlier is one"
+
+
 def test_padded_passes_cost_by_the_widest() -> None:
     """As wide as another already is costs nothing more; wider is an equal part of all rows being so."""
     costs = shared(ragged=False)

@@ -21,6 +21,7 @@ import numpy as np
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.interface import Backend, Part, Session
 from dynx.runtime.backends.openvino import paged, tree_pass
+from dynx.runtime.backends.openvino.file_pages import give_back
 from dynx.runtime.backends.openvino.pool import BlockPool
 from dynx.runtime.backends.openvino.precision import (
     ACTIVATION_GROUP_SIZE,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dynx.runtime.backends.openvino.pool import BlockTable
+
+WEIGHTS_FILE = "model.bin"
+"""Name of the file beside `model.xml` that holds the weights of a converted model."""
 
 PREFILL_CHUNK_TOKENS = 512
 """Prompt tokens per forward."""
@@ -107,6 +111,7 @@ class OpenVINOBackend(Backend):
         self._request = self.compiled_model.create_infer_request()
         self._told: dict[str, NDArray[Any]] = {}
         self._logits = np.empty((0, self.vocab), np.float32)
+        self._repacked = False  # whether the plugin has made weights of its own from the file's
         self.pool = self.new_pool()
 
     def warm(self) -> None:
@@ -243,6 +248,9 @@ class OpenVINOBackend(Backend):
             out = self._logits[: len(wanted)]
         self._request.set_output_tensor(0, _shared(out))
         self._request.infer()
+        if self.folder is not None and not self._repacked and len(ids) > 1:
+            self._repacked = True
+            give_back(self.folder / WEIGHTS_FILE)
         return out
 
     def _tell(self, name: str, value: Any) -> None:
