@@ -72,11 +72,12 @@ def test_a_file_that_is_not_mapped_is_none(file: Path) -> None:
 def test_a_kept_model_leaves_memory_after_its_first_pass(precision: str, tmp_path: Path) -> None:
     """The plugin has weights of its own by then; logits stay the same."""
     from dynx.runtime.backends.openvino import decoder
+    from dynx.runtime.backends.openvino import kept as models
 
     text = [(11 * i * i + 5 * i + 3) % VOCAB for i in range(20)]
-    made = decoder.load(tiny("llama"), precision=precision, threads=1, cache=tmp_path)  # type: ignore[arg-type]
+    made = models.load(tiny("llama"), precision=precision, threads=1, cache=tmp_path)  # type: ignore[arg-type]
     want = made.open().forward(text)
-    kept = decoder.reload(precision=precision, threads=1, cache=tmp_path)  # type: ignore[arg-type]
+    kept = models.reload(precision=precision, threads=1, cache=tmp_path)  # type: ignore[arg-type]
     assert kept is not None
     assert kept.folder is not None
     del made

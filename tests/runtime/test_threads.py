@@ -107,9 +107,7 @@ print(torch.get_num_threads())
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "told"), [(LATER, "1 1 2"), (MEANT, "3")], ids=["imported inside", "imported later"]
-)
+@pytest.mark.parametrize(("code", "told"), [(LATER, "1 1 2"), (MEANT, "3")], ids=["imported inside", "imported later"])
 def test_torch_has_the_threads_it_was_meant_to_have_once_it_is_imported(code: str, told: str) -> None:
     """Asking for threads doesn't import it; what was asked for holds as soon as it is there, and no longer than that."""
     settings = {**os.environ, "OMP_NUM_THREADS": "2"}  # what it chooses by itself
