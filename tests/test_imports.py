@@ -142,6 +142,27 @@ sys.stderr.write("\\n" + json.dumps(sorted({name.partition(".")[0] for name in s
 """
 
 
+STARTED = (
+    "dynx.runtime.backends.openvino.decoder",
+    "dynx.runtime.backends.openvino.kept",
+    "dynx.speculation.batching",
+    "dynx.speculation.engine",
+    "dynx.speculation.exactness",
+    "dynx.speculation.own_candidates",
+    "dynx.speculation.setup",
+    "dynx.speculation.tree_choice",
+    "dynx.speculation.verifier",
+)
+"""Modules that a start on OpenVINO imports, with a profile or without."""
+
+
+@pytest.mark.parametrize("module", STARTED)
+def test_what_a_start_on_openvino_imports_needs_no_torch(module: str) -> None:
+    """PyTorch is imported by what uses it, when it is used."""
+    _, modules = loaded(f"import {module}")
+    assert {"torch", "transformers"} & set(modules) == set()
+
+
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}:{% endif %}"

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-import torch
-
 from dynx.runtime.backends.padding import padded_lengths
 from dynx.runtime.backends.picks import likeliest_with_probability
 from dynx.runtime.costs import CostCurve
+from dynx.runtime.torch_on_use import torch
 from dynx.speculation.round_costs import CALIBRATED_SWITCHES, Costs
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def _key(file: Path, precision: str, threads: int, way: Mapping[str, Any]) -> tu
 
 
 def decoder(precision: Precision, threads: int, cache: Path) -> Future[OpenVINOBackend | None]:
-    """Begin `decoder.reload` in a thread, with a first pass, which makes the kernels and puts the weights in their layout."""
+    """Begin `kept.reload` in a thread, with a first pass, which makes the kernels and puts the weights in their layout."""
     from dynx.runtime.backends.openvino.kept import reload
 
     import_module("openvino")  # two threads that import slow each other down, and the caller has more to import
