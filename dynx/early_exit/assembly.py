@@ -66,6 +66,8 @@ class LoadedClassifier:
     """What computes the model's blocks."""
     segments: Segments | None = None
     """What runs in the place of `exit_model`, where whole segments of it run on OpenVINO."""
+    alternatives: dict[str, tuple[Segments, float]] = field(default_factory=dict)
+    """While calibrating: segments by precision, with the seconds of an input at full depth."""
     pending: Pending | None = None
     """What a run turns to once that pays, where starting with it would take too long."""
     group_profile: GroupProfile | None = None

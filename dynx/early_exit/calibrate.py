@@ -14,42 +14,35 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynx.early_exit.agreement import AgreementScore, agrees
-from dynx.early_exit.backends import TOKENS_ON_TORCH, answers_of, use_fastest_backend
-from dynx.early_exit.costs import measure_costs
+from dynx.early_exit.agreement import agrees
+from dynx.early_exit.backends import answers_of
 from dynx.early_exit.entities.labels import EntityLabels
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
-from dynx.early_exit.exit_depths import candidates
-from dynx.early_exit.features import Inputs, collect_any, reference_of
-from dynx.early_exit.heads import ExitHeads
+from dynx.early_exit.exit_fitting import SEED, Progress, choose_backend, collect_evidence, learn_fastest
+from dynx.early_exit.features import Inputs, reference_of
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import Evidence, FittedExits, to_arrays, to_json
-from dynx.early_exit.segment_choice import use_fastest as use_segments
-from dynx.early_exit.segments.costs import measure_segment_costs
 from dynx.early_exit.segments.segments import as_measured
 from dynx.early_exit.token_features import TokenFeatures, within_memory
 from dynx.errors import InvalidInput, UnsupportedModelError
-from dynx.runtime.backends.registry import TORCH
 from dynx.runtime.binomial import percent, smallest_sample, supports
-from dynx.runtime.certify import choose_rules, deduplicate, split
-from dynx.runtime.decision import Decision
+from dynx.runtime.certify import deduplicate, split
 from dynx.runtime.profile import Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
     from dynx.early_exit.features import AnyFeatures
     from dynx.early_exit.groups.profile_data import FittedGroupExits
-    from dynx.runtime.certify import Certificate, Costs
-
-Progress = Callable[[float, str], None]
+    from dynx.runtime.certify import Certificate
 
 MAX_CALIBRATION_INPUTS = {"text": 6000, "image": 3000}
 """Most inputs used: enough for 0.5 % at 95 %, and a bound on time and, for images, memory."""
@@ -59,9 +52,6 @@ MIN_CALIBRATION_INPUTS = 60
 
 MAX_TIMED_INPUTS = 600
 """Most inputs of the certificate part that also time plain against dynamic."""
-
-SEED = 0
-"""Seed of the split, the choice of inputs and the fit."""
 
 
 @dataclass(frozen=True)
@@ -117,38 +107,16 @@ def calibrate(
     first = [rows[i] for i in parts[0]]
     choose_backend(assembly, first, clock, lambda what: progress(0.0, what))
     progress(0.0, "running the full model")
-    reference = reference_of(assembly, items)
-    if assembly.segments is not None:
-        assembly.segments = assembly.segments.at(candidates(assembly.exit_model.depth))
-    seen = collect_any(
+    found = learn_fastest(
         assembly,
         rows,
-        assembly.exit_depths,
-        reference,
-        lambda x: progress(0.05 + 0.35 * x, "running the full model"),
-    )
-
-    def cut_at(kept: Sequence[int]) -> AnyFeatures:
-        nonlocal seen
-        if assembly.segments is None:
-            return seen.at(kept)
-        assembly.segments = assembly.segments.at(kept)
-        seen = collect_any(assembly, rows, kept, seen.reference_logits)
-        return seen
-
-    learned = learn(
-        assembly,
-        seen,
-        rows,
-        (parts[0], parts[1]),
-        len(parts[2]),
+        reference_of(assembly, items),
+        parts,
         budget=budget,
         clock=clock,
-        progress=lambda x, what: progress(0.4 + 0.45 * x, what),
-        cut_at=cut_at,
+        progress=lambda x, what: progress(0.05 + 0.8 * x, what),
     )
-    if learned is None and assembly.segments is not None:
-        assembly.segments = assembly.segments.at(())
+    seen, learned = found.seen, found.exits
     full_depth = _full_depth_evidence(assembly, seen.rows(parts[2]), [rows[i] for i in parts[2]])
     if learned is None:
         return _full_depth_findings(assembly, inputs, rows, parts, unreadable, sample_power, full_depth)
@@ -204,130 +172,6 @@ def _distinct(assembly: LoadedClassifier, inputs: Inputs) -> tuple[list[Example]
         fitting = sorted(within_memory(assembly, rows, order))
         rows, kept = [rows[i] for i in fitting], [kept[i] for i in fitting]
     return rows, kept, sum(isinstance(row, str) for row in made)
-
-
-def learn(
-    assembly: LoadedClassifier,
-    seen: AnyFeatures,
-    rows: Sequence[Example],
-    parts: tuple[NDArray[np.int64], NDArray[np.int64]],
-    certifying: int,
-    *,
-    budget: float,
-    clock: Callable[[], float],
-    progress: Progress = lambda _share, _what: None,
-    cut_at: Callable[[Sequence[int]], AnyFeatures] | None = None,
-) -> tuple[FittedExits, dict[int, float]] | None:
-    """Fit heads on the first part, and score, rules and costs on the second, for a certificate on `certifying` other rows.
-
-    Returned with them is the agreement of every exit tried. None: no exit saves time at the risk that the certificate can show.
-    `cut_at` gives the features of all rows at fewer exits; None keeps all exits of a model whose segments end at them.
-    """
-    request, problem = assembly.plan.request, assembly.labels.problem
-    tolerance = request.within or 0.0
-    one, two = seen.rows(parts[0]), seen.rows(parts[1])
-
-    def fit(depths: Sequence[int]) -> tuple[ExitHeads, AgreementScore]:
-        heads = ExitHeads.fit(one.at(depths).pooled, one.reference_logits, problem, seed=SEED)
-        score = AgreementScore.fit(heads.run(two.at(depths).pooled), two.reference_logits, problem, tolerance=tolerance)
-        return heads, score
-
-    progress(0.0, f"fitting {len(seen.depths)} exits")
-    heads, score = fit(seen.depths)
-    scores, agree = two.evaluate(heads, score, tolerance)
-    agreement = {depth: float(share) for depth, share in zip(seen.depths, agree[:, :-1].mean(axis=0), strict=True)}
-    progress(0.5, "timing exits")
-    kept = list(seen.depths)
-    sample = [rows[i] for i in parts[1]]
-
-    def timed(heads: ExitHeads, score: AgreementScore, seconds: float) -> dict[int, Costs]:
-        return {
-            size: _measured(assembly, sample, kept, heads, score, size, seconds, clock)
-            for size in sorted({1, assembly.batch})
-        }
-
-    costs = timed(heads, score, budget / 2)
-    prune = cut_at is not None or assembly.segments is None
-    rules = choose_rules(
-        scores, agree, costs[assembly.batch], request.max_disagreement, request.delta, certifying, prune=prune
-    )
-    if not np.isfinite(rules.thresholds).any():
-        return None
-    if len(rules.kept) < len(kept):
-        progress(0.8, "fitting those that pay")
-        kept = [seen.depths[k] for k in rules.kept]
-        seen = seen.at(kept) if cut_at is None else cut_at(kept)
-        one, two = seen.rows(parts[0]), seen.rows(parts[1])
-        heads, score = fit(kept)
-        scores, agree = two.at(kept).evaluate(heads, score, tolerance)
-        costs = {size: c.at(rules.kept) for size, c in costs.items()}
-        if assembly.segments is not None:  # fewer borders than were timed
-            costs = timed(heads, score, budget / 4)
-        rules = choose_rules(
-            scores, agree, costs[assembly.batch], request.max_disagreement, request.delta, certifying, prune=False
-        )
-    return FittedExits(tuple(kept), heads, score, rules, costs), agreement
-
-
-def _measured(
-    assembly: LoadedClassifier,
-    sample: Sequence[Example],
-    depths: Sequence[int],
-    heads: ExitHeads,
-    score: AgreementScore,
-    batch: int,
-    budget: float,
-    clock: Callable[[], float],
-) -> Costs:
-    """Measure the costs of exits at one batch size, on what the assembly runs on."""
-    collate = assembly.preprocessor.collate
-    if assembly.segments is not None:
-        return measure_segment_costs(
-            assembly.segments,
-            collate,
-            sample,
-            heads=heads,
-            score=score,
-            length=lambda row: row.size,
-            batch=batch,
-            budget=budget,
-            clock=clock,
-        )
-    return measure_costs(
-        assembly.exit_model,
-        collate,
-        sample,
-        depths,
-        heads=heads,
-        score=score,
-        length=lambda row: row.size,
-        batch=batch,
-        budget=budget,
-        clock=clock,
-    )
-
-
-def choose_backend(
-    assembly: LoadedClassifier, rows: Sequence[Example], clock: Callable[[], float], on_stage: Callable[[str], None]
-) -> None:
-    """Have the assembly run on what is fastest: segments on OpenVINO, single blocks where those can't be, or PyTorch."""
-    if assembly.plan.kind == "tokens":
-        assembly.plan.decisions.backend = Decision(TORCH, TOKENS_ON_TORCH)
-        return
-    refused = use_segments(assembly, rows, clock, on_stage)
-    if refused is None:
-        return
-    before = assembly.decisions.backend
-    use_fastest_backend(assembly, rows, clock, on_stage)
-    if assembly.decisions.backend is before and before.value == TORCH and assembly.plan.request.backend == "auto":
-        assembly.plan.decisions.backend = Decision(TORCH, refused)
-
-
-def collect_evidence(fitted: FittedExits, seen: AnyFeatures, assembly: LoadedClassifier) -> Evidence:
-    """Return scores, agreements and classes of the rows that certify."""
-    tolerance = assembly.plan.request.within or 0.0
-    scores, agree = seen.at(fitted.depths).evaluate(fitted.heads, fitted.score, tolerance)
-    return Evidence(scores, agree, assembly.labels.ids(seen.reference_logits.numpy()))
 
 
 def confirm(

@@ -16,15 +16,14 @@ import torch
 from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.calibrate import (
     MIN_CALIBRATION_INPUTS,
-    SEED,
     Findings,
-    choose_backend,
     power,
     recommended_inputs,
     time_in_turns,
 )
 from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
+from dynx.early_exit.exit_fitting import SEED, choose_backend
 from dynx.early_exit.features import collect
 from dynx.early_exit.group_setup import engine_of, stages_of, threads_of
 from dynx.early_exit.groups.certify import GroupEvidence, choose_rules, group_bounds
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.early_exit.assembly import LoadedClassifier
-    from dynx.early_exit.calibrate import Progress
+    from dynx.early_exit.exit_fitting import Progress
     from dynx.early_exit.features import CollectedFeatures, Inputs
     from dynx.early_exit.groups.rule import GroupRule
     from dynx.early_exit.preprocessing import Example

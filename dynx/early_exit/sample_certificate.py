@@ -15,8 +15,9 @@ import torch
 
 from dynx.early_exit.assembly import is_reference
 from dynx.early_exit.audit import certify_sample, draw_sample
-from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, collect_evidence, learn, require_tolerance
+from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, require_tolerance
 from dynx.early_exit.engine import Answer
+from dynx.early_exit.exit_fitting import collect_evidence, learn
 from dynx.early_exit.features import collect_any, reference_of
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.profile_data import MIN_EXPECTED_SPEEDUP

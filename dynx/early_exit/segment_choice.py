@@ -77,8 +77,10 @@ def use_fastest(
         return None
     plan.decisions.backend = Decision(OPENVINO, f"{reason}; it computes in {winner}")
     assembly.segments = arms[winner]
+    assembly.alternatives = {name: (segments, times[name]) for name, segments in arms.items() if name in times}
     if TORCH in times:
-        assembly.segments.input_seconds = {TORCH: times[TORCH], OPENVINO: times[winner]}
+        for segments, seconds in assembly.alternatives.values():
+            segments.input_seconds = {TORCH: times[TORCH], OPENVINO: seconds}
     assembly.block_backend = BlockBackend(OPENVINO, winner, arms[winner].cut.ranges)
     return None
 
