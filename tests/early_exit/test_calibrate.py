@@ -10,6 +10,7 @@ from support.classifier_folders import sentences, write_image_classifier, write_
 from support.exits import EPS, LESSONS, assembled, fix_costs, keep, learned
 
 from dynx.early_exit import calibrate as learning
+from dynx.early_exit import exit_fitting
 from dynx.early_exit.assembly import Reference
 from dynx.early_exit.exit_depths import candidates
 from dynx.early_exit.features import Inputs, collect
@@ -109,7 +110,7 @@ def test_exits_that_never_pay(monkeypatch: pytest.MonkeyPatch, easy: Path) -> No
 
 def test_a_profile_of_nothing(monkeypatch: pytest.MonkeyPatch, easy: Path) -> None:
     """Where no rule is left at all, there are no arrays, and the reason is kept."""
-    monkeypatch.setattr(learning, "learn", lambda *_, **__: None)
+    monkeypatch.setattr(exit_fitting, "learn", lambda *_, **__: None)
     found = learned(assembled(easy, profile="none"))
     keep(found)
 

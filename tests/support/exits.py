@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dynx.early_exit import assemble, make_plan
+from dynx.early_exit import assemble, exit_fitting, make_plan
 from dynx.early_exit import calibrate as learning
 from dynx.early_exit.plan import ClassifierRequest
 from dynx.runtime.certify import Costs
@@ -57,8 +57,8 @@ def fix_costs(monkeypatch: pytest.MonkeyPatch, *, check: float = 0.03, clock: fl
         depth, borders = segments.parts.depth, segments.borders
         return Costs(tuple(d / depth for d in borders), 1.0, tuple(check for _ in borders))
 
-    monkeypatch.setattr(learning, "measure_costs", measured)
-    monkeypatch.setattr(learning, "measure_segment_costs", of_segments)
+    monkeypatch.setattr(exit_fitting, "measure_costs", measured)
+    monkeypatch.setattr(exit_fitting, "measure_segment_costs", of_segments)
     monkeypatch.setattr(learning, "confirm", lambda *_: (clock, clock, clock))
 
 
