@@ -54,7 +54,7 @@ ELSEWHERE = {
     r"pip install": "needs the network; .ci/run does it in a fresh environment",
     r"python tests/all\.py": "is what runs this file",
     r"(llm|transformers|lm-eval) [a-z-]": "need packages of their own; tests/environments/integrations.py brings them",
-    r"dynx generate -m \S*SmolLM2": "needs the network, or a file from there",
+    r"dynx (calibrate|generate) -m \S*SmolLM2": "needs the network, or a file from there",
     r"dynx generate -m \./my-model --chat +#": "needs a terminal; tests/cli/test_conversation.py has one",
 }
 """Parts of a line that don't run here, and why."""
@@ -62,6 +62,8 @@ ELSEWHERE = {
 NOT_HERE = {
     "README.md": [
         "pip install '.[test]' && python tests/all.py",
+        "dynx calibrate -m ./SmolLM2-135M-Instruct.Q4_1.gguf --chat",
+        "dynx generate -m ./SmolLM2-135M-Instruct.Q4_1.gguf --chat --stats < note.txt",
         'dynx generate -m HuggingFaceTB/SmolLM2-135M-Instruct --chat "What is a lighthouse for?"',
         'dynx generate -m ./SmolLM2-135M-Instruct.Q4_1.gguf --chat "What is a lighthouse for?"',
     ],
