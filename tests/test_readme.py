@@ -81,7 +81,7 @@ NOT_HERE = {
 """By page, exactly the commands that don't run here; every other one does."""
 
 PLANNED = {
-    r"dynx calibrate -m \./my-pipeline": "a minute with the smallest pipeline; test_cli_calibrate_drawing goes all the way",
+    r"dynx calibrate -m \./my-(controlnet-)?pipeline": "a minute; test_calibrate_drawing goes all the way",
 }
 """Commands that run with --dry-run, and why."""
 
@@ -204,6 +204,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_text_classifier(folder / "classifier")
     write_image_classifier(folder / "my-vit")
     pipelines.stable_diffusion().save_pretrained(folder / "my-pipeline")
+    pipelines.controlled("stable-diffusion").save_pretrained(folder / "my-controlnet-pipeline")
     pipelines.write_lora(folder / "tone.safetensors")
     tokenizer = train_tokenizer()
     torch.manual_seed(0)
@@ -244,7 +245,17 @@ def lay_out(folder: Path, stock: Path, block: str) -> None:
         Image.open(path).save(path.with_suffix(".jpg"))
     Image.new("RGB", (32, 32), (90, 120, 160)).save(folder / "day.jpg")
     Image.new("L", (32, 32), 255).save(folder / "roof.png")
-    for name in ("my-vit", "my-pipeline", "my-smaller-model", "random-weights", "tone.safetensors"):
+    (folder / "edges").mkdir()
+    for place in ("edges.png", "edges/one.png"):
+        Image.new("RGB", (32, 32), (255, 255, 255)).save(folder / place)
+    for name in (
+        "my-vit",
+        "my-pipeline",
+        "my-controlnet-pipeline",
+        "my-smaller-model",
+        "random-weights",
+        "tone.safetensors",
+    ):
         (folder / name).symlink_to(stock / name)
     chatty = "my-chat-model" if "--chat" in block else "my-model"
     (folder / "my-model").symlink_to(stock / ("classifier" if "texts.txt" in block else chatty))

@@ -264,7 +264,7 @@ def test_inputs_that_the_exits_were_learned_from_are_told(data: list[str], warne
     assembly: Any = SimpleNamespace(
         exits_early=True,
         decisions=SimpleNamespace(exits=Decision("after layer 1 of 2", "it pays")),
-        plan=SimpleNamespace(profile=profile, request=SimpleNamespace(form="text")),
+        plan=SimpleNamespace(profile=profile, request=SimpleNamespace(form="text"), kind="text"),
         exit_model=SimpleNamespace(depth=2),
     )
     said = bench_classification.notes(assembly, Inputs(data, data), {})

@@ -243,10 +243,10 @@ def test_a_pipelines_kept_kernels_and_drafts(alone: None, tmp_path: Path) -> Non
         plan = diffusion_setup.make_plan(ImageGeneratorRequest(model=str(folder)))
         adapter = SimpleNamespace(slot="unet", name="tiny", default_guidance=1.0, scheduler="ddim")
         pipe = SimpleNamespace(unet=torch.nn.Linear(1, 1))
-        engine: Any = SimpleNamespace(adapter=adapter, pipe=pipe, start=None)
+        engine: Any = SimpleNamespace(adapter=adapter, pipe=pipe, start=None, control=None)
         made = drawing.build_kernels(plan, engine, ("openvino", "float32"))
         assert made is not None
-        assembly: Any = SimpleNamespace(plan=plan, engine=engine, starts=())
+        assembly: Any = SimpleNamespace(plan=plan, engine=engine, starts=(), controls=())
         return plan.key, plan.weights, made._cache, settings(assembly, ["a cat"])
 
     old = facts()

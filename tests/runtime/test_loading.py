@@ -342,7 +342,7 @@ def test_what_a_classifier_takes(changed: Callable[..., Path], architecture: str
     [
         (["LlamaForCausalLM"], "writes text", "dynx generate runs it"),
         (["GPT2LMHeadModel"], "writes text", "dynx generate runs it"),
-        (["BertForTokenClassification"], "something else than whole texts", "sequence classification"),
+        (["Wav2Vec2ForAudioFrameClassification"], "something else than whole texts", "sequence classification"),
         (["BertModel"], "no classification head", "sequence classification"),
         ([], "names no architecture", "sequence classification"),
     ],
