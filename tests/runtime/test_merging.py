@@ -96,6 +96,28 @@ def test_what_differs_stays_apart() -> None:
     check_same(graph_of(outputs), 6)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "adds"), [((ROWS, ROWS), 1), ((ROWS, (32, 32, 64)), 3)], ids=["the same parts", "other parts"]
+)
+def test_sums_of_parts_become_parts_of_a_sum(sizes: tuple[tuple[int, ...], ...], adds: int) -> None:
+    """Values that are split alike and added part by part are added whole; parts of other sizes stay."""
+
+    def outputs(states: Any) -> list[Any]:
+        made = [ops.matmul(ops.sin(states), stored("float32", 128, i), False, True) for i in range(2)]
+        parts = [
+            ops.variadic_split(value, np.int64(2), np.array(kind, np.int64))
+            for value, kind in zip(made, sizes, strict=True)
+        ]
+        ends = [ops.sin(ops.reduce_sum(parts[1].output(i), np.array([2], np.int64), True)) for i in range(3)]
+        if sizes[0] == sizes[1]:
+            ends = [parts[1].output(i) for i in range(3)]
+        return [ops.cos(ops.add(parts[0].output(i), end)).output(0) for i, end in enumerate(ends)]
+
+    graph = graph_of(outputs)
+    check_same(graph, 2)
+    assert count(graph, "Add") == adds
+
+
 def test_reshapes_of_reshapes_go_where_the_last_says_all() -> None:
     """A zero that stands for a size of the shape in between keeps that."""
 

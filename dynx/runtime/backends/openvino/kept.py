@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.openvino.integers import Stored
     from dynx.runtime.backends.openvino.precision import Precision
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Of the converted models kept: raised when the conversion changes."""
 
 MODEL_FILE = "model.xml"

@@ -44,7 +44,7 @@ class _Product:
 
 
 def merge(graph: Any) -> None:
-    """Merge products of the same states, with weights stored alike, and leave out reshapes of reshapes.
+    """Merge products of the same states, with weights stored alike, and sums of their parts; leave out reshapes of reshapes.
 
     Sums are the same; where the plugin adds in another order for a wider matrix, logits differ by rounding.
     """
@@ -58,6 +58,7 @@ def merge(graph: Any) -> None:
     for products in groups.values():
         if len(products) > 1:
             _merge(products)
+    _merge_sums(graph)
     _bypass_reshapes(graph)
     graph.validate_nodes_and_infer_types()
 
@@ -82,7 +83,11 @@ def _product(node: Any) -> _Product | None:
 
 
 def _readers(node: Any) -> list[Any]:
-    return [target.get_node() for target in node.output(0).get_target_inputs()]
+    return _readers_of(node.output(0))
+
+
+def _readers_of(output: Any) -> list[Any]:
+    return [target.get_node() for target in output.get_target_inputs()]
 
 
 def _is_vector(source: Any, size: int) -> bool:
@@ -157,6 +162,54 @@ def _stacked(matrices: Sequence[Any], rows: int) -> Any:
         first.input(index).replace_source_output(source)
     first.validate_and_infer_types()
     return first.output(0)
+
+
+def _merge_sums(graph: Any) -> None:
+    """Add two values before they are split, where all their parts are added to each other and used for nothing else.
+
+    Such are the products with a file's integers and with its offsets.
+    """
+    from openvino import opset15 as ops
+
+    for split in graph.get_ordered_ops():
+        if split.get_type_name() != "VariadicSplit":
+            continue
+        sums, others = [], []
+        for index, output in enumerate(split.outputs()):
+            readers = _readers_of(output)
+            inputs = (
+                [readers[0].input_value(i) for i in (0, 1)] if [r.get_type_name() for r in readers] == ["Add"] else []
+            )
+            other = next(
+                (source for source in inputs if source.get_node() is not split and source.get_index() == index), None
+            )
+            if other is None or len(other.get_target_inputs()) != 1 or not _readers(readers[0]):
+                break
+            sums.append(readers[0])
+            others.append(other.get_node())
+        if (
+            len(sums) < len(split.outputs())
+            or any(other is not others[0] for other in others)
+            or not _split_alike(split, others[0])
+        ):
+            continue
+        whole = ops.variadic_split(ops.add(split.input_value(0), others[0].input_value(0)), *split.input_values()[1:])
+        for index, node in enumerate(sums):
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(whole.output(index))
+
+
+def _split_alike(one: Any, other: Any) -> bool:
+    """Whether two operations split values of one shape into the same parts."""
+    if (
+        other.get_type_name() != "VariadicSplit"
+        or one.input_value(0).get_partial_shape() != other.input_value(0).get_partial_shape()
+    ):
+        return False
+    nodes = [(one.input_value(i).get_node(), other.input_value(i).get_node()) for i in (1, 2)]
+    return all(
+        a.get_type_name() == b.get_type_name() == "Constant" and np.array_equal(a.data, b.data) for a, b in nodes
+    )
 
 
 def _bypass_reshapes(graph: Any) -> None:
