@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 BASE_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja")
 IGNORED_PATTERNS = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 """Patterns of files that aren't downloaded: the same weights in other formats."""
+
+ANSWER_SECONDS = 10.0
+"""Time that the hub has to answer before it counts as out of reach."""
 
 
 def fetch(name: str, weights: Sequence[str], *, offline: bool, code: bool, local: bool, hint: str | None) -> Path:
@@ -47,6 +51,11 @@ def fetch(name: str, weights: Sequence[str], *, offline: bool, code: bool, local
     if local:
         raise ModelError(f"no model {name}", hint=hint)
     patterns = [*BASE_PATTERNS, *weights, *((own_code.CODE_PATTERN,) if code else ())]
+    fault = _unreachable()
+    if fault is not None:
+        raise ModelError(
+            f"no model {name}: not shipped, no such folder, and the hub can't be reached ({fault})", hint=hint
+        )
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=IGNORED_PATTERNS))
     except GatedRepoError:
@@ -80,6 +89,8 @@ def gguf_files(name: str, *, offline: bool, alone: bool = True) -> list[str]:
     known = [file for file in found if file.endswith(".gguf")]
     if known or offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         return known
+    if _unreachable() is not None:
+        return []
     try:
         found = HfApi().list_repo_files(name)
     except Exception:  # noqa: BLE001 - unreachable, gated, unknown: told by whoever fetches
@@ -98,12 +109,36 @@ def fetch_gguf(name: str, file: str, *, offline: bool) -> Path:
     count = int(part["parts"]) if part else 1
     files = [f"{part['stem']}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)] if part else [file]
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+
+    def first(*, local: bool) -> Path:
+        paths = [Path(hf_hub_download(name, each, local_files_only=local)) for each in files]  # all of them
+        return paths[0]
+
+    with suppress(OSError, ValueError):  # not there, or not all of it
+        return first(local=True)
+    if offline:
+        raise ModelError(f"{name}'s {file} isn't in the hub's local cache")
     try:
-        paths = [Path(hf_hub_download(name, each, local_files_only=offline)) for each in files]
+        fault = _unreachable()
+        if fault is None:
+            return first(local=False)
     except (OSError, ValueError) as e:
-        where = "isn't in the hub's local cache" if offline else f"can't be had ({_first_line(e)})"
-        raise ModelError(f"{name}'s {file} {where}") from None
-    return paths[0]
+        fault = _first_line(e)
+    raise ModelError(f"{name}'s {file} can't be had ({fault})")
+
+
+def _unreachable() -> str | None:
+    """Return why the hub doesn't answer; None where it does, whatever it says.
+
+    Asked once: the hub's own library asks again for 23 seconds, also where there is no network.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    except Exception as e:  # noqa: BLE001 - the library's client differs between its versions, and so do its errors
+        return _first_line(e)
+    return None
 
 
 def _has_any(folder: Path, patterns: Sequence[str]) -> bool:

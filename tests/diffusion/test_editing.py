@@ -58,7 +58,10 @@ def engine_of(pipe: Any, start: Start) -> Engine:
 
 def request(name: str, start: Start, seeds: tuple[int, ...] = (1, 2)) -> Request:
     asked = pipelines.request(name, seeds, steps=STEPS)
-    return Request(asked.prompts, seeds, steps=STEPS, options=asked.options, starts=(start,) * len(seeds))
+    width, height = start.image.size
+    size = {"width": width, "height": height} if name == "flux" else {}  # Flux draws 1024 pixels unasked
+    options = {**asked.options, **size}
+    return Request(asked.prompts, seeds, steps=STEPS, options=options, starts=(start,) * len(seeds))
 
 
 def by_diffusers(pipe: Any, asked: Request, **others: Any) -> np.ndarray:
