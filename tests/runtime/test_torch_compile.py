@@ -192,11 +192,12 @@ def test_instruction_sets_are_tried_once(tmp_path: Path) -> None:
     note = tmp_path / compile_cache.TRIALS_FILE
     kept = note.read_text()
     assert trials() == 0
-    for torn in (kept.replace(torch.__version__, "1.0"), kept[:40], "[]"):
-        note.write_text(torn)
-        tried = trials()
-        assert tried > 0
-        assert trials() == 0  # which was kept again
+    others = kept.replace(torch.__version__, "1.0")
+    for unusable in (kept[:40], "[]", others):
+        note.write_text(unusable)
+        assert compile_cache._read(note) == set()
+    assert trials() > 0
+    assert note.read_text() == kept
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
