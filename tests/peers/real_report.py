@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from questions import KINDS
 
 from dynx.bench.statistics import RatioEstimate, Series, ratio_of_speeds
+from dynx.speculation.loops import loop_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,18 @@ class Answers:
 
     def of_kind(self, kind: str) -> Answers:
         """Return the answers to one kind of questions."""
-        at = [i for i, (_, own) in enumerate(self.questions) if kind in (own, ALL)]
+        return self._at([i for i, (_, own) in enumerate(self.questions) if kind in (own, ALL)])
+
+    def without_loops(self) -> Answers | None:
+        """Return the answers to questions on which no arm repeats itself over and over; None where that is all or nothing."""
+        loops = [any(loop_start(row[i]["tokens"]) for rows in self.by_arm.values() for row in rows) for i in self._all]
+        return self._at([i for i in self._all if not loops[i]]) if any(loops) and not all(loops) else None
+
+    @property
+    def _all(self) -> range:
+        return range(len(self.questions))
+
+    def _at(self, at: Sequence[int]) -> Answers:
         chosen = {arm: [[row[i] for i in at] for row in rows] for arm, rows in self.by_arm.items()}
         return Answers([self.questions[i] for i in at], self.rounds, chosen)
 
@@ -105,6 +117,8 @@ def summary(answers: Answers) -> list[dict[str, Any]]:
     against = baselines(answers)
     kinds = [ALL, *(kind for kind in KINDS if any(own == kind for _, own in answers.questions))]
     parts = {kind: answers.of_kind(kind) for kind in kinds}
+    if (plain_text := answers.without_loops()) is not None:
+        parts[f"{len(plain_text.questions)} without loops"] = plain_text
     rows = []
     for arm in answers.by_arm:
         flat = answers.flat(arm)
