@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def load() -> Any:
     """Return Ray. Raises UsageError where it isn't installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15: whatever else runs on a core comes first
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
