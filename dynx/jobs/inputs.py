@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import re
 import zlib
 from array import array
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from dynx.runtime.json_lines import NoFieldError, NotAnObjectError, field_of, pa
 from dynx.runtime.utf8 import BOM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 IMAGES = "images"
 FORMATS = {
@@ -58,7 +57,7 @@ BUFFER_BYTES = 1 << 20
 MAX_ROW_BYTES = 16 << 20
 """Bytes after which a quote that is never closed ends its row."""
 
-CELL_IN_QUOTES = re.compile(rb'(?:[^"]|"")*')
+csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,8 @@ def read(source: Source, shard: Shard) -> list[Any]:
     if len(records) != shard.rows:
         raise InvalidInput(f"{source.path} has changed: it has fewer rows than before")
     if table:
-        return _cells(_header(source), records, source)
+        names = list(_columns(source))
+        return [_cell(record, names.index(source.column or ""), len(names)) for record in records]
     return [_value(record, source) for record in records]
 
 
@@ -316,8 +316,23 @@ def arrow(instead: str = "") -> Any:
     return pa
 
 
-def _records(file: Iterable[bytes], source: Source) -> Iterator[tuple[int, bytes]]:
-    """Yield each row's bytes, with the number of bytes since the last one: a line, or the lines that a quoted cell goes over.
+class _Lines:
+    """The lines of a file as text, and how many bytes they have."""
+
+    def __init__(self, file: Iterator[bytes]) -> None:
+        self._file, self.size = file, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.size += len(line)
+        return line.decode("utf-8", "surrogateescape")
+
+
+def _records(file: Iterator[bytes], source: Source) -> Iterator[tuple[int, Any]]:
+    """Yield the number of bytes since the last row, and each row: a line, or the cells of a table, or the csv.Error of a bad one.
 
     Empty lines aren't rows of a table.
     """
@@ -325,34 +340,18 @@ def _records(file: Iterable[bytes], source: Source) -> Iterator[tuple[int, bytes
         for line in file:
             yield len(line), line
         return
-    delimiter, taken, size = DELIMITERS[source.format].encode(), b"", 0
-    inside = False
-    for line in file:
-        size += len(line)
-        if not inside and not line.strip(b"\r\n"):
-            continue
-        taken += line
-        inside = (inside or b'"' in line) and _ends_inside(line, delimiter, inside=inside)
-        if not inside or len(taken) > MAX_ROW_BYTES:
-            yield size, taken
-            taken, size, inside = b"", 0, False
-    if taken:
-        yield size, taken
-
-
-def _ends_inside(line: bytes, delimiter: bytes, *, inside: bool) -> bool:
-    """Whether a cell in quotes goes on behind a line, which began `inside` one or not."""
-    at = 0
+    lines, before = _Lines(file), 0
+    rows = csv.reader(lines, delimiter=DELIMITERS[source.format], strict=True)
     while True:
-        if inside or line[at : at + 1] == b'"':
-            cell = CELL_IN_QUOTES.match(line, at + (not inside))
-            at = len(line) if cell is None else cell.end()
-            if at >= len(line):
-                return True
-            inside = False
-        at = line.find(delimiter, at) + 1
-        if not at:
-            return False
+        try:
+            row: Any = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            row = e
+        if row:
+            yield lines.size - before, row
+            before = lines.size
 
 
 def _counted(source: Source) -> Source:
@@ -365,7 +364,7 @@ def _counted(source: Source) -> Source:
         offset = 0 if source.compression else file.tell()
         records = _records(file, source)
         if source.format in DELIMITERS:
-            offset += next(records, (0, b""))[0]
+            offset += next(records, (0, None))[0]
         marks, rows = array("q"), 0
         for size, _ in records:
             if rows % MARK_ROWS == 0:
@@ -375,24 +374,9 @@ def _counted(source: Source) -> Source:
     return replace(source, rows=rows, marks=() if source.compression else marks)
 
 
-def _cells(header: bytes, records: Sequence[bytes], source: Source) -> list[Any]:
-    """Return the chosen cell of each row of a table."""
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 25))
-    names = _row(header, source)
-    at = names.index(source.column or "")
-    return [_cell(record, at, len(names), source) for record in records]
-
-
-def _row(record: bytes, source: Source) -> list[str]:
-    text = record.decode("utf-8", "surrogateescape").rstrip("\r\n")
-    return next(csv.reader([text], delimiter=DELIMITERS[source.format], strict=True), [])
-
-
-def _cell(record: bytes, at: int, width: int, source: Source) -> str | InputError:
-    try:
-        cells = _row(record, source)
-    except csv.Error as e:
-        return InputError(f"not a row of a table: {e}")
+def _cell(cells: list[str] | csv.Error, at: int, width: int) -> str | InputError:
+    if isinstance(cells, csv.Error):
+        return InputError(f"not a row of a table: {cells}")
     if len(cells) != width:
         return InputError(f"{len(cells)} columns, and the header has {width}")
     try:
@@ -444,20 +428,17 @@ def _parquet_rows(source: Source, shard: Shard) -> list[Any]:
 
 
 @cache
-def _header(source: Source) -> bytes:
-    """Return the first row of a file."""
-    with _open(source) as file:
-        return next(_records(file, source), (0, b""))[1]
-
-
 def _columns(source: Source) -> dict[str, Any]:
     """Return the columns of a source by name, or the first object of JSON lines."""
-    if source.format == "parquet":
-        with _open(source) as file:
+    with _open(source) as file:
+        if source.format == "parquet":
             return dict.fromkeys(arrow().parquet.ParquetFile(file).schema_arrow.names)
+        _, first = next(_records(file, source), (0, b""))
+        if isinstance(first, csv.Error):
+            raise first
     if source.format in DELIMITERS:
-        return dict.fromkeys(_row(_header(source), source))
+        return dict.fromkeys(first)
     try:
-        return parse_object(_header(source).decode("utf-8", "replace"))
+        return parse_object(first.decode("utf-8", "replace"))
     except NotAnObjectError:
         return {}
