@@ -63,13 +63,18 @@ def run_job(
 ) -> None:
     """Run `function` over the files of --input. `settings` are options on which answers depend, besides the `request`'s."""
     from dynx.jobs.driver import Job, run
+    from dynx.jobs.groups import COLUMNS
 
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color)
     column, second = options.column or getattr(options, "field", None) or None, None
-    if (pair := getattr(options, "pair", None)) is not None:
-        if column is not None:
-            raise UsageError(f"--pair and {'--column' if options.column else '--field'} exclude each other")
+    pair, rank = getattr(options, "pair", None), getattr(options, "rank", False)
+    if column is not None and (pair is not None or rank):
+        names = f"{'--rank' if pair is None else '--pair'} and {'--column' if options.column else '--field'}"
+        raise UsageError(f"{names} exclude each other")
+    if pair is not None:
         column, second = names_of_pair(pair)
+    elif rank:
+        column, second = COLUMNS
     asked = {k: v for k, v in vars(request).items() if k not in TIME_ONLY} | dict(settings) | {"column": column}
     if second is not None:
         asked["second"] = second

@@ -42,12 +42,9 @@ NOT_IN_JOBS = (
     "nul",
     "tsv",
     "skip_empty",
-    "top_k",
     "scores",
     "labels",
-    "rank",
     "group",
-    "candidates",
     "resume",
     "json",
     "stats",
@@ -103,9 +100,19 @@ def run(options: Options) -> None:
 
 def work_off(options: Options) -> None:
     """Label the rows of files as a job. Raises DynxError."""
+    from dynx.early_exit.items import GROUPED
     from dynx.jobs.functions import Classify
+    from dynx.jobs.groups import ClassifyGroups
 
     request = options.request()
+    if request.form in GROUPED:
+        for name, given in (("--certify", options.certify), ("--audit", options.audit)):
+            if given:
+                raise UsageError(f"jobs have {name} for inputs that are one row each; the profile's guarantee holds")
+        run_job(options, ClassifyGroups(**vars(request)), request, {})
+        return
+    if options.top_k is not None:
+        raise UsageError("--input and --top-k exclude each other, except with --rank")
     function = Classify(**vars(request), audit=options.audit)
     audit = options.audit > 0
     run_job(options, function, request, {"audit": options.audit}, certify=options.certify, audit=audit)
