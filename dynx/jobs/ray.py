@@ -24,7 +24,6 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # instead of 15, by which whatever else runs on a core goes first
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # instead of 60, which Ray's agents outlive a killed cluster
 }
 """Settings of a cluster that is started here, unless the environment has others."""
 

@@ -53,13 +53,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
+BAD_FROM = 600
+"""The row from which audited rows differ."""
+
+
 def job(folder: Path, name: str, *, seconds: float = 0.0, texts: list[str] = TEXTS, **settings: Any) -> Job:
     """A job over texts, in shards of 40 rows."""
     source = folder / "texts.txt"
     source.write_text("\n".join(texts) + "\n") if not source.exists() else None
     options = {"model": "stub"}
-    function, out = Letters(seconds=seconds), str(folder / name)
-    return Job(function, [str(source)], out, options, form="jsonl", shard_rows=40, **settings)
+    function, out = Letters(seconds=seconds, bad_from=BAD_FROM), str(folder / name)
+    return Job(function, [str(source)], out, options, form="jsonl", shard_rows=40, audit=True, **settings)
 
 
 def output(folder: Path, name: str) -> bytes:
@@ -92,7 +96,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
-    """A worker killed at 30 %, a node removed at 50 %, a row that exits, one that hangs: the output is the local one's."""
+    """A worker killed at 30 %, a node removed at 50 %, rows that exit and hang: output and audit are the local ones."""
     from dynx.jobs.ray import RayPool
 
     texts = list(TEXTS)
@@ -113,6 +117,8 @@ def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
     assert [row["row"] for row in rows if row["error"] == KILLED] == [555]
     assert rows[777]["error"] == "took longer than 1 seconds"
     assert (stats["rows"], stats["errors"]) == (local["rows"], local["errors"]) == (1000, 2)
+    assert stats["audit"] == local["audit"]
+    assert BAD_FROM - 40 < stats["audit"]["alarm"]["first_in_job"] < 1000
 
 
 SCRIPT = """
@@ -122,15 +128,17 @@ from support.job_functions import Letters
 from dynx.jobs.driver import Job, run
 from dynx.jobs.ray import RayPool
 
-job = Job(Letters(seconds=0.003), [{source!r}], {output!r}, {{"model": "stub"}}, form="jsonl", shard_rows=40)
+function = Letters(seconds=0.003, bad_from={bad_from})
+job = Job(function, [{source!r}], {output!r}, {{"model": "stub"}}, form="jsonl", shard_rows=40, audit=True)
 run(job, RayPool)
 """
 
 
 def test_a_killed_driver(cluster: Any, tmp_path: Path) -> None:
-    """Its workers end, and the same command does only what is left."""
-    run(job(tmp_path, "local"), lambda: LocalPool(1))
-    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "source": str(tmp_path / "texts.txt")}
+    """Its workers end, and the same command does only what is left, to the same audit."""
+    local = run(job(tmp_path, "local"), lambda: LocalPool(1))
+    places: dict[str, Any] = {"bad_from": BAD_FROM}
+    places |= {"root": str(ROOT), "tests": str(ROOT / "tests"), "source": str(tmp_path / "texts.txt")}
     (tmp_path / "script.py").write_text(SCRIPT.format(**places, output=str(tmp_path / "ray")))
     command = [sys.executable, str(tmp_path / "script.py")]
     driver = subprocess.Popen(command)
@@ -148,6 +156,7 @@ def test_a_killed_driver(cluster: Any, tmp_path: Path) -> None:
     assert 5 <= len(done) < 25
     assert subprocess.run(command, check=False).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert json.loads((tmp_path / "ray" / "stats.json").read_text())["audit"] == local["audit"]
     assert output(tmp_path, "ray") == output(tmp_path, "local")
 
 

@@ -37,7 +37,8 @@ JOBS = {
 """Rows, rows of a shard, and the command."""
 
 ACTORS = {"local": "spawn_main", "ray": "ray::Actor"}
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
+"""Seconds that processes have to end: Ray's own agents wait 60 for what has been killed."""
 
 
 def alive(process: psutil.Process) -> bool:

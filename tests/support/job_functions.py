@@ -92,3 +92,14 @@ class Timed(Letters):
         """Leave a file, and count letters."""
         Path(self.folder, f"answered-{os.getpid()}").touch()
         return super().answer(values, keys)
+
+
+class Sizes(Letters):
+    """Open the images of paths, as `Letters` answers their names."""
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Load each image, and count its rows of pixels."""
+        from PIL import Image
+
+        rows = super().answer([value.stem for value in values], keys)
+        return [{**row, "letters": Image.open(value).height} for row, value in zip(rows, values, strict=True)]
