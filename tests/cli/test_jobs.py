@@ -165,7 +165,10 @@ def test_candidate_labels_answer_as_on_stdin(cli: Callable[..., Result], tmp_pat
             "--input and --group exclude",
         ),
         (["classify", "--input", "t.csv", "--output", "o", "--rank", "--column", "c"], "--rank and --column exclude"),
-        (["classify", "--input", "t.csv", "--output", "o", "--rank", "--audit", "0.1"], "jobs have --audit for"),
+        (
+            ["classify", "--input", "t.csv", "--output", "o", "--rank", "--audit", "0.1"],
+            "--audit in jobs is for inputs",
+        ),
         (["classify", "--input", "none.txt", "--output", "o", "--jsonl"], "no file matches none.txt"),
         (["classify", "--input", "t.csv", "--output", "o", "--jsonl"], "known to hold the input"),
         (["classify", "--input", "t.csv", "--output", "o", "--jsonl", "--column", "c"], "no --column"),

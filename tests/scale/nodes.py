@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dynx.jobs.pool import Pool
 
 CORES = len(os.sched_getaffinity(0))
-COMPARED = {
+COMPARED: dict[str, tuple[str | tuple[int, int], tuple[int, int], float]] = {
     "one-worker": ("local", (1, CORES), 0.95),
     "two-nodes": ((1, 1), (2, 1), 1.8),
     "four-nodes": ((2, 1), (4, 1), 0.9),

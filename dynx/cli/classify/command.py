@@ -105,16 +105,13 @@ def work_off(options: Options) -> None:
     from dynx.jobs.groups import ClassifyGroups
 
     request = options.request()
-    if request.form in GROUPED:
-        for name, given in (("--certify", options.certify), ("--audit", options.audit)):
-            if given:
-                raise UsageError(f"jobs have {name} for inputs that are one row each; the profile's guarantee holds")
-        run_job(options, ClassifyGroups(**vars(request)), request, {})
-        return
-    if options.top_k is not None:
+    grouped, audit = request.form in GROUPED, options.audit > 0
+    for name, given in (("--certify", options.certify), ("--audit", audit)):
+        if given and grouped:
+            raise UsageError(f"{name} in jobs is for inputs that are one row each; here the profile's guarantee holds")
+    if options.top_k is not None and request.form != "ranking":
         raise UsageError("--input and --top-k exclude each other, except with --rank")
-    function = Classify(**vars(request), audit=options.audit)
-    audit = options.audit > 0
+    function = (ClassifyGroups if grouped else Classify)(**vars(request), audit=options.audit)
     run_job(options, function, request, {"audit": options.audit}, certify=options.certify, audit=audit)
 
 
