@@ -69,9 +69,8 @@ class Source:
     size: int
     version: str
     """The time of its last change, its ETag, or the hash of the images' names and sizes."""
-    column: str | None = None
-    second: str | None = None
-    """The column of the second texts of pairs."""
+    columns: tuple[str, ...] = ()
+    """The column that holds the inputs, or the two of pairs."""
     rows: int = 0
     marks: Sequence[int] = field(default=(), compare=False, repr=False)
     """Offsets in bytes of every `MARK_ROWS`-th row; empty where rows are found otherwise."""
@@ -120,7 +119,8 @@ def count(sources: Sequence[Source], column: str | None, second: str | None = No
 
     `second` is the column of the second texts, where inputs are pairs.
     """
-    counted = [_counted(_with_columns(source, column, second)) for source in sources]
+    asked = [name for name in (column, second) if name is not None]
+    counted = [_counted(_with_columns(source, asked)) for source in sources]
     if not any(source.rows for source in counted):
         raise InvalidInput("the input has no rows")
     return counted
@@ -151,11 +151,6 @@ def read(source: Source, shard: Shard) -> list[Any]:
 
     Where inputs are pairs, each is a tuple of two texts.
     """
-    if source.second is not None:
-        each = [read(replace(source, column=name, second=None), shard) for name in (source.column, source.second)]
-        return [
-            next((value for value in pair if isinstance(value, Exception)), pair) for pair in zip(*each, strict=True)
-        ]
     if source.format == IMAGES:
         return [Path(path) for path in _images(source.path)[shard.first : shard.first + shard.rows]]
     if source.format == "parquet":
@@ -168,39 +163,32 @@ def read(source: Source, shard: Shard) -> list[Any]:
         raise InvalidInput(f"{source.path} has changed: it has fewer rows than before")
     if table:
         names = list(_columns(source))
-        return [_cell(record, names.index(source.column or ""), len(names)) for record in records]
+        places = [names.index(name) for name in source.columns]
+        return [_cells(record, places, len(names)) for record in records]
     return [_value(record, source) for record in records]
 
 
-def _with_columns(source: Source, column: str | None, second: str | None) -> Source:
-    """Return the source with the columns that hold its inputs. Raises InvalidInput."""
-    if second is None:
-        return _with_column(source, column)
+def _with_columns(source: Source, asked: Sequence[str]) -> Source:
+    """Return the source with the columns that hold its inputs: those asked for, or a usual one. Raises InvalidInput."""
     if source.format in (IMAGES, "text"):
-        raise InvalidInput(
-            f"{source.path} has no columns, and pairs are two", hint="JSON lines, a table or Parquet has"
-        )
-    return replace(_with_column(source, column), second=_with_column(source, second).column)
-
-
-def _with_column(source: Source, column: str | None) -> Source:
-    """Return the source with the column that holds its inputs: the one asked for, or a usual one. Raises InvalidInput."""
-    if source.format in (IMAGES, "text"):
+        if len(asked) > 1:
+            hint = "JSON lines, a table or Parquet has"
+            raise InvalidInput(f"{source.path} has no columns, and two are asked for", hint=hint)
         return source
     if source.size == 0:
         raise InvalidInput(f"{source.path} is empty")
-    columns = _columns(source)
-    for name in USUAL_COLUMNS if column is None else (column,):
-        if _has(columns, name):
-            return replace(source, column=name)
-    if column is None and len(columns) == 1:
-        return replace(source, column=next(iter(columns)))
-    there = ", ".join(map(str, columns))
-    if column is not None and source.format == "jsonl":  # other objects may have it
-        return replace(source, column=column)
-    if column is not None:
-        raise InvalidInput(f'no `column` "{column}" in {source.path}; there is {there}')
-    raise InvalidInput(f"no column of {source.path} is known to hold the input", hint=f"`column` with one of: {there}")
+    there = _columns(source)
+    shown = ", ".join(map(str, there))
+    if not asked:
+        usual = [name for name in USUAL_COLUMNS if _has(there, name)] or (list(there) if len(there) == 1 else [])
+        if not usual:
+            hint = f"`column` with one of: {shown}"
+            raise InvalidInput(f"no column of {source.path} is known to hold the input", hint=hint)
+        return replace(source, columns=(usual[0],))
+    for name in asked:
+        if source.format != "jsonl" and not _has(there, name):  # other objects of JSON lines may have it
+            raise InvalidInput(f'no `column` "{name}" in {source.path}; there is {shown}')
+    return replace(source, columns=tuple(asked))
 
 
 def _has(columns: dict[str, Any], name: str) -> bool:
@@ -374,20 +362,21 @@ def _counted(source: Source) -> Source:
     return replace(source, rows=rows, marks=() if source.compression else marks)
 
 
-def _cell(cells: list[str] | csv.Error, at: int, width: int) -> str | InputError:
+def _cells(cells: list[str] | csv.Error, places: Sequence[int], width: int) -> Any:
     if isinstance(cells, csv.Error):
         return InputError(f"not a row of a table: {cells}")
     if len(cells) != width:
         return InputError(f"{len(cells)} columns, and the header has {width}")
+    found = tuple(cells[at] for at in places)
     try:
-        cells[at].encode()
+        "".join(found).encode()
     except UnicodeEncodeError:
         return InputError("not UTF-8")
-    return cells[at]
+    return found if len(found) > 1 else found[0]
 
 
 def _value(record: bytes, source: Source) -> Any:
-    """Return the text of a line, or what the column of its object holds."""
+    """Return the text of a line, or what the columns of its object hold."""
     try:
         line = record.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as e:
@@ -395,26 +384,28 @@ def _value(record: bytes, source: Source) -> Any:
     if source.format == "text":
         return line
     try:
-        return _field(parse_object(line), source.column or "")
+        return _fields(parse_object(line), source.columns)
     except NotAnObjectError as e:
         return InputError(str(e))
 
 
-def _field(values: dict[str, Any], name: str) -> Any:
-    try:
-        value = field_of(values, name)
-    except NoFieldError:
-        return InputError(f'no column "{name}"')
-    if not isinstance(value, str | list | dict):
-        return InputError(f'column "{name}" holds no text')
-    return value
+def _fields(values: dict[str, Any], names: Sequence[str]) -> Any:
+    found = []
+    for name in names:
+        try:
+            found.append(field_of(values, name))
+        except NoFieldError:
+            return InputError(f'no column "{name}"')
+        if not isinstance(found[-1], str | list | dict):
+            return InputError(f'column "{name}" holds no text')
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def _parquet_rows(source: Source, shard: Shard) -> list[Any]:
-    name = source.column or ""
     with _open(source) as raw:
         file = arrow().parquet.ParquetFile(raw)
-        column = name if name in file.schema_arrow.names else name.partition(".")[0]
+        there = set(file.schema_arrow.names)
+        columns = [name if name in there else name.partition(".")[0] for name in source.columns]
         groups, before, end = [], 0, 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
@@ -423,8 +414,8 @@ def _parquet_rows(source: Source, shard: Shard) -> list[Any]:
             elif end < shard.first + shard.rows:
                 groups.append(group)
             end += rows
-        table = file.read_row_groups(groups, columns=[column]).slice(shard.first - before, shard.rows)
-    return [_field({column: value}, name) for value in table.column(0).to_pylist()]
+        table = file.read_row_groups(groups, columns=columns).slice(shard.first - before, shard.rows)
+    return [_fields(row, source.columns) for row in table.to_pylist()]
 
 
 @cache

@@ -7,8 +7,10 @@
     four-nodes   four nodes of one core against two of them; on a machine with two cores
 
 SECONDS is about how long both arms take together, besides starting; 600 makes one-worker jobs of five minutes. Rows per second
-count from the first worker's start to the last row (`whole`), and between the first tenth of the rows and the last (`steady`).
-It needs a machine without other load. The exit code is 1 where the arms' labels differ or the ratio is below the goal.
+count from the first worker's start to the last row (`whole`), and between the first tenth of the rows and the last (`steady`);
+for that part also the processor time of 1,000 rows is told, of the workers and of all other processes of the job. It tells more
+than the rate on a machine with other load, if workers have one thread: `taskset -c 0 python …`. Otherwise the comparison needs a
+machine without other load. The exit code is 1 where the arms' labels differ or the ratio is below the goal.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import os
 import sys
 import tempfile
 import time
-from bisect import bisect_left
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -69,14 +72,14 @@ def ray_pool(nodes: int, cores: int) -> Iterator[Callable[[], Pool]]:
 
 def measured(arm: str | tuple[int, int], rows: int, shard_rows: int) -> tuple[dict[str, Any], list[str]]:
     """Run one arm; return its figures, and the labels."""
-    seen: list[tuple[int, float]] = []
+    seen: list[tuple[int, float, dict[int, float]]] = []
     ready: list[float] = []
 
     def show(progress: Progress) -> None:
         if progress.began is not None:
             ready.append(progress.began)
         if progress.done and (not seen or progress.done > seen[-1][0]):
-            seen.append((progress.done, time.monotonic()))
+            seen.append((progress.done, time.monotonic(), processor_seconds()))
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "texts.txt")
@@ -93,9 +96,27 @@ def measured(arm: str | tuple[int, int], rows: int, shard_rows: int) -> tuple[di
                 run(job, pool, show=show)
         parts = sorted(Path(out, "parts").iterdir())
         labels = [json.loads(line)["label"] for part in parts for line in part.read_text().splitlines()]
-    first, last = (seen[min(bisect_left(seen, (share * rows, 0.0)), len(seen) - 1)] for share in (0.1, 0.9))
-    steady = (last[0] - first[0]) / max(1e-9, last[1] - first[1])
-    return {"start": ready[0] - began, "whole": rows / (seen[-1][1] - ready[0]), "steady": steady}, labels
+    first, last = (next(each for each in seen if each[0] >= share * rows) for share in (0.1, 0.9))
+    done = max(1, last[0] - first[0])
+    spent = sorted((seconds - first[2].get(process, 0.0) for process, seconds in last[2].items()), reverse=True)
+    workers = 1 if isinstance(arm, str) else arm[0]
+    figures = {
+        "start": ready[0] - began,
+        "whole": rows / (seen[-1][1] - ready[0]),
+        "steady": done / max(1e-9, last[1] - first[1]),
+        "workers": sum(spent[:workers]) / done * 1000,
+        "others": sum(spent[workers:]) / done * 1000,
+    }
+    return figures, labels
+
+
+def processor_seconds() -> dict[int, float]:
+    """Return the processor time of this process and of all that it has started, by their numbers."""
+    found, me = {}, psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):
+            found[process.pid] = sum(process.cpu_times()[:2])
+    return found
 
 
 def main(name: str, seconds: float) -> int:
@@ -108,7 +129,8 @@ def main(name: str, seconds: float) -> int:
         figures, labels = measured(arm, rows, -(-rows // SHARDS))
         found.append((figures, labels))
         label = arm if arm == "local" else f"ray, nodes x cores {arm[0]}x{arm[1]}"
-        words = f"started in {figures['start']:.1f} s"
+        words = f"{figures['workers']:.2f} s + {figures['others']:.2f} s of processor time for 1,000 rows"
+        words = f"started in {figures['start']:.1f} s, {words}"
         print(f"{label}: {figures['whole']:,.1f} rows/s, {figures['steady']:,.1f} steady, {words}", flush=True)
     ratios = {key: found[1][0][key] / found[0][0][key] for key in ("whole", "steady")}
     same = found[0][1] == found[1][1]
