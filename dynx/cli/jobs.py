@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
@@ -95,7 +97,8 @@ def run_job(
     )
     seen: list[Progress] = []
     try:
-        with terminal.progress("rows") as move, telling_the_remedy(request):
+        # Ray prints on stdout that a worker has died
+        with redirect_stdout(sys.stderr), terminal.progress("rows") as move, telling_the_remedy(request):
             show = _shower(terminal, move, seen)
             stats = run(
                 job, _pool_opener(options), show=show, say=terminal.notice, warn=terminal.warn, detail=terminal.detail
