@@ -44,11 +44,11 @@ def test_classify_answers_as_on_stdin(cli: Callable[..., Result], tmp_path: Path
 
 
 def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings, easy: Path, tmp_path: Path) -> None:
-    """The sample's rule is in the manifest, and one worker and two end with the same parts and the same counts."""
+    """The sample's rule is in the manifest; one, two and four workers end with the same thresholds, parts and counts."""
     texts = sentences(4000)
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
     found = []
-    for workers in (1, 2):
+    for workers in (1, 2, 4):
         out = tmp_path / f"out{workers}"
         asked = ("classify", "-m", easy, "--input", tmp_path / "texts.txt", "--output", out, "--jsonl", "--certify")
         done = cli(*asked, "--max-disagreement", 0.1, "--audit", 0.1, "--workers", workers, "--shard-rows", 500)
@@ -60,8 +60,8 @@ def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings,
         assert schemas.complaint(stats) is None
         assert stats["guarantee"]["basis"] == "job"
         assert stats["audit"]["audited"] > 100
-        found.append((manifest["certificate"]["rule"], stats["audit"], rows(out)))
-    assert found[0] == found[1]
+        found.append((manifest["certificate"], stats["audit"], rows(out)))
+    assert found[0] == found[1] == found[2]
 
 
 def test_generate_depends_on_seed_and_row_alone(cli: Callable[..., Result], tiny_folder: Path, tmp_path: Path) -> None:
