@@ -186,7 +186,8 @@ def _with_columns(source: Source, asked: Sequence[str]) -> Source:
             raise InvalidInput(f"no column of {source.path} is known to hold the input", hint=hint)
         return replace(source, columns=(usual[0],))
     for name in asked:
-        if source.format != "jsonl" and not _has(there, name):  # other objects of JSON lines may have it
+        nested = source.format == "parquet" and name.partition(".")[0] in there
+        if source.format != "jsonl" and not nested and not _has(there, name):  # other objects of JSON lines may have it
             raise InvalidInput(f'no `column` "{name}" in {source.path}; there is {shown}')
     return replace(source, columns=tuple(asked))
 

@@ -44,7 +44,6 @@ NOT_IN_JOBS = (
     "skip_empty",
     "scores",
     "labels",
-    "group",
     "resume",
     "json",
     "stats",
@@ -65,6 +64,9 @@ def run(options: Options) -> None:
     from dynx.early_exit import make_plan
 
     check(options)
+    if options.input is not None and options.group is not None:
+        hint = "--rank, where each row holds a query and the list of its documents"
+        raise UsageError("--input and --group exclude each other", hint=hint)
     if is_job(options, only=("output",), never=NOT_IN_JOBS) and not options.dry_run:
         work_off(options)
         return
