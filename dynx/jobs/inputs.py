@@ -406,7 +406,7 @@ def _parquet_rows(source: Source, shard: Shard) -> list[Any]:
     with _open(source) as raw:
         file = arrow().parquet.ParquetFile(raw)
         there = set(file.schema_arrow.names)
-        columns = [name if name in there else name.partition(".")[0] for name in source.columns]
+        columns = list(dict.fromkeys(n if n in there else n.partition(".")[0] for n in source.columns))
         groups, before, end = [], 0, 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
