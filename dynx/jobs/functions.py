@@ -145,7 +145,8 @@ class Classify(RowFunction):
         from dynx.early_exit.audit import audited
         from dynx.early_exit.preprocessing import Example
 
-        items, usable = self._items(values)
+        items = self._items(values)
+        usable = [i for i, item in enumerate(items) if item is not None]
         out: list[dict[str, Any]] = [{"error": f"not {self._wanted}"} for _ in values]
         good = []
         for i, row in zip(usable, self.assembly.preprocessor.rows([items[i] for i in usable]), strict=True):
@@ -195,9 +196,8 @@ class Classify(RowFunction):
         """Return what a sample shows of each rule, by the logits of the full model in `truth`, or by this machine's own."""
         from dynx.early_exit.sample_certificate import sample_differences
 
-        items, usable = self._items(values)
         empty = Pair("", "") if self.assembly.plan.request.form == "pair" else ""
-        items = [item if i in set(usable) else empty for i, item in enumerate(items)]
+        items = [empty if item is None else item for item in self._items(values)]
         return vars(sample_differences(self.assembly, items, truth))
 
     @property
@@ -206,15 +206,13 @@ class Classify(RowFunction):
             return "a pair of texts"
         return "the path of an image" if self.assembly.plan.kind == "image" else "a text"
 
-    def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[int]]:
-        """Return values as the preprocessor takes them, and the places of those that it can take."""
+    def _items(self, values: Sequence[Any]) -> list[Any]:
+        """Return values as the preprocessor takes them; None for those that it can't take."""
         if self.assembly.plan.request.form == "pair":
-            pairs = [as_pair(value) for value in values]
-            return list(pairs), [i for i, pair in enumerate(pairs) if pair is not None]
-        images = self.assembly.plan.kind == "image"
-        kinds: Any = str | Path if images else str
-        usable = [i for i, value in enumerate(values) if isinstance(value, kinds)]
-        return [Path(value) if images and isinstance(value, str) else value for value in values], usable
+            return [as_pair(value) for value in values]
+        if self.assembly.plan.kind == "image":
+            return [Path(value) if isinstance(value, str | Path) else None for value in values]
+        return [value if isinstance(value, str) else None for value in values]
 
     def _truth(self) -> Any:
         from dynx.early_exit.assembly import Reference
