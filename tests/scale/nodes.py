@@ -51,6 +51,9 @@ COMPARED: dict[str, tuple[str | tuple[int, int], tuple[int, int], float]] = {
 """The base, what is compared with it (nodes and the cores of each), and the least ratio."""
 
 SHARDS = 48
+NOTED = (0.1, 0.9, 1.0)
+"""Shares of the rows after which time is taken."""
+
 PROBED_ROWS = 4096
 """Rows of a first short job on the base, which sizes the others."""
 
@@ -72,13 +75,13 @@ def ray_pool(nodes: int, cores: int) -> Iterator[Callable[[], Pool]]:
 
 def measured(arm: str | tuple[int, int], rows: int, shard_rows: int) -> tuple[dict[str, Any], list[str]]:
     """Run one arm; return its figures, and the labels."""
-    seen: list[tuple[int, float, dict[int, float]]] = []
+    seen: list[tuple[int, float, dict[int, float]]] = []  # at a tenth of the rows, at nine tenths, and at the end
     ready: list[float] = []
 
     def show(progress: Progress) -> None:
         if progress.began is not None:
             ready.append(progress.began)
-        if progress.done and (not seen or progress.done > seen[-1][0]):
+        while len(seen) < len(NOTED) and progress.done >= NOTED[len(seen)] * rows:
             seen.append((progress.done, time.monotonic(), processor_seconds()))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,13 +99,13 @@ def measured(arm: str | tuple[int, int], rows: int, shard_rows: int) -> tuple[di
                 run(job, pool, show=show)
         parts = sorted(Path(out, "parts").iterdir())
         labels = [json.loads(line)["label"] for part in parts for line in part.read_text().splitlines()]
-    first, last = (next(each for each in seen if each[0] >= share * rows) for share in (0.1, 0.9))
+    first, last, end = seen
     done = max(1, last[0] - first[0])
     spent = sorted((seconds - first[2].get(process, 0.0) for process, seconds in last[2].items()), reverse=True)
     workers = 1 if isinstance(arm, str) else arm[0]
     figures = {
         "start": ready[0] - began,
-        "whole": rows / (seen[-1][1] - ready[0]),
+        "whole": rows / (end[1] - ready[0]),
         "steady": done / max(1e-9, last[1] - first[1]),
         "workers": sum(spent[:workers]) / done * 1000,
         "others": sum(spent[workers:]) / done * 1000,
