@@ -41,9 +41,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of one core, this process connected to them."""
     from ray.cluster_utils import Cluster
 
+    from dynx.jobs.ray import load
+
+    load()
     path = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}:{path}")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.second = made.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", made.address)
@@ -84,8 +86,8 @@ def once(at: float, act: Callable[[], object]) -> Callable[[Progress], None]:
 
 
 def actors() -> list[psutil.Process]:
-    """The processes of this machine that hold a worker."""
-    return [p for p in psutil.process_iter() if "ray::Actor" in " ".join(_command(p))]
+    """The processes of the cluster that hold a worker."""
+    return [p for p in psutil.Process().children(recursive=True) if "ray::Actor" in " ".join(_command(p))]
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -107,7 +109,12 @@ def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
         kill(progress)
         remove(progress)
 
-    kill = once(0.3, lambda: actors()[0].kill())
+    def kill_one() -> None:
+        priorities.extend(actor.nice() for actor in actors())
+        actors()[0].kill()
+
+    priorities: list[int] = []
+    kill = once(0.3, kill_one)
     remove = once(0.5, lambda: cluster.remove_node(cluster.second))
     pool = RayPool()
     assert pool.size == 2
@@ -118,6 +125,7 @@ def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
     assert rows[777]["error"] == "took longer than 1 seconds"
     assert (stats["rows"], stats["errors"]) == (local["rows"], local["errors"]) == (1000, 2)
     assert stats["audit"] == local["audit"]
+    assert priorities == [os.nice(0)] * 2
     assert BAD_FROM - 40 < stats["audit"]["alarm"]["first_in_job"] < 1000
 
 
