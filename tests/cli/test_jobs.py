@@ -60,7 +60,8 @@ def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings,
         assert schemas.complaint(stats) is None
         assert stats["guarantee"]["basis"] == "job"
         assert stats["audit"]["audited"] > 100
-        found.append((manifest["certificate"], stats["audit"], rows(out)))
+        certificate = {**manifest["certificate"], "kinds": None}  # which name the number of threads
+        found.append((certificate, stats["audit"], rows(out)))
     assert found[0] == found[1] == found[2]
 
 
