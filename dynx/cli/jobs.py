@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from dynx.cli.console import Terminal
@@ -63,13 +65,18 @@ def run_job(
 ) -> None:
     """Run `function` over the files of --input. `settings` are options on which answers depend, besides the `request`'s."""
     from dynx.jobs.driver import Job, run
+    from dynx.jobs.groups import COLUMNS
 
     terminal = Terminal(quiet=options.quiet, verbose=options.verbose, color=options.color)
     column, second = options.column or getattr(options, "field", None) or None, None
-    if (pair := getattr(options, "pair", None)) is not None:
-        if column is not None:
-            raise UsageError(f"--pair and {'--column' if options.column else '--field'} exclude each other")
+    pair, rank = getattr(options, "pair", None), getattr(options, "rank", False)
+    if column is not None and (pair is not None or rank):
+        names = f"{'--rank' if pair is None else '--pair'} and {'--column' if options.column else '--field'}"
+        raise UsageError(f"{names} exclude each other")
+    if pair is not None:
         column, second = names_of_pair(pair)
+    elif rank:
+        column, second = COLUMNS
     asked = {k: v for k, v in vars(request).items() if k not in TIME_ONLY} | dict(settings) | {"column": column}
     if second is not None:
         asked["second"] = second
@@ -90,7 +97,8 @@ def run_job(
     )
     seen: list[Progress] = []
     try:
-        with terminal.progress("rows") as move, telling_the_remedy(request):
+        # Ray prints on stdout that a worker has died
+        with redirect_stdout(sys.stderr), terminal.progress("rows") as move, telling_the_remedy(request):
             show = _shower(terminal, move, seen)
             stats = run(
                 job, _pool_opener(options), show=show, say=terminal.notice, warn=terminal.warn, detail=terminal.detail

@@ -469,7 +469,7 @@ class Driver:
         self._progress.errors += done.errors
         self._spent = self._spent[0] + done.seconds, self._spent[1] + shard.rows
         self._row_seconds = self._spent[0] / self._spent[1]
-        if self._audit is not None and self._alarm is None and self._audit.add_done(done):
+        if self._audit is not None and self._alarm is None and self._audit.add(shard.start, shard.rows, done.audit):
             self._raise_alarm()
             busy = {state.shard for state in self._states.values()}
             todo.clear()

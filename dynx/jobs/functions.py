@@ -55,6 +55,8 @@ class Classify(RowFunction):
         "agrees": "bool",
     }
     totals: ClassVar[tuple[str, ...]] = ("layers", "truncated")
+    grouped: ClassVar[bool] = False
+    """Whether an input is several pairs."""
 
     def __init__(self, model: str = "mood", *, audit: float = 0.0, **options: Any) -> None:
         super().__init__(model, **options)
@@ -79,22 +81,22 @@ class Classify(RowFunction):
         from dynx.early_exit.plan import ClassifierRequest
 
         request = ClassifierRequest(self.model, **self.options)
-        if request.form in GROUPED:
-            raise InvalidInput(f"`form` {request.form}: rows of a table are texts, pairs of texts or images")
+        if (request.form in GROUPED) != self.grouped:
+            other = "Classify" if self.grouped else "ClassifyGroups"
+            raise InvalidInput(f"`form` {request.form}: `{other}` answers such inputs")
         return make_plan(request, warn=warn)
 
     def _open(self) -> None:
         from dynx.early_exit import assemble
-        from dynx.early_exit.classifier import Classifier
+        from dynx.early_exit.group_classifier import make_classifier
         from dynx.runtime.hashing import hash_json
         from dynx.runtime.threads import torch_threads
 
         with torch_threads():
             self.assembly: LoadedClassifier = assemble(self._plan())
-        plan, known = self.assembly.plan, self.assembly.exit_profile
-        certified = None if known is None else known.exits()
-        at_full_depth = Classifier(self.assembly).full_guarantee
-        promise = known.guarantee if known is not None else at_full_depth
+        plan, known = self.assembly.plan, self.assembly.exit_profile or self.assembly.group_profile
+        classifier = make_classifier(self.assembly)
+        promise, at_full_depth = classifier.receipt.guarantee, classifier.full_guarantee
         self.identity = {
             "model": plan.key.model,
             "dtype": plan.dtype,
@@ -102,12 +104,17 @@ class Classify(RowFunction):
             "guarantee": None if promise is None else promise.json(),
             "full_depth_guarantee": None if at_full_depth is None else at_full_depth.json(),
         }
-        if known is not None and certified is not None:
+        exits = None if known is None else known.exits()
+        if known is not None and exits is not None:
             heads = {name: array.tolist() for name, array in known.fitted.heads.to_arrays().items()}
             self.identity["exits"] = hash_json([list(known.fitted.depths), heads])
-            self.identity["thresholds"] = [_finite(t) for t in certified.thresholds.tolist()]
+            self.identity["thresholds"] = [_finite(t) for t in exits.thresholds.tolist()]
+        self._begin(classifier, exits)
+
+    def _begin(self, classifier: Any, exits: Any) -> None:
+        """Take what answers, as the profile certifies."""
         self._reference: Any = None
-        self._set_exits(certified)
+        self._set_exits(exits)
 
     def __call__(self, batch: Any) -> Any:
         """Return the batch with labels. Raises InvalidInput for an audit without `key`, a column of row numbers."""
@@ -138,7 +145,8 @@ class Classify(RowFunction):
         from dynx.early_exit.audit import audited
         from dynx.early_exit.preprocessing import Example
 
-        items, usable = self._items(values)
+        items = self._items(values)
+        usable = [i for i, item in enumerate(items) if item is not None]
         out: list[dict[str, Any]] = [{"error": f"not {self._wanted}"} for _ in values]
         good = []
         for i, row in zip(usable, self.assembly.preprocessor.rows([items[i] for i in usable]), strict=True):
@@ -188,9 +196,8 @@ class Classify(RowFunction):
         """Return what a sample shows of each rule, by the logits of the full model in `truth`, or by this machine's own."""
         from dynx.early_exit.sample_certificate import sample_differences
 
-        items, usable = self._items(values)
         empty = Pair("", "") if self.assembly.plan.request.form == "pair" else ""
-        items = [item if i in set(usable) else empty for i, item in enumerate(items)]
+        items = [empty if item is None else item for item in self._items(values)]
         return vars(sample_differences(self.assembly, items, truth))
 
     @property
@@ -199,19 +206,13 @@ class Classify(RowFunction):
             return "a pair of texts"
         return "the path of an image" if self.assembly.plan.kind == "image" else "a text"
 
-    def _items(self, values: Sequence[Any]) -> tuple[list[Any], list[int]]:
-        """Return values as the preprocessor takes them, and the places of those that it can take."""
+    def _items(self, values: Sequence[Any]) -> list[Any]:
+        """Return values as the preprocessor takes them; None for those that it can't take."""
         if self.assembly.plan.request.form == "pair":
-            pairs = [as_pair(value) for value in values]
-            return list(pairs), [i for i, pair in enumerate(pairs) if pair is not None]
-        images = self.assembly.plan.kind == "image"
-        kinds: Any = str | Path if images else str
-        usable = [i for i, value in enumerate(values) if isinstance(value, kinds)]
-        return [Path(value) if images and isinstance(value, str) else value for value in values], usable
-
-    def reference_logits(self, items: Sequence[Any]) -> Any:
-        """Return the logits (n, C) of the full float32 model."""
-        return self._truth().logits(items)
+            return [as_pair(value) for value in values]
+        if self.assembly.plan.kind == "image":
+            return [Path(value) if isinstance(value, str | Path) else None for value in values]
+        return [value if isinstance(value, str) else None for value in values]
 
     def _truth(self) -> Any:
         from dynx.early_exit.assembly import Reference

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import re
 import zlib
 from array import array
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from dynx.runtime.json_lines import NoFieldError, NotAnObjectError, field_of, pa
 from dynx.runtime.utf8 import BOM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 IMAGES = "images"
 FORMATS = {
@@ -58,7 +57,7 @@ BUFFER_BYTES = 1 << 20
 MAX_ROW_BYTES = 16 << 20
 """Bytes after which a quote that is never closed ends its row."""
 
-CELL_IN_QUOTES = re.compile(rb'(?:[^"]|"")*')
+csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,8 @@ class Source:
     size: int
     version: str
     """The time of its last change, its ETag, or the hash of the images' names and sizes."""
-    column: str | None = None
-    second: str | None = None
-    """The column of the second texts of pairs."""
+    columns: tuple[str, ...] = ()
+    """The column that holds the inputs, or the two of pairs."""
     rows: int = 0
     marks: Sequence[int] = field(default=(), compare=False, repr=False)
     """Offsets in bytes of every `MARK_ROWS`-th row; empty where rows are found otherwise."""
@@ -121,7 +119,8 @@ def count(sources: Sequence[Source], column: str | None, second: str | None = No
 
     `second` is the column of the second texts, where inputs are pairs.
     """
-    counted = [_counted(_with_columns(source, column, second)) for source in sources]
+    asked = [name for name in (column, second) if name is not None]
+    counted = [_counted(_with_columns(source, asked)) for source in sources]
     if not any(source.rows for source in counted):
         raise InvalidInput("the input has no rows")
     return counted
@@ -152,11 +151,6 @@ def read(source: Source, shard: Shard) -> list[Any]:
 
     Where inputs are pairs, each is a tuple of two texts.
     """
-    if source.second is not None:
-        each = [read(replace(source, column=name, second=None), shard) for name in (source.column, source.second)]
-        return [
-            next((value for value in pair if isinstance(value, Exception)), pair) for pair in zip(*each, strict=True)
-        ]
     if source.format == IMAGES:
         return [Path(path) for path in _images(source.path)[shard.first : shard.first + shard.rows]]
     if source.format == "parquet":
@@ -168,39 +162,34 @@ def read(source: Source, shard: Shard) -> list[Any]:
     if len(records) != shard.rows:
         raise InvalidInput(f"{source.path} has changed: it has fewer rows than before")
     if table:
-        return _cells(_header(source), records, source)
+        names = list(_columns(source))
+        places = [names.index(name) for name in source.columns]
+        return [_cells(record, places, len(names)) for record in records]
     return [_value(record, source) for record in records]
 
 
-def _with_columns(source: Source, column: str | None, second: str | None) -> Source:
-    """Return the source with the columns that hold its inputs. Raises InvalidInput."""
-    if second is None:
-        return _with_column(source, column)
+def _with_columns(source: Source, asked: Sequence[str]) -> Source:
+    """Return the source with the columns that hold its inputs: those asked for, or a usual one. Raises InvalidInput."""
     if source.format in (IMAGES, "text"):
-        raise InvalidInput(
-            f"{source.path} has no columns, and pairs are two", hint="JSON lines, a table or Parquet has"
-        )
-    return replace(_with_column(source, column), second=_with_column(source, second).column)
-
-
-def _with_column(source: Source, column: str | None) -> Source:
-    """Return the source with the column that holds its inputs: the one asked for, or a usual one. Raises InvalidInput."""
-    if source.format in (IMAGES, "text"):
+        if len(asked) > 1:
+            hint = "JSON lines, a table or Parquet has"
+            raise InvalidInput(f"{source.path} has no columns, and two are asked for", hint=hint)
         return source
     if source.size == 0:
         raise InvalidInput(f"{source.path} is empty")
-    columns = _columns(source)
-    for name in USUAL_COLUMNS if column is None else (column,):
-        if _has(columns, name):
-            return replace(source, column=name)
-    if column is None and len(columns) == 1:
-        return replace(source, column=next(iter(columns)))
-    there = ", ".join(map(str, columns))
-    if column is not None and source.format == "jsonl":  # other objects may have it
-        return replace(source, column=column)
-    if column is not None:
-        raise InvalidInput(f'no `column` "{column}" in {source.path}; there is {there}')
-    raise InvalidInput(f"no column of {source.path} is known to hold the input", hint=f"`column` with one of: {there}")
+    there = _columns(source)
+    shown = ", ".join(map(str, there))
+    if not asked:
+        usual = [name for name in USUAL_COLUMNS if _has(there, name)] or (list(there) if len(there) == 1 else [])
+        if not usual:
+            hint = f"`column` with one of: {shown}"
+            raise InvalidInput(f"no column of {source.path} is known to hold the input", hint=hint)
+        return replace(source, columns=(usual[0],))
+    for name in asked:
+        nested = source.format == "parquet" and name.partition(".")[0] in there
+        if source.format != "jsonl" and not nested and not _has(there, name):  # other objects of JSON lines may have it
+            raise InvalidInput(f'no `column` "{name}" in {source.path}; there is {shown}')
+    return replace(source, columns=tuple(asked))
 
 
 def _has(columns: dict[str, Any], name: str) -> bool:
@@ -316,8 +305,23 @@ def arrow(instead: str = "") -> Any:
     return pa
 
 
-def _records(file: Iterable[bytes], source: Source) -> Iterator[tuple[int, bytes]]:
-    """Yield each row's bytes, with the number of bytes since the last one: a line, or the lines that a quoted cell goes over.
+class _Lines:
+    """The lines of a file as text, and how many bytes they have."""
+
+    def __init__(self, file: Iterator[bytes]) -> None:
+        self._file, self.size = file, 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.size += len(line)
+        return line.decode("utf-8", "surrogateescape")
+
+
+def _records(file: Iterator[bytes], source: Source) -> Iterator[tuple[int, Any]]:
+    """Yield the number of bytes since the last row, and each row: a line, or the cells of a table, or the csv.Error of a bad one.
 
     Empty lines aren't rows of a table.
     """
@@ -325,34 +329,18 @@ def _records(file: Iterable[bytes], source: Source) -> Iterator[tuple[int, bytes
         for line in file:
             yield len(line), line
         return
-    delimiter, taken, size = DELIMITERS[source.format].encode(), b"", 0
-    inside = False
-    for line in file:
-        size += len(line)
-        if not inside and not line.strip(b"\r\n"):
-            continue
-        taken += line
-        inside = (inside or b'"' in line) and _ends_inside(line, delimiter, inside=inside)
-        if not inside or len(taken) > MAX_ROW_BYTES:
-            yield size, taken
-            taken, size, inside = b"", 0, False
-    if taken:
-        yield size, taken
-
-
-def _ends_inside(line: bytes, delimiter: bytes, *, inside: bool) -> bool:
-    """Whether a cell in quotes goes on behind a line, which began `inside` one or not."""
-    at = 0
+    lines, before = _Lines(file), 0
+    rows = csv.reader(lines, delimiter=DELIMITERS[source.format], strict=True)
     while True:
-        if inside or line[at : at + 1] == b'"':
-            cell = CELL_IN_QUOTES.match(line, at + (not inside))
-            at = len(line) if cell is None else cell.end()
-            if at >= len(line):
-                return True
-            inside = False
-        at = line.find(delimiter, at) + 1
-        if not at:
-            return False
+        try:
+            row: Any = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            row = e
+        if row:
+            yield lines.size - before, row
+            before = lines.size
 
 
 def _counted(source: Source) -> Source:
@@ -365,7 +353,7 @@ def _counted(source: Source) -> Source:
         offset = 0 if source.compression else file.tell()
         records = _records(file, source)
         if source.format in DELIMITERS:
-            offset += next(records, (0, b""))[0]
+            offset += next(records, (0, None))[0]
         marks, rows = array("q"), 0
         for size, _ in records:
             if rows % MARK_ROWS == 0:
@@ -375,35 +363,21 @@ def _counted(source: Source) -> Source:
     return replace(source, rows=rows, marks=() if source.compression else marks)
 
 
-def _cells(header: bytes, records: Sequence[bytes], source: Source) -> list[Any]:
-    """Return the chosen cell of each row of a table."""
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 25))
-    names = _row(header, source)
-    at = names.index(source.column or "")
-    return [_cell(record, at, len(names), source) for record in records]
-
-
-def _row(record: bytes, source: Source) -> list[str]:
-    text = record.decode("utf-8", "surrogateescape").rstrip("\r\n")
-    return next(csv.reader([text], delimiter=DELIMITERS[source.format], strict=True), [])
-
-
-def _cell(record: bytes, at: int, width: int, source: Source) -> str | InputError:
-    try:
-        cells = _row(record, source)
-    except csv.Error as e:
-        return InputError(f"not a row of a table: {e}")
+def _cells(cells: list[str] | csv.Error, places: Sequence[int], width: int) -> Any:
+    if isinstance(cells, csv.Error):
+        return InputError(f"not a row of a table: {cells}")
     if len(cells) != width:
         return InputError(f"{len(cells)} columns, and the header has {width}")
+    found = tuple(cells[at] for at in places)
     try:
-        cells[at].encode()
+        "".join(found).encode()
     except UnicodeEncodeError:
         return InputError("not UTF-8")
-    return cells[at]
+    return found if len(found) > 1 else found[0]
 
 
 def _value(record: bytes, source: Source) -> Any:
-    """Return the text of a line, or what the column of its object holds."""
+    """Return the text of a line, or what the columns of its object hold."""
     try:
         line = record.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as e:
@@ -411,26 +385,28 @@ def _value(record: bytes, source: Source) -> Any:
     if source.format == "text":
         return line
     try:
-        return _field(parse_object(line), source.column or "")
+        return _fields(parse_object(line), source.columns)
     except NotAnObjectError as e:
         return InputError(str(e))
 
 
-def _field(values: dict[str, Any], name: str) -> Any:
-    try:
-        value = field_of(values, name)
-    except NoFieldError:
-        return InputError(f'no column "{name}"')
-    if not isinstance(value, str | list | dict):
-        return InputError(f'column "{name}" holds no text')
-    return value
+def _fields(values: dict[str, Any], names: Sequence[str]) -> Any:
+    found = []
+    for name in names:
+        try:
+            found.append(field_of(values, name))
+        except NoFieldError:
+            return InputError(f'no column "{name}"')
+        if not isinstance(found[-1], str | list | dict):
+            return InputError(f'column "{name}" holds no text')
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def _parquet_rows(source: Source, shard: Shard) -> list[Any]:
-    name = source.column or ""
     with _open(source) as raw:
         file = arrow().parquet.ParquetFile(raw)
-        column = name if name in file.schema_arrow.names else name.partition(".")[0]
+        there = set(file.schema_arrow.names)
+        columns = list(dict.fromkeys(n if n in there else n.partition(".")[0] for n in source.columns))
         groups, before, end = [], 0, 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
@@ -439,25 +415,22 @@ def _parquet_rows(source: Source, shard: Shard) -> list[Any]:
             elif end < shard.first + shard.rows:
                 groups.append(group)
             end += rows
-        table = file.read_row_groups(groups, columns=[column]).slice(shard.first - before, shard.rows)
-    return [_field({column: value}, name) for value in table.column(0).to_pylist()]
+        table = file.read_row_groups(groups, columns=columns).slice(shard.first - before, shard.rows)
+    return [_fields(row, source.columns) for row in table.to_pylist()]
 
 
 @cache
-def _header(source: Source) -> bytes:
-    """Return the first row of a file."""
-    with _open(source) as file:
-        return next(_records(file, source), (0, b""))[1]
-
-
 def _columns(source: Source) -> dict[str, Any]:
     """Return the columns of a source by name, or the first object of JSON lines."""
-    if source.format == "parquet":
-        with _open(source) as file:
+    with _open(source) as file:
+        if source.format == "parquet":
             return dict.fromkeys(arrow().parquet.ParquetFile(file).schema_arrow.names)
+        _, first = next(_records(file, source), (0, b""))
+        if isinstance(first, csv.Error):
+            raise first
     if source.format in DELIMITERS:
-        return dict.fromkeys(_row(_header(source), source))
+        return dict.fromkeys(first)
     try:
-        return parse_object(_header(source).decode("utf-8", "replace"))
+        return parse_object(first.decode("utf-8", "replace"))
     except NotAnObjectError:
         return {}

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynx.jobs.inputs import Source
-    from dynx.jobs.worker import Done
 
 MAX_SAMPLE = 5000
 """Most rows of a sample: more hardly loosen the exits that it certifies."""
@@ -112,10 +111,6 @@ class OrderedAudit:
                     return True
             self._next += rows
         return False
-
-    def add_done(self, done: Done) -> bool:
-        """Count a finished shard as its worker reports it."""
-        return self.add(done.shard.start, done.shard.rows, done.audit)
 
     def __str__(self) -> str:
         return str(self._audit)

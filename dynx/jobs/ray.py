@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from dynx.jobs.worker import Work
 
 
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # instead of 15, by which whatever else runs on a core goes first
+}
+"""Settings of a cluster that is started here, unless the environment has others."""
+
+
 def load() -> Any:
     """Return Ray. Raises UsageError where it isn't installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:

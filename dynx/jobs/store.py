@@ -27,7 +27,7 @@ from dynx.jobs.inputs import Shard, Source, filesystem, is_local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest."""
 
 MANIFEST, RECEIPTS, DEATHS, KINDS = "_dynx/job.json", "_dynx/receipts", "_dynx/deaths", "_dynx/kinds"
@@ -184,7 +184,7 @@ class Manifest:
         try:
             if body["format"] != FORMAT:
                 raise InvalidInput(f"`output` {store.address} holds a job of another version of dynx")
-            sources = [Source(**source) for source in body["inputs"]]
+            sources = [Source(**{**source, "columns": tuple(source["columns"])}) for source in body["inputs"]]
             return cls(body["about"], sources, body["model"], [Shard(*s) for s in body["shards"]], body["certificate"])
         except (KeyError, TypeError):
             raise InvalidInput(f"{store.path(MANIFEST)} isn't what a job writes") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynx.jobs.inputs import Shard, Source, read
+from dynx.jobs.inputs import IMAGES, Shard, Source, read
 from dynx.jobs.store import PARTS, PICTURES, RECEIPTS, Store, encoder, part_name
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ class Worker:
 
     def give_up(self, shard: Shard, mode: Mode, reason: str) -> Done:
         """Write the error of rows that no process survives, or that take too long."""
-        return self._write(shard, [{"error": reason} for _ in range(shard.rows)], time.perf_counter(), mode)
+        source = self._work.sources[shard.file]
+        paths = read(source, shard) if source.format == IMAGES else ()
+        return self._write(shard, [{"error": reason} for _ in range(shard.rows)], time.perf_counter(), mode, paths)
 
     def _write(
         self, shard: Shard, answers: Sequence[dict[str, Any]], began: float, mode: Mode, values: Sequence[Any] = ()

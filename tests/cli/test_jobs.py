@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.classifier_folders import sentences, write_image_classifier, write_pictures, write_text_classifier
 from support.commands import spawn
+from support.pair_folders import NLI, pairs, queries, write_pair_classifier
 from support.pipelines import ddim
 
 from dynx import schemas
@@ -43,11 +44,11 @@ def test_classify_answers_as_on_stdin(cli: Callable[..., Result], tmp_path: Path
 
 
 def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings, easy: Path, tmp_path: Path) -> None:
-    """The sample's rule is in the manifest, and one worker and two end with the same parts and the same counts."""
+    """The sample's rule is in the manifest; one, two and four workers end with the same thresholds, parts and counts."""
     texts = sentences(4000)
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
     found = []
-    for workers in (1, 2):
+    for workers in (1, 2, 4):
         out = tmp_path / f"out{workers}"
         asked = ("classify", "-m", easy, "--input", tmp_path / "texts.txt", "--output", out, "--jsonl", "--certify")
         done = cli(*asked, "--max-disagreement", 0.1, "--audit", 0.1, "--workers", workers, "--shard-rows", 500)
@@ -59,8 +60,9 @@ def test_a_certificate_and_an_audit(cli: Callable[..., Result], known: Findings,
         assert schemas.complaint(stats) is None
         assert stats["guarantee"]["basis"] == "job"
         assert stats["audit"]["audited"] > 100
-        found.append((manifest["certificate"]["rule"], stats["audit"], rows(out)))
-    assert found[0] == found[1]
+        certificate = {**manifest["certificate"], "kinds": None}  # which name the number of threads
+        found.append((certificate, stats["audit"], rows(out)))
+    assert found[0] == found[1] == found[2]
 
 
 def test_generate_depends_on_seed_and_row_alone(cli: Callable[..., Result], tiny_folder: Path, tmp_path: Path) -> None:
@@ -100,6 +102,53 @@ def test_an_unreadable_image_is_one_error(cli: Callable[..., Result], tmp_path: 
     assert (error["row"], error["error"]) == (3, "not an image that can be read")
 
 
+def test_pairs_answer_as_on_stdin(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """Two columns of a table are the texts of a pair."""
+    model = write_pair_classifier(tmp_path / "nli", labels=NLI)
+    lines = "premise\tclaim\n" + "".join(f"{a}\t{b}\n" for a, b in pairs(30, longest=8))
+    (tmp_path / "p.tsv").write_text(lines)
+    asked = ("classify", "-m", model, "--pair", "premise,claim")
+    direct = [line["label"] for line in cli(*asked, "--tsv", "--jsonl", stdin=lines.encode()).documents]
+    job = (*asked, "--input", tmp_path / "p.tsv", "--output", tmp_path / "out", "--jsonl", "--shard-rows", 7)
+    done = cli(*job, "--workers", 2)
+    assert done.code == 0, done.err
+    assert [row["label"] for row in rows(tmp_path / "out")] == direct
+
+
+def test_rankings_answer_as_on_stdin(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """A row is a query with all of its documents, under the usual names or those of --pair; a bad one has its error."""
+    model, asked = write_pair_classifier(tmp_path / "ranker"), queries(12, 5)
+    lines = "".join(json.dumps({"query": q, "documents": d}) + "\n" for q, d in asked)
+    named = "".join(json.dumps({"q": q, "texts": d}) + "\n" for q, d in [*asked, ("alone", "no list"), ("none", [])])
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl").write_text(named)
+    command = ("classify", "-m", model, "--rank", "--top-k", 2, "--jsonl")
+    direct = [[each["index"] for each in one["documents"]] for one in cli(*command, stdin=lines.encode()).documents]
+    for name, more, code in (("a", ("--workers", 2), 0), ("b", ("--pair", "q,texts"), 1)):
+        job = ("--input", tmp_path / f"{name}.jsonl", "--output", tmp_path / name, "--shard-rows", 5, *more)
+        done = cli(*command, *job)
+        assert done.code == code, done.err
+        found = rows(tmp_path / name)
+        assert [[each["index"] for each in row["documents"]] for row in found[:12]] == direct
+        assert all(len(row["documents"]) == 2 for row in found[:12])
+        errors = ["not a query with a list of texts", "there are no documents"]
+        assert [row["error"] for row in found[12:]] == errors[: len(found) - 12]
+
+
+def test_candidate_labels_answer_as_on_stdin(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """A row is a text with all of its labels."""
+    model = write_pair_classifier(tmp_path / "nli", labels=NLI)
+    lines = "".join(f"{text}\n" for text, _ in pairs(12, longest=8))
+    (tmp_path / "t.txt").write_text(lines)
+    command = ("classify", "-m", model, "--candidates", "sport,music,food", "--jsonl")
+    direct = [(one["label"], one["score"]) for one in cli(*command, stdin=lines.encode()).documents]
+    job = ("--input", tmp_path / "t.txt", "--output", tmp_path / "out", "--shard-rows", 5)
+    done = cli(*command, *job)
+    assert done.code == 0, done.err
+    found = [(row["label"], pytest.approx(row["score"], abs=1e-4)) for row in rows(tmp_path / "out")]
+    assert direct == found
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -111,6 +160,16 @@ def test_an_unreadable_image_is_one_error(cli: Callable[..., Result], tmp_path: 
         (["generate", "--input", "t.txt", "--output", "o", "x"], "--input and PROMPT exclude each other"),
         (["draw", "--input", "t.txt", "--output", "o", "--count", "2"], "--input and --count exclude each other"),
         (["classify", "--input", "t.txt", "--output", "o", "--jsonl", "--workers", "many"], "--workers many"),
+        (["classify", "--input", "t.txt", "--output", "o", "--jsonl", "--top-k", "2"], "--input and --top-k exclude"),
+        (
+            ["classify", "--input", "t.csv", "--output", "o", "--pair", "a,b", "--group", "c"],
+            "--input and --group exclude",
+        ),
+        (["classify", "--input", "t.csv", "--output", "o", "--rank", "--column", "c"], "--rank and --column exclude"),
+        (
+            ["classify", "--input", "t.csv", "--output", "o", "--rank", "--audit", "0.1"],
+            "--audit in jobs is for inputs",
+        ),
         (["classify", "--input", "none.txt", "--output", "o", "--jsonl"], "no file matches none.txt"),
         (["classify", "--input", "t.csv", "--output", "o", "--jsonl"], "known to hold the input"),
         (["classify", "--input", "t.csv", "--output", "o", "--jsonl", "--column", "c"], "no --column"),

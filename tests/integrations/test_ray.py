@@ -41,9 +41,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of one core, this process connected to them."""
     from ray.cluster_utils import Cluster
 
+    from dynx.jobs.ray import load
+
+    load()
     path = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}:{path}")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.second = made.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", made.address)
@@ -53,13 +55,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
+BAD_FROM = 600
+"""The row from which audited rows differ."""
+
+
 def job(folder: Path, name: str, *, seconds: float = 0.0, texts: list[str] = TEXTS, **settings: Any) -> Job:
     """A job over texts, in shards of 40 rows."""
     source = folder / "texts.txt"
     source.write_text("\n".join(texts) + "\n") if not source.exists() else None
     options = {"model": "stub"}
-    function, out = Letters(seconds=seconds), str(folder / name)
-    return Job(function, [str(source)], out, options, form="jsonl", shard_rows=40, **settings)
+    function, out = Letters(seconds=seconds, bad_from=BAD_FROM), str(folder / name)
+    return Job(function, [str(source)], out, options, form="jsonl", shard_rows=40, audit=True, **settings)
 
 
 def output(folder: Path, name: str) -> bytes:
@@ -80,8 +86,8 @@ def once(at: float, act: Callable[[], object]) -> Callable[[Progress], None]:
 
 
 def actors() -> list[psutil.Process]:
-    """The processes of this machine that hold a worker."""
-    return [p for p in psutil.process_iter() if "ray::Actor" in " ".join(_command(p))]
+    """The processes of the cluster that hold a worker."""
+    return [p for p in psutil.Process().children(recursive=True) if "ray::Actor" in " ".join(_command(p))]
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -92,7 +98,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
-    """A worker killed at 30 %, a node removed at 50 %, a row that exits, one that hangs: the output is the local one's."""
+    """A worker killed at 30 %, a node removed at 50 %, rows that exit and hang: output and audit are the local ones."""
     from dynx.jobs.ray import RayPool
 
     texts = list(TEXTS)
@@ -103,7 +109,12 @@ def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
         kill(progress)
         remove(progress)
 
-    kill = once(0.3, lambda: actors()[0].kill())
+    def kill_one() -> None:
+        priorities.extend(actor.nice() for actor in actors())
+        actors()[0].kill()
+
+    priorities: list[int] = []
+    kill = once(0.3, kill_one)
     remove = once(0.5, lambda: cluster.remove_node(cluster.second))
     pool = RayPool()
     assert pool.size == 2
@@ -113,6 +124,9 @@ def test_killed_workers_nodes_and_rows(cluster: Any, tmp_path: Path) -> None:
     assert [row["row"] for row in rows if row["error"] == KILLED] == [555]
     assert rows[777]["error"] == "took longer than 1 seconds"
     assert (stats["rows"], stats["errors"]) == (local["rows"], local["errors"]) == (1000, 2)
+    assert stats["audit"] == local["audit"]
+    assert priorities == [os.nice(0)] * 2
+    assert BAD_FROM - 40 < stats["audit"]["alarm"]["first_in_job"] < 1000
 
 
 SCRIPT = """
@@ -122,15 +136,17 @@ from support.job_functions import Letters
 from dynx.jobs.driver import Job, run
 from dynx.jobs.ray import RayPool
 
-job = Job(Letters(seconds=0.003), [{source!r}], {output!r}, {{"model": "stub"}}, form="jsonl", shard_rows=40)
+function = Letters(seconds=0.003, bad_from={bad_from})
+job = Job(function, [{source!r}], {output!r}, {{"model": "stub"}}, form="jsonl", shard_rows=40, audit=True)
 run(job, RayPool)
 """
 
 
 def test_a_killed_driver(cluster: Any, tmp_path: Path) -> None:
-    """Its workers end, and the same command does only what is left."""
-    run(job(tmp_path, "local"), lambda: LocalPool(1))
-    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "source": str(tmp_path / "texts.txt")}
+    """Its workers end, and the same command does only what is left, to the same audit."""
+    local = run(job(tmp_path, "local"), lambda: LocalPool(1))
+    places: dict[str, Any] = {"bad_from": BAD_FROM}
+    places |= {"root": str(ROOT), "tests": str(ROOT / "tests"), "source": str(tmp_path / "texts.txt")}
     (tmp_path / "script.py").write_text(SCRIPT.format(**places, output=str(tmp_path / "ray")))
     command = [sys.executable, str(tmp_path / "script.py")]
     driver = subprocess.Popen(command)
@@ -148,6 +164,7 @@ def test_a_killed_driver(cluster: Any, tmp_path: Path) -> None:
     assert 5 <= len(done) < 25
     assert subprocess.run(command, check=False).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert json.loads((tmp_path / "ray" / "stats.json").read_text())["audit"] == local["audit"]
     assert output(tmp_path, "ray") == output(tmp_path, "local")
 
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from support.classifier_folders import write_pictures
 from support.commands import ROOT
-from support.job_functions import Letters, Timed
+from support.job_functions import Letters, Sizes, Timed
 
 from dynx import schemas
 from dynx.errors import InvalidInput, UsageError
@@ -23,7 +25,6 @@ from dynx.jobs.worker import KILLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dynx.jobs.driver import Progress
     from dynx.jobs.pool import Pool
@@ -123,6 +124,20 @@ def test_bad_rows_cost_only_themselves(tmp_path: Path) -> None:
     assert len(deaths) <= 2 * (levels * MAX_DEATHS + MAX_DEATHS_OF_A_ROW)
 
 
+def test_bad_pictures_cost_only_themselves(tmp_path: Path) -> None:
+    """A folder of images with one that kills its process, one that raises and one that can't be read has exactly three errors."""
+    paths = write_pictures(tmp_path / "pictures", 12)
+    paths[3].rename(tmp_path / "pictures" / "exit.png")
+    paths[5].rename(tmp_path / "pictures" / "raise.png")
+    (tmp_path / "pictures" / "unreadable.png").write_bytes(b"no picture")
+    asked = Job(Sizes(), [str(tmp_path / "pictures")], str(tmp_path / "out"), {}, form="jsonl", shard_rows=4)
+    stats = run(asked, local(2))
+    errors = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [Path(e["file"]).name for e in errors] == ["exit.png", "raise.png", "unreadable.png"]
+    assert (stats["rows"], stats["errors"]) == (13, 3)
+    assert sum(row["letters"] is not None for row in rows(tmp_path)) == 10
+
+
 def test_rows_that_take_too_long_are_given_up(tmp_path: Path) -> None:
     """A row that hangs becomes an error with the reason, also among the first ones, and rows beside it are answered."""
     texts = list(TEXTS[:120])
@@ -185,16 +200,19 @@ from dynx.jobs.driver import Job, run
 from dynx.jobs.local import LocalPool
 
 if __name__ == "__main__":
-    job = Job(Letters(seconds=0.003), [{source!r}], {output!r}, {{"model": "stub"}}, form="jsonl", shard_rows=50)
+    function = Letters(seconds=0.003, bad_from={bad_from})
+    job = Job(function, [{source!r}], {output!r}, {{"model": "stub"}}, form="jsonl", shard_rows=50, audit=True)
     run(job, lambda: LocalPool(2))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
-    """However it ends, its workers end too, and the same command does only what is left."""
-    run(job(tmp_path), local())
-    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "source": str(tmp_path / "texts.txt")}
+    """However it ends, its workers end too, and the same command does only what is left, to the same audit and alarm."""
+    bad_from = 220
+    stats = run(job(tmp_path, function=Letters(bad_from=bad_from), audit=True), local())
+    places: dict[str, Any] = {"bad_from": bad_from}
+    places |= {"root": str(ROOT), "tests": str(ROOT / "tests"), "source": str(tmp_path / "texts.txt")}
     code = SCRIPT.format(**places, output=str(tmp_path / "killed"))
     (tmp_path / "script.py").write_text(code)
     command = [sys.executable, str(tmp_path / "script.py")]
@@ -211,6 +229,8 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path, number: signal.Sig
     assert subprocess.run(command, check=False).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert (tmp_path / "killed" / "_dynx" / "job.json").read_bytes() == manifest
+    assert json.loads((tmp_path / "killed" / "stats.json").read_text())["audit"] == stats["audit"]
+    assert stats["audit"]["alarm"] is not None
     assert output(tmp_path, "killed") == output(tmp_path)
 
 

@@ -19,6 +19,7 @@ from dynx.errors import InvalidInput
 from dynx.jobs.functions import AUDIT_SEED, Classify, Draw, Generate
 from dynx.jobs.row_function import seed_of
 from dynx.runtime.inputs import InputError
+from dynx.speculation import batch_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,8 +81,16 @@ def test_generate_is_plain_decoding_whatever_the_batch(tiny_folder: Path) -> Non
         assert out["error"][4] == "an empty prompt"
 
 
-def test_costs_travel_between_machines_of_a_kind(tiny_folder: Path) -> None:
+def test_costs_travel_between_machines_of_a_kind(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one measures as JSON gives another the same size of batches, and the same texts, without measuring."""
+    curve = {"reference_context": 0, "seconds_per_context_token": 0.0, "seconds_by_width": {"1": 0.01, "64": 0.02}}
+    measured: list[Any] = []
+
+    def measure(*arguments: Any, **options: Any) -> Any:
+        measured.append(arguments)
+        return batch_size.from_json({"target": curve})
+
+    monkeypatch.setattr(batch_size, "measure_batches", measure)
     settings: dict[str, Any] = {"dtype": "float32", "backend": "torch", "decoding": {"max_new_tokens": 64}}
     prompts = ["Once upon a time", "The king", "She said to the fox", "The miller"] * 4
     one, other = Generate(str(tiny_folder), **settings), Generate(str(tiny_folder), **settings)
@@ -90,8 +99,10 @@ def test_costs_travel_between_machines_of_a_kind(tiny_folder: Path) -> None:
     assert (other._choice.sequences, other._choice.min_waiting) == (one._choice.sequences, one._choice.min_waiting)
     assert costs["sequences"] == one._choice.sequences > 1
     chosen = other._choice
-    assert other.rows(prompts, range(16)) == one.rows(prompts, range(16))
+    found = [[row["text"] for row in function.rows(prompts, range(16))] for function in (one, other)]
+    assert found[0] == found[1]
     assert other._choice is chosen
+    assert len(measured) == 1
 
 
 def test_a_rows_text_depends_on_seed_and_row_alone(tiny_folder: Path) -> None:

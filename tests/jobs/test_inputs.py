@@ -63,7 +63,7 @@ def test_rows_come_back(tmp_path: Path, name: str) -> None:
 
 
 def test_parquet_and_zstd(tmp_path: Path) -> None:
-    """Rows of Parquet come from any row group; zstd is read too."""
+    """Rows of Parquet come from any row group, and from inside of cells; zstd is read too."""
     pa = pytest.importorskip("pyarrow", reason="dynx[jobs] isn't installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pa.table({"id": range(ROWS), "text": TEXTS}), tmp_path / "a.parquet", row_group_size=700)
@@ -71,6 +71,12 @@ def test_parquet_and_zstd(tmp_path: Path) -> None:
         file.write(write(tmp_path / "plain.jsonl", TEXTS).read_bytes())
     for name in ("a.parquet", "a.jsonl.zst"):
         assert values(one(tmp_path / name), 317) == TEXTS
+    rows = [{"turns": [text, "more"], "of": {"text": text}} for text in TEXTS[:40]]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    for column in ("turns.0", "of.text"):
+        assert values(one(tmp_path / "b.parquet", column), 7) == TEXTS[:40]
+    with pytest.raises(InvalidInput, match="no `column`"):
+        one(tmp_path / "b.parquet", "other.text")
 
 
 def test_pieces_of_a_shard_hold_its_rows(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,16 @@ from dynx.jobs.row_function import RowFunction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+
+WHO = ("The old king", "A clever fox", "My sister", "The captain", "Every morning the miller", "Nobody in the village")
+WHAT = ("opened the door", "had lost a ring", "looked at the sea", "did not believe it", "rode home", "lit a candle")
+
+
+def lines(rows: int) -> list[str]:
+    """Return different texts, which also begin stories and describe pictures."""
+    pairs = zip(range(rows), cycle(product(WHO, WHAT)), strict=False)
+    return [f"{who} {what} {number} years ago" for number, (who, what) in pairs]
 
 
 class Letters(RowFunction):
@@ -81,3 +92,14 @@ class Timed(Letters):
         """Leave a file, and count letters."""
         Path(self.folder, f"answered-{os.getpid()}").touch()
         return super().answer(values, keys)
+
+
+class Sizes(Letters):
+    """Open the images of paths, as `Letters` answers their names."""
+
+    def answer(self, values: Sequence[Any], keys: Sequence[int | str]) -> list[dict[str, Any]]:
+        """Load each image, and count its rows of pixels."""
+        from PIL import Image
+
+        rows = super().answer([value.stem for value in values], keys)
+        return [{**row, "letters": Image.open(value).height} for row, value in zip(rows, values, strict=True)]

@@ -42,12 +42,8 @@ NOT_IN_JOBS = (
     "nul",
     "tsv",
     "skip_empty",
-    "top_k",
     "scores",
     "labels",
-    "rank",
-    "group",
-    "candidates",
     "resume",
     "json",
     "stats",
@@ -68,6 +64,9 @@ def run(options: Options) -> None:
     from dynx.early_exit import make_plan
 
     check(options)
+    if options.input is not None and options.group is not None:
+        hint = "--rank, where each row holds a query and the list of its documents"
+        raise UsageError("--input and --group exclude each other", hint=hint)
     if is_job(options, only=("output",), never=NOT_IN_JOBS) and not options.dry_run:
         work_off(options)
         return
@@ -103,11 +102,18 @@ def run(options: Options) -> None:
 
 def work_off(options: Options) -> None:
     """Label the rows of files as a job. Raises DynxError."""
+    from dynx.early_exit.items import GROUPED
     from dynx.jobs.functions import Classify
+    from dynx.jobs.groups import ClassifyGroups
 
     request = options.request()
-    function = Classify(**vars(request), audit=options.audit)
-    audit = options.audit > 0
+    grouped, audit = request.form in GROUPED, options.audit > 0
+    for name, given in (("--certify", options.certify), ("--audit", audit)):
+        if given and grouped:
+            raise UsageError(f"{name} in jobs is for inputs that are one row each; here the profile's guarantee holds")
+    if options.top_k is not None and request.form != "ranking":
+        raise UsageError("--input and --top-k exclude each other, except with --rank")
+    function = (ClassifyGroups if grouped else Classify)(**vars(request), audit=options.audit)
     run_job(options, function, request, {"audit": options.audit}, certify=options.certify, audit=audit)
 
 
