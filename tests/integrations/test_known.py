@@ -66,6 +66,25 @@ def test_a_stored_profile_is_used_as_measured() -> None:
     assert model.dynx.stats.reason is None
 
 
+def test_trees_are_verified_where_calibration_found_them_worth_it() -> None:
+    """On PyTorch alone; the text is the same, and so are returned scores."""
+    ids = AutoTokenizer.from_pretrained(shipped.folder("story"))(PROMPT, return_tensors="pt").input_ids
+    want = story().generate(ids, max_new_tokens=40, do_sample=False)
+    written = want[0].tolist()
+    stored(trees=True, own_candidates={str(a): [b, 5, 9] for a, b in zip(written, written[1:], strict=False)})
+    model = dynx.attach(story())
+    engine = model.dynx.engine
+    assert engine.drafters.trees
+    assert engine.next_tokens.followers(written[0])[:1] == [written[1]]
+    engine.acceptance_profile.regret_budget = 8.0
+    for _ in range(2):
+        assert model.generate(ids, max_new_tokens=40, do_sample=False).tolist() == want.tolist()
+    assert model.dynx.stats.receipts[0].tree_forwards
+    out = model.generate(ids, max_new_tokens=40, do_sample=False, return_dict_in_generate=True, output_scores=True)
+    assert out.sequences.tolist() == want.tolist()
+    assert len(out.scores) == 40
+
+
 def test_times_of_another_backend_are_a_prior() -> None:
     """What OpenVINO's passes take says little about PyTorch's; the reason tells."""
     pytest.importorskip("openvino", reason="without it such a profile isn't used at all")

@@ -211,8 +211,21 @@ CONFIGS = st.fixed_dictionaries(
         "prefill_chunk_size": st.sampled_from([None, 4]),
         "temperature": st.sampled_from([0.3, 1.0]),
         "top_k": st.sampled_from([0, 5, 50]),
+        "top_p": st.sampled_from([0.5, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.1]),
+        "typical_p": st.sampled_from([0.6, 1.0]),
+        "do_sample": st.booleans(),
+        "num_return_sequences": st.sampled_from([1, 2, 3]),
+        "max_time": st.sampled_from([None, 1000.0]),
     },
-)
+).map(lambda config: certain(config))
+
+
+def certain(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave sampling no choice, so that its texts can be compared."""
+    if not config.get("do_sample"):
+        return config
+    return {name: value for name, value in config.items() if name != "num_beams"} | {"top_k": 1}
 
 
 def outcome(model: Any, config: dict[str, Any], ids: torch.Tensor, mask: torch.Tensor | None) -> Any:

@@ -23,6 +23,7 @@ from dynx.runtime.backends.batch import can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.decision import Decision
 from dynx.speculation.engine import Drafters, Engine
+from dynx.speculation.own_candidates import from_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +80,9 @@ class Attachment:
         """The engine, made on first use, and anew where the model has moved or changed its precision."""
         now = [_state(module) for module in (self.model, self.assistant) if module is not None]
         if self._engine is None or self._made_for != now:
-            check_rollback(self.model, self.assistant)
+            target, small = backends(self.model, self.assistant)
             self._known = known_of(self.model, self.assistant, self.wanted)
-            self._engine, self._made_for = _engine(self.model, self.assistant, self._known, lookup=self.lookup), now
+            self._engine, self._made_for = _engine(target, small, self._known, lookup=self.lookup), now
         return self._engine
 
     @property
@@ -193,26 +194,30 @@ def _state(model: Any) -> tuple[Any, ...]:
     return id(model), model.device, model.dtype, getattr(model.config, "_attn_implementation", None)
 
 
-def check_rollback(model: Any, assistant: Any) -> None:
-    """Raise UnsupportedModelError where the model or the assistant can't take tokens back."""
+def backends(model: Any, assistant: Any) -> tuple[EagerBackend, EagerBackend | None]:
+    """Return what runs a model and its assistant. Raises UnsupportedModelError where either can't take tokens back."""
     target = EagerBackend(model)
     if not target.can_rollback.value:
         raise UnsupportedModelError(f"the model can't be attached: {target.can_rollback.reason}")
     if target.keeps_states:
         raise UnsupportedModelError(f"the model can't be attached: {target.config.model_type} keeps a recurrent state")
-    if assistant is not None and not (able := EagerBackend(assistant).can_rollback).value:
-        raise UnsupportedModelError(f"the assistant can't draft: {able.reason}")
-
-
-def _engine(model: Any, assistant: Any, known: Known, *, lookup: bool | None) -> Engine:
-    """Make an engine with the drafters that were asked for, and lookup where the profile recommends it."""
-    target = EagerBackend(model)
     small = None if assistant is None else EagerBackend(assistant)
+    if small is not None and not (able := small.can_rollback).value:
+        raise UnsupportedModelError(f"the assistant can't draft: {able.reason}")
+    return target, small
+
+
+def _engine(target: EagerBackend, small: EagerBackend | None, known: Known, *, lookup: bool | None) -> Engine:
+    """Make an engine with the drafters that were asked for, and lookup where the profile recommends it."""
     # What wasn't asked for must not cost anything: it drafts when it has proved to pay.
     if small is None and not lookup:
         known.acceptance.regret_budget = 0.0
     looking = known.lookup if lookup is None else lookup
-    return Engine(target, Drafters(small, None, looking), acceptance_profile=known.acceptance)
+    if known.trees:
+        target.trust_trees()
+    known.acceptance.next_tokens = from_json(known.candidates, target.vocab)
+    drafters = Drafters(small, None, looking, trees=known.trees)
+    return Engine(target, drafters, acceptance_profile=known.acceptance)
 
 
 def attach(
