@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,11 +72,11 @@ def test_trees_are_verified_where_calibration_found_them_worth_it() -> None:
     ids = AutoTokenizer.from_pretrained(shipped.folder("story"))(PROMPT, return_tensors="pt").input_ids
     want = story().generate(ids, max_new_tokens=40, do_sample=False)
     written = want[0].tolist()
-    stored(trees=True, own_candidates={str(a): [b, 5, 9] for a, b in zip(written, written[1:], strict=False)})
+    stored(trees=True, own_candidates={str(a): [b, 5, 9] for a, b in pairwise(written)})
     model = dynx.attach(story())
     engine = model.dynx.engine
     assert engine.drafters.trees
-    assert engine.next_tokens.followers(written[0])[:1] == [written[1]]
+    assert engine.next_tokens.after(written[-2]) == (written[-1], 5, 9)
     engine.acceptance_profile.regret_budget = 8.0
     for _ in range(2):
         assert model.generate(ids, max_new_tokens=40, do_sample=False).tolist() == want.tolist()

@@ -337,6 +337,7 @@ def test_pytorchs_seed_fixes_a_sampled_text() -> None:
         ({"attention_mask": torch.tensor([[1, 1, 0, 1, 1, 1, 1, 1]])}, "hides more than padding"),
         ({"assistant_model": "small"}, "assistant_model is given"),
         ({"custom_generate": "plainly"}, "custom_generate is given"),
+        ({"inputs_embeds": torch.zeros(1, 8, 32)}, "inputs_embeds is given"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -12,6 +12,7 @@ import torch
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dynx.integrations.transformers.criteria import BySequence, ends
 from dynx.integrations.transformers.reasons import OWN_LOOP
 from dynx.runtime.backends.recording import RecordingBackend
 from dynx.speculation.batching import Batch
@@ -89,19 +90,22 @@ class Stopping:
     """Asks stopping criteria after every token, as transformers' loop does: with all token ids of the row, padding included."""
 
     def __init__(self, prepared: Prepared, row: int) -> None:
-        self._criteria = prepared.criteria if prepared.asks_criteria else None
-        if self._criteria is not None:
+        self._criteria: list[Any] = []
+        if prepared.asks_criteria:
+            self._criteria = [c.criteria[row] if type(c) is BySequence else c for c in prepared.criteria]
             prompt = prepared.ids[row]
             self._ids = torch.cat([prompt, prompt.new_zeros(prepared.new_tokens)])[None]  # (1, T + N)
             self._length = len(prompt)
 
     def __call__(self, token: int) -> bool:
         """Return whether the row ends with `token`."""
-        if self._criteria is None:
+        if not self._criteria:
             return False
         self._ids[0, self._length] = token
         self._length += 1
-        return bool(self._criteria(self._ids[:, : self._length], None).all())
+        seen = self._ids[:, : self._length]
+        ended = [ends(criterion, seen) for criterion in self._criteria]  # all are asked, as `generate` does
+        return any(ended)
 
 
 def decode_one(prepared: Prepared, request: Request, engine: Engine, streamer: OnceEnded | None) -> tuple[Any, Receipt]:
