@@ -10,7 +10,8 @@ and dynx's `load_generator` on PyTorch, whose figure attaching has to reach. cla
 attached, in a pipeline, and `load_classifier` at the same batch size, which sees more texts at once.
 
 Every ratio is given twice: of wall time, which other processes disturb, and of processor time, which they disturb less. With
-more than one thread, processor time counts threads that wait for each other; --threads 1 is the steady way.
+more than one thread, processor time counts threads that wait for each other. With --threads 1 dynx decides by processor time
+too, so that other processes don't change what it drafts; that is the steady way on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ def take_turns(arms: Mapping[str, Callable[[int], Any]], rounds: Iterable[int]) 
     return timings, results[1:]
 
 
+def clock() -> Callable[[], float]:
+    """Return what dynx times passes with."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def cost(rounds: int, tokens: int) -> None:
     """What attaching costs where nothing can be gained."""
     torch.manual_seed(0)
@@ -122,6 +128,7 @@ def cost(rounds: int, tokens: int) -> None:
     }
     for name, (model, prompts) in cases.items():
         own, attached = type(model).generate, dynx.attach(model).generate
+        attached.engine.clock = clock()
         for sampled in (False, True):
 
             def ask(generate: Callable[..., Any], turn: int, *, sampled: bool = sampled, prompts: Any = prompts) -> Any:
@@ -149,6 +156,7 @@ def lookup(folder: str, dtype: str, questions: Path, count: int, tokens: int, lo
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     own = type(model).generate
     dynx.attach(model, lookup=True, profile="none")
+    model.dynx.engine.clock = generator.engine.clock = clock()
     prompts = [prompt_ids(tokenizer, each.text)[-longest:] for each in choose(read(questions), count)]
 
     def ask(generate: Callable[..., Any], turn: int) -> list[int]:

@@ -157,7 +157,7 @@ class ClassifierAttachment:
             return "inputs and model lie on different devices"
         if reason := self._not_worth(len(main)):
             return reason
-        if inputs.hooked(model):
+        if inputs.hooked(self._state.parts[1:]):
             return "hooks wait for the calls of its modules"
         return None if self._state.holds else "its weights were changed or moved since it was attached"
 
