@@ -35,6 +35,7 @@ from transformers import (
 
 import dynx
 from dynx.errors import UnsupportedModelError
+from dynx.integrations.transformers.criteria import BySequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,17 @@ class AfterTwice(StoppingCriteria):
         self.asked += 1
         new = input_ids[:, self.start :].tolist()
         return torch.tensor([len(set(row)) < len(row) for row in new])
+
+
+class AfterToken(StoppingCriteria):
+    """Stops once a token has come in the answer to the first sequence."""
+
+    def __init__(self, start: int, token: int) -> None:
+        self.start, self.token = start, token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> bool:
+        """One answer for all sequences."""
+        return self.token in input_ids[0, self.start :].tolist()
 
 
 FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -375,6 +387,21 @@ def test_what_needs_a_batch_as_a_whole_is_left_to_transformers(options: dict[str
     assert words in attached.dynx.stats.reason
     same = [out if isinstance(out, torch.Tensor) else out.sequences for out in (want, got)]
     assert same[0].tolist() == same[1].tolist()
+
+
+@pytest.mark.parametrize("end", [None, 1])
+def test_a_criterion_for_each_sequence_ends_them_one_by_one(end: int | None) -> None:
+    """As in transformers' loop, which pads what has ended; without an end token it goes on, so there it is left to do so."""
+    plain, attached = models("llama")
+    whole = greedy(plain, PADDED, attention_mask=MASK)[:, 8:].tolist()
+    texts = []
+    for model in (plain, attached):
+        each = [AfterToken(8, row[4 + 5 * i]) for i, row in enumerate(whole)]
+        options = {"stopping_criteria": StoppingCriteriaList([BySequence(each)]), "eos_token_id": end}
+        texts.append(greedy(model, PADDED, attention_mask=MASK, **options).tolist())
+
+    assert texts[0] == texts[1]
+    assert (attached.dynx.stats.reason is None) == (end is not None)
 
 
 def test_a_text_that_outgrows_the_context_is_left_to_transformers() -> None:
