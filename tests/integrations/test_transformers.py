@@ -187,6 +187,39 @@ def test_scores_logits_and_cache_are_returned(kind: str) -> None:
     assert onward[0].tolist() == onward[1].tolist()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("end", [None, [3, 9, 14, 20, 31]])
+def test_scores_logits_and_cache_of_a_padded_batch_are_returned(kind: str, end: list[int] | None) -> None:
+    """Also after the end of the rows that end first, which transformers pads and goes on with."""
+    plain, attached = models(kind)
+    options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "repetition_penalty": 1.2}
+    options |= {"attention_mask": MASK, "eos_token_id": end, "min_new_tokens": 2}
+    want, got = greedy(plain, PADDED, **options), greedy(attached, PADDED, **options)
+
+    assert attached.dynx.stats.reason is None
+    assert got.keys() == want.keys()
+    assert got.sequences.tolist() == want.sequences.tolist()
+    for one, other in ((got.scores, want.scores), (got.logits, want.logits)):
+        assert len(one) == len(other)
+        torch.testing.assert_close(torch.cat(one), torch.cat(other), atol=1e-4, rtol=1e-4)
+    assert got.cache.get_seq_length() == want.cache.get_seq_length() == got.sequences.shape[1] - 1
+    seen = torch.cat([MASK, torch.ones(3, got.sequences.shape[1] - MASK.shape[1], dtype=torch.long)], -1)
+    onward = [
+        greedy(plain, out.sequences, cache=out.cache, max_new_tokens=6, attention_mask=seen) for out in (got, want)
+    ]
+    assert onward[0].tolist() == onward[1].tolist()
+
+
+def test_in_16_bits_scores_of_a_batch_are_left_to_transformers() -> None:
+    """Another pass rounds otherwise there; tokens alone are decoded by dynx."""
+    model = dynx.attach(tiny("llama").to(torch.bfloat16))
+    greedy(model, PADDED, attention_mask=MASK, return_dict_in_generate=True, output_scores=True)
+    assert "rounds otherwise in bfloat16" in model.dynx.stats.reason
+    out = greedy(model, PADDED, attention_mask=MASK, return_dict_in_generate=True, use_cache=False)
+    assert model.dynx.stats.reason is None
+    assert out.keys() == {"sequences"}
+
+
 CONFIGS = st.fixed_dictionaries(
     {"max_new_tokens": st.integers(1, 20)},
     optional={
@@ -375,7 +408,6 @@ def test_the_rest_is_left_to_transformers_with_the_reason(options: dict[str, Any
     [
         ({"stopping_criteria": StoppingCriteriaList([AfterTwice(8)])}, "AfterTwice looks at a batch"),
         ({"max_time": 100.0}, "MaxTimeCriteria looks at a batch"),
-        ({"return_dict_in_generate": True}, "more than the tokens of a batch"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

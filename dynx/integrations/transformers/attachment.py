@@ -15,7 +15,7 @@ from transformers import GenerationMixin
 from transformers.generation import stopping_criteria as stopping
 
 from dynx.errors import UnsupportedModelError
-from dynx.integrations.transformers import decoding, reasons
+from dynx.integrations.transformers import decoding, outputs, reasons
 from dynx.integrations.transformers.known import known_of
 from dynx.integrations.transformers.stats import CallStats
 from dynx.integrations.transformers.streaming import OnceEnded
@@ -164,10 +164,13 @@ class Attachment:
                 reason = decoding.misfit(requests, engine)
                 if reason is None and several and not (able := can_batch(engine.target)).value:
                     reason = able.reason
+                more = several and generation_config.return_dict_in_generate
+                if reason is None and more:
+                    reason = outputs.why_not(engine.target, prepared)
                 if reason is None and several:
                     out, receipts = decoding.decode_batch(prepared, requests, engine)
                     self.stats = CallStats(tuple(receipts))
-                    return out
+                    return outputs.of_batch(model, out, prepared, model_kwargs) if more else out
                 if reason is None:
                     out, receipt = decoding.decode_one(prepared, requests[0], engine, streamer)
                     self.stats = CallStats((receipt,))

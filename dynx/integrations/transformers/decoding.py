@@ -1,24 +1,23 @@
-"""Decodes what `generate` has prepared: strips padding, runs the engine, and puts transformers' output together.
+"""Decodes what `generate` has prepared: strips padding, runs the engine, and pads again.
 
 Letters in shapes: B sequences, T tokens of the padded prompts, N new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation import stopping_criteria as stopping
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dynx.integrations.transformers import outputs
 from dynx.integrations.transformers.criteria import BySequence, ends
 from dynx.integrations.transformers.reasons import OWN_LOOP
 from dynx.runtime.backends.recording import RecordingBackend
 from dynx.speculation.batching import Batch
 from dynx.speculation.engine import Engine
-from dynx.speculation.prepared import for_sequence
-from dynx.speculation.sampling import LogitsProcessors
+from dynx.speculation.prepared import PreparedProcessors, for_sequence
 from dynx.speculation.types import ModelSettings, Request, Sampling
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Prepared:
 
     ids: Tensor  # (B, T)
     mask: Tensor | None  # (B, T)
-    processors: Sequence[Any]
+    processors: Any  # a LogitsProcessorList
     criteria: Any  # a StoppingCriteriaList
     config: Any
 
@@ -63,6 +62,11 @@ class Prepared:
     def asks_criteria(self) -> bool:
         """Whether any criterion must be asked after every token."""
         return any(type(c) not in OWN_LOOP for c in self.criteria)
+
+    @property
+    def pure(self) -> bool:
+        """Whether no processor calls a function of the user's."""
+        return PreparedProcessors(tuple(self.processors)).pure
 
     def requests(self) -> list[Request]:
         """Return a request for each row; seeds come from PyTorch's generator, so that `manual_seed` fixes the text."""
@@ -127,25 +131,7 @@ def decode_one(prepared: Prepared, request: Request, engine: Engine, streamer: O
     sequences = torch.cat([prepared.ids, prepared.ids.new_tensor([tokens])], dim=-1)
     if recording is None:
         return sequences, run.receipt()
-    return _output(sequences, tokens, request, recording, config), run.receipt()
-
-
-def _output(sequences: Tensor, tokens: list[int], request: Request, recording: RecordingBackend, config: Any) -> Any:
-    """Return the tokens with the scores, logits and cache that were asked for."""
-    start = len(request.prompt)
-    values: dict[str, Any] = {"sequences": sequences}
-    if config.output_scores or config.output_logits:
-        logits = recording.session.logits(start - 1, start - 1 + len(tokens)).clone()  # (N, V)
-        if config.output_logits:
-            values["logits"] = tuple(row[None] for row in logits)
-        if config.output_scores:
-            processors = LogitsProcessors.for_request(request, recording.vocab)
-            scores = processors.scores(logits, request.prompt, tokens[:-1])
-            values["scores"] = tuple(row[None] for row in scores)
-    if config.use_cache:
-        names = {field.name for field in fields(GenerateDecoderOnlyOutput)}
-        values["cache" if "cache" in names else "past_key_values"] = recording.session.cache(start + len(tokens) - 1)
-    return GenerateDecoderOnlyOutput(**values)
+    return outputs.of_one(sequences, tokens, request, recording, config), run.receipt()
 
 
 def decode_batch(prepared: Prepared, requests: Sequence[Request], engine: Engine) -> tuple[Tensor, list[Receipt]]:

@@ -103,8 +103,6 @@ def of_inputs(
         return f"{unusual[0]} looks at a batch as a whole"
     if streams:
         return "a streamer takes a batch token by token"
-    if config.return_dict_in_generate:
-        return "more than the tokens of a batch is asked for"
     kinds = {type(c) for c in criteria}
     if kinds & {stopping.StopStringCriteria, BySequence} and stopping.EosTokenCriteria not in kinds:
         return "without an end token, a batch goes on until its last sequence has stopped"
