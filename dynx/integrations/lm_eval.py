@@ -3,7 +3,7 @@
     lm-eval run --model dynx --model_args pretrained=./my-model --tasks gsm8k
 
 Only tasks that generate gain anything; log-likelihoods are computed by the model's own passes. In batches each request ends at
-a stop sequence of its own, where the harness cuts its text anyway.
+a stop sequence of its own, where the harness cuts its text anyway; a model needs an end token for that.
 """
 
 from __future__ import annotations
