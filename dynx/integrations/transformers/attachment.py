@@ -166,7 +166,7 @@ class Attachment:
                     reason = able.reason
                 more = several and generation_config.return_dict_in_generate
                 if reason is None and more:
-                    reason = outputs.why_not(engine.target, prepared)
+                    reason = outputs.why_not(engine.target, prepared)  # type: ignore[arg-type]
                 if reason is None and several:
                     out, receipts = decoding.decode_batch(prepared, requests, engine)
                     self.stats = CallStats(tuple(receipts))
