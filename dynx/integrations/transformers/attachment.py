@@ -17,6 +17,7 @@ from transformers.generation import stopping_criteria as stopping
 from dynx.errors import UnsupportedModelError
 from dynx.integrations.transformers import decoding, outputs, reasons
 from dynx.integrations.transformers.known import known_of
+from dynx.integrations.transformers.prepared import Prepared
 from dynx.integrations.transformers.stats import CallStats
 from dynx.integrations.transformers.streaming import OnceEnded
 from dynx.runtime.backends.batch import can_batch
@@ -146,7 +147,7 @@ class Attachment:
         **model_kwargs: Any,
     ) -> Any:
         """Decode what `generate` has prepared."""
-        prepared = decoding.Prepared(
+        prepared = Prepared(
             input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
         )
         reason = reasons.of_inputs(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dynx.integrations.transformers.decoding import Prepared
+    from dynx.integrations.transformers.prepared import Prepared
     from dynx.runtime.backends.eager import EagerBackend
     from dynx.runtime.backends.recording import RecordingBackend
     from dynx.speculation.types import Request
