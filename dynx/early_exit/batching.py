@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from operator import neg
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +39,13 @@ def batches(sizes: Mapping[int, int], max_rows: int, merges_lengths: bool) -> It
             group = [number for number in group if sizes[number] == sizes[group[0]]]
         at += len(group)
         yield group
+
+
+def fitting(sizes: Sequence[int], width: int, merges_lengths: bool) -> int:
+    """Return how many rows of these sizes, the largest first, could resume with rows of `width`."""
+    if not merges_lengths:
+        return bisect_right(sizes, -width, key=neg) - bisect_left(sizes, -width, key=neg)
+    return bisect_right(sizes, -MIN_LENGTH_RATIO * width, key=neg)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,10 @@ class ParkedRows:
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
+
+    def fitting(self, head: Batch) -> int:
+        """Return how many of them could resume with a batch."""
+        return sum(len(group) for group in self._groups if self._fits(group, head))
 
     def add(self, group: Batch) -> None:
         """Append a batch."""

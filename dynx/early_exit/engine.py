@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dynx.early_exit.attach.hidden_state import State
-from dynx.early_exit.batching import Batch, InFlightBatch, ParkedRows, batches
+from dynx.early_exit.batching import Batch, InFlightBatch, ParkedRows, batches, fitting
 from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime.memory import is_out_of_memory
 from dynx.runtime.threads import torch_threads
@@ -126,11 +126,11 @@ class Engine(Generic[Input]):
         )
         try:
             with torch.inference_mode(), torch_threads(self._threads):
-                remaining = len(fresh)
                 sizes = {number: self._length(rows[number]) for number in fresh}
+                waiting = sorted(sizes.values(), reverse=True)  # in the order in which batches take them
                 for numbers in batches(sizes, self.batch, self.exit_model.merges_lengths):
-                    remaining -= len(numbers)
-                    forward.add(numbers, [sizes[number] for number in numbers], remaining)
+                    waiting = waiting[len(numbers) :]
+                    forward.add(numbers, [sizes[number] for number in numbers], waiting)
                 forward.finish()
         except Exception as e:
             if is_out_of_memory(e):
@@ -158,12 +158,12 @@ class _WindowForward:
         self._exit_model, self._exits, self._batch, self._inputs = exit_model, exits, batch, collate
         self._depths = () if exits is None else exits.depths
         self._parked = [ParkedRows(exit_model.merges_lengths) for _ in self._depths]
-        self._remaining = 0
-        """Rows that haven't started yet."""
+        self._waiting: Sequence[int] = ()
+        """The sizes of rows that haven't started yet, the largest first."""
 
-    def add(self, numbers: Sequence[int], sizes: Sequence[int], remaining: int) -> None:
-        """Run a batch of rows, by number, and parked rows that fill batches now; `remaining` others will follow."""
-        self._remaining = remaining
+    def add(self, numbers: Sequence[int], sizes: Sequence[int], waiting: Sequence[int]) -> None:
+        """Run a batch of rows, by number, and parked rows that fill batches now; those of the sizes `waiting` will follow."""
+        self._waiting = waiting
         self._run(Batch(np.asarray(numbers), np.asarray(sizes), *self._collate(numbers)))
         for k in reversed(range(len(self._depths))):
             while len(self._parked[k]) >= self._batch:
@@ -211,22 +211,31 @@ class _WindowForward:
             return NO_ROWS
         active = (~exits_here).nonzero()[0]
         kept = in_flight.keep(active)
-        if self._should_park(k, len(active)) and self._can_park(group, hidden):
+        if self._should_park(k, group, len(active)) and self._can_park(group, hidden):
             state = State(depth, hidden.index_select(0, kept.to(hidden.device)))
             self._parked[k].add(replace(group.select(in_flight.rows), state=state, logits=in_flight.logits))
             return NO_ROWS
         return kept
 
-    def _should_park(self, k: int, count: int) -> bool:
-        """Tell whether parking `count` rows that are active after exit k costs less than continuing with them.
+    def _should_park(self, k: int, group: Batch, count: int) -> bool:
+        """Tell whether parking the `count` rows of a batch that are active after exit k costs less than continuing with them.
 
-        With overhead a per block and cost b per row, m blocks cost m·(a + b·r) for r rows on their own, and r/R of
-        m·(a + b·R) + c·a in a batch of R rows, where c is `RESUME_COST_IN_BLOCK_OVERHEADS`: the same at r/R = m/(m + c).
+        With overhead a per block and cost b per row, m blocks cost m·(a + b·r) for r rows on their own, and r/J of
+        m·(a + b·J) + c·a where J of them resume together and c is `RESUME_COST_IN_BLOCK_OVERHEADS`: the same at
+        r/J = m/(m + c).
         """
         m = self._exit_model.depth - self._depths[k]
-        if count >= self._batch * m / (m + RESUME_COST_IN_BLOCK_OVERHEADS):
-            return False
-        return self._remaining > 0 or any(map(len, self._parked[: k + 1]))
+        return count < self._together(k, group, count) * m / (m + RESUME_COST_IN_BLOCK_OVERHEADS)
+
+    def _together(self, k: int, group: Batch, count: int) -> float:
+        """Return how many rows will resume together with `count` of a batch, if they are parked at exit k.
+
+        Rows parked at an earlier exit, and rows that haven't started, are expected to come as far as those of the batch did.
+        """
+        here = count + self._parked[k].fitting(group)
+        before = sum(parked.fitting(group) for parked in self._parked[:k])
+        later = before + fitting(self._waiting, group.width, self._exit_model.merges_lengths)
+        return min(self._batch, here + later * count / len(group))
 
     def _can_park(self, group: Batch, hidden: Tensor) -> bool:
         """Tell whether these rows can resume: models that pad texts themselves pad to lengths that differ between batches."""

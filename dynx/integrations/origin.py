@@ -97,12 +97,19 @@ class State:
     """What modules consist of at a moment: their tensors, and how often each was changed in place."""
 
     def __init__(self, *modules: nn.Module) -> None:
-        self._modules = modules
+        self.parts = [part for module in modules for part in module.modules()]
+        """The modules themselves, each with its parts after it."""
         self._then = self._now()
 
     def _now(self) -> list[tuple[int, int, int]]:
-        tensors = [t for module in self._modules for t in (*module.parameters(), *module.buffers())]
-        return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        """Return what marks every tensor and part, without looking for parts anew: one that was replaced is another child."""
+        out = []
+        for part in self.parts:
+            out += [(id(child), 0, 0) for child in part._modules.values()]
+            for tensor in (*part._parameters.values(), *part._buffers.values()):
+                if tensor is not None:
+                    out.append((id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+        return out
 
     @property
     def holds(self) -> bool:

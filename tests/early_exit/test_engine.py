@@ -120,6 +120,32 @@ def test_staged_batches_answer_as_each_row_would_alone(attached: Any, batch: int
     assert engine.block_calls == sum(a.layers for a in answers) < attached.depth * len(rows)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "resumes"), [([17] * 8 + [4] * 8, False), ([10] * 40, True)], ids=["apart", "alike"]
+)
+def test_rows_wait_only_where_others_will_resume_with_them(
+    attached: Any, monkeypatch: pytest.MonkeyPatch, lengths: list[int], resumes: bool
+) -> None:
+    """A batch that nobody can join goes on at once: stopping and resuming it would only cost."""
+    rng = np.random.default_rng(4)
+    rows = [tuple(int(t) for t in rng.integers(PAD + 1, VOCAB, length)) for length in lengths]
+    exits = learned(attached, [0.9, 0.85, 0.8])
+    scores = np.array([_score(attached, exits, row) for row in rows])
+    exits = Exits(DEPTHS, exits.heads, exits.score, np.quantile(scores, 0.6, axis=0) + 1e-4)
+    run, started = attached.run, list[bool]()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        started.append(kwargs.get("start") is not None)
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(attached, "run", counted)
+    answers = Engine(attached, collate, length=len, exits=exits, batch=8).window(rows)
+
+    assert started.count(False) == len(rows) // 8
+    assert any(started) == resumes
+    assert {a.exit for a in answers} > {0, None}
+
+
 def _score(exit_model: Any, exits: Exits, row: Row) -> list[float]:
     inputs = collate([row])
     pooled: list[Tensor] = []

@@ -200,6 +200,8 @@ def test_rows_of_one_call_are_grouped_by_length() -> None:
     assert rows_together([5] * 64, 32, seconds) == 32
     assert rows_together(list(range(1, 33)), 32, {1: 1e-3, 32: 1e-3}) == 32
     assert rows_together([7], 1, seconds) == 1
+    assert rows_together(list(range(1, 33)), 32, seconds) == 8
+    assert rows_together(list(range(1, 33)), 32, seconds, 0.4) == 16  # little is left to save on padding
     assert rows_together([1, 100], 2, {8: 1e-3}) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +65,25 @@ def test_a_stored_profile_is_used_as_measured() -> None:
     want = story().generate(ids, max_new_tokens=24, do_sample=False)
     assert model.generate(ids, max_new_tokens=24, do_sample=False).tolist() == want.tolist()
     assert model.dynx.stats.reason is None
+
+
+def test_trees_are_verified_where_calibration_found_them_worth_it() -> None:
+    """On PyTorch alone; the text is the same, and so are returned scores."""
+    ids = AutoTokenizer.from_pretrained(shipped.folder("story"))(PROMPT, return_tensors="pt").input_ids
+    want = story().generate(ids, max_new_tokens=40, do_sample=False)
+    written = want[0].tolist()
+    stored(trees=True, own_candidates={str(a): [b, 5, 9] for a, b in pairwise(written)})
+    model = dynx.attach(story())
+    engine = model.dynx.engine
+    assert engine.drafters.trees
+    assert engine.next_tokens.after(written[-2]) == (written[-1], 5, 9)
+    engine.acceptance_profile.regret_budget = 8.0
+    for _ in range(2):
+        assert model.generate(ids, max_new_tokens=40, do_sample=False).tolist() == want.tolist()
+    assert model.dynx.stats.receipts[0].tree_forwards
+    out = model.generate(ids, max_new_tokens=40, do_sample=False, return_dict_in_generate=True, output_scores=True)
+    assert out.sequences.tolist() == want.tolist()
+    assert len(out.scores) == 40
 
 
 def test_times_of_another_backend_are_a_prior() -> None:

@@ -73,17 +73,32 @@ def settings(folder: Path, batch: int = 1) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_samples_are_those_of_hf(tiny_folder: Path, task: Path, batch: int) -> None:
-    """In float32 every answer is the same, with drafts and without."""
+def test_samples_are_those_of_hf_and_take_fewer_passes(tiny_folder: Path, task: Path, batch: int) -> None:
+    """In float32 every answer is the same; drafts save passes of the model, one request at a time and in batches."""
     from lm_eval.models.huggingface import HFLM
 
     from dynx.integrations.lm_eval import DynxLM
 
-    attached = DynxLM(**settings(tiny_folder, batch), assistant=str(tiny_folder / "drafter"))
+    calls: list[Any] = []
 
-    assert answers(task, attached) == answers(task, HFLM(**settings(tiny_folder, batch)))
-    assert (attached.model.dynx.stats.reason is None) == (batch == 1)
-    assert attached.model.dynx.engine.acceptance_profile.costs.draft["draft"].known == (batch == 1)
+    class Watched(DynxLM):
+        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+            out = super()._model_generate(*args, **kwargs)
+            calls.append(self.model.dynx.stats)
+            return out
+
+    attached = Watched(**settings(tiny_folder, batch), assistant=str(tiny_folder / "drafter"))
+    attached.model.dynx.engine.acceptance_profile.regret_budget = 50.0
+    plain = HFLM(**settings(tiny_folder, batch))
+    for each in (attached, plain):  # without an end token, transformers goes on with rows that have stopped
+        each.model.generation_config.eos_token_id = each.tokenizer.eos_token_id
+
+    assert answers(task, attached) == answers(task, plain)
+    assert {call.reason for call in calls} == {None}
+    receipts = [receipt for call in calls for receipt in call.receipts]
+    assert len(receipts) == 2 * len(SENTENCES)
+    assert sum(r.target_forwards for r in receipts) < 0.9 * sum(r.tokens for r in receipts)
+    assert attached.model.generate is attached.model.dynx
 
 
 def test_a_folder_that_brings_dynx_along_needs_no_plugin(

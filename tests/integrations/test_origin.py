@@ -63,18 +63,21 @@ def test_other_names_are_compared_with_a_model_loaded_again(tmp_path: Path) -> N
     assert "can't be compared" in str(origin.difference(module, tmp_path, lambda: 1 / 0))  # type: ignore[arg-type, return-value]
 
 
-@pytest.mark.parametrize("change", ["in place", "replaced", "data"])
+@pytest.mark.parametrize("change", ["in place", "replaced", "data", "part"])
 def test_a_state_holds_until_something_changes(change: str) -> None:
-    """Values written in place, a new parameter, another tensor under the same one."""
+    """Values written in place, a new parameter, another tensor under the same one, another module."""
     module = nn.Linear(2, 2)
-    state = origin.State(module)
-    module(torch.zeros(1, 2))
+    whole = nn.Sequential(module, nn.ReLU())
+    state = origin.State(whole)
+    whole(torch.zeros(1, 2))
     assert state.holds
     if change == "in place":
         with torch.no_grad():
             module.weight.mul_(2)
     elif change == "replaced":
         module.weight = nn.Parameter(module.weight.detach().clone())
+    elif change == "part":
+        whole[1] = nn.ReLU()
     else:
         module.weight.data = module.weight.data.clone()
     assert not state.holds

@@ -35,6 +35,7 @@ from transformers import (
 
 import dynx
 from dynx.errors import UnsupportedModelError
+from dynx.integrations.transformers.criteria import BySequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,17 @@ class AfterTwice(StoppingCriteria):
         self.asked += 1
         new = input_ids[:, self.start :].tolist()
         return torch.tensor([len(set(row)) < len(row) for row in new])
+
+
+class AfterToken(StoppingCriteria):
+    """Stops once a token has come in the answer to the first sequence."""
+
+    def __init__(self, start: int, token: int) -> None:
+        self.start, self.token = start, token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> bool:
+        """One answer for all sequences."""
+        return self.token in input_ids[0, self.start :].tolist()
 
 
 FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -175,6 +187,39 @@ def test_scores_logits_and_cache_are_returned(kind: str) -> None:
     assert onward[0].tolist() == onward[1].tolist()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("end", [None, [3, 9, 14, 20, 31]])
+def test_scores_logits_and_cache_of_a_padded_batch_are_returned(kind: str, end: list[int] | None) -> None:
+    """Also after the end of the rows that end first, which transformers pads and goes on with."""
+    plain, attached = models(kind)
+    options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "repetition_penalty": 1.2}
+    options |= {"attention_mask": MASK, "eos_token_id": end, "min_new_tokens": 2}
+    want, got = greedy(plain, PADDED, **options), greedy(attached, PADDED, **options)
+
+    assert attached.dynx.stats.reason is None
+    assert got.keys() == want.keys()
+    assert got.sequences.tolist() == want.sequences.tolist()
+    for one, other in ((got.scores, want.scores), (got.logits, want.logits)):
+        assert len(one) == len(other)
+        torch.testing.assert_close(torch.cat(one), torch.cat(other), atol=1e-4, rtol=1e-4)
+    assert got.cache.get_seq_length() == want.cache.get_seq_length() == got.sequences.shape[1] - 1
+    seen = torch.cat([MASK, torch.ones(3, got.sequences.shape[1] - MASK.shape[1], dtype=torch.long)], -1)
+    onward = [
+        greedy(plain, out.sequences, cache=out.cache, max_new_tokens=6, attention_mask=seen) for out in (got, want)
+    ]
+    assert onward[0].tolist() == onward[1].tolist()
+
+
+def test_in_16_bits_scores_of_a_batch_are_left_to_transformers() -> None:
+    """Another pass rounds otherwise there; tokens alone are decoded by dynx."""
+    model = dynx.attach(tiny("llama").to(torch.bfloat16))
+    greedy(model, PADDED, attention_mask=MASK, return_dict_in_generate=True, output_scores=True)
+    assert "rounds otherwise in bfloat16" in model.dynx.stats.reason
+    out = greedy(model, PADDED, attention_mask=MASK, return_dict_in_generate=True, use_cache=False)
+    assert model.dynx.stats.reason is None
+    assert out.keys() == {"sequences"}
+
+
 CONFIGS = st.fixed_dictionaries(
     {"max_new_tokens": st.integers(1, 20)},
     optional={
@@ -211,8 +256,21 @@ CONFIGS = st.fixed_dictionaries(
         "prefill_chunk_size": st.sampled_from([None, 4]),
         "temperature": st.sampled_from([0.3, 1.0]),
         "top_k": st.sampled_from([0, 5, 50]),
+        "top_p": st.sampled_from([0.5, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.1]),
+        "typical_p": st.sampled_from([0.6, 1.0]),
+        "do_sample": st.booleans(),
+        "num_return_sequences": st.sampled_from([1, 2, 3]),
+        "max_time": st.sampled_from([None, 1000.0]),
     },
-)
+).map(lambda config: certain(config))
+
+
+def certain(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave sampling no choice, so that its texts can be compared."""
+    if not config.get("do_sample"):
+        return config
+    return {name: value for name, value in config.items() if name != "num_beams"} | {"top_k": 1}
 
 
 def outcome(model: Any, config: dict[str, Any], ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
@@ -324,6 +382,7 @@ def test_pytorchs_seed_fixes_a_sampled_text() -> None:
         ({"attention_mask": torch.tensor([[1, 1, 0, 1, 1, 1, 1, 1]])}, "hides more than padding"),
         ({"assistant_model": "small"}, "assistant_model is given"),
         ({"custom_generate": "plainly"}, "custom_generate is given"),
+        ({"inputs_embeds": torch.zeros(1, 8, 32)}, "inputs_embeds is given"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -349,7 +408,6 @@ def test_the_rest_is_left_to_transformers_with_the_reason(options: dict[str, Any
     [
         ({"stopping_criteria": StoppingCriteriaList([AfterTwice(8)])}, "AfterTwice looks at a batch"),
         ({"max_time": 100.0}, "MaxTimeCriteria looks at a batch"),
-        ({"return_dict_in_generate": True}, "more than the tokens of a batch"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -361,6 +419,21 @@ def test_what_needs_a_batch_as_a_whole_is_left_to_transformers(options: dict[str
     assert words in attached.dynx.stats.reason
     same = [out if isinstance(out, torch.Tensor) else out.sequences for out in (want, got)]
     assert same[0].tolist() == same[1].tolist()
+
+
+@pytest.mark.parametrize("end", [None, 1])
+def test_a_criterion_for_each_sequence_ends_them_one_by_one(end: int | None) -> None:
+    """As in transformers' loop, which pads what has ended; without an end token it goes on, so there it is left to do so."""
+    plain, attached = models("llama")
+    whole = greedy(plain, PADDED, attention_mask=MASK)[:, 8:].tolist()
+    texts = []
+    for model in (plain, attached):
+        each = [AfterToken(8, row[4 + 5 * i]) for i, row in enumerate(whole)]
+        options = {"stopping_criteria": StoppingCriteriaList([BySequence(each)]), "eos_token_id": end}
+        texts.append(greedy(model, PADDED, attention_mask=MASK, **options).tolist())
+
+    assert texts[0] == texts[1]
+    assert (attached.dynx.stats.reason is None) == (end is not None)
 
 
 def test_a_text_that_outgrows_the_context_is_left_to_transformers() -> None:

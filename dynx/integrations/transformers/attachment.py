@@ -15,14 +15,16 @@ from transformers import GenerationMixin
 from transformers.generation import stopping_criteria as stopping
 
 from dynx.errors import UnsupportedModelError
-from dynx.integrations.transformers import decoding, reasons
+from dynx.integrations.transformers import decoding, outputs, reasons
 from dynx.integrations.transformers.known import known_of
+from dynx.integrations.transformers.prepared import Prepared
 from dynx.integrations.transformers.stats import CallStats
 from dynx.integrations.transformers.streaming import OnceEnded
 from dynx.runtime.backends.batch import can_batch
 from dynx.runtime.backends.eager import EagerBackend
 from dynx.runtime.decision import Decision
 from dynx.speculation.engine import Drafters, Engine
+from dynx.speculation.own_candidates import from_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +81,9 @@ class Attachment:
         """The engine, made on first use, and anew where the model has moved or changed its precision."""
         now = [_state(module) for module in (self.model, self.assistant) if module is not None]
         if self._engine is None or self._made_for != now:
-            check_rollback(self.model, self.assistant)
+            target, small = backends(self.model, self.assistant)
             self._known = known_of(self.model, self.assistant, self.wanted)
-            self._engine, self._made_for = _engine(self.model, self.assistant, self._known, lookup=self.lookup), now
+            self._engine, self._made_for = _engine(target, small, self._known, lookup=self.lookup), now
         return self._engine
 
     @property
@@ -145,7 +147,7 @@ class Attachment:
         **model_kwargs: Any,
     ) -> Any:
         """Decode what `generate` has prepared."""
-        prepared = decoding.Prepared(
+        prepared = Prepared(
             input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
         )
         reason = reasons.of_inputs(
@@ -163,10 +165,13 @@ class Attachment:
                 reason = decoding.misfit(requests, engine)
                 if reason is None and several and not (able := can_batch(engine.target)).value:
                     reason = able.reason
+                more = several and generation_config.return_dict_in_generate
+                if reason is None and more:
+                    reason = outputs.why_not(engine.target, prepared)  # type: ignore[arg-type]
                 if reason is None and several:
                     out, receipts = decoding.decode_batch(prepared, requests, engine)
                     self.stats = CallStats(tuple(receipts))
-                    return out
+                    return outputs.of_batch(model, out, prepared, model_kwargs) if more else out
                 if reason is None:
                     out, receipt = decoding.decode_one(prepared, requests[0], engine, streamer)
                     self.stats = CallStats((receipt,))
@@ -193,26 +198,30 @@ def _state(model: Any) -> tuple[Any, ...]:
     return id(model), model.device, model.dtype, getattr(model.config, "_attn_implementation", None)
 
 
-def check_rollback(model: Any, assistant: Any) -> None:
-    """Raise UnsupportedModelError where the model or the assistant can't take tokens back."""
+def backends(model: Any, assistant: Any) -> tuple[EagerBackend, EagerBackend | None]:
+    """Return what runs a model and its assistant. Raises UnsupportedModelError where either can't take tokens back."""
     target = EagerBackend(model)
     if not target.can_rollback.value:
         raise UnsupportedModelError(f"the model can't be attached: {target.can_rollback.reason}")
     if target.keeps_states:
         raise UnsupportedModelError(f"the model can't be attached: {target.config.model_type} keeps a recurrent state")
-    if assistant is not None and not (able := EagerBackend(assistant).can_rollback).value:
-        raise UnsupportedModelError(f"the assistant can't draft: {able.reason}")
-
-
-def _engine(model: Any, assistant: Any, known: Known, *, lookup: bool | None) -> Engine:
-    """Make an engine with the drafters that were asked for, and lookup where the profile recommends it."""
-    target = EagerBackend(model)
     small = None if assistant is None else EagerBackend(assistant)
+    if small is not None and not (able := small.can_rollback).value:
+        raise UnsupportedModelError(f"the assistant can't draft: {able.reason}")
+    return target, small
+
+
+def _engine(target: EagerBackend, small: EagerBackend | None, known: Known, *, lookup: bool | None) -> Engine:
+    """Make an engine with the drafters that were asked for, and lookup where the profile recommends it."""
     # What wasn't asked for must not cost anything: it drafts when it has proved to pay.
     if small is None and not lookup:
         known.acceptance.regret_budget = 0.0
     looking = known.lookup if lookup is None else lookup
-    return Engine(target, Drafters(small, None, looking), acceptance_profile=known.acceptance)
+    if known.trees:
+        target.trust_trees()
+    known.acceptance.next_tokens = from_json(known.candidates, target.vocab)
+    drafters = Drafters(small, None, looking, trees=known.trees)
+    return Engine(target, drafters, acceptance_profile=known.acceptance)
 
 
 def attach(

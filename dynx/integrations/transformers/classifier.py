@@ -88,7 +88,7 @@ class ClassifierAttachment:
         self.why_full_depth: str | None
         """Why no call exits early; None where calls do."""
         self._lock = threading.Lock()
-        self._worth: dict[int, str | None] = {}
+        self._speedups: dict[int, float] = {}
         self._assembly, self._exits, self.why_full_depth = self._set_up()
         self.receipt = Receipt(self._assembly.exit_model.depth if self._assembly else 0, guarantee=self.guarantee)
         """Counts and costs of all calls that exited early."""
@@ -109,7 +109,7 @@ class ClassifierAttachment:
         """Set a copy up, without exits: what is done to its weights isn't known."""
         vars(self).update(state)
         self.stats, self.warnings = None, []
-        self._lock, self._worth = threading.Lock(), {}
+        self._lock, self._speedups = threading.Lock(), {}
         self._assembly = self._exits = None
         self.why_full_depth = "it is a copy of an attached model; attach it too"
         self.receipt = Receipt(0, guarantee=None)
@@ -157,21 +157,26 @@ class ClassifierAttachment:
             return "inputs and model lie on different devices"
         if reason := self._not_worth(len(main)):
             return reason
-        if inputs.hooked(model):
+        if inputs.hooked(self._state.parts[1:]):
             return "hooks wait for the calls of its modules"
         return None if self._state.holds else "its weights were changed or moved since it was attached"
 
     def _not_worth(self, rows: int) -> str | None:
         """Return why exits don't pay for a batch of `rows`, by the costs that calibration measured."""
-        if self._exits is None:
+        speedup = self._speedup(rows)
+        if speedup >= MIN_EXPECTED_SPEEDUP:
             return None
-        if rows not in self._worth:
-            fitted, evidence = self._exits.fitted, self._exits.evidence
-            costs = fitted.costs_at(rows)
-            speedup = simulate(self._exits.certificate.thresholds, evidence.scores, evidence.agree, costs).speedup
-            why = f"at batches of {rows} exits would make it {speedup:.2f}x as fast"
-            self._worth[rows] = None if speedup >= MIN_EXPECTED_SPEEDUP else why
-        return self._worth[rows]
+        return f"at batches of {rows} exits would make it {speedup:.2f}x as fast"
+
+    def _speedup(self, rows: int) -> float:
+        """Return how many times as fast exits make batches of `rows`, as calibration measured."""
+        if self._exits is None:
+            raise RuntimeError("there are no exits")
+        if rows not in self._speedups:
+            evidence, costs = self._exits.evidence, self._exits.fitted.costs_at(rows)
+            found = simulate(self._exits.certificate.thresholds, evidence.scores, evidence.agree, costs)
+            self._speedups[rows] = found.speedup
+        return self._speedups[rows]
 
     def _early(self, given: Mapping[str, Any]) -> Any:
         """Answer rows with the engine."""
@@ -194,7 +199,8 @@ class ClassifierAttachment:
         if assembly is None or exits is None:
             raise RuntimeError("there are no exits")
         most = min(len(sizes), assembly.batch)
-        rows = rows_together(sizes, most, {n: cost.full for n, cost in exits.fitted.costs.items()})
+        seconds = {n: cost.full for n, cost in exits.fitted.costs.items()}
+        rows = rows_together(sizes, most, seconds, 1 / self._speedup(max(seconds)))
         if rows not in self._engines:
             self._engines[rows] = assembly.engine(exits.exits(), batch=rows)
         return self._engines[rows]
@@ -320,17 +326,17 @@ class ClassifierAttachment:
         return assembly
 
 
-def rows_together(sizes: Sequence[int], most: int, seconds: Mapping[int, float]) -> int:
+def rows_together(sizes: Sequence[int], most: int, seconds: Mapping[int, float], share: float = 1.0) -> int:
     """Return how many rows to compute together, at most `most`: few need little padding, many share the cost of a batch.
 
     `sizes` are their numbers of tokens, `seconds` a row's seconds by batch size, as measured at full depth. Batches are of rows
-    of similar size.
+    of similar size. Exits leave `share` of a row's work, but nearly all of a batch's: its last rows go on to the end.
     """
     few, many = min(seconds), max(seconds)
     if few == many or most < 2:
         return most
     overhead = (seconds[few] - seconds[many]) / (1 / few - 1 / many)
-    row = seconds[many] - overhead / many
+    row = share * (seconds[many] - overhead / many)
     if overhead <= 0 or row <= 0:
         return most
     ordered = sorted(sizes, reverse=True)

@@ -12,9 +12,9 @@ import torch
 from dynx.early_exit.preprocessing import Example
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs of a text classifier that are honoured."""
@@ -49,13 +49,13 @@ def reason_of_call(model: Any, given: Mapping[str, Any], kind: str) -> str | Non
     return None
 
 
-def hooked(model: Any) -> bool:
-    """Whether anybody waits for the calls of a model's modules.
+def hooked(parts: Iterable[nn.Module]) -> bool:
+    """Whether anybody waits for the calls of modules.
 
     transformers leaves hooks of its own in place once hidden states were asked for.
     """
-    for module in model.modules():
-        if module is model or not (module._forward_hooks or module._forward_pre_hooks):
+    for module in parts:
+        if not (module._forward_hooks or module._forward_pre_hooks):
             continue
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if not str(getattr(hook, "__module__", "")).startswith("transformers."):

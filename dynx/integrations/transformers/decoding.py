@@ -1,78 +1,28 @@
-"""Decodes what `generate` has prepared: strips padding, runs the engine, and puts transformers' output together.
+"""Decodes what `generate` has prepared: strips padding, runs the engine, and pads again.
 
-Letters in shapes: B sequences, T tokens of the padded prompts, N new tokens, V vocabulary.
+Letters in shapes: B sequences, T tokens of the padded prompts, N new tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.generation import stopping_criteria as stopping
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dynx.integrations.transformers.reasons import OWN_LOOP
+from dynx.integrations.transformers import outputs
+from dynx.integrations.transformers.criteria import BySequence, ends
 from dynx.runtime.backends.recording import RecordingBackend
 from dynx.speculation.batching import Batch
 from dynx.speculation.engine import Engine
-from dynx.speculation.prepared import for_sequence
-from dynx.speculation.sampling import LogitsProcessors
-from dynx.speculation.types import ModelSettings, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from dynx.integrations.transformers.prepared import Prepared
     from dynx.integrations.transformers.streaming import OnceEnded
-    from dynx.speculation.types import Receipt
-
-
-@dataclass
-class Prepared:
-    """What `generate` hands to a decoding loop."""
-
-    ids: Tensor  # (B, T)
-    mask: Tensor | None  # (B, T)
-    processors: Sequence[Any]
-    criteria: Any  # a StoppingCriteriaList
-    config: Any
-
-    @property
-    def padding(self) -> list[int]:
-        """Tokens on the left of each row that are no part of its text."""
-        if self.mask is None:
-            return [0] * self.ids.shape[0]
-        return [int(n) for n in (self.mask == 0).sum(-1)]
-
-    @property
-    def new_tokens(self) -> int:
-        """The largest number of new tokens; one at least, since criteria are asked after a token."""
-        limits = [c.max_length for c in self.criteria if type(c) is stopping.MaxLengthCriteria]
-        return max(1, min(limits, default=int(self.config.max_length)) - self.ids.shape[1])
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """The token ids that end a sequence."""
-        found = [c.eos_token_id for c in self.criteria if type(c) is stopping.EosTokenCriteria]
-        return frozenset(int(token) for ids in found for token in ids.flatten().tolist())
-
-    @property
-    def asks_criteria(self) -> bool:
-        """Whether any criterion must be asked after every token."""
-        return any(type(c) not in OWN_LOOP for c in self.criteria)
-
-    def requests(self) -> list[Request]:
-        """Return a request for each row; seeds come from PyTorch's generator, so that `manual_seed` fixes the text."""
-        count, sampled = self.ids.shape[0], bool(self.config.do_sample)
-        seeds = torch.randint(1 << 62, (count,)).tolist() if sampled else [None] * count
-        out = []
-        for row, (tokens, pads, seed) in enumerate(zip(self.ids.tolist(), self.padding, seeds, strict=True)):
-            own = ModelSettings(prepared=for_sequence(self.processors, row, count, tokens[:pads]))
-            sampling = Sampling(temperature=1.0 if sampled else 0.0, seed=seed, own=own)
-            out.append(Request(tokens[pads:], self.new_tokens, sampling, self.ends))
-        return out
+    from dynx.speculation.types import Receipt, Request
 
 
 def misfit(requests: Sequence[Request], engine: Engine) -> str | None:
@@ -89,19 +39,22 @@ class Stopping:
     """Asks stopping criteria after every token, as transformers' loop does: with all token ids of the row, padding included."""
 
     def __init__(self, prepared: Prepared, row: int) -> None:
-        self._criteria = prepared.criteria if prepared.asks_criteria else None
-        if self._criteria is not None:
+        self._criteria: list[Any] = []
+        if prepared.asks_criteria:
+            self._criteria = [c.criteria[row] if type(c) is BySequence else c for c in prepared.criteria]
             prompt = prepared.ids[row]
             self._ids = torch.cat([prompt, prompt.new_zeros(prepared.new_tokens)])[None]  # (1, T + N)
             self._length = len(prompt)
 
     def __call__(self, token: int) -> bool:
         """Return whether the row ends with `token`."""
-        if self._criteria is None:
+        if not self._criteria:
             return False
         self._ids[0, self._length] = token
         self._length += 1
-        return bool(self._criteria(self._ids[:, : self._length], None).all())
+        seen = self._ids[:, : self._length]
+        ended = [ends(criterion, seen) for criterion in self._criteria]  # all are asked, as `generate` does
+        return any(ended)
 
 
 def decode_one(prepared: Prepared, request: Request, engine: Engine, streamer: OnceEnded | None) -> tuple[Any, Receipt]:
@@ -123,25 +76,7 @@ def decode_one(prepared: Prepared, request: Request, engine: Engine, streamer: O
     sequences = torch.cat([prepared.ids, prepared.ids.new_tensor([tokens])], dim=-1)
     if recording is None:
         return sequences, run.receipt()
-    return _output(sequences, tokens, request, recording, config), run.receipt()
-
-
-def _output(sequences: Tensor, tokens: list[int], request: Request, recording: RecordingBackend, config: Any) -> Any:
-    """Return the tokens with the scores, logits and cache that were asked for."""
-    start = len(request.prompt)
-    values: dict[str, Any] = {"sequences": sequences}
-    if config.output_scores or config.output_logits:
-        logits = recording.session.logits(start - 1, start - 1 + len(tokens)).clone()  # (N, V)
-        if config.output_logits:
-            values["logits"] = tuple(row[None] for row in logits)
-        if config.output_scores:
-            processors = LogitsProcessors.for_request(request, recording.vocab)
-            scores = processors.scores(logits, request.prompt, tokens[:-1])
-            values["scores"] = tuple(row[None] for row in scores)
-    if config.use_cache:
-        names = {field.name for field in fields(GenerateDecoderOnlyOutput)}
-        values["cache" if "cache" in names else "past_key_values"] = recording.session.cache(start + len(tokens) - 1)
-    return GenerateDecoderOnlyOutput(**values)
+    return outputs.of_one(sequences, tokens, request, recording, config), run.receipt()
 
 
 def decode_batch(prepared: Prepared, requests: Sequence[Request], engine: Engine) -> tuple[Tensor, list[Receipt]]:

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """An acceptance profile for an engine, and whether calibration recommended lookup."""
+    """An acceptance profile for an engine, and which ways of drafting calibration recommended."""
 
     profile: Decision[str]
     """The profile's id, or "none", and why."""
     acceptance: AcceptanceProfile
     lookup: bool = True
     """Whether drafts from the prompt may be worth trying."""
+    trees: bool = False
+    """Whether passes that verify trees of candidates were found to gain on PyTorch."""
+    candidates: Any = None
+    """The likeliest next tokens after single ones, as the profile stores them: what trees begin with."""
 
 
 def known_of(model: Any, assistant: Any, wanted: str | None) -> Known:
@@ -79,4 +83,11 @@ def _read(plan: GeneratorPlan, said: list[str]) -> Known:
         reason += f"; its times are {TITLES.get(plan.backend, plan.backend)}'s, so they are measured anew here"
     if plan.fitted.get("exit_layers"):
         reason += "; the model doesn't draft with its own first layers, which would change its blocks"
-    return Known(Decision(profile.key.id, reason), acceptance, bool(plan.fitted.get("lookup", True)))
+    fitted, same = plan.fitted, plan.backend == TORCH and not plan.bundled
+    return Known(
+        Decision(profile.key.id, reason),
+        acceptance,
+        bool(fitted.get("lookup", True)),
+        same and fitted.get("trees") is True,
+        fitted.get("own_candidates"),
+    )

@@ -13,6 +13,7 @@ import torch
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.configuration_utils import GenerationMode
 
+from dynx.integrations.transformers.criteria import BySequence
 from dynx.speculation.prepared import first_unknown
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ FOR_GENERATE = ("tokenizer", "assistant_tokenizer", "trust_remote_code")
 OWN_LOOP = (stopping.EosTokenCriteria, stopping.MaxLengthCriteria)
 """Criteria that the engine keeps to by itself."""
 
-BY_SEQUENCE = (*OWN_LOOP, stopping.StopStringCriteria)
+BY_SEQUENCE = (*OWN_LOOP, stopping.StopStringCriteria, BySequence)
 """Criteria that decide for each sequence of a batch alone, and by its tokens only."""
 
 INPUTS = frozenset({"input_ids", "attention_mask"})
@@ -102,10 +103,8 @@ def of_inputs(
         return f"{unusual[0]} looks at a batch as a whole"
     if streams:
         return "a streamer takes a batch token by token"
-    if config.return_dict_in_generate:
-        return "more than the tokens of a batch is asked for"
     kinds = {type(c) for c in criteria}
-    if stopping.StopStringCriteria in kinds and stopping.EosTokenCriteria not in kinds:
+    if kinds & {stopping.StopStringCriteria, BySequence} and stopping.EosTokenCriteria not in kinds:
         return "without an end token, a batch goes on until its last sequence has stopped"
     return None
 
