@@ -405,19 +405,14 @@ def train(given: argparse.Namespace, model: Any, samples: list[Sample]) -> None:
     scale = torch.cat([s.states[s.prompt :] for s in learn[:200]]).float().pow(2).mean(0).sqrt().clamp(min=1e-3)
     head = Learned(model, given.form, scale)
     place, begun = given.work / f"{given.form}.head", time.process_time()
-    groups = [
-        {
-            "params": [p for n, p in head.named_parameters() if n.startswith(("fuse", "first", "later", "own"))],
-            "share": 0.2,
-        },
-        {"params": [p for n, p in head.named_parameters() if n.startswith(("layer", "norm"))], "share": 1.0},
-    ]
-    if given.form != "ridge":
-        groups[0]["share"] = 1.0
+    # What least squares found moves slowly.
+    share = {True: 0.2 if given.form == "ridge" else 1.0, False: 1.0}
+    named = [(name.startswith(("fuse", "first", "later", "own")), p) for name, p in head.named_parameters()]
+    groups = [{"params": [p for linear, p in named if linear == kind], "share": share[kind]} for kind in share]
     optimizer = torch.optim.AdamW(groups, lr=given.rate, betas=(0.9, 0.95), weight_decay=0.01)
     spent, step, total = 0.0, 0, given.minutes * 60
-    if place.exists():
-        kept = torch.load(place)
+    kept = torch.load(place) if place.exists() else None
+    if kept:
         head.load_state_dict(kept["head"])
         optimizer.load_state_dict(kept["optimizer"])
         spent, step = kept["spent"], kept["step"]
@@ -425,9 +420,7 @@ def train(given: argparse.Namespace, model: Any, samples: list[Sample]) -> None:
         head.solve(learn)
         spent = time.process_time() - begun
         report(head, samples, vocabulary, spent)
-    average = (
-        {name: value.clone() for name, value in head.state_dict().items()} if not place.exists() else kept["average"]
-    )
+    average = kept["average"] if kept else {name: value.clone() for name, value in head.state_dict().items()}
     marks = [m * 60 for m in given.marks if spent < m * 60 < total] + [total]
     draw, waiting, begun = random.Random(step), list[list[Sample]](), time.process_time()
     while spent < total:
@@ -443,13 +436,8 @@ def train(given: argparse.Namespace, model: Any, samples: list[Sample]) -> None:
             average[name].lerp_(value, 1 - min(0.995, (step + 1) / (step + 10)))
         spent, begun = spent + time.process_time() - begun, time.process_time()
         if step % 50 == 0 or spent >= marks[0]:
-            state = {
-                "head": head.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "spent": spent,
-                "step": step,
-            }
+            state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            state.update(spent=spent, step=step)
             torch.save(state, place.with_suffix(".begun"))
             place.with_suffix(".begun").rename(place)
         if spent >= marks[0]:
