@@ -66,7 +66,11 @@ def test_segments_label_tokens_like_the_model(kind: str, tmp_path: Path) -> None
         inputs = assembly.preprocessor.collate(rows_of(assembly, texts))
         real = inputs["attention_mask"].numpy() != 0
         seen: list[Any] = []
-        out = exit_model.run(inputs, watch=lambda _k, hidden, _rows: seen.append(hidden.numpy()), exits=(1, 3)).logits
+
+        def watch(_k: int, hidden: Any, _rows: Any, seen: list[Any] = seen) -> None:
+            seen.append(hidden.numpy())
+
+        out = exit_model.run(inputs, watch=watch, exits=(1, 3)).logits
         features, logits = model.run_all({name: inputs[name].numpy() for name in model.input_names})
         np.testing.assert_allclose(logits[real], out.numpy()[real], atol=CLOSE)
         for ours, theirs in zip(features, seen, strict=True):
