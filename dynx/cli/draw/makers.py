@@ -31,7 +31,7 @@ class Makers:
         return self.asked if item.size is None else replace(self.asked, size=item.size)
 
     def of(self, item: Item) -> ImageGenerator:
-        """Return the generator of a picture's size, made when it is first needed. Raises InvalidInput for a size that can't be."""
+        """Return the generator of a picture's size, made when it is first needed. Raises InvalidInput for an impossible size."""
         size = item.size
         if size is None or size == self.artist.assembly.plan.request.size:
             return self.artist
