@@ -16,9 +16,10 @@ def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
         return diffusers.attach(model, **({} if tokenizer is None else {"tokenizer": tokenizer}), **options)
     inner, own = _inside(model)
     if inner is not None:
-        if getattr(model, "task", None) == "token-classification":  # what its entities are
-            strategy = getattr(model, "_postprocess_params", {}).get("aggregation_strategy")
-            options = {"aggregation_strategy": "none" if strategy is None else strategy.value, **options}
+        if getattr(model, "task", None) == "token-classification":
+            from dynx.integrations.transformers.token_classifier import options_of_pipeline
+
+            options = options_of_pipeline(model) | options
         attach(inner, own if tokenizer is None else tokenizer, **options)
         return model
     if hasattr(model, "main_input_name"):

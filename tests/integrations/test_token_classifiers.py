@@ -16,7 +16,7 @@ from dynx.early_exit import assemble, make_plan
 from dynx.early_exit.calibrate import calibrate
 from dynx.early_exit.features import Inputs
 from dynx.early_exit.plan import ClassifierRequest
-from dynx.errors import InvalidInput
+from dynx.errors import InvalidInput, UnsupportedModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,3 +113,10 @@ def test_first_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model, tokenizer = load(folder)
     dynx.attach(model, tokenizer, max_disagreement=EPS, aggregation_strategy="first")
     assert "looks at words" in model.dynx.why_full_depth
+
+
+def test_windows_over_a_text_are_refused(easy: Path) -> None:
+    """The promise is on whole texts; where it's asked for in the pipeline, that shows."""
+    pipe = pipeline("token-classification", str(easy), aggregation_strategy="simple", stride=4)
+    with pytest.raises(UnsupportedModelError, match="stride"):
+        dynx.attach(pipe, max_disagreement=EPS)

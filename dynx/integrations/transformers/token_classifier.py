@@ -86,6 +86,14 @@ def tokens_around(preprocessor: Any) -> tuple[list[int], list[int]]:
     return ids[: own[0]], ids[own[-1] + 1 :]
 
 
+def options_of_pipeline(pipe: Any) -> dict[str, Any]:
+    """Return what a pipeline tells of its entities. UnsupportedModelError: it cuts texts, and the promise is on whole ones."""
+    if pipe._preprocess_params.get("tokenizer_params", {}).get("stride") is not None:
+        raise UnsupportedModelError("the pipeline reads texts in windows (stride), and the promise is on whole texts")
+    strategy = pipe._postprocess_params.get("aggregation_strategy")
+    return {"aggregation_strategy": "none" if strategy is None else strategy.value}
+
+
 def is_token_classifier(model: Any) -> bool:
     """Whether a model is one of transformers' classifiers of tokens, by its name."""
     return type(model).__name__.endswith("ForTokenClassification")
