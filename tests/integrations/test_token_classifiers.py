@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("alone")
 
 EPS = 0.1
-TEXTS = sentences(60, seed=9)
+TEXTS = sentences(120, seed=9)
 
 
 @pytest.fixture
