@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Makers:
     """Generators by size. What a profile certifies is about one size, so each size has a plan of its own."""
 
-    def __init__(self, asked: Asked, assembly: LoadedImageGenerator, terminal: Terminal) -> None:
-        self.asked = asked
+    def __init__(self, asked: Asked, assembly: LoadedImageGenerator, terminal: Terminal, *, together: bool) -> None:
+        self.asked, self._together = asked, together
         self.artist = ImageGenerator(assembly)
         """The generator of the batch's own size."""
         self._terminal = terminal
@@ -40,11 +40,13 @@ class Makers:
         return self._others[size]
 
     def _made(self, size: Size) -> ImageGenerator:
-        from dynx.diffusion import make_plan
-        from dynx.diffusion.setup import assemble_over
+        from dynx.diffusion import assemble_over, make_plan
 
         own = self.artist.assembly
         plan = make_plan(replace(own.plan.request, size=size))
-        assembly = assemble_over(plan, own.engine.pipe, stages=self._terminal.status, warn=self._terminal.warn)
-        self._terminal.clear_status()
+        terminal = self._terminal
+        assembly = assemble_over(
+            plan, own.engine.pipe, stages=terminal.status, warn=terminal.warn, together=self._together
+        )
+        terminal.clear_status()
         return ImageGenerator(assembly)

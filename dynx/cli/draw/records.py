@@ -18,7 +18,7 @@ SEED_LIMIT = 1 << 63
 
 @dataclass(frozen=True)
 class Record:
-    """A picture that a line asks for; None is the command line's."""
+    """The picture that a line is for; None means what the command line gives."""
 
     prompt: str
     size: tuple[int, int] | None = None
@@ -26,7 +26,7 @@ class Record:
 
 
 def parse_record(line: str, count: int) -> Record:
-    """Return what a line asks for: a JSON object's fields, and any other line as a prompt.
+    """Return the picture that a line is for: a JSON object's fields, or any other line as a prompt.
 
     `count` is the number of consecutive seeds that are drawn. Raises UsageError for an object that can't be used.
     """

@@ -157,7 +157,7 @@ def read_prompts(options: Options, terminal: Terminal, lines: Arrivals | None = 
 
 
 def followed(line: str | BadLine, arguments: list[str], count: int) -> list[Record | BadLine]:
-    """Return what a line asks for, with each of the arguments appended to its prompt; the prompt itself if there are none."""
+    """Return the pictures of a line: its prompt with each of the arguments appended, the prompt alone if there are none."""
     if isinstance(line, BadLine):
         return [line]
     try:

@@ -80,7 +80,7 @@ class Studio:
 
     def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
         """Draw the pictures of a batch. Raises KeyboardInterrupt after saving the picture that Ctrl-C interrupted."""
-        makers = Makers(batch.asked, assembly, self._terminal)
+        makers = Makers(batch.asked, assembly, self._terminal, together=not self._options.preview)
         artist = makers.artist
         self._overlong(artist, batch.asked.negative, "the negative prompt")
         known = assembly.step_profile
