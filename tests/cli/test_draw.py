@@ -231,12 +231,12 @@ def pixels_of(path: Path) -> Any:
     ("line", "said"),
     [
         ('{"prompt": "a cat", "size": 15}', "multiples of"),
-        ('{"prompt": "a cat", "size": "wide"}', "the line's `size` wide"),
-        ('{"prompt": "a cat", "size": [16]}', "the line's `size` [16]"),
-        ('{"prompt": "a cat", "seed": -1}', "the line's `seed` -1"),
-        ('{"prompt": "a cat", "seed": true}', "the line's `seed` true"),
-        ('{"prompt": 3}', "without a text in `prompt`"),
-        ('{"prompt": "a cat", "steps": 3}', "the line has `steps`"),
+        ('{"prompt": "a cat", "size": "wide"}', "the line's size wide"),
+        ('{"prompt": "a cat", "size": [16]}', "the line's size [16]"),
+        ('{"prompt": "a cat", "seed": -1}', "the line's seed -1"),
+        ('{"prompt": "a cat", "seed": true}', "the line's seed true"),
+        ('{"prompt": 3}', "without a text as its prompt"),
+        ('{"prompt": "a cat", "steps": 3}', "the line has the field steps"),
     ],
 )
 def test_a_line_that_cannot_be_used_fails_alone(draw: Cli, here: Path, line: str, said: str) -> None:

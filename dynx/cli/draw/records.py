@@ -37,25 +37,25 @@ def parse_record(line: str, count: int) -> Record:
     except ValueError:
         return Record(line)  # braces are text too
     if not isinstance(found.get("prompt"), str):
-        raise UsageError("the line is a JSON object without a text in `prompt`")
+        raise UsageError("the line is a JSON object without a text as its prompt")
     if unknown := [name for name in found if name not in FIELDS]:
-        raise UsageError(f"the line has `{unknown[0]}`; a picture of its own can have {', '.join(FIELDS)}")
+        raise UsageError(f"the line has the field {unknown[0]}; it can have {', '.join(FIELDS)}")
     return Record(found["prompt"], _size(found.get("size")), _seed(found.get("seed"), count))
 
 
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None or isinstance(value, str):
-        return parse_size(value, "the line's `size`")
+        return parse_size(value, "the line's size")
     sides = [value, value] if isinstance(value, int) else value
     if isinstance(sides, list) and len(sides) == 2 and all(type(side) is int and 0 < side < 100_000 for side in sides):
         return sides[0], sides[1]
-    raise UsageError(f"the line's `size` {json.dumps(value)[:40]}: must be WxH, one number, or a list of both")
+    raise UsageError(f"the line's size {json.dumps(value)[:40]}: must be WxH, one number, or a list of both")
 
 
 def _seed(value: Any, count: int) -> int | None:
     if value is None or (type(value) is int and 0 <= value <= SEED_LIMIT - count):
         return value
-    raise UsageError(f"the line's `seed` {json.dumps(value)[:40]}: must be a whole number from 0")
+    raise UsageError(f"the line's seed {json.dumps(value)[:40]}: must be a whole number from 0")
 
 
 def parse_size(text: str | None, what: str = "--size") -> tuple[int, int] | None:
