@@ -232,7 +232,7 @@ complete -c dynx -n '__dynx_at dynx draw' -l draft -d 'Draw a cheap preview in f
 complete -c dynx -n '__dynx_at dynx draw' -l finish -r -F -d 'Draw a draft\'s PNG again in full quality'
 complete -c dynx -n '__dynx_at dynx draw' -l info -r -F -d 'Print how a PNG was drawn, and exit'
 complete -c dynx -n '__dynx_at dynx draw' -l column -x -d 'With --input: the column, or the key of JSON lines, that holds the prompts'
-complete -c dynx -n '__dynx_at dynx draw' -l lines -d 'One prompt per line of stdin'
+complete -c dynx -n '__dynx_at dynx draw' -l lines -d 'One prompt per line of stdin, or a JSON object with prompt, and size and seed if they differ'
 complete -c dynx -n '__dynx_at dynx draw' -l no-stdin -d 'Never read stdin'
 complete -c dynx -n '__dynx_at dynx draw' -l show -x -a 'auto always never' -d 'Show the picture in the terminal'
 complete -c dynx -n '__dynx_at dynx draw' -l preview -d 'Show intermediate images in the terminal'

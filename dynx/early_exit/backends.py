@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.assembly import AnyEngine, LoadedClassifier, Ranges
     from dynx.early_exit.attach.interface import ClassifierModel
+    from dynx.early_exit.engine import Answer
     from dynx.early_exit.plan import ClassifierPlan, ClassifierRequest
     from dynx.early_exit.preprocessing import Example, Preprocessor
     from dynx.runtime.profile import Profile
 
-
-TOKENS_ON_TORCH = "the model labels tokens, and OpenVINO's segments pool a text into one vector"
-"""Why such a model runs on PyTorch."""
 
 QUANTIZATIONS = ("none", "int8")
 """Values of `quantize` that classifiers support."""
@@ -214,9 +212,8 @@ def _on_openvino(
     """Load the assembly's model again, with its blocks on OpenVINO."""
     import torch
 
-    from dynx.early_exit.agreement import agrees
     from dynx.early_exit.assembly import attach_exits, engine_over, load_model
-    from dynx.early_exit.attach.model import ExitModel
+    from dynx.early_exit.attach.model import ExitModel, model_inputs
     from dynx.runtime.backends.openvino import blocks as openvino_blocks
 
     plan = assembly.plan
@@ -229,21 +226,33 @@ def _on_openvino(
         def run() -> None:
             with torch.inference_mode():
                 for at in range(0, len(seen), assembly.batch):
-                    model(**preprocessor.collate(seen[at : at + assembly.batch]))
+                    model(**model_inputs(preprocessor.collate(seen[at : at + assembly.batch])))
 
         block_backend = requested_blocks(plan, OPENVINO, openvino_blocks.observe(exit_model.blocks, run))
     others = rows[MAX_OBSERVED_INPUTS:][:MAX_OBSERVED_INPUTS] or rows
-    expected = answers_of(engine_over(exit_model, preprocessor, assembly.batch), others)
+    expected = engine_over(exit_model, preprocessor, assembly.batch).window(others)
     made = replace_blocks(exit_model, preprocessor, block_backend, plan.threads)
-    got = answers_of(engine_over(made, preprocessor, assembly.batch), others)
-    if block_backend.quantized:
-        same = agrees(got, expected, assembly.labels.problem, assembly.tolerance(expected))
-        differ, eps = int((~same).sum()), plan.request.max_disagreement
-        if differ > MAX_SHARE_OF_DISAGREEMENT * eps * len(others):
-            raise UnsupportedModelError(
-                f"{differ:,} of {len(others):,} answers differ then, too many for {percent(eps)}"
-            )
+    got = engine_over(made, preprocessor, assembly.batch).window(others)
+    if block_backend.quantized and (why := too_many_differ(assembly, others, got, expected)):
+        raise UnsupportedModelError(why)
     return made, preprocessor, block_backend
+
+
+def too_many_differ(
+    assembly: LoadedClassifier, rows: Sequence[Example], got: Sequence[Answer], expected: Sequence[Answer]
+) -> str | None:
+    """Say that too many answers differ from the float32 model's for exits to be added; None where they don't."""
+    import numpy as np
+    import torch
+
+    tolerance = 0.0
+    if assembly.plan.kind != "tokens":
+        tolerance = assembly.tolerance(torch.from_numpy(np.stack([answer.logits for answer in expected])))
+    differ = assembly.labels.same(rows, got, rows, expected, tolerance).count(False)
+    eps = assembly.plan.request.max_disagreement
+    if differ <= MAX_SHARE_OF_DISAGREEMENT * eps * len(rows):
+        return None
+    return f"{differ:,} of {len(rows):,} answers differ, too many for {percent(eps)}"
 
 
 def answers_of(engine: AnyEngine, rows: Sequence[Example]) -> Tensor:

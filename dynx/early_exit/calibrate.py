@@ -286,7 +286,11 @@ def _about_tokens(assembly: LoadedClassifier) -> dict[str, str]:
 def _full_depth_evidence(assembly: LoadedClassifier, seen: AnyFeatures, rows: Sequence[Example]) -> dict[str, int]:
     """Count the rows that the model answers differently from the reference at full depth."""
     if isinstance(seen, TokenFeatures):
-        return {"n": len(seen), "disagreements": int((~seen.agree(seen.logits)).sum())}
+        same_entities = seen.agree(seen.logits)
+        if assembly.segments is not None:
+            found = seen.labels.sets(rows, [answer.logits for answer in assembly.engine().window(rows)])
+            same_entities = np.asarray([own == truth for own, truth in zip(found, seen.truth, strict=True)])
+        return {"n": len(seen), "disagreements": int((~same_entities).sum())}
     logits = seen.logits
     if assembly.segments is not None:  # in one piece it may round in other ways than in segments
         logits = answers_of(assembly.engine(), rows)

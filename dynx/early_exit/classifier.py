@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from dynx.early_exit.apply_profile import certify_full_depth
 from dynx.early_exit.assembly import BlockBackend, Reference, is_reference
 from dynx.early_exit.audit import Audit, audited
-from dynx.early_exit.backends import TOKENS_ON_TORCH
 from dynx.early_exit.preprocessing import Example
 from dynx.early_exit.types import EXACT_GUARANTEE, Entities, Guarantee, Prediction, Receipt
 from dynx.errors import InvalidInput, UnsupportedModelError
@@ -43,8 +42,6 @@ class Classifier:
         self.labels = assembly.labels
         self.audit = Audit(request.max_disagreement, request.delta) if audit else None
         self.receipt = Receipt(assembly.exit_model.depth)
-        if assembly.plan.kind == "tokens":
-            self.receipt.backend = f"PyTorch ({TOKENS_ON_TORCH})"
         self._share, self._on_alarm = audit, on_alarm
         self._reference: Reference | None = None
         self._answered: Mapping[int, Answer] = {}

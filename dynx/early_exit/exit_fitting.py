@@ -15,7 +15,7 @@ import numpy as np
 
 from dynx.early_exit.agreement import AgreementScore
 from dynx.early_exit.assembly import BlockBackend
-from dynx.early_exit.backends import TOKENS_ON_TORCH, use_fastest_backend
+from dynx.early_exit.backends import use_fastest_backend
 from dynx.early_exit.costs import measure_costs
 from dynx.early_exit.exit_depths import candidates
 from dynx.early_exit.features import collect_any
@@ -132,7 +132,7 @@ def _learned(
         if assembly.segments is None:
             return seen.at(kept)
         assembly.segments = assembly.segments.at(kept)
-        seen = collect_any(assembly, rows, kept, seen.reference_logits)
+        seen = collect_any(assembly, rows, kept, seen.reference)
         return seen
 
     exits = learn(
@@ -265,9 +265,6 @@ def choose_backend(
     assembly: LoadedClassifier, rows: Sequence[Example], clock: Callable[[], float], on_stage: Callable[[str], None]
 ) -> None:
     """Have the assembly run on what is fastest: segments on OpenVINO, single blocks where those can't be, or PyTorch."""
-    if assembly.plan.kind == "tokens":
-        assembly.plan.decisions.backend = Decision(TORCH, TOKENS_ON_TORCH)
-        return
     refused = use_segments(assembly, rows, clock, on_stage)
     if refused is None:
         return

@@ -54,6 +54,11 @@ class CollectedFeatures:
     def __len__(self) -> int:
         return len(self.logits)
 
+    @property
+    def reference(self) -> Tensor:
+        """What answers are compared with: the logits (n, C) of the full float32 model."""
+        return self.reference_logits
+
     def rows(self, which: NDArray[np.int64]) -> CollectedFeatures:
         """Select rows."""
         index = torch.from_numpy(which)

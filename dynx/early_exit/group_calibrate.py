@@ -25,6 +25,7 @@ from dynx.early_exit.envelope import envelope, range_arrays, segments_of
 from dynx.early_exit.exit_depths import candidates
 from dynx.early_exit.exit_fitting import SEED, choose_backend
 from dynx.early_exit.features import collect
+from dynx.early_exit.group_backend import use_certifiable
 from dynx.early_exit.group_setup import engine_of, stages_of, threads_of
 from dynx.early_exit.groups.certify import GroupEvidence, choose_rules, group_bounds
 from dynx.early_exit.groups.costs import measure_stage_costs
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from dynx.early_exit.groups.rule import GroupRule
     from dynx.early_exit.preprocessing import Example
     from dynx.runtime.certify import Certificate, Costs
+
+FULL_MODEL = "running the full model"
 
 MAX_CALIBRATION_ROWS = 30_000
 """Most rows of all groups together: a bound on time and memory."""
@@ -115,20 +118,27 @@ def calibrate(
             f"{len(known.groups)} different inputs{lost}; at least {MIN_CALIBRATION_INPUTS} are needed",
             hint=f"better: {recommended_inputs(request)}",
         )
-    rows = known.rows
+    rows, loaded_on = known.rows, assembly.block_backend
     choose_backend(assembly, [rows[i] for i in parts[0].rows], clock, lambda what: progress(0.0, what))
-    progress(0.0, "running the full model")
+    progress(0.0, FULL_MODEL)
     reference = None
     if not is_reference(assembly):
         pairs = [pair for item in known.items for pair in pairs_of(item, request)]
         reference = torch.from_numpy(Reference(assembly).logits(pairs))
-    if assembly.segments is not None:
-        assembly.segments = assembly.segments.at(candidates(assembly.exit_model.depth))
-    seen = collect(
-        assembly, rows, assembly.exit_depths, reference, lambda x: progress(0.05 + 0.35 * x, "running the full model")
-    )
-    learned = _learn(assembly, seen, rows, parts, rule, budget, clock, lambda x, what: progress(0.4 + 0.45 * x, what))
     values = values_of(assembly.exit_model.model.config, request)
+
+    def collected() -> CollectedFeatures:
+        if assembly.segments is not None:
+            assembly.segments = assembly.segments.at(candidates(assembly.exit_model.depth))
+        return collect(assembly, rows, assembly.exit_depths, reference, lambda x: progress(0.05 + 0.35 * x, FULL_MODEL))
+
+    def differing(seen: CollectedFeatures) -> tuple[int, int]:
+        """Count the results of the first two parts that differ at full depth, and all of them."""
+        found = [_evidence(seen, np.empty((0, len(part.rows))), values, part) for part in parts[:2]]
+        return sum(int(each.differs_at_full_depth(rule).sum()) for each in found), sum(map(len, found))
+
+    seen = use_certifiable(assembly, collected, differing, loaded_on)
+    learned = _learn(assembly, seen, rows, parts, rule, budget, clock, lambda x, what: progress(0.4 + 0.45 * x, what))
     if learned is None:
         if assembly.segments is not None:
             assembly.segments = assembly.segments.at(())

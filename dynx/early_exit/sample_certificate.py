@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dynx.early_exit.assembly import is_reference
+from dynx.early_exit.assembly import Reference, is_reference
 from dynx.early_exit.audit import certify_sample, draw_sample
 from dynx.early_exit.calibrate import MIN_CALIBRATION_INPUTS, require_tolerance
 from dynx.early_exit.engine import Answer
+from dynx.early_exit.entities.labels import EntityLabels
 from dynx.early_exit.exit_fitting import collect_evidence, learn
 from dynx.early_exit.features import collect_any, reference_of
 from dynx.early_exit.preprocessing import Example
@@ -68,8 +69,9 @@ def certify(classifier: Classifier, items: Sequence[Any]) -> str:
     if not assembly.can_exit:
         return f"full depth: {assembly.why_full_depth}"
     require_tolerance(assembly)
-    if assembly.plan.kind == "tokens" and not is_reference(assembly):
-        return "full depth: a sample of entities is certified in float32, without `max_length`"
+    if assembly.plan.kind == "tokens" and assembly.truncation is not None:
+        classifier.set_exits(None, classifier.full_guarantee, {})
+        return "full depth: a sample of entities is certified without `max_length`"
     eps, delta = assembly.plan.request.max_disagreement, assembly.plan.request.delta
     known = assembly.exit_profile
     learning = 0 if known else LEARNING_INPUTS
@@ -164,12 +166,19 @@ def _run(
     made = assembly.preprocessor.rows([items[n] for n in numbers])
     present = [i for i, row in enumerate(made) if isinstance(row, Example)]
     rows = [row for row in made if isinstance(row, Example)]
-    if known is None:
-        reference = reference_of(assembly, [items[numbers[i]] for i in present])
+    own, labels = [items[numbers[i]] for i in present], assembly.labels
+    entities: list[Answer] = []
+    if known is not None:
+        reference: Any = torch.from_numpy(known[present])
+    elif isinstance(labels, EntityLabels) and not is_reference(assembly):
+        full_rows, entities = Reference(assembly).read(own)
+        reference = labels.sets(full_rows, [answer.logits for answer in entities])
     else:
-        reference = torch.from_numpy(known[present])
+        reference = reference_of(assembly, own)
     seen = collect_any(assembly, rows, depths, reference)
-    full = seen.full_logits() if isinstance(seen, TokenFeatures) else seen.reference_logits.numpy()
+    full: Sequence[NDArray[np.float32]] = [answer.logits for answer in entities]
+    if not entities:
+        full = seen.full_logits() if isinstance(seen, TokenFeatures) else list(seen.reference_logits.numpy())
     for i, logits in zip(present, full, strict=True):
         answered[numbers[i]] = Answer(logits, None, assembly.exit_model.depth, None)
     return seen, present

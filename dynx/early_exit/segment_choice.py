@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.early_exit.assembly import BlockBackend, attach_exits, load_model
 from dynx.early_exit.attach.model import ExitModel
-from dynx.early_exit.backends import MAX_OBSERVED_INPUTS, MAX_SHARE_OF_DISAGREEMENT, answers_of, probes_of, race
+from dynx.early_exit.backends import MAX_OBSERVED_INPUTS, probes_of, race, too_many_differ
 from dynx.early_exit.segments.segments import Cut, Segments
 from dynx.errors import UnsupportedModelError
 from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt, usable
-from dynx.runtime.binomial import percent
 from dynx.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
     from dynx.early_exit.assembly import LoadedClassifier, Ranges
+    from dynx.early_exit.engine import Answer
     from dynx.early_exit.plan import ClassifierPlan
     from dynx.early_exit.preprocessing import Example
 
@@ -107,7 +105,7 @@ def _arms(
     plan, refused = assembly.plan, list[str]()
     probes = probes_of(assembly.preprocessor.probe(), source.kind)
     others = rows[MAX_OBSERVED_INPUTS:][:MAX_OBSERVED_INPUTS] or rows
-    expected: Tensor | None = None
+    expected: list[Answer] | None = None
     arms: dict[str, Segments] = {}
     for precision in precisions(plan):
         ranges = _observed(assembly, source, rows) if precision == "int8" else {}
@@ -121,8 +119,9 @@ def _arms(
             continue
         if precision != "float32":
             if expected is None:
-                expected = answers_of(_engine(assembly, source), others)
-            if why := _disagrees(assembly, segments, others, expected):
+                expected = _engine(assembly, source).window(others)
+            got = segments.engine(assembly.preprocessor, assembly.batch).window(others)
+            if why := too_many_differ(assembly, others, got, expected):
                 refused.append(f"in {precision} {why}")
                 continue
         arms[precision] = segments
@@ -149,15 +148,3 @@ def _observed(assembly: LoadedClassifier, source: ExitModel, rows: Sequence[Exam
                 source.run(assembly.preprocessor.collate(seen[at : at + assembly.batch]))
 
     return openvino_blocks.observe(source.blocks, run)
-
-
-def _disagrees(assembly: LoadedClassifier, segments: Segments, rows: Sequence[Example], expected: Tensor) -> str | None:
-    """Say that too many answers differ from the float32 model's for exits to be added; None where they don't."""
-    from dynx.early_exit.agreement import agrees
-
-    got = answers_of(segments.engine(assembly.preprocessor, assembly.batch), rows)
-    same = agrees(got, expected, assembly.labels.problem, assembly.tolerance(expected))
-    differ, eps = int((~same).sum()), assembly.plan.request.max_disagreement
-    if differ <= MAX_SHARE_OF_DISAGREEMENT * eps * len(rows):
-        return None
-    return f"{differ:,} of {len(rows):,} answers differ, too many for {percent(eps)}"

@@ -20,7 +20,7 @@ from dynx.early_exit.items import GROUPED
 from dynx.early_exit.plan import AGGREGATION_STRATEGIES, BUNDLED, TASK, ClassifierDecisions, ClassifierPlan
 from dynx.errors import InvalidInput, NoProfileError, UnsupportedModelError
 from dynx.runtime import loading
-from dynx.runtime.backends.registry import ALIASES, OPENVINO, TITLES, TORCH, attempt
+from dynx.runtime.backends.registry import OPENVINO, TITLES, TORCH, attempt
 from dynx.runtime.decision import Decision
 from dynx.runtime.device import choose_dtype
 from dynx.runtime.plan import BackendSpec, TaskRules, resolve
@@ -58,8 +58,6 @@ def make_plan(
     plan = ClassifierPlan(
         request, source, found.machine, found.key, found.profile, found.arrays, found.bundled, decisions, kind=kind
     )
-    if kind == "tokens":
-        decisions.backend = Decision(TORCH, backends.TOKENS_ON_TORCH)
     if found.mismatch is not None:
         plan.drop_profile(found.mismatch, warn)
     if request.quantize != "none":
@@ -68,7 +66,7 @@ def make_plan(
 
 
 def _check_tokens(request: ClassifierRequest, source: Source, *, tokens: bool) -> None:
-    """Raise InvalidInput for settings that don't fit whether the model labels tokens, DeviceError for a backend."""
+    """Raise InvalidInput for settings that don't fit whether the model labels tokens."""
     strategy = request.aggregation_strategy
     if not tokens:
         if strategy is not None:
@@ -79,8 +77,6 @@ def _check_tokens(request: ClassifierRequest, source: Source, *, tokens: bool) -
     if request.per_class or request.within is not None:
         what = "per_class" if request.per_class else "within"
         raise InvalidInput(f"`{what}` is for models with one answer per input, and {source.name} labels tokens")
-    if ALIASES.get(request.backend, request.backend) == OPENVINO:
-        raise InvalidInput(f"`backend` {request.backend}: {backends.TOKENS_ON_TORCH}")
 
 
 def _check_groups(request: ClassifierRequest) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from dynx.early_exit.attach.model import ExitModel
 from dynx.early_exit.entities.labels import EntityLabels
 from dynx.early_exit.entities.preprocessing import counted_of
-from dynx.errors import UnsupportedModelError
+from dynx.errors import InvalidInput, UnsupportedModelError
+from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +52,11 @@ class TokenFeatures:
     def reference_logits(self) -> Tensor:
         """What heads are fitted to: the model's own logits (N, C)."""
         return self.logits
+
+    @property
+    def reference(self) -> Sequence[EntitySet]:
+        """What entities are compared with: those of the full float32 model."""
+        return self.truth
 
     def _bounds(self) -> NDArray[np.int64]:
         """Return where each text's tokens begin, and the end."""
@@ -123,29 +129,19 @@ def collect_tokens(
 
     `truth` are the full float32 model's entities; None where the model is it. UnsupportedModelError: exits can't be attached.
     """
-    exit_model, labels = assembly.exit_model, assembly.labels
-    if not isinstance(exit_model, ExitModel):
-        raise UnsupportedModelError(assembly.why_full_depth)
+    labels = assembly.labels
     if not isinstance(labels, EntityLabels):
         raise TypeError("the model doesn't label tokens")
     from dynx.early_exit.batching import batches
 
+    run, merges_lengths = _runner(assembly, depths)
     count = int(sum(counted_of(row).sum() for row in rows))
     bounds = np.cumsum([0, *(int(counted_of(row).sum()) for row in rows)])
     pooled: list[Tensor | None] = [None] * len(depths)
     logits: Tensor | None = None
     done = 0
-    for group in batches({i: row.size for i, row in enumerate(rows)}, assembly.batch, exit_model.merges_lengths):
-        inputs = assembly.preprocessor.collate([rows[i] for i in group])
-        seen: list[Tensor] = []
-
-        def keep(_k: int, hidden: Tensor, _rows: Tensor, seen: list[Tensor] = seen, inputs: Any = inputs) -> None:
-            seen.append(exit_model.pool(hidden, inputs).cpu())
-
-        out = exit_model.run(inputs, watch=keep, exits=depths).logits
-        if out is None:
-            raise RuntimeError("a full run gave no logits")
-        final = out.float().cpu()
+    for group in batches({i: row.size for i, row in enumerate(rows)}, assembly.batch, merges_lengths):
+        seen, final = run(assembly.preprocessor.collate([rows[i] for i in group]))
         if logits is None:
             logits = torch.empty(count, final.shape[2])
             pooled = [torch.empty(count, each.shape[2]) for each in seen]
@@ -166,6 +162,39 @@ def collect_tokens(
         return found
     own = labels.sets(rows, found.full_logits())
     return TokenFeatures(tuple(depths), kept, logits, rows, own, labels)
+
+
+def _runner(
+    assembly: LoadedClassifier, depths: Sequence[int]
+) -> tuple[Callable[[Mapping[str, Tensor]], tuple[list[Tensor], Tensor]], bool]:
+    """Return what runs a batch to features (R, T, D) at `depths` and logits (R, T, C); and whether padding changes nothing."""
+    exit_model = assembly.exit_model
+    if assembly.segments is not None:
+        model = assembly.segments.parts
+        if tuple(depths) != model.borders:
+            raise InvalidInput(f"features after blocks {tuple(depths)} of a model cut after {model.borders}")
+
+        def run_segments(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+            with torch_threads(BESIDE_ANOTHER_RUNTIME):
+                features, out = model.run_all({name: inputs[name].numpy() for name in model.input_names})
+            return [torch.from_numpy(each) for each in features], torch.from_numpy(out)
+
+        return run_segments, model.merges_lengths
+    if not isinstance(exit_model, ExitModel):
+        raise UnsupportedModelError(assembly.why_full_depth)
+
+    def run_model(inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        seen: list[Tensor] = []
+
+        def keep(_k: int, hidden: Tensor, _rows: Tensor) -> None:
+            seen.append(exit_model.pool(hidden, inputs).cpu())
+
+        out = exit_model.run(inputs, watch=keep, exits=depths).logits
+        if out is None:
+            raise RuntimeError("a full run gave no logits")
+        return seen, out.float().cpu()
+
+    return run_model, exit_model.merges_lengths
 
 
 def within_memory(assembly: LoadedClassifier, rows: Sequence[Example], order: Sequence[int]) -> list[int]:

@@ -16,6 +16,10 @@ def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
         return diffusers.attach(model, **({} if tokenizer is None else {"tokenizer": tokenizer}), **options)
     inner, own = _inside(model)
     if inner is not None:
+        if getattr(model, "task", None) == "token-classification":
+            from dynx.integrations.transformers.token_classifier import options_of_pipeline
+
+            options = options_of_pipeline(model) | options
         attach(inner, own if tokenizer is None else tokenizer, **options)
         return model
     if hasattr(model, "main_input_name"):
@@ -23,6 +27,10 @@ def attach(model: Any, tokenizer: Any = None, **options: Any) -> Any:
 
         if is_classifier(model):
             return attach_classifier(model, tokenizer, **options)
+        from dynx.integrations.transformers.token_classifier import attach_token_classifier, is_token_classifier
+
+        if is_token_classifier(model):
+            return attach_token_classifier(model, tokenizer, **options)
     if not hasattr(model, "generate") and not hasattr(model, "main_input_name"):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no generate, and is neither a classifier nor a pipeline",

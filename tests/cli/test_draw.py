@@ -199,6 +199,54 @@ def test_lines_with_several_arguments(draw: Cli, here: Path) -> None:
     assert [r["prompt"] for r in result["results"]] == ["a\ncat", "a\nmoon", "the\ncat", "the\nmoon"]
 
 
+def test_lines_with_sizes_and_seeds_of_their_own(draw: Cli, here: Path) -> None:
+    """In the order of the lines, each as if it had been asked for alone; text in braces is a prompt."""
+    lines = [
+        '{"prompt": "a cat", "size": "32x16"}',
+        "a moon",
+        '{"prompt": "a king", "size": [32, 16], "seed": 9}',
+        '{"prompt": "a fox", "size": 24}',
+        "{a red cat}",
+    ]
+    found = draw("--lines", "--seed", 4, "-o", "out/", "--json", stdin="\n".join(lines).encode()).document["results"]
+    assert [each["prompt"] for each in found] == ["a cat", "a moon", "a king", "a fox", "{a red cat}"]
+    assert [each["size"] for each in found] == [[32, 16], [16, 16], [32, 16], [24, 24], [16, 16]]
+    assert [each["seed"] for each in found] == [4, 4, 9, 4, 4]
+    for each in found:
+        name = f"{each['index']}.png"
+        size = "x".join(map(str, each["size"]))
+        assert draw(each["prompt"], "--size", size, "--seed", each["seed"], "-o", name).code == 0
+        np.testing.assert_allclose(pixels_of(here / each["path"]), pixels_of(here / name), atol=1)
+    again = draw("--finish", found[2]["path"], "-o", "again.png")
+    assert again.code == 0, again.err
+    assert pixels_of(here / "again.png").shape == (16, 32, 3)
+
+
+def pixels_of(path: Path) -> Any:
+    """The pixels of a file."""
+    return np.asarray(Image.open(path).convert("RGB"), dtype=int)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"prompt": "a cat", "size": 15}', "multiples of"),
+        ('{"prompt": "a cat", "size": "wide"}', "the line's size wide"),
+        ('{"prompt": "a cat", "size": [16]}', "the line's size [16]"),
+        ('{"prompt": "a cat", "seed": -1}', "the line's seed -1"),
+        ('{"prompt": "a cat", "seed": true}', "the line's seed true"),
+        ('{"prompt": 3}', "without a text as its prompt"),
+        ('{"prompt": "a cat", "steps": 3}', "the line has the field steps"),
+    ],
+)
+def test_a_line_that_cannot_be_used_fails_alone(draw: Cli, here: Path, line: str, said: str) -> None:
+    """The others are drawn, and the reason is in its place."""
+    result = draw("--lines", "--seed", 1, "-o", "out/", stdin=f"{line}\na moon\n".encode())
+    assert result.code == 1
+    assert said in result.err
+    assert result.out.splitlines() == ["out/2-a-moon.png"]
+
+
 def test_lines_of_one_name(draw: Cli, here: Path) -> None:
     """The second is numbered; where the name is fixed it is an error in its place, and the rest is drawn."""
     named = draw("--lines", "--seed", 1, "-o", "{slug}.png", stdin="A cat\n🍎\na cat!\n🍏\n".encode())

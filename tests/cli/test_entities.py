@@ -51,7 +51,6 @@ def test_entities_from_calibration_to_bench(cli: Cli, model: Path, tmp_path: Pat
     )
     assert used.code == 0, used.err
     assert "inputs     40" in used.err
-    assert "PyTorch (the model labels tokens" in used.err
     assert "40 audited answers" in used.err
     other = cli("classify", "-m", model, *EPS, "--require-profile", "--aggregation-strategy", "max", "a text")
     assert other.code == 4
@@ -127,7 +126,6 @@ def test_a_job_has_a_column_of_entities(cli: Cli, model: Path, tmp_path: Path) -
         (("--per-class",), "--per-class"),
         (("--within", "1"), "--within"),
         (("--aggregation-strategy", "mean"), "--aggregation-strategy mean: one of none, simple, first, average, max"),
-        (("--backend", "openvino"), "--backend openvino"),
         (("--pair", "a,b"), "labels the tokens of single texts"),
     ],
 )

@@ -107,3 +107,33 @@ def test_pairs(tmp_path: Path) -> None:
     for m, t in zip(mine, theirs, strict=True):
         if m.exit is None:
             assert dict(m.scores) == pytest.approx(dict(t.scores), abs=1e-3)
+
+
+def test_an_arithmetic_that_changes_too_many_results_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are ranked alike as far as their noise tells, and results aren't: the next fastest that keeps them computes."""
+    from dynx.early_exit import segment_choice
+    from dynx.early_exit.segments.model import SegmentedModel
+
+    folder = write_pair_classifier(tmp_path / "m", easy=True)
+    monkeypatch.setattr(segment_choice, "precisions", lambda _plan: ["float32", "bfloat16"])
+    monkeypatch.setattr(segment_choice, "too_many_differ", lambda *_: None)
+    seconds = {"bfloat16": 1.0, "float32": 2.0}
+    monkeypatch.setattr(segment_choice, "race", lambda engines, *_, **__: {n: seconds.get(n, 9.0) for n in engines})
+    run_all = SegmentedModel.run_all
+
+    def noisy(self: Any, inputs: Any) -> Any:
+        features, logits = run_all(self, inputs)
+        if self.precision == "bfloat16" and len(logits) > 8:  # after the check on load
+            logits = logits + np.random.default_rng(len(logits)).normal(size=logits.shape).astype(np.float32) * 9
+        return features, logits
+
+    monkeypatch.setattr(SegmentedModel, "run_all", noisy)
+    request = ClassifierRequest(str(folder), threads=1, max_disagreement=EPS, profile="none", form="ranking", top_k=2)
+    assembly = assemble(make_plan(request), calibrating=True)
+    names = [item.name for item in ASKED]
+    found = group_calibrate.calibrate(assembly, Inputs(ASKED, names), budget=1.0, clock=iter(range(10**6)).__next__)
+    assert "in bfloat16" in assembly.decisions.backend.reason
+    assert "results differ" in assembly.decisions.backend.reason
+    assert assembly.block_backend.precision == "float32"
+    assert found.certificate is not None
+    assert found.certificate.active

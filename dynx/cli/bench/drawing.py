@@ -14,7 +14,7 @@ from dynx.cli.bench.values import parse_steps, tolerance_or
 from dynx.cli.calibration_data import read_prompts
 from dynx.cli.classify.truncation import TOKENIZERS
 from dynx.cli.draw.command import open_assembly
-from dynx.cli.draw.requests import parse_size
+from dynx.cli.draw.records import parse_size
 from dynx.diffusion.runs import LONG_RUN
 from dynx.errors import UsageError
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynx.cli.calibrate.common import SCHEMA, refuse, store
 from dynx.cli.calibration_data import read_prompts
-from dynx.cli.draw.requests import parse_size
+from dynx.cli.draw.records import parse_size
 from dynx.cli.forms import ONLY_CLASSIFIERS
 from dynx.diffusion.prompts import own_prompts
 from dynx.errors import UsageError

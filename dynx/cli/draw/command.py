@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.console import Terminal
 from dynx.cli.draw import output as report
 from dynx.cli.draw.drafts import print_facts
-from dynx.cli.draw.requests import SEED_LIMIT, anything, finishing, ordered, parse_size, parse_steps, takes_prompt
+from dynx.cli.draw.records import SEED_LIMIT, parse_size
+from dynx.cli.draw.requests import anything, finishing, ordered, parse_steps, takes_prompt
 from dynx.cli.draw.studio import Studio
 from dynx.cli.flags import in_flags
 from dynx.cli.inputs import typed

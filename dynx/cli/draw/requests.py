@@ -7,12 +7,13 @@ import re
 import secrets
 import stat
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from dynx.cli.draw.drafts import Asked, read_draft
 from dynx.cli.draw.files import Outputs, vacant
+from dynx.cli.draw.records import Record, parse_record, parse_size
 from dynx.cli.inputs import BadLine, NoInputError, each_line, read_prompt, refuse_dash, typed
 from dynx.cli.stdin import Arrivals
 from dynx.errors import DynxError, UsageError
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from dynx.cli.draw.drafts import Draft
     from dynx.cli.options.draw import Options
     from dynx.runtime.loading import Source
-
-SEED_LIMIT = 1 << 63
-"""Number of seeds; torch takes at most 64 bits."""
 
 RANDOM_SEED_LIMIT = 1 << 32
 """Number of seeds from which a random one is chosen; small enough to type again."""
@@ -50,6 +48,8 @@ class Item:
     """Draft that it finishes."""
     error: DynxError | None = None
     """Why it can't be drawn."""
+    size: tuple[int, int] | None = None
+    """Its own size; None is the batch's."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,6 @@ def parse_steps(text: str) -> int | None:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) < 1:
         raise UsageError(f"--steps {text}: must be a number from 1, or auto")
     return int(text)
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Parse width and height in pixels. Raises UsageError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,5})(?:[x×X*]([0-9]{1,5}))?", text.strip())
-    if found is None:
-        raise UsageError(f"--size {text}: must be width and height in pixels, such as 512x768, or one number for both")
-    return int(found[1]), int(found[2] or found[1])
 
 
 def ordered(options: Options, terminal: Terminal) -> Batch:
@@ -129,27 +119,28 @@ def anything(options: Options) -> Batch:
     return Batch(Asked(parse_size(options.size), options.guidance, negative), [])
 
 
-def itemise(prompts: Iterator[str | BadLine], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
+def itemise(prompts: Iterator[Record | BadLine], options: Options, outputs: Outputs, seed: int) -> Iterator[Item]:
     """Yield the pictures of each prompt. A bad one carries its error with --lines; otherwise raises UsageError."""
     index = 0
-    for prompt in prompts:
-        if isinstance(prompt, BadLine):
-            yield Item(index, prompt.text, seed, None, error=prompt.error)
+    for record in prompts:
+        if isinstance(record, BadLine):
+            yield Item(index, record.text, seed, None, error=record.error)
             index += 1
             continue
-        for s in range(seed, seed + options.count):
+        first = seed if record.seed is None else record.seed
+        for s in range(first, first + options.count):
             path = error = None
             try:
-                path = outputs.path(index + 1, prompt or Path(options.model).name, s)
+                path = outputs.path(index + 1, record.prompt or Path(options.model).name, s)
             except UsageError as e:
                 if not options.lines:
                     raise
                 error = e
-            yield Item(index, prompt, s, path, error=error)
+            yield Item(index, record.prompt, s, path, error=error, size=record.size)
             index += 1
 
 
-def read_prompts(options: Options, terminal: Terminal, lines: Arrivals | None = None) -> Iterator[str | BadLine]:
+def read_prompts(options: Options, terminal: Terminal, lines: Arrivals | None = None) -> Iterator[Record | BadLine]:
     """Return the prompts, one per argument or of `lines`; an empty one for an unconditional pipeline. Raises UsageError."""
     arguments = [typed(text, "PROMPT") for text in options.prompt or []]
     if options.lines:
@@ -158,17 +149,24 @@ def read_prompts(options: Options, terminal: Terminal, lines: Arrivals | None = 
         refuse_dash(arguments)
         prompts = each_line(lines or sys.stdin.buffer)
         first = next(prompts)
-        return (prompt for some in ([first], prompts) for line in some for prompt in followed(line, arguments))
+        several = ([first], prompts)
+        return (record for some in several for line in some for record in followed(line, arguments, options.count))
     if not arguments and not takes_prompt(find(options)):
-        return iter([""])
-    return iter(given(arguments, options, terminal))
+        return iter([Record("")])
+    return iter([Record(prompt) for prompt in given(arguments, options, terminal)])
 
 
-def followed(line: str | BadLine, arguments: list[str]) -> list[str | BadLine]:
-    """Yield a line with each of the arguments appended; the line itself if there are none."""
-    if isinstance(line, BadLine) or not arguments:
+def followed(line: str | BadLine, arguments: list[str], count: int) -> list[Record | BadLine]:
+    """Return the pictures of a line: its prompt with each of the arguments appended, the prompt alone if there are none."""
+    if isinstance(line, BadLine):
         return [line]
-    return [f"{line}\n{argument}" for argument in arguments]
+    try:
+        record = parse_record(line, count)
+    except UsageError as e:
+        return [BadLine(line, e)]
+    if not arguments:
+        return [record]
+    return [replace(record, prompt=f"{record.prompt}\n{argument}") for argument in arguments]
 
 
 def given(arguments: list[str], options: Options, terminal: Terminal) -> list[str]:

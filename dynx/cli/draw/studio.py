@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dynx.cli.draw import output as report
 from dynx.cli.draw.drafts import printable, table
 from dynx.cli.draw.files import write
+from dynx.cli.draw.makers import Makers
 from dynx.cli.draw.png import encode
 from dynx.cli.draw.preview import Screen, image
 from dynx.errors import DeviceError, DynxError, ModelError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from dynx.cli.console import Terminal
-    from dynx.cli.draw.drafts import Asked
     from dynx.cli.draw.output import Drawn
     from dynx.cli.draw.requests import Batch, Item
     from dynx.cli.options.draw import Options
@@ -80,16 +80,15 @@ class Studio:
 
     def work(self, batch: Batch, assembly: LoadedImageGenerator) -> None:
         """Draw the pictures of a batch. Raises KeyboardInterrupt after saving the picture that Ctrl-C interrupted."""
-        from dynx.diffusion.generator import ImageGenerator
-
-        artist = ImageGenerator(assembly)
+        makers = Makers(batch.asked, assembly, self._terminal, together=not self._options.preview)
+        artist = makers.artist
         self._overlong(artist, batch.asked.negative, "the negative prompt")
         known = assembly.step_profile
         self._sighted = not assembly.engine.adapter.latent or (known is not None and known.colours is not None)
         if self._screen.previews and not self._sighted:
             self._terminal.notice("no preview: it needs a profile, which holds the map from latents to colours")
         for window in _windows(batch):
-            self._draw_window(window, artist, batch.asked)
+            self._draw_window(window, makers)
         if self._options.explain:
             pairs = [(knob, f"{d.value} ({d.reason})") for knob, d in assembly.decisions.items()]
             sys.stderr.write(table(pairs))
@@ -102,7 +101,7 @@ class Studio:
             several = asked.lines or asked.finish or len(asked.prompt or []) > 1
             self._overlong(artist, item.prompt, f"prompt {self._prompts}" if several else "the prompt")
 
-    def _fail(self, item: Item, error: Exception, artist: ImageGenerator, asked: Asked) -> None:
+    def _fail(self, item: Item, error: Exception, makers: Makers) -> None:
         """Report a picture that failed, in its place."""
         from dynx.cli.main import debugging
 
@@ -111,7 +110,7 @@ class Studio:
         self._terminal.clear_status()
         self.seen += 1
         self.failed += 1
-        failure = report.Failure(item, report.said(error), artist, asked, self._options.draft)
+        failure = report.Failure(item, report.said(error), makers.artist, makers.asked_of(item), self._options.draft)
         self._no_picture(item.prompt, item.seed, failure.error)
         self.printer.failure(failure)
 
@@ -126,39 +125,46 @@ class Studio:
         if cut is not None:
             self._terminal.warn(cut.words(what))
 
-    def _draw_window(self, window: list[Item], artist: ImageGenerator, asked: Asked) -> None:
+    def _draw_window(self, window: list[Item], makers: Makers) -> None:
         """Draw pictures that are there together; print them in their order, those that failed in their places."""
-        wanted = []
+        wanted: dict[Any, list[Item]] = {}
         outcomes: dict[int, Drawn | Exception] = {}
         for item in window:
             if item.error is None:
-                self._begin(item, artist)
-                wanted.append(item)
+                self._begin(item, makers.artist)
+                wanted.setdefault(item.size, []).append(item)
             else:
                 outcomes[item.index] = item.error
         with Stop() as self._stop:
-            try:
-                self._draw(wanted, artist, asked, outcomes, window)
-            except (ModelError, DeviceError, BrokenPipeError):  # these aren't about one picture
-                raise
-            except Exception as e:
-                if not self._several:
-                    raise
-                undone = [item for item in wanted if item.index not in outcomes]
-                if self._stop.pressed and undone:
-                    outcomes[undone[0].index] = e
-                for item in undone:  # which of them it was about shows one by one
-                    if not self._stop.pressed:
-                        self._draw_alone(item, artist, asked, outcomes, window, e if len(wanted) == 1 else None)
-            self._report(window, artist, asked, outcomes, last=True)
+            for items in wanted.values():  # of one size each
+                if not self._stop.pressed:
+                    self._draw_size(items, makers, outcomes, window)
+            self._report(window, makers, outcomes, last=True)
         if self._stop.pressed:
             raise KeyboardInterrupt
+
+    def _draw_size(
+        self, items: list[Item], makers: Makers, outcomes: dict[int, Drawn | Exception], window: list[Item]
+    ) -> None:
+        """Draw pictures of one size, together or, where that fails, one by one."""
+        try:
+            self._draw(items, makers, outcomes, window)
+        except (ModelError, DeviceError, BrokenPipeError):  # these aren't about one picture
+            raise
+        except Exception as e:
+            if not self._several:
+                raise
+            undone = [item for item in items if item.index not in outcomes]
+            if self._stop.pressed and undone:
+                outcomes[undone[0].index] = e
+            for item in undone:  # which of them it was about shows one by one
+                if not self._stop.pressed:
+                    self._draw_alone(item, makers, outcomes, window, e if len(items) == 1 else None)
 
     def _draw_alone(
         self,
         item: Item,
-        artist: ImageGenerator,
-        asked: Asked,
+        makers: Makers,
         outcomes: dict[int, Drawn | Exception],
         window: list[Item],
         known: Exception | None,
@@ -167,22 +173,18 @@ class Studio:
         try:
             if known is not None:
                 raise known
-            self._draw([item], artist, asked, outcomes, window)
+            self._draw([item], makers, outcomes, window)
         except (ModelError, DeviceError, BrokenPipeError):
             raise
         except Exception as e:  # noqa: BLE001 - reported in the picture's place
             outcomes[item.index] = e
-        self._report(window, artist, asked, outcomes)
+        self._report(window, makers, outcomes)
 
     def _draw(
-        self,
-        items: list[Item],
-        artist: ImageGenerator,
-        asked: Asked,
-        outcomes: dict[int, Drawn | Exception],
-        window: list[Item],
+        self, items: list[Item], makers: Makers, outcomes: dict[int, Drawn | Exception], window: list[Item]
     ) -> None:
-        """Draw pictures, and report each once those before it are reported."""
+        """Draw pictures of one size, and report each once those before it are reported."""
+        artist, asked = makers.of(items[0]), makers.asked_of(items[0])
         stop, strips = self._stop, [list[str]() for _ in items]
         moves: list[Any] = []
 
@@ -211,16 +213,10 @@ class Studio:
             draft = self._options.draft and not picture.stats.plain
             item = items[place]
             outcomes[item.index] = report.Drawn(item.index, picture, artist, asked, draft, strips[place], item.source)
-            self._report(window, artist, asked, outcomes)
+            self._report(window, makers, outcomes)
 
     def _report(
-        self,
-        window: list[Item],
-        artist: ImageGenerator,
-        asked: Asked,
-        outcomes: dict[int, Drawn | Exception],
-        *,
-        last: bool = False,
+        self, window: list[Item], makers: Makers, outcomes: dict[int, Drawn | Exception], *, last: bool = False
     ) -> None:
         """Save and print the pictures at the beginning of `window` that are done, and take them out; at the `last`, all."""
         while window:
@@ -229,16 +225,16 @@ class Studio:
                 return
             item = window.pop(0)
             if isinstance(outcome, Exception):
-                self._fail(item, outcome, artist, asked)
+                self._fail(item, outcome, makers)
             elif outcome is not None:
                 try:
-                    self._finish(outcome, item, artist)
+                    self._finish(outcome, item, outcome.artist)
                 except (ModelError, DeviceError, BrokenPipeError):
                     raise
                 except Exception as e:
                     if not self._several:
                         raise
-                    self._fail(item, e, artist, asked)
+                    self._fail(item, e, makers)
 
     def _finish(self, drawn: Drawn, item: Item, artist: ImageGenerator) -> None:
         picture = drawn.picture

@@ -78,7 +78,11 @@ class Options(o.OutputOptions, o.DeviceOptions, o.JobOptions):
         help="Print how a PNG was drawn, and exit; arguments are further files.",
     )
     column: str | None = o.JOB_COLUMN(None)
-    lines: bool = o.option(False, "--lines", help="One prompt per line of stdin.")
+    lines: bool = o.option(
+        False,
+        "--lines",
+        help="One prompt per line of stdin, or a JSON object with prompt, and size and seed if they differ.",
+    )
     no_stdin: bool = o.option(False, "--no-stdin", help="Never read stdin.")
     show: o.Show = o.SHOW(o.Show.auto)
     preview: bool = o.option(False, "--preview", help="Show intermediate images in the terminal.")

@@ -50,7 +50,7 @@ class _Segment(nn.Module):
         self._places = [places[id(call.module)] for call in exit_model.calls]
 
     def forward(self, *tensors: Tensor) -> Any:
-        """Return hidden states (R, T, D) and features (R, F), or the last segment's logits (R, C)."""
+        """Return hidden states (R, T, D) and features (R, F), of tokens hidden states alone; or the last segment's logits."""
         inputs = dict(zip(self._names, tensors, strict=False))
         hidden = tensors[len(self._names)] if self._first else None
         exit_model, ended, done = self._exit_model, list[Tensor](), [0]
@@ -76,6 +76,8 @@ class _Segment(nn.Module):
             try:
                 out: Any = self.model(**inputs, **exit_model.options).logits
             except _SegmentEnd:
+                if exit_model.style == "tokens":  # the features of tokens are the hidden states themselves
+                    return ended[0].float()
                 mask = inputs.get("attention_mask") if exit_model.kind == "text" else None
                 return ended[0], pool(ended[0], mask, exit_model.kind, exit_model.style)
         return out

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dynx.early_exit.attach.pooling import COUNTED
 from dynx.early_exit.batching import batches
 from dynx.early_exit.segments.engine import SegmentEngine
+from dynx.early_exit.segments.scoring import exit_logits, given
 from dynx.runtime.certify import Costs
 from dynx.runtime.threads import BESIDE_ANOTHER_RUNTIME, torch_threads
 
@@ -63,7 +65,7 @@ def measure_segment_costs(
     def stamped(group: Sequence[Input]) -> list[float]:
         """Time each segment, then the scoring of each exit; and a batch to its answers on the whole model, and alone."""
         collated = collate(group)
-        inputs: dict[str, Any] = {name: collated[name].numpy() for name in parts.input_names}
+        inputs: dict[str, Any] = {name: collated[name].numpy() for name in given(parts, collated)}
         hidden, previous, segment_times, exit_times = None, None, list[float](), list[float]()
         for number in range(len(parts)):
             parts.run(number, inputs, hidden)  # as the engine runs several batches of a segment in turn
@@ -73,7 +75,7 @@ def measure_segment_costs(
             if number == exits:
                 break
             began = clock()
-            logits = computed[number](out[1], previous)
+            logits = exit_logits(computed[number], out[1], previous, inputs.get(COUNTED))
             score(number, logits, previous)
             hidden, previous = out[0][np.arange(len(group))], logits
             exit_times.append(clock() - began)

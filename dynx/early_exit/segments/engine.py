@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from dynx.early_exit.attach.pooling import COUNTED
 from dynx.early_exit.batching import batches
 from dynx.early_exit.engine import DEFAULT_BATCH_SIZE, Answer, Exits
+from dynx.early_exit.segments.scoring import exit_logits, given
 from dynx.early_exit.segments.waiting import Border, Waiting, padded_rows, padded_tokens, repeated, with_rows
 from dynx.errors import DeviceError, InvalidInput
 from dynx.runtime.memory import is_out_of_memory
@@ -105,9 +107,9 @@ class SegmentEngine(Generic[Input]):
     ) -> None:
         """Run a batch through the first segment."""
         collated = self._collate(rows)
-        inputs = self._padded({name: collated[name].numpy() for name in self.model.input_names})
+        inputs = self._padded({name: collated[name].numpy() for name in given(self.model, collated)})
         out = [array[: len(rows)] for array in self.model.run(0, with_rows(inputs, self._rows(len(rows))))]
-        later = {name: value for name, value in inputs.items() if self.model.needed_later(name)}
+        later = {name: value for name, value in inputs.items() if name == COUNTED or self.model.needed_later(name)}
         self._leave(0, out, np.asarray(numbers), later, None, answers, borders)
 
     def _run(self, number: int, group: Waiting, answers: dict[int, Answer], borders: list[Border]) -> None:
@@ -148,7 +150,7 @@ class SegmentEngine(Generic[Input]):
         if exits is None:
             remaining = np.arange(len(rows))
         else:
-            logits = self._heads[number](pooled, previous)
+            logits = exit_logits(self._heads[number], pooled, previous, inputs.get(COUNTED))
             scores = exits.score(number, logits, previous)
             exiting = scores >= exits.thresholds[number]
             depth, numbers = model.borders[number], rows.tolist()

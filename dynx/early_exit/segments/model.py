@@ -43,6 +43,7 @@ class SegmentedModel:
         if len(graphs) != len(self.ends) or any(a >= b for a, b in pairwise((0, *self.ends))):
             raise ValueError(f"{len(graphs)} graphs for segments that end after {self.ends}")
         self._names = [[port.get_any_name() for port in graph.inputs] for graph in graphs]
+        self._outputs = [len(graph.outputs) for graph in graphs]
         self._requests = [compile_request(graph, precision, threads) for graph in graphs]
         used = {name for names in self._names for name in names} - {HIDDEN}
         self.input_names = tuple(sorted(used))
@@ -59,7 +60,8 @@ class SegmentedModel:
     def run(self, number: int, inputs: Inputs, hidden: NDArray[np.float32] | None = None) -> list[NDArray[np.float32]]:
         """Run one segment on R rows; return hidden states (R, T, D) and features (R, F), or from the last logits (R, C).
 
-        The arrays are views that the segment's next run overwrites.
+        Of a model that labels tokens the features are the hidden states, and logits are (R, T, C). The arrays are views that
+        the segment's next run overwrites.
         """
         import openvino as ov
 
@@ -69,8 +71,8 @@ class SegmentedModel:
         for index, array in enumerate(arrays):
             request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
         request.infer()
-        count = 1 if number == len(self.ends) - 1 else 2
-        return [request.get_output_tensor(i).data for i in range(count)]
+        found = [request.get_output_tensor(i).data for i in range(self._outputs[number])]
+        return found * 2 if len(found) == 1 and number < len(self.ends) - 1 else found
 
     def run_all(self, inputs: Inputs) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
         """Run all segments on the same rows; return copies of the features (R, F) at each border, and the logits (R, C)."""

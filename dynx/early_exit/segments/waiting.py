@@ -40,7 +40,7 @@ class Waiting:
     numbers: NDArray[np.int64]  # (R,)
     inputs: Inputs
     hidden: NDArray[np.float32]  # (R, T, D)
-    logits: NDArray[np.float32] | None  # (R, C)
+    logits: NDArray[np.float32] | None  # (R, C), or (R, T, C) of tokens
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -99,7 +99,11 @@ class Border:
 def _merged(groups: Sequence[Waiting]) -> Waiting:
     """Put rows of similar lengths together, padded on the right."""
     width = max(group.width for group in groups)
-    logits = [group.logits for group in groups if group.logits is not None]
+    logits = [
+        widened(group.logits, group.width, width, np.nan) if group.logits.ndim == 3 else group.logits
+        for group in groups
+        if group.logits is not None
+    ]
     return Waiting(
         np.concatenate([group.numbers for group in groups]),
         {
@@ -111,11 +115,11 @@ def _merged(groups: Sequence[Waiting]) -> Waiting:
     )
 
 
-def widened(values: NDArray[Any], width: int, wanted: int) -> NDArray[Any]:
-    """Pad values (R, T, …) of `width` tokens with zeros."""
+def widened(values: NDArray[Any], width: int, wanted: int, filler: float = 0) -> NDArray[Any]:
+    """Pad values (R, T, …) of `width` tokens, with zeros by default."""
     if width == wanted or values.ndim < 2 or values.shape[1] != width:
         return values
-    out = np.zeros((len(values), wanted, *values.shape[2:]), values.dtype)
+    out = np.full((len(values), wanted, *values.shape[2:]), filler, values.dtype)
     out[:, :width] = values
     return out
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from dynx.early_exit.engine import Answer
     from dynx.early_exit.plan import ClassifierPlan
+    from dynx.early_exit.preprocessing import Example
     from dynx.early_exit.profile_data import ExitProfile
     from dynx.early_exit.types import Guarantee
 
@@ -50,7 +51,10 @@ PROBE_TEXTS = ("one", "a little more of it", "Élan — 3 of 4, it's “fine”.
 """Texts that two tokenizers must encode equally to count as the same."""
 
 OPTIONS = frozenset(
-    {"form", "max_disagreement", "confidence", "within", "max_length", "batch_size", "profile", "require_profile"}
+    {
+        *("form", "max_disagreement", "confidence", "within", "max_length", "batch_size", "profile", "require_profile"),
+        "aggregation_strategy",
+    }
 )
 """Options of an attachment: fields of the request for a classifier."""
 
@@ -181,17 +185,23 @@ class ClassifierAttachment:
     def _early(self, given: Mapping[str, Any]) -> Any:
         """Answer rows with the engine."""
         began = time.perf_counter()
-        image = "pixel_values" in given
-        rows = inputs.image_rows(given) if image else inputs.text_rows(given)
+        rows = self._rows(given)
         with self._lock:
             answers = self._engine([row.size for row in rows]).window(rows)
             self._count(answers, began)
-        logits = torch.from_numpy(np.stack([answer.logits for answer in answers]))
-        logits = logits.to(self.model.device, self.model.dtype)
+        logits = self._logits(answers, given).to(self.model.device, self.model.dtype)
         wanted = given.get("return_dict")
         if not (getattr(self.model.config, "return_dict", True) if wanted is None else wanted):
             return (logits,)
         return self._output_class(logits=logits)
+
+    def _rows(self, given: Mapping[str, Any]) -> Sequence[Example]:
+        """Return the rows of a call."""
+        return inputs.image_rows(given) if "pixel_values" in given else inputs.text_rows(given)
+
+    def _logits(self, answers: Sequence[Answer], given: Mapping[str, Any]) -> torch.Tensor:
+        """Return the logits of answers to the rows of a call."""
+        return torch.from_numpy(np.stack([answer.logits for answer in answers]))
 
     def _engine(self, sizes: Sequence[int]) -> Any:
         """Return an engine that computes rows of these sizes, in tokens, in batches of the number that wastes least."""
@@ -307,23 +317,26 @@ class ClassifierAttachment:
             return assembly
         clone = sharing_copy(self.model)
         ready = self.preprocessor
-        if plan.kind == "image":
-            ready = loading.load_image_processor(plan.source) if ready is None else ready
-            preprocessor: Any = ImagePreprocessor(ready, clone)
-        else:
-            ready = loading.load_tokenizer(plan.source) if ready is None else ready
-            pairs = plan.request.form == "pair"
-            preprocessor = TextPreprocessor(ready, clone, plan.request.max_length, pairs=pairs)
+        if ready is None:
+            ready = (loading.load_image_processor if plan.kind == "image" else loading.load_tokenizer)(plan.source)
+        preprocessor, labels = self._prepared(plan, clone, ready)
         self._output_class = _output_class(self.model, preprocessor.probe())
         attached = attach_exits(clone, preprocessor)
         if attached.exits is not None:
             raise UnsupportedModelError(attached.exits.reason)
         blocks = BlockBackend(TORCH, plan.dtype)
-        assembly = LoadedClassifier(plan, attached.model, preprocessor, Labels(clone.config), None, blocks)
+        assembly = LoadedClassifier(plan, attached.model, preprocessor, labels, None, blocks)
         if not is_reference(assembly):
             assembly.certified, _ = certify_full_depth(assembly)
         assembly.exit_profile = apply_profile(assembly, self.warnings.append)
         return assembly
+
+    def _prepared(self, plan: ClassifierPlan, model: Any, ready: Any) -> tuple[Any, Any]:
+        """Return the preprocessor of a model's rows, and how its logits become answers; `ready` is what prepares its inputs."""
+        if plan.kind == "image":
+            return ImagePreprocessor(ready, model), Labels(model.config)
+        pairs = plan.request.form == "pair"
+        return TextPreprocessor(ready, model, plan.request.max_length, pairs=pairs), Labels(model.config)
 
 
 def rows_together(sizes: Sequence[int], most: int, seconds: Mapping[int, float], share: float = 1.0) -> int:
@@ -373,7 +386,9 @@ def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function)
 
 
-def attach_classifier(model: Any, tokenizer: Any = None, **options: Any) -> Any:
+def attach_classifier(
+    model: Any, tokenizer: Any = None, *, made: type[ClassifierAttachment] = ClassifierAttachment, **options: Any
+) -> Any:
     """Make a loaded classifier's `forward` exit early, and return the model; `dynx.attach` documents the options."""
     if unknown := sorted(options.keys() - OPTIONS):
         raise InvalidInput(
@@ -387,7 +402,7 @@ def attach_classifier(model: Any, tokenizer: Any = None, **options: Any) -> Any:
         tokenizer, options = tokenizer or current.preprocessor, wanted
         detach_classifier(model)
     _check(model)
-    attachment = ClassifierAttachment(model, tokenizer, options)
+    attachment = made(model, tokenizer, options)
     model.dynx = model.forward = attachment
     return model
 
