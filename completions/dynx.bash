@@ -42,9 +42,9 @@ _dynx_list() {
             --draft= --data= --tsv --column= --field= --pair= --rank --group= --candidates= --hypothesis=
             --multi-label --aggregation-strategy= --per-class --top-k= --chat --system= --max-disagreement=
             --confidence= --within= --batch-size= --max-length= --quality= --guidance= --negative= --size=
-            --budget= --anew --dry-run --check --device-info --list --show= --export= -o,--output= --import=
-            --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle --trust-remote-code
-            --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
+            --budget= --learn-drafter --anew --dry-run --check --device-info --list --show= --export=
+            -o,--output= --import= --remove= --backend= --quantize= --device= --dtype= --threads= --allow-pickle
+            --trust-remote-code --offline --json -q,--quiet+ -v,--verbose+ --color= -h,--help'
         ;;
     'dynx bench')
         commands=''

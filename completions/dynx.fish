@@ -298,6 +298,7 @@ complete -c dynx -n '__dynx_at dynx calibrate' -l guidance -x -d 'Guidance scale
 complete -c dynx -n '__dynx_at dynx calibrate' -l negative -x -d 'Pipelines: the negative prompt that will be used'
 complete -c dynx -n '__dynx_at dynx calibrate' -l size -x -d 'Width and height in pixels, or one number for both'
 complete -c dynx -n '__dynx_at dynx calibrate' -l budget -x -d 'Time for measuring once all is loaded'
+complete -c dynx -n '__dynx_at dynx calibrate' -l learn-drafter -d 'Language models'
 complete -c dynx -n '__dynx_at dynx calibrate' -l anew -d 'Pipelines'
 complete -c dynx -n '__dynx_at dynx calibrate' -l dry-run -d 'Print what would be measured, and exit'
 complete -c dynx -n '__dynx_at dynx calibrate' -l check -d 'Test the stored profile\'s promise on fresh inputs'

@@ -17,7 +17,7 @@ import datetime as dt
 import math
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynx.runtime.hashing import text_hash
 from dynx.runtime.identity import still
@@ -29,6 +29,7 @@ from dynx.speculation.calibration_prompts import evenly, own_prompts
 from dynx.speculation.draft_vocabulary import choose_draft_vocabulary
 from dynx.speculation.exactness import noise_if_exact
 from dynx.speculation.known_drafters import place_of
+from dynx.speculation.learned_drafter import learn_drafter, made_up_prompts, split
 from dynx.speculation.own_candidates import ask, can_pay, to_json
 from dynx.speculation.prediction import FitResult, learn
 from dynx.speculation.sampling import LogitsProcessors
@@ -38,6 +39,8 @@ from dynx.speculation.tree_check import compare_trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.assembly import LoadedGenerator
@@ -89,6 +92,7 @@ class Findings:
     profile: Profile
     predictions: dict[str, float] = field(default_factory=dict)  # by set of drafters
     put_aside: tuple[str, ...] = ()  # what the check refuted, in words
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # of the profile
 
 
 def calibrate(
@@ -98,15 +102,17 @@ def calibrate(
     clock: Callable[[], float],
     prompts: Sequence[Sequence[int]] = (),
     system: str | None = None,
+    learning: float = 0.0,
     progress: Progress = lambda _share, _what: None,
 ) -> Findings:
-    """Measure the assembly's target and drafters within about `budget` seconds.
+    """Measure the assembly's target and drafters within about `budget` seconds, and learn a drafter in `learning` more.
 
     `prompts` (token ids) stand for the user's work; without any they are chats under the message `system` where the plan's form
-    is a chat's, else beginnings of texts. Passes are timed with the threads that answers are written with.
+    is a chat's, else beginnings of texts. Passes are timed with the threads that answers are written with. What is learned
+    (`learned_drafter`) holds what the target wrote; one prompt of five tests it alone.
     """
     with assembly.engine.computing():
-        return _calibrate(assembly, budget, clock, prompts, system, progress)
+        return _calibrate(assembly, budget, clock, prompts, system, learning, progress)
 
 
 def _calibrate(
@@ -115,6 +121,7 @@ def _calibrate(
     clock: Callable[[], float],
     prompts: Sequence[Sequence[int]],
     system: str | None,
+    learning: float,
     progress: Progress,
 ) -> Findings:
     began = clock()
@@ -133,6 +140,7 @@ def _calibrate(
     samples, padded_lengths = time_passes(0.0, PASSES_SHARE)
     each = samples.curve("target")(1)
     count = int(min(MAX_TEXTS, max(MIN_TEXTS, WRITING_SHARE * budget / (TYPICAL_ANSWER_PASSES * each))))
+    lessons, prompts = split(prompts) if learning and prompts else ([], prompts)
     written = write_texts(
         engine,
         evenly(prompts, count) if prompts else own_prompts(assembly, system),
@@ -180,17 +188,25 @@ def _calibrate(
         left = {name: value for name, value in left.items() if not set(name.split(" + ")) & set(blamed)}
         checked, chosen = check(fit_result, left, lookup)
     origins, predicted = checked.origins, checked.expected
-    trees = compare_trees(
-        engine,
-        chosen,
-        fit_result,
-        predicted / fit_result.costs.target(1),
-        engine.acceptance_profile.next_tokens,
-        texts,
-        sampling,
-        TREE_CHECK_SHARE * budget,
-    )
+    rate = predicted / fit_result.costs.target(1)
+    trees = compare_trees(engine, chosen, fit_result, rate, texts, sampling, TREE_CHECK_SHARE * budget)
     predicted *= max(1.0, trees.speedup if trees else 1.0)
+    branching = trees is not None and trees.speedup > 1
+    learned = None
+    if learning and chosen.present:
+        learned = learn_drafter(
+            assembly,
+            lessons or made_up_prompts(assembly, system),
+            texts,
+            lambda followers, seconds: compare_trees(
+                engine, chosen, fit_result, rate, texts, sampling, seconds, followers, trees_before=branching
+            ),
+            budget=learning,
+            clock=clock,
+            progress=lambda x: progress(x, "writing for a drafter"),
+        )
+    kept = learned is not None and learned.kept
+    predicted *= learned.gain if learned is not None else 1.0
     costs, best_exit = fit_result.costs, fit_result.exit_layers
     each = samples.curve("target")(1)
     acceptance = {o: _first_rate(t) for o, t in fit_result.traces.items()}
@@ -199,15 +215,17 @@ def _calibrate(
     }
     quantization = against_unquantized(assembly, texts, sampling)
     spread = samples.spread("target")
-    summary = in_words(checked, acceptance, costs, best_exit)
-    if written.loops:
-        summary = f"{summary}; {written.loops} of {len(texts)} texts were cut where they began to loop"
-    if trees:
-        summary = f"{summary}; trees of candidates: {trees.speedup:.2f}x of chains in {trees.runs} answers"
-    if put_aside:
-        summary = f"{summary}; put aside: {'; '.join(put_aside)}"
-    if spread > MAX_QUIET_SPREAD:
-        summary = f"{summary}; the machine was busy (times of one pass spread by {spread:.0%}), so calibrate again when it isn't"
+    said = {
+        f"{written.loops} of {len(texts)} texts were cut where they began to loop": written.loops,
+        f"trees of candidates: {trees.speedup if trees else 1:.2f}x of chains in {trees.runs if trees else 0} answers": trees,
+        f"{learned}": learned,
+        f"put aside: {'; '.join(put_aside)}": put_aside,
+        f"the machine was busy (times of one pass spread by {spread:.0%}), so calibrate again when it isn't": spread
+        > MAX_QUIET_SPREAD,
+    }
+    summary = "; ".join(
+        [in_words(checked, acceptance, costs, best_exit), *(words for words, true in said.items() if true)]
+    )
     profile = Profile(
         key=plan.key,
         model_name=plan.source.name,
@@ -232,8 +250,8 @@ def _calibrate(
         fitted={
             "origins": list(origins),
             "exit_layers": chosen.exit_layers,
-            "own_candidates": to_json(candidates) if trees and trees.speedup > 1 else {},
-            "trees": trees is not None and trees.speedup > 1,
+            "own_candidates": to_json(candidates) if branching or kept else {},
+            "trees": branching or kept,
             "draft_vocabulary": vocabulary if "draft" in origins else None,
             "lookup": chosen.lookup,
             "reliability": {o: r.to_json() for o, r in fit_result.acceptance_models.items()},
@@ -257,6 +275,8 @@ def _calibrate(
             "put_aside": put_aside,
             "checked_texts": checked.check.runs if checked.check else 0,
             "tree_speedup": trees.speedup if trees else None,
+            "learned_tokens": learned.tokens if learned else 0,
+            "learned_speedup": learned.check.speedup if learned and learned.check else None,
             "measured_speedup": checked.check.speedup if checked.check else None,
             "measured_margin": checked.check.margin if checked.check and math.isfinite(checked.check.margin) else None,
             "predicted_speedup_of_checked": checked.replayed_speedup,
@@ -278,6 +298,7 @@ def _calibrate(
         profile,
         fit_result.predictions,
         tuple(put_aside),
+        learned.arrays if learned is not None and kept else {},
     )
 
 

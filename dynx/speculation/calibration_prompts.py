@@ -45,7 +45,7 @@ def own_prompts(assembly: LoadedGenerator, system: str | None = None) -> Iterato
     engine, tokenizer = assembly.engine, assembly.tokenizer
     most = None if (limit := engine.target.context) is None else limit - MIN_ANSWER_ROOM
     if assembly.plan.request.chat:
-        asked = (_chat(assembly, messages, system) for messages in chats())
+        asked = (render_chat(assembly, messages, system) for messages in chats())
         yield from (ids for ids in asked if ids and (most is None or len(ids) <= most))
         return
     written = [encode(tokenizer, text)[0] for text in texts()]
@@ -56,7 +56,7 @@ def own_prompts(assembly: LoadedGenerator, system: str | None = None) -> Iterato
         yield make_up_opening(engine, number, before) if ids is None else ids
 
 
-def _chat(assembly: LoadedGenerator, messages: Sequence[Message], system: str | None) -> list[int]:
+def render_chat(assembly: LoadedGenerator, messages: Sequence[Message], system: str | None) -> list[int]:
     """Return the token ids of a conversation; none where the template rejects it."""
     try:
         return encode(assembly.tokenizer, messages, chat=True, system=system, model=assembly.plan.source.name)[0]

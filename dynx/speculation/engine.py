@@ -26,7 +26,7 @@ from dynx.speculation.drafters.batch import SharedModelDrafter
 from dynx.speculation.drafters.draft_sampler import DraftSampler
 from dynx.speculation.drafters.early_exit import EarlyExitDrafter
 from dynx.speculation.drafters.model import open_model_drafter
-from dynx.speculation.drafters.next_tokens import NextTokens
+from dynx.speculation.drafters.next_tokens import CANDIDATES, NextTokens
 from dynx.speculation.drafters.ngram_index import NgramIndex
 from dynx.speculation.drafters.prompt_lookup import LookupDrafter
 from dynx.speculation.policy import Dynamic, Plain
@@ -34,7 +34,7 @@ from dynx.speculation.round_costs import Costs
 from dynx.speculation.rounds import Rounds
 from dynx.speculation.run import Run
 from dynx.speculation.sampling import LogitsProcessors
-from dynx.speculation.tree_choice import Beliefs, Trees
+from dynx.speculation.tree_choice import WRITTEN, Beliefs, Trees
 from dynx.speculation.verifier import noise_for
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from dynx.runtime.backends.interface import Backend
     from dynx.speculation.drafters.base import Drafter
     from dynx.speculation.drafters.batch import BatchDrafter
+    from dynx.speculation.drafters.followers import Followers
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.exactness import RoundingBound
     from dynx.speculation.kept_cache import KeptCache
@@ -112,6 +113,17 @@ class AcceptanceProfile:
     next_tokens: Mapping[int, tuple[int, ...]] = field(
         default_factory=dict
     )  # the target's candidates by the token before
+    followers: Followers | None = None  # what followed pairs of tokens in texts of calibration
+
+    @property
+    def first_candidates(self) -> Mapping[int, tuple[int, ...]]:
+        """Candidates by the token before them, before the target has shown any: what followed most often comes first."""
+        if self.followers is None:
+            return self.next_tokens
+        out = dict(self.next_tokens)
+        for token, often in self.followers.tokens.items():
+            out[token] = tuple(dict.fromkeys([*often, *out.get(token, ())]))[:CANDIDATES]
+        return out
 
     def model_for(self, origin: DraftSource, *, greedy: bool) -> AcceptanceModel:
         """Return a source's acceptance model in a mode; sampling starts from what greedy decoding learned."""
@@ -153,13 +165,15 @@ class Engine:
         self.exact = exact  # how rounding is dealt with in greedy decoding; None: not at all
         self._earlier: Dynamic | None = None  # the policy of the text before
         self.batch_invariant = batch_invariant  # whether the target's passes give the same bits, however wide they are
-        self.next_tokens, self._tree_beliefs = NextTokens(self.acceptance_profile.next_tokens), Beliefs()
+        self.next_tokens, self._tree_beliefs = NextTokens(self.acceptance_profile.first_candidates), Beliefs()
+        if (followers := self.acceptance_profile.followers) is not None:
+            self._tree_beliefs.begin(WRITTEN, followers.rates)
         self.threads = threads  # of PyTorch, where it computes the target; None: as many as it has
 
     def know(self, candidates: Mapping[int, Sequence[int]]) -> None:
         """Begin trees with these candidates by the token before them, in the place of those of the profile."""
         self.acceptance_profile.next_tokens = {token: tuple(each) for token, each in candidates.items()}
-        self.next_tokens = NextTokens(self.acceptance_profile.next_tokens)
+        self.next_tokens = NextTokens(self.acceptance_profile.first_candidates)
 
     @cached_property
     def library(self) -> NgramIndex:
@@ -190,7 +204,8 @@ class Engine:
             return None
         lookup = drafters.get("lookup")
         found = lookup.followers if isinstance(lookup, LookupDrafter) else lambda _: ()
-        return Trees(self.next_tokens, self._tree_beliefs, found, target.max_pass_length, strict=strict)
+        written = {} if (followers := self.acceptance_profile.followers) is None else {"written": followers.after}
+        return Trees(self.next_tokens, self._tree_beliefs, found, target.max_pass_length, strict=strict, **written)
 
     def start(self, request: Request, policy: Policy | None = None, *, kept: KeptCache | None = None) -> Run:
         """Begin a continuation. Without a `policy`: the dynamic one, or plain where the target can't roll back.

@@ -267,6 +267,7 @@ def assemble(
     began = time.perf_counter()
     tokenizer, own, kernels, target = _load_target(plan, stages, warn, clock, sampling)
     loading_seconds = time.perf_counter() - began  # the draft model is smaller
+    from dynx.speculation.drafters.followers import from_arrays
     from dynx.speculation.drafters.late import LateDrafter
     from dynx.speculation.engine import Drafters, Engine
     from dynx.speculation.own_candidates import from_json
@@ -306,6 +307,7 @@ def assemble(
     else:
         decisions.draft = Decision("none", "plain decoding was asked for")
     acceptance_profile.next_tokens = from_json(fitted.get("own_candidates"), target.vocab)
+    acceptance_profile.followers = from_arrays(plan.arrays, target.vocab)
     engine = Engine(target, drafters, tokenizer=tokenizer, acceptance_profile=acceptance_profile, threads=plan.threads)
     if target.own_threads:
         decisions.threads = beside(TITLES[target.name], decisions.threads)

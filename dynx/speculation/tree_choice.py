@@ -1,9 +1,10 @@
 """Makes trees of candidates: which ones a pass of the target verifies beside the drafts of a chain, or in the place of the last.
 
-Candidates are the drafts of the round's own drafter, what followed the last tokens earlier in the text, and what the target
-itself thought likely after a token (`drafters.next_tokens`). Each has a probability to be accepted if its parent is. Those of the
-drafter's own come from the policy. The others' are learned here, by how many tokens matched and at which rank the target had
-them, apart for candidates that have a draft beside them: these count only where that one is rejected.
+Candidates are the drafts of the round's own drafter, what followed the last tokens earlier in the text, what followed the last
+two in texts of calibration (`drafters.followers`), and what the target itself thought likely after a token
+(`drafters.next_tokens`). Each has a probability to be accepted if its parent is. Those of the drafter's own come from the policy.
+The others' are learned here, by how many tokens matched and at which rank the target had them, apart for candidates that have a
+draft beside them: these count only where that one is rejected.
 
 The likeliest nodes are taken first, by the product along their path, and the policy decides how many: as many as maximise
 1 + Σ P(node) - λ·T(n + 1), under the same budget as any round. A round that no other candidate improves is left as it was.
@@ -41,17 +42,19 @@ PRIOR_CANDIDATES = 20.0
 RANKS = CANDIDATES + 1
 """Ranks in the target's own candidates, and one for those that aren't among them."""
 
-OTHER_CHOICE = 4
-"""Stands for tokens matched where a candidate is a draft model's next choice."""
+OTHER_CHOICE, WRITTEN = 4, 5
+"""Stand for tokens matched where a candidate is a draft model's next choice, or followed the pair in texts of calibration."""
 
 # Acceptance by tokens matched in the text (0 to 3) and rank among the target's own candidates (0 to 3, or none), of a 135 M chat
-# model's answers to 48 questions of Spec-Bench (tests/speculation/data); last, of a draft model's next choices by their rank.
+# model's answers to 48 questions of Spec-Bench (tests/speculation/data); then, by their rank, of a draft model's next choices and
+# of what followed a pair most often.
 FIRST_BELIEFS: tuple[tuple[float, ...], ...] = (
     (0.12, 0.055, 0.03, 0.022, 0.0),
     (0.20, 0.20, 0.13, 0.10, 0.056),
     (0.52, 0.32, 0.20, 0.20, 0.18),
     (0.80, 0.55, 0.53, 0.53, 0.58),
     (0.0, 0.35, 0.15, 0.08, 0.0),
+    (0.35, 0.12, 0.06, 0.04, 0.0),
 )
 
 CARRIED_BELIEF = 0.97
@@ -76,6 +79,12 @@ class Beliefs:
         """Return the number of a kind."""
         return (beside * len(FIRST_BELIEFS) + matched) * RANKS + rank
 
+    def begin(self, matched: int, rates: Sequence[float]) -> None:
+        """Begin with known rates of candidates, by rank."""
+        for beside in (False, True):
+            for rank, rate in enumerate(rates):
+                self.rates[self.kind(matched, rank, beside=beside)] = rate
+
     def observe(self, kind: int, *, accepted: bool) -> None:
         """Learn from a candidate whose parent was accepted."""
         count = self.counts[kind] = min(self.counts[kind] + 1, MEMORY)
@@ -83,7 +92,10 @@ class Beliefs:
 
 
 class Trees:
-    """Makes the trees of a text; `followers` gives what followed the last tokens of a sequence earlier in it."""
+    """Makes the trees of a text.
+
+    `followers` gives what followed the last tokens of a sequence earlier in it, `written` what followed two tokens elsewhere.
+    """
 
     def __init__(
         self,
@@ -93,8 +105,10 @@ class Trees:
         most: Callable[[int], int | None] = lambda _: None,
         *,
         strict: bool = False,
+        written: Callable[[int, int], Sequence[int]] = lambda _before, _token: (),
     ) -> None:
         self._table, self._beliefs, self._followers, self._most = table, beliefs, followers, most
+        self._written = written
         self.strict = strict
         """Whether tokens of rows beside the trunk are drafts of the next pass."""
         self.passes = self.nodes = self.tokens = 0
@@ -198,8 +212,13 @@ class Trees:
         for rank, token in enumerate(others[: CANDIDATES - 1], start=1):
             found[token] = beliefs.kind(OTHER_CHOICE, rank, beside=beside)
         ranks = {token: rank for rank, token in enumerate(self._table.after(tail[-1]))}
+        if len(tail) > 1:
+            for rank, token in enumerate(self._written(tail[-2], tail[-1])):
+                found.setdefault(token, beliefs.kind(WRITTEN, rank, beside=beside))
         for matched, token in self._followers(tail):
-            found.setdefault(token, beliefs.kind(matched, ranks.get(token, CANDIDATES), beside=beside))
+            kind = beliefs.kind(matched, ranks.get(token, CANDIDATES), beside=beside)
+            if token not in found or beliefs.rates[kind] > beliefs.rates[found[token]]:
+                found[token] = kind
         for token, rank in ranks.items():
             found.setdefault(token, beliefs.kind(0, rank, beside=beside))
         found.pop(own, None)

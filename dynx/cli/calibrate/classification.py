@@ -52,6 +52,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
             "size",
             "plot",
             "anew",
+            "learn_drafter",
         ),
         "is a classifier",
     )

@@ -48,6 +48,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         "adapters",
         "chat",
         "system",
+        "learn_drafter",
         "within",
         "max_length",
         "quantize",

@@ -28,8 +28,14 @@ MIN_ANSWER_TOKENS = 16
 """Smallest number of new tokens that a prompt must leave room for."""
 
 
-BUDGET_SECONDS = 75.0
-"""Time for measuring, in seconds, where none is asked for."""
+BUDGET_SECONDS, LEARNING_SECONDS = 75.0, 225.0
+"""Time for measuring and for learning a drafter, in seconds, where none is asked for."""
+
+MEASURING_SHARE = 0.5
+"""Most of a budget that measuring may take where a drafter is to be learned."""
+
+MIN_LESSONS = 10
+"""Fewest prompts to learn from: one in five tests what was learned."""
 
 
 def calibrate(options: Options, terminal: Terminal) -> None:
@@ -54,7 +60,7 @@ def calibrate(options: Options, terminal: Terminal) -> None:
         "anew",
     )
     refuse(options, others, "is a language model")
-    budget = BUDGET_SECONDS if options.budget is None else options.budget
+    budget, learning = budgets(options)
     from dynx.cli.prompts import is_chat, read_data
     from dynx.speculation import assemble, make_plan
     from dynx.speculation.plan import GeneratorRequest
@@ -75,28 +81,41 @@ def calibrate(options: Options, terminal: Terminal) -> None:
     )
     plan = make_plan(request, warn=terminal.warn)
     if options.dry_run:
-        dry_run(plan, budget, options, terminal)
+        dry_run(plan, budget + learning, options, terminal)
         return
     assembly = assemble(plan, stages=terminal.status, warn=terminal.warn, clock=time.perf_counter)
     terminal.clear_status()
     hint_template(assembly, terminal)
-    from dynx.speculation import calibrate as learning
+    from dynx.speculation import calibrate as measuring
     from dynx.speculation.chat import require_template
 
     if chat:
         require_template(assembly.tokenizer, plan.source.name)
     cases = fitting(prompts, assembly, chat=chat, system=options.system)
+    if options.learn_drafter and cases and len(cases) < MIN_LESSONS:
+        raise UsageError(f"--learn-drafter takes at least {MIN_LESSONS} prompts, and --data has {len(cases)}")
     with terminal.progress(f"calibrating {plan.source.name}") as move:
-        found = learning.calibrate(
+        found = measuring.calibrate(
             assembly,
             budget=budget,
             clock=time.perf_counter,
             prompts=cases,
             system=options.system,
+            learning=learning,
             progress=lambda share, what: move(share, 1.0, what),
         )
     report(found, assembly, terminal, options)
-    store(found.profile, terminal)
+    store(found.profile, terminal, found.arrays)
+
+
+def budgets(options: Options) -> tuple[float, float]:
+    """Return the seconds for measuring and for learning a drafter."""
+    if not options.learn_drafter:
+        return (BUDGET_SECONDS if options.budget is None else options.budget), 0.0
+    if options.budget is None:
+        return BUDGET_SECONDS, LEARNING_SECONDS
+    measuring = min(BUDGET_SECONDS, MEASURING_SHARE * options.budget)
+    return measuring, options.budget - measuring
 
 
 def fitting(prompts: list[Prompt], assembly: LoadedGenerator, *, chat: bool, system: str | None) -> list[list[int]]:

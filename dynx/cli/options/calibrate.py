@@ -92,6 +92,12 @@ class Options(o.OutputOptions, o.DeviceOptions):
         max=86400.0,
         help="Time for measuring once all is loaded; 75 by default, 60 for classifiers, 600 for pipelines.",
     )
+    learn_drafter: bool = o.option(
+        False,
+        "--learn-drafter",
+        help="Language models: let the model answer the prompts, and keep in the profile what followed pairs of its tokens, as "
+        "drafts, if that pays on prompts held out. 300 seconds by default.",
+    )
     anew: bool = o.option(
         False,
         "--anew",

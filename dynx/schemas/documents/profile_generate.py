@@ -115,6 +115,10 @@ class GenerateEvidence:
         NonNegative | None,
         "Speed with trees of candidates over that with chains, measured; null where there were none.",
     ] = ABSENT
+    learned_tokens: Annotated[Count, "Tokens that a drafter was learned from."] = ABSENT
+    learned_speedup: Annotated[
+        NonNegative | None, "Speed with that drafter over that without it, measured; null where none was tested."
+    ] = ABSENT
     loops_cut: Annotated[Count, "Texts that were cut where they began to loop."] = ABSENT
     first_guess_acceptance: Annotated[
         dict[str, Fraction], "Share of first draft tokens that are accepted, by drafter."
