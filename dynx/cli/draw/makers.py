@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dynx.diffusion.generator import ImageGenerator
-
 if TYPE_CHECKING:
     from dynx.cli.console import Terminal
     from dynx.cli.draw.drafts import Asked
     from dynx.cli.draw.requests import Item
     from dynx.diffusion.assembly import LoadedImageGenerator
+    from dynx.diffusion.generator import ImageGenerator
 
     Size = tuple[int, int]
 
@@ -20,6 +19,8 @@ class Makers:
     """Generators by size. What a profile certifies is about one size, so each size has a plan of its own."""
 
     def __init__(self, asked: Asked, assembly: LoadedImageGenerator, terminal: Terminal, *, together: bool) -> None:
+        from dynx.diffusion.generator import ImageGenerator
+
         self.asked, self._together = asked, together
         self.artist = ImageGenerator(assembly)
         """The generator of the batch's own size."""
@@ -41,6 +42,7 @@ class Makers:
 
     def _made(self, size: Size) -> ImageGenerator:
         from dynx.diffusion import assemble_over, make_plan
+        from dynx.diffusion.generator import ImageGenerator
 
         own = self.artist.assembly
         plan = make_plan(replace(own.plan.request, size=size))
