@@ -48,6 +48,9 @@ MIN_GAIN = 1.02
 MIN_RATE = 0.005
 """Smallest share of right followers that is believed: none seen isn't never."""
 
+WRITING_SHARE = 0.7
+"""Share of the time that is for writing; the rest is for the comparison on held-out prompts."""
+
 MADE_UP_PROMPTS, QUESTION_TOKENS = 128, 48
 """Prompts that a model makes up where there are none, and the most tokens of its questions."""
 
@@ -55,10 +58,6 @@ MARK = "\u0001"
 """Stands for a question while the place of questions is looked for."""
 
 T = TypeVar("T")
-
-
-WRITING_SHARE = 0.7
-"""Share of the time that is for writing; the rest is for the comparison on held-out prompts."""
 
 
 @dataclass(frozen=True)
